@@ -1,0 +1,150 @@
+"""An agent that plans, calls tools, searches documents and answers; every step of it a span in MLflow.
+
+What brings it to MLflow is in `main()`: two lines. All above them is an ordinary LangChain agent that knows
+nothing of tracing. Its model is a script, so that the example needs no key and says the same thing each time:
+put a real chat model in the place of `LocalPlanner` and nothing else changes.
+"""
+# ruff: noqa: ARG002 - the signatures are LangChain's
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from langchain.agents import create_agent
+from langchain.tools import tool
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from openinference.instrumentation.langchain import LangChainInstrumentor
+
+from mlflow_otlp_exporter import configure
+
+QUESTION = "I go from Lyon to Paris tomorrow, with my bicycle. Which train is it, and do I need a raincoat?"
+INSTRUCTIONS = "You are a travel agent. Look things up before you answer. Three sentences are enough."
+
+RULES = [
+    Document(id="r1", page_content="A folded bicycle in a bag is luggage and free.", metadata={"page": 12}),
+    Document(id="r2", page_content="A bicycle on wheels needs a ticket of 10 euro.", metadata={"page": 13}),
+    Document(id="r3", page_content="Small pets travel in a basket under the seat.", metadata={"page": 15}),
+    Document(id="r4", page_content="Seats can be changed until six days before.", metadata={"page": 21}),
+]
+
+
+@tool
+def get_weather(city: str) -> dict[str, Any]:
+    """Tomorrow's weather in a city."""
+    return {"city": city, "sky": "rain", "celsius": 11}
+
+
+@tool
+def find_trains(origin: str, destination: str) -> list[dict[str, Any]]:
+    """Tomorrow's trains from one city to another."""
+    return [
+        {"train": "TGV 6604", "leaves": f"{origin} 08:04", "arrives": f"{destination} 10:02", "bicycles": 0},
+        {"train": "TGV 6608", "leaves": f"{origin} 10:04", "arrives": f"{destination} 12:06", "bicycles": 4},
+    ]
+
+
+class RuleBook(BaseRetriever):
+    """Finds the rules that share the most words with a query. A vector store would stand here."""
+
+    limit: int = 2
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        words = set(query.lower().split())
+        ranked = sorted(RULES, key=lambda rule: -len(words.intersection(rule.page_content.lower().split())))
+        return ranked[: self.limit]
+
+
+@tool
+def search_rules(query: str) -> str:
+    """Search the railway's rules for travellers."""
+    return "\n".join(rule.page_content for rule in RuleBook().invoke(query))
+
+
+class LocalPlanner(BaseChatModel):
+    """A chat model by script: looks up trains and weather, then the rules, then answers from them."""
+
+    model_name: str = "local-planner-1"
+
+    @property
+    def _llm_type(self) -> str:
+        return "local-planner"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+        """Tells the model which tools there are."""
+        # The script does not read them, but the trace shows what a real model would get.
+        return self.bind(tools=[convert_to_openai_tool(each) for each in tools])
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        text, calls = self._next_step(messages)
+        # A token is about four characters. A real model counts itself; MLflow adds up what the spans say.
+        read = sum(len(str(message.content)) for message in messages) // 4
+        wrote = len(text + "".join(str(call["args"]) for call in calls)) // 4
+        reply = AIMessage(
+            content=text,
+            tool_calls=calls,
+            usage_metadata=UsageMetadata(input_tokens=read, output_tokens=wrote, total_tokens=read + wrote),
+            response_metadata={"model_name": self.model_name},
+        )
+        return ChatResult(generations=[ChatGeneration(message=reply)])
+
+    def _next_step(self, messages: list[BaseMessage]) -> tuple[str, list[ToolCall]]:
+        question = next(str(each.content) for each in messages if isinstance(each, HumanMessage))
+        found = {each.name: str(each.content) for each in messages if isinstance(each, ToolMessage)}
+        if "find_trains" not in found:
+            route = re.search(r"from (\w+) to (\w+)", question)
+            origin, city = route.groups() if route else ("Lyon", "Paris")
+            return "First the trains and the weather, then what the railway says about bicycles.", [
+                ToolCall(name="find_trains", args={"origin": origin, "destination": city}, id="call_1"),
+                ToolCall(name="get_weather", args={"city": city}, id="call_2"),
+            ]
+        if "search_rules" not in found:
+            return "", [ToolCall(name="search_rules", args={"query": "ticket for a bicycle"}, id="call_3")]
+        train = next(each for each in json.loads(found["find_trains"]) if each["bicycles"])
+        weather = json.loads(found["get_weather"])
+        return (
+            f"Take {train['train']} ({train['leaves']}, {train['arrives']}), which has room for bicycles. "
+            f"{found['search_rules'].splitlines()[0]} "
+            f"Expect {weather['sky']} in {weather['city']} at {weather['celsius']} degrees: pack the raincoat."
+        ), []
+
+
+def answer(question: str) -> str:
+    """Answers a traveller's question.
+
+    Args:
+        question: What the traveller wants to know, such as `QUESTION`.
+
+    Returns:
+        The agent's last words.
+    """
+    tools = [get_weather, find_trains, search_rules]
+    agent = create_agent(LocalPlanner(), tools, system_prompt=INSTRUCTIONS, name="travel-agent")
+    state = agent.invoke({"messages": [HumanMessage(question)]})
+    return str(state["messages"][-1].content)
+
+
+def main() -> None:
+    """Asks one question and says where its trace is."""
+    telemetry = configure(experiment="quickstart")  # to MLFLOW_TRACKING_URI, default http://localhost:5000
+    LangChainInstrumentor().instrument()  # needs no argument: configure() has set up OpenTelemetry for all
+
+    print(f"Question  {QUESTION}")
+    print(f"Answer    {answer(QUESTION)}")
+
+    telemetry.flush()  # spans leave in the background; a script that ends now waits for them
+    print(f"Trace     {telemetry.trace_url()}")
+
+
+if __name__ == "__main__":
+    main()

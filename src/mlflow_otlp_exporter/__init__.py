@@ -1,0 +1,25 @@
+"""Traces of LLM agents into MLflow with plain OpenTelemetry."""
+
+from mlflow_otlp_exporter._configure import configure, flush, shutdown
+from mlflow_otlp_exporter._errors import ConfigurationError
+from mlflow_otlp_exporter._exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._report import Stats
+from mlflow_otlp_exporter._telemetry import FlushResult, Telemetry
+from mlflow_otlp_exporter._version import __version__
+
+__all__ = [
+    "ConfigurationError",
+    "FlushResult",
+    "MLflowSpanExporter",
+    "Stats",
+    "Telemetry",
+    "__version__",
+    "configure",
+    "flush",
+    "shutdown",
+]
+
+for _name in __all__:
+    if isinstance(_public := globals()[_name], type):
+        _public.__module__ = __name__
+del _name, _public

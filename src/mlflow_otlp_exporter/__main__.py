@@ -1,0 +1,7 @@
+"""`python -m mlflow_otlp_exporter`: the same as `mlflow-otlp`."""
+
+import sys
+
+from mlflow_otlp_exporter.cli import main
+
+sys.exit(main())

@@ -1,0 +1,245 @@
+"""One server, as this library talks to it: a thin shell over a `requests.Session` that returns plain values.
+
+What is guarded here, because `requests` would do it on its own: no redirect is followed (credentials would go with
+it), `~/.netrc` does not replace the credentials that were configured, no cookie of a login page is kept, and
+`REQUESTS_CA_BUNDLE` counts only where no certificate was configured.
+"""
+
+from __future__ import annotations
+
+import http.cookiejar
+import os
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from mlflow_otlp_exporter._credentials import Credentials, CredentialsUnavailable, credentials_for
+from mlflow_otlp_exporter._settings import ServerSettings
+from mlflow_otlp_exporter._version import __version__
+
+USER_AGENT = f"mlflow-otlp-exporter/{__version__}"
+# An answer is a few bytes, an error a few kB; 3,204 bytes is the longest that was seen (facts: PostgreSQL, bad time).
+_LONGEST_ANSWER = 65_536
+_CONNECT_SECONDS = 5.0
+# uvicorn closes an idle connection after 5.00 s, which is just the batch processor's delay: a request on a connection
+# that is being closed fails with a reset, and nobody knows whether it arrived.
+_IDLE_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered.
+
+    Attributes:
+        status: The HTTP status.
+        headers: Header values by lower-case name.
+        body: The body, uncompressed, at most 64 KiB of it.
+        complete: False if the body could not be read to its end.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no answer.
+
+    Attributes:
+        message: What happened, for people; holds no secret.
+        arrived: True if the request may have reached the server.
+        credentials: True if nothing was sent for lack of a credential.
+    """
+
+    message: str
+    arrived: bool = False
+    credentials: bool = False
+
+
+class Transport(Protocol):
+    """What sends a request: `Connection`, or a test's stand-in."""
+
+    def request(
+        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, seconds: float
+    ) -> Answer | Failure:
+        """Sends one request to the server's address followed by `path`."""
+
+
+class _NoAuth(requests.auth.AuthBase):
+    """Keeps `requests` from looking into `~/.netrc`, whose entry would replace the Authorization header."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        return request
+
+
+def _new_session() -> requests.Session:
+    session = requests.Session()
+    session.auth = _NoAuth()
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=16))
+    return session
+
+
+class Connection:
+    """Requests to one server.
+
+    Args:
+        server: Address, headers, credentials, TLS.
+        session: A session of the user's, used as it is (its adapters, its `auth`); None for one of our own.
+
+    Raises:
+        ConfigurationError: The credentials cannot be used.
+    """
+
+    def __init__(self, server: ServerSettings, session: requests.Session | None = None) -> None:
+        self.url = server.url
+        self.credentials: Credentials = credentials_for(server)
+        self.unused_variables = server.unused
+        self._headers = {"user-agent": USER_AGENT, **server.headers}
+        self._session = session or _new_session()
+        self._owns_session = session is None
+        self._verify: bool | str = False if server.insecure_tls else server.certificate_file or True
+        self._certificate: Any = server.client_certificate_file
+        if server.client_certificate_file and server.client_key_file:
+            self._certificate = (server.client_certificate_file, server.client_key_file)
+        self._lock = threading.Lock()
+        self._used = time.monotonic()
+        _connections.add(self)
+
+    def __repr__(self) -> str:
+        return f"Connection({self.url!r})"
+
+    @property
+    def header_names(self) -> frozenset[str]:
+        """Names of the headers that the user configured, which always win."""
+        return frozenset(self._headers)
+
+    def request(
+        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, seconds: float
+    ) -> Answer | Failure:
+        """Sends one request and reads the answer; follows nothing, raises nothing.
+
+        Args:
+            method: The HTTP method.
+            path: What follows the server's address; empty for the address itself.
+            headers: Headers of this request; those that the user configured win.
+            body: The body.
+            seconds: How long each step (connecting, waiting for the answer) may take.
+        """
+        try:
+            authorization = self.credentials.authorization()
+        except CredentialsUnavailable as error:
+            return Failure(str(error), credentials=True)
+        merged: dict[str, str | bytes] = {**headers, **self._headers}
+        if authorization is not None:
+            merged["authorization"] = authorization
+        try:
+            with self._current_session().request(
+                method,
+                self.url + path,
+                data=body,
+                headers=merged,
+                timeout=(min(seconds, _CONNECT_SECONDS), seconds),
+                allow_redirects=False,
+                verify=self._verify,
+                cert=self._certificate,
+                stream=True,
+            ) as response:
+                content, complete = _content(response)
+                found = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(response.status_code, found, content, complete)
+        except (requests.RequestException, OSError, ValueError) as error:
+            return _failure(error, self.url)
+
+    def _current_session(self) -> requests.Session:
+        """The session, its connections dropped if they were idle for so long that the server may be closing them."""
+        with self._lock:
+            now = time.monotonic()
+            if self._owns_session and now - self._used > _IDLE_SECONDS:
+                self._session.close()
+            self._used = now
+            return self._session
+
+    def renew(self) -> None:
+        """In a forked child: a new session, as parent and child must not write to the same socket."""
+        self._lock = threading.Lock()
+        if self._owns_session:
+            self._session = _new_session()
+
+    def close(self) -> None:
+        """Closes the connections, and a user's session too, as upstream does at shutdown."""
+        self._session.close()
+
+
+def _content(response: requests.Response) -> tuple[bytes, bool]:
+    """The body as far as it can be read: a status that has been received is not undone by a broken body."""
+    pieces: list[bytes] = []
+    length = 0
+    try:
+        for piece in response.iter_content(8192):
+            pieces.append(piece)
+            length += len(piece)
+            if length >= _LONGEST_ANSWER:
+                return b"".join(pieces)[:_LONGEST_ANSWER], False
+    except (requests.RequestException, OSError):
+        return b"".join(pieces), False
+    return b"".join(pieces), True
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those inside it: `requests` wraps urllib3's, which wrap the operating system's."""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if isinstance(found, BaseException) and id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            waiting += [*found.args[:2], getattr(found, "reason", None), found.__cause__, found.__context__]
+
+
+def _failure(error: Exception, url: str) -> Failure:
+    """Tells in words what `requests` raised; its own text holds addresses of objects and little else."""
+    host = urlsplit(url).netloc
+    chain = list(_chain(error))
+    names = [type(found).__name__ for found in chain]
+    if isinstance(error, requests.exceptions.SSLError):
+        verification = next((found for found in chain if isinstance(found, ssl.SSLCertVerificationError)), None)
+        reason = verification.verify_message if verification else f"{names[-1]}; does it speak https?"
+        return Failure(f"no TLS connection to {host}: {reason}")
+    if isinstance(error, requests.exceptions.ProxyError):
+        return Failure(f"no connection to {host} through the proxy ({names[-1]})")
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return Failure(f"{host} did not accept a connection in time")
+    if isinstance(error, requests.exceptions.Timeout):
+        return Failure(f"{host} did not answer in time", arrived=True)
+    if "ConnectionRefusedError" in names:
+        return Failure(f"{host} refuses connections: is the server running?")
+    if "gaierror" in names or "NameResolutionError" in names:
+        return Failure(f"the name of {host} cannot be resolved")
+    if isinstance(error, requests.ConnectionError):
+        return Failure(f"{host} closed the connection without an answer ({names[-1]})", arrived=True)
+    return Failure(f"the request to {host} could not be made ({names[0]})")
+
+
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for connection in list(_connections):
+        connection.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)

@@ -1,0 +1,160 @@
+"""The `Authorization` header of a request, looked up anew for each one: tokens expire and are rotated.
+
+The order is that of MLflow's own client (3.17): user and password, then a token. A token file, which MLflow does not
+know but OpenShift AI's agents set, comes before a static token, which is most often a stale copy of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlflow_otlp_exporter._errors import ConfigurationError
+from mlflow_otlp_exporter._settings import ServerSettings, Source
+
+
+class CredentialsUnavailable(Exception):  # noqa: N818 - a state, not a mistake: a projected token may come late
+    """No credential can be had right now; the message says why and holds no secret."""
+
+
+class Credentials(Protocol):
+    """Where the `Authorization` header comes from."""
+
+    def authorization(self) -> str | None:
+        """The header's value for the next request, or None for no header.
+
+        Raises:
+            CredentialsUnavailable: There should be one, but it cannot be had now.
+        """
+
+    def __str__(self) -> str: ...
+
+
+class _Fixed:
+    """A value that never changes."""
+
+    def __init__(self, value: str | None, what: str) -> None:
+        self._value, self._what = value, what
+
+    def authorization(self) -> str | None:
+        return self._value
+
+    def __str__(self) -> str:
+        return self._what
+
+
+class _TokenFile:
+    """A file with a token, read again whenever it changed.
+
+    The kubelet rotates a projected token about once an hour by swapping a symbolic link, so the file behind the path
+    is another one then: its inode is compared besides time and size.
+    """
+
+    def __init__(self, path: str, source: Source) -> None:
+        self._path, self._source = path, source
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int, int] | None = None
+        self._value = ""
+
+    def authorization(self) -> str:
+        try:
+            found = Path(self._path).stat()
+            seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+            with self._lock:
+                if seen != self._seen:
+                    self._value = _bearer(Path(self._path).read_text(encoding="ascii"))
+                    self._seen = seen
+                return self._value
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        except ValueError:
+            reason = "it holds no token"
+        raise CredentialsUnavailable(f"the token file {self._path} ({self._source}) cannot be used: {reason}")
+
+    def __str__(self) -> str:
+        return f"token file {self._path} ({self._source})"
+
+
+class _Asked:
+    """A function of the app, asked before every request."""
+
+    def __init__(self, ask: Callable[[], str | None]) -> None:
+        self._ask = ask
+
+    def authorization(self) -> str | None:
+        try:
+            found = self._ask()
+            return None if found is None else _authorization(found)
+        except Exception as error:  # noqa: BLE001 - the app's function may raise anything; its text may hold a secret
+            raise CredentialsUnavailable(f"the function given as credentials= raised {type(error).__name__}") from None
+
+    def __str__(self) -> str:
+        return "the function given as credentials="
+
+
+def _checked(value: str) -> str:
+    if not value or not value.isprintable() or not value.isascii():
+        raise ValueError("not a token")
+    return value
+
+
+def _bearer(token: str) -> str:
+    return f"Bearer {_checked(token.strip())}"
+
+
+def _authorization(value: str) -> str:
+    """A whole header value (`Bearer abc`, `Basic xyz`) as it is; a bare token with its scheme."""
+    value = value.strip()
+    return _checked(value) if " " in value else _bearer(value)
+
+
+def _basic(username: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+def _given(value: Any) -> Credentials:
+    """What was given as `credentials=`."""
+    source = Source("argument", "credentials")
+    if isinstance(value, str):
+        try:
+            return _Fixed(_authorization(value), str(source))
+        except ValueError:
+            raise ConfigurationError(f"{source} is not usable: expected a token of printable ASCII") from None
+    if isinstance(value, os.PathLike):
+        return _TokenFile(str(Path(value).expanduser()), source)
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value):  # noqa: PLR2004
+        return _Fixed(_basic(*value), f"{source} (user {value[0]})")
+    if callable(value):
+        return _Asked(value)
+    raise ConfigurationError(
+        f"{source} is a {type(value).__name__}: expected a token, a pathlib.Path of a token file, "
+        "a (user, password) pair, or a function that returns a token or an Authorization header's value"
+    )
+
+
+def credentials_for(server: ServerSettings) -> Credentials:
+    """Chooses the credentials of a server.
+
+    Raises:
+        ConfigurationError: What was given as `credentials=` or as a token cannot be used.
+    """
+    sources = server.sources
+    if server.credentials is not None:
+        return _given(server.credentials)
+    if "authorization" in server.headers:
+        # The user's own header counts, and goes out with the other headers.
+        return _Fixed(None, f"{sources['headers']} (authorization)")
+    if server.username and server.password:
+        return _Fixed(_basic(server.username, server.password), f"user {server.username} ({sources['username']})")
+    if server.token_file:
+        return _TokenFile(server.token_file, sources["token_file"])
+    if server.token:
+        try:
+            return _Fixed(_bearer(server.token), f"token ({sources['token']})")
+        except ValueError:
+            raise ConfigurationError(f"{sources['token']} is not usable: expected a token of printable ASCII") from None
+    return _Fixed(None, "none")

@@ -1,0 +1,236 @@
+"""Where spans go inside MLflow: workspace, experiment, run; and how an experiment's name becomes its id.
+
+An empty experiment header is never sent: MLflow answers it with 200 from 3.13 on, and stores nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import quote
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from mlflow_otlp_exporter._connection import Answer, Transport
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, error_code, read_answer, read_failure
+
+EXPERIMENT_HEADER = "x-mlflow-experiment-id"
+WORKSPACE_HEADER = "x-mlflow-workspace"
+RUN_HEADER = "x-mlflow-run-id"
+_DEFAULT_EXPERIMENT = "Default"
+_EXPERIMENTS = "/api/2.0/mlflow/experiments"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a trace goes inside MLflow.
+
+    Attributes:
+        workspace: The workspace's name; None for the server's default.
+        experiment: The experiment's name.
+        experiment_id: The experiment's id, instead of a name.
+        run_id: A run that the trace is linked to.
+        service_name: The resource's `service.name`, after which an experiment is chosen if none was given.
+    """
+
+    workspace: str | None = None
+    experiment: str | None = None
+    experiment_id: str | None = None
+    run_id: str | None = None
+    service_name: str | None = None
+
+    def for_service(self, attributes: Mapping[str, Any]) -> Destination:
+        """This destination for spans of a resource: its `service.name` matters if no experiment was given."""
+        if self.experiment or self.experiment_id:
+            return self
+        name = str(attributes.get("service.name") or "").strip()
+        # `unknown_service` is the SDK's way to say that the app gave no name.
+        return self if not name or name.startswith("unknown_service") else replace(self, service_name=name)
+
+    def headers(self, experiment_id: str | None) -> dict[str, str]:
+        """The request headers, with the experiment's id as far as it is known."""
+        found = {EXPERIMENT_HEADER: experiment_id, WORKSPACE_HEADER: self.workspace, RUN_HEADER: self.run_id}
+        return {name: value for name, value in found.items() if value}
+
+
+def by_destination(spans: Sequence[ReadableSpan], default: Destination) -> dict[Destination, list[ReadableSpan]]:
+    """Groups spans by where they go, in their order."""
+    groups: dict[Destination, list[ReadableSpan]] = {}
+    known: dict[int, Destination] = {}
+    for span in spans:
+        resource = span.resource
+        destination = known.get(id(resource))
+        if destination is None:
+            destination = known[id(resource)] = default.for_service(resource.attributes)
+        groups.setdefault(destination, []).append(span)
+    return groups
+
+
+class _Absent(Exception):  # noqa: N818 - an answer to a question, not a mistake
+    """There is no MLflow REST side at the guessed address."""
+
+
+class _Unresolved(Exception):  # noqa: N818 - carries a decision
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
+class Experiments:
+    """Experiment names and their ids, looked up through MLflow's REST side when they are first needed, and kept.
+
+    Args:
+        api: MLflow's REST side; None if there is none.
+        certain: False if `api` is only a guess, behind which a Collector may be.
+        create: Whether a missing experiment is created.
+        report: Where to say what was chosen.
+    """
+
+    def __init__(self, api: Transport | None, *, certain: bool, create: bool, report: Report) -> None:
+        self._api, self._certain, self._create, self._report = api, certain, create, report
+        self._ids: dict[tuple[str | None, str], str] = {}
+        self._lock = threading.Lock()
+
+    def id_of(self, destination: Destination, seconds: float) -> str | Outcome | None:
+        """The experiment's id.
+
+        Args:
+            destination: Where spans go.
+            seconds: How long a request may take.
+
+        Returns:
+            The id; None if there is no MLflow to ask, so that spans go on without one; or what stands in the way.
+        """
+        if destination.experiment_id:
+            return destination.experiment_id
+        try:
+            # Under the lock, so that threads that need the same experiment do not all ask for it, or create it.
+            with self._lock:
+                return self._chosen(destination, seconds)
+        except _Absent:
+            self._report.once(logging.WARNING, _nobody_to_ask(destination))
+            return None
+        except _Unresolved as error:
+            return error.outcome
+
+    def _chosen(self, destination: Destination, seconds: float) -> str:
+        workspace = destination.workspace
+        if destination.experiment:
+            return self._id(workspace, destination.experiment, seconds)
+        service = destination.service_name
+        name = service or _DEFAULT_EXPERIMENT
+        try:
+            found = self._id(workspace, name, seconds)
+        except _Unresolved as error:
+            if error.outcome.cause is not Cause.DESTINATION or name == _DEFAULT_EXPERIMENT:
+                raise
+            name = _DEFAULT_EXPERIMENT
+            found = self._id(workspace, name, seconds)
+        why = "named like service.name" if name == service else "as none is named like service.name" if service else ""
+        where = f"experiment {name!r} (id {found})" + (f" of workspace {workspace!r}" if workspace else "")
+        self._report.once(
+            logging.WARNING if name == _DEFAULT_EXPERIMENT else logging.INFO,
+            f"no experiment was given: traces go to {where}{', ' + why if why else ''}. "
+            "Give experiment= or MLFLOW_EXPERIMENT_NAME to choose",
+        )
+        return found
+
+    def _id(self, workspace: str | None, name: str, seconds: float) -> str:
+        known = self._ids.get((workspace, name))
+        if known is None:
+            known = self._look_up(workspace, name, seconds)
+            if known is None and self._create:
+                # Of creates at the same time one wins; the others get RESOURCE_ALREADY_EXISTS, and can look it up.
+                known = self._created(workspace, name, seconds) or self._look_up(workspace, name, seconds)
+            if known is None:
+                raise _Unresolved(
+                    _wrong(f"there is no experiment {name!r}{_in(workspace)}: create it, or give another")
+                )
+            self._ids[workspace, name] = known
+        return known
+
+    def _look_up(self, workspace: str | None, name: str, seconds: float) -> str | None:
+        path = f"{_EXPERIMENTS}/get-by-name?experiment_name={quote(name, safe='')}"
+        answer = self._ask("GET", path, workspace, None, seconds)
+        experiment = _object(answer).get("experiment")
+        if answer.status == 200 and isinstance(experiment, dict) and experiment.get("experiment_id"):  # noqa: PLR2004
+            if experiment.get("lifecycle_stage") == "deleted":
+                said = f"the experiment {name!r}{_in(workspace)} is deleted: restore it, or give another"
+                raise _Unresolved(_wrong(said))
+            return str(experiment["experiment_id"])
+        outcome = read_answer(answer)
+        missing = error_code(answer) == "RESOURCE_DOES_NOT_EXIST"
+        if missing and "workspace" not in outcome.message.lower():
+            return None
+        if not self._certain and not missing:
+            # A Collector, a login page or something else that is not MLflow: it is not asked again.
+            if outcome.cause in (Cause.SERVER, Cause.CREDENTIALS):
+                raise _Unresolved(outcome)
+            self._api = None
+            raise _Absent
+        raise _Unresolved(self._explained(outcome, name))
+
+    def _created(self, workspace: str | None, name: str, seconds: float) -> str | None:
+        answer = self._ask("POST", f"{_EXPERIMENTS}/create", workspace, {"name": name}, seconds)
+        found = _object(answer).get("experiment_id")
+        if answer.status == 200 and found:  # noqa: PLR2004
+            self._report.once(logging.INFO, f"created the experiment {name!r}{_in(workspace)} (id {found})")
+            return str(found)
+        if error_code(answer) == "RESOURCE_ALREADY_EXISTS":
+            return None
+        raise _Unresolved(self._explained(read_answer(answer), name))
+
+    def _ask(self, method: str, path: str, workspace: str | None, body: Any, seconds: float) -> Answer:
+        if self._api is None:
+            raise _Absent
+        headers = {"content-type": "application/json", **Destination(workspace=workspace).headers(None)}
+        content = None if body is None else json.dumps(body).encode()
+        answer = self._api.request(method, path, headers=headers, body=content, seconds=seconds)
+        if isinstance(answer, Answer):
+            return answer
+        raise _Unresolved(read_failure(answer))
+
+    @staticmethod
+    def _explained(outcome: Outcome, name: str) -> Outcome:
+        hint = "; a token that may only export needs experiment_id= instead of a name" if outcome.status == 403 else ""  # noqa: PLR2004
+        # An answer that is fine for spans is none to this question.
+        verdict = Verdict.RETRY if outcome.verdict is Verdict.DELIVERED else outcome.verdict
+        said = outcome.message or "an answer that is not MLflow's"
+        message = f"the experiment {name!r} cannot be looked up: {said}{hint}"
+        return replace(
+            outcome,
+            verdict=verdict,
+            cause=outcome.cause or Cause.NOT_MLFLOW,
+            message=message,
+            ambiguous=False,
+        )
+
+
+def _in(workspace: str | None) -> str:
+    return f" in workspace {workspace!r}" if workspace else ""
+
+
+def _object(answer: Answer) -> dict[str, Any]:
+    try:
+        found = json.loads(answer.body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _wrong(message: str) -> Outcome:
+    return Outcome(Verdict.RETRY, Cause.DESTINATION, message)
+
+
+def _nobody_to_ask(destination: Destination) -> str:
+    wanted = f"experiment {destination.experiment!r}" if destination.experiment else "no experiment was given and none"
+    return (
+        f"{wanted} can be looked up, as no MLflow server answers beside the OTLP endpoint: spans are sent without an "
+        "experiment header. Behind a Collector, let it add the header x-mlflow-experiment-id; else give experiment_id= "
+        "or, for the look-up, MLFLOW_TRACKING_URI"
+    )

@@ -1,0 +1,107 @@
+"""What became of the spans, told truthfully: counters, and log lines that do not flood.
+
+A problem is logged once in full. While it lasts, its repetitions are counted and summed up at most once a minute;
+when it is over, one line says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_SUMMARY_SECONDS = 60.0
+logger = logging.getLogger("mlflow_otlp_exporter")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts since start.
+
+    Attributes:
+        delivered: Spans that the server accepted.
+        refused: Spans that were given up; the log says why.
+        requests: Requests that were sent to the OTLP endpoint.
+        retries: How many of those repeated an earlier one.
+    """
+
+    delivered: int = 0
+    refused: int = 0
+    requests: int = 0
+    retries: int = 0
+
+
+@dataclass
+class _Problem:
+    since: float
+    told: float
+    message: str
+    untold_spans: int = 0
+
+
+class Report:
+    """Counters and rate-limited log lines of one exporter.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)
+        self._problems: dict[str, _Problem] = {}
+        self._said: set[str] = set()
+
+    def stats(self) -> Stats:
+        """The counters now."""
+        with self._lock:
+            return Stats(**self._counts)
+
+    def count(self, **amounts: int) -> None:
+        """Adds to counters, named as in `Stats`."""
+        with self._lock:
+            for name, amount in amounts.items():
+                self._counts[name] += amount
+
+    def once(self, level: int, message: str) -> None:
+        """Logs a message that never needs saying twice."""
+        with self._lock:
+            if message in self._said:
+                return
+            self._said.add(message)
+        logger.log(level, "%s", message)
+
+    def problem(self, key: str, message: str, spans: int, level: int = logging.ERROR) -> None:
+        """Tells that spans could not be delivered.
+
+        Args:
+            key: What the problem is about; `solved` takes the same.
+            message: What happened and what to do.
+            spans: How many spans are affected.
+            level: The log level.
+        """
+        with self._lock:
+            now = self._clock()
+            known = self._problems.get(key)
+            if known is None or known.message != message:
+                self._problems[key] = _Problem(known.since if known else now, now, message)
+                line = f"{message} [{spans} spans]"
+            elif now - known.told < _SUMMARY_SECONDS:
+                known.untold_spans += spans
+                return
+            else:
+                known.told = now
+                total, known.untold_spans = known.untold_spans + spans, 0
+                line = f"{message} [still so after {now - known.since:.0f} s; {total} more spans]"
+        logger.log(level, "%s", line)
+
+    def solved(self, key: str, message: str) -> None:
+        """Tells that a problem is over, if it was told before."""
+        with self._lock:
+            known = self._problems.pop(key, None)
+            duration = self._clock() - known.since if known else 0.0
+        if known:
+            logger.warning("%s, after %.0f s of trouble", message, duration)

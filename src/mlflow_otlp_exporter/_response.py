@@ -1,0 +1,233 @@
+"""From an answer to a decision: what a server's answer to `POST /v1/traces` means for the spans that were sent.
+
+Pure functions; the rows follow what MLflow 3.4 to 3.17, proxies and login pages were seen to answer. The table stands
+in docs/answers.md.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import enum
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from mlflow_otlp_exporter._connection import Answer, Failure
+
+_LONGEST_MESSAGE = 300
+_HTML = re.compile(rb"^\s*(<!doctype|<html|<head|<body|<\?xml)", re.IGNORECASE)
+# SQLAlchemy appends the statement and its parameters, prompts among them, to its messages.
+_SQL = re.compile(r"\s*\[SQL:.*|\s*\[parameters:.*|\(Background on this error.*", re.DOTALL)
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
+
+
+class Verdict(enum.Enum):
+    """What to do about a request."""
+
+    DELIVERED = "delivered"
+    PARTLY = "partly delivered"
+    RETRY = "retry"
+    SPLIT = "split"
+    REFUSED = "refused"
+
+
+class Cause(enum.Enum):
+    """What stood in the way."""
+
+    CONTENT = "content"
+    SIZE = "size"
+    DESTINATION = "destination"
+    CREDENTIALS = "credentials"
+    NOT_MLFLOW = "not MLflow"
+    SERVER = "server"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request.
+
+    Attributes:
+        verdict: What to do.
+        cause: What stood in the way; None if nothing did.
+        message: In words, with the server's own message, cut and without SQL parameters.
+        status: The HTTP status; None without an answer.
+        retry_after: Seconds that the server asks to wait.
+        rejected: How many spans the server says it did not take (partial success).
+        ambiguous: True if the spans may have been stored all the same.
+    """
+
+    verdict: Verdict
+    cause: Cause | None = None
+    message: str = ""
+    status: int | None = None
+    retry_after: float | None = None
+    rejected: int = 0
+    ambiguous: bool = False
+
+
+DELIVERED = Outcome(Verdict.DELIVERED)
+
+
+def read_failure(failure: Failure) -> Outcome:
+    """Decides for a request that got no answer."""
+    cause = Cause.CREDENTIALS if failure.credentials else Cause.SERVER
+    return Outcome(Verdict.RETRY, cause, failure.message, ambiguous=failure.arrived)
+
+
+def read_answer(answer: Answer) -> Outcome:
+    """Decides for a request that was answered.
+
+    Args:
+        answer: Status, headers (lower-case names) and body.
+    """
+    status = answer.status
+    if 200 <= status < 300:  # noqa: PLR2004 - RFC 9110
+        return _success(answer)
+    said = server_message(answer)
+    message = f"{status}: {said}" if said else f"{status}"
+    if 300 <= status < 400:  # noqa: PLR2004 - RFC 9110
+        where = answer.headers.get("location", "elsewhere").partition("?")[0][:_LONGEST_MESSAGE]
+        message = f"{status}: the server redirects to {where}, which is not followed with credentials"
+        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status)
+    if status in (401, 407):
+        return Outcome(Verdict.RETRY, Cause.CREDENTIALS, message, status)
+    if status == 413:  # noqa: PLR2004
+        return Outcome(Verdict.SPLIT, Cause.SIZE, message, status)
+    if _is_html(answer) or status in (405, 501):
+        # 501: MLflow's file store; 404 as HTML and 405: some other server, or MLflow under another path.
+        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status, retry_after(answer.headers))
+    if _is_destination(answer, said):
+        return Outcome(Verdict.RETRY, Cause.DESTINATION, message, status)
+    if status in _TRANSIENT:
+        ambiguous = status in (500, 502, 504)
+        return Outcome(Verdict.RETRY, Cause.SERVER, message, status, retry_after(answer.headers), ambiguous=ambiguous)
+    return Outcome(Verdict.REFUSED, Cause.CONTENT, message, status)
+
+
+def _success(answer: Answer) -> Outcome:
+    """2xx: protobuf, JSON, JSON labelled protobuf (MLflow 3.4 to 3.6) or nothing; but not a login page."""
+    body = answer.body
+    if _is_html(answer):
+        message = f"{answer.status} with an HTML page (a login page?) instead of an answer to OTLP"
+        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, answer.status)
+    if not body or not answer.complete:
+        # The status stands, whatever became of the body: sending again would store the spans twice.
+        return DELIVERED
+    rejected, said = _partial_success(body)
+    if rejected:
+        return Outcome(
+            Verdict.PARTLY,
+            Cause.CONTENT,
+            f"{rejected} spans rejected: {said}",
+            answer.status,
+            rejected=rejected,
+        )
+    return Outcome(Verdict.DELIVERED, message=said, status=answer.status)
+
+
+def _partial_success(body: bytes) -> tuple[int, str]:
+    """Rejected spans and message of an `ExportTraceServiceResponse`; 0 and nothing if the body is something else.
+
+    The first byte tells JSON from protobuf whatever the Content-Type says: `{` would be field 15 as a group, which
+    the message does not have.
+    """
+    if body.lstrip()[:1] in (b"{", b"["):
+        found = _json(body)
+        partial = found.get("partialSuccess") or found.get("partial_success") if isinstance(found, dict) else None
+        if not isinstance(partial, dict):
+            return 0, ""
+        # JSON carries 64-bit numbers as strings.
+        rejected = str(partial.get("rejectedSpans", partial.get("rejected_spans", 0)))
+        said = partial.get("errorMessage", partial.get("error_message", ""))
+        return int(rejected) if rejected.isdecimal() else 0, cleaned(str(said or ""))
+    try:
+        message = ExportTraceServiceResponse.FromString(body)
+    except DecodeError:
+        return 0, ""
+    return message.partial_success.rejected_spans, cleaned(message.partial_success.error_message)
+
+
+def _is_html(answer: Answer) -> bool:
+    return "html" in answer.headers.get("content-type", "").lower() or bool(_HTML.match(answer.body))
+
+
+def _is_destination(answer: Answer, said: str) -> bool:
+    """Whether workspace, experiment or permission is what is wrong, not the spans."""
+    if answer.status in (403, 404):
+        return True
+    code = error_code(answer)
+    if code in ("FEATURE_DISABLED", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
+        return True
+    if answer.status in (400, 422):
+        # 3.6 and 3.8 answer 422 for an unknown experiment; 400 and 422 name the header that is missing or malformed.
+        lowered = said.lower()
+        return any(word in lowered for word in ("experiment", "workspace"))
+    return False
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, UnicodeDecodeError):
+        return None
+
+
+def error_code(answer: Answer) -> str:
+    """MLflow's error code of an answer, or nothing."""
+    found = _json(answer.body)
+    if isinstance(found, dict):
+        inner = found.get("error")
+        code = inner.get("code") if isinstance(inner, dict) else found.get("error_code")
+        return str(code or "")
+    return ""
+
+
+def server_message(answer: Answer) -> str:
+    """The server's own words, from any of MLflow's five error shapes; cut, on one line, without SQL parameters."""
+    found = _json(answer.body)
+    if isinstance(found, dict):
+        inner, detail = found.get("error"), found.get("detail")
+        if isinstance(inner, dict):
+            return cleaned(str(inner.get("message", "")))
+        if isinstance(detail, list):
+            items = [item for item in detail if isinstance(item, dict)]
+            return cleaned(
+                "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg', '')}" for item in items)
+            )
+        return cleaned(str(detail or found.get("message") or ""))
+    if _is_html(answer):
+        title = re.search(rb"<title[^>]*>([^<]*)</title>", answer.body, re.IGNORECASE)
+        words = f" ({cleaned(title.group(1).decode(errors='replace'))})" if title else ""
+        return f"an HTML page{words}"
+    return cleaned(answer.body.decode("utf-8", errors="replace")) if _is_text(answer) else ""
+
+
+def _is_text(answer: Answer) -> bool:
+    return answer.headers.get("content-type", "").lower().startswith("text/") or answer.body.isascii()
+
+
+def cleaned(text: str) -> str:
+    """A server's text as it may be logged: one line, cut, no SQL statement, no control characters."""
+    line = " ".join(_SQL.sub("", text).split())
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}..."
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds that `Retry-After` asks to wait, given as seconds or as a date (RFC 9110, 10.2.3)."""
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, date.timestamp() - (time.time() if now is None else now))

@@ -1,0 +1,325 @@
+"""The settings: arguments and environment variables, resolved by the table into one frozen `Settings`.
+
+Two groups of sources exist. MLflow's: `tracking_uri=`, `MLFLOW_*`, `~/.mlflow/credentials`. OTLP's: `endpoint=`,
+`OTEL_EXPORTER_OTLP_*`. The target comes from one of them, and headers, credentials and certificates from the
+variables of one group are never used for a server that the other group named: an app that sends metrics to a vendor
+has that vendor's key in `OTEL_EXPORTER_OTLP_HEADERS`, and it must not go to MLflow. What is given as an argument
+always counts, for the server that spans are sent to.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from mlflow_otlp_exporter import _values
+from mlflow_otlp_exporter._errors import ConfigurationError
+from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS, Group, Setting, otlp_variables
+
+CREDENTIALS_FILE = "~/.mlflow/credentials"
+_TRACES_PATH = "/v1/traces"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value came from.
+
+    Attributes:
+        kind: `argument`, `variable`, `file` or `default`.
+        name: The argument's, variable's or file's name; empty for a default.
+    """
+
+    kind: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return {"argument": f"argument {self.name}=", "variable": f"environment variable {self.name}"}.get(
+            self.kind, f"{self.kind} {self.name}".strip()
+        )
+
+
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+_GUARDED = tuple(setting for setting in SETTINGS if setting.guarded)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How to reach one server: an OTLP endpoint, or MLflow's REST side.
+
+    Attributes:
+        url: The OTLP endpoint's full address, or the MLflow server's base address; without user and password.
+        group: Whose variables apply.
+        headers: Further headers by lower-case name.
+        token, token_file, username, password: Credentials; `_credentials` decides which count.
+        credentials: What was given as `credentials=`.
+        certificate_file, client_certificate_file, client_key_file, insecure_tls: TLS.
+        sources: Where each value came from, by the setting's name.
+        unused: Variables that are set but belong to the other group.
+    """
+
+    url: str
+    group: Group
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    credentials: Any = field(default=None, repr=False)
+    certificate_file: str | None = None
+    client_certificate_file: str | None = None
+    client_key_file: str | None = None
+    insecure_tls: bool = False
+    sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, resolved.
+
+    Attributes:
+        traces: The server that spans are sent to.
+        api: MLflow's REST side; None if no address can be told from the settings.
+        api_certain: False if `api` is a guess from an OTLP endpoint, behind which a Collector may be.
+        experiment, experiment_id, workspace, run_id: The default destination.
+        create_experiment: Whether a missing experiment is created.
+        timeout: Seconds for the export of one request, with its retries.
+        compression: `none`, `gzip` or `deflate`.
+        sources: Where each value came from, by the setting's name.
+    """
+
+    traces: ServerSettings
+    api: ServerSettings | None
+    api_certain: bool
+    experiment: str | None
+    experiment_id: str | None
+    workspace: str | None
+    run_id: str | None
+    create_experiment: bool
+    timeout: float
+    compression: str
+    sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """What was written for a setting, and where."""
+
+    value: Any
+    source: Source
+
+    def parsed(self, setting: Setting) -> Any:
+        try:
+            return setting.parse(self.value)
+        except (ValueError, TypeError) as error:
+            shown = "not usable" if setting.secret else f"{_without_userinfo(str(self.value))[:200]!r}"
+            raise ConfigurationError(f"{self.source} is {shown}: {error}") from None
+
+
+def _without_userinfo(value: str) -> str:
+    """Hides `user:password@` of an address, also of one that is not well-formed."""
+    head, at, tail = value.rpartition("@")
+    return f"{head.partition('//')[0]}//***@{tail}" if at and "//" in head else value
+
+
+class _Resolver:
+    """One resolution: arguments first, then the variables that count."""
+
+    def __init__(self, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        unknown = sorted(set(arguments) - set(_BY_NAME) - {"credentials"})
+        if unknown:
+            raise ConfigurationError(
+                f"unknown setting {', '.join(unknown)}: expected some of {', '.join(_BY_NAME)}, credentials"
+            )
+        self._arguments = {name: value for name, value in arguments.items() if value is not None}
+        self._environment = environment
+
+    def argument(self, name: str) -> _Raw | None:
+        value = self._arguments.get(name)
+        return None if value is None else _Raw(value, Source("argument", name))
+
+    def variable(self, *names: str) -> _Raw | None:
+        # An empty variable counts as unset, as OpenTelemetry's specification has it.
+        for name in names:
+            if value := self._environment.get(name, "").strip():
+                return _Raw(value, Source("variable", name))
+        return None
+
+    def value(self, name: str, group: Group, *, arguments: bool = True) -> tuple[Any, Source]:
+        setting = _BY_NAME[name]
+        raw = (self.argument(name) if arguments else None) or self.variable(*setting.variables_for(group))
+        return (raw.parsed(setting), raw.source) if raw else (setting.default, Source("default"))
+
+    def target(self) -> tuple[str, Group, Source]:
+        """Where spans go, by precedence; an OTLP endpoint's full address, or an MLflow server's base address."""
+        traces_variable, base_variable = otlp_variables("ENDPOINT")
+        endpoint, tracking_uri = _BY_NAME["endpoint"], _BY_NAME["tracking_uri"]
+        if raw := self.argument("endpoint"):
+            return raw.parsed(endpoint), Group.OTLP, raw.source
+        if raw := self.argument("tracking_uri"):
+            return raw.parsed(tracking_uri), Group.MLFLOW, raw.source
+        if raw := self.variable(traces_variable):
+            return raw.parsed(endpoint), Group.OTLP, raw.source
+        if raw := self.variable("MLFLOW_TRACKING_URI"):
+            return raw.parsed(tracking_uri), Group.MLFLOW, raw.source
+        if raw := self.variable(base_variable):
+            return raw.parsed(endpoint) + _TRACES_PATH, Group.OTLP, raw.source
+        return DEFAULT_TRACKING_URI, Group.MLFLOW, Source("default")
+
+    def api_elsewhere(self) -> tuple[str, Source] | None:
+        """An MLflow server that was named beside an OTLP endpoint."""
+        raw = self.argument("tracking_uri") or self.variable("MLFLOW_TRACKING_URI")
+        return (raw.parsed(_BY_NAME["tracking_uri"]), raw.source) if raw else None
+
+    def server(self, url: str, group: Group, source: Source, *, arguments: bool) -> ServerSettings:
+        url, userinfo = _split_userinfo(url)
+        values: dict[str, Any] = {}
+        sources: dict[str, Source] = {"url": source}
+        for setting in _GUARDED:
+            values[setting.name], sources[setting.name] = self.value(setting.name, group, arguments=arguments)
+        if arguments and self.argument("headers"):
+            # Merged over the group's own variable, as upstream does since 1.45 (up to 1.44 it threw the variable away).
+            values["headers"] = {**self.value("headers", group, arguments=False)[0], **values["headers"]}
+        if userinfo and not (values["username"] and values["password"]):
+            values |= userinfo
+            sources |= dict.fromkeys(userinfo, source)
+        if group is Group.MLFLOW and not (values["username"] and values["password"]):
+            self._read_credentials_file(values, sources)
+        if arguments and (raw := self.argument("credentials")):
+            values["credentials"], sources["credentials"] = raw.value, raw.source
+        unused = tuple(
+            name
+            for setting in _GUARDED
+            for name in setting.variables
+            if name not in setting.variables_for(group) and self.variable(name)
+        )
+        if group is Group.MLFLOW:
+            self._refuse_plugins(values)
+        return ServerSettings(url=url, group=group, sources=sources, unused=unused, **values)
+
+    def _read_credentials_file(self, values: dict[str, Any], sources: dict[str, Source]) -> None:
+        """User and password of `~/.mlflow/credentials`, each where the environment has none, as MLflow does it."""
+        home = self._environment.get("HOME") or str(Path("~").expanduser())
+        path = Path(home, ".mlflow", "credentials")
+        if not path.is_file():
+            return
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read(path, encoding="utf-8")
+        except (configparser.Error, OSError, UnicodeDecodeError) as error:
+            # The parser's message may quote the line that it could not read: its kind must do.
+            raise ConfigurationError(
+                f"file {CREDENTIALS_FILE} cannot be read ({type(error).__name__}): expected a section [mlflow] with "
+                "mlflow_tracking_username and mlflow_tracking_password"
+            ) from None
+        for name in ("username", "password"):
+            found = parser.get("mlflow", f"mlflow_tracking_{name}", fallback=None)
+            if found and not values[name]:
+                values[name], sources[name] = found, Source("file", CREDENTIALS_FILE)
+
+    def _refuse_plugins(self, values: Mapping[str, Any]) -> None:
+        """`MLFLOW_TRACKING_AUTH` and SigV4 name code of the MLflow SDK, which is not in the app."""
+        usable = values.get("credentials") or values["token"] or values["token_file"] or values["username"]
+        if usable or "authorization" in values["headers"]:
+            return
+        plugin = self.variable("MLFLOW_TRACKING_AUTH")
+        if plugin and plugin.value.startswith("kubernetes"):
+            raise ConfigurationError(
+                f"{plugin.source} is {plugin.value!r}, a plugin of the MLflow SDK: expected "
+                "MLFLOW_TRACKING_TOKEN_FILE=/var/run/secrets/kubernetes.io/serviceaccount/token in a pod (or "
+                "MLFLOW_TRACKING_TOKEN outside of one) and, for kubernetes-namespaced, MLFLOW_WORKSPACE=<the namespace>"
+            )
+        if plugin:
+            raise ConfigurationError(
+                f"{plugin.source} is {plugin.value!r}, a plugin of the MLflow SDK: expected MLFLOW_TRACKING_TOKEN, "
+                "MLFLOW_TRACKING_TOKEN_FILE, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or credentials= "
+                "with a function that returns the Authorization header's value"
+            )
+        sigv4 = self.variable("MLFLOW_TRACKING_AWS_SIGV4")
+        if sigv4 and sigv4.parsed(Setting("aws_sigv4", _values.boolean, default=False, help="")):
+            raise ConfigurationError(
+                f"{sigv4.source} is {sigv4.value!r}, which needs the MLflow SDK: expected session= with a "
+                "requests.Session that signs (for example with requests-aws4auth), and this variable unset"
+            )
+
+
+def _split_userinfo(url: str) -> tuple[str, dict[str, str]]:
+    parts = urlsplit(url)
+    userinfo, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    name, _, password = userinfo.partition(":")
+    return urlunsplit(parts._replace(netloc=host)), {"username": unquote(name), "password": unquote(password)}
+
+
+def _experiment(resolver: _Resolver, group: Group) -> tuple[dict[str, Any], dict[str, Source]]:
+    """Name and id of the experiment: an argument beats both variables; of two variables the id counts."""
+    name, name_source = resolver.value("experiment", group)
+    number, number_source = resolver.value("experiment_id", group)
+    if name_source.kind == number_source.kind == "argument":
+        raise ConfigurationError("experiment= and experiment_id= are both given: expected one of them")
+    if number and name_source.kind != "argument":
+        name, name_source = None, Source("default")
+    elif name:
+        number, number_source = None, Source("default")
+    return {"experiment": name, "experiment_id": number}, {
+        "experiment": name_source,
+        "experiment_id": number_source,
+    }
+
+
+def resolve(
+    arguments: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Resolves arguments and environment variables.
+
+    Args:
+        arguments: Values by the setting's name, and `credentials`; None means not given.
+        environment: Environment variables; `os.environ` if None.
+        defaults: Defaults that differ from the table's, as those of `configure()` do.
+
+    Raises:
+        ConfigurationError: A value is wrong; the message names it, its source and what was expected.
+    """
+    resolver = _Resolver(arguments, os.environ if environment is None else environment)
+    url, group, source = resolver.target()
+    if group is Group.MLFLOW:
+        api = resolver.server(url, group, source, arguments=True)
+        traces, certain = replace(api, url=api.url + _TRACES_PATH), True
+    else:
+        traces, certain = resolver.server(url, group, source, arguments=True), False
+        api = None
+        if elsewhere := resolver.api_elsewhere():
+            api, certain = resolver.server(elsewhere[0], Group.MLFLOW, elsewhere[1], arguments=False), True
+        elif urlsplit(traces.url).path.endswith(_TRACES_PATH):
+            api = replace(traces, url=traces.url.removesuffix(_TRACES_PATH))
+    values, sources = _experiment(resolver, group)
+    for name in ("workspace", "run_id", "create_experiment", "timeout", "compression"):
+        values[name], sources[name] = resolver.value(name, group)
+        if sources[name].kind == "default" and defaults and name in defaults:
+            values[name] = defaults[name]
+    return Settings(traces=traces, api=api, api_certain=certain, sources={**traces.sources, **sources}, **values)
+
+
+def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Name, value and source of every setting, for people: a secret's value is replaced by `***`."""
+    yield "target", settings.traces.url, str(settings.sources["url"])
+    api = "none" if settings.api is None else settings.api.url + ("" if settings.api_certain else " (a guess)")
+    yield "mlflow", api, str(settings.api.sources["url"]) if settings.api else "default"
+    for setting in SETTINGS:
+        if setting.name in ("endpoint", "tracking_uri"):
+            continue
+        value = getattr(settings.traces if setting.guarded else settings, setting.name)
+        if setting.name == "headers":
+            value = ", ".join(f"{name}=***" for name in value) or None
+        elif setting.secret and value:
+            value = "***"
+        yield setting.name, "-" if value is None else str(value), str(settings.sources[setting.name])

@@ -1,0 +1,195 @@
+"""The table of settings: arguments, environment variables, types, defaults, help.
+
+README's table is made from it, and `mlflow-otlp settings` walks it.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_otlp_exporter import _values
+
+DEFAULT_TRACKING_URI = "http://localhost:5000"
+
+
+class Group(enum.Enum):
+    """Whose settings apply to a server."""
+
+    MLFLOW = "MLflow"
+    OTLP = "OTLP"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table.
+
+    Attributes:
+        name: The argument's name.
+        parse: Turns what was written into the value; raises `ValueError` with what was expected.
+        default: The value if nothing is given.
+        help: One line for people.
+        mlflow: Environment variables of MLflow's group; the first that is set wins.
+        otlp: Environment variables of OTLP's group; the first that is set wins.
+        own: Environment variables that belong to no group.
+        guarded: True if variables of one group must not be used for a server that the other group named.
+        secret: True if the value is never shown.
+    """
+
+    name: str
+    parse: _values.Parser
+    default: Any
+    help: str
+    mlflow: tuple[str, ...] = ()
+    otlp: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    guarded: bool = False
+    secret: bool = False
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """All environment variables, in the order of the documentation."""
+        return (*self.own, *self.mlflow, *self.otlp)
+
+    def variables_for(self, group: Group) -> tuple[str, ...]:
+        """The environment variables that count for a server of this group, the strongest first."""
+        same, other = (self.mlflow, self.otlp) if group is Group.MLFLOW else (self.otlp, self.mlflow)
+        return (*self.own, *same) if self.guarded else (*self.own, *same, *other)
+
+
+def otlp_variables(name: str) -> tuple[str, str]:
+    return f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"
+
+
+_text, _file = _values.text, _values.readable_file
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "endpoint",
+        _values.endpoint,
+        None,
+        "The full address of an OTLP/HTTP endpoint: MLflow's own or a Collector's.",
+        otlp=otlp_variables("ENDPOINT"),
+    ),
+    Setting(
+        "tracking_uri",
+        _values.tracking_uri,
+        DEFAULT_TRACKING_URI,
+        "The address of the MLflow server.",
+        mlflow=("MLFLOW_TRACKING_URI",),
+    ),
+    Setting(
+        "experiment",
+        _values.experiment_name,
+        None,
+        "The experiment's name. Without one: the experiment named like `service.name`, else `Default`.",
+        mlflow=("MLFLOW_EXPERIMENT_NAME",),
+    ),
+    Setting(
+        "experiment_id",
+        _values.experiment_id,
+        None,
+        "The experiment's id, instead of a name: saves the look-up.",
+        mlflow=("MLFLOW_EXPERIMENT_ID",),
+    ),
+    Setting(
+        "workspace",
+        _values.workspace,
+        None,
+        "The workspace (OpenShift AI, Kubeflow: the Kubernetes namespace).",
+        mlflow=("MLFLOW_WORKSPACE",),
+    ),
+    Setting("run_id", _text, None, "A run to link the traces to (MLflow 3.14 and newer)."),
+    Setting(
+        "create_experiment",
+        _values.boolean,
+        False,
+        "Create the experiment if it does not exist. On in `configure()` and in the zero-code path.",
+        own=("MLFLOW_OTLP_CREATE_EXPERIMENT",),
+    ),
+    Setting(
+        "token",
+        _text,
+        None,
+        "A bearer token.",
+        mlflow=("MLFLOW_TRACKING_TOKEN",),
+        guarded=True,
+        secret=True,
+    ),
+    Setting(
+        "token_file",
+        _values.file_to_be,
+        None,
+        "A file with a bearer token; read again when it changes.",
+        mlflow=("MLFLOW_TRACKING_TOKEN_FILE",),
+        guarded=True,
+    ),
+    Setting("username", _text, None, "The user's name.", mlflow=("MLFLOW_TRACKING_USERNAME",), guarded=True),
+    Setting(
+        "password",
+        str,
+        None,
+        "The user's password.",
+        mlflow=("MLFLOW_TRACKING_PASSWORD",),
+        guarded=True,
+        secret=True,
+    ),
+    Setting(
+        "headers",
+        _values.headers,
+        {},
+        "More request headers, `name=value` with commas between.",
+        otlp=otlp_variables("HEADERS"),
+        guarded=True,
+        secret=True,
+    ),
+    Setting(
+        "timeout",
+        _values.seconds,
+        10.0,
+        "Seconds for the export of one request, with its retries.",
+        mlflow=("MLFLOW_HTTP_REQUEST_TIMEOUT",),
+        otlp=otlp_variables("TIMEOUT"),
+    ),
+    Setting(
+        "compression",
+        _values.compression,
+        "none",
+        "How bodies are compressed: `none`, `gzip` or `deflate`.",
+        otlp=otlp_variables("COMPRESSION"),
+    ),
+    Setting(
+        "certificate_file",
+        _file,
+        None,
+        "A file with the certificates (CA) that the server's is checked against.",
+        mlflow=("MLFLOW_TRACKING_SERVER_CERT_PATH",),
+        otlp=otlp_variables("CERTIFICATE"),
+        guarded=True,
+    ),
+    Setting(
+        "client_certificate_file",
+        _file,
+        None,
+        "A file with the client's certificate (mTLS).",
+        mlflow=("MLFLOW_TRACKING_CLIENT_CERT_PATH",),
+        otlp=otlp_variables("CLIENT_CERTIFICATE"),
+        guarded=True,
+    ),
+    Setting(
+        "client_key_file",
+        _file,
+        None,
+        "A file with the client's key, if it is not in the certificate's file.",
+        otlp=otlp_variables("CLIENT_KEY"),
+        guarded=True,
+    ),
+    Setting(
+        "insecure_tls",
+        _values.boolean,
+        False,
+        "Accept any certificate: for tries only.",
+        mlflow=("MLFLOW_TRACKING_INSECURE_TLS",),
+        guarded=True,
+    ),
+)

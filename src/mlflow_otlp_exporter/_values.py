@@ -1,0 +1,198 @@
+"""From what users write to values: a function per kind of setting; each raises `ValueError` with what it expected."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+_TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
+_COMPRESSIONS = ("none", "gzip", "deflate")
+# Characters that RFC 9110 (5.6.2) allows in a header's name.
+_TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
+_WORKSPACE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_DATABASES = frozenset({"sqlite", "postgresql", "postgres", "mysql", "mssql"})
+_DATABRICKS = frozenset({"databricks", "databricks-uc", "uc"})
+
+
+def boolean(value: Any) -> bool:
+    """Reads `True`, `"true"`, `"1"`, `"yes"`, `"on"` and their opposites."""
+    text = str(value).strip().lower()
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError("expected true or false")
+
+
+def seconds(value: Any) -> float:
+    """Reads a positive, finite number of seconds."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError("expected a number of seconds above 0")
+    return number
+
+
+def positive_integer(value: Any) -> int:
+    """Reads a whole number above 0."""
+    try:
+        number = int(str(value).strip())
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError("expected a whole number above 0")
+    return number
+
+
+def text(value: Any) -> str:
+    """Reads a text that is not blank and can stand in a header."""
+    found = str(value).strip()
+    if not found or not found.isprintable():
+        raise ValueError("expected a text that is not blank and has no control characters")
+    return found
+
+
+def experiment_id(value: Any) -> str:
+    """Reads an experiment's id: MLflow's SQL stores number them (`422` or `400` for anything else)."""
+    found = str(value).strip()
+    if not (found.isascii() and found.isdigit()):
+        raise ValueError(
+            "expected the number that the console shows as the experiment's id; a name goes into experiment="
+        )
+    return found
+
+
+def experiment_name(value: Any) -> str:
+    """Reads an experiment's name: at most 500 characters (MLflow 3.17)."""
+    found = text(value)
+    if len(found) > 500:  # noqa: PLR2004 - the limit is named in the docstring
+        raise ValueError(f"expected at most 500 characters, got {len(found)}")
+    return found
+
+
+def workspace(value: Any) -> str:
+    """Reads a workspace's name by MLflow's rule: 2 to 63 of a-z, 0-9 and -, not beginning or ending with -."""
+    found = str(value).strip()
+    if not 2 <= len(found) <= 63 or not _WORKSPACE.issuperset(found) or "-" in (found[0], found[-1]):  # noqa: PLR2004
+        raise ValueError("expected 2 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'")
+    return found
+
+
+def compression(value: Any) -> str:
+    """Reads `none`, `gzip` or `deflate`, or upstream's `Compression` members."""
+    found = str(getattr(value, "value", value)).strip().lower()
+    if found not in _COMPRESSIONS:
+        raise ValueError(f"expected one of {', '.join(_COMPRESSIONS)}")
+    return found
+
+
+def readable_file(value: Any) -> str:
+    """Reads the path of a file that can be opened now, as certificates must be."""
+    path = Path(os.fspath(value)).expanduser()
+    try:
+        with path.open("rb"):
+            return str(path)
+    except OSError as error:
+        raise ValueError(f"expected a file that can be read ({error.strerror or type(error).__name__})") from error
+
+
+def file_to_be(value: Any) -> str:
+    """Reads the path of a file that may not exist yet, as a projected token may at start."""
+    return str(Path(os.fspath(value)).expanduser())
+
+
+def _header(name: Any, value: Any) -> tuple[str, str]:
+    name, value = str(name).strip().lower(), str(value).strip()
+    if not name or not _TOKEN.issuperset(name):
+        raise ValueError(f"expected header names of letters, digits and '-', got {name[:40]!r}")
+    if not value.isprintable() or not all(ord(character) < 256 for character in value):  # noqa: PLR2004 - latin-1
+        raise ValueError(f"expected a value of printable latin-1 characters for header {name!r}")
+    return name, value
+
+
+def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, str):
+        for number, item in enumerate(value.split(","), 1):
+            if not item.strip():
+                continue
+            name, equals, content = item.partition("=")
+            if not equals:
+                # Never the item itself: a malformed header is most often a bare secret.
+                raise ValueError(f"expected name=value pairs with commas between, item {number} has no '='")
+            yield unquote(name), unquote(content)
+    elif isinstance(value, Mapping):
+        yield from value.items()
+    else:
+        for item in value:
+            yield (item["name"], item["value"]) if isinstance(item, Mapping) else (item[0], item[1])
+
+
+def headers(value: Any) -> dict[str, str]:
+    """Reads headers: a mapping, pairs, declarative `{name, value}` items, or OpenTelemetry's `a=1,b=2` with %-escapes.
+
+    Returns:
+        Header values by lower-case name.
+    """
+    try:
+        return dict(_header(name, content) for name, content in _pairs(value))
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("expected a mapping of header names to values") from error
+
+
+def user_agent_safe(value: str) -> str:
+    """Drops what may not stand in a header."""
+    return "".join(character for character in value if character.isascii() and character.isprintable())
+
+
+def _http_url(value: Any) -> str:
+    found = str(value).strip()
+    parts = urlsplit(found)
+    if parts.scheme.lower() not in ("http", "https"):
+        hint = f", for example http://{found}" if "://" not in found and "." not in parts.scheme else ""
+        raise ValueError(f"expected an address that begins with http:// or https://{hint}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if not parts.hostname or port == -1:
+        raise ValueError("expected http://host:port or https://host:port")
+    return urlunsplit((parts.scheme.lower(), parts.netloc, parts.path.rstrip("/"), parts.query, ""))
+
+
+def tracking_uri(value: Any) -> str:
+    """Reads the address of an MLflow server; explains what to do for MLflow's other kinds of tracking URI."""
+    found = os.fspath(value) if isinstance(value, os.PathLike) else str(value).strip()
+    scheme = found.partition(":")[0].lower().partition("+")[0]
+    if scheme in _DATABASES:
+        raise ValueError(
+            "expected the http(s) address of an MLflow server: spans cannot be sent into a database. "
+            "Start one in front of it, `mlflow server --backend-store-uri <that database>`, and give its address, "
+            "http://localhost:5000 by default"
+        )
+    if scheme in _DATABRICKS:
+        raise ValueError(
+            "expected the http(s) address of an MLflow server: Databricks takes OpenTelemetry at an endpoint of its "
+            "own. Set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT and OTEL_EXPORTER_OTLP_TRACES_HEADERS as it documents them"
+        )
+    if scheme == "file" or ("://" not in found and (found[:1] in "./~" or os.sep in found or ":" not in found)):
+        raise ValueError(
+            "expected the http(s) address of an MLflow server: MLflow's file store takes no OpenTelemetry spans. "
+            "Start a server with a database, `mlflow server --backend-store-uri sqlite:///mlflow.db`, "
+            "and give its address, http://localhost:5000 by default"
+        )
+    url = _http_url(found)
+    return url.removesuffix("/v1/traces")
+
+
+def endpoint(value: Any) -> str:
+    """Reads the full address of an OTLP/HTTP traces endpoint."""
+    return _http_url(value)
+
+
+Parser = Callable[[Any], Any]

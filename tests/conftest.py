@@ -1,0 +1,186 @@
+"""Fixtures for all tests, and the guards that keep one test from changing the next."""
+
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import opentelemetry.trace
+import pytest
+from opentelemetry.util._once import Once
+
+from support.mlflow_server import MLflowServer
+from support.needs import NEEDS
+from support.scripted_server import ScriptedServer
+
+THREAD_GRACE_SECONDS = 2.0
+HARNESS_THREADS = ("pytest_timeout", "execnet")
+WORKSPACES = ("team-a", "team-b")
+
+_SETTINGS = re.compile(r"(MLFLOW_|OTEL_).*|.*(_proxy|_PROXY)|(REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|SSL_CERT_FILE)")
+_PYTEST_VARIABLE = "PYTEST_CURRENT_TEST"
+_MISSING = pytest.StashKey[list[str]]()
+_MISSING_PROPERTY = "missing-need"
+
+# Isolation
+
+
+def reset_tracer_provider() -> None:
+    """Give OpenTelemetry back its state of before any tracer provider was set.
+
+    The API lets a process set its provider once and has no way back, so this reaches into its module. It does
+    not shut the provider down: the test that started one does, and the thread guard tells which did not.
+    """
+    module = opentelemetry.trace
+    for name in ("_TRACER_PROVIDER", "_TRACER_PROVIDER_SET_ONCE"):
+        assert hasattr(module, name), f"this OpenTelemetry keeps its provider elsewhere: no {name}"
+    module._TRACER_PROVIDER = None
+    module._TRACER_PROVIDER_SET_ONCE = Once()
+
+
+def leaked_threads(before: set[threading.Thread]) -> list[str]:
+    """Return the names of the threads started since that do not end within the grace."""
+    started = [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before
+        and not thread.name.startswith(HARNESS_THREADS)
+        # A thread started outside Python: it cannot be joined, and nobody here knows whether it lives.
+        and not isinstance(thread, threading._DummyThread)
+    ]
+    end = time.monotonic() + THREAD_GRACE_SECONDS
+    for thread in started:
+        thread.join(max(0.0, end - time.monotonic()))
+    return [thread.name for thread in started if thread.is_alive()]
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != _PYTEST_VARIABLE}
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Take away the developer's settings, and fail a test that leaves threads or variables behind.
+
+    It does not use `monkeypatch`, so that what a test sets with that is undone when this looks.
+    """
+    threads = set(threading.enumerate())
+    with pytest.MonkeyPatch.context() as patch:
+        for name in filter(_SETTINGS.fullmatch, list(os.environ)):
+            patch.delenv(name)
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("HOME", str(home))
+        patch.setenv("XDG_STATE_HOME", str(home / ".local" / "state"))
+        patch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+        reset_tracer_provider()
+        before = _environment()
+
+        yield
+
+        after = _environment()
+        reset_tracer_provider()
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        for name in changed:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+    complaints = []
+    if leaked := leaked_threads(threads):
+        complaints.append(f"threads still alive: {', '.join(leaked)}")
+    if changed:  # names only, as values may be secrets
+        complaints.append(f"environment variables changed: {', '.join(changed)}")
+    if complaints:
+        pytest.fail("the test left behind " + "; ".join(complaints), pytrace=False)
+
+
+# Servers
+
+
+@pytest.fixture
+def scripted_server() -> Iterator[ScriptedServer]:
+    """A server that answers as the test tells it."""
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    """A real MLflow server of the running environment, shared by all tests: use experiments of your own."""
+    server = MLflowServer.start(tmp_path_factory.mktemp("mlflow"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def workspace_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    """The same with workspaces: `default`, `team-a` and `team-b`."""
+    server = MLflowServer.start(tmp_path_factory.mktemp("mlflow-workspaces"), workspaces=True)
+    for name in WORKSPACES:
+        server.create_workspace(name)
+    yield server
+    server.stop()
+
+
+# What is run, and what is left out
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --matrix."""
+    parser.addoption("--matrix", action="store_true", help="run the tests across MLflow versions as well")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers."""
+    config.addinivalue_line("markers", "matrix: runs across MLflow versions; only with --matrix")
+    config.addinivalue_line(
+        "markers",
+        "needs(*programs): skipped where one of these programs is missing, or failed if REQUIRE_ALL=1",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the matrix unless asked for, and look for what the tests need."""
+    if not config.getoption("--matrix"):
+        left_out = [item for item in items if item.get_closest_marker("matrix")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker("matrix")]
+    found = {program: need.find() is not None for program, need in NEEDS.items()}
+    for item in items:
+        programs = [str(program) for marker in item.iter_markers("needs") for program in marker.args]
+        unknown = sorted(set(programs) - NEEDS.keys())
+        if unknown:
+            raise pytest.UsageError(f"{item.nodeid} needs {unknown}, which tests/support/needs.py lacks")
+        item.stash[_MISSING] = sorted({program for program in programs if not found[program]})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs what is not here, or fail it where everything has to be."""
+    missing = item.stash.get(_MISSING, [])
+    if not missing:
+        return
+    item.user_properties += [(_MISSING_PROPERTY, program) for program in missing]
+    reason = "needs " + ", ".join(f"{program} ({NEEDS[program].how})" for program in missing)
+    if os.environ.get("REQUIRE_ALL") == "1":
+        pytest.fail(f"REQUIRE_ALL=1, and this test {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what was left out, and how to get it."""
+    missing = Counter(
+        str(program)
+        for outcome in ("skipped", "error", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        for name, program in getattr(report, "user_properties", [])
+        if name == _MISSING_PROPERTY
+    )
+    if missing:
+        terminalreporter.section("left out: programs that are missing here")
+        for program, count in sorted(missing.items()):
+            tests = "1 test" if count == 1 else f"{count} tests"
+            terminalreporter.write_line(f"{program}: {tests}. {NEEDS[program].how}")
