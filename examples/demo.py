@@ -120,7 +120,8 @@ class Server:
 
     def console(self, experiment_id: str, trace_id: str) -> str:
         """Where the trace is to be seen in a browser."""
-        return f"{self.url}/#/experiments/{experiment_id}/traces?traceId={trace_id}"
+        trace = f"selectedEvaluationId={trace_id}&traceId={trace_id}"  # as trace_url() has it
+        return f"{self.url}/#/experiments/{experiment_id}/traces?{trace}"
 
 
 @contextlib.contextmanager
@@ -503,6 +504,9 @@ def main() -> int:
     except KeyboardInterrupt:
         say("\ninterrupted")
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader has gone, as in `make demo | head`: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (DemoError, OSError, ValueError, LookupError) as error:
         # The last two are an answer of MLflow in a shape that the demo does not know.
         what = str(error) if isinstance(error, DemoError) else f"{type(error).__name__}: {error}"

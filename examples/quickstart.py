@@ -115,7 +115,7 @@ class LocalPlanner(BaseChatModel):
         return (
             f"Take {train['train']} ({train['leaves']}, {train['arrives']}), which has room for bicycles. "
             f"{found['search_rules'].splitlines()[0]} "
-            f"Expect {weather['sky']} in {weather['city']} at {weather['celsius']} degrees: pack the raincoat."
+            f"Expect {weather['sky']} in {weather['city']} at {weather['celsius']} degrees: pack a raincoat."
         ), []
 
 

@@ -1,0 +1,29 @@
+"""Spans for tests, made by the real SDK."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+
+def finished(*names: str, service: str | None = "bot") -> list[ReadableSpan]:
+    """Ended spans, each a trace of its own."""
+    memory = InMemorySpanExporter()
+    with provider(memory, service) as made:
+        for name in names:
+            made.get_tracer("tests").start_span(name).end()
+    return list(memory.get_finished_spans())
+
+
+@contextmanager
+def provider(exporter: InMemorySpanExporter, service: str | None = "bot") -> Iterator[TracerProvider]:
+    """A tracer provider that exports each span at once, shut down afterwards."""
+    made = TracerProvider(resource=Resource({"service.name": service} if service else {}), shutdown_on_exit=False)
+    made.add_span_processor(SimpleSpanProcessor(exporter))
+    try:
+        yield made
+    finally:
+        made.shutdown()

@@ -1,0 +1,162 @@
+"""configure(): joins or makes a provider, is idempotent, replaces, flushes at exit."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+
+import mlflow_otlp_exporter
+from mlflow_otlp_exporter import ConfigurationError, FlushResult, MLflowSpanExporter, configure, flush, shutdown
+from support.scripted_server import Answer, ScriptedServer
+
+
+@pytest.fixture(autouse=True)
+def shut_down() -> Iterator[None]:
+    yield
+    shutdown()
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.shutdown()
+
+
+def names(server: ScriptedServer) -> list[str]:
+    return [span.name for request in server.to("/v1/traces") for span in request.spans()]
+
+
+def span(name: str) -> None:
+    trace.get_tracer("tests").start_span(name).end()
+
+
+def test_makes_a_provider_and_names_the_service(scripted_server: ScriptedServer) -> None:
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1", service_name="bot")
+    assert telemetry.tracer_provider is trace.get_tracer_provider()
+    span("a")
+    assert telemetry.flush() == FlushResult(delivered=1)
+    resource = scripted_server.requests[0].export_request().resource_spans[0].resource
+    assert {item.key: item.value.string_value for item in resource.attributes}["service.name"] == "bot"
+
+
+def test_joins_the_provider_that_exists(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+    provider = TracerProvider(resource=Resource({"service.name": "theirs"}), shutdown_on_exit=False)
+    trace.set_tracer_provider(provider)
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1", service_name="bot")
+    assert telemetry.tracer_provider is provider
+    assert "service_name='bot' is not used" in caplog.text
+    span("a")
+    telemetry.flush()
+    assert names(scripted_server) == ["a"]
+
+
+def test_joins_a_provider_that_is_given(scripted_server: ScriptedServer) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1", tracer_provider=provider)
+    span("global")
+    provider.get_tracer("tests").start_span("given").end()
+    telemetry.flush()
+    assert names(scripted_server) == ["given"]
+    provider.shutdown()
+
+
+def test_same_settings_give_the_same_object(scripted_server: ScriptedServer) -> None:
+    one = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    assert configure(tracking_uri=scripted_server.url + "/", experiment_id=1) is one
+
+
+def test_other_settings_replace_the_pipeline_after_flushing_it(scripted_server: ScriptedServer) -> None:
+    one = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    span("a")
+    two = configure(tracking_uri=scripted_server.url, experiment_id="2")
+    assert two is not one
+    assert names(scripted_server) == ["a"]
+    span("b")
+    two.flush()
+    sent = [
+        (request.headers["x-mlflow-experiment-id"], request.spans()[0].name) for request in scripted_server.requests
+    ]
+    assert sent == [("1", "a"), ("2", "b")]
+
+
+def test_wrong_setting_raises_and_changes_nothing(scripted_server: ScriptedServer) -> None:
+    one = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    with pytest.raises(ConfigurationError, match="argument experiment_id="):
+        configure(tracking_uri=scripted_server.url, experiment_id="agents")
+    with pytest.raises(ConfigurationError, match="credentials="):
+        configure(tracking_uri=scripted_server.url, credentials=5)
+    span("a")
+    assert one.flush().delivered == 1
+    assert mlflow_otlp_exporter.configure(tracking_uri=scripted_server.url, experiment_id="1") is one
+
+
+def test_provider_that_takes_no_processor_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="NoOpTracerProvider: expected a TracerProvider"):
+        configure(tracer_provider=trace.NoOpTracerProvider())  # type: ignore[arg-type]
+
+
+def test_exporter_made_by_hand(scripted_server: ScriptedServer) -> None:
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="1", compression="gzip")
+    telemetry = configure(exporter=exporter)
+    assert telemetry.exporter is exporter
+    assert configure(exporter=exporter) is telemetry
+    span("a")
+    flush()
+    assert scripted_server.requests[0].headers["content-encoding"] == "gzip"
+    with pytest.raises(ConfigurationError, match="together with tracking_uri, workspace"):
+        configure(exporter=exporter, tracking_uri="http://m", workspace="team-a")
+
+
+def test_flush_tells_the_truth(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Answer(200), Answer(400))
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    span("a")
+    first = telemetry.flush()
+    span("b")
+    second = telemetry.flush()
+    assert (first, bool(first)) == (FlushResult(delivered=1), True)
+    assert (second, bool(second)) == (FlushResult(refused=1), False)
+    assert (telemetry.stats().delivered, telemetry.stats().refused) == (1, 1)
+
+
+def test_before_configure_and_after_shutdown_nothing_happens(scripted_server: ScriptedServer) -> None:
+    assert flush() == shutdown() == FlushResult()
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    span("a")
+    assert shutdown() == FlushResult(delivered=1)
+    span("b")
+    assert telemetry.flush() == FlushResult()
+    assert names(scripted_server) == ["a"]
+    assert configure(tracking_uri=scripted_server.url, experiment_id="1") is not telemetry
+    span("c")
+    flush()
+    assert names(scripted_server) == ["a", "c"]
+
+
+def test_trace_url_of_the_current_trace_else_the_last(scripted_server: ScriptedServer) -> None:
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    assert telemetry.trace_url() is None
+    with trace.get_tracer("tests").start_as_current_span("one") as one:
+        trace.get_tracer("tests").start_span("child").end()
+        inside = telemetry.trace_url()
+    assert inside == telemetry.trace_url() == telemetry.trace_url(one.get_span_context().trace_id)
+    assert f"traceId=tr-{one.get_span_context().trace_id:032x}" in str(inside)
+    span("two")
+    assert telemetry.trace_url() != inside
+
+
+def test_server_that_is_away_is_no_matter_at_start() -> None:
+    assert configure(tracking_uri="http://127.0.0.1:9", experiment_id="1")
+
+
+def test_spans_are_sent_at_exit(scripted_server: ScriptedServer) -> None:
+    code = (
+        "from mlflow_otlp_exporter import configure\n"
+        "from opentelemetry import trace\n"
+        f"configure(tracking_uri={scripted_server.url!r}, experiment_id=1)\n"
+        "trace.get_tracer('tests').start_span('last words').end()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(scripted_server) == ["last words"]

@@ -1,0 +1,161 @@
+"""Requests as they go out, and what comes back, over real sockets."""
+
+import gzip
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlflow_otlp_exporter._connection import Answer, Connection, Failure
+from mlflow_otlp_exporter._settings import resolve
+from support.scripted_server import Answer as Scripted
+from support.scripted_server import ScriptedServer
+
+
+def connection(server: ScriptedServer, session: requests.Session | None = None, **arguments: Any) -> Connection:
+    return Connection(resolve({"endpoint": server.traces_url, **arguments}).traces, session)
+
+
+def post(to: Connection, seconds: float = 5.0, **headers: str) -> Answer | Failure:
+    try:
+        return to.request("POST", "", headers=headers, body=b"x", seconds=seconds)
+    finally:
+        to.close()
+
+
+def test_headers_of_the_user_win_and_the_credential_is_added(scripted_server: ScriptedServer) -> None:
+    post(connection(scripted_server, headers={"X-A": "mine"}, credentials="t"), **{"x-a": "ours", "x-b": "ours"})
+    headers = scripted_server.requests[0].headers
+    assert (headers["x-a"], headers["x-b"], headers["authorization"]) == ("mine", "ours", "Bearer t")
+    assert headers["user-agent"].startswith("mlflow-otlp-exporter/")
+
+
+def test_no_redirect_is_followed(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Scripted(302, headers={"Location": scripted_server.url + "/elsewhere"}))
+    answer = post(connection(scripted_server, credentials="t"))
+    assert isinstance(answer, Answer)
+    assert (answer.status, len(scripted_server.requests)) == (302, 1)
+
+
+def test_netrc_does_not_replace_the_credential_nor_add_one(scripted_server: ScriptedServer) -> None:
+    Path(os.environ["HOME"], ".netrc").write_text("machine 127.0.0.1 login netrc password netrc\n")
+    post(connection(scripted_server, credentials="t"))
+    post(connection(scripted_server))
+    with_credential, without = scripted_server.requests
+    assert with_credential.headers["authorization"] == "Bearer t"
+    assert "authorization" not in without.headers
+
+
+def test_cookies_of_a_login_page_are_not_kept(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Scripted(200, headers={"Set-Cookie": "session=1; Path=/"}))
+    to = connection(scripted_server)
+    for _ in range(2):
+        to.request("POST", "", headers={}, body=b"x", seconds=5)
+    to.close()
+    assert "cookie" not in scripted_server.requests[1].headers
+
+
+def test_connection_is_used_again(scripted_server: ScriptedServer) -> None:
+    to = connection(scripted_server)
+    for _ in range(3):
+        to.request("POST", "", headers={}, body=b"x", seconds=5)
+    to.close()
+    assert scripted_server.connections == 1
+
+
+def test_idle_connection_is_not_used_again(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_otlp_exporter._connection._IDLE_SECONDS", 0.0)
+    to = connection(scripted_server)
+    for _ in range(2):
+        to.request("POST", "", headers={}, body=b"x", seconds=5)
+    to.close()
+    assert scripted_server.connections == 2
+
+
+def test_body_is_read_uncompressed(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Scripted(400, headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"said")))
+    assert post(connection(scripted_server)) == Answer(
+        400, {"content-encoding": "gzip", "content-length": "24"}, b"said"
+    )
+
+
+@pytest.mark.parametrize(
+    "scripted",
+    [
+        Scripted(200, body=b"12345678", truncate=True),
+        Scripted(200, headers={"Content-Encoding": "gzip"}, body=b"not gzip"),
+        Scripted(200, body=b"x" * 200_000),
+    ],
+)
+def test_status_stands_though_the_body_cannot_be_read(scripted_server: ScriptedServer, scripted: Scripted) -> None:
+    scripted_server.answer(scripted)
+    answer = post(connection(scripted_server))
+    assert isinstance(answer, Answer)
+    assert (answer.status, answer.complete) == (200, False)
+    assert len(answer.body) <= 65_536
+
+
+@pytest.mark.parametrize(
+    ("scripted", "message", "arrived"),
+    [
+        (Scripted(close="after-request"), "closed the connection", True),
+        (Scripted(close="after-request", reset=True), "closed the connection", True),
+        (Scripted(delay=30), "did not answer in time", True),
+        (Scripted(raw=b"SSH-2.0-x\r\n"), "closed the connection", True),
+    ],
+)
+def test_failure_in_words(scripted_server: ScriptedServer, scripted: Scripted, message: str, arrived: bool) -> None:
+    scripted_server.answer(scripted)
+    failure = post(connection(scripted_server), seconds=0.3)
+    assert isinstance(failure, Failure)
+    assert message in failure.message
+    assert failure.arrived is arrived
+
+
+def test_failure_before_anything_was_sent(scripted_server: ScriptedServer) -> None:
+    port = scripted_server.url.rpartition(":")[2]
+    refused = post(Connection(resolve({"endpoint": "http://127.0.0.1:9/v1/traces"}).traces))
+    unknown = post(Connection(resolve({"endpoint": "http://nowhere.invalid/v1/traces"}).traces))
+    scripted_server.answer(Scripted(close="before-request"))
+    no_tls = post(Connection(resolve({"endpoint": f"https://127.0.0.1:{port}/v1/traces"}).traces))
+    no_file = post(connection(scripted_server, token_file="/nowhere/token"))
+    expected = ["refuses connections", "cannot be resolved", "no TLS connection", "/nowhere/token"]
+    for failure, words in zip((refused, unknown, no_tls, no_file), expected, strict=True):
+        assert isinstance(failure, Failure)
+        assert words in failure.message
+        assert not failure.arrived
+    assert isinstance(no_file, Failure)
+    assert no_file.credentials
+
+
+def test_session_of_the_user_is_used_as_it_is(scripted_server: ScriptedServer) -> None:
+    session = requests.Session()
+    session.headers["x-session"] = "theirs"
+    session.auth = ("ada", "p")
+    post(connection(scripted_server, session))
+    headers = scripted_server.requests[0].headers
+    assert headers["x-session"] == "theirs"
+    assert headers["authorization"].startswith("Basic ")
+
+
+def test_fork_gets_connections_of_its_own(scripted_server: ScriptedServer) -> None:
+    to = connection(scripted_server)
+    to.request("POST", "", headers={}, body=b"parent", seconds=5)
+    child = os.fork()
+    if child == 0:  # pragma: no cover - the child's lines are not seen
+        answered = to.request("POST", "", headers={}, body=b"child", seconds=5)
+        os._exit(0 if isinstance(answered, Answer) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    to.request("POST", "", headers={}, body=b"parent", seconds=5)
+    to.close()
+    used = {request.body: request.connection for request in scripted_server.requests}
+    assert used[b"parent"] != used[b"child"]
+    assert scripted_server.connections == 2
+
+
+def test_repr_has_no_secret(scripted_server: ScriptedServer) -> None:
+    to = connection(scripted_server, credentials="planted", headers={"x": "planted"})
+    to.close()
+    assert "planted" not in repr(to)

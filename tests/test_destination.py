@@ -1,0 +1,181 @@
+"""Experiment names become ids, without an MLflow at hand: its answers are those of docs/answers.md."""
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from mlflow_otlp_exporter._connection import Answer, Failure
+from mlflow_otlp_exporter._destination import Destination, Experiments
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._response import Cause, Outcome
+
+DELETED, ACTIVE = "deleted", "active"
+
+
+class FakeMLflow:
+    """MLflow's two experiment calls, as 3.17.2 answers them; or one answer to everything."""
+
+    def __init__(self, *names: str, always: Answer | Failure | None = None) -> None:
+        self.experiments = {name: (str(number), ACTIVE) for number, name in enumerate(names)}
+        self.always = always
+        self.calls: list[tuple[str, str, str | None]] = []
+        self.created_by_others: set[str] = set()
+
+    def request(
+        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, seconds: float
+    ) -> Answer | Failure:
+        assert seconds > 0
+        name = json.loads(body)["name"] if body else parse_qs(urlsplit(path).query)["experiment_name"][0]
+        self.calls.append((method, name, headers.get("x-mlflow-workspace")))
+        if self.always is not None:
+            return self.always
+        if method == "POST":
+            if name in self.created_by_others:
+                self.experiments[name] = ("77", ACTIVE)
+                return _json(400, {"error_code": "RESOURCE_ALREADY_EXISTS", "message": "exists"})
+            self.experiments[name] = (str(len(self.experiments)), ACTIVE)
+            return _json(200, {"experiment_id": self.experiments[name][0]})
+        if name not in self.experiments:
+            return _json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": f"Could not find {name}"})
+        number, stage = self.experiments[name]
+        return _json(200, {"experiment": {"experiment_id": number, "lifecycle_stage": stage}})
+
+
+def _json(status: int, found: Any) -> Answer:
+    return Answer(status, {"content-type": "application/json"}, json.dumps(found).encode())
+
+
+def experiments(api: FakeMLflow | None, *, certain: bool = True, create: bool = False) -> Experiments:
+    return Experiments(api, certain=certain, create=create, report=Report())
+
+
+def test_id_needs_no_look_up() -> None:
+    api = FakeMLflow()
+    assert experiments(api).id_of(Destination(experiment_id="7"), 1) == "7"
+    assert not api.calls
+
+
+def test_name_is_looked_up_once_in_its_workspace() -> None:
+    api = FakeMLflow("Default", "agents")
+    found = experiments(api)
+    for _ in range(3):
+        assert found.id_of(Destination("team-a", "agents"), 1) == "1"
+    assert api.calls == [("GET", "agents", "team-a")]
+
+
+def test_missing_one_is_created_only_when_asked() -> None:
+    api = FakeMLflow("Default")
+    refused = experiments(api).id_of(Destination(experiment="agents"), 1)
+    assert isinstance(refused, Outcome)
+    assert refused.cause is Cause.DESTINATION
+    assert "there is no experiment 'agents'" in refused.message
+    assert experiments(api, create=True).id_of(Destination(experiment="agents"), 1) == "1"
+
+
+def test_create_that_comes_second_takes_the_first_ones() -> None:
+    api = FakeMLflow("Default")
+    api.created_by_others.add("agents")
+    assert experiments(api, create=True).id_of(Destination(experiment="agents"), 1) == "77"
+
+
+def test_deleted_one_is_refused_in_words() -> None:
+    api = FakeMLflow("agents")
+    api.experiments["agents"] = ("0", DELETED)
+    refused = experiments(api, create=True).id_of(Destination("team-a", "agents"), 1)
+    assert isinstance(refused, Outcome)
+    assert refused.message.startswith("the experiment 'agents' in workspace 'team-a' is deleted")
+
+
+@pytest.mark.parametrize(
+    ("existing", "service", "create", "expected"),
+    [
+        (("Default", "bot"), "bot", False, "1"),
+        (("Default",), "bot", False, "0"),
+        (("Default",), "bot", True, "1"),
+        (("Default",), None, False, "0"),
+        (("Default", "unknown_service"), "unknown_service", False, "0"),
+        ((), None, True, "0"),
+    ],
+)
+def test_without_one_it_is_named_like_the_service_else_default(
+    existing: tuple[str, ...], service: str | None, create: bool, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    destination = Destination().for_service({"service.name": service} if service else {})
+    found = experiments(FakeMLflow(*existing), create=create)
+    for _ in range(2):
+        assert found.id_of(destination, 1) == expected
+    assert caplog.text.count("no experiment was given") == 1
+
+
+def test_without_one_and_nothing_to_fall_back_to() -> None:
+    refused = experiments(FakeMLflow()).id_of(Destination("team-a", service_name="bot"), 1)
+    assert isinstance(refused, Outcome)
+    assert "'Default' in workspace 'team-a'" in refused.message
+
+
+def test_service_name_does_not_matter_where_an_experiment_is_given() -> None:
+    given = Destination(experiment="agents")
+    assert given.for_service({"service.name": "bot"}) is given
+
+
+UNKNOWN_WORKSPACE = _json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Workspace 'x' not found"})
+LOGIN_PAGE = Answer(200, {"content-type": "text/html"}, b"<html>")
+NOT_FOUND = Answer(404, {"content-type": "text/html"}, b"<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause", "words"),
+    [
+        (Failure("refused"), Cause.SERVER, "refused"),
+        (Answer(503), Cause.SERVER, "503"),
+        (Answer(401), Cause.CREDENTIALS, "401"),
+        (Answer(403), Cause.DESTINATION, "experiment_id= instead of a name"),
+        (UNKNOWN_WORKSPACE, Cause.DESTINATION, "Workspace 'x' not found"),
+        (LOGIN_PAGE, Cause.NOT_MLFLOW, "HTML"),
+        (NOT_FOUND, Cause.NOT_MLFLOW, "HTML"),
+        (Answer(302, {"location": "/login"}), Cause.NOT_MLFLOW, "redirects"),
+        (Answer(200, {}, b"{}"), Cause.NOT_MLFLOW, "not MLflow's"),
+    ],
+)
+def test_what_stands_in_the_way(answer: Answer | Failure, cause: Cause, words: str) -> None:
+    found = experiments(FakeMLflow(always=answer), create=True).id_of(Destination("x", "agents"), 1)
+    assert isinstance(found, Outcome)
+    assert found.cause is cause
+    assert words in found.message
+    assert not found.ambiguous
+
+
+@pytest.mark.parametrize("answer", [LOGIN_PAGE, NOT_FOUND, Answer(405), Answer(200, {}, b"ok")])
+def test_where_a_guess_is_no_mlflow_spans_go_on_without_an_experiment(
+    answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = FakeMLflow(always=answer)
+    found = experiments(api, certain=False)
+    for _ in range(2):
+        assert found.id_of(Destination(experiment="agents"), 1) is None
+    assert len(api.calls) == 1
+    assert caplog.text.count("MLFLOW_TRACKING_URI") == 1
+
+
+def test_where_there_is_nobody_to_ask() -> None:
+    assert experiments(None, certain=False).id_of(Destination(), 1) is None
+
+
+def test_a_guess_that_is_away_is_asked_again() -> None:
+    found = experiments(FakeMLflow(always=Failure("refused")), certain=False).id_of(Destination(), 1)
+    assert isinstance(found, Outcome)
+    assert found.cause is Cause.SERVER
+
+
+def test_an_empty_header_is_never_made() -> None:
+    assert Destination(workspace="", run_id="").headers("") == {}
+    assert Destination("w", run_id="r").headers("1") == {
+        "x-mlflow-experiment-id": "1",
+        "x-mlflow-workspace": "w",
+        "x-mlflow-run-id": "r",
+    }

@@ -1,0 +1,285 @@
+"""The exporter against a scripted server: on the oldest and the newest OpenTelemetry, see test_matrix.py."""
+
+import inspect
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import requests
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
+
+from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, Stats
+from support.scripted_server import Answer, Recorded, ScriptedServer
+from support.spans import finished
+
+SUCCESS, FAILURE = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
+GET_BY_NAME, CREATE = "/api/2.0/mlflow/experiments/get-by-name", "/api/2.0/mlflow/experiments/create"
+JSON = {"Content-Type": "application/json"}
+
+
+@contextmanager
+def exporter(*arguments: Any, **keywords: Any) -> Iterator[MLflowSpanExporter]:
+    made = MLflowSpanExporter(*arguments, **keywords)
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def experiment(number: str) -> Answer:
+    found = {"experiment": {"experiment_id": number, "lifecycle_stage": "active"}}
+    return Answer(200, headers=JSON, body=json.dumps(found).encode())
+
+
+def test_is_upstreams_exporter_with_its_arguments_in_its_order() -> None:
+    assert issubclass(MLflowSpanExporter, OTLPSpanExporter)
+    ours = list(inspect.signature(MLflowSpanExporter.__init__).parameters.values())
+    positional = [parameter.name for parameter in ours if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == [
+        "self",
+        "endpoint",
+        "certificate_file",
+        "client_key_file",
+        "client_certificate_file",
+        "headers",
+        "timeout",
+        "compression",
+        "session",
+    ]
+    upstream = [name for name in inspect.signature(OTLPSpanExporter.__init__).parameters if not name.startswith("_")]
+    assert set(upstream) <= {parameter.name for parameter in ours}
+
+
+def test_request_has_the_headers_and_the_spans(scripted_server: ScriptedServer) -> None:
+    arguments = {"tracking_uri": scripted_server.url, "experiment_id": 7, "workspace": "team-a", "run_id": "r1"}
+    with exporter(**arguments, credentials="t") as made:
+        assert made.export(finished("a", "b")) is SUCCESS
+        assert made.stats() == Stats(delivered=2, requests=1)
+    (request,) = scripted_server.requests
+    assert (request.method, request.path) == ("POST", "/v1/traces")
+    wanted = {
+        "content-type": "application/x-protobuf",
+        "x-mlflow-experiment-id": "7",
+        "x-mlflow-workspace": "team-a",
+        "x-mlflow-run-id": "r1",
+        "authorization": "Bearer t",
+    }
+    assert wanted.items() <= request.headers.items()
+    assert [span.name for span in request.spans()] == ["a", "b"]
+
+
+def test_as_a_drop_in_with_upstreams_arguments_only(scripted_server: ScriptedServer) -> None:
+    session = requests.Session()
+    arguments = (scripted_server.traces_url, None, None, None, {"X-Key": "1"}, 5, Compression.Gzip, session)
+    with exporter(*arguments) as made:
+        assert made.export(finished("a")) is SUCCESS
+    request = scripted_server.to("/v1/traces")[0]
+    assert request.headers["x-key"] == "1"
+    assert request.headers["content-encoding"] == "gzip"
+    assert [span.name for span in request.spans()] == ["a"]
+    # The guess that MLflow's REST side is beside it was wrong, and no empty experiment header came of it.
+    assert "x-mlflow-experiment-id" not in request.headers
+
+
+def test_experiment_header_of_the_user_is_enough(scripted_server: ScriptedServer) -> None:
+    with exporter(scripted_server.traces_url, headers={"X-MLflow-Experiment-Id": "5"}) as made:
+        assert made.export(finished("a")) is SUCCESS
+    (request,) = scripted_server.requests
+    assert request.headers["x-mlflow-experiment-id"] == "5"
+
+
+def test_experiment_by_name_is_looked_up_at_the_first_export_and_created_when_asked(
+    scripted_server: ScriptedServer,
+) -> None:
+    missing = Answer(404, headers=JSON, body=b'{"error_code":"RESOURCE_DOES_NOT_EXIST"}')
+    scripted_server.answer(missing, path=GET_BY_NAME)
+    scripted_server.answer(Answer(200, headers=JSON, body=b'{"experiment_id":"9"}'), path=CREATE)
+    arguments = {"tracking_uri": scripted_server.url, "experiment": "42", "workspace": "team-a"}
+    with exporter(**arguments, create_experiment=True, credentials="t") as made:
+        assert not scripted_server.requests
+        for _ in range(2):
+            assert made.export(finished("a")) is SUCCESS
+    look_up, create, first, second = scripted_server.requests
+    assert look_up.query == "experiment_name=42"
+    assert json.loads(create.body) == {"name": "42"}
+    for request in (look_up, create, first, second):
+        assert request.headers["x-mlflow-workspace"] == "team-a"
+        assert request.headers["authorization"] == "Bearer t"
+    assert first.headers["x-mlflow-experiment-id"] == second.headers["x-mlflow-experiment-id"] == "9"
+
+
+def test_without_an_experiment_each_service_has_its_own(scripted_server: ScriptedServer) -> None:
+    numbers = {"experiment_name=bot": "3", "experiment_name=clerk": "4"}
+    scripted_server.answer_with(GET_BY_NAME, lambda request: experiment(numbers[request.query]))
+    with exporter(tracking_uri=scripted_server.url) as made:
+        assert made.export([*finished("a", "b"), *finished("c", service="clerk")]) is SUCCESS
+    sent = {
+        request.headers["x-mlflow-experiment-id"]: [span.name for span in request.spans()]
+        for request in scripted_server.to("/v1/traces")
+    }
+    assert sent == {"3": ["a", "b"], "4": ["c"]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(200, headers={"Content-Type": "application/x-protobuf"}),
+        Answer(200, headers={"Content-Type": "application/x-protobuf"}, body=b'{"partialSuccess":null}'),
+        Answer(200, headers=JSON, body=b'{"partialSuccess":null}'),
+        Answer(204),
+        Answer(200, body=b"12345678", truncate=True),
+    ],
+    ids=["empty", "JSON labelled protobuf (MLflow 3.6)", "JSON", "204", "truncated"],
+)
+def test_accepted_is_accepted_and_sent_once(scripted_server: ScriptedServer, answer: Answer) -> None:
+    scripted_server.answer(answer)
+    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
+        assert made.export(finished("a")) is SUCCESS
+    assert len(scripted_server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(302, headers={"Location": "/login"}), "redirects to /login"),
+        (Answer(200, headers={"Content-Type": "text/html"}, body=b"<html>log in"), "HTML page"),
+        (Answer(401, body=b"You are not authenticated."), "You are not authenticated."),
+        (Answer(404, headers=JSON, body=b'{"message":"No Experiment with id=1 exists"}'), "No Experiment with id=1"),
+        (Answer(400, headers=JSON, body=b'{"detail":"bad"}'), "400: bad"),
+        (Answer(413), "413"),
+    ],
+)
+def test_not_accepted_is_a_failure_told_once(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer, words: str
+) -> None:
+    scripted_server.answer(answer)
+    with exporter(tracking_uri=scripted_server.url, experiment_id="1", credentials="planted") as made:
+        for _ in range(3):
+            assert made.export(finished("a")) is FAILURE
+        assert made.stats().refused == 3
+    assert caplog.text.count(words) == 1
+    assert "planted" not in caplog.text
+
+
+def test_partial_success_is_not_success(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+    body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
+    scripted_server.answer(Answer(200, headers=JSON, body=body))
+    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
+        assert made.export(finished("a", "b")) is FAILURE
+        assert (made.stats().delivered, made.stats().refused) == (1, 1)
+    assert "1 spans rejected: too old" in caplog.text
+
+
+def test_server_that_comes_back_gets_the_spans(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Answer(503), Answer(close="after-request", reset=True), then=Answer(200))
+    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
+        assert made.export(finished("a")) is SUCCESS
+        assert made.stats() == Stats(delivered=1, requests=3, retries=2)
+    bodies = {request.body for request in scripted_server.requests}
+    assert len(bodies) == 1
+
+
+def test_unused_credential_of_the_other_group_is_named(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted")
+    scripted_server.answer(Answer(401))
+    with exporter(scripted_server.traces_url, experiment_id="1") as made:
+        made.export(finished("a"))
+    assert "MLFLOW_TRACKING_TOKEN not used" in caplog.text
+    assert "planted" not in caplog.text
+    assert "authorization" not in scripted_server.requests[0].headers
+
+
+def test_nothing_raises_after_construction(caplog: pytest.LogCaptureFixture) -> None:
+    with exporter(tracking_uri="http://127.0.0.1:9", experiment_id="1", timeout=0.2) as made:
+        assert made.export(finished("a")) is FAILURE
+        assert made.export([object()]) is FAILURE  # type: ignore[list-item]
+        assert made.export([]) is SUCCESS
+        assert made.force_flush(1000)
+    assert "mistake in this library" in caplog.text
+    assert made.export(finished("a")) is FAILURE
+    assert "shut down" in caplog.messages[-1]
+    made.shutdown()
+    made.shutdown(timeout_millis=5)
+
+
+def test_wrong_setting_raises_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="argument timeout="):
+        MLflowSpanExporter(timeout=-1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    with pytest.raises(ConfigurationError, match="MLFLOW_TRACKING_URI"):
+        MLflowSpanExporter()
+
+
+def test_what_upstream_reads_from_the_environment_cannot_break_it(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Upstream up to 1.34 reads the time-out with int(), and every version would add these headers.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2.5")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-vendor=planted")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
+    with exporter(experiment_id="1") as made:
+        assert made.export(finished("a")) is SUCCESS
+    assert "x-vendor" not in scripted_server.requests[0].headers
+
+
+@pytest.mark.parametrize("processor", [BatchSpanProcessor, SimpleSpanProcessor])
+def test_under_upstreams_processors(scripted_server: ScriptedServer, processor: Any) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor(MLflowSpanExporter(scripted_server.traces_url, experiment_id="1")))
+    with provider.get_tracer("tests").start_as_current_span("root"):
+        provider.get_tracer("tests").start_span("child").end()
+    provider.shutdown()
+    names = [span.name for request in scripted_server.requests for span in request.spans()]
+    assert names == ["child", "root"]
+
+
+def test_own_requests_are_not_traced(scripted_server: ScriptedServer) -> None:
+    instrumentation = pytest.importorskip("opentelemetry.instrumentation.requests")
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(MLflowSpanExporter(tracking_uri=scripted_server.url)))
+    scripted_server.answer_with(GET_BY_NAME, lambda _: experiment("1"))
+    instrumentor = instrumentation.RequestsInstrumentor()
+    instrumentor.instrument(tracer_provider=provider)
+    try:
+        provider.get_tracer("tests").start_span("only").end()
+    finally:
+        instrumentor.uninstrument()
+        provider.shutdown()
+    assert [span.name for request in scripted_server.to("/v1/traces") for span in request.spans()] == ["only"]
+
+
+def test_trace_url(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(experiment("3"), path=GET_BY_NAME)
+    trace = "tr-" + "0" * 30 + "ff"
+    with exporter(tracking_uri=scripted_server.url + "/mlf", experiment_id="7", workspace="team-a") as made:
+        url = f"{scripted_server.url}/mlf/#/experiments/7/traces?selectedEvaluationId={trace}&traceId={trace}"
+        assert made.trace_url(255) == f"{url}&workspace=team-a"
+    with exporter(tracking_uri=scripted_server.url, experiment="agents") as made:
+        assert "/experiments/3/" in str(made.trace_url(255))
+    with exporter("http://127.0.0.1:9/other/path", experiment_id="7") as made:
+        assert made.trace_url(255) is None
+    with exporter(tracking_uri="http://127.0.0.1:9", experiment="agents") as made:
+        assert made.trace_url(255) is None
+
+
+def test_info_is_logged_when_a_created_experiment_is_used(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def answer(request: Recorded) -> Answer:
+        assert request.method == "GET"
+        return experiment("3")
+
+    scripted_server.answer_with(GET_BY_NAME, answer)
+    with exporter(tracking_uri=scripted_server.url) as made:
+        made.export(finished("a"))
+    assert "traces go to experiment 'bot' (id 3), named like service.name" in caplog.text

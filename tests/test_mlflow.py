@@ -1,0 +1,168 @@
+"""Against a real MLflow server: traces land where they should, in as many requests as there are batches."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from mlflow_otlp_exporter import MLflowSpanExporter, configure, shutdown
+from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
+from support.mlflow_server import MLflowServer
+from support.spans import finished
+
+APP = """
+from opentelemetry import trace
+with trace.get_tracer("app").start_as_current_span("zero code"):
+    pass
+"""
+NO_OTHER_SIGNALS = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+
+
+@pytest.fixture(autouse=True)
+def shut_down() -> Iterator[None]:
+    yield
+    shutdown()
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.shutdown()
+
+
+def landed(server: MLflowServer, experiment: str, workspace: str | None = None) -> list[str]:
+    """Names of the root spans in an experiment."""
+    found = server.experiment(experiment, workspace)
+    assert found is not None, f"there is no experiment {experiment}"
+    traces = server.search_traces(found["experiment_id"], workspace)
+    spans = [server.trace(info["trace_id"], workspace) for info in traces]
+    return [span["name"] for each in spans if each for span in each["spans"]]
+
+
+def test_workspace_and_experiment_given_as_arguments(workspace_server: MLflowServer) -> None:
+    configure(tracking_uri=workspace_server.uri, experiment="agents", workspace="team-a", service_name="bot")
+    trace.get_tracer("tests").start_span("by argument").end()
+    assert shutdown().delivered == 1
+    assert "by argument" in landed(workspace_server, "agents", "team-a")
+    assert workspace_server.experiment("agents", "team-b") is None
+
+
+def test_workspace_and_experiment_given_as_variables_only(
+    workspace_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace_server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "agents")
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    configure()
+    trace.get_tracer("tests").start_span("by variable").end()
+    assert shutdown().delivered == 1
+    assert "by variable" in landed(workspace_server, "agents", "team-a")
+
+
+def test_experiment_of_a_workspace_without_its_header_is_explained_once_in_the_servers_words(
+    workspace_server: MLflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = workspace_server.create_experiment("hidden", "team-a")
+    exporter = MLflowSpanExporter(tracking_uri=workspace_server.uri, experiment_id=number)
+    for _ in range(3):
+        assert exporter.export(finished("lost")) is SpanExportResult.FAILURE
+    exporter.shutdown()
+    assert caplog.text.count(f"404: No Experiment with id={number} exists") == 1
+
+
+def test_unknown_workspace_is_explained_in_the_servers_words(
+    workspace_server: MLflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = MLflowSpanExporter(tracking_uri=workspace_server.uri, experiment="agents", workspace="nope")
+    assert exporter.export(finished("lost")) is SpanExportResult.FAILURE
+    exporter.shutdown()
+    assert "Workspace 'nope' not found" in caplog.text
+
+
+def test_deleted_experiment_is_refused_though_the_server_would_take_it(
+    mlflow_server: MLflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow_server.delete_experiment(mlflow_server.create_experiment("gone"))
+    exporter = MLflowSpanExporter(tracking_uri=mlflow_server.uri, experiment="gone", create_experiment=True)
+    assert exporter.export(finished("lost")) is SpanExportResult.FAILURE
+    exporter.shutdown()
+    assert "the experiment 'gone' is deleted: restore it" in caplog.text
+
+
+def test_create_race_of_processes_ends_in_one_experiment(mlflow_server: MLflowServer) -> None:
+    code = (
+        "import sys; from mlflow_otlp_exporter import configure; from opentelemetry import trace\n"
+        f"telemetry = configure(tracking_uri={mlflow_server.uri!r}, experiment='raced')\n"
+        "trace.get_tracer('tests').start_span(sys.argv[1]).end()\n"
+        "sys.exit(not telemetry.flush())"
+    )
+    racers = [subprocess.Popen([sys.executable, "-c", code, f"racer {number}"]) for number in range(4)]
+    assert [racer.wait(60) for racer in racers] == [0, 0, 0, 0]
+    assert sorted(landed(mlflow_server, "raced")) == [f"racer {number}" for number in range(4)]
+
+
+def test_trace_url_opens_the_trace(mlflow_server: MLflowServer) -> None:
+    telemetry = configure(tracking_uri=mlflow_server.uri, experiment="linked", service_name="bot")
+    with trace.get_tracer("tests").start_as_current_span("root") as span:
+        pass
+    url = telemetry.trace_url()
+    shutdown()
+    experiment = mlflow_server.experiment("linked")
+    assert experiment is not None
+    assert url is not None
+    assert url.startswith(f"{mlflow_server.uri}/#/experiments/{experiment['experiment_id']}/traces?")
+    assert mlflow_server.trace(f"{span.get_span_context().trace_id:032x}") is not None
+
+
+def instrumented(server: MLflowServer, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs the app as `opentelemetry-instrument python app.py`, with nothing of ours in it."""
+    import os
+
+    (folder / "app.py").write_text(APP)
+    command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, str(folder / "app.py")]
+    environment = {**os.environ, **NO_OTHER_SIGNALS, "OTEL_TRACES_EXPORTER": "mlflow", **variables}
+    environment.setdefault("MLFLOW_TRACKING_URI", server.uri)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_zero_code(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    done = instrumented(mlflow_server, tmp_path, MLFLOW_EXPERIMENT_NAME="zero")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert landed(mlflow_server, "zero") == ["zero code"]
+
+
+def test_zero_code_with_a_wrong_setting_runs_on_and_says_so(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    wrong = {"MLFLOW_TRACKING_URI": "sqlite:///x.db", "OTEL_TRACES_EXPORTER": "mlflow,console"}
+    done = instrumented(mlflow_server, tmp_path, **wrong)
+    assert done.returncode == 0
+    assert "no spans will be exported to MLflow: environment variable MLFLOW_TRACKING_URI" in done.stderr
+    assert '"name": "zero code"' in done.stdout  # the other exporter works on
+
+
+def batches(server: MLflowServer) -> None:
+    """Each batch is one request, counted at the server's side."""
+    number = server.create_experiment("batches")
+    exporter = MLflowSpanExporter(tracking_uri=server.uri, experiment_id=number)
+    before = server.count_requests()
+    for size in (1, 3, 10):
+        names = [f"{size}/{each}" for each in range(size)]
+        assert exporter.export(finished(*names)) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    assert server.count_requests() - before == 3
+    assert len(server.search_traces(number)) == 14
+
+
+def test_each_batch_is_one_request(mlflow_server: MLflowServer) -> None:
+    batches(mlflow_server)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("version", sorted(MLFLOW_REQUIREMENTS))
+def test_each_batch_is_one_request_on(version: str, tmp_path: Path) -> None:
+    server = MLflowServer.start(tmp_path, python=mlflow_python(version))
+    try:
+        batches(server)
+    finally:
+        server.stop()

@@ -1,0 +1,30 @@
+"""The public names as users type them: checked by mypy, never run."""
+
+from pathlib import Path
+
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, Stats, Telemetry, configure, flush, shutdown
+
+telemetry: Telemetry = configure()
+telemetry = configure(
+    tracking_uri="http://localhost:5000",
+    experiment="agents",
+    workspace="team-a",
+    service_name="bot",
+    credentials=lambda: "token",
+    headers={"x-forwarded-access-token": "token"},
+)
+telemetry = configure(experiment_id=7, credentials=("user", "password"))
+telemetry = configure(credentials=Path("/var/run/secrets/kubernetes.io/serviceaccount/token"))
+result: FlushResult = telemetry.flush(timeout=1.5)
+result = flush()
+result = shutdown(timeout=2)
+delivered: int = result.delivered
+stats: Stats = telemetry.stats()
+url: str | None = telemetry.trace_url()
+
+exporter: SpanExporter = MLflowSpanExporter("http://localhost:4318/v1/traces", None, None, None, {"a": "b"}, 10)
+exporter = MLflowSpanExporter(tracking_uri="http://localhost:5000", experiment="agents", compression="gzip")
+BatchSpanProcessor(exporter)
+outcome: SpanExportResult = exporter.export([])
