@@ -10,7 +10,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 import mlflow_otlp_exporter
-from mlflow_otlp_exporter import ConfigurationError, FlushResult, MLflowSpanExporter, configure, flush, shutdown
+from mlflow_otlp_exporter import ConfigurationError, FlushResult, MLflowSpanExporter, Stats, configure, flush, shutdown
 from support.scripted_server import Answer, ScriptedServer
 
 
@@ -147,7 +147,8 @@ def test_trace_url_of_the_current_trace_else_the_last(scripted_server: ScriptedS
 
 
 def test_server_that_is_away_is_no_matter_at_start() -> None:
-    assert configure(tracking_uri="http://127.0.0.1:9", experiment_id="1")
+    telemetry = configure(tracking_uri="http://127.0.0.1:9", experiment_id="1")
+    assert telemetry.stats() == Stats()
 
 
 def test_spans_are_sent_at_exit(scripted_server: ScriptedServer) -> None:

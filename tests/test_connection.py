@@ -2,14 +2,16 @@
 
 import gzip
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from mlflow_otlp_exporter._connection import Answer, Connection, Failure
+from mlflow_otlp_exporter._connection import Connection
 from mlflow_otlp_exporter._settings import resolve
+from mlflow_otlp_exporter._transport import Answer, Failure
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import ScriptedServer
 
@@ -18,15 +20,15 @@ def connection(server: ScriptedServer, session: requests.Session | None = None, 
     return Connection(resolve({"endpoint": server.traces_url, **arguments}).traces, session)
 
 
-def post(to: Connection, seconds: float = 5.0, **headers: str) -> Answer | Failure:
+def post(to: Connection, seconds: float = 5.0, headers: Mapping[str, str] | None = None) -> Answer | Failure:
     try:
-        return to.request("POST", "", headers=headers, body=b"x", seconds=seconds)
+        return to.request("POST", "", headers=headers or {}, body=b"x", seconds=seconds)
     finally:
         to.close()
 
 
 def test_headers_of_the_user_win_and_the_credential_is_added(scripted_server: ScriptedServer) -> None:
-    post(connection(scripted_server, headers={"X-A": "mine"}, credentials="t"), **{"x-a": "ours", "x-b": "ours"})
+    post(connection(scripted_server, headers={"X-A": "mine"}, credentials="t"), headers={"x-a": "ours", "x-b": "ours"})
     headers = scripted_server.requests[0].headers
     assert (headers["x-a"], headers["x-b"], headers["authorization"]) == ("mine", "ours", "Bearer t")
     assert headers["user-agent"].startswith("mlflow-otlp-exporter/")

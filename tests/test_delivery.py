@@ -1,14 +1,16 @@
 """When a request is tried again, and when not."""
 
+import gzip
+import zlib
 from collections.abc import Mapping
 
 import pytest
 
-from mlflow_otlp_exporter._connection import Answer, Failure
 from mlflow_otlp_exporter._delivery import Delivery, Request, backoff, compressed
 from mlflow_otlp_exporter._destination import Destination, Experiments
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Verdict
+from mlflow_otlp_exporter._transport import Answer, Failure
 
 REQUEST = Request(Destination(experiment_id="1"), b"body", 1)
 
@@ -65,7 +67,7 @@ def delivery(clock: Clock, script: Script, compression: str = "none") -> tuple[D
 
 def test_backoff_doubles_to_a_limit_and_is_spread() -> None:
     assert [backoff(attempt, 0.5) for attempt in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert (backoff(0, 0), backoff(0, 1)) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert [backoff(0, 0), backoff(0, 1)] == pytest.approx([0.4, 0.6])
     assert backoff(1000, 0.5) == 30
 
 
@@ -130,9 +132,6 @@ def test_closing_ends_the_wait_between_attempts() -> None:
 
 
 def test_compression_keeps_the_body() -> None:
-    import gzip
-    import zlib
-
     assert compressed(b"body", "none") == b"body"
     assert gzip.decompress(compressed(b"body", "gzip")) == b"body"
     assert zlib.decompress(compressed(b"body", "deflate")) == b"body"

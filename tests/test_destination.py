@@ -8,10 +8,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from mlflow_otlp_exporter._connection import Answer, Failure
 from mlflow_otlp_exporter._destination import Destination, Experiments
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome
+from mlflow_otlp_exporter._transport import Answer, Failure
 
 DELETED, ACTIVE = "deleted", "active"
 

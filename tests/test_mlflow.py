@@ -1,5 +1,6 @@
 """Against a real MLflow server: traces land where they should, in as many requests as there are batches."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,8 +119,6 @@ def test_trace_url_opens_the_trace(mlflow_server: MLflowServer) -> None:
 
 def instrumented(server: MLflowServer, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs the app as `opentelemetry-instrument python app.py`, with nothing of ours in it."""
-    import os
-
     (folder / "app.py").write_text(APP)
     command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, str(folder / "app.py")]
     environment = {**os.environ, **NO_OTHER_SIGNALS, "OTEL_TRACES_EXPORTER": "mlflow", **variables}

@@ -9,7 +9,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from mlflow_otlp_exporter._connection import Answer, Failure
 from mlflow_otlp_exporter._response import (
     Cause,
     Verdict,
@@ -20,6 +19,7 @@ from mlflow_otlp_exporter._response import (
     retry_after,
     server_message,
 )
+from mlflow_otlp_exporter._transport import Answer, Failure
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 JSON = {"content-type": "application/json"}

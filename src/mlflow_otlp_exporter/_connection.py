@@ -14,8 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -23,6 +22,7 @@ from requests.adapters import HTTPAdapter
 
 from mlflow_otlp_exporter._credentials import Credentials, CredentialsUnavailable, credentials_for
 from mlflow_otlp_exporter._settings import ServerSettings
+from mlflow_otlp_exporter._transport import Answer, Failure
 from mlflow_otlp_exporter._version import __version__
 
 USER_AGENT = f"mlflow-otlp-exporter/{__version__}"
@@ -34,57 +34,14 @@ _CONNECT_SECONDS = 5.0
 _IDLE_SECONDS = 4.0
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a server answered.
-
-    Attributes:
-        status: The HTTP status.
-        headers: Header values by lower-case name.
-        body: The body, uncompressed, at most 64 KiB of it.
-        complete: False if the body could not be read to its end.
-    """
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    complete: bool = True
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why there is no answer.
-
-    Attributes:
-        message: What happened, for people; holds no secret.
-        arrived: True if the request may have reached the server.
-        credentials: True if nothing was sent for lack of a credential.
-    """
-
-    message: str
-    arrived: bool = False
-    credentials: bool = False
-
-
-class Transport(Protocol):
-    """What sends a request: `Connection`, or a test's stand-in."""
-
-    def request(
-        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, seconds: float
-    ) -> Answer | Failure:
-        """Sends one request to the server's address followed by `path`."""
-
-
-class _NoAuth(requests.auth.AuthBase):
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Keeps `requests` from looking into `~/.netrc`, whose entry would replace the Authorization header."""
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
+    return request
 
 
 def _new_session() -> requests.Session:
     session = requests.Session()
-    session.auth = _NoAuth()
+    session.auth = _no_auth
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(pool_maxsize=16))

@@ -11,10 +11,10 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlflow_otlp_exporter._connection import Answer, Transport
 from mlflow_otlp_exporter._destination import Destination, Experiments
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, read_answer, read_failure
+from mlflow_otlp_exporter._transport import Answer, Transport
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 30.0
 

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._connection import Answer, Transport
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, error_code, read_answer, read_failure
+from mlflow_otlp_exporter._transport import Answer, Transport
 
 EXPERIMENT_HEADER = "x-mlflow-experiment-id"
 WORKSPACE_HEADER = "x-mlflow-workspace"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlencode, urlsplit
 
-import requests
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter._connection import Connection
 from mlflow_otlp_exporter._delivery import Delivery, Request
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments, by_destination
 from mlflow_otlp_exporter._encoder import encode
@@ -22,6 +20,9 @@ from mlflow_otlp_exporter._report import Report, Stats, logger
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
 from mlflow_otlp_exporter._settings import Settings, resolve
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
+
+if TYPE_CHECKING:
+    import requests
 
 _UPSTREAM_PARAMETERS = frozenset(inspect.signature(OTLPSpanExporter.__init__).parameters)
 _ADVICE = {
@@ -38,11 +39,15 @@ class _Pipeline:
     """What an exporter holds: settings, connections, delivery. One attribute, so that it meets none of upstream's."""
 
     def __init__(self, settings: Settings, session: requests.Session | None) -> None:
+        # Here, not at the top: requests is half of the import time, and an app that only imports should not pay it.
+        from mlflow_otlp_exporter._connection import Connection  # noqa: PLC0415
+
         self.settings = settings
         self.report = Report()
         self.server = Connection(settings.traces, session)
-        # One connection for both sides where they are the same server; a user's session is for the OTLP endpoint only.
-        self.api = Connection(settings.api, session if not settings.api_certain else None) if settings.api else None
+        # A session of the user's may sign requests or hold proxies for this server, not for another one.
+        same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
+        self.api = Connection(settings.api, session if same else None) if settings.api else None
         self.destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
         self.experiments = Experiments(
             self.api, certain=settings.api_certain, create=settings.create_experiment, report=self.report
@@ -143,6 +148,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
         self._assemble(settings, session, meter_provider=meter_provider, max_request_size=max_request_size)
 
     def _assemble(self, settings: Settings, session: requests.Session | None = None, **upstream: Any) -> None:
+        import requests  # noqa: PLC0415 - see _Pipeline
+
         pipeline = _Pipeline(settings, session)
         server = settings.traces
         known = {name: value for name, value in upstream.items() if value is not None and name in _UPSTREAM_PARAMETERS}

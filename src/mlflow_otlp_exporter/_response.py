@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from mlflow_otlp_exporter._connection import Answer, Failure
+from mlflow_otlp_exporter._transport import Answer, Failure
 
 _LONGEST_MESSAGE = 300
 _HTML = re.compile(rb"^\s*(<!doctype|<html|<head|<body|<\?xml)", re.IGNORECASE)

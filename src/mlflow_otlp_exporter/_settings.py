@@ -9,7 +9,6 @@ always counts, for the server that spans are sent to.
 
 from __future__ import annotations
 
-import configparser
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -208,6 +207,8 @@ class _Resolver:
         path = Path(home, ".mlflow", "credentials")
         if not path.is_file():
             return
+        import configparser  # noqa: PLC0415 - few have the file, and the import takes as long as this module
+
         parser = configparser.ConfigParser(interpolation=None)
         try:
             parser.read(path, encoding="utf-8")

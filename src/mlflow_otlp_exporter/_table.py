@@ -193,3 +193,13 @@ SETTINGS: tuple[Setting, ...] = (
         guarded=True,
     ),
 )
+
+
+def settings_table() -> str:
+    """The table as README shows it, in Markdown."""
+    rows = ["| argument | environment variables | default | what it is |", "|---|---|---|---|"]
+    for setting in SETTINGS:
+        variables = ", ".join(f"`{name}`" for name in setting.variables) or "-"
+        default = f"`{str(setting.default).lower()}`" if setting.default not in (None, {}) else "-"
+        rows.append(f"| `{setting.name}` | {variables} | {default} | {setting.help} |")
+    return "\n".join(rows) + "\n"

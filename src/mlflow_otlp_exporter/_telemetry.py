@@ -90,7 +90,8 @@ class Telemetry:
         Args:
             timeout: Seconds to wait at most.
         """
-        self._processor.force_flush(int(timeout * 1000))
+        if self._slot.inner is self._processor:
+            self._processor.force_flush(int(timeout * 1000))
         with self._lock:
             now, before = self.stats(), self._told
             self._told = now
@@ -104,8 +105,7 @@ class Telemetry:
         """
         result = self.flush(timeout)
         if self._slot.inner is self._processor:
-            self._slot.inner = None
-        self._processor.shutdown()  # type: ignore[no-untyped-call]
+            self._slot.shutdown()
         return result
 
     def stats(self) -> Stats:

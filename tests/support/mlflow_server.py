@@ -83,6 +83,9 @@ class MLflowServer:
             "DO_NOT_TRACK": "true",
             # Seven processes that make the start slower and that no test here asks anything of.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            # 3.17 asks the internet for the prices of a model when its first span comes, inside the request: with no
+            # way out it tries for 8 s and more.
+            "MLFLOW_MODEL_CATALOG_URI": "",
             "PYTHONUNBUFFERED": "1",
             # Another version's server must not see the packages of the running one.
             "PYTHONPATH": "",

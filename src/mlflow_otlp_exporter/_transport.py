@@ -1,0 +1,48 @@
+"""What passes between this library and a server: an answer, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered.
+
+    Attributes:
+        status: The HTTP status.
+        headers: Header values by lower-case name.
+        body: The body, uncompressed, at most 64 KiB of it.
+        complete: False if the body could not be read to its end.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no answer.
+
+    Attributes:
+        message: What happened, for people; holds no secret.
+        arrived: True if the request may have reached the server.
+        credentials: True if nothing was sent for lack of a credential.
+    """
+
+    message: str
+    arrived: bool = False
+    credentials: bool = False
+
+
+class Transport(Protocol):
+    """What sends a request: `Connection`, or a test's stand-in."""
+
+    def request(
+        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, seconds: float
+    ) -> Answer | Failure:
+        """Sends one request to the server's address followed by `path`."""

@@ -1,0 +1,32 @@
+"""`make demo`, and the example behind it."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.environments import ROOT
+
+
+def test_demo_prints_the_trace_as_mlflow_gives_it_back(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--data", str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for expected in ("AGENT", "LLM", "TOOL", "RETRIEVER", "find_trains", "tokens", "state     OK", "#/experiments/"):
+        assert expected in done.stdout
+
+
+def test_quickstart_answers_without_a_key_and_without_effects_when_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    quickstart = importlib.import_module("quickstart")
+    assert "TGV 6608" in quickstart.answer(quickstart.QUESTION)
+    assert "Marseille" in str(quickstart.find_trains.invoke({"origin": "Lyon", "destination": "Marseille"}))
+
+
+def test_the_lines_of_the_library_in_the_example_are_those_of_the_readme() -> None:
+    example = (ROOT / "examples" / "quickstart.py").read_text()
+    for line in ("from mlflow_otlp_exporter import configure", "telemetry = configure(experiment="):
+        assert line in example
+        assert line in (ROOT / "README.md").read_text()
