@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._delivery import Delivery, Request
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments, by_destination
-from mlflow_otlp_exporter._encoder import encode
+from mlflow_otlp_exporter._encoder import Encoder, assemble
 from mlflow_otlp_exporter._report import Report, Stats, logger
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
 from mlflow_otlp_exporter._settings import Settings, resolve
@@ -44,6 +44,7 @@ class _Pipeline:
 
         self.settings = settings
         self.report = Report()
+        self.encoder = Encoder()
         self.server = Connection(settings.traces, session)
         # A session of the user's may sign requests or hold proxies for this server, not for another one.
         same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
@@ -191,7 +192,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         return SpanExportResult.SUCCESS if all(results) else SpanExportResult.FAILURE
 
     def _send(self, pipeline: _Pipeline, destination: Destination, spans: Sequence[ReadableSpan]) -> bool:
-        request = Request(destination, encode(spans), len(spans))
+        request = Request(destination, assemble([pipeline.encoder.encode(span) for span in spans]), len(spans))
         outcome = pipeline.delivery.deliver(request, pipeline.settings.timeout)
         key = f"{destination.workspace}/{destination.experiment or destination.experiment_id}"
         delivered = outcome.verdict is Verdict.DELIVERED
