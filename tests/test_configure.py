@@ -101,7 +101,7 @@ def test_exporter_made_by_hand(scripted_server: ScriptedServer) -> None:
     telemetry = configure(exporter=exporter)
     assert telemetry.exporter is exporter
     assert configure(exporter=exporter) is telemetry
-    span("a")
+    span("a" * 2000)
     flush()
     assert scripted_server.requests[0].headers["content-encoding"] == "gzip"
     with pytest.raises(ConfigurationError, match="together with tracking_uri, workspace"):

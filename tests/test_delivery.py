@@ -12,6 +12,7 @@ from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Verdict
 from mlflow_otlp_exporter._transport import Answer, Failure
 
+LARGE = b"body" * 1000
 REQUEST = Request(Destination(experiment_id="1"), b"body", 1)
 
 
@@ -110,7 +111,7 @@ def test_what_the_same_bytes_will_not_change_is_not_tried_again(clock: Clock, st
 def test_headers(clock: Clock) -> None:
     script = Script(clock, Answer(200))
     sender, _ = delivery(clock, script, "gzip")
-    sender.deliver(Request(Destination("w", experiment_id="1", run_id="r"), b"body", 1), 10)
+    sender.deliver(Request(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
     assert script.seen[0][1] == {
         "content-type": "application/x-protobuf",
         "content-encoding": "gzip",
@@ -118,6 +119,33 @@ def test_headers(clock: Clock) -> None:
         "x-mlflow-workspace": "w",
         "x-mlflow-run-id": "r",
     }
+
+
+def test_small_body_is_not_compressed(clock: Clock) -> None:
+    script = Script(clock, Answer(200))
+    sender, _ = delivery(clock, script, "gzip")
+    sender.deliver(REQUEST, 10)
+    assert "content-encoding" not in script.seen[0][1]
+
+
+@pytest.mark.parametrize("status", [400, 415])
+def test_server_that_takes_no_compressed_body_is_sent_plain_ones_from_then_on(
+    clock: Clock, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = Script(clock, Answer(status), Answer(200))
+    sender, _ = delivery(clock, script, "gzip")
+    for _ in range(2):
+        assert sender.deliver(Request(REQUEST.destination, LARGE, 1), 10).verdict is Verdict.DELIVERED
+    assert ["content-encoding" in headers for _, headers in script.seen] == [True, False, False]
+    assert caplog.text.count("sent plain from now on") == 1
+
+
+def test_content_that_is_refused_plain_too_says_nothing_of_compression(clock: Clock) -> None:
+    script = Script(clock, Answer(400))
+    sender, _ = delivery(clock, script, "gzip")
+    for _ in range(2):
+        assert sender.deliver(Request(REQUEST.destination, LARGE, 1), 10).verdict is Verdict.REFUSED
+    assert ["content-encoding" in headers for _, headers in script.seen] == [True, False, True, False]
 
 
 def test_closing_ends_the_wait_between_attempts() -> None:

@@ -78,11 +78,11 @@ def test_as_a_drop_in_with_upstreams_arguments_only(scripted_server: ScriptedSer
     session = requests.Session()
     arguments = (scripted_server.traces_url, None, None, None, {"X-Key": "1"}, 5, Compression.Gzip, session)
     with exporter(*arguments) as made:
-        assert made.export(finished("a")) is SUCCESS
+        assert made.export(finished("a" * 2000)) is SUCCESS
     request = scripted_server.to("/v1/traces")[0]
     assert request.headers["x-key"] == "1"
     assert request.headers["content-encoding"] == "gzip"
-    assert [span.name for span in request.spans()] == ["a"]
+    assert [span.name for span in request.spans()] == ["a" * 2000]
     # The guess that MLflow's REST side is beside it was wrong, and no empty experiment header came of it.
     assert "x-mlflow-experiment-id" not in request.headers
 

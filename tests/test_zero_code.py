@@ -29,7 +29,7 @@ def test_arguments_as_a_configuration_file_gives_them(scripted_server: ScriptedS
     headers = [{"name": "x-a", "value": "1"}]
     arguments = {"experiment_id": "77", "timeout": 5, "compression": "gzip", "headers": headers}
     exporter = ZeroCodeSpanExporter(endpoint=scripted_server.traces_url, **arguments)
-    assert exporter.export(finished("a")) is SpanExportResult.SUCCESS
+    assert exporter.export(finished("a" * 2000)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     sent = scripted_server.requests[0].headers
     assert (sent["x-a"], sent["content-encoding"], sent["x-mlflow-experiment-id"]) == ("1", "gzip", "77")

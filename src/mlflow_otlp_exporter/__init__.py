@@ -3,6 +3,7 @@
 from mlflow_otlp_exporter._configure import configure, flush, shutdown
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._processor import MLflowSpanProcessor
 from mlflow_otlp_exporter._report import Stats
 from mlflow_otlp_exporter._telemetry import FlushResult, Telemetry
 from mlflow_otlp_exporter._version import __version__
@@ -11,6 +12,7 @@ __all__ = [
     "ConfigurationError",
     "FlushResult",
     "MLflowSpanExporter",
+    "MLflowSpanProcessor",
     "Stats",
     "Telemetry",
     "__version__",

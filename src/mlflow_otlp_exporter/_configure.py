@@ -14,16 +14,17 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._processor import MLflowSpanProcessor
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._settings import Settings, resolve
-from mlflow_otlp_exporter._telemetry import FlushResult, Slot, Telemetry
+from mlflow_otlp_exporter._telemetry import FLUSH_SECONDS, SHUTDOWN_SECONDS, FlushResult, Telemetry
 
 _DEFAULTS: Mapping[str, Any] = {"create_experiment": True}
 
 _lock = threading.RLock()
 _current: Telemetry | None = None
 _current_key: object = None
-_slots: weakref.WeakKeyDictionary[TracerProvider, Slot] = weakref.WeakKeyDictionary()
+_processors: weakref.WeakKeyDictionary[TracerProvider, MLflowSpanProcessor] = weakref.WeakKeyDictionary()
 
 
 class _ConfiguredSpanExporter(MLflowSpanExporter):
@@ -92,13 +93,14 @@ def configure(
         if _current is not None and _current_key == key:
             return _current
         chosen = exporter or _ConfiguredSpanExporter(_checked(settings))
-        if _current is not None:
-            _current.shutdown()
-        _current, _current_key = Telemetry(provider, chosen, _slot(provider)), key
+        replaced = _current
+        _current, _current_key = Telemetry(provider, chosen, _processor(provider, chosen)), key
+        if replaced is not None:
+            replaced.shutdown()
         return _current
 
 
-def flush(timeout: float = 30.0) -> FlushResult:
+def flush(timeout: float = FLUSH_SECONDS) -> FlushResult:
     """Sends what has ended and waits for it; see `Telemetry.flush`. Does nothing before `configure()`.
 
     Args:
@@ -107,7 +109,7 @@ def flush(timeout: float = 30.0) -> FlushResult:
     return _current.flush(timeout) if _current else FlushResult()
 
 
-def shutdown(timeout: float = 30.0) -> FlushResult:
+def shutdown(timeout: float = SHUTDOWN_SECONDS) -> FlushResult:
     """Flushes, then stops exporting; `configure()` starts anew. Does nothing before `configure()`.
 
     Args:
@@ -144,12 +146,13 @@ def _provider(given: TracerProvider | None, service_name: str | None) -> TracerP
     return provider
 
 
-def _slot(provider: TracerProvider) -> Slot:
-    slot = _slots.get(provider)
-    if slot is None:
-        slot = _slots[provider] = Slot()
-        provider.add_span_processor(slot)
-    return slot
+def _processor(provider: TracerProvider, exporter: MLflowSpanExporter) -> MLflowSpanProcessor:
+    """The provider's one processor of ours, which takes another exporter when there is a new one."""
+    processor = _processors.get(provider)
+    if processor is None:
+        processor = _processors[provider] = MLflowSpanProcessor(exporter)
+        provider.add_span_processor(processor)
+    return processor
 
 
 # Registered at import, so that it runs after the app's own handlers, whose last spans it is to send.

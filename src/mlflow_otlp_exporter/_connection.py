@@ -8,11 +8,9 @@ it), `~/.netrc` does not replace the credentials that were configured, no cookie
 from __future__ import annotations
 
 import http.cookiejar
-import os
 import ssl
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +19,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from mlflow_otlp_exporter._credentials import Credentials, CredentialsUnavailable, credentials_for
+from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._settings import ServerSettings
 from mlflow_otlp_exporter._transport import Answer, Failure
 from mlflow_otlp_exporter._version import __version__
@@ -72,7 +71,7 @@ class Connection:
             self._certificate = (server.client_certificate_file, server.client_key_file)
         self._lock = threading.Lock()
         self._used = time.monotonic()
-        _connections.add(self)
+        after_fork_in_child(self._renew)
 
     def __repr__(self) -> str:
         return f"Connection({self.url!r})"
@@ -128,7 +127,7 @@ class Connection:
             self._used = now
             return self._session
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """In a forked child: a new session, as parent and child must not write to the same socket."""
         self._lock = threading.Lock()
         if self._owns_session:
@@ -188,15 +187,3 @@ def _failure(error: Exception, url: str) -> Failure:
     if isinstance(error, requests.ConnectionError):
         return Failure(f"{host} closed the connection without an answer ({names[-1]})", arrived=True)
     return Failure(f"the request to {host} could not be made ({names[0]})")
-
-
-_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-
-
-def _renew_all() -> None:
-    for connection in list(_connections):
-        connection.renew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,19 +55,17 @@ class _TokenFile:
 
     def __init__(self, path: str, source: Source) -> None:
         self._path, self._source = path, source
-        self._lock = threading.Lock()
-        self._seen: tuple[int, int, int] | None = None
-        self._value = ""
+        # Both in one tuple, so that threads need no lock: at worst two of them read the file.
+        self._read: tuple[tuple[int, int, int], str] | None = None
 
     def authorization(self) -> str:
         try:
             found = Path(self._path).stat()
             seen = (found.st_ino, found.st_mtime_ns, found.st_size)
-            with self._lock:
-                if seen != self._seen:
-                    self._value = _bearer(Path(self._path).read_text(encoding="ascii"))
-                    self._seen = seen
-                return self._value
+            read = self._read
+            if read is None or read[0] != seen:
+                read = self._read = (seen, _bearer(Path(self._path).read_text(encoding="ascii")))
+            return read[1]
         except OSError as error:
             reason = error.strerror or type(error).__name__
         except ValueError:

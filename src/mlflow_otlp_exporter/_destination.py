@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, error_code, read_answer, read_failure
 from mlflow_otlp_exporter._transport import Answer, Transport
@@ -94,6 +95,10 @@ class Experiments:
     def __init__(self, api: Transport | None, *, certain: bool, create: bool, report: Report) -> None:
         self._api, self._certain, self._create, self._report = api, certain, create, report
         self._ids: dict[tuple[str | None, str], str] = {}
+        self._renew()
+        after_fork_in_child(self._renew)
+
+    def _renew(self) -> None:
         self._lock = threading.Lock()
 
     def id_of(self, destination: Destination, seconds: float) -> str | Outcome | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
@@ -26,10 +25,11 @@ _DEEPEST = 24
 _CACHED_KEYS, _LONGEST_CACHED_KEY = 4096, 128
 _CACHED_RESOURCES = 256
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
-_HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
 _LONGEST = (1 << 64) - 1
 _times = struct.Struct("<BQBQ").pack
-_flags = struct.Struct("<BBI").pack
+# Flags as field 16 of a span and field 6 of a link, fixed32: bit 8 says that bit 9 tells whether the parent is remote.
+_LOCAL, _REMOTE = (b"\x85\x01" + struct.pack("<I", flags) for flags in (0x100, 0x300))
+_LINK_LOCAL, _LINK_REMOTE = (b"\x35" + struct.pack("<I", flags) for flags in (0x100, 0x300))
 _double = struct.Struct("<d").pack
 _fixed64 = struct.Struct("<Q").pack
 
@@ -164,6 +164,19 @@ class Encoder:
             self._attributes(found.copy() if hasattr(found, "copy") else dict(found), b"\x4a", pieces)
         if dropped := span.dropped_attributes:
             pieces += (b"\x50", _varint(dropped))
+        self._events_and_links(span, pieces)
+        status = span.status
+        if status is not None:
+            inner = [_field(b"\x12", self._utf8(status.description))] if status.description else []
+            if code := status.status_code.value:
+                inner += (b"\x18", _SHORT_VARINTS[code])
+            pieces.append(_field(b"\x7a", b"".join(inner)))
+        pieces.append(_REMOTE if parent is not None and parent.is_remote else _LOCAL)
+        body = _field(b"\x12", b"".join(pieces))
+        resource, scope = self._resource(span.resource), self._scope(span.instrumentation_scope)
+        return EncodedSpan(context.trace_id, parent is None, resource, scope, body)
+
+    def _events_and_links(self, span: ReadableSpan, pieces: list[bytes]) -> None:
         for event in span.events:
             inner = [b"\x09", _fixed64(_time(event.timestamp)), _field(b"\x12", self._utf8(event.name))]
             if event.attributes:
@@ -173,20 +186,9 @@ class Encoder:
             pieces.append(_field(b"\x5a", b"".join(inner)))
         if dropped := span.dropped_events:
             pieces += (b"\x60", _varint(dropped))
-        for link in span.links:
-            pieces.append(_field(b"\x6a", self._link(link)))
+        pieces += [_field(b"\x6a", self._link(link)) for link in span.links]
         if dropped := span.dropped_links:
             pieces += (b"\x70", _varint(dropped))
-        if span.status is not None:
-            inner = [_field(b"\x12", self._utf8(span.status.description))] if span.status.description else []
-            if code := span.status.status_code.value:
-                inner += (b"\x18", _SHORT_VARINTS[code])
-            pieces.append(_field(b"\x7a", b"".join(inner)))
-        flags = _HAS_IS_REMOTE | (_IS_REMOTE if parent is not None and parent.is_remote else 0)
-        pieces.append(_flags(0x85, 0x01, flags))  # field 16, fixed32
-        body = _field(b"\x12", b"".join(pieces))
-        resource, scope = self._resource(span.resource), self._scope(span.instrumentation_scope)
-        return EncodedSpan(context.trace_id, parent is None, resource, scope, body)
 
     def _attributes(self, attributes: dict[Any, Any], tag: bytes, pieces: list[bytes]) -> None:
         """Appends each attribute as a field with this tag. Texts, nearly all there is, are encoded right here."""
@@ -316,7 +318,7 @@ class Encoder:
             self._attributes(dict(link.attributes), b"\x22", pieces)
         if dropped := getattr(link, "dropped_attributes", 0):
             pieces += (b"\x28", _varint(dropped))
-        pieces.append(struct.pack("<BI", 0x35, _HAS_IS_REMOTE | (_IS_REMOTE if context.is_remote else 0)))
+        pieces.append(_LINK_REMOTE if context.is_remote else _LINK_LOCAL)
         return b"".join(pieces)
 
     def _resource(self, resource: Resource) -> Framing:
@@ -362,7 +364,9 @@ def assemble(spans: Sequence[EncodedSpan]) -> bytes:
     for span in spans:
         resources.setdefault(span.resource, {}).setdefault(span.scope, []).append(span.body)
     return b"".join(
-        _field(b"\x0a", _wrapped(resource, (_field(b"\x12", _wrapped(scope, bodies)) for scope, bodies in scopes.items())))
+        _field(
+            b"\x0a", _wrapped(resource, (_field(b"\x12", _wrapped(scope, bodies)) for scope, bodies in scopes.items()))
+        )
         for resource, scopes in resources.items()
     )
 

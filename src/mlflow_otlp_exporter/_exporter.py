@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter._delivery import Delivery, Request
-from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments, by_destination
-from mlflow_otlp_exporter._encoder import Encoder, assemble
-from mlflow_otlp_exporter._report import Report, Stats, logger
-from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._pipeline import Pipeline
+from mlflow_otlp_exporter._report import Stats, logger
 from mlflow_otlp_exporter._settings import Settings, resolve
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
 
@@ -25,49 +21,6 @@ if TYPE_CHECKING:
     import requests
 
 _UPSTREAM_PARAMETERS = frozenset(inspect.signature(OTLPSpanExporter.__init__).parameters)
-_ADVICE = {
-    Cause.CREDENTIALS: "check the token, its file, or user and password",
-    Cause.DESTINATION: "check experiment, workspace, and the permission to write there",
-    Cause.NOT_MLFLOW: "check the address: it should be that of an MLflow server with a database (3.6 or newer)",
-    Cause.SERVER: "check that the server is up",
-    Cause.SIZE: "let the proxy in front of MLflow accept larger bodies",
-    Cause.CONTENT: "the server took the request, not its content",
-}
-
-
-class _Pipeline:
-    """What an exporter holds: settings, connections, delivery. One attribute, so that it meets none of upstream's."""
-
-    def __init__(self, settings: Settings, session: requests.Session | None) -> None:
-        # Here, not at the top: requests is half of the import time, and an app that only imports should not pay it.
-        from mlflow_otlp_exporter._connection import Connection  # noqa: PLC0415
-
-        self.settings = settings
-        self.report = Report()
-        self.encoder = Encoder()
-        self.server = Connection(settings.traces, session)
-        # A session of the user's may sign requests or hold proxies for this server, not for another one.
-        same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
-        self.api = Connection(settings.api, session if same else None) if settings.api else None
-        self.destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
-        self.experiments = Experiments(
-            self.api, certain=settings.api_certain, create=settings.create_experiment, report=self.report
-        )
-        self.delivery = Delivery(
-            self.server,
-            self.experiments,
-            compression=settings.compression,
-            report=self.report,
-            experiment_is_set=EXPERIMENT_HEADER in self.server.header_names,
-        )
-        self.closed = False
-
-    def close(self) -> None:
-        self.closed = True
-        self.delivery.close()
-        self.server.close()
-        if self.api:
-            self.api.close()
 
 
 class MLflowSpanExporter(OTLPSpanExporter):
@@ -90,7 +43,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
         compression: `none`, `gzip` or `deflate` (`OTEL_EXPORTER_OTLP_[TRACES_]COMPRESSION`; `none`).
         session: A session to use as it is; closed at shutdown, as upstream does.
         meter_provider: Handed on to upstream's constructor (OpenTelemetry 1.42 and newer).
-        max_request_size: Handed on to upstream's constructor (OpenTelemetry 1.45 and newer).
+        max_request_size: Bytes that a request aims at, before compression; 0 for no limit
+            (`MLFLOW_OTLP_MAX_REQUEST_SIZE`; 4 MiB). Upstream, from 1.45 on, drops what is larger; here it is cut.
         tracking_uri: The address of the MLflow server (`MLFLOW_TRACKING_URI`).
         experiment: The experiment's name (`MLFLOW_EXPERIMENT_NAME`), looked up at the first export, not here.
             Without name and id: the one named like `service.name`, else `Default`.
@@ -106,7 +60,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
     """
 
     _defaults: ClassVar[Mapping[str, Any]] = {}
-    _pipeline: _Pipeline | None = None
+    _pipeline: Pipeline | None = None
 
     def __init__(
         self,
@@ -144,14 +98,15 @@ class MLflowSpanExporter(OTLPSpanExporter):
             "run_id": run_id,
             "credentials": credentials,
             "create_experiment": create_experiment,
+            "max_request_size": max_request_size,
         }
         settings = resolve(arguments, defaults=self._defaults)
-        self._assemble(settings, session, meter_provider=meter_provider, max_request_size=max_request_size)
+        self._assemble(settings, session, meter_provider=meter_provider)
 
     def _assemble(self, settings: Settings, session: requests.Session | None = None, **upstream: Any) -> None:
-        import requests  # noqa: PLC0415 - see _Pipeline
+        import requests  # noqa: PLC0415 - see Pipeline
 
-        pipeline = _Pipeline(settings, session)
+        pipeline = Pipeline(settings, session)
         server = settings.traces
         known = {name: value for name, value in upstream.items() if value is not None and name in _UPSTREAM_PARAMETERS}
         # Upstream's own transport is never used. It gets the resolved values, so that nothing is resolved twice, and a
@@ -183,39 +138,40 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return SpanExportResult.FAILURE
         try:
             with suppressed_instrumentation():
-                groups = by_destination(spans, pipeline.destination)
-                results = [self._send(pipeline, destination, group) for destination, group in groups.items()]
+                requests, broken = pipeline.requests(spans)
+                delivered = [pipeline.deliver(request) for request in requests]
         except Exception:  # noqa: BLE001 - nothing of this library raises into the app
-            pipeline.report.count(refused=len(spans))
             logger.exception("%d spans are lost by a mistake in this library; please report it", len(spans))
             return SpanExportResult.FAILURE
-        return SpanExportResult.SUCCESS if all(results) else SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS if all(delivered) and not broken else SpanExportResult.FAILURE
 
-    def _send(self, pipeline: _Pipeline, destination: Destination, spans: Sequence[ReadableSpan]) -> bool:
-        request = Request(destination, assemble([pipeline.encoder.encode(span) for span in spans]), len(spans))
-        outcome = pipeline.delivery.deliver(request, pipeline.settings.timeout)
-        key = f"{destination.workspace}/{destination.experiment or destination.experiment_id}"
-        delivered = outcome.verdict is Verdict.DELIVERED
-        refused = 0 if delivered else min(outcome.rejected, len(spans)) or len(spans)
-        pipeline.report.count(delivered=len(spans) - refused, refused=refused)
-        if delivered:
-            pipeline.report.solved(key, f"spans are accepted again by {pipeline.server.url}")
-            if outcome.message:
-                pipeline.report.once(logging.WARNING, f"{pipeline.server.url} says: {outcome.message}")
-        else:
-            pipeline.report.problem(key, self._explained(pipeline, outcome), refused)
-        return delivered
+    def submit(self, spans: Sequence[ReadableSpan], opened: Callable[[int, int], Callable[[], None]]) -> None:
+        """Sends spans in the background; what `MLflowSpanProcessor` calls instead of `export`.
 
-    @staticmethod
-    def _explained(pipeline: _Pipeline, outcome: Outcome) -> str:
-        said = f"spans are lost: {pipeline.server.url}: {outcome.message}"
-        advice = _ADVICE.get(outcome.cause, "") if outcome.cause else ""
-        if outcome.cause is Cause.CREDENTIALS:
-            advice = f"credentials: {pipeline.server.credentials}; {advice}"
-            if pipeline.server.unused_variables:
-                names = ", ".join(pipeline.server.unused_variables)
-                advice += f" ({names} not used: set for another server than the one that spans are sent to)"
-        return f"{said}. {advice}" if advice else said
+        Args:
+            spans: Whole traces, or what there is of them.
+            opened: Called with spans and bytes of each request; what it returns is called when the request is settled.
+        """
+        pipeline = self._pipeline
+        if pipeline is None or pipeline.closed:
+            self.refuse(len(spans), "the exporter is shut down" if pipeline else "the exporter is off")
+            return
+        for request in pipeline.requests(spans)[0]:
+            pipeline.enqueue(request, opened(request.span_count, len(request.body)))
+
+    def refuse(self, count: int, why: str) -> None:
+        """Counts spans that a span processor had to give up, and logs why.
+
+        Args:
+            count: How many.
+            why: In words, following "spans are lost: ".
+        """
+        if self._pipeline is not None:
+            self._pipeline.refuse(count, why)
+
+    def refused(self) -> int:
+        """How many spans were given up since start."""
+        return self.stats().refused
 
     def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any] | None = None) -> str | None:
         """The address of a trace in the MLflow console.
@@ -245,16 +201,20 @@ class MLflowSpanExporter(OTLPSpanExporter):
 
     def stats(self) -> Stats:
         """Counts of spans and requests since start."""
-        return self._pipeline.report.stats() if self._pipeline else Stats()
+        return self._pipeline.stats() if self._pipeline else Stats()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - upstream's signature
         """Nothing is kept in this exporter: `export` has returned when spans are through."""
         return True
 
-    def shutdown(self, timeout_millis: int = 30_000) -> None:  # noqa: ARG002 - the SDK passes it from 1.36 on
-        """Ends retries and closes connections; later exports are refused."""
+    def shutdown(self, timeout_millis: float = 10_000) -> None:
+        """Waits for what is being sent in the background, ends repetitions and closes connections.
+
+        Args:
+            timeout_millis: How long to wait at most.
+        """
         pipeline = self._pipeline
         if pipeline is None or pipeline.closed:
             return
-        pipeline.close()
+        pipeline.close(timeout_millis / 1000)
         super().shutdown()  # type: ignore[no-untyped-call]

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mlflow_otlp_exporter._fork import after_fork_in_child
+
 _SUMMARY_SECONDS = 60.0
 logger = logging.getLogger("mlflow_otlp_exporter")
 
@@ -25,12 +27,17 @@ class Stats:
         refused: Spans that were given up; the log says why.
         requests: Requests that were sent to the OTLP endpoint.
         retries: How many of those repeated an earlier one.
+        values_repaired: Attribute values that were changed to be encodable: characters that UTF-8 does not have,
+            integers beyond 64 bits.
+        values_left_out: Attribute values that were left out: types that OTLP does not have, too deep a nesting.
     """
 
     delivered: int = 0
     refused: int = 0
     requests: int = 0
     retries: int = 0
+    values_repaired: int = 0
+    values_left_out: int = 0
 
 
 @dataclass
@@ -54,6 +61,12 @@ class Report:
         self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)
         self._problems: dict[str, _Problem] = {}
         self._said: set[str] = set()
+        after_fork_in_child(self._renew)
+
+    def _renew(self) -> None:
+        """In a forked child: its own lock and counts; what was said need not be said again."""
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)
 
     def stats(self) -> Stats:
         """The counters now."""

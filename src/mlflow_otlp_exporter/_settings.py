@@ -78,6 +78,23 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
+class BufferSettings:
+    """What waits in memory, and for how long.
+
+    Attributes:
+        linger: Seconds that a whole trace waits for others to share a request with.
+        hold: Seconds that an ended span waits for its trace to be whole, at most.
+        buffer_spans: How many spans may wait.
+        buffer_bytes: How many bytes of spans, as estimated, may wait.
+    """
+
+    linger: float
+    hold: float
+    buffer_spans: int
+    buffer_bytes: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings, resolved.
 
@@ -89,6 +106,8 @@ class Settings:
         create_experiment: Whether a missing experiment is created.
         timeout: Seconds for the export of one request, with its retries.
         compression: `none`, `gzip` or `deflate`.
+        max_request_size: Bytes that a request aims at; 0 for no limit.
+        buffer: What waits in memory, and for how long.
         sources: Where each value came from, by the setting's name.
     """
 
@@ -102,6 +121,8 @@ class Settings:
     create_experiment: bool
     timeout: float
     compression: str
+    max_request_size: int
+    buffer: BufferSettings
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
 
 
@@ -303,11 +324,32 @@ def resolve(
         elif urlsplit(traces.url).path.endswith(_TRACES_PATH):
             api = replace(traces, url=traces.url.removesuffix(_TRACES_PATH))
     values, sources = _experiment(resolver, group)
-    for name in ("workspace", "run_id", "create_experiment", "timeout", "compression"):
+    for name in ("workspace", "run_id", "create_experiment", "timeout", "compression", "max_request_size"):
         values[name], sources[name] = resolver.value(name, group)
         if sources[name].kind == "default" and defaults and name in defaults:
             values[name] = defaults[name]
-    return Settings(traces=traces, api=api, api_certain=certain, sources={**traces.sources, **sources}, **values)
+    buffer, buffer_sources = _buffer(resolver, group)
+    sources = {**traces.sources, **sources, **buffer_sources}
+    return Settings(traces=traces, api=api, api_certain=certain, buffer=buffer, sources=sources, **values)
+
+
+def _buffer(resolver: _Resolver, group: Group) -> tuple[BufferSettings, dict[str, Source]]:
+    found = {name: resolver.value(name, group) for name in BufferSettings.__dataclass_fields__}
+    values: dict[str, Any] = {name: value for name, (value, _) in found.items()}
+    return BufferSettings(**values), {name: source for name, (_, source) in found.items()}
+
+
+def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> BufferSettings:
+    """Resolves what a span processor is given.
+
+    Args:
+        arguments: Values by the setting's name; None means not given.
+        environment: Environment variables; `os.environ` if None.
+
+    Raises:
+        ConfigurationError: A value is wrong.
+    """
+    return _buffer(_Resolver(arguments, os.environ if environment is None else environment), Group.MLFLOW)[0]
 
 
 def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
@@ -318,7 +360,8 @@ def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
     for setting in SETTINGS:
         if setting.name in ("endpoint", "tracking_uri"):
             continue
-        value = getattr(settings.traces if setting.guarded else settings, setting.name)
+        owner = settings.traces if setting.guarded else settings
+        value = getattr(owner if hasattr(owner, setting.name) else settings.buffer, setting.name)
         if setting.name == "headers":
             value = ", ".join(f"{name}=***" for name in value) or None
         elif setting.secret and value:

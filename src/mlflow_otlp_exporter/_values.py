@@ -50,6 +50,14 @@ def positive_integer(value: Any) -> int:
     return number
 
 
+def size_limit(value: Any) -> int:
+    """Reads a number of bytes; 0 and below mean no limit, as for upstream's `max_request_size`."""
+    try:
+        return max(0, int(str(value).strip()))
+    except ValueError:
+        raise ValueError("expected a whole number of bytes, 0 for no limit") from None
+
+
 def text(value: Any) -> str:
     """Reads a text that is not blank and can stand in a header."""
     found = str(value).strip()
