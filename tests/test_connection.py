@@ -142,6 +142,7 @@ def test_session_of_the_user_is_used_as_it_is(scripted_server: ScriptedServer) -
     assert headers["authorization"].startswith("Basic ")
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_fork_gets_connections_of_its_own(scripted_server: ScriptedServer) -> None:
     to = connection(scripted_server)
     to.request("POST", "", headers={}, body=b"parent", seconds=5)

@@ -1,14 +1,26 @@
 """The entry point's exporter: never raises when it is made."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry import context
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from mlflow_otlp_exporter import Stats
 from mlflow_otlp_exporter._zero_code import ZeroCodeSpanExporter
 from support.scripted_server import Answer, ScriptedServer
 from support.spans import finished
+
+
+@contextmanager
+def attached(other: Context) -> Iterator[None]:
+    token = context.attach(other)
+    yield
+    context.detach(token)
 
 
 @pytest.mark.parametrize("arguments", [{"timeout": "soon"}, {"tracking_uri": "databricks"}, {"nonsense": 1}])
@@ -48,3 +60,33 @@ def test_creates_the_experiment_as_configure_does(
     assert exporter.export(finished("a")) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert scripted_server.requests[-1].headers["x-mlflow-experiment-id"] == "5"
+
+
+def test_what_the_batch_processor_cut_leaves_as_whole_traces(scripted_server: ScriptedServer) -> None:
+    one, other = (TracerProvider(shutdown_on_exit=False) for _ in range(2))
+    exporter = ZeroCodeSpanExporter(endpoint=scripted_server.traces_url, experiment_id="1")
+    one.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = one.get_tracer("tests")
+    with tracer.start_as_current_span("root"):
+        tracer.start_span("first").end()
+        # A trace of another thread is whole, while this one is not.
+        other.add_span_processor(SimpleSpanProcessor(exporter))
+        with attached(Context()):
+            other.get_tracer("tests").start_span("small").end()
+        scripted_server.wait_for(1)
+        tracer.start_span("second").end()
+    assert exporter.force_flush()
+    one.shutdown()
+    names = [[span.name for span in request.spans()] for request in scripted_server.requests]
+    assert names == [["small"], ["first", "second", "root"]]
+
+
+def test_shutdown_sends_what_has_no_root_yet(scripted_server: ScriptedServer) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    exporter = ZeroCodeSpanExporter(endpoint=scripted_server.traces_url, experiment_id="1")
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    with provider.get_tracer("tests").start_as_current_span("open"):
+        provider.get_tracer("tests").start_span("child").end()
+        provider.shutdown()
+    assert [span.name for request in scripted_server.requests for span in request.spans()] == ["child"]
+    assert exporter.export(finished("late")) is SpanExportResult.FAILURE

@@ -1,0 +1,213 @@
+"""When a trace is handed over: told what happens and when, without a clock or a thread."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.trace import SpanContext
+
+from mlflow_otlp_exporter._buffer import TraceBuffer, estimated_size
+
+LINGER, HOLD, GRACE = 1.0, 30.0, 5.0
+LOCAL, REMOTE = SpanContext(1, 99, is_remote=False), SpanContext(1, 99, is_remote=True)
+
+
+def span(trace: int, name: str, parent: SpanContext | None = LOCAL, **more: Any) -> ReadableSpan:
+    return ReadableSpan(name, SpanContext(trace, hash(name) % 2**60 + 1, False), parent, Resource({}), **more)
+
+
+class Story:
+    """A buffer and what happened to it, one second after the other."""
+
+    def __init__(self, *, sees_starts: bool = True) -> None:
+        self.buffer = TraceBuffer(linger=LINGER, hold=HOLD, sees_starts=sees_starts)
+
+    def start(self, trace: int, count: int = 1) -> None:
+        for _ in range(count):
+            self.buffer.started(trace)
+
+    def end(self, at: float, trace: int, name: str, parent: SpanContext | None = LOCAL) -> None:
+        self.buffer.ended(span(trace, name, parent), at)
+
+    def taken(self, at: float) -> list[str]:
+        return [each.name for each in self.buffer.take(at)]
+
+
+def test_whole_trace_waits_for_company_then_goes() -> None:
+    story = Story()
+    story.start(1, 2)
+    story.end(0.0, 1, "child")
+    story.end(0.5, 1, "root", None)
+    assert story.buffer.next_due() == 1.5
+    assert story.taken(1.4) == []
+    assert story.taken(1.5) == ["child", "root"]
+    assert story.buffer.next_due() is None
+    assert (story.buffer.span_count, story.buffer.byte_count) == (0, 0)
+
+
+def test_traces_that_are_due_go_together_trace_by_trace() -> None:
+    story = Story()
+    story.start(1, 2)
+    story.start(2, 2)
+    for at, (trace, name, parent) in enumerate(
+        [(1, "child 1", LOCAL), (2, "child 2", LOCAL), (1, "root 1", None), (2, "root 2", None)]
+    ):
+        story.end(at / 10, trace, name, parent)
+    assert story.taken(2) == ["child 1", "root 1", "child 2", "root 2"]
+
+
+def test_child_that_ends_after_the_root_is_waited_for() -> None:
+    story = Story()
+    story.start(1, 2)
+    story.end(0.0, 1, "root", None)
+    assert story.taken(4.9) == []
+    story.end(4.9, 1, "child")
+    assert story.taken(5.9) == ["root", "child"]
+
+
+def test_but_not_longer_than_the_grace_and_goes_out_on_its_own_then() -> None:
+    story = Story()
+    story.start(1, 2)
+    story.end(0.0, 1, "root", None)
+    assert story.taken(GRACE) == ["root"]
+    story.end(20.0, 1, "late child")
+    assert story.taken(21.0) == ["late child"]
+
+
+def test_long_trace_goes_in_pieces_that_were_held_no_longer_than_said() -> None:
+    story = Story()
+    story.start(1, 3)
+    story.end(0.0, 1, "first")
+    story.end(10.0, 1, "second")
+    assert story.taken(HOLD - 0.1) == []
+    assert story.taken(HOLD) == ["first", "second"]
+    story.end(40.0, 1, "root", None)
+    assert story.taken(41.0) == ["root"]
+
+
+def test_remote_parent_makes_a_local_root() -> None:
+    story = Story()
+    story.start(1, 2)
+    story.end(0.0, 1, "child")
+    story.end(0.0, 1, "server span", REMOTE)
+    assert story.taken(LINGER) == ["child", "server span"]
+
+
+def test_two_roots_of_one_trace() -> None:
+    story = Story()
+    story.start(1, 2)
+    story.end(0.0, 1, "root a", REMOTE)
+    story.end(2.0, 1, "root b", REMOTE)
+    assert story.taken(3.0) == ["root a", "root b"]
+    story.start(1)
+    story.end(10.0, 1, "root c", REMOTE)
+    assert story.taken(11.0) == ["root c"]
+
+
+def test_span_that_starts_while_the_trace_lingers_is_waited_for() -> None:
+    story = Story()
+    story.start(1)
+    story.end(0.0, 1, "root a", REMOTE)
+    story.start(1)
+    assert story.taken(2.0) == []
+    story.end(2.0, 1, "root b", REMOTE)
+    assert story.taken(3.0) == ["root a", "root b"]
+
+
+def test_orphan_whose_start_and_parent_were_never_seen() -> None:
+    story = Story()
+    story.end(0.0, 1, "orphan")
+    assert story.taken(LINGER) == ["orphan"]
+
+
+@pytest.mark.parametrize(
+    ("parent", "due"), [(None, LINGER), (REMOTE, LINGER), (LOCAL, HOLD)], ids=["root", "local root", "child"]
+)
+def test_where_nobody_tells_of_starts_the_root_says_that_a_trace_is_whole(
+    parent: SpanContext | None, due: float
+) -> None:
+    story = Story(sees_starts=False)
+    story.end(0.0, 1, "child")
+    story.end(0.0, 1, "last", parent)
+    assert story.taken(due - 0.1) == []
+    assert story.taken(due) == ["child", "last"]
+
+
+def test_where_nobody_tells_of_starts_a_late_child_need_not_wait_for_a_root() -> None:
+    story = Story(sees_starts=False)
+    story.end(0.0, 1, "root", None)
+    story.taken(LINGER)
+    story.end(2.0, 1, "late child")
+    assert story.taken(2.0 + LINGER) == ["late child"]
+
+
+def test_flush_takes_all_and_the_rest_of_the_trace_comes_later() -> None:
+    story = Story()
+    story.start(1, 2)
+    story.start(2)
+    story.end(0.0, 1, "child")
+    assert [each.name for each in story.buffer.take_all()] == ["child"]
+    assert story.buffer.take_all() == []
+    story.end(1.0, 1, "root", None)
+    assert story.taken(2.0) == ["root"]
+
+
+def test_spans_that_never_end_do_not_pile_up() -> None:
+    story = Story()
+    for trace in range(1, 30_000):
+        story.start(trace)
+    assert len(story.buffer._traces) <= 10_002
+    story.end(0.0, 29_999, "root", None)
+    story.end(0.0, 1, "forgotten", None)
+    assert sorted(story.taken(LINGER)) == ["forgotten", "root"]
+
+
+def test_size_is_that_of_the_texts_and_a_little() -> None:
+    small = estimated_size(span(1, "a"))
+    large = estimated_size(span(1, "a", attributes={"a": "x" * 1000, "b": ("y" * 500, 1), "c": 1}))
+    event = estimated_size(span(1, "a", events=[Event("e", {"a": "x" * 1000})]))
+    assert 1500 < large - small < 2000
+    assert 1000 < event - small < 1300
+    assert 100 < small < 1000
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["start", "end", "end root", "take", "take all"]),
+            st.integers(1, 4),
+            st.floats(0, 20, allow_nan=False),
+        ),
+        max_size=60,
+    ),
+    st.booleans(),
+)
+def test_every_span_is_handed_over_once_and_none_is_held_too_long(
+    events: list[tuple[str, int, float]], sees_starts: bool
+) -> None:
+    buffer = TraceBuffer(linger=LINGER, hold=HOLD, sees_starts=sees_starts)
+    ended: dict[str, float] = {}
+    taken: Counter[str] = Counter()
+    now = 0.0
+    for number, (what, trace, passed) in enumerate(events):
+        now += passed
+        if what == "start":
+            buffer.started(trace)
+        elif what.startswith("end"):
+            name = f"{trace}/{number}"
+            buffer.ended(span(trace, name, None if what == "end root" else LOCAL), now)
+            ended[name] = now
+        else:
+            taken.update(each.name for each in (buffer.take(now) if what == "take" else buffer.take_all()))
+            held = [name for name in ended if not taken[name]]
+            assert buffer.span_count == len(held)
+            assert what == "take" or not held
+            assert all(now - ended[name] <= HOLD for name in held)
+    taken.update(each.name for each in buffer.take(now + HOLD))
+    assert taken == Counter(ended.keys())
+    assert (buffer.span_count, buffer.byte_count, buffer.next_due()) == (0, 0, None)

@@ -1,0 +1,55 @@
+"""Requests: whole traces, up to a size, and few roots where they are linked to a run."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_otlp_exporter._encoder import EncodedSpan, Framing
+from mlflow_otlp_exporter._packing import packed
+
+NOTHING = Framing(b"", b"")
+
+
+def span(trace: int, size: int, number: int = 0, *, root: bool = False) -> EncodedSpan:
+    return EncodedSpan(trace, root, NOTHING, NOTHING, number.to_bytes(4, "big") + b"x" * (size - 4))
+
+
+def sizes(batches: list[list[EncodedSpan]]) -> list[list[int]]:
+    return [[each.trace_id for each in batch] for batch in batches]
+
+
+def test_whole_traces_share_a_request_up_to_the_size() -> None:
+    spans = [span(1, 40), span(2, 40), span(1, 40), span(3, 40)]
+    assert sizes(list(packed(spans, 120))) == [[1, 1, 2], [3]]
+    assert sizes(list(packed(spans, 100))) == [[1, 1], [2, 3]]
+    assert sizes(list(packed(spans, 0))) == [[1, 1, 2, 3]]
+
+
+def test_trace_that_is_larger_than_a_request_is_cut_and_a_span_is_not() -> None:
+    spans = [span(1, 40), span(1, 40), span(1, 300), span(1, 40)]
+    assert sizes(list(packed(spans, 100))) == [[1, 1], [1], [1]]
+
+
+def test_at_most_100_roots_where_they_are_linked_to_a_run() -> None:
+    spans = [each for trace in range(250) for each in (span(trace, 10), span(trace, 10, root=True))]
+    counts = [sum(each.is_root for each in batch) for batch in packed(spans, 0, linked_to_run=True)]
+    assert counts == [100, 100, 50]
+    assert [len(batch) for batch in packed(spans, 0)] == [500]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.integers(4, 200), st.booleans()), max_size=60),
+    st.integers(0, 300),
+    st.booleans(),
+)
+def test_every_span_is_in_one_request_in_its_traces_order(
+    shapes: list[tuple[int, int, bool]], size: int, linked: bool
+) -> None:
+    spans = [span(trace, length, number, root=root) for number, (trace, length, root) in enumerate(shapes)]
+    batches = list(packed(spans, size, linked_to_run=linked))
+    flat = [each for batch in batches for each in batch]
+    assert sorted(flat) == sorted(spans)
+    for trace in range(1, 9):
+        assert [each for each in flat if each.trace_id == trace] == [each for each in spans if each.trace_id == trace]
+    for batch in batches:
+        assert batch
+        assert not size or len(batch) == 1 or sum(len(each.body) for each in batch) <= size
