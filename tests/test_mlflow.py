@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter import MLflowSpanExporter, configure, shutdown
+from mlflow_otlp_exporter import MLflowSpanExporter, configure, flush, shutdown
 from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.spans import finished
@@ -165,3 +165,47 @@ def test_each_batch_is_one_request_on(version: str, tmp_path: Path) -> None:
         batches(server)
     finally:
         server.stop()
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("version", ["3.6.0", "3.8.1"])
+def test_compressed_bodies_until_the_server_shows_that_it_takes_none(version: str, tmp_path: Path) -> None:
+    server = MLflowServer.start(tmp_path, python=mlflow_python(version))
+    try:
+        number = server.create_experiment("compressed")
+        exporter = MLflowSpanExporter(tracking_uri=server.uri, experiment_id=number, compression="gzip")
+        for name in ("first", "second"):
+            assert exporter.export(finished(name * 500)) is SpanExportResult.SUCCESS
+        exporter.shutdown()
+        # MLflow before 3.7 cannot read them, and says 400.
+        assert server.answers() == ([400, 200, 200] if version == "3.6.0" else [200, 200])
+        assert len(server.search_traces(number)) == 2
+    finally:
+        server.stop()
+
+
+def test_more_than_100_traces_are_all_linked_to_their_run(mlflow_server: MLflowServer) -> None:
+    number = mlflow_server.create_experiment("linked to a run")
+    body = {"experiment_id": number}
+    run = mlflow_server.rest("POST", "/api/2.0/mlflow/runs/create", body)["run"]["info"]["run_id"]
+    exporter = MLflowSpanExporter(tracking_uri=mlflow_server.uri, experiment_id=number, run_id=run)
+    before = mlflow_server.count_requests()
+    assert exporter.export(finished(*map(str, range(120)))) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    assert mlflow_server.count_requests() - before == 2
+    location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}
+    query = {"locations": [location], "filter": f"attributes.run_id = '{run}'", "max_results": 500}
+    found = mlflow_server.rest("POST", "/api/3.0/mlflow/traces/search", query)
+    assert len(found["traces"]) == 120
+
+
+def test_trace_is_readable_within_a_second_of_its_roots_end(mlflow_server: MLflowServer) -> None:
+    configure(tracking_uri=mlflow_server.uri, experiment="quick")
+    trace.get_tracer("tests").start_span("warms the server up").end()
+    flush()
+    with trace.get_tracer("tests").start_as_current_span("root") as span:
+        trace.get_tracer("tests").start_span("child").end()
+    info = mlflow_server.wait_for_trace(
+        f"{span.get_span_context().trace_id:032x}", until=lambda each: len(each["spans"]) == 2, timeout=1.0
+    )
+    assert info["trace_info"]["state"] == "OK"
