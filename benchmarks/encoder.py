@@ -1,0 +1,62 @@
+"""CPU of turning spans into the bytes of a request: our encoder beside upstream's, for three sizes of spans.
+
+Alternating in one process; the ratio is that of the minima, which other processes on the machine disturb least.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan
+
+from mlflow_otlp_exporter._encoder import Encoder, assemble
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import workloads
+from benchmarks.rows import HEADING, row, shown
+
+SPANS = 128
+ROUNDS = 25
+BOUNDS = {"small": 0.40, "medium": None, "LLM": 0.30}
+
+
+def _microseconds(work: Callable[[], object]) -> float:
+    begin = time.thread_time()
+    work()
+    return (time.thread_time() - begin) / SPANS * 1e6
+
+
+def _ours(encoder: Encoder, spans: list[ReadableSpan]) -> bytes:
+    return assemble([encoder.encode(span) for span in spans])
+
+
+def _theirs(spans: list[ReadableSpan]) -> bytes:
+    return encode_spans(spans).SerializePartialToString()
+
+
+def measure() -> dict[str, Any]:
+    """Microseconds a span, by size of spans."""
+    rows = []
+    for name, kind in workloads.KINDS.items():
+        spans = workloads.ended(kind, SPANS)
+        ours = functools.partial(_ours, Encoder(), spans)
+        theirs = functools.partial(_theirs, spans)
+        size = len(ours()) / SPANS
+        theirs()
+        pairs = [(_microseconds(ours), _microseconds(theirs)) for _ in range(ROUNDS)]
+        first, second = zip(*pairs, strict=True)
+        what = f"{name} span, {len(spans[0].attributes or {})} attributes, {size:.0f} B"
+        rows.append(row(what, "us/span", first, second, bound=BOUNDS[name], best=True, bytes=size))
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    result = measure()
+    print(HEADING, shown("encoder", result), json.dumps(result), sep="\n")
