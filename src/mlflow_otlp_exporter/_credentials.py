@@ -30,11 +30,17 @@ class Credentials(Protocol):
             CredentialsUnavailable: There should be one, but it cannot be had now.
         """
 
+    @property
+    def watchable(self) -> bool:
+        """Whether it costs nothing to look for a new one."""
+
     def __str__(self) -> str: ...
 
 
 class _Fixed:
     """A value that never changes."""
+
+    watchable = False
 
     def __init__(self, value: str | None, what: str) -> None:
         self._value, self._what = value, what
@@ -52,6 +58,8 @@ class _TokenFile:
     The kubelet rotates a projected token about once an hour by swapping a symbolic link, so the file behind the path
     is another one then: its inode is compared besides time and size.
     """
+
+    watchable = True
 
     def __init__(self, path: str, source: Source) -> None:
         self._path, self._source = path, source
@@ -78,6 +86,8 @@ class _TokenFile:
 
 class _Asked:
     """A function of the app, asked before every request."""
+
+    watchable = False
 
     def __init__(self, ask: Callable[[], str | None]) -> None:
         self._ask = ask

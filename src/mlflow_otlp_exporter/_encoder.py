@@ -25,7 +25,7 @@ _DEEPEST = 24
 _CACHED_KEYS, _LONGEST_CACHED_KEY = 4096, 128
 _CACHED_RESOURCES = 256
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
-_LONGEST = (1 << 64) - 1
+_ALL_64_BITS, _LATEST = (1 << 64) - 1, (1 << 63) - 1
 _times = struct.Struct("<BQBQ").pack
 # Flags as field 16 of a span and field 6 of a link, fixed32: bit 8 says that bit 9 tells whether the parent is remote.
 _LOCAL, _REMOTE = (b"\x85\x01" + struct.pack("<I", flags) for flags in (0x100, 0x300))
@@ -46,6 +46,7 @@ class EncodedSpan(NamedTuple):
 
     Attributes:
         trace_id: OpenTelemetry's trace id.
+        span_id: OpenTelemetry's span id.
         is_root: True if the span has no parent, local or remote.
         resource: The resource that it belongs to.
         scope: The instrumentation scope that it belongs to.
@@ -53,6 +54,7 @@ class EncodedSpan(NamedTuple):
     """
 
     trace_id: int
+    span_id: int
     is_root: bool
     resource: Framing
     scope: Framing
@@ -127,19 +129,22 @@ class Encoder:
             type(None): lambda _value, _depth: b"",
         }
 
-    def encode(self, span: ReadableSpan, attributes: Mapping[str, Any] | None = None) -> EncodedSpan:
+    def encode(
+        self, span: ReadableSpan, attributes: Mapping[str, Any] | None = None, *, name: str | None = None
+    ) -> EncodedSpan:
         """Encodes a span.
 
         Args:
             span: The span.
             attributes: Attributes instead of the span's own.
+            name: A name instead of the span's own.
 
         Raises:
             Exception: The object lacks what every span has; the rest of what is wrong with it is repaired or left out.
         """
         context, parent = span.get_span_context(), span.parent
         assert context is not None
-        name = self._utf8(span.name)
+        encoded_name = self._utf8(span.name if name is None else name)
         pieces = [
             b"\x0a\x10",
             context.trace_id.to_bytes(16, "big"),
@@ -152,8 +157,8 @@ class Encoder:
             pieces += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
         pieces += (
             b"\x2a",
-            _length(len(name)),
-            name,
+            _length(len(encoded_name)),
+            encoded_name,
             b"\x30",
             _SHORT_VARINTS[_KINDS[span.kind]],
             _times(0x39, _time(span.start_time), 0x41, _time(span.end_time)),
@@ -172,9 +177,9 @@ class Encoder:
                 inner += (b"\x18", _SHORT_VARINTS[code])
             pieces.append(_field(b"\x7a", b"".join(inner)))
         pieces.append(_REMOTE if parent is not None and parent.is_remote else _LOCAL)
-        body = _field(b"\x12", b"".join(pieces))
+        body = framed(b"".join(pieces))
         resource, scope = self._resource(span.resource), self._scope(span.instrumentation_scope)
-        return EncodedSpan(context.trace_id, parent is None, resource, scope, body)
+        return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body)
 
     def _events_and_links(self, span: ReadableSpan, pieces: list[bytes]) -> None:
         for event in span.events:
@@ -287,7 +292,7 @@ class Encoder:
         if 0 <= value < 128:  # noqa: PLR2004 - one byte
             return b"\x18" + _SHORT_VARINTS[value]
         if -(1 << 63) <= value < 1 << 63:
-            return b"\x18" + _varint(value & _LONGEST)
+            return b"\x18" + _varint(value & _ALL_64_BITS)
         self.repairs.repaired += 1
         try:
             return _field(b"\x0a", str(value).encode())
@@ -354,8 +359,14 @@ class Encoder:
         return _field(b"\x1a", self._utf8(url)) if url else b""
 
 
+def framed(span: bytes) -> bytes:
+    """A span's bytes as a field of a `ScopeSpans`."""
+    return _field(b"\x12", span)
+
+
 def _time(nanoseconds: int | None) -> int:
-    return min(max(nanoseconds or 0, 0), _LONGEST)
+    # What does not fit into 63 bits, MLflow's databases refuse, and the whole request with it.
+    return min(max(nanoseconds or 0, 0), _LATEST)
 
 
 def assemble(spans: Sequence[EncodedSpan]) -> bytes:

@@ -107,6 +107,7 @@ class Settings:
         timeout: Seconds for the export of one request, with its retries.
         compression: `none`, `gzip` or `deflate`.
         max_request_size: Bytes that a request aims at; 0 for no limit.
+        repair: Whether content that MLflow refuses is repaired.
         buffer: What waits in memory, and for how long.
         sources: Where each value came from, by the setting's name.
     """
@@ -122,6 +123,7 @@ class Settings:
     timeout: float
     compression: str
     max_request_size: int
+    repair: bool
     buffer: BufferSettings
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
 
@@ -324,7 +326,7 @@ def resolve(
         elif urlsplit(traces.url).path.endswith(_TRACES_PATH):
             api = replace(traces, url=traces.url.removesuffix(_TRACES_PATH))
     values, sources = _experiment(resolver, group)
-    for name in ("workspace", "run_id", "create_experiment", "timeout", "compression", "max_request_size"):
+    for name in ("workspace", "run_id", "create_experiment", "timeout", "compression", "max_request_size", "repair"):
         values[name], sources[name] = resolver.value(name, group)
         if sources[name].kind == "default" and defaults and name in defaults:
             values[name] = defaults[name]

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._buffer import TraceBuffer
 from mlflow_otlp_exporter._fork import after_fork_in_child
+from mlflow_otlp_exporter._in_flight import InFlight
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._settings import BufferSettings
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
@@ -44,40 +45,8 @@ class Sink(Protocol):
     def refused(self) -> int:
         """How many spans were given up since start."""
 
-
-class _InFlight:
-    """Requests that are not settled, with their spans and bytes."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.spans = self.bytes = 0
-        self._open: dict[int, None] = {}
-        self._last = 0
-
-    def opened(self, spans: int, size: int) -> Callable[[], None]:
-        with self.changed:
-            self._last += 1
-            ticket = self._last
-            self._open[ticket] = None
-            self.spans += spans
-            self.bytes += size
-
-        def settled() -> None:
-            with self.changed:
-                if self._open.pop(ticket, ticket) is None:
-                    self.spans -= spans
-                    self.bytes -= size
-                    self.changed.notify_all()
-
-        return settled
-
-    def oldest(self) -> int:
-        """The oldest request's number; one that never comes if all are settled. Needs the lock."""
-        return next(iter(self._open), self._last + 1)
-
-    def newest(self) -> int:
-        """The number of the request that was opened last. Needs the lock."""
-        return self._last
+    def hurry(self) -> None:
+        """Ends waits between attempts, as somebody waits for the outcome."""
 
 
 class TraceWorker:
@@ -102,7 +71,7 @@ class TraceWorker:
         settings = self._settings
         self._events: deque[int | ReadableSpan] = deque()
         self._buffer = TraceBuffer(linger=settings.linger, hold=settings.hold, sees_starts=self._sees_starts)
-        self._in_flight = _InFlight()
+        self._in_flight = InFlight()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._stepping = threading.Lock()
@@ -263,12 +232,8 @@ class TraceWorker:
             handed_over = self._flushed.wait_for(
                 lambda: self._flushes_done >= wanted, max(0.0, deadline - time.monotonic())
             )
-        in_flight = self._in_flight
-        with in_flight.changed:
-            newest = in_flight.newest()
-            settled = in_flight.changed.wait_for(
-                lambda: in_flight.oldest() > newest, max(0.0, deadline - time.monotonic())
-            )
+        self.sink.hurry()
+        settled = self._in_flight.wait(max(0.0, deadline - time.monotonic()))
         return handed_over and settled and self.sink.refused() == refused
 
     def close(self, seconds: float, then: Callable[[float], None]) -> None:
