@@ -32,6 +32,9 @@ _CONNECT_SECONDS = 5.0
 _IDLE_SECONDS = 4.0
 
 
+_of_the_parent: list[requests.Session] = []
+
+
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Keeps `requests` from looking into `~/.netrc`, whose entry would replace the Authorization header."""
     return request
@@ -58,7 +61,7 @@ class Connection:
     """
 
     def __init__(self, server: ServerSettings, session: requests.Session | None = None) -> None:
-        self.url = server.url
+        self.url, self.address = server.url, server.address
         self.credentials: Credentials = credentials_for(server)
         self.unused_variables = server.unused
         self._headers = {"user-agent": USER_AGENT, **server.headers}
@@ -74,7 +77,7 @@ class Connection:
         after_fork_in_child(self._renew)
 
     def __repr__(self) -> str:
-        return f"Connection({self.url!r})"
+        return f"Connection({self.address!r})"
 
     @property
     def header_names(self) -> frozenset[str]:
@@ -148,6 +151,9 @@ class Connection:
         """In a forked child: a new session, as parent and child must not write to the same socket."""
         self._lock = threading.Lock()
         if self._owns_session:
+            # The parent's is kept, unused: freeing it would drain urllib3's pool, whose lock a thread of the parent may
+            # have held at the fork, and wait for it for ever.
+            _of_the_parent.append(self._session)
             self._session = _new_session()
 
     def close(self) -> None:

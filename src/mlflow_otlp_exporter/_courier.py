@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -37,7 +38,26 @@ _BACKOFF = {
 # Between two looks at a token file that the server has rejected.
 _LOOK_SECONDS = 0.25
 _TRIES_OF_A_500 = 3
+_RECENT = 12
+# SQLite waits 20 s for its lock: what a proxy gave up on may be stored as late as that.
+_SLOWEST_WRITE = 25.0
 _SMALLEST_REQUEST = 16 * 1024
+
+
+class Search:
+    """A search for one culprit in a request that was refused.
+
+    The half that is refused is cut further. The other half is put aside, and sent as one request when the culprit is
+    alone: a search costs about as many requests as the request can be halved.
+
+    Args:
+        delivered: How many requests had been delivered when it began.
+    """
+
+    def __init__(self, delivered: int) -> None:
+        self.delivered = delivered
+        self.rest: list[EncodedSpan] = []
+        self.uncertain = False
 
 
 class Origin:
@@ -79,11 +99,12 @@ class Shipment:
         not_before: When they may be sent, by the courier's clock.
         uncertain: True if they may have arrived.
         seen: What was stored of them when that was asked last.
+        search: The search for a culprit that it is a part of.
         suspect: True if the culprit must be among them.
         sibling: The other half, which is suspect when this one has been delivered.
         refusals: How often the single span that this is was refused.
         errors: How often the server answered 500 to it.
-        passed: How many requests had been delivered when it did so first.
+        ask_until: Until then what is missing may still be on its way into the server's database.
         attempted: Whether it has been sent before.
     """
 
@@ -93,11 +114,12 @@ class Shipment:
     not_before: float = 0.0
     uncertain: bool = False
     seen: frozenset[tuple[int, int]] | None = None
+    search: Search | None = None
     suspect: bool = False
     sibling: Shipment | None = field(default=None, repr=False)
     refusals: int = 0
     errors: int = 0
-    passed: int = 0
+    ask_until: float = 0.0
     attempted: bool = False
 
 
@@ -157,6 +179,8 @@ class Courier:
         self.clock, self._jitter = clock, jitter
         self._failures: dict[Destination, int] = {}
         self._delivered = 0
+        # Whether the last requests passed, but for those in which a culprit is looked for.
+        self._recent: deque[bool] = deque(maxlen=_RECENT)
         # Bytes that a request may have: less than was asked for once a proxy has said 413.
         self.size_limit: int | None = None
         self.closing = False
@@ -168,6 +192,8 @@ class Courier:
             shipment: What is to be sent.
             seconds: How long a request may take.
         """
+        if not shipment.spans:
+            return Next()  # put aside by a search
         if self.clock() < self._locked_until and not self.closing and not self._server.has_new_credential():
             return Next((shipment,), wait=_LOOK_SECONDS)
         self._locked_until = 0.0
@@ -191,9 +217,8 @@ class Courier:
 
     def _arrived(self, shipment: Shipment, outcome: Outcome) -> Next:
         self._delivered += 1
+        self._recent.append(True)
         self._failures.pop(shipment.destination, None)
-        if shipment.sibling is not None:
-            shipment.sibling.suspect = True
         count = len(shipment.spans)
         rejected = min(outcome.rejected, count)
         self._report.solved(_key(shipment.destination), "spans are accepted again")
@@ -202,7 +227,15 @@ class Courier:
         elif outcome.message:
             self._report.once(logging.WARNING, f"the server says: {outcome.message}")
         self._settle(shipment, count - rejected, rejected)
-        return Next()
+        return Next(self._passed(shipment))
+
+    def _passed(self, shipment: Shipment) -> list[Shipment]:
+        """What follows in a search when one of its parts has passed: the culprit is in the other half, or nowhere."""
+        if shipment.suspect:
+            return self._put_aside(shipment)
+        if shipment.sibling is not None:
+            shipment.sibling.suspect = True
+        return []
 
     def _settle(self, shipment: Shipment, delivered: int, refused: int) -> None:
         self._report.count(delivered=delivered, refused=refused)
@@ -221,10 +254,12 @@ class Courier:
             found = self._stored.spans(ids, shipment.destination.workspace, seconds)
         except Unanswered as error:
             return self._postponed(shipment, error.outcome)
-        if found is not None and found != shipment.seen:
+        complete = found is not None and all((span.trace_id, span.span_id) in found for span in shipment.spans)
+        late = self.clock() >= shipment.ask_until
+        if found is not None and not complete and (found != shipment.seen or not late):
             shipment.seen = found
             shipment.not_before = self.clock() + _PAUSE_BETWEEN_ASKING
-            return Next((shipment,))
+            return Next((shipment,), at_the_end=True)
         shipment.uncertain, shipment.seen = False, None
         if not found:
             return None
@@ -233,18 +268,33 @@ class Courier:
         shipment.spans = missing
         if arrived:
             self._settle(shipment, arrived, 0)
-        return None if missing else Next()
+        return None if missing else Next(self._passed(shipment))
 
     def _cut(self, shipment: Shipment) -> Next:
+        """Looks for the culprit in halves of a shipment; what was beside it is put aside."""
+        search = shipment.search or Search(self._delivered)
+        if shipment.sibling is not None:
+            search.rest += shipment.sibling.spans
+            search.uncertain = search.uncertain or shipment.sibling.uncertain
+            shipment.sibling.spans = []
         left, right = (
-            Shipment(shipment.destination, spans, shipment.origin, uncertain=shipment.uncertain)
+            Shipment(shipment.destination, spans, shipment.origin, uncertain=shipment.uncertain, search=search)
             for spans in halves(shipment.spans)
         )
         left.sibling = right
-        if shipment.sibling is not None:
-            # Whatever becomes of the halves, the sibling's part is told by nobody else any more.
-            shipment.sibling = None
         return Next((left, right))
+
+    def _put_aside(self, shipment: Shipment) -> list[Shipment]:
+        """What a search has put aside, as one shipment, now that the culprit is alone."""
+        search, shipment.search = shipment.search, None
+        if search is not None and shipment.sibling is not None:
+            search.rest += shipment.sibling.spans
+            search.uncertain = search.uncertain or shipment.sibling.uncertain
+            shipment.sibling.spans, shipment.sibling = [], None
+        if search is None or not search.rest:
+            return []
+        rest, search.rest = search.rest, []
+        return [Shipment(shipment.destination, rest, shipment.origin, uncertain=search.uncertain)]
 
     def _too_large(self, shipment: Shipment, outcome: Outcome, size: int) -> Next:
         """413: smaller requests from now on; a single span is shortened."""
@@ -260,7 +310,7 @@ class Courier:
 
     def _cut_by_size(self, shipment: Shipment) -> Next:
         parts = [Shipment(shipment.destination, spans, shipment.origin) for spans in halves(shipment.spans)]
-        return Next(parts)
+        return Next((*parts, *self._put_aside(shipment)))
 
     def _refused(self, shipment: Shipment, outcome: Outcome, seconds: float) -> Next:
         """The content is refused: cut until the culprit is alone, which is refused when that is repeated."""
@@ -270,11 +320,13 @@ class Courier:
             except Unanswered:
                 shipment.uncertain = True
             return self._cut(shipment)
+        aside = self._put_aside(shipment)
         shipment.refusals += 1
         if shipment.refusals > 1 or self.closing:
-            return self._give_up(shipment, outcome)
+            self._give_up(shipment, outcome)
+            return Next(aside)
         shipment.not_before = self.clock() + _CONFIRM_SECONDS
-        return Next((shipment,), at_the_end=True)
+        return Next((*aside, shipment), at_the_end=True)
 
     def _give_up(self, shipment: Shipment, outcome: Outcome) -> Next:
         what = described(shipment.spans[0]) if len(shipment.spans) == 1 else f"{len(shipment.spans)} spans"
@@ -292,6 +344,8 @@ class Courier:
             return Next()
         self._failures[destination] = failures + 1
         shipment.uncertain = shipment.uncertain or outcome.ambiguous
+        if outcome.ambiguous and outcome.status in (None, 504):
+            shipment.ask_until = self.clock() + _SLOWEST_WRITE
         shipment.origin.postponed(outcome)
         self._report.problem(_key(destination), f"spans wait in memory: {self._explain(outcome)}", len(shipment.spans))
         if outcome.status == 500 and cause is Cause.SERVER:  # noqa: PLR2004
@@ -313,22 +367,42 @@ class Courier:
         return backoff(failures, self._jitter(), first=first, longest=longest)
 
     def _suspected(self, shipment: Shipment, outcome: Outcome) -> Next | None:
-        """A 500 may be a server in trouble, or a span that it trips over: the latter if others pass meanwhile."""
-        if not shipment.errors:
-            shipment.passed = self._delivered
+        """A 500 may be a server in trouble, or a span that it trips over.
+
+        What stays 500 is searched like a refusal. If nothing passed during the search, it is the server: all is put
+        together again and waits. A single span is given up after several 500s of its own while all others pass.
+        """
         shipment.errors += 1
-        if shipment.errors < _TRIES_OF_A_500:
-            return None
+        if shipment.search is None:
+            self._recent.append(False)
         if len(shipment.spans) > 1:
+            if shipment.search is None and shipment.errors < _TRIES_OF_A_500:
+                return None
             return self._cut(shipment)
-        if self._delivered > shipment.passed:
+        search = shipment.search
+        if search is not None and self._delivered == search.delivered:
+            for each in self._put_aside(shipment):
+                shipment.spans += each.spans
+            shipment.errors = 0
+            return None
+        if search is None and shipment.errors >= _TRIES_OF_A_500 and self._others_pass(shipment):
             return self._give_up(shipment, outcome)
         shipment.not_before = self.clock() + self._backoff(Cause.SERVER, shipment.errors)
-        return Next((shipment,), at_the_end=True)
+        return Next((*self._put_aside(shipment), shipment), at_the_end=True)
+
+    def _others_pass(self, shipment: Shipment) -> bool:
+        """Whether requests pass at this time but for those of this span, whose own 500s are among the last ones."""
+        others = list(self._recent)
+        failed = others.count(False) - (shipment.errors - 1)
+        return failed <= 0 and others.count(True) > 1
 
     def abandon(self, shipment: Shipment) -> None:
         """Gives up what the process's end has left no time for."""
+        for each in self._put_aside(shipment):
+            self.abandon(each)
         count = len(shipment.spans)
+        if not count:
+            return
         self._report.problem("abandoned", "spans are lost: they could not be sent before the end", count)
         self._settle(shipment, 0, count)
 

@@ -97,7 +97,8 @@ class _Asked:
             found = self._ask()
             return None if found is None else _authorization(found)
         except Exception as error:  # noqa: BLE001 - the app's function may raise anything; its text may hold a secret
-            raise CredentialsUnavailable(f"the function given as credentials= raised {type(error).__name__}") from None
+            kind = type(error).__name__
+        raise CredentialsUnavailable(f"the function given as credentials= raised {kind}")
 
     def __str__(self) -> str:
         return "the function given as credentials="

@@ -20,6 +20,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanKind
 
+from mlflow_otlp_exporter._fork import after_fork_in_child
+
 # A parser gives up at 100 nested messages; a map inside a map is three, and the request around the value is seven.
 _DEEPEST = 24
 _CACHED_KEYS, _LONGEST_CACHED_KEY = 4096, 128
@@ -128,6 +130,10 @@ class Encoder:
             dict: self._mapping,
             type(None): lambda _value, _depth: b"",
         }
+        after_fork_in_child(self._renew)
+
+    def _renew(self) -> None:
+        self.repairs = Repairs()
 
     def encode(
         self, span: ReadableSpan, attributes: Mapping[str, Any] | None = None, *, name: str | None = None
@@ -331,7 +337,13 @@ class Encoder:
         if known is not None:
             return known[1]
         inner: list[bytes] = []
-        self._attributes(dict(resource.attributes), b"\x0a", inner)
+        attributes = dict(resource.attributes)
+        for key, value in attributes.items():
+            if isinstance(value, str) and "\x00" in value:
+                # MLflow makes a trace's tag of it, and PostgreSQL takes no NUL.
+                attributes[key] = value.replace("\x00", "\ufffd")
+                self.repairs.repaired += 1
+        self._attributes(attributes, b"\x0a", inner)
         framing = Framing(_field(b"\x0a", b"".join(inner)), self._schema(resource.schema_url))
         if len(self._resources) >= _CACHED_RESOURCES:
             self._resources.clear()
@@ -374,13 +386,15 @@ def assemble(spans: Sequence[EncodedSpan]) -> bytes:
     resources: dict[Framing, dict[Framing, list[bytes]]] = {}
     for span in spans:
         resources.setdefault(span.resource, {}).setdefault(span.scope, []).append(span.body)
-    return b"".join(
-        _field(
-            b"\x0a", _wrapped(resource, (_field(b"\x12", _wrapped(scope, bodies)) for scope, bodies in scopes.items()))
-        )
-        for resource, scopes in resources.items()
-    )
-
-
-def _wrapped(framing: Framing, content: Iterable[bytes]) -> bytes:
-    return b"".join((framing.before, *content, framing.after))
+    # Lengths first, so that the bodies, which are nearly all of it, are copied once.
+    pieces: list[bytes] = []
+    for resource, scopes in resources.items():
+        inner: list[bytes] = []
+        total = len(resource.before) + len(resource.after)
+        for scope, bodies in scopes.items():
+            size = len(scope.before) + sum(map(len, bodies)) + len(scope.after)
+            head = b"\x12" + _length(size)
+            total += len(head) + size
+            inner += (head, scope.before, *bodies, scope.after)
+        pieces += (b"\x0a", _length(total), resource.before, *inner, resource.after)
+    return b"".join(pieces)

@@ -176,10 +176,29 @@ class MLflowSpanExporter(OTLPSpanExporter):
         """How many spans were given up since start."""
         return self.stats().refused
 
-    def hurry(self) -> None:
-        """Ends waits between attempts, as somebody waits for the outcome."""
+    def solve(self, why: str, message: str) -> None:
+        """Logs that what made a span processor give up spans is over.
+
+        Args:
+            why: What `refuse` was given.
+            message: What is so again.
+        """
         if self._pipeline is not None:
-            self._pipeline.senders.hurry()
+            self._pipeline.solve(why, message)
+
+    def hurry(self, seconds: float) -> None:
+        """Ends waits between attempts, as somebody waits for the outcome; `relax` undoes it.
+
+        Args:
+            seconds: How long somebody waits.
+        """
+        if self._pipeline is not None:
+            self._pipeline.hurry(seconds)
+
+    def relax(self) -> None:
+        """Gives requests their own time again."""
+        if self._pipeline is not None:
+            self._pipeline.relax()
 
     def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any] | None = None) -> str | None:
         """The address of a trace in the MLflow console.
@@ -223,8 +242,11 @@ class MLflowSpanExporter(OTLPSpanExporter):
         if self._pipeline is None:
             return True
         refused = self.refused()
-        self.hurry()
-        return self._pipeline.in_flight.wait(timeout_millis / 1000) and self.refused() == refused
+        self.hurry(timeout_millis / 1000)
+        try:
+            return self._pipeline.in_flight.wait(timeout_millis / 1000) and self.refused() == refused
+        finally:
+            self.relax()
 
     def shutdown(self, timeout_millis: float = 10_000) -> None:
         """Waits for what is being sent in the background, ends repetitions and closes connections.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -77,9 +78,28 @@ class Pipeline:
         self.senders: Senders[Shipment] = Senders(self._step, self.courier.abandon)
         self.in_flight = InFlight()
         self.closed = False
+        self._until = math.inf
 
     def _step(self, shipment: Shipment) -> Next:
-        return self.courier.step(shipment, self.settings.timeout)
+        left = max(0.2, self._until - time.monotonic())
+        return self.courier.step(shipment, min(self.settings.timeout, left))
+
+    def hurry(self, seconds: float) -> None:
+        """Ends waits between attempts, as somebody waits for the outcome, and keeps requests within that time.
+
+        Args:
+            seconds: How long somebody waits.
+        """
+        self._until = time.monotonic() + seconds
+        self.senders.hurry()
+
+    def relax(self) -> None:
+        """Gives requests their own time again."""
+        self._until = math.inf
+
+    def solve(self, why: str, message: str) -> None:
+        """Tells that what made spans be refused is over."""
+        self.report.solved(why, message)
 
     def batches(self, spans: Sequence[ReadableSpan]) -> tuple[list[Batch], int]:
         """Encodes spans and says which of them share a request.
@@ -154,7 +174,7 @@ class Pipeline:
 
     def explained(self, outcome: Outcome) -> str:
         """An outcome in words: where, what the server said, what to do."""
-        return f"{self.server.url}: {outcome.message}; {'; '.join(self._advice(outcome.cause or Cause.SERVER))}"
+        return f"{self.server.address}: {outcome.message}; {'; '.join(self._advice(outcome.cause or Cause.SERVER))}"
 
     def _advice(self, cause: Cause) -> Iterator[str]:
         if cause is Cause.CREDENTIALS:
@@ -167,6 +187,7 @@ class Pipeline:
     def close(self, seconds: float) -> None:
         """Waits for what is queued, then gives up what is left and closes connections."""
         self.closed = self.courier.closing = True
+        self.hurry(seconds)
         self.senders.close(seconds)
         self.server.close()
         if self.api:

@@ -17,15 +17,37 @@ from mlflow_otlp_exporter._encoder import EncodedSpan, framed
 
 NOTE = "mlflow_otlp.repaired"
 _TRACE_NAME = "mlflow.traceTag.mlflow.traceName"
-_COST = "mlflow.llm.cost"
-# 3.17 refuses a request with a longer session, any version one with a longer trace name; PostgreSQL a user of 9,000.
-_LONGEST = {"session.id": 250, _TRACE_NAME: 4096, "user.id": 4096, "gen_ai.conversation.id": 250}
-_SHORTEST_CUT = 256
-_WATCHED = (*_LONGEST, _COST)
+_TRACE_TAG, _SPAN_TYPE, _COST, _USAGE = (
+    "mlflow.traceTag.",
+    "mlflow.spanType",
+    "mlflow.llm.cost",
+    "mlflow.chat.tokenUsage",
+)
+# 3.17 refuses a request with a longer session, any version one with a longer trace name; PostgreSQL a user of 9,000
+# characters and a type of over 500.
+_LONGEST = {"session.id": 250, "gen_ai.conversation.id": 250, "user.id": 4096, _TRACE_NAME: 4096, _SPAN_TYPE: 500}
+# What MLflow puts into columns of its own, where PostgreSQL takes no NUL, neither plain nor as JSON's escape.
+_COLUMNS = frozenset(_LONGEST) | {
+    "embedding.model_name",
+    "gen_ai.provider.name",
+    "gen_ai.request.model",
+    "gen_ai.response.model",
+    "gen_ai.system",
+    "llm.model_name",
+    "llm.provider",
+    "mlflow.llm.model",
+    "mlflow.llm.provider",
+}
+_SHORTEST_CUT, _LONGEST_MARK = 256, 64
+
+
+def without_nul(text: str) -> str:
+    """A text without NUL characters, which PostgreSQL refuses with a 500, in itself and in JSON."""
+    return text.replace("\x00", "\ufffd").replace("\\u0000", "\\ufffd")
 
 
 def repaired_name(name: str) -> str | None:
-    """A span's name without NUL characters, which PostgreSQL refuses with a 500; None if it has none."""
+    """A span's name without NUL characters; None if it has none."""
     return name.replace("\x00", "\ufffd") if "\x00" in name else None
 
 
@@ -37,31 +59,49 @@ def repaired_attributes(span: ReadableSpan) -> Mapping[str, Any] | None:
     found = attributes.copy() if hasattr(attributes, "copy") else dict(attributes)
     changes: dict[str, Any] = {}
     notes: list[str] = []
-    for key in _WATCHED:
-        value = found.get(key)
-        if value is None:
+    for key, value in found.items():
+        if key in _COLUMNS or key.startswith(_TRACE_TAG):
+            changed, note = _for_column(key, value)
+        elif key in (_COST, _USAGE):
+            changed, note = _numbers(key, value)
+        else:
             continue
-        if key == _COST:
-            if not _is_json(value):
-                notes.append(f"{key} left out: not JSON")
-                changes[key] = None
-        elif isinstance(value, str) and len(value) > _LONGEST[key]:
-            changes[key] = value[: _LONGEST[key]]
-            notes.append(f"{key} cut from {len(value)} characters")
+        if note:
+            changes[key] = changed
+            notes.append(note)
     if not notes:
         return None
     merged = {**found, **changes, NOTE: "; ".join(notes)}
     return {key: value for key, value in merged.items() if not (value is None and key in changes)}
 
 
-def _is_json(value: Any) -> bool:
+def _for_column(key: str, value: Any) -> tuple[Any, str]:
+    """The value for a column of MLflow's, and what was changed; None to leave it out."""
+    if key == _SPAN_TYPE and isinstance(value, (tuple, list)):
+        return None, f"{key} left out: no text"
     if not isinstance(value, str):
-        return True
-    try:
-        json.loads(value)
-    except ValueError:
-        return False
-    return True
+        return value, ""
+    changed, notes = without_nul(value), []
+    if changed != value:
+        notes.append(f"{key}: NUL characters replaced")
+    longest = _LONGEST.get(key)
+    if longest and len(changed) > longest:
+        changed = changed[:longest]
+        notes.append(f"{key} cut from {len(value)} characters")
+    return changed, "; ".join(notes)
+
+
+def _numbers(key: str, value: Any) -> tuple[Any, str]:
+    """Cost and usage must be JSON objects of numbers: 3.10 to 3.17 refuse the request for anything else."""
+    found: Any = None
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = None
+    if isinstance(found, dict) and all(isinstance(each, (int, float)) for each in found.values()):
+        return value, ""
+    return None, f"{key} left out: no JSON object of numbers"
 
 
 def shortened(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
@@ -78,7 +118,7 @@ def shortened(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
     values = [attribute.value for attribute in span.attributes]
     values += [attribute.value for event in span.events for attribute in event.attributes]
     texts = sorted(
-        (value for value in values if len(value.string_value) > 256), key=lambda each: -len(each.string_value)
+        (each for each in values if len(each.string_value) > _SHORTEST_CUT), key=lambda each: -len(each.string_value)
     )
     excess = span.ByteSize() - size + 200
     for value in texts:
@@ -86,10 +126,11 @@ def shortened(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
             break
         text = value.string_value
         # Characters take up to four bytes: what is cut is measured in bytes, not guessed.
-        keep = max(len(text.encode()) - excess, 200)
-        head = text.encode()[:keep].decode("utf-8", "ignore")
+        whole = text.encode()
+        keep = max(len(whole) - excess - _LONGEST_MARK, _SHORTEST_CUT - _LONGEST_MARK)
+        head = whole[:keep].decode("utf-8", "ignore")
         cut = f"{head}... [cut, {len(text)} characters originally]"
-        excess -= len(text.encode()) - len(cut.encode())
+        excess -= len(whole) - len(cut.encode())
         value.string_value = cut
     if excess > 0:
         return None
