@@ -26,9 +26,17 @@ class FakeMLflow:
         self.created_by_others: set[str] = set()
 
     def request(
-        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, seconds: float
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        seconds: float,
+        longest: int = 0,
     ) -> Answer | Failure:
         assert seconds > 0
+        assert not longest
         name = json.loads(body)["name"] if body else parse_qs(urlsplit(path).query)["experiment_name"][0]
         self.calls.append((method, name, headers.get("x-mlflow-workspace")))
         if self.always is not None:

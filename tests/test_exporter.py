@@ -151,20 +151,61 @@ def test_accepted_is_accepted_and_sent_once(scripted_server: ScriptedServer, ans
         (Answer(200, headers={"Content-Type": "text/html"}, body=b"<html>log in"), "HTML page"),
         (Answer(401, body=b"You are not authenticated."), "You are not authenticated."),
         (Answer(404, headers=JSON, body=b'{"message":"No Experiment with id=1 exists"}'), "No Experiment with id=1"),
-        (Answer(400, headers=JSON, body=b'{"detail":"bad"}'), "400: bad"),
-        (Answer(413), "413"),
     ],
 )
-def test_not_accepted_is_a_failure_told_once(
+def test_what_may_succeed_later_is_a_failure_that_is_told_once_and_kept(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer, words: str
 ) -> None:
     scripted_server.answer(answer)
     with exporter(tracking_uri=scripted_server.url, experiment_id="1", credentials="planted") as made:
-        for _ in range(3):
-            assert made.export(finished("a")) is FAILURE
-        assert made.stats().refused == 3
+        assert made.export(finished("a", "b")) is FAILURE
+        assert made.stats().refused == made.stats().delivered == 0
+        scripted_server.answer(answer, then=Answer(200))
+        assert made.force_flush(10_000)
+        assert made.stats().delivered == 2
     assert caplog.text.count(words) == 1
+    assert "spans wait in memory" in caplog.text
+    assert "spans are accepted again" in caplog.text
     assert "planted" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(Answer(400, headers=JSON, body=b'{"detail":"bad"}'), "400: bad"), (Answer(413), "413")],
+)
+def test_what_never_will_is_refused_and_named(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer, words: str
+) -> None:
+    scripted_server.answer(answer)
+    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
+        assert made.export(finished("culprit")) is FAILURE
+        assert made.stats().refused == 1
+    assert caplog.text.count(words) == 1
+    assert "span 'culprit' of trace tr-" in caplog.text
+
+
+def test_what_is_left_at_the_end_is_counted_and_told(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted_server.answer(Answer(302))
+    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
+        assert made.export(finished("a", "b")) is FAILURE
+        made.shutdown(500)
+        assert made.stats().refused == 2
+    assert "could not be sent before the end" in caplog.text
+
+
+def test_memory_for_what_waits_is_bounded(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_OTLP_BUFFER_BYTES", "2000")
+    scripted_server.answer(Answer(302))
+    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
+        for _ in range(3):
+            assert made.export(finished("a" * 1500)) is FAILURE
+        assert made.stats().refused == 2
+        made.shutdown(200)
+    assert "no more may wait in memory" in caplog.text
 
 
 def test_partial_success_is_not_success(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -177,7 +218,7 @@ def test_partial_success_is_not_success(scripted_server: ScriptedServer, caplog:
 
 
 def test_server_that_comes_back_gets_the_spans(scripted_server: ScriptedServer) -> None:
-    scripted_server.answer(Answer(503), Answer(close="after-request", reset=True), then=Answer(200))
+    scripted_server.answer(Answer(503), Answer(429), then=Answer(200))
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
         assert made.export(finished("a")) is SUCCESS
         assert made.stats() == Stats(delivered=1, requests=3, retries=2)
@@ -202,8 +243,9 @@ def test_nothing_raises_after_construction(caplog: pytest.LogCaptureFixture) -> 
         assert made.export(finished("a")) is FAILURE
         assert made.export([object()]) is FAILURE  # type: ignore[list-item]
         assert made.export([]) is SUCCESS
-        assert made.force_flush(1000)
-    assert "mistake in this library" in caplog.text
+        assert made.force_flush(100) is False
+        made.shutdown(100)
+    assert "spans are lost" in caplog.text
     assert made.export(finished("a")) is FAILURE
     assert "shut down" in caplog.messages[-1]
     made.shutdown()

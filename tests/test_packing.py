@@ -10,7 +10,7 @@ NOTHING = Framing(b"", b"")
 
 
 def span(trace: int, size: int, number: int = 0, *, root: bool = False) -> EncodedSpan:
-    return EncodedSpan(trace, root, NOTHING, NOTHING, number.to_bytes(4, "big") + b"x" * (size - 4))
+    return EncodedSpan(trace, number, root, NOTHING, NOTHING, number.to_bytes(4, "big") + b"x" * (size - 4))
 
 
 def sizes(batches: list[list[EncodedSpan]]) -> list[list[int]]:

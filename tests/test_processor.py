@@ -241,15 +241,15 @@ def test_full_buffer_takes_spans_again_when_the_server_is_back(scripted_server: 
         for number in range(10):
             made.trace(str(number))
         scripted_server.wait_for(1)
-        for number in range(10, 20):
+        for number in range(10, 40):
             made.trace(str(number))
+        made.processor.force_flush()
         refused = made.exporter.stats().refused
         assert refused >= 1
-        made.processor.force_flush()
         made.trace("after")
         assert made.processor.force_flush()
     assert "after" in made.names()
-    assert len(made.names()) == 21 - refused
+    assert len(made.names()) == 41 - refused
 
 
 def test_flush_keeps_its_time_under_a_stalled_server_and_tells_the_truth(scripted_server: ScriptedServer) -> None:
@@ -263,7 +263,8 @@ def test_flush_keeps_its_time_under_a_stalled_server_and_tells_the_truth(scripte
 
 
 def test_flush_says_no_when_spans_were_refused(scripted_server: ScriptedServer) -> None:
-    scripted_server.answer(Answer(400), then=Answer(200))
+    # A refusal of a single span counts when it is repeated.
+    scripted_server.answer(Answer(400), Answer(400), then=Answer(200))
     with bench(scripted_server) as made:
         made.trace("refused")
         assert made.processor.force_flush() is False
@@ -352,14 +353,14 @@ def test_worker_that_died_is_started_again(scripted_server: ScriptedServer) -> N
         dead.start()
         dead.join()
         alive, worker._thread = worker._thread, dead
-        worker._signaled = False
+        worker._thread_seen = False
         made.trace("second")
         assert worker._thread is not dead
         scripted_server.wait_for(2)
-        worker._closed = True
-        worker._wake.set()
+        worker._stopped = True
+        for _ in range(2):
+            worker._events.put(None)  # both of them hear it
         alive.join(5)
-        worker._closed = False
     assert made.names() == ["first", "second"]
 
 

@@ -59,6 +59,9 @@ TABLE: list[tuple[int, dict[str, str], bytes, Verdict, Cause | None]] = [
     (200, JSON, b'{"partialSuccess":', DELIVERED, None),
     # Accepted in part.
     (200, PROTOBUF, partial(2, "too old"), PARTLY, CONTENT),
+    (200, PROTOBUF, partial(2, "x" * 87), PARTLY, CONTENT),  # its second byte is a bracket
+    (200, PROTOBUF, partial(2, "x" * 119), PARTLY, CONTENT),  # its second byte is a brace
+    (200, PROTOBUF, partial(-3, "fewer than none"), DELIVERED, None),
     (200, JSON, partial(2, "mislabelled"), PARTLY, CONTENT),
     (200, JSON, b'{"partialSuccess":{"rejectedSpans":"2","errorMessage":"too old"}}', PARTLY, CONTENT),
     (200, PROTOBUF, b'{"partialSuccess":{"rejectedSpans":2}}', PARTLY, CONTENT),
@@ -77,7 +80,6 @@ TABLE: list[tuple[int, dict[str, str], bytes, Verdict, Cause | None]] = [
     (405, JSON, b'{"detail":"Method Not Allowed"}', RETRY, NOT_MLFLOW),
     (501, JSON, b'{"detail":"REST OTLP span logging is not supported by FileStore"}', RETRY, NOT_MLFLOW),
     (403, HTML, b"<html>Forbidden by gateway", RETRY, NOT_MLFLOW),
-    (503, HTML, b"<html>down for maintenance", RETRY, NOT_MLFLOW),
     # Credentials.
     (401, {}, b"You are not authenticated.", RETRY, CREDENTIALS),
     (401, HTML, b"<html>", RETRY, CREDENTIALS),
@@ -107,6 +109,9 @@ TABLE: list[tuple[int, dict[str, str], bytes, Verdict, Cause | None]] = [
     (502, {}, b"", RETRY, SERVER),
     (503, JSON, mlflow_error("TEMPORARILY_UNAVAILABLE", "database is locked"), RETRY, SERVER),
     (504, {}, b"", RETRY, SERVER),
+    (502, HTML, b"<html>502 Bad Gateway", RETRY, SERVER),
+    (503, HTML, b"<html>down for maintenance", RETRY, SERVER),
+    (504, HTML, b"<html>504 Gateway Time-out", RETRY, SERVER),
     (507, {}, b"", RETRY, SERVER),
     # Size and content.
     (413, HTML, b"<html>Request Entity Too Large", SPLIT, SIZE),

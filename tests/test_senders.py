@@ -2,29 +2,50 @@
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pytest
 
 from mlflow_otlp_exporter._senders import Senders
 
 
+@dataclass(eq=False)
+class Parcel:
+    key: str
+    number: int
+    not_before: float = 0.0
+
+
+@dataclass(frozen=True)
+class Done:
+    shipments: Sequence[Parcel] = ()
+    wait: float = 0.0
+    at_the_end: bool = False
+
+
 class Gate:
-    """Items pass when they are let through; notes what is under way."""
+    """Parcels pass when their key is let through; notes what is under way."""
 
     def __init__(self) -> None:
         self.condition = threading.Condition()
         self.open: set[str] = set()
         self.begun: list[tuple[str, int]] = []
         self.done: list[tuple[str, int]] = []
+        self.abandoned: list[tuple[str, int]] = []
 
-    def send(self, item: tuple[str, int]) -> None:
+    def step(self, parcel: Parcel) -> Done:
         with self.condition:
-            self.begun.append(item)
+            self.begun.append((parcel.key, parcel.number))
             self.condition.notify_all()
-            assert self.condition.wait_for(lambda: item[0] in self.open, 5)
-            self.done.append(item)
+            assert self.condition.wait_for(lambda: parcel.key in self.open, 5)
+            self.done.append((parcel.key, parcel.number))
             self.condition.notify_all()
+        return Done()
+
+    def abandon(self, parcel: Parcel) -> None:
+        self.abandoned.append((parcel.key, parcel.number))
 
     def let(self, *keys: str) -> None:
         with self.condition:
@@ -46,16 +67,16 @@ def gate() -> Gate:
 
 
 @pytest.fixture
-def senders(gate: Gate) -> Iterator[Senders[tuple[str, int]]]:
-    made = Senders(gate.send, count=2)
+def senders(gate: Gate) -> Iterator[Senders[Parcel]]:
+    made = Senders(gate.step, gate.abandon, count=2)
     yield made
     gate.let("a", "b", "c", "d")
     made.close(5)
 
 
-def test_one_destination_after_the_other_in_order(gate: Gate, senders: Senders[tuple[str, int]]) -> None:
+def test_one_destination_after_the_other_in_order(gate: Gate, senders: Senders[Parcel]) -> None:
     for number in range(3):
-        senders.put("a", ("a", number))
+        senders.put("a", Parcel("a", number))
     gate.wait_begun(1)
     assert gate.begun == [("a", 0)]
     gate.let("a")
@@ -63,17 +84,17 @@ def test_one_destination_after_the_other_in_order(gate: Gate, senders: Senders[t
     assert gate.done == [("a", 0), ("a", 1), ("a", 2)]
 
 
-def test_one_destination_does_not_wait_for_another(gate: Gate, senders: Senders[tuple[str, int]]) -> None:
-    senders.put("a", ("a", 0))
-    senders.put("b", ("b", 0))
+def test_one_destination_does_not_wait_for_another(gate: Gate, senders: Senders[Parcel]) -> None:
+    senders.put("a", Parcel("a", 0))
+    senders.put("b", Parcel("b", 0))
     gate.let("b")
     gate.wait_done(1)
     assert gate.done == [("b", 0)]
 
 
-def test_no_more_threads_than_said(gate: Gate, senders: Senders[tuple[str, int]]) -> None:
+def test_no_more_threads_than_said(gate: Gate, senders: Senders[Parcel]) -> None:
     for key in "abcd":
-        senders.put(key, (key, 0))
+        senders.put(key, Parcel(key, 0))
     gate.wait_begun(2)
     assert len(senders._threads) == 2
     gate.let("a", "b", "c", "d")
@@ -81,63 +102,118 @@ def test_no_more_threads_than_said(gate: Gate, senders: Senders[tuple[str, int]]
     assert {key for key, _ in gate.done} == set("abcd")
 
 
-def test_item_that_raises_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
-    done = threading.Event()
+class Script:
+    """Says what comes after the step of each parcel, once; then it is done."""
 
-    def send(item: str) -> None:
-        if item == "bad":
-            raise SystemExit(3)
-        done.set()
+    def __init__(self, **steps: Done) -> None:
+        self.steps = steps
+        self.seen: list[tuple[str, int]] = []
+        self.times: list[float] = []
+        self.condition = threading.Condition()
 
-    senders = Senders(send, count=1)
-    senders.put("a", "bad")
-    senders.put("a", "good")
-    assert done.wait(5)
+    def __call__(self, parcel: Parcel) -> Done:
+        with self.condition:
+            self.seen.append((parcel.key, parcel.number))
+            self.times.append(time.monotonic())
+            self.condition.notify_all()
+            return self.steps.pop(f"{parcel.key}{parcel.number}", Done())
+
+    def wait(self, count: int) -> None:
+        with self.condition:
+            assert self.condition.wait_for(lambda: len(self.seen) >= count, 5), self.seen
+
+
+def test_what_is_left_of_a_parcel_goes_before_the_next_one() -> None:
+    script = Script(a0=Done([Parcel("a", 7), Parcel("a", 8)]))
+    senders = Senders(script, lambda _: None, count=1)
+    senders.put("a", Parcel("a", 0))
+    senders.put("a", Parcel("a", 1))
     senders.close(5)
+    assert script.seen == [("a", 0), ("a", 7), ("a", 8), ("a", 1)]
+
+
+def test_parcel_that_must_wait_lets_others_pass() -> None:
+    script = Script()
+    senders = Senders(script, lambda _: None, count=1)
+    senders.put("a", Parcel("a", 0, time.monotonic() + 0.3))
+    senders.put("a", Parcel("a", 1))
+    script.wait(2)
+    senders.close(5)
+    assert script.seen == [("a", 1), ("a", 0)]
+
+
+def test_destination_that_waits_occupies_no_thread_and_is_hurried_by_a_flush() -> None:
+    script = Script(a0=Done([Parcel("a", 5)], wait=30), b0=Done([Parcel("b", 5)], wait=0.1))
+    senders = Senders(script, lambda _: None, count=1)
+    for key in "ab":
+        senders.put(key, Parcel(key, 0))
+    script.wait(3)
+    assert script.seen == [("a", 0), ("b", 0), ("b", 5)]
+    senders.hurry()
+    script.wait(4)
+    assert script.seen[3] == ("a", 5)
+    senders.close(5)
+
+
+def test_parcel_that_raises_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    script, lost = Script(), list[Parcel]()
+
+    def step(parcel: Parcel) -> Done:
+        if parcel.number == 0:
+            raise SystemExit(3)
+        return script(parcel)
+
+    senders = Senders(step, lost.append, count=1)
+    for number in range(2):
+        senders.put("a", Parcel("a", number))
+    script.wait(1)
+    senders.close(5)
+    assert [parcel.number for parcel in lost] == [0]
     assert "mistake in this library" in caplog.text
 
 
-def test_closing_waits_for_what_is_queued_but_not_longer_than_said(gate: Gate) -> None:
-    senders = Senders(gate.send, count=1)
-    senders.put("a", ("a", 0))
-    senders.put("a", ("a", 1))
+def test_closing_waits_but_not_longer_than_said_and_abandons_what_is_left(gate: Gate) -> None:
+    senders = Senders(gate.step, gate.abandon, count=1)
+    senders.put("a", Parcel("a", 0))
+    senders.put("a", Parcel("a", 1))
+    gate.wait_begun(1)
     senders.close(0.05)
-    assert gate.done == []
+    assert gate.abandoned == [("a", 1)]
     gate.let("a")
-    senders.close(5)
-    assert gate.done == [("a", 0), ("a", 1)]
+    senders.put("a", Parcel("a", 2))
+    assert gate.abandoned == [("a", 1), ("a", 2)]
+    for thread in senders._threads:
+        thread.join(5)
+    assert gate.done == [("a", 0)]
 
 
-def test_where_no_thread_can_start_items_are_sent_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_thread_can_start_parcels_are_sent_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    done: list[int] = []
-    senders = Senders(done.append)
-    senders.put("a", 1)
-    senders.put("a", 2)
-    assert done == [1, 2]
+    script, lost = Script(a1=Done([Parcel("a", 9)], wait=60)), list[Parcel]()
+    senders = Senders(script, lost.append)
+    senders.put("a", Parcel("a", 0))
+    senders.put("a", Parcel("a", 1))
+    assert script.seen == [("a", 0), ("a", 1)]
     senders.close(1)
+    assert script.seen == [("a", 0), ("a", 1), ("a", 9)]
+    assert lost == []
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_forked_child_sends_its_own_items_only(gate: Gate, senders: Senders[tuple[str, int]]) -> None:
-    senders.put("a", ("a", 0))
-    senders.put("a", ("a", 1))
+def test_forked_child_sends_its_own_parcels_only(gate: Gate, senders: Senders[Parcel]) -> None:
+    senders.put("a", Parcel("a", 0))
+    senders.put("a", Parcel("a", 1))
     gate.wait_begun(1)
     child = os.fork()
     if child == 0:  # pragma: no cover - the child's lines are not seen
-        sent: list[tuple[str, int]] = []
-        ready = threading.Event()
-
-        def send(item: tuple[str, int]) -> None:
-            sent.append(item)
-            ready.set()
-
-        senders._send = send
-        senders.put("b", ("b", 9))
-        os._exit(0 if ready.wait(5) and sent == [("b", 9)] else 1)
+        script = Script()
+        senders._step = script
+        senders.put("b", Parcel("b", 9))
+        script.wait(1)
+        os._exit(0 if script.seen == [("b", 9)] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     gate.let("a")
     gate.wait_done(2)

@@ -107,6 +107,22 @@ def test_what_is_no_secret_may_come_from_either_group_the_own_one_first() -> Non
     assert resolved(both, timeout=1).timeout == 1
 
 
+def test_argument_beats_a_header_of_a_variable_that_says_the_same() -> None:
+    variables = {"OTEL_EXPORTER_OTLP_HEADERS": "x-mlflow-experiment-id=1,x-mlflow-workspace=a", BASE: "http://c"}
+    assert set(resolved(variables).traces.headers) == {"x-mlflow-experiment-id", "x-mlflow-workspace"}
+    assert set(resolved(variables, experiment="e").traces.headers) == {"x-mlflow-workspace"}
+    assert set(resolved(variables, workspace="ws").traces.headers) == {"x-mlflow-experiment-id"}
+    by_hand = resolved(variables, experiment="e", headers={"X-MLflow-Experiment-Id": "7"}).traces.headers
+    assert by_hand["x-mlflow-experiment-id"] == "7"
+
+
+def test_key_in_a_query_is_used_but_not_shown() -> None:
+    settings = resolved(endpoint="http://c/v1/traces?key=planted")
+    assert settings.traces.url.endswith("?key=planted")
+    assert settings.api is None
+    assert "planted" not in repr(settings) + repr(list(shown(settings)))
+
+
 EXPERIMENTS: list[tuple[dict[str, Any], dict[str, str], str | None, str | None]] = [
     ({}, {}, None, None),
     ({"experiment": "42"}, {}, "42", None),
@@ -164,6 +180,8 @@ def test_error_names_source_value_and_expectation(
     ("arguments", "variables"),
     [
         ({"headers": "planted-secret"}, {}),
+        ({"headers": "Authorization: Bearer planted=="}, {}),
+        ({"tracking_uri": "http://host?key=planted"}, {}),
         ({}, {BASE: "http://c", "OTEL_EXPORTER_OTLP_HEADERS": "planted-secret"}),
         ({}, {"MLFLOW_TRACKING_TOKEN": "planted\x00-secret"}),
         ({"tracking_uri": "ftp://user:planted@host"}, {}),
@@ -174,7 +192,7 @@ def test_error_never_shows_a_secret(arguments: dict[str, Any], variables: dict[s
     with pytest.raises(ConfigurationError) as raised:
         resolved(variables, **arguments)
     assert "planted" not in str(raised.value)
-    assert raised.value.__cause__ is None
+    assert raised.value.__cause__ is raised.value.__context__ is None
 
 
 def test_plugin_of_the_sdk_does_not_matter_where_a_credential_is_given() -> None:
@@ -201,6 +219,10 @@ def test_credentials_file_fills_what_the_environment_lacks(tmp_path: Path) -> No
 def test_user_and_password_of_an_address_become_credentials_and_vanish_from_it() -> None:
     settings = resolved(tracking_uri="https://ada:pl%40nted@host/mlf")
     assert settings.traces.url == "https://host/mlf/v1/traces"
+    with_variables = resolved(
+        {"MLFLOW_TRACKING_USERNAME": "bob", "MLFLOW_TRACKING_PASSWORD": "p"}, tracking_uri="https://ada:x@host"
+    )
+    assert with_variables.traces.username == "ada"
     assert (settings.traces.username, settings.traces.password) == ("ada", "pl@nted")
     assert "nted" not in repr(settings)
 
@@ -211,7 +233,7 @@ def test_nothing_secret_is_shown() -> None:
     text = repr(settings) + repr(list(shown(settings)))
     for secret in ("planted", "mlflow-token", "mlflow-password", "otlp-key"):
         assert secret not in text
-    assert ("headers", "x-key=***", "argument headers=") in list(shown(settings))
+    assert ("headers", "1, hidden", "argument headers=") in list(shown(settings))
     assert ("token", "***", "environment variable MLFLOW_TRACKING_TOKEN") in list(shown(settings))
 
 

@@ -6,7 +6,7 @@ Only decisions: no clock, no lock, no thread. It is told what happens and when, 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +17,12 @@ _GRACE = 5.0
 # Traces of which nothing is held but how many spans are open: spans that never end must not pile up.
 _OPEN_TRACES = 10_000
 _FINISHED_TRACES = 4096
-_SPAN_SIZE, _VALUE_SIZE = 400, 32
+# Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes besides its text.
+_SPAN_SIZE, _VALUE_SIZE = 2800, 100
+# Between two hand-overs: a request costs MLflow 11 to 17 ms whatever is in it, a trace that shares one half of what it
+# costs alone. Where few traces end, each is to be seen within a second; where many do, nobody waits for a single one.
+_CALM_SPACING, _BUSY_SPACING = 0.7, 5.0
+_BUSY_TRACES = 10  # so many within the last 5 s
 
 
 class _Trace:
@@ -30,9 +35,10 @@ class _Trace:
         first: When the first of the held spans ended.
         root_ended: When the local root ended; None if it has not.
         due: When it is to be handed over; None if nothing is held.
+        whole: Whether nothing more of it is expected.
     """
 
-    __slots__ = ("due", "first", "open", "root_ended", "size", "spans")
+    __slots__ = ("due", "first", "open", "root_ended", "size", "spans", "whole")
 
     def __init__(self) -> None:
         self.spans: list[ReadableSpan] = []
@@ -41,12 +47,14 @@ class _Trace:
         self.first = 0.0
         self.root_ended: float | None = None
         self.due: float | None = None
+        self.whole = False
 
 
 class TraceBuffer:
     """Ended spans by trace, until each trace is whole or has been held long enough.
 
-    A trace is due `linger` seconds after its last open span ended, so that small traces share a request; if its root
+    A trace is due `linger` seconds after its last open span ended, so that small traces share a request, and not before
+    some time has passed since the last hand-over: 0.7 s, or 5 s while 10 traces and more end within 5 s. If its root
     has ended and children are still open, a few seconds later; and `hold` seconds after its first held span ended in
     any case, so that a long trace shows as in progress and memory stays bounded. What comes later goes out on its own.
 
@@ -65,6 +73,9 @@ class TraceBuffer:
         self._traces: OrderedDict[int, _Trace] = OrderedDict()
         self._queue: list[tuple[float, int]] = []
         self._finished: OrderedDict[int, None] = OrderedDict()
+        self._whole: dict[int, None] = {}  # those that may go with any other
+        self._ends: deque[float] = deque()  # of whole traces, within the last seconds
+        self._last_taken = -_BUSY_SPACING
         self._holding = 0  # traces of which spans are held
         self.span_count = 0
         self.byte_count = 0
@@ -85,7 +96,7 @@ class TraceBuffer:
             span: The span.
             now: Seconds of a clock that only goes forward.
         """
-        trace_id = span.context.trace_id
+        trace_id, size = span.context.trace_id, estimated_size(span)
         trace = self._traces.get(trace_id)
         if trace is None:
             trace = self._traces[trace_id] = _Trace()
@@ -98,7 +109,6 @@ class TraceBuffer:
         trace.open = max(0, trace.open - 1)
         if span.parent is None or span.parent.is_remote:
             trace.root_ended = now
-        size = estimated_size(span)
         trace.size += size
         self.span_count += 1
         self.byte_count += size
@@ -108,14 +118,27 @@ class TraceBuffer:
         if not trace.spans:
             return
         due = trace.first + self._hold
-        if trace.open == 0 and (trace.root_ended is not None or self._sees_starts):
+        whole = trace.open == 0 and (trace.root_ended is not None or self._sees_starts)
+        if whole != trace.whole:
+            trace.whole = whole
+            if whole:
+                self._whole[trace_id] = None
+            else:
+                self._whole.pop(trace_id, None)
+        if whole:
             if now is not None:
-                due = min(due, now + self._linger)
+                self._ends.append(now)
+                due = min(due, max(now + self._linger, self._last_taken + self._spacing(now)))
         elif trace.root_ended is not None:
             due = min(due, trace.root_ended + _GRACE)
         if due != trace.due:
             trace.due = due
             heapq.heappush(self._queue, (due, trace_id))
+
+    def _spacing(self, now: float) -> float:
+        while self._ends[0] < now - _BUSY_SPACING:
+            self._ends.popleft()
+        return _BUSY_SPACING if len(self._ends) >= _BUSY_TRACES else _CALM_SPACING
 
     def next_due(self) -> float | None:
         """When the next trace is due; None if nothing is held."""
@@ -129,7 +152,7 @@ class TraceBuffer:
         return None
 
     def take(self, now: float) -> list[ReadableSpan]:
-        """Takes what is due, trace by trace.
+        """Takes what is due, trace by trace, and with it all other traces that are whole.
 
         Args:
             now: Seconds, as for `ended`.
@@ -138,6 +161,9 @@ class TraceBuffer:
         while (due := self.next_due()) is not None and due <= now:
             _, trace_id = heapq.heappop(self._queue)
             taken += self._hand_over(trace_id)
+        if taken:
+            self._last_taken = now
+            taken += [span for trace_id in list(self._whole) for span in self._hand_over(trace_id)]
         return taken
 
     def take_all(self) -> list[ReadableSpan]:
@@ -151,7 +177,8 @@ class TraceBuffer:
         self._holding -= bool(spans)
         self.span_count -= len(spans)
         self.byte_count -= trace.size
-        trace.spans, trace.size, trace.due = [], 0, None
+        trace.spans, trace.size, trace.due, trace.whole = [], 0, None, False
+        self._whole.pop(trace_id, None)
         if trace.open == 0:
             del self._traces[trace_id]
             if trace.root_ended is not None and not self._sees_starts:

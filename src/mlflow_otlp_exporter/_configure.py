@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -53,7 +54,8 @@ def configure(
     README has the table). Never waits for the server: an experiment is looked up, and created if it is missing, when
     the first spans are sent. At exit, what is left is sent.
 
-    May be called again: the same settings give the same object, other settings replace the pipeline after flushing it.
+    May be called again: the same settings give the same object, other settings replace the pipeline after flushing it,
+    which takes 10 s at most.
 
     Args:
         tracking_uri: The address of the MLflow server (`MLFLOW_TRACKING_URI`; `http://localhost:5000`).
@@ -88,15 +90,19 @@ def configure(
     settings = None if exporter else resolve(arguments, defaults=_DEFAULTS)
     global _current, _current_key
     with _lock:
+        current = _current if _current is not None and not _current.closed else None
+        known = tracer_provider if tracer_provider is not None else trace.get_tracer_provider()
+        if current is not None and _current_key == (known, exporter or settings):
+            return current
+        # All that may be wrong is found before anything is changed.
+        chosen = exporter if exporter is not None else _ConfiguredSpanExporter(_checked(settings))
         provider = _provider(tracer_provider, service_name)
-        key = (provider, exporter or settings)
-        if _current is not None and _current_key == key:
-            return _current
-        chosen = exporter or _ConfiguredSpanExporter(_checked(settings))
-        replaced = _current
-        _current, _current_key = Telemetry(provider, chosen, _processor(provider, chosen)), key
-        if replaced is not None:
-            replaced.shutdown()
+        _current, _current_key = _telemetry(provider, chosen), (provider, exporter or settings)
+        if current is not None:
+            if current.exporter is chosen:
+                current.retire()
+            else:
+                current.shutdown()
         return _current
 
 
@@ -146,14 +152,24 @@ def _provider(given: TracerProvider | None, service_name: str | None) -> TracerP
     return provider
 
 
-def _processor(provider: TracerProvider, exporter: MLflowSpanExporter) -> MLflowSpanProcessor:
-    """The provider's one processor of ours, which takes another exporter when there is a new one."""
+def _telemetry(provider: TracerProvider, exporter: MLflowSpanExporter) -> Telemetry:
+    """A pipeline behind the provider's one processor of ours, which takes another exporter when there is a new one."""
     processor = _processors.get(provider)
-    if processor is None:
-        processor = _processors[provider] = MLflowSpanProcessor(exporter)
-        provider.add_span_processor(processor)
-    return processor
+    if processor is not None:
+        return Telemetry(provider, exporter, processor, processor.attach(exporter))
+    processor = _processors[provider] = MLflowSpanProcessor(exporter)
+    made = Telemetry(provider, exporter, processor, processor.worker)
+    provider.add_span_processor(processor)
+    return made
 
+
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 - another thread of the parent may hold it for ever
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
 
 # Registered at import, so that it runs after the app's own handlers, whose last spans it is to send.
 atexit.register(shutdown)

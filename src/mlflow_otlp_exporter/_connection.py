@@ -16,21 +16,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 
 from mlflow_otlp_exporter._credentials import Credentials, CredentialsUnavailable, credentials_for
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._settings import ServerSettings
-from mlflow_otlp_exporter._transport import Answer, Failure
+from mlflow_otlp_exporter._transport import LONGEST_ANSWER, Answer, Failure
 from mlflow_otlp_exporter._version import __version__
 
 USER_AGENT = f"mlflow-otlp-exporter/{__version__}"
-# An answer is a few bytes, an error a few kB; 3,204 bytes is the longest that was seen (facts: PostgreSQL, bad time).
-_LONGEST_ANSWER = 65_536
 _CONNECT_SECONDS = 5.0
 # uvicorn closes an idle connection after 5.00 s, which is just the batch processor's delay: a request on a connection
 # that is being closed fails with a reset, and nobody knows whether it arrived.
 _IDLE_SECONDS = 4.0
+
+
+_of_the_parent: list[requests.Session] = []
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -59,7 +61,7 @@ class Connection:
     """
 
     def __init__(self, server: ServerSettings, session: requests.Session | None = None) -> None:
-        self.url = server.url
+        self.url, self.address = server.url, server.address
         self.credentials: Credentials = credentials_for(server)
         self.unused_variables = server.unused
         self._headers = {"user-agent": USER_AGENT, **server.headers}
@@ -71,10 +73,11 @@ class Connection:
             self._certificate = (server.client_certificate_file, server.client_key_file)
         self._lock = threading.Lock()
         self._used = time.monotonic()
+        self._rejected: str | None = None
         after_fork_in_child(self._renew)
 
     def __repr__(self) -> str:
-        return f"Connection({self.url!r})"
+        return f"Connection({self.address!r})"
 
     @property
     def header_names(self) -> frozenset[str]:
@@ -82,7 +85,14 @@ class Connection:
         return frozenset(self._headers)
 
     def request(
-        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, seconds: float
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        seconds: float,
+        longest: int = LONGEST_ANSWER,
     ) -> Answer | Failure:
         """Sends one request and reads the answer; follows nothing, raises nothing.
 
@@ -91,8 +101,10 @@ class Connection:
             path: What follows the server's address; empty for the address itself.
             headers: Headers of this request; those that the user configured win.
             body: The body.
-            seconds: How long each step (connecting, waiting for the answer) may take.
+            seconds: For all of it: an answer that comes in drops is cut off then.
+            longest: Bytes of the answer's body to read at most.
         """
+        deadline = time.monotonic() + seconds
         try:
             authorization = self.credentials.authorization()
         except CredentialsUnavailable as error:
@@ -112,11 +124,19 @@ class Connection:
                 cert=self._certificate,
                 stream=True,
             ) as response:
-                content, complete = _content(response)
+                content, complete = _content(response, deadline, longest)
                 found = {name.lower(): value for name, value in response.headers.items()}
+                self._rejected = authorization if response.status_code == 401 else None  # noqa: PLR2004
                 return Answer(response.status_code, found, content, complete)
         except (requests.RequestException, OSError, ValueError) as error:
             return _failure(error, self.url)
+
+    def has_new_credential(self) -> bool:
+        """Whether the credential is another one than that which the server answered 401 to."""
+        try:
+            return self._rejected is not None and self.credentials.authorization() != self._rejected
+        except CredentialsUnavailable:
+            return False
 
     def _current_session(self) -> requests.Session:
         """The session, its connections dropped if they were idle for so long that the server may be closing them."""
@@ -131,6 +151,9 @@ class Connection:
         """In a forked child: a new session, as parent and child must not write to the same socket."""
         self._lock = threading.Lock()
         if self._owns_session:
+            # The parent's is kept, unused: freeing it would drain urllib3's pool, whose lock a thread of the parent may
+            # have held at the fork, and wait for it for ever.
+            _of_the_parent.append(self._session)
             self._session = _new_session()
 
     def close(self) -> None:
@@ -138,19 +161,29 @@ class Connection:
         self._session.close()
 
 
-def _content(response: requests.Response) -> tuple[bytes, bool]:
+def _content(response: requests.Response, deadline: float, longest: int) -> tuple[bytes, bool]:
     """The body as far as it can be read: a status that has been received is not undone by a broken body."""
     pieces: list[bytes] = []
     length = 0
     try:
-        for piece in response.iter_content(8192):
+        for piece in _pieces(response):
             pieces.append(piece)
             length += len(piece)
-            if length >= _LONGEST_ANSWER:
-                return b"".join(pieces)[:_LONGEST_ANSWER], False
-    except (requests.RequestException, OSError):
+            if length > longest or time.monotonic() > deadline:
+                return b"".join(pieces)[:longest], False
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
         return b"".join(pieces), False
     return b"".join(pieces), True
+
+
+def _pieces(response: requests.Response) -> Iterator[bytes]:
+    """What each read from the socket brings: a time-out of `requests` begins anew with every byte."""
+    read = getattr(response.raw, "read1", None)
+    if read is None:  # urllib3 1.26
+        yield from response.iter_content(1)
+    else:
+        while piece := read(65_536, decode_content=True):
+            yield piece
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

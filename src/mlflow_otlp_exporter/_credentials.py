@@ -30,11 +30,17 @@ class Credentials(Protocol):
             CredentialsUnavailable: There should be one, but it cannot be had now.
         """
 
+    @property
+    def watchable(self) -> bool:
+        """Whether it costs nothing to look for a new one."""
+
     def __str__(self) -> str: ...
 
 
 class _Fixed:
     """A value that never changes."""
+
+    watchable = False
 
     def __init__(self, value: str | None, what: str) -> None:
         self._value, self._what = value, what
@@ -52,6 +58,8 @@ class _TokenFile:
     The kubelet rotates a projected token about once an hour by swapping a symbolic link, so the file behind the path
     is another one then: its inode is compared besides time and size.
     """
+
+    watchable = True
 
     def __init__(self, path: str, source: Source) -> None:
         self._path, self._source = path, source
@@ -79,6 +87,8 @@ class _TokenFile:
 class _Asked:
     """A function of the app, asked before every request."""
 
+    watchable = False
+
     def __init__(self, ask: Callable[[], str | None]) -> None:
         self._ask = ask
 
@@ -87,7 +97,8 @@ class _Asked:
             found = self._ask()
             return None if found is None else _authorization(found)
         except Exception as error:  # noqa: BLE001 - the app's function may raise anything; its text may hold a secret
-            raise CredentialsUnavailable(f"the function given as credentials= raised {type(error).__name__}") from None
+            kind = type(error).__name__
+        raise CredentialsUnavailable(f"the function given as credentials= raised {kind}")
 
     def __str__(self) -> str:
         return "the function given as credentials="

@@ -123,6 +123,13 @@ class Experiments:
         except _Unresolved as error:
             return error.outcome
 
+    def forget(self, destination: Destination) -> None:
+        """Looks a destination's experiment up anew the next time."""
+        names = (destination.experiment, destination.service_name, _DEFAULT_EXPERIMENT)
+        with self._lock:
+            for name in filter(None, names):
+                self._ids.pop((destination.workspace, name), None)
+
     def _chosen(self, destination: Destination, seconds: float) -> str:
         workspace = destination.workspace
         if destination.experiment:

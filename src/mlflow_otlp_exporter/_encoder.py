@@ -20,12 +20,14 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanKind
 
+from mlflow_otlp_exporter._fork import after_fork_in_child
+
 # A parser gives up at 100 nested messages; a map inside a map is three, and the request around the value is seven.
 _DEEPEST = 24
 _CACHED_KEYS, _LONGEST_CACHED_KEY = 4096, 128
 _CACHED_RESOURCES = 256
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
-_LONGEST = (1 << 64) - 1
+_ALL_64_BITS, _LATEST = (1 << 64) - 1, (1 << 63) - 1
 _times = struct.Struct("<BQBQ").pack
 # Flags as field 16 of a span and field 6 of a link, fixed32: bit 8 says that bit 9 tells whether the parent is remote.
 _LOCAL, _REMOTE = (b"\x85\x01" + struct.pack("<I", flags) for flags in (0x100, 0x300))
@@ -46,6 +48,7 @@ class EncodedSpan(NamedTuple):
 
     Attributes:
         trace_id: OpenTelemetry's trace id.
+        span_id: OpenTelemetry's span id.
         is_root: True if the span has no parent, local or remote.
         resource: The resource that it belongs to.
         scope: The instrumentation scope that it belongs to.
@@ -53,6 +56,7 @@ class EncodedSpan(NamedTuple):
     """
 
     trace_id: int
+    span_id: int
     is_root: bool
     resource: Framing
     scope: Framing
@@ -126,20 +130,27 @@ class Encoder:
             dict: self._mapping,
             type(None): lambda _value, _depth: b"",
         }
+        after_fork_in_child(self._renew)
 
-    def encode(self, span: ReadableSpan, attributes: Mapping[str, Any] | None = None) -> EncodedSpan:
+    def _renew(self) -> None:
+        self.repairs = Repairs()
+
+    def encode(
+        self, span: ReadableSpan, attributes: Mapping[str, Any] | None = None, *, name: str | None = None
+    ) -> EncodedSpan:
         """Encodes a span.
 
         Args:
             span: The span.
             attributes: Attributes instead of the span's own.
+            name: A name instead of the span's own.
 
         Raises:
             Exception: The object lacks what every span has; the rest of what is wrong with it is repaired or left out.
         """
         context, parent = span.get_span_context(), span.parent
         assert context is not None
-        name = self._utf8(span.name)
+        encoded_name = self._utf8(span.name if name is None else name)
         pieces = [
             b"\x0a\x10",
             context.trace_id.to_bytes(16, "big"),
@@ -152,8 +163,8 @@ class Encoder:
             pieces += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
         pieces += (
             b"\x2a",
-            _length(len(name)),
-            name,
+            _length(len(encoded_name)),
+            encoded_name,
             b"\x30",
             _SHORT_VARINTS[_KINDS[span.kind]],
             _times(0x39, _time(span.start_time), 0x41, _time(span.end_time)),
@@ -172,9 +183,9 @@ class Encoder:
                 inner += (b"\x18", _SHORT_VARINTS[code])
             pieces.append(_field(b"\x7a", b"".join(inner)))
         pieces.append(_REMOTE if parent is not None and parent.is_remote else _LOCAL)
-        body = _field(b"\x12", b"".join(pieces))
+        body = framed(b"".join(pieces))
         resource, scope = self._resource(span.resource), self._scope(span.instrumentation_scope)
-        return EncodedSpan(context.trace_id, parent is None, resource, scope, body)
+        return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body)
 
     def _events_and_links(self, span: ReadableSpan, pieces: list[bytes]) -> None:
         for event in span.events:
@@ -287,7 +298,7 @@ class Encoder:
         if 0 <= value < 128:  # noqa: PLR2004 - one byte
             return b"\x18" + _SHORT_VARINTS[value]
         if -(1 << 63) <= value < 1 << 63:
-            return b"\x18" + _varint(value & _LONGEST)
+            return b"\x18" + _varint(value & _ALL_64_BITS)
         self.repairs.repaired += 1
         try:
             return _field(b"\x0a", str(value).encode())
@@ -326,7 +337,13 @@ class Encoder:
         if known is not None:
             return known[1]
         inner: list[bytes] = []
-        self._attributes(dict(resource.attributes), b"\x0a", inner)
+        attributes = dict(resource.attributes)
+        for key, value in attributes.items():
+            if isinstance(value, str) and "\x00" in value:
+                # MLflow makes a trace's tag of it, and PostgreSQL takes no NUL.
+                attributes[key] = value.replace("\x00", "\ufffd")
+                self.repairs.repaired += 1
+        self._attributes(attributes, b"\x0a", inner)
         framing = Framing(_field(b"\x0a", b"".join(inner)), self._schema(resource.schema_url))
         if len(self._resources) >= _CACHED_RESOURCES:
             self._resources.clear()
@@ -354,8 +371,14 @@ class Encoder:
         return _field(b"\x1a", self._utf8(url)) if url else b""
 
 
+def framed(span: bytes) -> bytes:
+    """A span's bytes as a field of a `ScopeSpans`."""
+    return _field(b"\x12", span)
+
+
 def _time(nanoseconds: int | None) -> int:
-    return min(max(nanoseconds or 0, 0), _LONGEST)
+    # What does not fit into 63 bits, MLflow's databases refuse, and the whole request with it.
+    return min(max(nanoseconds or 0, 0), _LATEST)
 
 
 def assemble(spans: Sequence[EncodedSpan]) -> bytes:
@@ -363,13 +386,15 @@ def assemble(spans: Sequence[EncodedSpan]) -> bytes:
     resources: dict[Framing, dict[Framing, list[bytes]]] = {}
     for span in spans:
         resources.setdefault(span.resource, {}).setdefault(span.scope, []).append(span.body)
-    return b"".join(
-        _field(
-            b"\x0a", _wrapped(resource, (_field(b"\x12", _wrapped(scope, bodies)) for scope, bodies in scopes.items()))
-        )
-        for resource, scopes in resources.items()
-    )
-
-
-def _wrapped(framing: Framing, content: Iterable[bytes]) -> bytes:
-    return b"".join((framing.before, *content, framing.after))
+    # Lengths first, so that the bodies, which are nearly all of it, are copied once.
+    pieces: list[bytes] = []
+    for resource, scopes in resources.items():
+        inner: list[bytes] = []
+        total = len(resource.before) + len(resource.after)
+        for scope, bodies in scopes.items():
+            size = len(scope.before) + sum(map(len, bodies)) + len(scope.after)
+            head = b"\x12" + _length(size)
+            total += len(head) + size
+            inner += (head, scope.before, *bodies, scope.after)
+        pieces += (b"\x0a", _length(total), resource.before, *inner, resource.after)
+    return b"".join(pieces)

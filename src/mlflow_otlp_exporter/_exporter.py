@@ -12,6 +12,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from mlflow_otlp_exporter._courier import Origin
 from mlflow_otlp_exporter._pipeline import Pipeline
 from mlflow_otlp_exporter._report import Stats, logger
 from mlflow_otlp_exporter._settings import Settings, resolve
@@ -125,10 +126,11 @@ class MLflowSpanExporter(OTLPSpanExporter):
         self._pipeline = pipeline
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Sends spans and waits for what becomes of them; never raises.
+        """Sends spans and waits for what becomes of them, for the time-out at most; never raises.
 
         Returns:
-            `SUCCESS` if the server has accepted all of them, else `FAILURE`; the log says why.
+            `SUCCESS` if the server has accepted all of them, else `FAILURE`; the log says why. What may succeed later
+            is kept in memory and sent again in the background: it need not be exported again.
         """
         pipeline = self._pipeline
         if pipeline is None or pipeline.closed:
@@ -138,12 +140,12 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return SpanExportResult.FAILURE
         try:
             with suppressed_instrumentation():
-                requests, broken = pipeline.requests(spans)
-                delivered = [pipeline.deliver(request) for request in requests]
+                batches, broken = pipeline.batches(spans)
+                delivered = pipeline.deliver(batches)
         except Exception:  # noqa: BLE001 - nothing of this library raises into the app
             logger.exception("%d spans are lost by a mistake in this library; please report it", len(spans))
             return SpanExportResult.FAILURE
-        return SpanExportResult.SUCCESS if all(delivered) and not broken else SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS if delivered and not broken else SpanExportResult.FAILURE
 
     def submit(self, spans: Sequence[ReadableSpan], opened: Callable[[int, int], Callable[[], None]]) -> None:
         """Sends spans in the background; what `MLflowSpanProcessor` calls instead of `export`.
@@ -156,8 +158,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
         if pipeline is None or pipeline.closed:
             self.refuse(len(spans), "the exporter is shut down" if pipeline else "the exporter is off")
             return
-        for request in pipeline.requests(spans)[0]:
-            pipeline.enqueue(request, opened(request.span_count, len(request.body)))
+        for batch in pipeline.batches(spans)[0]:
+            size = sum(len(span.body) for span in batch[1])
+            pipeline.enqueue(batch, Origin(len(batch[1]), opened(len(batch[1]), size)))
 
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that a span processor had to give up, and logs why.
@@ -172,6 +175,30 @@ class MLflowSpanExporter(OTLPSpanExporter):
     def refused(self) -> int:
         """How many spans were given up since start."""
         return self.stats().refused
+
+    def solve(self, why: str, message: str) -> None:
+        """Logs that what made a span processor give up spans is over.
+
+        Args:
+            why: What `refuse` was given.
+            message: What is so again.
+        """
+        if self._pipeline is not None:
+            self._pipeline.solve(why, message)
+
+    def hurry(self, seconds: float) -> None:
+        """Ends waits between attempts, as somebody waits for the outcome; `relax` undoes it.
+
+        Args:
+            seconds: How long somebody waits.
+        """
+        if self._pipeline is not None:
+            self._pipeline.hurry(seconds)
+
+    def relax(self) -> None:
+        """Gives requests their own time again."""
+        if self._pipeline is not None:
+            self._pipeline.relax()
 
     def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any] | None = None) -> str | None:
         """The address of a trace in the MLflow console.
@@ -203,9 +230,23 @@ class MLflowSpanExporter(OTLPSpanExporter):
         """Counts of spans and requests since start."""
         return self._pipeline.stats() if self._pipeline else Stats()
 
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - upstream's signature
-        """Nothing is kept in this exporter: `export` has returned when spans are through."""
-        return True
+    def force_flush(self, timeout_millis: float = 30_000) -> bool:
+        """Waits for what `export` has left to the background.
+
+        Args:
+            timeout_millis: How long to wait at most.
+
+        Returns:
+            True if all of it was delivered within the time.
+        """
+        if self._pipeline is None:
+            return True
+        refused = self.refused()
+        self.hurry(timeout_millis / 1000)
+        try:
+            return self._pipeline.in_flight.wait(timeout_millis / 1000) and self.refused() == refused
+        finally:
+            self.relax()
 
     def shutdown(self, timeout_millis: float = 10_000) -> None:
         """Waits for what is being sent in the background, ends repetitions and closes connections.

@@ -1,24 +1,30 @@
-"""What an exporter holds: routing, encoding, delivery in a row."""
+"""What an exporter holds: routing, encoding, packing, delivery in a row."""
 
 from __future__ import annotations
 
 import logging
+import math
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._delivery import Delivery, Request
+from mlflow_otlp_exporter._courier import Courier, Next, Origin, Shipment
+from mlflow_otlp_exporter._delivery import Delivery
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments, by_destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder, assemble
+from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._in_flight import InFlight
 from mlflow_otlp_exporter._packing import packed
+from mlflow_otlp_exporter._repair import repaired_attributes, repaired_name
 from mlflow_otlp_exporter._report import Report, Stats
-from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._response import Cause, Outcome
 from mlflow_otlp_exporter._senders import Senders
 from mlflow_otlp_exporter._settings import Settings
+from mlflow_otlp_exporter._stored import Stored
 
 if TYPE_CHECKING:
     import requests
@@ -29,9 +35,9 @@ _ADVICE = {
     Cause.NOT_MLFLOW: "check the address: it should be that of an MLflow server with a database (3.6 or newer)",
     Cause.SERVER: "check that the server is up",
     Cause.SIZE: "let the proxy in front of MLflow accept larger bodies",
-    Cause.CONTENT: "the server took the request, not its content",
+    Cause.CONTENT: "the server is fine, but refuses what was sent",
 }
-Job = tuple[Request, Callable[[], None]]
+Batch = tuple[Destination, list[EncodedSpan]]
 
 
 class Pipeline:
@@ -60,74 +66,101 @@ class Pipeline:
         self.experiments = Experiments(
             self.api, certain=settings.api_certain, create=settings.create_experiment, report=self.report
         )
-        self.delivery = Delivery(
+        delivery = Delivery(
             self.server,
             self.experiments,
             compression=settings.compression,
             report=self.report,
             experiment_is_set=EXPERIMENT_HEADER in self.server.header_names,
         )
-        self.senders: Senders[Job] = Senders(self._work_off)
+        stored = Stored(self.api, self.report)
+        self.courier = Courier(self.server, delivery, stored, self.report, explain=self.explained)
+        self.senders: Senders[Shipment] = Senders(self._step, self.courier.abandon)
+        self.in_flight = InFlight()
         self.closed = False
+        self._until = math.inf
 
-    def requests(self, spans: Sequence[ReadableSpan]) -> tuple[list[Request], int]:
-        """Encodes spans and puts requests together.
+    def _step(self, shipment: Shipment) -> Next:
+        left = max(0.2, self._until - time.monotonic())
+        return self.courier.step(shipment, min(self.settings.timeout, left))
+
+    def hurry(self, seconds: float) -> None:
+        """Ends waits between attempts, as somebody waits for the outcome, and keeps requests within that time.
+
+        Args:
+            seconds: How long somebody waits.
+        """
+        self._until = time.monotonic() + seconds
+        self.senders.hurry()
+
+    def relax(self) -> None:
+        """Gives requests their own time again."""
+        self._until = math.inf
+
+    def solve(self, why: str, message: str) -> None:
+        """Tells that what made spans be refused is over."""
+        self.report.solved(why, message)
+
+    def batches(self, spans: Sequence[ReadableSpan]) -> tuple[list[Batch], int]:
+        """Encodes spans and says which of them share a request.
 
         Returns:
-            The requests, and how many spans could not be encoded at all.
+            The batches, and how many spans could not be encoded at all.
         """
-        made: list[Request] = []
+        made: list[Batch] = []
         broken = 0
         for destination, group in by_destination(spans, self.destination).items():
             encoded: list[EncodedSpan] = []
             for span in group:
                 try:
-                    encoded.append(self.encoder.encode(span))
+                    encoded.append(self._encoded(span))
                 except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
                     broken += 1
                     self.refuse(1, f"a span could not be encoded ({type(error).__name__})")
             linked = destination.run_id is not None
-            batches = packed(encoded, self.settings.max_request_size, linked_to_run=linked)
-            made += [Request(destination, assemble(batch), len(batch)) for batch in batches]
+            made += [(destination, batch) for batch in packed(encoded, self._size(), linked_to_run=linked)]
         if self.encoder.repairs.left_out:
             said = "attribute values of types that OpenTelemetry does not have are left out; stats() counts them"
             self.report.once(logging.WARNING, said)
         return made, broken
 
-    def deliver(self, request: Request) -> bool:
-        """Sends a request and tells what became of it."""
-        try:
-            outcome = self.delivery.deliver(request, self.settings.timeout)
-        except BaseException as error:
-            self.refuse(request.span_count, f"sending them raised {type(error).__name__}")
-            raise
-        key = f"{request.destination.workspace}/{request.destination.experiment or request.destination.experiment_id}"
-        delivered = outcome.verdict is Verdict.DELIVERED
-        refused = 0 if delivered else min(outcome.rejected, request.span_count) or request.span_count
-        self.report.count(delivered=request.span_count - refused, refused=refused)
-        if delivered:
-            self.report.solved(key, f"spans are accepted again by {self.server.url}")
-            if outcome.message:
-                self.report.once(logging.WARNING, f"{self.server.url} says: {outcome.message}")
-        else:
-            self.report.problem(key, f"spans are lost: {self._explained(outcome)}", refused)
-        return delivered
+    def _encoded(self, span: ReadableSpan) -> EncodedSpan:
+        if not self.settings.repair:
+            return self.encoder.encode(span)
+        return self.encoder.encode(span, repaired_attributes(span), name=repaired_name(span.name))
 
-    def enqueue(self, request: Request, settled: Callable[[], None]) -> None:
-        """Sends a request in a thread of its own.
+    def _size(self) -> int:
+        sizes = [size for size in (self.settings.max_request_size, self.courier.size_limit) if size]
+        return min(sizes, default=0)
 
-        Args:
-            request: The request.
-            settled: Called when there is an outcome.
+    def enqueue(self, batch: Batch, origin: Origin) -> None:
+        """Sends a batch in a thread of its own, and keeps it until it has an outcome."""
+        destination, spans = batch
+        self.senders.put(destination, Shipment(destination, spans, origin))
+
+    def deliver(self, batches: Sequence[Batch]) -> bool:
+        """Sends batches and waits for what becomes of them, for the time-out at most.
+
+        What may succeed later is sent again in the background.
+
+        Returns:
+            Whether all was delivered.
         """
-        self.senders.put(request.destination, (request, settled))
-
-    def _work_off(self, job: Job) -> None:
-        request, settled = job
-        try:
-            self.deliver(request)
-        finally:
-            settled()
+        deadline = time.monotonic() + self.settings.timeout
+        waits = [(threading.Event(), batch) for batch in batches]
+        origins: list[Origin] = []
+        for done, batch in waits:
+            count, size = len(batch[1]), sum(len(span.body) for span in batch[1])
+            if self.in_flight.bytes + size > self.settings.buffer.buffer_bytes:
+                self.refuse(count, "the server is away, and no more may wait in memory")
+                origins.append(Origin(count))
+                done.set()
+                continue
+            origins.append(Origin(count, _both(done.set, self.in_flight.opened(count, size)), _waker(done)))
+            self.enqueue(batch, origins[-1])
+        for done, _ in waits:
+            done.wait(max(0.0, deadline - time.monotonic()))
+        return all(origin.remaining == 0 and not origin.refused for origin in origins)
 
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""
@@ -139,22 +172,41 @@ class Pipeline:
         repairs = self.encoder.repairs
         return replace(self.report.stats(), values_repaired=repairs.repaired, values_left_out=repairs.left_out)
 
-    def _explained(self, outcome: Outcome) -> str:
-        advice = _ADVICE[outcome.cause or Cause.SERVER]
-        if outcome.cause is Cause.CREDENTIALS:
-            advice = f"credentials: {self.server.credentials}; {advice}"
-            if self.server.unused_variables:
-                names = ", ".join(self.server.unused_variables)
-                advice += f" ({names} not used: set for another server than the one that spans are sent to)"
-        return f"{self.server.url}: {outcome.message}; {advice}"
+    def explained(self, outcome: Outcome) -> str:
+        """An outcome in words: where, what the server said, what to do."""
+        return f"{self.server.address}: {outcome.message}; {'; '.join(self._advice(outcome.cause or Cause.SERVER))}"
+
+    def _advice(self, cause: Cause) -> Iterator[str]:
+        if cause is Cause.CREDENTIALS:
+            yield f"credentials: {self.server.credentials}"
+        yield _ADVICE[cause]
+        if cause is Cause.CREDENTIALS and self.server.unused_variables:
+            names = ", ".join(self.server.unused_variables)
+            yield f"{names} not used: set for another server than the one that spans are sent to"
 
     def close(self, seconds: float) -> None:
-        """Waits for what is queued, then ends repetitions and closes connections."""
-        self.closed = True
-        deadline = time.monotonic() + seconds
+        """Waits for what is queued, then gives up what is left and closes connections."""
+        self.closed = self.courier.closing = True
+        self.hurry(seconds)
         self.senders.close(seconds)
-        self.delivery.close()
-        self.senders.close(max(0.1, deadline - time.monotonic()))
         self.server.close()
         if self.api:
             self.api.close()
+
+
+def _both(*calls: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call
+
+
+def _waker(done: threading.Event) -> Callable[[Outcome], None]:
+    """Ends a wait that more of it would not help: only a server that is away may be back within the time-out."""
+
+    def postponed(outcome: Outcome) -> None:
+        if outcome.cause is not Cause.SERVER:
+            done.set()
+
+    return postponed

@@ -30,6 +30,9 @@ class MLflowSpanProcessor(SpanProcessor):
         buffer_spans: How many spans may wait in memory (`MLFLOW_OTLP_BUFFER_SPANS`; 65536).
         buffer_bytes: How many bytes of spans, as estimated, may wait in memory (`MLFLOW_OTLP_BUFFER_BYTES`; 64 MiB).
 
+    Attributes:
+        worker: What collects the spans; the first one, if another exporter was attached since.
+
     Raises:
         ConfigurationError: An argument or a variable is wrong.
     """
@@ -51,7 +54,7 @@ class MLflowSpanProcessor(SpanProcessor):
         }
         self._exporter = exporter
         self._worker: TraceWorker | None = None
-        self.attach(exporter)
+        self.worker = self.attach(exporter)
 
     def attach(self, exporter: MLflowSpanExporter) -> TraceWorker:
         """Sends to this exporter from now on. What went to another one before is to be flushed by whoever had it.
@@ -79,14 +82,16 @@ class MLflowSpanProcessor(SpanProcessor):
         worker = self._worker
         if worker is not None:
             context = span.context
-            if context.trace_flags & _SAMPLED:
+            if context is not None and context.trace_flags & _SAMPLED:
                 worker.started(context.trace_id)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Takes the span in."""
         worker = self._worker
-        if worker is not None and span.context.trace_flags & _SAMPLED:
-            worker.ended(span)
+        if worker is not None:
+            context = span.context
+            if context is not None and context.trace_flags & _SAMPLED:
+                worker.ended(span)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
         """Sends all that has ended, traces in progress too, and waits for it.
@@ -97,7 +102,8 @@ class MLflowSpanProcessor(SpanProcessor):
         Returns:
             True if all of it was delivered within the time.
         """
-        return self._worker.flush(timeout_millis / 1000) if self._worker else True
+        worker = self._worker
+        return worker.flush(timeout_millis / 1000) if worker is not None else True
 
     def shutdown(self, timeout_millis: float = 10_000) -> None:
         """Flushes, then shuts the exporter down. Spans that end later are refused.
@@ -105,5 +111,6 @@ class MLflowSpanProcessor(SpanProcessor):
         Args:
             timeout_millis: How long to wait at most, all in all.
         """
-        if self._worker is not None:
-            self._worker.close(timeout_millis / 1000, self._exporter.shutdown)
+        worker = self._worker
+        if worker is not None:
+            worker.close(timeout_millis / 1000, self._exporter.shutdown)

@@ -7,6 +7,7 @@ when it is over, one line says so.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from dataclasses import dataclass
 from mlflow_otlp_exporter._fork import after_fork_in_child
 
 _SUMMARY_SECONDS = 60.0
+# Messages and problems that are known: those with ever new texts must not pile up.
+_REMEMBERED = 1000
+# What differs between two tellings of the same: ids and numbers.
+_VARYING = re.compile(r"\b(?:tr-)?[0-9a-f]{16,}\b|\d+")
 logger = logging.getLogger("mlflow_otlp_exporter")
 
 
@@ -44,7 +49,7 @@ class Stats:
 class _Problem:
     since: float
     told: float
-    message: str
+    gist: str
     untold_spans: int = 0
 
 
@@ -57,7 +62,7 @@ class Report:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._renew_lock()
         self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)
         self._problems: dict[str, _Problem] = {}
         self._said: set[str] = set()
@@ -65,8 +70,12 @@ class Report:
 
     def _renew(self) -> None:
         """In a forked child: its own lock and counts; what was said need not be said again."""
-        self._lock = threading.Lock()
+        self._renew_lock()
         self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)
+
+    def _renew_lock(self) -> None:
+        # Re-entrant: a signal handler or a finalizer may end a span while its own thread is in here.
+        self._lock = threading.RLock()
 
     def stats(self) -> Stats:
         """The counters now."""
@@ -84,6 +93,8 @@ class Report:
         with self._lock:
             if message in self._said:
                 return
+            if len(self._said) >= _REMEMBERED:
+                self._said.clear()
             self._said.add(message)
         logger.log(level, "%s", message)
 
@@ -99,8 +110,11 @@ class Report:
         with self._lock:
             now = self._clock()
             known = self._problems.get(key)
-            if known is None or known.message != message:
-                self._problems[key] = _Problem(known.since if known else now, now, message)
+            gist = _VARYING.sub("#", message)
+            if known is None or known.gist != gist:
+                if len(self._problems) >= _REMEMBERED:
+                    self._problems.clear()
+                self._problems[key] = _Problem(known.since if known else now, now, gist)
                 line = f"{message} [{spans} spans]"
             elif now - known.told < _SUMMARY_SECONDS:
                 known.untold_spans += spans

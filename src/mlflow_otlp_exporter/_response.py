@@ -99,8 +99,9 @@ def read_answer(answer: Answer) -> Outcome:
         return Outcome(Verdict.RETRY, Cause.CREDENTIALS, message, status)
     if status == 413:  # noqa: PLR2004
         return Outcome(Verdict.SPLIT, Cause.SIZE, message, status)
-    if _is_html(answer) or status in (405, 501):
-        # 501: MLflow's file store; 404 as HTML and 405: some other server, or MLflow under another path.
+    if (_is_html(answer) and status not in _TRANSIENT) or status in (405, 501):
+        # 501: MLflow's file store; 404 as HTML and 405: another server, or MLflow under another path. A proxy's own 502
+        # is HTML, too, but that is a server that is away.
         return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status, retry_after(answer.headers))
     if _is_destination(answer, said):
         return Outcome(Verdict.RETRY, Cause.DESTINATION, message, status)
@@ -135,9 +136,10 @@ def _partial_success(body: bytes) -> tuple[int, str]:
     """Rejected spans and message of an `ExportTraceServiceResponse`; 0 and nothing if the body is something else.
 
     The first byte tells JSON from protobuf whatever the Content-Type says: `{` would be field 15 as a group, which
-    the message does not have.
+    the message does not have. A line feed may be either, as it is the tag of field 1: protobuf is tried first.
     """
-    if body.lstrip()[:1] in (b"{", b"["):
+    message = None if body[:1] in (b"{", b"[") else _protobuf(body)
+    if message is None:
         found = _json(body)
         partial = found.get("partialSuccess") or found.get("partial_success") if isinstance(found, dict) else None
         if not isinstance(partial, dict):
@@ -146,11 +148,14 @@ def _partial_success(body: bytes) -> tuple[int, str]:
         rejected = str(partial.get("rejectedSpans", partial.get("rejected_spans", 0)))
         said = partial.get("errorMessage", partial.get("error_message", ""))
         return int(rejected) if rejected.isdecimal() else 0, cleaned(str(said or ""))
+    return max(0, message.partial_success.rejected_spans), cleaned(message.partial_success.error_message)
+
+
+def _protobuf(body: bytes) -> ExportTraceServiceResponse | None:
     try:
-        message = ExportTraceServiceResponse.FromString(body)
+        return ExportTraceServiceResponse.FromString(body)
     except DecodeError:
-        return 0, ""
-    return message.partial_success.rejected_spans, cleaned(message.partial_success.error_message)
+        return None
 
 
 def _is_html(answer: Answer) -> bool:

@@ -46,7 +46,7 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _GUARDED = tuple(setting for setting in SETTINGS if setting.guarded)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ServerSettings:
     """How to reach one server: an OTLP endpoint, or MLflow's REST side.
 
@@ -75,6 +75,14 @@ class ServerSettings:
     insecure_tls: bool = False
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
     unused: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"ServerSettings({self.address!r}, {self.group.value})"
+
+    @property
+    def address(self) -> str:
+        """The address without its query, which may hold a key: for people."""
+        return self.url.partition("?")[0]
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class Settings:
         timeout: Seconds for the export of one request, with its retries.
         compression: `none`, `gzip` or `deflate`.
         max_request_size: Bytes that a request aims at; 0 for no limit.
+        repair: Whether content that MLflow refuses is repaired.
         buffer: What waits in memory, and for how long.
         sources: Where each value came from, by the setting's name.
     """
@@ -122,6 +131,7 @@ class Settings:
     timeout: float
     compression: str
     max_request_size: int
+    repair: bool
     buffer: BufferSettings
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
 
@@ -137,12 +147,15 @@ class _Raw:
         try:
             return setting.parse(self.value)
         except (ValueError, TypeError) as error:
-            shown = "not usable" if setting.secret else f"{_without_userinfo(str(self.value))[:200]!r}"
-            raise ConfigurationError(f"{self.source} is {shown}: {error}") from None
+            why = str(error)
+        # Out of the except block, or the error would carry the other one, and its text, as its context.
+        shown = "not usable" if setting.secret else f"{_without_secrets(str(self.value))[:200]!r}"
+        raise ConfigurationError(f"{self.source} is {shown}: {why}")
 
 
-def _without_userinfo(value: str) -> str:
-    """Hides `user:password@` of an address, also of one that is not well-formed."""
+def _without_secrets(value: str) -> str:
+    """Hides `user:password@` and the query of an address, also of one that is not well-formed."""
+    value = value.partition("?")[0] if "://" in value else value
     head, at, tail = value.rpartition("@")
     return f"{head.partition('//')[0]}//***@{tail}" if at and "//" in head else value
 
@@ -205,7 +218,7 @@ class _Resolver:
         if arguments and self.argument("headers"):
             # Merged over the group's own variable, as upstream does since 1.45 (up to 1.44 it threw the variable away).
             values["headers"] = {**self.value("headers", group, arguments=False)[0], **values["headers"]}
-        if userinfo and not (values["username"] and values["password"]):
+        if userinfo and (source.kind == "argument" or not (values["username"] and values["password"])):
             values |= userinfo
             sources |= dict.fromkeys(userinfo, source)
         if group is Group.MLFLOW and not (values["username"] and values["password"]):
@@ -233,12 +246,15 @@ class _Resolver:
         parser = configparser.ConfigParser(interpolation=None)
         try:
             parser.read(path, encoding="utf-8")
+            kind = None
         except (configparser.Error, OSError, UnicodeDecodeError) as error:
-            # The parser's message may quote the line that it could not read: its kind must do.
+            kind = type(error).__name__
+        if kind:
+            # Not from the error: the parser's message quotes the line that it could not read.
             raise ConfigurationError(
-                f"file {CREDENTIALS_FILE} cannot be read ({type(error).__name__}): expected a section [mlflow] with "
+                f"file {CREDENTIALS_FILE} cannot be read ({kind}): expected a section [mlflow] with "
                 "mlflow_tracking_username and mlflow_tracking_password"
-            ) from None
+            )
         for name in ("username", "password"):
             found = parser.get("mlflow", f"mlflow_tracking_{name}", fallback=None)
             if found and not values[name]:
@@ -321,16 +337,32 @@ def resolve(
         api = None
         if elsewhere := resolver.api_elsewhere():
             api, certain = resolver.server(elsewhere[0], Group.MLFLOW, elsewhere[1], arguments=False), True
-        elif urlsplit(traces.url).path.endswith(_TRACES_PATH):
+        elif traces.url.endswith(_TRACES_PATH):  # an address with a query is no MLflow's
             api = replace(traces, url=traces.url.removesuffix(_TRACES_PATH))
     values, sources = _experiment(resolver, group)
-    for name in ("workspace", "run_id", "create_experiment", "timeout", "compression", "max_request_size"):
+    traces = replace(traces, headers=_without_contradictions(resolver, traces.headers))
+    for name in ("workspace", "run_id", "create_experiment", "timeout", "compression", "max_request_size", "repair"):
         values[name], sources[name] = resolver.value(name, group)
         if sources[name].kind == "default" and defaults and name in defaults:
             values[name] = defaults[name]
     buffer, buffer_sources = _buffer(resolver, group)
     sources = {**traces.sources, **sources, **buffer_sources}
     return Settings(traces=traces, api=api, api_certain=certain, buffer=buffer, sources=sources, **values)
+
+
+def _without_contradictions(resolver: _Resolver, headers: Mapping[str, str]) -> dict[str, str]:
+    """Arguments beat variables, also where a variable holds a header that says the same as an argument."""
+    kept = dict(headers)
+    given = resolver.argument("headers")
+    own = _values.headers(given.value) if given else {}
+    for header, names in (
+        ("x-mlflow-experiment-id", ("experiment", "experiment_id")),
+        ("x-mlflow-workspace", ("workspace",)),
+        ("x-mlflow-run-id", ("run_id",)),
+    ):
+        if header not in own and any(resolver.argument(name) for name in names):
+            kept.pop(header, None)
+    return kept
 
 
 def _buffer(resolver: _Resolver, group: Group) -> tuple[BufferSettings, dict[str, Source]]:
@@ -354,8 +386,8 @@ def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, st
 
 def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Name, value and source of every setting, for people: a secret's value is replaced by `***`."""
-    yield "target", settings.traces.url, str(settings.sources["url"])
-    api = "none" if settings.api is None else settings.api.url + ("" if settings.api_certain else " (a guess)")
+    yield "target", settings.traces.address, str(settings.sources["url"])
+    api = "none" if settings.api is None else settings.api.address + ("" if settings.api_certain else " (a guess)")
     yield "mlflow", api, str(settings.api.sources["url"]) if settings.api else "default"
     for setting in SETTINGS:
         if setting.name in ("endpoint", "tracking_uri"):
@@ -363,7 +395,8 @@ def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
         owner = settings.traces if setting.guarded else settings
         value = getattr(owner if hasattr(owner, setting.name) else settings.buffer, setting.name)
         if setting.name == "headers":
-            value = ", ".join(f"{name}=***" for name in value) or None
+            # Not even the names: a key that was written without one reads as a name.
+            value = f"{len(value)}, hidden" if value else None
         elif setting.secret and value:
             value = "***"
         yield setting.name, "-" if value is None else str(value), str(settings.sources[setting.name])

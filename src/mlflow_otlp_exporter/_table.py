@@ -166,6 +166,13 @@ SETTINGS: tuple[Setting, ...] = (
         own=("MLFLOW_OTLP_MAX_REQUEST_SIZE",),
     ),
     Setting(
+        "repair",
+        _values.boolean,
+        True,
+        "Cut or leave out what MLflow is known to refuse, such as a session of over 250 characters, and note it.",
+        own=("MLFLOW_OTLP_REPAIR",),
+    ),
+    Setting(
         "linger",
         _values.seconds,
         0.1,

@@ -9,8 +9,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._processor import MLflowSpanProcessor
 from mlflow_otlp_exporter._report import Stats
+from mlflow_otlp_exporter._worker import TraceWorker
 
 FLUSH_SECONDS, SHUTDOWN_SECONDS = 30.0, 10.0
 
@@ -42,14 +44,27 @@ class Telemetry:
     """
 
     def __init__(
-        self, tracer_provider: TracerProvider, exporter: MLflowSpanExporter, processor: MLflowSpanProcessor
+        self,
+        tracer_provider: TracerProvider,
+        exporter: MLflowSpanExporter,
+        processor: MLflowSpanProcessor,
+        worker: TraceWorker,
     ) -> None:
         self.tracer_provider = tracer_provider
         self.exporter = exporter
-        self._processor = processor
-        self._worker = processor.attach(exporter)
+        self._processor, self._worker = processor, worker
+        self._renew()
+        after_fork_in_child(self._renew)
+
+    def _renew(self) -> None:
+        """Also in a forked child, whose counters begin anew."""
         self._lock = threading.Lock()
         self._told = Stats()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no spans in any more: after `shutdown`, its own or the provider's."""
+        return self._worker.closed
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> FlushResult:
         """Sends what has ended, traces in progress too, and waits for it.
@@ -57,8 +72,7 @@ class Telemetry:
         Args:
             timeout: Seconds to wait at most.
         """
-        self._worker.flush(timeout)
-        return self._settled()
+        return self._settled(all_delivered=self._worker.flush(timeout))
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> FlushResult:
         """Flushes, then stops exporting. Spans that end later are not exported.
@@ -68,13 +82,23 @@ class Telemetry:
         """
         self._processor.detach(self._worker)
         self._worker.close(timeout, self.exporter.shutdown)
-        return self._settled()
+        return self._settled(all_delivered=True)
 
-    def _settled(self) -> FlushResult:
+    def retire(self, timeout: float = SHUTDOWN_SECONDS) -> None:
+        """Flushes and takes no more spans in, but leaves the exporter as it is: another pipeline has it.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
+        self._processor.detach(self._worker)
+        self._worker.close(timeout, lambda _: None)
+
+    def _settled(self, *, all_delivered: bool) -> FlushResult:
         with self._lock:
             now, before = self.stats(), self._told
             self._told = now
-        return FlushResult(now.delivered - before.delivered, now.refused - before.refused, self._worker.pending())
+        pending = 0 if all_delivered else self._worker.pending()
+        return FlushResult(now.delivered - before.delivered, now.refused - before.refused, pending)
 
     def stats(self) -> Stats:
         """Counts of spans and requests since start."""

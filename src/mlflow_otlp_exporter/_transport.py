@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+# An answer is a few bytes, an error a few kB; 3,204 bytes is the longest that was seen (a bad time on PostgreSQL).
+LONGEST_ANSWER = 65_536
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -14,7 +17,7 @@ class Answer:
     Attributes:
         status: The HTTP status.
         headers: Header values by lower-case name.
-        body: The body, uncompressed, at most 64 KiB of it.
+        body: The body, uncompressed, as much of it as was asked for.
         complete: False if the body could not be read to its end.
     """
 
@@ -43,6 +46,13 @@ class Transport(Protocol):
     """What sends a request: `Connection`, or a test's stand-in."""
 
     def request(
-        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, seconds: float
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        seconds: float,
+        longest: int = LONGEST_ANSWER,
     ) -> Answer | Failure:
         """Sends one request to the server's address followed by `path`."""

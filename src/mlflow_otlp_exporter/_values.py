@@ -118,9 +118,10 @@ def file_to_be(value: Any) -> str:
 def _header(name: Any, value: Any) -> tuple[str, str]:
     name, value = str(name).strip().lower(), str(value).strip()
     if not name or not _TOKEN.issuperset(name):
-        raise ValueError(f"expected header names of letters, digits and '-', got {name[:40]!r}")
+        # Never the name itself: `Authorization: Bearer abc=` has the secret in what stands before the equals sign.
+        raise ValueError("expected header names of letters, digits and '-'")
     if not value.isprintable() or not all(ord(character) < 256 for character in value):  # noqa: PLR2004 - latin-1
-        raise ValueError(f"expected a value of printable latin-1 characters for header {name!r}")
+        raise ValueError("expected header values of printable latin-1 characters")
     return name, value
 
 
@@ -195,6 +196,8 @@ def tracking_uri(value: Any) -> str:
             "and give its address, http://localhost:5000 by default"
         )
     url = _http_url(found)
+    if urlsplit(url).query:
+        raise ValueError("expected an address without '?'")
     return url.removesuffix("/v1/traces")
 
 

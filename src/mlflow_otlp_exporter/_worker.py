@@ -1,14 +1,14 @@
 """The thread between the app and the exporter: takes ended spans in, hands whole traces over.
 
-The app's threads only append to a queue and, at most once per tick, wake the worker: nothing of theirs waits, or takes
-a lock of this library. The worker never waits for a server either: it hands over to the exporter's senders.
+The app's threads only put starts and ends into a queue, whose `put` is safe in signal handlers and finalizers, too:
+nothing of theirs waits. The worker never waits for a server either: it hands over to the exporter's senders.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,12 +16,15 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._buffer import TraceBuffer
 from mlflow_otlp_exporter._fork import after_fork_in_child
+from mlflow_otlp_exporter._in_flight import InFlight
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._settings import BufferSettings
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
 
 # Between two looks at the queue: spans that end in a burst wake the worker once.
 _TICK = 0.05
+# Bytes of a span in memory, until the first ones have been seen.
+_TYPICAL_SIZE = 8000
 
 Opened = Callable[[int, int], Callable[[], None]]
 
@@ -41,43 +44,17 @@ class Sink(Protocol):
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""
 
+    def solve(self, why: str, message: str) -> None:
+        """Says that the reason for which spans were given up is over."""
+
     def refused(self) -> int:
         """How many spans were given up since start."""
 
+    def hurry(self, seconds: float) -> None:
+        """Ends waits between attempts, as somebody waits for the outcome."""
 
-class _InFlight:
-    """Requests that are not settled, with their spans and bytes."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.spans = self.bytes = 0
-        self._open: dict[int, None] = {}
-        self._last = 0
-
-    def opened(self, spans: int, size: int) -> Callable[[], None]:
-        with self.changed:
-            self._last += 1
-            ticket = self._last
-            self._open[ticket] = None
-            self.spans += spans
-            self.bytes += size
-
-        def settled() -> None:
-            with self.changed:
-                if self._open.pop(ticket, ticket) is None:
-                    self.spans -= spans
-                    self.bytes -= size
-                    self.changed.notify_all()
-
-        return settled
-
-    def oldest(self) -> int:
-        """The oldest request's number; one that never comes if all are settled. Needs the lock."""
-        return next(iter(self._open), self._last + 1)
-
-    def newest(self) -> int:
-        """The number of the request that was opened last. Needs the lock."""
-        return self._last
+    def relax(self) -> None:
+        """Ends the hurry."""
 
 
 class TraceWorker:
@@ -87,36 +64,51 @@ class TraceWorker:
         sink: Where traces go.
         settings: Linger, hold and limits.
         sees_starts: Whether `started` is called for each span.
+
+    Attributes:
+        sink: Where traces go.
+        last_trace_id: The trace of the span that started last; 0 if there was none.
+        closed: Whether it takes nothing in any more.
     """
 
     def __init__(self, sink: Sink, settings: BufferSettings, *, sees_starts: bool) -> None:
         self.sink = sink
-        self._settings, self._sees_starts = settings, sees_starts
         self.last_trace_id = 0
-        self._closed = False
+        self.closed = self._stopped = False
+        self._settings, self._sees_starts = settings, sees_starts
+        self._full = (
+            f"the buffer is full ({settings.buffer_spans} spans or {settings.buffer_bytes} bytes): the server is away, "
+            "or takes spans more slowly than they come"
+        )
         self._renew()
         after_fork_in_child(self._renew)
 
     def _renew(self) -> None:
         """Also in a forked child: what the parent has taken in, the parent sends."""
         settings = self._settings
-        self._events: deque[int | ReadableSpan] = deque()
+        # A start is its trace id, an end the span, a wake-up None.
+        self._events: queue.SimpleQueue[int | ReadableSpan | None] = queue.SimpleQueue()
+        self._overflow: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._buffer = TraceBuffer(linger=settings.linger, hold=settings.hold, sees_starts=self._sees_starts)
-        self._in_flight = _InFlight()
+        self._in_flight = InFlight()
+        self._taken_spans = self._taken_bytes = 0
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._stepping = threading.Lock()
-        self._wake, self._urgent, self._flushed = threading.Event(), threading.Event(), threading.Condition()
-        self._signaled = False
+        self._starting, self._stepping = threading.Lock(), threading.Lock()
+        self._urgent, self._flushed = threading.Event(), threading.Condition()
+        self._thread_seen = False
         self._flushes_wanted = self._flushes_done = 0
+        self._mean_size = _TYPICAL_SIZE
         self._overflowing = False
+        self._room = 0
+        self._make_room()
 
     # In the app's threads
 
     def started(self, trace_id: int) -> None:
         """Takes the start of a span in; never raises, never waits."""
         self.last_trace_id = trace_id
-        self._events.append(trace_id)
+        if not self.closed:
+            self._events.put(trace_id)
 
     def ended(self, span: ReadableSpan) -> bool:
         """Takes an ended span in; never raises, never waits.
@@ -124,55 +116,61 @@ class TraceWorker:
         Returns:
             False if it is refused: after the end, or when the limits are reached.
         """
-        if self._closed:
+        if self.closed:
             self.sink.refuse(1, "they ended after the shutdown")
             return False
-        if self._overflowing or len(self._events) >= self._settings.buffer_spans:
-            return self._overflow()
-        self._events.append(span)
-        if not self._signaled:
-            self._signal()
+        if not self._thread_seen:
+            self._see_thread()
+        if self._events.qsize() >= self._room:
+            # Counted and told by the worker: logging takes locks.
+            self._overflow.put(None)
+            return False
+        self._events.put(span)
         return True
 
-    def _signal(self) -> None:
-        self._signaled = True
-        if self._thread is None or not self._thread.is_alive():
-            self._start()
-        self._wake.set()
+    def _see_thread(self) -> None:
+        """Once per tick: the thread may never have been started, or have died."""
+        self._thread_seen = (self._thread is not None and self._thread.is_alive()) or self._start()
 
-    def _overflow(self) -> bool:
-        self.sink.refuse(
-            1,
-            f"the buffer is full ({self._settings.buffer_spans} spans or {self._settings.buffer_bytes} bytes): the "
-            "server is away, or takes spans more slowly than they come",
-        )
-        if not self._signaled:
-            self._signal()
-        return False
-
-    def _start(self) -> None:
-        with self._starting:
+    def _start(self) -> bool:
+        if not self._starting.acquire(blocking=False):
+            return False  # somebody else is at it, maybe this very thread below a signal handler
+        try:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name="mlflow-otlp-worker", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # the interpreter is shutting down: flush() works in its caller's thread then
-                    return
+                thread.start()
                 self._thread = thread
+        except RuntimeError:
+            # No more threads, for now or as the interpreter is shutting down: flush() works in its caller's thread.
+            return False
+        finally:
+            self._starting.release()
+        return True
 
     # In the worker's thread
 
     def _run(self) -> None:
-        while not self._closed:
-            due = self._buffer.next_due()
-            self._wake.wait(None if due is None else max(0.0, due - time.monotonic()))
-            self._urgent.wait(_TICK)
+        while not self._stopped:
+            self._wait()
             self._guarded_step()
 
-    def _guarded_step(self) -> None:
+    def _wait(self) -> None:
+        """Until something comes or is due; then a little longer, for what comes with it."""
+        due = self._buffer.next_due()
         try:
-            with suppressed_instrumentation():
-                self._step()
+            first = self._events.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
+        except queue.Empty:
+            return
+        self._guarded(lambda: self._take_in(first, time.monotonic()))
+        self._urgent.wait(_TICK)
+
+    def _guarded_step(self) -> None:
+        with suppressed_instrumentation():
+            self._guarded(self._step)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
         except BaseException:  # noqa: BLE001
             # Whatever an exporter raises, the next spans find the worker alive. Upstream's dies of a SystemExit.
             logger.exception("spans could not be handed over, by a mistake in this library; please report it")
@@ -182,64 +180,90 @@ class TraceWorker:
         with self._stepping:
             wanted = self._flushes_wanted
             self._urgent.clear()
-            self._wake.clear()
-            self._signaled = False
-            events, buffer, now = self._events, self._buffer, time.monotonic()
-            while True:
+            self._thread_seen = False
+            now = time.monotonic()
+            for _ in range(self._events.qsize()):
                 try:
-                    event = events.popleft()
-                except IndexError:
+                    self._take_in(self._events.get_nowait(), now)
+                except queue.Empty:
                     break
-                if isinstance(event, int):
-                    buffer.started(event)
-                else:
-                    buffer.ended(event, now)
-            spans = buffer.take_all() if wanted > self._flushes_done else buffer.take(now)
+            self._tell_overflow()
+            buffer, settings = self._buffer, self._settings
+            # What is held for traces in progress makes room before anything is refused.
+            crowded = 2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
+            self._taken_bytes = buffer.byte_count
+            spans = buffer.take_all() if crowded or wanted > self._flushes_done else buffer.take(now)
+            self._taken_spans, self._taken_bytes = len(spans), self._taken_bytes - buffer.byte_count
             try:
                 if spans:
                     self._hand_over(spans)
             finally:
-                self._overflowing = self._is_full()
+                self._taken_spans = self._taken_bytes = 0
+                self._make_room()
                 with self._flushed:
                     self._flushes_done = wanted
                     self._flushed.notify_all()
 
-    def _hand_over(self, spans: list[ReadableSpan]) -> None:
-        opened = 0
+    def _take_in(self, event: int | ReadableSpan | None, now: float) -> None:
+        try:
+            if isinstance(event, int):
+                self._buffer.started(event)
+            elif event is not None:
+                self._buffer.ended(event, now)
+        except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
+            self.sink.refuse(1, f"a span could not be taken in ({type(error).__name__})")
 
-        def counted(count: int, size: int) -> Callable[[], None]:
-            nonlocal opened
-            opened += count
+    def _hand_over(self, spans: list[ReadableSpan]) -> None:
+        def opened(count: int, size: int) -> Callable[[], None]:
             settled = self._in_flight.opened(count, size)
+            self._taken_spans -= count
+            self._taken_bytes = max(0, self._taken_bytes - size)
 
             def done() -> None:
                 settled()
-                self._overflowing = self._is_full()
+                self._make_room()
 
             return done
 
+        refused = self.sink.refused()
         try:
-            self.sink.submit(spans, counted)
+            self.sink.submit(spans, opened)
         except BaseException as error:
-            self.sink.refuse(len(spans) - opened, f"handing them over raised {type(error).__name__}")
+            self.sink.refuse(self._taken_spans - (self.sink.refused() - refused), f"it raised {type(error).__name__}")
             raise
 
-    def _is_full(self) -> bool:
-        settings, in_flight = self._settings, self._in_flight
-        return (
-            self._buffer.span_count + in_flight.spans >= settings.buffer_spans
-            or self._buffer.byte_count + in_flight.bytes >= settings.buffer_bytes
-        )
+    def _tell_overflow(self) -> None:
+        count = self._overflow.qsize()
+        if count:
+            for _ in range(count):
+                self._overflow.get_nowait()
+            self.sink.refuse(count, self._full)
+
+    def _make_room(self) -> None:
+        """Says how many events may wait in the queue until the worker has looked again.
+
+        In the app's thread nothing is measured: the bytes that are left are told in spans of the mean size.
+        """
+        settings, in_flight, buffer = self._settings, self._in_flight, self._buffer
+        if buffer.span_count:
+            self._mean_size = max(1, buffer.byte_count // buffer.span_count)
+        spans = settings.buffer_spans - buffer.span_count - self._taken_spans - in_flight.spans
+        size = settings.buffer_bytes - buffer.byte_count - self._taken_bytes - in_flight.bytes
+        # Twice, as each span is two events.
+        self._room = 2 * max(0, min(spans, size // self._mean_size))
+        overflowing = self._room == 0
+        if self._overflowing and not overflowing:
+            self.sink.solve(self._full, "spans are taken in again")
+        self._overflowing = overflowing
 
     # For those who wait
 
     def pending(self) -> int:
-        """How many ended spans are not settled."""
-        waiting = sum(1 for event in list(self._events) if not isinstance(event, int))
-        return waiting + self._buffer.span_count + self._in_flight.spans
+        """How many ended spans have no outcome, about: starts that the worker has not seen count as well."""
+        return self._events.qsize() + self._buffer.span_count + self._taken_spans + self._in_flight.spans
 
     def flush(self, seconds: float) -> bool:
-        """Hands over all that has ended, and waits until it is settled.
+        """Hands over all that has ended, and waits until it has an outcome.
 
         Args:
             seconds: How long to wait at most.
@@ -247,44 +271,59 @@ class TraceWorker:
         Returns:
             True if all of it was delivered within the time.
         """
-        if self._thread is None and not self._events:
+        if self._thread is None and self._events.empty():
             return True  # nothing ever came
         deadline = time.monotonic() + seconds
         refused = self.sink.refused()
-        with self._flushed:
-            self._flushes_wanted += 1
-            wanted = self._flushes_wanted
-        self._start()
-        self._urgent.set()
-        self._wake.set()
-        if self._thread is None or not self._thread.is_alive():
-            self._guarded_step()
-        with self._flushed:
-            handed_over = self._flushed.wait_for(
-                lambda: self._flushes_done >= wanted, max(0.0, deadline - time.monotonic())
-            )
-        in_flight = self._in_flight
-        with in_flight.changed:
-            newest = in_flight.newest()
-            settled = in_flight.changed.wait_for(
-                lambda: in_flight.oldest() > newest, max(0.0, deadline - time.monotonic())
-            )
+        self.sink.hurry(seconds)
+        try:
+            with self._flushed:
+                self._flushes_wanted += 1
+                wanted = self._flushes_wanted
+            self._urgent.set()
+            self._events.put(None)
+            self._start()
+            if self._thread is None or not self._thread.is_alive():
+                self._guarded_step()
+            with self._flushed:
+                handed_over = self._flushed.wait_for(
+                    lambda: self._flushes_done >= wanted, max(0.0, deadline - time.monotonic())
+                )
+            settled = self._in_flight.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            self.sink.relax()
         return handed_over and settled and self.sink.refused() == refused
 
     def close(self, seconds: float, then: Callable[[float], None]) -> None:
-        """Flushes, takes nothing more, ends the thread, and shuts down what comes after; all within the time.
+        """Takes nothing more in, flushes, ends the thread, and shuts down what comes after; all within the time.
 
         Args:
             seconds: How long to wait at most.
             then: Called with the milliseconds that are left.
         """
-        if self._closed:
+        if self.closed:
             return
         deadline = time.monotonic() + seconds
+        self.closed = True
         self.flush(seconds)
-        self._closed = True
+        self._stopped = True
         self._urgent.set()
-        self._wake.set()
+        self._events.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.2, deadline - time.monotonic()))
         then(max(0.0, deadline - time.monotonic()) * 1000)
+        self._refuse_what_is_left()
+
+    def _refuse_what_is_left(self) -> None:
+        """What was on its way in while the end came, or what the worker had no time for."""
+        if not self._stepping.acquire(timeout=0.2):
+            return  # the worker is in the middle of handing over: the exporter refuses that
+        try:
+            while not self._events.empty():
+                self._take_in(self._events.get_nowait(), time.monotonic())
+            self._tell_overflow()
+            left = len(self._buffer.take_all())
+            if left:
+                self.sink.refuse(left, "they ended during the shutdown")
+        finally:
+            self._stepping.release()

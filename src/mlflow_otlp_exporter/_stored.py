@@ -1,0 +1,128 @@
+"""What MLflow has stored already: asked before spans are sent again that may have arrived.
+
+MLflow upserts spans by trace and span id, but before 3.17 it adds the tokens and the cost of a span again each time it
+comes (measured on 3.6.0 to 3.13.0), and before 3.12 it stores a part of a request that it refuses.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import re
+from collections.abc import Collection, Iterator
+from urllib.parse import urlencode
+
+from mlflow_otlp_exporter._destination import WORKSPACE_HEADER
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, read_answer, read_failure
+from mlflow_otlp_exporter._transport import Answer, Transport
+
+Version = tuple[int, ...]
+COUNTS_ONCE: Version = (3, 17)
+ALL_OR_NOTHING: Version = (3, 12)
+# Whole traces come back, prompts and all.
+_LONGEST_READ_BACK = 256 * 1024 * 1024
+# In one URL: 35 characters and the parameter's name each, below the 8 kB that proxies take.
+_TRACES_AT_ONCE = 100
+_NUMBER = re.compile(r"\d+(\.\d+)+")
+
+
+class Unanswered(Exception):  # noqa: N818 - carries a decision
+    """The server cannot answer now."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
+class Stored:
+    """Asks MLflow's REST side what is stored, where that is possible.
+
+    Args:
+        api: MLflow's REST side; None if there is none.
+        report: Where to say that asking is not possible.
+    """
+
+    def __init__(self, api: Transport | None, report: Report) -> None:
+        self._api, self._report = api, report
+        self._version: Version | None = None
+        self._version_is_known = api is None
+
+    def before(self, version: Version, seconds: float) -> bool:
+        """Whether the server is older than a version, or of an unknown one.
+
+        The server is asked at most once for an answer that counts, and not before this matters.
+
+        Raises:
+            Unanswered: The server is away.
+        """
+        if not self._version_is_known and self._api is not None:
+            answer = self._api.request("GET", "/version", headers={}, seconds=seconds)
+            if not isinstance(answer, Answer):
+                raise Unanswered(read_failure(answer))
+            if answer.status >= 500 or answer.status == 429:  # noqa: PLR2004 - away for now
+                raise Unanswered(read_answer(answer))
+            text = answer.body.decode("ascii", "replace").strip()
+            found = _NUMBER.match(text) if answer.status == 200 and len(text) < 40 else None  # noqa: PLR2004
+            self._version = tuple(map(int, found.group().split("."))) if found else None
+            self._version_is_known = True
+        return self._version is None or self._version < version
+
+    def spans(
+        self, trace_ids: Collection[int], workspace: str | None, seconds: float
+    ) -> frozenset[tuple[int, int]] | None:
+        """Which spans of these traces are stored.
+
+        Returns:
+            Pairs of trace id and span id; None where it cannot be asked.
+
+        Raises:
+            Unanswered: The server cannot answer now.
+        """
+        if self._api is None:
+            self._cannot("there is no MLflow server to ask")
+            return None
+        found: set[tuple[int, int]] = set()
+        wanted = sorted(trace_ids)
+        headers = {WORKSPACE_HEADER: workspace} if workspace else {}
+        for start in range(0, len(wanted), _TRACES_AT_ONCE):
+            query = urlencode([("trace_ids", f"tr-{each:032x}") for each in wanted[start : start + _TRACES_AT_ONCE]])
+            answer = self._api.request(
+                "GET",
+                f"/api/3.0/mlflow/traces/batchGet?{query}",
+                headers=headers,
+                seconds=seconds,
+                longest=_LONGEST_READ_BACK,
+            )
+            if not isinstance(answer, Answer):
+                raise Unanswered(read_failure(answer))
+            if answer.status != 200 or not answer.complete:  # noqa: PLR2004
+                outcome = read_answer(answer)
+                if answer.status in (403, 404, 405, 400, 501):
+                    self._cannot(outcome.message)
+                    return None
+                if outcome.verdict is Verdict.DELIVERED:
+                    outcome = Outcome(Verdict.RETRY, Cause.SERVER, "the server's answer was cut off")
+                raise Unanswered(outcome)
+            found.update(_pairs(answer.body))
+        return frozenset(found)
+
+    def _cannot(self, why: str) -> None:
+        self._report.once(
+            logging.WARNING,
+            f"spans that may have arrived are sent again without asking whether they did ({why}): MLflow before 3.17 "
+            "may count their tokens twice",
+        )
+
+
+def _pairs(body: bytes) -> Iterator[tuple[int, int]]:
+    """Trace and span ids of a `batchGet` answer: OTLP JSON, but with ids in base64."""
+    try:
+        traces = json.loads(body).get("traces", [])
+        for trace in traces:
+            for span in trace.get("spans", []):
+                yield tuple(int.from_bytes(base64.b64decode(span[name]), "big") for name in ("trace_id", "span_id"))  # type: ignore[misc]
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+        return

@@ -1,0 +1,137 @@
+"""A real PostgreSQL, whose life a test may end, resume or freeze."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from support.needs import executable
+
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.02
+_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+class Postgres:
+    """A running PostgreSQL on 127.0.0.1 with a fresh database, in a folder of its own that goes with it.
+
+    Attributes:
+        uri: What `mlflow server --backend-store-uri` takes.
+        process: The server's first process.
+    """
+
+    def __init__(self) -> None:
+        """Makes the database and starts the server."""
+        # Not below pytest's folders: another user, whom a root has to become, may not look into those.
+        self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        self._as_user: dict[str, Any] = {}
+        if os.getuid() == 0:  # as whom it refuses to run
+            user = pwd.getpwnam("postgres")
+            os.chown(self._folder, user.pw_uid, user.pw_gid)
+            self._as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        self._programs = executable("postgresql").resolve().parent
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            self._port = int(sock.getsockname()[1])
+        self.uri = f"postgresql+psycopg2://mlflow@127.0.0.1:{self._port}/postgres"
+        self.process: subprocess.Popen[bytes]
+        try:
+            self._run("initdb", "-D", "data", "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+            self.start()
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    def __enter__(self) -> "Postgres":  # noqa: PYI034 - typing.Self came with Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop("immediate")
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> str:
+        command = [str(self._programs / program), *arguments]
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            command, cwd=self._folder, capture_output=True, text=True, timeout=120, check=False, **self._as_user
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def query(self, sql: str) -> list[str]:
+        """Asks the database, and returns the first column of each row."""
+        address = ["-h", "127.0.0.1", "-p", str(self._port), "-U", "mlflow", "-d", "postgres"]
+        return self._run("psql", *address, "--no-psqlrc", "--tuples-only", "--no-align", "-c", sql).splitlines()
+
+    def start(self) -> None:
+        """Starts it and waits until it takes connections."""
+        options = {
+            "port": str(self._port),
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",
+        }
+        command = [str(self._programs / "postgres"), "-D", "data"]
+        command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        log = self._folder / "postgres.log"
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **self._as_user,
+            )
+        end = time.monotonic() + START_SECONDS
+        pause = threading.Event()
+        while time.monotonic() < end and self.process.poll() is None:
+            with suppress(RuntimeError):
+                self._run("pg_isready", "-h", "127.0.0.1", "-p", str(self._port))
+                return
+            pause.wait(POLL_SECONDS)
+        self.stop("immediate")
+        raise RuntimeError("PostgreSQL did not start:\n" + log.read_text(errors="replace")[-3000:])
+
+    def stop(self, how: Literal["fast", "immediate"] = "fast") -> None:
+        """Ends it and waits for that: "fast" as an operator does, "immediate" like a crash."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(_SIGNALS[how])
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Holds all its processes still: connections stay, and nothing answers."""
+        held: list[int] = []
+        try:
+            # The first process last stopped would go on making others.
+            for process in [self.process.pid, *self._children()]:
+                os.kill(process, signal.SIGSTOP)
+                held.append(process)
+            yield
+        finally:
+            for process in held:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
+
+    def _children(self) -> list[int]:
+        """Its other processes: each is the leader of a group of its own, so that no signal reaches all of them."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,0 +1,316 @@
+"""What a server may do to a batch: refuse a part of it, lose its database, ask for a password."""
+
+import base64
+import json
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
+from support.mlflow_server import MLflowServer
+from support.postgres import Postgres
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
+from support.spans import finished
+from support.traces import ended, poisonous, stored
+
+MOST_REQUESTS = 40
+"""How many requests 200 traces with three bad spans among them may take."""
+POISONED = {"first, middle and last": (0, 100, 199), "side by side": (63, 64, 65), "scattered": (17, 90, 151)}
+
+
+def database(server: MLflowServer) -> Path:
+    return server.log.parent / "mlflow.db"
+
+
+class Picky:
+    """Refuses a request whole when a marked span is in it, as MLflow does, and remembers the spans of others."""
+
+    def __init__(self, server: ScriptedServer, status: int) -> None:
+        self.status = status
+        self.taken: list[str] = []
+        server.answer_with(TRACES_PATH, self)
+
+    def __call__(self, request: Recorded) -> Answer:
+        spans = request.spans()
+        if any(attribute.key == "marked" for span in spans for attribute in span.attributes):
+            body = json.dumps({"detail": "a marked span cannot be taken"}).encode()
+            return Answer(self.status, headers={"Content-Type": "application/json"}, body=body)
+        self.taken += [span.name for span in spans]
+        return ACCEPTED
+
+
+@pytest.mark.parametrize("status", [400, 422, 500])
+@pytest.mark.parametrize("poisoned", POISONED.values(), ids=POISONED)
+def test_only_what_is_refused_is_lost(
+    status: int, poisoned: tuple[int, ...], scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def attributes(trace: int, span: int) -> Mapping[str, Any]:
+        return {"marked": True} if trace in poisoned and span == 1 else {}
+
+    picky = Picky(scripted_server, status)
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
+    spans = ended(200, children=2, attributes=attributes)
+    exporter.export(spans)
+    exporter.force_flush(30_000)
+    stats = exporter.stats()
+    exporter.shutdown()
+    marked = {f"child {trace}.1" for trace in poisoned}
+    assert sorted(picky.taken) == sorted({span.name for span in spans} - marked)  # and each once
+    assert (stats.delivered, stats.refused) == (597, 3)
+    assert len(scripted_server.to(TRACES_PATH)) == stats.requests <= MOST_REQUESTS
+    lost = [record.getMessage() for record in caplog.records if "is lost" in record.getMessage()]
+    assert len(lost) == 3
+    for name in marked:
+        assert any(f"span '{name}' of trace tr-" in line and "a marked span cannot be taken" in line for line in lost)
+
+
+def test_server_in_trouble_is_not_flooded_and_loses_nothing(scripted_server: ScriptedServer) -> None:
+    """500 to everything, as under a Kubernetes API that is away: not the fault of any span."""
+    troubled = threading.Event()
+    troubled.set()
+    taken: list[str] = []
+
+    def answer(request: Recorded) -> Answer:
+        if troubled.is_set():
+            return Answer(500, body=b"Internal Server Error")
+        taken.extend(span.name for span in request.spans())
+        return ACCEPTED
+
+    scripted_server.answer_with(TRACES_PATH, answer)
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
+    spans = ended(200, children=2)
+    exporter.export(spans)  # until its time-out of 10 s
+    during = len(scripted_server.to(TRACES_PATH))
+    troubled.clear()
+    assert exporter.force_flush(30_000)
+    stats = exporter.stats()
+    exporter.shutdown()
+    assert (stats.delivered, stats.refused) == (600, 0)
+    assert sorted(taken) == sorted(span.name for span in spans)
+    assert during <= 20
+    assert stats.requests - during <= 20
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_server_that_answers_now_and_then_loses_nothing(status: int, scripted_server: ScriptedServer) -> None:
+    chance = random.Random(7)
+    taken: list[str] = []
+
+    def answer(request: Recorded) -> Answer:
+        if chance.random() < 0.7:
+            return Answer(status, body=b"Internal Server Error")
+        taken.extend(span.name for span in request.spans())
+        return ACCEPTED
+
+    scripted_server.answer_with(TRACES_PATH, answer)
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1, timeout=1)
+    spans = [span for _ in range(5) for span in ended(4, children=1)]
+    for start in range(0, len(spans), 8):
+        exporter.export(spans[start : start + 8])
+    pause = threading.Event()
+    for _ in range(100):  # each ends waits between attempts
+        exporter.force_flush(1)
+        if len(taken) >= len(spans):
+            break
+        pause.wait(0.2)
+    stats = exporter.stats()
+    exporter.shutdown()
+    assert (stats.delivered, stats.refused) == (len(spans), 0)
+    assert sorted(taken) == sorted(span.name for span in spans)
+
+
+def test_only_what_mlflow_refuses_is_lost_without_repairs(
+    mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_OTLP_REPAIR", "false")
+    poison: dict[tuple[int, int], Mapping[str, Any]] = {
+        (17, 0): {"session.id": "s" * 600},
+        (90, 1): {"mlflow.llm.cost": "much"},
+        (151, 0): {"mlflow.traceTag.mlflow.traceName": "n" * 5000},
+    }
+    number = mlflow_server.create_experiment("poisoned")
+    exporter = MLflowSpanExporter(tracking_uri=mlflow_server.uri, experiment_id=number)
+    before = mlflow_server.count_requests()
+    spans = ended(200, children=2, attributes=lambda trace, span: poison.get((trace, span), {}))
+    exporter.export(spans)
+    exporter.force_flush(30_000)
+    stats = exporter.stats()
+    exporter.shutdown()
+    lost = {"root 17", "child 90.1", "root 151"}
+    assert stored(database(mlflow_server), number) == sorted({span.name for span in spans} - lost)
+    assert (stats.delivered, stats.refused) == (597, 3)
+    assert mlflow_server.count_requests() - before == stats.requests <= MOST_REQUESTS
+    for name, reason in (
+        ("root 17", "'Session ID' exceeds the maximum length of 250 characters"),
+        ("child 90.1", "422: "),
+        ("root 151", "exceeds the maximum length"),
+    ):
+        lines = [record.getMessage() for record in caplog.records if f"span '{name}' of" in record.getMessage()]
+        assert len(lines) == 1
+        assert reason in lines[0]
+
+
+def test_repaired_spans_land_in_one_request(mlflow_server: MLflowServer) -> None:
+    number = mlflow_server.create_experiment("repaired")
+    exporter = MLflowSpanExporter(tracking_uri=mlflow_server.uri, experiment_id=number, max_request_size=0)
+    before = mlflow_server.count_requests()
+    spans = poisonous()
+    result = exporter.export(spans)
+    exporter.shutdown()
+    assert result is SpanExportResult.SUCCESS
+    assert mlflow_server.count_requests() - before == 1
+    assert len(stored(database(mlflow_server), number)) == len(spans)
+
+
+# Passwords
+
+
+@pytest.fixture(scope="module")
+def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    """A server that asks for user and password."""
+    environment = {
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests",
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": "the password of the admin",
+    }
+    folder = tmp_path_factory.mktemp("mlflow-basic-auth")
+    server = MLflowServer.start(folder, extra=["--app-name", "basic-auth"], environment=environment)
+    encoded = base64.b64encode(b"admin:the password of the admin").decode()
+    server.headers["Authorization"] = f"Basic {encoded}"
+    yield server
+    server.stop()
+
+
+def test_user_and_password(guarded_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = guarded_server.create_experiment("with a password")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "the password of the admin")
+    exporter = MLflowSpanExporter(tracking_uri=guarded_server.uri, experiment="with a password")
+    assert exporter.export(ended(1, children=1)) is SpanExportResult.SUCCESS
+    assert exporter.stats().delivered == 2
+    exporter.shutdown()
+    assert stored(database(guarded_server), number) == ["child 0.1", "root 0"]
+
+
+def test_wrong_password_is_told_without_it_and_waited_out(
+    guarded_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = guarded_server.create_experiment("with a wrong password")
+    body = {"username": "bot", "password": "the first password"}
+    guarded_server.rest("POST", "/api/2.0/mlflow/users/create", body)
+    guarded_server.rest("PATCH", "/api/2.0/mlflow/users/update-admin", {"username": "bot", "is_admin": True})
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "bot")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "the second password")
+    caplog.set_level(logging.DEBUG)
+    exporter = MLflowSpanExporter(tracking_uri=guarded_server.uri, experiment_id=number)
+    assert exporter.export(ended(1, children=1)) is SpanExportResult.FAILURE
+    stats = exporter.stats()
+    assert (stats.delivered, stats.refused) == (0, 0)
+    assert caplog.text.count("spans wait in memory") == 1
+    assert "You are not authenticated" in caplog.text
+    assert "user bot (environment variable MLFLOW_TRACKING_USERNAME)" in caplog.text
+    guarded_server.rest(
+        "PATCH", "/api/2.0/mlflow/users/update-password", {"username": "bot", "password": "the second password"}
+    )
+    assert exporter.force_flush()
+    exporter.shutdown()
+    assert exporter.stats().delivered == 2
+    assert stored(database(guarded_server), number) == ["child 0.1", "root 0"]
+    for secret in ("the second password", base64.b64encode(b"bot:the second password").decode()):
+        assert secret not in caplog.text
+
+
+# A database that goes away
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with Postgres() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def postgres_server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    """A server that keeps all in PostgreSQL."""
+    extra = ["--backend-store-uri", postgres.uri]
+    server = MLflowServer.start(tmp_path_factory.mktemp("mlflow-postgres"), extra=extra)
+    yield server
+    server.stop()
+
+
+def names_in(postgres: Postgres, experiment: str) -> list[str]:
+    return sorted(postgres.query(f"SELECT name FROM spans WHERE experiment_id = {int(experiment)}"))
+
+
+@pytest.mark.needs("postgresql")
+def test_repaired_spans_land_in_one_request_on_postgresql(postgres: Postgres, postgres_server: MLflowServer) -> None:
+    number = postgres_server.create_experiment("repaired")
+    exporter = MLflowSpanExporter(tracking_uri=postgres_server.uri, experiment_id=number, max_request_size=0)
+    before = postgres_server.count_requests()
+    spans = poisonous()
+    result = exporter.export(spans)
+    exporter.shutdown()
+    assert result is SpanExportResult.SUCCESS
+    assert postgres_server.count_requests() - before == 1
+    assert len(names_in(postgres, number)) == len(spans)
+
+
+@pytest.mark.needs("postgresql")
+def test_service_name_that_postgresql_refuses_is_repaired(postgres: Postgres, postgres_server: MLflowServer) -> None:
+    """MLflow makes tags of the resource's attributes."""
+    number = postgres_server.create_experiment("repaired resource")
+    exporter = MLflowSpanExporter(tracking_uri=postgres_server.uri, experiment_id=number)
+    result = exporter.export(finished("root", service="a\x00b"))
+    exporter.shutdown()
+    assert result is SpanExportResult.SUCCESS
+    assert names_in(postgres, number) == ["root"]
+
+
+@pytest.mark.needs("postgresql")
+@pytest.mark.parametrize("how", ["fast", "immediate"])
+def test_database_that_restarts_in_the_middle_costs_no_span_and_no_token(
+    how: Literal["fast", "immediate"], postgres: Postgres, postgres_server: MLflowServer
+) -> None:
+    number = postgres_server.create_experiment(f"database away, {how}")
+    usage = {"input_tokens": 100, "output_tokens": 50, "total_tokens": 150}
+    exporter = MLflowSpanExporter(tracking_uri=postgres_server.uri, experiment_id=number)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(MLflowSpanProcessor(exporter))
+    tracer = provider.get_tracer("tests")
+    before = len(postgres_server.answers())
+    pause = threading.Event()
+    count = 0
+
+    def work(seconds: float, enough: Callable[[], object] = bool) -> None:
+        """Makes a trace now and then, until it is enough, but no longer than that."""
+        nonlocal count
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not enough():
+            with tracer.start_as_current_span(f"root {count}"):
+                tracer.start_span("child", attributes={"mlflow.chat.tokenUsage": json.dumps(usage)}).end()
+            count += 1
+            pause.wait(0.03)
+
+    work(2)
+    postgres.stop(how)
+    work(30, lambda: 503 in postgres_server.answers()[before:])
+    work(1)
+    postgres.start()
+    work(2)
+    assert provider.force_flush(60_000)
+    stats = exporter.stats()
+    provider.shutdown()
+    assert (stats.delivered, stats.refused) == (2 * count, 0)
+    assert 503 in postgres_server.answers()[before:]
+    assert Counter(names_in(postgres, number)) == {"child": count, **{f"root {each}": 1 for each in range(count)}}
+    infos = postgres_server.search_traces(number)
+    assert Counter(info["trace_metadata"]["mlflow.trace.tokenUsage"] for info in infos) == {json.dumps(usage): count}

@@ -1,0 +1,248 @@
+"""The same promises on every version of MLflow that is run somewhere."""
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from mlflow_otlp_exporter import MLflowSpanExporter
+from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
+from support.mlflow_server import MLflowServer
+from support.scripted_server import TRACES_PATH, Answer, Recorded, ScriptedServer
+from support.traces import ended, poisonous, stored
+
+pytestmark = pytest.mark.matrix
+
+LLM_CALL = {
+    "openinference.span.kind": "LLM",
+    "llm.token_count.prompt": 100,
+    "llm.token_count.completion": 50,
+    "llm.token_count.total": 150,
+}
+ONCE = {"input_tokens": 100, "output_tokens": 50, "total_tokens": 150}
+TWICE = {"input_tokens": 200, "output_tokens": 100, "total_tokens": 300}
+BATCH_GET = "/api/3.0/mlflow/traces/batchGet"
+HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}
+
+
+def parsed(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+class Versioned:
+    """A server and the version that it is of."""
+
+    def __init__(self, version: str, server: MLflowServer) -> None:
+        self.version, self.server = parsed(version), server
+
+    @property
+    def has_workspaces(self) -> bool:
+        return self.version >= (3, 10)
+
+    def stored(self, experiment: str) -> list[str]:
+        return stored(self.server.log.parent / "mlflow.db", experiment)
+
+    def tokens(self, experiment: str) -> list[object]:
+        found = self.server.search_traces(experiment)
+        return [json.loads(info.get("trace_metadata", {}).get("mlflow.trace.tokenUsage", "null")) for info in found]
+
+
+VERSIONS: list[object] = [*sorted(MLFLOW_REQUIREMENTS, key=parsed)]
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Versioned]:
+    """A server of each version, with the workspaces `team-a` and `team-b` where there are any."""
+    version = str(request.param)
+    workspaces = parsed(version) >= (3, 10)
+    folder = tmp_path_factory.mktemp(f"mlflow-{version}")
+    server = MLflowServer.start(folder, python=mlflow_python(version), workspaces=workspaces)
+    if workspaces:
+        for name in ("team-a", "team-b"):
+            server.create_workspace(name)
+    yield Versioned(version, server)
+    server.stop()
+
+
+def waits(exporter: MLflowSpanExporter, spans: int) -> None:
+    """Shows that spans are neither delivered nor given up, until the end."""
+    assert exporter.export(ended(spans)) is SpanExportResult.FAILURE
+    stats = exporter.stats()
+    assert (stats.delivered, stats.refused) == (0, 0)
+    exporter.shutdown(2_000)
+    stats = exporter.stats()
+    assert (stats.delivered, stats.refused) == (0, spans)
+
+
+def test_traces_land(mlflow: Versioned) -> None:
+    number = mlflow.server.create_experiment("landing")
+    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="landing")
+    spans = ended(20, children=2, attributes=lambda _, span: LLM_CALL if span == 1 else {})
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    stats = exporter.stats()
+    assert (stats.delivered, stats.refused, stats.requests) == (60, 0, 1)
+    assert mlflow.stored(number) == sorted(span.name for span in spans)
+    assert mlflow.tokens(number) == [ONCE] * 20
+
+
+def test_unknown_experiment_is_explained_in_the_servers_words(
+    mlflow: Versioned, caplog: pytest.LogCaptureFixture
+) -> None:
+    waits(MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=999), 3)
+    assert caplog.text.count("spans wait in memory") == 1
+    assert "No Experiment with id=999 exists; check experiment, workspace" in caplog.text
+
+
+def test_unknown_workspace_is_explained_in_the_servers_words(
+    mlflow: Versioned, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not mlflow.has_workspaces:
+        pytest.skip("no workspaces before 3.10")
+    number = mlflow.server.create_experiment("in the default workspace")
+    waits(MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number, workspace="nope"), 3)
+    assert "Workspace 'nope' not found" in caplog.text
+    assert mlflow.stored(number) == []
+
+
+def test_experiment_of_another_workspace_is_explained_in_the_servers_words(
+    mlflow: Versioned, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not mlflow.has_workspaces:
+        pytest.skip("no workspaces before 3.10")
+    number = mlflow.server.create_experiment("of team-a", "team-a")
+    waits(MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number, workspace="team-b"), 3)
+    assert f"No Experiment with id={number} exists; check experiment, workspace" in caplog.text
+    assert mlflow.stored(number) == []
+
+
+def test_workspace_of_a_server_without_them_is_explained_in_the_servers_words(
+    mlflow: Versioned, caplog: pytest.LogCaptureFixture, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if not mlflow.has_workspaces:
+        pytest.skip("3.6 and 3.8 do not look at the header")
+    version = ".".join(map(str, mlflow.version))
+    server = MLflowServer.start(tmp_path_factory.mktemp("mlflow-plain"), python=mlflow_python(version))
+    try:
+        waits(MLflowSpanExporter(tracking_uri=server.uri, experiment_id=0, workspace="team-a"), 3)
+    finally:
+        server.stop()
+    assert "workspaces are not enabled on this server; check experiment, workspace" in caplog.text
+
+
+def test_repaired_spans_land_in_one_request(mlflow: Versioned) -> None:
+    number = mlflow.server.create_experiment("repaired")
+    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number, max_request_size=0)
+    spans = poisonous()
+    result = exporter.export(spans)
+    exporter.shutdown()
+    assert result is SpanExportResult.SUCCESS
+    stats = exporter.stats()
+    assert (stats.delivered, stats.refused, stats.requests) == (len(spans), 0, 1)
+    assert len(mlflow.stored(number)) == len(spans)
+
+
+def test_only_what_is_refused_is_lost_without_repairs(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3.10 answers 500 here, and has stored the traces before the bad one."""
+    monkeypatch.setenv("MLFLOW_OTLP_REPAIR", "false")
+    number = mlflow.server.create_experiment("not repaired")
+    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number)
+    bad = {**LLM_CALL, "mlflow.llm.cost": "much"}
+    spans = ended(20, children=2, attributes=lambda trace, span: (bad if trace == 7 else LLM_CALL) if span == 1 else {})
+    exporter.export(spans)
+    exporter.force_flush(30_000)
+    exporter.shutdown()
+    stats = exporter.stats()
+    lost = {"child 7.1"} if mlflow.version >= (3, 10) else set()
+    assert mlflow.stored(number) == sorted({span.name for span in spans} - lost)
+    assert (stats.delivered, stats.refused) == (60 - len(lost), len(lost))
+    usages = [usage for usage in mlflow.tokens(number) if usage is not None]
+    assert usages == [ONCE] * (20 - len(lost))
+
+
+# Answers that are lost
+
+
+class Lossy:
+    """Hands requests on to a server, and loses the first answer to spans.
+
+    Args:
+        front: Where requests come in.
+        uri: The server.
+        paths: What is handed on; the rest is not found.
+    """
+
+    def __init__(self, front: ScriptedServer, uri: str, *paths: str) -> None:
+        self._address = urlsplit(uri).netloc
+        self._lock = threading.Lock()
+        self.lost = 0
+        for path in (TRACES_PATH, *paths):
+            front.answer_with(path, self)
+
+    def __call__(self, request: Recorded) -> Answer:
+        connection = http.client.HTTPConnection(self._address, timeout=60)
+        try:
+            connection.request(request.method, request.target, request.body or None, request.headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        with self._lock:
+            if request.path == TRACES_PATH and not self.lost:
+                assert answer.status == 200
+                self.lost += 1
+                return Answer(close="after-request")
+        headers = {name: value for name, value in answer.getheaders() if name.lower() not in HOP_BY_HOP}
+        return Answer(answer.status, headers=headers, body=body)
+
+
+def test_lost_answer_doubles_no_token(
+    mlflow: Versioned, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    lossy = Lossy(scripted_server, mlflow.server.uri, "/version", BATCH_GET)
+    number = mlflow.server.create_experiment("lost answer")
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=number)
+    spans = ended(5, children=1, attributes=lambda _, span: LLM_CALL if span else {})
+    exporter.export(spans)
+    assert exporter.force_flush(30_000)
+    exporter.shutdown()
+    stats = exporter.stats()
+    assert lossy.lost == 1
+    assert (stats.delivered, stats.refused) == (10, 0)
+    assert mlflow.stored(number) == sorted(span.name for span in spans)
+    assert mlflow.tokens(number) == [ONCE] * 5
+    assert "without asking" not in caplog.text
+    # From 3.17 on the server counts a span once however often it comes, and need not be asked.
+    assert bool(scripted_server.to(BATCH_GET)) is (mlflow.version < (3, 17))
+
+
+def test_lost_answer_where_nothing_can_be_asked_is_told(
+    mlflow: Versioned, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As behind a proxy that lets nothing but the OTLP endpoint through."""
+    Lossy(scripted_server, mlflow.server.uri)
+    number = mlflow.server.create_experiment("lost answer, no questions")
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=number)
+    spans = ended(1, attributes=lambda *_: LLM_CALL)
+    exporter.export(spans)
+    assert exporter.force_flush(30_000)
+    exporter.shutdown()
+    assert exporter.stats().delivered == 1
+    assert mlflow.stored(number) == ["root 0"]
+    assert caplog.text.count("spans that may have arrived are sent again without asking whether they did") == 1
+    assert mlflow.tokens(number) == [ONCE if mlflow.version >= (3, 17) else TWICE]
+
+
+def test_spans_sent_twice_are_counted_twice_before_3_17(mlflow: Versioned) -> None:
+    """The control of the test above: what it would see if nothing were asked before sending again."""
+    number = mlflow.server.create_experiment("twice")
+    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number)
+    spans = ended(1, attributes=lambda *_: LLM_CALL)
+    for _ in range(2):
+        assert exporter.export(spans) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    assert mlflow.tokens(number) == [ONCE if mlflow.version >= (3, 17) else TWICE]
