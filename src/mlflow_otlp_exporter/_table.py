@@ -239,7 +239,7 @@ SETTINGS: tuple[Setting, ...] = (
 
 def settings_table() -> str:
     """The table as README shows it, in Markdown."""
-    rows = ["| argument | environment variables | default | what it is |", "|---|---|---|---|"]
+    rows = ["| setting | environment variables | default | what it is |", "|---|---|---|---|"]
     for setting in SETTINGS:
         variables = ", ".join(f"`{name}`" for name in setting.variables) or "-"
         default = f"`{str(setting.default).lower()}`" if setting.default not in (None, {}) else "-"
