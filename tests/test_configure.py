@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import mlflow_otlp_exporter
 from mlflow_otlp_exporter import ConfigurationError, FlushResult, MLflowSpanExporter, Stats, configure, flush, shutdown
+from support.children import in_child
 from support.scripted_server import Answer, ScriptedServer
 
 
@@ -161,3 +162,43 @@ def test_spans_are_sent_at_exit(scripted_server: ScriptedServer) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert names(scripted_server) == ["last words"]
+
+
+def test_after_the_handles_own_shutdown_the_same_settings_start_anew(scripted_server: ScriptedServer) -> None:
+    one = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    one.shutdown()
+    two = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    assert two is not one
+    span("a")
+    assert two.flush() == FlushResult(delivered=1)
+
+
+def test_exporter_that_moves_to_another_provider_is_not_shut_down(scripted_server: ScriptedServer) -> None:
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="1")
+    one, two = (TracerProvider(shutdown_on_exit=False) for _ in range(2))
+    configure(exporter=exporter, tracer_provider=one)
+    moved = configure(exporter=exporter, tracer_provider=two)
+    two.get_tracer("tests").start_span("moved").end()
+    assert moved.flush().delivered == 1
+    one.shutdown()
+    two.shutdown()
+
+
+def test_wrong_credentials_leave_no_provider_behind() -> None:
+    with pytest.raises(ConfigurationError, match="credentials="):
+        configure(credentials=5, service_name="first")
+    assert not isinstance(trace.get_tracer_provider(), TracerProvider)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_counters_begin_anew_in_a_forked_child(scripted_server: ScriptedServer) -> None:
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    for _ in range(3):
+        span("parent")
+    telemetry.flush()
+
+    def child() -> bool:
+        span("child")
+        return telemetry.flush() == FlushResult(delivered=1)
+
+    assert in_child(child)

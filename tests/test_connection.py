@@ -12,6 +12,7 @@ import requests
 from mlflow_otlp_exporter._connection import Connection
 from mlflow_otlp_exporter._settings import resolve
 from mlflow_otlp_exporter._transport import Answer, Failure
+from support.children import in_child
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import ScriptedServer
 
@@ -146,11 +147,8 @@ def test_session_of_the_user_is_used_as_it_is(scripted_server: ScriptedServer) -
 def test_fork_gets_connections_of_its_own(scripted_server: ScriptedServer) -> None:
     to = connection(scripted_server)
     to.request("POST", "", headers={}, body=b"parent", seconds=5)
-    child = os.fork()
-    if child == 0:  # pragma: no cover - the child's lines are not seen
-        answered = to.request("POST", "", headers={}, body=b"child", seconds=5)
-        os._exit(0 if isinstance(answered, Answer) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    answered = in_child(lambda: isinstance(to.request("POST", "", headers={}, body=b"child", seconds=5), Answer))
+    assert answered
     to.request("POST", "", headers={}, body=b"parent", seconds=5)
     to.close()
     used = {request.body: request.connection for request in scripted_server.requests}

@@ -1,7 +1,7 @@
 """The span processor with the real exporter: what it sends, when, and that the app never waits."""
 
 import asyncio
-import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
+from support.children import in_child
 from support.scripted_server import Answer, ScriptedServer
 
 STALLED = Answer(delay=60)
@@ -387,12 +388,12 @@ def test_fork_with_spans_in_flight_sends_each_span_once_in_the_right_process(scr
         scripted_server.wait_for(1)
         made.trace("parent, not handed over")
         open_span = made.tracer.start_span("parent, open")
-        child = os.fork()
-        if child == 0:  # pragma: no cover - the child's lines are not seen
+
+        def child() -> bool:
             made.trace("child")
-            delivered = made.processor.force_flush()
-            os._exit(0 if delivered and made.exporter.stats().delivered == 1 else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            return made.processor.force_flush() and made.exporter.stats().delivered == 1
+
+        assert in_child(child)
         open_span.end()
         made.trace("parent, after")
         assert made.processor.force_flush()
@@ -407,6 +408,10 @@ def test_fork_with_spans_in_flight_sends_each_span_once_in_the_right_process(scr
 
 @FORKS
 def test_fork_while_other_threads_hold_every_lock(scripted_server: ScriptedServer) -> None:
+    def child() -> bool:
+        made.trace("child")
+        return made.processor.force_flush(5000)
+
     with bench(scripted_server) as made:
         made.trace("warm")
         made.processor.force_flush()
@@ -422,16 +427,48 @@ def test_fork_while_other_threads_hold_every_lock(scripted_server: ScriptedServe
             thread.start()
         try:
             for _ in range(10):
-                child = os.fork()
-                if child == 0:  # pragma: no cover - the child's lines are not seen
-                    made.trace("child")
-                    os._exit(0 if made.processor.force_flush(5000) else 1)
-                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                assert in_child(child)
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
     assert made.names().count("child") == 10
+
+
+def test_span_that_ends_in_a_signal_handler_or_finalizer_waits_for_nobody(scripted_server: ScriptedServer) -> None:
+    with bench(scripted_server, buffer_spans=50) as made:
+        previous = signal.signal(signal.SIGALRM, lambda *_: made.trace("in the handler"))
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        try:
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end:
+                made.trace("outside")  # with a full buffer now and then
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        made.processor.force_flush()
+        assert "in the handler" in made.names()
+
+
+def test_span_that_ends_while_the_end_comes_is_delivered_or_counted(scripted_server: ScriptedServer) -> None:
+    made, stop, ended = Bench(scripted_server), threading.Event(), [0, 0]
+
+    def agent(number: int) -> None:
+        while not stop.is_set():
+            made.trace("span")
+            ended[number] += 1
+
+    threads = [threading.Thread(target=agent, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    scripted_server.wait_for(1)
+    made.processor.shutdown()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    stats = made.exporter.stats()
+    assert stats.delivered + stats.refused == sum(ended)
+    assert stats.delivered == len(made.names())
 
 
 def test_settings_of_the_processor(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """A few threads for all destinations."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from mlflow_otlp_exporter._senders import Senders
+from support.children import in_child
 
 
 @dataclass(eq=False)
@@ -207,14 +207,15 @@ def test_forked_child_sends_its_own_parcels_only(gate: Gate, senders: Senders[Pa
     senders.put("a", Parcel("a", 0))
     senders.put("a", Parcel("a", 1))
     gate.wait_begun(1)
-    child = os.fork()
-    if child == 0:  # pragma: no cover - the child's lines are not seen
+
+    def child() -> bool:
         script = Script()
         senders._step = script
         senders.put("b", Parcel("b", 9))
         script.wait(1)
-        os._exit(0 if script.seen == [("b", 9)] else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return script.seen == [("b", 9)]
+
+    assert in_child(child)
     gate.let("a")
     gate.wait_done(2)
     assert gate.done == [("a", 0), ("a", 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Callable
@@ -21,10 +22,16 @@ def after_fork_in_child(renew: Callable[[], None]) -> None:
 
 
 def _renew_all() -> None:
-    for each in _renewals:
+    # A copy: an object that starts afresh may make others, which register themselves meanwhile.
+    present = _renewals.copy()
+    for each in present:
         renew = each()
         if renew is not None:
-            renew()
+            try:
+                renew()
+            except Exception:
+                # One that fails must not keep the others from their fresh start: they would wait for dead locks.
+                logging.getLogger("mlflow_otlp_exporter").exception("a forked child did not start afresh")
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -1,0 +1,24 @@
+"""Forked children that cannot run on into the test session of their parent."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+
+def in_child(function: Callable[[], object], seconds: float = 20.0) -> bool:
+    """Calls a function in a forked child; whether it returned something true, in time and without raising."""
+    child = os.fork()
+    if child == 0:  # pragma: no cover - the child's lines are not seen
+        good = False
+        try:
+            good = bool(function())
+        finally:
+            os._exit(0 if good else 1)
+    killer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+    killer.start()
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        killer.cancel()
+        killer.join()
