@@ -48,8 +48,10 @@ class Picky:
         return ACCEPTED
 
 
-@pytest.mark.parametrize("status", [400, 422, 500])
-@pytest.mark.parametrize("poisoned", POISONED.values(), ids=POISONED)
+@pytest.mark.parametrize(
+    ("status", "poisoned"),
+    [*((status, traces) for status in (400, 422) for traces in POISONED.values()), (500, (100,))],
+)
 def test_only_what_is_refused_is_lost(
     status: int, poisoned: tuple[int, ...], scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -65,10 +67,10 @@ def test_only_what_is_refused_is_lost(
     exporter.shutdown()
     marked = {f"child {trace}.1" for trace in poisoned}
     assert sorted(picky.taken) == sorted({span.name for span in spans} - marked)  # and each once
-    assert (stats.delivered, stats.refused) == (597, 3)
+    assert (stats.delivered, stats.refused) == (600 - len(poisoned), len(poisoned))
     assert len(scripted_server.to(TRACES_PATH)) == stats.requests <= MOST_REQUESTS
     lost = [record.getMessage() for record in caplog.records if "is lost" in record.getMessage()]
-    assert len(lost) == 3
+    assert len(lost) == len(poisoned)
     for name in marked:
         assert any(f"span '{name}' of trace tr-" in line and "a marked span cannot be taken" in line for line in lost)
 
@@ -100,7 +102,7 @@ def test_server_in_trouble_is_not_flooded_and_loses_nothing(scripted_server: Scr
     assert stats.requests - during <= 20
 
 
-@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize("status", [502, 503])
 def test_server_that_answers_now_and_then_loses_nothing(status: int, scripted_server: ScriptedServer) -> None:
     chance = random.Random(7)
     taken: list[str] = []

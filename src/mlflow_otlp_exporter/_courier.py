@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -37,8 +36,9 @@ _BACKOFF = {
 }
 # Between two looks at a token file that the server has rejected.
 _LOOK_SECONDS = 0.25
-_TRIES_OF_A_500 = 3
-_RECENT = 12
+_TRIES_OF_A_500, _TRIES_OF_A_SPAN = 3, 6
+# For so long no span is blamed for its 500s after one has passed that had some.
+_MOODY_SECONDS = 60.0
 # SQLite waits 20 s for its lock: what a proxy gave up on may be stored as late as that.
 _SLOWEST_WRITE = 25.0
 _SMALLEST_REQUEST = 16 * 1024
@@ -104,6 +104,7 @@ class Shipment:
         sibling: The other half, which is suspect when this one has been delivered.
         refusals: How often the single span that this is was refused.
         errors: How often the server answered 500 to it.
+        passed: How many requests had been delivered when the search for it began, or when it got its first 500.
         ask_until: Until then what is missing may still be on its way into the server's database.
         attempted: Whether it has been sent before.
     """
@@ -119,6 +120,7 @@ class Shipment:
     sibling: Shipment | None = field(default=None, repr=False)
     refusals: int = 0
     errors: int = 0
+    passed: int | None = None
     ask_until: float = 0.0
     attempted: bool = False
 
@@ -179,8 +181,7 @@ class Courier:
         self.clock, self._jitter = clock, jitter
         self._failures: dict[Destination, int] = {}
         self._delivered = 0
-        # Whether the last requests passed, but for those in which a culprit is looked for.
-        self._recent: deque[bool] = deque(maxlen=_RECENT)
+        self._moody_until = 0.0
         # Bytes that a request may have: less than was asked for once a proxy has said 413.
         self.size_limit: int | None = None
         self.closing = False
@@ -217,7 +218,9 @@ class Courier:
 
     def _arrived(self, shipment: Shipment, outcome: Outcome) -> Next:
         self._delivered += 1
-        self._recent.append(True)
+        if shipment.errors:
+            # What passes after a 500 shows a server that answers so now and then.
+            self._moody_until = self.clock() + _MOODY_SECONDS
         self._failures.pop(shipment.destination, None)
         count = len(shipment.spans)
         rejected = min(outcome.rejected, count)
@@ -281,6 +284,9 @@ class Courier:
             Shipment(shipment.destination, spans, shipment.origin, uncertain=shipment.uncertain, search=search)
             for spans in halves(shipment.spans)
         )
+        if self._jitter() < 0.5:  # noqa: PLR2004
+            # At random, or a culprit at either end would keep the search from all that passes in between.
+            left, right = right, left
         left.sibling = right
         return Next((left, right))
 
@@ -370,11 +376,10 @@ class Courier:
         """A 500 may be a server in trouble, or a span that it trips over.
 
         What stays 500 is searched like a refusal. If nothing passed during the search, it is the server: all is put
-        together again and waits. A single span is given up after several 500s of its own while all others pass.
+        together again and waits. A single span is given up after several 500s of its own while others pass, and none
+        passes that had a 500 before.
         """
         shipment.errors += 1
-        if shipment.search is None:
-            self._recent.append(False)
         if len(shipment.spans) > 1:
             if shipment.search is None and shipment.errors < _TRIES_OF_A_500:
                 return None
@@ -385,16 +390,13 @@ class Courier:
                 shipment.spans += each.spans
             shipment.errors = 0
             return None
-        if search is None and shipment.errors >= _TRIES_OF_A_500 and self._others_pass(shipment):
+        if shipment.passed is None:
+            shipment.passed = self._delivered if search is None else search.delivered
+        moody = self.clock() < self._moody_until
+        if shipment.errors >= _TRIES_OF_A_SPAN and self._delivered > shipment.passed and not moody:
             return self._give_up(shipment, outcome)
-        shipment.not_before = self.clock() + self._backoff(Cause.SERVER, shipment.errors)
+        shipment.not_before = self.clock() + backoff(shipment.errors, self._jitter(), first=0.25, longest=2.0)
         return Next((*self._put_aside(shipment), shipment), at_the_end=True)
-
-    def _others_pass(self, shipment: Shipment) -> bool:
-        """Whether requests pass at this time but for those of this span, whose own 500s are among the last ones."""
-        others = list(self._recent)
-        failed = others.count(False) - (shipment.errors - 1)
-        return failed <= 0 and others.count(True) > 1
 
     def abandon(self, shipment: Shipment) -> None:
         """Gives up what the process's end has left no time for."""
