@@ -33,13 +33,14 @@ _IDLE_SECONDS = 10.0
 _FLUSH_MILLIS = 60_000
 
 
-def agents(variant: str, uri: str, seconds: float) -> dict[str, float]:
+def agents(variant: str, uri: str, seconds: float, trace_seconds: float) -> dict[str, float]:
     """Runs the agents in this process, and flushes.
 
     Args:
         variant: `ours` or `theirs`.
         uri: The address of the MLflow server.
         seconds: About how long; 0 for many short traces one after the other.
+        trace_seconds: How long a trace lasts, about.
     """
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider  # noqa: PLC0415
@@ -61,9 +62,9 @@ def agents(variant: str, uri: str, seconds: float) -> dict[str, float]:
 
     def agent(number: int) -> None:
         source = random.Random(number)
-        time.sleep(source.uniform(0, TRACE_SECONDS / 2))
-        for _ in range(max(1, round(seconds / TRACE_SECONDS))):
-            workloads.agent_trace(tracer, source, time.sleep, TRACE_SECONDS * source.uniform(0.8, 1.2))
+        time.sleep(source.uniform(0, trace_seconds / 2))
+        for _ in range(max(1, round(seconds / trace_seconds))):
+            workloads.agent_trace(tracer, source, time.sleep, trace_seconds * source.uniform(0.8, 1.2))
 
     if seconds:
         threads = [threading.Thread(target=agent, args=(number,)) for number in range(AGENTS)]
@@ -71,7 +72,7 @@ def agents(variant: str, uri: str, seconds: float) -> dict[str, float]:
             thread.start()
         for thread in threads:
             thread.join()
-        traces[0] = AGENTS * max(1, round(seconds / TRACE_SECONDS))
+        traces[0] = AGENTS * max(1, round(seconds / trace_seconds))
     else:
         source = random.Random(0)
         for _ in range(QUICK_TRACES):
@@ -84,8 +85,13 @@ def agents(variant: str, uri: str, seconds: float) -> dict[str, float]:
     return found
 
 
-def busy(variant: str, seconds: float) -> dict[str, Any]:
+def busy(variant: str, seconds: float, trace_seconds: float) -> dict[str, Any]:
     """One run against a fresh server.
+
+    Args:
+        variant: `ours` or `theirs`.
+        seconds: As for `agents`.
+        trace_seconds: As for `agents`.
 
     Raises:
         RuntimeError: Spans are missing in the database, so that the run compares nothing.
@@ -98,7 +104,16 @@ def busy(variant: str, seconds: float) -> dict[str, Any]:
             time.sleep(2.0)  # what a start still does in the background
             group = server.process.pid
             begin, clock = processes.group_seconds(group), time.monotonic()
-            arguments = ("--variant", variant, "--uri", server.uri, "--seconds", str(seconds))
+            arguments = (
+                "--variant",
+                variant,
+                "--uri",
+                server.uri,
+                "--seconds",
+                str(seconds),
+                "--trace-seconds",
+                str(trace_seconds),
+            )
             client = processes.child(__file__, *arguments)
             used, duration = processes.group_seconds(group) - begin, time.monotonic() - clock
             requests = server.count_requests()
@@ -124,16 +139,17 @@ def busy(variant: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def measure(seconds: float = SECONDS, rounds: int = 1) -> dict[str, Any]:
+def measure(seconds: float = SECONDS, rounds: int = 1, trace_seconds: float = TRACE_SECONDS) -> dict[str, Any]:
     """Busy seconds of the server, in turns.
 
     Args:
         seconds: How long the agents run.
         rounds: How many pairs of runs.
+        trace_seconds: How long a trace lasts, about.
     """
     rows = []
     for length, what in ((seconds, f"{AGENTS} agents at once, {seconds:.0f} s"), (0.0, f"{QUICK_TRACES} quick traces")):
-        pairs = [(busy("ours", length), busy("theirs", length)) for _ in range(rounds)]
+        pairs = [(busy("ours", length, trace_seconds), busy("theirs", length, trace_seconds)) for _ in range(rounds)]
         ours, theirs = ([*column] for column in zip(*pairs, strict=True))
         bound = BOUND if length else None
         more = {"spans": ours[0]["spans"], "runs": {"ours": ours, "theirs": theirs}}
@@ -154,11 +170,12 @@ def _main() -> None:
     parser.add_argument("--uri", default="")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--trace-seconds", type=float, default=TRACE_SECONDS)
     given = parser.parse_args()
     if given.variant:
-        print(json.dumps(agents(given.variant, given.uri, given.seconds)))
+        print(json.dumps(agents(given.variant, given.uri, given.seconds, given.trace_seconds)))
     else:
-        result = measure(given.seconds, given.rounds)
+        result = measure(given.seconds, given.rounds, given.trace_seconds)
         print(HEADING, shown("server_time", result), json.dumps(result), sep="\n")
 
 
