@@ -79,8 +79,8 @@ def test_where_few_traces_end_each_goes_soon() -> None:
     story = Story()
     for number in range(1, 10):
         story.start(number)
-        story.end(number * 2.0, number, str(number), None)
-        assert story.taken(number * 2.0 + LINGER) == [str(number)]
+        story.end(number * 6.0, number, str(number), None)
+        assert story.taken(number * 6.0 + LINGER) == [str(number)]
 
 
 def test_child_that_ends_after_the_root_is_waited_for() -> None:

@@ -22,7 +22,7 @@ _SPAN_SIZE, _VALUE_SIZE = 2800, 100
 # Between two hand-overs: a request costs MLflow 11 to 17 ms whatever is in it, a trace that shares one half of what it
 # costs alone. Where few traces end, each is to be seen within a second; where many do, nobody waits for a single one.
 _CALM_SPACING, _BUSY_SPACING = 0.7, 5.0
-_BUSY_TRACES = 10  # so many within the last 5 s
+_SPACING_PER_TRACE = 0.9  # for each further one that ended within the last 5 s
 
 
 class _Trace:
@@ -54,7 +54,7 @@ class TraceBuffer:
     """Ended spans by trace, until each trace is whole or has been held long enough.
 
     A trace is due `linger` seconds after its last open span ended, so that small traces share a request, and not before
-    some time has passed since the last hand-over: 0.7 s, or 5 s while 10 traces and more end within 5 s. If its root
+    some time has passed since the last hand-over: 0.7 s, and more the more traces end, up to 5 s. If its root
     has ended and children are still open, a few seconds later; and `hold` seconds after its first held span ended in
     any case, so that a long trace shows as in progress and memory stays bounded. What comes later goes out on its own.
 
@@ -138,7 +138,7 @@ class TraceBuffer:
     def _spacing(self, now: float) -> float:
         while self._ends[0] < now - _BUSY_SPACING:
             self._ends.popleft()
-        return _BUSY_SPACING if len(self._ends) >= _BUSY_TRACES else _CALM_SPACING
+        return min(_CALM_SPACING + _SPACING_PER_TRACE * (len(self._ends) - 1), _BUSY_SPACING)
 
     def next_due(self) -> float | None:
         """When the next trace is due; None if nothing is held."""
