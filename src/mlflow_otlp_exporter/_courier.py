@@ -352,8 +352,8 @@ class Courier:
         shipment.uncertain = shipment.uncertain or outcome.ambiguous
         if outcome.ambiguous and outcome.status in (None, 504):
             shipment.ask_until = self.clock() + _SLOWEST_WRITE
-        shipment.origin.postponed(outcome)
         self._report.problem(_key(destination), f"spans wait in memory: {self._explain(outcome)}", len(shipment.spans))
+        shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
         if outcome.status == 500 and cause is Cause.SERVER:  # noqa: PLR2004
             suspicion = self._suspected(shipment, outcome)
             if suspicion is not None:
