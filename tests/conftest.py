@@ -11,6 +11,7 @@ import opentelemetry.trace
 import pytest
 from opentelemetry.util._once import Once
 
+from support.markers import Watch, watching
 from support.mlflow_server import MLflowServer
 from support.needs import NEEDS
 from support.scripted_server import ScriptedServer
@@ -60,12 +61,20 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != _PYTEST_VARIABLE}
 
 
+@pytest.fixture(scope="session")
+def watched_logs() -> Iterator[Watch]:
+    """All logs of the session, watched for prompts and credentials."""
+    with watching() as watch:
+        yield watch
+
+
 @pytest.fixture(autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Take away the developer's settings, and fail a test that leaves threads or variables behind.
+def isolated(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) -> Iterator[None]:
+    """Take away the developer's settings, and fail a test that leaves threads or variables behind, or leaks secrets.
 
     It does not use `monkeypatch`, so that what a test sets with that is undone when this looks.
     """
+    watched_logs.found.clear()
     threads = set(threading.enumerate())
     with pytest.MonkeyPatch.context() as patch:
         for name in filter(_SETTINGS.fullmatch, list(os.environ)):
@@ -94,6 +103,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         complaints.append(f"environment variables changed: {', '.join(changed)}")
     if complaints:
         pytest.fail("the test left behind " + "; ".join(complaints), pytrace=False)
+    if watched_logs.found:
+        pytest.fail("planted prompts or credentials are in the log: " + "; ".join(watched_logs.found), pytrace=False)
 
 
 # Servers

@@ -13,6 +13,7 @@ OPENTELEMETRY = {
 }
 # Those that need neither MLflow nor an instrumentation.
 FILES = [
+    "test_answers",
     "test_buffer",
     "test_configure",
     "test_connection",

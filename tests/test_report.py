@@ -45,6 +45,33 @@ def test_other_problem_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None
     assert len(caplog.messages) == 3
 
 
+def test_problem_that_changes_its_face_to_and_fro_does_not_flood(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    for _ in range(10):
+        report.problem("x", "connection refused", 2)
+        report.problem("x", "503", 2)
+        clock.now += 10
+    report.solved("x", "accepted again")
+    assert caplog.messages == [
+        "connection refused [2 spans]",
+        "503 [2 spans]",
+        "connection refused [still so after 60 s; 12 more spans]",
+        "503 [still so after 60 s; 12 more spans]",
+        "accepted again, after 100 s of trouble",
+    ]
+
+
+def test_problem_with_ever_new_texts_does_not_pile_up(caplog: pytest.LogCaptureFixture) -> None:
+    report = Report()
+    words = [chr(ord("a") + number) for number in range(26)]
+    for word in words * 2:
+        report.problem("x", word, 1)
+    report.solved("x", "over")
+    assert len(caplog.messages) >= len(words) + 1
+    assert not report._problems
+
+
 def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
     report = Report()
     report.once(logging.WARNING, "hint")

@@ -113,6 +113,7 @@ TABLE: list[tuple[int, dict[str, str], bytes, Verdict, Cause | None]] = [
     (503, HTML, b"<html>down for maintenance", RETRY, SERVER),
     (504, HTML, b"<html>504 Gateway Time-out", RETRY, SERVER),
     (507, {}, b"", RETRY, SERVER),
+    (400, JSON, mlflow_error("BAD_REQUEST", "(sqlite3.DatabaseError) file is not a database"), RETRY, SERVER),
     # Size and content.
     (413, HTML, b"<html>Request Entity Too Large", SPLIT, SIZE),
     (400, JSON, body({"detail": "Invalid OpenTelemetry protobuf format"}), REFUSED, CONTENT),
@@ -178,6 +179,11 @@ def test_logged_text_has_no_sql_parameters_and_is_cut() -> None:
         ("0", 0.0),
         ("Wed, 21 Oct 2015 07:28:10 GMT", 10.0),
         ("Wed, 21 Oct 2015 07:27:50 GMT", 0.0),
+        # A wait without end is none that anybody meant.
+        ("86400", 3600.0),
+        ("9" * 400, 3600.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+        ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", None),
         ("soon", None),
         ("-1", None),
         ("", None),

@@ -375,7 +375,31 @@ def test_contradictory_answers_are_refused() -> None:
         Answer(reset=True)
 
 
-@pytest.mark.parametrize("answer", [Answer(delay=60), Answer(body=b"ab", drip=60)])
+def test_answer_is_held_until_it_is_let_go(scripted_server: ScriptedServer) -> None:
+    go = threading.Event()
+    scripted_server.answer(Answer(hold=go))
+    timer = threading.Timer(0.2, go.set)
+    start = time.monotonic()
+    timer.start()
+    post(scripted_server)
+    timer.join()
+    assert time.monotonic() - start >= 0.2
+
+
+def test_server_that_does_not_listen_refuses_connections() -> None:
+    with ScriptedServer(listening=False) as server:
+        with pytest.raises(OSError, match="refused"):
+            post(server)
+        server.listen()
+        assert post(server) == (200, b"")
+    ScriptedServer(listening=False).close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Answer(delay=60), Answer(hold=threading.Event()), Answer(body=b"ab", drip=60)],
+    ids=["delay", "hold", "drip"],
+)
 def test_closing_interrupts_what_takes_long(answer: Answer) -> None:
     with ScriptedServer() as server, closing(connect(server)) as connection:
         server.answer(answer)
@@ -452,6 +476,65 @@ def test_provider():
     assert "5 passed, 2 errors" in said
     assert "ERROR test_inner.py::test_thread" in said
     assert "ERROR test_inner.py::test_variable" in said
+
+
+def test_what_shows_up_in_a_log_fails_the_test(tmp_path: Path) -> None:
+    tests = """
+import base64, logging, threading
+from support.children import in_child
+from support.markers import PROMPT, SECRET
+
+ours, urllib3 = logging.getLogger("mlflow_otlp_exporter._courier"), logging.getLogger("urllib3.connectionpool")
+
+def test_harmless():
+    ours.error("%s spans wait", 5)
+    urllib3.debug("POST /v1/traces")
+
+def test_message():
+    ours.error("refused: " + PROMPT)
+
+def test_argument():
+    ours.debug("sent with %s", {"authorization": f"Bearer {SECRET}"})
+
+def test_hidden_argument():
+    ours.info("%.7s", "refused" + PROMPT)
+
+def test_exception():
+    try:
+        raise ValueError(SECRET) from RuntimeError("other")
+    except ValueError:
+        ours.exception("a mistake")
+
+def test_exception_inside():
+    try:
+        raise ValueError("other") from RuntimeError(SECRET)
+    except ValueError:
+        ours.exception("a mistake")
+
+def test_extra():
+    ours.error("a mistake", extra={"body": PROMPT})
+
+def test_password():
+    for user in ("a", "ab", "abc"):
+        urllib3.debug("Basic " + base64.b64encode(f"{user}:{SECRET}".encode()).decode())
+
+def test_address():
+    urllib3.debug("http://user:pl%40nted@host")
+
+def test_thread():
+    thread = threading.Thread(target=ours.error, args=(SECRET,))
+    thread.start()
+    thread.join()
+
+def test_child():
+    assert not in_child(lambda: ours.error(SECRET) or True)
+"""
+    said = run_pytest(tmp_path, tests).stdout
+    assert "11 passed, 9 errors" in said
+    assert said.count("planted prompts or credentials are in the log: ") == 9
+    assert said.count("DEBUG of urllib3.connectionpool: Basic ") >= 3
+    for harmless in ("test_harmless", "test_child"):
+        assert f"ERROR test_inner.py::{harmless}" not in said
 
 
 SETTINGS = ("MLFLOW_TRACKING_URI", "OTEL_SDK_DISABLED", "https_proxy", "NO_PROXY", "REQUESTS_CA_BUNDLE")

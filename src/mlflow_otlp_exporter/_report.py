@@ -11,13 +11,15 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlflow_otlp_exporter._fork import after_fork_in_child
 
 _SUMMARY_SECONDS = 60.0
 # Messages and problems that are known: those with ever new texts must not pile up.
 _REMEMBERED = 1000
+# A problem changes its face (refused connections, then 503, then a reset): each face is told once, not each change.
+_FACES = 20
 # What differs between two tellings of the same: ids and numbers.
 _VARYING = re.compile(r"\b(?:tr-)?[0-9a-f]{16,}\b|\d+")
 logger = logging.getLogger("mlflow_otlp_exporter")
@@ -46,11 +48,15 @@ class Stats:
 
 
 @dataclass
+class _Face:
+    told: float
+    untold_spans: int = 0
+
+
+@dataclass
 class _Problem:
     since: float
-    told: float
-    gist: str
-    untold_spans: int = 0
+    faces: dict[str, _Face] = field(default_factory=dict)
 
 
 class Report:
@@ -110,18 +116,23 @@ class Report:
         with self._lock:
             now = self._clock()
             known = self._problems.get(key)
-            gist = _VARYING.sub("#", message)
-            if known is None or known.gist != gist:
+            if known is None:
                 if len(self._problems) >= _REMEMBERED:
                     self._problems.clear()
-                self._problems[key] = _Problem(known.since if known else now, now, gist)
+                known = self._problems[key] = _Problem(now)
+            gist = _VARYING.sub("#", message)
+            face = known.faces.get(gist)
+            if face is None:
+                if len(known.faces) >= _FACES:
+                    known.faces.clear()
+                known.faces[gist] = _Face(now)
                 line = f"{message} [{spans} spans]"
-            elif now - known.told < _SUMMARY_SECONDS:
-                known.untold_spans += spans
+            elif now - face.told < _SUMMARY_SECONDS:
+                face.untold_spans += spans
                 return
             else:
-                known.told = now
-                total, known.untold_spans = known.untold_spans + spans, 0
+                face.told = now
+                total, face.untold_spans = face.untold_spans + spans, 0
                 line = f"{message} [still so after {now - known.since:.0f} s; {total} more spans]"
         logger.log(level, "%s", line)
 

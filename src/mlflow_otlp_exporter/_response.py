@@ -25,6 +25,10 @@ _HTML = re.compile(rb"^\s*(<!doctype|<html|<head|<body|<\?xml)", re.IGNORECASE)
 # SQLAlchemy appends the statement and its parameters, prompts among them, to its messages.
 _SQL = re.compile(r"\s*\[SQL:.*|\s*\[parameters:.*|\(Background on this error.*", re.DOTALL)
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
+# SQLite's words for a damaged file, which MLflow passes on as a 400, as if the request were wrong.
+_DAMAGED = ("file is not a database", "database disk image is malformed")
+# A longer wait is not believed: a clock or a proxy may be wrong, and nobody would notice for days that nothing arrives.
+_LONGEST_RETRY_AFTER = 3600.0
 
 
 class Verdict(enum.Enum):
@@ -105,7 +109,7 @@ def read_answer(answer: Answer) -> Outcome:
         return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status, retry_after(answer.headers))
     if _is_destination(answer, said):
         return Outcome(Verdict.RETRY, Cause.DESTINATION, message, status)
-    if status in _TRANSIENT:
+    if status in _TRANSIENT or (status == 400 and any(words in said for words in _DAMAGED)):  # noqa: PLR2004
         ambiguous = status in (500, 502, 504)
         return Outcome(Verdict.RETRY, Cause.SERVER, message, status, retry_after(answer.headers), ambiguous=ambiguous)
     return Outcome(Verdict.REFUSED, Cause.CONTENT, message, status)
@@ -225,14 +229,15 @@ def cleaned(text: str) -> str:
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds that `Retry-After` asks to wait, given as seconds or as a date (RFC 9110, 10.2.3)."""
+    """Seconds that `Retry-After` asks to wait, given as seconds or as a date (RFC 9110, 10.2.3); an hour at most."""
     value = headers.get("retry-after", "").strip()
     if not value:
         return None
     if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, date.timestamp() - (time.time() if now is None else now))
+        seconds = float(value)
+    else:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return min(max(0.0, seconds), _LONGEST_RETRY_AFTER)

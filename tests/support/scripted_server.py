@@ -28,6 +28,7 @@ TRACES_PATH = "/v1/traces"
 DRAIN_SECONDS = 1.0
 """How long a dropped connection is still read, so that it ends with a FIN (unread data would make it RST)."""
 STOP_SECONDS = 5.0
+HOLD_POLL_SECONDS = 0.01
 
 Close = Literal["", "before-request", "after-headers-read", "after-request", "mid-body"]
 
@@ -52,6 +53,7 @@ class Answer:
         keep_alive: Whether the connection stays open after the answer.
         truncate: Announce the whole Content-Length, send half of the body and end the connection.
         raw: Send these bytes instead of an HTTP answer, then end the connection.
+        hold: Answer when this is set, and not before: what the client knows until then can be looked at.
     """
 
     status: int = 200
@@ -65,6 +67,7 @@ class Answer:
     keep_alive: bool = True
     truncate: bool = False
     raw: bytes | None = None
+    hold: threading.Event | None = None
 
     def __post_init__(self) -> None:
         if self.cut and not self.body:
@@ -262,7 +265,7 @@ class _Connection:
         self._wait_for_bytes()
         unread = self.server._take_unread()
         if unread is not None:
-            self._pause(unread.delay)
+            self._await_turn(unread)
             return self._drop(unread)
         method, target, protocol, headers = self._head()
         split = urlsplit(target)
@@ -275,7 +278,7 @@ class _Connection:
         request = Recorded(method, split.path, split.query, headers, body, self.number, time.monotonic(), target)
         self.server._record(request)
         answer = taken if isinstance(taken, Answer) else taken(request)
-        self._pause(answer.delay)
+        self._await_turn(answer)
         if answer.raw is not None:
             self.sock.sendall(answer.raw)
             return self._drop(answer)
@@ -308,6 +311,11 @@ class _Connection:
             head, body = b"", body[-1:]
         self._is("sending")
         self.sock.sendall(head + body)
+
+    def _await_turn(self, answer: Answer) -> None:
+        while answer.hold is not None and not answer.hold.wait(HOLD_POLL_SECONDS):
+            self._pause(HOLD_POLL_SECONDS)
+        self._pause(answer.delay)
 
     def _pause(self, seconds: float) -> None:
         if seconds and self.server._closing.wait(seconds):
@@ -342,10 +350,14 @@ class ScriptedServer:
     """An HTTP server on 127.0.0.1 and a free port that answers as told and remembers what came.
 
     A context manager. Leaving it ends every connection and every thread, and raises what went wrong in them.
+
+    Args:
+        listening: False for one that has its port, and refuses connections until `listen` is called.
     """
 
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    def __init__(self, *, listening: bool = True) -> None:
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
         self._waker, self._woken = socket.socketpair()
         self._condition = threading.Condition()
         self._closing = threading.Event()
@@ -357,6 +369,12 @@ class ScriptedServer:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.traces_url = self.url + TRACES_PATH
         self._thread = threading.Thread(target=self._accept, name="scripted-server", daemon=True)
+        if listening:
+            self.listen()
+
+    def listen(self) -> None:
+        """Accept connections from now on."""
+        self._listener.listen(128)
         self._thread.start()
 
     def __enter__(self) -> "ScriptedServer":  # noqa: PYI034 - typing.Self came with Python 3.11
@@ -449,7 +467,8 @@ class ScriptedServer:
             return
         self._closing.set()
         self._waker.send(b"x")
-        self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
         with self._condition:
             connections = list(self._open)
         for connection in connections:

@@ -1,0 +1,767 @@
+"""What servers answer, end to end: outcome, requests and log lines of the real exporter over real sockets.
+
+Every row of what MLflow 3.4 to 3.17, proxies and login pages were seen to answer, and of what is done to connections.
+On the oldest and the newest OpenTelemetry, see test_matrix.py. The decisions alone: test_response.py.
+"""
+
+import base64
+import email.utils
+import gzip
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from mlflow_otlp_exporter import MLflowSpanExporter
+from support.markers import PROMPT, SECRET
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
+from support.spans import finished
+
+SUCCESS, FAILURE = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
+SPANS = 2
+VERSION, BATCH_GET = "/version", "/api/3.0/mlflow/traces/batchGet"
+OURS = "mlflow_otlp_exporter"
+JSON = {"Content-Type": "application/json"}
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+TEXT = {"Content-Type": "text/plain; charset=utf-8"}
+HTML = {"Content-Type": "text/html; charset=utf-8"}
+
+Line = tuple[int, str]
+"""A log line: its level, and a pattern that it matches as a whole."""
+Counts = tuple[int, int, int]
+"""Spans that are delivered, refused, pending."""
+
+SERVER_ADVICE = "check that the server is up"
+NOT_MLFLOW_ADVICE = r"check the address: it should be that of an MLflow server with a database \(3.6 or newer\)"
+DESTINATION_ADVICE = "check experiment, workspace, and the permission to write there"
+CREDENTIALS_ADVICE = "credentials: argument credentials=; check the token, its file, or user and password"
+CONTENT_ADVICE = "the server is fine, but refuses what was sent"
+SIZE_ADVICE = "let the proxy in front of MLflow accept larger bodies"
+ADDRESS = r"http://127\.0\.0\.1:\d+"
+
+
+def waits(said: str, advice: str) -> Line:
+    return logging.ERROR, rf"spans wait in memory: {ADDRESS}/v1/traces: {said}; {advice} \[2 spans\]"
+
+
+def lost(name: str, said: str, advice: str = CONTENT_ADVICE) -> Line:
+    where = rf"{ADDRESS}/v1/traces"
+    return logging.ERROR, rf"span '{name}' of trace tr-[0-9a-f]{{32}} is lost: {where}: {said}; {advice} \[1 spans\]"
+
+
+def both_lost(said: str, advice: str = CONTENT_ADVICE) -> list[Line]:
+    return [lost("first", said, advice), lost("second", said, advice)]
+
+
+AGAIN: Line = (logging.WARNING, r"spans are accepted again, after \d+ s of trouble")
+SENT_AGAIN = r"spans that may have arrived are sent again without asking whether they did \(404: Not Found\)"
+WITHOUT_ASKING: Line = (logging.WARNING, f"{SENT_AGAIN}: MLflow before 3.17 may count their tokens twice")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of answer, and all that comes of it.
+
+    Attributes:
+        name: What the server does.
+        answers: What is answered first. While the request after them is held, the spans must be as `between` says.
+        then: What is answered from then on.
+        between: What has become of the spans after the first answers.
+        end: What has become of the spans at last.
+        requests: How many requests with spans came.
+        logged: The log lines; none besides.
+        result: What `export` returns, which is the truth at that time.
+        timeout: Seconds for a request.
+        asked: What was asked of MLflow's REST side.
+        rest: Answers of MLflow's REST side, which else has none but 404.
+    """
+
+    name: str
+    answers: tuple[Answer, ...] = ()
+    then: Answer = ACCEPTED
+    between: Counts = (0, 0, SPANS)
+    end: Counts = (SPANS, 0, 0)
+    requests: int = 1
+    logged: Sequence[Line] = ()
+    result: SpanExportResult = SUCCESS
+    timeout: float = 10.0
+    asked: tuple[str, ...] = ()
+    rest: dict[str, Answer] = field(default_factory=dict)
+
+
+# Kinds of rows
+
+
+def delivered(name: str, answer: Answer, *logged: Line, **more: Any) -> Row:
+    """The answer is a success: one request."""
+    return Row(name, then=answer, logged=logged, **more)
+
+
+def partly(name: str, answer: Answer, said: str, rejected: int = 1) -> Row:
+    """Some are taken: one request."""
+    line = rf"spans are lost: {ADDRESS}/v1/traces: {rejected} spans rejected: {said}; {CONTENT_ADVICE} "
+    logged = [(logging.ERROR, rf"{line}\[{min(rejected, SPANS)} spans\]")]
+    end = (SPANS - min(rejected, SPANS), min(rejected, SPANS), 0)
+    return Row(name, then=answer, end=end, logged=logged, result=FAILURE)
+
+
+def retried(
+    name: str,
+    answer: Answer,
+    said: str,
+    advice: str = SERVER_ADVICE,
+    *,
+    ambiguous: bool = False,
+    times: int = 2,
+    **more: Any,
+) -> Row:
+    """The spans are kept, told once, sent again until they are taken; told that it is over.
+
+    A request that may have arrived is asked about each time; here nobody can be asked.
+    """
+    result = SUCCESS if advice == SERVER_ADVICE else FAILURE
+    asked = (VERSION, *[BATCH_GET] * times) if ambiguous else ()
+    logged = [waits(said, advice), *([WITHOUT_ASKING] if ambiguous else []), AGAIN]
+    found: dict[str, Any] = {"result": result, "asked": asked, "logged": logged, **more}
+    return Row(name, (answer,) * times, requests=times + 1, **found)
+
+
+def not_mlflow(name: str, answer: Answer, said: str, **more: Any) -> Row:
+    return retried(name, answer, said, NOT_MLFLOW_ADVICE, **more)
+
+
+def destination(name: str, answer: Answer, said: str, **more: Any) -> Row:
+    return retried(name, answer, said, DESTINATION_ADVICE, **more)
+
+
+def credentials(name: str, answer: Answer, said: str, **more: Any) -> Row:
+    return retried(name, answer, said, CREDENTIALS_ADVICE, **more)
+
+
+def refused(name: str, answer: Answer, said: str) -> Row:
+    """Both spans are to blame: one request with both, and two with each, as a refusal counts when it is repeated.
+
+    Before a part is sent again, the server's version is asked, as one before 3.12 may have stored the other part; as
+    it has none, what is stored is asked, too.
+    """
+    asked = (VERSION, BATCH_GET, BATCH_GET)
+    logged = [WITHOUT_ASKING, *both_lost(said)]
+    return Row(name, then=answer, end=(0, SPANS, 0), requests=5, logged=logged, result=FAILURE, asked=asked)
+
+
+# Bodies
+
+
+def partial(rejected: int, message: str) -> bytes:
+    success = ExportTracePartialSuccess(rejected_spans=rejected, error_message=message)
+    return ExportTraceServiceResponse(partial_success=success).SerializeToString()
+
+
+def detail(text: Any, status: int = 422) -> Answer:
+    return Answer(status, headers=JSON, body=json.dumps({"detail": text}).encode())
+
+
+def error(status: int, code: str, message: str, **more: str) -> Answer:
+    return Answer(status, headers=JSON, body=json.dumps({"error_code": code, "message": message, **more}).encode())
+
+
+def kubernetes(status: int, code: str, message: str) -> Answer:
+    return Answer(status, headers=JSON, body=json.dumps({"error": {"code": code, "message": message}}).encode())
+
+
+def text(status: int, said: str, **headers: str) -> Answer:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status, headers={**TEXT, **named}, body=said.encode())
+
+
+def page(status: int, title: str) -> Answer:
+    body = f"<!DOCTYPE html><html><head><title>{title}</title></head><body>{title}</body></html>"
+    return Answer(status, headers=HTML, body=body.encode())
+
+
+def redirect(status: int, location: str) -> Answer:
+    return Answer(status, headers={"Location": location})
+
+
+NO_NEWS = {"sqlstate": "KAM00", "error_class": "RESOURCE_NOT_FOUND"}
+NO_EXPERIMENT = "No Experiment with id=999 exists"
+SQL = f"\n[SQL: INSERT INTO spans VALUES (%(a)s)]\n[parameters: {{'a': '{PROMPT}'}}]\n(Background on this error at: x)"
+PLAIN_404 = "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n"
+LOGIN = f"https://sso.invalid/oauth/start?rd=%2Fv1%2Ftraces&key={SECRET}"
+SAID_LOGIN = "the server redirects to https://sso.invalid/oauth/start, which is not followed with credentials"
+CLOSED = r"127\.0\.0\.1:\d+ closed the connection without an answer \(\w+\)"
+LATE = r"127\.0\.0\.1:\d+ did not answer in time"
+SHORT = 1.0
+
+ROWS = [
+    # Accepted, in all the forms that servers have for it.
+    delivered("200, empty protobuf: MLflow 3.7 and later", Answer(headers=PROTOBUF)),
+    delivered(
+        "200, JSON labelled protobuf: MLflow 3.4 to 3.6", Answer(headers=PROTOBUF, body=b'{"partialSuccess":null}')
+    ),
+    delivered("200, JSON", Answer(headers=JSON, body=b'{"partialSuccess":{}}')),
+    delivered("200, empty object", Answer(headers=JSON, body=b"{}")),
+    delivered("200, JSON label without a body", Answer(headers=JSON)),
+    delivered("200 without a Content-Type", Answer()),
+    delivered("200, text", text(200, "OK")),
+    delivered("201", Answer(201)),
+    delivered("202", Answer(202)),
+    delivered("204", Answer(204)),
+    delivered("200, protobuf labelled JSON", Answer(headers=JSON, body=partial(0, ""))),
+    delivered("200, JSON list", Answer(headers=JSON, body=b"[]")),
+    delivered("200, undecodable, labelled protobuf", Answer(headers=PROTOBUF, body=b"\xff\xff\xff")),
+    delivered("200, cut JSON", Answer(headers=JSON, body=b'{"partialSuccess":')),
+    delivered("200, body ends in the middle", Answer(headers=PROTOBUF, body=b"12345678", truncate=True)),
+    delivered(
+        "200, reset in the middle of the body", Answer(headers=PROTOBUF, body=b"12345678", close="mid-body", reset=True)
+    ),
+    delivered("200, no body after the headers", Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")),
+    delivered("200, end after the status", Answer(raw=b"HTTP/1.1 200 OK\r\n")),
+    delivered(
+        "200, chunks that end too early", Answer(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc")
+    ),
+    delivered(
+        "200, labelled gzip but plain", Answer(headers={**PROTOBUF, "Content-Encoding": "gzip"}, body=b"12345678")
+    ),
+    delivered("200, labelled gzip and empty", Answer(headers={**PROTOBUF, "Content-Encoding": "gzip"})),
+    delivered(
+        "200, body drips beyond the time-out",
+        Answer(headers=PROTOBUF, body=b"12345678", drip=0.3),
+        timeout=SHORT,
+        result=FAILURE,
+    ),
+    delivered(
+        "200, a warning in protobuf",
+        Answer(headers=PROTOBUF, body=partial(0, "use the other port")),
+        (logging.WARNING, "the server says: use the other port"),
+    ),
+    # Accepted in part.
+    partly("partial success, protobuf", Answer(headers=PROTOBUF, body=partial(1, "too old")), "too old"),
+    partly("partial success of all", Answer(headers=PROTOBUF, body=partial(2, "too old")), "too old", 2),
+    partly("partial success of more than was sent", Answer(headers=PROTOBUF, body=partial(9, "odd")), "odd", 9),
+    partly(
+        "partial success, JSON, number as text",
+        Answer(headers=JSON, body=b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'),
+        "too old",
+    ),
+    partly(
+        "partial success, JSON labelled protobuf",
+        Answer(headers=PROTOBUF, body=b'{"partialSuccess":{"rejectedSpans":1,"errorMessage":"too old"}}'),
+        "too old",
+    ),
+    partly(
+        "partial success, protobuf labelled JSON", Answer(headers=JSON, body=partial(1, "mislabelled")), "mislabelled"
+    ),
+    partly(
+        "partial success, protobuf labelled text", Answer(headers=TEXT, body=partial(1, "mislabelled")), "mislabelled"
+    ),
+    partly(
+        "partial success, gzip",
+        Answer(
+            headers={**JSON, "Content-Encoding": "gzip"}, body=gzip.compress(b'{"partialSuccess":{"rejectedSpans":1}}')
+        ),
+        "",
+    ),
+    partly("partial success, prompt in SQL", Answer(headers=PROTOBUF, body=partial(1, "bad" + SQL)), "bad"),
+    # Redirects and login pages.
+    *(
+        not_mlflow(f"{status} to a login", redirect(status, LOGIN), f"{status}: {SAID_LOGIN}")
+        for status in (301, 302, 303, 307, 308)
+    ),
+    not_mlflow("304", Answer(304), "304: the server redirects to elsewhere, which is not followed with credentials"),
+    not_mlflow(
+        "307 to itself",
+        redirect(307, TRACES_PATH),
+        "307: the server redirects to /v1/traces, which is not followed with credentials",
+    ),
+    not_mlflow(
+        "200, login page",
+        page(200, "Sign in"),
+        r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
+    ),
+    not_mlflow(
+        "200, login page without a label",
+        Answer(body=b"\n<html><title>Sign in</title></html>"),
+        r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
+    ),
+    not_mlflow(
+        "200, login page labelled JSON",
+        Answer(headers=JSON, body=b"<!doctype html><title>Sign in</title>"),
+        r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
+    ),
+    not_mlflow(
+        "200, HTML label without a body",
+        Answer(headers=HTML),
+        r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
+    ),
+    not_mlflow("403, page", page(403, "Forbidden"), r"403: an HTML page \(Forbidden\)"),
+    not_mlflow("400, page", page(400, "Bad Request"), r"400: an HTML page \(Bad Request\)"),
+    # Not MLflow, or MLflow without the endpoint.
+    not_mlflow(
+        "404, page: MLflow's Flask, a wrong path",
+        Answer(404, headers=HTML, body=PLAIN_404.encode()),
+        r"404: an HTML page \(404 Not Found\)",
+    ),
+    not_mlflow("405", detail("Method Not Allowed", 405), "405: Method Not Allowed"),
+    not_mlflow(
+        "501: MLflow's file store",
+        detail("REST OTLP span logging is not supported by FileStore", 501),
+        "501: REST OTLP span logging is not supported by FileStore",
+    ),
+    # Credentials.
+    credentials(
+        "401: MLflow's basic-auth",
+        text(401, "You are not authenticated. Please see\nthe docs.", WWW_Authenticate='Basic realm="mlflow"'),
+        r"401: You are not authenticated\. Please see the docs\.",
+    ),
+    credentials(
+        "401: an authorization function's",
+        Answer(
+            401, headers={**JSON, "WWW-Authenticate": 'Bearer error="invalid_token"'}, body=b'{"message":"expired"}'
+        ),
+        "401: expired",
+    ),
+    credentials(
+        "401: Kubernetes, expired",
+        kubernetes(401, "UNAUTHENTICATED", "Authentication with the Kubernetes API failed."),
+        "401: Authentication with the Kubernetes API failed.",
+    ),
+    credentials(
+        "401: Kubernetes, none",
+        kubernetes(401, "UNAUTHENTICATED", "Missing Authorization header or X-Forwarded-Access-Token header."),
+        "401: Missing Authorization header or X-Forwarded-Access-Token header.",
+    ),
+    credentials("401, page", page(401, "Unauthorized"), r"401: an HTML page \(Unauthorized\)"),
+    credentials("407", Answer(407), "407"),
+    # The destination.
+    destination(
+        "404: unknown experiment, 3.10", error(404, "RESOURCE_DOES_NOT_EXIST", NO_EXPERIMENT), f"404: {NO_EXPERIMENT}"
+    ),
+    destination(
+        "404: unknown experiment, 3.13",
+        error(404, "RESOURCE_DOES_NOT_EXIST", NO_EXPERIMENT, **NO_NEWS),
+        f"404: {NO_EXPERIMENT}",
+    ),
+    destination(
+        "422: unknown experiment, 3.6 and 3.8",
+        detail(f"Failed to log OpenTelemetry spans: Trace tr-12: {NO_EXPERIMENT}"),
+        f"422: Failed to log OpenTelemetry spans: Trace tr-12: {NO_EXPERIMENT}",
+    ),
+    destination(
+        "422: no experiment header",
+        detail(
+            [{"type": "missing", "loc": ["header", "x-mlflow-experiment-id"], "msg": "Field required", "input": PROMPT}]
+        ),
+        "422: header.x-mlflow-experiment-id: Field required",
+    ),
+    destination(
+        "400: no experiment header, basic-auth",
+        text(400, "Missing required header: X-Mlflow-Experiment-Id"),
+        "400: Missing required header: X-Mlflow-Experiment-Id",
+    ),
+    destination(
+        "400: malformed experiment id",
+        error(400, "INVALID_PARAMETER_VALUE", "Invalid experiment ID 'abc'. Experiment ID must be a valid integer."),
+        "400: Invalid experiment ID 'abc'. Experiment ID must be a valid integer.",
+    ),
+    destination(
+        "404: unknown workspace",
+        error(404, "RESOURCE_DOES_NOT_EXIST", "Workspace 'nope' not found"),
+        "404: Workspace 'nope' not found",
+    ),
+    destination(
+        "400: malformed workspace",
+        error(400, "INVALID_PARAMETER_VALUE", "Workspace name 'Team A!' must match the pattern ^[a-z0-9]+$"),
+        r"400: Workspace name 'Team A!' must match the pattern \^\[a-z0-9\]\+\$",
+    ),
+    destination(
+        "400: Kubernetes without a workspace",
+        kubernetes(400, "INVALID_PARAMETER_VALUE", "Workspace context is required for this request."),
+        "400: Workspace context is required for this request.",
+    ),
+    destination(
+        "500: a workspace where there are none",
+        error(500, "FEATURE_DISABLED", "Workspace APIs are not available: workspaces are not enabled on this server"),
+        "500: Workspace APIs are not available: workspaces are not enabled on this server",
+        times=4,
+    ),
+    destination("403: basic-auth", text(403, "Permission denied"), "403: Permission denied"),
+    destination(
+        "403: Kubernetes",
+        kubernetes(403, "PERMISSION_DENIED", "Permission denied for requested operation."),
+        "403: Permission denied for requested operation.",
+    ),
+    destination(
+        "403: MLflow's allowed hosts",
+        text(403, "Invalid Host header - possible DNS rebinding attack detected"),
+        "403: Invalid Host header - possible DNS rebinding attack detected",
+    ),
+    destination("404, JSON: another API", detail("Not Found", 404), "404: Not Found"),
+    destination("404, empty", Answer(404), "404"),
+    # The server is away, or has no time.
+    retried("408", Answer(408), "408"),
+    retried("425", Answer(425), "425"),
+    retried("429", text(429, "slow down"), "429: slow down"),
+    retried(
+        "500, plain text: Kubernetes API away",
+        text(500, "Internal Server Error"),
+        "500: Internal Server Error",
+        ambiguous=True,
+    ),
+    retried(
+        "500: Kubernetes API answers 503",
+        kubernetes(500, "INTERNAL_ERROR", "Failed to perform Kubernetes authorization check: (503)"),
+        r"500: Failed to perform Kubernetes authorization check: \(503\)",
+        ambiguous=True,
+    ),
+    retried(
+        "502, page of a proxy", page(502, "502 Bad Gateway"), r"502: an HTML page \(502 Bad Gateway\)", ambiguous=True
+    ),
+    retried(
+        "503: MLflow's database is locked",
+        error(503, "TEMPORARILY_UNAVAILABLE", "(sqlite3.OperationalError) database is locked" + SQL),
+        r"503: \(sqlite3\.OperationalError\) database is locked",
+    ),
+    retried("503, page", page(503, "Down for maintenance"), r"503: an HTML page \(Down for maintenance\)"),
+    retried("503, empty", Answer(503), "503"),
+    retried("503, long", text(503, "x" * 5000), "503: x{300}[.]{3}"),
+    retried("503, control characters", text(503, "a\x1b[31mb"), r"503: a\?\[31mb"),
+    retried("503, undecodable", Answer(503, body=b"\xff\x00\xfe"), "503"),
+    retried("503, labelled gzip but plain", Answer(503, headers={"Content-Encoding": "gzip"}, body=b"plain"), "503"),
+    retried("503, body ends in the middle", Answer(503, headers=TEXT, body=b"away now", truncate=True), "503: away"),
+    retried("504", text(504, "upstream timed out"), "504: upstream timed out", ambiguous=True),
+    retried("507", Answer(507), "507"),
+    retried("503, closes the connection", Answer(503, keep_alive=False), "503"),
+    retried(
+        "400: MLflow's SQLite file is no database",
+        error(400, "BAD_REQUEST", "(sqlite3.DatabaseError) file is not a database" + SQL),
+        r"400: \(sqlite3\.DatabaseError\) file is not a database",
+    ),
+    # Connections that end.
+    retried("closed before the request is read", Answer(close="before-request"), CLOSED, ambiguous=True, times=1),
+    retried(
+        "reset before the request is read", Answer(close="before-request", reset=True), CLOSED, ambiguous=True, times=1
+    ),
+    retried("closed after the request's headers", Answer(close="after-headers-read"), CLOSED, ambiguous=True),
+    retried(
+        "reset after the request's headers",
+        Answer(close="after-headers-read", reset=True),
+        CLOSED,
+        ambiguous=True,
+        times=1,
+    ),
+    retried("closed after the request", Answer(close="after-request"), CLOSED, ambiguous=True),
+    retried("reset after the request", Answer(close="after-request", reset=True), CLOSED, ambiguous=True),
+    retried("reset in the middle of the status", Answer(raw=b"HTTP/1.1 20", reset=True), CLOSED, ambiguous=True),
+    retried("reset after the status", Answer(raw=b"HTTP/1.1 200 OK\r\n", reset=True), CLOSED, ambiguous=True),
+    retried("no HTTP", Answer(raw=b"220 smtp ready\r\n"), CLOSED, ambiguous=True),
+    retried(
+        "reset after the request, MLflow 3.17",
+        Answer(close="after-request", reset=True),
+        CLOSED,
+        asked=(VERSION,),
+        rest={VERSION: Answer(body=b"3.17.2")},
+    ),
+    retried("no answer in time", Answer(delay=30), LATE, ambiguous=True, times=1, timeout=SHORT, result=FAILURE),
+    # Size and content.
+    Row("413", (Answer(413),), requests=3),
+    Row(
+        "413 for a single span",
+        then=page(413, "Request Entity Too Large"),
+        end=(0, SPANS, 0),
+        requests=3,
+        logged=both_lost(r"413: an HTML page \(Request Entity Too Large\)", SIZE_ADVICE),
+        result=FAILURE,
+    ),
+    refused(
+        "400: no OTLP",
+        detail("Invalid OpenTelemetry protobuf format", 400),
+        "400: Invalid OpenTelemetry protobuf format",
+    ),
+    refused(
+        "400: a long session",
+        error(400, "INVALID_PARAMETER_VALUE", "'Session ID' exceeds the maximum length of 250 characters"),
+        "400: 'Session ID' exceeds the maximum length of 250 characters",
+    ),
+    refused(
+        "400: a prompt in SQL",
+        error(400, "BAD_REQUEST", "(psycopg2.errors.NumericValueOutOfRange) bigint out of range" + SQL),
+        r"400: \(psycopg2\.errors\.NumericValueOutOfRange\) bigint out of range",
+    ),
+    refused(
+        "400: a trace id of another workspace, 3.10",
+        error(400, "BAD_REQUEST", "No row was found"),
+        "400: No row was found",
+    ),
+    refused("422: a bad span", detail("Failed to log OpenTelemetry spans"), "422: Failed to log OpenTelemetry spans"),
+    refused("411", Answer(411), "411"),
+    refused("418", Answer(418), "418"),
+    Row(
+        "422 once: PostgreSQL crashed",
+        (detail("Failed to log OpenTelemetry spans"),),
+        requests=3,
+        logged=[WITHOUT_ASKING],
+        asked=(VERSION, BATCH_GET, BATCH_GET),
+    ),
+]
+
+
+def test_rows_have_names_of_their_own() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names) >= 60
+
+
+@contextmanager
+def pressed(exporter: MLflowSpanExporter) -> Iterator[None]:
+    """Ends the waits between attempts, however often there is one, as somebody who flushes does."""
+    over = threading.Event()
+
+    def press() -> None:
+        while not over.wait(0.01):
+            exporter.hurry(60)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        exporter.relax()
+
+
+class Exported:
+    """An export in a thread of its own, as a span processor does it."""
+
+    def __init__(self, exporter: MLflowSpanExporter) -> None:
+        self._exporter = exporter
+        self._result: SpanExportResult | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._result = self._exporter.export(finished("first", "second"))
+
+    def result(self) -> SpanExportResult | None:
+        self._thread.join(20)
+        return self._result
+
+
+def counts(exporter: MLflowSpanExporter) -> Counts:
+    stats = exporter.stats()
+    return stats.delivered, stats.refused, SPANS - stats.delivered - stats.refused
+
+
+def logs(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    """All that this library logs, at any level, and all warnings of whatever it uses."""
+    return [
+        (record.levelno, record.getMessage())
+        for record in caplog.records
+        if record.name.startswith(OURS) or record.levelno >= logging.WARNING
+    ]
+
+
+def unlike(logged: Sequence[tuple[int, str]], wanted: Sequence[Line]) -> str:
+    """What is different from what was to be logged; nothing if it is the same. The order does not matter."""
+    left = list(wanted)
+    unwanted = []
+    for level, message in logged:
+        line = next((each for each in left if each[0] == level and re.fullmatch(each[1], message)), None)
+        if line is None:
+            unwanted.append(f"{logging.getLevelName(level)} {message}")
+        else:
+            left.remove(line)
+    return "\n".join([*(f"+ {each}" for each in unwanted), *(f"- {logging.getLevelName(a)} {b}" for a, b in left)])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_answer(row: Row, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    go = threading.Event()
+    # Held, as long as the time-out of a request leaves time to look at what there is in between.
+    held = Answer(row.then.status, headers=row.then.headers, body=row.then.body, hold=go)
+    gate = [held] if row.answers and row.timeout > SHORT else []
+    scripted_server.answer(*row.answers, *gate, then=row.then)
+    for path, answer in row.rest.items():
+        scripted_server.answer(answer, path=path)
+    exporter = MLflowSpanExporter(
+        tracking_uri=scripted_server.url, experiment_id="1", credentials=SECRET, timeout=row.timeout
+    )
+    seen = sum(answer.close != "before-request" for answer in row.answers)
+    try:
+        with pressed(exporter):
+            export = Exported(exporter)
+            if gate:
+                scripted_server.wait_for(seen + 1)
+                assert counts(exporter) == row.between
+                assert exporter.stats().requests == len(row.answers) + 1
+                assert not unlike(logs(caplog), [line for line in row.logged if line != AGAIN])
+                go.set()
+            assert export.result() is row.result
+            assert exporter.force_flush(20_000)
+        assert counts(exporter) == row.end
+        assert exporter.stats().requests == row.requests
+    finally:
+        go.set()
+        exporter.shutdown()
+    assert not unlike(logs(caplog), row.logged)
+    sent = scripted_server.to(TRACES_PATH)
+    assert len(sent) == row.requests - (len(row.answers) - seen)
+    assert tuple(request.path for request in scripted_server.requests if request.path != TRACES_PATH) == row.asked
+    assert all(request.headers["authorization"] == f"Bearer {SECRET}" for request in scripted_server.requests)
+
+
+@contextmanager
+def exporter_to(server: ScriptedServer, **arguments: Any) -> Iterator[MLflowSpanExporter]:
+    made = MLflowSpanExporter(tracking_uri=server.url, experiment_id="1", credentials=SECRET, **arguments)
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+# Retry-After
+
+
+def in_seconds(seconds: float) -> str:
+    return email.utils.formatdate(time.time() + seconds, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        (lambda: "1", 1.0, 3.0),
+        (lambda: in_seconds(2), 1.0, 4.0),  # dates have no fractions
+        # As if there were none: 0.5 s, 20 % more or less.
+        (lambda: "0", 0.4, 2.0),
+        (lambda: in_seconds(-60), 0.4, 2.0),
+        (lambda: "-5", 0.4, 2.0),
+        (lambda: "soon", 0.4, 2.0),
+        (lambda: "", 0.4, 2.0),
+    ],
+    ids=["seconds", "date", "none", "past", "negative", "words", "empty"],
+)
+def test_retry_after_is_waited_for(
+    value: Callable[[], str], least: float, most: float, scripted_server: ScriptedServer
+) -> None:
+    scripted_server.answer(Answer(429, headers={"Retry-After": value()}), then=ACCEPTED)
+    with exporter_to(scripted_server) as exporter:
+        assert exporter.export(finished("first", "second")) is SUCCESS
+        assert counts(exporter) == (SPANS, 0, 0)
+    first, second = scripted_server.to(TRACES_PATH)
+    assert least <= second.at - first.at <= most
+
+
+@pytest.mark.parametrize(
+    "value", ["100", "99999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"], ids=["long", "absurd", "date"]
+)
+def test_retry_after_beyond_the_time_out_loses_nothing(
+    value: str, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted_server.answer(Answer(503, headers={"Retry-After": value}), then=ACCEPTED)
+    with exporter_to(scripted_server, timeout=1) as exporter:
+        assert exporter.export(finished("first", "second")) is FAILURE
+        assert counts(exporter) == (0, 0, SPANS)
+        assert len(scripted_server.to(TRACES_PATH)) == 1
+        assert exporter.force_flush(10_000)
+        assert counts(exporter) == (SPANS, 0, 0)
+    assert not unlike(logs(caplog), [waits("503", SERVER_ADVICE), AGAIN])
+    assert len(scripted_server.to(TRACES_PATH)) == 2
+
+
+# Connections that are not there
+
+
+def test_server_that_does_not_listen_yet(caplog: pytest.LogCaptureFixture) -> None:
+    with ScriptedServer(listening=False) as server, exporter_to(server, timeout=1) as exporter:
+        assert exporter.export(finished("first", "second")) is FAILURE
+        assert counts(exporter) == (0, 0, SPANS)
+        server.listen()
+        assert exporter.force_flush(10_000)
+        assert counts(exporter) == (SPANS, 0, 0)
+    said = r"127\.0\.0\.1:\d+ refuses connections: is the server running\?"
+    assert not unlike(logs(caplog), [waits(said, SERVER_ADVICE), AGAIN])
+    assert [request.path for request in server.requests] == [TRACES_PATH]
+
+
+def test_connection_that_was_closed_while_idle_costs_nothing(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with exporter_to(scripted_server) as exporter:
+        for _ in range(3):
+            assert exporter.export(finished("first", "second")) is SUCCESS
+            scripted_server.close_idle_connections()
+        assert exporter.stats().requests == 3
+    assert not logs(caplog)
+    assert [request.connection for request in scripted_server.requests] == [1, 2, 3]
+
+
+# What may have arrived is asked for
+
+
+class Storing:
+    """MLflow's answer to what it has: those spans of the first request that are named."""
+
+    def __init__(self, server: ScriptedServer, version: str, *names: str) -> None:
+        self._server, self._names = server, names
+        server.answer(Answer(body=version.encode()), path=VERSION)
+        server.answer_with(BATCH_GET, self)
+
+    def __call__(self, request: Recorded) -> Answer:
+        traces = [
+            {
+                "spans": [
+                    {
+                        "trace_id": base64.b64encode(span.trace_id).decode(),
+                        "span_id": base64.b64encode(span.span_id).decode(),
+                    }
+                ]
+            }
+            for span in self._server.to(TRACES_PATH)[0].spans()
+            if span.name in self._names and f"trace_ids=tr-{span.trace_id.hex()}" in request.query.split("&")
+        ]
+        return Answer(headers=JSON, body=json.dumps({"traces": traces}).encode())
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "sent"),
+    [
+        (("first", "second"), 1, []),
+        # Until the answer no longer changes, as the server may still be at work.
+        (("first",), 2, ["second"]),
+        ((), 2, ["first", "second"]),
+    ],
+    ids=["all", "some", "none"],
+)
+def test_only_what_is_missing_is_sent_again(
+    stored: tuple[str, ...],
+    asked: int,
+    sent: list[str],
+    scripted_server: ScriptedServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Storing(scripted_server, "3.13.0", *stored)
+    scripted_server.answer(Answer(502), then=ACCEPTED)
+    with exporter_to(scripted_server) as exporter:
+        assert exporter.export(finished("first", "second")) is SUCCESS
+        assert counts(exporter) == (SPANS, 0, 0)
+        assert exporter.stats().requests == 1 + bool(sent)
+        assert exporter.export(finished("third")) is SUCCESS  # by now it is told that all is well
+    paths = [request.path for request in scripted_server.requests]
+    again = [TRACES_PATH] if sent else []
+    assert paths == [TRACES_PATH, VERSION, *[BATCH_GET] * asked, *again, TRACES_PATH]
+    names = [span.name for request in scripted_server.to(TRACES_PATH) for span in request.spans()]
+    assert names == ["first", "second", *sent, "third"]
+    assert not unlike(logs(caplog), [waits("502", SERVER_ADVICE), AGAIN])
