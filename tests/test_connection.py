@@ -13,6 +13,7 @@ from mlflow_otlp_exporter._connection import Connection
 from mlflow_otlp_exporter._settings import resolve
 from mlflow_otlp_exporter._transport import Answer, Failure
 from support.children import in_child
+from support.markers import SECRET
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import ScriptedServer
 
@@ -29,25 +30,27 @@ def post(to: Connection, seconds: float = 5.0, headers: Mapping[str, str] | None
 
 
 def test_headers_of_the_user_win_and_the_credential_is_added(scripted_server: ScriptedServer) -> None:
-    post(connection(scripted_server, headers={"X-A": "mine"}, credentials="t"), headers={"x-a": "ours", "x-b": "ours"})
+    post(
+        connection(scripted_server, headers={"X-A": "mine"}, credentials=SECRET), headers={"x-a": "ours", "x-b": "ours"}
+    )
     headers = scripted_server.requests[0].headers
-    assert (headers["x-a"], headers["x-b"], headers["authorization"]) == ("mine", "ours", "Bearer t")
+    assert (headers["x-a"], headers["x-b"], headers["authorization"]) == ("mine", "ours", f"Bearer {SECRET}")
     assert headers["user-agent"].startswith("mlflow-otlp-exporter/")
 
 
 def test_no_redirect_is_followed(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Scripted(302, headers={"Location": scripted_server.url + "/elsewhere"}))
-    answer = post(connection(scripted_server, credentials="t"))
+    answer = post(connection(scripted_server, credentials=SECRET))
     assert isinstance(answer, Answer)
     assert (answer.status, len(scripted_server.requests)) == (302, 1)
 
 
 def test_netrc_does_not_replace_the_credential_nor_add_one(scripted_server: ScriptedServer) -> None:
-    Path(os.environ["HOME"], ".netrc").write_text("machine 127.0.0.1 login netrc password netrc\n")
-    post(connection(scripted_server, credentials="t"))
+    Path(os.environ["HOME"], ".netrc").write_text("machine 127.0.0.1 login netrc password planted-netrc\n")
+    post(connection(scripted_server, credentials=SECRET))
     post(connection(scripted_server))
     with_credential, without = scripted_server.requests
-    assert with_credential.headers["authorization"] == "Bearer t"
+    assert with_credential.headers["authorization"] == f"Bearer {SECRET}"
     assert "authorization" not in without.headers
 
 

@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, Stats
+from support.markers import SECRET, planted
 from support.scripted_server import Answer, Recorded, ScriptedServer
 from support.spans import finished
 
@@ -58,7 +59,7 @@ def test_is_upstreams_exporter_with_its_arguments_in_its_order() -> None:
 
 def test_request_has_the_headers_and_the_spans(scripted_server: ScriptedServer) -> None:
     arguments = {"tracking_uri": scripted_server.url, "experiment_id": 7, "workspace": "team-a", "run_id": "r1"}
-    with exporter(**arguments, credentials="t") as made:
+    with exporter(**arguments, credentials=SECRET) as made:
         assert made.export(finished("a", "b")) is SUCCESS
         assert made.stats() == Stats(delivered=2, requests=1)
     (request,) = scripted_server.requests
@@ -68,7 +69,7 @@ def test_request_has_the_headers_and_the_spans(scripted_server: ScriptedServer) 
         "x-mlflow-experiment-id": "7",
         "x-mlflow-workspace": "team-a",
         "x-mlflow-run-id": "r1",
-        "authorization": "Bearer t",
+        "authorization": f"Bearer {SECRET}",
     }
     assert wanted.items() <= request.headers.items()
     assert [span.name for span in request.spans()] == ["a", "b"]
@@ -101,7 +102,7 @@ def test_experiment_by_name_is_looked_up_at_the_first_export_and_created_when_as
     scripted_server.answer(missing, path=GET_BY_NAME)
     scripted_server.answer(Answer(200, headers=JSON, body=b'{"experiment_id":"9"}'), path=CREATE)
     arguments = {"tracking_uri": scripted_server.url, "experiment": "42", "workspace": "team-a"}
-    with exporter(**arguments, create_experiment=True, credentials="t") as made:
+    with exporter(**arguments, create_experiment=True, credentials=SECRET) as made:
         assert not scripted_server.requests
         for _ in range(2):
             assert made.export(finished("a")) is SUCCESS
@@ -110,7 +111,7 @@ def test_experiment_by_name_is_looked_up_at_the_first_export_and_created_when_as
     assert json.loads(create.body) == {"name": "42"}
     for request in (look_up, create, first, second):
         assert request.headers["x-mlflow-workspace"] == "team-a"
-        assert request.headers["authorization"] == "Bearer t"
+        assert request.headers["authorization"] == f"Bearer {SECRET}"
     assert first.headers["x-mlflow-experiment-id"] == second.headers["x-mlflow-experiment-id"] == "9"
 
 
@@ -157,7 +158,7 @@ def test_what_may_succeed_later_is_a_failure_that_is_told_once_and_kept(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer, words: str
 ) -> None:
     scripted_server.answer(answer)
-    with exporter(tracking_uri=scripted_server.url, experiment_id="1", credentials="planted") as made:
+    with exporter(tracking_uri=scripted_server.url, experiment_id="1", credentials=SECRET) as made:
         assert made.export(finished("a", "b")) is FAILURE
         assert made.stats().refused == made.stats().delivered == 0
         scripted_server.answer(answer, then=Answer(200))
@@ -166,7 +167,7 @@ def test_what_may_succeed_later_is_a_failure_that_is_told_once_and_kept(
     assert caplog.text.count(words) == 1
     assert "spans wait in memory" in caplog.text
     assert "spans are accepted again" in caplog.text
-    assert "planted" not in caplog.text
+    assert not planted(caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -229,12 +230,12 @@ def test_server_that_comes_back_gets_the_spans(scripted_server: ScriptedServer) 
 def test_unused_credential_of_the_other_group_is_named(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     scripted_server.answer(Answer(401))
     with exporter(scripted_server.traces_url, experiment_id="1") as made:
         made.export(finished("a"))
     assert "MLFLOW_TRACKING_TOKEN not used" in caplog.text
-    assert "planted" not in caplog.text
+    assert not planted(caplog.text)
     assert "authorization" not in scripted_server.requests[0].headers
 
 

@@ -17,7 +17,9 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
 from support.children import in_child
+from support.markers import SECRET
 from support.scripted_server import Answer, ScriptedServer
+from support.spans import Prompting
 
 STALLED = Answer(delay=60)
 # Python 3.12 warns of just what is tested here.
@@ -30,9 +32,12 @@ class Bench:
     def __init__(self, server: ScriptedServer, exporter: MLflowSpanExporter | None = None, **settings: Any) -> None:
         timeout = settings.pop("timeout", 5)
         self.server = server
-        self.exporter = exporter or MLflowSpanExporter(server.traces_url, experiment_id="1", timeout=timeout)
+        self.exporter = exporter or MLflowSpanExporter(
+            server.traces_url, experiment_id="1", timeout=timeout, credentials=SECRET
+        )
         self.processor = MLflowSpanProcessor(self.exporter, **settings)
         self.provider = TracerProvider(resource=Resource({}), shutdown_on_exit=False)
+        self.provider.add_span_processor(Prompting())
         self.provider.add_span_processor(self.processor)
         self.tracer = self.provider.get_tracer("tests")
 

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
 from support.environments import mlflow_python
+from support.markers import PROMPT, SECRET
 from support.mlflow_server import MLflowServer
 from support.nginx import PASS, Nginx
 from support.spans import finished
@@ -43,12 +44,12 @@ def test_proxy_with_a_body_limit_is_adapted_to(mlflow_server: MLflowServer, tmp_
     number = mlflow_server.create_experiment("limited bodies")
     with Nginx(tmp_path / "nginx", "client_max_body_size 1m;" + PASS, mlflow_server.uri) as nginx:
         exporter = MLflowSpanExporter(tracking_uri=nginx.uri, experiment_id=number)
-        exporter.export(ended(120, attributes=lambda trace, _: {"prompt": noise(100_000, trace)}))
+        exporter.export(ended(120, attributes=lambda trace, _: {"prompt": PROMPT + noise(100_000, trace)}))
         assert exporter.force_flush(60_000)
         learned = nginx.counts()
         assert learned[413]
         # Later, nothing runs into the limit any more.
-        exporter.export(ended(40, attributes=lambda trace, _: {"prompt": noise(100_000, trace)}))
+        exporter.export(ended(40, attributes=lambda trace, _: {"prompt": PROMPT + noise(100_000, trace)}))
         assert exporter.force_flush(60_000)
         stats = exporter.stats()
         exporter.shutdown()
@@ -136,7 +137,7 @@ def test_rotating_token_costs_no_span_and_one_refusal_each(mlflow_server: MLflow
     """The server turns to a new token every two seconds, and the file follows a moment later."""
     number = mlflow_server.create_experiment("rotating token")
     file = tmp_path / "token"
-    tokens = [f"token-{rotation}" for rotation in range(6)]
+    tokens = [f"{SECRET}-{rotation}" for rotation in range(6)]
     pause = threading.Event()
 
     def rotate(nginx: Nginx) -> None:
