@@ -2,16 +2,21 @@
 
 import json
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from mlflow_otlp_exporter._destination import Destination, Experiments
+from mlflow_otlp_exporter import _destination
+from mlflow_otlp_exporter._destination import Destination, Experiments, by_destination
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome
+from mlflow_otlp_exporter._routes import Route
 from mlflow_otlp_exporter._transport import Answer, Failure
+from support.spans import provider
 
 DELETED, ACTIVE = "deleted", "active"
 
@@ -113,7 +118,7 @@ def test_without_one_it_is_named_like_the_service_else_default(
     existing: tuple[str, ...], service: str | None, create: bool, expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    destination = Destination().for_service({"service.name": service} if service else {})
+    destination = Destination().for_trace({"service.name": service} if service else {})
     found = experiments(FakeMLflow(*existing), create=create)
     for _ in range(2):
         assert found.id_of(destination, 1) == expected
@@ -128,7 +133,94 @@ def test_without_one_and_nothing_to_fall_back_to() -> None:
 
 def test_service_name_does_not_matter_where_an_experiment_is_given() -> None:
     given = Destination(experiment="agents")
-    assert given.for_service({"service.name": "bot"}) is given
+    assert given.for_trace({"service.name": "bot"}) == given
+    assert Destination().for_trace({"service.name": "bot"}, Route(experiment="agents")) == given
+
+
+DEFAULT = Destination("team-a", None, "7", "run")
+IN_TEAM_B = {"mlflow.workspace": "team-b"}
+
+
+@pytest.mark.parametrize(
+    ("resource", "route", "expected"),
+    [
+        ({}, None, DEFAULT),
+        ({}, Route("team-a"), DEFAULT),
+        ({}, Route("team-b"), Destination("team-b")),
+        ({}, Route(None, "mail"), Destination("team-a", "mail")),
+        ({}, Route(None, None, "8"), Destination("team-a", None, "8")),
+        ({}, Route(None, None, None, "other"), Destination("team-a", None, "7", "other")),
+        (IN_TEAM_B, None, Destination("team-b")),
+        (IN_TEAM_B, Route(None, "mail"), Destination("team-b", "mail")),
+        ({**IN_TEAM_B, "mlflow.experiment": "mail"}, Route("team-c"), Destination("team-c", "mail")),
+        ({**IN_TEAM_B, "service.name": "bot"}, None, Destination("team-b", service_name="bot")),
+    ],
+)
+def test_route_beats_resource_beats_default(
+    resource: dict[str, str], route: Route | None, expected: Destination
+) -> None:
+    assert DEFAULT.for_trace(resource, route) == expected
+
+
+def test_all_of_a_trace_goes_where_its_root_tells_or_any_span_of_it() -> None:
+    memory = InMemorySpanExporter()
+    with provider(memory) as made:
+        tracer = made.get_tracer("tests")
+        with tracer.start_as_current_span("root", attributes={"mlflow.experiment": "of the root"}):
+            tracer.start_span("child", attributes={"mlflow.experiment": "of a child"}).end()
+        with tracer.start_as_current_span("plain root"):
+            tracer.start_span("child", attributes={"mlflow.workspace": "team-b", "mlflow.experiment_id": 8}).end()
+            tracer.start_span("sibling").end()
+        tracer.start_span("elsewhere").end()
+    spans = list(memory.get_finished_spans())
+    default = Destination(experiment="agents")
+    groups = by_destination(spans, default)
+    assert {destination: [span.name for span in group] for destination, group in groups.items()} == {
+        Destination(experiment="of the root"): ["child", "root"],
+        Destination("team-b", None, "8"): ["child", "sibling", "plain root"],
+        default: ["elsewhere"],
+    }
+    # Also what comes later, without the span that told it.
+    assert list(by_destination(spans[3:4], default)) == [Destination("team-b", None, "8")]
+
+
+def test_name_that_no_header_can_hold_is_not_taken_for_the_default() -> None:
+    assert Destination("team\n\u2603").headers("1")["x-mlflow-workspace"] == "team%0A%E2%98%83"
+
+
+class Slow(FakeMLflow):
+    """Never answers for one experiment, until told to."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(*names)
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def request(self, method: str, path: str, **options: Any) -> Answer | Failure:
+        if "slow" in path:
+            self.asked.set()
+            assert self.go_on.wait(10)
+        return super().request(method, path, **options)
+
+
+def test_look_up_that_hangs_delays_no_other() -> None:
+    api = Slow("slow", "quick")
+    found = experiments(api)
+    waiting = threading.Thread(target=found.id_of, args=(Destination(experiment="slow"), 5))
+    waiting.start()
+    assert api.asked.wait(5)
+    assert found.id_of(Destination(experiment="quick"), 5) == "1"
+    api.go_on.set()
+    waiting.join()
+
+
+def test_ids_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_destination, "_KEPT", 3)
+    api = FakeMLflow(*map(str, range(10)))
+    found = experiments(api)
+    for number in [*range(10), 9, 8, 0]:
+        assert found.id_of(Destination(experiment=str(number)), 1) == str(number)
+    assert len(api.calls) == 11
+    assert len(found._ids) == len(found._asking) == 3
 
 
 UNKNOWN_WORKSPACE = _json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Workspace 'x' not found"})

@@ -1,6 +1,7 @@
 """Traces of LLM agents into MLflow with plain OpenTelemetry."""
 
 from mlflow_otlp_exporter._configure import configure, flush, shutdown
+from mlflow_otlp_exporter._context import trace_context
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._processor import MLflowSpanProcessor
@@ -19,6 +20,7 @@ __all__ = [
     "configure",
     "flush",
     "shutdown",
+    "trace_context",
 ]
 
 for _name in __all__:

@@ -18,12 +18,15 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, error_code, read_answer, read_failure
+from mlflow_otlp_exporter._routes import Route, fix_ended, in_attributes, route_of, with_room
 from mlflow_otlp_exporter._transport import Answer, Transport
 
 EXPERIMENT_HEADER = "x-mlflow-experiment-id"
 WORKSPACE_HEADER = "x-mlflow-workspace"
 RUN_HEADER = "x-mlflow-run-id"
 _DEFAULT_EXPERIMENT = "Default"
+# Experiments whose ids are known at a time: an app with more of them looks those up again that it used first.
+_KEPT = 4096
 _EXPERIMENTS = "/api/2.0/mlflow/experiments"
 
 
@@ -45,31 +48,62 @@ class Destination:
     run_id: str | None = None
     service_name: str | None = None
 
-    def for_service(self, attributes: Mapping[str, Any]) -> Destination:
-        """This destination for spans of a resource: its `service.name` matters if no experiment was given."""
-        if self.experiment or self.experiment_id:
-            return self
+    def for_trace(self, attributes: Mapping[str, Any], route: Route | None = None) -> Destination:
+        """This destination for a trace: its own route beats what its resource says, which beats what is here.
+
+        Args:
+            attributes: The resource's attributes: `mlflow.workspace`, `mlflow.experiment` and so on; `service.name`
+                matters if there is no experiment.
+            route: Where the trace goes; None for the default.
+        """
+        own = Route(self.workspace, self.experiment, self.experiment_id, self.run_id)
+        for each in (in_attributes(attributes), route):
+            own = own if each is None else each.inside(own)
+        if own.experiment or own.experiment_id:
+            return Destination(*own)
         name = str(attributes.get("service.name") or "").strip()
         # `unknown_service` is the SDK's way to say that the app gave no name.
-        return self if not name or name.startswith("unknown_service") else replace(self, service_name=name)
+        return Destination(*own, None if not name or name.startswith("unknown_service") else name)
 
     def headers(self, experiment_id: str | None) -> dict[str, str]:
         """The request headers, with the experiment's id as far as it is known."""
         found = {EXPERIMENT_HEADER: experiment_id, WORKSPACE_HEADER: self.workspace, RUN_HEADER: self.run_id}
-        return {name: value for name, value in found.items() if value}
+        # A name that no header can hold is still sent, so that the server refuses it: a tenant's traces must not go to
+        # the default for a mistyped name.
+        return {
+            name: value if value.isascii() and value.isprintable() else quote(value)
+            for name, value in found.items()
+            if value
+        }
 
 
 def by_destination(spans: Sequence[ReadableSpan], default: Destination) -> dict[Destination, list[ReadableSpan]]:
-    """Groups spans by where they go, in their order."""
+    """Groups spans by where they go, in their order: all of a trace to one destination."""
+    _fix_from_attributes(spans)
     groups: dict[Destination, list[ReadableSpan]] = {}
-    known: dict[int, Destination] = {}
+    known: dict[tuple[int, Route | None], Destination] = {}
     for span in spans:
-        resource = span.resource
-        destination = known.get(id(resource))
+        context, resource = span.get_span_context(), span.resource
+        key = (id(resource), route_of(context.trace_id) if context is not None else None)
+        destination = known.get(key)
         if destination is None:
-            destination = known[id(resource)] = default.for_service(resource.attributes)
+            destination = known[key] = default.for_trace(resource.attributes, key[1])
         groups.setdefault(destination, []).append(span)
     return groups
+
+
+def _fix_from_attributes(spans: Sequence[ReadableSpan]) -> None:
+    """Where traces go that no span processor of ours saw start: by the local root's attributes, else by any span's."""
+    told: dict[int, Route] = {}
+    for span in spans:
+        attributes, context = span.attributes, span.get_span_context()
+        if attributes and context is not None and (route := in_attributes(attributes)):
+            if span.parent is None or span.parent.is_remote:
+                told[context.trace_id] = route
+            else:
+                told.setdefault(context.trace_id, route)
+    for trace_id, route in told.items():
+        fix_ended(trace_id, route)
 
 
 class _Absent(Exception):  # noqa: N818 - an answer to a question, not a mistake
@@ -100,6 +134,13 @@ class Experiments:
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
+        self._asking: dict[tuple[str | None, str], threading.Lock] = {}
+
+    def _asking_for(self, destination: Destination) -> threading.Lock:
+        """Held by the thread that asks for an experiment: others that need it wait, those that need another do not."""
+        key = (destination.workspace, destination.experiment or destination.service_name or _DEFAULT_EXPERIMENT)
+        with self._lock:
+            return with_room(self._asking, _KEPT).setdefault(key, threading.Lock())
 
     def id_of(self, destination: Destination, seconds: float) -> str | Outcome | None:
         """The experiment's id.
@@ -114,8 +155,7 @@ class Experiments:
         if destination.experiment_id:
             return destination.experiment_id
         try:
-            # Under the lock, so that threads that need the same experiment do not all ask for it, or create it.
-            with self._lock:
+            with self._asking_for(destination):
                 return self._chosen(destination, seconds)
         except _Absent:
             self._report.once(logging.WARNING, _nobody_to_ask(destination))
@@ -126,9 +166,8 @@ class Experiments:
     def forget(self, destination: Destination) -> None:
         """Looks a destination's experiment up anew the next time."""
         names = (destination.experiment, destination.service_name, _DEFAULT_EXPERIMENT)
-        with self._lock:
-            for name in filter(None, names):
-                self._ids.pop((destination.workspace, name), None)
+        for name in filter(None, names):
+            self._ids.pop((destination.workspace, name), None)
 
     def _chosen(self, destination: Destination, seconds: float) -> str:
         workspace = destination.workspace
@@ -163,7 +202,8 @@ class Experiments:
                 raise _Unresolved(
                     _wrong(f"there is no experiment {name!r}{_in(workspace)}: create it, or give another")
                 )
-            self._ids[workspace, name] = known
+            with self._lock:
+                with_room(self._ids, _KEPT)[workspace, name] = known
         return known
 
     def _look_up(self, workspace: str | None, name: str, seconds: float) -> str | None:

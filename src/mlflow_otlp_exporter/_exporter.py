@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from mlflow_otlp_exporter._courier import Origin
 from mlflow_otlp_exporter._pipeline import Pipeline
 from mlflow_otlp_exporter._report import Stats, logger
+from mlflow_otlp_exporter._routes import route_of
 from mlflow_otlp_exporter._settings import Settings, resolve
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
 
@@ -215,7 +216,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         pipeline = self._pipeline
         if pipeline is None or pipeline.settings.api is None:
             return None
-        destination = pipeline.destination.for_service(resource_attributes or {})
+        destination = pipeline.destination.for_trace(resource_attributes or {}, route_of(trace_id))
         with suppressed_instrumentation():
             experiment = pipeline.experiments.id_of(destination, pipeline.settings.timeout)
         if not isinstance(experiment, str):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+from mlflow_otlp_exporter._context import stamp
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._report import logger
+from mlflow_otlp_exporter._routes import closed
 from mlflow_otlp_exporter._settings import resolve_buffer
 from mlflow_otlp_exporter._worker import TraceWorker
 
@@ -77,13 +80,17 @@ class MLflowSpanProcessor(SpanProcessor):
         if self._worker is worker:
             self._worker = None
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's signature
-        """Notes that a trace has one more open span."""
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Notes that a trace has one more open span, and puts onto it what `trace_context` and others say."""
         worker = self._worker
         if worker is not None:
             context = span.context
             if context is not None and context.trace_flags & _SAMPLED:
                 worker.started(context.trace_id)
+                try:
+                    stamp(span, parent_context)
+                except Exception:  # noqa: BLE001 - nothing of this library raises into the app
+                    logger.exception("a span starts without its session and tags, by a mistake; please report it")
 
     def on_end(self, span: ReadableSpan) -> None:
         """Takes the span in."""
@@ -91,6 +98,8 @@ class MLflowSpanProcessor(SpanProcessor):
         if worker is not None:
             context = span.context
             if context is not None and context.trace_flags & _SAMPLED:
+                if span.parent is None or span.parent.is_remote:
+                    closed(span)
                 worker.ended(span)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:

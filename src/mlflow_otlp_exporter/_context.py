@@ -1,0 +1,357 @@
+"""`trace_context()`: session, user, tags, metadata and destination for all spans that start inside of it.
+
+What OpenInference's own context managers can say (`using_session` and so on) is kept under their keys of
+OpenTelemetry's context: each sees what the other one says, the inner one wins, and OpenInference's instrumentations
+read it as well. The rest has a key of this library's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from functools import wraps
+from types import TracebackType
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+
+from opentelemetry import baggage as otel_baggage
+from opentelemetry import trace
+from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
+from opentelemetry.sdk.trace import Span
+
+from mlflow_otlp_exporter import _routes
+from mlflow_otlp_exporter._attributes import (
+    EXPERIMENT,
+    LINKED_PROMPTS,
+    METADATA,
+    PROMPT_TEMPLATE,
+    PROMPT_TEMPLATE_VARIABLES,
+    PROMPT_TEMPLATE_VERSION,
+    RUN_ID,
+    SESSION_ID,
+    TAGS,
+    TRACE_TAG,
+    USER_ID,
+    WORKSPACE,
+)
+from mlflow_otlp_exporter._json import bounded_json
+from mlflow_otlp_exporter._report import logger
+from mlflow_otlp_exporter._routes import Route
+from mlflow_otlp_exporter._steps import Steps, wrapped_async_generator, wrapped_generator
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The names that `baggage=` takes, and what they are called in the baggage.
+BAGGAGE = {
+    "session": SESSION_ID,
+    "user": USER_ID,
+    "workspace": WORKSPACE,
+    "experiment": EXPERIMENT,
+    "run_id": RUN_ID,
+}
+# In OpenInference's order; what `openinference.instrumentation` itself puts onto spans.
+_ON_EVERY_SPAN = (
+    SESSION_ID,
+    USER_ID,
+    METADATA,
+    TAGS,
+    PROMPT_TEMPLATE,
+    PROMPT_TEMPLATE_VERSION,
+    PROMPT_TEMPLATE_VARIABLES,
+)
+_ANY_OF_THEM = frozenset(_ON_EVERY_SPAN)
+_KEY = create_key("mlflow-otlp-trace")
+_LONGEST_TAG_NAME = 250  # MLflow drops what is longer, without a word
+
+
+class _OfTrace(NamedTuple):
+    """What belongs to the trace as a whole.
+
+    Attributes:
+        route: Where it goes.
+        attributes: For its root span.
+        prompts: Name and version of prompts that it is linked to; `attributes` has them as JSON.
+    """
+
+    route: Route = Route()
+    attributes: Mapping[str, str] = {}
+    prompts: tuple[tuple[str, str], ...] = ()
+
+
+class _Entered(NamedTuple):
+    by: object
+    token: Any
+    before: _Entered | None
+
+
+_entered: ContextVar[_Entered | None] = ContextVar("mlflow-otlp-entered", default=None)
+
+
+class trace_context:  # noqa: N801 - used like a function
+    """Says to whom and where the spans belong that start inside of it, in this thread or task.
+
+    A context manager, an async context manager, and a decorator of functions, coroutines and generators of both kinds.
+    It nests: the inner one wins, tags and metadata add up. Other threads see it if OpenTelemetry's context is carried
+    there, as by `asyncio`, `contextvars.copy_context` or OpenTelemetry's threading instrumentation.
+
+    What the app sets on a span itself wins. Where a trace goes is fixed when its local root starts: a destination
+    that is given inside a trace counts for traces that begin there, not for the one that is running. Tags that are
+    given inside a trace reach its root as long as that is open.
+
+    Args:
+        session: The session or conversation: MLflow shows the traces of one session together.
+        user: The user.
+        tags: Tags of the trace: a mapping, or names alone. Names that begin with `mlflow.` are left out.
+        metadata: Anything more to know, put onto each span as JSON.
+        experiment: The experiment's name.
+        workspace: The workspace.
+        experiment_id: The experiment's id, instead of its name.
+        run_id: A run that the traces are linked to.
+        prompt: The prompts of MLflow's registry that were used: `"name/version"`, a pair of both, an object that has
+            them, or several of these.
+        baggage: Which of `session`, `user`, `experiment`, `workspace` and `run_id` go with outgoing requests, as
+            OpenTelemetry's baggage. The receiving process takes those that `MLFLOW_OTLP_BAGGAGE` names there.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: str | None = None,
+        user: str | None = None,
+        tags: Mapping[str, Any] | Iterable[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        experiment: str | None = None,
+        workspace: str | None = None,
+        experiment_id: str | int | None = None,
+        run_id: str | None = None,
+        prompt: Any = None,
+        baggage: Iterable[str] = (),
+    ) -> None:
+        self._session, self._user = _text(session), _text(user)
+        self._names, self._tags = _tags(tags)
+        self._metadata = _metadata(metadata)
+        self._route = Route(_text(workspace), _text(experiment), _text(experiment_id), _text(run_id))
+        self._prompts = _prompts(prompt)
+        self._baggage = (baggage,) if isinstance(baggage, str) else tuple(baggage)
+        unknown = sorted(set(self._baggage) - BAGGAGE.keys())
+        if unknown:
+            logger.warning("trace_context(baggage=) has %s: expected some of %s", unknown, ", ".join(BAGGAGE))
+
+    def _inside(self) -> Context:
+        """The current context with what is said here."""
+        context = get_current()
+        outer = context.get(_KEY)
+        of_trace = self._of_trace(outer if isinstance(outer, _OfTrace) else _OfTrace())
+        own: dict[str, Any] = {SESSION_ID: self._session, USER_ID: self._user}
+        if self._names:
+            own[TAGS] = list(dict.fromkeys((*_listed(context.get(TAGS)), *self._names)))
+        if self._metadata:
+            own[METADATA] = bounded_json({**_object(context.get(METADATA)), **self._metadata})
+        for key, value in own.items():
+            if value:
+                context = set_value(key, value, context)
+        for name in self._baggage:
+            said = {**own, **dict(zip((WORKSPACE, EXPERIMENT, RUN_ID), _sendable(of_trace.route), strict=True))}
+            if value := said.get(BAGGAGE.get(name, "")):
+                context = otel_baggage.set_baggage(BAGGAGE[name], value, context)
+        return set_value(_KEY, of_trace, context)
+
+    def _of_trace(self, outer: _OfTrace) -> _OfTrace:
+        prompts = tuple(dict.fromkeys((*outer.prompts, *self._prompts)))
+        own = {**dict.fromkeys(self._names, "true"), **self._tags}
+        attributes = {**outer.attributes, **{TRACE_TAG + name: value for name, value in own.items()}}
+        if prompts:
+            attributes[LINKED_PROMPTS] = json.dumps([{"name": name, "version": version} for name, version in prompts])
+        return _OfTrace(self._route.inside(outer.route), attributes, prompts)
+
+    def _attach(self) -> Any:
+        context = self._inside()
+        _tell_open_root(context)
+        return attach(context)
+
+    def __enter__(self) -> trace_context:  # noqa: PYI034 - typing.Self came with Python 3.11
+        token = self._attach()
+        _entered.set(_Entered(self, token, _entered.get()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        last = _entered.get()
+        # Left elsewhere than it was entered, as frameworks do that run both ends in threads: nothing to undo there.
+        if last is not None and last.by is self:
+            _entered.set(last.before)
+            detach(last.token)
+
+    async def __aenter__(self) -> trace_context:  # noqa: PYI034 - as above
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Wraps a function: it runs inside, whatever kind of function it is."""
+        if inspect.isasyncgenfunction(function):
+            return cast("Callable[P, R]", wrapped_async_generator(function, self._begin))
+        if inspect.isgeneratorfunction(function):
+            return cast("Callable[P, R]", wrapped_generator(function, self._begin))
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
+                token = self._attach()
+                try:
+                    return await function(*args, **kwargs)
+                finally:
+                    detach(token)
+
+            return cast("Callable[P, R]", coroutine)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            token = self._attach()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                detach(token)
+
+        return call
+
+    def _begin(self, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> Steps:
+        context = self._inside()
+        _tell_open_root(context)
+        return Steps(context)
+
+
+def stamp(span: Span, parent_context: Context | None, received: Iterable[str] = ()) -> None:
+    """Puts what the context says onto a span that starts; what the span has already, stays.
+
+    Args:
+        span: The span.
+        parent_context: The context that it starts in; None for the current one.
+        received: Which names are taken from the baggage.
+    """
+    context = get_current() if parent_context is None else parent_context
+    found: dict[str, Any] = {}
+    carried = _carried(context, received) if received else {}
+    for key in (SESSION_ID, USER_ID):
+        if key in carried:
+            found[key] = carried[key]
+    if not _ANY_OF_THEM.isdisjoint(context):
+        for key in _ON_EVERY_SPAN:
+            value = context.get(key)
+            if value is not None:
+                found[key] = value
+    parent = span.parent
+    if parent is None or parent.is_remote:
+        of_trace = context.get(_KEY)
+        if not isinstance(of_trace, _OfTrace):
+            of_trace = _OfTrace()
+        found.update(of_trace.attributes)
+        told = Route(carried.get(WORKSPACE), carried.get(EXPERIMENT), None, carried.get(RUN_ID))
+        route = of_trace.route.inside(told)
+        if not any(route):
+            route = _routes.in_attributes(span.attributes) or route
+        _routes.opened(span, route if any(route) else None)
+    if found:
+        _add(span, found)
+
+
+def _tell_open_root(context: Context) -> None:
+    """Tags that are given inside a trace: MLflow reads them on the root, which has started already."""
+    running = trace.get_current_span().get_span_context()
+    of_trace = context.get(_KEY)
+    root = _routes.open_root(running.trace_id) if running.is_valid else None
+    if root is not None and root.is_recording() and isinstance(of_trace, _OfTrace):
+        found = {key: value for key in (SESSION_ID, USER_ID) if (value := context.get(key))}
+        _add(root, {**of_trace.attributes, **found})
+
+
+def _add(span: Span, found: Mapping[str, Any]) -> None:
+    present = span.attributes
+    span.set_attributes({key: value for key, value in found.items() if not present or key not in present})
+
+
+def _carried(context: Context, received: Iterable[str]) -> dict[str, str]:
+    entries = otel_baggage.get_all(context)
+    if not entries:
+        return {}
+    names = (BAGGAGE[name] for name in received)
+    return {name: text for name in names if (text := _text(entries.get(name)))}
+
+
+def _sendable(route: Route) -> tuple[str | None, str | None, str | None]:
+    return route.workspace, route.experiment, route.run_id
+
+
+def _text(value: Any) -> str | None:
+    text = "" if value is None else str(value).strip()
+    return text or None
+
+
+def _tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Names alone, and names with values."""
+    if tags is None:
+        return (), {}
+    if not isinstance(tags, Iterable):
+        logger.warning("trace_context(tags=) is a %s: expected a mapping or names", type(tags).__name__)
+        return (), {}
+    names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
+    refused = [name for name in names if not name or name.startswith("mlflow.") or len(name) > _LONGEST_TAG_NAME]
+    if refused:
+        logger.warning(
+            "tags %s are left out: MLflow keeps names that begin with `mlflow.` for itself, and takes %d characters",
+            ", ".join(repr(name[:60]) for name in refused),
+            _LONGEST_TAG_NAME,
+        )
+    kept = [name for name in names if name not in refused]
+    if isinstance(tags, Mapping):
+        return (), {name: _value(tags[names[name]]) for name in kept}
+    return tuple(kept), {}
+
+
+def _metadata(metadata: Any) -> dict[str, Any]:
+    if metadata is None or isinstance(metadata, Mapping):
+        return dict(metadata or {})
+    logger.warning("trace_context(metadata=) is a %s: expected a mapping", type(metadata).__name__)
+    return {}
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else bounded_json(value).strip('"')
+
+
+def _prompts(prompt: Any) -> tuple[tuple[str, str], ...]:
+    """Names and versions, from the forms in which people have them."""
+    if prompt is None:
+        return ()
+    if isinstance(prompt, str):
+        name, _, version = prompt.removeprefix("prompts:/").rpartition("/")
+        if name and version:
+            return ((name, version),)
+    elif hasattr(prompt, "name") and hasattr(prompt, "version"):
+        return ((str(prompt.name), str(prompt.version)),)
+    elif isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[1], str | int):  # noqa: PLR2004 - a pair
+        if not (isinstance(prompt[1], str) and "/" in prompt[1]):
+            return ((str(prompt[0]), str(prompt[1])),)
+        return (*_prompts(prompt[0]), *_prompts(prompt[1]))
+    elif isinstance(prompt, Iterable):
+        return tuple(each for one in prompt for each in _prompts(one))
+    logger.warning("trace_context(prompt=) has a %s: expected 'name/version'", type(prompt).__name__)
+    return ()
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+
+
+def _object(value: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(value) if isinstance(value, str) else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

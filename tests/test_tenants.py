@@ -1,0 +1,73 @@
+"""Many tenants in one process: each trace where it belongs, nobody waits for another one."""
+
+import json
+import threading
+from urllib.parse import parse_qs
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+
+from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure, trace_context
+from support.scripted_server import Answer, Recorded, ScriptedServer
+
+TENANTS = 1000
+
+
+def look_up(request: Recorded) -> Answer:
+    name = parse_qs(request.query)["experiment_name"][0]
+    body = {"experiment": {"experiment_id": name.removeprefix("tenant "), "lifecycle_stage": "active"}}
+    return Answer(200, headers={"Content-Type": "application/json"}, body=json.dumps(body).encode())
+
+
+def test_a_thousand_tenants_take_no_thread_each(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer_with("/api/2.0/mlflow/experiments/get-by-name", look_up)
+    provider = TracerProvider(resource=Resource({}), shutdown_on_exit=False)
+    telemetry = configure(tracking_uri=scripted_server.url, experiment="tenant 0", tracer_provider=provider)
+    tracer = provider.get_tracer("tests")
+    before = threading.active_count() - scripted_server.open_connections
+    for number in range(TENANTS):
+        with trace_context(experiment=f"tenant {number}", workspace=f"team-{number % 3}"):
+            tracer.start_span(f"root {number}").end()
+    assert telemetry.flush(60).delivered == TENANTS
+    threads = threading.active_count() - scripted_server.open_connections
+    telemetry.shutdown()
+    provider.shutdown()
+    assert threads - before < 20
+    came = {
+        (request.headers["x-mlflow-experiment-id"], request.headers["x-mlflow-workspace"], span.name)
+        for request in scripted_server.to("/v1/traces")
+        for span in request.spans()
+    }
+    assert came == {(str(number), f"team-{number % 3}", f"root {number}") for number in range(TENANTS)}
+
+
+def test_slow_and_denied_tenants_delay_no_other(scripted_server: ScriptedServer) -> None:
+    def answer(request: Recorded) -> Answer:
+        return {"1": Answer(delay=30), "2": Answer(403)}.get(request.headers["x-mlflow-experiment-id"], Answer(200))
+
+    scripted_server.answer_with("/v1/traces", answer)
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="9", timeout=2)
+    processor = MLflowSpanProcessor(exporter)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    tracer = provider.get_tracer("tests")
+    for number in range(1, 40):
+        with trace_context(experiment_id=1 + number % 8):
+            tracer.start_span(f"root {number}").end()
+    good = sum(number % 8 not in (0, 1) for number in range(1, 40))
+
+    def arrived() -> int:
+        return sum(
+            len(request.spans())
+            for request in scripted_server.to("/v1/traces")
+            if request.headers["x-mlflow-experiment-id"] not in ("1", "2")
+        )
+
+    scripted_server.wait_for(8, timeout=5)
+    pause = threading.Event()
+    for _ in range(40):
+        if arrived() == good:
+            break
+        pause.wait(0.05)
+    assert arrived() == good
+    processor.shutdown(500)
