@@ -145,6 +145,7 @@ def test_trace_url_of_the_current_trace_else_the_last(scripted_server: ScriptedS
     assert f"traceId=tr-{one.get_span_context().trace_id:032x}" in str(inside)
     span("two")
     assert telemetry.trace_url() != inside
+    telemetry.shutdown()  # while the server is still there
 
 
 def test_server_that_is_away_is_no_matter_at_start() -> None:
