@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mlflow_otlp_exporter import _values
 from mlflow_otlp_exporter._errors import ConfigurationError
+from mlflow_otlp_exporter._spool_settings import SpoolSettings
 from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS, Group, Setting, otlp_variables
 
 CREDENTIALS_FILE = "~/.mlflow/credentials"
@@ -117,6 +118,7 @@ class Settings:
         max_request_size: Bytes that a request aims at; 0 for no limit.
         repair: Whether content that MLflow refuses is repaired.
         buffer: What waits in memory, and for how long.
+        disk: What is kept on disk.
         sources: Where each value came from, by the setting's name.
     """
 
@@ -133,6 +135,7 @@ class Settings:
     max_request_size: int
     repair: bool
     buffer: BufferSettings
+    disk: SpoolSettings
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
 
 
@@ -346,8 +349,9 @@ def resolve(
         if sources[name].kind == "default" and defaults and name in defaults:
             values[name] = defaults[name]
     buffer, buffer_sources = _buffer(resolver, group)
-    sources = {**traces.sources, **sources, **buffer_sources}
-    return Settings(traces=traces, api=api, api_certain=certain, buffer=buffer, sources=sources, **values)
+    disk, disk_sources = _disk(resolver, group, defaults or {})
+    sources = {**traces.sources, **sources, **buffer_sources, **disk_sources}
+    return Settings(traces=traces, api=api, api_certain=certain, buffer=buffer, disk=disk, sources=sources, **values)
 
 
 def _without_contradictions(resolver: _Resolver, headers: Mapping[str, str]) -> dict[str, str]:
@@ -371,6 +375,21 @@ def _buffer(resolver: _Resolver, group: Group) -> tuple[BufferSettings, dict[str
     return BufferSettings(**values), {name: source for name, (_, source) in found.items()}
 
 
+def _disk(resolver: _Resolver, group: Group, defaults: Mapping[str, Any]) -> tuple[SpoolSettings, dict[str, Source]]:
+    # Behind an OTLP endpoint may be a Collector that keeps and fans out: nothing is kept here unless it is asked for.
+    found = {name: resolver.value(name, group) for name in SpoolSettings.__dataclass_fields__}
+    sources = {name: source for name, (_, source) in found.items()}
+    values: dict[str, Any] = {name: value for name, (value, _) in found.items()}
+    for name in values:
+        if name in defaults and sources[name].kind == "default" and group is Group.MLFLOW:
+            values[name] = defaults[name]
+    if values["durability"] == "every-span" and not values["spool"]:
+        if sources["spool"].kind != "default":
+            raise ConfigurationError(f"{sources['durability']} is 'every-span': expected spool to be on")
+        values["spool"] = True
+    return SpoolSettings(**values), sources
+
+
 def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> BufferSettings:
     """Resolves what a span processor is given.
 
@@ -392,8 +411,8 @@ def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
     for setting in SETTINGS:
         if setting.name in ("endpoint", "tracking_uri"):
             continue
-        owner = settings.traces if setting.guarded else settings
-        value = getattr(owner if hasattr(owner, setting.name) else settings.buffer, setting.name)
+        owners = (settings.traces if setting.guarded else settings, settings.buffer, settings.disk)
+        value = getattr(next(owner for owner in owners if hasattr(owner, setting.name)), setting.name)
         if setting.name == "headers":
             # Not even the names: a key that was written without one reads as a name.
             value = f"{len(value)}, hidden" if value else None

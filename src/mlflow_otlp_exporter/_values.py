@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 _COMPRESSIONS = ("none", "gzip", "deflate")
+_DURABILITIES = ("request", "every-span")
 # Characters that RFC 9110 (5.6.2) allows in a header's name.
 _TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 _WORKSPACE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -207,3 +208,19 @@ def endpoint(value: Any) -> str:
 
 
 Parser = Callable[[Any], Any]
+
+
+def durability(value: Any) -> str:
+    """Reads what is to survive a killed process."""
+    found = str(value).strip().lower()
+    if found not in _DURABILITIES:
+        raise ValueError(f"expected one of {', '.join(_DURABILITIES)}")
+    return found
+
+
+def folder(value: Any) -> str:
+    """Reads the path of a folder, which need not exist yet."""
+    found = os.path.abspath(os.path.expanduser(str(value).strip()))  # noqa: PTH100, PTH111 - no link is followed
+    if os.path.exists(found) and not os.path.isdir(found):  # noqa: PTH110, PTH112 - as above
+        raise ValueError("expected the path of a folder")
+    return found

@@ -1,0 +1,120 @@
+"""What it costs to be safe: a request put on disk and taken off again, and a span in the journal.
+
+Each run is the best of several, which other processes on the machine disturb least.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.rows import row
+from benchmarks.workloads import KINDS, agent_trace, ended, llm, small
+
+from mlflow_otlp_exporter._destination import Destination
+from mlflow_otlp_exporter._encoder import Encoder
+from mlflow_otlp_exporter._journal import Journal
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._spool import Spool
+from mlflow_otlp_exporter._spool_settings import SpoolSettings
+
+_RUNS, _TRIES, _REQUESTS, _SPANS = 3, 8, 10, 500
+_HERE = Destination(experiment="bench")
+
+
+def _timed(action: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def _agent_traces() -> list[ReadableSpan]:
+    memory = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    source = random.Random(7)
+    for _ in range(3):
+        agent_trace(provider.get_tracer("bench"), source, lambda _: None, 1.0)
+    return list(memory.get_finished_spans())
+
+
+def _requests(
+    folder: Path, kind: str, found: Sequence[ReadableSpan], *, fsync: bool = False
+) -> tuple[list[float], list[float]]:
+    """Milliseconds to write and to read 100 kB, a run each."""
+    encoder = Encoder()
+    spans = [encoder.encode(span) for span in found]
+    share = sum(len(span.body) for span in spans) / 100_000
+    settings = replace(SpoolSettings(spool=True, spool_dir=str(folder)), spool_fsync=fsync)
+    written, read = [], []
+    for number in range(_RUNS):
+        spool = Spool(settings, f"{kind} {fsync} {number}", "", Report())
+        spool.put(_HERE, spans)
+        writes, reads = [], []
+
+        def write(spool: Spool = spool) -> None:
+            for _ in range(_REQUESTS):
+                assert spool.put(_HERE, spans)
+
+        def take(spool: Spool = spool) -> None:
+            for entry in spool.entries()[:_REQUESTS]:
+                assert spool.load(entry) is not None
+                spool.remove(entry)
+
+        for _ in range(_TRIES):
+            writes.append(_timed(write) * 1000 / _REQUESTS / share)
+            reads.append(_timed(take) * 1000 / _REQUESTS / share)
+        written.append(min(writes))
+        read.append(min(reads))
+    return written, read
+
+
+def _journal(folder: Path, kind: str) -> list[float]:
+    """Microseconds of the app's thread for a span, a run each."""
+    spans = ended(KINDS[kind], _SPANS)
+    found = []
+    for _ in range(_RUNS):
+        journal = Journal(lambda: folder, Report())
+
+        def write(record: Callable[[Any], None] = journal.record) -> None:
+            for span in spans:
+                record(span)
+
+        found.append(min(_timed(write) for _ in range(_TRIES)) * 1e6 / _SPANS)
+        journal.forget([(span.context.trace_id, span.context.span_id) for span in spans if span.context])
+        journal.close()
+    return found
+
+
+def measure() -> Mapping[str, Any]:
+    """Writes and reads in a temporary folder; both bounds are those of the project's own promises."""
+    folder = Path(tempfile.mkdtemp())
+    rows = []
+    try:
+        kinds = {"agents' traces": _agent_traces(), "small spans": ended(small, 300), "prose at random": ended(llm, 6)}
+        for kind, spans in kinds.items():
+            written, read = _requests(folder, kind, spans)
+            # Prose at random is what no agent's traces are: those repeat their history, and compress faster.
+            bound = None if kind.startswith("prose") else 1.0
+            rows.append(row(f"100 kB of {kind} written", "ms", written, [0.0], ours_bound=bound))
+            rows.append(row(f"100 kB of {kind} read and removed", "ms", read, [0.0]))
+        synced, _ = _requests(folder, "with fsync", kinds["agents' traces"], fsync=True)
+        rows.append(row("100 kB of agents' traces written, with fsync", "ms", synced, [0.0]))
+        for kind in KINDS:
+            bound = 25.0 if kind == "small" else None
+            rows.append(row(f"a {kind} span in the journal", "us", _journal(folder, kind), [0.0], ours_bound=bound))
+    finally:
+        shutil.rmtree(folder)
+    return {"rows": rows}

@@ -1,0 +1,278 @@
+"""The journal of `durability="every-span"`: each span is on disk before its `end()` returns, until it has an outcome.
+
+One process appends to files of its own, each in the page cache, none synced: what `kill -9` leaves. It holds a lock on
+each, which the kernel frees with it, so that another process can tell what is left behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from mlflow_otlp_exporter._file_lock import locked
+from mlflow_otlp_exporter._fork import after_fork_in_child
+from mlflow_otlp_exporter._journal_record import line, owner_record, records, span_of, span_record
+from mlflow_otlp_exporter._report import Report
+
+_SUFFIX = ".journal"
+_FULL = 4 * 1024 * 1024
+_MOST_FILES = 64
+_PROBLEM = "the journal"
+Key = tuple[int, int]
+
+
+class _Segment:
+    """A file of the journal, open and locked.
+
+    Attributes:
+        path: Where it is.
+        descriptor: Open for appending.
+        waiting: Spans in it that have no outcome yet.
+        owners: Numbers of the resources and scopes that it has, by identity; the objects are kept so that it stays so.
+        size: Bytes, about.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self.descriptor = os.open(path, flags, 0o600)
+        if not locked(self.descriptor):
+            os.close(self.descriptor)
+            raise OSError(f"{path} cannot be locked")
+        self.waiting: dict[Key, None] = {}
+        self.owners: dict[int, tuple[int, Any]] = {}
+        self.numbers = itertools.count()
+        self.size = 0
+
+    def write(self, record: Any) -> None:
+        content = line(record)
+        written = os.write(self.descriptor, content)
+        self.size += written
+        if written != len(content):
+            raise OSError("the disk took a part of it only")
+
+    def number_of(self, owner: Any) -> int:
+        known = self.owners.get(id(owner))
+        if known is None:
+            # Two threads at once write it twice, under two numbers, which does no harm. First written, then known.
+            known = (next(self.numbers), owner)
+            self.write(owner_record(owner, known[0]))
+            self.owners[id(owner)] = known
+        return known[0]
+
+
+class Journal:
+    """Ended spans on disk, until they have an outcome.
+
+    Args:
+        folder: Says where; may raise `OSError`.
+        report: Where to say that the disk takes nothing.
+    """
+
+    def __init__(self, folder: Callable[[], Path], report: Report) -> None:
+        self._folder, self._report = folder, report
+        self._segments: deque[_Segment] = deque()
+        self._renew()
+        after_fork_in_child(self._renew)
+
+    def _renew(self) -> None:
+        """Also in a forked child: the parent's files are the parent's, and so are its locks, which closing leaves."""
+        for segment in self._segments:
+            os.close(segment.descriptor)
+        self.unique = f"{os.getpid():x}-{os.urandom(4).hex()}"
+        self._segments = deque()
+        self._current: _Segment | None = None
+        self._numbers = itertools.count()
+        self._opening = threading.RLock()
+        self._error: Exception | None = None
+        self._missed = 0
+        self._closed = self._paused = False
+
+    # In the app's threads
+
+    def record(self, span: ReadableSpan) -> None:
+        """Writes an ended span; never raises. What cannot be written is in memory only, which `turn` tells."""
+        if self._closed or self._paused:
+            self._missed += 1
+            return
+        try:
+            self._record(span)
+        except Exception as error:  # noqa: BLE001 - an odd span, a full disk: nothing of it is the app's business
+            self._error = error
+            self._missed += 1
+
+    def _record(self, span: ReadableSpan) -> None:
+        context = span.context
+        key = (context.trace_id, context.span_id)
+        segment = self._current or self._open()
+        while True:
+            # First entered, then looked at again: a file that is no longer current may be gone as soon as nothing in it
+            # waits, but nobody takes it away between these two.
+            segment.waiting[key] = None
+            current = self._current
+            if segment is current:
+                break
+            segment.waiting.pop(key, None)
+            segment = current or self._open()
+        try:
+            segment.write(
+                span_record(span, segment.number_of(span.resource), segment.number_of(span.instrumentation_scope))
+            )
+        except BaseException:
+            segment.waiting.pop(key, None)
+            raise
+
+    def _open(self) -> _Segment:
+        with self._opening:
+            if self._current is None:
+                folder = self._folder()
+                folder.mkdir(0o700, exist_ok=True)
+                segment = _Segment(folder / f"{self.unique}-{next(self._numbers):06d}{_SUFFIX}")
+                self._segments.append(segment)
+                self._current = segment
+            return self._current
+
+    # In threads of this library
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Tells that spans have an outcome: delivered, refused, or on disk in another form."""
+        with self._opening:
+            segments = tuple(self._segments)
+            gone = [key for key in keys if any(key in segment.waiting for segment in segments)]
+            if gone:
+                with suppress(OSError):
+                    segments[-1].write(["gone", gone])
+            for segment in segments:
+                for key in gone:
+                    segment.waiting.pop(key, None)
+
+    def turn(self) -> None:
+        """Begins a new file when the last one is full, removes those that nothing waits in, tells what went wrong."""
+        with self._opening:
+            current = self._current
+            if current is not None and (current.size > _FULL or not current.path.exists()):
+                self._current = None
+            # In their order only: what a later one says to be gone may stand in an earlier one.
+            while self._segments and self._segments[0] is not self._current and not self._segments[0].waiting:
+                self._drop(self._segments.popleft())
+            self._paused = len(self._segments) > _MOST_FILES
+        error, self._error, missed, self._missed = self._error, None, self._missed, 0
+        if missed:
+            why = f"{type(error).__name__}: {error}" if error else "too much waits in it already"
+            said = f"ended spans are in memory only, as the journal cannot be written ({why})"
+            self._report.problem(_PROBLEM, said, missed, logging.WARNING)
+        elif not self._paused:
+            self._report.solved(_PROBLEM, "ended spans are written to the journal again")
+
+    @staticmethod
+    def _drop(segment: _Segment) -> None:
+        with suppress(OSError):
+            segment.path.unlink()
+        os.close(segment.descriptor)
+        if os.name == "nt":  # where an open file cannot be removed
+            with suppress(OSError):
+                segment.path.unlink()
+
+    def close(self) -> None:
+        """Writes nothing more. What has no outcome stays for the next process."""
+        with self._opening:
+            self._closed = True
+            self._current = None
+            for segment in self._segments:
+                if segment.waiting:
+                    os.close(segment.descriptor)
+                else:
+                    self._drop(segment)
+            self._segments.clear()
+
+
+class Orphan:
+    """What a process left behind that was killed: the files of one journal, locked here.
+
+    Args:
+        paths: Its files in order.
+        descriptors: The same, open and locked.
+    """
+
+    def __init__(self, paths: list[Path], descriptors: list[int]) -> None:
+        self._paths, self._descriptors = paths, descriptors
+
+    def spans(self) -> list[ReadableSpan]:
+        """The spans that had no outcome; they may have arrived all the same."""
+        found: dict[Key, ReadableSpan] = {}
+        for path in self._paths:
+            owners: dict[int, list[Any]] = {}
+            for record in _read(path):
+                with suppress(Exception):  # one that is damaged must not keep the others
+                    if record[0] == "owner":
+                        owners[record[1]] = record
+                    elif record[0] == "span":
+                        span = span_of(record, owners)
+                        found[span.context.trace_id, span.context.span_id] = span
+                    elif record[0] == "gone":
+                        for trace_id, span_id in record[1]:
+                            found.pop((trace_id, span_id), None)
+        return list(found.values())
+
+    def remove(self) -> None:
+        """Forgets them: they are on disk in another form now."""
+        for path in self._paths:
+            with suppress(OSError):
+                path.unlink()
+        self.release()
+
+    def release(self) -> None:
+        """Leaves them for later."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+
+def _read(path: Path) -> Iterator[list[Any]]:
+    try:
+        yield from records(path.read_bytes())
+    except OSError:
+        return
+
+
+def orphans(folder: Path, own: str) -> Iterator[Orphan]:
+    """The journals of processes that are no more.
+
+    Args:
+        folder: Where they are.
+        own: The `unique` of this process's.
+    """
+    journals: dict[str, list[Path]] = {}
+    with suppress(OSError):
+        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+            journals.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    for unique, paths in journals.items():
+        if unique != own:
+            descriptors = _lock_all(paths)
+            if descriptors is not None:
+                yield Orphan(paths, descriptors)
+
+
+def _lock_all(paths: list[Path]) -> list[int] | None:
+    descriptors: list[int] = []
+    try:
+        for path in paths:
+            descriptors.append(os.open(path, os.O_RDWR))
+            if not locked(descriptors[-1]):
+                break
+        else:
+            return descriptors
+    except OSError:
+        pass
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return None

@@ -1,0 +1,293 @@
+"""The journal of every span: what it has survives a killed process, and what has an outcome is forgotten."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceState
+
+from mlflow_otlp_exporter import _journal
+from mlflow_otlp_exporter._encoder import Encoder
+from mlflow_otlp_exporter._journal import Journal, orphans
+from mlflow_otlp_exporter._journal_record import line, owner_record, records, span_of, span_record
+from mlflow_otlp_exporter._report import Report
+from support.children import in_child
+from support.spans import finished
+from support.traces import ended, poisonous
+
+values = st.recursive(
+    st.text(max_size=9) | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def spans(draw: st.DrawFn) -> ReadableSpan:
+    state = TraceState([("vendor", "x")]) if draw(st.booleans()) else None
+    context = SpanContext(draw(st.integers(1, 2**128 - 1)), draw(st.integers(1, 2**64 - 1)), False, trace_state=state)
+    found = st.dictionaries(st.text(min_size=1, max_size=6), values, max_size=4)
+    code = draw(st.sampled_from(StatusCode))
+    return ReadableSpan(
+        draw(st.text(max_size=9)),
+        context,
+        draw(st.sampled_from([None, SpanContext(1, 2, is_remote=True), SpanContext(1, 2, is_remote=False)])),
+        draw(st.sampled_from([Resource({}), Resource({"service.name": "a"}, "https://schema")])),
+        draw(found),
+        [Event("event", draw(found), 5)] if draw(st.booleans()) else [],
+        [Link(context, draw(found))] if draw(st.booleans()) else [],
+        draw(st.sampled_from(SpanKind)),
+        instrumentation_scope=draw(st.sampled_from([None, InstrumentationScope("s", "1", "u", {"k": "v"})])),
+        status=Status(code, "why" if code is StatusCode.ERROR else None),
+        start_time=draw(st.none() | st.integers(0, 2**63)),
+        end_time=draw(st.integers(0, 2**63)),
+    )
+
+
+def read_back(span: ReadableSpan) -> ReadableSpan:
+    content = line(owner_record(span.resource, 0)) + line(owner_record(span.instrumentation_scope, 1))
+    owner, scope, found = records(content + line(span_record(span, 0, 1)))
+    return span_of(found, {0: owner, 1: scope})
+
+
+@given(spans())
+def test_a_span_comes_back_as_it_was(span: ReadableSpan) -> None:
+    assert Encoder().encode(read_back(span)) == Encoder().encode(span)
+
+
+def test_odd_spans_come_back() -> None:
+    for span in [*poisonous(), *ended(1, children=1)]:
+        again = read_back(span)
+        assert (again.name.encode("utf-8", "replace"), again.context) == (
+            span.name.encode("utf-8", "replace"),
+            span.context,
+        )
+
+
+@given(st.data())
+def test_a_damaged_line_spoils_no_other(data: st.DataObject) -> None:
+    lines = [line(["span", number, "x" * 20]) for number in range(4)]
+    broken = bytearray(lines[1])
+    position = data.draw(st.integers(1, len(broken) - 2))
+    broken[position] = data.draw(st.sampled_from(b"\n\x00\xff ax0").filter(lambda byte: byte != broken[position]))
+    content = lines[0] + bytes(broken[: data.draw(st.integers(1, len(broken)))]) + lines[2] + lines[3]
+    assert [found[1] for found in records(content) if found[1] != 1] == [0, 2, 3]
+
+
+def test_endless_nesting_is_told() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="nested"):
+        line(endless)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+@pytest.fixture
+def journal(folder: Path) -> Iterator[Journal]:
+    made = Journal(lambda: folder, Report())
+    yield made
+    made.close()
+
+
+def names(folder: Path) -> list[str]:
+    found = []
+    for orphan in orphans(folder, "nobody"):
+        found += [span.name for span in orphan.spans()]
+        orphan.release()
+    return sorted(found)
+
+
+def key(span: ReadableSpan) -> tuple[int, int]:
+    return span.context.trace_id, span.context.span_id
+
+
+def killed(folder: Path, code: str) -> None:
+    """Runs code with a journal `j` and spans `s`, and kills it with -9."""
+    start = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from mlflow_otlp_exporter._journal import Journal\n"
+        "from mlflow_otlp_exporter._report import Report\n"
+        "from support.spans import finished\n"
+        "j = Journal(lambda: Path(sys.argv[1]), Report()); s = finished('a', 'b', 'c')\n"
+        "key = lambda span: (span.context.trace_id, span.context.span_id)\n"
+        "[j.record(each) for each in s]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", start + code + "\nos.kill(os.getpid(), signal.SIGKILL)", str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+
+
+def test_what_ended_before_a_kill_is_found(folder: Path) -> None:
+    folder.mkdir()
+    killed(folder, "")
+    assert names(folder) == ["a", "b", "c"]
+    killed(folder, "j.forget([key(s[0])])")
+    assert names(folder) == ["a", "b", "b", "c", "c"]
+    for orphan in orphans(folder, "nobody"):
+        orphan.remove()
+    assert list(folder.iterdir()) == []
+
+
+def test_the_living_are_left_alone(journal: Journal, folder: Path) -> None:
+    journal.record(finished("a")[0])
+    assert names(folder) == []
+    assert list(orphans(folder, journal.unique)) == []
+    assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())] == [0o700, 0o600]
+    journal.close()
+    assert names(folder) == ["a"]
+
+
+def test_a_file_goes_when_it_is_full_and_nothing_in_it_waits(
+    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_journal, "_FULL", 10)
+    a, b, c = finished("a", "b", "c")
+    for span in (a, b, c):
+        journal.record(span)
+        journal.turn()
+    assert len(list(folder.iterdir())) == 3
+    journal.forget([key(b)])
+    journal.turn()
+    assert len(list(folder.iterdir())) == 3  # in their order only
+    journal.forget([key(a)])
+    journal.turn()
+    assert len(list(folder.iterdir())) == 1
+    journal.close()
+    assert names(folder) == ["c"]
+
+
+def test_nothing_is_left_when_all_have_an_outcome(journal: Journal, folder: Path) -> None:
+    found = finished("a", "b")
+    for span in found:
+        journal.record(span)
+    journal.forget(map(key, found))
+    journal.forget(map(key, finished("unknown")))
+    journal.close()
+    assert list(folder.iterdir()) == []
+
+
+def test_many_threads_write_while_files_come_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_journal, "_FULL", 2000)
+    journal = Journal(lambda: folder, Report())
+    kept: list[ReadableSpan] = []
+    found = finished(*map(str, range(2000)))
+    stop = threading.Event()
+
+    def write(part: list[ReadableSpan]) -> None:
+        for number, span in enumerate(part):
+            journal.record(span)
+            if number % 5:
+                journal.forget([key(span)])
+            else:
+                kept.append(span)
+
+    def turn() -> None:
+        while not stop.is_set():
+            journal.turn()
+
+    turner = threading.Thread(target=turn)
+    writers = [threading.Thread(target=write, args=(found[start::4],)) for start in range(4)]
+    for thread in (turner, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    turner.join()
+    journal.close()
+    assert names(folder) == sorted(span.name for span in kept)
+
+
+def test_a_forked_child_writes_to_files_of_its_own(journal: Journal, folder: Path) -> None:
+    a, b, c = finished("a", "b", "c")
+    journal.record(a)
+
+    def child() -> bool:
+        journal.record(b)
+        return len(list(folder.iterdir())) == 2
+
+    assert in_child(child)
+    journal.record(c)
+    assert names(folder) == ["b"]
+
+
+def test_where_nothing_can_be_written_one_line_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    place = [tmp_path / "file" / "journal"]
+    journal = Journal(lambda: place[0], Report())
+    a, b = finished("a", "b")
+    for _ in range(5):
+        journal.record(a)
+        journal.turn()
+    assert len(caplog.messages) == 1
+    assert "in memory only" in caplog.text
+    place[0] = tmp_path / "journal"
+    journal.record(b)
+    journal.turn()
+    assert "again" in caplog.messages[-1]
+    journal.close()
+    assert names(place[0]) == ["b"]
+
+
+def test_a_removed_folder_is_made_again(journal: Journal, folder: Path) -> None:
+    a, b = finished("a", "b")
+    journal.record(a)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    journal.turn()
+    journal.record(b)
+    journal.close()
+    assert names(folder) == ["b"]
+
+
+def test_an_odd_span_does_not_reach_the_app(journal: Journal) -> None:
+    class Odd:
+        context = None
+
+    journal.record(Odd())  # type: ignore[arg-type]
+    journal.turn()
+
+
+def test_the_journal_is_bounded(
+    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_journal, "_FULL", 10)
+    monkeypatch.setattr(_journal, "_MOST_FILES", 3)
+    found = finished(*map(str, range(10)))
+    for span in found:
+        journal.record(span)
+        journal.turn()
+    assert len(list(folder.iterdir())) == 4
+    assert "too much waits" in caplog.text
+    journal.forget(map(key, found))
+    journal.turn()
+    journal.record(found[0])
+    journal.turn()
+    assert "again" in caplog.messages[-1]
+
+
+def test_files_that_are_no_journal_are_passed_over(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "x-000000.journal").write_bytes(b"\x00\xff\n" + line(["gone", 5]) + line(["span", 1]) + line(["what"]))
+    (folder / "notes.txt").write_text(json.dumps({}))
+    assert names(folder) == []
