@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs, urlsplit
@@ -15,12 +16,13 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._courier import Courier, Origin, Shipment
+from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._credentials import Credentials
 from mlflow_otlp_exporter._delivery import Delivery
 from mlflow_otlp_exporter._destination import Destination, Experiments
 from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
 from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._shipment import Origin, Shipment
 from mlflow_otlp_exporter._stored import Stored
 from mlflow_otlp_exporter._transport import Answer, Failure
 
@@ -113,7 +115,7 @@ class FakeCredentials:
 class Round:
     """A courier and a fake MLflow, driven as the senders drive them."""
 
-    def __init__(self, version: str = "3.17.2") -> None:
+    def __init__(self, version: str = "3.17.2", jitter: float = 0.5) -> None:
         self.server = FakeMLflow(version)
         self.report = Report(lambda: self.server.clock)
         self.experiments = Experiments(None, certain=False, create=False, report=self.report)
@@ -124,24 +126,29 @@ class Round:
             self.report,
             explain=lambda outcome: outcome.message,
             clock=lambda: self.server.clock,
-            jitter=lambda: 0.5,
+            jitter=lambda: jitter,
         )
         self.settled = 0
         self.postponed: list[str] = []
+        self.suspects: list[tuple[int, int]] = []
+        self.left: list[Shipment] = []
 
     def send(self, spans: list[EncodedSpan], *, until: float = 1e9) -> None:
-        """Takes the shipment further until it is settled or the time is up."""
+        """Takes the shipment, and what is left of those before it, further until they are settled or the time is up."""
 
         def settled() -> None:
             self.settled += 1
 
-        origin = Origin(len(spans), settled, lambda outcome: self.postponed.append(outcome.message))
-        queue = [Shipment(Destination(experiment_id="1"), spans, origin)]
+        def suspected(count: int, size: int) -> None:
+            self.suspects.append((count, size))
+
+        origin = Origin(len(spans), settled, lambda outcome: self.postponed.append(outcome.message), suspected)
+        queue = [*self.left, Shipment(Destination(experiment_id="1"), spans, origin)]
         while queue and self.server.clock < until:
             now = self.server.clock
             ready = next((each for each in queue if each.not_before <= now), None)
             if ready is None:
-                self.server.clock = min(each.not_before for each in queue)
+                self.server.clock = min(until, *(each.not_before for each in queue))
                 continue
             queue.remove(ready)
             step = self.courier.step(ready, 5.0)
@@ -157,10 +164,10 @@ class Round:
         return self.server.stored == Counter((span.trace_id, span.span_id) for span in spans)
 
 
-def encoded(*names: str, children: int = 0, text: int = 0) -> list[EncodedSpan]:
-    """Traces of a root and children; `text` characters on each span."""
+def encoded(*names: str, children: int = 0, text: int = 0, base: int = 0) -> list[EncodedSpan]:
+    """Traces of a root and children, numbered from `base + 1`; `text` characters on each span."""
     encoder, spans = Encoder(), []
-    for number, name in enumerate(names, 1):
+    for number, name in enumerate(names, base + 1):
         for child in range(children + 1):
             context = SpanContext(number, child + 1, False)
             parent = SpanContext(number, 1, False) if child else None
@@ -296,19 +303,85 @@ def test_500_of_a_server_in_trouble_loses_nothing() -> None:
     assert story.refused == 0
 
 
-def test_500_that_stays_with_one_span_while_others_pass_is_that_spans() -> None:
+def test_500_that_stays_with_one_span_is_kept_and_named(caplog: pytest.LogCaptureFixture) -> None:
     story, spans = Round(), encoded("a", "b", "c", "d")
     story.server.judge = refusing(500, "c")
-    story.send(spans)
+    story.send(spans, until=600)
     assert sum(story.server.stored.values()) == 3
-    assert story.refused == 1
+    assert (story.refused, story.settled, len(story.left)) == (0, 0, 1)
+    assert story.suspects == [(1, len(spans[2].body))]
+    assert caplog.text.count("span 'c' of trace tr-00000000000000000000000000000003 waits in memory") == 1
+    assert "lost" not in caplog.text
+    assert len(story.server.names) < 40  # in ten minutes
+    story.server.judge = lambda _: Answer(200)
+    story.send(encoded("e", base=10))
+    assert set(story.server.stored.values()) == {1}
+    assert story.settled == 2
+    assert "span 'c' of trace tr-00000000000000000000000000000003 is accepted after all" in caplog.text
 
 
-def test_500_of_a_lone_span_is_kept_while_nothing_else_passes() -> None:
+def test_500_that_stays_while_many_others_pass_is_the_spans_own_fault(caplog: pytest.LogCaptureFixture) -> None:
+    story = Round()
+    story.server.judge = refusing(500, "c")
+    story.send(encoded("a", "b", "c", "d"), until=10)
+    for second in range(11, 400):
+        story.send(encoded("other", base=second), until=second)
+    assert (story.refused, story.settled, story.left) == (1, 390, [])
+    assert caplog.text.count("span 'c' of trace tr-00000000000000000000000000000003 is lost") == 1
+    assert len(story.server.names) < 389 + 40
+
+
+def test_at_the_end_a_named_span_is_lost_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    story = Round()
+    story.server.judge = refusing(500, "c")
+    story.send(encoded("a", "b", "c", "d"), until=60)
+    sent = len(story.server.names)
+    story.courier.closing = True
+    story.send(encoded("e", base=10))
+    assert (story.refused, story.settled, story.left) == (1, 2, [])
+    assert len(story.server.names) == sent + 1
+    assert "span 'c' of trace tr-00000000000000000000000000000003 is lost" in caplog.text
+
+
+def test_500_of_a_lone_span_is_kept_while_nothing_else_passes(caplog: pytest.LogCaptureFixture) -> None:
     story = Round()
     story.server.judge = refusing(500, "c")
     story.send(encoded("c"), until=300)
-    assert (story.refused, len(story.left)) == (0, 1)
+    assert (story.refused, len(story.left), story.suspects) == (0, 1, [])
+    assert caplog.text.count("spans wait in memory") == 1 + 300 // 61  # the first, and one a minute
+
+
+@pytest.mark.parametrize("marks", [(3,), (0, 199), (0, 100, 199), (66, 67, 133), (1, 2, 3), (50, 125, 126)])
+@pytest.mark.parametrize("turn", [0.0, 0.9])
+def test_of_200_traces_with_three_culprits_answered_500_all_others_land_in_at_most_40_requests(
+    marks: tuple[int, ...], turn: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    story, spans = Round(jitter=turn), encoded(*map(str, range(200)), children=2)
+    story.server.judge = refusing(500, *(f"{mark}/1" for mark in marks))
+    story.send(spans, until=30)
+    assert set(story.server.stored.values()) == {1}
+    assert sum(story.server.stored.values()) == len(spans) - len(marks)
+    assert [count for count, _ in story.suspects] == [len(marks)]
+    assert len(story.server.names) <= 40
+    for mark in marks:
+        assert caplog.text.count(f"span '{mark}/1' of trace") == 1
+    assert story.refused == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0.05, 0.3, 0.7, 0.9]), st.integers(1, 12))
+def test_server_that_answers_500_at_random_loses_nothing(seed: int, part: float, traces: int) -> None:
+    story, chance = Round(), random.Random(seed)
+    story.server.judge = lambda _: Answer(500 if chance.random() < part else 200)
+    batches = [
+        encoded(*(f"{batch}.{trace}" for trace in range(traces)), children=1, base=1000 * batch) for batch in range(20)
+    ]
+    for batch in batches:
+        story.send(batch, until=story.server.clock + 2)
+    story.send(encoded("last", base=10**6))
+    assert story.refused == 0
+    assert story.left == []
+    assert set(story.server.stored.values()) == {1}
 
 
 # Size

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
+from mlflow_otlp_exporter._in_flight import Ticket
 from support.children import in_child
 from support.markers import SECRET
 from support.scripted_server import Answer, ScriptedServer
@@ -324,7 +325,7 @@ class Raising(MLflowSpanExporter):
 
     error: BaseException | None = None
 
-    def submit(self, spans: Sequence[ReadableSpan], opened: Callable[[int, int], Callable[[], None]]) -> None:
+    def submit(self, spans: Sequence[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
         error, self.error = self.error, None
         if error:
             raise error

@@ -9,18 +9,20 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
+from mlflow_otlp_exporter._blame import CONFIRM_SECONDS, Evidence, Suspect
 from mlflow_otlp_exporter._credentials import Credentials
 from mlflow_otlp_exporter._delivery import Delivery, Request, backoff
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, assemble
+from mlflow_otlp_exporter._encoder import assemble
 from mlflow_otlp_exporter._isolation import halves
 from mlflow_otlp_exporter._repair import described, shortened
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._shipment import Next, Search, Shipment
 from mlflow_otlp_exporter._stored import ALL_OR_NOTHING, COUNTS_ONCE, Stored, Unanswered
 
 # A refusal of a single span counts when it is repeated this much later: servers answer a transient 400 or 422 now and
@@ -36,108 +38,17 @@ _BACKOFF = {
 }
 # Between two looks at a token file that the server has rejected.
 _LOOK_SECONDS = 0.25
-_TRIES_OF_A_500, _TRIES_OF_A_SPAN = 3, 6
-# For so long no span is blamed for its 500s after one has passed that had some.
-_MOODY_SECONDS = 60.0
+# How often something is sent before it is searched for what is answered 500, and where the server answers so now and
+# then to what it takes later.
+_TRIES, _TRIES_WHILE_MOODY = 2, 6
+# After each search in which nothing passes it is sent twice as often, up to 32 times.
+_MOST_DOUBLED = 4
+# Seconds between two suspects at least, however many there are.
+_BETWEEN_SUSPECTS = 0.5
+_MOST_DESTINATIONS = 1000
 # SQLite waits 20 s for its lock: what a proxy gave up on may be stored as late as that.
 _SLOWEST_WRITE = 25.0
 _SMALLEST_REQUEST = 16 * 1024
-
-
-class Search:
-    """A search for one culprit in a request that was refused.
-
-    The half that is refused is cut further. The other half is put aside, and sent as one request when the culprit is
-    alone: a search costs about as many requests as the request can be halved.
-
-    Args:
-        delivered: How many requests had been delivered when it began.
-    """
-
-    def __init__(self, delivered: int) -> None:
-        self.delivered = delivered
-        self.rest: list[EncodedSpan] = []
-        self.uncertain = False
-
-
-class Origin:
-    """The request that shipments come from.
-
-    Args:
-        span_count: How many spans it had.
-        settled: Called when each of them has an outcome.
-        postponed: Called with the reason when some of them have to wait.
-    """
-
-    def __init__(
-        self,
-        span_count: int,
-        settled: Callable[[], None] = lambda: None,
-        postponed: Callable[[Outcome], None] = lambda _: None,
-    ) -> None:
-        self.remaining = span_count
-        self.refused = 0
-        self.postponed = postponed
-        self._settled = settled
-
-    def settle(self, delivered: int, refused: int) -> None:
-        """Counts spans that have an outcome."""
-        self.refused += refused
-        self.remaining -= delivered + refused
-        if self.remaining <= 0:
-            self._settled()
-
-
-@dataclass(eq=False)
-class Shipment:
-    """Encoded spans on their way, and what is known of them.
-
-    Attributes:
-        destination: Where they go.
-        spans: The spans.
-        origin: The request that they come from.
-        not_before: When they may be sent, by the courier's clock.
-        uncertain: True if they may have arrived.
-        seen: What was stored of them when that was asked last.
-        search: The search for a culprit that it is a part of.
-        suspect: True if the culprit must be among them.
-        sibling: The other half, which is suspect when this one has been delivered.
-        refusals: How often the single span that this is was refused.
-        errors: How often the server answered 500 to it.
-        passed: How many requests had been delivered when the search for it began, or when it got its first 500.
-        ask_until: Until then what is missing may still be on its way into the server's database.
-        attempted: Whether it has been sent before.
-    """
-
-    destination: Destination
-    spans: list[EncodedSpan]
-    origin: Origin
-    not_before: float = 0.0
-    uncertain: bool = False
-    seen: frozenset[tuple[int, int]] | None = None
-    search: Search | None = None
-    suspect: bool = False
-    sibling: Shipment | None = field(default=None, repr=False)
-    refusals: int = 0
-    errors: int = 0
-    passed: int | None = None
-    ask_until: float = 0.0
-    attempted: bool = False
-
-
-@dataclass(frozen=True)
-class Next:
-    """What comes after a step.
-
-    Attributes:
-        shipments: What is left of the shipment, to be sent in its place.
-        wait: Seconds for which the whole destination waits.
-        at_the_end: True if others of the destination go first.
-    """
-
-    shipments: Sequence[Shipment] = ()
-    wait: float = 0.0
-    at_the_end: bool = False
 
 
 class Server(Protocol):
@@ -180,8 +91,8 @@ class Courier:
         self._locked_until = 0.0
         self.clock, self._jitter = clock, jitter
         self._failures: dict[Destination, int] = {}
-        self._delivered = 0
-        self._moody_until = 0.0
+        self._evidence: dict[str, Evidence] = {}
+        self._suspects: dict[str, list[Shipment]] = {}
         # Bytes that a request may have: less than was asked for once a proxy has said 413.
         self.size_limit: int | None = None
         self.closing = False
@@ -198,12 +109,11 @@ class Courier:
         if self.clock() < self._locked_until and not self.closing and not self._server.has_new_credential():
             return Next((shipment,), wait=_LOOK_SECONDS)
         self._locked_until = 0.0
-        if shipment.suspect and len(shipment.spans) > 1:
-            return self._cut(shipment)
-        if shipment.uncertain:
-            waiting = self._ask(shipment, seconds)
-            if waiting is not None:
-                return waiting
+        decided = self._decided(shipment)
+        if decided is None and shipment.uncertain:
+            decided = self._ask(shipment, seconds)
+        if decided is not None:
+            return decided
         request = Request(shipment.destination, assemble(shipment.spans), len(shipment.spans))
         self._report.count(retries=int(shipment.attempted))
         shipment.attempted = True
@@ -216,15 +126,27 @@ class Courier:
             return self._refused(shipment, outcome, seconds)
         return self._postponed(shipment, outcome)
 
+    def _decided(self, shipment: Shipment) -> Next | None:
+        """What can be said without sending; None if nothing can."""
+        if shipment.named and shipment.suspect and self.closing:
+            evidence = self._evidence_at(shipment.destination)
+            if evidence.convincing(shipment.suspect, self.clock()):
+                return self._give_up(shipment, shipment.named)
+        if shipment.guilty and len(shipment.spans) > 1:
+            return self._cut(shipment)
+        if shipment.guilty and not shipment.suspect and shipment.search and shipment.search.after_500:
+            return self._found(shipment, shipment.search)
+        return None
+
     def _arrived(self, shipment: Shipment, outcome: Outcome) -> Next:
-        self._delivered += 1
-        if shipment.errors:
-            # What passes after a 500 shows a server that answers so now and then.
-            self._moody_until = self.clock() + _MOODY_SECONDS
+        self._pass(shipment)
         self._failures.pop(shipment.destination, None)
         count = len(shipment.spans)
         rejected = min(outcome.rejected, count)
         self._report.solved(_key(shipment.destination), "spans are accepted again")
+        if shipment.named:
+            what = described(shipment.spans[0])
+            self._report.solved(_refusal(shipment.named, what), f"{what} is accepted after all")
         if rejected:
             self._report.problem(_key(shipment.destination), f"spans are lost: {self._explain(outcome)}", rejected)
         elif outcome.message:
@@ -232,15 +154,46 @@ class Courier:
         self._settle(shipment, count - rejected, rejected)
         return Next(self._passed(shipment))
 
+    def _pass(self, shipment: Shipment) -> None:
+        """What a delivery says about the server."""
+        evidence = self._evidence.get(_key(shipment.destination))
+        if evidence is None:
+            return  # nothing is suspected there
+        search = shipment.search
+        if shipment.errors or shipment.suspect or (shipment.guilty and search is not None and search.after_500):
+            evidence.passed_after_all(self.clock())
+            for each in self._suspects.get(_key(shipment.destination), ()):
+                each.not_before = self.clock()  # they are not to blame either, if the server answers so now and then
+        elif search is not None or shipment.found_in is not None:
+            evidence.passed_in_search()
+        else:
+            evidence.passed()
+
+    def _evidence_at(self, destination: Destination) -> Evidence:
+        found = self._evidence.get(_key(destination))
+        if found is None:
+            if len(self._evidence) >= _MOST_DESTINATIONS:
+                self._evidence = {key: each for key, each in self._evidence.items() if key in self._suspects}
+            found = self._evidence.setdefault(_key(destination), Evidence())
+        return found
+
     def _passed(self, shipment: Shipment) -> list[Shipment]:
         """What follows in a search when one of its parts has passed: the culprit is in the other half, or nowhere."""
-        if shipment.suspect:
+        if shipment.guilty:
             return self._put_aside(shipment)
         if shipment.sibling is not None:
-            shipment.sibling.suspect = True
+            shipment.sibling.guilty = True
         return []
 
     def _settle(self, shipment: Shipment, delivered: int, refused: int) -> None:
+        if shipment.named:
+            shipment.origin.acquit(shipment.size)
+            shipment.named = None
+        if shipment.suspect:
+            self._suspects[_key(shipment.destination)].remove(shipment)
+            if not self._suspects[_key(shipment.destination)]:
+                del self._suspects[_key(shipment.destination)]
+            shipment.suspect = None
         self._report.count(delivered=delivered, refused=refused)
         shipment.origin.settle(delivered, refused)
 
@@ -273,9 +226,9 @@ class Courier:
             self._settle(shipment, arrived, 0)
         return None if missing else Next(self._passed(shipment))
 
-    def _cut(self, shipment: Shipment) -> Next:
+    def _cut(self, shipment: Shipment, *, after_500: bool = False) -> Next:
         """Looks for the culprit in halves of a shipment; what was beside it is put aside."""
-        search = shipment.search or Search(self._delivered)
+        search = shipment.search or self._search(shipment, after_500=after_500)
         if shipment.sibling is not None:
             search.rest += shipment.sibling.spans
             search.uncertain = search.uncertain or shipment.sibling.uncertain
@@ -290,6 +243,11 @@ class Courier:
         left.sibling = right
         return Next((left, right))
 
+    def _search(self, shipment: Shipment, *, after_500: bool) -> Search:
+        delivered, before = self._evidence_at(shipment.destination).delivered, shipment.found_in
+        called_off = before.called_off + 1 if before is not None and before.delivered == delivered else 0
+        return Search(delivered, after_500, called_off)
+
     def _put_aside(self, shipment: Shipment) -> list[Shipment]:
         """What a search has put aside, as one shipment, now that the culprit is alone."""
         search, shipment.search = shipment.search, None
@@ -300,7 +258,7 @@ class Courier:
         if search is None or not search.rest:
             return []
         rest, search.rest = search.rest, []
-        return [Shipment(shipment.destination, rest, shipment.origin, uncertain=search.uncertain)]
+        return [Shipment(shipment.destination, rest, shipment.origin, uncertain=search.uncertain, found_in=search)]
 
     def _too_large(self, shipment: Shipment, outcome: Outcome, size: int) -> Next:
         """413: smaller requests from now on; a single span is shortened."""
@@ -336,67 +294,104 @@ class Courier:
 
     def _give_up(self, shipment: Shipment, outcome: Outcome) -> Next:
         what = described(shipment.spans[0]) if len(shipment.spans) == 1 else f"{len(shipment.spans)} spans"
-        key = f"refused {outcome.status} {what}"
-        self._report.problem(key, f"{what} is lost: {self._explain(outcome)}", len(shipment.spans))
+        self._report.problem(_refusal(outcome, what), f"{what} is lost: {self._explain(outcome)}", len(shipment.spans))
         self._settle(shipment, 0, len(shipment.spans))
         return Next()
 
     def _postponed(self, shipment: Shipment, outcome: Outcome) -> Next:
         """It may succeed later: the destination waits, the data stays."""
         destination, cause = shipment.destination, outcome.cause or Cause.SERVER
-        failures = self._failures.get(destination, 0)
-        if self.closing and failures > 1:
+        if self.closing and self._failures.get(destination, 0) > 1:
             self.abandon(shipment)
             return Next()
-        self._failures[destination] = failures + 1
         shipment.uncertain = shipment.uncertain or outcome.ambiguous
         if outcome.ambiguous and outcome.status in (None, 504):
             shipment.ask_until = self.clock() + _SLOWEST_WRITE
-        self._report.problem(_key(destination), f"spans wait in memory: {self._explain(outcome)}", len(shipment.spans))
-        shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
         if outcome.status == 500 and cause is Cause.SERVER:  # noqa: PLR2004
-            suspicion = self._suspected(shipment, outcome)
-            if suspicion is not None:
-                return suspicion
+            return self._answered_500(shipment, outcome)
+        wait = self._waiting(shipment, outcome, cause)
         if cause is Cause.CREDENTIALS and self._server.has_new_credential():
             return Next((shipment,))
         if cause is Cause.DESTINATION:
             self._delivery.forget(destination)
-        wait = max(self._backoff(cause, failures), outcome.retry_after or 0.0)
         if cause is Cause.CREDENTIALS and self._server.credentials.watchable:
             self._locked_until = self.clock() + wait
             wait = _LOOK_SECONDS
         return Next((shipment,), wait=wait)
 
-    def _backoff(self, cause: Cause, failures: int) -> float:
-        first, longest = _BACKOFF[cause]
-        return backoff(failures, self._jitter(), first=first, longest=longest)
+    def _waiting(self, shipment: Shipment, outcome: Outcome, cause: Cause) -> float:
+        """Tells that a destination waits, and says how many seconds."""
+        destination, (first, longest) = shipment.destination, _BACKOFF[cause]
+        failures = self._failures.get(destination, 0)
+        if shipment.search is None:
+            self._failures[destination] = failures + 1
+        else:
+            longest = first  # not many requests, as a search ends soon
+        self._report.problem(_key(destination), f"spans wait in memory: {self._explain(outcome)}", len(shipment.spans))
+        shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
+        return max(backoff(failures, self._jitter(), first=first, longest=longest), outcome.retry_after or 0.0)
 
-    def _suspected(self, shipment: Shipment, outcome: Outcome) -> Next | None:
+    def _answered_500(self, shipment: Shipment, outcome: Outcome) -> Next:
         """A 500 may be a server in trouble, or a span that it trips over.
 
-        What stays 500 is searched like a refusal. If nothing passed during the search, it is the server: all is put
-        together again and waits. A single span is given up after several 500s of its own while others pass, and none
-        passes that had a 500 before.
+        What stays 500 is searched like a refusal. Where nothing passes during the search, not even what it has put
+        aside, it is the server, and the next search begins later.
         """
-        shipment.errors += 1
+        evidence, shipment.errors = self._evidence_at(shipment.destination), shipment.errors + 1
+        since = shipment.search or shipment.found_in or shipment.suspect
+        if since is None and shipment.errors == 1:
+            evidence.failed()
+        others_pass = since is not None and evidence.delivered > since.delivered
         if len(shipment.spans) > 1:
-            if shipment.search is None and shipment.errors < _TRIES_OF_A_500:
-                return None
-            return self._cut(shipment)
-        search = shipment.search
-        if search is not None and self._delivered == search.delivered:
-            for each in self._put_aside(shipment):
-                shipment.spans += each.spans
-            shipment.errors = 0
-            return None
-        if shipment.passed is None:
-            shipment.passed = self._delivered if search is None else search.delivered
-        moody = self.clock() < self._moody_until
-        if shipment.errors >= _TRIES_OF_A_SPAN and self._delivered > shipment.passed and not moody:
-            return self._give_up(shipment, outcome)
-        shipment.not_before = self.clock() + backoff(shipment.errors, self._jitter(), first=0.25, longest=2.0)
+            if shipment.errors < self._tries(shipment, evidence, others_pass=others_pass):
+                return Next((shipment,), wait=self._waiting(shipment, outcome, Cause.SERVER))
+            wait = 0.0 if others_pass else self._waiting(shipment, outcome, Cause.SERVER)
+            return replace(self._cut(shipment, after_500=True), wait=wait)
+        wait = 0.0 if others_pass else self._waiting(shipment, outcome, Cause.SERVER)
+        if since is None and shipment.errors < _TRIES:
+            return Next((shipment,), wait=wait)
+        return self._alone(shipment, outcome, wait)
+
+    def _tries(self, shipment: Shipment, evidence: Evidence, *, others_pass: bool) -> int:
+        """How often a shipment is sent before it is searched for what is answered 500."""
+        search, found_in = shipment.search, shipment.found_in
+        if evidence.moody(self.clock()):
+            return _TRIES_WHILE_MOODY
+        if (search is not None and search.after_500) or (others_pass and found_in is not None and found_in.after_500):
+            return 1
+        called_off = found_in.called_off if found_in is not None else 0
+        return _TRIES << min(called_off, _MOST_DOUBLED)
+
+    def _found(self, shipment: Shipment, search: Search) -> Next:
+        """All else of a search has passed: the span that is left is to blame for its 500, if anything is."""
+        self._suspect(shipment, search)
+        shipment.not_before = self.clock() + CONFIRM_SECONDS
         return Next((*self._put_aside(shipment), shipment), at_the_end=True)
+
+    def _suspect(self, shipment: Shipment, search: Search | None) -> Suspect:
+        delivered = self._evidence_at(shipment.destination).delivered if search is None else search.delivered
+        self._suspects.setdefault(_key(shipment.destination), []).append(shipment)
+        shipment.suspect = Suspect(self.clock(), delivered)
+        return shipment.suspect
+
+    def _alone(self, shipment: Shipment, outcome: Outcome, wait: float) -> Next:
+        """A single span was answered 500: it is sent again now and then, and others go first."""
+        evidence, now = self._evidence_at(shipment.destination), self.clock()
+        suspect = shipment.suspect or self._suspect(shipment, shipment.search)
+        evidence.failed_again(suspect, now)
+        aside = self._put_aside(shipment)
+        if evidence.proven(suspect, now) or (self.closing and evidence.convincing(suspect, now)):
+            self._give_up(shipment, outcome)
+            return Next(aside)
+        if evidence.convincing(suspect, now) and not shipment.named:
+            what = described(shipment.spans[0])
+            said = f"{what} waits in memory, and is sent again now and then; others are accepted"
+            self._report.problem(_refusal(outcome, what), f"{said}: {self._explain(outcome)}", 1)
+            shipment.named = outcome
+            shipment.origin.suspect(shipment.size)
+        others = len(self._suspects[_key(shipment.destination)])
+        shipment.not_before = now + max(evidence.pause(suspect, now), others * _BETWEEN_SUSPECTS)
+        return Next((*aside, shipment), wait=wait, at_the_end=True)
 
     def abandon(self, shipment: Shipment) -> None:
         """Gives up what the process's end has left no time for."""
@@ -405,9 +400,16 @@ class Courier:
         count = len(shipment.spans)
         if not count:
             return
+        if shipment.named:
+            self._give_up(shipment, shipment.named)
+            return
         self._report.problem("abandoned", "spans are lost: they could not be sent before the end", count)
         self._settle(shipment, 0, count)
 
 
 def _key(destination: Destination) -> str:
     return f"{destination.workspace}/{destination.experiment or destination.experiment_id}"
+
+
+def _refusal(outcome: Outcome, what: str) -> str:
+    return f"refused {outcome.status} {what}"

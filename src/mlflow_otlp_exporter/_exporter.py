@@ -12,11 +12,12 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter._courier import Origin
+from mlflow_otlp_exporter._in_flight import Ticket
 from mlflow_otlp_exporter._pipeline import Pipeline
 from mlflow_otlp_exporter._report import Stats, logger
 from mlflow_otlp_exporter._routes import route_of
 from mlflow_otlp_exporter._settings import Settings, resolve
+from mlflow_otlp_exporter._shipment import Origin
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
 
 if TYPE_CHECKING:
@@ -148,12 +149,13 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS if delivered and not broken else SpanExportResult.FAILURE
 
-    def submit(self, spans: Sequence[ReadableSpan], opened: Callable[[int, int], Callable[[], None]]) -> None:
+    def submit(self, spans: Sequence[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
         """Sends spans in the background; what `MLflowSpanProcessor` calls instead of `export`.
 
         Args:
             spans: Whole traces, or what there is of them.
-            opened: Called with spans and bytes of each request; what it returns is called when the request is settled.
+            opened: Called with spans and bytes of each request; what it returns is told when the request is settled, or
+                when all that is left of it are spans that alone are answered 500.
         """
         pipeline = self._pipeline
         if pipeline is None or pipeline.closed:
@@ -161,7 +163,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return
         for batch in pipeline.batches(spans)[0]:
             size = sum(len(span.body) for span in batch[1])
-            pipeline.enqueue(batch, Origin(len(batch[1]), opened(len(batch[1]), size)))
+            ticket = opened(len(batch[1]), size)
+            pipeline.enqueue(batch, Origin(len(batch[1]), ticket, suspected=ticket.suspected))
 
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that a span processor had to give up, and logs why.

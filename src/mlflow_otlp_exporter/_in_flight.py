@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 from mlflow_otlp_exporter._fork import after_fork_in_child
+
+
+class Ticket(Protocol):
+    """One request that is counted."""
+
+    def __call__(self) -> None:
+        """It has its outcome."""
+
+    def suspected(self, spans: int, size: int) -> None:
+        """All that is left of it are suspects, whose outcome nobody can say when to expect: no flush waits for them.
+
+        Args:
+            spans: How many spans.
+            size: How many bytes.
+        """
 
 
 class InFlight:
@@ -25,10 +40,10 @@ class InFlight:
         """Also in a forked child: what the parent has, the parent sends."""
         self.changed = threading.Condition()
         self.spans = self.bytes = 0
-        self._open: dict[int, None] = {}
+        self._open: dict[int, _Counted] = {}
         self._last = 0
 
-    def opened(self, spans: int, size: int) -> Callable[[], None]:
+    def opened(self, spans: int, size: int) -> Ticket:
         """Counts a request.
 
         Args:
@@ -40,31 +55,59 @@ class InFlight:
         """
         with self.changed:
             self._last += 1
-            ticket = self._last
-            self._open[ticket] = None
-            self.spans += spans
-            self.bytes += size
-            changed = self.changed
-
-        def settled() -> None:
-            with changed:
-                # After a fork another condition counts: the parent's requests are no business of the child's.
-                if changed is self.changed and self._open.pop(ticket, ticket) is None:
-                    self.spans -= spans
-                    self.bytes -= size
-                    changed.notify_all()
-
-        return settled
+            ticket = _Counted(self, self._last)
+            self._open[self._last] = ticket
+            ticket.weigh(spans, size)
+            return ticket
 
     def wait(self, seconds: float) -> bool:
-        """Waits until all requests that are counted now have their outcome.
+        """Waits until all requests that are counted now have their outcome, but for suspects.
 
         Args:
             seconds: How long to wait at most.
 
         Returns:
-            Whether they have.
+            Whether all have.
         """
         with self.changed:
             newest = self._last
-            return self.changed.wait_for(lambda: next(iter(self._open), newest + 1) > newest, seconds)
+            self.changed.wait_for(lambda: not any(not each.is_suspect for each in self._until(newest)), seconds)
+            return not self._until(newest)
+
+    def _until(self, newest: int) -> list[_Counted]:
+        return [ticket for number, ticket in self._open.items() if number <= newest]
+
+    def close(self, number: int) -> None:
+        """Takes a request out of the count."""
+        ticket = self._open.pop(number, None)
+        if ticket is not None:
+            ticket.weigh(0, 0)
+            self.changed.notify_all()
+
+
+class _Counted:
+    """A request that `InFlight` counts."""
+
+    def __init__(self, in_flight: InFlight, number: int) -> None:
+        self._in_flight, self._number, self._changed = in_flight, number, in_flight.changed
+        self._spans = self._size = 0
+        self.is_suspect = False
+
+    def weigh(self, spans: int, size: int) -> None:
+        """Counts so many spans and bytes instead of those before."""
+        self._in_flight.spans += spans - self._spans
+        self._in_flight.bytes += size - self._size
+        self._spans, self._size = spans, size
+
+    def __call__(self) -> None:
+        with self._changed:
+            # After a fork another condition counts: the parent's requests are no business of the child's.
+            if self._changed is self._in_flight.changed:
+                self._in_flight.close(self._number)
+
+    def suspected(self, spans: int, size: int) -> None:
+        with self._changed:
+            if self._changed is self._in_flight.changed:
+                self.weigh(spans, size)
+                self.is_suspect = True
+                self._changed.notify_all()

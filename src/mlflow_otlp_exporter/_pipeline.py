@@ -13,17 +13,18 @@ from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._courier import Courier, Next, Origin, Shipment
+from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._delivery import Delivery
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments, by_destination
 from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
-from mlflow_otlp_exporter._in_flight import InFlight
+from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._packing import packed
 from mlflow_otlp_exporter._repair import repaired_attributes, repaired_name
 from mlflow_otlp_exporter._report import Report, Stats
 from mlflow_otlp_exporter._response import Cause, Outcome
 from mlflow_otlp_exporter._senders import Senders
 from mlflow_otlp_exporter._settings import Settings
+from mlflow_otlp_exporter._shipment import Next, Origin, Shipment
 from mlflow_otlp_exporter._stored import Stored
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ class Pipeline:
                 origins.append(Origin(count))
                 done.set()
                 continue
-            origins.append(Origin(count, _both(done.set, self.in_flight.opened(count, size)), _waker(done)))
+            ticket = self.in_flight.opened(count, size)
+            origins.append(Origin(count, _both(done.set, ticket), _waker(done), _suspects(done, ticket)))
             self.enqueue(batch, origins[-1])
         for done, _ in waits:
             done.wait(max(0.0, deadline - time.monotonic()))
@@ -200,6 +202,16 @@ def _both(*calls: Callable[[], None]) -> Callable[[], None]:
             each()
 
     return call
+
+
+def _suspects(done: threading.Event, ticket: Ticket) -> Callable[[int, int], None]:
+    """Ends a wait when all that is left is answered 500 for as long as nobody knows."""
+
+    def suspected(spans: int, size: int) -> None:
+        ticket.suspected(spans, size)
+        done.set()
+
+    return suspected
 
 
 def _waker(done: threading.Event) -> Callable[[Outcome], None]:

@@ -220,6 +220,9 @@ class Senders(Generic[_Item]):
         deadline = time.monotonic() + seconds
         with self._lock:
             self._closed = True
+            for queue in self._queues.values():
+                for item in queue.items:
+                    item.not_before = 0.0
         self.hurry()
         if not self._threads:
             while self._next(block=False):

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._buffer import TraceBuffer
 from mlflow_otlp_exporter._fork import after_fork_in_child
-from mlflow_otlp_exporter._in_flight import InFlight
+from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._settings import BufferSettings
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
@@ -26,7 +26,22 @@ _TICK = 0.05
 # Bytes of a span in memory, until the first ones have been seen.
 _TYPICAL_SIZE = 8000
 
-Opened = Callable[[int, int], Callable[[], None]]
+Opened = Callable[[int, int], Ticket]
+
+
+class _Ticket:
+    """A request's count, after each change of which the worker says anew how much it may take in."""
+
+    def __init__(self, counted: Ticket, changed: Callable[[], None]) -> None:
+        self._counted, self._changed = counted, changed
+
+    def __call__(self) -> None:
+        self._counted()
+        self._changed()
+
+    def suspected(self, spans: int, size: int) -> None:
+        self._counted.suspected(spans, size)
+        self._changed()
 
 
 class Sink(Protocol):
@@ -214,16 +229,11 @@ class TraceWorker:
             self.sink.refuse(1, f"a span could not be taken in ({type(error).__name__})")
 
     def _hand_over(self, spans: list[ReadableSpan]) -> None:
-        def opened(count: int, size: int) -> Callable[[], None]:
-            settled = self._in_flight.opened(count, size)
+        def opened(count: int, size: int) -> Ticket:
+            counted = self._in_flight.opened(count, size)
             self._taken_spans -= count
             self._taken_bytes = max(0, self._taken_bytes - size)
-
-            def done() -> None:
-                settled()
-                self._make_room()
-
-            return done
+            return _Ticket(counted, self._make_room)
 
         refused = self.sink.refused()
         try:
