@@ -2,10 +2,12 @@
 
 from mlflow_otlp_exporter._configure import configure, flush, shutdown
 from mlflow_otlp_exporter._context import trace_context
+from mlflow_otlp_exporter._decorator import traced
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._processor import MLflowSpanProcessor
 from mlflow_otlp_exporter._report import Stats
+from mlflow_otlp_exporter._span import set_documents, set_inputs, set_outputs, set_usage
 from mlflow_otlp_exporter._telemetry import FlushResult, Telemetry
 from mlflow_otlp_exporter._version import __version__
 
@@ -19,8 +21,13 @@ __all__ = [
     "__version__",
     "configure",
     "flush",
+    "set_documents",
+    "set_inputs",
+    "set_outputs",
+    "set_usage",
     "shutdown",
     "trace_context",
+    "traced",
 ]
 
 for _name in __all__:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import wraps
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from opentelemetry import baggage as otel_baggage
@@ -255,7 +255,7 @@ def stamp(span: Span, parent_context: Context | None, received: Iterable[str] = 
         told = Route(carried.get(WORKSPACE), carried.get(EXPERIMENT), None, carried.get(RUN_ID))
         route = of_trace.route.inside(told)
         if not any(route):
-            route = _routes.in_attributes(span.attributes) or route
+            route = _routes.in_attributes(_plain(span)) or route
         _routes.opened(span, route if any(route) else None)
     if found:
         _add(span, found)
@@ -272,8 +272,14 @@ def _tell_open_root(context: Context) -> None:
 
 
 def _add(span: Span, found: Mapping[str, Any]) -> None:
-    present = span.attributes
-    span.set_attributes({key: value for key, value in found.items() if not present or key not in present})
+    present = _plain(span)
+    span.set_attributes({key: value for key, value in found.items() if key not in present})
+
+
+def _plain(span: Span) -> Mapping[str, Any]:
+    """A span's attributes, copied: each look into the SDK's own mapping takes a lock and a microsecond."""
+    attributes = span.attributes
+    return attributes.copy() if isinstance(attributes, MappingProxyType) else attributes or {}
 
 
 def _carried(context: Context, received: Iterable[str]) -> dict[str, str]:

@@ -25,8 +25,7 @@ def bounded_json(value: Any, limit: int = DEFAULT_LIMIT) -> str:
         limit: Characters that it may have; longer texts and collections inside are cut then, and say so.
     """
     try:
-        # Not allowing NaN, which is no JSON: the walk below makes a text of it.
-        text = json.dumps(value, default=_natural, ensure_ascii=False, allow_nan=False)
+        text = _encoder.encode(value)
     except Exception:  # noqa: BLE001 - a value may raise anything when it is looked at
         text = _walked(value, limit, DEFAULT_LIMIT)
     if len(text) <= limit:
@@ -104,3 +103,7 @@ def _shown(value: Any, longest: int) -> str:
         return bounded_text(repr(value), longest)
     except Exception as error:  # noqa: BLE001 - also a repr may raise
         return f"<{type(value).__name__}: no repr ({type(error).__name__})>"
+
+
+# Not allowing NaN, which is no JSON: the walk makes a text of it. Kept, as making one takes as long as using it.
+_encoder = json.JSONEncoder(default=_natural, ensure_ascii=False, allow_nan=False)
