@@ -1,0 +1,139 @@
+"""What users test their agents with."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import requests
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from mlflow_otlp_exporter import configure, trace_context, traced
+from mlflow_otlp_exporter.testing import Recording, RecordingEndpoint, recording
+from support.environments import ROOT
+
+
+@pytest.fixture(autouse=True)
+def shut_down() -> Iterator[None]:
+    yield
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.shutdown()
+
+
+@traced(kind="TOOL")
+def tool(city: str) -> dict[str, str]:
+    return {city: "rain"}
+
+
+@traced(kind="AGENT")
+def agent(question: str) -> str:
+    tool("Lyon")
+    return question.upper()
+
+
+def test_page_runs() -> None:
+    found = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "testing.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(found) == 2
+    for code in found:
+        exec(compile(code, "testing.md", "exec"), {"__name__": "page"})
+
+
+def test_what_is_recorded() -> None:
+    with recording(experiment="agents", workspace="team-a", service_name="bot") as recorded:
+        with trace_context(session="s-1", user="ada", tags={"release": "1"}, run_id="r-1"):
+            agent("rain?")
+        assert recorded.trace.tree == ["agent", "  tool"]
+    trace = recorded.trace
+    root = trace.root
+    assert (trace.session, trace.user, trace.tags) == ("s-1", "ada", {"release": "1"})
+    assert (root.inputs, root.outputs, root.kind) == ({"question": "rain?"}, "RAIN?", "AGENT")
+    assert trace.span("tool").outputs == {"Lyon": "rain"}
+    assert (root.experiment, root.workspace, root.run_id) == ("agents", "team-a", "r-1")
+    assert root.resource["service.name"] == "bot"
+    assert root.scope == "mlflow_otlp_exporter"
+    assert root.end > root.start
+    assert trace.trace_id == root.trace_id
+    with pytest.raises(LookupError, match=r"no span 'x', but \['agent', 'tool'\]"):
+        trace.span("x")
+
+
+def test_failure_is_recorded() -> None:
+    @traced
+    def fail() -> None:
+        raise ValueError("no")
+
+    with recording() as recorded, pytest.raises(ValueError, match="no"):
+        fail()
+    root = recorded.trace.root
+    assert (root.status, root.message) == ("ERROR", "ValueError: no")
+    (event,) = root.events
+    assert event[0] == "exception"
+    assert event[1]["exception.type"] == "ValueError"
+
+
+def test_one_after_the_other_in_one_process() -> None:
+    for _ in range(2):
+        with recording() as recorded:
+            agent("a")
+            recorded.clear()
+            assert recorded.spans == []
+            agent("b")
+            agent("c")
+        assert [trace.root.outputs for trace in recorded.traces] == ["B", "C"]
+        with pytest.raises(LookupError, match="2 traces, not one"):
+            _ = recorded.trace
+
+
+def test_apps_own_configure_leads_here_and_the_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector.example/v1/traces")
+    with recording() as recorded:
+        configure(experiment="of the app")
+        agent("a")
+    assert recorded.trace.root.experiment == "of the app"
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow.example"
+    assert os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "http://collector.example/v1/traces"
+
+
+def test_outage_and_its_end() -> None:
+    with recording() as recorded:
+        recorded.endpoint.status = 503
+        agent("a")
+        assert not recorded.telemetry.flush(0.3)
+        assert recorded.endpoint.spans == []
+        recorded.endpoint.status = 200
+        assert recorded.telemetry.flush(10).delivered == 2
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
+def test_app_in_another_process(compression: str) -> None:
+    code = (
+        "from mlflow_otlp_exporter import configure, traced\n"
+        "configure(experiment_id=7)\n"
+        "traced(name='x' * 2000)(lambda: None)()\n"
+    )
+    with RecordingEndpoint() as endpoint:
+        variables = {"MLFLOW_TRACKING_URI": endpoint.url, "OTEL_EXPORTER_OTLP_COMPRESSION": compression}
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, check=True)
+        (trace,) = endpoint.wait_for(1)
+        assert (trace.root.name, trace.root.experiment) == ("x" * 2000, "7")
+        with pytest.raises(TimeoutError, match="1 whole traces"):
+            endpoint.wait_for(2, seconds=0.05)
+
+
+def test_answers_like_mlflow() -> None:
+    with RecordingEndpoint() as endpoint:
+        assert requests.get(endpoint.url + "/version", timeout=5).text.count(".") == 2
+        assert requests.get(endpoint.url + "/health", timeout=5).text == "OK"
+        for answer in (requests.get(endpoint.url + "/x", timeout=5), requests.post(endpoint.url + "/x", timeout=5)):
+            assert (answer.status_code, answer.json()["error_code"]) == (404, "ENDPOINT_NOT_FOUND")
+
+
+def test_says_what_it_is() -> None:
+    with recording() as recorded:
+        assert isinstance(recorded, Recording)
+        assert "_open" not in repr(recorded)
