@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._settings import Settings, resolve
 from mlflow_otlp_exporter._telemetry import FLUSH_SECONDS, SHUTDOWN_SECONDS, FlushResult, Telemetry
 
-_DEFAULTS: Mapping[str, Any] = {"create_experiment": True}
+_DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True}
 
 _lock = threading.RLock()
 _current: Telemetry | None = None

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanKind
+from opentelemetry.trace import Link, SpanKind, Status
 
 from mlflow_otlp_exporter._fork import after_fork_in_child
 
@@ -136,7 +136,13 @@ class Encoder:
         self.repairs = Repairs()
 
     def encode(
-        self, span: ReadableSpan, attributes: Mapping[str, Any] | None = None, *, name: str | None = None
+        self,
+        span: ReadableSpan,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        events: Sequence[Event] | None = None,
+        status: Status | None = None,
     ) -> EncodedSpan:
         """Encodes a span.
 
@@ -144,6 +150,8 @@ class Encoder:
             span: The span.
             attributes: Attributes instead of the span's own.
             name: A name instead of the span's own.
+            events: Events instead of the span's own.
+            status: A status instead of the span's own.
 
         Raises:
             Exception: The object lacks what every span has; the rest of what is wrong with it is repaired or left out.
@@ -175,8 +183,8 @@ class Encoder:
             self._attributes(found.copy() if hasattr(found, "copy") else dict(found), b"\x4a", pieces)
         if dropped := span.dropped_attributes:
             pieces += (b"\x50", _varint(dropped))
-        self._events_and_links(span, pieces)
-        status = span.status
+        self._events_and_links(span, span.events if events is None else events, pieces)
+        status = span.status if status is None else status
         if status is not None:
             inner = [_field(b"\x12", self._utf8(status.description))] if status.description else []
             if code := status.status_code.value:
@@ -187,8 +195,8 @@ class Encoder:
         resource, scope = self._resource(span.resource), self._scope(span.instrumentation_scope)
         return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body)
 
-    def _events_and_links(self, span: ReadableSpan, pieces: list[bytes]) -> None:
-        for event in span.events:
+    def _events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
+        for event in events:
             inner = [b"\x09", _fixed64(_time(event.timestamp)), _field(b"\x12", self._utf8(event.name))]
             if event.attributes:
                 self._attributes(dict(event.attributes), b"\x1a", inner)

@@ -57,6 +57,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
         credentials: A token, a `pathlib.Path` of a token file, a (user, password) pair, or a function that returns a
             token or an Authorization header's value; asked before every request.
         create_experiment: Create the experiment if it does not exist (`MLFLOW_OTLP_CREATE_EXPERIMENT`; false).
+        enrich: Add what MLflow's console, search and scorers read (`MLFLOW_OTLP_ENRICH`; true).
+        compact: Drop attributes whose content the added ones carry (`MLFLOW_OTLP_COMPACT`; false).
 
     Raises:
         ConfigurationError: An argument, a variable or a file is wrong.
@@ -85,6 +87,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
         run_id: str | None = None,
         credentials: str | tuple[str, str] | Callable[[], str | None] | Any = None,
         create_experiment: bool | None = None,
+        enrich: bool | None = None,
+        compact: bool | None = None,
     ) -> None:
         arguments = {
             "endpoint": endpoint,
@@ -102,6 +106,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
             "credentials": credentials,
             "create_experiment": create_experiment,
             "max_request_size": max_request_size,
+            "enrich": enrich,
+            "compact": compact,
         }
         settings = resolve(arguments, defaults=self._defaults)
         self._assemble(settings, session, meter_provider=meter_provider)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import Status, StatusCode
 
 from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._delivery import Delivery
@@ -30,6 +31,8 @@ from mlflow_otlp_exporter._stored import Stored
 if TYPE_CHECKING:
     import requests
 
+    from mlflow_otlp_exporter.enrichment import Enriched, Enricher
+
 _ADVICE = {
     Cause.CREDENTIALS: "check the token, its file, or user and password",
     Cause.DESTINATION: "check experiment, workspace, and the permission to write there",
@@ -38,6 +41,7 @@ _ADVICE = {
     Cause.SIZE: "let the proxy in front of MLflow accept larger bodies",
     Cause.CONTENT: "the server is fine, but refuses what was sent",
 }
+_OK = Status(StatusCode.OK)
 Batch = tuple[Destination, list[EncodedSpan]]
 
 
@@ -57,6 +61,11 @@ class Pipeline:
         from mlflow_otlp_exporter._connection import Connection  # noqa: PLC0415
 
         self.settings = settings
+        self.enricher: Enricher | None = None
+        if settings.enrichment.enrich:
+            from mlflow_otlp_exporter.enrichment import Enricher  # noqa: PLC0415 - likewise
+
+            self.enricher = Enricher(compact=settings.enrichment.compact, rename_tools=settings.enrichment.rename_tools)
         self.report = Report()
         self.encoder = Encoder()
         self.server = Connection(settings.traces, session)
@@ -110,11 +119,13 @@ class Pipeline:
         """
         made: list[Batch] = []
         broken = 0
+        enriched = self.enricher.enrich(spans) if self.enricher is not None else spans
+        sent = dict(zip(map(id, spans), enriched, strict=True))
         for destination, group in by_destination(spans, self.destination).items():
             encoded: list[EncodedSpan] = []
             for span in group:
                 try:
-                    encoded.append(self._encoded(span))
+                    encoded.append(self._encoded(sent[id(span)]))
                 except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
                     broken += 1
                     self.refuse(1, f"a span could not be encoded ({type(error).__name__})")
@@ -125,10 +136,18 @@ class Pipeline:
             self.report.once(logging.WARNING, said)
         return made, broken
 
-    def _encoded(self, span: ReadableSpan) -> EncodedSpan:
-        if not self.settings.repair:
-            return self.encoder.encode(span)
-        return self.encoder.encode(span, repaired_attributes(span), name=repaired_name(span.name))
+    def _encoded(self, sent: ReadableSpan | Enriched) -> EncodedSpan:
+        repair = self.settings.repair
+        if isinstance(sent, ReadableSpan):
+            if not repair:
+                return self.encoder.encode(sent)
+            return self.encoder.encode(sent, repaired_attributes(sent.attributes), name=repaired_name(sent.name))
+        attributes, name = sent.attributes, sent.name
+        if repair:
+            attributes = repaired_attributes(attributes) or attributes
+            name = repaired_name(name) or name
+        status = _OK if sent.ok else None
+        return self.encoder.encode(sent.span, attributes, name=name, events=sent.events, status=status)
 
     def _size(self) -> int:
         sizes = [size for size in (self.settings.max_request_size, self.courier.size_limit) if size]

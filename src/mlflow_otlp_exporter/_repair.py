@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
-from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._encoder import EncodedSpan, framed
 
@@ -51,9 +50,8 @@ def repaired_name(name: str) -> str | None:
     return name.replace("\x00", "\ufffd") if "\x00" in name else None
 
 
-def repaired_attributes(span: ReadableSpan) -> Mapping[str, Any] | None:
+def repaired_attributes(attributes: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """A span's attributes as MLflow takes them; None if they need no repair."""
-    attributes = span.attributes
     if not attributes:
         return None
     found = attributes.copy() if hasattr(attributes, "copy") else dict(attributes)

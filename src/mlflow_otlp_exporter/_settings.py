@@ -104,6 +104,21 @@ class BufferSettings:
 
 
 @dataclass(frozen=True)
+class EnrichmentSettings:
+    """What is added to spans, and what is left out.
+
+    Attributes:
+        enrich: Whether spans are enriched.
+        compact: Whether attributes are dropped whose content the added ones carry.
+        rename_tools: Whether a tool's span is named like the tool.
+    """
+
+    enrich: bool
+    compact: bool
+    rename_tools: bool
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings, resolved.
 
@@ -119,6 +134,7 @@ class Settings:
         repair: Whether content that MLflow refuses is repaired.
         buffer: What waits in memory, and for how long.
         disk: What is kept on disk.
+        enrichment: What is added to spans.
         sources: Where each value came from, by the setting's name.
     """
 
@@ -136,6 +152,7 @@ class Settings:
     repair: bool
     buffer: BufferSettings
     disk: SpoolSettings
+    enrichment: EnrichmentSettings
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
 
 
@@ -349,9 +366,30 @@ def resolve(
         if sources[name].kind == "default" and defaults and name in defaults:
             values[name] = defaults[name]
     buffer, buffer_sources = _buffer(resolver, group)
+    enrichment, enrichment_sources = _enrichment(resolver, group, defaults or {})
     disk, disk_sources = _disk(resolver, group, defaults or {})
-    sources = {**traces.sources, **sources, **buffer_sources, **disk_sources}
-    return Settings(traces=traces, api=api, api_certain=certain, buffer=buffer, disk=disk, sources=sources, **values)
+    sources = {**traces.sources, **sources, **buffer_sources, **disk_sources, **enrichment_sources}
+    return Settings(
+        traces=traces,
+        api=api,
+        api_certain=certain,
+        buffer=buffer,
+        disk=disk,
+        enrichment=enrichment,
+        sources=sources,
+        **values,
+    )
+
+
+def _enrichment(
+    resolver: _Resolver, group: Group, defaults: Mapping[str, Any]
+) -> tuple[EnrichmentSettings, dict[str, Source]]:
+    found = {name: resolver.value(name, group) for name in EnrichmentSettings.__dataclass_fields__}
+    values: dict[str, Any] = {name: value for name, (value, _) in found.items()}
+    if found["compact"][1].kind == "default" and group is Group.MLFLOW:
+        # Behind an OTLP endpoint others than MLflow may read what the instrumentation wrote.
+        values["compact"] = defaults.get("compact", values["compact"])
+    return EnrichmentSettings(**values), {name: source for name, (_, source) in found.items()}
 
 
 def _without_contradictions(resolver: _Resolver, headers: Mapping[str, str]) -> dict[str, str]:
@@ -411,7 +449,7 @@ def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
     for setting in SETTINGS:
         if setting.name in ("endpoint", "tracking_uri"):
             continue
-        owners = (settings.traces if setting.guarded else settings, settings.buffer, settings.disk)
+        owners = (settings.traces if setting.guarded else settings, settings.buffer, settings.disk, settings.enrichment)
         value = getattr(next(owner for owner in owners if hasattr(owner, setting.name)), setting.name)
         if setting.name == "headers":
             # Not even the names: a key that was written without one reads as a name.

@@ -173,6 +173,27 @@ SETTINGS: tuple[Setting, ...] = (
         own=("MLFLOW_OTLP_REPAIR",),
     ),
     Setting(
+        "enrich",
+        _values.boolean,
+        True,
+        "Add what MLflow's console, search and scorers read; see docs/enrichment.md.",
+        own=("MLFLOW_OTLP_ENRICH",),
+    ),
+    Setting(
+        "compact",
+        _values.boolean,
+        False,
+        "Drop attributes whose content the added ones carry; `configure()` does so towards MLflow.",
+        own=("MLFLOW_OTLP_COMPACT",),
+    ),
+    Setting(
+        "rename_tools",
+        _values.boolean,
+        True,
+        "Name a tool's span like the tool, which is what MLflow counts tools by; the old name stays in an attribute.",
+        own=("MLFLOW_OTLP_RENAME_TOOLS",),
+    ),
+    Setting(
         "linger",
         _values.seconds,
         0.1,

@@ -29,7 +29,7 @@ class ZeroCodeSpanExporter(MLflowSpanExporter):
         **arguments: Those of `MLflowSpanExporter`, as a declarative configuration file gives them.
     """
 
-    _defaults: ClassVar[Mapping[str, Any]] = {"create_experiment": True}
+    _defaults: ClassVar[Mapping[str, Any]] = {"create_experiment": True, "compact": True}
     _worker: TraceWorker | None = None
 
     def __init__(self, **arguments: Any) -> None:

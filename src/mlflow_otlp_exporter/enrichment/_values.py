@@ -1,0 +1,126 @@
+"""From attribute values, which may be JSON text, structured values or Python reprs, to plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# What is larger is content that no convention puts there as JSON, and would take milliseconds to parse.
+_LONGEST_JSON = 4 * 1024 * 1024
+_DEEPEST = 40
+
+
+def structured(value: Any) -> Any:
+    """What a value holds: JSON text parsed, anything else as it is; None if it is text that is no JSON object or array.
+
+    Since OpenTelemetry 1.45 a structured value may stand where older versions have JSON text.
+    """
+    if isinstance(value, str):
+        text = value.lstrip()
+        if text[:1] not in ("{", "[") or len(value) > _LONGEST_JSON:
+            return None
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+    if isinstance(value, (Mapping, list, tuple)):
+        return plain(value)
+    return None
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A structured value as dicts and lists; what is nested too deeply becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, depth + 1) for key, item in value.items()} if depth < _DEEPEST else None
+    if isinstance(value, (list, tuple)):
+        return [plain(item, depth + 1) for item in value] if depth < _DEEPEST else None
+    return value
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list, given as text or structure; a single object counts as a list of one."""
+    found = structured(value)
+    if isinstance(found, dict):
+        return [found]
+    if not isinstance(found, list):
+        return []
+    items = [structured(item) if isinstance(item, str) else item for item in found]
+    return [item for item in items if isinstance(item, dict)]
+
+
+def decoded(value: Any) -> Any:
+    """JSON text of any kind, a string in quotes included, as its value; anything else as it is."""
+    if isinstance(value, str) and value[:1] in ('"', "{", "[") and len(value) <= _LONGEST_JSON:
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return plain(value) if isinstance(value, (Mapping, list, tuple)) else value
+
+
+def text(value: Any) -> str | None:
+    """A text that is not empty, else None."""
+    return value if isinstance(value, str) and value else None
+
+
+def first_text(*values: Any) -> str | None:
+    """The first of some values that is a text and not empty."""
+    for value in values:
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+def texts(value: Any) -> tuple[str, ...] | None:
+    """The texts of a list, which may be given as JSON text; a single text counts as one."""
+    found = structured(value)
+    if isinstance(found, list):
+        return tuple(str(item) for item in found if isinstance(item, (str, int, float))) or None
+    return (value,) if isinstance(value, str) and value else None
+
+
+def integer(value: Any) -> int | None:
+    """A count: an int, a float or text that is one; None for anything else."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int):
+        return value
+    try:
+        number = float(value)
+        return int(number) if number == number and abs(number) < 1e15 else None  # noqa: PLR0124, PLR2004 - NaN; no count
+    except (TypeError, ValueError):
+        return None
+
+
+def number(value: Any) -> float | None:
+    """An amount; None if it is none, or not finite."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if abs(found) < float("inf") else None
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON text; what JSON does not have, as text."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps(str(value)[:10_000], ensure_ascii=False)
+
+
+def as_text(value: Any) -> str:
+    """A value as what a person reads: a text as it is, all else as JSON."""
+    return value if isinstance(value, str) else as_json(value)
+
+
+def only(value: Any, keys: Sequence[str]) -> str | None:
+    """The text that an object holds under one of some keys, if that is all it holds."""
+    if isinstance(value, dict) and len(value) == 1:
+        key, found = next(iter(value.items()))
+        if key in keys and isinstance(found, str):
+            return found
+    return None
