@@ -199,7 +199,7 @@ def test_what_is_left_at_the_end_is_counted_and_told(
 def test_memory_for_what_waits_is_bounded(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_OTLP_BUFFER_BYTES", "2000")
+    monkeypatch.setenv("MLFLOW_OTLP_BUFFER_BYTES", "5000")
     scripted_server.answer(Answer(302))
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
         for _ in range(3):
