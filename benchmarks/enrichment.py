@@ -1,4 +1,4 @@
-"""CPU of enriching spans beside upstream's encoding of the same spans, for three sizes of spans and a whole agent trace.
+"""CPU of enriching spans beside upstream's encoding of the same spans, for three sizes of spans.
 
 Alternating in one process; the ratio is that of the minima, which other processes on the machine disturb least.
 """

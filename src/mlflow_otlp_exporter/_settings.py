@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mlflow_otlp_exporter import _values
+from mlflow_otlp_exporter._enrichment_settings import EnrichmentSettings
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
 from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS, Group, Setting, otlp_variables
@@ -101,21 +102,6 @@ class BufferSettings:
     hold: float
     buffer_spans: int
     buffer_bytes: int
-
-
-@dataclass(frozen=True)
-class EnrichmentSettings:
-    """What is added to spans, and what is left out.
-
-    Attributes:
-        enrich: Whether spans are enriched.
-        compact: Whether attributes are dropped whose content the added ones carry.
-        rename_tools: Whether a tool's span is named like the tool.
-    """
-
-    enrich: bool
-    compact: bool
-    rename_tools: bool
 
 
 @dataclass(frozen=True)

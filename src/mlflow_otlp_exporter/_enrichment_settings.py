@@ -1,0 +1,20 @@
+"""What is added to spans, as settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EnrichmentSettings:
+    """What is added to spans, and what is left out.
+
+    Attributes:
+        enrich: Whether spans are enriched.
+        compact: Whether attributes are dropped whose content the added ones carry.
+        rename_tools: Whether a tool's span is named like the tool.
+    """
+
+    enrich: bool
+    compact: bool
+    rename_tools: bool
