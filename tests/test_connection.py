@@ -2,9 +2,16 @@
 
 import gzip
 import os
-from collections.abc import Mapping
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -14,8 +21,8 @@ from mlflow_otlp_exporter._settings import resolve
 from mlflow_otlp_exporter._transport import Answer, Failure
 from support.children import in_child
 from support.markers import SECRET
+from support.scripted_server import ACCEPTED, ScriptedServer
 from support.scripted_server import Answer as Scripted
-from support.scripted_server import ScriptedServer
 
 
 def connection(server: ScriptedServer, session: requests.Session | None = None, **arguments: Any) -> Connection:
@@ -118,6 +125,92 @@ def test_failure_in_words(scripted_server: ScriptedServer, scripted: Scripted, m
     assert isinstance(failure, Failure)
     assert message in failure.message
     assert failure.arrived is arrived
+
+
+def took(to: Connection, seconds: float) -> tuple[Answer | Failure, float]:
+    began = time.monotonic()
+    return to.request("POST", "", headers={}, body=b"x", seconds=seconds), time.monotonic() - began
+
+
+# 0.3 s are over in the middle of the status line, or of the headers after a whole status line.
+@pytest.mark.parametrize("drip", [0.05, 0.01])
+@pytest.mark.parametrize("make", [lambda: None, requests.Session])
+def test_status_line_and_headers_that_drip_are_cut_off(
+    scripted_server: ScriptedServer, make: Callable[[], requests.Session | None], drip: float
+) -> None:
+    scripted_server.answer(Scripted(200, headers={"X-Padding": "x" * 100}, drip_head=drip), ACCEPTED)
+    to = connection(scripted_server, make())
+    found, seconds = took(to, 0.3)
+    assert isinstance(found, Failure)
+    assert "did not answer in time" in found.message
+    assert found.arrived
+    assert 0.25 < seconds < 1.0
+    assert took(to, 5.0)[0] == Answer(200, {"content-type": "application/x-protobuf", "content-length": "0"})
+    to.close()
+
+
+def test_headers_that_drip_through_a_proxy_are_cut_off(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", scripted_server.url)
+    scripted_server.answer(Scripted(200, drip_head=0.05))
+    to = Connection(resolve({"endpoint": "http://nowhere.invalid/v1/traces"}).traces)
+    found, seconds = took(to, 0.3)
+    to.close()
+    assert isinstance(found, Failure)
+    assert found.arrived
+    assert seconds < 1.0
+    assert scripted_server.requests[0].target == "http://nowhere.invalid/v1/traces"
+
+
+def test_request_in_time_is_left_alone(scripted_server: ScriptedServer) -> None:
+    """The deadline of one request does not reach the next one on the same socket."""
+    to = connection(scripted_server)
+    took(to, 0.2)
+    scripted_server.answer(Scripted(200, delay=0.4))
+    found, _ = took(to, 5.0)
+    to.close()
+    assert isinstance(found, Answer)
+    assert scripted_server.connections == 1
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[str, str]:
+    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    names = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-out", names[0], "-keyout", names[1]], check=True, capture_output=True)
+    return names
+
+
+@pytest.mark.needs("openssl")
+def test_headers_that_drip_over_tls_are_cut_off(certificate: tuple[str, str]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    over = threading.Event()
+
+    def serve() -> None:
+        with suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as sock:
+            sock.recv(65536)
+            for byte in b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 1000:
+                sock.sendall(bytes([byte]))
+                if over.wait(0.01):
+                    break
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1/traces"
+        to = Connection(resolve({"endpoint": url, "certificate_file": certificate[0]}).traces)
+        found, seconds = took(to, 0.5)
+        over.set()
+        thread.join()
+        to.close()
+    assert isinstance(found, Failure)
+    assert found.message == f"{urlsplit(url).netloc} did not answer in time"
+    assert found.arrived
+    assert seconds < 1.0
 
 
 def test_failure_before_anything_was_sent(scripted_server: ScriptedServer) -> None:

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
 from mlflow_otlp_exporter._credentials import Credentials, CredentialsUnavailable, credentials_for
+from mlflow_otlp_exporter._deadline import Deadline, WatchedAdapter, watch_adapters
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._settings import ServerSettings
 from mlflow_otlp_exporter._transport import LONGEST_ANSWER, Answer, Failure
@@ -45,7 +45,7 @@ def _new_session() -> requests.Session:
     session.auth = _no_auth
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=16))
+        session.mount(scheme, WatchedAdapter(pool_maxsize=16))
     return session
 
 
@@ -67,6 +67,8 @@ class Connection:
         self._headers = {"user-agent": USER_AGENT, **server.headers}
         self._session = session or _new_session()
         self._owns_session = session is None
+        if session is not None:
+            watch_adapters(session.adapters.values())
         self._verify: bool | str = False if server.insecure_tls else server.certificate_file or True
         self._certificate: Any = server.client_certificate_file
         if server.client_certificate_file and server.client_key_file:
@@ -112,24 +114,27 @@ class Connection:
         merged: dict[str, str | bytes] = {**headers, **self._headers}
         if authorization is not None:
             merged["authorization"] = authorization
-        try:
-            with self._current_session().request(
-                method,
-                self.url + path,
-                data=body,
-                headers=merged,
-                timeout=(min(seconds, _CONNECT_SECONDS), seconds),
-                allow_redirects=False,
-                verify=self._verify,
-                cert=self._certificate,
-                stream=True,
-            ) as response:
-                content, complete = _content(response, deadline, longest)
-                found = {name.lower(): value for name, value in response.headers.items()}
-                self._rejected = authorization if response.status_code == 401 else None  # noqa: PLR2004
-                return Answer(response.status_code, found, content, complete)
-        except (requests.RequestException, OSError, ValueError) as error:
-            return _failure(error, self.url)
+        with Deadline(seconds) as limit:
+            try:
+                with self._current_session().request(
+                    method,
+                    self.url + path,
+                    data=body,
+                    headers=merged,
+                    timeout=(min(seconds, _CONNECT_SECONDS), seconds),
+                    allow_redirects=False,
+                    verify=self._verify,
+                    cert=self._certificate,
+                    stream=True,
+                ) as response:
+                    if limit.cut:  # in the middle of the headers, which then seem to have ended
+                        return _late(self.url)
+                    content, complete = _content(response, deadline, longest)
+                    found = {name.lower(): value for name, value in response.headers.items()}
+                    self._rejected = authorization if response.status_code == 401 else None  # noqa: PLR2004
+                    return Answer(response.status_code, found, content, complete)
+            except (requests.RequestException, OSError, ValueError) as error:
+                return _late(self.url) if limit.cut else _failure(error, self.url)
 
     def has_new_credential(self) -> bool:
         """Whether the credential is another one than that which the server answered 401 to."""
@@ -198,6 +203,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             waiting += [*found.args[:2], getattr(found, "reason", None), found.__cause__, found.__context__]
 
 
+def _late(url: str) -> Failure:
+    return Failure(f"{urlsplit(url).netloc} did not answer in time", arrived=True)
+
+
 def _failure(error: Exception, url: str) -> Failure:
     """Tells in words what `requests` raised; its own text holds addresses of objects and little else."""
     host = urlsplit(url).netloc
@@ -212,7 +221,7 @@ def _failure(error: Exception, url: str) -> Failure:
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return Failure(f"{host} did not accept a connection in time")
     if isinstance(error, requests.exceptions.Timeout):
-        return Failure(f"{host} did not answer in time", arrived=True)
+        return _late(url)
     if "ConnectionRefusedError" in names:
         return Failure(f"{host} refuses connections: is the server running?")
     if "gaierror" in names or "NameResolutionError" in names:

@@ -38,6 +38,7 @@ NEEDS = {
     ),
     "nginx": Need(("nginx",), "Debian: apt-get install nginx-light", ("/usr/sbin", "/usr/local/sbin")),
     "node": Need(("node", "nodejs"), "Debian: apt-get install nodejs"),
+    "openssl": Need(("openssl",), "Debian: apt-get install openssl"),
     # initdb lies beside pg_ctl and postgres, and is what a client-only installation lacks.
     "postgresql": Need(("initdb",), "Debian: apt-get install postgresql", ("/usr/lib/postgresql/*/bin",)),
 }

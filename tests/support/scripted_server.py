@@ -44,6 +44,7 @@ class Answer:
         body: The bytes of the body, sent as they are.
         delay: Seconds before the first byte of the answer, or before the connection is dropped.
         drip: Seconds before each single byte of the body.
+        drip_head: Seconds before each single byte of the status line and the headers.
         close: Where the connection is dropped. "before-request": when the first bytes of a request have
             come, none of them read (such a request is not recorded, and as its path is unknown, the answer is
             taken wherever it is next in a queue). "after-headers-read": recorded without its body
@@ -62,6 +63,7 @@ class Answer:
     body: bytes = b""
     delay: float = 0.0
     drip: float | None = None
+    drip_head: float | None = None
     close: Close = ""
     reset: bool = False
     keep_alive: bool = True
@@ -309,6 +311,10 @@ class _Connection:
                 self.sock.sendall(bytes([byte]))
             self._pause(answer.drip)
             head, body = b"", body[-1:]
+        for byte in head[:-1] if answer.drip_head is not None else b"":
+            self._pause(answer.drip_head or 0.0)
+            self.sock.sendall(bytes([byte]))
+            head = head[-1:]
         self._is("sending")
         self.sock.sendall(head + body)
 
