@@ -165,4 +165,7 @@ def credentials_for(server: ServerSettings) -> Credentials:
             return _Fixed(_bearer(server.token), f"token ({sources['token']})")
         except ValueError:
             raise ConfigurationError(f"{sources['token']} is not usable: expected a token of printable ASCII") from None
+    if server.credential_provider:
+        provider = f"session of the credential provider {server.credential_provider}"
+        return _Fixed(None, f"{provider} ({sources['credential_provider']})")
     return _Fixed(None, "none")

@@ -53,12 +53,13 @@ class Pipeline:
         session: A session of the user's.
 
     Raises:
-        ConfigurationError: The credentials cannot be used.
+        ConfigurationError: The credentials, or the provider of a session, cannot be used.
     """
 
     def __init__(self, settings: Settings, session: requests.Session | None) -> None:
         # Here, not at the top: requests is half of the import time, and an app that only imports should not pay it.
         from mlflow_otlp_exporter._connection import Connection  # noqa: PLC0415
+        from mlflow_otlp_exporter._provider import provided_session  # noqa: PLC0415
 
         self.settings = settings
         self.enricher: Enricher | None = None
@@ -68,6 +69,7 @@ class Pipeline:
             self.enricher = Enricher(compact=settings.enrichment.compact, rename_tools=settings.enrichment.rename_tools)
         self.report = Report()
         self.encoder = Encoder()
+        session = session or provided_session(settings.traces)
         self.server = Connection(settings.traces, session)
         # A session of the user's may sign requests or hold proxies for this server, not for another one.
         same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc

@@ -58,6 +58,7 @@ class ServerSettings:
         headers: Further headers by lower-case name.
         token, token_file, username, password: Credentials; `_credentials` decides which count.
         credentials: What was given as `credentials=`.
+        credential_provider: The entry point whose session is used, unless there is one of the user's.
         certificate_file, client_certificate_file, client_key_file, insecure_tls: TLS.
         sources: Where each value came from, by the setting's name.
         unused: Variables that are set but belong to the other group.
@@ -71,6 +72,7 @@ class ServerSettings:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     credentials: Any = field(default=None, repr=False)
+    credential_provider: str | None = None
     certificate_file: str | None = None
     client_certificate_file: str | None = None
     client_key_file: str | None = None

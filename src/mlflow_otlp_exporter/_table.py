@@ -135,6 +135,18 @@ SETTINGS: tuple[Setting, ...] = (
         secret=True,
     ),
     Setting(
+        "credential_provider",
+        _text,
+        None,
+        "An entry point of `opentelemetry_otlp_credential_provider`, whose `requests.Session` is used.",
+        # In upstream's order, which has the general one win.
+        otlp=(
+            "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+            "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+        ),
+        guarded=True,
+    ),
+    Setting(
         "headers",
         _values.headers,
         {},
