@@ -46,6 +46,8 @@ def test_proxy_with_a_body_limit_is_adapted_to(mlflow_server: MLflowServer, tmp_
         exporter = MLflowSpanExporter(tracking_uri=nginx.uri, experiment_id=number)
         exporter.export(ended(120, attributes=lambda trace, _: {"prompt": PROMPT + noise(100_000, trace)}))
         assert exporter.force_flush(60_000)
+        requests = exporter.stats().requests
+        until(lambda: sum(nginx.counts().values()) == requests, what="all answers in the access log")
         learned = nginx.counts()
         assert learned[413]
         # Later, nothing runs into the limit any more.
@@ -141,10 +143,12 @@ def test_rotating_token_costs_no_span_and_one_refusal_each(mlflow_server: MLflow
     pause = threading.Event()
 
     def rotate(nginx: Nginx) -> None:
-        for token in tokens[1:]:
-            pause.wait(2.0)
+        for old, token in itertools.pairwise(tokens):
+            pause.wait(1.5)
             nginx.reload(accepting(token))
-            pause.wait(0.3)
+            # However busy the machine is, the old token is tried; and in the time after that, not again.
+            until(lambda old=old: nginx.rejected()[f"Bearer {old}"], what="a 401 for the old token")  # type: ignore[misc]
+            pause.wait(0.5)
             # As the kubelet does: another file takes the place of the old one.
             following = file.with_suffix(".new")
             following.write_text(token)
