@@ -135,7 +135,7 @@ def retried(
     asked = (VERSION, *[BATCH_GET] * times) if ambiguous else ()
     logged = [waits(said, advice), *([WITHOUT_ASKING] if ambiguous else []), AGAIN]
     found: dict[str, Any] = {"result": result, "asked": asked, "logged": logged, **more}
-    return Row(name, (answer,) * times, requests=times + 1, **found)
+    return Row(name, (answer,) * times, **{"requests": times + 1, **found})
 
 
 def not_mlflow(name: str, answer: Answer, said: str, **more: Any) -> Row:
@@ -419,12 +419,22 @@ ROWS = [
         text(500, "Internal Server Error"),
         "500: Internal Server Error",
         ambiguous=True,
+        times=1,
     ),
     retried(
         "500: Kubernetes API answers 503",
         kubernetes(500, "INTERNAL_ERROR", "Failed to perform Kubernetes authorization check: (503)"),
         r"500: Failed to perform Kubernetes authorization check: \(503\)",
         ambiguous=True,
+        times=1,
+    ),
+    retried(
+        "500 twice: searched for a culprit",
+        Answer(500),
+        "500",
+        ambiguous=True,
+        requests=4,
+        asked=(VERSION, *[BATCH_GET] * 3),
     ),
     retried(
         "502, page of a proxy", page(502, "502 Bad Gateway"), r"502: an HTML page \(502 Bad Gateway\)", ambiguous=True
