@@ -85,7 +85,10 @@ class Enricher:
             try:
                 tree = Tree(members, self._memory.of(trace_id))
                 complete(tree, twins)
-                self._memory.add(trace_id, [each.seen() for each in members], complete=tree.connected)
+                if tree.connected:
+                    self._memory.forget(trace_id)
+                else:
+                    self._memory.add(trace_id, [each.seen() for each in members])
             except Exception:  # noqa: BLE001, S110 - each span is still enriched alone
                 pass
         return [self._written(each) if each is not None else span for span, each in zip(spans, observed, strict=True)]

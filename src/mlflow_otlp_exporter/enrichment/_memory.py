@@ -42,22 +42,26 @@ class TraceMemory:
 
     def of(self, trace_id: int) -> Sequence[Seen]:
         """What was seen of a trace before."""
+        if trace_id not in self._traces:
+            return ()
         with self._lock:
             trace = self._traces.get(trace_id)
             return tuple(trace.spans.values()) if trace else ()
 
-    def add(self, trace_id: int, spans: Sequence[Seen], *, complete: bool) -> None:
-        """Remembers spans; or forgets the trace, if its root is among them.
+    def forget(self, trace_id: int) -> None:
+        """Forgets a trace of which nothing is expected any more."""
+        if trace_id in self._traces:
+            with self._lock:
+                self._forget(trace_id)
+
+    def add(self, trace_id: int, spans: Sequence[Seen]) -> None:
+        """Remembers spans.
 
         Args:
             trace_id: The trace.
             spans: What was seen of it now.
-            complete: Whether the root is there, so that nothing is expected any more.
         """
         with self._lock:
-            if complete:
-                self._forget(trace_id)
-                return
             trace = self._traces.pop(trace_id, None) or _Trace()
             self._traces[trace_id] = trace
             trace.touched = self._clock()

@@ -79,7 +79,7 @@ def role_of(value: Any, otherwise: str = "user") -> str:
     """A role as MLflow's console takes it; anything unknown is `otherwise`."""
     if not isinstance(value, str):
         return otherwise
-    return _ROLES.get(value.rpartition(".")[2].strip().lower(), otherwise)
+    return _ROLES.get(value) or _ROLES.get(value.rpartition(".")[2].strip().lower(), otherwise)
 
 
 def read_messages(value: Any, otherwise: str = "user") -> tuple[Message, ...] | None:

@@ -68,6 +68,9 @@ class Message(NamedTuple):
     @property
     def text(self) -> str:
         """All its text."""
+        if len(self.parts) == 1:
+            part = self.parts[0]
+            return part.text if part.kind == "text" else ""
         return "\n".join([part.text for part in self.parts if part.kind == "text"])
 
 

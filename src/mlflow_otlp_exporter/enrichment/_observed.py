@@ -8,9 +8,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter.enrichment._kinds import is_model
 from mlflow_otlp_exporter.enrichment._observation import (
+    EMPTY,
     Kind,
     Observation,
-    Prompt,
     ToolCall,
     ToolDefinition,
 )
@@ -36,13 +36,8 @@ class Seen(NamedTuple):
         answer: What was answered, in words.
         calls: Tools that a model asked for in it.
         tools: Tools that it declares.
-        session: Its session.
-        user: Its user.
-        tags: Its tags.
-        metadata: Its metadata.
-        prompt: The prompt that it used.
-        response_id: The provider's id of the answer.
         raw_input: Its input, if it is short.
+        observation: Whose session, user, tags, metadata and prompt the root may need.
     """
 
     span_id: int
@@ -56,13 +51,8 @@ class Seen(NamedTuple):
     answer: str | None
     calls: tuple[ToolCall, ...]
     tools: tuple[ToolDefinition, ...] | None
-    session: str | None
-    user: str | None
-    tags: tuple[str, ...] | None
-    metadata: tuple[tuple[str, Any], ...] | None
-    prompt: Prompt | None
-    response_id: str | None
     raw_input: Any
+    observation: Observation
 
 
 class Observed:
@@ -109,31 +99,59 @@ class Observed:
         self.answer = _answer(observation, self.kind)
         self.lifted: Observation | None = None
 
+    @property
+    def start(self) -> int:
+        """When it began, in nanoseconds."""
+        return self.span.start_time or 0
+
+    @property
+    def end(self) -> int:
+        """When it ended."""
+        return self.span.end_time or 0
+
+    @property
+    def counts(self) -> bool:
+        """True if it is exported with token usage."""
+        return self.observation.usage is not None and self.keeps_usage
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """Tools that a model asked for in it."""
+        found = self.observation.output_messages
+        return tuple([call for message in found for call in message.tool_calls]) if found else ()
+
+    @property
+    def tools(self) -> tuple[ToolDefinition, ...] | None:
+        """Tools that it declares."""
+        return self.observation.tools
+
+    @property
+    def raw_input(self) -> Any:
+        """Its input, if it is short."""
+        raw = self.observation.input
+        return raw if isinstance(raw, str) and len(raw) < _LONGEST_WORDS else None
+
     def seen(self) -> Seen:
-        """What is remembered of it."""
+        """What is remembered of it when its trace goes on."""
         found = self.observation
-        calls = [call for message in found.output_messages or () for call in message.tool_calls]
-        metadata = tuple(found.metadata.items()) if found.metadata else None
-        raw = found.input if isinstance(found.input, str) and len(found.input) < _LONGEST_WORDS else None
         return Seen(
             self.span_id,
             self.parent_id,
-            self.span.start_time or 0,
-            self.span.end_time or 0,
+            self.start,
+            self.end,
             self.kind,
             self.scope,
-            found.usage is not None and self.keeps_usage,
+            self.counts,
             _cut(self.question),
             _cut(self.answer),
-            tuple(calls[:_MOST_CALLS]),
+            self.calls[:_MOST_CALLS],
             found.tools,
-            found.session,
-            found.user,
-            found.tags,
-            metadata,
-            found.prompt,
-            found.response_id,
-            raw,
+            self.raw_input,
+            found._replace(
+                input_messages=None, output_messages=None, transcript=None, input=None, output=None, documents=None
+            )
+            if found.session or found.user or found.tags or found.metadata or found.prompt
+            else EMPTY,
         )
 
 

@@ -20,6 +20,12 @@ def is_dump(value: Any) -> bool:
     return isinstance(value, str) and _REPR.search(value[:_LOOKED_AT]) is not None
 
 
+def has_names(value: Any) -> bool:
+    """Whether a tool's input is an object of arguments by name already."""
+    found = structured(value)
+    return isinstance(found, dict) and not found.keys() & {"args", "kwargs", "input_str"}
+
+
 def arguments_for(
     found: Observation,
     calls: Sequence[ToolCall],

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from mlflow_otlp_exporter.enrichment._kinds import is_model
-from mlflow_otlp_exporter.enrichment._observation import Kind, Observation, ToolDefinition
+from mlflow_otlp_exporter.enrichment._observation import EMPTY, Kind, Observation, ToolCall, ToolDefinition
 from mlflow_otlp_exporter.enrichment._observed import Observed, Seen
-from mlflow_otlp_exporter.enrichment._tool_values import arguments_for, is_dump
+from mlflow_otlp_exporter.enrichment._tool_values import arguments_for, has_names, is_dump
 
 # Clients that make spans of their own for calls that an instrumentation tells of as well, and better.
 _CLIENTS = frozenset({"com.anthropic.sdk.python"})
+# A span of the trace: one that is enriched now, or what is remembered of one.
+Known: TypeAlias = Observed | Seen
 _ASKED = (Kind.AGENT, Kind.CHAT_MODEL, Kind.LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 
 
@@ -25,11 +28,10 @@ class Tree:
 
     def __init__(self, now: Sequence[Observed], before: Iterable[Seen]) -> None:
         self.now = {each.span_id: each for each in now}
-        self.known: dict[int, Seen] = {each.span_id: each for each in before}
-        for each in now:
-            self.known[each.span_id] = each.seen()
+        self.known: dict[int, Known] = {each.span_id: each for each in before}
+        self.known.update(self.now)
         self.root = next((each for each in self.known.values() if each.parent_id is None), None)
-        self.children: dict[int | None, list[Seen]] = {}
+        self.children: dict[int | None, list[Known]] = {}
         for seen in self.known.values():
             self.children.setdefault(self._parent(seen), []).append(seen)
 
@@ -40,13 +42,23 @@ class Tree:
             each.parent_id is None or each.parent_id in self.known for each in self.known.values()
         )
 
-    def _parent(self, span: Seen) -> int | None:
+    def _parent(self, span: Known) -> int | None:
         """A span's parent as far as it is known: a span whose parent has not ended is below the root in any case."""
         if span.parent_id is None or span.parent_id in self.known or self.root is None:
             return span.parent_id
         return self.root.span_id
 
-    def above(self, span: Seen) -> Iterable[Seen]:
+    @functools.cached_property
+    def calls(self) -> list[ToolCall]:
+        """Tools that models asked for."""
+        return [call for each in self.known.values() for call in each.calls]
+
+    @functools.cached_property
+    def tools(self) -> list[ToolDefinition]:
+        """Tools that are declared."""
+        return [tool for each in self.known.values() for tool in each.tools or ()]
+
+    def above(self, span: Known) -> Iterable[Known]:
         """The known spans above one, nearest first."""
         visited = {span.span_id}
         parent = self._parent(span)
@@ -55,7 +67,7 @@ class Tree:
             yield found
             parent = self._parent(found)
 
-    def levels(self, span_id: int) -> Iterable[list[Seen]]:
+    def levels(self, span_id: int) -> Iterable[list[Known]]:
         """The known spans below one, level by level."""
         visited = {span_id}
         level = self.children.get(span_id, [])
@@ -65,13 +77,6 @@ class Tree:
             if level:
                 yield level
             level = [child for each in level for child in self.children.get(each.span_id, ())]
-
-    def refresh(self, span: Observed) -> None:
-        """Takes over what has changed of a span."""
-        seen = span.seen()
-        self.known[span.span_id] = seen
-        siblings = self.children[self._parent(seen)]
-        siblings[next(i for i, each in enumerate(siblings) if each.span_id == seen.span_id)] = seen
 
 
 def complete(tree: Tree, twins: Mapping[str, str]) -> None:
@@ -95,7 +100,6 @@ def complete(tree: Tree, twins: Mapping[str, str]) -> None:
     for span in tree.now.values():
         if span.observation.wraps_calls and any(is_model(s.kind) for level in tree.levels(span.span_id) for s in level):
             span.kind = Kind.AGENT
-            tree.refresh(span)
     _strip_parents(tree)
     _share_tools(tree)
     for span in tree.now.values():
@@ -115,13 +119,11 @@ def _strip_twin(span: Observed, twins: Mapping[str, str]) -> None:
 
 def _strip_duplicate(span: Observed, tree: Tree, twins: Mapping[str, str]) -> None:
     """A client's own span counts nothing when another one tells of the same call."""
-    covered = any(is_model(each.kind) and each.scope not in _CLIENTS for each in tree.above(tree.known[span.span_id]))
+    covered = any(is_model(each.kind) and each.scope not in _CLIENTS for each in tree.above(span))
     if covered:
         span.keeps_usage = False
     else:
         _strip_twin(span, twins)
-    if not span.keeps_usage:
-        tree.refresh(span)
 
 
 def _strip_parents(tree: Tree) -> None:
@@ -142,25 +144,25 @@ def _share_tools(tree: Tree) -> None:
         return
     for span in lacking:
         found: tuple[ToolDefinition, ...] | None = None
-        for above in tree.above(tree.known[span.span_id]):
+        for above in tree.above(span):
             if above.kind is Kind.AGENT:
                 found = above.tools or _of_calls(tree, above.span_id)
                 break
         else:
             # The agent has not ended yet: what its calls have said so far.
-            found = _of_calls(tree, None) if tree.known[span.span_id].parent_id not in tree.known else None
+            found = _of_calls(tree, None) if span.parent_id not in tree.known else None
         if found and _may_have_tools(span, tree):
             span.observation = span.observation._replace(tools=found)
 
 
 def _may_have_tools(span: Observed, tree: Tree) -> bool:
-    return span.scope not in _CLIENTS or not any(is_model(s.kind) for s in tree.above(tree.known[span.span_id]))
+    return span.scope not in _CLIENTS or not any(is_model(s.kind) for s in tree.above(span))
 
 
 def _of_calls(tree: Tree, agent: int | None) -> tuple[ToolDefinition, ...] | None:
     """The definitions on the spans of tool calls below an agent; anywhere if there is none."""
     if agent is None:
-        spans: Iterable[Seen] = tree.known.values()
+        spans: Iterable[Known] = tree.known.values()
     else:
         spans = (each for level in tree.levels(agent) for each in level)
     found = {tool.name: tool for each in spans if each.kind is Kind.TOOL for tool in each.tools or ()}
@@ -169,10 +171,10 @@ def _of_calls(tree: Tree, agent: int | None) -> tuple[ToolDefinition, ...] | Non
 
 def _fill_arguments(span: Observed, tree: Tree) -> None:
     """A tool's arguments as names and values, from the call of the model if the span has a bare value only."""
-    calls = [call for seen in tree.known.values() for call in seen.calls]
-    tools = [tool for seen in tree.known.values() for tool in seen.tools or ()]
+    if has_names(span.observation.input):
+        return
     parent = tree.known.get(span.parent_id or 0)
-    arguments = arguments_for(span.observation, calls, tools, parent.raw_input if parent else None)
+    arguments = arguments_for(span.observation, tree.calls, tree.tools, parent.raw_input if parent else None)
     if arguments is not None and arguments != span.observation.input:
         span.observation = span.observation._replace(input=arguments)
 
@@ -201,10 +203,14 @@ def _fill_root(span: Observed, tree: Tree) -> None:
     tags: dict[str, None] = {}
     metadata: dict[str, Any] = {}
     session = user = prompt = None
-    for each in [tree.known[span.span_id], *(seen for level in tree.levels(span.span_id) for seen in level)]:
-        session, user, prompt = session or each.session, user or each.user, prompt or each.prompt
-        tags.update(dict.fromkeys(each.tags or ()))
-        for key, value in each.metadata or ():
+    for each in [span, *(seen for level in tree.levels(span.span_id) for seen in level)]:
+        found = each.observation
+        if found is EMPTY:
+            continue
+        session, user, prompt = session or found.session, user or found.user, prompt or found.prompt
+        if found.tags:
+            tags.update(dict.fromkeys(found.tags))
+        for key, value in (found.metadata or {}).items():
             metadata.setdefault(key, value)
     span.lifted = Observation(
         session=session, user=user, prompt=prompt, tags=tuple(tags) or None, metadata=metadata or None

@@ -9,6 +9,8 @@ from typing import Any
 # What is larger is content that no convention puts there as JSON, and would take milliseconds to parse.
 _LONGEST_JSON = 4 * 1024 * 1024
 _DEEPEST = 40
+# One encoder: json.dumps makes a new one for each call that does not have its defaults.
+_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 def structured(value: Any) -> Any:
@@ -107,7 +109,7 @@ def number(value: Any) -> float | None:
 def as_json(value: Any) -> str:
     """A value as JSON text; what JSON does not have, as text."""
     try:
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return _encode(value)
     except (TypeError, ValueError, RecursionError):
         return json.dumps(str(value)[:10_000], ensure_ascii=False)
 

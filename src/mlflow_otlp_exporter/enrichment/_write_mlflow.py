@@ -144,6 +144,8 @@ def chat_message(message: Message) -> dict[str, Any]:
 def _content(message: Message) -> Any:
     if not message.parts:
         return None if message.tool_calls or message.reasoning else ""
+    if len(message.parts) == 1 and message.parts[0].kind == "text":
+        return message.parts[0].text
     if all(part.kind == "text" for part in message.parts):
         return message.text
     return [_content_part(part) for part in message.parts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openinference.semconv.trace import (
@@ -112,8 +112,10 @@ def _write_values(span: Observed, written: dict[str, Any]) -> None:
     elif found.embedded_texts and given is None:
         given = {"input": list(found.embedded_texts)}
     elif is_model(kind):
-        given = {"messages": _plain_messages(found.input_messages)} if found.input_messages else given
-        answered = {"messages": _plain_messages(found.output_messages)} if found.output_messages else answered
+        if found.input_messages and SpanAttributes.INPUT_VALUE not in there:
+            given = {"messages": _plain_messages(found.input_messages)}
+        if found.output_messages and SpanAttributes.OUTPUT_VALUE not in there:
+            answered = {"messages": _plain_messages(found.output_messages)}
     elif kind is Kind.AGENT or span.parent_id is None:
         given, answered = (
             given if given is not None else span.question,
@@ -126,7 +128,7 @@ def _write_values(span: Observed, written: dict[str, Any]) -> None:
         if value is not None and name not in there:
             written[name] = as_text(value)
             written[mime] = _TEXT if isinstance(value, str) else _JSON
-    if found.documents and not any(key.startswith(SpanAttributes.RETRIEVAL_DOCUMENTS) for key in there):
+    if found.documents and not _has(there, SpanAttributes.RETRIEVAL_DOCUMENTS + "."):
         for index, document in enumerate(found.documents):
             prefix = f"{SpanAttributes.RETRIEVAL_DOCUMENTS}.{index}."
             written[prefix + DocumentAttributes.DOCUMENT_CONTENT] = document.content
@@ -136,6 +138,10 @@ def _write_values(span: Observed, written: dict[str, Any]) -> None:
                 written[prefix + DocumentAttributes.DOCUMENT_SCORE] = document.score
             if document.metadata:
                 written[prefix + DocumentAttributes.DOCUMENT_METADATA] = as_json(document.metadata)
+
+
+def _has(there: Mapping[str, Any], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in there)
 
 
 def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -158,10 +164,10 @@ def _write_messages(found: Observation, there: Any, written: dict[str, Any]) -> 
         (found.input_messages, SpanAttributes.LLM_INPUT_MESSAGES),
         (found.output_messages, SpanAttributes.LLM_OUTPUT_MESSAGES),
     ):
-        if messages and not any(key.startswith(group + ".") for key in there):
+        if messages and f"{group}.0.message.role" not in there and not _has(there, group + "."):
             for index, message in enumerate(messages):
                 _write_message(message, f"{group}.{index}.", written)
-    if found.tools and not any(key.startswith(SpanAttributes.LLM_TOOLS + ".") for key in there):
+    if found.tools and not _has(there, SpanAttributes.LLM_TOOLS + "."):
         for index, tool in enumerate(found.tools):
             function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters or {}}
             written[f"{SpanAttributes.LLM_TOOLS}.{index}.tool.json_schema"] = as_json(

@@ -48,7 +48,7 @@ READERS = (
     Reader("OpenTelemetry GenAI", frozenset({"gen_ai", "operation", "enduser"}), genai.read),
     Reader("OpenTelemetry GenAI, operation details", frozenset({"gen_ai"}), genai.read_details),
     Reader("OpenTelemetry GenAI, message events", frozenset({"gen_ai"}), genai_events.read),
-    Reader("OpenTelemetry GenAI, flattened prompts", frozenset({"gen_ai", "llm"}), genai_legacy.read),
+    Reader("OpenTelemetry GenAI, flattened prompts", frozenset({"gen_ai"}), genai_legacy.read),
     Reader("Vercel AI SDK", frozenset({"ai"}), vercel.read),
     Reader(
         "pydantic-ai",

@@ -11,11 +11,14 @@ from mlflow_otlp_exporter.enrichment._source import Source, flattened
 from mlflow_otlp_exporter.enrichment._tools import read_tools
 
 _PROMPT, _COMPLETION, _FUNCTIONS = "gen_ai.prompt.", "gen_ai.completion.", "llm.request.functions."
+_ANY = (_PROMPT, _COMPLETION, "llm.request.")
 
 
 def read(source: Source) -> Observation | None:
     """Reads flattened prompts and completions."""
     found = source.attributes
+    if not any(key.startswith(_ANY) for key in found):
+        return None
     given, answered = _messages(found, _PROMPT, "user"), _messages(found, _COMPLETION, "assistant")
     functions = flattened(found, _FUNCTIONS)
     tools = read_tools(functions) if isinstance(functions, list) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openinference.semconv.trace import (
@@ -12,7 +12,7 @@ from openinference.semconv.trace import (
 )
 
 from mlflow_otlp_exporter.enrichment._kinds import is_model, of_openinference
-from mlflow_otlp_exporter.enrichment._messages import read_messages
+from mlflow_otlp_exporter.enrichment._messages import joined, read_messages, role_of
 from mlflow_otlp_exporter.enrichment._observation import (
     Cost,
     Document,
@@ -29,7 +29,6 @@ from mlflow_otlp_exporter.enrichment._source import Source, flattened
 from mlflow_otlp_exporter.enrichment._tools import read_tools
 from mlflow_otlp_exporter.enrichment._values import first_text, integer, number, structured, text, texts
 
-_INPUT_MESSAGES, _OUTPUT_MESSAGES = SpanAttributes.LLM_INPUT_MESSAGES + ".", SpanAttributes.LLM_OUTPUT_MESSAGES + "."
 _TOOLS = SpanAttributes.LLM_TOOLS + "."
 _GROUPS = frozenset(
     {
@@ -46,6 +45,7 @@ _GROUPS = frozenset(
         "embeddings",
     }
 )
+_Flat = tuple[str, str, str]
 _COUNTS = (
     SpanAttributes.LLM_TOKEN_COUNT_PROMPT,
     SpanAttributes.LLM_TOKEN_COUNT_COMPLETION,
@@ -112,30 +112,64 @@ def _named(metadata: Any, names: tuple[str, ...]) -> list[Any]:
     return [metadata.get(name) for name in names] if isinstance(metadata, dict) else []
 
 
-def _groups(found: Mapping[str, Any]) -> set[str]:
-    """Which groups of flattened attributes there are, found in one pass."""
-    groups = set()
+def _groups(found: Mapping[str, Any]) -> dict[str, list[_Flat]]:
+    """Flattened attributes by group, found in one pass: key, index, what follows the index."""
+    groups: dict[str, list[_Flat]] = {}
     for key in found:
-        segments = key.split(".", 2)
-        if len(segments) == 3 and segments[1] in _GROUPS:  # noqa: PLR2004 - there is something below the group
-            groups.add(segments[1])
+        segments = key.split(".", 3)
+        if len(segments) > 2 and segments[1] in _GROUPS:  # noqa: PLR2004 - there is something below the group
+            groups.setdefault(segments[1], []).append((key, segments[2], segments[-1]))
     return groups
 
 
+def _flat_messages(found: Mapping[str, Any], keys: Sequence[_Flat], otherwise: str) -> tuple[Message, ...] | None:
+    """Messages from flattened attributes; those with nothing but text, nearly all, without a detour over objects."""
+    roles: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
+    others: dict[str, dict[str, Any]] = {}
+    for key, index, rest in keys:
+        if rest == "message.role":
+            roles[index] = found[key]
+        elif rest == "message.content":
+            contents[index] = found[key]
+        else:
+            others.setdefault(index, {})[rest] = found[key]
+    order = list(dict.fromkeys((*roles, *contents, *others)))
+    if len(order) > 1:
+        order.sort(key=_position)
+    messages: list[Message] = []
+    said_something = False
+    for index in order:
+        said, role = contents.get(index), role_of(roles.get(index), otherwise)
+        if index not in others and isinstance(said, str) and said and said[0] != "[" and role != "tool":
+            messages.append(Message(role, (Part("text", said),)))
+            said_something = True
+            continue
+        item = others.get(index, {})
+        item.update({"message.role": roles.get(index), "message.content": said})
+        made = read_messages([flattened(item, "")], otherwise) or ()
+        # LangChain's root has a role and nothing else.
+        said_something = said_something or any(each.parts or each.tool_calls or each.reasoning for each in made)
+        messages += made
+    return joined(messages) if said_something else None
+
+
+def _position(index: str) -> tuple[int, str]:
+    return len(index), index
+
+
 def _messages(
-    found: Mapping[str, Any], kind: Kind | None, groups: set[str]
+    found: Mapping[str, Any], kind: Kind | None, groups: Mapping[str, list[_Flat]]
 ) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None, tuple[str, ...]]:
     """Messages in and out, and the keys whose content they carry."""
     given = answered = None
     carried: list[str] = []
-    if "input_messages" in groups:
-        given = _said(read_messages(flattened(found, _INPUT_MESSAGES)))
-        if given:
-            carried += [key for key in found if key.startswith(_INPUT_MESSAGES)]
-    if "output_messages" in groups:
-        answered = _said(read_messages(flattened(found, _OUTPUT_MESSAGES), "assistant"))
-        if answered:
-            carried += [key for key in found if key.startswith(_OUTPUT_MESSAGES)]
+    if keys := groups.get("input_messages"):
+        given = _flat_messages(found, keys, "user")
+        carried += [key for key, _, _ in keys] if given else ()
+    if keys := groups.get("output_messages"):
+        answered = _flat_messages(found, keys, "assistant")
+        carried += [key for key, _, _ in keys] if answered else ()
     if "prompts" in groups and given is None:
         prompts = flattened(found, SpanAttributes.LLM_PROMPTS + ".")
         said = [each.get("prompt", {}).get("text") for each in prompts if isinstance(each, dict)]
@@ -152,14 +186,9 @@ def _messages(
     return given, answered, tuple(carried)
 
 
-def _said(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
-    """Messages of which at least one says something: LangChain's root has a role and nothing else."""
-    if messages and any(each.parts or each.tool_calls or each.reasoning for each in messages):
-        return messages
-    return None
-
-
-def _tools(found: Mapping[str, Any], kind: Kind | None, groups: set[str]) -> tuple[ToolDefinition, ...] | None:
+def _tools(
+    found: Mapping[str, Any], kind: Kind | None, groups: Mapping[str, list[_Flat]]
+) -> tuple[ToolDefinition, ...] | None:
     if "tools" in groups:
         listed = flattened(found, _TOOLS)
         schemas = [each.get("tool", {}).get("json_schema") for each in listed if isinstance(each, dict)]
@@ -182,7 +211,9 @@ def _tools(found: Mapping[str, Any], kind: Kind | None, groups: set[str]) -> tup
     return None
 
 
-def _documents(found: Mapping[str, Any], groups: set[str], kind: Kind | None) -> tuple[Document, ...] | None:
+def _documents(
+    found: Mapping[str, Any], groups: Mapping[str, list[_Flat]], kind: Kind | None
+) -> tuple[Document, ...] | None:
     if "documents" in groups:
         return documents_of(flattened(found, SpanAttributes.RETRIEVAL_DOCUMENTS + "."))
     if "output_documents" in groups:
