@@ -14,6 +14,7 @@ OPENTELEMETRY = {
 # Those that need neither MLflow nor an instrumentation.
 FILES = [
     "test_answers",
+    "test_blame",
     "test_buffer",
     "test_configure",
     "test_connection",
@@ -22,8 +23,10 @@ FILES = [
     "test_destination",
     "test_encoder",
     "test_exporter",
+    "test_metrics",
     "test_packing",
     "test_processor",
+    "test_provider",
     "test_response",
     "test_senders",
     "test_settings",

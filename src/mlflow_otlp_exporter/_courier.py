@@ -151,7 +151,7 @@ class Courier:
             self._report.problem(_key(shipment.destination), f"spans are lost: {self._explain(outcome)}", rejected)
         elif outcome.message:
             self._report.once(logging.WARNING, f"the server says: {outcome.message}")
-        self._settle(shipment, count - rejected, rejected)
+        self._settle(shipment, count - rejected, rejected, outcome)
         return Next(self._passed(shipment))
 
     def _pass(self, shipment: Shipment) -> None:
@@ -185,7 +185,7 @@ class Courier:
             shipment.sibling.guilty = True
         return []
 
-    def _settle(self, shipment: Shipment, delivered: int, refused: int) -> None:
+    def _settle(self, shipment: Shipment, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
         if shipment.named:
             shipment.origin.acquit(shipment.size)
             shipment.named = None
@@ -195,7 +195,7 @@ class Courier:
                 del self._suspects[_key(shipment.destination)]
             shipment.suspect = None
         self._report.count(delivered=delivered, refused=refused)
-        shipment.origin.settle(delivered, refused)
+        shipment.origin.settle(delivered, refused, outcome)
 
     def _ask(self, shipment: Shipment, seconds: float) -> Next | None:
         """Leaves out of a shipment what has arrived; None when it may be sent.
@@ -295,7 +295,7 @@ class Courier:
     def _give_up(self, shipment: Shipment, outcome: Outcome) -> Next:
         what = described(shipment.spans[0]) if len(shipment.spans) == 1 else f"{len(shipment.spans)} spans"
         self._report.problem(_refusal(outcome, what), f"{what} is lost: {self._explain(outcome)}", len(shipment.spans))
-        self._settle(shipment, 0, len(shipment.spans))
+        self._settle(shipment, 0, len(shipment.spans), outcome)
         return Next()
 
     def _postponed(self, shipment: Shipment, outcome: Outcome) -> Next:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlencode
@@ -22,8 +21,7 @@ from mlflow_otlp_exporter._suppression import suppressed_instrumentation
 
 if TYPE_CHECKING:
     import requests
-
-_UPSTREAM_PARAMETERS = frozenset(inspect.signature(OTLPSpanExporter.__init__).parameters)
+    from opentelemetry.metrics import MeterProvider
 
 
 class MLflowSpanExporter(OTLPSpanExporter):
@@ -45,7 +43,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
             `OTEL_EXPORTER_OTLP_[TRACES_]TIMEOUT`; 10).
         compression: `none`, `gzip` or `deflate` (`OTEL_EXPORTER_OTLP_[TRACES_]COMPRESSION`; `none`).
         session: A session to use as it is; closed at shutdown, as upstream does.
-        meter_provider: Handed on to upstream's constructor (OpenTelemetry 1.42 and newer).
+        meter_provider: Where the SDK's metrics about exporters go: `otel.sdk.exporter.span.exported` and `.inflight`,
+            `otel.sdk.exporter.operation.duration`. With `OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED=true` and none given:
+            the app's.
         max_request_size: Bytes that a request aims at, before compression; 0 for no limit
             (`MLFLOW_OTLP_MAX_REQUEST_SIZE`; 4 MiB). Upstream, from 1.45 on, drops what is larger; here it is cut.
         tracking_uri: The address of the MLflow server (`MLFLOW_TRACKING_URI`).
@@ -78,7 +78,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         compression: Compression | str | None = None,
         session: requests.Session | None = None,
         *,
-        meter_provider: Any = None,
+        meter_provider: MeterProvider | None = None,
         max_request_size: int | None = None,
         tracking_uri: str | None = None,
         experiment: str | None = None,
@@ -110,14 +110,20 @@ class MLflowSpanExporter(OTLPSpanExporter):
             "compact": compact,
         }
         settings = resolve(arguments, defaults=self._defaults)
-        self._assemble(settings, session, meter_provider=meter_provider)
+        self._assemble(settings, session, meter_provider)
 
-    def _assemble(self, settings: Settings, session: requests.Session | None = None, **upstream: Any) -> None:
+    def _assemble(
+        self,
+        settings: Settings,
+        session: requests.Session | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
         import requests  # noqa: PLC0415 - see Pipeline
 
-        pipeline = Pipeline(settings, session)
+        from mlflow_otlp_exporter._metrics import exporter_metrics  # noqa: PLC0415 - older upstreams do without metrics
+
         server = settings.traces
-        known = {name: value for name, value in upstream.items() if value is not None and name in _UPSTREAM_PARAMETERS}
+        pipeline = Pipeline(settings, session, exporter_metrics(meter_provider, server.url))
         # Upstream's own transport is never used. It gets the resolved values, so that nothing is resolved twice, and a
         # session of its own: it writes headers into the session, and would load a credential provider without one.
         super().__init__(
@@ -129,7 +135,6 @@ class MLflowSpanExporter(OTLPSpanExporter):
             timeout=settings.timeout,  # type: ignore[arg-type,unused-ignore]  # int in upstream's hints up to 1.35
             compression=Compression(settings.compression),
             session=requests.Session(),
-            **known,
         )
         self._pipeline = pipeline
 

@@ -31,6 +31,7 @@ from mlflow_otlp_exporter._stored import Stored
 if TYPE_CHECKING:
     import requests
 
+    from mlflow_otlp_exporter._metrics import ExporterMetrics
     from mlflow_otlp_exporter.enrichment import Enriched, Enricher
 
 _ADVICE = {
@@ -51,17 +52,20 @@ class Pipeline:
     Args:
         settings: All settings.
         session: A session of the user's.
+        metrics: The SDK's metrics about exporters, if they are wanted.
 
     Raises:
         ConfigurationError: The credentials, or the provider of a session, cannot be used.
     """
 
-    def __init__(self, settings: Settings, session: requests.Session | None) -> None:
+    def __init__(
+        self, settings: Settings, session: requests.Session | None, metrics: ExporterMetrics | None = None
+    ) -> None:
         # Here, not at the top: requests is half of the import time, and an app that only imports should not pay it.
         from mlflow_otlp_exporter._connection import Connection  # noqa: PLC0415
         from mlflow_otlp_exporter._provider import provided_session  # noqa: PLC0415
 
-        self.settings = settings
+        self.settings, self._metrics = settings, metrics
         self.enricher: Enricher | None = None
         if settings.enrichment.enrich:
             from mlflow_otlp_exporter.enrichment import Enricher  # noqa: PLC0415 - likewise
@@ -130,6 +134,7 @@ class Pipeline:
                     encoded.append(self._encoded(sent[id(span)]))
                 except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
                     broken += 1
+                    self._lost(1, "encoding")
                     self.refuse(1, f"a span could not be encoded ({type(error).__name__})")
             linked = destination.run_id is not None
             made += [(destination, batch) for batch in packed(encoded, self._size(), linked_to_run=linked)]
@@ -158,6 +163,8 @@ class Pipeline:
     def enqueue(self, batch: Batch, origin: Origin) -> None:
         """Sends a batch in a thread of its own, and keeps it until it has an outcome."""
         destination, spans = batch
+        if self._metrics is not None:
+            origin.counted = self._metrics.started(len(spans))
         self.senders.put(destination, Shipment(destination, spans, origin))
 
     def deliver(self, batches: Sequence[Batch]) -> bool:
@@ -174,6 +181,7 @@ class Pipeline:
         for done, batch in waits:
             count, size = len(batch[1]), sum(len(span.body) for span in batch[1])
             if self.in_flight.bytes + size > self.settings.buffer.buffer_bytes:
+                self._lost(count, "memory_limit")
                 self.refuse(count, "the server is away, and no more may wait in memory")
                 origins.append(Origin(count))
                 done.set()
@@ -184,6 +192,10 @@ class Pipeline:
         for done, _ in waits:
             done.wait(max(0.0, deadline - time.monotonic()))
         return all(origin.remaining == 0 and not origin.refused for origin in origins)
+
+    def _lost(self, count: int, why: str) -> None:
+        if self._metrics is not None:
+            self._metrics.lost(count, why)
 
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""

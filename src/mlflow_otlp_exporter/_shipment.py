@@ -42,6 +42,12 @@ class Origin:
         postponed: Called with the reason when some of them have to wait.
         suspected: Called with spans and bytes when nothing is left but suspects: spans that are sent again now and
             then, for how long nobody can say.
+
+    Attributes:
+        remaining: Spans without an outcome.
+        refused: Spans that were given up.
+        postponed: As given.
+        counted: Called with the spans that were delivered and refused, and the outcome behind that: None at the end.
     """
 
     def __init__(
@@ -54,11 +60,13 @@ class Origin:
         self.remaining = span_count
         self.refused = 0
         self.postponed = postponed
+        self.counted: Callable[[int, int, Outcome | None], None] = lambda _delivered, _refused, _outcome: None
         self._settled, self._suspected = settled, suspected
         self._suspects = self._suspect_bytes = 0
 
-    def settle(self, delivered: int, refused: int) -> None:
+    def settle(self, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
         """Counts spans that have an outcome."""
+        self.counted(delivered, refused, outcome)
         self.refused += refused
         self.remaining -= delivered + refused
         if self.remaining <= 0:
