@@ -107,6 +107,25 @@ class BufferSettings:
 
 
 @dataclass(frozen=True)
+class AppSettings:
+    """What becomes of the app's spans before they are sent anywhere.
+
+    Attributes:
+        enabled: False if nothing is done at all.
+        auto_instrument: Whether instrumentations are switched on; or which.
+        sampling_ratio: Which part of the traces is taken in.
+        noise: Traces that are left out.
+        baggage: What is taken from the baggage of incoming requests.
+    """
+
+    enabled: bool = True
+    auto_instrument: bool | tuple[str, ...] = True
+    sampling_ratio: float = 1.0
+    noise: tuple[str, ...] = ("default",)
+    baggage: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings, resolved.
 
@@ -414,6 +433,30 @@ def _disk(resolver: _Resolver, group: Group, defaults: Mapping[str, Any]) -> tup
             raise ConfigurationError(f"{sources['durability']} is 'every-span': expected spool to be on")
         values["spool"] = True
     return SpoolSettings(**values), sources
+
+
+def _app(resolver: _Resolver, group: Group) -> tuple[AppSettings, dict[str, Source]]:
+    found = {name: resolver.value(name, group) for name in AppSettings.__dataclass_fields__}
+    values: dict[str, Any] = {name: value for name, (value, _) in found.items()}
+    sources = {name: source for name, (_, source) in found.items()}
+    disabled = resolver.variable("OTEL_SDK_DISABLED")
+    if disabled and disabled.value.lower() == "true" and not resolver.argument("enabled"):
+        # The SDK makes no spans then, whatever is configured.
+        values["enabled"], sources["enabled"] = False, disabled.source
+    return AppSettings(**values), sources
+
+
+def resolve_app(arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> AppSettings:
+    """Resolves what becomes of the app's spans, where the exporter was made by hand.
+
+    Args:
+        arguments: Values by the setting's name; None means not given.
+        environment: Environment variables; `os.environ` if None.
+
+    Raises:
+        ConfigurationError: A value is wrong.
+    """
+    return _app(_Resolver(arguments, os.environ if environment is None else environment), Group.MLFLOW)[0]
 
 
 def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> BufferSettings:

@@ -284,6 +284,44 @@ SETTINGS: tuple[Setting, ...] = (
         own=("MLFLOW_OTLP_HANDLE_SIGTERM",),
     ),
     Setting(
+        "enabled",
+        _values.boolean,
+        True,
+        "False: `configure()` and the zero-code path do nothing. So they do with `OTEL_SDK_DISABLED=true`.",
+        own=("MLFLOW_OTLP_ENABLED",),
+    ),
+    Setting(
+        "auto_instrument",
+        _values.boolean_or_names,
+        True,
+        "Whether `configure()` switches on the instrumentations that are installed; or the names of some; `-name`: all "
+        "but that one.",
+        own=("MLFLOW_OTLP_AUTO_INSTRUMENT",),
+    ),
+    Setting(
+        "sampling_ratio",
+        _values.ratio,
+        1.0,
+        "Which part of the traces is sent, from 0 to 1; by trace id, so that all processes choose the same ones.",
+        mlflow=("MLFLOW_TRACE_SAMPLING_RATIO",),
+    ),
+    Setting(
+        "noise",
+        _values.words,
+        ("default",),
+        "Traces that are left out: `default`, those of HTTP, database and messaging spans alone; `all` without any span "
+        "of an agent or model; `none`; or names of instrumentation scopes, all spans of which are of these.",
+        own=("MLFLOW_OTLP_NOISE",),
+    ),
+    Setting(
+        "baggage",
+        _values.names_among("session", "user", "workspace", "experiment", "run_id"),
+        (),
+        "What is taken from the baggage of incoming requests: some of `session`, `user`, `workspace`, `experiment`, "
+        "`run_id`.",
+        own=("MLFLOW_OTLP_BAGGAGE",),
+    ),
+    Setting(
         "certificate_file",
         _file,
         None,
@@ -320,11 +358,16 @@ SETTINGS: tuple[Setting, ...] = (
 )
 
 
+def written(value: Any) -> str:
+    """A value as it is written into a variable."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
 def settings_table() -> str:
     """The table as README shows it, in Markdown."""
     rows = ["| setting | environment variables | default | what it is |", "|---|---|---|---|"]
     for setting in SETTINGS:
         variables = ", ".join(f"`{name}`" for name in setting.variables) or "-"
-        default = f"`{str(setting.default).lower()}`" if setting.default not in (None, {}) else "-"
+        default = f"`{written(setting.default).lower()}`" if setting.default not in (None, {}, ()) else "-"
         rows.append(f"| `{setting.name}` | {variables} | {default} | {setting.help} |")
     return "\n".join(rows) + "\n"

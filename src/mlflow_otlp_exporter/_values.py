@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+Parser = Callable[[Any], Any]
+
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 _COMPRESSIONS = ("none", "gzip", "deflate")
 _DURABILITIES = ("request", "every-span")
@@ -38,6 +40,45 @@ def seconds(value: Any) -> float:
     if not 0 < number < math.inf:
         raise ValueError("expected a number of seconds above 0")
     return number
+
+
+def ratio(value: Any) -> float:
+    """Reads a number from 0 to 1."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise ValueError("expected a number from 0 to 1")
+    return number
+
+
+def words(value: Any) -> tuple[str, ...]:
+    """Reads names: a sequence, or a text with commas between them."""
+    found = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(word for each in found if (word := str(each).strip()))
+    except TypeError:
+        raise ValueError("expected names, with commas between") from None
+
+
+def names_among(*known: str) -> Parser:
+    """Makes a reader of names of which only some are known."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        found = words(value)
+        if set(found) - set(known):
+            raise ValueError(f"expected some of {', '.join(known)}")
+        return found
+
+    return parse
+
+
+def boolean_or_names(value: Any) -> bool | tuple[str, ...]:
+    """Reads true, false, or names; one that begins with `-` is left out of all."""
+    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _TRUE | _FALSE):
+        return boolean(value)
+    return words(value) or False
 
 
 def positive_integer(value: Any) -> int:
@@ -205,22 +246,3 @@ def tracking_uri(value: Any) -> str:
 def endpoint(value: Any) -> str:
     """Reads the full address of an OTLP/HTTP traces endpoint."""
     return _http_url(value)
-
-
-Parser = Callable[[Any], Any]
-
-
-def durability(value: Any) -> str:
-    """Reads what is to survive a killed process."""
-    found = str(value).strip().lower()
-    if found not in _DURABILITIES:
-        raise ValueError(f"expected one of {', '.join(_DURABILITIES)}")
-    return found
-
-
-def folder(value: Any) -> str:
-    """Reads the path of a folder, which need not exist yet."""
-    found = os.path.abspath(os.path.expanduser(str(value).strip()))  # noqa: PTH100, PTH111 - no link is followed
-    if os.path.exists(found) and not os.path.isdir(found):  # noqa: PTH110, PTH112 - as above
-        raise ValueError("expected the path of a folder")
-    return found
