@@ -79,6 +79,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) -> I
     with pytest.MonkeyPatch.context() as patch:
         for name in filter(_SETTINGS.fullmatch, list(os.environ)):
             patch.delenv(name)
+        # Instrumentations stay on for the rest of the process: tests of them say so.
+        patch.setenv("MLFLOW_OTLP_AUTO_INSTRUMENT", "false")
         home = tmp_path_factory.mktemp("home")
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_STATE_HOME", str(home / ".local" / "state"))

@@ -6,11 +6,22 @@ from collections.abc import Iterator
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.baggage import set_baggage
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 import mlflow_otlp_exporter
-from mlflow_otlp_exporter import ConfigurationError, FlushResult, MLflowSpanExporter, Stats, configure, flush, shutdown
+from mlflow_otlp_exporter import (
+    ConfigurationError,
+    FlushResult,
+    MLflowSpanExporter,
+    Stats,
+    configure,
+    flush,
+    shutdown,
+    traced,
+)
 from support.children import in_child
 from support.scripted_server import Answer, ScriptedServer
 
@@ -203,3 +214,115 @@ def test_counters_begin_anew_in_a_forked_child(scripted_server: ScriptedServer) 
         return telemetry.flush() == FlushResult(delivered=1)
 
     assert in_child(child)
+
+
+@pytest.mark.parametrize("variables", [{"MLFLOW_OTLP_ENABLED": "false"}, {"OTEL_SDK_DISABLED": "true"}, {}])
+def test_switched_off_it_does_nothing(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    enabled = None if variables else False
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1", enabled=enabled)
+    assert configure(tracking_uri=scripted_server.url, experiment_id="1", enabled=enabled) is telemetry
+    assert not isinstance(trace.get_tracer_provider(), TracerProvider)
+    span("a")
+    assert telemetry.flush() == FlushResult()
+    assert telemetry.trace_url() is None
+    assert telemetry.stats() == Stats()
+    telemetry.shutdown()
+    assert scripted_server.requests == []
+
+
+def test_switched_off_later_it_flushes_and_stops(scripted_server: ScriptedServer) -> None:
+    configure(tracking_uri=scripted_server.url, experiment_id="1")
+    span("a")
+    configure(tracking_uri=scripted_server.url, experiment_id="1", enabled=False)
+    span("b")
+    configure(tracking_uri=scripted_server.url, experiment_id="1")
+    span("c")
+    flush()
+    assert names(scripted_server) == ["a", "c"]
+
+
+def test_part_of_the_traces_chosen_by_their_ids(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACE_SAMPLING_RATIO", "0.5")
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    expected = []
+    sampler = TraceIdRatioBased(0.5)
+    for number in range(60):
+        with trace.get_tracer("tests").start_as_current_span(f"root {number}") as root:
+            trace.get_tracer("tests").start_span(f"child {number}").end()
+        decision = sampler.should_sample(None, root.get_span_context().trace_id, "").decision
+        if decision is Decision.RECORD_AND_SAMPLE:
+            expected += [f"child {number}", f"root {number}"]
+    telemetry.flush()
+    assert sorted(names(scripted_server)) == sorted(expected)
+    assert 0 < len(expected) < 120
+
+
+def test_conversation_of_many_messages_keeps_its_kind(scripted_server: ScriptedServer) -> None:
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    with trace.get_tracer("tests").start_as_current_span("chat") as chat:
+        chat.set_attribute("first", "kept")
+        for number in range(1000):
+            chat.set_attribute(f"app.{number}", number)
+    telemetry.flush()
+    assert "first" in {item.key for item in scripted_server.requests[0].spans()[0].attributes}
+
+
+def test_limit_of_the_environment_stays_and_what_is_lost_is_told_once(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "5")
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    for _ in range(2):
+        span_with_many = trace.get_tracer("tests").start_span("chat")
+        span_with_many.set_attributes({str(number): number for number in range(9)})
+        span_with_many.end()
+        telemetry.flush()
+    assert caplog.text.count("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000") == 1
+
+
+def test_one_line_says_where_traces_go_and_why(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted-token")
+    configure(experiment="agents")
+    configure(experiment="agents")
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("traces go to")]
+    assert line == (
+        f"traces go to {scripted_server.url}/v1/traces (environment variable MLFLOW_TRACKING_URI), "
+        "experiment agents (argument experiment=), token *** (environment variable MLFLOW_TRACKING_TOKEN), "
+        "auto_instrument False (environment variable MLFLOW_OTLP_AUTO_INSTRUMENT); a new tracer provider"
+    )
+    configure(experiment="others")
+    assert "the app's tracer provider, joined" in caplog.text
+
+
+def test_traced_uses_the_provider_that_was_given(scripted_server: ScriptedServer) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1", tracer_provider=provider)
+    traced(name="given")(lambda: None)()
+    assert telemetry.flush().delivered == 1
+    shutdown()
+    provider.shutdown()
+    configure(tracking_uri=scripted_server.url, experiment_id="1")
+    traced(name="global")(lambda: None)()
+    flush()
+    assert names(scripted_server) == ["given", "global"]
+
+
+def test_baggage_that_is_named_is_received(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_OTLP_BAGGAGE", "session")
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    arrived = set_baggage("user.id", "mallory", set_baggage("session.id", "s-1"))
+    trace.get_tracer("tests").start_span("a", arrived).end()
+    telemetry.flush()
+    found = {item.key: item.value.string_value for item in scripted_server.requests[0].spans()[0].attributes}
+    assert found["session.id"] == "s-1"
+    assert "user.id" not in found

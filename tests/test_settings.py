@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
-from mlflow_otlp_exporter._settings import Settings, Source, resolve, shown
+from mlflow_otlp_exporter._settings import Settings, Source, resolve
+from mlflow_otlp_exporter._shown import shown
 from mlflow_otlp_exporter._table import SETTINGS, Group
 
 MLFLOW, OTLP = Group.MLFLOW, Group.OTLP

@@ -36,6 +36,7 @@ MODEL_NAME, PROVIDER = "llm.model_name", "llm.provider"
 
 # MLflow's, and those that say where in MLflow a trace goes.
 SPAN_TYPE = "mlflow.spanType"
+SPAN_INPUTS, SPAN_OUTPUTS = "mlflow.spanInputs", "mlflow.spanOutputs"
 TRACE_TAG = "mlflow.traceTag."
 LINKED_PROMPTS = "mlflow.traceTag.mlflow.linkedPrompts"
 WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID = (

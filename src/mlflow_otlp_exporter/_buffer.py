@@ -12,6 +12,8 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from mlflow_otlp_exporter._noise import Judge
+
 # How long a root that has ended waits for its open children: a streamed answer is often read to its end after it.
 _GRACE = 5.0
 # Traces of which nothing is held but how many spans are open: spans that never end must not pile up.
@@ -36,9 +38,10 @@ class _Trace:
         root_ended: When the local root ended; None if it has not.
         due: When it is to be handed over; None if nothing is held.
         whole: Whether nothing more of it is expected.
+        begun: Whether a part of it has been handed over.
     """
 
-    __slots__ = ("due", "first", "open", "root_ended", "size", "spans", "whole")
+    __slots__ = ("begun", "due", "first", "open", "root_ended", "size", "spans", "whole")
 
     def __init__(self) -> None:
         self.spans: list[ReadableSpan] = []
@@ -48,6 +51,7 @@ class _Trace:
         self.root_ended: float | None = None
         self.due: float | None = None
         self.whole = False
+        self.begun = False
 
 
 class TraceBuffer:
@@ -62,14 +66,20 @@ class TraceBuffer:
         linger: Seconds that a whole trace waits for company.
         hold: Seconds that an ended span is held at most.
         sees_starts: False if nobody tells of starts, so that only a root's end says that a trace is whole.
+        is_noise: Says of the spans of a whole trace whether it is left out; None if none is.
 
     Attributes:
         span_count: Spans that are held.
         byte_count: Their estimated size in bytes.
+        sees_starts: As given; may become true later.
+        left_out: Spans of traces that are left out, until somebody takes them away.
     """
 
-    def __init__(self, *, linger: float, hold: float, sees_starts: bool = True) -> None:
-        self._linger, self._hold, self._sees_starts = linger, hold, sees_starts
+    def __init__(self, *, linger: float, hold: float, sees_starts: bool = True, is_noise: Judge | None = None) -> None:
+        self._linger, self._hold, self.sees_starts = linger, hold, sees_starts
+        self._is_noise = is_noise
+        self._begun: OrderedDict[int, None] = OrderedDict()
+        self.left_out: list[ReadableSpan] = []
         self._traces: OrderedDict[int, _Trace] = OrderedDict()
         self._queue: list[tuple[float, int]] = []
         self._finished: OrderedDict[int, None] = OrderedDict()
@@ -118,7 +128,7 @@ class TraceBuffer:
         if not trace.spans:
             return
         due = trace.first + self._hold
-        whole = trace.open == 0 and (trace.root_ended is not None or self._sees_starts)
+        whole = trace.open == 0 and (trace.root_ended is not None or self.sees_starts)
         if whole != trace.whole:
             trace.whole = whole
             if whole:
@@ -173,20 +183,38 @@ class TraceBuffer:
 
     def _hand_over(self, trace_id: int) -> list[ReadableSpan]:
         trace = self._traces[trace_id]
-        spans = trace.spans
+        spans, whole = trace.spans, trace.whole
         self._holding -= bool(spans)
         self.span_count -= len(spans)
         self.byte_count -= trace.size
         trace.spans, trace.size, trace.due, trace.whole = [], 0, None, False
         self._whole.pop(trace_id, None)
+        if spans and self._leaves_out(trace_id, trace, spans, whole=whole):
+            self.left_out += spans
+            spans = []
         if trace.open == 0:
             del self._traces[trace_id]
-            if trace.root_ended is not None and not self._sees_starts:
+            if trace.root_ended is not None and not self.sees_starts:
                 # Late children of it need not wait for a root that has come already.
                 self._finished[trace_id] = None
                 if len(self._finished) > _FINISHED_TRACES:
                     self._finished.popitem(last=False)
         return spans
+
+    def _leaves_out(self, trace_id: int, trace: _Trace, spans: list[ReadableSpan], *, whole: bool) -> bool:
+        """Only all of a trace or nothing: what belongs to another process's, or has begun to be sent, is sent."""
+        if self._is_noise is None:
+            return False
+        begun = trace.begun or trace_id in self._begun
+        if whole and not begun and any(span.parent is None for span in spans) and self._is_noise(spans):
+            return True
+        trace.begun = True
+        if trace.open == 0:
+            # Kept beyond the trace itself: without starts nobody knows that more is to come.
+            self._begun[trace_id] = None
+            if len(self._begun) > _FINISHED_TRACES:
+                self._begun.popitem(last=False)
+        return False
 
     def _forget_open(self) -> None:
         if len(self._traces) - self._holding > _OPEN_TRACES:

@@ -6,19 +6,23 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 
+from mlflow_otlp_exporter._app_settings import AppSettings
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._processor import MLflowSpanProcessor
 from mlflow_otlp_exporter._report import logger
-from mlflow_otlp_exporter._settings import Settings, resolve
+from mlflow_otlp_exporter._settings import Settings, resolve, resolve_app
+from mlflow_otlp_exporter._shown import chosen_settings
 from mlflow_otlp_exporter._telemetry import FLUSH_SECONDS, SHUTDOWN_SECONDS, FlushResult, Telemetry
+from mlflow_otlp_exporter._tracer_provider import provider_to_use
+from mlflow_otlp_exporter._tracers import use_provider
+from mlflow_otlp_exporter._zero_code import stand_down
 
 _DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True}
 
@@ -35,6 +39,13 @@ class _ConfiguredSpanExporter(MLflowSpanExporter):
         self._assemble(settings)
 
 
+class _SilentSpanExporter(MLflowSpanExporter):
+    """Stands where an exporter would, when nothing is to be sent."""
+
+    def __init__(self) -> None:
+        """Nothing is set up: without a pipeline all its methods do nothing."""
+
+
 def configure(
     *,
     tracking_uri: str | None = None,
@@ -45,6 +56,10 @@ def configure(
     tracer_provider: TracerProvider | None = None,
     credentials: str | tuple[str, str] | Callable[[], str | None] | Any = None,
     headers: Mapping[str, str] | None = None,
+    auto_instrument: bool | Sequence[str] | None = None,
+    sampling_ratio: float | None = None,
+    noise: str | Sequence[str] | None = None,
+    enabled: bool | None = None,
     exporter: MLflowSpanExporter | None = None,
 ) -> Telemetry:
     """Sends the app's OpenTelemetry traces to MLflow.
@@ -68,7 +83,14 @@ def configure(
         credentials: A token, a `pathlib.Path` of a token file, a (user, password) pair, or a function that returns a
             token or an Authorization header's value (`MLFLOW_TRACKING_TOKEN` and others).
         headers: More request headers.
-        exporter: An exporter made by hand, instead of all of the above but `service_name` and `tracer_provider`.
+        auto_instrument: Whether to switch on the instrumentations that are installed, one for each library, or the
+            names of some; `-name`: all but that one (`MLFLOW_OTLP_AUTO_INSTRUMENT`; true). Names in
+            `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` are left out.
+        sampling_ratio: Which part of the traces is sent, from 0 to 1 (`MLFLOW_TRACE_SAMPLING_RATIO`; 1).
+        noise: Which traces are left out: `default`, those of HTTP, database and messaging spans alone; `all`, those
+            without any span of an agent or model; `none`; or names of instrumentation scopes (`MLFLOW_OTLP_NOISE`).
+        enabled: False to do nothing at all (`MLFLOW_OTLP_ENABLED`, `OTEL_SDK_DISABLED`).
+        exporter: An exporter made by hand, instead of all that says where spans go and how.
 
     Returns:
         A handle: `flush()`, `shutdown()`, `stats()`, `trace_url()`.
@@ -84,26 +106,38 @@ def configure(
         "credentials": credentials,
         "headers": headers,
     }
+    app = {"auto_instrument": auto_instrument, "sampling_ratio": sampling_ratio, "noise": noise, "enabled": enabled}
     given = sorted(name for name, value in arguments.items() if value is not None)
     if exporter is not None and given:
         raise ConfigurationError(f"exporter= is given together with {', '.join(given)}: expected one or the other")
-    settings = None if exporter else resolve(arguments, defaults=_DEFAULTS)
+    settings = None if exporter else resolve({**arguments, **app}, defaults=_DEFAULTS)
+    about_app = resolve_app(app) if settings is None else settings.app
     global _current, _current_key
     with _lock:
         current = _current if _current is not None and not _current.closed else None
-        known = tracer_provider if tracer_provider is not None else trace.get_tracer_provider()
-        if current is not None and _current_key == (known, exporter or settings):
+        known: trace.TracerProvider = tracer_provider if tracer_provider is not None else trace.get_tracer_provider()
+        if current is not None and _current_key == (known, exporter or settings, about_app):
             return current
         # All that may be wrong is found before anything is changed.
-        chosen = exporter if exporter is not None else _ConfiguredSpanExporter(_checked(settings))
-        provider = _provider(tracer_provider, service_name)
-        _current, _current_key = _telemetry(provider, chosen), (provider, exporter or settings)
+        chosen = _exporter(exporter, settings, about_app)
+        joined = ""
+        if about_app.enabled:
+            provider, joined = provider_to_use(tracer_provider, service_name)
+            known, made = provider, _telemetry(provider, chosen, about_app)
+        else:
+            made = _disabled(known, chosen)
+        _current, _current_key = made, (known, exporter or settings, about_app)
         if current is not None:
             if current.exporter is chosen:
                 current.retire()
             else:
                 current.shutdown()
-        return _current
+        use_provider(tracer_provider)
+        _announce(settings, about_app, joined)
+        if about_app.enabled:
+            stand_down(made.tracer_provider)
+            _instrument(made.tracer_provider, about_app)
+        return made
 
 
 def flush(timeout: float = FLUSH_SECONDS) -> FlushResult:
@@ -127,37 +161,47 @@ def shutdown(timeout: float = SHUTDOWN_SECONDS) -> FlushResult:
     return current.shutdown(timeout) if current else FlushResult()
 
 
-def _checked(settings: Settings | None) -> Settings:
+def _exporter(given: MLflowSpanExporter | None, settings: Settings | None, app: AppSettings) -> MLflowSpanExporter:
+    if given is not None:
+        return given
     assert settings is not None
-    return settings
+    return _ConfiguredSpanExporter(settings) if app.enabled else _SilentSpanExporter()
 
 
-def _provider(given: TracerProvider | None, service_name: str | None) -> TracerProvider:
-    """The provider to join: the given one, else the global one, else a new one, which becomes the global one."""
-    found: object = given if given is not None else trace.get_tracer_provider()
-    if isinstance(found, TracerProvider):
-        ours = found.resource.attributes.get(SERVICE_NAME)
-        if service_name and ours != service_name:
-            logger.warning("service_name=%r is not used: the tracer provider has service.name=%r", service_name, ours)
-        return found
-    if given is not None or not isinstance(found, trace.ProxyTracerProvider):
-        where = "tracer_provider=" if given is not None else "the global tracer provider"
-        raise ConfigurationError(
-            f"{where} is a {type(found).__module__}.{type(found).__qualname__}: expected a TracerProvider of "
-            "opentelemetry-sdk, as no other lets a span processor be added"
-        )
-    resource = Resource.create({SERVICE_NAME: service_name} if service_name else None)
-    provider = TracerProvider(resource=resource)
-    trace.set_tracer_provider(provider)
-    return provider
+def _disabled(known: object, exporter: MLflowSpanExporter) -> Telemetry:
+    """What does nothing: no provider is made or joined."""
+    provider = known if isinstance(known, TracerProvider) else TracerProvider(shutdown_on_exit=False)
+    processor = MLflowSpanProcessor(exporter)
+    return Telemetry(provider, exporter, processor, processor.worker)
 
 
-def _telemetry(provider: TracerProvider, exporter: MLflowSpanExporter) -> Telemetry:
+def _announce(settings: Settings | None, app: AppSettings, joined: str) -> None:
+    if not app.enabled:
+        logger.info("nothing is sent: it is switched off by enabled=, MLFLOW_OTLP_ENABLED or OTEL_SDK_DISABLED")
+    elif settings is None:
+        logger.info("traces go to an exporter made by hand; %s", joined)
+    else:
+        logger.info("traces go to %s; %s", chosen_settings(settings), joined)
+
+
+def _instrument(provider: TracerProvider, app: AppSettings) -> None:
+    if app.auto_instrument is False:
+        return
+    # Here, not at the top: it is not needed where nothing is configured, and importlib.metadata takes its time.
+    from mlflow_otlp_exporter._instrumentors import instrument  # noqa: PLC0415
+
+    done = instrument(app.auto_instrument, provider)
+    if done:
+        logger.info("instrumented: %s", ", ".join(done))
+
+
+def _telemetry(provider: TracerProvider, exporter: MLflowSpanExporter, app: AppSettings) -> Telemetry:
     """A pipeline behind the provider's one processor of ours, which takes another exporter when there is a new one."""
     processor = _processors.get(provider)
     if processor is not None:
-        return Telemetry(provider, exporter, processor, processor.attach(exporter))
+        return Telemetry(provider, exporter, processor, processor.attach(exporter, app))
     processor = _processors[provider] = MLflowSpanProcessor(exporter)
+    processor.worker = processor.attach(exporter, app)
     made = Telemetry(provider, exporter, processor, processor.worker)
     provider.add_span_processor(processor)
     return made

@@ -187,6 +187,15 @@ class MLflowSpanExporter(OTLPSpanExporter):
         if self._pipeline is not None:
             self._pipeline.refuse(count, why)
 
+    def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
+        """Counts spans of traces that a span processor leaves out, and says so the first time.
+
+        Args:
+            spans: All spans of these traces.
+        """
+        if self._pipeline is not None:
+            self._pipeline.leave_out(spans)
+
     def refused(self) -> int:
         """How many spans were given up since start."""
         return self.stats().refused

@@ -43,6 +43,10 @@ _ADVICE = {
     Cause.CONTENT: "the server is fine, but refuses what was sent",
 }
 _OK = Status(StatusCode.OK)
+_TOO_FEW_ATTRIBUTES = (
+    "spans have lost their first attributes to the limit of the app's tracer provider: set "
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000, as OpenTelemetry's default of 128 is too few for a conversation"
+)
 Batch = tuple[Destination, list[EncodedSpan]]
 
 
@@ -130,6 +134,8 @@ class Pipeline:
         for destination, group in by_destination(spans, self.destination).items():
             encoded: list[EncodedSpan] = []
             for span in group:
+                if span.dropped_attributes:
+                    self.report.once(logging.WARNING, _TOO_FEW_ATTRIBUTES)
                 try:
                     encoded.append(self._encoded(sent[id(span)]))
                 except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
@@ -201,6 +207,16 @@ class Pipeline:
         """Counts spans that are given up, and says why."""
         self.report.count(refused=count)
         self.report.problem(why, f"spans are lost: {why}", count)
+
+    def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
+        """Counts spans of traces that are left out as noise."""
+        self.report.count(noise=len(spans))
+        scopes = sorted({span.instrumentation_scope.name for span in spans if span.instrumentation_scope is not None})
+        self.report.once(
+            logging.INFO,
+            f"a trace is left out, as all its spans are of {', '.join(scopes[:5])}; stats() counts such spans, "
+            "MLFLOW_OTLP_NOISE=none sends them",
+        )
 
     def stats(self) -> Stats:
         """The counters now."""

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import SpanContext
 
+from mlflow_otlp_exporter._app_settings import AppSettings
 from mlflow_otlp_exporter._context import stamp
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._noise import judge
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._routes import closed
-from mlflow_otlp_exporter._settings import resolve_buffer
+from mlflow_otlp_exporter._settings import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._worker import TraceWorker
 
 _SAMPLED = 1
+# What sampling by trace id looks at: its last 64 bits.
+_ALL_TRACES = 1 << 64
+
+
+def sampling_bound(ratio: float) -> int:
+    """What a trace id stays below to be sampled: as OpenTelemetry's TraceIdRatioBased has it, so that both agree."""
+    return round(ratio * _ALL_TRACES)
+
+
+def is_sampled(context: SpanContext, bound: int) -> bool:
+    """Whether a span is recorded, and of a trace that is chosen."""
+    return bool(context.trace_flags & _SAMPLED) and context.trace_id & (_ALL_TRACES - 1) < bound
 
 
 class MLflowSpanProcessor(SpanProcessor):
@@ -32,6 +49,9 @@ class MLflowSpanProcessor(SpanProcessor):
             trace is sent in pieces and shows as in progress.
         buffer_spans: How many spans may wait in memory (`MLFLOW_OTLP_BUFFER_SPANS`; 65536).
         buffer_bytes: How many bytes of spans, as estimated, may wait in memory (`MLFLOW_OTLP_BUFFER_BYTES`; 64 MiB).
+        sampling_ratio: Which part of the traces is sent (`MLFLOW_TRACE_SAMPLING_RATIO`; 1).
+        noise: Which traces are left out (`MLFLOW_OTLP_NOISE`; those of HTTP, database and messaging spans alone).
+        baggage: What is taken from the baggage of incoming requests (`MLFLOW_OTLP_BAGGAGE`; nothing).
 
     Attributes:
         worker: What collects the spans; the first one, if another exporter was attached since.
@@ -48,6 +68,9 @@ class MLflowSpanProcessor(SpanProcessor):
         hold: float | None = None,
         buffer_spans: int | None = None,
         buffer_bytes: int | None = None,
+        sampling_ratio: float | None = None,
+        noise: str | Sequence[str] | None = None,
+        baggage: str | Sequence[str] | None = None,
     ) -> None:
         self._arguments = {
             "linger": linger,
@@ -55,19 +78,27 @@ class MLflowSpanProcessor(SpanProcessor):
             "buffer_spans": buffer_spans,
             "buffer_bytes": buffer_bytes,
         }
+        self._app = {"sampling_ratio": sampling_ratio, "noise": noise, "baggage": baggage}
+        self._bound = _ALL_TRACES
+        self._received: tuple[str, ...] = ()
         self._exporter = exporter
         self._worker: TraceWorker | None = None
         self.worker = self.attach(exporter)
 
-    def attach(self, exporter: MLflowSpanExporter) -> TraceWorker:
+    def attach(self, exporter: MLflowSpanExporter, app: AppSettings | None = None) -> TraceWorker:
         """Sends to this exporter from now on. What went to another one before is to be flushed by whoever had it.
 
         A tracer provider lets no processor be taken away: this is how `configure()` puts another pipeline in its place.
 
         Args:
             exporter: Where the traces go.
+            app: What becomes of the spans before; None for what the processor was made with.
         """
-        worker = TraceWorker(exporter, resolve_buffer(self._arguments), sees_starts=True)
+        settings = resolve_app(self._app) if app is None else app
+        buffer = resolve_buffer(self._arguments)
+        worker = TraceWorker(exporter, buffer, sees_starts=True, is_noise=judge(settings.noise))
+        self._bound = sampling_bound(settings.sampling_ratio)
+        self._received = settings.baggage
         self._exporter, self._worker = exporter, worker
         return worker
 
@@ -85,10 +116,10 @@ class MLflowSpanProcessor(SpanProcessor):
         worker = self._worker
         if worker is not None:
             context = span.context
-            if context is not None and context.trace_flags & _SAMPLED:
+            if context is not None and is_sampled(context, self._bound):
                 worker.started(context.trace_id)
                 try:
-                    stamp(span, parent_context)
+                    stamp(span, parent_context, self._received)
                 except Exception:  # noqa: BLE001 - nothing of this library raises into the app
                     logger.exception("a span starts without its session and tags, by a mistake; please report it")
 
@@ -97,7 +128,7 @@ class MLflowSpanProcessor(SpanProcessor):
         worker = self._worker
         if worker is not None:
             context = span.context
-            if context is not None and context.trace_flags & _SAMPLED:
+            if context is not None and is_sampled(context, self._bound):
                 if span.parent is None or span.parent.is_remote:
                     closed(span)
                 worker.ended(span)

@@ -61,17 +61,21 @@ class RecordedSpan:
     @property
     def inputs(self) -> Any:
         """What went in: a text, or the value that its JSON stands for; None if nothing was kept."""
-        return self._value(names.INPUT_VALUE, names.INPUT_MIME_TYPE)
+        return self._value(names.INPUT_VALUE, names.INPUT_MIME_TYPE, names.SPAN_INPUTS)
 
     @property
     def outputs(self) -> Any:
         """What came out, likewise."""
-        return self._value(names.OUTPUT_VALUE, names.OUTPUT_MIME_TYPE)
+        return self._value(names.OUTPUT_VALUE, names.OUTPUT_MIME_TYPE, names.SPAN_OUTPUTS)
 
-    def _value(self, name: str, mime_type: str) -> Any:
-        value = self.attributes.get(name)
-        if isinstance(value, str) and self.attributes.get(mime_type) == names.JSON:
-            with suppress(ValueError):
+    def _value(self, name: str, mime_type: str, mlflow: str) -> Any:
+        if name in self.attributes:
+            value, is_json = self.attributes[name], self.attributes.get(mime_type) == names.JSON
+        else:  # left out, as MLflow's own attribute has the same
+            value = self.attributes.get(mlflow)
+            is_json = isinstance(value, str) and value[:1] in ("{", "[", '"')
+        if is_json:
+            with suppress(TypeError, ValueError):
                 return json.loads(value)
         return value
 

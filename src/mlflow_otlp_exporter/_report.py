@@ -34,6 +34,7 @@ class Stats:
         refused: Spans that were given up; the log says why.
         requests: Requests that were sent to the OTLP endpoint.
         retries: How many of those repeated an earlier one.
+        noise: Spans of traces that were left out, as they have nothing of an agent in them.
         values_repaired: Attribute values that were changed to be encodable: characters that UTF-8 does not have,
             integers beyond 64 bits.
         values_left_out: Attribute values that were left out: types that OTLP does not have, too deep a nesting.
@@ -43,6 +44,7 @@ class Stats:
     refused: int = 0
     requests: int = 0
     retries: int = 0
+    noise: int = 0
     values_repaired: int = 0
     values_left_out: int = 0
 

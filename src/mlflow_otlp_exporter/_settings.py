@@ -10,13 +10,13 @@ always counts, for the server that spans are sent to.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from mlflow_otlp_exporter import _values
+from mlflow_otlp_exporter._app_settings import AppSettings
 from mlflow_otlp_exporter._enrichment_settings import EnrichmentSettings
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
@@ -107,25 +107,6 @@ class BufferSettings:
 
 
 @dataclass(frozen=True)
-class AppSettings:
-    """What becomes of the app's spans before they are sent anywhere.
-
-    Attributes:
-        enabled: False if nothing is done at all.
-        auto_instrument: Whether instrumentations are switched on; or which.
-        sampling_ratio: Which part of the traces is taken in.
-        noise: Traces that are left out.
-        baggage: What is taken from the baggage of incoming requests.
-    """
-
-    enabled: bool = True
-    auto_instrument: bool | tuple[str, ...] = True
-    sampling_ratio: float = 1.0
-    noise: tuple[str, ...] = ("default",)
-    baggage: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Settings:
     """All settings, resolved.
 
@@ -142,6 +123,7 @@ class Settings:
         buffer: What waits in memory, and for how long.
         disk: What is kept on disk.
         enrichment: What is added to spans.
+        app: What becomes of the app's spans before.
         sources: Where each value came from, by the setting's name.
     """
 
@@ -160,6 +142,7 @@ class Settings:
     buffer: BufferSettings
     disk: SpoolSettings
     enrichment: EnrichmentSettings
+    app: AppSettings
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
 
 
@@ -237,7 +220,7 @@ class _Resolver:
         return (raw.parsed(_BY_NAME["tracking_uri"]), raw.source) if raw else None
 
     def server(self, url: str, group: Group, source: Source, *, arguments: bool) -> ServerSettings:
-        url, userinfo = _split_userinfo(url)
+        url, userinfo = _values.split_userinfo(url)
         values: dict[str, Any] = {}
         sources: dict[str, Source] = {"url": source}
         for setting in _GUARDED:
@@ -313,15 +296,6 @@ class _Resolver:
             )
 
 
-def _split_userinfo(url: str) -> tuple[str, dict[str, str]]:
-    parts = urlsplit(url)
-    userinfo, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return url, {}
-    name, _, password = userinfo.partition(":")
-    return urlunsplit(parts._replace(netloc=host)), {"username": unquote(name), "password": unquote(password)}
-
-
 def _experiment(resolver: _Resolver, group: Group) -> tuple[dict[str, Any], dict[str, Source]]:
     """Name and id of the experiment: an argument beats both variables; of two variables the id counts."""
     name, name_source = resolver.value("experiment", group)
@@ -375,7 +349,8 @@ def resolve(
     buffer, buffer_sources = _buffer(resolver, group)
     enrichment, enrichment_sources = _enrichment(resolver, group, defaults or {})
     disk, disk_sources = _disk(resolver, group, defaults or {})
-    sources = {**traces.sources, **sources, **buffer_sources, **disk_sources, **enrichment_sources}
+    app, app_sources = _app(resolver, group)
+    sources = {**traces.sources, **sources, **buffer_sources, **disk_sources, **enrichment_sources, **app_sources}
     return Settings(
         traces=traces,
         api=api,
@@ -383,6 +358,7 @@ def resolve(
         buffer=buffer,
         disk=disk,
         enrichment=enrichment,
+        app=app,
         sources=sources,
         **values,
     )
@@ -470,21 +446,3 @@ def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, st
         ConfigurationError: A value is wrong.
     """
     return _buffer(_Resolver(arguments, os.environ if environment is None else environment), Group.MLFLOW)[0]
-
-
-def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """Name, value and source of every setting, for people: a secret's value is replaced by `***`."""
-    yield "target", settings.traces.address, str(settings.sources["url"])
-    api = "none" if settings.api is None else settings.api.address + ("" if settings.api_certain else " (a guess)")
-    yield "mlflow", api, str(settings.api.sources["url"]) if settings.api else "default"
-    for setting in SETTINGS:
-        if setting.name in ("endpoint", "tracking_uri"):
-            continue
-        owners = (settings.traces if setting.guarded else settings, settings.buffer, settings.disk, settings.enrichment)
-        value = getattr(next(owner for owner in owners if hasattr(owner, setting.name)), setting.name)
-        if setting.name == "headers":
-            # Not even the names: a key that was written without one reads as a name.
-            value = f"{len(value)}, hidden" if value else None
-        elif setting.secret and value:
-            value = "***"
-        yield setting.name, "-" if value is None else str(value), str(settings.sources[setting.name])

@@ -309,8 +309,8 @@ SETTINGS: tuple[Setting, ...] = (
         "noise",
         _values.words,
         ("default",),
-        "Traces that are left out: `default`, those of HTTP, database and messaging spans alone; `all` without any span "
-        "of an agent or model; `none`; or names of instrumentation scopes, all spans of which are of these.",
+        "Traces that are left out: `default`, those of HTTP, database and messaging spans alone; `all`, those without "
+        "any span of an agent or model; `none`; or names of instrumentation scopes that make up the whole of a trace.",
         own=("MLFLOW_OTLP_NOISE",),
     ),
     Setting(

@@ -246,3 +246,29 @@ def tracking_uri(value: Any) -> str:
 def endpoint(value: Any) -> str:
     """Reads the full address of an OTLP/HTTP traces endpoint."""
     return _http_url(value)
+
+
+def durability(value: Any) -> str:
+    """Reads what is to survive a killed process."""
+    found = str(value).strip().lower()
+    if found not in _DURABILITIES:
+        raise ValueError(f"expected one of {', '.join(_DURABILITIES)}")
+    return found
+
+
+def folder(value: Any) -> str:
+    """Reads the path of a folder, which need not exist yet."""
+    found = os.path.abspath(os.path.expanduser(str(value).strip()))  # noqa: PTH100, PTH111 - no link is followed
+    if os.path.exists(found) and not os.path.isdir(found):  # noqa: PTH110, PTH112 - as above
+        raise ValueError("expected the path of a folder")
+    return found
+
+
+def split_userinfo(url: str) -> tuple[str, dict[str, str]]:
+    """An address without user and password, and those by name."""
+    parts = urlsplit(url)
+    userinfo, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    name, _, password = userinfo.partition(":")
+    return urlunsplit(parts._replace(netloc=host)), {"username": unquote(name), "password": unquote(password)}

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._buffer import TraceBuffer
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
+from mlflow_otlp_exporter._noise import Judge
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._settings import BufferSettings
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
@@ -71,6 +72,9 @@ class Sink(Protocol):
     def relax(self) -> None:
         """Ends the hurry."""
 
+    def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
+        """Counts spans of traces that are left out."""
+
 
 class TraceWorker:
     """Collects ended spans and hands them over trace by trace, in a thread that starts with the first span.
@@ -79,6 +83,7 @@ class TraceWorker:
         sink: Where traces go.
         settings: Linger, hold and limits.
         sees_starts: Whether `started` is called for each span.
+        is_noise: Says of the spans of a whole trace whether it is left out; None if none is.
 
     Attributes:
         sink: Where traces go.
@@ -86,11 +91,13 @@ class TraceWorker:
         closed: Whether it takes nothing in any more.
     """
 
-    def __init__(self, sink: Sink, settings: BufferSettings, *, sees_starts: bool) -> None:
+    def __init__(
+        self, sink: Sink, settings: BufferSettings, *, sees_starts: bool, is_noise: Judge | None = None
+    ) -> None:
         self.sink = sink
         self.last_trace_id = 0
         self.closed = self._stopped = False
-        self._settings, self._sees_starts = settings, sees_starts
+        self._settings, self._sees_starts, self._is_noise = settings, sees_starts, is_noise
         self._full = (
             f"the buffer is full ({settings.buffer_spans} spans or {settings.buffer_bytes} bytes): the server is away, "
             "or takes spans more slowly than they come"
@@ -104,7 +111,9 @@ class TraceWorker:
         # A start is its trace id, an end the span, a wake-up None.
         self._events: queue.SimpleQueue[int | ReadableSpan | None] = queue.SimpleQueue()
         self._overflow: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._buffer = TraceBuffer(linger=settings.linger, hold=settings.hold, sees_starts=self._sees_starts)
+        self._buffer = TraceBuffer(
+            linger=settings.linger, hold=settings.hold, sees_starts=self._sees_starts, is_noise=self._is_noise
+        )
         self._in_flight = InFlight()
         self._taken_spans = self._taken_bytes = 0
         self._thread: threading.Thread | None = None
@@ -124,6 +133,11 @@ class TraceWorker:
         self.last_trace_id = trace_id
         if not self.closed:
             self._events.put(trace_id)
+
+    def see_starts(self) -> None:
+        """Tells that `started` is called from now on."""
+        self._sees_starts = True
+        self._buffer.sees_starts = True
 
     def ended(self, span: ReadableSpan) -> bool:
         """Takes an ended span in; never raises, never waits.
@@ -210,6 +224,9 @@ class TraceWorker:
             spans = buffer.take_all() if crowded or wanted > self._flushes_done else buffer.take(now)
             self._taken_spans, self._taken_bytes = len(spans), self._taken_bytes - buffer.byte_count
             try:
+                if buffer.left_out:
+                    left_out, buffer.left_out = buffer.left_out, []
+                    self.sink.leave_out(left_out)
                 if spans:
                     self._hand_over(spans)
             finally:

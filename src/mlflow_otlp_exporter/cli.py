@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from mlflow_otlp_exporter._errors import ConfigurationError
-from mlflow_otlp_exporter._settings import resolve, shown
+from mlflow_otlp_exporter._settings import resolve
+from mlflow_otlp_exporter._shown import shown
 from mlflow_otlp_exporter._version import __version__
 
 
