@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Extra words for pytest: make test PYTEST="-k settings -x"
 PYTEST ?=
 
-.PHONY: demo test test-matrix lint format bench clean
+.PHONY: demo test test-matrix lint format bench conventions clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -29,6 +29,10 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py
+
+# The table of docs/conventions.md, from the score of the recorded traces; needs node.
+conventions: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m support.corpus
 
 clean:
 	rm -rf $(VENV) .cache .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
