@@ -116,7 +116,10 @@ class Enricher:
             there = _without_usage(there)
             span.attributes = there
         theirs = _write_mlflow.write(span)
-        written = {**theirs, **_write_openinference.write(span, messages=not self._compact)}
+        written = theirs
+        if _write_mlflow.TYPE not in there:
+            # A span that has a type was enriched before, or is MLflow's own: it has all that it needs.
+            written = {**theirs, **_write_openinference.write(span, messages=not self._compact)}
         if self._compact:
             there = without_copies(span, theirs)
         attributes = {**written, **there}

@@ -11,7 +11,8 @@ from mlflow_otlp_exporter.enrichment._source import Source
 from mlflow_otlp_exporter.enrichment._tools import read_tools
 from mlflow_otlp_exporter.enrichment._values import decoded, integer, structured, text
 
-_KINDS = {kind.value: kind for kind in Kind}
+# Not UNKNOWN, which says no more than no type at all.
+_KINDS = {kind.value: kind for kind in Kind if kind is not Kind.UNKNOWN}
 
 
 def read(source: Source) -> Observation | None:
