@@ -47,7 +47,7 @@ SERVER_ADVICE = "check that the server is up"
 NOT_MLFLOW_ADVICE = r"check the address: it should be that of an MLflow server with a database \(3.6 or newer\)"
 DESTINATION_ADVICE = "check experiment, workspace, and the permission to write there"
 CREDENTIALS_ADVICE = "credentials: argument credentials=; check the token, its file, or user and password"
-CONTENT_ADVICE = "the server is fine, but refuses what was sent"
+CONTENT_ADVICE = "the server is up, but refuses this content: see its message, or its own log"
 SIZE_ADVICE = "let the proxy in front of MLflow accept larger bodies"
 ADDRESS = r"http://127\.0\.0\.1:\d+"
 
@@ -58,7 +58,7 @@ def waits(said: str, advice: str) -> Line:
 
 def lost(name: str, said: str, advice: str = CONTENT_ADVICE) -> Line:
     where = rf"{ADDRESS}/v1/traces"
-    return logging.ERROR, rf"span '{name}' of trace tr-[0-9a-f]{{32}} is lost: {where}: {said}; {advice} \[1 spans\]"
+    return logging.ERROR, rf"span '{name}' of trace tr-[0-9a-f]{{32}} is lost: {where}: {said}; {advice} \[1 span\]"
 
 
 def both_lost(said: str, advice: str = CONTENT_ADVICE) -> list[Line]:
@@ -112,7 +112,7 @@ def delivered(name: str, answer: Answer, *logged: Line, **more: Any) -> Row:
 def partly(name: str, answer: Answer, said: str, rejected: int = 1) -> Row:
     """Some are taken: one request."""
     line = rf"spans are lost: {ADDRESS}/v1/traces: {rejected} spans rejected: {said}; {CONTENT_ADVICE} "
-    logged = [(logging.ERROR, rf"{line}\[{min(rejected, SPANS)} spans\]")]
+    logged = [(logging.ERROR, rf"{line}\[{min(rejected, SPANS)} spans?\]")]
     end = (SPANS - min(rejected, SPANS), min(rejected, SPANS), 0)
     return Row(name, then=answer, end=end, logged=logged, result=FAILURE)
 

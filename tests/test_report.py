@@ -26,15 +26,82 @@ def test_problem_is_told_in_full_then_summed_up_each_minute_then_solved(caplog: 
     clock = Clock()
     report = Report(clock)
     for _ in range(10):
-        report.problem("x", "the server is away", 2)
+        report.problem("x", "refused", 2)
         clock.now += 10
     report.solved("x", "accepted again")
     report.solved("x", "accepted again")
     assert caplog.messages == [
-        "the server is away [2 spans]",
-        "the server is away [still so after 60 s; 12 more spans]",
+        "refused [2 spans]",
+        "refused [still so after 60 s; 12 more spans]",
         "accepted again, after 100 s of trouble",
     ]
+
+
+def test_spans_that_wait_are_not_counted_twice(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    for number in range(1, 11):
+        report.waiting("x", "the server is away", number)
+        clock.now += 30
+    report.solved("x", "accepted again")
+    assert caplog.messages == [
+        "the server is away [1 span]",
+        "the server is away [still so after 60 s; 3 spans now]",
+        "the server is away [still so after 2 min; 5 spans now]",
+        "the server is away [still so after 3 min; 7 spans now]",
+        "the server is away [still so after 4 min; 9 spans now]",
+        "accepted again, after 5 min of trouble",
+    ]
+
+
+def test_problem_that_comes_and_goes_is_told_like_one_that_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    for _ in range(200):
+        report.waiting("x", "500", 8)
+        clock.now += 0.5
+        report.solved("x", "accepted again")
+        clock.now += 0.5
+    assert caplog.messages == [
+        "500 [8 spans]",
+        "accepted again, after 0 s of trouble",
+        "500 [on and off for 60 s; 8 spans now]",
+        "accepted again, after 60 s of trouble",
+        "500 [on and off for 2 min; 8 spans now]",
+        "accepted again, after 2 min of trouble",
+        "500 [on and off for 3 min; 8 spans now]",
+        "accepted again, after 3 min of trouble",
+    ]
+
+
+def test_problem_that_is_back_and_lasts_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    report.waiting("x", "500", 8)
+    report.solved("x", "accepted again")
+    for _ in range(15):
+        clock.now += 1
+        report.waiting("x", "500", 9)
+    report.solved("x", "accepted again")
+    clock.now += 100
+    report.waiting("x", "500", 1)
+    assert caplog.messages == [
+        "500 [8 spans]",
+        "accepted again, after 0 s of trouble",
+        "500 [on and off for 11 s; 9 spans now]",
+        "accepted again, after 15 s of trouble",
+        "500 [1 span]",
+    ]
+
+
+def test_at_the_end_no_span_is_left_untold(caplog: pytest.LogCaptureFixture) -> None:
+    report = Report()
+    for count in (8, 3, 4):
+        report.problem("x", "lost", count)
+    report.waiting("y", "waiting", 5)
+    report.conclude()
+    report.conclude()
+    assert caplog.messages == ["lost [8 spans]", "waiting [5 spans]", "lost [7 more spans]"]
 
 
 def test_other_problem_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -69,7 +136,7 @@ def test_problem_with_ever_new_texts_does_not_pile_up(caplog: pytest.LogCaptureF
         report.problem("x", word, 1)
     report.solved("x", "over")
     assert len(caplog.messages) >= len(words) + 1
-    assert not report._problems
+    assert len(report._problems) == 1
 
 
 def test_said_once(caplog: pytest.LogCaptureFixture) -> None:

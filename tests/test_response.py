@@ -168,6 +168,17 @@ def test_server_message_from_every_shape(answer: Answer, message: str, code: str
 def test_logged_text_has_no_sql_parameters_and_is_cut() -> None:
     said = "(psycopg2.DataError) out of range\n[SQL: INSERT INTO spans VALUES (%s)]\n[parameters: {'a': 'planted'}]"
     assert cleaned(said) == "(psycopg2.DataError) out of range"
+    row = "null value\nDETAIL:  Failing row contains (1, planted).\nCONTEXT: COPY spans\n"
+    assert cleaned(row) == "null value"
+    assert cleaned("syntax error\nLINE 1: INSERT INTO spans VALUES ('planted')") == "syntax error"
+    value = "planted " * 20
+    for quote in "'\"`":
+        said = f"Value {quote}{value}{quote} of tag 'first' is too long"
+        assert cleaned(said) == f"Value {quote}...{quote} of tag 'first' is too long"
+        assert cleaned(f"Value {quote}{value}") == f"Value {quote}...{quote}"
+    assert cleaned("'a short name' is missing, and it's 'another' that is here") == (
+        "'a short name' is missing, and it's 'another' that is here"
+    )
     assert len(cleaned("x" * 5000)) < 400
     assert cleaned("a\x1b[31mb") == "a?[31mb"
 

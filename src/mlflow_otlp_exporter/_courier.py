@@ -71,6 +71,7 @@ class Courier:
         stored: Tells what has arrived.
         report: Where outcomes are counted and told.
         explain: Puts an outcome into words, with advice.
+        queued: How many spans of a destination wait besides the shipment whose turn it is.
         clock: Monotonic seconds.
         jitter: A random number from 0 to 1.
     """
@@ -83,14 +84,16 @@ class Courier:
         report: Report,
         *,
         explain: Callable[[Outcome], str],
+        queued: Callable[[Destination], int] = lambda _: 0,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._server, self._delivery, self._stored = server, delivery, stored
-        self._report, self._explain = report, explain
+        self._report, self._explain, self._queued = report, explain, queued
         self._locked_until = 0.0
         self.clock, self._jitter = clock, jitter
         self._failures: dict[Destination, int] = {}
+        self._troubles: dict[Destination, Outcome] = {}
         self._evidence: dict[str, Evidence] = {}
         self._suspects: dict[str, list[Shipment]] = {}
         # Bytes that a request may have: less than was asked for once a proxy has said 413.
@@ -141,6 +144,7 @@ class Courier:
     def _arrived(self, shipment: Shipment, outcome: Outcome) -> Next:
         self._pass(shipment)
         self._failures.pop(shipment.destination, None)
+        self._troubles.pop(shipment.destination, None)
         count = len(shipment.spans)
         rejected = min(outcome.rejected, count)
         self._report.solved(_key(shipment.destination), "spans are accepted again")
@@ -148,7 +152,8 @@ class Courier:
             what = described(shipment.spans[0])
             self._report.solved(_refusal(shipment.named, what), f"{what} is accepted after all")
         if rejected:
-            self._report.problem(_key(shipment.destination), f"spans are lost: {self._explain(outcome)}", rejected)
+            key = f"rejected {_key(shipment.destination)}"
+            self._report.problem(key, f"spans are lost: {self._explain(outcome)}", rejected)
         elif outcome.message:
             self._report.once(logging.WARNING, f"the server says: {outcome.message}")
         self._settle(shipment, count - rejected, rejected, outcome)
@@ -327,7 +332,9 @@ class Courier:
             self._failures[destination] = failures + 1
         else:
             longest = first  # not many requests, as a search ends soon
-        self._report.problem(_key(destination), f"spans wait in memory: {self._explain(outcome)}", len(shipment.spans))
+        self._troubles[destination] = outcome
+        waiting = len(shipment.spans) + self._queued(destination)
+        self._report.waiting(_key(destination), f"spans wait in memory: {self._explain(outcome)}", waiting)
         shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
         return max(backoff(failures, self._jitter(), first=first, longest=longest), outcome.retry_after or 0.0)
 
@@ -381,13 +388,13 @@ class Courier:
         evidence.failed_again(suspect, now)
         aside = self._put_aside(shipment)
         if evidence.proven(suspect, now) or (self.closing and evidence.convincing(suspect, now)):
-            self._give_up(shipment, outcome)
+            self._give_up(shipment, replace(outcome, cause=Cause.CONTENT))
             return Next(aside)
         if evidence.convincing(suspect, now) and not shipment.named:
             what = described(shipment.spans[0])
+            shipment.named = replace(outcome, cause=Cause.CONTENT)  # what is to be mended is not the server
             said = f"{what} waits in memory, and is sent again now and then; others are accepted"
-            self._report.problem(_refusal(outcome, what), f"{said}: {self._explain(outcome)}", 1)
-            shipment.named = outcome
+            self._report.waiting(_refusal(outcome, what), f"{said}: {self._explain(shipment.named)}", 1)
             shipment.origin.suspect(shipment.size)
         others = len(self._suspects[_key(shipment.destination)])
         shipment.not_before = now + max(evidence.pause(suspect, now), others * _BETWEEN_SUSPECTS)
@@ -403,7 +410,13 @@ class Courier:
         if shipment.named:
             self._give_up(shipment, shipment.named)
             return
-        self._report.problem("abandoned", "spans are lost: they could not be sent before the end", count)
+        trouble = self._troubles.get(shipment.destination)
+        why = f": {self._explain(trouble)}" if trouble is not None else ""
+        self._report.problem(
+            f"abandoned {_key(shipment.destination)}",
+            f"spans are lost: they could not be sent before the end{why}",
+            count,
+        )
         self._settle(shipment, 0, count)
 
 

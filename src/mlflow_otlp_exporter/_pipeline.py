@@ -40,7 +40,7 @@ _ADVICE = {
     Cause.NOT_MLFLOW: "check the address: it should be that of an MLflow server with a database (3.6 or newer)",
     Cause.SERVER: "check that the server is up",
     Cause.SIZE: "let the proxy in front of MLflow accept larger bodies",
-    Cause.CONTENT: "the server is fine, but refuses what was sent",
+    Cause.CONTENT: "the server is up, but refuses this content: see its message, or its own log",
 }
 _OK = Status(StatusCode.OK)
 _TOO_FEW_ATTRIBUTES = (
@@ -94,7 +94,7 @@ class Pipeline:
             experiment_is_set=EXPERIMENT_HEADER in self.server.header_names,
         )
         stored = Stored(self.api, self.report)
-        self.courier = Courier(self.server, delivery, stored, self.report, explain=self.explained)
+        self.courier = Courier(self.server, delivery, stored, self.report, explain=self.explained, queued=self._queued)
         self.senders: Senders[Shipment] = Senders(self._step, self.courier.abandon)
         self.in_flight = InFlight()
         self.closed = False
@@ -103,6 +103,9 @@ class Pipeline:
     def _step(self, shipment: Shipment) -> Next:
         left = max(0.2, self._until - time.monotonic())
         return self.courier.step(shipment, min(self.settings.timeout, left))
+
+    def _queued(self, destination: Destination) -> int:
+        return sum(len(each.spans) for each in self.senders.queued(destination))
 
     def hurry(self, seconds: float) -> None:
         """Ends waits between attempts, as somebody waits for the outcome, and keeps requests within that time.
@@ -240,6 +243,7 @@ class Pipeline:
         self.closed = self.courier.closing = True
         self.hurry(seconds)
         self.senders.close(seconds)
+        self.report.conclude()
         self.server.close()
         if self.api:
             self.api.close()

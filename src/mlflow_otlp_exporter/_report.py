@@ -1,12 +1,13 @@
 """What became of the spans, told truthfully: counters, and log lines that do not flood.
 
 A problem is logged once in full. While it lasts, its repetitions are counted and summed up at most once a minute;
-when it is over, one line says so.
+when it is over, one line says so. One that comes and goes is told like one that lasts.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from mlflow_otlp_exporter._fork import after_fork_in_child
 
 _SUMMARY_SECONDS = 60.0
+# A problem that is back within that time is not told anew, unless it lasts for so long.
+_BACK_SECONDS = 10.0
 # Messages and problems that are known: those with ever new texts must not pile up.
 _REMEMBERED = 1000
 # A problem changes its face (refused connections, then 503, then a reset): each face is told once, not each change.
@@ -52,12 +55,26 @@ class Stats:
 @dataclass
 class _Face:
     told: float
+    message: str
     untold_spans: int = 0
 
 
 @dataclass
 class _Problem:
+    """What is known of a problem.
+
+    Attributes:
+        since: When it was there first.
+        back: When it came back, if it was over in between.
+        over: When it was over; None while it is there.
+        told: Whether it was told since it is there or back.
+        faces: Its texts, by what does not vary in them.
+    """
+
     since: float
+    back: float | None = None
+    over: float | None = None
+    told: bool = False
     faces: dict[str, _Face] = field(default_factory=dict)
 
 
@@ -107,41 +124,97 @@ class Report:
         logger.log(level, "%s", message)
 
     def problem(self, key: str, message: str, spans: int, level: int = logging.ERROR) -> None:
-        """Tells that spans could not be delivered.
+        """Tells what has befallen spans, each once.
 
         Args:
             key: What the problem is about; `solved` takes the same.
             message: What happened and what to do.
-            spans: How many spans are affected.
+            spans: How many spans are affected now, besides those before.
             level: The log level.
         """
         with self._lock:
-            now = self._clock()
-            known = self._problems.get(key)
-            if known is None:
-                if len(self._problems) >= _REMEMBERED:
-                    self._problems.clear()
-                known = self._problems[key] = _Problem(now)
-            gist = _VARYING.sub("#", message)
-            face = known.faces.get(gist)
-            if face is None:
-                if len(known.faces) >= _FACES:
-                    known.faces.clear()
-                known.faces[gist] = _Face(now)
-                line = f"{message} [{spans} spans]"
-            elif now - face.told < _SUMMARY_SECONDS:
-                face.untold_spans += spans
-                return
-            else:
-                face.told = now
-                total, face.untold_spans = face.untold_spans + spans, 0
-                line = f"{message} [still so after {now - known.since:.0f} s; {total} more spans]"
-        logger.log(level, "%s", line)
+            face = self._face(key, message)
+            face.untold_spans += spans
+            line = self._line(key, face, f"{face.untold_spans} more spans")
+            if line is not None:
+                face.untold_spans = 0
+                line += f" [{_counted(spans)}]" if line == message else ""
+        if line is not None:
+            logger.log(level, "%s", line)
+
+    def waiting(self, key: str, message: str, spans: int) -> None:
+        """Tells that spans have to wait.
+
+        Args:
+            key: What the problem is about; `solved` takes the same.
+            message: What happened and what to do.
+            spans: How many spans wait now, all in all.
+        """
+        with self._lock:
+            line = self._line(key, self._face(key, message), f"{_counted(spans)} now")
+            if line == message:
+                line += f" [{_counted(spans)}]"
+        if line is not None:
+            logger.error("%s", line)
+
+    def _face(self, key: str, message: str) -> _Face:
+        """What is known of a problem's text. Needs the lock."""
+        now, known = self._clock(), self._problems.get(key)
+        if known is None or (known.over is not None and now - known.over > _SUMMARY_SECONDS):
+            if len(self._problems) >= _REMEMBERED:
+                self._problems.clear()
+            known = self._problems[key] = _Problem(now)
+        elif known.over is not None:
+            known.back, known.over, known.told = now, None, False
+        gist = _VARYING.sub("#", message)
+        if gist not in known.faces:
+            if len(known.faces) >= _FACES:
+                known.faces.clear()
+            known.faces[gist] = _Face(-math.inf, message)
+        known.faces[gist].message = message
+        return known.faces[gist]
+
+    def _line(self, key: str, face: _Face, spans: str) -> str | None:
+        """What is to be logged now, or nothing: the message itself for the first time. Needs the lock."""
+        now, known = self._clock(), self._problems[key]
+        first, silent = face.told == -math.inf, now - face.told
+        lasting = known.back is not None and not known.told and now - known.back >= _BACK_SECONDS
+        if not (first or lasting or silent >= _SUMMARY_SECONDS):
+            return None
+        face.told, known.told = now, True
+        if first:
+            return face.message
+        how = "still so after" if known.back is None else "on and off for"
+        return f"{face.message} [{how} {_duration(now - known.since)}; {spans}]"
 
     def solved(self, key: str, message: str) -> None:
         """Tells that a problem is over, if it was told before."""
         with self._lock:
-            known = self._problems.pop(key, None)
-            duration = self._clock() - known.since if known else 0.0
-        if known:
-            logger.warning("%s, after %.0f s of trouble", message, duration)
+            known = self._problems.get(key)
+            if known is None or known.over is not None:
+                return
+            known.over = now = self._clock()
+        if known.told:
+            logger.warning("%s, after %s of trouble", message, _duration(now - known.since))
+
+    def conclude(self) -> None:
+        """At the end: tells of spans that were counted, but not told yet."""
+        with self._lock:
+            faces = [face for known in self._problems.values() for face in known.faces.values() if face.untold_spans]
+            lines = [f"{face.message} [{face.untold_spans} more spans]" for face in faces]
+            for face in faces:
+                face.untold_spans = 0
+        for line in lines:
+            logger.error("%s", line)
+
+
+def _counted(spans: int) -> str:
+    return f"{spans} span" if spans == 1 else f"{spans} spans"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in words, as exactly as people care."""
+    for size, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} s"

@@ -22,8 +22,13 @@ from mlflow_otlp_exporter._transport import Answer, Failure
 
 _LONGEST_MESSAGE = 300
 _HTML = re.compile(rb"^\s*(<!doctype|<html|<head|<body|<\?xml)", re.IGNORECASE)
-# SQLAlchemy appends the statement and its parameters, prompts among them, to its messages.
-_SQL = re.compile(r"\s*\[SQL:.*|\s*\[parameters:.*|\(Background on this error.*", re.DOTALL)
+# SQLAlchemy appends the statement and its parameters, prompts among them, to its messages; PostgreSQL the row, or the
+# key, and the line of the statement.
+_SQL = re.compile(
+    r"\s*\[SQL:.*|\s*\[parameters:.*|\(Background on this error.*|\s*\bDETAIL: .*|\s*\bLINE \d+: .*", re.DOTALL
+)
+# MLflow quotes values that it finds too long: what is longer than a name may be a prompt.
+_QUOTED = re.compile(r"(['\"`])(?:(?!\1).){100,}(?:\1|$)")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 # SQLite's words for a damaged file, which MLflow passes on as a 400, as if the request were wrong.
 _DAMAGED = ("file is not a database", "database disk image is malformed")
@@ -222,8 +227,8 @@ def _is_text(answer: Answer) -> bool:
 
 
 def cleaned(text: str) -> str:
-    """A server's text as it may be logged: one line, cut, no SQL statement, no control characters."""
-    line = " ".join(_SQL.sub("", text).split())
+    """A server's text as it may be logged: one line, cut, no SQL statement, no long value, no control characters."""
+    line = _QUOTED.sub(r"\1...\1", " ".join(_SQL.sub("", text).split()))
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}..."
 

@@ -202,6 +202,12 @@ class Senders(Generic[_Item]):
             self._abandon(each)
         return True
 
+    def queued(self, key: Hashable) -> list[_Item]:
+        """The items of a destination that wait for their turn."""
+        with self._lock:
+            queue = self._queues.get(key)
+            return [] if queue is None else list(queue.items)
+
     def hurry(self) -> None:
         """Ends the waits of all destinations, as somebody waits for them."""
         with self._lock:
