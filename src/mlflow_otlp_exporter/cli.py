@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mlflow_otlp_exporter._errors import ConfigurationError
+from mlflow_otlp_exporter._run import run
 from mlflow_otlp_exporter._settings import resolve
 from mlflow_otlp_exporter._shown import shown
 from mlflow_otlp_exporter._version import __version__
@@ -33,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mlflow-otlp-exporter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     commands.add_parser("settings", help="the settings in force here, and where each comes from; secrets are hidden")
-    parser.parse_args(arguments)
+    running = commands.add_parser("run", help="run a command, such as `python app.py`, with its traces sent to MLflow")
+    running.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
+    given = parser.parse_args(arguments)
     try:
-        return _settings()
+        return run(given.words) if given.command == "run" else _settings()
     except ConfigurationError as error:
         print(f"mlflow-otlp: {error}", file=sys.stderr)
         return 2
