@@ -86,6 +86,7 @@ def write(span: Observed) -> dict[str, Any]:
 def _write_chat(span: Observed, written: dict[str, Any]) -> None:
     found = span.observation
     given, answered = found.input_messages, found.output_messages
+    tools = [_tool(each.name, each.description, each.parameters) for each in found.tools or ()]
     if given:
         request: dict[str, Any] = {"messages": [chat_message(each) for each in given]}
         if model := found.request_model or found.response_model:
@@ -95,6 +96,9 @@ def _write_chat(span: Observed, written: dict[str, Any]) -> None:
             for key, value in (found.invocation_parameters or {}).items()
             if key not in _NO_PARAMETERS and value not in (None, "", [], {})
         }
+        if tools and _holds_tools(span.attributes.get("input.value")):
+            # Before 3.13 MLflow takes no list in JSON text; what it shows without us must not go.
+            request["tools"] = tools
         written[INPUTS] = as_json(request)
     elif found.input is not None and not isinstance(found.input, str):
         written[INPUTS] = as_json(found.input)
@@ -103,8 +107,12 @@ def _write_chat(span: Observed, written: dict[str, Any]) -> None:
     elif given:
         # The console shows no chat for a side that is missing, as after a failed call.
         written[MESSAGES] = as_json([chat_message(each) for each in given])
-    if found.tools:
-        written[TOOLS] = as_json([_tool(each.name, each.description, each.parameters) for each in found.tools])
+    if tools:
+        written[TOOLS] = as_json(tools)
+
+
+def _holds_tools(request: Any) -> bool:
+    return isinstance(request, str) and '"tools"' in request
 
 
 def _choices(messages: Sequence[Message], reason: str | None) -> dict[str, Any]:

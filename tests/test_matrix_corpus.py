@@ -1,0 +1,108 @@
+"""Recorded traces on older MLflow servers: what is different from 3.17.2 is known, and nothing is worse than stock.
+
+The console's code is that of 3.17.2, on traces that the older server gave back over REST.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import pytest
+
+from support.cells import Cell
+from support.corpus import scored_apart, truths
+from support.environments import mlflow_python
+from support.mlflow_server import MLflowServer
+from support.recordings import load
+
+pytestmark = [pytest.mark.matrix, pytest.mark.needs("node")]
+
+
+class Difference(NamedTuple):
+    """What an older server does not do.
+
+    Attributes:
+        why: In words.
+        columns: Which cells it spoils.
+        spoils: Whether it spoils this one, and in this way.
+    """
+
+    why: str
+    columns: tuple[str, ...]
+    spoils: Callable[[Cell], bool]
+
+
+def missing(cell: Cell) -> bool:
+    return not cell.found
+
+
+def quoted(cell: Cell) -> bool:
+    return bool(cell.found == json.dumps(cell.expected))
+
+
+def of_a_neighbour(cell: Cell) -> bool:
+    """Whether a trace is called like another one of the same request."""
+    _, traces = load(cell.trace.partition("#")[0])
+    return len(traces) > 1 and cell.found in set().union(*(trace.titles for trace in traces)) - set(cell.expected)
+
+
+def without_its_request(cell: Cell) -> bool:
+    """Whether tools are missing that the source did not put into a request in `input.value`."""
+    spans, _ = load(cell.trace.partition("#")[0])
+    requests = [str((span.attributes or {}).get("input.value", "")) for span in spans]
+    return not cell.found and not any('"tools"' in request and '"messages"' in request for request in requests)
+
+
+def of_a_failed_call(cell: Cell) -> bool:
+    return "error_span" in truths()[cell.trace]
+
+
+OLDER: Mapping[str, Sequence[Difference]] = {
+    "3.13.0": (
+        Difference("sessions and users are kept as JSON text", ("session", "user"), quoted),
+        Difference("all traces of a request get the tags of the last", ("trace_name",), of_a_neighbour),
+    ),
+    "3.10.1": (
+        Difference("sessions are kept as JSON text", ("session",), quoted),
+        Difference("users are not read", ("user",), missing),
+        Difference("tags of traces are not read, nor their names", ("trace_name", "tags", "metadata"), missing),
+        Difference("a list in JSON text stays text: definitions", ("tools",), without_its_request),
+        Difference("a list in JSON text stays text: documents", ("documents",), missing),
+        Difference("a list in JSON text stays text: messages of failed calls", ("chats",), of_a_failed_call),
+    ),
+}
+CELLS = 1275
+
+Scored = Mapping[str, Sequence[Cell]]
+
+
+@pytest.fixture(scope="module", params=OLDER)
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def scored(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
+    server = MLflowServer.start(tmp_path_factory.mktemp(f"mlflow-{version}"), python=mlflow_python(version))
+    try:
+        yield scored_apart(server.uri, ["stock", "whole"])
+    finally:
+        server.stop()
+
+
+def test_every_difference_to_the_newest_is_known(version: str, scored: Scored) -> None:
+    counted = [cell for cell in scored["whole"] if not cell.apart]
+    wrong = [cell for cell in counted if not cell.right]
+    explained = {
+        difference.why: [cell for cell in wrong if cell.column in difference.columns and difference.spoils(cell)]
+        for difference in OLDER[version]
+    }
+    known = {(cell.trace, cell.column) for cells in explained.values() for cell in cells}
+    assert not [cell for cell in wrong if (cell.trace, cell.column) not in known]
+    assert all(explained.values()), "a difference that spoils nothing"
+    assert len(counted) == CELLS
+
+
+def test_nothing_is_worse_than_stock(scored: Scored) -> None:
+    right = {(cell.trace, cell.column) for cell in scored["whole"] if cell.right}
+    assert not [cell for cell in scored["stock"] if cell.right and (cell.trace, cell.column) not in right]
