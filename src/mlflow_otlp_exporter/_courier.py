@@ -364,7 +364,7 @@ class Courier:
         search, found_in = shipment.search, shipment.found_in
         if evidence.moody(self.clock()):
             return _TRIES_WHILE_MOODY
-        if (search is not None and search.after_500) or (others_pass and found_in is not None and found_in.after_500):
+        if search is not None or (others_pass and found_in is not None):
             return 1
         called_off = found_in.called_off if found_in is not None else 0
         return _TRIES << min(called_off, _MOST_DOUBLED)
