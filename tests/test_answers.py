@@ -485,6 +485,18 @@ ROWS = [
         rest={VERSION: Answer(body=b"3.17.2")},
     ),
     retried("no answer in time", Answer(delay=30), LATE, ambiguous=True, times=1, timeout=SHORT, result=FAILURE),
+    *(
+        retried(name, answer, said, ambiguous=ambiguous, times=1, timeout=SHORT, result=FAILURE)
+        for name, answer, said, ambiguous in (
+            ("status and headers drip beyond the time-out", Answer(drip_head=0.1), LATE, True),
+            (
+                "503, body drips beyond the time-out",
+                Answer(503, headers=TEXT, body=b"away" * 9, drip=0.2),
+                "503: .*",
+                False,
+            ),
+        )
+    ),
     # Size and content.
     Row("413", (Answer(413),), requests=3),
     Row(
