@@ -18,7 +18,9 @@ FILES = [
     "test_buffer",
     "test_configure",
     "test_connection",
+    "test_courier",
     "test_credentials",
+    "test_decorator",
     "test_delivery",
     "test_destination",
     "test_encoder",
@@ -27,9 +29,11 @@ FILES = [
     "test_packing",
     "test_processor",
     "test_provider",
+    "test_report",
     "test_response",
     "test_senders",
     "test_settings",
+    "test_tenants",
     "test_zero_code",
 ]
 
