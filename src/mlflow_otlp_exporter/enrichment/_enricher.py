@@ -123,6 +123,9 @@ class Enricher:
         if self._compact:
             there = without_copies(span, theirs)
         attributes = {**written, **there}
+        if _write_mlflow.USAGE not in there and _write_openinference.counts_all(span.observation.usage, attributes):
+            # Every MLflow reads those. 3.6 reads this one wrongly, and no other beside it.
+            attributes.pop(_write_mlflow.USAGE, None)
         name = span.span.name
         tool = span.observation.tool_name
         if self._rename_tools and span.kind is Kind.TOOL and tool and tool != name:

@@ -15,7 +15,7 @@ from openinference.semconv.trace import (
 )
 
 from mlflow_otlp_exporter.enrichment._kinds import for_openinference, is_model
-from mlflow_otlp_exporter.enrichment._observation import Kind, Message, Observation
+from mlflow_otlp_exporter.enrichment._observation import Kind, Message, Observation, Usage
 from mlflow_otlp_exporter.enrichment._observed import Observed
 from mlflow_otlp_exporter.enrichment._providers import openinference_name, provider_of
 from mlflow_otlp_exporter.enrichment._tool_values import result_of
@@ -70,6 +70,21 @@ def write(span: Observed, *, messages: bool) -> dict[str, Any]:
         if is_model(kind):
             _write_messages(found, there, written)
     return written
+
+
+def counts_all(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
+    """Whether OpenInference's counts among a span's attributes say all that MLflow wants to know of its tokens.
+
+    Args:
+        usage: What is known.
+        attributes: All attributes of the span.
+    """
+    if usage is None or not usage.input or not usage.output or usage.cache_read or usage.cache_write:
+        return False
+    given, answered, total = map(attributes.get, _COUNTS[:3])
+    # MLflow adds up what has no total.
+    totals = (None, usage.input + usage.output)
+    return (given, answered) == (usage.input, usage.output) and total in totals and usage.total in totals
 
 
 def _write_model(found: Observation, kind: Kind, written: dict[str, Any]) -> None:
