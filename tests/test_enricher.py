@@ -132,6 +132,31 @@ def test_failed_span_gets_an_exception_unless_it_has_one() -> None:
     assert list(one(CHAT, status=failed, events=[own]).events) == [own]
 
 
+OPENINFERENCE_USAGE = {"openinference.span.kind": "LLM", "llm.token_count.prompt": 10, "llm.token_count.completion": 2}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "is_there"),
+    [
+        # MLflow 3.6 counts nothing for a span that has it, whatever else there is.
+        ({**CHAT, **USAGE}, False),
+        (OPENINFERENCE_USAGE, False),
+        ({**OPENINFERENCE_USAGE, "llm.token_count.total": 12}, False),
+        # What OpenInference's counts do not tell every MLflow.
+        ({**OPENINFERENCE_USAGE, "llm.token_count.total": 20}, True),
+        ({**OPENINFERENCE_USAGE, "llm.token_count.prompt_details.cache_read": 4}, True),
+        ({**CHAT, **USAGE, "gen_ai.usage.output_tokens": 0}, True),
+        ({**CHAT, "mlflow.chat.tokenUsage": '{"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}'}, True),
+    ],
+)
+def test_usage_of_mlflows_is_left_out_where_openinferences_counts_say_it_all(
+    attributes: dict[str, Any], is_there: bool
+) -> None:
+    found = one(attributes).attributes
+    assert ("mlflow.chat.tokenUsage" in found) is is_there
+    assert "llm.token_count.prompt" in found
+
+
 def test_usage_has_a_total_even_without_output() -> None:
     found = one({"gen_ai.operation.name": "embeddings", "gen_ai.usage.input_tokens": 18})
     usage = {"input_tokens": 18, "output_tokens": 0, "total_tokens": 18}
@@ -198,7 +223,7 @@ def test_usage_counts_where_the_call_was() -> None:
     agent, call = enriched(
         span(1, {"gen_ai.operation.name": "invoke_agent", **usage}), span(2, {**CHAT, **usage}, parent=1)
     )
-    assert "mlflow.chat.tokenUsage" in call.attributes
+    assert "llm.token_count.prompt" in call.attributes
     assert not {"mlflow.chat.tokenUsage", "mlflow.llm.cost", "llm.token_count.prompt"} & set(agent.attributes)
     assert not [key for key in agent.attributes if key.startswith("gen_ai.usage.")]
     assert agent.attributes["gen_ai.aggregated_usage.input_tokens"] == 10
@@ -207,7 +232,7 @@ def test_usage_counts_where_the_call_was() -> None:
 
 def test_usage_of_an_agent_whose_calls_are_not_there_counts() -> None:
     (agent,) = enriched(span(1, {"gen_ai.operation.name": "invoke_agent", **USAGE}))
-    assert "mlflow.chat.tokenUsage" in agent.attributes
+    assert "llm.token_count.prompt" in agent.attributes
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -216,14 +241,14 @@ def test_span_of_a_client_that_repeats_a_call_counts_nothing(nested: bool) -> No
     told = span(1, {**call, "gen_ai.input.messages": said("hi")}, scope="instrumentation")
     again = span(2, call, parent=1 if nested else None, trace=1 if nested else 2, scope=ANTHROPIC_SDK)
     first, second = enriched(told, again)
-    assert "mlflow.chat.tokenUsage" in first.attributes
-    assert "mlflow.chat.tokenUsage" not in second.attributes
+    assert "llm.token_count.prompt" in first.attributes
+    assert not {"mlflow.chat.tokenUsage", "llm.token_count.prompt"} & set(second.attributes)
     assert second.attributes["gen_ai.aggregated_usage.input_tokens"] == 10
 
 
 def test_span_of_a_client_that_nothing_else_tells_of_counts() -> None:
     (alone,) = enriched(span(1, {**CHAT, **USAGE, "gen_ai.response.id": "r-1"}, scope=ANTHROPIC_SDK))
-    assert "mlflow.chat.tokenUsage" in alone.attributes
+    assert "llm.token_count.prompt" in alone.attributes
 
 
 def test_tools_of_an_agent_are_its_models_tools() -> None:
