@@ -17,7 +17,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.rows import HEADING, row, shown
 
 # The longest last.
-NAMES = ("import_time", "encoder", "spool", "traced", "app_thread", "export_path", "latency", "memory", "server_time")
+NAMES = (
+    "import_time",
+    "encoder",
+    "enrichment",
+    "spool",
+    "traced",
+    "app_thread",
+    "export_path",
+    "latency",
+    "memory",
+    "server_time",
+)
 _PACKAGES = ("mlflow", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "protobuf")
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import StatusCode
 
+from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter.enrichment import _write_mlflow, _write_openinference
 from mlflow_otlp_exporter.enrichment._compact import without_copies
 from mlflow_otlp_exporter.enrichment._kinds import is_model
@@ -60,9 +61,14 @@ class Enricher:
 
     def __init__(self, *, compact: bool = False, rename_tools: bool = True) -> None:
         self._compact, self._rename_tools = compact, rename_tools
+        self._twins: OrderedDict[str, str] = OrderedDict()
+        self._renew()
+        after_fork_in_child(self._renew)
+
+    def _renew(self) -> None:
+        # Another thread of the parent may hold a lock for ever; what was exported there is told there.
         self._memory = TraceMemory()
         self._lock = threading.Lock()
-        self._twins: OrderedDict[str, str] = OrderedDict()
 
     def enrich(self, spans: Sequence[ReadableSpan]) -> list[Enriched | ReadableSpan]:
         """Enriches spans of one or more traces, whole ones or parts.
