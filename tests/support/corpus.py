@@ -33,7 +33,7 @@ from support.needs import executable
 from support.recordings import CORPUS, RecordedTrace, cases, load
 
 _PARSER = Path(__file__).with_name("console_parser.js")
-_PARSE_SECONDS = 300
+_PARSE_SECONDS, _SECONDS = 120, 240
 _MOST_TRACES = 500
 
 
@@ -74,13 +74,20 @@ WAYS = {
 
 
 @dataclass
-class _Sent:
-    """What was sent one way, and what the server has of it."""
+class Sent:
+    """What was sent one way, and what the server has of it.
+
+    Attributes:
+        experiment_id: Where it was sent.
+        traces: What was sent.
+        stored: MLflow's traces, by key.
+        found: By span type, the ids of the traces that the server's search finds.
+    """
 
     experiment_id: str
     traces: list[RecordedTrace] = field(default_factory=list)
     stored: dict[str, Any] = field(default_factory=dict)
-    found: dict[str, set[str]] = field(default_factory=dict)  # by span type: the traces that a search finds
+    found: dict[str, set[str]] = field(default_factory=dict)
 
 
 def truths() -> dict[str, dict[str, Any]]:
@@ -94,15 +101,16 @@ def score(tracking_uri: str, ways: Sequence[str], pattern: str = "*") -> dict[st
 
     client = mlflow.MlflowClient(tracking_uri)
     keys = fnmatch.filter(cases(), pattern)
-    sent = {way: _send(client, tracking_uri, way, keys) for way in ways}
+    sent = {way: send(client, tracking_uri, way, keys) for way in ways}
     static = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
     shown = {f"{way} {key}": trace for way, each in sent.items() for key, trace in each.stored.items()}
     views = _console_views(static, shown)
     return {way: _judged(each, {key: views[f"{way} {key}"] for key in each.stored}) for way, each in sent.items()}
 
 
-def _send(client: Any, tracking_uri: str, way: str, keys: Sequence[str]) -> _Sent:
-    sent = _Sent(client.create_experiment(f"{way} {secrets.token_hex(4)}"))
+def send(client: Any, tracking_uri: str, way: str, keys: Sequence[str]) -> Sent:
+    """Sends cases to an experiment of their own, and reads them back."""
+    sent = Sent(client.create_experiment(f"{way} {secrets.token_hex(4)}"))
     exporter = WAYS[way].exporter(f"{tracking_uri}/v1/traces", {"x-mlflow-experiment-id": sent.experiment_id})
     recorded = [load(key) for key in keys]
     sent.traces = [trace for _, traces in recorded for trace in traces]
@@ -133,7 +141,7 @@ def _console_views(static: Path, traces: Mapping[str, Any]) -> dict[str, dict[st
         return {key: shown.get("spans", {}) for key, shown in json.loads(target.read_text()).items()}
 
 
-def _judged(sent: _Sent, views: Mapping[str, Any]) -> list[Cell]:
+def _judged(sent: Sent, views: Mapping[str, Any]) -> list[Cell]:
     cells: list[Cell] = []
     truth_of = truths()
     for recorded in sent.traces:
@@ -149,21 +157,34 @@ def _judged(sent: _Sent, views: Mapping[str, Any]) -> list[Cell]:
     return cells
 
 
-def scored_apart(tracking_uri: str, ways: Sequence[str], seconds: float = 240.0) -> dict[str, list[Cell]]:
+def scored_apart(tracking_uri: str, ways: Sequence[str]) -> dict[str, list[Cell]]:
     """The same in a process of its own, for tests: MLflow's client warns, and leaves threads and variables behind."""
+    words = ["--tracking-uri", tracking_uri, *(word for way in ways for word in ("--way", way))]
+    return {way: [Cell(*cell) for cell in cells] for way, cells in apart("support.corpus", *words).items()}
+
+
+def apart(module: str, *words: str) -> Any:
+    """Runs a module of tests/support in a process of its own.
+
+    Args:
+        module: Takes `--json FILE`, besides the words.
+        words: Its arguments.
+
+    Returns:
+        What it wrote to the file.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "cells.json")
-        command = [sys.executable, "-m", "support.corpus", "--tracking-uri", tracking_uri, "--json", str(target)]
-        command += [word for way in ways for word in ("--way", way)]
+        target = Path(folder, "found.json")
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
         }
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+        command = [sys.executable, "-m", module, *words, "--json", str(target)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        return {way: [Cell(*cell) for cell in cells] for way, cells in json.loads(target.read_text()).items()}
+        return json.loads(target.read_text())
 
 
 def _write_table() -> None:

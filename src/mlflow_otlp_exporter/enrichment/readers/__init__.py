@@ -44,6 +44,8 @@ READERS = (
     Reader("MLflow", frozenset({"mlflow"}), mlflow.read),
     # Before OpenInference, whose output.value is the crew's whole state.
     Reader("CrewAI", frozenset({"crew_tasks", "task_id"}), crewai.read),
+    # Before GenAI's attributes, which say that it is a tool.
+    Reader("Google ADK, merged tools", frozenset({"gcp"}), google_adk.read_merged),
     Reader("OpenInference", _OPENINFERENCE, openinference.read),
     Reader("OpenTelemetry GenAI", frozenset({"gen_ai", "operation", "enduser"}), genai.read),
     Reader("OpenTelemetry GenAI, operation details", frozenset({"gen_ai"}), genai.read_details),

@@ -12,6 +12,7 @@ from mlflow_otlp_exporter.enrichment._tools import read_tools
 from mlflow_otlp_exporter.enrichment._values import integer, structured, text
 
 _OWN = "gcp.vertex.agent."
+_MERGED = "(merged tools)"
 _NOTHING = frozenset({"N/A", "<not serializable>", "{}", ""})
 
 
@@ -43,6 +44,16 @@ def read(source: Source) -> Observation | None:
         carried=tuple(carried),
     )
     return observation if any(observation) else None
+
+
+def read_merged(source: Source) -> Observation | None:
+    """Reads the span that follows tools which ran at once: it is called a tool, and is none.
+
+    MLflow's scorers would take it for one more call.
+    """
+    if source.attributes.get("gen_ai.tool.name") == _MERGED:
+        return Observation(kind=Kind.CHAIN)
+    return None
 
 
 def _said(value: Any) -> Any:

@@ -1,0 +1,53 @@
+"""What the functions that MLflow's scorers are made of find in the recorded traces.
+
+python -m support.evaluation --tracking-uri http://127.0.0.1:5000 --json OUT
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from support.corpus import send
+from support.recordings import cases
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tracking-uri", required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    arguments = parser.parse_args()
+    import mlflow  # noqa: PLC0415 - heavy, and not needed for --help
+
+    client = mlflow.MlflowClient(arguments.tracking_uri)
+    sent = send(client, arguments.tracking_uri, "compact", list(cases()))
+    arguments.json.write_text(json.dumps({key: found_in(trace) for key, trace in sent.stored.items()}, default=str))
+
+
+def found_in(trace: Any) -> dict[str, Any]:
+    """What is found in a trace; `asked` counts how often a language model would have been asked."""
+    from mlflow.genai.utils import trace_utils  # noqa: PLC0415 - likewise
+
+    called = trace_utils.extract_tools_called_from_trace(trace)
+    # Where no definition of a tool is found, MLflow has a language model guess them, and hides its failures.
+    with mock.patch.object(trace_utils, "get_chat_completions_with_structured_output") as model:
+        offered = trace_utils.extract_available_tools_from_trace(trace, model="openai:/none")
+    contexts = trace_utils.extract_retrieval_context_from_trace(trace)
+    return {
+        "request": trace_utils.extract_request_from_trace(trace),
+        "response": trace_utils.extract_response_from_trace(trace),
+        "called": [
+            {"name": c.name, "arguments": c.arguments, "result": c.outputs, "exception": c.exception} for c in called
+        ],
+        "offered": [tool.function.name for tool in offered if tool.function] if not model.called else [],
+        "documents": [[document["content"] for document in context] for context in contexts.values()],
+        "conversation": trace_utils.resolve_conversation_from_session([trace], include_tool_calls=True),
+        "session": trace.info.trace_metadata.get("mlflow.trace.session"),
+        "asked": model.call_count,
+    }
+
+
+if __name__ == "__main__":
+    main()
