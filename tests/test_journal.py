@@ -188,6 +188,7 @@ def test_nothing_is_left_when_all_have_an_outcome(journal: Journal, folder: Path
 
 def test_many_threads_write_while_files_come_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_journal, "_FULL", 2000)
+    monkeypatch.setattr(_journal, "_MOST_FILES", 10_000)
     journal = Journal(lambda: folder, Report())
     kept: list[ReadableSpan] = []
     found = finished(*map(str, range(2000)))

@@ -112,19 +112,20 @@ def test_exit_with_a_trace_in_progress_in_another_thread(scripted_server: Script
     assert names(scripted_server) == {"ended": 1}
 
 
-def test_exit_is_bounded_with_a_dead_server_and_says_what_was_lost(scripted_server: ScriptedServer) -> None:
+@pytest.mark.parametrize("spool", ["true", "false"])
+def test_exit_is_bounded_with_a_dead_server_and_says_what_was_lost(scripted_server: ScriptedServer, spool: str) -> None:
     scripted_server.answer(Answer(503))
     code = START + (
         "telemetry = configure(experiment_id=1)\n"
         "trace.get_tracer('x').start_span('lost').end()\n"
         "import time; begin = time.monotonic()\n"
         "telemetry.shutdown(timeout=1)\n"
-        "print(time.monotonic() - begin, telemetry.stats().refused)"
+        "print(time.monotonic() - begin, telemetry.stats().refused, telemetry.stats().spooled)"
     )
-    done = run(scripted_server, code)
-    seconds, refused = done.stdout.split()
+    done = run(scripted_server, code, MLFLOW_OTLP_SPOOL=spool)
+    seconds, refused, spooled = done.stdout.split()
     assert float(seconds) < 3
-    assert refused == "1"
+    assert (refused, spooled) == (("0", "1") if spool == "true" else ("1", "0"))
     assert "503" in done.stderr
 
 
@@ -144,3 +145,113 @@ def test_multiprocessing_child_sends_its_traces(scripted_server: ScriptedServer)
     done = run(scripted_server, code)
     assert done.returncode == 0, done.stderr
     assert names(scripted_server) == {"child 0": 1, "child 1": 1, "child 2": 1, "parent": 1}
+
+
+def started(server: ScriptedServer, code: str, **more: str) -> subprocess.Popen[str]:
+    """An app that prints a line when it may be ended."""
+    app = subprocess.Popen(
+        [sys.executable, "-c", START + code],
+        env={**environment(server), **more},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert app.stdout is not None
+    assert app.stdout.readline() == "ready\n"
+    return app
+
+
+def ended(app: subprocess.Popen[str]) -> tuple[int, str]:
+    app.send_signal(signal.SIGTERM)
+    said = app.communicate(timeout=20)[1]
+    return app.returncode, said
+
+
+def on_disk() -> int:
+    """How many spans are in the spool."""
+    found = Path(os.environ["XDG_STATE_HOME"]).glob("mlflow-otlp-exporter/*/*.otlp")
+    return sum(int(path.name.split("-")[1]) for path in found)
+
+
+WAITS = (
+    "configure(experiment_id=1)\n"
+    "trace.get_tracer('x').start_span('a').end()\n"
+    "print('ready', flush=True); threading.Event().wait(60)\n"
+)
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_sigterm_saves_the_spans_and_ends_the_process_as_ever(scripted_server: ScriptedServer, down: bool) -> None:
+    if down:
+        scripted_server.answer(then=Answer(503))
+    app = started(scripted_server, WAITS)
+    status, said = ended(app)
+    assert status == -signal.SIGTERM
+    assert "Traceback" not in said
+    if down:
+        assert on_disk() == 1
+    else:
+        assert names(scripted_server) == {"a": 1}
+
+
+def test_sigterm_can_be_left_alone(scripted_server: ScriptedServer) -> None:
+    app = started(scripted_server, WAITS, MLFLOW_OTLP_HANDLE_SIGTERM="false", MLFLOW_OTLP_LINGER="30")
+    assert ended(app)[0] == -signal.SIGTERM
+    assert (names(scripted_server), on_disk()) == ({}, 0)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_the_apps_own_handler_of_sigterm_stays(scripted_server: ScriptedServer, first: bool) -> None:
+    handler = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+    app = started(scripted_server, handler + WAITS if first else WAITS.replace("trace.get", handler + "trace.get"))
+    assert ended(app)[0] == 7
+    assert names(scripted_server) == {"a": 1}
+
+
+def test_sigterm_ends_a_process_whose_locks_are_held(scripted_server: ScriptedServer) -> None:
+    code = WAITS.replace("print(", "import mlflow_otlp_exporter._configure as c; c._lock.acquire()\nprint(")
+    assert ended(started(scripted_server, code))[0] == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_that_does_not_flush_loses_nothing(
+    scripted_server: ScriptedServer, tmp_path: Path, method: str
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "import multiprocessing, os, sys\n"
+        "from opentelemetry import trace\n"
+        "from mlflow_otlp_exporter import configure\n"
+        "configure(experiment_id=1)\n"
+        "def work(number):\n"
+        "    configure(experiment_id=1)\n"
+        "    trace.get_tracer('x').start_span(f'child {number}').end()\n"
+        "if __name__ == '__main__':\n"
+        "    trace.get_tracer('x').start_span('parent').end()\n"
+        f"    context = multiprocessing.get_context({method!r})\n"
+        "    children = [context.Process(target=work, args=(number,)) for number in range(3)]\n"
+        "    [child.start() for child in children]; [child.join() for child in children]\n"
+        "    sys.exit(any(child.exitcode for child in children))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=tmp_path, env=environment(scripted_server), timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert names(scripted_server) == {"child 0": 1, "child 1": 1, "child 2": 1, "parent": 1}
+
+
+def test_a_terminated_child_of_multiprocessing_loses_nothing(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(then=Answer(503))
+    code = START + (
+        "import multiprocessing, time\n"
+        "configure(experiment_id=1)\n"
+        "context = multiprocessing.get_context('fork')\n"
+        "ready = context.Event()\n"
+        "def work():\n"
+        "    trace.get_tracer('x').start_span('child').end()\n"
+        "    ready.set(); time.sleep(60)\n"
+        "child = context.Process(target=work); child.start(); ready.wait()\n"
+        "child.terminate(); child.join()\n"
+        "sys.exit(child.exitcode != -15)\n"
+    )
+    assert run(scripted_server, code).returncode == 0
+    assert on_disk() == 1

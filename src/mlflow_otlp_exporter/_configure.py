@@ -13,6 +13,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter._app_settings import AppSettings
+from mlflow_otlp_exporter._ends import Children, on_sigterm
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._processor import MLflowSpanProcessor
@@ -24,7 +25,7 @@ from mlflow_otlp_exporter._tracer_provider import provider_to_use
 from mlflow_otlp_exporter._tracers import use_provider
 from mlflow_otlp_exporter._zero_code import stand_down
 
-_DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True}
+_DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spool": True, "handle_sigterm": True}
 
 _lock = threading.RLock()
 _current: Telemetry | None = None
@@ -60,6 +61,8 @@ def configure(
     sampling_ratio: float | None = None,
     noise: str | Sequence[str] | None = None,
     enabled: bool | None = None,
+    spool: bool | None = None,
+    durability: str | None = None,
     exporter: MLflowSpanExporter | None = None,
 ) -> Telemetry:
     """Sends the app's OpenTelemetry traces to MLflow.
@@ -83,6 +86,10 @@ def configure(
         credentials: A token, a `pathlib.Path` of a token file, a (user, password) pair, or a function that returns a
             token or an Authorization header's value (`MLFLOW_TRACKING_TOKEN` and others).
         headers: More request headers.
+        spool: Keep on disk what the server does not take now, and send it later, also in another run of the app
+            (`MLFLOW_OTLP_SPOOL`; true towards MLflow, false towards an OTLP endpoint).
+        durability: `request` or `every-span`: with the latter each span is on disk when its `end()` returns, and
+            survives `kill -9` (`MLFLOW_OTLP_DURABILITY`; `request`).
         auto_instrument: Whether to switch on the instrumentations that are installed, one for each library, or the
             names of some; `-name`: all but that one (`MLFLOW_OTLP_AUTO_INSTRUMENT`; true). Names in
             `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` are left out.
@@ -105,6 +112,8 @@ def configure(
         "workspace": workspace,
         "credentials": credentials,
         "headers": headers,
+        "spool": spool,
+        "durability": durability,
     }
     app = {"auto_instrument": auto_instrument, "sampling_ratio": sampling_ratio, "noise": noise, "enabled": enabled}
     given = sorted(name for name, value in arguments.items() if value is not None)
@@ -137,6 +146,9 @@ def configure(
         if about_app.enabled:
             stand_down(made.tracer_provider)
             _instrument(made.tracer_provider, about_app)
+            _children.arrange()
+            if settings is not None and settings.disk.spool and settings.disk.handle_sigterm:
+                on_sigterm(shutdown)
         return made
 
 
@@ -217,3 +229,4 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 # Registered at import, so that it runs after the app's own handlers, whose last spans it is to send.
 atexit.register(shutdown)
+_children = Children(shutdown)

@@ -11,31 +11,27 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from mlflow_otlp_exporter._blame import CONFIRM_SECONDS, Evidence, Suspect
-from mlflow_otlp_exporter._credentials import Credentials
-from mlflow_otlp_exporter._delivery import Delivery, Request, backoff
+from mlflow_otlp_exporter._delivery import Delivery, Request, Server
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._encoder import assemble
 from mlflow_otlp_exporter._isolation import halves
+from mlflow_otlp_exporter._patience import Patience
 from mlflow_otlp_exporter._repair import described, shortened
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
 from mlflow_otlp_exporter._shipment import Next, Search, Shipment
 from mlflow_otlp_exporter._stored import ALL_OR_NOTHING, COUNTS_ONCE, Stored, Unanswered
 
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._depot import Depot
+
 # A refusal of a single span counts when it is repeated this much later: servers answer a transient 400 or 422 now and
 # then (two batches of one trace at once before 3.16, a database that crashes).
 _CONFIRM_SECONDS = 1.0
 _PAUSE_BETWEEN_ASKING = 1.0
-# Seconds before the first repetition, and at most: what a person has to mend is asked for more slowly.
-_BACKOFF = {
-    Cause.SERVER: (0.5, 30.0),
-    Cause.NOT_MLFLOW: (0.5, 30.0),
-    Cause.CREDENTIALS: (2.0, 60.0),
-    Cause.DESTINATION: (2.0, 60.0),
-}
 # Between two looks at a token file that the server has rejected.
 _LOOK_SECONDS = 0.25
 # How often something is sent before it is searched for what is answered 500, and where the server answers so now and
@@ -51,17 +47,6 @@ _SLOWEST_WRITE = 25.0
 _SMALLEST_REQUEST = 16 * 1024
 
 
-class Server(Protocol):
-    """What the courier must know of the server: `Connection`."""
-
-    @property
-    def credentials(self) -> Credentials:
-        """What it is asked with."""
-
-    def has_new_credential(self) -> bool:
-        """Whether there is another one than that which it rejected."""
-
-
 class Courier:
     """Takes shipments one step further.
 
@@ -72,6 +57,7 @@ class Courier:
         report: Where outcomes are counted and told.
         explain: Puts an outcome into words, with advice.
         queued: How many spans of a destination wait besides the shipment whose turn it is.
+        depot: Where what has to wait is put on disk; None to keep it in memory.
         clock: Monotonic seconds.
         jitter: A random number from 0 to 1.
     """
@@ -85,15 +71,17 @@ class Courier:
         *,
         explain: Callable[[Outcome], str],
         queued: Callable[[Destination], int] = lambda _: 0,
+        depot: Depot | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._server, self._delivery, self._stored = server, delivery, stored
-        self._report, self._explain, self._queued = report, explain, queued
+        self._report, self._explain, self._queued, self._depot = report, explain, queued, depot
+        self._where = "in memory" if depot is None else "on disk"
         self._locked_until = 0.0
         self.clock, self._jitter = clock, jitter
-        self._failures: dict[Destination, int] = {}
-        self._troubles: dict[Destination, Outcome] = {}
+        self.patience = Patience(clock, jitter, on_disk=depot is not None)
+        self.outcomes = 0
         self._evidence: dict[str, Evidence] = {}
         self._suspects: dict[str, list[Shipment]] = {}
         # Bytes that a request may have: less than was asked for once a proxy has said 413.
@@ -120,7 +108,9 @@ class Courier:
         request = Request(shipment.destination, assemble(shipment.spans), len(shipment.spans))
         self._report.count(retries=int(shipment.attempted))
         shipment.attempted = True
+        shipment.origin.sending()
         outcome = self._delivery.attempt(request, seconds)
+        self.outcomes += 1
         if outcome.verdict in (Verdict.DELIVERED, Verdict.PARTLY):
             return self._arrived(shipment, outcome)
         if outcome.verdict is Verdict.SPLIT:
@@ -143,8 +133,7 @@ class Courier:
 
     def _arrived(self, shipment: Shipment, outcome: Outcome) -> Next:
         self._pass(shipment)
-        self._failures.pop(shipment.destination, None)
-        self._troubles.pop(shipment.destination, None)
+        self.patience.passed(shipment.destination)
         count = len(shipment.spans)
         rejected = min(outcome.rejected, count)
         self._report.solved(_key(shipment.destination), "spans are accepted again")
@@ -191,6 +180,13 @@ class Courier:
         return []
 
     def _settle(self, shipment: Shipment, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
+        self._forget_suspect(shipment)
+        self._report.count(delivered=delivered, refused=refused)
+        if self._depot is not None:
+            self._depot.settled(shipment.spans)
+        shipment.origin.settle(delivered, refused, outcome)
+
+    def _forget_suspect(self, shipment: Shipment) -> None:
         if shipment.named:
             shipment.origin.acquit(shipment.size)
             shipment.named = None
@@ -199,8 +195,6 @@ class Courier:
             if not self._suspects[_key(shipment.destination)]:
                 del self._suspects[_key(shipment.destination)]
             shipment.suspect = None
-        self._report.count(delivered=delivered, refused=refused)
-        shipment.origin.settle(delivered, refused, outcome)
 
     def _ask(self, shipment: Shipment, seconds: float) -> Next | None:
         """Leaves out of a shipment what has arrived; None when it may be sent.
@@ -225,10 +219,11 @@ class Courier:
         if not found:
             return None
         missing = [span for span in shipment.spans if (span.trace_id, span.span_id) not in found]
-        arrived = len(shipment.spans) - len(missing)
-        shipment.spans = missing
+        arrived = [span for span in shipment.spans if (span.trace_id, span.span_id) in found]
+        shipment.spans = arrived
         if arrived:
-            self._settle(shipment, arrived, 0)
+            self._settle(shipment, len(arrived), 0)
+        shipment.spans = missing
         return None if missing else Next(self._passed(shipment))
 
     def _cut(self, shipment: Shipment, *, after_500: bool = False) -> Next:
@@ -300,18 +295,28 @@ class Courier:
     def _give_up(self, shipment: Shipment, outcome: Outcome) -> Next:
         what = described(shipment.spans[0]) if len(shipment.spans) == 1 else f"{len(shipment.spans)} spans"
         self._report.problem(_refusal(outcome, what), f"{what} is lost: {self._explain(outcome)}", len(shipment.spans))
+        if self._depot is not None:
+            self._depot.refuse(shipment.destination, shipment.spans, outcome.message)
         self._settle(shipment, 0, len(shipment.spans), outcome)
         return Next()
 
     def _postponed(self, shipment: Shipment, outcome: Outcome) -> Next:
         """It may succeed later: the destination waits, the data stays."""
         destination, cause = shipment.destination, outcome.cause or Cause.SERVER
-        if self.closing and self._failures.get(destination, 0) > 1:
+        if self.closing and self.patience.failures(destination) > 1:
             self.abandon(shipment)
             return Next()
         shipment.uncertain = shipment.uncertain or outcome.ambiguous
         if outcome.ambiguous and outcome.status in (None, 504):
             shipment.ask_until = self.clock() + _SLOWEST_WRITE
+        shipment.origin.failed(uncertain=shipment.uncertain)
+        shipment.postponed += 1
+        live = self._depot is not None and not shipment.origin.kept
+        if live and (self.closing or self.patience.is_over(destination, shipment.postponed, shipment.since)):
+            wait = self._waiting(shipment, outcome, cause)
+            if self.put_away(shipment):
+                return Next(wait=0.0 if self.closing else wait)
+            return Next((shipment,), wait=wait)
         if outcome.status == 500 and cause is Cause.SERVER:  # noqa: PLR2004
             return self._answered_500(shipment, outcome)
         wait = self._waiting(shipment, outcome, cause)
@@ -324,19 +329,30 @@ class Courier:
             wait = _LOOK_SECONDS
         return Next((shipment,), wait=wait)
 
+    def put_away(self, shipment: Shipment) -> bool:
+        """Puts a shipment on disk, with all that a search has put aside for it; whether nothing of it is left."""
+        assert self._depot is not None
+        for each in self._put_aside(shipment):
+            shipment.spans += each.spans
+            shipment.uncertain = shipment.uncertain or each.uncertain
+        count = len(shipment.spans)
+        if count:
+            spans, attempted = shipment.spans, shipment.attempted
+            if not self._depot.put(shipment.destination, spans, attempted=attempted, uncertain=shipment.uncertain):
+                return False
+            self._forget_suspect(shipment)
+            shipment.spans = []
+            shipment.origin.settle(count, 0)
+        return True
+
     def _waiting(self, shipment: Shipment, outcome: Outcome, cause: Cause) -> float:
         """Tells that a destination waits, and says how many seconds."""
-        destination, (first, longest) = shipment.destination, _BACKOFF[cause]
-        failures = self._failures.get(destination, 0)
-        if shipment.search is None:
-            self._failures[destination] = failures + 1
-        else:
-            longest = first  # not many requests, as a search ends soon
-        self._troubles[destination] = outcome
-        waiting = len(shipment.spans) + self._queued(destination)
-        self._report.waiting(_key(destination), f"spans wait in memory: {self._explain(outcome)}", waiting)
+        destination, searching = shipment.destination, shipment.search is not None
+        wait = self.patience.failed(destination, outcome, cause, searching=searching)
+        waiting = self._queued(destination) + (0 if shipment.origin.kept else len(shipment.spans))
+        self._report.waiting(_key(destination), f"spans wait {self._where}: {self._explain(outcome)}", waiting)
         shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
-        return max(backoff(failures, self._jitter(), first=first, longest=longest), outcome.retry_after or 0.0)
+        return wait
 
     def _answered_500(self, shipment: Shipment, outcome: Outcome) -> Next:
         """A 500 may be a server in trouble, or a span that it trips over.
@@ -393,7 +409,7 @@ class Courier:
         if evidence.convincing(suspect, now) and not shipment.named:
             what = described(shipment.spans[0])
             shipment.named = replace(outcome, cause=Cause.CONTENT)  # what is to be mended is not the server
-            said = f"{what} waits in memory, and is sent again now and then; others are accepted"
+            said = f"{what} waits {self._where}, and is sent again now and then; others are accepted"
             self._report.waiting(_refusal(outcome, what), f"{said}: {self._explain(shipment.named)}", 1)
             shipment.origin.suspect(shipment.size)
         others = len(self._suspects[_key(shipment.destination)])
@@ -402,6 +418,11 @@ class Courier:
 
     def abandon(self, shipment: Shipment) -> None:
         """Gives up what the process's end has left no time for."""
+        if shipment.origin.kept:
+            shipment.origin.release()
+            return
+        if self._depot is not None and self.put_away(shipment):
+            return
         for each in self._put_aside(shipment):
             self.abandon(each)
         count = len(shipment.spans)
@@ -410,7 +431,7 @@ class Courier:
         if shipment.named:
             self._give_up(shipment, shipment.named)
             return
-        trouble = self._troubles.get(shipment.destination)
+        trouble = self.patience.trouble(shipment.destination)
         why = f": {self._explain(trouble)}" if trouble is not None else ""
         self._report.problem(
             f"abandoned {_key(shipment.destination)}",

@@ -169,3 +169,26 @@ def credentials_for(server: ServerSettings) -> Credentials:
         provider = f"session of the credential provider {server.credential_provider}"
         return _Fixed(None, f"{provider} ({sources['credential_provider']})")
     return _Fixed(None, "none")
+
+
+def identity(server: ServerSettings) -> str:
+    """Whose credentials these are: who they are told apart by on disk, where no credential may lie.
+
+    The path of a token file or a user's name, wherever it was given; for the rest the kind and its source.
+    """
+    given = server.credentials
+    if isinstance(given, os.PathLike):
+        return f"token file {Path(given).expanduser().absolute()}"
+    if isinstance(given, tuple):
+        return f"user {given[0]}"
+    if given is not None and callable(given):
+        return f"function {getattr(given, '__module__', '')}.{getattr(given, '__qualname__', type(given).__qualname__)}"
+    if given is not None:
+        return "token"
+    if "authorization" in server.headers:
+        return "header"
+    if server.username and server.password:
+        return f"user {server.username}"
+    if server.token_file:
+        return f"token file {Path(server.token_file).absolute()}"
+    return "token" if server.token else "none"

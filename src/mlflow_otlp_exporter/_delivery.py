@@ -7,7 +7,9 @@ import logging
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+from mlflow_otlp_exporter._credentials import Credentials
 from mlflow_otlp_exporter._destination import Destination, Experiments
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Outcome, Verdict, read_answer, read_failure
@@ -33,6 +35,17 @@ class Request:
     destination: Destination
     body: bytes
     span_count: int
+
+
+class Server(Protocol):
+    """What must be known of a server whose credential may be rejected: `Connection`."""
+
+    @property
+    def credentials(self) -> Credentials:
+        """What it is asked with."""
+
+    def has_new_credential(self) -> bool:
+        """Whether there is another one than that which it rejected."""
 
 
 def backoff(attempt: int, jitter: float, *, first: float = 0.5, longest: float = 30.0) -> float:

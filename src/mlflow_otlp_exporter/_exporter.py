@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlencode
 
@@ -59,6 +61,11 @@ class MLflowSpanExporter(OTLPSpanExporter):
         create_experiment: Create the experiment if it does not exist (`MLFLOW_OTLP_CREATE_EXPERIMENT`; false).
         enrich: Add what MLflow's console, search and scorers read (`MLFLOW_OTLP_ENRICH`; true).
         compact: Drop attributes whose content the added ones carry (`MLFLOW_OTLP_COMPACT`; false).
+        spool: Keep on disk what the server does not take now, and send it later (`MLFLOW_OTLP_SPOOL`; false).
+        spool_dir: The folder for it (`MLFLOW_OTLP_SPOOL_DIR`; in `$XDG_STATE_HOME`, else `~/.local/state`, else a
+            temporary folder).
+        durability: `request` or `every-span`: with the latter, and `MLflowSpanProcessor`, each span is on disk when its
+            `end()` returns (`MLFLOW_OTLP_DURABILITY`; `request`).
 
     Raises:
         ConfigurationError: An argument, a variable or a file is wrong.
@@ -89,6 +96,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
         create_experiment: bool | None = None,
         enrich: bool | None = None,
         compact: bool | None = None,
+        spool: bool | None = None,
+        spool_dir: str | PathLike[str] | None = None,
+        durability: str | None = None,
     ) -> None:
         arguments = {
             "endpoint": endpoint,
@@ -108,6 +118,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
             "max_request_size": max_request_size,
             "enrich": enrich,
             "compact": compact,
+            "spool": spool,
+            "spool_dir": spool_dir,
+            "durability": durability,
         }
         settings = resolve(arguments, defaults=self._defaults)
         self._assemble(settings, session, meter_provider)
@@ -142,8 +155,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
         """Sends spans and waits for what becomes of them, for the time-out at most; never raises.
 
         Returns:
-            `SUCCESS` if the server has accepted all of them, else `FAILURE`; the log says why. What may succeed later
-            is kept in memory and sent again in the background: it need not be exported again.
+            `SUCCESS` if the server has accepted all of them, or if what it has not is safe on disk (`spool`); else
+            `FAILURE`, and the log says why. What may succeed later is sent again in the background: it need not be
+            exported again.
         """
         pipeline = self._pipeline
         if pipeline is None or pipeline.closed:
@@ -169,13 +183,43 @@ class MLflowSpanExporter(OTLPSpanExporter):
                 when all that is left of it are spans that alone are answered 500.
         """
         pipeline = self._pipeline
-        if pipeline is None or pipeline.closed:
-            self.refuse(len(spans), "the exporter is shut down" if pipeline else "the exporter is off")
+        if pipeline is None:
+            self.refuse(len(spans), "the exporter is off")
+            return
+        if pipeline.closed:
+            pipeline.keep(spans, "the exporter is shut down")
             return
         for batch in pipeline.batches(spans)[0]:
             size = sum(len(span.body) for span in batch[1])
             ticket = opened(len(batch[1]), size)
             pipeline.enqueue(batch, Origin(len(batch[1]), ticket, suspected=ticket.suspected))
+
+    def keep(self, spans: Sequence[ReadableSpan], why: str) -> None:
+        """Puts on disk what a span processor has no time left to send, or gives it up where there is no spool.
+
+        Args:
+            spans: The spans.
+            why: In words, following "spans are lost: ".
+        """
+        if self._pipeline is not None:
+            self._pipeline.keep(spans, why)
+
+    def drained(self, seconds: float) -> int:
+        """Waits until what this process has put on disk is sent, as long as the server takes anything.
+
+        Args:
+            seconds: How long to wait at most.
+
+        Returns:
+            How many of its spans are on disk still.
+        """
+        return self._pipeline.drained(seconds) if self._pipeline else 0
+
+    @property
+    def record(self) -> Callable[[ReadableSpan], None] | None:
+        """What a span processor is to call with each span when it ends; None unless every span is to be on disk."""
+        depot = self._pipeline.depot if self._pipeline else None
+        return depot.journal.record if depot is not None and depot.journal is not None else None
 
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that a span processor had to give up, and logs why.
@@ -261,14 +305,16 @@ class MLflowSpanExporter(OTLPSpanExporter):
             timeout_millis: How long to wait at most.
 
         Returns:
-            True if all of it was delivered within the time.
+            True if all of it was delivered within the time, or is safe on disk.
         """
         if self._pipeline is None:
             return True
-        refused = self.refused()
+        refused, deadline = self.refused(), time.monotonic() + timeout_millis / 1000
         self.hurry(timeout_millis / 1000)
         try:
-            return self._pipeline.in_flight.wait(timeout_millis / 1000) and self.refused() == refused
+            settled = self._pipeline.in_flight.wait(timeout_millis / 1000)
+            self.drained(deadline - time.monotonic())
+            return settled and self.refused() == refused
         finally:
             self.relax()
 

@@ -36,10 +36,13 @@ class FileLock:
 
     Args:
         path: The file; made where it is missing.
+
+    Attributes:
+        path: The same.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._descriptor: int | None = None
         after_fork_in_child(self.release)
 
@@ -55,13 +58,13 @@ class FileLock:
             OSError: The file cannot be made, or the file system knows no locks.
         """
         if self._descriptor is not None:
-            if _same(self._descriptor, self._path):
+            if _same(self._descriptor, self.path):
                 return True
             self.release()  # the folder was removed, and with it what others would see of the lock
-        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600)
+        descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600)
         try:
             # Between opening and locking, another one may have removed the file.
-            taken = locked(descriptor) and _same(descriptor, self._path)
+            taken = locked(descriptor) and _same(descriptor, self.path)
             if taken:
                 # For people: who has it.
                 os.ftruncate(descriptor, 0)

@@ -17,6 +17,8 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from mlflow_otlp_exporter._routes import Route, fix_ended, route_of
+
 _BYTES = "\x00base64"
 _KINDS = {kind.value: kind for kind in SpanKind}
 _CODES = {code.value: code for code in StatusCode}
@@ -94,6 +96,7 @@ def span_record(span: ReadableSpan, resource: int, scope: int) -> list[Any]:
         [status.status_code.value, status.description],
         [[event.name, event.timestamp, dict(event.attributes or {})] for event in span.events],
         [[_context(link.context), dict(link.attributes or {})] for link in span.links],
+        route_of(context.trace_id),
     ]
 
 
@@ -109,7 +112,7 @@ def _context(context: SpanContext) -> list[Any]:
 
 
 def span_of(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSpan:
-    """The span of a record.
+    """The span of a record; where its trace goes is known from then on.
 
     Args:
         record: What `span_record` made.
@@ -118,7 +121,9 @@ def span_of(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSpan:
     Raises:
         Exception: It is no such record.
     """
-    _, resource, scope, context, parent, name, kind, start, end, attributes, status, events, links = record
+    _, resource, scope, context, parent, name, kind, start, end, attributes, status, events, links, route = record
+    if route is not None:
+        fix_ended(context[0], Route(*route))
     _, _, resource_attributes, schema_url = owners[resource]
     return ReadableSpan(
         name,

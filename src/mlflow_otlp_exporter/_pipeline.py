@@ -20,6 +20,7 @@ from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Ex
 from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._packing import packed
+from mlflow_otlp_exporter._patience import LONGEST_IN_MEMORY
 from mlflow_otlp_exporter._repair import repaired_attributes, repaired_name
 from mlflow_otlp_exporter._report import Report, Stats
 from mlflow_otlp_exporter._response import Cause, Outcome
@@ -31,6 +32,8 @@ from mlflow_otlp_exporter._stored import Stored
 if TYPE_CHECKING:
     import requests
 
+    from mlflow_otlp_exporter._depot import Depot
+    from mlflow_otlp_exporter._drainer import Drainer
     from mlflow_otlp_exporter._metrics import ExporterMetrics
     from mlflow_otlp_exporter.enrichment import Enriched, Enricher
 
@@ -94,8 +97,32 @@ class Pipeline:
             experiment_is_set=EXPERIMENT_HEADER in self.server.header_names,
         )
         stored = Stored(self.api, self.report)
-        self.courier = Courier(self.server, delivery, stored, self.report, explain=self.explained, queued=self._queued)
+        self.depot: Depot | None = None
+        if settings.disk.spool:
+            # Here, as most of what it needs is imported by nobody else.
+            from mlflow_otlp_exporter._depot import opened  # noqa: PLC0415
+
+            self.depot = opened(settings, str(self.server.credentials), self.report)
+        self.courier = Courier(
+            self.server,
+            delivery,
+            stored,
+            self.report,
+            explain=self.explained,
+            queued=self._queued,
+            depot=self.depot,
+        )
         self.senders: Senders[Shipment] = Senders(self._step, self.courier.abandon)
+        self.drainer: Drainer | None = None
+        if self.depot is not None:
+            from mlflow_otlp_exporter._drainer import Drainer  # noqa: PLC0415
+
+            self.drainer = Drainer(self.depot, send=self._send, spill=self._spill, tidy=self._tidy, report=self.report)
+            self.depot.changed = self.drainer.wake
+            if self.depot.has_leftovers():
+                # What another run has left. Else no thread is started before there is something to send, as an app may
+                # fork until then.
+                self.drainer.wake()
         self.in_flight = InFlight()
         self.closed = False
         self._until = math.inf
@@ -105,7 +132,8 @@ class Pipeline:
         return self.courier.step(shipment, min(self.settings.timeout, left))
 
     def _queued(self, destination: Destination) -> int:
-        return sum(len(each.spans) for each in self.senders.queued(destination))
+        queued = sum(len(each.spans) for each in self.senders.queued(destination) if not each.origin.kept)
+        return queued if self.depot is None else queued + self.depot.spool.totals().spans
 
     def hurry(self, seconds: float) -> None:
         """Ends waits between attempts, as somebody waits for the outcome, and keeps requests within that time.
@@ -114,6 +142,7 @@ class Pipeline:
             seconds: How long somebody waits.
         """
         self._until = time.monotonic() + seconds
+        self.courier.patience.hurry()
         self.senders.hurry()
 
     def relax(self) -> None:
@@ -144,6 +173,7 @@ class Pipeline:
                 except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
                     broken += 1
                     self._lost(1, "encoding")
+                    self._forget((span,))
                     self.refuse(1, f"a span could not be encoded ({type(error).__name__})")
             linked = destination.run_id is not None
             made += [(destination, batch) for batch in packed(encoded, self._size(), linked_to_run=linked)]
@@ -174,7 +204,62 @@ class Pipeline:
         destination, spans = batch
         if self._metrics is not None:
             origin.counted = self._metrics.started(len(spans))
-        self.senders.put(destination, Shipment(destination, spans, origin))
+        shipment = Shipment(destination, spans, origin, since=self.courier.clock())
+        if self.drainer is None:
+            self._send(shipment)
+        elif not (self.courier.patience.is_down(destination) and self.courier.put_away(shipment)):
+            self._send(shipment)
+            self.drainer.wake()
+
+    def _send(self, shipment: Shipment) -> None:
+        wait = self.courier.patience.left(shipment.destination) if shipment.origin.kept else 0.0
+        self.senders.put(shipment.destination, shipment, wait=wait)
+
+    def keep(self, spans: Sequence[ReadableSpan], why: str) -> None:
+        """Puts on disk what there is no time left to send, or gives it up where there is no disk.
+
+        Args:
+            spans: The spans.
+            why: In words, following "spans are lost: ".
+        """
+        for destination, encoded in self.batches(spans)[0]:
+            depot = self.depot
+            if depot is None or not depot.put(destination, encoded, attempted=False, uncertain=False):
+                self.refuse(len(encoded), why)
+
+    def _spill(self) -> bool:
+        """Puts on disk what has waited in memory for long, or would have to; whether anything waits there."""
+        depot, courier = self.depot, self.courier
+        if depot is not None and depot.spool.usable:
+            now = courier.clock()
+
+            def late(shipment: Shipment) -> bool:
+                if shipment.origin.kept or shipment.search is not None or shipment.sibling is not None:
+                    return False
+                return now - shipment.since > LONGEST_IN_MEMORY or courier.patience.is_down(shipment.destination)
+
+            for shipment in self.senders.withdraw(late):
+                if not courier.put_away(shipment):
+                    self._send(shipment)
+        return self.senders.waiting()
+
+    def _tidy(self) -> None:
+        """Gives up what has waited on disk for too long, and takes over what killed processes left of each span."""
+        if self.depot is not None:
+            if self.courier.patience.troubled:
+                self.depot.spool.expire()
+            self.depot.adopt(lambda spans: self.batches(spans)[0])
+
+    def drained(self, seconds: float) -> int:
+        """Waits until what this process has put on disk is sent, or it shows that this will take longer.
+
+        Args:
+            seconds: How long to wait at most.
+
+        Returns:
+            How many of its spans are on disk still.
+        """
+        return self.drainer.wait(seconds, self.courier) if self.drainer is not None else 0
 
     def deliver(self, batches: Sequence[Batch]) -> bool:
         """Sends batches and waits for what becomes of them, for the time-out at most.
@@ -189,7 +274,7 @@ class Pipeline:
         origins: list[Origin] = []
         for done, batch in waits:
             count, size = len(batch[1]), sum(len(span.body) for span in batch[1])
-            if self.in_flight.bytes + size > self.settings.buffer.buffer_bytes:
+            if self.in_flight.bytes + size > self.settings.buffer.buffer_bytes and self.depot is None:
                 self._lost(count, "memory_limit")
                 self.refuse(count, "the server is away, and no more may wait in memory")
                 origins.append(Origin(count))
@@ -206,6 +291,12 @@ class Pipeline:
         if self._metrics is not None:
             self._metrics.lost(count, why)
 
+    def _forget(self, spans: Sequence[ReadableSpan]) -> None:
+        """Says that spans that no request has are not to be sent after a kill either."""
+        if self.depot is not None and self.depot.journal is not None:
+            keys = [(span.context.trace_id, span.context.span_id) for span in spans if span.context is not None]
+            self.depot.journal.forget(keys)
+
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""
         self.report.count(refused=count)
@@ -214,6 +305,7 @@ class Pipeline:
     def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
         """Counts spans of traces that are left out as noise."""
         self.report.count(noise=len(spans))
+        self._forget(spans)
         scopes = sorted({span.instrumentation_scope.name for span in spans if span.instrumentation_scope is not None})
         self.report.once(
             logging.INFO,
@@ -242,7 +334,17 @@ class Pipeline:
         """Waits for what is queued, then gives up what is left and closes connections."""
         self.closed = self.courier.closing = True
         self.hurry(seconds)
+        if self.drainer is not None:
+            self.drainer.close()
+            for shipment in self.senders.withdraw(lambda shipment: shipment.origin.kept):
+                shipment.origin.release()
         self.senders.close(seconds)
+        if self.depot is not None and self.drainer is not None:
+            for shipment in self.senders.unfinished():
+                shipment.uncertain = True
+                self.courier.abandon(shipment)
+            self.depot.close()
+            self.drainer.release()
         self.report.conclude()
         self.server.close()
         if self.api:

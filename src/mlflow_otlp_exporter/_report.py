@@ -35,6 +35,8 @@ class Stats:
     Attributes:
         delivered: Spans that the server accepted.
         refused: Spans that were given up; the log says why.
+        spooled: Spans that were put on disk, as the server did not take them; those that are sent later count as
+            delivered, too.
         requests: Requests that were sent to the OTLP endpoint.
         retries: How many of those repeated an earlier one.
         noise: Spans of traces that were left out, as they have nothing of an agent in them.
@@ -45,6 +47,7 @@ class Stats:
 
     delivered: int = 0
     refused: int = 0
+    spooled: int = 0
     requests: int = 0
     retries: int = 0
     noise: int = 0

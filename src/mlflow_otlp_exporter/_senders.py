@@ -84,15 +84,20 @@ class Senders(Generic[_Item]):
         self._queues: dict[Hashable, _Queue[_Item]] = {}
         self._heap: list[tuple[float, int, Hashable]] = []
         self._numbers = itertools.count()
-        self._busy: set[Hashable] = set()
+        self._busy: dict[Hashable, _Item] = {}
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._stopped = False
 
-    def put(self, key: Hashable, item: _Item) -> None:
+    def put(self, key: Hashable, item: _Item, *, wait: float = 0.0) -> None:
         """Queues an item behind those of the same destination.
 
         Where no thread can be started any more, as while the interpreter exits, it is taken a step further here.
+
+        Args:
+            key: The destination.
+            item: The item.
+            wait: Seconds for which the destination waits, unless somebody hurries.
         """
         with self._lock:
             if self._closed:
@@ -101,6 +106,8 @@ class Senders(Generic[_Item]):
                 late = False
                 queue = self._queues.setdefault(key, _Queue())
                 queue.items.append(item)
+                if wait > 0:
+                    queue.resume_at = max(queue.resume_at, time.monotonic() + wait)
                 self._schedule(key, queue)
                 here = False
                 if not self._idle and len(self._threads) < self._count:
@@ -153,7 +160,7 @@ class Senders(Generic[_Item]):
                 queue.due = None
                 item = next(each for each in queue.items if each.not_before <= now)
                 queue.items.remove(item)
-                self._busy.add(key)
+                self._busy[key] = item
                 return key, item
             if not block or (self._closed and not self._queues):
                 return None
@@ -180,7 +187,7 @@ class Senders(Generic[_Item]):
             logger.exception("spans are lost by a mistake in this library; please report it")
             self._abandon(item)
         with self._lock:
-            self._busy.discard(key)
+            del self._busy[key]
             queue = self._queues[key]
             queue.resume_at = time.monotonic() + wait if wait else 0.0
             if self._stopped:
@@ -216,6 +223,38 @@ class Senders(Generic[_Item]):
                 if queue.items:
                     self._schedule(key, queue)
             self._lock.notify_all()
+
+    def withdraw(self, chosen: Callable[[_Item], bool]) -> list[_Item]:
+        """Takes items out of the queues that are not being sent just now.
+
+        Args:
+            chosen: Says which.
+        """
+        found: list[_Item] = []
+        with self._lock:
+            for key, queue in list(self._queues.items()):
+                out = [item for item in queue.items if chosen(item)]
+                if not out:
+                    continue
+                found += out
+                queue.items = deque(item for item in queue.items if item not in out)
+                queue.due = None
+                if queue.items:
+                    self._schedule(key, queue)
+                elif key not in self._busy:
+                    del self._queues[key]
+            if not self._queues:
+                self._lock.notify_all()
+        return found
+
+    def waiting(self) -> bool:
+        """Whether anything is queued."""
+        return bool(self._queues)
+
+    def unfinished(self) -> list[_Item]:
+        """What is being sent just now: after `close`, what it had no time for."""
+        with self._lock:
+            return list(self._busy.values())
 
     def close(self, seconds: float) -> None:
         """Takes nothing more, waits for what is queued, and abandons what is left.

@@ -64,6 +64,24 @@ class Origin:
         self._settled, self._suspected = settled, suspected
         self._suspects = self._suspect_bytes = 0
 
+    @property
+    def kept(self) -> bool:
+        """Whether it is on disk, so that nothing is lost with the process."""
+        return False
+
+    def sending(self) -> None:
+        """Tells that some of it is about to be sent."""
+
+    def failed(self, *, uncertain: bool) -> None:
+        """Tells that some of it was sent in vain.
+
+        Args:
+            uncertain: Whether it may have arrived all the same.
+        """
+
+    def release(self) -> None:
+        """Tells that what is left of it is given up here; where it is kept, it stays."""
+
     def settle(self, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
         """Counts spans that have an outcome."""
         self.counted(delivered, refused, outcome)
@@ -115,6 +133,8 @@ class Shipment:
         named: The last answer to it, once the span was named as a suspect.
         ask_until: Until then what is missing may still be on its way into the server's database.
         attempted: Whether it has been sent before.
+        postponed: How often it had to wait.
+        since: When it came, by the courier's clock.
     """
 
     destination: Destination
@@ -133,6 +153,8 @@ class Shipment:
     named: Outcome | None = None
     ask_until: float = 0.0
     attempted: bool = False
+    postponed: int = 0
+    since: float = 0.0
 
     @property
     def size(self) -> int:

@@ -128,7 +128,7 @@ class Spool:
         Returns:
             False if that is not possible now.
         """
-        if time.monotonic() < self._resume_at:
+        if not self.usable:
             return False
         created = self._clock()
         header = Header(destination, len(spans), tuple(dict.fromkeys(span.trace_id for span in spans)), created)
@@ -219,6 +219,25 @@ class Spool:
                 return []
             kept = self._in_hand | self._passed_over
             return [entry for entry in self._index if entry.name not in kept]
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing speaks against putting something in."""
+        return time.monotonic() >= self._resume_at
+
+    def own_entries(self) -> list[Entry]:
+        """The same, but only what this process has put in."""
+        return [entry for entry in self.entries() if entry.name in self._own]
+
+    def existing_folder(self) -> Path | None:
+        """The folder, if there is one.
+
+        Raises:
+            OSError: It cannot be looked at.
+        """
+        with self._lock:
+            self._look()
+            return self._folder if self._folder is not None and self._folder.is_dir() else None
 
     def totals(self) -> Totals:
         """How much waits."""

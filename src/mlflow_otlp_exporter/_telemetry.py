@@ -23,11 +23,13 @@ class FlushResult:
 
     Attributes:
         delivered: Spans that the server accepted.
+        spooled: Spans that are safe on disk now, to be sent when the server takes them.
         refused: Spans that were given up; the log says why.
         pending: Spans that have ended and have no outcome yet, as the time was up.
     """
 
     delivered: int = 0
+    spooled: int = 0
     refused: int = 0
     pending: int = 0
 
@@ -98,7 +100,8 @@ class Telemetry:
             now, before = self.stats(), self._told
             self._told = now
         pending = 0 if all_delivered else self._worker.pending()
-        return FlushResult(now.delivered - before.delivered, now.refused - before.refused, pending)
+        spooled = self.exporter.drained(0.0)
+        return FlushResult(now.delivered - before.delivered, spooled, now.refused - before.refused, pending)
 
     def stats(self) -> Stats:
         """Counts of spans and requests since start."""

@@ -57,6 +57,16 @@ class Sink(Protocol):
                 is settled.
         """
 
+    @property
+    def record(self) -> Callable[[ReadableSpan], None] | None:
+        """What is to be called with each span when it ends; never raises."""
+
+    def keep(self, spans: Sequence[ReadableSpan], why: str) -> None:
+        """Puts on disk what there is no time left to send, or gives it up and says why."""
+
+    def drained(self, seconds: float) -> int:
+        """Waits until what is on disk is sent, as long as the server takes anything; how many spans are there still."""
+
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""
 
@@ -95,6 +105,7 @@ class TraceWorker:
         self, sink: Sink, settings: BufferSettings, *, sees_starts: bool, is_noise: Judge | None = None
     ) -> None:
         self.sink = sink
+        self._record = sink.record
         self.last_trace_id = 0
         self.closed = self._stopped = False
         self._settings, self._sees_starts, self._is_noise = settings, sees_starts, is_noise
@@ -154,6 +165,8 @@ class TraceWorker:
             # Counted and told by the worker: logging takes locks.
             self._overflow.put(None)
             return False
+        if self._record is not None:
+            self._record(span)
         self._events.put(span)
         return True
 
@@ -317,6 +330,8 @@ class TraceWorker:
                     lambda: self._flushes_done >= wanted, max(0.0, deadline - time.monotonic())
                 )
             settled = self._in_flight.wait(max(0.0, deadline - time.monotonic()))
+            if settled:
+                self.sink.drained(deadline - time.monotonic())
         finally:
             self.sink.relax()
         return handed_over and settled and self.sink.refused() == refused
@@ -339,18 +354,18 @@ class TraceWorker:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.2, deadline - time.monotonic()))
         then(max(0.0, deadline - time.monotonic()) * 1000)
-        self._refuse_what_is_left()
+        self._keep_what_is_left()
 
-    def _refuse_what_is_left(self) -> None:
+    def _keep_what_is_left(self) -> None:
         """What was on its way in while the end came, or what the worker had no time for."""
         if not self._stepping.acquire(timeout=0.2):
-            return  # the worker is in the middle of handing over: the exporter refuses that
+            return  # the worker is in the middle of handing over: the exporter keeps or refuses that
         try:
             while not self._events.empty():
                 self._take_in(self._events.get_nowait(), time.monotonic())
             self._tell_overflow()
-            left = len(self._buffer.take_all())
+            left = self._buffer.take_all()
             if left:
-                self.sink.refuse(left, "they ended during the shutdown")
+                self.sink.keep(left, "they ended during the shutdown")
         finally:
             self._stepping.release()

@@ -40,7 +40,7 @@ class ZeroCodeSpanExporter(MLflowSpanExporter):
         **arguments: Those of `MLflowSpanExporter`, as a declarative configuration file gives them.
     """
 
-    _defaults: ClassVar[Mapping[str, Any]] = {"create_experiment": True, "compact": True}
+    _defaults: ClassVar[Mapping[str, Any]] = {"create_experiment": True, "compact": True, "spool": True}
     _worker: TraceWorker | None = None
     _silent = False
     _app: AppSettings | None = None

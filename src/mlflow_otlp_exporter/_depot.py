@@ -1,0 +1,193 @@
+"""What the courier cannot deliver now, on disk: put there from memory, and taken out again as shipments like any other.
+
+Without a depot all waits in memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from mlflow_otlp_exporter._credentials import identity
+from mlflow_otlp_exporter._destination import Destination
+from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._journal import Journal, orphans
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._response import Outcome
+from mlflow_otlp_exporter._settings import Settings
+from mlflow_otlp_exporter._shipment import Origin, Shipment
+from mlflow_otlp_exporter._spool import Spool
+from mlflow_otlp_exporter._spool_entry import Entry
+from mlflow_otlp_exporter._spool_file import State
+from mlflow_otlp_exporter._spool_folder import folder_name
+
+JOURNAL = "journal"
+Encode = Callable[[Sequence[ReadableSpan]], Sequence[tuple[Destination, list[EncodedSpan]]]]
+
+# For so long after it was sent, a request may still be on its way into the server's database.
+_SLOWEST_WRITE = 25.0
+
+
+class KeptOrigin(Origin):
+    """A request on disk, of which shipments are made; it stays there until each of its spans has an outcome.
+
+    Args:
+        spool: Where it is.
+        entry: Its file.
+        span_count: How many spans it has.
+        state: What has happened to it before.
+        ended: Called when it is gone or left for later, or when nothing of it but suspects is left.
+    """
+
+    def __init__(
+        self, spool: Spool, entry: Entry, span_count: int, state: State, ended: Callable[[KeptOrigin], None]
+    ) -> None:
+        super().__init__(span_count, self._remove, suspected=lambda _spans, _size: ended(self))
+        self.entry = entry
+        self._spool, self._state, self._ended = spool, state, ended
+        self._arrived = state.uncertain
+
+    @property
+    def kept(self) -> bool:
+        """It is on disk."""
+        return True
+
+    def sending(self) -> None:
+        """Notes it before it is sent: whoever finds it after a kill knows that it may have arrived."""
+        self._state = State(self._state.attempts + 1, uncertain=True, sent=time.time())
+        self._spool.mark(self.entry, self._state)
+
+    def failed(self, *, uncertain: bool) -> None:
+        """Notes that nothing of it can have arrived, if that is so."""
+        self._arrived = self._arrived or uncertain
+        if not self._arrived:
+            self._state = State(self._state.attempts, uncertain=False, sent=self._state.sent)
+            self._spool.mark(self.entry, self._state)
+
+    def settle(self, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
+        """Counts spans that have an outcome."""
+        self._arrived = self._arrived or delivered > 0
+        super().settle(delivered, refused, outcome)
+
+    def _remove(self) -> None:
+        self._spool.remove(self.entry)
+        self._ended(self)
+
+    def release(self) -> None:
+        """Leaves it on disk for later."""
+        self._spool.put_back(self.entry)
+        self._ended(self)
+
+
+def opened(settings: Settings, credentials: str, report: Report) -> Depot:
+    """The depot of a target.
+
+    Args:
+        settings: All settings.
+        credentials: Whose they are and where they come from, for people; never the credential.
+        report: Where to tell what goes wrong.
+    """
+    address = settings.traces.address
+    name = folder_name(address, identity(settings.traces))
+    about = f"spans for {address}, sent with the credentials of: {credentials}\n"
+    spool = Spool(settings.disk, name, about, report)
+    every_span = settings.disk.durability == "every-span"
+    return Depot(spool, Journal(lambda: spool.folder() / JOURNAL, report) if every_span else None, report)
+
+
+class Depot:
+    """Puts shipments on disk and takes them out.
+
+    Args:
+        spool: The disk.
+        journal: What tells each span that has an outcome; None without `every-span`.
+        report: Where spans are counted that are put on disk.
+
+    Attributes:
+        changed: Called when something was put on disk.
+    """
+
+    def __init__(self, spool: Spool, journal: Journal | None, report: Report) -> None:
+        self.spool, self.journal = spool, journal
+        self._report = report
+        self.changed: Callable[[], None] = lambda: None
+
+    def put(self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool) -> bool:
+        """Puts spans on disk.
+
+        Args:
+            destination: Where they go.
+            spans: The spans.
+            attempted: Whether they were sent.
+            uncertain: Whether they may have arrived.
+
+        Returns:
+            Whether they are there.
+        """
+        if not self.spool.put(destination, spans, uncertain=uncertain, sent=time.time() if attempted else 0.0):
+            return False
+        self._report.count(spooled=len(spans))
+        self.settled(spans)
+        self.changed()
+        return True
+
+    def refuse(self, destination: Destination, spans: Sequence[EncodedSpan], message: str) -> None:
+        """Keeps what the server has refused for good, for people to look at."""
+        self.spool.put_refused(destination, spans, message)
+
+    def settled(self, spans: Sequence[EncodedSpan]) -> None:
+        """Tells that spans have an outcome: what is in the journal of them is needed no more."""
+        if self.journal is not None:
+            self.journal.forget([(span.trace_id, span.span_id) for span in spans])
+
+    def has_leftovers(self) -> bool:
+        """Whether something is on disk already."""
+        try:
+            folder = self.spool.existing_folder()
+            return bool(self.spool.entries()) or (folder is not None and any((folder / JOURNAL).glob("*")))
+        except OSError:
+            return False
+
+    def adopt(self, encode: Encode) -> None:
+        """Makes requests of the spans that killed processes left in their journals.
+
+        Args:
+            encode: Makes them.
+        """
+        folder = self.spool.existing_folder()
+        if folder is None:
+            return
+        for orphan in orphans(folder / JOURNAL, self.journal.unique if self.journal is not None else ""):
+            batches = encode(orphan.spans())
+            # They may have been on their way when the process was killed.
+            if all(self.put(destination, spans, attempted=True, uncertain=True) for destination, spans in batches):
+                orphan.remove()
+            else:
+                orphan.release()
+
+    def close(self) -> None:
+        """Ends the journal."""
+        if self.journal is not None:
+            self.journal.close()
+
+    def take(self, entry: Entry, ended: Callable[[KeptOrigin], None]) -> Shipment | None:
+        """Makes a shipment of a request on disk.
+
+        Args:
+            entry: The request's file.
+            ended: See `KeptOrigin`.
+
+        Returns:
+            None if it is gone, damaged, or cannot be read.
+        """
+        loaded = self.spool.load(entry)
+        if loaded is None:
+            return None
+        header, state, spans = loaded
+        origin = KeptOrigin(self.spool, entry, len(spans), state, ended)
+        made = Shipment(header.destination, spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0)
+        if state.uncertain:
+            made.ask_until = time.monotonic() + min(max(state.sent + _SLOWEST_WRITE - time.time(), 0.0), _SLOWEST_WRITE)
+        return made
