@@ -48,8 +48,8 @@ def test_python_blocks_run_in_their_order(
     provider = names["provider"]
     assert isinstance(provider, TracerProvider)
     provider.shutdown()
-    assert "FlushResult(delivered=1, refused=0, pending=0)" in README
-    assert repr(names["result"]) == "FlushResult(delivered=1, refused=0, pending=0)"
+    assert "FlushResult(delivered=1, spooled=0, refused=0, pending=0)" in README
+    assert repr(names["result"]) == "FlushResult(delivered=1, spooled=0, refused=0, pending=0)"
     assert f"{mlflow_server.uri}/#/experiments/" in capsys.readouterr().out
 
 

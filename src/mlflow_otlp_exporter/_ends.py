@@ -58,26 +58,21 @@ class Children:
         self._shutdown = shutdown
         self._arranged_in = 0
         if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-            os.register_at_fork(after_in_child=self._forked)
-
-    def _forked(self) -> None:
-        util = _multiprocessing("util")
-        if util is not None:
-            self._arrange()
-            # Most children forget when they start what is to be called at their end, then call this.
-            util.register_after_fork(self, Children._arrange)
+            os.register_at_fork(after_in_child=self.arrange)
 
     def arrange(self) -> None:
-        """Arranges it for this process; whether it is such a child shows when it ends."""
-        if self._arranged_in != os.getpid():
-            self._arrange()
-
-    def _arrange(self) -> None:
+        """Arranges it for this process and its children; whether it is such a child itself shows when it ends."""
         util = _multiprocessing("util")
-        if util is not None:
+        if util is not None and self._arranged_in != os.getpid():
             self._arranged_in = os.getpid()
-            # After the app's own, whose last spans are to be sent.
-            util.Finalize(None, self._end, exitpriority=-1000)
+            # Most children forget when they start what is to be called at their end, then call this.
+            util.register_after_fork(self, Children._at_end)
+            self._at_end()
+
+    def _at_end(self) -> None:
+        util = _multiprocessing("util")
+        # After the app's own, whose last spans are to be sent.
+        util.Finalize(None, self._end, exitpriority=-1000)
 
     def _end(self) -> None:
         process = _multiprocessing("process")

@@ -90,8 +90,8 @@ class Patience:
         return self._troubles.get(destination)
 
     def is_down(self, destination: Destination) -> bool:
-        """Whether it is known that what is sent there now would have to wait."""
-        return self.left(destination) > 0.0
+        """Whether it is known, after a repetition, that what is sent there now would have to wait."""
+        return self._failures.get(destination, 0) > 1 and self.left(destination) > 0.0
 
     def left(self, destination: Destination) -> float:
         """Seconds until the next attempt is due; 0 if it is, or if somebody is in a hurry."""
