@@ -187,11 +187,10 @@ class Journal:
         with self._opening:
             self._closed = True
             self._current = None
+            while self._segments and not self._segments[0].waiting:
+                self._drop(self._segments.popleft())
             for segment in self._segments:
-                if segment.waiting:
-                    os.close(segment.descriptor)
-                else:
-                    self._drop(segment)
+                os.close(segment.descriptor)
             self._segments.clear()
 
 
