@@ -133,10 +133,9 @@ class Courier:
 
     def _arrived(self, shipment: Shipment, outcome: Outcome) -> Next:
         self._pass(shipment)
-        self.patience.passed(shipment.destination)
+        self._recovered(shipment.destination)
         count = len(shipment.spans)
         rejected = min(outcome.rejected, count)
-        self._report.solved(_key(shipment.destination), "spans are accepted again")
         if shipment.named:
             what = described(shipment.spans[0])
             self._report.solved(_refusal(shipment.named, what), f"{what} is accepted after all")
@@ -147,6 +146,10 @@ class Courier:
             self._report.once(logging.WARNING, f"the server says: {outcome.message}")
         self._settle(shipment, count - rejected, rejected, outcome)
         return Next(self._passed(shipment))
+
+    def _recovered(self, destination: Destination) -> None:
+        self.patience.passed(destination)
+        self._report.solved(_key(destination), "spans are accepted again")
 
     def _pass(self, shipment: Shipment) -> None:
         """What a delivery says about the server."""
@@ -224,7 +227,10 @@ class Courier:
         if arrived:
             self._settle(shipment, len(arrived), 0)
         shipment.spans = missing
-        return None if missing else Next(self._passed(shipment))
+        if missing:
+            return None
+        self._recovered(shipment.destination)
+        return Next(self._passed(shipment))
 
     def _cut(self, shipment: Shipment, *, after_500: bool = False) -> Next:
         """Looks for the culprit in halves of a shipment; what was beside it is put aside."""
