@@ -14,7 +14,16 @@ def test_demo_prints_the_trace_as_mlflow_gives_it_back(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--data", str(tmp_path / "data")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for expected in ("AGENT", "LLM", "TOOL", "RETRIEVER", "find_trains", "tokens", "state     OK", "#/experiments/"):
+    for expected in (
+        "AGENT",
+        "CHAT_MODEL",
+        "TOOL",
+        "RETRIEVER",
+        "find_trains",
+        "tokens",
+        "state     OK",
+        "#/experiments/",
+    ):
         assert expected in done.stdout
 
 
