@@ -102,9 +102,8 @@ def score(tracking_uri: str, ways: Sequence[str], pattern: str = "*") -> dict[st
     client = mlflow.MlflowClient(tracking_uri)
     keys = fnmatch.filter(cases(), pattern)
     sent = {way: send(client, tracking_uri, way, keys) for way in ways}
-    static = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
     shown = {f"{way} {key}": trace for way, each in sent.items() for key, trace in each.stored.items()}
-    views = _console_views(static, shown)
+    views = console_views(shown)
     return {way: _judged(each, {key: views[f"{way} {key}"] for key in each.stored}) for way, each in sent.items()}
 
 
@@ -130,8 +129,11 @@ def send(client: Any, tracking_uri: str, way: str, keys: Sequence[str]) -> Sent:
     return sent
 
 
-def _console_views(static: Path, traces: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def console_views(traces: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the console shows of each span of each trace, by the console's own code."""
+    import mlflow  # noqa: PLC0415 - likewise
+
+    static = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "traces.json"), Path(folder, "views.json")
         source.write_text(json.dumps({key: trace.to_dict() for key, trace in traces.items()}, default=str))

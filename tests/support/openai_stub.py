@@ -1,0 +1,187 @@
+"""The OpenAI API on the loopback, with answers that follow from the question alone."""
+
+import itertools
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL, ANSWERS_AS, REASONING, BAD_MODEL = "gpt-4o-mini", "gpt-4o-mini-2024-07-18", 8, "bad-model"
+GREETING = "Hello! How can I help you today?"
+INPUT, OUTPUT, CACHED = 60, 24, 16
+EMBEDDED = 4
+CITIES = ("Paris", "London")
+_CREATED = 1_700_000_000
+_NUMBERS = itertools.count(1)
+
+
+class OpenAIStub:
+    """A running stub.
+
+    Who asks for the weather in Paris or London, and offers a tool, gets a call of the first tool for each of them; who
+    gives results of tools gets them told; all others are greeted. `bad-model` does not exist.
+    """
+
+    def __init__(self) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.daemon_threads = False
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="openai-stub")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if given["model"] == BAD_MODEL:
+            error = {"message": f"The model `{BAD_MODEL}` does not exist", "type": "invalid_request_error"}
+            self._answer(404, {"error": {**error, "param": None, "code": "model_not_found"}})
+        elif self.path == "/v1/chat/completions" and given.get("stream"):
+            self._stream(_chunks(_completion(given), usage=given.get("stream_options", {}).get("include_usage")))
+        elif self.path == "/v1/chat/completions":
+            self._answer(200, _completion(given))
+        elif self.path == "/v1/responses":
+            self._answer(200, _response(given))
+        elif self.path == "/v1/embeddings":
+            self._answer(200, _embeddings(given))
+        else:
+            self._answer(404, {"error": {"message": f"no {self.path}", "type": "invalid_request_error"}})
+
+    def _answer(self, status: int, body: Mapping[str, Any]) -> None:
+        self._send(status, "application/json", json.dumps(body).encode())
+
+    def _stream(self, chunks: Sequence[Mapping[str, Any]]) -> None:
+        lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+        self._send(200, "text/event-stream", "".join([*lines, "data: [DONE]\n\n"]).encode())
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+def _reply(messages: Sequence[Mapping[str, Any]], tool: str | None) -> tuple[str | None, list[tuple[str, str, str]]]:
+    """What is said to messages: a text, and calls as id, name and arguments."""
+    results: list[str] = []
+    for message in reversed(messages):
+        if message.get("role") != "tool":
+            break
+        results.insert(0, str(message["content"]))
+    if results:
+        return f"Based on the tool results: {'; '.join(results)}", []
+    question = str(messages[-1].get("content"))
+    cities = [city for city in CITIES if city in question]
+    if tool and cities and "weather" in question.lower():
+        return None, [(f"call_{n}", tool, json.dumps({"city": city})) for n, city in enumerate(cities)]
+    return GREETING, []
+
+
+def _completion(given: Mapping[str, Any]) -> dict[str, Any]:
+    tools = given.get("tools") or []
+    text, calls = _reply(given["messages"], tools[0]["function"]["name"] if tools else None)
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        message["tool_calls"] = [
+            {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
+            for identity, name, arguments in calls
+        ]
+    return {
+        "id": f"chatcmpl-{next(_NUMBERS)}",
+        "object": "chat.completion",
+        "created": _CREATED,
+        "model": ANSWERS_AS,
+        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}],
+        "usage": {
+            "prompt_tokens": INPUT,
+            "completion_tokens": OUTPUT,
+            "total_tokens": INPUT + OUTPUT,
+            "prompt_tokens_details": {"cached_tokens": CACHED},
+            "completion_tokens_details": {"reasoning_tokens": REASONING},
+        },
+    }
+
+
+def _chunks(whole: Mapping[str, Any], *, usage: bool) -> list[dict[str, Any]]:
+    """A completion as it is streamed: words and arguments in halves."""
+    message = whole["choices"][0]["message"]
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": "" if message["content"] else None}]
+    text = message["content"] or ""
+    deltas += [{"content": half} for half in _halves(text)]
+    for index, call in enumerate(message.get("tool_calls", [])):
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        first = {"index": index, "id": call["id"], "type": "function", "function": {"name": name, "arguments": ""}}
+        rest = [{"index": index, "function": {"arguments": half}} for half in _halves(arguments)]
+        deltas += [{"tool_calls": [each]} for each in [first, *rest]]
+    common = {"id": whole["id"], "object": "chat.completion.chunk", "created": _CREATED, "model": ANSWERS_AS}
+    reason = whole["choices"][0]["finish_reason"]
+    chunks = [{**common, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks.append({**common, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+    if usage:
+        chunks.append({**common, "choices": [], "usage": whole["usage"]})
+    return chunks
+
+
+def _halves(text: str) -> list[str]:
+    middle = len(text) // 2
+    return [half for half in (text[:middle], text[middle:]) if half]
+
+
+def _response(given: Mapping[str, Any]) -> dict[str, Any]:
+    asked = given["input"]
+    items = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    messages = [
+        {"role": "tool", "content": item["output"]} if item.get("type") == "function_call_output" else item
+        for item in items
+    ]
+    tools = given.get("tools") or []
+    text, calls = _reply(messages, tools[0]["name"] if tools else None)
+    output: list[dict[str, Any]] = [
+        {"type": "function_call", "id": f"fc_{identity}", "call_id": identity, "name": name, "arguments": arguments}
+        for identity, name, arguments in calls
+    ]
+    if text is not None:
+        part = {"type": "output_text", "text": text, "annotations": []}
+        output.append({"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]})
+    return {
+        "id": f"resp_{next(_NUMBERS)}",
+        "object": "response",
+        "created_at": _CREATED,
+        "status": "completed",
+        "model": ANSWERS_AS,
+        "output": output,
+        "tools": tools,
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": given.get("instructions"),
+        "metadata": {},
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "usage": {
+            "input_tokens": INPUT,
+            "input_tokens_details": {"cached_tokens": CACHED},
+            "output_tokens": OUTPUT,
+            "output_tokens_details": {"reasoning_tokens": REASONING},
+            "total_tokens": INPUT + OUTPUT,
+        },
+    }
+
+
+def _embeddings(given: Mapping[str, Any]) -> dict[str, Any]:
+    texts = given["input"] if isinstance(given["input"], list) else [given["input"]]
+    vectors = [{"object": "embedding", "index": index, "embedding": [0.0, 1.0]} for index, _ in enumerate(texts)]
+    usage = {"prompt_tokens": EMBEDDED, "total_tokens": EMBEDDED}
+    return {"object": "list", "model": given["model"], "data": vectors, "usage": usage}

@@ -1,0 +1,184 @@
+"""Real instrumentations against a stub of OpenAI's API: what MLflow shows of the traces that they make now.
+
+Each app runs in a process of its own, and its traces are judged like the recorded ones (tests/support/cells.py).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pytest
+
+from support.cells import Cell
+from support.corpus import apart
+from support.environments import ROOT, environment
+from support.instrumented import QUESTION
+from support.mlflow_server import MLflowServer
+from support.openai_stub import ANSWERS_AS, CACHED, EMBEDDED, GREETING, INPUT, OUTPUT, OpenAIStub
+
+pytestmark = pytest.mark.needs("node")
+
+# What does not go together with the tests' own environment; this library itself is on the path.
+REQUIREMENTS = (
+    "openinference-semantic-conventions>=0.1.12",
+    "openai==3.54.0",
+    "opentelemetry-exporter-otlp-proto-http==1.45.2",
+    "opentelemetry-instrumentation-genai-openai==1.3b0",
+    "opentelemetry-instrumentation-openai==0.62.4",
+    "pydantic-ai-slim[openai]==2.68.0",
+)
+RUN_SECONDS = 120
+RESULTS = [f"{city}: 21 C, sunny" for city in ("Paris", "London")]
+FINAL = f"Based on the tool results: {'; '.join(RESULTS)}"
+
+Truth = dict[str, Any]
+
+WHO: Truth = {"session": "s-7", "user": "ada", "tags": ["release"], "provider": "openai"}
+GREETED: Truth = {"request": "hello", "response": GREETING}
+WEATHER: Truth = {"request": QUESTION, "tools": ["get_weather"]}
+CALLED: Truth = {
+    "tool_calls": [
+        {"name": "get_weather", "arguments": {"city": city}, "result": result}
+        for city, result in zip(("Paris", "London"), RESULTS, strict=True)
+    ],
+    "response": FINAL,
+}
+ONE_STEP, TWO_STEPS = (
+    ["system", "user", "assistant(2 tool calls)"],
+    ["system", "user", "assistant(2 tool calls)", "tool", "tool", "assistant"],
+)
+PLAIN_CHAT = [["system", "user", "assistant"]]
+
+
+def usage(calls: int) -> Truth:
+    counts = {"input_tokens": INPUT, "output_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT}
+    counts["cache_read_input_tokens"] = CACHED
+    return {"usage": {key: count * calls for key, count in counts.items()}, "model": ANSWERS_AS}
+
+
+def openai_truths() -> list[Truth]:
+    """In the order of `instrumented.openai_calls`."""
+    truths: list[Truth] = [
+        GREETED | usage(1) | {"chats": PLAIN_CHAT},
+        WEATHER | CALLED | usage(2) | {"chats": [ONE_STEP, TWO_STEPS], "span_types": {"travel-agent": ["AGENT"]}},
+        GREETED | usage(1) | {"chats": PLAIN_CHAT},
+        WEATHER | usage(1) | {"chats": [ONE_STEP]},
+        GREETED | usage(1) | {"chats": PLAIN_CHAT},
+        WEATHER | usage(1) | {"chats": [["user", "assistant(2 tool calls)"]]},
+        {"usage": {"input_tokens": EMBEDDED, "output_tokens": 0, "total_tokens": EMBEDDED}, "model": EMBEDDING},
+        {"request": "hello", "chats": [["user"]], "error_span": "", "model": "bad-model"},
+    ]
+    return [WHO | truth for truth in truths]
+
+
+EMBEDDING = "text-embedding-3-small"
+AGENT = {"chats": [ONE_STEP, TWO_STEPS], **usage(2)}
+LANGGRAPH = [
+    WHO | WEATHER | CALLED | AGENT | {"span_types": {"travel-agent": ["AGENT", "CHAIN"]}},
+    WHO
+    | {"request": QUESTION, "tools": ["broken_weather"], "chats": [ONE_STEP], "error_span": "broken_weather"}
+    | {"tool_calls": [{"name": "broken_weather", "arguments": {"city": "Paris"}}]}
+    | usage(1),
+    WHO | GREETED | usage(1) | {"chats": PLAIN_CHAT},
+]
+PYDANTIC = [
+    WHO | WEATHER | CALLED | AGENT,
+    WHO | GREETED | usage(1) | {"tools": ["get_weather"], "chats": PLAIN_CHAT},
+]
+
+
+class Source(NamedTuple):
+    """An app with an instrumentation.
+
+    Attributes:
+        app: One of `instrumented.APPS`.
+        instrumentor: `module:Class`, or `none` for an app that has spans of its own.
+        truths: What must be seen of its traces.
+        cells: How many cells that makes.
+        variables: What must be set, that content is on the spans.
+    """
+
+    app: str
+    instrumentor: str
+    truths: Sequence[Truth]
+    cells: int
+    variables: Mapping[str, str] = MappingProxyType({})
+
+
+SOURCES = {
+    "OpenInference openai": Source(
+        "openai", "openinference.instrumentation.openai:OpenAIInstrumentor", openai_truths(), 117
+    ),
+    "OpenInference langchain": Source(
+        "langgraph", "openinference.instrumentation.langchain:LangChainInstrumentor", LANGGRAPH, 52
+    ),
+}
+OTHERS = {
+    "OpenTelemetry GenAI openai": Source(
+        "openai",
+        "opentelemetry.instrumentation.genai.openai:OpenAIInstrumentor",
+        openai_truths(),
+        117,
+        {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "span_only"},
+    ),
+    "OpenLLMetry openai": Source(
+        "openai", "opentelemetry.instrumentation.openai:OpenAIInstrumentor", openai_truths(), 117
+    ),
+    "pydantic-ai": Source("pydantic-ai", "none", PYDANTIC, 35),
+}
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[OpenAIStub]:
+    running = OpenAIStub()
+    yield running
+    running.stop()
+
+
+def seen(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, folder: Path) -> list[Cell]:
+    """Runs an app, and looks at its traces."""
+    variables = {
+        **os.environ,
+        **source.variables,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
+        "MLFLOW_TRACKING_URI": server.uri,
+        "MLFLOW_EXPERIMENT_NAME": folder.name,
+    }
+    command = [str(python), "-m", "support.instrumented", source.app, source.instrumentor, stub.url]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    truths = folder / "truths.json"
+    truths.write_text(json.dumps(source.truths))
+    words = ["--tracking-uri", server.uri, "--experiment", folder.name, "--truths", str(truths)]
+    return [Cell(*cell) for cell in apart("support.readback", *words)]
+
+
+def check(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, folder: Path) -> None:
+    cells = seen(source, python, stub, server, folder)
+    assert not [cell for cell in cells if not cell.right]
+    assert len(cells) == source.cells
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_instrumentation(name: str, stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    check(SOURCES[name], Path(sys.executable), stub, mlflow_server, tmp_path)
+
+
+def test_the_judge_tells_right_from_wrong(stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    """The same without enrichment: what MLflow makes of the spans as they are."""
+    source = SOURCES["OpenInference openai"]
+    plain = source._replace(variables={"MLFLOW_OTLP_ENRICH": "false"})
+    wrong = {cell.column for cell in seen(plain, Path(sys.executable), stub, mlflow_server, tmp_path) if not cell.right}
+    assert wrong >= {"trace_name", "search_type", "chats", "tools", "provider"}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_instrumentation(name: str, stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    python = environment("instrumentations", REQUIREMENTS)
+    check(OTHERS[name], python, stub, mlflow_server, tmp_path)
