@@ -1,0 +1,148 @@
+"""examples/evaluate.py: MLflow's scorers are given what the agent did, and ask no model for it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from support.environments import ROOT
+from support.mlflow_server import MLflowServer
+
+QUESTIONS = (
+    "I go from Lyon to Paris tomorrow, with my bicycle. Which train is it, and do I need a raincoat?",
+    "And the day after from Paris to Nice, with the bicycle again: which train, and which weather?",
+)
+ROUTES = (("Lyon", "Paris"), ("Paris", "Nice"))
+ANSWERS = tuple(
+    f"Take TGV 6608 ({origin} 10:04, {city} 12:06), which has room for bicycles. A bicycle on wheels needs a ticket of "
+    f"10 euro. Expect rain in {city} at 11 degrees: pack a raincoat."
+    for origin, city in ROUTES
+)
+DOCUMENTS = ("A bicycle on wheels needs a ticket of 10 euro.", "A folded bicycle in a bag is luggage and free.")
+BOTH = pytest.mark.parametrize("turn", [0, 1])
+
+
+class Evaluated:
+    """What came of the evaluation.
+
+    Attributes:
+        prompts: What the judge was asked.
+        traces: The server's traces of the chat, in the order of its turns.
+    """
+
+    def __init__(self, prompts: list[str], traces: list[dict[str, Any]]) -> None:
+        self.prompts, self.traces = prompts, traces
+
+    def prompt(self, beginning: str, turn: int) -> str:
+        """The one question to the judge that begins so and is about this turn."""
+        (found,) = [each for each in self.prompts if each.startswith(beginning) and QUESTIONS[turn] in each]
+        return found
+
+    def assessments(self, turn: int) -> Mapping[str, Any]:
+        """The values of what MLflow keeps with a trace."""
+        kept = self.traces[turn]["assessments"]
+        return {each["assessment_name"]: each["feedback"].get("value", each["feedback"].get("error")) for each in kept}
+
+
+@pytest.fixture(scope="module")
+def evaluated(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    folder = tmp_path_factory.mktemp("evaluate")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))}
+    environment |= {
+        "MLFLOW_TRACKING_URI": mlflow_server.uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    command = [sys.executable, str(ROOT / "examples" / "evaluate.py"), "--prompts", str(folder / "prompts.json")]
+    done = subprocess.run(
+        command,
+        env={**environment, "PYTHONPATH": str(ROOT / "src")},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    experiment = mlflow_server.experiment("evaluated-agent")
+    assert experiment is not None
+    traces = mlflow_server.search_traces(experiment["experiment_id"])
+    traces.sort(key=lambda trace: str(trace["request_time"]))
+    return Evaluated(json.loads((folder / "prompts.json").read_text()), traces)
+
+
+def test_the_judge_is_asked_once_a_scorer_and_never_for_tools(evaluated: Evaluated) -> None:
+    """Three scorers of a trace, for two traces, and one of the session: nothing is left to be guessed."""
+    assert len(evaluated.prompts) == 2 * 3 + 1
+
+
+@BOTH
+def test_groundedness_is_given_the_documents(turn: int, evaluated: Evaluated) -> None:
+    prompt = evaluated.prompt("Consider the following claim and document", turn)
+    assert f"<question>{QUESTIONS[turn]}</question>" in prompt
+    assert f"<answer>{ANSWERS[turn]}</answer>" in prompt
+    assert f"<document>{[{'content': text} for text in DOCUMENTS]}</document>" in prompt
+
+
+@BOTH
+def test_correctness_of_calls_is_given_names_arguments_results_and_what_there_was(
+    turn: int, evaluated: Evaluated
+) -> None:
+    prompt = evaluated.prompt("Consider whether the agent selected appropriate tools", turn)
+    origin, city = ROUTES[turn]
+    assert f"<request>\n{QUESTIONS[turn]}\n</request>" in prompt
+    calls = prompt[prompt.index("<actual_tool_calls>") : prompt.index("</actual_tool_calls>")]
+    trains, weather, rules = calls.split("\n\n")
+    assert f"find_trains\n  Input Arguments: {{'origin': '{origin}', 'destination': '{city}'}}\n" in trains
+    assert f"'leaves': '{origin} 08:04'" in trains
+    assert f"get_weather\n  Input Arguments: {{'city': '{city}'}}\n" in weather
+    assert f"Output: {{'city': '{city}', 'sky': 'rain', 'celsius': 11}}" in weather
+    assert "search_rules\n  Input Arguments: {'query': 'ticket for a bicycle'}\n" in rules
+    assert "Exception" not in calls
+    offered = prompt[prompt.index("<available_tools>") : prompt.index("</available_tools>")]
+    for tool in (
+        "get_weather: Tomorrow's weather",
+        "find_trains: Tomorrow's trains",
+        "search_rules: Search the railway",
+    ):
+        assert f"- {tool}" in offered
+    assert "- origin (required): string" in offered
+
+
+@BOTH
+def test_relevance_is_given_question_and_answer(turn: int, evaluated: Evaluated) -> None:
+    prompt = evaluated.prompt("Consider the following question and answer", turn)
+    assert f"<question>{QUESTIONS[turn]}</question>" in prompt
+    assert ANSWERS[turn] in prompt
+
+
+def test_a_scorer_of_conversations_is_given_the_session(evaluated: Evaluated) -> None:
+    (prompt,) = [each for each in evaluated.prompts if "conversation history" in each]
+    said = [
+        {"role": role, "content": text}
+        for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
+        for role, text in (("user", question), ("assistant", answer))
+    ]
+    assert json.dumps(said, indent=2) in prompt
+
+
+@BOTH
+def test_every_scorer_comes_to_a_value(turn: int, evaluated: Evaluated) -> None:
+    origin, city = ROUTES[turn]
+    expected = {
+        "tools_called": f'find_trains {{"destination": "{city}", "origin": "{origin}"}}; '
+        f'get_weather {{"city": "{city}"}}; search_rules {{"query": "ticket for a bicycle"}}',
+        "quotes_a_rule": True,
+        "retrieval_groundedness": "yes",
+        "tool_call_correctness": "yes",
+        "relevance_to_query": "yes",
+    }
+    if turn == 0:  # MLflow keeps a session's assessment with its first trace
+        expected["conversation_completeness"] = "yes"
+    kept = dict(evaluated.assessments(turn))
+    assert kept.pop("tokens") > 0
+    assert kept == expected
