@@ -1,8 +1,9 @@
 """An agent that plans, calls tools, searches documents and answers; every step of it a span in MLflow.
 
-What brings it to MLflow is in `main()`: two lines. All above them is an ordinary LangChain agent that knows
-nothing of tracing. Its model is a script, so that the example needs no key and says the same thing each time:
-put a real chat model in the place of `LocalPlanner` and nothing else changes.
+What brings it to MLflow is one line in `main()`, and the instrumentation of LangChain that is installed, which it
+finds and switches on. All above is an ordinary LangChain agent that knows nothing of tracing. Its model is a script,
+so that the example needs no key and says the same thing each time: put a real chat model in the place of
+`LocalPlanner` and nothing else changes.
 """
 # ruff: noqa: ARG002 - the signatures are LangChain's
 
@@ -24,7 +25,6 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from openinference.instrumentation.langchain import LangChainInstrumentor
 
 from mlflow_otlp_exporter import configure
 
@@ -137,7 +137,6 @@ def answer(question: str) -> str:
 def main() -> None:
     """Asks one question and says where its trace is."""
     telemetry = configure(experiment="quickstart")  # to MLFLOW_TRACKING_URI, default http://localhost:5000
-    LangChainInstrumentor().instrument()  # needs no argument: configure() has set up OpenTelemetry for all
 
     print(f"Question  {QUESTION}")
     print(f"Answer    {answer(QUESTION)}")

@@ -153,6 +153,9 @@ def observe(span: ReadableSpan) -> Observed:
     attributes: dict[str, Any] = {}
     if found:
         attributes = dict(found.copy() if hasattr(found, "copy") else found)  # iterating the SDK's own is slow
+        if attributes.get(_write_mlflow.TYPE) == "null":
+            # MLflow's SDK in the same app puts it onto the spans that others made.
+            del attributes[_write_mlflow.TYPE]
     prefixes = {key.partition(".")[0] for key in attributes}
     events = span.events
     prefixes.update(event.name.partition(".")[0] for event in events)

@@ -1,0 +1,16 @@
+"""A pool of processes; what they were told to do is traced where it was done."""
+
+import multiprocessing
+import sys
+
+from agent import serve
+
+from mlflow_otlp_exporter import configure
+
+configure()
+
+if __name__ == "__main__":
+    with multiprocessing.get_context(sys.argv[1]).Pool(3) as pool:
+        assert all("rain" in said for said in pool.map(serve, range(int(sys.argv[2])), chunksize=1))
+        pool.close()
+        pool.join()

@@ -1,0 +1,106 @@
+"""Each example does what it says, against a real MLflow."""
+
+import http.client
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from support.apps import free_port, running
+from support.environments import ROOT
+from support.mlflow_server import MLflowServer
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(server: MLflowServer, *command: str, **variables: str) -> str:
+    """Runs an example as a user does; what it printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_OTLP_AUTO_INSTRUMENT"}
+    done = subprocess.run(
+        command,
+        env={**environment, "PATH": path, "MLFLOW_TRACKING_URI": server.uri, **variables},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def traces(server: MLflowServer, experiment: str) -> list[dict[str, Any]]:
+    found = server.experiment(experiment)
+    assert found is not None, f"there is no experiment {experiment}"
+    return server.search_traces(found["experiment_id"])
+
+
+def spans(server: MLflowServer, info: dict[str, Any], *, least: int = 1) -> Sequence[str]:
+    trace = server.wait_for_trace(info["trace_id"], until=lambda each: len(each["spans"]) >= least)
+    return sorted(span["name"] for span in trace["spans"])
+
+
+def test_chat_sessions(mlflow_server: MLflowServer) -> None:
+    said = run(mlflow_server, sys.executable, str(EXAMPLES / "chat_sessions.py"))
+    assert "FlushResult(delivered=6, refused=0, pending=0)" in said
+    found = traces(mlflow_server, "chat-sessions")
+    assert sorted(info["trace_metadata"]["mlflow.trace.session"] for info in found) == ["chat-ada"] * 2 + ["chat-grace"]
+    assert {info["trace_metadata"]["mlflow.trace.user"] for info in found} == {"ada", "grace"}
+    assert all(info["tags"]["release"] == "2.3.1" for info in found)
+    assert all("total_tokens" in info["trace_metadata"]["mlflow.trace.tokenUsage"] for info in found)
+    assert spans(mlflow_server, found[0]) == ["reply", "turn"]
+
+
+def test_multi_tenant_fastapi(mlflow_server: MLflowServer) -> None:
+    port = free_port()
+    variables = {**os.environ, "MLFLOW_TRACKING_URI": mlflow_server.uri}
+    app = ["uvicorn", "multi_tenant_fastapi:app", "--app-dir", str(EXAMPLES), "--port", str(port)]
+    with running(app, variables, port):
+        for tenant in ("acme", "initech", "acme"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("GET", "/ask?question=rain", headers={"x-tenant": tenant, "x-session": f"s-{tenant}"})
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (200, b'"rain? rain in Lyon"')
+            connection.close()
+    for tenant, count in (("acme", 2), ("initech", 1)):
+        found = traces(mlflow_server, f"tenant-{tenant}")
+        assert [info["tags"]["tenant"] for info in found] == [tenant] * count
+        assert {info["trace_metadata"]["mlflow.trace.session"] for info in found} == {f"s-{tenant}"}
+        assert spans(mlflow_server, found[0]) == ["answer", "get_weather"]
+
+
+def test_zero_code(mlflow_server: MLflowServer) -> None:
+    command = ("mlflow-otlp", "run", "python", str(EXAMPLES / "zero_code.py"))
+    assert run(mlflow_server, *command, MLFLOW_EXPERIMENT_NAME="zero-code-example") == "Take an umbrella.\n"
+    (info,) = traces(mlflow_server, "zero-code-example")
+    assert info["tags"]["mlflow.traceName"] == "weather-agent"
+    assert "get_weather" in spans(mlflow_server, info)
+
+
+def test_mlflow_sdk_side_by_side(mlflow_server: MLflowServer) -> None:
+    said = run(mlflow_server, sys.executable, str(EXAMPLES / "mlflow_sdk.py"))
+    assert "FlushResult(delivered=3, refused=0, pending=0)" in said
+    (info,) = traces(mlflow_server, "side-by-side")
+    assert info["trace_metadata"]["mlflow.trace.session"] == "s-42"
+    trace = mlflow_server.trace(info["trace_id"])
+    assert trace is not None
+    ids = {span["span_id"]: span["name"] for span in trace["spans"]}
+    assert {span["name"]: ids.get(span.get("parent_span_id", "")) for span in trace["spans"]} == {
+        "answer": None,
+        "plan": "answer",
+        "get_weather": "plan",
+    }
+    types = {
+        span["name"]: [item["value"]["string_value"] for item in span["attributes"] if item["key"] == "mlflow.spanType"]
+        for span in trace["spans"]
+    }
+    assert types == {"answer": ["AGENT"], "plan": ["CHAIN"], "get_weather": ["TOOL"]}
+
+
+def test_all_are_listed() -> None:
+    page = (EXAMPLES / "README.md").read_text()
+    assert all(f"({path.name})" in page for path in EXAMPLES.glob("*.py"))
