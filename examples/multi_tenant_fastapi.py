@@ -9,15 +9,16 @@ slow delays no other one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated
+import re
 
-from fastapi import Depends, FastAPI, Header
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlflow_otlp_exporter import configure, trace_context, traced
 
 configure(experiment="shared")  # where traces go that belong to no tenant
-app = FastAPI()
+api = FastAPI()
 
 
 @traced(kind="TOOL")
@@ -32,19 +33,34 @@ async def answer(question: str) -> str:
     return f"{question}? {await get_weather('Lyon')}"
 
 
-async def tenant(
-    x_tenant: Annotated[str, Header(pattern="^[a-z0-9-]+$")], x_session: Annotated[str | None, Header()] = None
-) -> AsyncIterator[None]:
-    """Says for the whole of a request where its traces go and which session they belong to.
-
-    Where a trace goes is fixed when its first span starts: with an instrumentation of FastAPI, which starts one before
-    any dependency is asked, do this in an ASGI middleware outside of it.
-    """
-    async with trace_context(experiment=f"tenant-{x_tenant}", session=x_session, tags={"tenant": x_tenant}):
-        yield
-
-
-@app.get("/ask", dependencies=[Depends(tenant)])
+@api.get("/ask")
 async def ask(question: str) -> str:
     """Answers a tenant's question."""
     return await answer(question)
+
+
+class Tenants:
+    """Says for the whole of a request where its traces go, and which session they belong to.
+
+    Around the app, not one of its middlewares: where a trace goes is fixed when its first span starts, and that is
+    FastAPI's own span of the request, or that of its instrumentation.
+
+    Args:
+        inner: The app.
+    """
+
+    def __init__(self, inner: ASGIApp) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a request."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        tenant = headers.get("x-tenant", "")
+        if not re.fullmatch("[a-z0-9-]+", tenant):  # known by a token or a certificate, in earnest
+            await self._inner(scope, receive, send)
+            return
+        with trace_context(experiment=f"tenant-{tenant}", session=headers.get("x-session"), tags={"tenant": tenant}):
+            await self._inner(scope, receive, send)
+
+
+app = Tenants(api)

@@ -12,11 +12,11 @@ from openinference.instrumentation import using_metadata, using_prompt_template,
 from openinference.semconv.trace import DocumentAttributes, OpenInferenceMimeTypeValues, SpanAttributes
 from opentelemetry import trace
 from opentelemetry.baggage import get_all, set_baggage
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach, set_value
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Tracer, set_span_in_context
 
-from mlflow_otlp_exporter import _attributes, _routes, trace_context
+from mlflow_otlp_exporter import _attributes, _context, _routes, trace_context
 from mlflow_otlp_exporter._context import stamp
 from mlflow_otlp_exporter._routes import Route, closed, route_of
 
@@ -291,6 +291,24 @@ def test_left_elsewhere_than_entered_does_nothing(tracer: Tracer, caplog: pytest
     assert caplog.text == ""
 
 
+def test_instrumentation_that_replaces_the_context_loses_nothing(tracer: Tracer) -> None:
+    # As OpenTelemetry's own of ASGI do it with what they extract from a request.
+    with trace_context(session="s-1", tags={"a": "1"}, experiment="support"):
+        token = attach(Context())
+        try:
+            root = tracer.start_span("GET /", Context())
+            with trace_context(user="ada"):
+                child = tracer.start_span("child", set_span_in_context(root))
+            using = set_value("session.id", "s-2", Context())
+            other = tracer.start_span("other", using)
+        finally:
+            detach(token)
+    assert route(child) == Route(None, "support")
+    assert attributes(child) == {"session.id": "s-1", "user.id": "ada"}
+    assert attributes(root) == {"session.id": "s-1", "mlflow.traceTag.a": "1"}
+    assert attributes(other)["session.id"] == "s-2"
+
+
 # Destinations
 
 
@@ -319,6 +337,21 @@ def test_nested_destinations(tracer: Tracer, outer: dict[str, Any], inner: dict[
         span = tracer.start_span("root")
     assert route(span) == expected
     span.end()
+
+
+def test_destination_that_comes_too_late_is_told_once(
+    tracer: Tracer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_context, "_told", False)
+    with trace_context(experiment="support"):
+        root = tracer.start_span("root")
+    with trace.use_span(root), trace_context(experiment="support", user="ada"):
+        assert caplog.text == ""
+    for _ in range(2):
+        with trace.use_span(root), trace_context(experiment="elsewhere"):
+            pass
+    assert caplog.text.count("inside a trace that has begun") == 1
+    root.end()
 
 
 def test_attributes_of_the_root_tell_it_unless_the_context_does(tracer: Tracer) -> None:

@@ -38,6 +38,7 @@ def trace_of(*scopes: str, attributes: dict[str, str] | None = None, remote: boo
         ("default", [FASTAPI], True),
         ("default", [FASTAPI, HTTPX, REDIS, OTEL + "sqlalchemy"], True),
         ("default", [OTEL + "botocore"], False),
+        ("default", ["fastapi"], True),
         ("default", [FASTAPI, LANGCHAIN], False),
         ("default", [FASTAPI, "app"], False),
         ("default", ["app"], False),

@@ -38,7 +38,7 @@ from mlflow_otlp_exporter._attributes import (
 from mlflow_otlp_exporter._json import bounded_json
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._routes import Route
-from mlflow_otlp_exporter._steps import Steps, wrapped_async_generator, wrapped_generator
+from mlflow_otlp_exporter._steps import Steps, surroundings, wrapped_async_generator, wrapped_generator
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,12 +81,24 @@ class _OfTrace(NamedTuple):
 
 
 class _Entered(NamedTuple):
+    """A `trace_context` that was entered here and not left yet.
+
+    Attributes:
+        by: Which one.
+        token: What undoes it.
+        context: The context inside of it. Kept besides OpenTelemetry's own current one, which instrumentations of
+            servers replace by what they extract from a request: what was said outside of them would be lost.
+        before: The one around it.
+    """
+
     by: object
     token: Any
+    context: Context
     before: _Entered | None
 
 
-_entered: ContextVar[_Entered | None] = ContextVar("mlflow-otlp-entered", default=None)
+_told = False
+_entered: ContextVar[_Entered | None] = surroundings
 
 
 class trace_context:  # noqa: N801 - used like a function
@@ -141,7 +153,7 @@ class trace_context:  # noqa: N801 - used like a function
 
     def _inside(self) -> Context:
         """The current context with what is said here."""
-        context = get_current()
+        context = _with_surroundings(get_current())
         outer = context.get(_KEY)
         of_trace = self._of_trace(outer if isinstance(outer, _OfTrace) else _OfTrace())
         own: dict[str, Any] = {SESSION_ID: self._session, USER_ID: self._user}
@@ -166,14 +178,10 @@ class trace_context:  # noqa: N801 - used like a function
             attributes[LINKED_PROMPTS] = json.dumps([{"name": name, "version": version} for name, version in prompts])
         return _OfTrace(self._route.inside(outer.route), attributes, prompts)
 
-    def _attach(self) -> Any:
-        context = self._inside()
-        _tell_open_root(context)
-        return attach(context)
-
     def __enter__(self) -> trace_context:  # noqa: PYI034 - typing.Self came with Python 3.11
-        token = self._attach()
-        _entered.set(_Entered(self, token, _entered.get()))
+        context = self._inside()
+        _tell_open_root(context, self._route)
+        _entered.set(_Entered(self, attach(context), context, _entered.get()))
         return self
 
     def __exit__(
@@ -203,28 +211,22 @@ class trace_context:  # noqa: N801 - used like a function
 
             @wraps(function)
             async def coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
-                token = self._attach()
-                try:
+                with self:
                     return await function(*args, **kwargs)
-                finally:
-                    detach(token)
 
             return cast("Callable[P, R]", coroutine)
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            token = self._attach()
-            try:
+            with self:
                 return function(*args, **kwargs)
-            finally:
-                detach(token)
 
         return call
 
     def _begin(self, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> Steps:
         context = self._inside()
-        _tell_open_root(context)
-        return Steps(context)
+        _tell_open_root(context, self._route)
+        return Steps(context, _Entered(None, None, context, _entered.get()))
 
 
 def stamp(span: Span, parent_context: Context | None, received: Iterable[str] = ()) -> None:
@@ -235,7 +237,7 @@ def stamp(span: Span, parent_context: Context | None, received: Iterable[str] = 
         parent_context: The context that it starts in; None for the current one.
         received: Which names are taken from the baggage.
     """
-    context = get_current() if parent_context is None else parent_context
+    context = _with_surroundings(get_current() if parent_context is None else parent_context)
     found: dict[str, Any] = {}
     carried = _carried(context, received) if received else {}
     for key in (SESSION_ID, USER_ID):
@@ -261,14 +263,41 @@ def stamp(span: Span, parent_context: Context | None, received: Iterable[str] = 
         _add(span, found)
 
 
-def _tell_open_root(context: Context) -> None:
+def _with_surroundings(context: Context) -> Context:
+    """A context with what is said by the `trace_context` around, if something in between has replaced the context."""
+    if _KEY in context:
+        return context
+    around = _entered.get()
+    if around is None:
+        return context
+    for key in (_KEY, *_ON_EVERY_SPAN):
+        if key in around.context and key not in context:
+            context = set_value(key, around.context[key], context)
+    return context
+
+
+def _tell_open_root(context: Context, route: Route) -> None:
     """Tags that are given inside a trace: MLflow reads them on the root, which has started already."""
     running = trace.get_current_span().get_span_context()
     of_trace = context.get(_KEY)
     root = _routes.open_root(running.trace_id) if running.is_valid else None
+    if root is not None and any(route):
+        _tell_of_running_trace(running.trace_id, route)
     if root is not None and root.is_recording() and isinstance(of_trace, _OfTrace):
         found = {key: value for key in (SESSION_ID, USER_ID) if (value := context.get(key))}
         _add(root, {**of_trace.attributes, **found})
+
+
+def _tell_of_running_trace(trace_id: int, route: Route) -> None:
+    """A destination that comes too late, said once: a tenant's trace in another place is not to go unnoticed."""
+    global _told  # noqa: PLW0603 - once for the process
+    known = _routes.route_of(trace_id) or Route()
+    if not _told and route.inside(known) != known:
+        _told = True
+        logger.warning(
+            "trace_context() names a destination inside a trace that has begun: its spans go where their root went. "
+            "Name it before the first span starts; where a web framework makes it, in a wrapper around the app"
+        )
 
 
 def _add(span: Span, found: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The ends of a process besides an ordinary one: SIGTERM, and children of `multiprocessing`, which know no `atexit`."""
+"""The ends of a process besides an ordinary one: SIGTERM, and children of `multiprocessing` and Celery."""
 
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ class Children:
             # Most children forget when they start what is to be called at their end, then call this.
             util.register_after_fork(self, Children._at_end)
             self._at_end()
+        signals = sys.modules.get("celery.signals")
+        if signals is not None:
+            # Celery's children come of a copy of `multiprocessing`, and leave by `os._exit` when this was sent.
+            signals.worker_process_shutdown.connect(self._worker_ends, weak=False, dispatch_uid="mlflow-otlp")
+
+    def _worker_ends(self, **_: Any) -> None:
+        self._shutdown()
 
     def _at_end(self) -> None:
         util = _multiprocessing("util")

@@ -47,6 +47,8 @@ _INFRASTRUCTURE = frozenset(
     }
 )
 _PREFIX = "opentelemetry.instrumentation."
+# Frameworks that make such spans themselves.
+_NATIVE = frozenset({"fastapi"})
 _AGENTS_SCOPES = ("openinference.", "mlflow_otlp_exporter")
 _AGENTS_ATTRIBUTES = ("openinference.", "gen_ai.", "llm.", "traceloop.", "ai.", "mlflow.span", "gcp.vertex.agent.")
 
@@ -76,7 +78,8 @@ def judge(noise: Sequence[str]) -> Judge | None:
 
 def _listed(span: ReadableSpan, patterns: Sequence[str], *, default: bool) -> bool:
     name = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
-    if default and name.startswith(_PREFIX) and name[len(_PREFIX) :].partition(".")[0] in _INFRASTRUCTURE:
+    known = name.startswith(_PREFIX) and name[len(_PREFIX) :].partition(".")[0] in _INFRASTRUCTURE
+    if default and (known or name in _NATIVE):
         return not _marked(span)
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 

@@ -7,10 +7,14 @@ the caller, too, and in whatever the caller does before the next step.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
 from opentelemetry.context import Context, attach, detach, get_current
+
+# What `trace_context` was entered around here; its own business, but a generator's body may leave it set, too.
+surroundings: ContextVar[Any] = ContextVar("mlflow-otlp-surroundings", default=None)
 
 
 class Steps:
@@ -18,12 +22,27 @@ class Steps:
 
     Args:
         context: What is current in the body's first step; later, what the body left there.
+        around: What is in `surroundings` there; None for what is there now.
     """
 
-    __slots__ = ("context",)
+    __slots__ = ("_around", "_context")
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, context: Context, around: Any = None) -> None:
+        self._context = context
+        self._around = surroundings.get() if around is None else around
+
+    def enter(self) -> tuple[Any, Any]:
+        """Makes the body's context current."""
+        before = surroundings.get()
+        surroundings.set(self._around)
+        return attach(self._context), before
+
+    def leave(self, entered: tuple[Any, Any]) -> None:
+        """Makes the caller's context current again, and keeps what the body left."""
+        token, before = entered
+        self._context, self._around = get_current(), surroundings.get()
+        detach(token)
+        surroundings.set(before)
 
     def yielded(self, item: Any) -> None:
         """Tells what the body yields."""
@@ -53,7 +72,7 @@ def wrapped_generator(function: Callable[..., Generator[Any, Any, Any]], begin: 
         steps, body = begin(args, kwargs), function(*args, **kwargs)
         resume, value = body.send, None
         while True:
-            token = attach(steps.context)
+            entered = steps.enter()
             try:
                 item = resume(value)
             except StopIteration as stop:
@@ -63,8 +82,7 @@ def wrapped_generator(function: Callable[..., Generator[Any, Any, Any]], begin: 
                 steps.ended(error)
                 raise
             finally:
-                steps.context = get_current()
-                detach(token)
+                steps.leave(entered)
             steps.yielded(item)
             try:
                 resume, value = body.send, (yield item)
@@ -78,14 +96,14 @@ def wrapped_generator(function: Callable[..., Generator[Any, Any, Any]], begin: 
 
 
 def _closed(steps: Steps, body: Generator[Any, Any, Any]) -> None:
-    token = attach(steps.context)
+    entered = steps.enter()
     try:
         body.close()
     except BaseException as error:
         steps.ended(error)
         raise
     finally:
-        detach(token)
+        steps.leave(entered)
     steps.ended(None)
 
 
@@ -102,7 +120,7 @@ def wrapped_async_generator(function: Callable[..., AsyncGenerator[Any, Any]], b
         steps, body = begin(args, kwargs), function(*args, **kwargs)
         resume, value = body.asend, None
         while True:
-            token = attach(steps.context)
+            entered = steps.enter()
             try:
                 item = await resume(value)
             except StopAsyncIteration:
@@ -112,8 +130,7 @@ def wrapped_async_generator(function: Callable[..., AsyncGenerator[Any, Any]], b
                 steps.ended(error)
                 raise
             finally:
-                steps.context = get_current()
-                detach(token)
+                steps.leave(entered)
             steps.yielded(item)
             try:
                 resume, value = body.asend, (yield item)
@@ -127,12 +144,12 @@ def wrapped_async_generator(function: Callable[..., AsyncGenerator[Any, Any]], b
 
 
 async def _aclosed(steps: Steps, body: AsyncGenerator[Any, Any]) -> None:
-    token = attach(steps.context)
+    entered = steps.enter()
     try:
         await body.aclose()
     except BaseException as error:
         steps.ended(error)
         raise
     finally:
-        detach(token)
+        steps.leave(entered)
     steps.ended(None)

@@ -1,6 +1,9 @@
-"""FastAPI under uvicorn."""
+"""FastAPI under uvicorn. It makes spans of its own: whose a request is, is said around it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qs
 
 from agent import answer, tenant
 from fastapi import FastAPI
@@ -8,11 +11,20 @@ from fastapi import FastAPI
 from mlflow_otlp_exporter import configure
 
 configure()
-app = FastAPI()
+api = FastAPI()
 
 
-@app.get("/")
+@api.get("/")
 async def ask(number: int) -> str:
-    async with tenant(number):
-        await asyncio.sleep(0.01)  # all requests are inside at once
-        return await asyncio.to_thread(answer, f"question {number}")
+    await asyncio.sleep(0.01)  # all requests are inside at once
+    return await asyncio.to_thread(answer, f"question {number}")
+
+
+async def app(
+    scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+) -> None:
+    if scope["type"] != "http":
+        await api(scope, receive, send)
+        return
+    async with tenant(int(parse_qs(scope["query_string"].decode())["number"][0])):
+        await api(scope, receive, send)
