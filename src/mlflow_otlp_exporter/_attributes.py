@@ -45,3 +45,6 @@ WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID = (
     "mlflow.experiment_id",
     "mlflow.run_id",
 )
+
+# What OpenInference's instrumentations write in place of what is hidden.
+REDACTED = "__REDACTED__"

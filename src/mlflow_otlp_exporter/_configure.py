@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,7 @@ def configure(
     tracer_provider: TracerProvider | None = None,
     credentials: str | tuple[str, str] | Callable[[], str | None] | Any = None,
     headers: Mapping[str, str] | None = None,
+    mask: Callable[[str], str] | Sequence[str | re.Pattern[str]] | None = None,
     auto_instrument: bool | Sequence[str] | None = None,
     sampling_ratio: float | None = None,
     noise: str | Sequence[str] | None = None,
@@ -90,6 +92,9 @@ def configure(
             (`MLFLOW_OTLP_SPOOL`; true towards MLflow, false towards an OTLP endpoint).
         durability: `request` or `every-span`: with the latter each span is on disk when its `end()` returns, and
             survives `kill -9` (`MLFLOW_OTLP_DURABILITY`; `request`).
+        mask: What is masked before anything is read, added or written (`MLFLOW_OTLP_MASK`): a function from text to
+            text, or some of `email`, `keys`, `cards`, `phones`, and compiled expressions. Where it raises, the text is
+            hidden.
         auto_instrument: Whether to switch on the instrumentations that are installed, one for each library, or the
             names of some; `-name`: all but that one (`MLFLOW_OTLP_AUTO_INSTRUMENT`; true). Names in
             `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` are left out.
@@ -114,6 +119,7 @@ def configure(
         "headers": headers,
         "spool": spool,
         "durability": durability,
+        "mask": mask,
     }
     app = {"auto_instrument": auto_instrument, "sampling_ratio": sampling_ratio, "noise": noise, "enabled": enabled}
     given = sorted(name for name, value in arguments.items() if value is not None)

@@ -108,12 +108,16 @@ class Encoder:
 
     Holds bounded caches of encoded resources, scopes and attribute keys; may be used by several threads.
 
+    Args:
+        owned: What is kept of the attributes of resources and scopes; None for all.
+
     Attributes:
         repairs: What could not be encoded as it was, since start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owned: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None) -> None:
         self.repairs = Repairs()
+        self._owned = owned or dict
         self._keys: dict[str, bytes] = {}
         # By identity, as a resource's own hash dumps JSON; the object is kept so that its id stays its own.
         self._resources: dict[int, tuple[Resource, Framing]] = {}
@@ -345,7 +349,7 @@ class Encoder:
         if known is not None:
             return known[1]
         inner: list[bytes] = []
-        attributes = dict(resource.attributes)
+        attributes: dict[str, Any] = self._owned(resource.attributes)
         for key, value in attributes.items():
             if isinstance(value, str) and "\x00" in value:
                 # MLflow makes a trace's tag of it, and PostgreSQL takes no NUL.
@@ -368,7 +372,7 @@ class Encoder:
             if scope.version:
                 inner.append(_field(b"\x12", self._utf8(scope.version)))
             if scope.attributes:
-                self._attributes(dict(scope.attributes), b"\x1a", inner)
+                self._attributes(self._owned(scope.attributes), b"\x1a", inner)
         framing = Framing(_field(b"\x0a", b"".join(inner)), self._schema(scope.schema_url if scope else None))
         if len(self._scopes) >= _CACHED_RESOURCES:
             self._scopes.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -66,6 +67,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
             temporary folder).
         durability: `request` or `every-span`: with the latter, and `MLflowSpanProcessor`, each span is on disk when its
             `end()` returns (`MLFLOW_OTLP_DURABILITY`; `request`).
+        mask: What is masked before anything is read, added or written (`MLFLOW_OTLP_MASK`): a function from text to
+            text, called with each text in the thread that exports; or some of `email`, `keys`, `cards`, `phones`, and
+            compiled expressions. Where it raises, the text is hidden.
 
     Raises:
         ConfigurationError: An argument, a variable or a file is wrong.
@@ -99,6 +103,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         spool: bool | None = None,
         spool_dir: str | PathLike[str] | None = None,
         durability: str | None = None,
+        mask: Callable[[str], str] | Sequence[str | re.Pattern[str]] | None = None,
     ) -> None:
         arguments = {
             "endpoint": endpoint,
@@ -121,6 +126,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             "spool": spool,
             "spool_dir": spool_dir,
             "durability": durability,
+            "mask": mask,
         }
         settings = resolve(arguments, defaults=self._defaults)
         self._assemble(settings, session, meter_provider)

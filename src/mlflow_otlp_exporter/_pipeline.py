@@ -78,8 +78,12 @@ class Pipeline:
             from mlflow_otlp_exporter.enrichment import Enricher  # noqa: PLC0415 - likewise
 
             self.enricher = Enricher(compact=settings.enrichment.compact, rename_tools=settings.enrichment.rename_tools)
+        from mlflow_otlp_exporter.privacy import Cleaner, resource_filter  # noqa: PLC0415 - likewise
+
         self.report = Report()
-        self.encoder = Encoder()
+        self.cleaner = Cleaner(settings.privacy, self.report)
+        noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()
+        self.encoder = Encoder(resource_filter(noisy, self.cleaner.mask))
         session = session or provided_session(settings.traces)
         self.server = Connection(settings.traces, session)
         # A session of the user's may sign requests or hold proxies for this server, not for another one.
@@ -160,7 +164,10 @@ class Pipeline:
             The batches, and how many spans could not be encoded at all.
         """
         made: list[Batch] = []
-        broken = 0
+        spans, broken = self.cleaner.cleaned(spans)
+        if broken:
+            self._lost(broken, "masking")
+            self.refuse(broken, "what must not leave the app could not be taken out of them")
         enriched = self.enricher.enrich(spans) if self.enricher is not None else spans
         sent = dict(zip(map(id, spans), enriched, strict=True))
         for destination, group in by_destination(spans, self.destination).items():

@@ -10,15 +10,17 @@ always counts, for the server that spans are sent to.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mlflow_otlp_exporter import _values
 from mlflow_otlp_exporter._app_settings import AppSettings
+from mlflow_otlp_exporter._buffer_settings import BufferSettings
 from mlflow_otlp_exporter._enrichment_settings import EnrichmentSettings
 from mlflow_otlp_exporter._errors import ConfigurationError
+from mlflow_otlp_exporter._privacy_settings import HIDE_VARIABLE, PrivacySettings
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
 from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS, Group, Setting, otlp_variables
 
@@ -90,23 +92,6 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
-class BufferSettings:
-    """What waits in memory, and for how long.
-
-    Attributes:
-        linger: Seconds that a whole trace waits for others to share a request with.
-        hold: Seconds that an ended span waits for its trace to be whole, at most.
-        buffer_spans: How many spans may wait.
-        buffer_bytes: How many bytes of spans, as estimated, may wait.
-    """
-
-    linger: float
-    hold: float
-    buffer_spans: int
-    buffer_bytes: int
-
-
-@dataclass(frozen=True)
 class Settings:
     """All settings, resolved.
 
@@ -123,6 +108,7 @@ class Settings:
         buffer: What waits in memory, and for how long.
         disk: What is kept on disk.
         enrichment: What is added to spans.
+        privacy: What must not leave the app.
         app: What becomes of the app's spans before.
         sources: Where each value came from, by the setting's name.
     """
@@ -142,6 +128,7 @@ class Settings:
     buffer: BufferSettings
     disk: SpoolSettings
     enrichment: EnrichmentSettings
+    privacy: PrivacySettings
     app: AppSettings
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
 
@@ -197,6 +184,10 @@ class _Resolver:
         setting = _BY_NAME[name]
         raw = (self.argument(name) if arguments else None) or self.variable(*setting.variables_for(group))
         return (raw.parsed(setting), raw.source) if raw else (setting.default, Source("default"))
+
+    def values(self, names: Iterable[str], group: Group) -> tuple[dict[str, Any], dict[str, Source]]:
+        found = {name: self.value(name, group) for name in names}
+        return {name: value for name, (value, _) in found.items()}, {name: each for name, (_, each) in found.items()}
 
     def target(self) -> tuple[str, Group, Source]:
         """Where spans go, by precedence; an OTLP endpoint's full address, or an MLflow server's base address."""
@@ -349,8 +340,9 @@ def resolve(
     buffer, buffer_sources = _buffer(resolver, group)
     enrichment, enrichment_sources = _enrichment(resolver, group, defaults or {})
     disk, disk_sources = _disk(resolver, group, defaults or {})
+    privacy, privacy_sources = _privacy(resolver, group)
     app, app_sources = _app(resolver, group)
-    sources = {**traces.sources, **sources, **buffer_sources, **disk_sources, **enrichment_sources, **app_sources}
+    sources |= {**traces.sources, **buffer_sources, **disk_sources, **enrichment_sources, **privacy_sources}
     return Settings(
         traces=traces,
         api=api,
@@ -358,8 +350,9 @@ def resolve(
         buffer=buffer,
         disk=disk,
         enrichment=enrichment,
+        privacy=privacy,
         app=app,
-        sources=sources,
+        sources={**sources, **app_sources},
         **values,
     )
 
@@ -367,12 +360,24 @@ def resolve(
 def _enrichment(
     resolver: _Resolver, group: Group, defaults: Mapping[str, Any]
 ) -> tuple[EnrichmentSettings, dict[str, Source]]:
-    found = {name: resolver.value(name, group) for name in EnrichmentSettings.__dataclass_fields__}
-    values: dict[str, Any] = {name: value for name, (value, _) in found.items()}
-    if found["compact"][1].kind == "default" and group is Group.MLFLOW:
+    values, sources = resolver.values(EnrichmentSettings.__dataclass_fields__, group)
+    if sources["compact"].kind == "default" and group is Group.MLFLOW:
         # Behind an OTLP endpoint others than MLflow may read what the instrumentation wrote.
         values["compact"] = defaults.get("compact", values["compact"])
-    return EnrichmentSettings(**values), {name: source for name, (_, source) in found.items()}
+    return EnrichmentSettings(**values), sources
+
+
+def _privacy(resolver: _Resolver, group: Group) -> tuple[PrivacySettings, dict[str, Source]]:
+    values, sources = resolver.values([name for name in PrivacySettings.__dataclass_fields__ if name != "hide"], group)
+    values["hide"], sources["hide"] = (), Source("default")
+    if raw := resolver.argument("hide"):
+        values["hide"], sources["hide"] = raw.parsed(_BY_NAME["hide"]), raw.source
+    else:
+        said = [raw for name in _BY_NAME["hide"].own if (raw := resolver.variable(name))]
+        if names := [raw.source.name for raw in said if raw.parsed(Setting("hide", _values.boolean, None, ""))]:
+            values["hide"] = tuple(name.removeprefix(HIDE_VARIABLE).lower() for name in names)
+            sources["hide"] = Source("variable", ", ".join(names))
+    return PrivacySettings(**values), sources
 
 
 def _without_contradictions(resolver: _Resolver, headers: Mapping[str, str]) -> dict[str, str]:
@@ -391,16 +396,13 @@ def _without_contradictions(resolver: _Resolver, headers: Mapping[str, str]) -> 
 
 
 def _buffer(resolver: _Resolver, group: Group) -> tuple[BufferSettings, dict[str, Source]]:
-    found = {name: resolver.value(name, group) for name in BufferSettings.__dataclass_fields__}
-    values: dict[str, Any] = {name: value for name, (value, _) in found.items()}
-    return BufferSettings(**values), {name: source for name, (_, source) in found.items()}
+    values, sources = resolver.values(BufferSettings.__dataclass_fields__, group)
+    return BufferSettings(**values), sources
 
 
 def _disk(resolver: _Resolver, group: Group, defaults: Mapping[str, Any]) -> tuple[SpoolSettings, dict[str, Source]]:
     # Behind an OTLP endpoint may be a Collector that keeps and fans out: nothing is kept here unless it is asked for.
-    found = {name: resolver.value(name, group) for name in SpoolSettings.__dataclass_fields__}
-    sources = {name: source for name, (_, source) in found.items()}
-    values: dict[str, Any] = {name: value for name, (value, _) in found.items()}
+    values, sources = resolver.values(SpoolSettings.__dataclass_fields__, group)
     for name in values:
         if name in defaults and sources[name].kind == "default" and group is Group.MLFLOW:
             values[name] = defaults[name]
@@ -412,9 +414,7 @@ def _disk(resolver: _Resolver, group: Group, defaults: Mapping[str, Any]) -> tup
 
 
 def _app(resolver: _Resolver, group: Group) -> tuple[AppSettings, dict[str, Source]]:
-    found = {name: resolver.value(name, group) for name in AppSettings.__dataclass_fields__}
-    values: dict[str, Any] = {name: value for name, (value, _) in found.items()}
-    sources = {name: source for name, (_, source) in found.items()}
+    values, sources = resolver.values(AppSettings.__dataclass_fields__, group)
     disabled = resolver.variable("OTEL_SDK_DISABLED")
     if disabled and disabled.value.lower() == "true" and not resolver.argument("enabled"):
         # The SDK makes no spans then, whatever is configured.

@@ -17,7 +17,7 @@ def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
         if setting.name in ("endpoint", "tracking_uri"):
             continue
         first = settings.traces if setting.guarded else settings
-        owners = (first, settings.buffer, settings.disk, settings.enrichment, settings.app)
+        owners = (first, settings.buffer, settings.disk, settings.enrichment, settings.privacy, settings.app)
         value = getattr(next(owner for owner in owners if hasattr(owner, setting.name)), setting.name)
         if setting.name == "headers":
             # Not even the names: a key that was written without one reads as a name.

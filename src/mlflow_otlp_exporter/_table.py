@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_otlp_exporter import _values
+from mlflow_otlp_exporter import _privacy_settings, _values
 
 DEFAULT_TRACKING_URI = "http://localhost:5000"
 
@@ -206,6 +206,35 @@ SETTINGS: tuple[Setting, ...] = (
         own=("MLFLOW_OTLP_RENAME_TOOLS",),
     ),
     Setting(
+        "mask",
+        _privacy_settings.mask,
+        None,
+        "What is masked before anything is read or written: `email`, `keys`, `cards`, `phones`; as an argument also "
+        "compiled expressions, or a function; see docs/privacy.md.",
+        own=("MLFLOW_OTLP_MASK",),
+    ),
+    Setting(
+        "hide",
+        _privacy_settings.hidden,
+        (),
+        "What is hidden, as OpenInference's instrumentations do it, in every convention; see docs/privacy.md.",
+        own=_privacy_settings.HIDE_VARIABLES,
+    ),
+    Setting(
+        "base64_max_length",
+        _privacy_settings.characters,
+        512 * 1024,
+        "Characters of base64 that an image, a sound or a file may have; a larger one becomes a text with its size.",
+        own=("MLFLOW_OTLP_BASE64_MAX_LENGTH", "OPENINFERENCE_BASE64_IMAGE_MAX_LENGTH"),
+    ),
+    Setting(
+        "drop_resource",
+        _privacy_settings.globs,
+        ("service.instance.id", "process.*", "host.*", "telemetry.sdk.*"),
+        "Resource attributes that `compact` leaves out, as MLflow makes a tag of each; `none` for none.",
+        own=("MLFLOW_OTLP_DROP_RESOURCE",),
+    ),
+    Setting(
         "linger",
         _values.seconds,
         0.1,
@@ -360,7 +389,7 @@ SETTINGS: tuple[Setting, ...] = (
 
 def written(value: Any) -> str:
     """A value as it is written into a variable."""
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(str(getattr(each, "pattern", each)) for each in value) if isinstance(value, tuple) else str(value)
 
 
 def settings_table() -> str:

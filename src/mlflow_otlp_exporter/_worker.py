@@ -15,11 +15,11 @@ from typing import Protocol
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._buffer import TraceBuffer
+from mlflow_otlp_exporter._buffer_settings import BufferSettings
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._noise import Judge
 from mlflow_otlp_exporter._report import logger
-from mlflow_otlp_exporter._settings import BufferSettings
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
 
 # Between two looks at the queue: spans that end in a burst wake the worker once.

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from mlflow_otlp_exporter._attributes import REDACTED
 from mlflow_otlp_exporter.enrichment._kinds import is_model
 from mlflow_otlp_exporter.enrichment._observation import EMPTY, Kind, Observation, ToolCall, ToolDefinition
 from mlflow_otlp_exporter.enrichment._observed import Observed, Seen
@@ -171,7 +172,7 @@ def _of_calls(tree: Tree, agent: int | None) -> tuple[ToolDefinition, ...] | Non
 
 def _fill_arguments(span: Observed, tree: Tree) -> None:
     """A tool's arguments as names and values, from the call of the model if the span has a bare value only."""
-    if has_names(span.observation.input):
+    if has_names(span.observation.input) or span.observation.input == REDACTED:
         return
     parent = tree.known.get(span.parent_id or 0)
     arguments = arguments_for(span.observation, tree.calls, tree.tools, parent.raw_input if parent else None)

@@ -1,0 +1,191 @@
+"""Spans without what must not leave the app: before anything is read from them, added to them or written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.trace import Link, Status
+
+from mlflow_otlp_exporter._attributes import REDACTED
+from mlflow_otlp_exporter._privacy_settings import PrivacySettings
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter.privacy._inline_data import InlineData
+from mlflow_otlp_exporter.privacy._mask import Mask, mask_of
+
+_IMAGE = ".message_content.image.image.url"
+_SCALARS = (int, float, bool)
+
+
+class CleanSpan(ReadableSpan):
+    """A copy of an ended span with other contents.
+
+    Args:
+        span: The span.
+        name: Its name.
+        attributes: Its attributes.
+        events: Its events.
+        links: Its links.
+        status: Its status.
+    """
+
+    def __init__(
+        self,
+        span: ReadableSpan,
+        name: str,
+        attributes: Mapping[str, Any],
+        events: Sequence[Event],
+        links: Sequence[Link],
+        status: Status,
+    ) -> None:
+        super().__init__(
+            name=name,
+            context=span.get_span_context(),
+            parent=span.parent,
+            resource=span.resource,
+            attributes=attributes,
+            events=events,
+            links=links,
+            kind=span.kind,
+            status=status,
+            start_time=span.start_time,
+            end_time=span.end_time,
+            instrumentation_scope=span.instrumentation_scope,
+        )
+        self._dropped = span.dropped_attributes, span.dropped_events, span.dropped_links
+
+    @property
+    def dropped_attributes(self) -> int:
+        """How many attributes the SDK's limits have cost."""
+        return self._dropped[0]
+
+    @property
+    def dropped_events(self) -> int:
+        """How many events."""
+        return self._dropped[1]
+
+    @property
+    def dropped_links(self) -> int:
+        """How many links."""
+        return self._dropped[2]
+
+
+class Cleaner:
+    """Takes out of spans what must not leave the app; may be used by several threads.
+
+    Args:
+        settings: What that is.
+        report: Where a mask that fails is told of.
+
+    Attributes:
+        mask: What masks texts, if anything does.
+    """
+
+    def __init__(self, settings: PrivacySettings, report: Report) -> None:
+        self._report = report
+        self.mask: Mask | None = mask_of(settings.mask, self._mask_failed)
+        self._inline = InlineData(settings.base64_max_length)
+        self._hiding: Any = None
+        if settings.hide:
+            from mlflow_otlp_exporter.privacy._hiding import Hiding  # noqa: PLC0415 - few hide anything
+
+            self._hiding = Hiding(frozenset(settings.hide))
+
+    def _mask_failed(self, error: Exception) -> None:
+        # Not the error's text: it may quote what was to be masked.
+        said = f"a mask failed ({type(error).__name__}): what it was given is hidden, now and whenever it fails again"
+        self._report.once(logging.WARNING, said)
+
+    def cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
+        """Cleans spans.
+
+        Returns:
+            The spans that may be sent, and how many cannot be, as they could not be cleaned.
+        """
+        if self.mask is None and self._hiding is None and not any(map(self._is_large, spans)):
+            return spans, 0
+        kept: list[ReadableSpan] = []
+        for span in spans:
+            try:
+                kept.append(self.clean(span))
+            except Exception:  # noqa: BLE001, S112 - what is not known to be harmless is not sent
+                continue
+        return kept, len(spans) - len(kept)
+
+    def _is_large(self, span: ReadableSpan) -> bool:
+        """Whether a value may hold a payload over the limit; all that spans cost when nothing is configured."""
+        longest, holds = self._inline.longest, self._inline.holds
+        groups = [span.attributes, *[event.attributes for event in span.events]]
+        for found in groups:
+            if not found:
+                continue
+            for value in (found.copy() if hasattr(found, "copy") else found).values():
+                kind = value.__class__
+                if kind is str:
+                    if len(value) > longest:  # type: ignore[arg-type]  # it is a str
+                        return True
+                elif kind not in _SCALARS and holds(value):
+                    return True
+        return False
+
+    def clean(self, span: ReadableSpan) -> ReadableSpan:
+        """A span without what must not leave the app; the very same object if there is nothing of that.
+
+        Raises:
+            Exception: The object lacks what every span has.
+        """
+        if self.mask is None and self._hiding is None and not self._is_large(span):
+            return span
+        found = span.attributes or {}
+        attributes: dict[str, Any] = dict(found.copy() if hasattr(found, "copy") else found)
+        events: list[Event] = list(span.events)
+        if self._hiding is not None:
+            attributes, events = self._hidden(span, attributes, events)
+        attributes = self._without_payloads(attributes)
+        events = [_event(each, each.name, self._without_payloads(dict(each.attributes or {}))) for each in events]
+        name, links, status = span.name, span.links, span.status
+        mask = self.mask
+        if mask is not None:
+            attributes = _masked(mask, attributes)
+            events = [_event(each, mask.name(each.name), _masked(mask, each.attributes or {})) for each in events]
+            links = [Link(each.context, _masked(mask, each.attributes)) if each.attributes else each for each in links]
+            name = mask.text(str(name))
+            if status.description:
+                status = Status(status.status_code, mask.text(status.description))
+        return CleanSpan(span, name, attributes, events, links, status)
+
+    def _hidden(
+        self, span: ReadableSpan, attributes: dict[str, Any], events: Sequence[Event]
+    ) -> tuple[dict[str, Any], list[Event]]:
+        from mlflow_otlp_exporter.enrichment._enricher import observe  # noqa: PLC0415 - see __init__
+
+        kind = observe(span).kind
+        wishes = self._hiding.wishes(kind, attributes)
+        kept, gone = self._hiding.events(events, kind, wishes)
+        attributes = self._hiding.attributes(attributes, wishes)
+        for side in gone:
+            attributes.setdefault(f"{side}.value", REDACTED)
+        return attributes, kept
+
+    def _without_payloads(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        large = [key for key, value in attributes.items() if self._inline.holds(value)]
+        for key in large:
+            changed = self._inline.without(attributes[key], key.rpartition(".")[2])
+            if key.endswith(_IMAGE) and changed is not attributes[key]:
+                # OpenInference's image becomes a text, or the chat would show a broken picture.
+                part = key[: -len(_IMAGE)] + ".message_content."
+                del attributes[key]
+                attributes[part + "type"], attributes[part + "text"] = "text", changed
+            else:
+                attributes[key] = changed
+        return attributes
+
+
+def _masked(mask: Mask, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {mask.name(key): mask.value(str(key), value) for key, value in attributes.items()}
+
+
+def _event(event: Event, name: str, attributes: dict[str, Any]) -> Event:
+    return Event(name, attributes, event.timestamp)

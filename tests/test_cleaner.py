@@ -1,0 +1,151 @@
+"""Spans after cleaning: what stays as it was, what cannot be cleaned, and the resource's attributes."""
+
+import json
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter
+from mlflow_otlp_exporter._privacy_settings import HIDEABLE
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._settings import resolve
+from mlflow_otlp_exporter._shown import shown
+from mlflow_otlp_exporter.privacy import Cleaner, resource_filter
+from support.exported import sent
+from support.planted import span
+
+
+def hide(text: str) -> str:
+    return text.replace("planted", "***")
+
+
+def cleaner(environment: dict[str, str] | None = None, **arguments: Any) -> Cleaner:
+    return Cleaner(resolve(arguments, environment=environment or {}).privacy, Report())
+
+
+def test_all_else_of_a_span_stays_as_it_was() -> None:
+    memory = InMemorySpanExporter()
+    limits = SpanLimits(max_span_attributes=1, max_events=1, max_links=1)
+    provider = TracerProvider(resource=Resource({"a": "b"}), span_limits=limits, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    with provider.get_tracer("tests", "1").start_as_current_span("span", attributes={"a": 1, "b": 2}) as made:
+        made.add_event("one")
+        made.add_event("two", {"c": "d"})
+    provider.shutdown()
+    (before,) = memory.get_finished_spans()
+    after = cleaner(mask=hide).clean(before)
+    for name in (
+        "name", "parent", "resource", "kind", "instrumentation_scope", "start_time", "end_time",
+        "dropped_attributes", "dropped_events", "dropped_links",
+    ):  # fmt: skip
+        assert getattr(after, name) == getattr(before, name)
+    assert after.get_span_context() == before.get_span_context()
+    assert dict(after.attributes or {}) == dict(before.attributes or {})
+    assert [(each.name, dict(each.attributes or {}), each.timestamp) for each in after.events] == [
+        (each.name, dict(each.attributes or {}), each.timestamp) for each in before.events
+    ]
+    assert after.dropped_attributes == 1
+
+
+class _Broken(ReadableSpan):
+    @property
+    def events(self) -> tuple[Event, ...]:
+        raise RuntimeError("planted")
+
+
+def test_what_cannot_be_cleaned_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    good = span(({"a": "b"}, ()))
+    broken = _Broken("planted", context=good.get_span_context())
+    exporter = MLflowSpanExporter(endpoint="http://127.0.0.1:9", mask=hide)
+    pipeline = exporter._pipeline
+    assert pipeline is not None
+    batches, count = pipeline.batches([good, broken])
+    assert ([len(batch) for _, batch in batches], count, exporter.stats().refused) == ([1], 1, 1)
+    assert "could not be taken out" in caplog.text
+    exporter.shutdown(0)
+
+
+RESOURCE = Resource(
+    {
+        "service.name": "bot",
+        "service.instance.id": "zebra-1",
+        "process.pid": 1,
+        "process.runtime.name": "zebra-2",
+        "host.name": "zebra-3",
+        "telemetry.sdk.name": "zebra-4",
+        "deployment.environment": "production",
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "left"),
+    [
+        ({}, None, {"1", "2", "3", "4"}),
+        ({"compact": True}, None, set()),
+        ({"compact": True}, "host.*", {"1", "2", "4"}),
+        ({"compact": True}, "none", {"1", "2", "3", "4"}),
+        ({"compact": True}, "*.name, service.*", set("")),
+    ],
+)
+def test_noisy_resource_attributes(
+    arguments: dict[str, bool], variable: str | None, left: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable:
+        monkeypatch.setenv("MLFLOW_OTLP_DROP_RESOURCE", variable)
+    body = sent([span(({}, ()), resource=RESOURCE)], **arguments)
+    assert {number for number in "1234" if f"zebra-{number}".encode() in body} == left
+    assert b"production" in body
+
+
+def test_a_filter_only_where_there_is_something_to_do() -> None:
+    assert resource_filter((), None) is None
+    filtered = resource_filter(("a.*", "b?"), None)
+    assert filtered is not None
+    assert filtered({"a.x": 1, "ax": 2, "b1": 3, "b": 4}) == {"ax": 2, "b": 4}
+
+
+@pytest.mark.parametrize(
+    ("environment", "hidden"),
+    [
+        ({}, ()),
+        ({"OPENINFERENCE_HIDE_INPUTS": "true", "OPENINFERENCE_HIDE_LLM_TOOLS": "1"}, ("inputs", "llm_tools")),
+        ({"OPENINFERENCE_HIDE_INPUTS": "false"}, ()),
+        ({f"OPENINFERENCE_HIDE_{name.upper()}": "TRUE" for name in HIDEABLE}, HIDEABLE),
+    ],
+)
+def test_what_is_hidden(environment: dict[str, str], hidden: tuple[str, ...]) -> None:
+    assert resolve({}, environment=environment).privacy.hide == hidden
+
+
+def test_settings_are_shown_with_their_sources() -> None:
+    environment = {"OPENINFERENCE_HIDE_INPUTS": "true", "MLFLOW_OTLP_MASK": "email,keys"}
+    rows = {name: (value, source) for name, value, source in shown(resolve({}, environment=environment))}
+    assert rows["hide"] == ("inputs", "environment variable OPENINFERENCE_HIDE_INPUTS")
+    assert rows["mask"] == ("email,keys", "environment variable MLFLOW_OTLP_MASK")
+    assert resolve({"hide": "outputs"}, environment=environment).privacy.hide == ("outputs",)
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments"),
+    [({"OPENINFERENCE_HIDE_INPUTS": "please"}, {}), ({}, {"hide": "everything"})],
+)
+def test_wishes_that_cannot_be_read_are_no_silent_no(environment: dict[str, str], arguments: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"HIDE_INPUTS|hide="):
+        resolve(arguments, environment=environment)
+
+
+def test_hidden_masked_and_limited_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENINFERENCE_HIDE_OUTPUTS", "true")
+    made = (
+        {"openinference.span.kind": "CHAIN", "input.value": json.dumps({"q": "ada@x.org"}), "output.value": "o-zebra"},
+        (),
+    )
+    body = sent([span(made)], mask="email")
+    assert b"o-zebra" not in body
+    assert b"[email]" in body
+    assert b"__REDACTED__" in body
