@@ -1,6 +1,7 @@
 """Spans after cleaning: what stays as it was, what cannot be cleaned, and the resource's attributes."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvi
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter
+from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._privacy_settings import HIDEABLE
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._settings import resolve
@@ -103,8 +104,8 @@ def test_noisy_resource_attributes(
 
 
 def test_a_filter_only_where_there_is_something_to_do() -> None:
-    assert resource_filter((), None) is None
-    filtered = resource_filter(("a.*", "b?"), None)
+    assert resource_filter(()) is None
+    filtered = resource_filter(("a.*", "b?"))
     assert filtered is not None
     assert filtered({"a.x": 1, "ax": 2, "b1": 3, "b": 4}) == {"ax": 2, "b": 4}
 
@@ -149,3 +150,15 @@ def test_hidden_masked_and_limited_together(monkeypatch: pytest.MonkeyPatch) -> 
     assert b"o-zebra" not in body
     assert b"[email]" in body
     assert b"__REDACTED__" in body
+
+
+def test_masked_in_the_journal_of_every_span_too(tmp_path: Path) -> None:
+    provider = TracerProvider(resource=Resource({"service.name": "bot", "owner": "planted"}), shutdown_on_exit=False)
+    settings = {"spool": True, "spool_dir": tmp_path, "durability": "every-span", "mask": hide}
+    exporter = MLflowSpanExporter(tracking_uri="http://127.0.0.1:9", **settings)  # type: ignore[arg-type]  # as given
+    provider.add_span_processor(MLflowSpanProcessor(exporter))
+    provider.get_tracer("tests").start_span("planted", attributes={"a": "planted", "b": "harmless"}).end()
+    lines = b"".join(path.read_bytes() for path in tmp_path.rglob("journal/*") if path.is_file())
+    assert b"harmless" in lines
+    assert b"planted" not in lines
+    provider.shutdown()

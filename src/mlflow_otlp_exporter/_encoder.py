@@ -109,7 +109,7 @@ class Encoder:
     Holds bounded caches of encoded resources, scopes and attribute keys; may be used by several threads.
 
     Args:
-        owned: What is kept of the attributes of resources and scopes; None for all.
+        owned: What is kept of a resource's attributes; None for all.
 
     Attributes:
         repairs: What could not be encoded as it was, since start.
@@ -372,7 +372,7 @@ class Encoder:
             if scope.version:
                 inner.append(_field(b"\x12", self._utf8(scope.version)))
             if scope.attributes:
-                self._attributes(self._owned(scope.attributes), b"\x1a", inner)
+                self._attributes(dict(scope.attributes), b"\x1a", inner)
         framing = Framing(_field(b"\x0a", b"".join(inner)), self._schema(scope.schema_url if scope else None))
         if len(self._scopes) >= _CACHED_RESOURCES:
             self._scopes.clear()

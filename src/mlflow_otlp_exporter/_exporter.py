@@ -224,8 +224,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
     @property
     def record(self) -> Callable[[ReadableSpan], None] | None:
         """What a span processor is to call with each span when it ends; None unless every span is to be on disk."""
-        depot = self._pipeline.depot if self._pipeline else None
-        return depot.journal.record if depot is not None and depot.journal is not None else None
+        return self._pipeline.record if self._pipeline else None
 
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that a span processor had to give up, and logs why.

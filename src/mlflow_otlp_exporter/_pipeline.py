@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -83,7 +84,7 @@ class Pipeline:
         self.report = Report()
         self.cleaner = Cleaner(settings.privacy, self.report)
         noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()
-        self.encoder = Encoder(resource_filter(noisy, self.cleaner.mask))
+        self.encoder = Encoder(resource_filter(noisy))
         session = session or provided_session(settings.traces)
         self.server = Connection(settings.traces, session)
         # A session of the user's may sign requests or hold proxies for this server, not for another one.
@@ -130,6 +131,20 @@ class Pipeline:
         self.in_flight = InFlight()
         self.closed = False
         self._until = math.inf
+
+    @property
+    def record(self) -> Callable[[ReadableSpan], None] | None:
+        """What puts an ended span on disk at once; None unless every span is to be there."""
+        journal = self.depot.journal if self.depot is not None else None
+        if journal is None or self.cleaner.is_idle:
+            return journal.record if journal is not None else None
+        write, clean = journal.record, self.cleaner.clean
+
+        def record(span: ReadableSpan) -> None:
+            with suppress(Exception):  # then it is in memory only, until it is refused
+                write(clean(span))
+
+        return record
 
     def _step(self, shipment: Shipment) -> Next:
         left = max(0.2, self._until - time.monotonic())

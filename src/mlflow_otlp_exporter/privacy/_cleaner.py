@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
 from mlflow_otlp_exporter._attributes import REDACTED
@@ -17,6 +19,8 @@ from mlflow_otlp_exporter.privacy._mask import Mask, mask_of
 
 _IMAGE = ".message_content.image.image.url"
 _SCALARS = (int, float, bool)
+_MOST_OWNERS = 256
+T = TypeVar("T")
 
 
 class CleanSpan(ReadableSpan):
@@ -29,6 +33,8 @@ class CleanSpan(ReadableSpan):
         events: Its events.
         links: Its links.
         status: Its status.
+        resource: Its resource.
+        scope: Its instrumentation scope.
     """
 
     def __init__(
@@ -39,12 +45,14 @@ class CleanSpan(ReadableSpan):
         events: Sequence[Event],
         links: Sequence[Link],
         status: Status,
+        resource: Resource,
+        scope: InstrumentationScope | None,
     ) -> None:
         super().__init__(
             name=name,
             context=span.get_span_context(),
             parent=span.parent,
-            resource=span.resource,
+            resource=resource,
             attributes=attributes,
             events=events,
             links=links,
@@ -52,7 +60,7 @@ class CleanSpan(ReadableSpan):
             status=status,
             start_time=span.start_time,
             end_time=span.end_time,
-            instrumentation_scope=span.instrumentation_scope,
+            instrumentation_scope=scope,
         )
         self._dropped = span.dropped_attributes, span.dropped_events, span.dropped_links
 
@@ -88,10 +96,18 @@ class Cleaner:
         self.mask: Mask | None = mask_of(settings.mask, self._mask_failed)
         self._inline = InlineData(settings.base64_max_length)
         self._hiding: Any = None
+        # By identity, and with the original, so that its id stays its own.
+        self._resources: dict[int, tuple[Resource, Resource]] = {}
+        self._scopes: dict[int, tuple[InstrumentationScope, InstrumentationScope]] = {}
         if settings.hide:
             from mlflow_otlp_exporter.privacy._hiding import Hiding  # noqa: PLC0415 - few hide anything
 
             self._hiding = Hiding(frozenset(settings.hide))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is masked or hidden; large payloads are no secrets."""
+        return self.mask is None and self._hiding is None
 
     def _mask_failed(self, error: Exception) -> None:
         # Not the error's text: it may quote what was to be masked.
@@ -104,7 +120,7 @@ class Cleaner:
         Returns:
             The spans that may be sent, and how many cannot be, as they could not be cleaned.
         """
-        if self.mask is None and self._hiding is None and not any(map(self._is_large, spans)):
+        if self.is_idle and not any(map(self._is_large, spans)):
             return spans, 0
         kept: list[ReadableSpan] = []
         for span in spans:
@@ -136,7 +152,7 @@ class Cleaner:
         Raises:
             Exception: The object lacks what every span has.
         """
-        if self.mask is None and self._hiding is None and not self._is_large(span):
+        if self.is_idle and not self._is_large(span):
             return span
         found = span.attributes or {}
         attributes: dict[str, Any] = dict(found.copy() if hasattr(found, "copy") else found)
@@ -154,7 +170,26 @@ class Cleaner:
             name = mask.text(str(name))
             if status.description:
                 status = Status(status.status_code, mask.text(status.description))
-        return CleanSpan(span, name, attributes, events, links, status)
+        resource, scope = self._owners(span)
+        return CleanSpan(span, name, attributes, events, links, status, resource, scope)
+
+    def _owners(self, span: ReadableSpan) -> tuple[Resource, InstrumentationScope | None]:
+        """A span's resource and scope, each masked once."""
+        resource, scope, mask = span.resource, span.instrumentation_scope, self.mask
+        if mask is None:
+            return resource, scope
+        known = self._resources.get(id(resource))
+        if known is None:
+            known = resource, Resource(_masked(mask, resource.attributes), resource.schema_url)
+            _keep(self._resources, id(resource), known)
+        if scope is None or not scope.attributes:
+            return known[1], scope
+        known_scope = self._scopes.get(id(scope))
+        if known_scope is None:
+            masked = InstrumentationScope(scope.name, scope.version, scope.schema_url, _masked(mask, scope.attributes))
+            known_scope = scope, masked
+            _keep(self._scopes, id(scope), known_scope)
+        return known[1], known_scope[1]
 
     def _hidden(
         self, span: ReadableSpan, attributes: dict[str, Any], events: Sequence[Event]
@@ -181,6 +216,12 @@ class Cleaner:
             else:
                 attributes[key] = changed
         return attributes
+
+
+def _keep(known: dict[int, T], key: int, value: T) -> None:
+    if len(known) >= _MOST_OWNERS:
+        known.clear()
+    known[key] = value
 
 
 def _masked(mask: Mask, attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,24 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import translate
 from typing import Any
 
-from mlflow_otlp_exporter.privacy._mask import Mask
-
 Filter = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-def resource_filter(dropped: Sequence[str], mask: Mask | None) -> Filter | None:
+def resource_filter(dropped: Sequence[str]) -> Filter | None:
     """What is done to a resource's attributes before they are sent; None for nothing.
 
     Args:
         dropped: Patterns of keys that are left out, as a shell has them.
-        mask: What masks the others.
     """
-    if not dropped and mask is None:
+    if not dropped:
         return None
-    noisy = re.compile("|".join(translate(each) for each in dropped)) if dropped else None
-
-    def kept(attributes: Mapping[str, Any]) -> dict[str, Any]:
-        found = {key: value for key, value in attributes.items() if noisy is None or not noisy.match(key)}
-        return found if mask is None else {mask.name(key): mask.value(key, value) for key, value in found.items()}
-
-    return kept
+    noisy = re.compile("|".join(translate(each) for each in dropped))
+    return lambda attributes: {key: value for key, value in attributes.items() if not noisy.match(key)}

@@ -51,7 +51,6 @@ _ATTRIBUTES = frozenset(
         "output.mime_type",
         "reranker.model_name",
         "role",
-        "service.name",
         "service.namespace",
         "service.version",
         "telemetry.sdk.language",
@@ -61,8 +60,8 @@ _ATTRIBUTES = frozenset(
         "traceloop.span.kind",
     }
 )
-# Where a trace goes; the app has named it for this library.
-_ROUTES = frozenset({"mlflow.workspace", "mlflow.experiment", "mlflow.experiment_id", "mlflow.run_id"})
+# Where a trace goes; the app has named it for this library, or for all that see its spans.
+_ROUTES = frozenset({"service.name", "mlflow.workspace", "mlflow.experiment", "mlflow.experiment_id", "mlflow.run_id"})
 # Ends of flattened keys.
 _ENDINGS = (
     ".message.role",
