@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, configure, flush, shutdown
 from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
 from support.mlflow_server import MLflowServer
+from support.odd_traces import traces
 from support.spans import finished
 
 APP = """
@@ -211,3 +214,12 @@ def test_trace_is_readable_within_a_second_of_its_roots_end(mlflow_server: MLflo
         f"{span.get_span_context().trace_id:032x}", until=lambda each: len(each["spans"]) == 2, timeout=1.0
     )
     assert info["trace_info"]["state"] == "OK"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(traces(st.integers(1 << 100, (1 << 128) - 1)), st.booleans())
+def test_whatever_is_on_spans_lands(mlflow_server: MLflowServer, spans: list[ReadableSpan], compact: bool) -> None:
+    exporter = MLflowSpanExporter(tracking_uri=mlflow_server.uri, experiment_id=0, compact=compact)
+    result = exporter.export(spans)
+    exporter.shutdown()
+    assert result is SpanExportResult.SUCCESS
