@@ -15,16 +15,16 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._in_flight import Ticket
-from mlflow_otlp_exporter._pipeline import Pipeline
 from mlflow_otlp_exporter._report import Stats, logger
 from mlflow_otlp_exporter._routes import route_of
 from mlflow_otlp_exporter._settings import Settings, resolve
-from mlflow_otlp_exporter._shipment import Origin
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
 
 if TYPE_CHECKING:
     import requests
     from opentelemetry.metrics import MeterProvider
+
+    from mlflow_otlp_exporter._pipeline import Pipeline
 
 
 class MLflowSpanExporter(OTLPSpanExporter):
@@ -137,9 +137,12 @@ class MLflowSpanExporter(OTLPSpanExporter):
         session: requests.Session | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        import requests  # noqa: PLC0415 - see Pipeline
+        # Here, not at the top: all that sends is most of the import time, and an app that only imports, or that is
+        # switched off, should not pay it.
+        import requests  # noqa: PLC0415
 
-        from mlflow_otlp_exporter._metrics import exporter_metrics  # noqa: PLC0415 - older upstreams do without metrics
+        from mlflow_otlp_exporter._metrics import exporter_metrics  # noqa: PLC0415
+        from mlflow_otlp_exporter._pipeline import Pipeline  # noqa: PLC0415
 
         server = settings.traces
         pipeline = Pipeline(settings, session, exporter_metrics(meter_provider, server.url))
@@ -197,8 +200,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return
         for batch in pipeline.batches(spans)[0]:
             size = sum(len(span.body) for span in batch[1])
-            ticket = opened(len(batch[1]), size)
-            pipeline.enqueue(batch, Origin(len(batch[1]), ticket, suspected=ticket.suspected))
+            pipeline.send(batch, opened(len(batch[1]), size))
 
     def keep(self, spans: Sequence[ReadableSpan], why: str) -> None:
         """Puts on disk what a span processor has no time left to send, or gives it up where there is no spool.

@@ -221,6 +221,15 @@ class Pipeline:
         sizes = [size for size in (self.settings.max_request_size, self.courier.size_limit) if size]
         return min(sizes, default=0)
 
+    def send(self, batch: Batch, ticket: Ticket) -> None:
+        """Sends a batch in the background.
+
+        Args:
+            batch: Where to, and what.
+            ticket: Told when it is settled.
+        """
+        self.enqueue(batch, Origin(len(batch[1]), ticket, suspected=ticket.suspected))
+
     def enqueue(self, batch: Batch, origin: Origin) -> None:
         """Sends a batch in a thread of its own, and keeps it until it has an outcome."""
         destination, spans = batch
