@@ -3,12 +3,13 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.baggage import set_baggage
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 import mlflow_otlp_exporter
@@ -326,3 +327,36 @@ def test_baggage_that_is_named_is_received(scripted_server: ScriptedServer, monk
     found = {item.key: item.value.string_value for item in scripted_server.requests[0].spans()[0].attributes}
     assert found["session.id"] == "s-1"
     assert "user.id" not in found
+
+
+def test_provider_that_wraps_the_sdks_is_joined(scripted_server: ScriptedServer) -> None:
+    class Wrapper(trace.TracerProvider):  # as logfire's
+        def __init__(self) -> None:
+            self.provider = TracerProvider(shutdown_on_exit=False)
+
+        def get_tracer(self, *args: Any, **kwargs: Any) -> trace.Tracer:
+            return self.provider.get_tracer(*args, **kwargs)
+
+    wrapper = Wrapper()
+    trace.set_tracer_provider(wrapper)
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    assert configure(tracking_uri=scripted_server.url, experiment_id="1") is telemetry
+    span("a")
+    assert telemetry.flush().delivered == 1
+    shutdown()
+    wrapper.provider.shutdown()
+
+
+def test_provider_that_would_take_its_own_processor_away_keeps_it(scripted_server: ScriptedServer) -> None:
+    class Replacing(TracerProvider):  # as Phoenix's
+        replaced = False
+
+        def add_span_processor(self, span_processor: SpanProcessor, replace_default_processor: bool = True) -> None:
+            self.replaced = self.replaced or replace_default_processor
+            super().add_span_processor(span_processor)
+
+    provider = Replacing(shutdown_on_exit=False)
+    configure(tracking_uri=scripted_server.url, experiment_id="1", tracer_provider=provider)
+    assert not provider.replaced
+    shutdown()
+    provider.shutdown()

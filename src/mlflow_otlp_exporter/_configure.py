@@ -22,7 +22,7 @@ from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._settings import Settings, resolve, resolve_app
 from mlflow_otlp_exporter._shown import chosen_settings
 from mlflow_otlp_exporter._telemetry import FLUSH_SECONDS, SHUTDOWN_SECONDS, FlushResult, Telemetry
-from mlflow_otlp_exporter._tracer_provider import provider_to_use
+from mlflow_otlp_exporter._tracer_provider import add_processor, provider_to_use, sdk_provider
 from mlflow_otlp_exporter._tracers import use_provider
 from mlflow_otlp_exporter._zero_code import stand_down
 
@@ -130,7 +130,7 @@ def configure(
     global _current, _current_key
     with _lock:
         current = _current if _current is not None and not _current.closed else None
-        known: trace.TracerProvider = tracer_provider if tracer_provider is not None else trace.get_tracer_provider()
+        known = sdk_provider(tracer_provider if tracer_provider is not None else trace.get_tracer_provider())
         if current is not None and _current_key == (known, exporter or settings, about_app):
             return current
         # All that may be wrong is found before anything is changed.
@@ -221,7 +221,7 @@ def _telemetry(provider: TracerProvider, exporter: MLflowSpanExporter, app: AppS
     processor = _processors[provider] = MLflowSpanProcessor(exporter)
     processor.worker = processor.attach(exporter, app)
     made = Telemetry(provider, exporter, processor, processor.worker)
-    provider.add_span_processor(processor)
+    add_processor(provider, processor)
     return made
 
 

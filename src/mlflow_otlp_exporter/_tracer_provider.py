@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._report import logger
@@ -30,7 +31,7 @@ def provider_to_use(given: TracerProvider | None, service_name: str | None) -> t
     Raises:
         ConfigurationError: It takes no span processor.
     """
-    found: object = given if given is not None else trace.get_tracer_provider()
+    found = sdk_provider(given if given is not None else trace.get_tracer_provider())
     if isinstance(found, TracerProvider):
         ours = found.resource.attributes.get(SERVICE_NAME)
         if service_name and ours != service_name:
@@ -49,3 +50,21 @@ def provider_to_use(given: TracerProvider | None, service_name: str | None) -> t
     provider = TracerProvider(resource=resource, span_limits=limits)
     trace.set_tracer_provider(provider)
     return provider, "a new tracer provider"
+
+
+def add_processor(provider: TracerProvider, processor: SpanProcessor) -> None:
+    """Adds a span processor beside those that are there.
+
+    Phoenix's provider takes its own exporter away when another processor is added, unless told not to.
+    """
+    add = provider.add_span_processor
+    if "replace_default_processor" in inspect.signature(add).parameters:
+        add(processor, replace_default_processor=False)  # type: ignore[call-arg]
+    else:
+        add(processor)
+
+
+def sdk_provider(provider: object) -> object:
+    """The SDK's provider behind one that wraps it, as that of logfire does; else the provider itself."""
+    inner = getattr(provider, "provider", None)
+    return inner if not isinstance(provider, TracerProvider) and isinstance(inner, TracerProvider) else provider
