@@ -237,28 +237,26 @@ def stamp(span: Span, parent_context: Context | None, received: Iterable[str] = 
         parent_context: The context that it starts in; None for the current one.
         received: Which names are taken from the baggage.
     """
-    context = _with_surroundings(get_current() if parent_context is None else parent_context)
-    found: dict[str, Any] = {}
+    context = get_current() if parent_context is None else parent_context
+    if _entered.get() is not None and _KEY not in context:
+        context = _with_surroundings(context)
     carried = _carried(context, received) if received else {}
-    for key in (SESSION_ID, USER_ID):
-        if key in carried:
-            found[key] = carried[key]
+    found: dict[str, Any] = {key: carried[key] for key in (SESSION_ID, USER_ID) if key in carried} if carried else {}
     if not _ANY_OF_THEM.isdisjoint(context):
-        for key in _ON_EVERY_SPAN:
-            value = context.get(key)
-            if value is not None:
-                found[key] = value
+        found |= {key: value for key in _ON_EVERY_SPAN if (value := context.get(key)) is not None}
     parent = span.parent
     if parent is None or parent.is_remote:
+        route: Route | None = None
         of_trace = context.get(_KEY)
-        if not isinstance(of_trace, _OfTrace):
-            of_trace = _OfTrace()
-        found.update(of_trace.attributes)
-        told = Route(carried.get(WORKSPACE), carried.get(EXPERIMENT), None, carried.get(RUN_ID))
-        route = of_trace.route.inside(told)
-        if not any(route):
-            route = _routes.in_attributes(_plain(span)) or route
-        _routes.opened(span, route if any(route) else None)
+        if isinstance(of_trace, _OfTrace):
+            found |= of_trace.attributes
+            route = of_trace.route
+        if carried:
+            told = Route(carried.get(WORKSPACE), carried.get(EXPERIMENT), None, carried.get(RUN_ID))
+            route = told if route is None else route.inside(told)
+        if route is None or not any(route):
+            route = _routes.in_attributes(_plain(span)) if span.attributes else None
+        _routes.opened(span, route)
     if found:
         _add(span, found)
 

@@ -58,7 +58,9 @@ _roots: dict[int, Span] = {}
 
 def in_attributes(attributes: Mapping[str, Any] | None) -> Route | None:
     """The route that attributes of a span or resource tell, such as `mlflow.experiment`; None if they tell none."""
-    if not attributes:
+    if not attributes or not (
+        WORKSPACE in attributes or EXPERIMENT in attributes or EXPERIMENT_ID in attributes or RUN_ID in attributes
+    ):
         return None
     found = [str(attributes.get(name) or "").strip() or None for name in _NAMES]
     return Route(*found) if any(found) else None
