@@ -43,6 +43,8 @@ Line = tuple[int, str]
 Counts = tuple[int, int, int]
 """Spans that are delivered, refused, pending."""
 
+CODE = r" \[MLO-\d{3}\]"
+"""Each line ends with one."""
 SERVER_ADVICE = "check that the server is up"
 NOT_MLFLOW_ADVICE = r"check the address: it should be that of an MLflow server with a database \(3.6 or newer\)"
 DESTINATION_ADVICE = "check experiment, workspace, and the permission to write there"
@@ -600,7 +602,7 @@ def unlike(logged: Sequence[tuple[int, str]], wanted: Sequence[Line]) -> str:
     left = list(wanted)
     unwanted = []
     for level, message in logged:
-        line = next((each for each in left if each[0] == level and re.fullmatch(each[1], message)), None)
+        line = next((each for each in left if each[0] == level and re.fullmatch(each[1] + CODE, message)), None)
         if line is None:
             unwanted.append(f"{logging.getLevelName(level)} {message}")
         else:

@@ -299,7 +299,7 @@ def test_one_line_says_where_traces_go_and_why(
     assert line == (
         f"traces go to {scripted_server.url}/v1/traces (environment variable MLFLOW_TRACKING_URI), "
         "experiment agents (argument experiment=), token *** (environment variable MLFLOW_TRACKING_TOKEN), "
-        "auto_instrument False (environment variable MLFLOW_OTLP_AUTO_INSTRUMENT); a new tracer provider"
+        "auto_instrument False (environment variable MLFLOW_OTLP_AUTO_INSTRUMENT); a new tracer provider [MLO-801]"
     )
     configure(experiment="others")
     assert "the app's tracer provider, joined" in caplog.text

@@ -225,7 +225,7 @@ def test_what_may_succeed_later_is_kept_and_sent_again(
     assert len(story.postponed) == 3
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "spans wait in memory",
-        "spans are accepted again, after " + f"{times[3]:.0f} s of trouble",
+        "spans are accepted again, after " + f"{times[3]:.0f} s of trouble [MLO-804]",
     ]
 
 
@@ -598,4 +598,4 @@ def test_message_of_an_accepting_server_is_passed_on_once(caplog: pytest.LogCapt
     story.server.judge = lambda _: Answer(200, JSON, b'{"partialSuccess":{"errorMessage":"be brief"}}')
     story.send(encoded("a"))
     story.send(encoded("b"))
-    assert caplog.messages == ["the server says: be brief"]
+    assert caplog.messages == ["the server says: be brief [MLO-509]"]

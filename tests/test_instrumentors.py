@@ -157,7 +157,7 @@ def test_configure_switches_them_on_and_says_so(
     provider = TracerProvider(shutdown_on_exit=False)
     for _ in range(2):
         configure(tracking_uri=scripted_server.url, experiment_id=1, auto_instrument=True, tracer_provider=provider)
-    assert caplog.text.count("instrumented: openai (first.openai)\n") == 1
+    assert caplog.text.count("instrumented: openai (first.openai) [MLO-802]\n") == 1
     assert on(installed) == ["first.openai"]
     shutdown()
     provider.shutdown()

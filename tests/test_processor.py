@@ -241,7 +241,10 @@ def test_memory_stays_under_its_limit_with_a_dead_server(
         assert made.processor._worker is not None
         assert worker.pending() + refused == 600
     told = [line for line in caplog.messages if "the buffer is full" in line]
-    assert [line.endswith("more spans]") for line in told] == [False, True]  # at once, and the rest at the end
+    assert [line.endswith("more spans] [MLO-701]") for line in told] == [
+        False,
+        True,
+    ]  # at once, and the rest at the end
 
 
 def test_full_buffer_takes_spans_again_when_the_server_is_back(scripted_server: ScriptedServer) -> None:

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._report import Report, Stats
 
 
@@ -144,3 +145,22 @@ def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
     report.once(logging.WARNING, "hint")
     report.once(logging.WARNING, "hint")
     assert caplog.messages == ["hint"]
+
+
+def test_code_stays_at_the_end_of_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    report.waiting("x", coded(Code.AWAY, "waiting"), 2)
+    clock.now += 61
+    report.waiting("x", coded(Code.AWAY, "waiting"), 3)
+    report.problem("y", coded(Code.LOST, "lost"), 1)
+    report.problem("y", coded(Code.LOST, "lost"), 2)
+    report.solved("x", coded(Code.ACCEPTED_AGAIN, "accepted again"))
+    report.conclude()
+    assert caplog.messages == [
+        "waiting [2 spans] [MLO-501]",
+        "waiting [still so after 61 s; 3 spans now] [MLO-501]",
+        "lost [1 span] [MLO-701]",
+        "accepted again, after 61 s of trouble [MLO-804]",
+        "lost [2 more spans] [MLO-701]",
+    ]

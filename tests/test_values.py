@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from opentelemetry.exporter.otlp.proto.http import Compression
 
-from mlflow_otlp_exporter import _values
+from mlflow_otlp_exporter import _address, _values
 
 GOOD: list[tuple[Any, Any, Any]] = [
     (_values.boolean, "TRUE", True),
@@ -27,11 +27,11 @@ GOOD: list[tuple[Any, Any, Any]] = [
     (_values.headers, [("X-A", 1)], {"x-a": "1"}),
     (_values.headers, [{"name": "x-a", "value": "1"}], {"x-a": "1"}),
     (_values.headers, "api-key=a%20b, x=y=z,", {"api-key": "a b", "x": "y=z"}),
-    (_values.tracking_uri, "http://localhost:5000/", "http://localhost:5000"),
-    (_values.tracking_uri, "https://host/mlflow/v1/traces", "https://host/mlflow"),
-    (_values.tracking_uri, "HTTP://[::1]:5000", "http://[::1]:5000"),
-    (_values.tracking_uri, "https://host/mlflow#/experiments/1", "https://host/mlflow"),
-    (_values.endpoint, "http://collector:4318/v1/traces", "http://collector:4318/v1/traces"),
+    (_address.tracking_uri, "http://localhost:5000/", "http://localhost:5000"),
+    (_address.tracking_uri, "https://host/mlflow/v1/traces", "https://host/mlflow"),
+    (_address.tracking_uri, "HTTP://[::1]:5000", "http://[::1]:5000"),
+    (_address.tracking_uri, "https://host/mlflow#/experiments/1", "https://host/mlflow"),
+    (_address.endpoint, "http://collector:4318/v1/traces", "http://collector:4318/v1/traces"),
 ]
 BAD: list[tuple[Any, Any, str]] = [
     (_values.boolean, "maybe", "true or false"),
@@ -55,18 +55,18 @@ BAD: list[tuple[Any, Any, str]] = [
     (_values.headers, {"x": "€"}, "latin-1"),
     (_values.headers, [{"key": "x"}], "mapping"),
     (_values.headers, 5, "mapping"),
-    (_values.tracking_uri, "sqlite:///mlflow.db", "mlflow server --backend-store-uri"),
-    (_values.tracking_uri, "postgresql+psycopg2://u:p@h/db", "database"),
-    (_values.tracking_uri, "file:///tmp/mlruns", "file store"),
-    (_values.tracking_uri, "./mlruns", "file store"),
-    (_values.tracking_uri, Path("mlruns"), "file store"),
-    (_values.tracking_uri, "databricks", "Databricks"),
-    (_values.tracking_uri, "databricks://profile", "Databricks"),
-    (_values.tracking_uri, "localhost:5000", "for example http://localhost:5000"),
-    (_values.tracking_uri, "ftp://host", "http:// or https://"),
-    (_values.tracking_uri, "http://host:port", "http://host:port or"),
-    (_values.tracking_uri, "http://", "host:port"),
-    (_values.endpoint, "collector:4317", "for example http://collector:4317"),
+    (_address.tracking_uri, "sqlite:///mlflow.db", "mlflow server --backend-store-uri"),
+    (_address.tracking_uri, "postgresql+psycopg2://u:p@h/db", "database"),
+    (_address.tracking_uri, "file:///tmp/mlruns", "file store"),
+    (_address.tracking_uri, "./mlruns", "file store"),
+    (_address.tracking_uri, Path("mlruns"), "file store"),
+    (_address.tracking_uri, "databricks", "Databricks"),
+    (_address.tracking_uri, "databricks://profile", "Databricks"),
+    (_address.tracking_uri, "localhost:5000", "for example http://localhost:5000"),
+    (_address.tracking_uri, "ftp://host", "http:// or https://"),
+    (_address.tracking_uri, "http://host:port", "http://host:port or"),
+    (_address.tracking_uri, "http://", "host:port"),
+    (_address.endpoint, "collector:4317", "for example http://collector:4317"),
     (_values.readable_file, "/nowhere/ca.pem", "No such file"),
 ]
 

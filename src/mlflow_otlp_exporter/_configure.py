@@ -14,6 +14,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter._app_settings import AppSettings
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._ends import Children, on_sigterm
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
@@ -26,7 +27,7 @@ from mlflow_otlp_exporter._tracer_provider import add_processor, provider_to_use
 from mlflow_otlp_exporter._tracers import use_provider
 from mlflow_otlp_exporter._zero_code import stand_down
 
-_DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spool": True, "handle_sigterm": True}
+DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spool": True, "handle_sigterm": True}
 
 _lock = threading.RLock()
 _current: Telemetry | None = None
@@ -124,8 +125,9 @@ def configure(
     app = {"auto_instrument": auto_instrument, "sampling_ratio": sampling_ratio, "noise": noise, "enabled": enabled}
     given = sorted(name for name, value in arguments.items() if value is not None)
     if exporter is not None and given:
-        raise ConfigurationError(f"exporter= is given together with {', '.join(given)}: expected one or the other")
-    settings = None if exporter else resolve({**arguments, **app}, defaults=_DEFAULTS)
+        said = f"exporter= is given together with {', '.join(given)}: expected one or the other"
+        raise ConfigurationError(said, Code.CONTRADICTION)
+    settings = None if exporter else resolve({**arguments, **app}, defaults=DEFAULTS)
     about_app = resolve_app(app) if settings is None else settings.app
     global _current, _current_key
     with _lock:
@@ -195,11 +197,12 @@ def _disabled(known: object, exporter: MLflowSpanExporter) -> Telemetry:
 
 def _announce(settings: Settings | None, app: AppSettings, joined: str) -> None:
     if not app.enabled:
-        logger.info("nothing is sent: it is switched off by enabled=, MLFLOW_OTLP_ENABLED or OTEL_SDK_DISABLED")
+        said = "nothing is sent: it is switched off by enabled=, MLFLOW_OTLP_ENABLED or OTEL_SDK_DISABLED"
+        logger.info("%s [%s]", said, Code.OFF)
     elif settings is None:
-        logger.info("traces go to an exporter made by hand; %s", joined)
+        logger.info("traces go to an exporter made by hand; %s [%s]", joined, Code.CONFIGURED)
     else:
-        logger.info("traces go to %s; %s", chosen_settings(settings), joined)
+        logger.info("traces go to %s; %s [%s]", chosen_settings(settings), joined, Code.CONFIGURED)
 
 
 def _instrument(provider: TracerProvider, app: AppSettings) -> None:
@@ -210,7 +213,7 @@ def _instrument(provider: TracerProvider, app: AppSettings) -> None:
 
     done = instrument(app.auto_instrument, provider)
     if done:
-        logger.info("instrumented: %s", ", ".join(done))
+        logger.info("instrumented: %s [%s]", ", ".join(done), Code.INSTRUMENTED)
 
 
 def _telemetry(provider: TracerProvider, exporter: MLflowSpanExporter, app: AppSettings) -> Telemetry:

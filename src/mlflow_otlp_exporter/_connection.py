@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._credentials import Credentials, CredentialsUnavailable, credentials_for
 from mlflow_otlp_exporter._deadline import Deadline, WatchedAdapter, watch_adapters
 from mlflow_otlp_exporter._fork import after_fork_in_child
@@ -95,6 +96,7 @@ class Connection:
         body: bytes | None = None,
         seconds: float,
         longest: int = LONGEST_ANSWER,
+        base: str | None = None,
     ) -> Answer | Failure:
         """Sends one request and reads the answer; follows nothing, raises nothing.
 
@@ -105,6 +107,7 @@ class Connection:
             body: The body.
             seconds: For all of it: an answer that comes in drops is cut off then.
             longest: Bytes of the answer's body to read at most.
+            base: Another address of the same server.
         """
         deadline = time.monotonic() + seconds
         try:
@@ -118,7 +121,7 @@ class Connection:
             try:
                 with self._current_session().request(
                     method,
-                    self.url + path,
+                    (base or self.url) + path,
                     data=body,
                     headers=merged,
                     timeout=(min(seconds, _CONNECT_SECONDS), seconds),
@@ -204,7 +207,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _late(url: str) -> Failure:
-    return Failure(f"{urlsplit(url).netloc} did not answer in time", arrived=True)
+    return Failure(f"{urlsplit(url).netloc} did not answer in time", arrived=True, code=Code.NO_ANSWER)
 
 
 def _failure(error: Exception, url: str) -> Failure:
@@ -215,17 +218,32 @@ def _failure(error: Exception, url: str) -> Failure:
     if isinstance(error, requests.exceptions.SSLError):
         verification = next((found for found in chain if isinstance(found, ssl.SSLCertVerificationError)), None)
         reason = verification.verify_message if verification else f"{names[-1]}; does it speak https?"
-        return Failure(f"no TLS connection to {host}: {reason}")
+        return Failure(f"no TLS connection to {host}: {reason}", code=tls_code(verification))
     if isinstance(error, requests.exceptions.ProxyError):
-        return Failure(f"no connection to {host} through the proxy ({names[-1]})")
+        return Failure(f"no connection to {host} through the proxy ({names[-1]})", code=Code.PROXY)
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return Failure(f"{host} did not accept a connection in time")
+        return Failure(f"{host} did not accept a connection in time", code=Code.NO_CONNECTION)
     if isinstance(error, requests.exceptions.Timeout):
         return _late(url)
     if "ConnectionRefusedError" in names:
-        return Failure(f"{host} refuses connections: is the server running?")
+        return Failure(f"{host} refuses connections: is the server running?", code=Code.REFUSED)
     if "gaierror" in names or "NameResolutionError" in names:
-        return Failure(f"the name of {host} cannot be resolved")
+        return Failure(f"the name of {host} cannot be resolved", code=Code.NAME_UNKNOWN)
     if isinstance(error, requests.ConnectionError):
-        return Failure(f"{host} closed the connection without an answer ({names[-1]})", arrived=True)
+        said = f"{host} closed the connection without an answer ({names[-1]})"
+        return Failure(said, arrived=True, code=Code.CLOSED)
     return Failure(f"the request to {host} could not be made ({names[0]})")
+
+
+def tls_code(error: ssl.SSLCertVerificationError | None) -> Code:
+    """The code of a TLS connection that could not be made.
+
+    Args:
+        error: What is wrong with the certificate; None if it is not the certificate.
+    """
+    if error is None:
+        return Code.NOT_TLS
+    # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED, and those of a host name and of an address that do not match.
+    return {10: Code.CERTIFICATE_EXPIRED, 62: Code.OTHER_HOST, 64: Code.OTHER_HOST}.get(
+        error.verify_code, Code.UNTRUSTED
+    )

@@ -35,6 +35,7 @@ from mlflow_otlp_exporter._attributes import (
     USER_ID,
     WORKSPACE,
 )
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._json import bounded_json
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._routes import Route
@@ -149,7 +150,8 @@ class trace_context:  # noqa: N801 - used like a function
         self._baggage = (baggage,) if isinstance(baggage, str) else tuple(baggage)
         unknown = sorted(set(self._baggage) - BAGGAGE.keys())
         if unknown:
-            logger.warning("trace_context(baggage=) has %s: expected some of %s", unknown, ", ".join(BAGGAGE))
+            said = "trace_context(baggage=) has %s: expected some of %s [%s]"
+            logger.warning(said, unknown, ", ".join(BAGGAGE), Code.CONTEXT)
 
     def _inside(self) -> Context:
         """The current context with what is said here."""
@@ -331,15 +333,18 @@ def _tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
     if tags is None:
         return (), {}
     if not isinstance(tags, Iterable):
-        logger.warning("trace_context(tags=) is a %s: expected a mapping or names", type(tags).__name__)
+        said = "trace_context(tags=) is a %s: expected a mapping or names [%s]"
+        logger.warning(said, type(tags).__name__, Code.CONTEXT)
         return (), {}
     names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
     refused = [name for name in names if not name or name.startswith("mlflow.") or len(name) > _LONGEST_TAG_NAME]
     if refused:
         logger.warning(
-            "tags %s are left out: MLflow keeps names that begin with `mlflow.` for itself, and takes %d characters",
+            "tags %s are left out: MLflow keeps names that begin with `mlflow.` for itself, "
+            "and takes %d characters [%s]",
             ", ".join(repr(name[:60]) for name in refused),
             _LONGEST_TAG_NAME,
+            Code.CONTEXT,
         )
     kept = [name for name in names if name not in refused]
     if isinstance(tags, Mapping):
@@ -350,7 +355,8 @@ def _tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
 def _metadata(metadata: Any) -> dict[str, Any]:
     if metadata is None or isinstance(metadata, Mapping):
         return dict(metadata or {})
-    logger.warning("trace_context(metadata=) is a %s: expected a mapping", type(metadata).__name__)
+    said = "trace_context(metadata=) is a %s: expected a mapping [%s]"
+    logger.warning(said, type(metadata).__name__, Code.CONTEXT)
     return {}
 
 
@@ -374,7 +380,8 @@ def _prompts(prompt: Any) -> tuple[tuple[str, str], ...]:
         return (*_prompts(prompt[0]), *_prompts(prompt[1]))
     elif isinstance(prompt, Iterable):
         return tuple(each for one in prompt for each in _prompts(one))
-    logger.warning("trace_context(prompt=) has a %s: expected 'name/version'", type(prompt).__name__)
+    said = "trace_context(prompt=) has a %s: expected 'name/version' [%s]"
+    logger.warning(said, type(prompt).__name__, Code.CONTEXT)
     return ()
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlflow_otlp_exporter._blame import CONFIRM_SECONDS, Evidence, Suspect
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._delivery import Delivery, Request, Server
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._encoder import assemble
@@ -138,18 +139,21 @@ class Courier:
         rejected = min(outcome.rejected, count)
         if shipment.named:
             what = described(shipment.spans[0])
-            self._report.solved(_refusal(shipment.named, what), f"{what} is accepted after all")
+            self._again(_refusal(shipment.named, what), f"{what} is accepted after all")
         if rejected:
             key = f"rejected {_key(shipment.destination)}"
             self._report.problem(key, f"spans are lost: {self._explain(outcome)}", rejected)
         elif outcome.message:
-            self._report.once(logging.WARNING, f"the server says: {outcome.message}")
+            self._report.once(logging.WARNING, coded(Code.SAID, f"the server says: {outcome.message}"))
         self._settle(shipment, count - rejected, rejected, outcome)
         return Next(self._passed(shipment))
 
     def _recovered(self, destination: Destination) -> None:
         self.patience.passed(destination)
-        self._report.solved(_key(destination), "spans are accepted again")
+        self._again(_key(destination), "spans are accepted again")
+
+    def _again(self, key: str, said: str) -> None:
+        self._report.solved(key, coded(Code.ACCEPTED_AGAIN, said))
 
     def _pass(self, shipment: Shipment) -> None:
         """What a delivery says about the server."""
@@ -438,12 +442,9 @@ class Courier:
             self._give_up(shipment, shipment.named)
             return
         trouble = self.patience.trouble(shipment.destination)
-        why = f": {self._explain(trouble)}" if trouble is not None else ""
-        self._report.problem(
-            f"abandoned {_key(shipment.destination)}",
-            f"spans are lost: they could not be sent before the end{why}",
-            count,
-        )
+        said = "spans are lost: they could not be sent before the end"
+        said = coded(Code.ABANDONED, said) if trouble is None else f"{said}: {self._explain(trouble)}"
+        self._report.problem(f"abandoned {_key(shipment.destination)}", said, count)
         self._settle(shipment, 0, count)
 
 

@@ -7,11 +7,13 @@ know but OpenShift AI's agents set, comes before a static token, which is most o
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._settings import ServerSettings, Source
 
@@ -131,7 +133,9 @@ def _given(value: Any) -> Credentials:
         try:
             return _Fixed(_authorization(value), str(source))
         except ValueError:
-            raise ConfigurationError(f"{source} is not usable: expected a token of printable ASCII") from None
+            raise ConfigurationError(
+                f"{source} is not usable: expected a token of printable ASCII", Code.CREDENTIAL_SETTING
+            ) from None
     if isinstance(value, os.PathLike):
         return _TokenFile(str(Path(value).expanduser()), source)
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value):  # noqa: PLR2004
@@ -140,7 +144,8 @@ def _given(value: Any) -> Credentials:
         return _Asked(value)
     raise ConfigurationError(
         f"{source} is a {type(value).__name__}: expected a token, a pathlib.Path of a token file, "
-        "a (user, password) pair, or a function that returns a token or an Authorization header's value"
+        "a (user, password) pair, or a function that returns a token or an Authorization header's value",
+        Code.CREDENTIAL_SETTING,
     )
 
 
@@ -164,7 +169,9 @@ def credentials_for(server: ServerSettings) -> Credentials:
         try:
             return _Fixed(_bearer(server.token), f"token ({sources['token']})")
         except ValueError:
-            raise ConfigurationError(f"{sources['token']} is not usable: expected a token of printable ASCII") from None
+            raise ConfigurationError(
+                f"{sources['token']} is not usable: expected a token of printable ASCII", Code.CREDENTIAL_SETTING
+            ) from None
     if server.credential_provider:
         provider = f"session of the credential provider {server.credential_provider}"
         return _Fixed(None, f"{provider} ({sources['credential_provider']})")
@@ -192,3 +199,20 @@ def identity(server: ServerSettings) -> str:
     if server.token_file:
         return f"token file {Path(server.token_file).absolute()}"
     return "token" if server.token else "none"
+
+
+def expiry_of(authorization: str | None) -> float | None:
+    """When a bearer token expires, in seconds since 1970, if it is one that says so (RFC 7519).
+
+    Args:
+        authorization: An Authorization header's value.
+    """
+    scheme, _, token = (authorization or "").partition(" ")
+    parts = token.split(".")
+    if scheme.lower() != "bearer" or len(parts) != 3:  # noqa: PLR2004 - header, payload, signature
+        return None
+    try:
+        payload = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return float(payload["exp"])
+    except (ValueError, KeyError, TypeError):
+        return None

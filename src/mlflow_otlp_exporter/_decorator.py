@@ -11,6 +11,7 @@ from opentelemetry.context import attach, detach
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 
 from mlflow_otlp_exporter import _attributes as names
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._span import as_documents, as_inputs, as_outputs
 from mlflow_otlp_exporter._steps import Steps, wrapped_async_generator, wrapped_generator
@@ -158,7 +159,9 @@ class _SpanMaker:
             try:
                 span.set_attributes(as_inputs(self._arguments.by_name(args, kwargs)))
             except Exception as error:  # noqa: BLE001 - the app must not fail for what is said about it
-                logger.warning("the inputs of %s are not kept: %s", self._name, type(error).__name__)
+                logger.warning(
+                    "the inputs of %s are not kept: %s [%s]", self._name, type(error).__name__, Code.NOT_KEPT
+                )
         return span
 
     def returned(self, span: Span, result: Any) -> None:
@@ -173,7 +176,7 @@ class _SpanMaker:
                 if not found.keys() & said.keys():
                     span.set_attributes(found)
         except Exception as error:  # noqa: BLE001 - as above
-            logger.warning("the outputs of %s are not kept: %s", self._name, type(error).__name__)
+            logger.warning("the outputs of %s are not kept: %s [%s]", self._name, type(error).__name__, Code.NOT_KEPT)
 
     def failed(self, span: Span, error: BaseException) -> None:
         if isinstance(error, GeneratorExit) or not span.is_recording():

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._credentials import Credentials
 from mlflow_otlp_exporter._destination import Destination, Experiments
 from mlflow_otlp_exporter._report import Report
@@ -113,7 +114,7 @@ class Delivery:
                 said = (
                     f"the server takes no bodies compressed with {self._compression}: they are sent plain from now on"
                 )
-                self._report.once(logging.WARNING, said)
+                self._report.once(logging.WARNING, coded(Code.NO_COMPRESSION, said))
                 self._compression = "none"
             return plain
         return outcome

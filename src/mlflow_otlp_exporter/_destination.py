@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, error_code, read_answer, read_failure
@@ -158,7 +159,7 @@ class Experiments:
             with self._asking_for(destination):
                 return self._chosen(destination, seconds)
         except _Absent:
-            self._report.once(logging.WARNING, _nobody_to_ask(destination))
+            self._report.once(logging.WARNING, coded(Code.NOBODY_TO_ASK, _nobody_to_ask(destination)))
             return None
         except _Unresolved as error:
             return error.outcome
@@ -186,8 +187,11 @@ class Experiments:
         where = f"experiment {name!r} (id {found})" + (f" of workspace {workspace!r}" if workspace else "")
         self._report.once(
             logging.WARNING if name == _DEFAULT_EXPERIMENT else logging.INFO,
-            f"no experiment was given: traces go to {where}{', ' + why if why else ''}. "
-            "Give experiment= or MLFLOW_EXPERIMENT_NAME to choose",
+            coded(
+                Code.EXPERIMENT_CHOSEN,
+                f"no experiment was given: traces go to {where}{', ' + why if why else ''}. "
+                "Give experiment= or MLFLOW_EXPERIMENT_NAME to choose",
+            ),
         )
         return found
 
@@ -199,9 +203,8 @@ class Experiments:
                 # Of creates at the same time one wins; the others get RESOURCE_ALREADY_EXISTS, and can look it up.
                 known = self._created(workspace, name, seconds) or self._look_up(workspace, name, seconds)
             if known is None:
-                raise _Unresolved(
-                    _wrong(f"there is no experiment {name!r}{_in(workspace)}: create it, or give another")
-                )
+                said = f"there is no experiment {name!r}{_in(workspace)}: create it, or give another"
+                raise _Unresolved(_wrong(said, Code.EXPERIMENT_UNKNOWN))
             with self._lock:
                 with_room(self._ids, _KEPT)[workspace, name] = known
         return known
@@ -213,7 +216,7 @@ class Experiments:
         if answer.status == 200 and isinstance(experiment, dict) and experiment.get("experiment_id"):  # noqa: PLR2004
             if experiment.get("lifecycle_stage") == "deleted":
                 said = f"the experiment {name!r}{_in(workspace)} is deleted: restore it, or give another"
-                raise _Unresolved(_wrong(said))
+                raise _Unresolved(_wrong(said, Code.EXPERIMENT_DELETED))
             return str(experiment["experiment_id"])
         outcome = read_answer(answer)
         missing = error_code(answer) == "RESOURCE_DOES_NOT_EXIST"
@@ -231,7 +234,8 @@ class Experiments:
         answer = self._ask("POST", f"{_EXPERIMENTS}/create", workspace, {"name": name}, seconds)
         found = _object(answer).get("experiment_id")
         if answer.status == 200 and found:  # noqa: PLR2004
-            self._report.once(logging.INFO, f"created the experiment {name!r}{_in(workspace)} (id {found})")
+            said = f"created the experiment {name!r}{_in(workspace)} (id {found})"
+            self._report.once(logging.INFO, coded(Code.CREATED, said))
             return str(found)
         if error_code(answer) == "RESOURCE_ALREADY_EXISTS":
             return None
@@ -260,6 +264,7 @@ class Experiments:
             cause=outcome.cause or Cause.NOT_MLFLOW,
             message=message,
             ambiguous=False,
+            code=Code.LOOK_UP_DENIED if outcome.status == 403 else outcome.code,  # noqa: PLR2004
         )
 
 
@@ -275,8 +280,8 @@ def _object(answer: Answer) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _wrong(message: str) -> Outcome:
-    return Outcome(Verdict.RETRY, Cause.DESTINATION, message)
+def _wrong(message: str, code: Code) -> Outcome:
+    return Outcome(Verdict.RETRY, Cause.DESTINATION, message, code=code)
 
 
 def _nobody_to_ask(destination: Destination) -> str:

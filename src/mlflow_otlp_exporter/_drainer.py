@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._depot import Depot, KeptOrigin
 from mlflow_otlp_exporter._file_lock import FileLock
@@ -104,7 +105,8 @@ class Drainer:
                 try:
                     busy = self._turn()
                 except Exception:  # noqa: BLE001 - the thread must go on
-                    logger.exception("the spool is not drained for a moment, by a mistake in this library")
+                    said = "the spool is not drained for a moment, by a mistake in this library; please report it [%s]"
+                    logger.exception(said, Code.MISTAKE)
                     busy = True
             self._wake.wait(_BUSY_SECONDS if busy else _IDLE_SECONDS)
             self._wake.clear()
@@ -143,7 +145,7 @@ class Drainer:
         except OSError as error:
             self._only_own = True
             said = f"each process sends only what it put into the spool itself, as {folder} cannot be locked: {error}"
-            self._report.once(logging.WARNING, said)
+            self._report.once(logging.WARNING, coded(Code.DISK, said))
             return False
 
     def _list(self, now: float) -> None:

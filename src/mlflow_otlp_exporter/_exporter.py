@@ -14,6 +14,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._in_flight import Ticket
 from mlflow_otlp_exporter._report import Stats, logger
 from mlflow_otlp_exporter._routes import route_of
@@ -170,16 +171,16 @@ class MLflowSpanExporter(OTLPSpanExporter):
         """
         pipeline = self._pipeline
         if pipeline is None or pipeline.closed:
-            logger.warning(
-                "%d spans are refused: the exporter %s", len(spans), "is shut down" if pipeline else "is off"
-            )
+            why = "is shut down" if pipeline else "is off"
+            logger.warning("%d spans are refused: the exporter %s [%s]", len(spans), why, Code.OFF)
             return SpanExportResult.FAILURE
         try:
             with suppressed_instrumentation():
                 batches, broken = pipeline.batches(spans)
                 delivered = pipeline.deliver(batches)
         except Exception:  # noqa: BLE001 - nothing of this library raises into the app
-            logger.exception("%d spans are lost by a mistake in this library; please report it", len(spans))
+            said = "%d spans are lost by a mistake in this library; please report it [%s]"
+            logger.exception(said, len(spans), Code.MISTAKE)
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS if delivered and not broken else SpanExportResult.FAILURE
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from opentelemetry.trace import TracerProvider
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._report import logger
 
 _GROUPS = ("openinference_instrumentor", "opentelemetry_instrumentor")
@@ -140,7 +141,8 @@ def instrument(choice: bool | Sequence[str], provider: TracerProvider) -> list[s
         known = {candidate.library for candidate in found}
         if unknown := [word for word in choice if library_of(word.removeprefix("-")) not in known]:
             installed = ", ".join(sorted(known)) or "none"
-            logger.warning("auto_instrument: no instrumentation of %s is installed (%s)", ", ".join(unknown), installed)
+            said = "auto_instrument: no instrumentation of %s is installed (%s) [%s]"
+            logger.warning(said, ", ".join(unknown), installed, Code.NOT_INSTALLED)
     return done
 
 
@@ -166,7 +168,8 @@ def _switched_on(candidate: Candidate, provider: TracerProvider) -> bool:
         logger.debug("%s is left out: %s", candidate.package, error)
         return False
     except Exception as error:  # noqa: BLE001 - one that fails must not keep the others from working
-        logger.warning("%s could not be switched on: %s: %s", candidate.package, type(error).__name__, error)
+        said, kind = "%s could not be switched on: %s: %s [%s]", type(error).__name__
+        logger.warning(said, candidate.package, kind, error, Code.NOT_SWITCHED_ON)
         return False
     return True
 

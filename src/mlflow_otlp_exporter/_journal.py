@@ -18,6 +18,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._file_lock import locked
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._journal_record import line, owner_record, records, span_of, span_record
@@ -169,9 +170,9 @@ class Journal:
         if missed:
             why = f"{type(error).__name__}: {error}" if error else "too much waits in it already"
             said = f"ended spans are in memory only, as the journal cannot be written ({why})"
-            self._report.problem(_PROBLEM, said, missed, logging.WARNING)
+            self._report.problem(_PROBLEM, coded(Code.JOURNAL, said), missed, logging.WARNING)
         elif not self._paused:
-            self._report.solved(_PROBLEM, "ended spans are written to the journal again")
+            self._report.solved(_PROBLEM, coded(Code.ACCEPTED_AGAIN, "ended spans are written to the journal again"))
 
     @staticmethod
     def _drop(segment: _Segment) -> None:

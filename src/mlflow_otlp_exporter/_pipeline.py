@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._delivery import Delivery
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments, by_destination
@@ -22,6 +23,7 @@ from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._packing import packed
 from mlflow_otlp_exporter._patience import LONGEST_IN_MEMORY
+from mlflow_otlp_exporter._prefix import below_prefix
 from mlflow_otlp_exporter._repair import repaired_attributes, repaired_name
 from mlflow_otlp_exporter._report import Report, Stats
 from mlflow_otlp_exporter._response import Cause, Outcome
@@ -91,17 +93,19 @@ class Pipeline:
         same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
         self.api = Connection(settings.api, session if same else None) if settings.api else None
         self.destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
+        traces, rest = below_prefix(self.server, self.api if settings.api_certain else None, self._found_at)
+        rest = rest or self.api
         self.experiments = Experiments(
-            self.api, certain=settings.api_certain, create=settings.create_experiment, report=self.report
+            rest, certain=settings.api_certain, create=settings.create_experiment, report=self.report
         )
         delivery = Delivery(
-            self.server,
+            traces,
             self.experiments,
             compression=settings.compression,
             report=self.report,
             experiment_is_set=EXPERIMENT_HEADER in self.server.header_names,
         )
-        stored = Stored(self.api, self.report)
+        stored = Stored(rest, self.report)
         self.depot: Depot | None = None
         if settings.disk.spool:
             # Here, as most of what it needs is imported by nobody else.
@@ -131,6 +135,10 @@ class Pipeline:
         self.in_flight = InFlight()
         self.closed = False
         self._until = math.inf
+
+    def _found_at(self, url: str) -> None:
+        said = f"the server has its OTLP endpoint at {url}, as MLflow before 3.16 does under a static prefix"
+        self.report.once(logging.INFO, coded(Code.CONFIGURED, said))
 
     @property
     def record(self) -> Callable[[ReadableSpan], None] | None:
@@ -170,7 +178,7 @@ class Pipeline:
 
     def solve(self, why: str, message: str) -> None:
         """Tells that what made spans be refused is over."""
-        self.report.solved(why, message)
+        self.report.solved(why, coded(Code.ACCEPTED_AGAIN, message))
 
     def batches(self, spans: Sequence[ReadableSpan]) -> tuple[list[Batch], int]:
         """Encodes spans and says which of them share a request.
@@ -189,7 +197,7 @@ class Pipeline:
             encoded: list[EncodedSpan] = []
             for span in group:
                 if span.dropped_attributes:
-                    self.report.once(logging.WARNING, _TOO_FEW_ATTRIBUTES)
+                    self.report.once(logging.WARNING, coded(Code.ATTRIBUTES_LOST, _TOO_FEW_ATTRIBUTES))
                 try:
                     encoded.append(self._encoded(sent[id(span)]))
                 except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
@@ -201,7 +209,7 @@ class Pipeline:
             made += [(destination, batch) for batch in packed(encoded, self._size(), linked_to_run=linked)]
         if self.encoder.repairs.left_out:
             said = "attribute values of types that OpenTelemetry does not have are left out; stats() counts them"
-            self.report.once(logging.WARNING, said)
+            self.report.once(logging.WARNING, coded(Code.VALUES_LEFT_OUT, said))
         return made, broken
 
     def _encoded(self, sent: ReadableSpan | Enriched) -> EncodedSpan:
@@ -331,18 +339,18 @@ class Pipeline:
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""
         self.report.count(refused=count)
-        self.report.problem(why, f"spans are lost: {why}", count)
+        self.report.problem(why, coded(Code.LOST, f"spans are lost: {why}"), count)
 
     def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
         """Counts spans of traces that are left out as noise."""
         self.report.count(noise=len(spans))
         self._forget(spans)
         scopes = sorted({span.instrumentation_scope.name for span in spans if span.instrumentation_scope is not None})
-        self.report.once(
-            logging.INFO,
+        said = (
             f"a trace is left out, as all its spans are of {', '.join(scopes[:5])}; stats() counts such spans, "
-            "MLFLOW_OTLP_NOISE=none sends them",
+            "MLFLOW_OTLP_NOISE=none sends them"
         )
+        self.report.once(logging.INFO, coded(Code.NOISE, said))
 
     def stats(self) -> Stats:
         """The counters now."""
@@ -350,8 +358,9 @@ class Pipeline:
         return replace(self.report.stats(), values_repaired=repairs.repaired, values_left_out=repairs.left_out)
 
     def explained(self, outcome: Outcome) -> str:
-        """An outcome in words: where, what the server said, what to do."""
-        return f"{self.server.address}: {outcome.message}; {'; '.join(self._advice(outcome.cause or Cause.SERVER))}"
+        """An outcome in words: where, what the server said, what to do, and the code."""
+        advice = "; ".join(self._advice(outcome.cause or Cause.SERVER))
+        return coded(outcome.code, f"{self.server.address}: {outcome.message}; {advice}")
 
     def _advice(self, cause: Cause) -> Iterator[str]:
         if cause is Cause.CREDENTIALS:

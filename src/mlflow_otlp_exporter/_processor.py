@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._app_settings import AppSettings
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._context import stamp
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._noise import judge
@@ -121,7 +122,8 @@ class MLflowSpanProcessor(SpanProcessor):
                 try:
                     stamp(span, parent_context, self._received)
                 except Exception:  # noqa: BLE001 - nothing of this library raises into the app
-                    logger.exception("a span starts without its session and tags, by a mistake; please report it")
+                    said = "a span starts without its session and tags, by a mistake; please report it [%s]"
+                    logger.exception(said, Code.MISTAKE)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Takes the span in."""

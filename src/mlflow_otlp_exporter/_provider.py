@@ -6,9 +6,11 @@ from importlib.metadata import entry_points
 
 import requests
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._settings import ServerSettings
 
+_CODE = Code.CREDENTIAL_PROVIDER
 _GROUP = "opentelemetry_otlp_credential_provider"
 
 
@@ -25,7 +27,7 @@ def provided_session(server: ServerSettings) -> requests.Session | None:
     found = list(entry_points(group=_GROUP, name=name))
     if not found:
         installed = ", ".join(sorted({each.name for each in entry_points(group=_GROUP)})) or "none is installed"
-        raise ConfigurationError(f"{what}: expected an entry point of the group {_GROUP} ({installed})")
+        raise ConfigurationError(f"{what}: expected an entry point of the group {_GROUP} ({installed})", _CODE)
     try:
         session = found[0].load()()
         why = f"returned a {type(session).__name__}"
@@ -34,4 +36,4 @@ def provided_session(server: ServerSettings) -> requests.Session | None:
         session, why = None, f"raised {type(error).__name__}"
     if isinstance(session, requests.Session):
         return session
-    raise ConfigurationError(f"{what}, which {why}: expected a function that returns a requests.Session")
+    raise ConfigurationError(f"{what}, which {why}: expected a function that returns a requests.Session", _CODE)

@@ -25,6 +25,7 @@ _REMEMBERED = 1000
 _FACES = 20
 # What differs between two tellings of the same: ids and numbers.
 _VARYING = re.compile(r"\b(?:tr-)?[0-9a-f]{16,}\b|\d+")
+_CODE = re.compile(r" \[MLO-\d+\]$")
 logger = logging.getLogger("mlflow_otlp_exporter")
 
 
@@ -141,7 +142,7 @@ class Report:
             line = self._line(key, face, f"{face.untold_spans} more spans")
             if line is not None:
                 face.untold_spans = 0
-                line += f" [{_counted(spans)}]" if line == message else ""
+                line = _longer(line, f" [{_counted(spans)}]") if line == message else line
         if line is not None:
             logger.log(level, "%s", line)
 
@@ -156,7 +157,7 @@ class Report:
         with self._lock:
             line = self._line(key, self._face(key, message), f"{_counted(spans)} now")
             if line == message:
-                line += f" [{_counted(spans)}]"
+                line = _longer(line, f" [{_counted(spans)}]")
         if line is not None:
             logger.error("%s", line)
 
@@ -188,7 +189,7 @@ class Report:
         if first:
             return face.message
         how = "still so after" if known.back is None else "on and off for"
-        return f"{face.message} [{how} {_duration(now - known.since)}; {spans}]"
+        return _longer(face.message, f" [{how} {_duration(now - known.since)}; {spans}]")
 
     def solved(self, key: str, message: str) -> None:
         """Tells that a problem is over, if it was told before."""
@@ -198,17 +199,23 @@ class Report:
                 return
             known.over = now = self._clock()
         if known.told:
-            logger.warning("%s, after %s of trouble", message, _duration(now - known.since))
+            logger.warning("%s", _longer(message, f", after {_duration(now - known.since)} of trouble"))
 
     def conclude(self) -> None:
         """At the end: tells of spans that were counted, but not told yet."""
         with self._lock:
             faces = [face for known in self._problems.values() for face in known.faces.values() if face.untold_spans]
-            lines = [f"{face.message} [{face.untold_spans} more spans]" for face in faces]
+            lines = [_longer(face.message, f" [{face.untold_spans} more spans]") for face in faces]
             for face in faces:
                 face.untold_spans = 0
         for line in lines:
             logger.error("%s", line)
+
+
+def _longer(message: str, more: str) -> str:
+    """A message with more at its end, but before its code, which stays the last."""
+    found = _CODE.search(message)
+    return f"{message}{more}" if found is None else f"{message[: found.start()]}{more}{found.group()}"
 
 
 def _counted(spans: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._transport import Answer, Failure
 
 _LONGEST_MESSAGE = 300
@@ -69,6 +70,7 @@ class Outcome:
         retry_after: Seconds that the server asks to wait.
         rejected: How many spans the server says it did not take (partial success).
         ambiguous: True if the spans may have been stored all the same.
+        code: Under which the message is explained.
     """
 
     verdict: Verdict
@@ -78,6 +80,7 @@ class Outcome:
     retry_after: float | None = None
     rejected: int = 0
     ambiguous: bool = False
+    code: Code = Code.DESTINATION
 
 
 DELIVERED = Outcome(Verdict.DELIVERED)
@@ -86,7 +89,8 @@ DELIVERED = Outcome(Verdict.DELIVERED)
 def read_failure(failure: Failure) -> Outcome:
     """Decides for a request that got no answer."""
     cause = Cause.CREDENTIALS if failure.credentials else Cause.SERVER
-    return Outcome(Verdict.RETRY, cause, failure.message, ambiguous=failure.arrived)
+    code = Code.NO_CREDENTIAL if failure.credentials else failure.code
+    return Outcome(Verdict.RETRY, cause, failure.message, ambiguous=failure.arrived, code=code)
 
 
 def read_answer(answer: Answer) -> Outcome:
@@ -103,29 +107,70 @@ def read_answer(answer: Answer) -> Outcome:
     if 300 <= status < 400:  # noqa: PLR2004 - RFC 9110
         where = answer.headers.get("location", "elsewhere").partition("?")[0][:_LONGEST_MESSAGE]
         message = f"{status}: the server redirects to {where}, which is not followed with credentials"
-        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status)
+        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status, code=Code.REDIRECTED)
     if status in (401, 407):
-        return Outcome(Verdict.RETRY, Cause.CREDENTIALS, message, status)
+        code = Code.UNAUTHENTICATED if status == 401 else Code.PROXY_CREDENTIAL  # noqa: PLR2004
+        return Outcome(Verdict.RETRY, Cause.CREDENTIALS, message, status, code=code)
     if status == 413:  # noqa: PLR2004
-        return Outcome(Verdict.SPLIT, Cause.SIZE, message, status)
-    if (_is_html(answer) and status not in _TRANSIENT) or status in (405, 501):
+        return Outcome(Verdict.SPLIT, Cause.SIZE, message, status, code=Code.TOO_LARGE)
+    if (is_html(answer) and status not in _TRANSIENT) or status in (405, 501):
         # 501: MLflow's file store; 404 as HTML and 405: another server, or MLflow under another path. A proxy's own 502
         # is HTML, too, but that is a server that is away.
-        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status, retry_after(answer.headers))
+        wait = retry_after(answer.headers)
+        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status, wait, code=_other_server_code(said))
     if _is_destination(answer, said):
-        return Outcome(Verdict.RETRY, Cause.DESTINATION, message, status)
+        return Outcome(Verdict.RETRY, Cause.DESTINATION, message, status, code=_destination_code(answer, said))
     if status in _TRANSIENT or (status == 400 and any(words in said for words in _DAMAGED)):  # noqa: PLR2004
         ambiguous = status in (500, 502, 504)
-        return Outcome(Verdict.RETRY, Cause.SERVER, message, status, retry_after(answer.headers), ambiguous=ambiguous)
-    return Outcome(Verdict.REFUSED, Cause.CONTENT, message, status)
+        wait = retry_after(answer.headers)
+        code = _server_code(answer, said)
+        return Outcome(Verdict.RETRY, Cause.SERVER, message, status, wait, ambiguous=ambiguous, code=code)
+    return Outcome(Verdict.REFUSED, Cause.CONTENT, message, status, code=Code.CONTENT)
+
+
+def _other_server_code(said: str) -> Code:
+    if "FileStore" in said:
+        return Code.FILE_STORE
+    # What nginx answers to a request without TLS.
+    return Code.TLS_WANTED if "sent to HTTPS port" in said else Code.NO_TRACES_HERE
+
+
+def _destination_code(answer: Answer, said: str) -> Code:
+    """Which of workspace, experiment, permission or host name it is; the first that fits."""
+    lowered = said.lower()
+    found = error_code(answer)
+    if answer.status == 403:  # noqa: PLR2004
+        return Code.HOST_NOT_ALLOWED if "invalid host header" in lowered else Code.DENIED
+    if found == "PERMISSION_DENIED":
+        return Code.DENIED
+    if found == "FEATURE_DISABLED":
+        return Code.WORKSPACES_OFF
+    if "workspace" in lowered:
+        return Code.WORKSPACE_MISSING if "required" in lowered else Code.WORKSPACE_UNKNOWN
+    if "experiment" in lowered:
+        wanted = "x-mlflow-experiment-id" in lowered
+        return Code.EXPERIMENT_MISSING if wanted else Code.EXPERIMENT_UNKNOWN
+    return Code.NO_TRACES_HERE if answer.status == 404 and not found else Code.DESTINATION  # noqa: PLR2004
+
+
+def _server_code(answer: Answer, said: str) -> Code:
+    if any(words in said for words in _DAMAGED):
+        return Code.DATABASE_DAMAGED
+    if answer.status == 429:  # noqa: PLR2004
+        return Code.THROTTLED
+    if "authorization check" in said:
+        return Code.AUTHORIZATION_CHECK
+    if answer.status == 500:  # noqa: PLR2004
+        return Code.SERVER_ERROR
+    return Code.DATABASE if error_code(answer) == "TEMPORARILY_UNAVAILABLE" else Code.AWAY
 
 
 def _success(answer: Answer) -> Outcome:
     """2xx: protobuf, JSON, JSON labelled protobuf (MLflow 3.4 to 3.6) or nothing; but not a login page."""
     body = answer.body
-    if _is_html(answer):
+    if is_html(answer):
         message = f"{answer.status} with an HTML page (a login page?) instead of an answer to OTLP"
-        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, answer.status)
+        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, answer.status, code=Code.PAGE)
     if not body or not answer.complete:
         # The status stands, whatever became of the body: sending again would store the spans twice.
         return DELIVERED
@@ -137,8 +182,9 @@ def _success(answer: Answer) -> Outcome:
             f"{rejected} spans rejected: {said}",
             answer.status,
             rejected=rejected,
+            code=Code.REJECTED,
         )
-    return Outcome(Verdict.DELIVERED, message=said, status=answer.status)
+    return Outcome(Verdict.DELIVERED, message=said, status=answer.status, code=Code.SAID)
 
 
 def _partial_success(body: bytes) -> tuple[int, str]:
@@ -167,7 +213,8 @@ def _protobuf(body: bytes) -> ExportTraceServiceResponse | None:
         return None
 
 
-def _is_html(answer: Answer) -> bool:
+def is_html(answer: Answer) -> bool:
+    """Whether the body is a page, by what it is said to be, or by how it begins."""
     return "html" in answer.headers.get("content-type", "").lower() or bool(_HTML.match(answer.body))
 
 
@@ -215,7 +262,7 @@ def server_message(answer: Answer) -> str:
                 "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg', '')}" for item in items)
             )
         return cleaned(str(detail or found.get("message") or ""))
-    if _is_html(answer):
+    if is_html(answer):
         title = re.search(rb"<title[^>]*>([^<]*)</title>", answer.body, re.IGNORECASE)
         words = f" ({cleaned(title.group(1).decode(errors='replace'))})" if title else ""
         return f"an HTML page{words}"

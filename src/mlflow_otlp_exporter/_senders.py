@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._suppression import suppressed_instrumentation
@@ -184,7 +185,8 @@ class Senders(Generic[_Item]):
             shipments, wait, at_the_end = step.shipments, step.wait, step.at_the_end
         except BaseException:  # noqa: BLE001
             # A thread that dies takes all that comes after with it; upstream's dies for good on a SystemExit.
-            logger.exception("spans are lost by a mistake in this library; please report it")
+            said = "spans are lost by a mistake in this library; please report it [%s]"
+            logger.exception(said, Code.MISTAKE)
             self._abandon(item)
         with self._lock:
             del self._busy[key]

@@ -12,20 +12,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from mlflow_otlp_exporter import _values
+from mlflow_otlp_exporter._address import TRACES_PATH, base_endpoint, in_console, split_userinfo
 from mlflow_otlp_exporter._app_settings import AppSettings
 from mlflow_otlp_exporter._buffer_settings import BufferSettings
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._enrichment_settings import EnrichmentSettings
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._privacy_settings import HIDE_VARIABLE, PrivacySettings
+from mlflow_otlp_exporter._sdk_settings import CREDENTIALS_FILE, credentials_in_file, refuse_auth_plugin, refuse_sigv4
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
 from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS, Group, Setting, otlp_variables
-
-CREDENTIALS_FILE = "~/.mlflow/credentials"
-_TRACES_PATH = "/v1/traces"
 
 
 @dataclass(frozen=True)
@@ -144,10 +143,10 @@ class _Raw:
         try:
             return setting.parse(self.value)
         except (ValueError, TypeError) as error:
-            why = str(error)
+            why, code = str(error), getattr(error, "code", Code.SETTING)
         # Out of the except block, or the error would carry the other one, and its text, as its context.
         shown = "not usable" if setting.secret else f"{_without_secrets(str(self.value))[:200]!r}"
-        raise ConfigurationError(f"{self.source} is {shown}: {why}")
+        raise ConfigurationError(f"{self.source} is {shown}: {why}", code)
 
 
 def _without_secrets(value: str) -> str:
@@ -202,7 +201,7 @@ class _Resolver:
         if raw := self.variable("MLFLOW_TRACKING_URI"):
             return raw.parsed(tracking_uri), Group.MLFLOW, raw.source
         if raw := self.variable(base_variable):
-            return raw.parsed(endpoint) + _TRACES_PATH, Group.OTLP, raw.source
+            return raw.parsed(replace(endpoint, parse=base_endpoint)), Group.OTLP, raw.source
         return DEFAULT_TRACKING_URI, Group.MLFLOW, Source("default")
 
     def api_elsewhere(self) -> tuple[str, Source] | None:
@@ -210,8 +209,14 @@ class _Resolver:
         raw = self.argument("tracking_uri") or self.variable("MLFLOW_TRACKING_URI")
         return (raw.parsed(_BY_NAME["tracking_uri"]), raw.source) if raw else None
 
+    def page(self, name: str) -> tuple[str | None, Source]:
+        """What the address of a console's page, given as the tracking URI, says of a setting."""
+        raw = self.argument("tracking_uri") or self.variable("MLFLOW_TRACKING_URI")
+        value = in_console(raw.value).get(name) if raw else None
+        return value, raw.source if raw and value else Source("default")
+
     def server(self, url: str, group: Group, source: Source, *, arguments: bool) -> ServerSettings:
-        url, userinfo = _values.split_userinfo(url)
+        url, userinfo = split_userinfo(url)
         values: dict[str, Any] = {}
         sources: dict[str, Source] = {"url": source}
         for setting in _GUARDED:
@@ -223,7 +228,9 @@ class _Resolver:
             values |= userinfo
             sources |= dict.fromkeys(userinfo, source)
         if group is Group.MLFLOW and not (values["username"] and values["password"]):
-            self._read_credentials_file(values, sources)
+            for name, found in credentials_in_file(self._environment.get("HOME", "")).items():
+                if not values[name]:  # each where the environment has none, as MLflow does it
+                    values[name], sources[name] = found, Source("file", CREDENTIALS_FILE)
         if arguments and (raw := self.argument("credentials")):
             values["credentials"], sources["credentials"] = raw.value, raw.source
         unused = tuple(
@@ -236,55 +243,15 @@ class _Resolver:
             self._refuse_plugins(values)
         return ServerSettings(url=url, group=group, sources=sources, unused=unused, **values)
 
-    def _read_credentials_file(self, values: dict[str, Any], sources: dict[str, Source]) -> None:
-        """User and password of `~/.mlflow/credentials`, each where the environment has none, as MLflow does it."""
-        home = self._environment.get("HOME") or str(Path("~").expanduser())
-        path = Path(home, ".mlflow", "credentials")
-        if not path.is_file():
-            return
-        import configparser  # noqa: PLC0415 - few have the file, and the import takes as long as this module
-
-        parser = configparser.ConfigParser(interpolation=None)
-        try:
-            parser.read(path, encoding="utf-8")
-            kind = None
-        except (configparser.Error, OSError, UnicodeDecodeError) as error:
-            kind = type(error).__name__
-        if kind:
-            # Not from the error: the parser's message quotes the line that it could not read.
-            raise ConfigurationError(
-                f"file {CREDENTIALS_FILE} cannot be read ({kind}): expected a section [mlflow] with "
-                "mlflow_tracking_username and mlflow_tracking_password"
-            )
-        for name in ("username", "password"):
-            found = parser.get("mlflow", f"mlflow_tracking_{name}", fallback=None)
-            if found and not values[name]:
-                values[name], sources[name] = found, Source("file", CREDENTIALS_FILE)
-
     def _refuse_plugins(self, values: Mapping[str, Any]) -> None:
-        """`MLFLOW_TRACKING_AUTH` and SigV4 name code of the MLflow SDK, which is not in the app."""
+        """What is left to the MLflow SDK, which is not in the app, unless a credential was given besides."""
         usable = values.get("credentials") or values["token"] or values["token_file"] or values["username"]
         if usable or "authorization" in values["headers"]:
             return
-        plugin = self.variable("MLFLOW_TRACKING_AUTH")
-        if plugin and plugin.value.startswith("kubernetes"):
-            raise ConfigurationError(
-                f"{plugin.source} is {plugin.value!r}, a plugin of the MLflow SDK: expected "
-                "MLFLOW_TRACKING_TOKEN_FILE=/var/run/secrets/kubernetes.io/serviceaccount/token in a pod (or "
-                "MLFLOW_TRACKING_TOKEN outside of one) and, for kubernetes-namespaced, MLFLOW_WORKSPACE=<the namespace>"
-            )
-        if plugin:
-            raise ConfigurationError(
-                f"{plugin.source} is {plugin.value!r}, a plugin of the MLflow SDK: expected MLFLOW_TRACKING_TOKEN, "
-                "MLFLOW_TRACKING_TOKEN_FILE, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or credentials= "
-                "with a function that returns the Authorization header's value"
-            )
-        sigv4 = self.variable("MLFLOW_TRACKING_AWS_SIGV4")
-        if sigv4 and sigv4.parsed(Setting("aws_sigv4", _values.boolean, default=False, help="")):
-            raise ConfigurationError(
-                f"{sigv4.source} is {sigv4.value!r}, which needs the MLflow SDK: expected session= with a "
-                "requests.Session that signs (for example with requests-aws4auth), and this variable unset"
-            )
+        if plugin := self.variable("MLFLOW_TRACKING_AUTH"):
+            refuse_auth_plugin(plugin.source, plugin.value)
+        if sigv4 := self.variable("MLFLOW_TRACKING_AWS_SIGV4"):
+            refuse_sigv4(sigv4.source, sigv4.value)
 
 
 def _experiment(resolver: _Resolver, group: Group) -> tuple[dict[str, Any], dict[str, Source]]:
@@ -292,11 +259,16 @@ def _experiment(resolver: _Resolver, group: Group) -> tuple[dict[str, Any], dict
     name, name_source = resolver.value("experiment", group)
     number, number_source = resolver.value("experiment_id", group)
     if name_source.kind == number_source.kind == "argument":
-        raise ConfigurationError("experiment= and experiment_id= are both given: expected one of them")
+        said = "experiment= and experiment_id= are both given: expected one of them"
+        raise ConfigurationError(said, Code.CONTRADICTION)
     if number and name_source.kind != "argument":
         name, name_source = None, Source("default")
     elif name:
         number, number_source = None, Source("default")
+    page, page_source = resolver.page("experiment_id")
+    stronger = page_source.kind == "argument" and "argument" not in (name_source.kind, number_source.kind)
+    if stronger or (page and not (name or number)):
+        name, name_source, number, number_source = None, Source("default"), page, page_source
     return {"experiment": name, "experiment_id": number}, {
         "experiment": name_source,
         "experiment_id": number_source,
@@ -323,20 +295,22 @@ def resolve(
     url, group, source = resolver.target()
     if group is Group.MLFLOW:
         api = resolver.server(url, group, source, arguments=True)
-        traces, certain = replace(api, url=api.url + _TRACES_PATH), True
+        traces, certain = replace(api, url=api.url + TRACES_PATH), True
     else:
         traces, certain = resolver.server(url, group, source, arguments=True), False
         api = None
         if elsewhere := resolver.api_elsewhere():
             api, certain = resolver.server(elsewhere[0], Group.MLFLOW, elsewhere[1], arguments=False), True
-        elif traces.url.endswith(_TRACES_PATH):  # an address with a query is no MLflow's
-            api = replace(traces, url=traces.url.removesuffix(_TRACES_PATH))
+        elif traces.url.endswith(TRACES_PATH):  # an address with a query is no MLflow's
+            api = replace(traces, url=traces.url.removesuffix(TRACES_PATH))
     values, sources = _experiment(resolver, group)
     traces = replace(traces, headers=_without_contradictions(resolver, traces.headers))
     for name in ("workspace", "run_id", "create_experiment", "timeout", "compression", "max_request_size", "repair"):
         values[name], sources[name] = resolver.value(name, group)
         if sources[name].kind == "default" and defaults and name in defaults:
             values[name] = defaults[name]
+    if sources["workspace"].kind == "default":
+        values["workspace"], sources["workspace"] = resolver.page("workspace")
     buffer, buffer_sources = _buffer(resolver, group)
     enrichment, enrichment_sources = _enrichment(resolver, group, defaults or {})
     disk, disk_sources = _disk(resolver, group, defaults or {})
@@ -408,7 +382,8 @@ def _disk(resolver: _Resolver, group: Group, defaults: Mapping[str, Any]) -> tup
             values[name] = defaults[name]
     if values["durability"] == "every-span" and not values["spool"]:
         if sources["spool"].kind != "default":
-            raise ConfigurationError(f"{sources['durability']} is 'every-span': expected spool to be on")
+            said = f"{sources['durability']} is 'every-span': expected spool to be on"
+            raise ConfigurationError(said, Code.CONTRADICTION)
         values["spool"] = True
     return SpoolSettings(**values), sources
 

@@ -12,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from mlflow_otlp_exporter import _attributes as names
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._json import bounded_json, bounded_text
 from mlflow_otlp_exporter._report import logger
 
@@ -50,7 +51,8 @@ def set_documents(documents: Iterable[Any], *, span: Span | None = None) -> None
     try:
         _write(found, as_documents(documents, _kind(found)))
     except Exception as error:  # noqa: BLE001 - an app must not fail for what is said about it
-        logger.warning("set_documents() leaves out what it was given: %s: %s", type(error).__name__, error)
+        said, kind = "set_documents() leaves out what it was given: %s: %s [%s]", type(error).__name__
+        logger.warning(said, kind, error, Code.NOT_KEPT)
 
 
 def set_usage(

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlflow_otlp_exporter import _spool_file as spool_file
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._encoder import EncodedSpan
 from mlflow_otlp_exporter._fork import after_fork_in_child
@@ -140,7 +141,7 @@ class Spool:
                 self._broken(error, len(spans))
                 return False
             self._failures, self._resume_at = 0, 0.0
-        self._report.solved(_BROKEN, "the spool can be used again")
+        self._report.solved(_BROKEN, coded(Code.ACCEPTED_AGAIN, "the spool can be used again"))
         return True
 
     def _put(self, destination: Destination, span_count: int, content: bytes, created: float) -> None:
@@ -188,12 +189,12 @@ class Spool:
                 freed += entry.size
                 spans += entry.spans
         if spans:
-            self._lost(spans, "the spool is full: its oldest spans went first")
+            self._lost(spans, "the spool is full: its oldest spans went first", Code.SPOOL_FULL)
         return freed >= size
 
-    def _lost(self, spans: int, why: str) -> None:
+    def _lost(self, spans: int, why: str, code: Code) -> None:
         self._report.count(refused=spans)
-        self._report.problem(f"{_BROKEN} {why}", f"spans are lost: {why}", spans)
+        self._report.problem(f"{_BROKEN} {why}", coded(code, f"spans are lost: {why}"), spans)
 
     def _broken(self, error: OSError, spans: int) -> None:
         wait = min(_RETRY_FIRST * 2.0 ** min(self._failures, 16), _RETRY_LONGEST)
@@ -202,8 +203,11 @@ class Spool:
         said = error.strerror or str(error) or type(error).__name__
         self._report.problem(
             _BROKEN,
-            f"the spool in {where} cannot be used ({said}): what waits for the server waits in memory, and is lost "
-            "with the process; make room there, or set MLFLOW_OTLP_SPOOL_DIR",
+            coded(
+                Code.DISK,
+                f"the spool in {where} cannot be used ({said}): what waits for the server waits in memory, and is lost "
+                "with the process; make room there, or set MLFLOW_OTLP_SPOOL_DIR",
+            ),
             spans,
             logging.WARNING,
         )
@@ -280,7 +284,7 @@ class Spool:
             spans = sum(entry.spans for entry in old if entry.name not in self._in_hand and self._unlink(entry))
         if spans:
             days = self._settings.spool_max_age / 86_400
-            self._lost(spans, f"they waited on disk for more than {days:g} days")
+            self._lost(spans, f"they waited on disk for more than {days:g} days", Code.SPOOL_EXPIRED)
 
     # Out
 
@@ -304,10 +308,11 @@ class Spool:
             self._set_aside(entry, str(error))
         except UnknownVersion as error:
             said = f"the spool in {folder} has files of an unknown format ({error}): they are left to a newer version"
-            self._report.once(logging.WARNING, said)
+            self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
             self._passed_over.add(entry.name)
         except (OSError, MemoryError) as error:
-            self._report.once(logging.WARNING, f"a file of the spool in {folder} cannot be read: {error}")
+            said = f"a file of the spool in {folder} cannot be read: {error}"
+            self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
             self._passed_over.add(entry.name)
         self.put_back(entry)
         return None
@@ -343,7 +348,8 @@ class Spool:
             if not isinstance(error, FileNotFoundError):
                 # It would be sent again and again.
                 self._passed_over.add(entry.name)
-                self._report.once(logging.WARNING, f"a file of the spool in {self._folder} cannot be removed: {error}")
+                said = f"a file of the spool in {self._folder} cannot be removed: {error}"
+                self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
             return False
         return True
 
@@ -380,7 +386,8 @@ class Spool:
             (self._folder / entry.name).replace(folder / entry.name)
         if (self._folder / entry.name).exists():
             self._passed_over.add(entry.name)
-        self._lost(entry.spans, f"a file of the spool is damaged ({why}) and was set aside in {DAMAGED}/")
+        said = f"a file of the spool is damaged ({why}) and was set aside in {DAMAGED}/"
+        self._lost(entry.spans, said, Code.SPOOL_FILE)
 
     def _bound(self, folder: Path, size: int) -> None:
         """Keeps a folder of what was set aside small."""

@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterator
 from urllib.parse import urlencode
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._destination import WORKSPACE_HEADER
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, read_answer, read_failure
@@ -22,6 +23,7 @@ from mlflow_otlp_exporter._transport import Answer, Transport
 Version = tuple[int, ...]
 COUNTS_ONCE: Version = (3, 17)
 ALL_OR_NOTHING: Version = (3, 12)
+TRACES_BELOW_PREFIX: Version = (3, 16)
 # Whole traces come back, prompts and all.
 _LONGEST_READ_BACK = 256 * 1024 * 1024
 # In one URL: 35 characters and the parameter's name each, below the 8 kB that proxies take.
@@ -35,6 +37,40 @@ class Unanswered(Exception):  # noqa: N818 - carries a decision
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
+
+
+def version_of(api: Transport, seconds: float) -> Version | None:
+    """The version of an MLflow server; None if it does not tell, or is none.
+
+    Args:
+        api: MLflow's REST side.
+        seconds: For the request.
+
+    Raises:
+        Unanswered: The server is away.
+    """
+    answer = api.request("GET", "/version", headers={}, seconds=seconds)
+    if not isinstance(answer, Answer):
+        raise Unanswered(read_failure(answer))
+    if answer.status >= 500 or answer.status == 429:  # noqa: PLR2004 - away for now
+        raise Unanswered(read_answer(answer))
+    return read_version(answer)
+
+
+def read_version(answer: Answer) -> Version | None:
+    """The version in an answer to `GET /version`, which is plain text whatever it is labelled as; None if none is."""
+    text = answer.body.decode("ascii", "replace").strip()
+    found = _NUMBER.match(text) if answer.status == 200 and len(text) < 40 else None  # noqa: PLR2004
+    return tuple(map(int, found.group().split("."))) if found else None
+
+
+def traces_at_root(api: Transport, seconds: float) -> bool | None:
+    """Whether a server with a static prefix has its OTLP endpoint at the root; None if that is not known now."""
+    try:
+        version = version_of(api, seconds)
+    except Unanswered:
+        return None
+    return None if version is None else version < TRACES_BELOW_PREFIX
 
 
 class Stored:
@@ -59,14 +95,7 @@ class Stored:
             Unanswered: The server is away.
         """
         if not self._version_is_known and self._api is not None:
-            answer = self._api.request("GET", "/version", headers={}, seconds=seconds)
-            if not isinstance(answer, Answer):
-                raise Unanswered(read_failure(answer))
-            if answer.status >= 500 or answer.status == 429:  # noqa: PLR2004 - away for now
-                raise Unanswered(read_answer(answer))
-            text = answer.body.decode("ascii", "replace").strip()
-            found = _NUMBER.match(text) if answer.status == 200 and len(text) < 40 else None  # noqa: PLR2004
-            self._version = tuple(map(int, found.group().split("."))) if found else None
+            self._version = version_of(self._api, seconds)
             self._version_is_known = True
         return self._version is None or self._version < version
 
@@ -104,7 +133,7 @@ class Stored:
                     self._cannot(outcome.message)
                     return None
                 if outcome.verdict is Verdict.DELIVERED:
-                    outcome = Outcome(Verdict.RETRY, Cause.SERVER, "the server's answer was cut off")
+                    outcome = Outcome(Verdict.RETRY, Cause.SERVER, "the server's answer was cut off", code=Code.CLOSED)
                 raise Unanswered(outcome)
             found.update(_pairs(answer.body))
         return frozenset(found)
@@ -112,8 +141,11 @@ class Stored:
     def _cannot(self, why: str) -> None:
         self._report.once(
             logging.WARNING,
-            f"spans that may have arrived are sent again without asking whether they did ({why}): MLflow before 3.17 "
-            "may count their tokens twice",
+            coded(
+                Code.SENT_AGAIN,
+                f"spans that may have arrived are sent again without asking whether they did ({why}): MLflow before "
+                "3.17 may count their tokens twice",
+            ),
         )
 
 

@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_otlp_exporter import _privacy_settings, _values
+from mlflow_otlp_exporter import _address, _privacy_settings, _values
 
 DEFAULT_TRACKING_URI = "http://localhost:5000"
 
@@ -66,14 +66,14 @@ _text, _file = _values.text, _values.readable_file
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         "endpoint",
-        _values.endpoint,
+        _address.endpoint,
         None,
         "The full address of an OTLP/HTTP endpoint: MLflow's own or a Collector's.",
         otlp=otlp_variables("ENDPOINT"),
     ),
     Setting(
         "tracking_uri",
-        _values.tracking_uri,
+        _address.tracking_uri,
         DEFAULT_TRACKING_URI,
         "The address of the MLflow server.",
         mlflow=("MLFLOW_TRACKING_URI",),

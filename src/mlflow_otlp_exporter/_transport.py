@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mlflow_otlp_exporter._codes import Code
+
 # An answer is a few bytes, an error a few kB; 3,204 bytes is the longest that was seen (a bad time on PostgreSQL).
 LONGEST_ANSWER = 65_536
 
@@ -35,11 +37,13 @@ class Failure:
         message: What happened, for people; holds no secret.
         arrived: True if the request may have reached the server.
         credentials: True if nothing was sent for lack of a credential.
+        code: Under which it is explained.
     """
 
     message: str
     arrived: bool = False
     credentials: bool = False
+    code: Code = Code.NOT_SENT
 
 
 class Transport(Protocol):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 Parser = Callable[[Any], Any]
 
@@ -17,8 +17,6 @@ _DURABILITIES = ("request", "every-span")
 # Characters that RFC 9110 (5.6.2) allows in a header's name.
 _TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 _WORKSPACE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
-_DATABASES = frozenset({"sqlite", "postgresql", "postgres", "mysql", "mssql"})
-_DATABRICKS = frozenset({"databricks", "databricks-uc", "uc"})
 
 
 def boolean(value: Any) -> bool:
@@ -201,53 +199,6 @@ def user_agent_safe(value: str) -> str:
     return "".join(character for character in value if character.isascii() and character.isprintable())
 
 
-def _http_url(value: Any) -> str:
-    found = str(value).strip()
-    parts = urlsplit(found)
-    if parts.scheme.lower() not in ("http", "https"):
-        hint = f", for example http://{found}" if "://" not in found and "." not in parts.scheme else ""
-        raise ValueError(f"expected an address that begins with http:// or https://{hint}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if not parts.hostname or port == -1:
-        raise ValueError("expected http://host:port or https://host:port")
-    return urlunsplit((parts.scheme.lower(), parts.netloc, parts.path.rstrip("/"), parts.query, ""))
-
-
-def tracking_uri(value: Any) -> str:
-    """Reads the address of an MLflow server; explains what to do for MLflow's other kinds of tracking URI."""
-    found = os.fspath(value) if isinstance(value, os.PathLike) else str(value).strip()
-    scheme = found.partition(":")[0].lower().partition("+")[0]
-    if scheme in _DATABASES:
-        raise ValueError(
-            "expected the http(s) address of an MLflow server: spans cannot be sent into a database. "
-            "Start one in front of it, `mlflow server --backend-store-uri <that database>`, and give its address, "
-            "http://localhost:5000 by default"
-        )
-    if scheme in _DATABRICKS:
-        raise ValueError(
-            "expected the http(s) address of an MLflow server: Databricks takes OpenTelemetry at an endpoint of its "
-            "own. Set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT and OTEL_EXPORTER_OTLP_TRACES_HEADERS as it documents them"
-        )
-    if scheme == "file" or ("://" not in found and (found[:1] in "./~" or os.sep in found or ":" not in found)):
-        raise ValueError(
-            "expected the http(s) address of an MLflow server: MLflow's file store takes no OpenTelemetry spans. "
-            "Start a server with a database, `mlflow server --backend-store-uri sqlite:///mlflow.db`, "
-            "and give its address, http://localhost:5000 by default"
-        )
-    url = _http_url(found)
-    if urlsplit(url).query:
-        raise ValueError("expected an address without '?'")
-    return url.removesuffix("/v1/traces")
-
-
-def endpoint(value: Any) -> str:
-    """Reads the full address of an OTLP/HTTP traces endpoint."""
-    return _http_url(value)
-
-
 def durability(value: Any) -> str:
     """Reads what is to survive a killed process."""
     found = str(value).strip().lower()
@@ -262,13 +213,3 @@ def folder(value: Any) -> str:
     if os.path.exists(found) and not os.path.isdir(found):  # noqa: PTH110, PTH112 - as above
         raise ValueError("expected the path of a folder")
     return found
-
-
-def split_userinfo(url: str) -> tuple[str, dict[str, str]]:
-    """An address without user and password, and those by name."""
-    parts = urlsplit(url)
-    userinfo, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return url, {}
-    name, _, password = userinfo.partition(":")
-    return urlunsplit(parts._replace(netloc=host)), {"username": unquote(name), "password": unquote(password)}

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._buffer import TraceBuffer
 from mlflow_otlp_exporter._buffer_settings import BufferSettings
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._noise import Judge
@@ -215,7 +216,8 @@ class TraceWorker:
             action()
         except BaseException:  # noqa: BLE001
             # Whatever an exporter raises, the next spans find the worker alive. Upstream's dies of a SystemExit.
-            logger.exception("spans could not be handed over, by a mistake in this library; please report it")
+            said = "spans could not be handed over, by a mistake in this library; please report it [%s]"
+            logger.exception(said, Code.MISTAKE)
 
     def _step(self) -> None:
         """Moves events into the buffer, and hands over what is due, or all if somebody flushes."""

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._app_settings import AppSettings
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._context import stamp
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._exporter import MLflowSpanExporter
@@ -50,7 +51,7 @@ class ZeroCodeSpanExporter(MLflowSpanExporter):
             buffer, app = resolve_buffer({}), resolve_app({})
             if not app.enabled:
                 self._silent = True
-                logger.info("no spans will be exported to MLflow: it is switched off")
+                logger.info("no spans will be exported to MLflow: it is switched off [%s]", Code.OFF)
                 return
             super().__init__(**arguments)
             self._app = app
@@ -58,7 +59,8 @@ class ZeroCodeSpanExporter(MLflowSpanExporter):
             _made.add(self)
         except (ConfigurationError, TypeError) as error:
             # TypeError: an argument that does not exist, from a configuration file.
-            logger.error("no spans will be exported to MLflow: %s", error)
+            said = str(error) if isinstance(error, ConfigurationError) else coded(Code.SETTING, str(error))
+            logger.error("no spans will be exported to MLflow: %s", said)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Takes spans in; they are sent in the background.
@@ -138,7 +140,8 @@ class Starts(SpanProcessor):
             try:
                 stamp(span, parent_context, self._received)
             except Exception:  # noqa: BLE001 - nothing of this library raises into the app
-                logger.exception("a span starts without its session and tags, by a mistake; please report it")
+                said = "a span starts without its session and tags, by a mistake; please report it [%s]"
+                logger.exception(said, Code.MISTAKE)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Notes that a local root has ended."""
@@ -167,5 +170,5 @@ def stand_down(provider: TracerProvider) -> None:
     if provider is not trace.get_tracer_provider():
         return
     for exporter in [each for each in _made if not each.silent]:
-        logger.info("configure() takes the place of OTEL_TRACES_EXPORTER=mlflow")
+        logger.info("configure() takes the place of OTEL_TRACES_EXPORTER=mlflow [%s]", Code.REPLACED)
         exporter.silence()

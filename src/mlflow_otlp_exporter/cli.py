@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._run import run
 from mlflow_otlp_exporter._settings import resolve
 from mlflow_otlp_exporter._shown import shown
 from mlflow_otlp_exporter._version import __version__
+
+_TARGET = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id")
 
 
 def _settings() -> int:
@@ -21,6 +27,67 @@ def _settings() -> int:
     return 0
 
 
+def _target(given: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in _TARGET}
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    # Here, as in the other commands: no app needs it.
+    from mlflow_otlp_exporter._configure import DEFAULTS  # noqa: PLC0415
+    from mlflow_otlp_exporter._doctor import examine  # noqa: PLC0415
+    from mlflow_otlp_exporter._finding import State  # noqa: PLC0415
+
+    findings = []
+    for finding in examine(_target(given), os.environ, DEFAULTS):
+        findings.append(finding)
+        if not given.json:
+            print("\n".join(finding.lines()), flush=True)
+    failed = [finding.step for finding in findings if finding.state is State.FAILED]
+    if given.json:
+        print(json.dumps({"works": not failed, "steps": [finding.as_json() for finding in findings]}, indent=2))
+    elif failed:
+        print(f"\nIt does not work: {', '.join(failed)}. See docs/troubleshooting.md for the codes.")
+    else:
+        print("\nIt works.")
+    return 1 if failed else 0
+
+
+def _send(given: argparse.Namespace) -> int:
+    from mlflow_otlp_exporter._configure import DEFAULTS  # noqa: PLC0415
+    from mlflow_otlp_exporter._send import send_file, send_test  # noqa: PLC0415
+
+    settings = resolve(_target(given), defaults=DEFAULTS)
+    lines: Iterable[tuple[bool, str]] = send_test(settings) if given.test else send_file(settings, given.file)
+    good = True
+    for is_good, line in lines:
+        good = good and is_good
+        print(line, file=sys.stdout if is_good else sys.stderr)
+    return 0 if good else 1
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    for name in _TARGET:
+        parser.add_argument(f"--{name.replace('_', '-')}", help="instead of what the environment says")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mlflow-otlp", description="Traces into MLflow with plain OpenTelemetry.")
+    parser.add_argument("--version", action="version", version=f"mlflow-otlp-exporter {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
+    commands.add_parser("settings", help="the settings in force here, and where each comes from; secrets are hidden")
+    doctor = commands.add_parser("doctor", help="what works and what does not, from the settings to a trace in MLflow")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    _add_target(doctor)
+    sending = commands.add_parser("send", help="recorded OTLP, or a test trace, into MLflow")
+    what = sending.add_mutually_exclusive_group(required=True)
+    what.add_argument("file", nargs="?", type=Path, help="OTLP traces: protobuf, JSON, or a line of JSON each")
+    what.add_argument("--test", action="store_true", help="a test trace instead of a file")
+    _add_target(sending)
+    running = commands.add_parser("run", help="run a command, such as `python app.py`, with its traces sent to MLflow")
+    running.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -28,17 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line's words; `sys.argv` if None.
 
     Returns:
-        The exit status: 0; 2 for a wrong setting or a wrong command line.
+        The exit status: 0; 1 if something does not work; 2 for a wrong setting or a wrong command line.
     """
-    parser = argparse.ArgumentParser(prog="mlflow-otlp", description="Traces into MLflow with plain OpenTelemetry.")
-    parser.add_argument("--version", action="version", version=f"mlflow-otlp-exporter {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
-    commands.add_parser("settings", help="the settings in force here, and where each comes from; secrets are hidden")
-    running = commands.add_parser("run", help="run a command, such as `python app.py`, with its traces sent to MLflow")
-    running.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     try:
-        return run(given.words) if given.command == "run" else _settings()
+        if given.command == "run":
+            return run(given.words)
+        if given.command == "doctor":
+            return _doctor(given)
+        return _send(given) if given.command == "send" else _settings()
     except ConfigurationError as error:
         print(f"mlflow-otlp: {error}", file=sys.stderr)
         return 2

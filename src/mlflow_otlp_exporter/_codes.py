@@ -1,0 +1,110 @@
+"""The code of each message, under which docs/troubleshooting.md explains it.
+
+A message ends with its code in brackets, whatever is said in between. The hundreds say what it is about: 1 settings,
+2 the way to the server, 3 credentials, 4 the address and the destination, 5 server and content, 6 the disk, 7 the app,
+8 what was done, 9 mistakes of this library.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Code(enum.Enum):
+    """Code and title of a message."""
+
+    SETTING = "MLO-101", "a setting is wrong"
+    NOT_A_SERVER = "MLO-102", "the tracking URI is not the address of a server"
+    DATABRICKS = "MLO-103", "the tracking URI is Databricks'"
+    REST_PATH = "MLO-104", "the address is that of a REST call or of a page"
+    SDK_PLUGIN = "MLO-105", "the credentials are left to a plugin of the MLflow SDK"
+    CONTRADICTION = "MLO-106", "two settings contradict each other"
+    CREDENTIAL_SETTING = "MLO-107", "what is given as a credential is none"
+    CREDENTIALS_FILE = "MLO-108", "MLflow's credentials file cannot be read"
+    CREDENTIAL_PROVIDER = "MLO-109", "the credential provider cannot be used"
+    TRACER_PROVIDER = "MLO-110", "the tracer provider cannot be joined"
+
+    NAME_UNKNOWN = "MLO-201", "the server's name cannot be resolved"
+    REFUSED = "MLO-202", "the server refuses connections"
+    NO_CONNECTION = "MLO-203", "no connection in time"
+    UNTRUSTED = "MLO-204", "the server's certificate is not trusted"
+    CERTIFICATE_EXPIRED = "MLO-205", "the server's certificate has expired"
+    OTHER_HOST = "MLO-206", "the server's certificate is for another name"
+    NOT_TLS = "MLO-207", "there is no TLS at an https address"
+    PROXY = "MLO-208", "no connection through the proxy"
+    CLOSED = "MLO-209", "the connection was closed without an answer"
+    NO_ANSWER = "MLO-210", "no answer in time"
+    NOT_SENT = "MLO-211", "the request could not be made"
+    TLS_WANTED = "MLO-212", "there is TLS at an http address"
+
+    UNAUTHENTICATED = "MLO-301", "the server wants a credential, or another one"
+    NO_CREDENTIAL = "MLO-302", "the credential cannot be had now"
+    PROXY_CREDENTIAL = "MLO-303", "the proxy wants a credential"
+
+    REDIRECTED = "MLO-401", "the server redirects"
+    PAGE = "MLO-402", "an HTML page instead of an answer"
+    NO_TRACES_HERE = "MLO-403", "no OTLP at this address"
+    FILE_STORE = "MLO-404", "MLflow has a file store"
+    HOST_NOT_ALLOWED = "MLO-405", "MLflow does not allow this host name"
+    WORKSPACES_OFF = "MLO-406", "workspaces are not enabled"
+    WORKSPACE_UNKNOWN = "MLO-407", "the workspace does not exist"
+    WORKSPACE_MISSING = "MLO-408", "the server wants a workspace"
+    EXPERIMENT_UNKNOWN = "MLO-409", "the experiment does not exist"
+    EXPERIMENT_DELETED = "MLO-410", "the experiment is deleted"
+    EXPERIMENT_MISSING = "MLO-411", "the server wants an experiment"
+    DENIED = "MLO-412", "no permission"
+    LOOK_UP_DENIED = "MLO-413", "the experiment may not be looked up"
+    NOBODY_TO_ASK = "MLO-414", "no MLflow to look the experiment up"
+    EXPERIMENT_CHOSEN = "MLO-415", "no experiment was given"
+    DESTINATION = "MLO-416", "the destination is not accepted"
+
+    AWAY = "MLO-501", "the server is away"
+    DATABASE = "MLO-502", "the server's database is away"
+    DATABASE_DAMAGED = "MLO-503", "the server's database is damaged"
+    THROTTLED = "MLO-504", "too many requests"
+    SERVER_ERROR = "MLO-505", "the server fails at it"
+    CONTENT = "MLO-506", "the content is refused"
+    TOO_LARGE = "MLO-507", "the request is too large"
+    REJECTED = "MLO-508", "spans are rejected"
+    SAID = "MLO-509", "the server says something"
+    NO_COMPRESSION = "MLO-510", "the server takes no compressed bodies"
+    SENT_AGAIN = "MLO-511", "spans may be counted twice"
+    ABANDONED = "MLO-512", "no time left to send spans"
+    AUTHORIZATION_CHECK = "MLO-513", "the server cannot check permissions"
+
+    JOURNAL = "MLO-601", "ended spans are not written to the journal"
+    DISK = "MLO-602", "the spool cannot be written"
+    SPOOL_FULL = "MLO-603", "the spool is full"
+    SPOOL_EXPIRED = "MLO-604", "spans on disk are too old"
+    SPOOL_FILE = "MLO-605", "a file of the spool cannot be read"
+
+    LOST = "MLO-701", "spans are lost in the app"
+    OFF = "MLO-702", "nothing is sent"
+    ATTRIBUTES_LOST = "MLO-703", "spans have lost attributes"
+    VALUES_LEFT_OUT = "MLO-704", "attribute values are left out"
+    NOT_INSTALLED = "MLO-705", "no instrumentation is installed"
+    NOT_SWITCHED_ON = "MLO-706", "an instrumentation could not be switched on"
+    SERVICE_NAME = "MLO-707", "service_name= is not used"
+    NOT_KEPT = "MLO-708", "inputs, outputs or documents are not kept"
+    CONTEXT = "MLO-709", "trace_context() was given something else"
+    NOISE = "MLO-710", "traces are left out as noise"
+    CLOCK = "MLO-711", "the clocks differ"
+
+    CONFIGURED = "MLO-801", "where traces go"
+    INSTRUMENTED = "MLO-802", "instrumentations are on"
+    CREATED = "MLO-803", "an experiment was created"
+    ACCEPTED_AGAIN = "MLO-804", "a problem is over"
+    REPLACED = "MLO-805", "one pipeline takes the place of another"
+
+    MISTAKE = "MLO-901", "a mistake in this library"
+
+    def __init__(self, number: str, title: str) -> None:
+        self.number, self.title = number, title
+
+    def __str__(self) -> str:
+        return self.number
+
+
+def coded(code: Code, message: str) -> str:
+    """A message with its code at the end, where every message has it."""
+    return f"{message} [{code}]"
