@@ -89,6 +89,8 @@ class Code(enum.Enum):
     CONTEXT = "MLO-709", "trace_context() was given something else"
     NOISE = "MLO-710", "traces are left out as noise"
     CLOCK = "MLO-711", "the clocks differ"
+    TOO_LATE = "MLO-712", "a destination comes too late"
+    MASK = "MLO-713", "a mask failed"
 
     CONFIGURED = "MLO-801", "where traces go"
     INSTRUMENTED = "MLO-802", "instrumentations are on"

@@ -296,7 +296,8 @@ def _tell_of_running_trace(trace_id: int, route: Route) -> None:
         _told = True
         logger.warning(
             "trace_context() names a destination inside a trace that has begun: its spans go where their root went. "
-            "Name it before the first span starts; where a web framework makes it, in a wrapper around the app"
+            "Name it before the first span starts; where a web framework makes it, in a wrapper around the app [%s]",
+            Code.TOO_LATE,
         )
 
 

@@ -12,6 +12,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
 from mlflow_otlp_exporter._attributes import REDACTED
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._privacy_settings import PrivacySettings
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter.privacy._inline_data import InlineData
@@ -112,7 +113,7 @@ class Cleaner:
     def _mask_failed(self, error: Exception) -> None:
         # Not the error's text: it may quote what was to be masked.
         said = f"a mask failed ({type(error).__name__}): what it was given is hidden, now and whenever it fails again"
-        self._report.once(logging.WARNING, said)
+        self._report.once(logging.WARNING, coded(Code.MASK, said))
 
     def cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
         """Cleans spans.
