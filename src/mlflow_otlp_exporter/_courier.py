@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._blame import CONFIRM_SECONDS, Evidence, Suspect
 from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._delivery import Delivery, Request, Server
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import assemble
+from mlflow_otlp_exporter._encoder import EncodedSpan, assemble
 from mlflow_otlp_exporter._isolation import halves
 from mlflow_otlp_exporter._patience import Patience
 from mlflow_otlp_exporter._repair import described, shortened
@@ -79,8 +79,8 @@ class Courier:
         self._server, self._delivery, self._stored = server, delivery, stored
         self._report, self._explain, self._queued, self._depot = report, explain, queued, depot
         self._where = "in memory" if depot is None else "on disk"
-        self._locked_until = 0.0
-        self.clock, self._jitter = clock, jitter
+        self._locked_until, self.clock, self._jitter = 0.0, clock, jitter
+        self.delivered: Callable[[Destination, Sequence[EncodedSpan]], None] = lambda _destination, _spans: None
         self.patience = Patience(clock, jitter, on_disk=depot is not None)
         self.outcomes = 0
         self._evidence: dict[str, Evidence] = {}
@@ -189,6 +189,8 @@ class Courier:
     def _settle(self, shipment: Shipment, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
         self._forget_suspect(shipment)
         self._report.count(delivered=delivered, refused=refused)
+        if delivered:
+            self.delivered(shipment.destination, shipment.spans)
         if self._depot is not None:
             self._depot.settled(shipment.spans)
         shipment.origin.settle(delivered, refused, outcome)
@@ -217,8 +219,7 @@ class Courier:
         except Unanswered as error:
             return self._postponed(shipment, error.outcome)
         complete = found is not None and all((span.trace_id, span.span_id) in found for span in shipment.spans)
-        late = self.clock() >= shipment.ask_until
-        if found is not None and not complete and (found != shipment.seen or not late):
+        if found is not None and not complete and (found != shipment.seen or self.clock() < shipment.ask_until):
             shipment.seen = found
             shipment.not_before = self.clock() + _PAUSE_BETWEEN_ASKING
             return Next((shipment,), at_the_end=True)

@@ -224,6 +224,18 @@ class MLflowSpanExporter(OTLPSpanExporter):
         """
         return self._pipeline.drained(seconds) if self._pipeline else 0
 
+    def told(self, seconds: float) -> bool:
+        """Waits until MLflow was told what follows spans (`trace_info`), as long as it listens.
+
+        Args:
+            seconds: How long to wait at most.
+
+        Returns:
+            Whether nothing is left to tell.
+        """
+        rest_side = self._pipeline.rest_side if self._pipeline else None
+        return rest_side is None or rest_side.wait(max(0.0, seconds))
+
     @property
     def record(self) -> Callable[[ReadableSpan], None] | None:
         """What a span processor is to call with each span when it ends; None unless every span is to be on disk."""
@@ -322,6 +334,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         try:
             settled = self._pipeline.in_flight.wait(timeout_millis / 1000)
             self.drained(deadline - time.monotonic())
+            self.told(deadline - time.monotonic())
             return settled and self.refused() == refused
         finally:
             self.relax()

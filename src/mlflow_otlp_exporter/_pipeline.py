@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._depot import Depot
     from mlflow_otlp_exporter._drainer import Drainer
     from mlflow_otlp_exporter._metrics import ExporterMetrics
+    from mlflow_otlp_exporter._rest_side import RestSide
     from mlflow_otlp_exporter.enrichment import Enriched, Enricher
 
 _ADVICE = {
@@ -121,6 +122,13 @@ class Pipeline:
             queued=self._queued,
             depot=self.depot,
         )
+        self.rest_side: RestSide | None = None
+        if self.api is not None:
+            from mlflow_otlp_exporter._rest_side import RestSide  # noqa: PLC0415 - likewise
+
+            self.rest_side = RestSide(self.api, settings, self.experiments, stored, self.report)
+            if self.rest_side.follows_up:
+                self.courier.delivered = self.rest_side.delivered
         self.senders: Senders[Shipment] = Senders(self._step, self.courier.abandon)
         self.drainer: Drainer | None = None
         if self.depot is not None:
@@ -372,6 +380,7 @@ class Pipeline:
 
     def close(self, seconds: float) -> None:
         """Waits for what is queued, then gives up what is left and closes connections."""
+        deadline = time.monotonic() + seconds
         self.closed = self.courier.closing = True
         self.hurry(seconds)
         if self.drainer is not None:
@@ -385,6 +394,8 @@ class Pipeline:
                 self.courier.abandon(shipment)
             self.depot.close()
             self.drainer.release()
+        if self.rest_side is not None:
+            self.rest_side.close(max(0.0, deadline - time.monotonic()))
         self.report.conclude()
         self.server.close()
         if self.api:

@@ -44,6 +44,8 @@ class Stats:
         values_repaired: Attribute values that were changed to be encodable: characters that UTF-8 does not have,
             integers beyond 64 bits.
         values_left_out: Attribute values that were left out: types that OTLP does not have, too deep a nesting.
+        followed_up: Traces whose name, tags, session or user MLflow was told besides (docs/compatibility.md).
+        not_followed_up: Traces for which that was not possible.
     """
 
     delivered: int = 0
@@ -54,6 +56,8 @@ class Stats:
     noise: int = 0
     values_repaired: int = 0
     values_left_out: int = 0
+    followed_up: int = 0
+    not_followed_up: int = 0
 
 
 @dataclass

@@ -89,6 +89,15 @@ class Stored:
     def before(self, version: Version, seconds: float) -> bool:
         """Whether the server is older than a version, or of an unknown one.
 
+        Raises:
+            Unanswered: The server is away.
+        """
+        found = self.version(seconds)
+        return found is None or found < version
+
+    def version(self, seconds: float) -> Version | None:
+        """The server's version; None if it does not tell.
+
         The server is asked at most once for an answer that counts, and not before this matters.
 
         Raises:
@@ -97,7 +106,7 @@ class Stored:
         if not self._version_is_known and self._api is not None:
             self._version = version_of(self._api, seconds)
             self._version_is_known = True
-        return self._version is None or self._version < version
+        return self._version
 
     def spans(
         self, trace_ids: Collection[int], workspace: str | None, seconds: float

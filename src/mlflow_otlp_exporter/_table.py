@@ -235,6 +235,14 @@ SETTINGS: tuple[Setting, ...] = (
         own=("MLFLOW_OTLP_DROP_RESOURCE",),
     ),
     Setting(
+        "trace_info",
+        _values.boolean,
+        None,
+        "Tell MLflow over its REST API what OTLP has no place for. Without it: servers before 3.14, the names, tags, "
+        "sessions and users of traces. True: all servers, source and metadata, too. False: none.",
+        own=("MLFLOW_OTLP_TRACE_INFO",),
+    ),
+    Setting(
         "linger",
         _values.seconds,
         0.1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 
 from opentelemetry import trace
@@ -74,7 +75,10 @@ class Telemetry:
         Args:
             timeout: Seconds to wait at most.
         """
-        return self._settled(all_delivered=self._worker.flush(timeout))
+        deadline = time.monotonic() + timeout
+        delivered = self._worker.flush(timeout)
+        self.exporter.told(deadline - time.monotonic())
+        return self._settled(all_delivered=delivered)
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> FlushResult:
         """Flushes, then stops exporting. Spans that end later are not exported.

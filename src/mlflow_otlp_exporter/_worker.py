@@ -68,6 +68,9 @@ class Sink(Protocol):
     def drained(self, seconds: float) -> int:
         """Waits until what is on disk is sent, as long as the server takes anything; how many spans are there still."""
 
+    def told(self, seconds: float) -> bool:
+        """Waits until MLflow was told what follows spans; whether nothing is left."""
+
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""
 
@@ -334,6 +337,7 @@ class TraceWorker:
             settled = self._in_flight.wait(max(0.0, deadline - time.monotonic()))
             if settled:
                 self.sink.drained(deadline - time.monotonic())
+                self.sink.told(deadline - time.monotonic())
         finally:
             self.sink.relax()
         return handed_over and settled and self.sink.refused() == refused

@@ -1,0 +1,395 @@
+"""What MLflow is told after spans, without an MLflow at hand: its answers are those that 3.10.1 was seen to give."""
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._desk import After, Desk
+from mlflow_otlp_exporter._destination import Destination
+from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._follow_up import FollowUps, Round
+from mlflow_otlp_exporter._in_flight import Ticket
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._stored import Stored
+from mlflow_otlp_exporter._transport import Answer, Failure
+from support.scripted_server import Answer as Scripted
+from support.scripted_server import Recorded, ScriptedServer
+from support.traces import ended, until
+
+DESTINATION = Destination("team-a", experiment_id="7")
+SEARCH = "/api/3.0/mlflow/traces/search"
+DOWN = Failure("it is down")
+
+
+def _json(status: int, found: Any) -> Answer:
+    return Answer(status, {"content-type": "application/json"}, json.dumps(found).encode())
+
+
+def record(trace_id: str) -> dict[str, Any]:
+    return {
+        "trace_id": trace_id,
+        "request_time": "2026-11-22T15:31:58.349Z",
+        "execution_duration": "0.103s",
+        "state": "OK",
+    }
+
+
+class FakeMLflow:
+    """MLflow's calls about traces.
+
+    Attributes:
+        version: What it says of itself.
+        always: One answer to all else.
+        absent: Traces that it does not have.
+        tells: What it answers to what it is told, by trace.
+        calls: Method and path of each request.
+        told: Tags by trace.
+    """
+
+    def __init__(self, version: str = "3.10.1") -> None:
+        self.version: str | Failure = version
+        self.always: Answer | Failure | None = None
+        self.absent: set[str] = set()
+        self.tells: dict[str, Answer | Failure] = {}
+        self.calls: list[tuple[str, str]] = []
+        self.told: dict[str, dict[str, str]] = {}
+        self.workspaces: set[str | None] = set()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        seconds: float,
+        longest: int = 0,
+    ) -> Answer | Failure:
+        assert seconds > 0
+        assert longest or path == "/version"
+        self.calls.append((method, path))
+        if path == "/version":
+            return self.version if isinstance(self.version, Failure) else Answer(200, body=self.version.encode())
+        self.workspaces.add(headers.get("x-mlflow-workspace"))
+        if self.always is not None:
+            return self.always
+        assert body
+        asked = json.loads(body)
+        if path == SEARCH:
+            assert asked["locations"][0]["mlflow_experiment"]["experiment_id"] == "7"
+            found = re.findall(r"'([^']+)'", asked["filter"])
+            assert asked["max_results"] == len(found)
+            return _json(200, {"traces": [record(each) for each in found if each not in self.absent]})
+        assert method == "PATCH"
+        name = path.rpartition("/")[2]
+        if (answer := self.tells.get(name)) is not None:
+            return answer
+        self.told[name] = {each["key"]: each["value"] for each in asked["tags"]}
+        return _json(200, {})
+
+    def count(self, method: str) -> int:
+        return sum(each == method for each, _ in self.calls)
+
+
+class Story:
+    """Follow-ups on a clock of the test's."""
+
+    def __init__(self, *, everything: bool = False, version: str = "3.10.1") -> None:
+        self.now = 0.0
+        self.api, self.report = FakeMLflow(version), Report()
+        self.experiment: str | Outcome | None = "7"
+        self.follow_ups = FollowUps(
+            self.api,
+            lambda _destination, _seconds: self.experiment,
+            Stored(self.api, self.report),
+            self.report,
+            everything=everything,
+            clock=lambda: self.now,
+        )
+
+    def delivered(self, spans: list[EncodedSpan], destination: Destination = DESTINATION) -> Round | None:
+        return self.follow_ups.delivered(destination, spans)
+
+    def runs(self, turn: Round | None, steps: int = 100) -> list[float]:
+        """Runs a round to its end; the waits on the way."""
+        assert turn is not None
+        waits: list[float] = []
+        for _ in range(steps):
+            after = turn.run(1.0)
+            if not after.shipments:
+                return waits
+            waits.append(after.wait)
+            self.now += after.wait
+        raise AssertionError("it does not end")
+
+    def counts(self) -> tuple[int, int]:
+        stats = self.report.stats()
+        return stats.followed_up, stats.not_followed_up
+
+
+def encoded(count: int = 1, *, children: int = 1, root: Mapping[str, str] | None = None) -> list[EncodedSpan]:
+    found = root or {"mlflow.traceTag.mlflow.traceName": "agent"}
+    spans = ended(count, children=children, attributes=lambda _, span: {} if span else found)
+    return [Encoder().encode(span) for span in spans]
+
+
+def names(spans: list[EncodedSpan]) -> list[str]:
+    return [f"tr-{span.trace_id:032x}" for span in spans if span.is_root]
+
+
+def test_one_call_tells_of_a_trace_and_one_reads_many() -> None:
+    story, spans = Story(), encoded(20)
+    assert story.runs(story.delivered(spans)) == []
+    assert story.api.told == {name: {"mlflow.traceName": "agent"} for name in names(spans)}
+    assert (story.api.count("PATCH"), story.api.count("POST"), story.api.count("GET")) == (20, 1, 1)
+    assert story.api.workspaces == {"team-a"}
+    assert story.counts() == (20, 0)
+
+
+def test_more_traces_take_more_rounds_and_the_version_is_asked_once() -> None:
+    story, spans = Story(), encoded(45)
+    story.runs(story.delivered(spans))
+    assert (story.api.count("PATCH"), story.api.count("POST"), story.api.count("GET")) == (45, 3, 1)
+
+
+def test_what_comes_meanwhile_joins_the_round_and_a_later_one_is_new() -> None:
+    story, first, second = Story(), encoded(), encoded()
+    turn = story.delivered(first)
+    assert story.delivered(second) is None
+    story.runs(turn)
+    assert set(story.api.told) == {*names(first), *names(second)}
+    assert story.delivered(encoded()) is not None
+
+
+def test_children_and_roots_that_say_nothing_are_not_followed_up() -> None:
+    story = Story()
+    assert story.delivered([span for span in encoded(3, children=2) if not span.is_root]) is None
+    assert story.delivered(encoded(root={"input.value": "hi"})) is None
+
+
+@pytest.mark.parametrize("version", ["3.14.0", "3.17.2", "4.0", "a page", ""])
+def test_servers_that_need_nothing_or_do_not_tell_are_left_alone(version: str) -> None:
+    story = Story(version=version)
+    story.runs(story.delivered(encoded()))
+    assert story.api.calls == [("GET", "/version")]
+    assert story.delivered(encoded()) is None
+    assert story.counts() == (0, 0)
+
+
+def test_everything_is_told_to_any_server() -> None:
+    story, spans = Story(everything=True, version="3.17.2"), encoded()
+    story.runs(story.delivered(spans))
+    assert set(story.api.told) == set(names(spans))
+
+
+@pytest.mark.parametrize("answer", [DOWN, _json(503, {}), _json(401, {}), _json(500, {})], ids=str)
+def test_server_that_is_away_is_asked_again(answer: Answer | Failure) -> None:
+    story, spans = Story(), encoded(3)
+    turn = story.delivered(spans)
+    assert turn is not None
+    story.api.always = answer
+    waits = [turn.run(1.0).wait for _ in range(3)]
+    assert waits == [0.5, 1.0, 2.0]
+    story.api.always = None
+    story.runs(turn)
+    assert set(story.api.told) == set(names(spans))
+    assert story.counts() == (3, 0)
+    assert turn.failures == 0
+
+
+def test_unknown_version_and_experiment_are_asked_again() -> None:
+    story, spans = Story(), encoded()
+    turn = story.delivered(spans)
+    assert turn is not None
+    story.api.version = DOWN
+    assert turn.run(1.0).wait == 0.5
+    story.api.version = "3.10.1"
+    story.experiment = Outcome(Verdict.RETRY, Cause.SERVER, "away")
+    assert turn.run(1.0).wait == 1.0
+    story.experiment = "7"
+    story.runs(turn)
+    assert set(story.api.told) == set(names(spans))
+
+
+def test_trace_that_fails_in_the_middle_is_told_later_and_none_twice() -> None:
+    story, spans = Story(), encoded(5)
+    turn, third = story.delivered(spans), names(spans)[2]
+    assert turn is not None
+    story.api.tells[third] = _json(503, {})
+    assert turn.run(1.0).wait == 0.5
+    del story.api.tells[third]
+    story.runs(turn)
+    assert set(story.api.told) == set(names(spans))
+    assert story.api.count("PATCH") == 6
+
+
+def test_refusal_is_said_once_and_ends_it_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """A token that may only write."""
+    story = Story()
+    story.api.always = _json(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
+    story.runs(story.delivered(encoded(3)))
+    assert story.delivered(encoded()) is None
+    assert story.delivered(encoded(), Destination("team-b", experiment_id="7")) is not None
+    assert story.counts() == (0, 3)
+    assert [line.levelno for line in caplog.records] == [logging.WARNING]
+    assert "403: Permission denied; spans are not affected" in caplog.text
+    assert "MLFLOW_OTLP_TRACE_INFO=false" in caplog.text
+    story.now += 601
+    story.api.always = None
+    spans = encoded()
+    story.runs(story.delivered(spans))
+    assert set(story.api.told) == set(names(spans))
+
+
+def test_trace_that_was_deleted_meanwhile_is_left_alone() -> None:
+    story, spans = Story(), encoded(2)
+    story.api.tells[names(spans)[0]] = _json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"})
+    story.runs(story.delivered(spans))
+    assert set(story.api.told) == {names(spans)[1]}
+    assert story.counts() == (1, 0)
+
+
+def test_trace_that_a_collector_still_has_is_waited_for() -> None:
+    story, spans = Story(), encoded(2)
+    late = names(spans)[0]
+    story.api.absent = {late}
+    turn = story.delivered(spans)
+    assert turn is not None
+    assert turn.run(1.0).wait == 2.0
+    assert set(story.api.told) == {names(spans)[1]}
+    story.api.absent = set()
+    story.runs(turn)
+    assert set(story.api.told) == set(names(spans))
+
+
+def test_trace_that_never_comes_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    story, spans = Story(), encoded()
+    story.api.absent = set(names(spans))
+    waits = story.runs(story.delivered(spans))
+    assert sum(waits) == pytest.approx(62)
+    assert story.counts() == (0, 1)
+    assert "MLflow does not have these traces" in caplog.text
+
+
+def test_absent_traces_do_not_keep_others_waiting() -> None:
+    story, absent, present = Story(), encoded(30), encoded(1)
+    story.api.absent = set(names(absent))
+    turn = story.delivered([*absent, *present])
+    assert turn is not None
+    turn.run(1.0)
+    turn.run(1.0)
+    assert set(story.api.told) == set(names(present))
+
+
+def test_no_experiment_no_follow_up() -> None:
+    story = Story()
+    story.experiment = None
+    story.runs(story.delivered(encoded()))
+    assert story.counts() == (0, 1)
+
+
+def test_memory_is_bounded() -> None:
+    story = Story()
+    turn = story.delivered(encoded(10_005, children=0))
+    assert story.counts() == (0, 5)
+    story.follow_ups.give_up(DESTINATION)
+    assert turn is not None
+    assert story.counts() == (0, 10_005)
+
+
+# The desk
+
+
+class Asked:
+    """An errand that fails for as long as it is told to."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.not_before, self.failures = 0.0, 0
+        self.ticket: Ticket | None = None
+        self.fails, self.given_up, self.ran = fails, False, threading.Event()
+
+    def run(self, seconds: float) -> After:
+        assert seconds > 0
+        self.ran.set()
+        if self.fails:
+            self.failures += 1
+            return After((self,), wait=0.01)
+        return After()
+
+    def give_up(self) -> None:
+        self.given_up = True
+
+
+def test_desk_waits_unless_somebody_hurries() -> None:
+    desk, errand = Desk(1.0), Asked()
+    desk.put("a", errand, wait=60.0)
+    assert not desk.wait(0.0)
+    assert not errand.ran.is_set()
+    assert desk.wait(5.0)
+    assert errand.ran.is_set()
+    desk.close(1.0)
+
+
+def test_nobody_waits_for_what_fails_again_and_again() -> None:
+    desk, errand = Desk(1.0), Asked(fails=True)
+    desk.put("a", errand)
+    assert not desk.wait(30.0)
+    errand.fails = False
+    until(lambda: desk.wait(0.0))
+    desk.close(1.0)
+    assert not errand.given_up
+
+
+def test_end_gives_up_what_fails_and_does_what_does_not() -> None:
+    desk, bad, good = Desk(1.0), Asked(fails=True), Asked()
+    desk.put("a", bad, wait=60.0)
+    desk.put("b", good, wait=60.0)
+    desk.close(5.0)
+    assert (bad.given_up, good.given_up) == (True, False)
+    assert good.ran.is_set()
+
+
+# The exporter
+
+
+def test_exporter_tells_at_the_latest_when_it_is_shut_down(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
+    told: list[str] = []
+
+    def answer(request: Recorded) -> Scripted:
+        if request.path == SEARCH:
+            found = re.findall(r"'([^']+)'", json.loads(request.body)["filter"])
+            content = json.dumps({"traces": [record(each) for each in found]}).encode()
+            return Scripted(headers={"Content-Type": "application/json"}, body=content)
+        told.append(request.path.rpartition("/")[2])
+        return Scripted(headers={"Content-Type": "application/json"}, body=b"{}")
+
+    spans = ended(2)
+    ids = [f"tr-{span.context.trace_id:032x}" for span in spans if span.context]
+    scripted_server.answer_with("/version", lambda _: Scripted(body=b"3.10.1"))
+    scripted_server.answer_with(SEARCH, answer)
+    for each in ids:
+        scripted_server.answer_with(f"/api/2.0/mlflow/traces/{each}", answer)
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=7)
+    exporter.export(spans)
+    assert told == []
+    exporter.shutdown()
+    assert sorted(told) == sorted(ids)
+    assert exporter.stats().followed_up == 2
+
+
+def test_collector_is_asked_nothing(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
+    exporter = MLflowSpanExporter(f"{scripted_server.url}/v1/traces", experiment_id=7)
+    exporter.export(ended(1))
+    exporter.shutdown()
+    assert [request.path for request in scripted_server.requests] == ["/v1/traces"]
