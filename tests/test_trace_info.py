@@ -20,6 +20,7 @@ STORED: Mapping[str, Any] = {
     "trace_metadata": {"mlflow.trace.tokenUsage": "{}"},
     "tags": {"mlflow.trace.spansLocation": "TRACKING_STORE"},
 }
+OLD = (3, 10, 1)
 END = 1795361518452
 TOLD = Told(7, {"mlflow.traceName": "agent", "a": "b"}, {SESSION: "s-1", USER: "ada"})
 
@@ -101,7 +102,7 @@ def test_a_hundred_tags_are_told_at_most() -> None:
 
 
 def test_what_is_lacking_is_asked_for_and_end_and_state_are_those_that_are_stored() -> None:
-    body = changes(TOLD, STORED, quoted=True)
+    body = changes(TOLD, STORED, OLD)
     assert asked(body) == ({SESSION: "s-1", USER: "ada"}, {"mlflow.traceName": "agent", "a": "b"})
     assert body is not None
     assert (body["request_id"], body["timestamp_ms"], body["status"]) == (STORED["trace_id"], END, "OK")
@@ -117,7 +118,7 @@ def test_what_is_lacking_is_asked_for_and_end_and_state_are_those_that_are_store
     ],
 )
 def test_end_is_told_to_the_millisecond(time: str, duration: str, end: int) -> None:
-    body = changes(TOLD, {**STORED, "request_time": time, "execution_duration": duration}, quoted=True)
+    body = changes(TOLD, {**STORED, "request_time": time, "execution_duration": duration}, OLD)
     assert body is not None
     assert body["timestamp_ms"] == end
 
@@ -133,7 +134,7 @@ def test_end_is_told_to_the_millisecond(time: str, duration: str, end: int) -> N
     ],
 )
 def test_nothing_is_asked_for_where_end_is_not_known(lacking: Mapping[str, Any]) -> None:
-    assert changes(TOLD, {**STORED, **lacking}, quoted=True) is None
+    assert changes(TOLD, {**STORED, **lacking}, OLD) is None
 
 
 @pytest.mark.parametrize(
@@ -147,14 +148,20 @@ def test_nothing_is_asked_for_where_end_is_not_known(lacking: Mapping[str, Any])
     ],
 )
 def test_state_is_said_again(state: str | None, status: str) -> None:
-    body = changes(TOLD, {**STORED, "state": state}, quoted=True)
+    body = changes(TOLD, {**STORED, "state": state}, OLD)
     assert body is not None
     assert body["status"] == status
 
 
 def test_what_is_there_stays() -> None:
     stored = {**STORED, "tags": {"a": "theirs"}, "trace_metadata": {SESSION: "theirs"}}
-    assert asked(changes(TOLD, stored, quoted=True)) == ({USER: "ada"}, {"mlflow.traceName": "agent"})
+    assert asked(changes(TOLD, stored, OLD)) == ({USER: "ada"}, {"mlflow.traceName": "agent"})
+
+
+@pytest.mark.parametrize(("version", "name"), [((3, 12), None), ((3, 13, 0), "agent"), ((3, 14), None), (None, None)])
+def test_tags_of_a_neighbour_are_put_right(version: tuple[int, ...] | None, name: str | None) -> None:
+    stored = {**STORED, "tags": {"mlflow.traceName": "another", "a": "b"}}
+    assert asked(changes(TOLD, stored, version))[1] == ({"mlflow.traceName": name} if name else {})
 
 
 @pytest.mark.parametrize(
@@ -172,14 +179,14 @@ def test_what_is_there_stays() -> None:
 )
 def test_quotes_of_older_servers_are_taken_away(found: str, quoted: bool, plain: str | None) -> None:
     stored = {**STORED, "trace_metadata": {SESSION: found}}
-    assert asked(changes(TOLD, stored, quoted=quoted))[0].get(SESSION) == plain
+    assert asked(changes(TOLD, stored, OLD if quoted else (3, 14)))[0].get(SESSION) == plain
 
 
 def test_nothing_is_asked_for_where_nothing_is_lacking() -> None:
     stored = {**STORED, "tags": dict(TOLD.tags), "trace_metadata": dict(TOLD.metadata)}
-    assert changes(TOLD, stored, quoted=True) is None
+    assert changes(TOLD, stored, OLD) is None
 
 
 def test_record_without_tags_and_metadata_lacks_all() -> None:
     stored = {**STORED, "tags": None, "trace_metadata": []}
-    assert asked(changes(TOLD, stored, quoted=True)) == (dict(TOLD.metadata), dict(TOLD.tags))
+    assert asked(changes(TOLD, stored, OLD)) == (dict(TOLD.metadata), dict(TOLD.tags))

@@ -150,7 +150,7 @@ class FollowUps:
         self, told: Told, record: Mapping[str, Any], version: Version | None, destination: Destination, seconds: float
     ) -> Outcome | None:
         """Tells what is lacking of one trace; returns what stands in the way."""
-        body = changes(told, record, quoted=version is not None and version < CARRIED)
+        body = changes(told, record, version)
         if body is None:
             return None
         path = f"/api/2.0/mlflow/traces/{told.name}"

@@ -28,6 +28,7 @@ from mlflow_otlp_exporter._stored import Version
 
 # From this version on OTLP carries names, tags, sessions, users and runs.
 CARRIED: Version = (3, 14)
+_TAGS_MIXED_UP: Version = (3, 13)
 _SESSION, _USER, _RUN = "mlflow.trace.session", "mlflow.trace.user", "mlflow.sourceRun"
 _SOURCE, _SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
 _CONVERSATION_ID = "gen_ai.conversation.id"
@@ -89,16 +90,17 @@ def told_by(root: EncodedSpan, *, run_id: str | None, everything: bool) -> Told:
     return Told(root.trace_id, _fitting(tags), _fitting(metadata))
 
 
-def changes(told: Told, stored: Mapping[str, Any], *, quoted: bool) -> dict[str, Any] | None:
+def changes(told: Told, stored: Mapping[str, Any], version: Version | None) -> dict[str, Any] | None:
     """What MLflow is to be asked for a trace.
 
     What is there stays as it is: tags and metadata are added only where there are none, and end and state are those
-    that are stored, as the call cannot do without them.
+    that are stored, as the call cannot do without them. Two mistakes of servers are mended: before 3.14 there are
+    quotes around sessions and users, and 3.13 gives all traces of a request the tags of the last one.
 
     Args:
         told: What its root says.
         stored: MLflow's `trace_info` of it.
-        quoted: Whether the server puts quotes around sessions and users, which are taken away then.
+        version: The server's version.
 
     Returns:
         The body of the request; None if nothing is lacking, or if nobody can say what has to stay.
@@ -108,12 +110,13 @@ def changes(told: Told, stored: Mapping[str, Any], *, quoted: bool) -> dict[str,
         return None
     tags, metadata = _object(stored.get("tags")), _object(stored.get("trace_metadata"))
     added = {key: value for key, value in told.metadata.items() if key not in metadata}
-    if quoted:
+    if version is not None and version < CARRIED:
         for key in (_SESSION, _USER):
             found = metadata.get(key)
             if isinstance(found, str) and (plain := _unquoted(found)) != found:
                 added[key] = plain
-    new = {key: value for key, value in told.tags.items() if key not in tags}
+    mixed_up = version is not None and _TAGS_MIXED_UP <= version < CARRIED
+    new = {key: said for key, said in told.tags.items() if key not in tags or (mixed_up and tags[key] != said)}
     if not added and not new:
         return None
     return {
