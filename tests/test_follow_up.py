@@ -230,6 +230,17 @@ def test_trace_that_fails_in_the_middle_is_told_later_and_none_twice() -> None:
     assert story.api.count("PATCH") == 6
 
 
+@pytest.mark.parametrize(("status", "attempts"), [(400, 1), (422, 1), (500, 4)])
+def test_trace_that_the_server_does_not_take_keeps_no_other_waiting(status: int, attempts: int) -> None:
+    story, spans = Story(), encoded(5)
+    bad = names(spans)[2]
+    story.api.tells[bad] = _json(status, {"message": "no"})
+    story.runs(story.delivered(spans))
+    assert set(story.api.told) == set(names(spans)) - {bad}
+    assert story.api.count("PATCH") == 4 + attempts
+    assert story.counts() == (4, 1)
+
+
 def test_refusal_is_said_once_and_ends_it_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
     """A token that may only write."""
     story = Story()

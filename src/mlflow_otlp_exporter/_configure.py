@@ -64,6 +64,7 @@ def configure(
     sampling_ratio: float | None = None,
     noise: str | Sequence[str] | None = None,
     enabled: bool | None = None,
+    trace_info: bool | None = None,
     spool: bool | None = None,
     durability: str | None = None,
     exporter: MLflowSpanExporter | None = None,
@@ -89,6 +90,9 @@ def configure(
         credentials: A token, a `pathlib.Path` of a token file, a (user, password) pair, or a function that returns a
             token or an Authorization header's value (`MLFLOW_TRACKING_TOKEN` and others).
         headers: More request headers.
+        trace_info: Tell MLflow over its REST API, after a trace's root was accepted, what OTLP has no place for. None:
+            servers before 3.14, the names, tags, sessions, users and runs of traces. True: all servers, source and
+            metadata, too (`MLFLOW_OTLP_TRACE_INFO`; none).
         spool: Keep on disk what the server does not take now, and send it later, also in another run of the app
             (`MLFLOW_OTLP_SPOOL`; true towards MLflow, false towards an OTLP endpoint).
         durability: `request` or `every-span`: with the latter each span is on disk when its `end()` returns, and
@@ -121,6 +125,7 @@ def configure(
         "spool": spool,
         "durability": durability,
         "mask": mask,
+        "trace_info": trace_info,
     }
     app = {"auto_instrument": auto_instrument, "sampling_ratio": sampling_ratio, "noise": noise, "enabled": enabled}
     given = sorted(name for name, value in arguments.items() if value is not None)

@@ -63,6 +63,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
         create_experiment: Create the experiment if it does not exist (`MLFLOW_OTLP_CREATE_EXPERIMENT`; false).
         enrich: Add what MLflow's console, search and scorers read (`MLFLOW_OTLP_ENRICH`; true).
         compact: Drop attributes whose content the added ones carry (`MLFLOW_OTLP_COMPACT`; false).
+        trace_info: Tell MLflow over its REST API, after a trace's root was accepted, what OTLP has no place for. None:
+            servers before 3.14, the names, tags, sessions, users and runs of traces. True: all servers, source and
+            metadata, too (`MLFLOW_OTLP_TRACE_INFO`; none).
         spool: Keep on disk what the server does not take now, and send it later (`MLFLOW_OTLP_SPOOL`; false).
         spool_dir: The folder for it (`MLFLOW_OTLP_SPOOL_DIR`; in `$XDG_STATE_HOME`, else `~/.local/state`, else a
             temporary folder).
@@ -101,6 +104,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         create_experiment: bool | None = None,
         enrich: bool | None = None,
         compact: bool | None = None,
+        trace_info: bool | None = None,
         spool: bool | None = None,
         spool_dir: str | PathLike[str] | None = None,
         durability: str | None = None,
@@ -124,6 +128,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             "max_request_size": max_request_size,
             "enrich": enrich,
             "compact": compact,
+            "trace_info": trace_info,
             "spool": spool,
             "spool_dir": spool_dir,
             "durability": durability,

@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._encoder import EncodedSpan
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._in_flight import Ticket
 from mlflow_otlp_exporter._report import Report
-from mlflow_otlp_exporter._response import Cause, Outcome
+from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
 from mlflow_otlp_exporter._rest_call import Reply, call
 from mlflow_otlp_exporter._stored import Stored, Unanswered, Version
 from mlflow_otlp_exporter._trace_info import CARRIED, Told, changes, told_by
@@ -31,6 +31,8 @@ _MOST = 10_000
 # A Collector in between may keep spans for a while.
 _LONGEST_ABSENCE = 60.0
 _PAUSE = 2.0
+# How often a trace is told that is answered 500.
+_MOST_ERRORS = 4
 # After a refusal nothing is asked for so long: what is forbidden now may be allowed later.
 _FORBIDDEN_SECONDS = 600.0
 _SEARCH = "/api/3.0/mlflow/traces/search"
@@ -41,6 +43,7 @@ _LACKING = "names, tags, sessions and users of traces are lacking in MLflow"
 class _Pending:
     told: Told
     since: float
+    errors: int = 0
 
 
 class FollowUps:
@@ -132,7 +135,9 @@ class FollowUps:
             if record is None:
                 continue
             outcome = self._tell(each.told, record, version, turn.destination, seconds)
-            if outcome is not None:
+            if outcome is not None and self._is_over(each, outcome):
+                self._lost(1, outcome.message)
+            elif outcome is not None:
                 return self._failed(turn, outcome)
             self._done(turn.destination, each)
         absent = [each for each in batch if each.told.name not in records]
@@ -159,6 +164,12 @@ class FollowUps:
             self._report.count(followed_up=1)
             return None
         return None if reply.outcome.status == 404 else reply.outcome  # noqa: PLR2004 - deleted in the meantime
+
+    @staticmethod
+    def _is_over(each: _Pending, outcome: Outcome) -> bool:
+        """Whether a trace itself is what the server does not take, so that others must not wait for it."""
+        each.errors += outcome.status == 500  # noqa: PLR2004 - any other error is the server's own
+        return outcome.verdict is Verdict.REFUSED or each.errors >= _MOST_ERRORS
 
     def _done(self, destination: Destination, each: _Pending) -> None:
         with self._lock:
