@@ -130,20 +130,29 @@ class FollowUps:
         if not reply.fine:
             return self._failed(turn, reply.outcome)
         records = {str(each.get("trace_id")): each for each in _objects(reply.content.get("traces"))}
-        for each in batch:
-            record = records.get(each.told.name)
-            if record is None:
-                continue
-            outcome = self._tell(each.told, record, version, turn.destination, seconds)
-            if outcome is not None and self._is_over(each, outcome):
-                self._lost(1, outcome.message)
-            elif outcome is not None:
-                return self._failed(turn, outcome)
-            self._done(turn.destination, each)
-        absent = [each for each in batch if each.told.name not in records]
-        if len(absent) < len(batch):
+        present = [(each, records[each.told.name]) for each in batch if each.told.name in records]
+        if (outcome := self._tell_all(present, version, turn.destination, seconds)) is not None:
+            return self._failed(turn, outcome)
+        if present:
             turn.failures = 0
-        return self._rest(turn, absent)
+        return self._rest(turn, [each for each in batch if each.told.name not in records])
+
+    def _tell_all(
+        self,
+        present: Iterable[tuple[_Pending, Mapping[str, Any]]],
+        version: Version | None,
+        destination: Destination,
+        seconds: float,
+    ) -> Outcome | None:
+        """Tells what is lacking of each; returns what stands in the way of the rest."""
+        for each, record in present:
+            outcome = self._tell(each.told, record, version, destination, seconds)
+            if outcome is not None:
+                if not self._is_over(each, outcome):
+                    return outcome
+                self._lost(1, outcome.message)
+            self._done(destination, each)
+        return None
 
     def _search(self, experiment: str, told: Sequence[Told], destination: Destination, seconds: float) -> Reply:
         location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
