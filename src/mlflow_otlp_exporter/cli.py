@@ -14,6 +14,8 @@ from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._run import run
 from mlflow_otlp_exporter._settings import resolve
 from mlflow_otlp_exporter._shown import shown
+from mlflow_otlp_exporter._spool_commands import act as act_on_spool
+from mlflow_otlp_exporter._spool_commands import add_to as add_spool_to
 from mlflow_otlp_exporter._version import __version__
 
 _TARGET = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id")
@@ -95,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line's words; `sys.argv` if None.
 
     Returns:
+<<<<<<< HEAD
         The exit status: 0; 1 if something does not work; 2 for a wrong setting or a wrong command line.
     """
     given = _parser().parse_args(arguments)
@@ -104,6 +107,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "doctor":
             return _doctor(given)
         return _send(given) if given.command == "send" else _settings()
+=======
+        The exit status: 0; 1 if something was not done; 2 for a wrong setting or a wrong command line.
+    """
+    parser = argparse.ArgumentParser(prog="mlflow-otlp", description="Traces into MLflow with plain OpenTelemetry.")
+    parser.add_argument("--version", action="version", version=f"mlflow-otlp-exporter {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
+    commands.add_parser("settings", help="the settings in force here, and where each comes from; secrets are hidden")
+    running = commands.add_parser("run", help="run a command, such as `python app.py`, with its traces sent to MLflow")
+    running.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
+    add_spool_to(commands)
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "spool":
+            return act_on_spool(given)
+        return run(given.words) if given.command == "run" else _settings()
+>>>>>>> 3ef00f0 (mlflow-otlp spool: status, list, flush, purge)
     except ConfigurationError as error:
         print(f"mlflow-otlp: {error}", file=sys.stderr)
         return 2
