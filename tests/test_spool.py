@@ -280,6 +280,10 @@ def test_the_disk_is_never_filled(
         assert spool.put(HERE, request)
     disk(monkeypatch, total, lambda: floor - 5)
     newest = spans(size=1000)
+    assert not spool.put(HERE, newest)  # there is room in memory
+    assert held(spool) == requests
+    spool._resume_at = 0.0
+    spool.pressed = lambda: True
     assert spool.put(HERE, newest)  # it takes the place of the oldest
     assert held(spool) == [*requests[1:], newest]
     assert refused(spool) == 1
@@ -536,6 +540,7 @@ def test_a_real_disk_that_is_full(
     made: Callable[..., Spool], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = made(spool_dir=str(small_disk))
+    spool.pressed = lambda: True
     requests = [spans(2, 15_000) for _ in range(20)]
     for request in requests:
         assert spool.put(HERE, request)

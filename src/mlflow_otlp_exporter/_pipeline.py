@@ -136,6 +136,7 @@ class Pipeline:
 
             self.drainer = Drainer(self.depot, send=self._send, spill=self._spill, tidy=self._tidy, report=self.report)
             self.depot.changed = self.drainer.wake
+            self.depot.spool.pressed = self._is_pressed
             if self.depot.has_leftovers():
                 # What another run has left. Else no thread is started before there is something to send, as an app may
                 # fork until then.
@@ -289,6 +290,11 @@ class Pipeline:
                 if not courier.put_away(shipment):
                     self._send(shipment)
         return self.senders.waiting()
+
+    def _is_pressed(self) -> bool:
+        """Whether memory has no room for what does not fit onto the disk."""
+        waiting = sum(shipment.size for shipment in self.senders.all_queued() if not shipment.origin.kept)
+        return self.closed or 2 * waiting > self.settings.buffer.buffer_bytes
 
     def _tidy(self) -> None:
         """Gives up what has waited on disk for too long, and takes over what killed processes left of each span."""

@@ -217,6 +217,11 @@ class Senders(Generic[_Item]):
             queue = self._queues.get(key)
             return [] if queue is None else list(queue.items)
 
+    def all_queued(self) -> list[_Item]:
+        """What waits at any destination."""
+        with self._lock:
+            return [item for queue in self._queues.values() for item in queue.items]
+
     def hurry(self) -> None:
         """Ends the waits of all destinations, as somebody waits for them."""
         with self._lock:

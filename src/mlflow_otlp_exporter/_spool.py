@@ -51,12 +51,16 @@ class Spool:
         about: What the folder is for, for people: one line.
         report: Where losses are counted and told.
         clock: Seconds since 1970.
+
+    Attributes:
+        pressed: Says whether memory has no room for what does not fit onto the disk.
     """
 
     def __init__(
         self, settings: SpoolSettings, name: str, about: str, report: Report, *, clock: Callable[[], float] = time.time
     ) -> None:
         self._settings, self._name, self._about, self._report, self._clock = settings, name, about, report, clock
+        self.pressed: Callable[[], bool] = lambda: False
         self._folder: Path | None = None
         self._index = Index()
         self._passed_over: set[str] = set()
@@ -157,8 +161,7 @@ class Spool:
         except FileNotFoundError:  # removed just now
             self._write(self.folder() / entry.name, content)
         except OSError as error:
-            # Full: what is oldest goes, also when others have filled the disk.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._drop_oldest(len(content)):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._displaced(len(content)):
                 raise
             self._write(folder / entry.name, content)
         self._index.add(entry)
@@ -175,9 +178,12 @@ class Spool:
             self._drop_oldest(excess)
         disk = shutil.disk_usage(folder)
         floor = min(disk.total // _FLOOR_SHARE, _LARGEST_FLOOR)
-        # Below the floor the spool grows no more: what is new takes the place of what is oldest.
-        if disk.total and disk.free - size < floor and not self._drop_oldest(size):
+        if disk.total and disk.free - size < floor and not self._displaced(size):
             raise OSError(errno.ENOSPC, f"less than {floor // 1_000_000} MB of the disk are free")
+
+    def _displaced(self, size: int) -> bool:
+        """On a full disk: what is new waits in memory; where that has no room, it takes the place of what is oldest."""
+        return self.pressed() and self._drop_oldest(size)
 
     def _drop_oldest(self, size: int) -> bool:
         """Makes room by giving up what is oldest; whether there was so much."""
