@@ -222,6 +222,7 @@ class Courier:
         if found is not None and not complete and (found != shipment.seen or self.clock() < shipment.ask_until):
             shipment.seen = found
             shipment.not_before = self.clock() + _PAUSE_BETWEEN_ASKING
+            shipment.origin.deferred()
             return Next((shipment,), at_the_end=True)
         shipment.uncertain, shipment.seen = False, None
         if not found:

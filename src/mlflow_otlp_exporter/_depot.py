@@ -38,15 +38,15 @@ class KeptOrigin(Origin):
         entry: Its file.
         span_count: How many spans it has.
         state: What has happened to it before.
-        ended: Called when it is gone or left for later, or when nothing of it but suspects is left.
+        told: Called when others may go meanwhile, and when it is gone or left for later; the latter with true.
     """
 
     def __init__(
-        self, spool: Spool, entry: Entry, span_count: int, state: State, ended: Callable[[KeptOrigin], None]
+        self, spool: Spool, entry: Entry, span_count: int, state: State, told: Callable[[KeptOrigin, bool], None]
     ) -> None:
-        super().__init__(span_count, self._remove, suspected=lambda _spans, _size: ended(self))
+        super().__init__(span_count, self._remove, suspected=lambda _spans, _size: self.deferred())
         self.entry = entry
-        self._spool, self._state, self._ended = spool, state, ended
+        self._spool, self._state, self._told = spool, state, told
         self._arrived = state.uncertain
 
     @property
@@ -73,12 +73,16 @@ class KeptOrigin(Origin):
 
     def _remove(self) -> None:
         self._spool.remove(self.entry)
-        self._ended(self)
+        self._told(self, True)
+
+    def deferred(self) -> None:
+        """Lets others go meanwhile."""
+        self._told(self, False)
 
     def release(self) -> None:
         """Leaves it on disk for later."""
         self._spool.put_back(self.entry)
-        self._ended(self)
+        self._told(self, True)
 
 
 def opened(settings: Settings, credentials: str, report: Report) -> Depot:
@@ -172,12 +176,12 @@ class Depot:
         if self.journal is not None:
             self.journal.close()
 
-    def take(self, entry: Entry, ended: Callable[[KeptOrigin], None]) -> Shipment | None:
+    def take(self, entry: Entry, told: Callable[[KeptOrigin, bool], None]) -> Shipment | None:
         """Makes a shipment of a request on disk.
 
         Args:
             entry: The request's file.
-            ended: See `KeptOrigin`.
+            told: See `KeptOrigin`.
 
         Returns:
             None if it is gone, damaged, or cannot be read.
@@ -186,7 +190,7 @@ class Depot:
         if loaded is None:
             return None
         header, state, spans = loaded
-        origin = KeptOrigin(self.spool, entry, len(spans), state, ended)
+        origin = KeptOrigin(self.spool, entry, len(spans), state, told)
         made = Shipment(header.destination, spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0)
         if state.uncertain:
             made.ask_until = time.monotonic() + min(max(state.sent + _SLOWEST_WRITE - time.time(), 0.0), _SLOWEST_WRITE)

@@ -31,7 +31,8 @@ _SWEEP_SECONDS = 10.0
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 1.5
 # Requests of a destination at the senders: the next one is there when one has been sent.
 _AT_ONCE = 2
-_MOST_AT_ONCE, _MOST_BYTES = 16, 32 * 1024 * 1024
+# In memory, at all destinations, with those that wait for longer while others go.
+_MOST_AT_ONCE, _MOST_BYTES = 64, 32 * 1024 * 1024
 
 
 class Drainer:
@@ -69,6 +70,7 @@ class Drainer:
         self._starting, self._changing = threading.Lock(), threading.Lock()
         self._wake = threading.Event()
         self._out: dict[str, int] = {}
+        self._sending: set[str] = set()
         self._slots: dict[str, int] = {}
         self._bytes = 0
         self._pending: dict[str, deque[Entry]] = {}
@@ -165,10 +167,11 @@ class Drainer:
             entries = self._pending[key]
             while entries and self._room(key):
                 entry = entries.popleft()
-                shipment = self._depot.take(entry, self._ended)
+                shipment = self._depot.take(entry, self._told)
                 if shipment is not None:
                     with self._changing:
                         self._out[entry.name] = shipment.size
+                        self._sending.add(entry.name)
                         self._slots[key] = self._slots.get(key, 0) + 1
                         self._bytes += shipment.size
                     self._send(shipment)
@@ -180,17 +183,17 @@ class Drainer:
             few = self._slots.get(key, 0) < _AT_ONCE and len(self._out) < _MOST_AT_ONCE
             return few and (self._bytes < _MOST_BYTES or not self._out)
 
-    def _ended(self, origin: KeptOrigin) -> None:
+    def _told(self, origin: KeptOrigin, ended: bool) -> None:
         """Called by the senders: there is room for the next one."""
+        name, key = origin.entry.name, origin.entry.key
         with self._changing:
-            size = self._out.pop(origin.entry.name, None)
-            if size is None:
-                return
-            key = origin.entry.key
-            self._slots[key] -= 1
-            if not self._slots[key]:
-                del self._slots[key]
-            self._bytes -= size
+            if name in self._sending:
+                self._sending.discard(name)
+                self._slots[key] -= 1
+                if not self._slots[key]:
+                    del self._slots[key]
+            if ended:
+                self._bytes -= self._out.pop(name, 0)
         self._wake.set()
 
     def wait(self, seconds: float, courier: Courier) -> int:

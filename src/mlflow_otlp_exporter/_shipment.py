@@ -79,6 +79,9 @@ class Origin:
             uncertain: Whether it may have arrived all the same.
         """
 
+    def deferred(self) -> None:
+        """Tells that what is left of it waits for longer, and others may go meanwhile."""
+
     def release(self) -> None:
         """Tells that what is left of it is given up here; where it is kept, it stays."""
 
