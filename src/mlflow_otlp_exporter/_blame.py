@@ -15,7 +15,8 @@ from dataclasses import dataclass
 _PAIRS, _OWN_PAIRS = 10, 5
 # For so long nothing is blamed after something has passed that had a 500: such a server answers so now and then.
 _MOODY_SECONDS = 60.0
-# What was found is believed, and told, when it is answered 500 again this much later.
+# What was found is believed, and told, when it is refused or answered 500 again this much later: servers answer a
+# transient 400 or 422 now and then, too (two batches of one trace at once before 3.16, a database that crashes).
 CONFIRM_SECONDS = 1.0
 # Seconds between two sendings of a suspect: so long for the first ones, and at most.
 _QUICK = 2

@@ -24,14 +24,11 @@ from mlflow_otlp_exporter._repair import described, shortened
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
 from mlflow_otlp_exporter._shipment import Next, Search, Shipment
-from mlflow_otlp_exporter._stored import ALL_OR_NOTHING, COUNTS_ONCE, Stored, Unanswered
+from mlflow_otlp_exporter._stored import ALL_OR_NOTHING, COUNTS_ONCE, SLOWEST_WRITE, Stored, Unanswered
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._depot import Depot
 
-# A refusal of a single span counts when it is repeated this much later: servers answer a transient 400 or 422 now and
-# then (two batches of one trace at once before 3.16, a database that crashes).
-_CONFIRM_SECONDS = 1.0
 _PAUSE_BETWEEN_ASKING = 1.0
 # Between two looks at a token file that the server has rejected.
 _LOOK_SECONDS = 0.25
@@ -43,8 +40,6 @@ _MOST_DOUBLED = 4
 # Seconds between two suspects at least, however many there are.
 _BETWEEN_SUSPECTS = 0.5
 _MOST_DESTINATIONS = 1000
-# SQLite waits 20 s for its lock: what a proxy gave up on may be stored as late as that.
-_SLOWEST_WRITE = 25.0
 _SMALLEST_REQUEST = 16 * 1024
 
 
@@ -301,7 +296,7 @@ class Courier:
         if shipment.refusals > 1 or self.closing:
             self._give_up(shipment, outcome)
             return Next(aside)
-        shipment.not_before = self.clock() + _CONFIRM_SECONDS
+        shipment.not_before = self.clock() + CONFIRM_SECONDS
         return Next((*aside, shipment), at_the_end=True)
 
     def _give_up(self, shipment: Shipment, outcome: Outcome) -> Next:
@@ -320,7 +315,7 @@ class Courier:
             return Next()
         shipment.uncertain = shipment.uncertain or outcome.ambiguous
         if outcome.ambiguous and outcome.status in (None, 504):
-            shipment.ask_until = self.clock() + _SLOWEST_WRITE
+            shipment.ask_until = self.clock() + SLOWEST_WRITE
         shipment.origin.failed(uncertain=shipment.uncertain)
         shipment.postponed += 1
         live = self._depot is not None and not shipment.origin.kept

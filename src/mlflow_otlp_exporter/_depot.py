@@ -22,12 +22,10 @@ from mlflow_otlp_exporter._spool import Spool
 from mlflow_otlp_exporter._spool_entry import Entry
 from mlflow_otlp_exporter._spool_file import State
 from mlflow_otlp_exporter._spool_folder import folder_name
+from mlflow_otlp_exporter._stored import SLOWEST_WRITE
 
 JOURNAL = "journal"
 Encode = Callable[[Sequence[ReadableSpan]], Sequence[tuple[Destination, list[EncodedSpan]]]]
-
-# For so long after it was sent, a request may still be on its way into the server's database.
-_SLOWEST_WRITE = 25.0
 
 
 class KeptOrigin(Origin):
@@ -193,5 +191,5 @@ class Depot:
         origin = KeptOrigin(self.spool, entry, len(spans), state, told)
         made = Shipment(header.destination, spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0)
         if state.uncertain:
-            made.ask_until = time.monotonic() + min(max(state.sent + _SLOWEST_WRITE - time.time(), 0.0), _SLOWEST_WRITE)
+            made.ask_until = time.monotonic() + min(max(state.sent + SLOWEST_WRITE - time.time(), 0.0), SLOWEST_WRITE)
         return made

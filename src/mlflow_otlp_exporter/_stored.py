@@ -24,6 +24,8 @@ Version = tuple[int, ...]
 COUNTS_ONCE: Version = (3, 17)
 ALL_OR_NOTHING: Version = (3, 12)
 TRACES_BELOW_PREFIX: Version = (3, 16)
+# SQLite waits 20 s for its lock: what a proxy gave up on may be stored as late as that.
+SLOWEST_WRITE = 25.0
 # Whole traces come back, prompts and all.
 _LONGEST_READ_BACK = 256 * 1024 * 1024
 # In one URL: 35 characters and the parameter's name each, below the 8 kB that proxies take.

@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_target(sending)
     running = commands.add_parser("run", help="run a command, such as `python app.py`, with its traces sent to MLflow")
     running.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
+    add_spool_to(commands)
     return parser
 
 
@@ -97,8 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line's words; `sys.argv` if None.
 
     Returns:
-<<<<<<< HEAD
-        The exit status: 0; 1 if something does not work; 2 for a wrong setting or a wrong command line.
+        The exit status: 0; 1 if something does not work or was not done; 2 for a wrong setting or a wrong command line.
     """
     given = _parser().parse_args(arguments)
     try:
@@ -106,23 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run(given.words)
         if given.command == "doctor":
             return _doctor(given)
-        return _send(given) if given.command == "send" else _settings()
-=======
-        The exit status: 0; 1 if something was not done; 2 for a wrong setting or a wrong command line.
-    """
-    parser = argparse.ArgumentParser(prog="mlflow-otlp", description="Traces into MLflow with plain OpenTelemetry.")
-    parser.add_argument("--version", action="version", version=f"mlflow-otlp-exporter {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
-    commands.add_parser("settings", help="the settings in force here, and where each comes from; secrets are hidden")
-    running = commands.add_parser("run", help="run a command, such as `python app.py`, with its traces sent to MLflow")
-    running.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
-    add_spool_to(commands)
-    given = parser.parse_args(arguments)
-    try:
         if given.command == "spool":
             return act_on_spool(given)
-        return run(given.words) if given.command == "run" else _settings()
->>>>>>> 3ef00f0 (mlflow-otlp spool: status, list, flush, purge)
+        return _send(given) if given.command == "send" else _settings()
     except ConfigurationError as error:
         print(f"mlflow-otlp: {error}", file=sys.stderr)
         return 2
