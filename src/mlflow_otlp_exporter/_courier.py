@@ -29,9 +29,8 @@ from mlflow_otlp_exporter._stored import ALL_OR_NOTHING, COUNTS_ONCE, SLOWEST_WR
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._depot import Depot
 
-_PAUSE_BETWEEN_ASKING = 1.0
-# Between two looks at a token file that the server has rejected.
-_LOOK_SECONDS = 0.25
+# Between two looks at a token file that the server has rejected, and two questions for what has arrived.
+_LOOK_SECONDS, _PAUSE_BETWEEN_ASKING = 0.25, 1.0
 # How often something is sent before it is searched for what is answered 500, and where the server answers so now and
 # then to what it takes later.
 _TRIES, _TRIES_WHILE_MOODY = 2, 6
@@ -39,8 +38,7 @@ _TRIES, _TRIES_WHILE_MOODY = 2, 6
 _MOST_DOUBLED = 4
 # Seconds between two suspects at least, however many there are.
 _BETWEEN_SUSPECTS = 0.5
-_MOST_DESTINATIONS = 1000
-_SMALLEST_REQUEST = 16 * 1024
+_MOST_DESTINATIONS, _SMALLEST_REQUEST = 1000, 16 * 1024
 
 
 class Courier:
