@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Extra words for pytest: make test PYTEST="-k settings -x"
 PYTEST ?=
 
-.PHONY: demo test test-matrix lint format bench conventions clean
+.PHONY: demo test test-matrix lint format bench conventions screenshots clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,10 @@ bench: $(VENV)/.dev
 # The table of docs/conventions.md, from the score of the recorded traces; needs node.
 conventions: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.corpus
+
+# The pictures and the table of docs/parity.md, from MLflow's console in a browser; needs chromium.
+screenshots: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m support.parity
 
 clean:
 	rm -rf $(VENV) .cache .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -108,6 +108,9 @@ def test_a_filter_only_where_there_is_something_to_do() -> None:
     filtered = resource_filter(("a.*", "b?"))
     assert filtered is not None
     assert filtered({"a.x": 1, "ax": 2, "b1": 3, "b": 4}) == {"ax": 2, "b": 4}
+    # What OpenTelemetry calls an app whose service nobody named.
+    assert filtered({"service.name": "unknown_service:python"}) == {}
+    assert filtered({"service.name": "bot", "x": "unknown_service"}) == {"service.name": "bot", "x": "unknown_service"}
 
 
 @pytest.mark.parametrize(

@@ -427,6 +427,8 @@ def test_requests(name: str) -> None:
         assert read_request(json.dumps(value), model=model) == expected
 
 
+LC_CALL = {"name": "f", "args": {"x": 1}, "id": "c1", "type": "tool_call"}
+LC_RESULT = {"type": "tool", "data": {"content": "r", "tool_call_id": "c1"}}
 RESPONSES: dict[str, tuple[Any, bool, tuple[Message, ...] | None]] = {
     "OpenAI": ({"choices": [{"message": {"role": "assistant", "content": "a"}}]}, True, (assistant("a"),)),
     "choices stay apart": (
@@ -465,6 +467,17 @@ RESPONSES: dict[str, tuple[Any, bool, tuple[Message, ...] | None]] = {
         False,
         (assistant("a"),),
     ),
+    "a step's calls": (
+        [{"update": {"messages": [{"type": "ai", "data": {"content": "", "tool_calls": [LC_CALL]}}]}}],
+        False,
+        (assistant("", ToolCall("c1", "f", '{"x": 1}')),),
+    ),
+    "a step's results": (
+        {"messages": [{"type": "human", "data": {"content": "q"}}, LC_RESULT, LC_RESULT]},
+        False,
+        (result("r"), result("r")),
+    ),
+    "a step without either": ({"messages": [{"type": "human", "data": {"content": "q"}}]}, False, None),
     "a tool's answer": ({"type": "tool", "data": {"content": "a"}}, False, None),
     "an answer": ({"answer": 5}, False, None),
     "text": ("a", True, None),

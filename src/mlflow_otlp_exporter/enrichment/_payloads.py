@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from mlflow_otlp_exporter.enrichment._messages import joined, read_messages, system_message
@@ -178,7 +179,8 @@ def read_response(value: Any, *, model: bool) -> tuple[Message, ...] | None:
         if isinstance(inner, dict):
             return read_response(inner, model=model)
         if isinstance(inner, list) and looks_like_messages(inner):
-            return _final(read_messages(inner, "assistant"), model=False)
+            said = read_messages(inner, "assistant")
+            return _final(said, model=False) or _latest(said)
     if _is_message(found):
         return _final(read_messages([found], "assistant"), model=model)
     return None
@@ -234,6 +236,16 @@ def _final(messages: tuple[Message, ...] | None, *, model: bool) -> tuple[Messag
         if message.role == "assistant" and message.text:
             return (message,)
     return None
+
+
+def _latest(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
+    """What a step added that comes before any answer: calls of tools, or their results."""
+    if not messages:
+        return None
+    if messages[-1].tool_calls:
+        return messages[-1:]
+    results = tuple(takewhile(lambda message: message.role == "tool", reversed(messages)))
+    return results[::-1] or None
 
 
 def question_of(value: Any) -> str | None:

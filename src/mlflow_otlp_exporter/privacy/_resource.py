@@ -19,4 +19,11 @@ def resource_filter(dropped: Sequence[str]) -> Filter | None:
     if not dropped:
         return None
     noisy = re.compile("|".join(translate(each) for each in dropped))
-    return lambda attributes: {key: value for key, value in attributes.items() if not noisy.match(key)}
+    return lambda attributes: {
+        key: value for key, value in attributes.items() if not noisy.match(key) and not _is_nameless(key, value)
+    }
+
+
+def _is_nameless(key: str, value: Any) -> bool:
+    """Whether this is the name of a service that nobody has named."""
+    return key == "service.name" and str(value).startswith("unknown_service")

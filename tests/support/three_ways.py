@@ -1,0 +1,74 @@
+"""Runs the agent of tests/apps/travel_agent.py, traced in one of three ways.
+
+    python -m support.three_ways WAY --tracking-uri http://127.0.0.1:5000 --experiment NAME
+
+WAY is `sdk` (MLflow's own), `stock` (OpenInference's instrumentation and OpenTelemetry's exporter) or `ours` (the same
+instrumentation, and this library). It is run in a process of its own, as all three change the process.
+"""
+
+import argparse
+import runpy
+from collections.abc import Callable
+from typing import Any
+
+from support.environments import ROOT
+
+EXPERIMENTS = {"sdk": "MLflow SDK", "stock": "OpenTelemetry", "ours": "mlflow-otlp-exporter"}
+SESSION, USER, TAGS = "chat-7", "ada", {"release": "2.3.1"}
+
+App = Callable[[], Any]
+
+
+def _sdk(app: App, tracking_uri: str, experiment: str) -> None:
+    import mlflow  # noqa: PLC0415 - each way with what it needs, and no more
+
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_experiment(experiment)
+    mlflow.langchain.autolog()
+    with mlflow.tracing.context(session_id=SESSION, user=USER, tags=TAGS):
+        app()
+    mlflow.flush_trace_async_logging(terminate=True)
+
+
+def _stock(app: App, tracking_uri: str, experiment: str) -> None:
+    from openinference.instrumentation import using_attributes  # noqa: PLC0415 - likewise
+    from openinference.instrumentation.langchain import LangChainInstrumentor  # noqa: PLC0415
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    provider = TracerProvider()
+    headers = {"x-mlflow-experiment-id": experiment}
+    exporter = OTLPSpanExporter(endpoint=f"{tracking_uri}/v1/traces", headers=headers)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    LangChainInstrumentor().instrument(tracer_provider=provider)
+    with using_attributes(session_id=SESSION, user_id=USER, metadata=TAGS):
+        app()
+    provider.shutdown()
+
+
+def _ours(app: App, tracking_uri: str, experiment: str) -> None:
+    from mlflow_otlp_exporter import configure, trace_context  # noqa: PLC0415 - likewise
+
+    telemetry = configure(tracking_uri=tracking_uri, experiment=experiment, auto_instrument=["langchain"])
+    with trace_context(session=SESSION, user=USER, tags=TAGS):
+        app()
+    telemetry.shutdown()
+
+
+WAYS = {"sdk": _sdk, "stock": _stock, "ours": _ours}
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("--tracking-uri", required=True)
+    parser.add_argument("--experiment", required=True, help="name, or, for the stock exporter, id")
+    arguments = parser.parse_args()
+    chat = runpy.run_path(str(ROOT / "tests" / "apps" / "travel_agent.py"))["chat"]
+    WAYS[arguments.way](chat, arguments.tracking_uri, arguments.experiment)
+
+
+if __name__ == "__main__":
+    main()
