@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._settings import resolve
-from support.chaos import Agent, check, sqlite
+from support.chaos import Agent, check, drain, sqlite
 from support.mlflow_server import MLflowServer
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
 from support.spans import finished
@@ -33,24 +33,6 @@ def environment(tmp_path: Path, uri: str, experiment: str) -> dict[str, str]:
         "MLFLOW_EXPERIMENT_ID": experiment,
         "MLFLOW_OTLP_SPOOL_DIR": str(tmp_path / "spool"),
     }
-
-
-def drain(variables: dict[str, str], seconds: float = 120.0) -> None:
-    """Sends by hand what is left, as a user would."""
-    command = [sys.executable, "-m", "mlflow_otlp_exporter", "spool", "flush", "--timeout", "20"]
-    end = time.monotonic() + seconds
-    while True:
-        done = subprocess.run(
-            command,
-            env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        left = list(Path(variables["MLFLOW_OTLP_SPOOL_DIR"]).glob("*/journal/*"))
-        if done.returncode == 0 and not left:
-            return
-        assert time.monotonic() < end, (done.stdout, done.stderr, left)
 
 
 SHARING = """

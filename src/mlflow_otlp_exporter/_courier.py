@@ -266,20 +266,19 @@ class Courier:
         return [Shipment(shipment.destination, rest, shipment.origin, uncertain=search.uncertain, found_in=search)]
 
     def _too_large(self, shipment: Shipment, outcome: Outcome, size: int) -> Next:
-        """413: smaller requests from now on; a single span is shortened."""
+        """413: smaller requests from now on; a single span is shortened. What is small already waits, if it is safe."""
+        if self._depot is not None and size <= _SMALLEST_REQUEST:
+            return self._postponed(shipment, outcome)
         smaller = max(size // 2, _SMALLEST_REQUEST)
         self.size_limit = min(self.size_limit or smaller, smaller)
         if len(shipment.spans) > 1:
-            return self._cut_by_size(shipment)
+            parts = [Shipment(shipment.destination, spans, shipment.origin) for spans in halves(shipment.spans)]
+            return Next((*parts, *self._put_aside(shipment)))
         shorter = shortened(shipment.spans[0], size // 2) if size > _SMALLEST_REQUEST else None
         if shorter is None:
             return self._give_up(shipment, outcome)
         shipment.spans = [shorter]
         return Next((shipment,))
-
-    def _cut_by_size(self, shipment: Shipment) -> Next:
-        parts = [Shipment(shipment.destination, spans, shipment.origin) for spans in halves(shipment.spans)]
-        return Next((*parts, *self._put_aside(shipment)))
 
     def _refused(self, shipment: Shipment, outcome: Outcome, seconds: float) -> Next:
         """The content is refused: cut until the culprit is alone, which is refused when that is repeated."""

@@ -14,6 +14,7 @@ _BACKOFF = {
     Cause.NOT_MLFLOW: (0.5, 30.0),
     Cause.CREDENTIALS: (2.0, 60.0),
     Cause.DESTINATION: (2.0, 60.0),
+    Cause.SIZE: (2.0, 60.0),
 }
 # Seconds after which what waits is put on disk, where there is one.
 LONGEST_IN_MEMORY = 2.0

@@ -31,9 +31,11 @@ class Agent:
         kills: When it was killed, by its runs.
     """
 
-    def __init__(self, folder: Path, number: int, environment: Mapping[str, str], *, every_span: bool) -> None:
+    def __init__(
+        self, folder: Path, number: int, environment: Mapping[str, str], *, every_span: bool, pause: float = 0.05
+    ) -> None:
         self.every_span, self.kills = every_span, dict[int, float]()
-        self._folder, self._number = folder, number
+        self._folder, self._number, self._pause = folder, number, pause
         self._truth, self._stop = folder / f"truth-{number}", folder / "stop"
         self._run = 0
         self._environment = {
@@ -49,6 +51,7 @@ class Agent:
 
     def _started(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "support.chaos_agent", str(self._truth), str(self.run), str(self._stop)]
+        command.append(str(self._pause))
         with (self._folder / f"agent-{self._number}.log").open("ab") as log:
             return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
@@ -157,3 +160,21 @@ def check(server: MLflowServer, query: Query, experiment: str, agents: Sequence[
         "traces": len(traces),
         "kills": sum(len(agent.kills) for agent in agents),
     }
+
+
+def drain(variables: Mapping[str, str], seconds: float = 120.0) -> None:
+    """Sends by hand what is left, as a user would."""
+    command = [sys.executable, "-m", "mlflow_otlp_exporter", "spool", "flush", "--timeout", "20"]
+    end = time.monotonic() + seconds
+    while True:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        left = list(Path(variables["MLFLOW_OTLP_SPOOL_DIR"]).glob("*/journal/*"))
+        if done.returncode == 0 and not left:
+            return
+        assert time.monotonic() < end, (done.stdout, done.stderr, left)

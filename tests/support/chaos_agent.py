@@ -1,4 +1,4 @@
-"""An agent that is made to be killed: `python -m support.chaos_agent TRUTH RUN STOP`.
+"""An agent that is made to be killed: `python -m support.chaos_agent TRUTH RUN STOP PAUSE`.
 
 It writes each span's name into the file TRUTH when the span has ended, with the time, so that what must have arrived is
 known whatever becomes of it; it ends when the file STOP is there.
@@ -29,7 +29,7 @@ def tokens(name: str) -> dict[str, int]:
     return {"input_tokens": prompt, "output_tokens": span, "total_tokens": prompt + span}
 
 
-def main(truth: str, run: str, stop: str) -> None:
+def main(truth: str, run: str, stop: str, between: str) -> None:
     """Runs until it is killed or told to stop."""
     telemetry = configure(auto_instrument=False)
     tracer, pause = trace.get_tracer("chaos"), threading.Event()
@@ -51,7 +51,7 @@ def main(truth: str, run: str, stop: str) -> None:
         ended(f"{run}.{number}.0")
         if Path(stop).exists():
             break
-        pause.wait(0.05)
+        pause.wait(float(between))
     sys.stdout.write(f"{telemetry.shutdown(60)} {telemetry.stats()}\n")
 
 
