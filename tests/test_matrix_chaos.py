@@ -101,7 +101,8 @@ def test_everything_goes_wrong(tmp_path: Path, version: str, kind: str) -> None:
     with ExitStack() as stack:
         database = stack.enter_context(Postgres()) if kind == "postgresql" else None
         extra = ["--backend-store-uri", database.uri] if database is not None else []
-        server = MLflowServer.start(tmp_path / "mlflow", python=mlflow_python(version), extra=extra)
+        python = mlflow_python(version, *(["psycopg2-binary"] if database is not None else []))
+        server = MLflowServer.start(tmp_path / "mlflow", python=python, extra=extra)
         stack.callback(server.stop)
         experiment = server.create_experiment("chaos")
         nginx = stack.enter_context(Nginx(tmp_path / "nginx", f"location / {{ {PASS} }}", server.uri))

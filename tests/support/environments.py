@@ -63,14 +63,19 @@ def environment(name: str, requirements: Sequence[str], *, editable: Path | None
     return python
 
 
-def mlflow_python(version: str) -> Path:
-    """Return a Python that has this version of MLflow: the running one, or an environment's."""
+def mlflow_python(version: str, *more: str) -> Path:
+    """Return a Python that has this version of MLflow: the running one, or an environment's.
+
+    Args:
+        version: The version.
+        more: Packages besides, which the running one has as it is.
+    """
     try:
         if importlib.metadata.version("mlflow") == version:
             return Path(sys.executable)
     except importlib.metadata.PackageNotFoundError:
         pass
-    return environment(f"mlflow-{version}", MLFLOW_REQUIREMENTS[version])
+    return environment("-".join(["mlflow", version, *more]), [*MLFLOW_REQUIREMENTS[version], *more])
 
 
 @contextmanager
