@@ -151,7 +151,8 @@ _ADVICE: Mapping[Code, Advice] = {
     ),
     Code.NOBODY_TO_ASK: Advice(
         "spans go to a Collector, and nothing says where MLflow is",
-        "set MLFLOW_TRACKING_URI besides the endpoint, or MLFLOW_EXPERIMENT_ID",
+        "set MLFLOW_TRACKING_URI besides OTEL_EXPORTER_OTLP_TRACES_ENDPOINT (not OTEL_EXPORTER_OTLP_ENDPOINT, which it "
+        "beats), or MLFLOW_EXPERIMENT_ID",
     ),
     Code.DESTINATION: Advice(
         "workspace, experiment or permission is not what the server expects",

@@ -128,6 +128,11 @@ class _Examination:
 
     def findings(self) -> Iterator[Finding]:
         """From the server's kind to the deleted trace."""
+        try:
+            self._reach.server.credentials.authorization()
+        except CredentialsUnavailable as error:
+            yield failed("credentials", Code.NO_CREDENTIAL, str(error))
+            return
         for step in (self._server, self._endpoint, self._experiment, self._write):
             for finding in step():
                 yield finding
@@ -210,10 +215,7 @@ class _Examination:
 
     def _credentials(self, refused: Outcome | None) -> Finding:
         given = self._reach.server.credentials
-        try:
-            ends = expiry_of(given.authorization())
-        except CredentialsUnavailable as error:
-            return failed("credentials", Code.NO_CREDENTIAL, str(error))
+        ends = expiry_of(given.authorization())
         life = "" if ends is None else f", {_lifetime(ends - time.time())}"
         if refused is not None:
             return failed("credentials", refused.code, f"{given}{life}", refused.message)

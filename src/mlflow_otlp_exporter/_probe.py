@@ -42,6 +42,9 @@ class Proxy:
     authorization: str
     variable: str
 
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port} (environment variable {self.variable})"
+
 
 def failed(step: str, code: Code, found: str, said: str = "") -> Finding:
     """A step that failed, with what is known of such failures."""
@@ -61,27 +64,36 @@ def probe(server: ServerSettings, environment: Mapping[str, str]) -> Iterator[Fi
     port = parts.port or (443 if parts.scheme == "https" else 80)
     proxy = proxy_for(server.url, environment)
     if proxy is None:
-        skipped = _bypassed(server.url, environment)
-        yield Finding("proxy", State.OK, skipped or "none")
+        yield Finding("proxy", State.OK, _bypassed(server.url, environment) or "none")
+        addresses = _addresses(host, port)
+        if isinstance(addresses, Finding):
+            yield addresses
+            return
+        yield Finding("name", State.OK, f"{host} is {', '.join(addresses[:4])}")
+        found = _connected(host, port)
     else:
-        yield Finding("proxy", State.OK, f"{proxy.host}:{proxy.port} (environment variable {proxy.variable})")
-    first_host, first_port = (proxy.host, proxy.port) if proxy else (host, port)
-    addresses = _addresses(first_host, first_port)
-    if isinstance(addresses, Finding):
-        yield addresses
-        return
-    yield Finding("name", State.OK, f"{first_host} is {', '.join(addresses[:4])}")
-    found = _connected(first_host, first_port)
+        found = _connected_to_proxy(proxy)
     if isinstance(found, Finding):
         yield found
         return
     with contextlib.closing(found) as connection:
-        yield Finding("connection", State.OK, f"{first_host}:{first_port} accepts connections")
-        if proxy is not None and parts.scheme == "https" and (problem := _tunnel(connection, proxy, host, port)):
-            yield problem
-            return
+        if proxy is None:
+            yield Finding("connection", State.OK, f"{host}:{port} accepts connections")
+        else:
+            if parts.scheme == "https" and (problem := _tunnel(connection, proxy, host, port)):
+                yield problem
+                return
+            yield Finding("proxy", State.OK, str(proxy))
         if parts.scheme == "https":
             yield _tls(connection, server, host, environment)
+
+
+def _connected_to_proxy(proxy: Proxy) -> socket.socket | Finding:
+    found = _addresses(proxy.host, proxy.port)
+    connection = found if isinstance(found, Finding) else _connected(proxy.host, proxy.port)
+    if isinstance(connection, Finding):
+        return failed("proxy", Code.PROXY, f"{proxy}: {connection.found}")
+    return connection
 
 
 def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
@@ -163,8 +175,7 @@ def _tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Fi
         return None
     code = Code.PROXY_CREDENTIAL if status[:1] == ["407"] else Code.PROXY
     said = line if line.startswith("HTTP/") else ""
-    found = f"{proxy.host}:{proxy.port} (environment variable {proxy.variable}) gives no way to {where}"
-    return failed("proxy", code, found, said)
+    return failed("proxy", code, f"{proxy} gives no way to {where}", said)
 
 
 def _trusted(server: ServerSettings, environment: Mapping[str, str]) -> tuple[str, str]:
