@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._connection import Connection
 from mlflow_otlp_exporter._settings import resolve
 from mlflow_otlp_exporter._transport import Answer, Failure
@@ -227,6 +228,8 @@ def test_failure_before_anything_was_sent(scripted_server: ScriptedServer) -> No
         assert not failure.arrived
     assert isinstance(no_file, Failure)
     assert no_file.credentials
+    codes = [failure.code for failure in (refused, unknown, no_tls) if isinstance(failure, Failure)]
+    assert codes == [Code.REFUSED, Code.NAME_UNKNOWN, Code.NOT_TLS]
 
 
 def test_session_of_the_user_is_used_as_it_is(scripted_server: ScriptedServer) -> None:

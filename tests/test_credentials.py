@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
-from mlflow_otlp_exporter._credentials import Credentials, CredentialsUnavailable, credentials_for
+from mlflow_otlp_exporter._credentials import Credentials, CredentialsUnavailable, credentials_for, expiry_of
 from mlflow_otlp_exporter._settings import resolve
 
 
@@ -90,3 +90,25 @@ def test_nothing_secret_in_words(tmp_path: Path) -> None:
         found = chosen(**arguments)
         assert "planted" not in str(found) + repr(found)
         assert str(found)
+
+
+def jwt(payload: str) -> str:
+    return f"Bearer e30.{base64.urlsafe_b64encode(payload.encode()).decode().rstrip('=')}.signature"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "expected"),
+    [
+        (jwt('{"exp": 1500000000, "sub": "system:serviceaccount:a:b"}'), 1.5e9),
+        (jwt('{"exp":1500000000.5}'), 1500000000.5),
+        (jwt('{"sub": "x"}'), None),
+        (jwt("[]"), None),
+        (jwt('{"exp": "soon"}'), None),
+        ("Bearer planted", None),
+        ("Bearer a.b.c", None),
+        ("Basic YTpi", None),
+        (None, None),
+    ],
+)
+def test_end_of_a_token(authorization: str | None, expected: float | None) -> None:
+    assert expiry_of(authorization) == expected

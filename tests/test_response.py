@@ -9,6 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._response import (
     Cause,
     Verdict,
@@ -24,6 +25,7 @@ from mlflow_otlp_exporter._transport import Answer, Failure
 PROTOBUF = {"content-type": "application/x-protobuf"}
 JSON = {"content-type": "application/json"}
 HTML = {"content-type": "text/html; charset=utf-8"}
+AUTHORIZATION = Code.AUTHORIZATION_CHECK
 DELIVERED, PARTLY, RETRY, SPLIT, REFUSED = Verdict
 CONTENT, SIZE, DESTINATION, CREDENTIALS, NOT_MLFLOW, SERVER = Cause
 
@@ -203,3 +205,59 @@ def test_logged_text_has_no_sql_parameters_and_is_cut() -> None:
 )
 def test_retry_after(value: str, seconds: float | None) -> None:
     assert retry_after({"retry-after": value}, now=1445412480.0) == seconds
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (Answer(200, HTML, b"<html>"), Code.PAGE),
+        (Answer(302, {"location": "https://login"}), Code.REDIRECTED),
+        (Answer(401), Code.UNAUTHENTICATED),
+        (Answer(407), Code.PROXY_CREDENTIAL),
+        (Answer(413), Code.TOO_LARGE),
+        (Answer(404, HTML, b"<html>"), Code.NO_TRACES_HERE),
+        (Answer(404, JSON, body({"detail": "Not Found"})), Code.NO_TRACES_HERE),
+        (Answer(405, JSON), Code.NO_TRACES_HERE),
+        (Answer(501, JSON, body({"detail": "REST OTLP span logging is not supported by FileStore"})), Code.FILE_STORE),
+        (Answer(501), Code.NO_TRACES_HERE),
+        (Answer(400, HTML, b"<title>400 The plain HTTP request was sent to HTTPS port</title>"), Code.TLS_WANTED),
+        (Answer(403, {}, b"Invalid Host header - possible DNS rebinding attack detected"), Code.HOST_NOT_ALLOWED),
+        (Answer(403, {}, b"Permission denied"), Code.DENIED),
+        (
+            Answer(403, JSON, body({"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})),
+            Code.DENIED,
+        ),
+        (Answer(500, JSON, mlflow_error("FEATURE_DISABLED", "workspaces are not enabled")), Code.WORKSPACES_OFF),
+        (Answer(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "Workspace 'x' not found")), Code.WORKSPACE_UNKNOWN),
+        (Answer(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", "Workspace name 'X'")), Code.WORKSPACE_UNKNOWN),
+        (Answer(400, JSON, body({"error": {"message": "Workspace context is required"}})), Code.WORKSPACE_MISSING),
+        (
+            Answer(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "No Experiment with id=9")),
+            Code.EXPERIMENT_UNKNOWN,
+        ),
+        (Answer(422, JSON, body({"detail": "No Experiment with id=9 exists"})), Code.EXPERIMENT_UNKNOWN),
+        (Answer(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", "Invalid experiment ID")), Code.EXPERIMENT_UNKNOWN),
+        (Answer(422, JSON, body({"detail": [{"loc": ["x-mlflow-experiment-id"]}]})), Code.EXPERIMENT_MISSING),
+        (Answer(400, {}, b"Missing required header: X-Mlflow-Experiment-Id"), Code.EXPERIMENT_MISSING),
+        (Answer(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "something else")), Code.DESTINATION),
+        (Answer(503), Code.AWAY),
+        (Answer(503, JSON, mlflow_error("TEMPORARILY_UNAVAILABLE", "database is locked")), Code.DATABASE),
+        (Answer(400, JSON, mlflow_error("BAD_REQUEST", "file is not a database")), Code.DATABASE_DAMAGED),
+        (Answer(429), Code.THROTTLED),
+        (Answer(500), Code.SERVER_ERROR),
+        (
+            Answer(500, JSON, body({"error": {"message": "Failed to perform Kubernetes authorization check"}})),
+            AUTHORIZATION,
+        ),
+        (Answer(400, JSON, body({"detail": "bad"})), Code.CONTENT),
+        (Answer(200, PROTOBUF, partial(2, "too old")), Code.REJECTED),
+        (Answer(200, PROTOBUF, partial(0, "be brief")), Code.SAID),
+    ],
+)
+def test_code_that_explains(answer: Answer, code: Code) -> None:
+    assert read_answer(answer).code is code
+
+
+def test_code_of_no_answer() -> None:
+    assert read_failure(Failure("no token file", credentials=True)).code is Code.NO_CREDENTIAL
+    assert read_failure(Failure("late", code=Code.NO_ANSWER)).code is Code.NO_ANSWER

@@ -309,8 +309,9 @@ def resolve(
         values[name], sources[name] = resolver.value(name, group)
         if sources[name].kind == "default" and defaults and name in defaults:
             values[name] = defaults[name]
-    if sources["workspace"].kind == "default":
-        values["workspace"], sources["workspace"] = resolver.page("workspace")
+    page, page_source = resolver.page("workspace")
+    if page and (sources["workspace"].kind == "default" or page_source.kind == "argument" != sources["workspace"].kind):
+        values["workspace"], sources["workspace"] = page, page_source
     buffer, buffer_sources = _buffer(resolver, group)
     enrichment, enrichment_sources = _enrichment(resolver, group, defaults or {})
     disk, disk_sources = _disk(resolver, group, defaults or {})

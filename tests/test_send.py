@@ -1,0 +1,109 @@
+"""`mlflow-otlp send`: recorded OTLP, or a test trace, into a real MLflow."""
+
+import json
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from mlflow_otlp_exporter import ConfigurationError, cli
+from mlflow_otlp_exporter._encoder import Encoder, assemble
+from mlflow_otlp_exporter._send import read_file
+from support.markers import PROMPT
+from support.mlflow_server import MLflowServer
+from support.scripted_server import Answer, ScriptedServer
+from support.spans import finished
+
+NAMES = ["first", "second", "third"]
+
+
+def recorded() -> bytes:
+    encoder = Encoder()
+    return assemble([encoder.encode(span) for span in finished(*NAMES)])
+
+
+def as_json(content: bytes) -> str:
+    """In OTLP's own JSON: ids in hexadecimal."""
+    data = TracesData.FromString(content)
+    found = json_format.MessageToDict(data)
+    plain = [span for group in data.resource_spans for scope in group.scope_spans for span in scope.spans]
+    written = [span for group in found["resourceSpans"] for scope in group["scopeSpans"] for span in scope["spans"]]
+    for span, message in zip(written, plain, strict=True):
+        span["traceId"], span["spanId"] = message.trace_id.hex(), message.span_id.hex()
+    return json.dumps(found)
+
+
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    number = mlflow_server.create_experiment(f"sent by {request.node.name}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
+    return number
+
+
+@pytest.mark.parametrize("form", ["pb", "json", "lines"])
+def test_file(
+    form: str, experiment: str, mlflow_server: MLflowServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = recorded()
+    path = tmp_path / f"traces.{form}"
+    if form == "pb":
+        path.write_bytes(content)
+    elif form == "json":
+        path.write_text(json.dumps(json.loads(as_json(content)), indent=2))
+    else:  # as a Collector's file exporter writes
+        path.write_text(f"{as_json(recorded())}\n{as_json(content)}\n")
+    assert cli.main(["send", str(path)]) == 0
+    expected = 6 if form == "lines" else 3
+    assert f"{expected} of {expected} spans of {expected} traces were delivered" in capsys.readouterr().out
+    assert len(mlflow_server.search_traces(experiment)) == expected
+
+
+def test_json_is_the_same_as_protobuf(tmp_path: Path) -> None:
+    content = recorded()
+    (tmp_path / "pb").write_bytes(content)
+    (tmp_path / "json").write_text(as_json(content))
+    assert assemble(read_file(tmp_path / "pb")) == assemble(read_file(tmp_path / "json"))
+
+
+def test_test_trace(experiment: str, mlflow_server: MLflowServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["send", "--test"]) == 0
+    (trace,) = mlflow_server.search_traces(experiment)
+    assert trace["trace_id"] in capsys.readouterr().out
+    assert trace["state"] == "OK"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"{", b"[]", b"no traces", b"\x0a\xff\xff", b'{"resourceSpans":[5]}'])
+def test_file_of_something_else(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "traces"
+    path.write_bytes(content)
+    assert cli.main(["send", str(path)]) == 2
+    assert f"{path}: " in capsys.readouterr().err
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="No such file"):
+        read_file(tmp_path / "nowhere")
+
+
+def test_what_is_not_delivered_is_told(
+    scripted_server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted_server.answer(then=Answer(503))
+    path = tmp_path / "traces.pb"
+    path.write_bytes(recorded())
+    arguments = ["send", str(path), "--tracking-uri", scripted_server.url, "--experiment-id", "1"]
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr()
+    assert "0 of 3 spans of 3 traces were delivered" in said.err
+    assert "[MLO-501]" in said.err
+    assert PROMPT not in said.err
+
+
+@pytest.mark.parametrize("arguments", [["send"], ["send", "--test", "file.pb"], ["doctor", "--nonsense"]])
+def test_wrong_command_line_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert "usage: mlflow-otlp" in capsys.readouterr().err
