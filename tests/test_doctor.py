@@ -7,6 +7,7 @@ import base64
 import email.utils
 import errno
 import json
+import os
 import socket
 import subprocess
 import time
@@ -349,7 +350,7 @@ def disk_full(world: World) -> None:
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        world.patch.setattr(_doctor_local.os, "fsync", full)
+        world.patch.setattr(os, "fsync", full)
     else:
         world._stack.callback(subprocess.run, ["umount", "--lazy", str(path)], check=True)
     world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_OTLP_SPOOL_DIR=str(path))
@@ -573,7 +574,7 @@ def test_what_waits_on_disk_is_told_and_left_alone(world: World, capsys: pytest.
 
 def test_proxy_that_is_not_for_this_host(world: World) -> None:
     world.set(HTTPS_PROXY="http://ada:x@proxy.test:3128", NO_PROXY=".svc,127.0.0.1")
-    environment = dict(_probe.os.environ)
+    environment = dict(os.environ)
     assert _probe.proxy_for("https://mlflow.team.svc:8443/v1/traces", environment) is None
     found = _probe.proxy_for("https://mlflow.example.test/v1/traces", environment)
     assert found is not None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._delivery import backoff
 from mlflow_otlp_exporter._desk import After
 from mlflow_otlp_exporter._destination import Destination
@@ -226,7 +227,7 @@ class FollowUps:
 
     def _lost(self, count: int, why: str) -> None:
         self._report.count(not_followed_up=count)
-        self._report.once(logging.WARNING, f"{_LACKING}: {why}")
+        self._report.once(logging.WARNING, coded(Code.NOT_FOLLOWED_UP, f"{_LACKING}: {why}"))
 
     def give_up(self, destination: Destination) -> None:
         """Ends what is left for a destination undone."""

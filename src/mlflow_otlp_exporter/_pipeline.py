@@ -123,10 +123,10 @@ class Pipeline:
             depot=self.depot,
         )
         self.rest_side: RestSide | None = None
-        if self.api is not None:
+        if rest is not None:
             from mlflow_otlp_exporter._rest_side import RestSide  # noqa: PLC0415 - likewise
 
-            self.rest_side = RestSide(self.api, settings, self.experiments, stored, self.report)
+            self.rest_side = RestSide(rest, settings, self.experiments, stored, self.report)
             if self.rest_side.follows_up:
                 self.courier.delivered = self.rest_side.delivered
         self.senders: Senders[Shipment] = Senders(self._step, self.courier.abandon)

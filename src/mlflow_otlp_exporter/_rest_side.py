@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._desk import Desk
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments
 from mlflow_otlp_exporter._encoder import EncodedSpan
@@ -62,7 +63,8 @@ class RestSide:
         try:
             turn = self._follow_ups.delivered(destination, spans)
         except Exception:  # noqa: BLE001 - what follows spans must never cost them
-            logger.exception("what follows spans is left out, by a mistake in this library; please report it")
+            said = "what follows spans is left out, by a mistake in this library; please report it [%s]"
+            logger.exception(said, Code.MISTAKE)
             return
         if turn is not None:
             self._desk.put(("traces", destination), turn, wait=_FOLLOW_UP_SECONDS)
