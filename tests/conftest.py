@@ -11,6 +11,7 @@ import opentelemetry.trace
 import pytest
 from opentelemetry.util._once import Once
 
+from mlflow_otlp_exporter._tracers import use_provider
 from support.markers import Watch, watching
 from support.mlflow_server import MLflowServer
 from support.needs import NEEDS
@@ -94,6 +95,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) -> I
 
         after = _environment()
         reset_tracer_provider()
+        use_provider(None)  # what a test gave to configure()
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         for name in changed:
             if name in before:
