@@ -324,6 +324,7 @@ class Asked:
     def __init__(self, *, fails: bool = False) -> None:
         self.not_before, self.failures = 0.0, 0
         self.ticket: Ticket | None = None
+        self.waits = 0.01
         self.fails, self.given_up, self.ran = fails, False, threading.Event()
 
     def run(self, seconds: float) -> After:
@@ -331,7 +332,7 @@ class Asked:
         self.ran.set()
         if self.fails:
             self.failures += 1
-            return After((self,), wait=0.01)
+            return After((self,), wait=self.waits if self.failures > 1 else 0.01)
         return After()
 
     def give_up(self) -> None:
@@ -356,6 +357,18 @@ def test_nobody_waits_for_what_fails_again_and_again() -> None:
     until(lambda: desk.wait(0.0))
     desk.close(1.0)
     assert not errand.given_up
+
+
+def test_each_flush_waits_for_another_try() -> None:
+    """What failed as its trace was in progress succeeds when that has been sent."""
+    desk, errand = Desk(1.0), Asked(fails=True)
+    errand.waits = 60.0
+    desk.put("a", errand)
+    assert not desk.wait(30.0)
+    assert errand.failures >= 2
+    errand.fails = False
+    assert desk.wait(30.0)
+    desk.close(1.0)
 
 
 def test_end_gives_up_what_fails_and_does_what_does_not() -> None:

@@ -1,4 +1,4 @@
-"""What follows spans does good and no harm, on every version of MLflow that is run somewhere."""
+"""What follows spans, and feedback, does good and no harm, on every version of MLflow that is run somewhere."""
 
 import json
 import threading
@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._assessment import assessed, trace_name
 from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.spans import provider
@@ -282,3 +283,51 @@ def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:
     after = mlflow.record(agent.spans)
     assert json.loads(after["trace_metadata"][USAGE])["total_tokens"] == 300
     assert (after["tags"][NAME], after["trace_metadata"][SESSION]) == ("agent", "s-42")
+
+
+# Feedback
+
+
+def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
+    mlflow.server.create_experiment("feedback")
+    exporter, agent = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="feedback"), Agent()
+    context = agent.spans[0].context
+    assert context is not None
+    trace_id = trace_name(context.trace_id)
+    values: list[Any] = [True, 0.5, 3, "good", ["a", 1], {"stars": 4}]
+    made = [
+        assessed(
+            "feedback",
+            trace_id,
+            f"value {number}",
+            value,
+            workspace=None,
+            source="ada",
+            rationale="why not",
+            metadata={"channel": "web"},
+            span_id=context.span_id,
+        )
+        for number, value in enumerate(values)
+    ]
+    made.append(assessed("expectation", trace_id, "expected", {"city": "Paris"}, workspace=None))
+    for each in made:
+        exporter.assess(each)
+    assert not exporter.told(20.0)  # it has no such trace
+    assert exporter.stats().feedback == 0
+    exported(exporter, agent.spans)
+    assert exporter.told(20.0)
+    for each in made:
+        exporter.assess(each)  # as after a lost answer
+    assert exporter.told(20.0)
+    exporter.shutdown()
+    assert (exporter.stats().feedback, exporter.stats().feedback_refused) == (14, 0)
+    found = {each["assessment_id"]: each for each in mlflow.record(agent.spans)["assessments"]}
+    assert found.keys() == {each.id for each in made}
+    assert [found[each.id]["feedback"]["value"] for each in made[:-1]] == values
+    assert found[made[-1].id]["expectation"]["serialized_value"]["value"] == '{"city": "Paris"}'
+    first = found[made[0].id]
+    assert (first["rationale"], first["metadata"]) == ("why not", {"channel": "web"})
+    assert (first["source"], first["span_id"]) == (
+        {"source_type": "HUMAN", "source_id": "ada"},
+        f"{context.span_id:016x}",
+    )

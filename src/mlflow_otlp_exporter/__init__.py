@@ -1,6 +1,6 @@
 """Traces of LLM agents into MLflow with plain OpenTelemetry."""
 
-from mlflow_otlp_exporter._configure import configure, flush, shutdown
+from mlflow_otlp_exporter._configure import configure, flush, log_expectation, log_feedback, shutdown
 from mlflow_otlp_exporter._context import trace_context
 from mlflow_otlp_exporter._decorator import traced
 from mlflow_otlp_exporter._errors import ConfigurationError
@@ -21,6 +21,8 @@ __all__ = [
     "__version__",
     "configure",
     "flush",
+    "log_expectation",
+    "log_feedback",
     "set_documents",
     "set_inputs",
     "set_outputs",

@@ -71,7 +71,8 @@ class Code(enum.Enum):
     SENT_AGAIN = "MLO-511", "spans may be counted twice"
     ABANDONED = "MLO-512", "no time left to send spans"
     AUTHORIZATION_CHECK = "MLO-513", "the server cannot check permissions"
-    NOT_FOLLOWED_UP = "MLO-514", "traces lack what an older MLflow takes by another call"
+    FOLLOW_UP = "MLO-514", "MLflow is not told what follows spans"
+    FEEDBACK = "MLO-515", "feedback is lost"
 
     JOURNAL = "MLO-601", "ended spans are not written to the journal"
     DISK = "MLO-602", "the spool cannot be written"

@@ -174,6 +174,98 @@ def flush(timeout: float = FLUSH_SECONDS) -> FlushResult:
     return _current.flush(timeout) if _current else FlushResult()
 
 
+def log_feedback(
+    trace_id: int | str | None,
+    name: str,
+    value: Any,
+    *,
+    rationale: str | None = None,
+    source: str | None = None,
+    source_type: str = "HUMAN",
+    metadata: Mapping[str, Any] | None = None,
+    span_id: int | str | None = None,
+    workspace: str | None = None,
+) -> str | None:
+    """Sends feedback on a trace to MLflow; see `Telemetry.log_feedback`. Does nothing before `configure()`.
+
+    Args:
+        trace_id: OpenTelemetry's trace id, as a number or in hexadecimal, or MLflow's (`tr-...`); None for the current
+            span's trace.
+        name: What is judged.
+        value: The judgement.
+        rationale: Why.
+        source: Who says so.
+        source_type: `HUMAN`, `CODE` or `LLM_JUDGE`.
+        metadata: More, by name.
+        span_id: The span that is judged; None for the trace.
+        workspace: The trace's workspace, if it is not the one that its spans went to from here.
+
+    Returns:
+        The id of the assessment; None if it cannot be sent.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+    current = _current
+    if current is None:
+        return None
+    return current.log_feedback(
+        trace_id,
+        name,
+        value,
+        rationale=rationale,
+        source=source,
+        source_type=source_type,
+        metadata=metadata,
+        span_id=span_id,
+        workspace=workspace,
+    )
+
+
+def log_expectation(
+    trace_id: int | str | None,
+    name: str,
+    value: Any,
+    *,
+    source: str | None = None,
+    source_type: str = "HUMAN",
+    metadata: Mapping[str, Any] | None = None,
+    span_id: int | str | None = None,
+    workspace: str | None = None,
+) -> str | None:
+    """Sends what a trace should have answered to MLflow; see `Telemetry.log_expectation`.
+
+    Args:
+        trace_id: The trace; None for the current span's.
+        name: What is expected.
+        value: What it should have been.
+        source: Who says so.
+        source_type: `HUMAN`, `CODE` or `LLM_JUDGE`.
+        metadata: More, by name.
+        span_id: The span; None for the trace.
+        workspace: The trace's workspace.
+
+    Returns:
+        The id of the assessment; None if it cannot be sent.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+    current = _current
+    if current is None:
+        return None
+    return current.log_expectation(
+        trace_id,
+        name,
+        value,
+        source=source,
+        source_type=source_type,
+        metadata=metadata,
+        span_id=span_id,
+        workspace=workspace,
+    )
+
+
 def shutdown(timeout: float = SHUTDOWN_SECONDS) -> FlushResult:
     """Flushes, then stops exporting; `configure()` starts anew. Does nothing before `configure()`.
 

@@ -6,16 +6,18 @@ An errand is taken step by step, and repeated as long as it may succeed; what is
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
+from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._senders import Senders
 
 # At the end each request has this many seconds at least.
 _LEAST_SECONDS = 0.2
-# After so many failures in a row no flush waits for an errand any more.
+# After so many failures no flush waits for an errand any more.
 _WAITED_FOR = 2
 
 
@@ -63,6 +65,14 @@ class Desk:
         self._closing = False
         self._senders: Senders[Errand] = Senders(self._step, self._abandon, count=1)
         self._in_flight = InFlight()
+        self._renew()
+        after_fork_in_child(self._renew)
+
+    def _renew(self) -> None:
+        """Also in a forked child: what the parent has to ask, the parent asks."""
+        self._lock = threading.Lock()
+        # Errands, and how often each failed since somebody waits for it.
+        self._open: dict[Errand, int] = {}
 
     def put(self, key: Hashable, errand: Errand, *, wait: float = 0.0) -> None:
         """Takes an errand in.
@@ -72,28 +82,43 @@ class Desk:
             errand: What is to be asked.
             wait: Seconds to wait before, unless somebody hurries.
         """
-        errand.ticket = self._in_flight.opened(1, 0)
+        with self._lock:
+            self._open[errand] = 0
+            errand.ticket = self._in_flight.opened(1, 0)
         self._senders.put(key, errand, wait=wait)
 
+    @property
+    def count(self) -> int:
+        """How many errands are not done."""
+        return self._in_flight.spans
+
     def _step(self, errand: Errand) -> After:
+        failures = errand.failures
         after = errand.run(min(self._timeout, max(_LEAST_SECONDS, self._until - time.monotonic())))
         if after.shipments and errand.failures and self._closing:
             self._abandon(errand)
             return After()
         if not after.shipments:
             self._settle(errand)
-        elif errand.failures >= _WAITED_FOR and errand.ticket is not None:
-            errand.ticket.suspected(1, 0)
+        elif errand.failures > failures:
+            self._fail(errand)
         return after
+
+    def _fail(self, errand: Errand) -> None:
+        with self._lock:
+            self._open[errand] = self._open.get(errand, 0) + 1
+            if self._open[errand] >= _WAITED_FOR and errand.ticket is not None:
+                errand.ticket.suspected(1, 0)
 
     def _abandon(self, errand: Errand) -> None:
         errand.give_up()
         self._settle(errand)
 
-    @staticmethod
-    def _settle(errand: Errand) -> None:
-        if errand.ticket is not None:
-            errand.ticket()
+    def _settle(self, errand: Errand) -> None:
+        with self._lock:
+            self._open.pop(errand, None)
+            if errand.ticket is not None:
+                errand.ticket()
 
     def hurry(self, seconds: float) -> None:
         """Ends waits, as somebody waits for the outcome.
@@ -102,6 +127,13 @@ class Desk:
             seconds: How long somebody waits.
         """
         self._until = time.monotonic() + seconds
+        with self._lock:
+            for errand, failures in self._open.items():
+                if failures and errand.ticket is not None:
+                    # Counted anew: it may succeed now.
+                    errand.ticket()
+                    errand.ticket = self._in_flight.opened(1, 0)
+                    self._open[errand] = 0
         self._senders.hurry()
 
     def relax(self) -> None:

@@ -8,10 +8,10 @@ from mlflow_otlp_exporter._codes import Code, coded
 class ConfigurationError(ValueError):
     """A setting is wrong.
 
-    Raised by `configure()` and the constructors only, before anything is exported. The message says what was
-    wrong, where it came from (argument, environment variable, file) and what was expected; it never holds a secret.
-    It ends with a code that docs/troubleshooting.md explains. A server that is away is not a wrong setting and raises
-    nothing.
+    Raised by `configure()`, the constructors, `log_feedback()` and `log_expectation()` only, and before anything is
+    exported. The message says what was wrong, where it came from (argument, environment variable, file) and what was
+    expected; it never holds a secret. It ends with a code that docs/troubleshooting.md explains. A server that is away
+    is not a wrong setting and raises nothing.
 
     Args:
         message: What is wrong.

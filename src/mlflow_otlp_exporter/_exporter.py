@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter._codes import Code
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._in_flight import Ticket
 from mlflow_otlp_exporter._report import Stats, logger
 from mlflow_otlp_exporter._routes import route_of
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     import requests
     from opentelemetry.metrics import MeterProvider
 
+    from mlflow_otlp_exporter._assessment import Assessment
     from mlflow_otlp_exporter._pipeline import Pipeline
+    from mlflow_otlp_exporter.privacy._mask import Mask
 
 
 class MLflowSpanExporter(OTLPSpanExporter):
@@ -240,6 +243,43 @@ class MLflowSpanExporter(OTLPSpanExporter):
         """
         rest_side = self._pipeline.rest_side if self._pipeline else None
         return rest_side is None or rest_side.wait(max(0.0, seconds))
+
+    def workspace_of(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> str | None:
+        """The workspace that a trace goes to; None for the server's default.
+
+        Args:
+            trace_id: OpenTelemetry's trace id.
+            resource_attributes: The resource's attributes.
+        """
+        if self._pipeline is None:
+            return None
+        return self._pipeline.destination.for_trace(resource_attributes, route_of(trace_id)).workspace
+
+    @property
+    def mask(self) -> Mask | None:
+        """What masks texts, if anything does."""
+        return self._pipeline.cleaner.mask if self._pipeline else None
+
+    def assess(self, assessment: Assessment | None, why_not: str = "the exporter is off") -> bool:
+        """Sends feedback in the background, or counts it as lost.
+
+        Args:
+            assessment: What is sent; None if it cannot be.
+            why_not: Why it cannot be, in words.
+
+        Returns:
+            Whether it is on its way.
+        """
+        pipeline = self._pipeline
+        if pipeline is None:
+            return False
+        if assessment is not None and pipeline.rest_side is not None:
+            pipeline.rest_side.assess(assessment)
+            return True
+        why_not = why_not if assessment is None else "no MLflow is known beside the OTLP endpoint"
+        pipeline.report.count(feedback_refused=1)
+        pipeline.report.once(logging.WARNING, coded(Code.FEEDBACK, f"feedback is lost: {why_not}"))
+        return False
 
     @property
     def record(self) -> Callable[[ReadableSpan], None] | None:

@@ -227,7 +227,7 @@ class FollowUps:
 
     def _lost(self, count: int, why: str) -> None:
         self._report.count(not_followed_up=count)
-        self._report.once(logging.WARNING, coded(Code.NOT_FOLLOWED_UP, f"{_LACKING}: {why}"))
+        self._report.once(logging.WARNING, coded(Code.FOLLOW_UP, f"{_LACKING}: {why}"))
 
     def give_up(self, destination: Destination) -> None:
         """Ends what is left for a destination undone."""

@@ -126,9 +126,9 @@ class Pipeline:
         if rest is not None:
             from mlflow_otlp_exporter._rest_side import RestSide  # noqa: PLC0415 - likewise
 
-            self.rest_side = RestSide(rest, settings, self.experiments, stored, self.report)
-            if self.rest_side.follows_up:
-                self.courier.delivered = self.rest_side.delivered
+            spool = self.depot.spool if self.depot is not None else None
+            self.rest_side = RestSide(rest, settings, self.experiments, stored, self.report, spool)
+            self.courier.delivered = self.rest_side.delivered
         self.senders: Senders[Shipment] = Senders(self._step, self.courier.abandon)
         self.drainer: Drainer | None = None
         if self.depot is not None:

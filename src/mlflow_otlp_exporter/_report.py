@@ -46,6 +46,8 @@ class Stats:
         values_left_out: Attribute values that were left out: types that OTLP does not have, too deep a nesting.
         followed_up: Traces whose name, tags, session or user MLflow was told besides (docs/compatibility.md).
         not_followed_up: Traces for which that was not possible.
+        feedback: Feedback and expectations that the server accepted.
+        feedback_refused: Those that were given up; the log says why.
     """
 
     delivered: int = 0
@@ -58,6 +60,8 @@ class Stats:
     values_left_out: int = 0
     followed_up: int = 0
     not_followed_up: int = 0
+    feedback: int = 0
+    feedback_refused: int = 0
 
 
 @dataclass

@@ -32,7 +32,7 @@ class Reply(NamedTuple):
 
 
 def call(
-    api: Transport, method: str, path: str, body: Mapping[str, Any], *, workspace: str | None, seconds: float
+    api: Transport, method: str, path: str, body: Mapping[str, Any] | None, *, workspace: str | None, seconds: float
 ) -> Reply:
     """Makes a call.
 
@@ -40,12 +40,12 @@ def call(
         api: MLflow's REST side.
         method: The HTTP method.
         path: The path, from `/api` on.
-        body: What is sent as JSON.
+        body: What is sent as JSON, if anything is.
         workspace: The workspace; None for the server's default.
         seconds: How long it may take.
     """
     headers = {"content-type": "application/json", **Destination(workspace=workspace).headers(None)}
-    content = json.dumps(body).encode()
+    content = None if body is None else json.dumps(body).encode()
     answer = api.request(method, path, headers=headers, body=content, seconds=seconds, longest=_LONGEST)
     if not isinstance(answer, Answer):
         return Reply(read_failure(answer), {})

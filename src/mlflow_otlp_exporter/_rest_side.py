@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlflow_otlp_exporter._codes import Code
+from mlflow_otlp_exporter._assessment import Assessment
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._desk import Desk
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments
 from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._feedback import Feedback, Note
+from mlflow_otlp_exporter._feedback_files import FeedbackFiles
 from mlflow_otlp_exporter._follow_up import FollowUps
 from mlflow_otlp_exporter._report import Report, logger
 from mlflow_otlp_exporter._response import Outcome
 from mlflow_otlp_exporter._settings import Settings
+from mlflow_otlp_exporter._spool import Spool
 from mlflow_otlp_exporter._stored import Stored
 from mlflow_otlp_exporter._transport import Transport
 
 # Between the delivery of a trace's root and the call that follows: others share its reading, and live spans go first.
 _FOLLOW_UP_SECONDS = 2.0
+# Before feedback is sent: that on a trace in progress comes before it.
+_FEEDBACK_SECONDS = 1.0
+# Calls that wait in memory.
+_MOST = 10_000
 
 
 class RestSide:
-    """Follow-ups of traces, where they are wanted, and the desk that all calls go over.
+    """Follow-ups of traces, where they are wanted, feedback, and the desk that all calls go over.
 
     Args:
         api: MLflow's REST side.
@@ -28,24 +36,31 @@ class RestSide:
         experiments: Turns names into ids.
         stored: Tells the server's version.
         report: Where calls are counted.
+        spool: Where feedback is kept that has to wait; None to keep it in memory.
     """
 
     def __init__(
-        self, api: Transport, settings: Settings, experiments: Experiments, stored: Stored, report: Report
+        self,
+        api: Transport,
+        settings: Settings,
+        experiments: Experiments,
+        stored: Stored,
+        report: Report,
+        spool: Spool | None = None,
     ) -> None:
         self._desk = Desk(settings.timeout)
         self._experiments = experiments
         self._own_experiment = settings.traces.headers.get(EXPERIMENT_HEADER)
+        self._files: FeedbackFiles | None = None
+        if spool is not None:
+            self._files = FeedbackFiles(spool.folder, spool.existing_folder, settings.disk.spool_max_age)
+        self._feedback = Feedback(api, report, self._files)
+        self._looked = self._files is None
         self._follow_ups: FollowUps | None = None
         wanted = settings.enrichment.trace_info
         # What is only guessed to be MLflow, behind a Collector's address, is asked only if that is wanted.
         if wanted or (wanted is None and settings.api_certain):
             self._follow_ups = FollowUps(api, self._experiment, stored, report, everything=bool(wanted))
-
-    @property
-    def follows_up(self) -> bool:
-        """Whether traces are followed up."""
-        return self._follow_ups is not None
 
     def _experiment(self, destination: Destination, seconds: float) -> str | Outcome | None:
         """The id of the experiment that spans for a destination go to."""
@@ -58,16 +73,37 @@ class RestSide:
             destination: Where they went.
             spans: The spans.
         """
-        if self._follow_ups is None:
-            return
         try:
-            turn = self._follow_ups.delivered(destination, spans)
+            self._take_up()
+            turn = self._follow_ups.delivered(destination, spans) if self._follow_ups is not None else None
         except Exception:  # noqa: BLE001 - what follows spans must never cost them
-            said = "what follows spans is left out, by a mistake in this library; please report it [%s]"
-            logger.exception(said, Code.MISTAKE)
+            said = "what follows spans is left out, by a mistake in this library; please report it"
+            logger.exception(coded(Code.MISTAKE, said))
             return
         if turn is not None:
             self._desk.put(("traces", destination), turn, wait=_FOLLOW_UP_SECONDS)
+
+    def assess(self, assessment: Assessment) -> None:
+        """Sends feedback in the background.
+
+        Args:
+            assessment: What is sent.
+        """
+        self._take_up()
+        if self._desk.count >= _MOST:
+            self._feedback.give_up(Note(self._feedback, assessment))
+            return
+        self._send(assessment)
+
+    def _take_up(self) -> None:
+        """Once: what another run has left on disk. Not at the start, as an app may fork until it sends something."""
+        if not self._looked and self._files is not None:
+            self._looked = True
+            for each in self._files.left():
+                self._send(each, kept=True)
+
+    def _send(self, assessment: Assessment, *, kept: bool = False) -> None:
+        self._desk.put(("feedback", assessment.id), Note(self._feedback, assessment, kept=kept), wait=_FEEDBACK_SECONDS)
 
     def wait(self, seconds: float) -> bool:
         """Waits for the calls that are to be made now; see `Desk.wait`."""

@@ -4,7 +4,17 @@ from pathlib import Path
 
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, Stats, Telemetry, configure, flush, shutdown
+from mlflow_otlp_exporter import (
+    FlushResult,
+    MLflowSpanExporter,
+    Stats,
+    Telemetry,
+    configure,
+    flush,
+    log_expectation,
+    log_feedback,
+    shutdown,
+)
 
 telemetry: Telemetry = configure()
 telemetry = configure(
@@ -23,6 +33,9 @@ result = shutdown(timeout=2)
 delivered: int = result.delivered
 stats: Stats = telemetry.stats()
 url: str | None = telemetry.trace_url()
+assessment: str | None = telemetry.log_feedback(None, "helpful", True, rationale="why", source="ada")
+assessment = log_feedback("tr-0", "stars", 4, metadata={"channel": "web"}, span_id=7, workspace="team-a")
+assessment = log_expectation(7, "expected_response", ["a"], source_type="CODE")
 
 exporter: SpanExporter = MLflowSpanExporter("http://localhost:4318/v1/traces", None, None, None, {"a": "b"}, 10)
 exporter = MLflowSpanExporter(tracking_uri="http://localhost:5000", experiment="agents", compression="gzip")
