@@ -456,7 +456,7 @@ def test_page_says_what_works(mlflow_server: MLflowServer, monkeypatch: pytest.M
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     found: dict[str, Any] = {}
-    exec(compile(code, str(page), "exec"), found)  # noqa: S102 - that is the page's own
+    exec(compile(code, str(page), "exec"), found)
     telemetry = found["configure"](experiment="support-agent")
     telemetry.flush()
     url = telemetry.trace_url()
