@@ -84,6 +84,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) -> I
         patch.setenv("MLFLOW_OTLP_AUTO_INSTRUMENT", "false")
         # A call that follows spans would be among the requests that tests count: tests of it ask for it.
         patch.setenv("MLFLOW_OTLP_TRACE_INFO", "false")
+        # The tests may run in a pod.
+        patch.setenv("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR", "none")
         home = tmp_path_factory.mktemp("home")
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_STATE_HOME", str(home / ".local" / "state"))

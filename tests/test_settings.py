@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
-from mlflow_otlp_exporter._settings import Settings, Source, resolve
+from mlflow_otlp_exporter._settings import Settings, resolve
 from mlflow_otlp_exporter._shown import shown
+from mlflow_otlp_exporter._source import Source
 from mlflow_otlp_exporter._table import SETTINGS, Group
 
 MLFLOW, OTLP = Group.MLFLOW, Group.OTLP
@@ -159,7 +160,7 @@ ERRORS: list[tuple[dict[str, Any], dict[str, str], list[str]]] = [
     (
         {},
         {"MLFLOW_TRACKING_AUTH": "kubernetes-namespaced"},
-        ["MLFLOW_TRACKING_TOKEN_FILE=/var/run", "MLFLOW_WORKSPACE"],
+        ["MLFLOW_TRACKING_TOKEN_FILE", "MLFLOW_WORKSPACE"],
     ),
     ({}, {"MLFLOW_TRACKING_AUTH": "my-plugin"}, ["'my-plugin'", "credentials="]),
     ({}, {"MLFLOW_TRACKING_AWS_SIGV4": "true"}, ["MLFLOW_TRACKING_AWS_SIGV4 is 'true'", "session="]),

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._errors import ConfigurationError
-from mlflow_otlp_exporter._settings import ServerSettings, Source
+from mlflow_otlp_exporter._settings import ServerSettings
+from mlflow_otlp_exporter._source import Source
 
 
 class CredentialsUnavailable(Exception):  # noqa: N818 - a state, not a mistake: a projected token may come late

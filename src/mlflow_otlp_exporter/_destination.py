@@ -258,8 +258,10 @@ class Experiments:
         verdict = Verdict.RETRY if outcome.verdict is Verdict.DELIVERED else outcome.verdict
         said = outcome.message or "an answer that is not MLflow's"
         message = f"the experiment {name!r} cannot be looked up: {said}{hint}"
+        # Without its status: a 500 to this question is no reason to look for a span that the server trips over.
         return replace(
             outcome,
+            status=None,
             verdict=verdict,
             cause=outcome.cause or Cause.NOT_MLFLOW,
             message=message,

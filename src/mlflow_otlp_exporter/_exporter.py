@@ -355,8 +355,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return None
         # The console itself writes both names: older ones read the first, newer ones the second.
         query = {"selectedEvaluationId": f"tr-{trace_id:032x}", "traceId": f"tr-{trace_id:032x}"}
-        if destination.workspace:
-            query["workspace"] = destination.workspace
+        workspace = destination.workspace or (pipeline.namespace.known if pipeline.namespace else None)
+        if workspace:
+            query["workspace"] = workspace
         return f"{pipeline.settings.api.url}/#/experiments/{experiment}/traces?{urlencode(query)}"
 
     def stats(self) -> Stats:

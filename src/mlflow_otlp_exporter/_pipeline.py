@@ -28,9 +28,12 @@ from mlflow_otlp_exporter._repair import repaired_attributes, repaired_name
 from mlflow_otlp_exporter._report import Report, Stats
 from mlflow_otlp_exporter._response import Cause, Outcome
 from mlflow_otlp_exporter._senders import Senders
+from mlflow_otlp_exporter._service_account import ServiceAccount
 from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shipment import Next, Origin, Shipment
 from mlflow_otlp_exporter._stored import Stored
+from mlflow_otlp_exporter._table import Group
+from mlflow_otlp_exporter._transport import Transport
 
 if TYPE_CHECKING:
     import requests
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._depot import Depot
     from mlflow_otlp_exporter._drainer import Drainer
     from mlflow_otlp_exporter._metrics import ExporterMetrics
+    from mlflow_otlp_exporter._namespace import NamespaceWorkspace
     from mlflow_otlp_exporter._rest_side import RestSide
     from mlflow_otlp_exporter.enrichment import Enriched, Enricher
 
@@ -93,9 +97,15 @@ class Pipeline:
         # A session of the user's may sign requests or hold proxies for this server, not for another one.
         same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
         self.api = Connection(settings.api, session if same else None) if settings.api else None
+        self.namespace: NamespaceWorkspace | None = None
         self.destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
         traces, rest = below_prefix(self.server, self.api if settings.api_certain else None, self._found_at)
         rest = rest or self.api
+        if settings.namespace is not None and rest is not None:
+            from mlflow_otlp_exporter._namespace import InNamespace, NamespaceWorkspace  # noqa: PLC0415 - in pods only
+
+            self.namespace = NamespaceWorkspace(rest, settings.namespace, self.report)
+            traces, rest = InNamespace(traces, self.namespace), InNamespace(rest, self.namespace)
         self.experiments = Experiments(
             rest, certain=settings.api_certain, create=settings.create_experiment, report=self.report
         )
@@ -383,6 +393,10 @@ class Pipeline:
         if cause is Cause.CREDENTIALS and self.server.unused_variables:
             names = ", ".join(self.server.unused_variables)
             yield f"{names} not used: set for another server than the one that spans are sent to"
+        if cause is Cause.CREDENTIALS and str(self.server.credentials) == "none":
+            folder = self.settings.service_account_dir
+            if self.settings.traces.group is Group.MLFLOW and ServiceAccount.found_in(folder):
+                yield "MLFLOW_TRACKING_AUTH=kubernetes sends the token of the pod's service account here, too"
 
     def close(self, seconds: float) -> None:
         """Waits for what is queued, then gives up what is left and closes connections."""

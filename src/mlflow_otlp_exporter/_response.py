@@ -251,22 +251,24 @@ def error_code(answer: Answer) -> str:
 
 def server_message(answer: Answer) -> str:
     """The server's own words, from any of MLflow's five error shapes; cut, on one line, without SQL parameters."""
+    # About what is not there or not allowed, MLflow quotes names alone, with whole sentences between them.
+    clean = _on_one_line if answer.status in (403, 404) else cleaned
     found = _json(answer.body)
     if isinstance(found, dict):
         inner, detail = found.get("error"), found.get("detail")
         if isinstance(inner, dict):
-            return cleaned(str(inner.get("message", "")))
+            return clean(str(inner.get("message", "")))
         if isinstance(detail, list):
             items = [item for item in detail if isinstance(item, dict)]
-            return cleaned(
+            return clean(
                 "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg', '')}" for item in items)
             )
-        return cleaned(str(detail or found.get("message") or ""))
+        return clean(str(detail or found.get("message") or ""))
     if is_html(answer):
         title = re.search(rb"<title[^>]*>([^<]*)</title>", answer.body, re.IGNORECASE)
         words = f" ({cleaned(title.group(1).decode(errors='replace'))})" if title else ""
         return f"an HTML page{words}"
-    return cleaned(answer.body.decode("utf-8", errors="replace")) if _is_text(answer) else ""
+    return clean(answer.body.decode("utf-8", errors="replace")) if _is_text(answer) else ""
 
 
 def _is_text(answer: Answer) -> bool:
@@ -275,7 +277,11 @@ def _is_text(answer: Answer) -> bool:
 
 def cleaned(text: str) -> str:
     """A server's text as it may be logged: one line, cut, no SQL statement, no long value, no control characters."""
-    line = _QUOTED.sub(r"\1...\1", " ".join(_SQL.sub("", text).split()))
+    return _on_one_line(_QUOTED.sub(r"\1...\1", " ".join(_SQL.sub("", text).split())))
+
+
+def _on_one_line(text: str) -> str:
+    line = " ".join(_SQL.sub("", text).split())
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}..."
 

@@ -55,9 +55,10 @@ def refuse_auth_plugin(source: object, value: str) -> None:
     """
     if value.startswith("kubernetes"):
         raise ConfigurationError(
-            f"{source} is {value!r}, a plugin of the MLflow SDK: expected "
-            "MLFLOW_TRACKING_TOKEN_FILE=/var/run/secrets/kubernetes.io/serviceaccount/token in a pod (or "
-            "MLFLOW_TRACKING_TOKEN outside of one) and, for kubernetes-namespaced, MLFLOW_WORKSPACE=<the namespace>",
+            f"{source} is {value!r}, which means a pod's service account, and there is none here: expected "
+            "MLFLOW_TRACKING_TOKEN (as from `oc whoami --show-token`), MLFLOW_TRACKING_TOKEN_FILE, or "
+            "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR for one in another folder than the usual one; and, for "
+            "kubernetes-namespaced, MLFLOW_WORKSPACE=<the namespace>",
             Code.SDK_PLUGIN,
         )
     raise ConfigurationError(

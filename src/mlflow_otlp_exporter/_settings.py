@@ -23,26 +23,10 @@ from mlflow_otlp_exporter._enrichment_settings import EnrichmentSettings
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._privacy_settings import HIDE_VARIABLE, PrivacySettings
 from mlflow_otlp_exporter._sdk_settings import CREDENTIALS_FILE, credentials_in_file, refuse_auth_plugin, refuse_sigv4
+from mlflow_otlp_exporter._service_account import ServiceAccount, completed
+from mlflow_otlp_exporter._source import Source
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
 from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS, Group, Setting, otlp_variables
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a value came from.
-
-    Attributes:
-        kind: `argument`, `variable`, `file` or `default`.
-        name: The argument's, variable's or file's name; empty for a default.
-    """
-
-    kind: str
-    name: str = ""
-
-    def __str__(self) -> str:
-        return {"argument": f"argument {self.name}=", "variable": f"environment variable {self.name}"}.get(
-            self.kind, f"{self.kind} {self.name}".strip()
-        )
 
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -99,6 +83,8 @@ class Settings:
         api: MLflow's REST side; None if no address can be told from the settings.
         api_certain: False if `api` is a guess from an OTLP endpoint, behind which a Collector may be.
         experiment, experiment_id, workspace, run_id: The default destination.
+        namespace: The pod's, whose workspace is used, if there is one, where none was given.
+        service_account_dir: The folder of the pod's service account; None if it is not to be used.
         create_experiment: Whether a missing experiment is created.
         timeout: Seconds for the export of one request, with its retries.
         compression: `none`, `gzip` or `deflate`.
@@ -118,6 +104,8 @@ class Settings:
     experiment: str | None
     experiment_id: str | None
     workspace: str | None
+    namespace: str | None
+    service_account_dir: str | None
     run_id: str | None
     create_experiment: bool
     timeout: float
@@ -167,6 +155,7 @@ class _Resolver:
             )
         self._arguments = {name: value for name, value in arguments.items() if value is not None}
         self._environment = environment
+        self.account = ServiceAccount.found_in(self.value("service_account_dir", Group.MLFLOW)[0])
 
     def argument(self, name: str) -> _Raw | None:
         value = self._arguments.get(name)
@@ -240,6 +229,7 @@ class _Resolver:
             if name not in setting.variables_for(group) and self.variable(name)
         )
         if group is Group.MLFLOW:
+            completed(url, values, sources, self.account, self._environment)
             self._refuse_plugins(values)
         return ServerSettings(url=url, group=group, sources=sources, unused=unused, **values)
 
@@ -305,13 +295,23 @@ def resolve(
             api = replace(traces, url=traces.url.removesuffix(TRACES_PATH))
     values, sources = _experiment(resolver, group)
     traces = replace(traces, headers=_without_contradictions(resolver, traces.headers))
-    for name in ("workspace", "run_id", "create_experiment", "timeout", "compression", "max_request_size", "repair"):
+    for name in (
+        "workspace",
+        "service_account_dir",
+        "run_id",
+        "create_experiment",
+        "timeout",
+        "compression",
+        "max_request_size",
+        "repair",
+    ):
         values[name], sources[name] = resolver.value(name, group)
         if sources[name].kind == "default" and defaults and name in defaults:
             values[name] = defaults[name]
     page, page_source = resolver.page("workspace")
     if page and (sources["workspace"].kind == "default" or page_source.kind == "argument" != sources["workspace"].kind):
         values["workspace"], sources["workspace"] = page, page_source
+    values["namespace"] = _namespace(resolver, values, sources, traces)
     buffer, buffer_sources = _buffer(resolver, group)
     enrichment, enrichment_sources = _enrichment(resolver, group, defaults or {})
     disk, disk_sources = _disk(resolver, group, defaults or {})
@@ -330,6 +330,22 @@ def resolve(
         sources={**sources, **app_sources},
         **values,
     )
+
+
+def _namespace(
+    resolver: _Resolver, values: dict[str, Any], sources: dict[str, Source], traces: ServerSettings
+) -> str | None:
+    """The pod's namespace, where MLflow may have a workspace of that name and none was given."""
+    if resolver.account is None or traces.group is not Group.MLFLOW or traces.sources["url"].kind == "default":
+        return None
+    if values["workspace"] or "x-mlflow-workspace" in traces.headers:
+        return None
+    told = resolver.variable("MLFLOW_TRACKING_AUTH")
+    if told and told.value == "kubernetes-namespaced" and resolver.account.namespace:
+        values["workspace"], sources["workspace"] = resolver.account.namespace, resolver.account.source("namespace")
+        return None
+    sources["namespace"] = resolver.account.source("namespace")
+    return resolver.account.namespace
 
 
 def _enrichment(

@@ -24,6 +24,10 @@ def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
             value = f"{len(value)}, hidden" if value else None
         elif setting.secret and value:
             value = "***"
+        if setting.name == "workspace" and settings.namespace:
+            # Whether it is a workspace, the server is asked when the first spans are sent.
+            yield "workspace", f"{settings.namespace} (if there is one)", str(settings.sources["namespace"])
+            continue
         yield setting.name, "-" if value in (None, ()) else written(value), str(settings.sources[setting.name])
 
 

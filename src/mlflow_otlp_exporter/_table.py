@@ -124,6 +124,15 @@ SETTINGS: tuple[Setting, ...] = (
         mlflow=("MLFLOW_TRACKING_TOKEN_FILE",),
         guarded=True,
     ),
+    Setting(
+        "service_account_dir",
+        _values.folder_or_none,
+        "/var/run/secrets/kubernetes.io/serviceaccount",
+        "The pod's service account: its token, its namespace as workspace, and the CA of the cluster's services, where "
+        "nothing else is given. The token goes over https to `*.svc` and `*.svc.cluster.local` alone, or to the "
+        "tracking URI with `MLFLOW_TRACKING_AUTH=kubernetes`. `none`: not used.",
+        own=("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR",),
+    ),
     Setting("username", _text, None, "The user's name.", mlflow=("MLFLOW_TRACKING_USERNAME",), guarded=True),
     Setting(
         "password",

@@ -213,3 +213,8 @@ def folder(value: Any) -> str:
     if os.path.exists(found) and not os.path.isdir(found):  # noqa: PTH110, PTH112 - as above
         raise ValueError("expected the path of a folder")
     return found
+
+
+def folder_or_none(value: Any) -> str | None:
+    """Reads the path of a folder; `none` for no folder."""
+    return None if str(value).strip().lower() == "none" else folder(value)

@@ -23,12 +23,18 @@ MLFLOW_REQUIREMENTS: dict[str, list[str]] = {
     "3.17.2": ["mlflow==3.17.2"],
 }
 
+# What Kubeflow and OpenShift AI add to MLflow: workspaces that are namespaces, and Kubernetes' own permissions.
+KUBERNETES_REQUIREMENTS = ["mlflow==3.17.2", "mlflow-kubernetes-plugins==2.1.0"]
+COLLECTOR_REQUIREMENTS = ["rotel==0.0.1a15"]
+
 # Kept from when this module is loaded: during a test the variables pip may depend on (HOME with its settings,
 # proxies, certificates) are taken away. Without PYTHONPATH, whose packages pip would take for installed.
 _OUTSIDE = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
-def environment(name: str, requirements: Sequence[str], *, editable: Path | None = None) -> Path:
+def environment(
+    name: str, requirements: Sequence[str], *, editable: Path | None = None, base: Path = Path(sys.executable)
+) -> Path:
     """Return the Python of an environment with these requirements, making it when it is not there yet.
 
     Safe when several processes ask at once: one makes it, the others wait. An environment whose making was
@@ -38,13 +44,16 @@ def environment(name: str, requirements: Sequence[str], *, editable: Path | None
         name: The name of its folder under `.cache/environments`.
         requirements: What pip is to install.
         editable: A project to install editable besides.
+        base: The Python that it is made with, where that of the tests is too old.
     """
     folder = FOLDER / name
     python = folder / "bin" / "python"
     marker = folder / "requirements.json"
     wanted = json.dumps(
         {
-            "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+            "python": f"{sys.version_info.major}.{sys.version_info.minor}"
+            if base == Path(sys.executable)
+            else str(base),
             "requirements": list(requirements),
             "editable": str(editable) if editable else None,
         }
@@ -53,7 +62,7 @@ def environment(name: str, requirements: Sequence[str], *, editable: Path | None
         if python.exists() and marker.is_file() and marker.read_text() == wanted:
             return python
         shutil.rmtree(folder, ignore_errors=True)
-        _run(sys.executable, "-m", "venv", str(folder))
+        _run(str(base), "-m", "venv", str(folder))
         project = ["--editable", str(editable)] if editable else []
         _run(str(python), "-m", "pip", "install", "--disable-pip-version-check", *requirements, *project)
         # Last, and by renaming: the marker says that all before it is complete.

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# Of the user, as tests have another one.
+_HOME = Path.home()
+
 
 @dataclass(frozen=True)
 class Need:
@@ -14,7 +17,8 @@ class Need:
     Attributes:
         executables: Names for it; the first one found counts.
         how: How to get it.
-        folders: Where to look besides PATH, as globs: Debian keeps servers out of a user's PATH.
+        folders: Where to look besides PATH, as globs: Debian keeps servers out of a user's PATH. One below the home
+            folder comes first.
     """
 
     executables: Sequence[str]
@@ -23,8 +27,10 @@ class Need:
 
     def find(self) -> Path | None:
         """Return the executable, or None when it is not on this machine."""
-        found = [str(match) for folder in self.folders for match in sorted(Path("/").glob(folder.lstrip("/")))]
-        path = os.pathsep.join([os.environ.get("PATH", os.defpath), *reversed(found)])
+        at_home = [match for folder in self.folders if folder[0] == "~" for match in sorted(_HOME.glob(folder[2:]))]
+        others = [folder for folder in self.folders if folder[0] != "~"]
+        found = [match for folder in others for match in sorted(Path("/").glob(folder.lstrip("/")))]
+        path = os.pathsep.join([*map(str, at_home), os.environ.get("PATH", os.defpath), *map(str, reversed(found))])
         for name in self.executables:
             if executable := shutil.which(name, path=path):
                 return Path(executable)
@@ -39,6 +45,12 @@ NEEDS = {
     "nginx": Need(("nginx",), "Debian: apt-get install nginx-light", ("/usr/sbin", "/usr/local/sbin")),
     "node": Need(("node", "nodejs"), "Debian: apt-get install nodejs"),
     "openssl": Need(("openssl",), "Debian: apt-get install openssl"),
+    # pyenv's own `python3.12` on PATH runs only where that version is switched on.
+    "python3.12": Need(
+        ("python3.12", "python3.13"),
+        "pyenv: pyenv install 3.12, or Debian 13 (whose Python is 3.13)",
+        ("~/.pyenv/versions/3.1[23]*/bin",),
+    ),
     # initdb lies beside pg_ctl and postgres, and is what a client-only installation lacks.
     "postgresql": Need(("initdb",), "Debian: apt-get install postgresql", ("/usr/lib/postgresql/*/bin",)),
 }

@@ -1,0 +1,111 @@
+"""The workspace of a pod's namespace: asked about once, and only used where it is one."""
+
+import json
+from collections.abc import Mapping
+
+import pytest
+
+from mlflow_otlp_exporter._namespace import InNamespace, NamespaceWorkspace
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._transport import LONGEST_ANSWER, Answer, Failure
+
+INFO, VERSION = "/api/3.0/mlflow/server-info", "/version"
+HEADER = "x-mlflow-workspace"
+
+
+class Server:
+    """Answers each path as told, and remembers what was asked with which workspace."""
+
+    def __init__(self, answers: Mapping[str, Answer | Failure]) -> None:
+        self.answers = dict(answers)
+        self.asked: list[tuple[str, str | None]] = []
+
+    def request(
+        self,
+        method: str,  # noqa: ARG002 - the signature of all transports
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,  # noqa: ARG002
+        seconds: float,  # noqa: ARG002
+        longest: int = LONGEST_ANSWER,  # noqa: ARG002
+    ) -> Answer | Failure:
+        self.asked.append((path, headers.get(HEADER)))
+        return self.answers.get(path, Answer(200))
+
+
+def info(enabled: bool) -> Answer:
+    return Answer(200, body=json.dumps({"workspaces_enabled": enabled}).encode())
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def made(server: Server, clock: Clock | None = None) -> NamespaceWorkspace:
+    return NamespaceWorkspace(server, "team-a", Report(), clock or Clock())
+
+
+def sent_with(workspace: NamespaceWorkspace, server: Server, headers: Mapping[str, str] | None = None) -> str | None:
+    """The workspace that a request goes out with."""
+    answer = InNamespace(server, workspace).request("POST", "/v1/traces", headers=headers or {}, seconds=1)
+    assert isinstance(answer, Answer)
+    assert server.asked[-1][0] == "/v1/traces"
+    return server.asked[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("about", "version", "expected", "asked_again"),
+    [
+        (info(True), Answer(200, body=b"3.17.2"), "team-a", 0),
+        (info(False), Answer(200), None, 0),
+        (Answer(404, body=b"<html>"), Answer(200), None, 0),  # MLflow before 3.10
+        (info(True), Answer(404), None, 0),  # within the minute
+        # A login page, a redirect, a refusal: nothing is known, and nothing is assumed.
+        (Answer(200, body=b"<html>log in"), Answer(200), None, 1),
+        (Answer(200, body=b"[]"), Answer(200), None, 1),
+        (Answer(302), Answer(200), None, 1),
+        (Answer(401), Answer(200), None, 1),
+    ],
+)
+def test_what_a_request_goes_out_with(about: Answer, version: Answer, expected: str | None, asked_again: int) -> None:
+    server = Server({INFO: about, VERSION: version})
+    workspace = made(server)
+    assert workspace.known is None
+    assert sent_with(workspace, server) == expected
+    first = len(server.asked)
+    assert sent_with(workspace, server) == expected
+    assert len(server.asked) == first + 1 + asked_again
+    assert workspace.known == expected
+
+
+def test_a_workspace_that_is_named_stays_and_nothing_is_asked() -> None:
+    server = Server({})
+    assert sent_with(made(server), server, {HEADER: "team-b"}) == "team-b"
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("path", [INFO, VERSION])
+@pytest.mark.parametrize("away", [Failure("refused", arrived=True), Answer(503, body=b"busy"), Answer(429)])
+def test_nothing_is_sent_while_it_cannot_be_told(path: str, away: Answer | Failure) -> None:
+    server = Server({INFO: info(True), VERSION: Answer(200), path: away})
+    workspace = made(server)
+    found = InNamespace(server, workspace).request("POST", "/v1/traces", headers={}, seconds=1)
+    assert isinstance(found, Failure)
+    assert not found.arrived  # the spans were not sent
+    assert "/v1/traces" not in [path for path, _ in server.asked]
+    server.answers = {INFO: info(True), VERSION: Answer(200)}
+    assert sent_with(workspace, server) == "team-a"
+
+
+def test_namespace_that_becomes_a_workspace_is_found() -> None:
+    server, clock = Server({INFO: info(True), VERSION: Answer(404)}), Clock()
+    workspace = made(server, clock)
+    assert sent_with(workspace, server) is None
+    server.answers[VERSION] = Answer(200)
+    assert sent_with(workspace, server) is None
+    clock.now += 61
+    assert sent_with(workspace, server) == "team-a"
