@@ -196,7 +196,7 @@ class Encoder:
             pieces.append(_field(b"\x7a", b"".join(inner)))
         pieces.append(_REMOTE if parent is not None and parent.is_remote else _LOCAL)
         body = framed(b"".join(pieces))
-        resource, scope = self._resource(span.resource), self._scope(span.instrumentation_scope)
+        resource, scope = self.resource(span.resource), self._scope(span.instrumentation_scope)
         return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body)
 
     def _events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
@@ -344,7 +344,8 @@ class Encoder:
         pieces.append(_LINK_REMOTE if context.is_remote else _LINK_LOCAL)
         return b"".join(pieces)
 
-    def _resource(self, resource: Resource) -> Framing:
+    def resource(self, resource: Resource) -> Framing:
+        """A resource on the wire."""
         known = self._resources.get(id(resource))
         if known is not None:
             return known[1]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._destination import WORKSPACE_HEADER
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._report import Report
@@ -84,14 +85,13 @@ class NamespaceWorkspace:
         answer = self._ask("/version", {WORKSPACE_HEADER: self._namespace}, seconds)
         if answer.status == 200:  # noqa: PLR2004
             said = f"no workspace was given: traces go to {self._namespace!r}, which is the pod's namespace"
-            self._report.once(logging.INFO, f"{said}. Give workspace= or MLFLOW_WORKSPACE to choose")
+            more = "Give workspace= or MLFLOW_WORKSPACE to choose"
+            self._report.once(logging.INFO, coded(Code.CONFIGURED, f"{said}. {more}"))
             self._until = float("inf")
             return self._namespace
         said = f"no workspace was given, and the pod's namespace {self._namespace!r} is none"
-        self._report.once(
-            logging.WARNING,
-            f"{said} ({answer.status}: {server_message(answer)}). Give workspace= or MLFLOW_WORKSPACE",
-        )
+        more = f"({answer.status}: {server_message(answer)}). Give workspace= or MLFLOW_WORKSPACE"
+        self._report.once(logging.WARNING, coded(Code.WORKSPACE_UNKNOWN, f"{said} {more}"))
         self._until = self._clock() + _LOOK_AGAIN_SECONDS
         return None
 
@@ -111,10 +111,13 @@ class InNamespace:
     Args:
         server: Sends the requests.
         workspace: Tells the workspace.
+
+    Attributes:
+        server: The same.
     """
 
     def __init__(self, server: Transport, workspace: NamespaceWorkspace) -> None:
-        self._server, self._workspace = server, workspace
+        self.server, self._workspace = server, workspace
 
     def request(
         self,
@@ -133,7 +136,22 @@ class InNamespace:
                 return found
             if found:
                 headers = {**headers, WORKSPACE_HEADER: found}
-        return self._server.request(method, path, headers=headers, body=body, seconds=seconds, longest=longest)
+        return self.server.request(method, path, headers=headers, body=body, seconds=seconds, longest=longest)
+
+
+def in_namespace(
+    namespace: str, traces: Transport, api: Transport, report: Report
+) -> tuple[Transport, Transport, NamespaceWorkspace]:
+    """The OTLP endpoint and the REST side of one server, in the workspace of a namespace where none is named.
+
+    Args:
+        namespace: The pod's namespace.
+        traces: The OTLP endpoint.
+        api: The REST side.
+        report: Where to say what was found.
+    """
+    workspace = NamespaceWorkspace(api, namespace, report)
+    return InNamespace(traces, workspace), InNamespace(api, workspace), workspace
 
 
 def _workspaces_enabled(answer: Answer) -> bool | None:

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._delivery import Delivery
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments, by_destination
 from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._explanation import explained
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._packing import packed
 from mlflow_otlp_exporter._patience import LONGEST_IN_MEMORY
@@ -28,12 +29,10 @@ from mlflow_otlp_exporter._repair import repaired_attributes, repaired_name
 from mlflow_otlp_exporter._report import Report, Stats
 from mlflow_otlp_exporter._response import Cause, Outcome
 from mlflow_otlp_exporter._senders import Senders
-from mlflow_otlp_exporter._service_account import ServiceAccount
 from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shipment import Next, Origin, Shipment
 from mlflow_otlp_exporter._stored import Stored
 from mlflow_otlp_exporter._table import Group
-from mlflow_otlp_exporter._transport import Transport
 
 if TYPE_CHECKING:
     import requests
@@ -42,17 +41,11 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._drainer import Drainer
     from mlflow_otlp_exporter._metrics import ExporterMetrics
     from mlflow_otlp_exporter._namespace import NamespaceWorkspace
+    from mlflow_otlp_exporter._resources import Resources
     from mlflow_otlp_exporter._rest_side import RestSide
+    from mlflow_otlp_exporter._transport import Transport
     from mlflow_otlp_exporter.enrichment import Enriched, Enricher
 
-_ADVICE = {
-    Cause.CREDENTIALS: "check the token, its file, or user and password",
-    Cause.DESTINATION: "check experiment, workspace, and the permission to write there",
-    Cause.NOT_MLFLOW: "check the address: it should be that of an MLflow server with a database (3.6 or newer)",
-    Cause.SERVER: "check that the server is up",
-    Cause.SIZE: "let the proxy in front of MLflow accept larger bodies",
-    Cause.CONTENT: "the server is up, but refuses this content: see its message, or its own log",
-}
 _OK = Status(StatusCode.OK)
 _TOO_FEW_ATTRIBUTES = (
     "spans have lost their first attributes to the limit of the app's tracer provider: set "
@@ -92,6 +85,7 @@ class Pipeline:
         self.cleaner = Cleaner(settings.privacy, self.report)
         noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()
         self.encoder = Encoder(resource_filter(noisy))
+        self._resources = self._telling_resources()
         session = session or provided_session(settings.traces)
         self.server = Connection(settings.traces, session)
         # A session of the user's may sign requests or hold proxies for this server, not for another one.
@@ -99,13 +93,7 @@ class Pipeline:
         self.api = Connection(settings.api, session if same else None) if settings.api else None
         self.namespace: NamespaceWorkspace | None = None
         self.destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
-        traces, rest = below_prefix(self.server, self.api if settings.api_certain else None, self._found_at)
-        rest = rest or self.api
-        if settings.namespace is not None and rest is not None:
-            from mlflow_otlp_exporter._namespace import InNamespace, NamespaceWorkspace  # noqa: PLC0415 - in pods only
-
-            self.namespace = NamespaceWorkspace(rest, settings.namespace, self.report)
-            traces, rest = InNamespace(traces, self.namespace), InNamespace(rest, self.namespace)
+        traces, rest = self._servers()
         self.experiments = Experiments(
             rest, certain=settings.api_certain, create=settings.create_experiment, report=self.report
         )
@@ -154,6 +142,24 @@ class Pipeline:
         self.in_flight = InFlight()
         self.closed = False
         self._until = math.inf
+
+    def _telling_resources(self) -> Resources | None:
+        """What has resources say where traces go, towards what may be a Collector."""
+        if self.settings.traces.group is Group.MLFLOW:
+            return None
+        from mlflow_otlp_exporter._resources import Resources  # noqa: PLC0415 - by few apps
+
+        return Resources(self.encoder)
+
+    def _servers(self) -> tuple[Transport, Transport | None]:
+        """The OTLP endpoint and the REST side, wherever they lie, and in the workspace of a pod."""
+        traces, rest = below_prefix(self.server, self.api if self.settings.api_certain else None, self._found_at)
+        rest = rest or self.api
+        if self.settings.namespace is not None and rest is not None:
+            from mlflow_otlp_exporter._namespace import in_namespace  # noqa: PLC0415 - in pods only
+
+            traces, rest, self.namespace = in_namespace(self.settings.namespace, traces, rest, self.report)
+        return traces, rest
 
     def _found_at(self, url: str) -> None:
         said = f"the server has its OTLP endpoint at {url}, as MLflow before 3.16 does under a static prefix"
@@ -218,7 +224,9 @@ class Pipeline:
                 if span.dropped_attributes:
                     self.report.once(logging.WARNING, coded(Code.ATTRIBUTES_LOST, _TOO_FEW_ATTRIBUTES))
                 try:
-                    encoded.append(self._encoded(sent[id(span)]))
+                    one = self._encoded(sent[id(span)])
+                    told = one if self._resources is None else self._resources.telling(one, span.resource, destination)
+                    encoded.append(told)
                 except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
                     broken += 1
                     self._lost(1, "encoding")
@@ -383,20 +391,7 @@ class Pipeline:
 
     def explained(self, outcome: Outcome) -> str:
         """An outcome in words: where, what the server said, what to do, and the code."""
-        advice = "; ".join(self._advice(outcome.cause or Cause.SERVER))
-        return coded(outcome.code, f"{self.server.address}: {outcome.message}; {advice}")
-
-    def _advice(self, cause: Cause) -> Iterator[str]:
-        if cause is Cause.CREDENTIALS:
-            yield f"credentials: {self.server.credentials}"
-        yield _ADVICE[cause]
-        if cause is Cause.CREDENTIALS and self.server.unused_variables:
-            names = ", ".join(self.server.unused_variables)
-            yield f"{names} not used: set for another server than the one that spans are sent to"
-        if cause is Cause.CREDENTIALS and str(self.server.credentials) == "none":
-            folder = self.settings.service_account_dir
-            if self.settings.traces.group is Group.MLFLOW and ServiceAccount.found_in(folder):
-                yield "MLFLOW_TRACKING_AUTH=kubernetes sends the token of the pod's service account here, too"
+        return explained(outcome, self.server, self.settings)
 
     def close(self, seconds: float) -> None:
         """Waits for what is queued, then gives up what is left and closes connections."""

@@ -20,7 +20,8 @@ from mlflow_otlp_exporter._advice import advice_for
 from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._connection import tls_code
 from mlflow_otlp_exporter._finding import Finding, State
-from mlflow_otlp_exporter._settings import ServerSettings, Source
+from mlflow_otlp_exporter._settings import ServerSettings
+from mlflow_otlp_exporter._source import Source
 
 SECONDS = 4.0
 _DAY = 86_400

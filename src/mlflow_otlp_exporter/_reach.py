@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from mlflow_otlp_exporter._connection import Connection
 from mlflow_otlp_exporter._delivery import Delivery
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments
+from mlflow_otlp_exporter._namespace import in_namespace
 from mlflow_otlp_exporter._prefix import below_prefix
 from mlflow_otlp_exporter._provider import provided_session
 from mlflow_otlp_exporter._report import Report
@@ -40,9 +41,11 @@ class Reach:
     def close(self) -> None:
         """Closes the connections."""
         self.server.close()
-        for each in (self.api, getattr(self.api, "server", None)):
+        each = self.api
+        while each is not None:
             if isinstance(each, Connection):
                 each.close()
+            each = getattr(each, "server", None)  # what stands before it
 
 
 def reach(settings: Settings, report: Report) -> Reach:
@@ -61,6 +64,8 @@ def reach(settings: Settings, report: Report) -> Reach:
     connection = Connection(settings.api, session if same else None) if settings.api else None
     traces, api = below_prefix(server, connection if settings.api_certain else None, lambda _: None)
     api = api or connection
+    if settings.namespace is not None and api is not None:
+        traces, api, _ = in_namespace(settings.namespace, traces, api, report)
     certain = settings.api_certain
     experiments = Experiments(api, certain=certain, create=settings.create_experiment, report=report)
     delivery = Delivery(

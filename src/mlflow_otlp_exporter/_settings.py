@@ -28,7 +28,6 @@ from mlflow_otlp_exporter._source import Source
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
 from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS, Group, Setting, otlp_variables
 
-
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _GUARDED = tuple(setting for setting in SETTINGS if setting.guarded)
 

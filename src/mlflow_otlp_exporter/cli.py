@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlflow_otlp_exporter import _collector_command
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._run import run
 from mlflow_otlp_exporter._settings import resolve
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     running = commands.add_parser("run", help="run a command, such as `python app.py`, with its traces sent to MLflow")
     running.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
     add_spool_to(commands)
+    _collector_command.add_to(commands)
     return parser
 
 
@@ -106,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run(given.words)
         if given.command == "doctor":
             return _doctor(given)
+        if given.command == "collector-config":
+            print(_collector_command.collector_config(given), end="")
+            return 0
         if given.command == "spool":
             return act_on_spool(given)
         return _send(given) if given.command == "send" else _settings()

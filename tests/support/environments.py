@@ -25,7 +25,8 @@ MLFLOW_REQUIREMENTS: dict[str, list[str]] = {
 
 # What Kubeflow and OpenShift AI add to MLflow: workspaces that are namespaces, and Kubernetes' own permissions.
 KUBERNETES_REQUIREMENTS = ["mlflow==3.17.2", "mlflow-kubernetes-plugins==2.1.0"]
-COLLECTOR_REQUIREMENTS = ["rotel==0.0.1a15"]
+# A Collector that PyPI has, and OpenTelemetry's own exporter by gRPC, which is not among what the tests run with.
+COLLECTOR_REQUIREMENTS = ["rotel==0.0.1a15", "opentelemetry-sdk==1.45.*", "opentelemetry-exporter-otlp-proto-grpc"]
 
 # Kept from when this module is loaded: during a test the variables pip may depend on (HOME with its settings,
 # proxies, certificates) are taken away. Without PYTHONPATH, whose packages pip would take for installed.

@@ -1,0 +1,56 @@
+"""An outcome in words: where, what the server said, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from mlflow_otlp_exporter._codes import coded
+from mlflow_otlp_exporter._credentials import Credentials
+from mlflow_otlp_exporter._response import Cause, Outcome
+from mlflow_otlp_exporter._service_account import ServiceAccount
+from mlflow_otlp_exporter._settings import Settings
+from mlflow_otlp_exporter._table import Group
+
+_ADVICE = {
+    Cause.CREDENTIALS: "check the token, its file, or user and password",
+    Cause.DESTINATION: "check experiment, workspace, and the permission to write there",
+    Cause.NOT_MLFLOW: "check the address: it should be that of an MLflow server with a database (3.6 or newer)",
+    Cause.SERVER: "check that the server is up",
+    Cause.SIZE: "let the proxy in front of MLflow accept larger bodies",
+    Cause.CONTENT: "the server is up, but refuses this content: see its message, or its own log",
+}
+
+
+class Server(Protocol):
+    """What is said about the server: `Connection`."""
+
+    address: str
+    credentials: Credentials
+    unused_variables: tuple[str, ...]
+
+
+def explained(outcome: Outcome, server: Server, settings: Settings) -> str:
+    """An outcome in words, with its code.
+
+    Args:
+        outcome: What became of a request.
+        server: Where it went.
+        settings: All settings.
+    """
+    advice = "; ".join(_advice(outcome.cause or Cause.SERVER, server, settings))
+    return coded(outcome.code, f"{server.address}: {outcome.message}; {advice}")
+
+
+def _advice(cause: Cause, server: Server, settings: Settings) -> Iterator[str]:
+    if cause is Cause.CREDENTIALS:
+        yield f"credentials: {server.credentials}"
+    yield _ADVICE[cause]
+    if cause is not Cause.CREDENTIALS:
+        return
+    if server.unused_variables:
+        names = ", ".join(server.unused_variables)
+        yield f"{names} not used: set for another server than the one that spans are sent to"
+    in_pod = settings.traces.group is Group.MLFLOW and ServiceAccount.found_in(settings.service_account_dir)
+    if in_pod and str(server.credentials) == "none":
+        yield "MLFLOW_TRACKING_AUTH=kubernetes sends the token of the pod's service account here, too"
