@@ -5,7 +5,8 @@ import pytest
 from mlflow_otlp_exporter import ConfigurationError, _address
 from mlflow_otlp_exporter._address import WrongAddress, base_endpoint, endpoint, in_console, tracking_uri
 from mlflow_otlp_exporter._codes import Code
-from mlflow_otlp_exporter._settings import Source, resolve
+from mlflow_otlp_exporter._settings import resolve
+from mlflow_otlp_exporter._source import Source
 
 CONSOLE = "http://mlflow:5000/#/experiments/7/traces"
 
