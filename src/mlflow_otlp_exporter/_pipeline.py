@@ -353,7 +353,10 @@ class Pipeline:
                 continue
             ticket = self.in_flight.opened(count, size)
             origins.append(Origin(count, _both(done.set, ticket), _waker(done), _suspects(done, ticket)))
+            trouble = self.courier.patience.trouble(batch[0])
             self.enqueue(batch, origins[-1])
+            if trouble is not None and trouble.cause is not Cause.SERVER:
+                done.set()  # it waits behind what somebody has to mend first
         for done, _ in waits:
             done.wait(max(0.0, deadline - time.monotonic()))
         return all(origin.remaining == 0 and not origin.refused for origin in origins)
