@@ -26,6 +26,7 @@ from mlflow_otlp_exporter._feedback import Feedback, Note
 from mlflow_otlp_exporter._feedback_files import FeedbackFiles
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._transport import Answer, Failure
+from mlflow_otlp_exporter.testing import recording
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import Recorded, ScriptedServer
@@ -386,6 +387,17 @@ def test_texts_are_masked(scripted_server: ScriptedServer) -> None:
     assert telemetry.flush()
     assert "a@b.org" not in json.dumps(bodies)
     assert bodies[0]["source"]["source_id"] == "ada"
+
+
+def test_recording_has_feedback() -> None:
+    with recording(experiment="agents") as recorded:
+        answer_to("Why?")
+        assert recorded.trace.root.name == "answer_to"
+        (found,) = recorded.assessments
+        recorded.clear()
+        assert recorded.assessments == []
+    assert (found["assessment_name"], found["feedback"]) == ("automatic", {"value": 4})
+    assert found["trace_id"].startswith("tr-")
 
 
 def test_nobody_waits_for_a_server_that_stalls(scripted_server: ScriptedServer) -> None:

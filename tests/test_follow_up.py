@@ -5,6 +5,7 @@ import logging
 import re
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -409,6 +410,37 @@ def test_exporter_tells_at_the_latest_when_it_is_shut_down(
     exporter.shutdown()
     assert sorted(told) == sorted(ids)
     assert exporter.stats().followed_up == 2
+
+
+def test_traces_that_waited_on_disk_are_followed_up_by_the_next_run(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
+    (span,) = ended(1)
+    assert span.context is not None
+    trace_id = f"tr-{span.context.trace_id:032x}"
+    told: list[str] = []
+
+    def answer(request: Recorded) -> Scripted:
+        if request.path == SEARCH:
+            content = json.dumps({"traces": [record(trace_id)]}).encode()
+            return Scripted(headers={"Content-Type": "application/json"}, body=content)
+        told.extend(each["value"] for each in json.loads(request.body)["tags"])
+        return Scripted(headers={"Content-Type": "application/json"}, body=b"{}")
+
+    scripted_server.answer_with("/version", lambda _: Scripted(body=b"3.10.1"))
+    scripted_server.answer_with(SEARCH, answer)
+    scripted_server.answer_with(f"/api/2.0/mlflow/traces/{trace_id}", answer)
+    scripted_server.answer_with("/v1/traces", lambda _: Scripted(503))
+    first = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=7, spool=True, spool_dir=tmp_path)
+    first.export([span])
+    first.shutdown()
+    assert told == []
+    scripted_server.answer_with("/v1/traces", lambda _: Scripted())
+    second = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=7, spool=True, spool_dir=tmp_path)
+    until(lambda: second.stats().delivered)
+    second.shutdown()
+    assert told == ["root 0"]
 
 
 def test_collector_is_asked_nothing(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,10 +89,17 @@ class RecordingEndpoint:
             found.setdefault(span.trace_id, []).append(span)
         return [RecordedTrace(spans) for spans in found.values()]
 
+    @property
+    def assessments(self) -> list[dict[str, Any]]:
+        """Feedback and expectations so far, as MLflow gets them."""
+        with self._server.lock:
+            return list(self._server.assessments)
+
     def clear(self) -> None:
-        """Forgets all spans."""
+        """Forgets all spans, feedback and expectations."""
         with self._server.lock:
             self._server.spans.clear()
+            self._server.assessments.clear()
 
     def wait_for(self, count: int, *, seconds: float = 10.0) -> list[RecordedTrace]:
         """Waits until so many traces have their root.
@@ -127,6 +134,7 @@ class _Server(ThreadingHTTPServer):
         self.status = 200
         self.lock = threading.Lock()
         self.spans: list[RecordedSpan] = []
+        self.assessments: list[dict[str, Any]] = []
         self._ids: dict[tuple[str | None, str], str] = {}
 
     def take(self, body: bytes, headers: Mapping[str, str]) -> None:
@@ -183,6 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
             name = str(json.loads(body)["name"])
             number = self.server.experiment(self.headers.get("x-mlflow-workspace"), name, create=True)
             self._json(200, {"experiment_id": number})
+        elif path.endswith("/assessments"):
+            with self.server.lock:
+                self.server.assessments.append(json.loads(body)["assessment"])
+            self._json(200, {})
         else:
             self._json(404, {"error_code": "ENDPOINT_NOT_FOUND", "message": "a recording endpoint of a test"})
 
@@ -228,6 +240,12 @@ class Recording:
         """All traces so far, by the start of their first span."""
         self._flush()
         return self.endpoint.traces
+
+    @property
+    def assessments(self) -> list[dict[str, Any]]:
+        """Feedback and expectations so far, as MLflow gets them."""
+        self._flush()
+        return self.endpoint.assessments
 
     @property
     def trace(self) -> RecordedTrace:
