@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Extra words for pytest: make test PYTEST="-k settings -x"
 PYTEST ?=
 
-.PHONY: demo test test-matrix lint format bench conventions screenshots clean
+.PHONY: demo test test-matrix lint format bench conventions parity screenshots clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -37,6 +37,10 @@ conventions: $(VENV)/.dev
 # The pictures and the table of docs/parity.md, from MLflow's console in a browser; needs chromium.
 screenshots: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.parity
+
+# The comparison with MLflow's autolog in docs/parity.md; needs node, and makes an environment of its own.
+parity: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m support.autolog
 
 clean:
 	rm -rf $(VENV) .cache .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

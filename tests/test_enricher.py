@@ -86,6 +86,24 @@ def test_a_tool_is_named_like_the_tool_and_the_old_name_stays() -> None:
     assert "mlflow_otlp.span_name" not in kept.attributes
 
 
+@pytest.mark.parametrize(
+    ("kind", "failed", "level"),
+    [
+        *((kind, False, 20) for kind in ("AGENT", "LLM", "TOOL", "RETRIEVER", "EMBEDDING")),
+        *((kind, False, None) for kind in ("CHAIN", "GUARDRAIL", None)),
+        ("TOOL", True, 40),
+        ("CHAIN", True, 40),
+        (None, True, 40),
+    ],
+)
+def test_level_is_that_of_mlflows_sdk(kind: str | None, level: int | None, *, failed: bool) -> None:
+    """DEBUG is what MLflow takes a span without one for."""
+    status = Status(StatusCode.ERROR) if failed else Status()
+    found = one({"openinference.span.kind": kind} if kind else {}, status=status)
+    assert found.attributes.get("mlflow.spanLogLevel") == level
+    assert one({"mlflow.spanLogLevel": 50}, status=status).attributes["mlflow.spanLogLevel"] == 50
+
+
 def test_failed_span_gets_an_exception_unless_it_has_one() -> None:
     failed = Status(StatusCode.ERROR, "no such model")
     found = one({**CHAT, "error.type": "NotFound", "gen_ai.input.messages": said("hi")}, status=failed)

@@ -49,12 +49,13 @@ def _scores(stock: Sequence[Cell], ours: Sequence[Cell]) -> str:
                 [c for c in cells if c.column in columns and not c.apart and source in (None, _source(c))]
                 for cells in (stock, ours)
             )
-            shown.append(_share(sum(c.right for c in before), sum(c.right for c in after), len(after)))
+            shown.append(share(sum(c.right for c in before), sum(c.right for c in after), len(after)))
         rows.append(f"| {source or 'all'} | {' | '.join(shown)} |")
     return "\n".join(rows) + "\n"
 
 
-def _share(before: int, after: int, count: int) -> str:
+def share(before: int, after: int, count: int) -> str:
+    """How many of a count were right before, and after."""
     if not count:
         return ""
     return f"{after}/{count}" if before == after else f"{before} → {after}/{count}"

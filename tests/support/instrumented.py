@@ -100,10 +100,23 @@ def pydantic_agent(url: str) -> None:
     agent.run_sync("hello")
 
 
+def agents_sdk(url: str) -> None:
+    """OpenAI's Agents SDK, over the Responses API."""
+    sdk, openai = importlib.import_module("agents"), importlib.import_module("openai")
+    sdk.set_default_openai_client(
+        openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0), use_for_tracing=False
+    )
+    tool = sdk.function_tool(weather_in, name_override="get_weather", description_override=DESCRIPTION)
+    agent = sdk.Agent(name="travel-agent", instructions=SYSTEM, model=MODEL, tools=[tool])
+    sdk.Runner.run_sync(agent, QUESTION)
+    sdk.Runner.run_sync(agent, "hello")
+
+
 APPS: dict[str, Callable[[str], None]] = {
     "openai": openai_calls,
     "langgraph": langgraph_agent,
     "pydantic-ai": pydantic_agent,
+    "openai-agents": agents_sdk,
 }
 
 

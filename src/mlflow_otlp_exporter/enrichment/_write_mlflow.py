@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opentelemetry.trace import StatusCode
+
 from mlflow_otlp_exporter.enrichment._kinds import for_mlflow, is_model
 from mlflow_otlp_exporter.enrichment._observation import Cost, Document, Kind, Message, Observation, Part, Usage
 from mlflow_otlp_exporter.enrichment._observed import Observed
@@ -20,6 +22,7 @@ TOOLS, USAGE, COST, MESSAGES = (
     "mlflow.llm.cost",
     "mlflow.chat.messages",
 )
+LOG_LEVEL = "mlflow.spanLogLevel"
 MODEL, PROVIDER, TAG = "mlflow.llm.model", "mlflow.llm.provider", "mlflow.traceTag."
 TRACE_NAME, LINKED_PROMPTS = TAG + "mlflow.traceName", TAG + "mlflow.linkedPrompts"
 _LONGEST_NAME, _LONGEST_KEY, _LONGEST_TAG = 4096, 250, 4096
@@ -54,6 +57,9 @@ _NO_PARAMETERS = frozenset(
         "response_format",
     }
 )
+# As MLflow's SDK has it: what stays when the console's filter leaves the plumbing out, which a span without a level is.
+_TELLING = frozenset({Kind.CHAT_MODEL, Kind.LLM, Kind.TOOL, Kind.RETRIEVER, Kind.AGENT, Kind.EMBEDDING})
+_INFO, _ERROR = 20, 40
 _COSTED = (Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER)
 
 
@@ -61,6 +67,10 @@ def write(span: Observed) -> dict[str, Any]:
     """The attributes of MLflow's for a span; whoever adds them keeps what is there already."""
     found, kind = span.observation, span.kind
     written: dict[str, Any] = {TYPE: for_mlflow(kind) if kind is not None else Kind.UNKNOWN.value}
+    if span.span.status.status_code is StatusCode.ERROR:
+        written[LOG_LEVEL] = _ERROR
+    elif kind in _TELLING:
+        written[LOG_LEVEL] = _INFO
     if is_model(kind):
         _write_chat(span, written)
     elif kind is Kind.TOOL:

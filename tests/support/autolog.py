@@ -1,0 +1,233 @@
+"""The same apps once with `mlflow.<flavor>.autolog()` and once with an instrumentation and this library.
+
+    python -m support.autolog                   # compares, and writes the tables of docs/parity.md
+    python -m support.autolog APP FLAVOR URL    # runs one app with MLflow's autolog
+
+The second form needs an environment with the apps' libraries and `mlflow-tracing`, but not this library's spans.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from support import instrumented
+from support.cells import Cell
+from support.conventions import FEATURES, share
+from support.corpus import apart
+from support.environments import ROOT, environment
+from support.mlflow_server import MLflowServer
+from support.openai_stub import OpenAIStub
+from support.truths import LANGGRAPH, PYDANTIC, Truth, openai_truths
+
+REQUIREMENTS = (
+    "langchain==1.4.7",
+    "langchain-openai==1.7.3",
+    "langgraph==1.2.22",
+    "mlflow-tracing==3.17.2",
+    "openai==3.54.0",
+    "openai-agents==0.24.0",
+    "openinference-instrumentation-langchain==0.1.80",
+    "openinference-instrumentation-openai==0.1.66",
+    "openinference-instrumentation-openai-agents==2.6.0",
+    "opentelemetry-exporter-otlp-proto-http==1.45.2",
+    "pydantic-ai-slim[openai]==2.68.0",
+)
+PAGE = ROOT / "docs" / "parity.md"
+_BEGIN, _END = "<!-- Made by `make parity`; tests/test_autolog.py -->\n", "<!-- end of comparison -->\n"
+_SECONDS = 240
+
+
+class Program(NamedTuple):
+    """An app, and what traces it in each way.
+
+    Attributes:
+        flavor: The module of MLflow's with the `autolog()`.
+        instrumentor: `module:Class` of the instrumentation, or `none` for an app with spans of its own.
+    """
+
+    flavor: str
+    instrumentor: str
+
+
+_OPENINFERENCE = "openinference.instrumentation."
+PROGRAMS = {
+    "openai": Program("openai", _OPENINFERENCE + "openai:OpenAIInstrumentor"),
+    "langgraph": Program("langchain", _OPENINFERENCE + "langchain:LangChainInstrumentor"),
+    "openai-agents": Program("openai", _OPENINFERENCE + "openai_agents:OpenAIAgentsInstrumentor"),
+    "pydantic-ai": Program("pydantic_ai", "none"),
+}
+TRUTHS: Mapping[str, Sequence[Truth]] = {
+    "openai": openai_truths(),
+    "langgraph": LANGGRAPH,
+    "openai-agents": PYDANTIC,  # the same questions
+    "pydantic-ai": PYDANTIC,
+}
+
+
+class Seen(NamedTuple):
+    """What is seen of a program's traces.
+
+    Attributes:
+        cells: The verdicts.
+        fields: The places of MLflow's that some trace fills, by the type of the span.
+    """
+
+    cells: list[Cell]
+    fields: set[str]
+
+
+# Fields that the SDK alone fills, as patterns, and why that is well.
+REASONS: Mapping[str, str] = {
+    "trace: mlflow.source.*": "the script that ran; `trace_info=True` brings it ([compatibility.md](compatibility.md))",
+    "trace: mlflow.user": "the operating system's user; the column User is the app's, and filled",
+    "trace: mlflow.trace.infoFinalized": "a mark of the SDK's for the server: it is why late spans count no tokens",
+    "trace: mlflow.trace.size*": "statistics of the SDK's that the console does not show",
+    "trace: mlflow.trace_schema.version": "a mark of the SDK's for itself",
+    "trace: mlflow.traceInputs": "the same as the preview, which is filled",
+    "trace: mlflow.traceOutputs": "the same as the preview, which is filled",
+    "*: mlflow.message.format": "which shape the messages have; here they have the one that needs no such word",
+    "*: mlflow.spanFunctionName": "the name of a decorated function; the span is called by it",
+    "CHAIN: mlflow.spanLogLevel": "DEBUG, which is what MLflow takes a span without a level for",
+    "CHAT_MODEL: event mlflow.chunk.item": "pieces of a streamed answer; the instrumentation notes when the first came",
+    "AGENT: mlflow.chat.tokenUsage": "the sum of the calls below it; the trace's total is the same without it",
+    "AGENT: mlflow.openai.agent_run_root": "a mark of the SDK's for itself",
+}
+
+
+def run_with_autolog(app: str, flavor: str, url: str) -> None:
+    """Runs an app in this process, traced by the SDK to the server of the environment."""
+    mlflow = importlib.import_module("mlflow")
+    mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
+    getattr(mlflow, flavor).autolog()
+    # What is decorated with `@traced` there is decorated with what the SDK has for it.
+    for name, kind in (("get_weather", "TOOL"), ("_agent", "AGENT")):
+        plain = getattr(instrumented, name).__wrapped__
+        named = "travel-agent" if kind == "AGENT" else name
+        setattr(instrumented, name, mlflow.trace(plain, name=named, span_type=kind))
+    with mlflow.tracing.context(session_id="s-7", user="ada", tags={"release": "2.3.1"}):
+        instrumented.APPS[app](url)
+    mlflow.flush_trace_async_logging(terminate=True)
+
+
+def compared(server: MLflowServer) -> dict[str, dict[str, Seen]]:
+    """Runs all programs in both ways, and judges them by the same truths.
+
+    Args:
+        server: A server without these experiments.
+
+    Returns:
+        By program and way (`sdk`, `ours`), what is seen.
+    """
+    python, stub = environment("autolog", REQUIREMENTS), OpenAIStub()
+    found: dict[str, dict[str, Seen]] = {}
+    try:
+        for name, each in PROGRAMS.items():
+            commands = {
+                "sdk": ["support.autolog", name, each.flavor, stub.url],
+                "ours": ["support.instrumented", name, each.instrumentor, stub.url],
+            }
+            found[name] = {way: _seen(server, python, f"{name} {way}", name, commands[way]) for way in commands}
+    finally:
+        stub.stop()
+    return found
+
+
+def _seen(server: MLflowServer, python: Path, experiment: str, program: str, command: Sequence[str]) -> Seen:
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))},
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
+        "MLFLOW_TRACKING_URI": server.uri,
+        "MLFLOW_EXPERIMENT_NAME": experiment,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OPENAI_AGENTS_DISABLE_TRACING": "0",
+        "OPENAI_API_KEY": "none",
+    }
+    done = subprocess.run(
+        [str(python), "-m", *command], env=variables, capture_output=True, text=True, timeout=_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder, "truths.json")
+        given.write_text(json.dumps(TRUTHS[program]))
+        words = ["--tracking-uri", server.uri, "--experiment", experiment, "--truths", str(given)]
+        cells = [Cell(*cell) for cell in apart("support.readback", *words)]
+    found = server.experiment(experiment)
+    assert found is not None
+    return Seen(cells, set(_fields(server, str(found["experiment_id"]))))
+
+
+def _fields(server: MLflowServer, experiment_id: str) -> Iterator[str]:
+    """The places of MLflow's that some trace of an experiment fills."""
+    for info in server.search_traces(experiment_id):
+        yield from (f"trace: {key}" for key in (*info.get("trace_metadata", {}), *info.get("tags", {})))
+        yield from (f"trace: {key}" for key in ("request_preview", "response_preview") if info.get(key))
+        trace = server.trace(info["trace_id"])
+        assert trace is not None
+        for span in trace["spans"]:
+            filled = {each["key"]: each["value"] for each in span["attributes"] if each.get("value")}
+            kind = filled.get("mlflow.spanType", {}).get("string_value", "none").replace("LLM", "CHAT_MODEL")
+            yield from (f"{kind}: {key}" for key in filled if key.startswith("mlflow."))
+            # The pieces of a stream are numbered.
+            yield from (f"{kind}: event {event['name'].rstrip('.0123456789')}" for event in span.get("events", []))
+
+
+def lacking(found: Mapping[str, Mapping[str, Seen]]) -> dict[str, list[str]]:
+    """The fields that the SDK alone fills, each with its programs."""
+    fields: dict[str, list[str]] = {}
+    for program, by in found.items():
+        for field in sorted(by["sdk"].fields - by["ours"].fields):
+            fields.setdefault(field, []).append(program)
+    return fields
+
+
+def tables(found: Mapping[str, Mapping[str, Seen]]) -> str:
+    """Both tables as Markdown."""
+    rows = [f"| field | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    rows += [f"| {name} | {' | '.join(_shares(found, set(columns)))} |" for name, columns in FEATURES.items()]
+    rows.append(f"| all | {' | '.join(_shares(found, {c for columns in FEATURES.values() for c in columns}))} |")
+    rows += ["", "| what the SDK alone fills | of | because |", "|---|---|---|"]
+    programs: dict[str, dict[str, None]] = {}
+    for field, of in lacking(found).items():
+        pattern = next((each for each in REASONS if fnmatchcase(field, each)), field)
+        programs.setdefault(pattern, {}).update(dict.fromkeys(of))
+    rows += [f"| `{name}` | {', '.join(of)} | {REASONS.get(name, '')} |" for name, of in sorted(programs.items())]
+    return "\n".join(rows) + "\n"
+
+
+def _shares(found: Mapping[str, Mapping[str, Seen]], columns: set[str]) -> Iterator[str]:
+    for by in found.values():
+        sdk, ours = ([cell.right for cell in by[way].cells if cell.column in columns] for way in ("sdk", "ours"))
+        yield share(sum(sdk), sum(ours), len(ours))
+
+
+def written() -> str:
+    """The tables as they stand in the page."""
+    text = PAGE.read_text()
+    return text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)]
+
+
+def main() -> None:
+    """See the module."""
+    if len(sys.argv) > 1:
+        run_with_autolog(*sys.argv[1:])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        server = MLflowServer.start(Path(folder))
+        try:
+            found = compared(server)
+        finally:
+            server.stop()
+    text = PAGE.read_text()
+    begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
+    PAGE.write_text(text[:begin] + tables(found) + text[end:])
+
+
+if __name__ == "__main__":
+    main()

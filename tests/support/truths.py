@@ -1,0 +1,64 @@
+"""What must be seen of the traces of the apps in `instrumented`, as `cells` judges it."""
+
+from typing import Any
+
+from support.instrumented import QUESTION
+from support.openai_stub import ANSWERS_AS, CACHED, EMBEDDED, GREETING, INPUT, OUTPUT
+
+RESULTS = [f"{city}: 21 C, sunny" for city in ("Paris", "London")]
+FINAL = f"Based on the tool results: {'; '.join(RESULTS)}"
+
+Truth = dict[str, Any]
+
+WHO: Truth = {"session": "s-7", "user": "ada", "tags": ["release"], "provider": "openai"}
+GREETED: Truth = {"request": "hello", "response": GREETING}
+WEATHER: Truth = {"request": QUESTION, "tools": ["get_weather"]}
+CALLED: Truth = {
+    "tool_calls": [
+        {"name": "get_weather", "arguments": {"city": city}, "result": result}
+        for city, result in zip(("Paris", "London"), RESULTS, strict=True)
+    ],
+    "response": FINAL,
+}
+ONE_STEP, TWO_STEPS = (
+    ["system", "user", "assistant(2 tool calls)"],
+    ["system", "user", "assistant(2 tool calls)", "tool", "tool", "assistant"],
+)
+PLAIN_CHAT = [["system", "user", "assistant"]]
+
+
+def usage(calls: int) -> Truth:
+    counts = {"input_tokens": INPUT, "output_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT}
+    counts["cache_read_input_tokens"] = CACHED
+    return {"usage": {key: count * calls for key, count in counts.items()}, "model": ANSWERS_AS}
+
+
+def openai_truths() -> list[Truth]:
+    """In the order of `instrumented.openai_calls`."""
+    truths: list[Truth] = [
+        GREETED | usage(1) | {"chats": PLAIN_CHAT},
+        WEATHER | CALLED | usage(2) | {"chats": [ONE_STEP, TWO_STEPS], "span_types": {"travel-agent": ["AGENT"]}},
+        GREETED | usage(1) | {"chats": PLAIN_CHAT},
+        WEATHER | usage(1) | {"chats": [ONE_STEP]},
+        GREETED | usage(1) | {"chats": PLAIN_CHAT},
+        WEATHER | usage(1) | {"chats": [["user", "assistant(2 tool calls)"]]},
+        {"usage": {"input_tokens": EMBEDDED, "output_tokens": 0, "total_tokens": EMBEDDED}, "model": EMBEDDING},
+        {"request": "hello", "chats": [["user"]], "error_span": "", "model": "bad-model"},
+    ]
+    return [WHO | truth for truth in truths]
+
+
+EMBEDDING = "text-embedding-3-small"
+AGENT = {"chats": [ONE_STEP, TWO_STEPS], **usage(2)}
+LANGGRAPH = [
+    WHO | WEATHER | CALLED | AGENT | {"span_types": {"travel-agent": ["AGENT", "CHAIN"]}},
+    WHO
+    | {"request": QUESTION, "tools": ["broken_weather"], "chats": [ONE_STEP], "error_span": "broken_weather"}
+    | {"tool_calls": [{"name": "broken_weather", "arguments": {"city": "Paris"}}]}
+    | usage(1),
+    WHO | GREETED | usage(1) | {"chats": PLAIN_CHAT},
+]
+PYDANTIC = [
+    WHO | WEATHER | CALLED | AGENT,
+    WHO | GREETED | usage(1) | {"tools": ["get_weather"], "chats": PLAIN_CHAT},
+]
