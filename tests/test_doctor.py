@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,14 @@ from mlflow_otlp_exporter import MLflowSpanExporter, _doctor, _doctor_local, _pr
 from mlflow_otlp_exporter._advice import advice_for
 from mlflow_otlp_exporter._codes import Code
 from support.certificates import Authority, TlsServer, self_signed
+from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
 from support.markers import SECRET, planted
 from support.mlflow_server import MLflowServer
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
 from support.spans import finished
 
 LONGEST_SECONDS = 15.0
+FILES = ("--backend-store-uri", "FOLDER/mlruns")
 TOKEN = "MLFLOW_TRACKING_TOKEN"
 URI = "MLFLOW_TRACKING_URI"
 JSON = {"Content-Type": "application/json"}
@@ -579,3 +581,42 @@ def test_proxy_that_is_not_for_this_host(world: World) -> None:
     found = _probe.proxy_for("https://mlflow.example.test/v1/traces", environment)
     assert found is not None
     assert str(found) == "proxy.test:3128 (environment variable HTTPS_PROXY)"
+
+
+PREFIX, USERS = ("--static-prefix", "/mlf"), ("--app-name", "basic-auth")
+# The other versions' environments lack what basic-auth needs.
+REAL = [(release, options) for release in MLFLOW_REQUIREMENTS for options in ((), PREFIX, FILES)] + [("3.17.2", USERS)]
+# Whose server-info does not exist, or does not tell.
+SILENT_ABOUT_FILES = ("3.6.0", "3.8.1")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("release", "options"), REAL, ids=str)
+def test_real_servers(release: str, options: Sequence[str], world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {"MLFLOW_FLASK_SERVER_SECRET_KEY": SECRET, "MLFLOW_ALLOW_FILE_STORE": "true"}
+    if options == USERS:
+        configuration = world.folder / "auth.ini"
+        users = f"database_uri = sqlite:///{world.folder / 'auth.db'}\nadmin_username = ada\n"
+        function = "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        password = f"admin_password = {SECRET}-1234\n"
+        configuration.write_text(f"[mlflow]\ndefault_permission = READ\n{users}{password}{function}")
+        environment["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)
+        world.set(MLFLOW_TRACKING_USERNAME="ada", MLFLOW_TRACKING_PASSWORD=f"{SECRET}-1234")
+    extra = [word.replace("FOLDER", str(world.folder)) for word in options]
+    python, folder = mlflow_python(release), world.folder / "server"
+    server = MLflowServer.start(folder, python=python, extra=extra, environment=environment)
+    prefix = "/mlf" if options == PREFIX else ""
+    world.set(MLFLOW_TRACKING_URI=server.uri + prefix, MLFLOW_EXPERIMENT_NAME="examined")
+    try:
+        status, steps = examined(capsys)
+    finally:
+        server.stop()
+    bad = [(name, step.get("code")) for name, step in steps.items() if step["state"] in ("failed", "warning")]
+    if options == FILES:
+        assert bad == [("write" if release in SILENT_ABOUT_FILES else "server", "MLO-404")]
+        assert status == 1
+    else:
+        assert bad == []
+        assert steps["delete"]["state"] == "ok"
+        assert status == 0
+    assert not planted(json.dumps(steps))
