@@ -15,6 +15,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, Telemetry, configure
+from mlflow_otlp_exporter._codes import Code
+from mlflow_otlp_exporter._configure import DEFAULTS
+from mlflow_otlp_exporter._doctor import examine
+from mlflow_otlp_exporter._finding import State
 from support.kubernetes import ALL_VERBS, Cluster, kubernetes_mlflow, rotate, service_account
 from support.mlflow_server import MLflowServer
 from support.needs import executable
@@ -471,3 +475,33 @@ def test_cluster_is_asked_for_what_the_example_grants(by_token: Platform) -> Non
     (rules,) = [each["rules"] for each in documents if each["kind"] == "Role"]
     granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
     assert asked <= granted
+
+
+@pytest.mark.parametrize(
+    ("verbs", "namespace", "step", "code"),
+    [
+        (("get", "create", "update"), "team-a", None, None),
+        (("update",), "team-a", None, None),
+        (("get", "create"), "team-a", "write", Code.DENIED),
+        ((), "team-a", "credentials", Code.UNAUTHENTICATED),
+        (("get", "create", "update"), "plain", "workspace", Code.WORKSPACE_MISSING),
+    ],
+)
+def test_doctor_names_the_step(
+    verbs: tuple[str, ...], namespace: str, step: str | None, code: Code | None, by_token: Platform, tmp_path: Path
+) -> None:
+    token = f"of the doctor, {verbs} in {namespace}"
+    if verbs:
+        by_token.allow(token, *verbs, namespace=namespace)
+    folder = service_account(tmp_path / "serviceaccount", token, namespace)
+    number = by_token.server.create_experiment(token, "team-a")
+    variables = {
+        "HOME": str(tmp_path),
+        "XDG_STATE_HOME": str(tmp_path),
+        "MLFLOW_TRACKING_URI": by_token.server.uri,
+        "MLFLOW_TRACKING_AUTH": "kubernetes",
+        "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": str(folder),
+        "MLFLOW_EXPERIMENT_ID": number,
+    }
+    failed = [finding for finding in examine({}, variables, DEFAULTS) if finding.state is State.FAILED]
+    assert [(finding.step, finding.code) for finding in failed] == ([(step, code)] if step else [])

@@ -229,6 +229,8 @@ class _Examination:
             return
         if not name:
             note = " (the server's default)" if self._workspaces else ""
+            if self._workspaces and self._settings.namespace:
+                note = f" given; {self._settings.namespace}, the pod's namespace, if there is such a one"
             yield Finding("workspace", State.OK, f"none{note}")
             return
         if self._version is not None and self._version < (3, 10):
