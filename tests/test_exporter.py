@@ -172,7 +172,7 @@ def test_what_may_succeed_later_is_a_failure_that_is_told_once_and_kept(
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [(Answer(400, headers=JSON, body=b'{"detail":"bad"}'), "400: bad"), (Answer(413), "413")],
+    [(Answer(400, headers=JSON, body=b'{"detail":"bad"}'), "400: bad"), (Answer(413), "traces: 413")],
 )
 def test_what_never_will_is_refused_and_named(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer, words: str
