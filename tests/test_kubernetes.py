@@ -25,7 +25,7 @@ from support.needs import executable
 from support.nginx import Nginx, _free_ports
 from support.spans import finished
 
-pytestmark = pytest.mark.needs("python3.12")
+pytestmark = [pytest.mark.matrix, pytest.mark.needs("python3.12")]
 
 CACHE_SECONDS = 2.0
 """How long the server believes the cluster here; 300 s by default."""
