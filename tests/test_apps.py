@@ -16,6 +16,9 @@ from nbclient import NotebookClient
 from support.apps import free_port, running, wait_for
 from support.mlflow_server import MLflowServer
 
+# Above a minute, which the default lane has not.
+pytestmark = pytest.mark.matrix
+
 APPS = Path(__file__).parent / "apps"
 TENANTS = 5
 AGENT = ("answer", "get_weather")
