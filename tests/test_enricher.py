@@ -104,6 +104,30 @@ def test_level_is_that_of_mlflows_sdk(kind: str | None, level: int | None, *, fa
     assert one({"mlflow.spanLogLevel": 50}, status=status).attributes["mlflow.spanLogLevel"] == 50
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"prompt.id": "greeting", "prompt.version": 2},
+        {"prompt.name": "greeting", "prompt.version": "2"},
+        {**CHAT, "gen_ai.prompt.name": "greeting", "gen_ai.prompt.version": "2"},
+        {"traceloop.prompt.key": "greeting", "traceloop.prompt.version": "2"},
+    ],
+)
+def test_prompts_of_all_spans_are_told_on_the_root(named: dict[str, Any]) -> None:
+    other = {**CHAT, "gen_ai.prompt.name": "summary", "gen_ai.prompt.version": "1"}
+    unversioned = {**CHAT, "gen_ai.prompt.name": "loose"}
+    found = enriched(
+        span(1, {"openinference.span.kind": "AGENT"}),
+        span(2, {"openinference.span.kind": "LLM", **named}, parent=1),
+        span(3, other, parent=1),
+        span(4, named, parent=1),
+        span(5, unversioned, parent=1),
+    )
+    prompts = json.loads(found[0].attributes[PROMPTS])
+    assert prompts == [{"name": "greeting", "version": "2"}, {"name": "summary", "version": "1"}]
+    assert all(PROMPTS not in each.attributes for each in found[1:])
+
+
 def test_failed_span_gets_an_exception_unless_it_has_one() -> None:
     failed = Status(StatusCode.ERROR, "no such model")
     found = one({**CHAT, "error.type": "NotFound", "gen_ai.input.messages": said("hi")}, status=failed)
@@ -119,6 +143,7 @@ def test_failed_span_gets_an_exception_unless_it_has_one() -> None:
     assert list(one(CHAT, status=failed, events=[own]).events) == [own]
 
 
+PROMPTS = "mlflow.traceTag.mlflow.linkedPrompts"
 OPENINFERENCE_USAGE = {"openinference.span.kind": "LLM", "llm.token_count.prompt": 10, "llm.token_count.completion": 2}
 
 

@@ -26,6 +26,8 @@ from support.traces import ended, until
 
 DESTINATION = Destination("team-a", experiment_id="7")
 SEARCH = "/api/3.0/mlflow/traces/search"
+LINK = "/api/2.0/mlflow/traces/link-prompts"
+PROMPT = {"mlflow.traceTag.mlflow.linkedPrompts": '[{"name": "greeting", "version": "2"}]'}
 DOWN = Failure("it is down")
 
 
@@ -52,6 +54,8 @@ class FakeMLflow:
         tells: What it answers to what it is told, by trace.
         calls: Method and path of each request.
         told: Tags by trace.
+        links: What it answers to prompts that are linked.
+        linked: Prompts by trace.
     """
 
     def __init__(self, version: str = "3.10.1") -> None:
@@ -61,6 +65,8 @@ class FakeMLflow:
         self.tells: dict[str, Answer | Failure] = {}
         self.calls: list[tuple[str, str]] = []
         self.told: dict[str, dict[str, str]] = {}
+        self.links: Answer | Failure = _json(200, {})
+        self.linked: dict[str, list[dict[str, str]]] = {}
         self.workspaces: set[str | None] = set()
 
     def request(
@@ -88,6 +94,10 @@ class FakeMLflow:
             found = re.findall(r"'([^']+)'", asked["filter"])
             assert asked["max_results"] == len(found)
             return _json(200, {"traces": [record(each) for each in found if each not in self.absent]})
+        if path == LINK:
+            if self.links == _json(200, {}):
+                self.linked[asked["trace_id"]] = asked["prompt_versions"]
+            return self.links
         assert method == "PATCH"
         name = path.rpartition("/")[2]
         if (answer := self.tells.get(name)) is not None:
@@ -188,6 +198,43 @@ def test_everything_is_told_to_any_server() -> None:
     story, spans = Story(everything=True, version="3.17.2"), encoded()
     story.runs(story.delivered(spans))
     assert set(story.api.told) == set(names(spans))
+
+
+@pytest.mark.parametrize(("everything", "version"), [(False, "3.10.1"), (True, "3.17.2")])
+def test_traces_are_linked_to_their_prompts(version: str, *, everything: bool) -> None:
+    story, spans, others = Story(everything=everything, version=version), encoded(2, root=PROMPT), encoded(1)
+    story.runs(story.delivered([*spans, *others]))
+    assert story.api.linked == {name: [{"name": "greeting", "version": "2"}] for name in names(spans)}
+    assert set(story.api.told) == {*names(spans), *names(others)}
+    assert story.counts() == (3, 0)
+
+
+def test_server_without_a_call_for_prompts_is_not_asked_for_it() -> None:
+    story = Story(version="3.6.0")
+    story.runs(story.delivered(encoded(root=PROMPT)))
+    assert (story.api.linked, story.api.count("PATCH"), story.counts()) == ({}, 1, (1, 0))
+
+
+@pytest.mark.parametrize("answer", [DOWN, _json(503, {}), _json(500, {})], ids=str)
+def test_prompts_are_linked_later_where_that_fails_now(answer: Answer | Failure) -> None:
+    story, spans = Story(), encoded(1, root=PROMPT)
+    turn = story.delivered(spans)
+    assert turn is not None
+    story.api.links = answer
+    assert turn.run(1.0).wait == 0.5
+    story.api.links = _json(200, {})
+    story.runs(turn)
+    assert set(story.api.linked) == set(names(spans))
+
+
+def test_prompts_that_may_not_be_linked_keep_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    story, spans = Story(), encoded(3, root=PROMPT)
+    story.api.links = _json(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
+    story.runs(story.delivered(spans))
+    assert (set(story.api.told), story.counts()) == (set(names(spans)), (3, 0))
+    assert [line.getMessage() for line in caplog.records] == [
+        "traces are not linked to their prompts: 403: Permission denied [MLO-514]"
+    ]
 
 
 @pytest.mark.parametrize("answer", [DOWN, _json(503, {}), _json(401, {}), _json(500, {})], ids=str)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.matrix
 
 COST = "mlflow.trace.cost"
 USAGE = "mlflow.trace.tokenUsage"
+LINKED = "mlflow.traceTag.mlflow.linkedPrompts"
 SESSION, USER, NAME = "mlflow.trace.session", "mlflow.trace.user", "mlflow.traceName"
 AGENT: Mapping[str, Any] = {
     "openinference.span.kind": "AGENT",
@@ -98,18 +99,26 @@ def default(monkeypatch: pytest.MonkeyPatch) -> None:
 class Agent:
     """Spans of one agent's trace, with times of the test's."""
 
-    def __init__(self, *, failed: bool = False, parent: SpanContext | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        failed: bool = False,
+        parent: SpanContext | None = None,
+        root: Mapping[str, Any] | None = None,
+        call: Mapping[str, Any] | None = None,
+    ) -> None:
         memory = InMemorySpanExporter()
         start = 1_795_361_518_349 * 10**6
         with provider(memory) as made:
             tracer = made.get_tracer("tests")
             above = trace.set_span_in_context(trace.NonRecordingSpan(parent)) if parent else None
-            root = tracer.start_span("agent", above, start_time=start, attributes=AGENT)
-            inside = trace.set_span_in_context(root)
-            tracer.start_span("call", inside, start_time=start, attributes=CALL).end(start + SECOND)
+            top = tracer.start_span("agent", above, start_time=start, attributes={**AGENT, **(root or {})})
+            inside = trace.set_span_in_context(top)
+            said = {**CALL, **(call or {})}
+            tracer.start_span("call", inside, start_time=start, attributes=said).end(start + SECOND)
             if failed:
-                root.set_status(Status(StatusCode.ERROR, "no"))
-            root.end(start + 2 * SECOND)
+                top.set_status(Status(StatusCode.ERROR, "no"))
+            top.end(start + 2 * SECOND)
             self.spans = list(memory.get_finished_spans())
             memory.clear()
             tracer.start_span("late call", inside, start_time=start + SECOND, attributes=CALL).end(start + 5 * SECOND)
@@ -266,6 +275,25 @@ def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monk
     exporter.shutdown()
     grown = mlflow.record(agent.spans)["trace_metadata"]
     assert json.loads(grown[USAGE])["total_tokens"] == 300
+
+
+def test_traces_are_found_by_the_prompts_that_were_used(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
+    number = mlflow.server.create_experiment("prompts")
+    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="prompts")
+    agent = Agent(root={LINKED: '[{"name": "greeting", "version": "2"}]'}, call={"gen_ai.prompt.name": "other"})
+    exported(exporter, agent.spans)
+    before = mlflow.record(agent.spans)
+    exporter.shutdown()
+    after = mlflow.record(agent.spans)
+    before["tags"].pop(LINKED.removeprefix("mlflow.traceTag."), None)  # on 3.13 it is no JSON, which is mended
+    unchanged(before, after)
+    assert after["tags"][LINKED.removeprefix("mlflow.traceTag.")] == '[{"name": "greeting", "version": "2"}]'
+    stats = exporter.stats()
+    assert (stats.followed_up, stats.not_followed_up) == (1, 0)
+    if mlflow.version >= (3, 8):  # 3.6 has neither the call nor the filter
+        assert mlflow.found(number, "prompt = 'greeting/2'") == 1
+        assert mlflow.found(number, "prompt = 'greeting/1'") == 0
 
 
 def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:

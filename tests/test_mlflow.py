@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter import MLflowSpanExporter, configure, flush, shutdown
+from mlflow_otlp_exporter import MLflowSpanExporter, configure, flush, shutdown, trace_context
 from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.odd_traces import traces
@@ -202,6 +203,37 @@ def test_more_than_100_traces_are_all_linked_to_their_run(mlflow_server: MLflowS
     query = {"locations": [location], "filter": f"attributes.run_id = '{run}'", "max_results": 500}
     found = mlflow_server.rest("POST", "/api/3.0/mlflow/traces/search", query)
     assert len(found["traces"]) == 120
+
+
+def test_columns_and_prompts_that_otlp_cannot_carry(mlflow_server: MLflowServer) -> None:
+    """Source, run name, metadata; and `prompt =` finds a trace, by what the app or an instrumentation says."""
+    number = mlflow_server.create_experiment("columns")
+    run = mlflow_server.rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"]["run_id"]
+    telemetry = configure(tracking_uri=mlflow_server.uri, experiment="columns", trace_info=True, auto_instrument=False)
+    tracer = trace.get_tracer("tests")
+    with trace_context(prompt="greeting/2", metadata={"release": "2.3.1"}, run_id=run):
+        tracer.start_span("said by the app").end()
+    with trace_context(run_id=run), tracer.start_as_current_span("said by an instrumentation"):
+        tracer.start_span("chat", attributes={"gen_ai.prompt.name": "greeting", "gen_ai.prompt.version": "3"}).end()
+    assert telemetry.flush()
+    assert telemetry.stats().followed_up == 2
+
+    def found(condition: str) -> list[dict[str, Any]]:
+        location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}
+        query = {"locations": [location], "filter": condition, "max_results": 10}
+        traces = mlflow_server.rest("POST", "/api/3.0/mlflow/traces/search", query).get("traces", [])
+        assert all(each["trace_metadata"]["mlflow.sourceRun"] == run for each in traces)
+        assert all(each["trace_metadata"]["mlflow.source.name"] for each in traces)
+        return list(traces)
+
+    (by_app,) = found("prompt = 'greeting/2'")
+    assert by_app["tags"]["mlflow.traceName"] == "said by the app"
+    assert (by_app["trace_metadata"]["release"], by_app["trace_metadata"]["mlflow.source.type"]) == ("2.3.1", "LOCAL")
+    (by_instrumentation,) = found("prompt = 'greeting/3'")
+    assert by_instrumentation["tags"]["mlflow.traceName"] == "said by an instrumentation"
+    assert len(found(f"run_id = '{run}'")) == 2
+    assert len(found("metadata.release = '2.3.1'")) == 1
+    assert found("prompt = 'greeting/1'") == []
 
 
 def test_trace_is_readable_within_a_second_of_its_roots_end(mlflow_server: MLflowServer) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
-from mlflow_otlp_exporter._trace_info import Told, changes, told_by
+from mlflow_otlp_exporter._trace_info import Told, changes, links, told_by
 from support.traces import ended
 
 SESSION, USER, RUN = "mlflow.trace.session", "mlflow.trace.user", "mlflow.sourceRun"
@@ -190,3 +190,41 @@ def test_nothing_is_asked_for_where_nothing_is_lacking() -> None:
 def test_record_without_tags_and_metadata_lacks_all() -> None:
     stored = {**STORED, "tags": None, "trace_metadata": []}
     assert asked(changes(TOLD, stored, OLD)) == (dict(TOLD.metadata), dict(TOLD.tags))
+
+
+# Prompts
+
+PROMPTS = "mlflow.traceTag.mlflow.linkedPrompts"
+
+
+@pytest.mark.parametrize(
+    ("said", "prompts"),
+    [
+        ('[{"name": "greeting", "version": "2"}]', (("greeting", "2"),)),
+        ('[{"name": "a", "version": 1}, {"name": "b/c", "version": "10"}]', (("a", "1"), ("b/c", "10"))),
+        ('[{"name": "a", "version": "1"}, {"name": "a", "version": 1}]', (("a", "1"),)),
+        # What MLflow's registry cannot have: it answers 500 to a version that is no number.
+        ('[{"name": "a", "version": "latest"}, {"name": "b", "version": "0"}, {"name": "c"}]', ()),
+        ('[{"name": "", "version": "1"}, {"name": 3, "version": "1"}, {"version": "1"}, "a/1", null]', ()),
+        ('[{"name": "a", "version": "12345678901"}]', ()),
+        ('{"name": "a", "version": "1"}', ()),
+        ("no json", ()),
+        ("", ()),
+        (
+            json.dumps([{"name": "p", "version": each} for each in range(1, 150)]),
+            tuple(("p", str(n)) for n in range(1, 101)),
+        ),
+    ],
+)
+def test_root_says_which_prompts_were_used(said: str, prompts: tuple[tuple[str, str], ...]) -> None:
+    assert told({PROMPTS: said}).prompts == prompts
+
+
+@pytest.mark.parametrize(
+    ("version", "links_them"), [((3, 6, 0), False), ((3, 8, 1), True), ((3, 17, 2), True), (None, True)]
+)
+def test_prompts_are_linked_where_the_server_can(version: tuple[int, ...] | None, links_them: bool) -> None:
+    found = links(TOLD._replace(prompts=(("greeting", "2"), ("b", "1"))), version)
+    wanted = [{"name": "greeting", "version": "2"}, {"name": "b", "version": "1"}]
+    assert found == ({"trace_id": TOLD.name, "prompt_versions": wanted} if links_them else None)
+    assert links(TOLD, version) is None

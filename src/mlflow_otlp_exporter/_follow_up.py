@@ -23,7 +23,7 @@ from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
 from mlflow_otlp_exporter._rest_call import Reply, call
 from mlflow_otlp_exporter._stored import Stored, Unanswered, Version
-from mlflow_otlp_exporter._trace_info import CARRIED, Told, changes, told_by
+from mlflow_otlp_exporter._trace_info import CARRIED, Told, changes, links, told_by
 from mlflow_otlp_exporter._transport import Transport
 
 # Traces whose records are read at a time, and are then told one after the other.
@@ -37,6 +37,7 @@ _MOST_ERRORS = 4
 # After a refusal nothing is asked for so long: what is forbidden now may be allowed later.
 _FORBIDDEN_SECONDS = 600.0
 _SEARCH = "/api/3.0/mlflow/traces/search"
+_LINK = "/api/2.0/mlflow/traces/link-prompts"
 _LACKING = "names, tags, sessions and users of traces are lacking in MLflow"
 
 
@@ -166,14 +167,27 @@ class FollowUps:
     ) -> Outcome | None:
         """Tells what is lacking of one trace; returns what stands in the way."""
         body = changes(told, record, version)
+        if body is not None:
+            path = f"/api/2.0/mlflow/traces/{told.name}"
+            reply = call(self._api, "PATCH", path, body, workspace=destination.workspace, seconds=seconds)
+            if not reply.fine:
+                return None if reply.outcome.status == 404 else reply.outcome  # noqa: PLR2004 - deleted in the meantime
+            self._report.count(followed_up=1)
+        return self._link(told, version, destination, seconds)
+
+    def _link(self, told: Told, version: Version | None, destination: Destination, seconds: float) -> Outcome | None:
+        """Links a trace to its prompts; returns what stands in the way now, and says what always will."""
+        body = links(told, version)
         if body is None:
             return None
-        path = f"/api/2.0/mlflow/traces/{told.name}"
-        reply = call(self._api, "PATCH", path, body, workspace=destination.workspace, seconds=seconds)
-        if reply.fine:
-            self._report.count(followed_up=1)
+        reply = call(self._api, "POST", _LINK, body, workspace=destination.workspace, seconds=seconds)
+        if reply.fine or reply.outcome.status == 404:  # noqa: PLR2004 - deleted in the meantime
             return None
-        return None if reply.outcome.status == 404 else reply.outcome  # noqa: PLR2004 - deleted in the meantime
+        if reply.outcome.cause in (Cause.SERVER, Cause.CREDENTIALS):
+            return reply.outcome
+        said = f"traces are not linked to their prompts: {reply.outcome.message}"
+        self._report.once(logging.WARNING, coded(Code.FOLLOW_UP, said))
+        return None
 
     @staticmethod
     def _is_over(each: _Pending, outcome: Outcome) -> bool:

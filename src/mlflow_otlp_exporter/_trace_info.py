@@ -10,6 +10,7 @@ empties previews before 3.13, and from 3.13 on freezes tokens and cost.
 from __future__ import annotations
 
 import calendar
+import itertools
 import json
 import re
 import sys
@@ -22,13 +23,15 @@ from typing import Any, NamedTuple
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
-from mlflow_otlp_exporter._attributes import METADATA, SESSION_ID, TRACE_TAG, USER_ID
+from mlflow_otlp_exporter._attributes import LINKED_PROMPTS, METADATA, SESSION_ID, TRACE_TAG, USER_ID
 from mlflow_otlp_exporter._encoder import EncodedSpan
 from mlflow_otlp_exporter._stored import Version
 
 # From this version on OTLP carries names, tags, sessions, users and runs.
 CARRIED: Version = (3, 14)
 _TAGS_MIXED_UP: Version = (3, 13)
+# Older ones have no call for it (seen on 3.6.0 and 3.8.1).
+_LINKS_PROMPTS: Version = (3, 8)
 _SESSION, _USER, _RUN = "mlflow.trace.session", "mlflow.trace.user", "mlflow.sourceRun"
 _SOURCE, _SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
 _CONVERSATION_ID = "gen_ai.conversation.id"
@@ -36,6 +39,7 @@ _STATES = {"OK": "OK", "ERROR": "ERROR", "IN_PROGRESS": "IN_PROGRESS"}
 # What the columns of MLflow's databases hold.
 _LONGEST_KEY, _LONGEST_ID, _LONGEST_VALUE = 250, 250, 4096
 _MOST = 100
+_COUNTED = re.compile(r"[1-9][0-9]{0,8}")
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z")
 
 
@@ -46,11 +50,13 @@ class Told(NamedTuple):
         trace_id: OpenTelemetry's trace id.
         tags: Tags, the trace's name among them.
         metadata: What MLflow calls the metadata of a trace: session, user, run and more.
+        prompts: Name and version of the prompts of MLflow's registry that were used.
     """
 
     trace_id: int
     tags: Mapping[str, str]
     metadata: Mapping[str, str]
+    prompts: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,10 +78,13 @@ def told_by(root: EncodedSpan, *, run_id: str | None, everything: bool) -> Told:
     tags: dict[str, str] = {}
     metadata: dict[str, str] = {}
     own: dict[str, str] = {}
+    prompts: tuple[tuple[str, str], ...] = ()
     for attribute in ScopeSpans.FromString(root.body).spans[0].attributes:
         key, value = attribute.key, attribute.value
         if key.startswith(TRACE_TAG):
             tags[key[len(TRACE_TAG) :]] = _text(value)
+            if key == LINKED_PROMPTS:
+                prompts = _prompts(_text(value))
         elif key == SESSION_ID or (key == _CONVERSATION_ID and _SESSION not in metadata):
             metadata[_SESSION] = _text(value)[:_LONGEST_ID]
         elif key == USER_ID:
@@ -87,7 +96,23 @@ def told_by(root: EncodedSpan, *, run_id: str | None, everything: bool) -> Told:
     if everything:
         metadata |= {_SOURCE: _program(), _SOURCE_TYPE: "LOCAL"}
         metadata = {**own, **metadata}
-    return Told(root.trace_id, _fitting(tags), _fitting(metadata))
+    return Told(root.trace_id, _fitting(tags), _fitting(metadata), prompts)
+
+
+def links(told: Told, version: Version | None) -> dict[str, Any] | None:
+    """What links a trace to its prompts, which `prompt = 'name/1'` in MLflow's search looks at; a tag does not.
+
+    Args:
+        told: What its root says.
+        version: The server's version; None if it does not tell.
+
+    Returns:
+        The body of `POST /api/2.0/mlflow/traces/link-prompts`, which may be sent again; None if there is nothing to
+        link, or if the server cannot.
+    """
+    if not told.prompts or (version is not None and version < _LINKS_PROMPTS):
+        return None
+    return {"trace_id": told.name, "prompt_versions": [{"name": name, "version": each} for name, each in told.prompts]}
 
 
 def changes(told: Told, stored: Mapping[str, Any], version: Version | None) -> dict[str, Any] | None:
@@ -162,6 +187,18 @@ def _unquoted(text: str) -> str:
 def _text(value: AnyValue) -> str:
     kind = value.WhichOneof("value")
     return value.string_value if kind == "string_value" else "" if kind is None else str(getattr(value, kind))
+
+
+def _prompts(text: str) -> tuple[tuple[str, str], ...]:
+    """Names and versions in the tag that has them; MLflow's registry counts versions, and answers 500 to another."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return ()
+    listed = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    pairs = ((each.get("name"), str(each.get("version"))) for each in listed)
+    kept = ((name, each) for name, each in pairs if isinstance(name, str) and name and _COUNTED.fullmatch(each))
+    return tuple(dict.fromkeys(itertools.islice(kept, _MOST)))
 
 
 def _flat(text: str) -> dict[str, str]:

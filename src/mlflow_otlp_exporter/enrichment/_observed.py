@@ -11,6 +11,7 @@ from mlflow_otlp_exporter.enrichment._observation import (
     EMPTY,
     Kind,
     Observation,
+    Prompt,
     ToolCall,
     ToolDefinition,
 )
@@ -66,7 +67,8 @@ class Observed:
         keeps_usage: False if its usage must not count, as spans below carry it or another span tells of the same call.
         question: What a root or an agent was asked, its own or that of a span below.
         answer: What it answered.
-        lifted: For a root: session, user, tags, metadata and prompt that only spans below have.
+        lifted: For a root: session, user, tags and metadata that only spans below have.
+        prompts: For a root: the prompts of a registry that it and the spans below name, with their versions.
     """
 
     __slots__ = (
@@ -77,6 +79,7 @@ class Observed:
         "lifted",
         "observation",
         "parent_id",
+        "prompts",
         "question",
         "scope",
         "span",
@@ -98,6 +101,7 @@ class Observed:
         self.question = _question(observation, self.kind)
         self.answer = _answer(observation, self.kind)
         self.lifted: Observation | None = None
+        self.prompts: tuple[Prompt, ...] = ()
 
     @property
     def start(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from mlflow_otlp_exporter._attributes import REDACTED
 from mlflow_otlp_exporter.enrichment._kinds import is_model
-from mlflow_otlp_exporter.enrichment._observation import EMPTY, Kind, Observation, ToolCall, ToolDefinition
+from mlflow_otlp_exporter.enrichment._observation import EMPTY, Kind, Observation, Prompt, ToolCall, ToolDefinition
 from mlflow_otlp_exporter.enrichment._observed import Observed, Seen
 from mlflow_otlp_exporter.enrichment._tool_values import arguments_for, has_names, is_dump
 
@@ -203,16 +203,18 @@ def _fill_root(span: Observed, tree: Tree) -> None:
         _fill_words(span, tree)
     tags: dict[str, None] = {}
     metadata: dict[str, Any] = {}
-    session = user = prompt = None
+    prompts: dict[Prompt, None] = {}
+    session = user = None
     for each in [span, *(seen for level in tree.levels(span.span_id) for seen in level)]:
         found = each.observation
         if found is EMPTY:
             continue
-        session, user, prompt = session or found.session, user or found.user, prompt or found.prompt
+        session, user = session or found.session, user or found.user
+        if found.prompt is not None and found.prompt.version:
+            prompts[found.prompt] = None
         if found.tags:
             tags.update(dict.fromkeys(found.tags))
         for key, value in (found.metadata or {}).items():
             metadata.setdefault(key, value)
-    span.lifted = Observation(
-        session=session, user=user, prompt=prompt, tags=tuple(tags) or None, metadata=metadata or None
-    )
+    span.lifted = Observation(session=session, user=user, tags=tuple(tags) or None, metadata=metadata or None)
+    span.prompts = tuple(prompts)

@@ -309,5 +309,5 @@ def _write_trace(span: Observed, written: dict[str, Any]) -> None:
         # MLflow keeps keys of its own among the tags; nobody else's may look like them.
         if key and len(key) <= _LONGEST_KEY and not key.startswith("mlflow."):
             written[TAG + key] = said[:_LONGEST_TAG]
-    if lifted.prompt and lifted.prompt.version:
-        written[LINKED_PROMPTS] = as_json([{"name": lifted.prompt.name, "version": lifted.prompt.version}])
+    if span.prompts:
+        written[LINKED_PROMPTS] = as_json([{"name": each.name, "version": each.version} for each in span.prompts])

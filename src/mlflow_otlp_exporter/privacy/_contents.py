@@ -81,7 +81,15 @@ _BY_PREFIX = (
     ("output.", Content.OUTPUT),
 )
 # Of groups whose other keys are harmless.
-_NAMES = frozenset({"gen_ai.prompt.name", "gen_ai.prompt.version", "llm.prompt_template.version"})
+_NAMES = frozenset(
+    {
+        "gen_ai.prompt.name",
+        "gen_ai.prompt.version",
+        "llm.prompt_template.version",
+        "traceloop.prompt.key",
+        "traceloop.prompt.version",
+    }
+)
 _REQUESTED = frozenset({"gen_ai.request.model", "gen_ai.request.choice.count", "gen_ai.request.user"})
 _TYPES = frozenset({"input.mime_type", "output.mime_type"})
 # What conventions that are not known here call such things.

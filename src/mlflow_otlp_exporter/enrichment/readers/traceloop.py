@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow_otlp_exporter.enrichment._kinds import of_traceloop
-from mlflow_otlp_exporter.enrichment._observation import Kind, Observation
+from mlflow_otlp_exporter.enrichment._observation import Kind, Observation, Prompt
 from mlflow_otlp_exporter.enrichment._payloads import read_request, read_response
 from mlflow_otlp_exporter.enrichment._source import Source
 from mlflow_otlp_exporter.enrichment._values import as_text, decoded, first_text, text
@@ -25,6 +25,7 @@ def read(source: Source) -> Observation | None:
     rest = {
         key: value for key, value in associated.items() if key not in _IDENTITIES and not key.startswith(("lc_", "ls_"))
     }
+    prompt = text(found.get("traceloop.prompt.key"))
     return Observation(
         kind=kind,
         input_messages=read_request(given, model=False) if given is not None else None,
@@ -32,6 +33,7 @@ def read(source: Source) -> Observation | None:
         input=_arguments(given) if kind is Kind.TOOL else _words(given),
         output=answered if kind is Kind.TOOL else _words(answered),
         tool_name=text(found.get("traceloop.entity.name")) if kind is Kind.TOOL else None,
+        prompt=Prompt(prompt, str(found.get("traceloop.prompt.version") or "")) if prompt else None,
         session=first_text(*(associated.get(key) for key in _SESSIONS)),
         user=first_text(*(associated.get(key) for key in _USERS)),
         metadata={key: as_text(value) for key, value in rest.items()} or None,
