@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Extra words for pytest: make test PYTEST="-k settings -x"
 PYTEST ?=
 
-.PHONY: demo test test-matrix lint format bench conventions parity screenshots clean
+.PHONY: demo test test-matrix lint format bench configuration conventions parity screenshots clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -29,6 +29,10 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py
+
+# The tables of docs/configuration.md, and README's, from the settings in the code.
+configuration: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m support.settings_page
 
 # The table of docs/conventions.md, from the score of the recorded traces; needs node.
 conventions: $(VENV)/.dev

@@ -1,54 +1,104 @@
-"""The documents: what they name exists, and what they link to is there."""
+"""The documents: what they link to is there, what they promise is proven by a test that CI runs, and all are found."""
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *(ROOT / "examples").glob("**/*.md")])
-PROMISES = re.findall(r"`(test_\w+)\.(test_\w+)`", (ROOT / "docs" / "guarantees.md").read_text())
+from mlflow_otlp_exporter._table import SETTINGS
+from support.documents import DOCS, PAGES, anchors, links
+from support.environments import ROOT
+from support.lanes import Lanes
+from support.lanes import lanes as asked
+
+TESTS = ROOT / "tests"
+GUARANTEES = ROOT / "docs" / "guarantees.md"
+PROMISES = re.findall(r"`(test_\w+)\.(test_\w+)`", GUARANTEES.read_text())
+_SKIPS = re.compile(r"\b(skip|skipif|xfail|importorskip)\b")
 
 
-def functions(module: str) -> dict[str, list[str]]:
-    """The test functions of a module, with the names of what decorates them."""
-    tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text())
-    return {
-        node.name: [ast.unparse(each) for each in node.decorator_list]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-    }
+@pytest.fixture(scope="module")
+def lanes() -> Lanes:
+    return asked()
 
 
 def test_each_promise_names_its_tests() -> None:
-    text = (ROOT / "docs" / "guarantees.md").read_text()
-    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith(("| promise", "|--"))]
-    assert len(rows) > 30
-    assert [row for row in rows if not re.search(r"`test_\w+\.test_\w+`", row)] == []
+    rows = [row for row in GUARANTEES.read_text().splitlines() if row.startswith("| ")]
+    promises = [row for row in rows if not row.startswith(("| promise", "|--"))]
+    assert len(promises) > 30
+    assert [row for row in promises if not re.search(r"`test_\w+\.test_\w+`", row)] == []
+
+
+def test_ci_runs_what_a_promise_names(lanes: Lanes) -> None:
+    assert [f"{module}.{name}" for module, name in PROMISES if (module, name) not in lanes.ci] == []
+
+
+def test_a_test_outside_of_ci_would_be_found(lanes: Lanes) -> None:
+    assert ("test_documents", "test_a_test_outside_of_ci_would_be_found") in lanes.default
+    assert lanes.ci - lanes.default
+    assert lanes.matrix - lanes.ci
+
+
+def functions(module: str) -> dict[str, ast.FunctionDef]:
+    tree = ast.parse((TESTS / f"{module}.py").read_text())
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def skips(module: str, name: str) -> Iterator[str]:
+    """Where a test, or a fixture that it uses, may leave itself out; the marks `needs` and `matrix` are not meant."""
+    known = {**functions("conftest"), **functions(module)}
+    waiting, seen = [name], set[str]()
+    while waiting:
+        each = waiting.pop()
+        if each in seen or each not in known:
+            continue
+        seen.add(each)
+        node = known[each]
+        if _SKIPS.search(ast.unparse(node)):
+            yield each
+        waiting += [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
 
 
 @pytest.mark.parametrize(("module", "name"), PROMISES, ids=[name for _, name in PROMISES])
-def test_what_a_promise_names_is_a_test_that_runs(module: str, name: str) -> None:
-    found = functions(module)
-    assert name in found
-    assert [each for each in found[name] if "skip" in each or "xfail" in each] == []
+def test_what_a_promise_names_leaves_nothing_out(module: str, name: str) -> None:
+    assert name in functions(module)
+    assert list(skips(module, name)) == []
 
 
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as they are shown on the web."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+def test_a_skip_would_be_found() -> None:
+    found = [name for name in functions("test_matrix_mlflow") if list(skips("test_matrix_mlflow", name))]
+    assert found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_relative_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"[a-z]+:", target):
-            continue
-        path, _, anchor = target.partition("#")
+    for path, anchor in links(page):
         file = (page.parent / path).resolve() if path else page
-        assert file.exists(), f"{page.name} links to {target}"
+        assert file.exists(), f"{page.name} links to {path}"
         if anchor and file.suffix == ".md":
-            assert anchor in anchors(file), f"{page.name} links to {target}"
+            assert anchor in anchors(file), f"{page.name} links to {path}#{anchor}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {(ROOT / path).resolve() for path, _ in links(ROOT / "README.md")}
+    assert [page.name for page in [*DOCS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"] if page not in linked] == []
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {(page.parent / path).resolve() for page in PAGES for path, _ in links(page)}
+    assert sorted(set((ROOT / "docs" / "images").iterdir()) - shown) == []
+
+
+def test_architecture_has_every_module() -> None:
+    named = set(re.findall(r"`(\w+\.py)`", (ROOT / "docs" / "architecture.md").read_text()))
+    there = {path.name for path in (ROOT / "src" / "mlflow_otlp_exporter").glob("*.py")}
+    assert named <= there
+    assert there - named <= {"__main__.py", "_version.py"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_variables_of_ours_exist(page: Path) -> None:
+    known = {name for setting in SETTINGS for name in setting.variables}
+    assert set(re.findall(r"\bMLFLOW_OTLP_[A-Z0-9_]*[A-Z0-9]\b", page.read_text())) <= known

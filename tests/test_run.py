@@ -17,6 +17,8 @@ from mlflow_otlp_exporter._instrumentors import Candidate
 from mlflow_otlp_exporter._run import doubles, variables_for
 from mlflow_otlp_exporter.cli import main
 from mlflow_otlp_exporter.testing import RecordedSpan, RecordedTrace, RecordingEndpoint
+from support.documents import blocks
+from support.environments import ROOT
 from support.scripted_server import Answer, Recorded, ScriptedServer
 
 SCRIPTS = Path(__file__).parent / "apps"
@@ -143,15 +145,8 @@ def comparable(found: Sequence[RecordedTrace]) -> Any:
     return [(trace.tree, [one(span) for span in trace.spans]) for trace in found]
 
 
-FILE = """
-file_format: "1.0"
-tracer_provider:
-  processors:
-    - batch:
-        exporter:
-          mlflow:
-            experiment: agents
-"""
+(BLOCK,) = blocks(ROOT / "docs" / "apps.md", "yaml")
+FILE = BLOCK.code.replace("experiment: support-agent", "experiment: agents")
 
 
 @pytest.mark.parametrize(("script", "spans"), [("openai_script.py", 1), ("langgraph_script.py", 4)])

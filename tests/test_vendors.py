@@ -1,10 +1,11 @@
-"""A tracer provider that another vendor's SDK made first: both get the spans."""
+"""Another vendor's SDK: a tracer provider that it made first, and what docs/migration.md says was before."""
 
 import os
 import subprocess
 
 import pytest
 
+from support.documents import blocks
 from support.environments import ROOT, environment
 from support.scripted_server import ACCEPTED, ScriptedServer
 
@@ -49,18 +50,47 @@ assert configure(tracking_uri=OURS, experiment_id=1, auto_instrument=False) is t
 """
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize("vendor", sorted(VENDORS))
-def test_both_get_the_spans(scripted_server: ScriptedServer, vendor: str) -> None:
+BEFORE = {"arize-phoenix-otel": "from phoenix.otel import", "traceloop-sdk": "from traceloop.sdk import"}
+
+
+def python_with(vendor: str) -> str:
+    """The Python of an environment with a vendor's SDK."""
     known = ROOT / "tests" / "apps" / f"{vendor.partition('-')[0]}.txt"
     # traceloop-sdk needs httpx without saying so.
     more = ["httpx", "-c", str(known)] if known.exists() else []
-    python = environment(f"vendor-{vendor}", [vendor, *more], editable=ROOT)
+    return str(environment(f"vendor-{vendor}", [vendor, *more], editable=ROOT))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("vendor", sorted(VENDORS))
+def test_both_get_the_spans(scripted_server: ScriptedServer, vendor: str) -> None:
     scripted_server.answer(ACCEPTED, path=PATH)
-    command = [str(python), "-c", APP.format(vendor=VENDORS[vendor]), scripted_server.url + PATH, scripted_server.url]
+    app = APP.format(vendor=VENDORS[vendor])
+    command = [python_with(vendor), "-c", app, scripted_server.url + PATH, scripted_server.url]
     variables = {**os.environ, "TRACELOOP_TELEMETRY": "false", "PYTHONPATH": ""}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     for path in (PATH, "/v1/traces"):
         names = {span.name for request in scripted_server.to(path) for span in request.spans()}
         assert {"answer", "inner"} <= names, path
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("vendor", sorted(BEFORE))
+def test_what_the_page_says_was_before_is_right(scripted_server: ScriptedServer, vendor: str) -> None:
+    (code,) = [each.code for each in blocks(ROOT / "docs" / "migration.md", "python") if BEFORE[vendor] in each.code]
+    variables = {
+        **os.environ,
+        # An HTTP endpoint in the variable makes it speak HTTP, but to the port that this one names.
+        "PHOENIX_COLLECTOR_ENDPOINT": f"{scripted_server.url}/v1/traces",
+        "PHOENIX_GRPC_PORT": scripted_server.url.rpartition(":")[2],
+        "TRACELOOP_BASE_URL": scripted_server.url,
+        "TRACELOOP_METRICS_ENABLED": "false",
+        "TRACELOOP_TELEMETRY": "false",
+        "PYTHONPATH": "",
+    }
+    command = [python_with(vendor), "-c", f"{code}\nanswer('rain?')"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    names = {span.name for request in scripted_server.to("/v1/traces") for span in request.spans()}
+    assert [name for name in names if name.startswith("answer")]

@@ -72,9 +72,9 @@ def configure(
     """Sends the app's OpenTelemetry traces to MLflow.
 
     Joins the global tracer provider if the app has one, else makes one. What is not given comes from the environment
-    (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, `MLFLOW_WORKSPACE`, `MLFLOW_TRACKING_TOKEN` and so on; the
-    README has the table). Never waits for the server: an experiment is looked up, and created if it is missing, when
-    the first spans are sent. At exit, what is left is sent.
+    (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, `MLFLOW_WORKSPACE`, `MLFLOW_TRACKING_TOKEN` and so on;
+    docs/configuration.md has the table). Never waits for the server: an experiment is looked up, and created if it is
+    missing, when the first spans are sent. At exit, what is left is sent.
 
     May be called again: the same settings give the same object, other settings replace the pipeline after flushing it,
     which takes 10 s at most.

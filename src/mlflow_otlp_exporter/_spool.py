@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -421,7 +420,7 @@ class Spool:
 
 def _sync_folder(folder: Path) -> None:
     """Makes a new name survive a power cut."""
-    if sys.platform == "win32":
+    if os.name == "nt":
         return  # folders cannot be opened there
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,6 +1,7 @@
 """The table of settings: arguments, environment variables, types, defaults, help.
 
-README's table is made from it, and `mlflow-otlp settings` walks it.
+The tables of docs/configuration.md and README are made from it (`make configuration`), and `mlflow-otlp settings` walks
+it.
 """
 
 from __future__ import annotations
@@ -290,29 +291,29 @@ SETTINGS: tuple[Setting, ...] = (
         "spool_dir",
         _values.folder,
         None,
-        "The folder for it. Without one: `mlflow-otlp-exporter` in `$XDG_STATE_HOME`, else in `~/.local/state`, else a "
-        "temporary folder.",
+        "The folder for what is kept on disk. Without one: `mlflow-otlp-exporter` in `$XDG_STATE_HOME`, else in "
+        "`~/.local/state`, else a temporary folder.",
         own=("MLFLOW_OTLP_SPOOL_DIR",),
     ),
     Setting(
         "spool_max_bytes",
         _values.positive_integer,
         512 * 1024 * 1024,
-        "How many bytes may lie there for a target; the oldest go first.",
+        "How many bytes may lie on disk for a target; the oldest go first.",
         own=("MLFLOW_OTLP_SPOOL_MAX_BYTES",),
     ),
     Setting(
         "spool_max_age",
         _values.seconds,
         7 * 86_400.0,
-        "Seconds after which they are given up, if the server still does not take them.",
+        "Seconds after which spans on disk are given up, if the server still does not take them.",
         own=("MLFLOW_OTLP_SPOOL_MAX_AGE",),
     ),
     Setting(
         "spool_fsync",
         _values.boolean,
         False,
-        "Wait until the disk itself has them: survives a power cut, not only a killed process.",
+        "Wait until the disk itself has the spans: survives a power cut, not only a killed process.",
         own=("MLFLOW_OTLP_SPOOL_FSYNC",),
     ),
     Setting(
@@ -407,13 +408,3 @@ SETTINGS: tuple[Setting, ...] = (
 def written(value: Any) -> str:
     """A value as it is written into a variable."""
     return ",".join(str(getattr(each, "pattern", each)) for each in value) if isinstance(value, tuple) else str(value)
-
-
-def settings_table() -> str:
-    """The table as README shows it, in Markdown."""
-    rows = ["| setting | environment variables | default | what it is |", "|---|---|---|---|"]
-    for setting in SETTINGS:
-        variables = ", ".join(f"`{name}`" for name in setting.variables) or "-"
-        default = f"`{written(setting.default).lower()}`" if setting.default not in (None, {}, ()) else "-"
-        rows.append(f"| `{setting.name}` | {variables} | {default} | {setting.help} |")
-    return "\n".join(rows) + "\n"

@@ -19,7 +19,7 @@ from support.postgres import Postgres
 
 HOLD, TIMEOUT = 2.0, 2.0
 WINDOW = HOLD + 3.0 + TIMEOUT
-"""What README states: what a kill may take without `every-span`, in seconds."""
+"""What docs/guarantees.md states: what a kill may take without `every-span`, in seconds."""
 Query = Callable[[str], Sequence[tuple[Any, ...]]]
 
 

@@ -1,0 +1,152 @@
+"""The tables of docs/configuration.md, and the short one of README, from the code (`make configuration`).
+
+python -m support.settings_page
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mlflow_otlp_exporter import (
+    MLflowSpanExporter,
+    MLflowSpanProcessor,
+    _address,
+    _privacy_settings,
+    _values,
+    configure,
+)
+from mlflow_otlp_exporter._table import SETTINGS, Setting, written
+from support.environments import ROOT
+
+PAGE, README = ROOT / "docs" / "configuration.md", ROOT / "README.md"
+# What most apps set, in the order in which README has it.
+MOST_USED = (
+    "tracking_uri",
+    "experiment",
+    "workspace",
+    "token_file",
+    "token",
+    "username",
+    "auto_instrument",
+    "mask",
+    "spool_dir",
+)
+# How people write what each parser reads. One that is missing here is named by the KeyError.
+TYPES: Mapping[Any, str] = {
+    _address.endpoint: "address",
+    _address.tracking_uri: "address",
+    _privacy_settings.characters: "whole number from 0",
+    _privacy_settings.globs: "patterns, or `none`",
+    _privacy_settings.hidden: "true or false each",
+    _privacy_settings.mask: "names",
+    _values.boolean: "true or false",
+    _values.boolean_or_names: "true, false or names",
+    _values.compression: "word",
+    _values.durability: "word",
+    _values.experiment_id: "number",
+    _values.experiment_name: "text",
+    _values.file_to_be: "file",
+    _values.folder: "folder",
+    _values.folder_or_none: "folder, or `none`",
+    _values.headers: "`name=value` pairs",
+    _values.positive_integer: "whole number above 0",
+    _values.ratio: "number from 0 to 1",
+    _values.readable_file: "file",
+    _values.seconds: "seconds above 0",
+    _values.size_limit: "bytes",
+    _values.text: "text",
+    _values.words: "names",
+    _values.workspace: "text",
+    str: "text",
+}
+# Made by functions, so that they cannot be looked up: what they make is a reader of names.
+_NAMES = "names"
+_OWNERS: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("`configure()`", configure),
+    ("exporter", MLflowSpanExporter.__init__),
+    ("processor", MLflowSpanProcessor.__init__),
+)
+_INSIDE_CREDENTIALS = ("token", "token_file", "username", "password")
+
+
+def settings_table() -> str:
+    """All settings."""
+    rows = ["| setting | argument of | environment variables | type | default | what it is |", "|---" * 6 + "|"]
+    for setting in SETTINGS:
+        of, said = _owners(setting), _linked(setting.help, "")
+        cells = (f"`{setting.name}`", of, _variables(setting), _type(setting), _default(setting), said)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def short_table() -> str:
+    """The settings that most apps set."""
+    by_name = {setting.name: setting for setting in SETTINGS}
+    # The first variable is the one to take; the others are for those who have them already.
+    rows = [
+        f"| `{setting.variables[0]}` | {_default(setting)} | {_linked(setting.help, 'docs/')} |"
+        for setting in (by_name[name] for name in MOST_USED)
+    ]
+    return "\n".join(["| variable | default | what it is |", "|---|---|---|", *rows]) + "\n"
+
+
+def arguments_table() -> str:
+    """What `configure()` takes, from its docstring."""
+    rows = ["| argument | what it is |", "|---|---|"]
+    return "\n".join(rows + [f"| `{name}` | {said} |" for name, said in _documented(configure)]) + "\n"
+
+
+def _documented(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    text = inspect.getdoc(function) or ""
+    section = text.partition("\nArgs:\n")[2].partition("\n\n")[0]
+    for each in re.split(r"\n(?=    \w)", section):
+        name, _, said = each.partition(":")
+        yield name.strip(), " ".join(said.split())
+
+
+def _owners(setting: Setting) -> str:
+    found = [name for name, owner in _OWNERS if setting.name in inspect.signature(owner).parameters]
+    if setting.name in _INSIDE_CREDENTIALS:
+        found.append("`credentials=`")
+    return ", ".join(found) or "-"
+
+
+def _variables(setting: Setting) -> str:
+    return ", ".join(f"`{name}`" for name in setting.variables) or "-"
+
+
+def _type(setting: Setting) -> str:
+    return TYPES[setting.parse] if "<locals>" not in setting.parse.__qualname__ else _NAMES
+
+
+def _default(setting: Setting) -> str:
+    return f"`{written(setting.default).lower()}`" if setting.default not in (None, {}, ()) else "-"
+
+
+def _linked(said: str, folder: str) -> str:
+    return re.sub(r"see docs/(\w+\.md)", rf"see [\1]({folder}\1)", said)
+
+
+def tables() -> list[tuple[Any, str, str]]:
+    """Each table with its page and its name there."""
+    long, arguments, short = settings_table(), arguments_table(), short_table()
+    return [(PAGE, "settings", long), (PAGE, "arguments", arguments), (README, "settings", short)]
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a table."""
+    made = "made by `make configuration`, and compared with the code by tests/test_configuration.py"
+    return f"<!-- {name}: {made} -->\n", f"<!-- end of {name} -->"
+
+
+def main() -> None:
+    """Puts the tables into their pages."""
+    for page, name, table in tables():
+        begin, end = marks(name)
+        text = page.read_text()
+        page.write_text(text[: text.index(begin) + len(begin)] + table + text[text.index(end) :])
+
+
+if __name__ == "__main__":
+    main()
