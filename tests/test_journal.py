@@ -19,8 +19,9 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from mlflow_otlp_exporter import _journal
 from mlflow_otlp_exporter._encoder import Encoder
-from mlflow_otlp_exporter._journal import Journal, orphans
+from mlflow_otlp_exporter._journal import Journal
 from mlflow_otlp_exporter._journal_record import line, owner_record, records, span_of, span_record
+from mlflow_otlp_exporter._orphan import orphans
 from mlflow_otlp_exporter._report import Report
 from support.children import in_child
 from support.spans import finished
@@ -107,7 +108,7 @@ def journal(folder: Path) -> Iterator[Journal]:
 def names(folder: Path) -> list[str]:
     found = []
     for orphan in orphans(folder, "nobody"):
-        found += [span.name for span in orphan.spans()]
+        found += [span.name for trace in orphan.traces() for span in trace.spans.values()]
         orphan.release()
     return sorted(found)
 

@@ -5,15 +5,20 @@ Without a depot all waits in memory.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._credentials import identity
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._encoder import EncodedSpan
-from mlflow_otlp_exporter._journal import Journal, orphans
+from mlflow_otlp_exporter._journal import Journal
+from mlflow_otlp_exporter._journal_record import Origins
+from mlflow_otlp_exporter._orphan import Orphan, orphans
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Outcome
 from mlflow_otlp_exporter._settings import Settings
@@ -25,7 +30,24 @@ from mlflow_otlp_exporter._spool_folder import folder_name
 from mlflow_otlp_exporter._stored import SLOWEST_WRITE
 
 JOURNAL = "journal"
-Encode = Callable[[Sequence[ReadableSpan]], Sequence[tuple[Destination, list[EncodedSpan]]]]
+_NOWHERE = "the journal of a killed process does not tell where they belong"
+
+
+class Recovered(NamedTuple):
+    """Spans that a killed process has left.
+
+    Attributes:
+        destination: Where it would have sent them.
+        spans: The spans.
+        clean: Whether what must not leave the app was taken out of them before they were written.
+    """
+
+    destination: Destination
+    spans: list[ReadableSpan]
+    clean: bool
+
+
+Encode = Callable[[Recovered], Sequence[tuple[Destination, list[EncodedSpan]]]]
 
 
 class KeptOrigin(Origin):
@@ -83,20 +105,22 @@ class KeptOrigin(Origin):
         self._told(self, True)
 
 
-def opened(settings: Settings, credentials: str, report: Report) -> Depot:
+def opened(settings: Settings, credentials: str, report: Report, origins: Origins | None = None) -> Depot:
     """The depot of a target.
 
     Args:
         settings: All settings.
         credentials: Whose they are and where they come from, for people; never the credential.
         report: Where to tell what goes wrong.
+        origins: What holds for all spans that the journal gets; None for the defaults.
     """
     address = settings.traces.address
     name = folder_name(address, identity(settings.traces))
     about = f"spans for {address}, sent with the credentials of: {credentials}\n"
     spool = Spool(settings.disk, name, about, report)
-    every_span = settings.disk.durability == "every-span"
-    return Depot(spool, Journal(lambda: spool.folder() / JOURNAL, report) if every_span else None, report)
+    if settings.disk.durability != "every-span":
+        return Depot(spool, None, report)
+    return Depot(spool, Journal(lambda: spool.folder() / JOURNAL, report, origins), report)
 
 
 class Depot:
@@ -152,22 +176,59 @@ class Depot:
         except OSError:
             return False
 
-    def adopt(self, encode: Encode) -> None:
+    def adopt(self, encode: Encode, leave_out: Callable[[Sequence[ReadableSpan]], None]) -> None:
         """Makes requests of the spans that killed processes left in their journals.
 
         Args:
             encode: Makes them.
+            leave_out: Told of spans that the process would have left out as noise.
         """
         folder = self.spool.existing_folder()
         if folder is None:
             return
         for orphan in orphans(folder / JOURNAL, self.journal.unique if self.journal is not None else ""):
-            batches = encode(orphan.spans())
-            # They may have been on their way when the process was killed.
-            if all(self.put(destination, spans, attempted=True, uncertain=True) for destination, spans in batches):
+            try:
+                safe = self._adopt(orphan, encode, leave_out)
+            except OSError as error:
+                safe = False
+                said = f"the journal of a killed process in {folder} cannot be read: {error}"
+                self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
+            if safe:
                 orphan.remove()
             else:
                 orphan.release()
+
+    def _adopt(self, orphan: Orphan, encode: Encode, leave_out: Callable[[Sequence[ReadableSpan]], None]) -> bool:
+        """Whether all of it is on disk in another form."""
+        groups: dict[tuple[Destination | None, bool], list[ReadableSpan]] = {}
+        for trace in orphan.traces():
+            if trace.is_noise:
+                leave_out(list(trace.spans.values()))
+                continue
+            clean = trace.origins is not None and trace.origins.clean
+            for destination, spans in trace.by_destination().items():
+                groups.setdefault((destination, clean), []).extend(spans)
+        nowhere = [spans for (destination, _), spans in groups.items() if destination is None]
+        # They may have been on their way when the process was killed.
+        safe = all(
+            self.put(where, encoded, attempted=True, uncertain=True)
+            for (destination, clean), spans in groups.items()
+            if destination is not None
+            for where, encoded in encode(Recovered(destination, spans, clean))
+        )
+        if safe:
+            for spans in nowhere:
+                self._hold_back(spans, encode)
+        return safe
+
+    def _hold_back(self, spans: list[ReadableSpan], encode: Encode) -> None:
+        """Keeps what may belong to anybody for people to look at: another tenant must not get it."""
+        for destination, encoded in encode(Recovered(Destination(), spans, clean=False)):
+            self.refuse(destination, encoded, _NOWHERE)
+        self._report.count(refused=len(spans))
+        self._report.problem(
+            _NOWHERE, coded(Code.SPOOL_FILE, f"spans are set aside in refused/: {_NOWHERE}"), len(spans)
+        )
 
     def close(self) -> None:
         """Ends the journal."""

@@ -49,6 +49,11 @@ class Destination:
     run_id: str | None = None
     service_name: str | None = None
 
+    @property
+    def route(self) -> Route:
+        """All that a trace's own route could say in its place."""
+        return Route(self.workspace, self.experiment, self.experiment_id, self.run_id)
+
     def for_trace(self, attributes: Mapping[str, Any], route: Route | None = None) -> Destination:
         """This destination for a trace: its own route beats what its resource says, which beats what is here.
 
@@ -57,7 +62,7 @@ class Destination:
                 matters if there is no experiment.
             route: Where the trace goes; None for the default.
         """
-        own = Route(self.workspace, self.experiment, self.experiment_id, self.run_id)
+        own = self.route
         for each in (in_attributes(attributes), route):
             own = own if each is None else each.inside(own)
         if own.experiment or own.experiment_id:
@@ -80,7 +85,8 @@ class Destination:
 
 def by_destination(spans: Sequence[ReadableSpan], default: Destination) -> dict[Destination, list[ReadableSpan]]:
     """Groups spans by where they go, in their order: all of a trace to one destination."""
-    _fix_from_attributes(spans)
+    for trace_id, route in routes_in_attributes(spans).items():
+        fix_ended(trace_id, route)
     groups: dict[Destination, list[ReadableSpan]] = {}
     known: dict[tuple[int, Route | None], Destination] = {}
     for span in spans:
@@ -93,7 +99,7 @@ def by_destination(spans: Sequence[ReadableSpan], default: Destination) -> dict[
     return groups
 
 
-def _fix_from_attributes(spans: Sequence[ReadableSpan]) -> None:
+def routes_in_attributes(spans: Sequence[ReadableSpan]) -> dict[int, Route]:
     """Where traces go that no span processor of ours saw start: by the local root's attributes, else by any span's."""
     told: dict[int, Route] = {}
     for span in spans:
@@ -103,8 +109,7 @@ def _fix_from_attributes(spans: Sequence[ReadableSpan]) -> None:
                 told[context.trace_id] = route
             else:
                 told.setdefault(context.trace_id, route)
-    for trace_id, route in told.items():
-        fix_ended(trace_id, route)
+    return told
 
 
 class _Absent(Exception):  # noqa: N818 - an answer to a question, not a mistake

@@ -26,7 +26,7 @@ def on_sigterm(shutdown: Shutdown) -> bool:
     Returns:
         Whether it is so now.
     """
-    if os.name == "nt" or threading.current_thread() is not threading.main_thread():
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         return False  # there is no such signal, or none may be handled
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return False

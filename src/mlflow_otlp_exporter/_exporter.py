@@ -286,6 +286,15 @@ class MLflowSpanExporter(OTLPSpanExporter):
         """What a span processor is to call with each span when it ends; None unless every span is to be on disk."""
         return self._pipeline.record if self._pipeline else None
 
+    def note_noise(self, noise: Sequence[str]) -> None:
+        """Learns from a span processor which traces it leaves out; what is found after a kill is judged alike.
+
+        Args:
+            noise: The setting's words.
+        """
+        if self._pipeline is not None:
+            self._pipeline.note_noise(noise)
+
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that a span processor had to give up, and logs why.
 

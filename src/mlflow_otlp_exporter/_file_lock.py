@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow_otlp_exporter._fork import after_fork_in_child
@@ -11,13 +12,18 @@ from mlflow_otlp_exporter._fork import after_fork_in_child
 if sys.platform == "win32":
     import msvcrt
 
+    # What is locked there cannot be read by others: a byte far behind all that is ever written.
+    _FAR = 0x7FFF_FFFE
+
     def locked(descriptor: int) -> bool:
         """Locks an open file, if no other process has; never waits."""
-        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.lseek(descriptor, _FAR, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
+        finally:
+            os.lseek(descriptor, 0, os.SEEK_SET)
         return True
 else:
     import fcntl
@@ -29,6 +35,23 @@ else:
         except BlockingIOError:
             return False
         return True
+
+
+def remove_locked(path: Path, descriptor: int) -> None:
+    """Removes a file that is locked here, and closes it; never raises.
+
+    First removed, so that nobody takes it up in between; on Windows that is not possible before it is closed.
+    """
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        os.close(descriptor)
+    except OSError:
+        os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
+    else:
+        os.close(descriptor)
 
 
 class FileLock:

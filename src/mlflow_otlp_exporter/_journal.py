@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._codes import Code, coded
-from mlflow_otlp_exporter._file_lock import locked
+from mlflow_otlp_exporter._file_lock import locked, remove_locked
 from mlflow_otlp_exporter._fork import after_fork_in_child
-from mlflow_otlp_exporter._journal_record import line, owner_record, records, span_of, span_record
+from mlflow_otlp_exporter._journal_record import Origins, line, origins_record, owner_record, span_record
 from mlflow_otlp_exporter._report import Report
 
-_SUFFIX = ".journal"
+SUFFIX = ".journal"
 _FULL = 4 * 1024 * 1024
 _MOST_FILES = 64
 _PROBLEM = "the journal"
@@ -38,6 +38,7 @@ class _Segment:
         path: Where it is.
         descriptor: Open for appending.
         waiting: Spans in it that have no outcome yet.
+        origins: What it says of all its spans; None if it does not yet.
         owners: Numbers of the resources and scopes that it has, by identity; the objects are kept so that it stays so.
         size: Bytes, about.
     """
@@ -50,6 +51,7 @@ class _Segment:
             os.close(self.descriptor)
             raise OSError(f"{path} cannot be locked")
         self.waiting: dict[Key, None] = {}
+        self.origins: Origins | None = None
         self.owners: dict[int, tuple[int, Any]] = {}
         self.numbers = itertools.count()
         self.size = 0
@@ -61,10 +63,16 @@ class _Segment:
         if written != len(content):
             raise OSError("the disk took a part of it only")
 
+    def begin(self, origins: Origins) -> None:
+        """Says what holds for all its spans. Two threads at once say it twice, which does no harm."""
+        if self.origins is None:
+            self.write(origins_record(origins))
+            self.origins = origins
+
     def number_of(self, owner: Any) -> int:
         known = self.owners.get(id(owner))
         if known is None:
-            # Two threads at once write it twice, under two numbers, which does no harm. First written, then known.
+            # Two threads at once write it twice, under two numbers. First written, then known.
             known = (next(self.numbers), owner)
             self.write(owner_record(owner, known[0]))
             self.owners[id(owner)] = known
@@ -77,10 +85,11 @@ class Journal:
     Args:
         folder: Says where; may raise `OSError`.
         report: Where to say that the disk takes nothing.
+        origins: What holds for all spans that are written here; None for the defaults.
     """
 
-    def __init__(self, folder: Callable[[], Path], report: Report) -> None:
-        self._folder, self._report = folder, report
+    def __init__(self, folder: Callable[[], Path], report: Report, origins: Origins | None = None) -> None:
+        self._folder, self._report, self._origins = folder, report, origins or Origins()
         self._segments: deque[_Segment] = deque()
         self._renew()
         after_fork_in_child(self._renew)
@@ -97,6 +106,12 @@ class Journal:
         self._error: Exception | None = None
         self._missed = 0
         self._closed = self._paused = False
+
+    def note_noise(self, noise: Iterable[str]) -> None:
+        """Says which traces are left out; it holds for what is written from now on."""
+        with self._opening:
+            self._origins = self._origins._replace(noise=tuple(noise))
+            self._current = None  # a new file says it
 
     # In the app's threads
 
@@ -125,6 +140,7 @@ class Journal:
             segment.waiting.pop(key, None)
             segment = current or self._open()
         try:
+            segment.begin(self._origins)
             segment.write(
                 span_record(span, segment.number_of(span.resource), segment.number_of(span.instrumentation_scope))
             )
@@ -137,7 +153,7 @@ class Journal:
             if self._current is None:
                 folder = self._folder()
                 folder.mkdir(0o700, exist_ok=True)
-                segment = _Segment(folder / f"{self.unique}-{next(self._numbers):06d}{_SUFFIX}")
+                segment = _Segment(folder / f"{self.unique}-{next(self._numbers):06d}{SUFFIX}")
                 self._segments.append(segment)
                 self._current = segment
             return self._current
@@ -164,7 +180,8 @@ class Journal:
                 self._current = None
             # In their order only: what a later one says to be gone may stand in an earlier one.
             while self._segments and self._segments[0] is not self._current and not self._segments[0].waiting:
-                self._drop(self._segments.popleft())
+                segment = self._segments.popleft()
+                remove_locked(segment.path, segment.descriptor)
             self._paused = len(self._segments) > _MOST_FILES
         error, self._error, missed, self._missed = self._error, None, self._missed, 0
         if missed:
@@ -174,105 +191,14 @@ class Journal:
         elif not self._paused:
             self._report.solved(_PROBLEM, coded(Code.ACCEPTED_AGAIN, "ended spans are written to the journal again"))
 
-    @staticmethod
-    def _drop(segment: _Segment) -> None:
-        with suppress(OSError):
-            segment.path.unlink()
-        os.close(segment.descriptor)
-        if os.name == "nt":  # where an open file cannot be removed
-            with suppress(OSError):
-                segment.path.unlink()
-
     def close(self) -> None:
         """Writes nothing more. What has no outcome stays for the next process."""
         with self._opening:
             self._closed = True
             self._current = None
             while self._segments and not self._segments[0].waiting:
-                self._drop(self._segments.popleft())
+                segment = self._segments.popleft()
+                remove_locked(segment.path, segment.descriptor)
             for segment in self._segments:
                 os.close(segment.descriptor)
             self._segments.clear()
-
-
-class Orphan:
-    """What a process left behind that was killed: the files of one journal, locked here.
-
-    Args:
-        paths: Its files in order.
-        descriptors: The same, open and locked.
-    """
-
-    def __init__(self, paths: list[Path], descriptors: list[int]) -> None:
-        self._paths, self._descriptors = paths, descriptors
-
-    def spans(self) -> list[ReadableSpan]:
-        """The spans that had no outcome; they may have arrived all the same."""
-        found: dict[Key, ReadableSpan] = {}
-        for path in self._paths:
-            owners: dict[int, list[Any]] = {}
-            for record in _read(path):
-                with suppress(Exception):  # one that is damaged must not keep the others
-                    if record[0] == "owner":
-                        owners[record[1]] = record
-                    elif record[0] == "span":
-                        span = span_of(record, owners)
-                        found[span.context.trace_id, span.context.span_id] = span
-                    elif record[0] == "gone":
-                        for trace_id, span_id in record[1]:
-                            found.pop((trace_id, span_id), None)
-        return list(found.values())
-
-    def remove(self) -> None:
-        """Forgets them: they are on disk in another form now."""
-        for path in self._paths:
-            with suppress(OSError):
-                path.unlink()
-        self.release()
-
-    def release(self) -> None:
-        """Leaves them for later."""
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors = []
-
-
-def _read(path: Path) -> Iterator[list[Any]]:
-    try:
-        yield from records(path.read_bytes())
-    except OSError:
-        return
-
-
-def orphans(folder: Path, own: str) -> Iterator[Orphan]:
-    """The journals of processes that are no more.
-
-    Args:
-        folder: Where they are.
-        own: The `unique` of this process's.
-    """
-    journals: dict[str, list[Path]] = {}
-    with suppress(OSError):
-        for path in sorted(folder.glob(f"*{_SUFFIX}")):
-            journals.setdefault(path.stem.rpartition("-")[0], []).append(path)
-    for unique, paths in journals.items():
-        if unique != own:
-            descriptors = _lock_all(paths)
-            if descriptors is not None:
-                yield Orphan(paths, descriptors)
-
-
-def _lock_all(paths: list[Path]) -> list[int] | None:
-    descriptors: list[int] = []
-    try:
-        for path in paths:
-            descriptors.append(os.open(path, os.O_RDWR))
-            if not locked(descriptors[-1]):
-                break
-        else:
-            return descriptors
-    except OSError:
-        pass
-    for descriptor in descriptors:
-        os.close(descriptor)
-    return None

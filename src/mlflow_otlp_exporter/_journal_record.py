@@ -10,18 +10,33 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from mlflow_otlp_exporter._routes import Route, fix_ended, route_of
+from mlflow_otlp_exporter._destination import Destination
+from mlflow_otlp_exporter._routes import Route, route_of
 
 _BYTES = "\x00base64"
 _KINDS = {kind.value: kind for kind in SpanKind}
 _CODES = {code.value: code for code in StatusCode}
+
+
+class Origins(NamedTuple):
+    """What holds for all spans of a file, and stands at its beginning: whoever finds them treats them alike.
+
+    Attributes:
+        destination: Where spans go that no route is known of.
+        clean: Whether what must not leave the app was taken out of them before they were written.
+        noise: The words that say which traces are left out.
+    """
+
+    destination: Destination = Destination()
+    clean: bool = False
+    noise: tuple[str, ...] = ()
 
 
 def _odd(value: Any) -> Any:
@@ -60,6 +75,22 @@ def records(content: bytes) -> Iterator[list[Any]]:
                     yield found
         except ValueError:
             continue
+
+
+def origins_record(origins: Origins) -> list[Any]:
+    """What holds for all spans of a file."""
+    own = origins.destination
+    return ["origins", list(own.route), origins.clean, list(origins.noise)]
+
+
+def origins_of(record: list[Any]) -> Origins:
+    """What `origins_record` was made of.
+
+    Raises:
+        Exception: It is no such record.
+    """
+    _, route, clean, noise = record
+    return Origins(Destination(*Route(*route)), bool(clean), tuple(map(str, noise)))
 
 
 def owner_record(owner: Resource | InstrumentationScope | None, number: int) -> list[Any]:
@@ -112,7 +143,7 @@ def _context(context: SpanContext) -> list[Any]:
 
 
 def span_of(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSpan:
-    """The span of a record; where its trace goes is known from then on.
+    """The span of a record.
 
     Args:
         record: What `span_record` made.
@@ -121,9 +152,7 @@ def span_of(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSpan:
     Raises:
         Exception: It is no such record.
     """
-    _, resource, scope, context, parent, name, kind, start, end, attributes, status, events, links, route = record
-    if route is not None:
-        fix_ended(context[0], Route(*route))
+    _, resource, scope, context, parent, name, kind, start, end, attributes, status, events, links, _ = record
     _, _, resource_attributes, schema_url = owners[resource]
     return ReadableSpan(
         name,
@@ -141,6 +170,11 @@ def span_of(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSpan:
         start_time=start,
         end_time=end,
     )
+
+
+def route_in(record: list[Any]) -> Route | None:
+    """Where the trace of a span's record goes; None for where all go."""
+    return None if record[-1] is None else Route(*record[-1])
 
 
 def _scope_of(record: list[Any]) -> InstrumentationScope | None:

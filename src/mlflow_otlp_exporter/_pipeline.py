@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -33,11 +33,12 @@ from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shipment import Next, Origin, Shipment
 from mlflow_otlp_exporter._stored import Stored
 from mlflow_otlp_exporter._table import Group
+from mlflow_otlp_exporter._wait import both, suspects, waker
 
 if TYPE_CHECKING:
     import requests
 
-    from mlflow_otlp_exporter._depot import Depot
+    from mlflow_otlp_exporter._depot import Depot, Recovered
     from mlflow_otlp_exporter._drainer import Drainer
     from mlflow_otlp_exporter._metrics import ExporterMetrics
     from mlflow_otlp_exporter._namespace import NamespaceWorkspace
@@ -109,8 +110,10 @@ class Pipeline:
         if settings.disk.spool:
             # Here, as most of what it needs is imported by nobody else.
             from mlflow_otlp_exporter._depot import opened  # noqa: PLC0415
+            from mlflow_otlp_exporter._journal_record import Origins  # noqa: PLC0415
 
-            self.depot = opened(settings, str(self.server.credentials), self.report)
+            origins = Origins(self.destination, not self.cleaner.is_idle)
+            self.depot = opened(settings, str(self.server.credentials), self.report, origins)
         self.courier = Courier(
             self.server,
             delivery,
@@ -179,6 +182,11 @@ class Pipeline:
 
         return record
 
+    def note_noise(self, noise: Sequence[str]) -> None:
+        """Writes beside the spans on disk which traces are left out: whoever finds them after a kill judges alike."""
+        if self.depot is not None and self.depot.journal is not None:
+            self.depot.journal.note_noise(noise)
+
     def _step(self, shipment: Shipment) -> Next:
         left = max(0.2, self._until - time.monotonic())
         return self.courier.step(shipment, min(self.settings.timeout, left))
@@ -211,14 +219,31 @@ class Pipeline:
         Returns:
             The batches, and how many spans could not be encoded at all.
         """
-        made: list[Batch] = []
+        spans, broken = self._cleaned(spans)
+        made, lost = self._made(spans, by_destination(spans, self.destination))
+        return made, broken + lost
+
+    def _cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
         spans, broken = self.cleaner.cleaned(spans)
         if broken:
             self._lost(broken, "masking")
             self.refuse(broken, "what must not leave the app could not be taken out of them")
+        return spans, broken
+
+    def _recovered(self, left: Recovered) -> list[Batch]:
+        """What a killed process has left: it goes where that would have sent it, and is not masked once more."""
+        spans = left.spans if left.clean else self._cleaned(left.spans)[0]
+        return self._made(spans, {left.destination: spans})[0]
+
+    def _made(
+        self, spans: Sequence[ReadableSpan], groups: Mapping[Destination, Sequence[ReadableSpan]]
+    ) -> tuple[list[Batch], int]:
+        """Batches of spans that are grouped by where they go, and how many could not be encoded."""
+        made: list[Batch] = []
+        lost = 0
         enriched = self.enricher.enrich(spans) if self.enricher is not None else spans
         sent = dict(zip(map(id, spans), enriched, strict=True))
-        for destination, group in by_destination(spans, self.destination).items():
+        for destination, group in groups.items():
             encoded: list[EncodedSpan] = []
             for span in group:
                 if span.dropped_attributes:
@@ -228,7 +253,7 @@ class Pipeline:
                     told = one if self._resources is None else self._resources.telling(one, span.resource, destination)
                     encoded.append(told)
                 except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
-                    broken += 1
+                    lost += 1
                     self._lost(1, "encoding")
                     self._forget((span,))
                     self.refuse(1, f"a span could not be encoded ({type(error).__name__})")
@@ -237,7 +262,7 @@ class Pipeline:
         if self.encoder.repairs.left_out:
             said = "attribute values of types that OpenTelemetry does not have are left out; stats() counts them"
             self.report.once(logging.WARNING, coded(Code.VALUES_LEFT_OUT, said))
-        return made, broken
+        return made, lost
 
     def _encoded(self, sent: ReadableSpan | Enriched) -> EncodedSpan:
         repair = self.settings.repair
@@ -319,7 +344,7 @@ class Pipeline:
         if self.depot is not None:
             if self.courier.patience.troubled:
                 self.depot.spool.expire()
-            self.depot.adopt(lambda spans: self.batches(spans)[0])
+            self.depot.adopt(self._recovered, self.leave_out)
 
     def drained(self, seconds: float) -> int:
         """Waits until what this process has put on disk is sent, or it shows that this will take longer.
@@ -352,7 +377,7 @@ class Pipeline:
                 done.set()
                 continue
             ticket = self.in_flight.opened(count, size)
-            origins.append(Origin(count, _both(done.set, ticket), _waker(done), _suspects(done, ticket)))
+            origins.append(Origin(count, both(done.set, ticket), waker(done), suspects(done, ticket)))
             trouble = self.courier.patience.trouble(batch[0])
             self.enqueue(batch, origins[-1])
             if trouble is not None and trouble.cause is not Cause.SERVER:
@@ -418,31 +443,3 @@ class Pipeline:
         self.server.close()
         if self.api:
             self.api.close()
-
-
-def _both(*calls: Callable[[], None]) -> Callable[[], None]:
-    def call() -> None:
-        for each in calls:
-            each()
-
-    return call
-
-
-def _suspects(done: threading.Event, ticket: Ticket) -> Callable[[int, int], None]:
-    """Ends a wait when all that is left is answered 500 for as long as nobody knows."""
-
-    def suspected(spans: int, size: int) -> None:
-        ticket.suspected(spans, size)
-        done.set()
-
-    return suspected
-
-
-def _waker(done: threading.Event) -> Callable[[Outcome], None]:
-    """Ends a wait that more of it would not help: only a server that is away may be back within the time-out."""
-
-    def postponed(outcome: Outcome) -> None:
-        if outcome.cause is not Cause.SERVER:
-            done.set()
-
-    return postponed

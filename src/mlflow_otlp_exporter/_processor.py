@@ -97,6 +97,7 @@ class MLflowSpanProcessor(SpanProcessor):
         """
         settings = resolve_app(self._app) if app is None else app
         buffer = resolve_buffer(self._arguments)
+        exporter.note_noise(settings.noise)
         worker = TraceWorker(exporter, buffer, sees_starts=True, is_noise=judge(settings.noise))
         self._bound = sampling_bound(settings.sampling_ratio)
         self._received = settings.baggage

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -420,7 +421,7 @@ class Spool:
 
 def _sync_folder(folder: Path) -> None:
     """Makes a new name survive a power cut."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return  # folders cannot be opened there
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -116,6 +116,13 @@ def _ago(then: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
+def _when(then: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(then))
+    except (OSError, OverflowError, ValueError):  # a header that is damaged: the checksum is not looked at here
+        return "at no time"
+
+
 def _list(settings: Settings, where: str) -> int:
     for folder in _folders(settings):
         for entry in Index(entries_in(folder / where)):
@@ -128,7 +135,7 @@ def _list(settings: Settings, where: str) -> int:
             destination = header.destination
             place = destination.experiment or destination.experiment_id or destination.service_name or "Default"
             words = [
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(header.created)),
+                _when(header.created),
                 f"{header.span_count} spans of {len(header.trace_ids)} traces",
                 f"tr-{header.trace_ids[0]:032x}" if header.trace_ids else "-",
                 f"experiment {place}" + (f" of workspace {destination.workspace}" if destination.workspace else ""),

@@ -54,7 +54,7 @@ def version_of(api: Transport, seconds: float) -> Version | None:
     answer = api.request("GET", "/version", headers={}, seconds=seconds)
     if not isinstance(answer, Answer):
         raise Unanswered(read_failure(answer))
-    if answer.status >= 500 or answer.status == 429:  # noqa: PLR2004 - away for now
+    if answer.status >= 500 or answer.status == 429:  # noqa: PLR2004 - it cannot answer
         raise Unanswered(read_answer(answer))
     return read_version(answer)
 

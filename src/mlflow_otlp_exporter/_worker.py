@@ -187,7 +187,7 @@ class TraceWorker:
                 thread.start()
                 self._thread = thread
         except RuntimeError:
-            # No more threads, for now or as the interpreter is shutting down: flush() works in its caller's thread.
+            # No more threads can be had, or the interpreter is shutting down: flush() works in its caller's thread.
             return False
         finally:
             self._starting.release()

@@ -55,6 +55,7 @@ class ZeroCodeSpanExporter(MLflowSpanExporter):
                 return
             super().__init__(**arguments)
             self._app = app
+            self.note_noise(app.noise)
             self._worker = TraceWorker(self, buffer, sees_starts=False, is_noise=judge(app.noise))
             _made.add(self)
         except (ConfigurationError, TypeError) as error:

@@ -1,0 +1,127 @@
+"""Windows: what can be shown of it on another system; docs/spool.md says what cannot."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
+
+APP = """
+import support.windows
+import os, sys, threading, time
+from opentelemetry.sdk.trace import TracerProvider
+from mlflow_otlp_exporter import _drainer, _ends, configure, trace_context
+_drainer._SWEEP_SECONDS = 0.5
+telemetry = configure(tracer_provider=TracerProvider(shutdown_on_exit=False))
+tracer = telemetry.tracer_provider.get_tracer("app")
+assert not _ends.on_sigterm(print)
+def say(*results):
+    print(*(count for each in results for count in (each.delivered, each.spooled, each.refused)))
+"""
+ENDS = (
+    APP
+    + """
+for name in sys.argv[1:]:
+    tracer.start_span(name).end()
+say(telemetry.flush(3), telemetry.shutdown(3))
+"""
+)
+KILLED = (
+    APP
+    + """
+with trace_context(workspace="team-a", experiment_id="7"):
+    tracer.start_span("killed").end()
+os.kill(os.getpid(), 9)
+"""
+)
+RECOVERS = (
+    APP
+    + """
+end = time.monotonic() + 30
+while telemetry.stats().delivered < int(sys.argv[1]) and time.monotonic() < end:
+    threading.Event().wait(0.05)
+say(telemetry.shutdown(5))
+"""
+)
+IMPORTS = """
+import support.windows
+import importlib, pkgutil
+import mlflow_otlp_exporter
+for found in pkgutil.walk_packages(mlflow_otlp_exporter.__path__, "mlflow_otlp_exporter."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+"""
+
+
+def run(url: str, code: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    variables = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "MLFLOW_TRACKING_URI": url,
+        "MLFLOW_EXPERIMENT_ID": "1",
+        "LOCALAPPDATA": os.environ["XDG_STATE_HOME"],
+        "USERNAME": "ada",
+    }
+    rest = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**rest, **variables, **more},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def on_disk(pattern: str) -> list[Path]:
+    return sorted(Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").glob(pattern))
+
+
+@pytest.fixture
+def server(scripted_server: ScriptedServer) -> ScriptedServer:
+    scripted_server.answer_with("/version", lambda _: Answer(200, body=b"3.17.2"))
+    return scripted_server
+
+
+def test_every_module_is_imported() -> None:
+    done = run("http://127.0.0.1:9", IMPORTS)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_outage_is_survived(server: ScriptedServer) -> None:
+    def answer(request: Recorded) -> Answer:
+        taken.extend(span.name for span in request.spans() if not down)
+        return Answer(503) if down else ACCEPTED
+
+    taken, down = list[str](), [True]
+    server.answer_with(TRACES_PATH, answer)
+    done = run(server.url, ENDS, "a", "b")
+    assert done.stdout.split() == ["0", "2", "0"] * 2, done.stderr
+    assert on_disk("*/*.otlp")
+    down.clear()
+    done = run(server.url, RECOVERS, "2")
+    assert (done.returncode, done.stdout.split()) == (0, ["2", "0", "0"]), done.stderr
+    assert sorted(taken) == ["a", "b"]
+    assert "Traceback" not in done.stderr
+    assert on_disk("*/*.otlp") == []
+
+
+def test_what_a_kill_left_is_sent(server: ScriptedServer) -> None:
+    every_span = {"MLFLOW_OTLP_DURABILITY": "every-span", "MLFLOW_OTLP_LINGER": "600"}
+    killed = run(server.url, KILLED, **every_span)
+    assert killed.returncode == -9, killed.stderr
+    assert len(on_disk("*/journal/*")) == 1
+    done = run(server.url, RECOVERS, "1", **every_span)
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "0", "0"]), done.stderr
+    [request] = server.to(TRACES_PATH)
+    assert request.headers["x-mlflow-workspace"] == "team-a"
+    assert [span.name for span in request.spans()] == ["killed"]
+    assert on_disk("*/*.otlp") + on_disk("*/journal/*") == []
+
+
+def test_with_every_span_nothing_is_left_of_what_was_sent(server: ScriptedServer) -> None:
+    done = run(server.url, ENDS, "a", "b", MLFLOW_OTLP_DURABILITY="every-span", MLFLOW_OTLP_SPOOL_FSYNC="true")
+    assert done.stdout.split() == ["2", "0", "0", "0", "0", "0"], done.stderr
+    assert on_disk("*/journal/*") == []
