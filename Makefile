@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Extra words for pytest: make test PYTEST="-k settings -x"
 PYTEST ?=
+# Files of tests that run at a time, as most of them wait for servers and processes: make test WORKERS=0 for one by one.
+WORKERS ?= 2
 
 .PHONY: demo test test-matrix lint format bench configuration conventions parity screenshots clean
 
@@ -13,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 test-matrix: $(VENV)/.dev
 	$(BIN)/python -m pytest --matrix -m matrix $(PYTEST)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,30 @@ FASTER = 3
 ROUNDS = 3
 
 
-@pytest.mark.parametrize("seconds", [20, pytest.param(600, marks=pytest.mark.matrix)])
-def test_outage_of_minutes(tmp_path: Path, seconds: int) -> None:
+@dataclass(frozen=True)
+class Bounds:
+    """What is asked for: in full on a machine that has nothing else to do, else only what tells right from wrong.
+
+    Attributes:
+        median: Seconds of the app's thread for the end of a span.
+        p99: The same for the slowest hundredth. A thread that waits for a server, a disk or a lock of theirs takes more
+            than 0.1 s; one whose core is taken by others may take some hundredths.
+        rate: Of the drainer, as a part of the server's own.
+    """
+
+    median: float
+    p99: float
+    rate: float
+
+
+AMONG_OTHERS, ALONE = Bounds(0.001, 0.1, 0.4), Bounds(0.0001, 0.001, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bounds"),
+    [pytest.param(20, AMONG_OTHERS, id="20"), pytest.param(600, ALONE, marks=pytest.mark.matrix, id="600")],
+)
+def test_outage_of_minutes(tmp_path: Path, seconds: int, bounds: Bounds) -> None:
     server = MLflowServer.start(tmp_path / "mlflow")
     try:
         experiment = server.create_experiment("outage")
@@ -50,12 +73,12 @@ def test_outage_of_minutes(tmp_path: Path, seconds: int) -> None:
         assert (found["refused"], found["pending"]) == (0, 0), found
         assert found["spooled"] >= seconds * RATE
         assert found["grown"] < 50_000_000, found
-        assert found["median"] < 0.0001, found
-        assert found["p99"] < 0.001, found
+        assert found["median"] < bounds.median, found
+        assert found["p99"] < bounds.p99, found
         server.restart()
         ratio = catch_up(server, experiment, Path(variables["MLFLOW_OTLP_SPOOL_DIR"]))
         assert len(stored(server.log.parent / "mlflow.db", experiment)) == found["spooled"]
-        assert ratio >= 0.8
+        assert ratio >= bounds.rate
     finally:
         server.stop()
 

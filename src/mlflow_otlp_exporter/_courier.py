@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlflow_otlp_exporter._blame import CONFIRM_SECONDS, Evidence, Suspect
+from mlflow_otlp_exporter._blame import CONFIRM_SECONDS
 from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._delivery import Delivery, Request, Server
 from mlflow_otlp_exporter._destination import Destination
@@ -25,20 +25,16 @@ from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
 from mlflow_otlp_exporter._shipment import Next, Search, Shipment
 from mlflow_otlp_exporter._stored import ALL_OR_NOTHING, COUNTS_ONCE, SLOWEST_WRITE, Stored, Unanswered
+from mlflow_otlp_exporter._suspects import TRIES, Suspects
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._depot import Depot
 
 # Between two looks at a token file that the server has rejected, and two questions for what has arrived.
 _LOOK_SECONDS, _PAUSE_BETWEEN_ASKING = 0.25, 1.0
-# How often something is sent before it is searched for what is answered 500, and where the server answers so now and
-# then to what it takes later.
-_TRIES, _TRIES_WHILE_MOODY = 2, 6
-# After each search in which nothing passes it is sent twice as often, up to 32 times.
-_MOST_DOUBLED = 4
 # Seconds between two suspects at least, however many there are.
 _BETWEEN_SUSPECTS = 0.5
-_MOST_DESTINATIONS, _SMALLEST_REQUEST = 1000, 16 * 1024
+_SMALLEST_REQUEST = 16 * 1024
 
 
 class Courier:
@@ -76,8 +72,7 @@ class Courier:
         self.delivered: Callable[[Destination, Sequence[EncodedSpan]], None] = lambda _destination, _spans: None
         self.patience = Patience(clock, jitter, on_disk=depot is not None)
         self.outcomes = 0
-        self._evidence: dict[str, Evidence] = {}
-        self._suspects: dict[str, list[Shipment]] = {}
+        self._suspects = Suspects(clock)
         # Bytes that a request may have: less than was asked for once a proxy has said 413.
         self.size_limit: int | None = None
         self.closing = False
@@ -116,7 +111,7 @@ class Courier:
     def _decided(self, shipment: Shipment) -> Next | None:
         """What can be said without sending; None if nothing can."""
         if shipment.named and shipment.suspect and self.closing:
-            evidence = self._evidence_at(shipment.destination)
+            evidence = self._suspects.evidence_at(shipment.destination)
             if evidence.convincing(shipment.suspect, self.clock()):
                 return self._give_up(shipment, shipment.named)
         if shipment.guilty and len(shipment.spans) > 1:
@@ -126,7 +121,7 @@ class Courier:
         return None
 
     def _arrived(self, shipment: Shipment, outcome: Outcome) -> Next:
-        self._pass(shipment)
+        self._suspects.passed(shipment)
         self._recovered(shipment.destination)
         count = len(shipment.spans)
         rejected = min(outcome.rejected, count)
@@ -134,7 +129,7 @@ class Courier:
             what = described(shipment.spans[0])
             self._again(_refusal(shipment.named, what), f"{what} is accepted after all")
         if rejected:
-            key = f"rejected {_key(shipment.destination)}"
+            key = f"rejected {shipment.destination.name}"
             self._report.problem(key, f"spans are lost: {self._explain(outcome)}", rejected)
         elif outcome.message:
             self._report.once(logging.WARNING, coded(Code.SAID, f"the server says: {outcome.message}"))
@@ -143,33 +138,10 @@ class Courier:
 
     def _recovered(self, destination: Destination) -> None:
         self.patience.passed(destination)
-        self._again(_key(destination), "spans are accepted again")
+        self._again(destination.name, "spans are accepted again")
 
     def _again(self, key: str, said: str) -> None:
         self._report.solved(key, coded(Code.ACCEPTED_AGAIN, said))
-
-    def _pass(self, shipment: Shipment) -> None:
-        """What a delivery says about the server."""
-        evidence = self._evidence.get(_key(shipment.destination))
-        if evidence is None:
-            return  # nothing is suspected there
-        search = shipment.search
-        if shipment.errors or shipment.suspect or (shipment.guilty and search is not None and search.after_500):
-            evidence.passed_after_all(self.clock())
-            for each in self._suspects.get(_key(shipment.destination), ()):
-                each.not_before = self.clock()  # they are not to blame either, if the server answers so now and then
-        elif search is not None or shipment.found_in is not None:
-            evidence.passed_in_search()
-        else:
-            evidence.passed()
-
-    def _evidence_at(self, destination: Destination) -> Evidence:
-        found = self._evidence.get(_key(destination))
-        if found is None:
-            if len(self._evidence) >= _MOST_DESTINATIONS:
-                self._evidence = {key: each for key, each in self._evidence.items() if key in self._suspects}
-            found = self._evidence.setdefault(_key(destination), Evidence())
-        return found
 
     def _passed(self, shipment: Shipment) -> list[Shipment]:
         """What follows in a search when one of its parts has passed: the culprit is in the other half, or nowhere."""
@@ -192,11 +164,7 @@ class Courier:
         if shipment.named:
             shipment.origin.acquit(shipment.size)
             shipment.named = None
-        if shipment.suspect:
-            self._suspects[_key(shipment.destination)].remove(shipment)
-            if not self._suspects[_key(shipment.destination)]:
-                del self._suspects[_key(shipment.destination)]
-            shipment.suspect = None
+        self._suspects.remove(shipment)
 
     def _ask(self, shipment: Shipment, seconds: float) -> Next | None:
         """Leaves out of a shipment what has arrived; None when it may be sent.
@@ -249,7 +217,7 @@ class Courier:
         return Next((left, right))
 
     def _search(self, shipment: Shipment, *, after_500: bool) -> Search:
-        delivered, before = self._evidence_at(shipment.destination).delivered, shipment.found_in
+        delivered, before = self._suspects.evidence_at(shipment.destination).delivered, shipment.found_in
         called_off = before.called_off + 1 if before is not None and before.delivered == delivered else 0
         return Search(delivered, after_500, called_off)
 
@@ -354,7 +322,7 @@ class Courier:
         destination, searching = shipment.destination, shipment.search is not None
         wait = self.patience.failed(destination, outcome, cause, searching=searching)
         waiting = self._queued(destination) + (0 if shipment.origin.kept else len(shipment.spans))
-        self._report.waiting(_key(destination), f"spans wait {self._where}: {self._explain(outcome)}", waiting)
+        self._report.waiting(destination.name, f"spans wait {self._where}: {self._explain(outcome)}", waiting)
         shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
         return wait
 
@@ -364,47 +332,31 @@ class Courier:
         What stays 500 is searched like a refusal. Where nothing passes during the search, not even what it has put
         aside, it is the server, and the next search begins later.
         """
-        evidence, shipment.errors = self._evidence_at(shipment.destination), shipment.errors + 1
+        evidence, shipment.errors = self._suspects.evidence_at(shipment.destination), shipment.errors + 1
         since = shipment.search or shipment.found_in or shipment.suspect
         if since is None and shipment.errors == 1:
             evidence.failed()
         others_pass = since is not None and evidence.delivered > since.delivered
         if len(shipment.spans) > 1:
-            if shipment.errors < self._tries(shipment, evidence, others_pass=others_pass):
+            if shipment.errors < self._suspects.tries(shipment, others_pass=others_pass):
                 return Next((shipment,), wait=self._waiting(shipment, outcome, Cause.SERVER))
             wait = 0.0 if others_pass else self._waiting(shipment, outcome, Cause.SERVER)
             return replace(self._cut(shipment, after_500=True), wait=wait)
         wait = 0.0 if others_pass else self._waiting(shipment, outcome, Cause.SERVER)
-        if since is None and shipment.errors < _TRIES:
+        if since is None and shipment.errors < TRIES:
             return Next((shipment,), wait=wait)
         return self._alone(shipment, outcome, wait)
 
-    def _tries(self, shipment: Shipment, evidence: Evidence, *, others_pass: bool) -> int:
-        """How often a shipment is sent before it is searched for what is answered 500."""
-        search, found_in = shipment.search, shipment.found_in
-        if evidence.moody(self.clock()):
-            return _TRIES_WHILE_MOODY
-        if search is not None or (others_pass and found_in is not None):
-            return 1
-        called_off = found_in.called_off if found_in is not None else 0
-        return _TRIES << min(called_off, _MOST_DOUBLED)
-
     def _found(self, shipment: Shipment, search: Search) -> Next:
         """All else of a search has passed: the span that is left is to blame for its 500, if anything is."""
-        self._suspect(shipment, search)
+        self._suspects.add(shipment, search)
         shipment.not_before = self.clock() + CONFIRM_SECONDS
         return Next((*self._put_aside(shipment), shipment), at_the_end=True)
 
-    def _suspect(self, shipment: Shipment, search: Search | None) -> Suspect:
-        delivered = self._evidence_at(shipment.destination).delivered if search is None else search.delivered
-        self._suspects.setdefault(_key(shipment.destination), []).append(shipment)
-        shipment.suspect = Suspect(self.clock(), delivered)
-        return shipment.suspect
-
     def _alone(self, shipment: Shipment, outcome: Outcome, wait: float) -> Next:
         """A single span was answered 500: it is sent again now and then, and others go first."""
-        evidence, now = self._evidence_at(shipment.destination), self.clock()
-        suspect = shipment.suspect or self._suspect(shipment, shipment.search)
+        evidence, now = self._suspects.evidence_at(shipment.destination), self.clock()
+        suspect = shipment.suspect or self._suspects.add(shipment, shipment.search)
         evidence.failed_again(suspect, now)
         aside = self._put_aside(shipment)
         if evidence.proven(suspect, now) or (self.closing and evidence.convincing(suspect, now)):
@@ -416,7 +368,7 @@ class Courier:
             said = f"{what} waits {self._where}, and is sent again now and then; others are accepted"
             self._report.waiting(_refusal(outcome, what), f"{said}: {self._explain(shipment.named)}", 1)
             shipment.origin.suspect(shipment.size)
-        others = len(self._suspects[_key(shipment.destination)])
+        others = self._suspects.count(shipment.destination)
         shipment.not_before = now + max(evidence.pause(suspect, now), others * _BETWEEN_SUSPECTS)
         return Next((*aside, shipment), wait=wait, at_the_end=True)
 
@@ -438,12 +390,8 @@ class Courier:
         trouble = self.patience.trouble(shipment.destination)
         said = "spans are lost: they could not be sent before the end"
         said = coded(Code.ABANDONED, said) if trouble is None else f"{said}: {self._explain(trouble)}"
-        self._report.problem(f"abandoned {_key(shipment.destination)}", said, count)
+        self._report.problem(f"abandoned {shipment.destination.name}", said, count)
         self._settle(shipment, 0, count)
-
-
-def _key(destination: Destination) -> str:
-    return f"{destination.workspace}/{destination.experiment or destination.experiment_id}"
 
 
 def _refusal(outcome: Outcome, what: str) -> str:

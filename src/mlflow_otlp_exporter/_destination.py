@@ -54,6 +54,11 @@ class Destination:
         """All that a trace's own route could say in its place."""
         return Route(self.workspace, self.experiment, self.experiment_id, self.run_id)
 
+    @property
+    def name(self) -> str:
+        """Workspace and experiment: what refuses or accepts spans, whatever run they belong to."""
+        return f"{self.workspace}/{self.experiment or self.experiment_id}"
+
     def for_trace(self, attributes: Mapping[str, Any], route: Route | None = None) -> Destination:
         """This destination for a trace: its own route beats what its resource says, which beats what is here.
 

@@ -8,7 +8,8 @@ from typing import Any
 from mlflow_otlp_exporter.enrichment._observation import Part
 from mlflow_otlp_exporter.enrichment._values import first_text
 
-_KINDS = frozenset(
+# What such a part says of itself, in any convention.
+KINDS = frozenset(
     {
         "image",
         "image_url",
@@ -38,7 +39,7 @@ def media(part: Mapping[str, Any], kind: str) -> Part | None:
         part: The part: OpenAI's, Anthropic's, OTel GenAI's, Vercel's, pydantic-ai's, Bedrock's or OpenInference's.
         kind: Its type, as far as it has one.
     """
-    if kind not in _KINDS:
+    if kind not in KINDS:
         kind = next((key for key in ("image", "inline_data", "inlineData", "file_data", "fileData") if key in part), "")
         if not kind or not isinstance(part.get(kind), dict):
             return None

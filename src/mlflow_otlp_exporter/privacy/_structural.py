@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from mlflow_otlp_exporter.enrichment._media import KINDS
+
 # Attributes that say what a span is, who served it, and where it goes.
 _ATTRIBUTES = frozenset(
     {
@@ -129,23 +131,7 @@ _VOCABULARY = frozenset(
         "thinking",
         "redacted_thinking",
         "reasoning_content",
-        "image",
-        "image_url",
-        "input_image",
-        "image-url",
-        "audio",
-        "input_audio",
-        "audio-url",
-        "video",
-        "video-url",
-        "file",
-        "input_file",
-        "document",
-        "document-url",
-        "blob",
-        "uri",
-        "binary",
-        "media",
+        *KINDS,
         "constructor",
         "not_implemented",
         "message",
