@@ -17,7 +17,7 @@ from support.mlflow_server import MLflowServer
 from support.needs import NEEDS
 from support.scripted_server import ScriptedServer
 
-THREAD_GRACE_SECONDS = 2.0
+THREAD_GRACE_SECONDS = 5.0
 HARNESS_THREADS = ("pytest_timeout", "execnet")
 WORKSPACES = ("team-a", "team-b")
 

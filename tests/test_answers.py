@@ -25,9 +25,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter
+from support.impatience import pressed
 from support.markers import PROMPT, SECRET
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
 from support.spans import finished
+from support.traces import until
 
 SUCCESS, FAILURE = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
 SPANS = 2
@@ -84,7 +86,8 @@ class Row:
         end: What has become of the spans at last.
         requests: How many requests with spans came.
         logged: The log lines; none besides.
-        result: What `export` returns, which is the truth at that time.
+        result: What `export` returns, which is the truth at that time. None where it may be either: export and request
+            have the same time-out, and what is sent again at once may be there before `export` has looked.
         timeout: Seconds for a request.
         asked: What was asked of MLflow's REST side.
         rest: Answers of MLflow's REST side, which else has none but 404.
@@ -97,7 +100,7 @@ class Row:
     end: Counts = (SPANS, 0, 0)
     requests: int = 1
     logged: Sequence[Line] = ()
-    result: SpanExportResult = SUCCESS
+    result: SpanExportResult | None = SUCCESS
     timeout: float = 10.0
     asked: tuple[str, ...] = ()
     rest: dict[str, Answer] = field(default_factory=dict)
@@ -205,7 +208,8 @@ LOGIN = f"https://sso.invalid/oauth/start?rd=%2Fv1%2Ftraces&key={SECRET}"
 SAID_LOGIN = "the server redirects to https://sso.invalid/oauth/start, which is not followed with credentials"
 CLOSED = r"127\.0\.0\.1:\d+ closed the connection without an answer \(\w+\)"
 LATE = r"127\.0\.0\.1:\d+ did not answer in time"
-SHORT = 1.0
+SHORT = 3.0
+"""Seconds for a request that takes longer; others must be answered within it on a machine that is busy, too."""
 
 ROWS = [
     # Accepted, in all the forms that servers have for it.
@@ -240,9 +244,9 @@ ROWS = [
     delivered("200, labelled gzip and empty", Answer(headers={**PROTOBUF, "Content-Encoding": "gzip"})),
     delivered(
         "200, body drips beyond the time-out",
-        Answer(headers=PROTOBUF, body=b"12345678", drip=0.3),
+        Answer(headers=PROTOBUF, body=b"12345678", drip=SHORT / 4),
         timeout=SHORT,
-        result=FAILURE,
+        result=None,
     ),
     delivered(
         "200, a warning in protobuf",
@@ -486,14 +490,14 @@ ROWS = [
         asked=(VERSION,),
         rest={VERSION: Answer(body=b"3.17.2")},
     ),
-    retried("no answer in time", Answer(delay=30), LATE, ambiguous=True, times=1, timeout=SHORT, result=FAILURE),
+    retried("no answer in time", Answer(delay=30), LATE, ambiguous=True, times=1, timeout=SHORT, result=None),
     *(
-        retried(name, answer, said, ambiguous=ambiguous, times=1, timeout=SHORT, result=FAILURE)
+        retried(name, answer, said, ambiguous=ambiguous, times=1, timeout=SHORT, result=None)
         for name, answer, said, ambiguous in (
-            ("status and headers drip beyond the time-out", Answer(drip_head=0.1), LATE, True),
+            ("status and headers drip beyond the time-out", Answer(drip_head=SHORT / 10), LATE, True),
             (
                 "503, body drips beyond the time-out",
-                Answer(503, headers=TEXT, body=b"away" * 9, drip=0.2),
+                Answer(503, headers=TEXT, body=b"away" * 9, drip=SHORT / 10),
                 "503: .*",
                 False,
             ),
@@ -545,25 +549,6 @@ ROWS = [
 def test_rows_have_names_of_their_own() -> None:
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names) >= 60
-
-
-@contextmanager
-def pressed(exporter: MLflowSpanExporter) -> Iterator[None]:
-    """Ends the waits between attempts, however often there is one, as somebody who flushes does."""
-    over = threading.Event()
-
-    def press() -> None:
-        while not over.wait(0.01):
-            exporter.hurry(60)
-
-    thread = threading.Thread(target=press)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        exporter.relax()
 
 
 class Exported:
@@ -632,8 +617,12 @@ def test_answer(row: Row, scripted_server: ScriptedServer, caplog: pytest.LogCap
                 assert counts(exporter) == row.between
                 assert exporter.stats().requests == len(row.answers) + 1
                 assert not unlike(logs(caplog), [line for line in row.logged if line != AGAIN])
+                if row.result is FAILURE:  # it does not wait for what somebody has to mend first
+                    assert export.result() is FAILURE
                 go.set()
-            assert export.result() is row.result
+            result = export.result()
+            assert row.result in (None, result)
+            assert result is not SUCCESS or exporter.stats().delivered == SPANS
             assert exporter.force_flush(20_000)
         assert counts(exporter) == row.end
         assert exporter.stats().requests == row.requests
@@ -664,28 +653,30 @@ def in_seconds(seconds: float) -> str:
 
 
 @pytest.mark.parametrize(
-    ("value", "least", "most"),
+    ("value", "least"),
     [
-        (lambda: "1", 1.0, 5.0),
-        (lambda: in_seconds(2), 1.0, 6.0),  # dates have no fractions
+        (lambda: "1", 1.0),
+        (lambda: in_seconds(2), 1.0),  # dates have no fractions
         # As if there were none: 0.5 s, 20 % more or less.
-        (lambda: "0", 0.4, 4.0),
-        (lambda: in_seconds(-60), 0.4, 4.0),
-        (lambda: "-5", 0.4, 4.0),
-        (lambda: "soon", 0.4, 4.0),
-        (lambda: "", 0.4, 4.0),
+        (lambda: "0", 0.4),
+        (lambda: in_seconds(-60), 0.4),
+        (lambda: "-5", 0.4),
+        (lambda: "soon", 0.4),
+        (lambda: "", 0.4),
     ],
     ids=["seconds", "date", "none", "past", "negative", "words", "empty"],
 )
-def test_retry_after_is_waited_for(
-    value: Callable[[], str], least: float, most: float, scripted_server: ScriptedServer
-) -> None:
-    scripted_server.answer(Answer(429, headers={"Retry-After": value()}), then=ACCEPTED)
+def test_retry_after_is_waited_for(value: Callable[[], str], least: float, scripted_server: ScriptedServer) -> None:
+    def answer(request: Recorded) -> Answer:
+        # A date is that of the answer: the request may have been on its way for a while.
+        return Answer(429, headers={"Retry-After": value()}) if request is scripted_server.requests[0] else ACCEPTED
+
+    scripted_server.answer_with(TRACES_PATH, answer)
     with exporter_to(scripted_server) as exporter:
-        assert exporter.export(finished("first", "second")) is SUCCESS
+        assert exporter.export(finished("first", "second")) is SUCCESS  # so it was within the time-out of 10 s
         assert counts(exporter) == (SPANS, 0, 0)
     first, second = scripted_server.to(TRACES_PATH)
-    assert least <= second.at - first.at <= most
+    assert second.at - first.at >= least
 
 
 @pytest.mark.parametrize(
@@ -695,11 +686,14 @@ def test_retry_after_beyond_the_time_out_loses_nothing(
     value: str, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted_server.answer(Answer(503, headers={"Retry-After": value}), then=ACCEPTED)
-    with exporter_to(scripted_server, timeout=1) as exporter:
+    with exporter_to(scripted_server, timeout=SHORT) as exporter:
         assert exporter.export(finished("first", "second")) is FAILURE
         assert counts(exporter) == (0, 0, SPANS)
         assert len(scripted_server.to(TRACES_PATH)) == 1
-        assert exporter.force_flush(10_000)
+        pipeline = exporter._pipeline
+        assert pipeline is not None
+        until(lambda: not pipeline.senders.unfinished(), what="it waits")  # a flush ends waits that have begun
+        assert exporter.force_flush(20_000)
         assert counts(exporter) == (SPANS, 0, 0)
     assert not unlike(logs(caplog), [waits("503", SERVER_ADVICE), AGAIN])
     assert len(scripted_server.to(TRACES_PATH)) == 2
@@ -709,11 +703,11 @@ def test_retry_after_beyond_the_time_out_loses_nothing(
 
 
 def test_server_that_does_not_listen_yet(caplog: pytest.LogCaptureFixture) -> None:
-    with ScriptedServer(listening=False) as server, exporter_to(server, timeout=1) as exporter:
+    with ScriptedServer(listening=False) as server, exporter_to(server, timeout=SHORT) as exporter:
         assert exporter.export(finished("first", "second")) is FAILURE
         assert counts(exporter) == (0, 0, SPANS)
         server.listen()
-        assert exporter.force_flush(10_000)
+        assert exporter.force_flush(20_000)
         assert counts(exporter) == (SPANS, 0, 0)
     said = r"127\.0\.0\.1:\d+ refuses connections: is the server running\?"
     assert not unlike(logs(caplog), [waits(said, SERVER_ADVICE), AGAIN])

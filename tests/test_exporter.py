@@ -162,7 +162,7 @@ def test_what_may_succeed_later_is_a_failure_that_is_told_once_and_kept(
         assert made.export(finished("a", "b")) is FAILURE
         assert made.stats().refused == made.stats().delivered == 0
         scripted_server.answer(answer, then=Answer(200))
-        assert made.force_flush(10_000)
+        assert made.force_flush(30_000)
         assert made.stats().delivered == 2
     assert caplog.text.count(words) == 1
     assert "spans wait in memory" in caplog.text
@@ -191,7 +191,7 @@ def test_what_is_left_at_the_end_is_counted_and_told(
     scripted_server.answer(Answer(302))
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
         assert made.export(finished("a", "b")) is FAILURE
-        made.shutdown(500)
+        made.shutdown(10_000)  # which tries once or twice more, however slowly
         assert made.stats().refused == 2
     assert "could not be sent before the end" in caplog.text
 
@@ -205,7 +205,7 @@ def test_memory_for_what_waits_is_bounded(
         for _ in range(3):
             assert made.export(finished("a" * 1500)) is FAILURE
         assert made.stats().refused == 2
-        made.shutdown(200)
+        made.shutdown(10_000)
     assert "no more may wait in memory" in caplog.text
 
 
@@ -245,7 +245,7 @@ def test_nothing_raises_after_construction(caplog: pytest.LogCaptureFixture) -> 
         assert made.export([object()]) is FAILURE  # type: ignore[list-item]
         assert made.export([]) is SUCCESS
         assert made.force_flush(100) is False
-        made.shutdown(100)
+        made.shutdown(10_000)
     assert "spans are lost" in caplog.text
     assert made.export(finished("a")) is FAILURE
     assert "shut down" in caplog.messages[-1]

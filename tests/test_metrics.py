@@ -1,5 +1,6 @@
 """The SDK's metrics about an exporter, read as the SDK gives them out."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,9 +48,11 @@ def meters() -> Iterator[Meters]:
 
 def test_delivered(scripted_server: ScriptedServer, meters: Meters) -> None:
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
+    began = time.monotonic()
     exporter.export(ended(2, children=1))
     exporter.export(finished("root"))
     exporter.shutdown()
+    took = time.monotonic() - began
     (exported,) = meters.points(EXPORTED)
     assert exported.value == 5
     port = int(scripted_server.url.rpartition(":")[2])
@@ -64,7 +67,7 @@ def test_delivered(scripted_server: ScriptedServer, meters: Meters) -> None:
     (duration,) = meters.points(DURATION)
     assert isinstance(duration, HistogramDataPoint)
     assert (duration.count, duration.attributes) == (2, exported.attributes)
-    assert 0 < duration.sum < 5
+    assert 0 < duration.sum <= took
     assert meters.spans(INFLIGHT) == {"": 0}
 
 
@@ -96,7 +99,7 @@ def test_in_flight_while_the_server_thinks_and_given_up_at_the_end(
     exporter.export(ended(1, children=1))
     assert meters.spans(INFLIGHT) == {"": 2}
     assert meters.spans(EXPORTED) == {}
-    exporter.shutdown(500)
+    exporter.shutdown()
     assert meters.spans(INFLIGHT) == {"": 0}
     assert meters.spans(EXPORTED) == {"shutdown": 2}
 

@@ -31,7 +31,7 @@ def absent(server: ScriptedServer, *paths: str) -> None:
 
 def exported(server: ScriptedServer, **arguments: str) -> MLflowSpanExporter:
     uri = server.url + PREFIX
-    exporter = MLflowSpanExporter(tracking_uri=uri, timeout=0.7, **arguments)  # type: ignore[arg-type]
+    exporter = MLflowSpanExporter(tracking_uri=uri, timeout=5, **arguments)  # type: ignore[arg-type]
     exporter.export(finished("first"))
     exporter.export(finished("second"))
     exporter.shutdown(100)

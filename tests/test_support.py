@@ -451,7 +451,7 @@ import opentelemetry.trace as api
 from opentelemetry.sdk.trace import TracerProvider
 
 def test_thread():
-    threading.Thread(target=threading.Event().wait, args=(10,), name="left-alone", daemon=True).start()
+    threading.Thread(target=threading.Event().wait, args=(60,), name="left-alone", daemon=True).start()
 
 def test_slow_thread():
     threading.Thread(target=threading.Event().wait, args=(0.3,)).start()

@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure, trace_context
 from support.scripted_server import Answer, Recorded, ScriptedServer
+from support.traces import until
 
 TENANTS = 1000
 
@@ -43,10 +44,11 @@ def test_a_thousand_tenants_take_no_thread_each(scripted_server: ScriptedServer)
 
 def test_slow_and_denied_tenants_delay_no_other(scripted_server: ScriptedServer) -> None:
     def answer(request: Recorded) -> Answer:
-        return {"1": Answer(delay=30), "2": Answer(403)}.get(request.headers["x-mlflow-experiment-id"], Answer(200))
+        return {"1": Answer(hold=over), "2": Answer(403)}.get(request.headers["x-mlflow-experiment-id"], Answer(200))
 
+    over = threading.Event()
     scripted_server.answer_with("/v1/traces", answer)
-    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="9", timeout=2)
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="9", timeout=60)
     processor = MLflowSpanProcessor(exporter)
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(processor)
@@ -63,11 +65,6 @@ def test_slow_and_denied_tenants_delay_no_other(scripted_server: ScriptedServer)
             if request.headers["x-mlflow-experiment-id"] not in ("1", "2")
         )
 
-    scripted_server.wait_for(8, timeout=5)
-    pause = threading.Event()
-    for _ in range(40):
-        if arrived() == good:
-            break
-        pause.wait(0.05)
-    assert arrived() == good
+    until(lambda: arrived() == good, what="all others, while one request is being held")
+    over.set()
     processor.shutdown(500)

@@ -111,7 +111,7 @@ class TraceWorker:
         self.sink = sink
         self._record = sink.record
         self.last_trace_id = 0
-        self.closed = self._stopped = False
+        self.closed = self._stopped = self._over = False
         self._settings, self._sees_starts, self._is_noise = settings, sees_starts, is_noise
         self._full = (
             f"the buffer is full ({settings.buffer_spans} spans or {settings.buffer_bytes} bytes): the server is away, "
@@ -132,7 +132,7 @@ class TraceWorker:
         self._in_flight = InFlight()
         self._taken_spans = self._taken_bytes = 0
         self._thread: threading.Thread | None = None
-        self._starting, self._stepping = threading.Lock(), threading.Lock()
+        self._starting, self._stepping, self._measuring = threading.Lock(), threading.Lock(), threading.Lock()
         self._urgent, self._flushed = threading.Event(), threading.Condition()
         self._thread_seen = False
         self._flushes_wanted = self._flushes_done = 0
@@ -165,14 +165,17 @@ class TraceWorker:
             return False
         if not self._thread_seen:
             self._see_thread()
-        if self._events.qsize() >= self._room:
+        taken = self._events.qsize() < self._room
+        if taken:
+            if self._record is not None:
+                self._record(span)
+            self._events.put(span)
+        else:
             # Counted and told by the worker: logging takes locks.
             self._overflow.put(None)
-            return False
-        if self._record is not None:
-            self._record(span)
-        self._events.put(span)
-        return True
+        if self._over:  # since this began: nobody else will look any more
+            self._keep_what_is_left()
+        return taken
 
     def _see_thread(self) -> None:
         """Once per tick: the thread may never have been started, or have died."""
@@ -290,16 +293,17 @@ class TraceWorker:
         In the app's thread nothing is measured: the bytes that are left are told in spans of the mean size.
         """
         settings, in_flight, buffer = self._settings, self._in_flight, self._buffer
-        if buffer.span_count:
-            self._mean_size = max(1, buffer.byte_count // buffer.span_count)
-        spans = settings.buffer_spans - buffer.span_count - self._taken_spans - in_flight.spans
-        size = settings.buffer_bytes - buffer.byte_count - self._taken_bytes - in_flight.bytes
-        # Twice, as each span is two events.
-        self._room = 2 * max(0, min(spans, size // self._mean_size))
-        overflowing = self._room == 0
-        if self._overflowing and not overflowing:
+        # One at a time, or who has measured first may tell last, and nothing would be taken in any more.
+        with self._measuring:
+            if buffer.span_count:
+                self._mean_size = max(1, buffer.byte_count // buffer.span_count)
+            spans = settings.buffer_spans - buffer.span_count - self._taken_spans - in_flight.spans
+            size = settings.buffer_bytes - buffer.byte_count - self._taken_bytes - in_flight.bytes
+            # Twice, as each span is two events.
+            self._room = 2 * max(0, min(spans, size // self._mean_size))
+            solved, self._overflowing = self._overflowing and self._room > 0, self._room == 0
+        if solved:
             self.sink.solve(self._full, "spans are taken in again")
-        self._overflowing = overflowing
 
     # For those who wait
 
@@ -335,6 +339,7 @@ class TraceWorker:
                     lambda: self._flushes_done >= wanted, max(0.0, deadline - time.monotonic())
                 )
             settled = self._in_flight.wait(max(0.0, deadline - time.monotonic()))
+            self._make_room()  # by who settled it, that may be a moment later
             if settled:
                 self.sink.drained(deadline - time.monotonic())
                 self.sink.told(deadline - time.monotonic())
@@ -360,6 +365,7 @@ class TraceWorker:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.2, deadline - time.monotonic()))
         then(max(0.0, deadline - time.monotonic()) * 1000)
+        self._over = True
         self._keep_what_is_left()
 
     def _keep_what_is_left(self) -> None:

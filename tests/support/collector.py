@@ -14,7 +14,7 @@ from mlflow_otlp_exporter._collector_config import CollectorConfig, as_yaml
 from support.environments import COLLECTOR_REQUIREMENTS, environment
 from support.nginx import _free_ports
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
 

@@ -290,7 +290,7 @@ class MLflowServer:
         workspace: str | None = None,
         *,
         until: Callable[[dict[str, Any]], object] = bool,
-        timeout: float = 10.0,
+        timeout: float = 30.0,
     ) -> dict[str, Any]:
         """Wait for a trace to be there, and to satisfy `until`.
 

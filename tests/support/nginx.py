@@ -14,7 +14,7 @@ from types import TracebackType
 
 from support.needs import executable
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.02
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from support.needs import executable
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.02
 _SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}

@@ -25,9 +25,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 TRACES_PATH = "/v1/traces"
-DRAIN_SECONDS = 1.0
+DRAIN_SECONDS = 5.0
 """How long a dropped connection is still read, so that it ends with a FIN (unread data would make it RST)."""
-STOP_SECONDS = 5.0
+STOP_SECONDS = 20.0
+COME_SECONDS = 30.0
+"""How long requests may be on their way, on a machine that is busy with other things."""
 HOLD_POLL_SECONDS = 0.01
 
 Close = Literal["", "before-request", "after-headers-read", "after-request", "mid-body"]
@@ -196,7 +198,7 @@ class _Connection:
         with self.condition:
             if only_if_idle:
                 # A client that has its answer takes the connection for idle a moment before the thread does.
-                self.condition.wait_for(lambda: self.state != "sending", DRAIN_SECONDS)
+                self.condition.wait_for(lambda: self.state != "sending", STOP_SECONDS)
                 if self.state != "idle":
                     return
             with suppress(OSError):  # already gone
@@ -426,7 +428,7 @@ class ScriptedServer:
         """The requests to one path so far."""
         return [request for request in self.requests if request.path == path]
 
-    def wait_for(self, count: int, path: str = TRACES_PATH, timeout: float = 5.0) -> list[Recorded]:
+    def wait_for(self, count: int, path: str = TRACES_PATH, timeout: float = COME_SECONDS) -> list[Recorded]:
         """Wait until a path got at least so many requests.
 
         Returns:

@@ -129,7 +129,7 @@ def noise(size: int, seed: int = 0) -> str:
     return "".join(random.Random(seed).choices(string.ascii_letters + string.digits, k=size))
 
 
-def until(condition: Callable[[], object], timeout: float = 10.0, what: str = "") -> None:
+def until(condition: Callable[[], object], timeout: float = 30.0, what: str = "") -> None:
     """Waits for a condition.
 
     Raises:
