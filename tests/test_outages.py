@@ -16,7 +16,14 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, MLflowSpanProcessor, _drainer, _spool_file
+from mlflow_otlp_exporter import (
+    FlushResult,
+    MLflowSpanExporter,
+    MLflowSpanProcessor,
+    _drainer,
+    _spool_file,
+    configure,
+)
 from mlflow_otlp_exporter._telemetry import Telemetry
 from support.children import in_child
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
@@ -239,6 +246,53 @@ def test_off_by_default_in_the_exporter(server: ScriptedServer, switch: Switch) 
     made.shutdown()
     assert on_disk() == []
     assert made.stats().refused == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "spooled"),
+    [
+        ({}, {}, True),
+        ({"spool": False}, {}, False),
+        ({}, {"MLFLOW_OTLP_SPOOL": "false"}, False),
+        ({"spool": True}, {"MLFLOW_OTLP_SPOOL": "false"}, True),
+    ],
+)
+def test_on_by_default_in_configure(
+    server: ScriptedServer,
+    switch: Switch,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    variables: dict[str, str],
+    spooled: bool,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    switch.down = DOWN
+    provider = TracerProvider(shutdown_on_exit=False)
+    telemetry = configure(tracking_uri=server.url, experiment_id=1, tracer_provider=provider, **arguments)
+    provider.get_tracer("tests").start_span("a").end()
+    result = telemetry.shutdown(2)
+    provider.shutdown()
+    assert (result.spooled, result.refused) == ((1, 0) if spooled else (0, 1))
+    assert len(on_disk()) == spooled
+    assert Path(os.environ["XDG_STATE_HOME"]).exists() is spooled
+
+
+@pytest.mark.parametrize(("spool", "spooled"), [(None, False), ("true", True)])
+def test_behind_an_otlp_endpoint_it_is_off_unless_asked_for(
+    server: ScriptedServer, switch: Switch, monkeypatch: pytest.MonkeyPatch, spool: str | None, spooled: bool
+) -> None:
+    """A Collector may keep what it gets, and send it to others as well."""
+    if spool:
+        monkeypatch.setenv("MLFLOW_OTLP_SPOOL", spool)
+    switch.down = DOWN
+    provider = TracerProvider(shutdown_on_exit=False)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", server.traces_url)
+    telemetry = configure(experiment_id=1, tracer_provider=provider)
+    provider.get_tracer("tests").start_span("a").end()
+    assert telemetry.shutdown(2).spooled == spooled
+    provider.shutdown()
+    assert len(on_disk()) == spooled
 
 
 def test_an_experiment_that_is_not_known_yet_waits_by_its_name(server: ScriptedServer) -> None:

@@ -255,3 +255,44 @@ def test_a_terminated_child_of_multiprocessing_loses_nothing(scripted_server: Sc
     )
     assert run(scripted_server, code).returncode == 0
     assert on_disk() == 1
+
+
+@pytest.mark.parametrize("preload", [True, False], ids=["preload", "no preload"])
+def test_gunicorns_workers_save_what_the_server_does_not_take(
+    scripted_server: ScriptedServer, tmp_path: Path, preload: bool
+) -> None:
+    scripted_server.answer(then=Answer(503))
+    (tmp_path / "app.py").write_text(APP)
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--workers", "2"]
+    command += ["--preload"] * preload
+    server = subprocess.Popen(command, cwd=tmp_path, env=environment(scripted_server), stderr=subprocess.PIPE)
+    try:
+        for number in range(10):
+            ask(port, f"n={number}")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        said = server.communicate(timeout=60)[1].decode()
+    assert "Traceback" not in said
+    assert on_disk() == 20 + (1 if preload else 2)
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_a_handler_that_flushes_at_its_end_may_be_frozen_for_good(scripted_server: ScriptedServer, down: bool) -> None:
+    """As AWS Lambda does it: between two calls nothing runs, and there may be no next call."""
+    if down:
+        scripted_server.answer(then=Answer(503))
+    code = (
+        "telemetry = configure(experiment_id=1)\n"
+        "def handler(event):\n"
+        "    with trace.get_tracer('x').start_as_current_span(event):\n"
+        "        trace.get_tracer('x').start_span('work').end()\n"
+        "    return bool(telemetry.flush(10))\n"
+        "assert handler('first') and handler('second')\n"
+        "print('ready', flush=True); os.kill(os.getpid(), 19)\n"  # SIGSTOP
+    )
+    app = started(scripted_server, code)
+    app.kill()
+    app.communicate(timeout=20)
+    assert (names(scripted_server) if not down else {}) == ({} if down else {"first": 1, "second": 1, "work": 2})
+    assert on_disk() == (4 if down else 0)

@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
-from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, _drainer, _spool_file, trace_context
+from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, _drainer, _spool_file, cli, trace_context
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._journal import Journal
 from mlflow_otlp_exporter._journal_record import Origins, line, origins_of, origins_record, records
@@ -214,6 +214,24 @@ def test_nothing_is_removed_that_could_not_be_read(
     broken.clear()
     until(lambda: came(server) == {(None, "one's", None): ["a"]}, 20)
     exporter.shutdown(2000)
+
+
+def test_flush_by_hand_sends_it_too_and_purge_removes_it(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    code = "tracer.start_span('a').end(); tracer.start_span('b').end()"
+    killed(server.url, code, MLFLOW_EXPERIMENT_NAME="one")
+    assert cli.main(["spool", "flush"]) == 0
+    assert "2 spans sent, 0 wait" in capsys.readouterr().out
+    assert came(server) == {(None, "one's", None): ["a", "b"]}
+    killed(server.url, code, MLFLOW_EXPERIMENT_NAME="one")
+    assert cli.main(["spool", "purge"]) == 1
+    assert "2 spans in 1 files would be removed" in capsys.readouterr().out
+    assert cli.main(["spool", "purge", "--yes"]) == 0
+    assert journals() == []
+    assert cli.main(["spool", "flush"]) == 0
+    assert len(server.to("/v1/traces")) == 1
 
 
 # What is sent

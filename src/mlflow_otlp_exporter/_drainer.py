@@ -44,6 +44,10 @@ class Drainer:
         spill: Puts on disk what waits in memory for too long; whether anything waits there still.
         tidy: Called now and then, when no other process drains.
         report: Where to say what keeps it from working.
+
+    Attributes:
+        closed: Whether it does nothing more.
+        has_looked: Whether it has had a look since it was woken first.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class Drainer:
         self._bytes = 0
         self._pending: dict[str, deque[Entry]] = {}
         self._listed_at = self._swept_at = -_SWEEP_SECONDS
-        self._only_own = False
+        self._only_own = self.has_looked = False
 
     @property
     def draining(self) -> bool:
@@ -110,6 +114,7 @@ class Drainer:
                     said = "the spool is not drained for a moment, by a mistake in this library; please report it [%s]"
                     logger.exception(said, Code.MISTAKE)
                     busy = True
+            self.has_looked = True
             self._wake.wait(_BUSY_SECONDS if busy else _IDLE_SECONDS)
             self._wake.clear()
 
@@ -142,13 +147,16 @@ class Drainer:
                 return False
             if self._lock is None or self._lock.path.parent != folder:
                 self._lock = FileLock(folder / "lock")
-            self._only_own = False
-            return self._lock.acquire()
+            alone = self._lock.acquire()
         except OSError as error:
-            self._only_own = True
+            if not self._only_own:
+                self._only_own, self._pending = True, {}
+                self._list(time.monotonic())  # without what others have put there
             said = f"each process sends only what it put into the spool itself, as {folder} cannot be locked: {error}"
             self._report.once(logging.WARNING, coded(Code.DISK, said))
             return False
+        self._only_own = False
+        return alone
 
     def _list(self, now: float) -> None:
         """What lies there, by destination; looked at anew each time that the spool itself looks."""

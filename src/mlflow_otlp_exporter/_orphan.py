@@ -59,10 +59,13 @@ class Orphan:
     Args:
         paths: Its files in order.
         descriptors: The same, open and locked.
+
+    Attributes:
+        paths: As given.
     """
 
     def __init__(self, paths: list[Path], descriptors: list[int]) -> None:
-        self._paths, self._descriptors = paths, descriptors
+        self.paths, self._descriptors = paths, descriptors
 
     def traces(self) -> list[OrphanedTrace]:
         """The traces of which there are spans that had no outcome.
@@ -72,7 +75,7 @@ class Orphan:
         """
         found: dict[int, OrphanedTrace] = {}
         ended: list[ReadableSpan] = []
-        for path in self._paths:
+        for path in self.paths:
             owners: dict[int, list[Any]] = {}
             origins: Origins | None = None
             for record in records(path.read_bytes()):
@@ -99,7 +102,7 @@ class Orphan:
 
     def remove(self) -> None:
         """Forgets them: they are on disk in another form now."""
-        for path, descriptor in zip(self._paths, self._descriptors, strict=True):
+        for path, descriptor in zip(self.paths, self._descriptors, strict=True):
             remove_locked(path, descriptor)
         self._descriptors = []
 

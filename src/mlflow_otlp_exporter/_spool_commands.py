@@ -15,6 +15,7 @@ from mlflow_otlp_exporter import _spool_file as spool_file
 from mlflow_otlp_exporter._credentials import identity
 from mlflow_otlp_exporter._depot import JOURNAL
 from mlflow_otlp_exporter._file_lock import FileLock
+from mlflow_otlp_exporter._orphan import orphans
 from mlflow_otlp_exporter._pipeline import Pipeline
 from mlflow_otlp_exporter._settings import Settings, resolve
 from mlflow_otlp_exporter._spool import DAMAGED, REFUSED
@@ -153,7 +154,8 @@ def _flush(settings: Settings, seconds: float) -> int:
         assert pipeline.drainer is not None
         spool, courier = pipeline.depot.spool, pipeline.courier
         pipeline.drainer.wake()
-        while spool.totals().files and time.monotonic() < deadline:
+        # What killed processes left of each span becomes requests when it looks first.
+        while (not pipeline.drainer.has_looked or spool.totals().files) and time.monotonic() < deadline:
             if courier.patience.troubled and courier.outcomes:
                 break  # the log has said why
             pause.wait(_POLL_SECONDS)
@@ -169,6 +171,13 @@ def _purge(settings: Settings, *, refused: bool, really: bool) -> int:
     for folder in _folders(settings):
         if folder.name != _name(settings):
             continue
+        for orphan in orphans(folder / JOURNAL, "") if not refused else ():
+            with suppress(OSError):
+                spans, files = spans + sum(len(trace.spans) for trace in orphan.traces()), files + len(orphan.paths)
+            if really:
+                orphan.remove()
+            else:
+                orphan.release()
         for where in (REFUSED, DAMAGED) if refused else ("",):
             for entry in entries_in(folder / where):
                 spans, files = spans + entry.spans, files + 1
