@@ -26,7 +26,7 @@ ENDS = (
     + """
 for name in sys.argv[1:]:
     tracer.start_span(name).end()
-say(telemetry.flush(3), telemetry.shutdown(3))
+say(telemetry.flush(20), telemetry.shutdown(20))
 """
 )
 KILLED = (
