@@ -9,7 +9,9 @@ PYTEST ?=
 # Files of tests that run at a time, as most of them wait for servers and processes: make test WORKERS=0 for one by one.
 WORKERS ?= 2
 
-.PHONY: demo test test-matrix lint format bench configuration conventions parity screenshots clean
+.PHONY: demo test test-matrix lint format bench dist configuration conventions parity screenshots clean
+# Also for an environment whose making was broken off.
+.DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -32,6 +34,11 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py
 
+# The wheel and the sdist, into dist/: from the same files the same bytes.
+dist: $(VENV)/.dev
+	rm -rf dist
+	env -u SOURCE_DATE_EPOCH $(BIN)/python -m build --no-isolation
+
 # The tables of docs/configuration.md, and README's, from the settings in the code.
 configuration: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.settings_page
@@ -52,14 +59,18 @@ clean:
 	rm -rf $(VENV) .cache .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
 # The markers are newer than pyproject.toml when what it asks for is installed. What dev installs serves the demo too.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location --editable
+
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]"
-	touch $@
+	@echo "Installing MLflow, LangChain and this library into $(VENV): 1 GB, one to three minutes without a word, once."
+	@$(INSTALL) ".[demo]"
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	touch $(VENV)/.demo $@
+	@echo "Installing all that the tests need into $(VENV): 1.5 GB, two to five minutes without a word, once."
+	@$(INSTALL) ".[dev]"
+	@touch $(VENV)/.demo $@

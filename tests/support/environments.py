@@ -73,6 +73,19 @@ def environment(
     return python
 
 
+def fresh_environment(folder: Path, *requirements: str) -> Path:
+    """Return the Python of an environment that nothing was installed into but these requirements.
+
+    Args:
+        folder: Where it is made, which is the test's own.
+        *requirements: What pip is to install.
+    """
+    python = folder / "bin" / "python"
+    _run(sys.executable, "-m", "venv", str(folder))
+    _run(str(python), "-m", "pip", "install", "--disable-pip-version-check", *requirements)
+    return python
+
+
 def mlflow_python(version: str, *more: str) -> Path:
     """Return a Python that has this version of MLflow: the running one, or an environment's.
 
