@@ -32,7 +32,7 @@ PYTHON = [page for page in PAGES if blocks(page, "python")]
 # Named in examples of what was before, and not installed here.
 VENDORS = {"phoenix", "traceloop"}
 # Programs of others, which no test of documents can know the words of.
-FOREIGN = {"mlflow", "kubectl", "otelcol-contrib", "opentelemetry-instrument", "REQUIRE_ALL=1"}
+FOREIGN = {"git", "kubectl", "mlflow", "opentelemetry-instrument", "otelcol-contrib", "REQUIRE_ALL=1", "sed"}
 KUBERNETES = ("1.29", "1.33")
 # What has to come first in a module, wherever it stands on the page.
 FUTURE = "from __future__ import annotations\n"
@@ -151,7 +151,9 @@ def test_commands_exist(block: Block) -> None:
             goals = [word for word in rest if "=" not in word]
             assert [goal for goal in goals if f"\n{goal}:" not in (ROOT / "Makefile").read_text()] == [], words
         elif program in ("python", ".venv/bin/python"):
-            assert rest[:2] == ["-m", "build"] or rest[0] == "app.py" or (ROOT / rest[0]).exists(), words
+            assert rest[:2] in (["-m", "pip"], ["-m", "twine"]) or rest[0] == "app.py" or (ROOT / rest[0]).exists(), (
+                words
+            )
         elif program == "pip":
             assert rest[0] == "install"
             asked = {extra for word in rest for extra in re.findall(r"^mlflow-otlp-exporter\[(.*)\]$", word)}
