@@ -83,6 +83,22 @@ def test_where_few_traces_end_each_goes_soon() -> None:
         assert story.taken(number * 6.0 + LINGER) == [str(number)]
 
 
+def test_whole_traces_that_fill_a_request_wait_for_no_company_and_others_stay() -> None:
+    buffer, text = TraceBuffer(linger=LINGER, hold=HOLD), "x" * 3_000_000
+    for trace in (1, 2, 3, 4):
+        buffer.started(trace)
+        buffer.started(trace)
+    for trace in (1, 2, 3, 4):  # none of which is whole
+        buffer.ended(span(trace, f"child {trace}", attributes={"text": text}), 0.0)
+    assert buffer.take(0.1) == []
+    buffer.ended(span(1, "root 1", None), 0.1)
+    buffer.ended(span(2, "root 2", None), 0.1)
+    assert buffer.take(0.2) == []  # six million, and there may be company for them yet
+    buffer.ended(span(3, "root 3", None), 0.2)
+    assert [each.name for each in buffer.take(0.2)] == ["child 1", "root 1", "child 2", "root 2", "child 3", "root 3"]
+    assert buffer.span_count == 1
+
+
 def test_child_that_ends_after_the_root_is_waited_for() -> None:
     story = Story()
     story.start(1, 2)

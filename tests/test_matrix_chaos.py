@@ -1,17 +1,23 @@
 """Ten minutes of all that goes wrong, at random: nothing that was promised is missing, nothing is there twice."""
 
+import json
 import os
 import random
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from support.chaos import Agent, check, drain, postgresql, sqlite
+from support.chaos import WINDOW, Agent, check, drain, postgresql, sqlite
 from support.environments import mlflow_python
 from support.mlflow_server import MLflowServer
 from support.nginx import Nginx
@@ -24,17 +30,27 @@ KILLS = 20
 TOKEN = 'location / { if ($http_authorization != "Bearer {token}") { return 401; } {what} }'
 PASS = "proxy_pass {upstream};"
 ANSWERS = (502, 503, 504, 413, 302)
+# What agents say of a disk without room, and of one that has some again; with `every-span` there is a journal, too.
+_FULL = {False: ("cannot be used",), True: ("cannot be used", "the journal cannot be written")}
+_ROOM = {False: ("the spool can be used again",), True: ("the spool can be used again", "to the journal again")}
 pause = threading.Event().wait
 
 
 class Story:
-    """What goes wrong, one after the other."""
+    """What goes wrong, one after the other.
+
+    Attributes:
+        told: How often each thing has gone wrong.
+    """
 
     def __init__(self, server: MLflowServer, nginx: Nginx, token_file: Path, database: Postgres | None) -> None:
         self._server, self._nginx, self._token_file, self._database = server, nginx, token_file, database
         self._random = random.Random(7)
         self._token = 0
+        self._coming: list[Callable[[], None]] = []
+        self.told = Counter[str]()
         self.rotate()
+        self.told.clear()  # nobody had a token before
 
     def _behind(self, what: str) -> None:
         self._nginx.reload(TOKEN.replace("{token}", f"token-{self._token}").replace("{what}", what))
@@ -45,19 +61,27 @@ class Story:
         self._behind(PASS)
         pause(1.0)
         self._token_file.write_text(f"token-{self._token}")
+        self.told["token rotated"] += 1
 
-    def proxy(self) -> None:
-        """The proxy answers for a while."""
-        status = self._random.choice(ANSWERS)
+    @contextmanager
+    def answering(self, status: int) -> Iterator[None]:
+        """The proxy answers."""
         self._behind(f"return {status} /login;" if status == 302 else f"return {status};")
-        pause(self._random.uniform(2, 6))
+        yield
         self._behind(PASS)
+        self.told[f"proxy said {status}"] += 1
+
+    def proxy(self, status: int) -> None:
+        """The proxy answers for a while."""
+        with self.answering(status):
+            pause(self._random.uniform(2, 6))
 
     def server(self) -> None:
         """MLflow is killed, and comes back."""
         self._server.kill()
         pause(self._random.uniform(1, 6))
         self._server.restart()
+        self.told["MLflow killed"] += 1
 
     def database(self) -> None:
         """The database goes, and comes back."""
@@ -65,10 +89,33 @@ class Story:
             self._database.stop("immediate")
             pause(self._random.uniform(1, 5))
             self._database.start()
+            self.told["database stopped"] += 1
+
+    def fill(self, folder: Path, agents: Sequence[Agent]) -> None:
+        """No room on the disk while the server is away, until all have said so; then until all is on the disk."""
+        path = folder / "others"
+        with self.answering(503):
+            with path.open("wb", buffering=0) as file:
+
+                def full() -> bool:
+                    with suppress(OSError):  # also what was given up meanwhile
+                        while file.write(bytes(4096)):
+                            pass
+                    return all(agent.has_said(*_FULL[agent.every_span]) for agent in agents)
+
+                until(full, 120)
+            path.unlink()
+            until(lambda: all(agent.has_said(*_ROOM[agent.every_span]) for agent in agents), 120)
+            pause(WINDOW)
+        self.told["disk filled"] += 1
 
     def next(self) -> Callable[[], None]:
-        """What comes next."""
-        return self._random.choice((self.rotate, self.proxy, self.proxy, self.server, self.database))
+        """What comes next: all of it, in another order each time."""
+        if not self._coming:
+            self._coming = [partial(self.proxy, status) for status in ANSWERS]
+            self._coming += [self.rotate, self.server, self.server, self.database, self.database]
+            self._random.shuffle(self._coming)
+        return self._coming.pop()
 
 
 @contextmanager
@@ -84,14 +131,35 @@ def disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(folder: Path, seconds: float) -> None:
-    """Leaves no room on a disk for a while."""
-    path = folder / "others"
-    with suppress(OSError), path.open("wb", buffering=0) as file:
-        while file.write(bytes(65_536)):
-            pass
-    pause(seconds)
-    path.unlink()
+def kill(agents: Sequence[Agent], calm: threading.Lock, over: threading.Event) -> None:
+    """Kills the agents in turn, at random moments, whatever else goes wrong just then."""
+    chance, begin = random.Random(8), time.monotonic()
+    for number in range(KILLS):
+        due = begin + SECONDS * (number + chance.random()) / KILLS
+        if over.wait(max(0.0, due - time.monotonic())):
+            return
+        with calm:
+            agents[number % len(agents)].kill()
+
+
+def play(story: Story, agents: Sequence[Agent], small_disk: Path | None, wanted: AbstractSet[str]) -> None:
+    """Lets things go wrong until the time is over, all kills are done, and each of these has happened."""
+    end = time.monotonic() + SECONDS
+    # While there is no room, spans are in memory only, and no kill is promised to leave them.
+    calm, over, chance = threading.Lock(), threading.Event(), random.Random(9)
+    with ThreadPoolExecutor(1) as executor:
+        killing = executor.submit(kill, agents, calm, over)
+        try:
+            while time.monotonic() < end or not (killing.done() and story.told.keys() >= wanted):
+                story.next()()
+                pause(chance.uniform(0.5, 6.0))  # long enough now and then for what waits to be on its way
+                if small_disk is not None and time.monotonic() > end - SECONDS / 2:
+                    with calm:
+                        story.fill(small_disk, agents)
+                    small_disk = None
+        finally:
+            over.set()
+        killing.result()
 
 
 @pytest.mark.needs("nginx")
@@ -120,23 +188,17 @@ def test_everything_goes_wrong(tmp_path: Path, version: str, kind: str) -> None:
             for number in (0, 1)
         ]
         until(lambda: all(len(agent.ended()) > 10 for agent in agents), 60)
-        end, kills = time.monotonic() + SECONDS, 0
-        next_kill = time.monotonic() + SECONDS / (KILLS + 1)
-        while time.monotonic() < end:
-            story.next()()
-            pause(1.0)
-            if time.monotonic() > next_kill and kills < KILLS:
-                agents[kills % 2].kill()
-                kills += 1
-                next_kill += SECONDS / (KILLS + 1)
-            if mounted and kills == KILLS // 2:
-                mounted = False
-                fill(tmp_path / "spool", 5.0)
-                pause(15.0)  # until what waited in memory meanwhile is on the disk
+        wanted = {"token rotated", "MLflow killed", *(f"proxy said {status}" for status in ANSWERS)}
+        wanted |= {"database stopped"} if database is not None else set()
+        wanted |= {"disk filled"} if mounted else set()
+        play(story, agents, tmp_path / "spool" if mounted else None, wanted)
         for agent in agents:
             agent.end(180)
             assert "Traceback" not in agent.log()
         drain(variables, 300)
         query = sqlite(server.log.parent / "mlflow.db") if database is None else postgresql(database)
-        assert check(server, query, experiment, agents)["kills"] == kills
-        assert kills >= KILLS // 2
+        counts = check(server, query, experiment, agents)
+        sys.stdout.write(json.dumps({**counts, **story.told, "answers": nginx.counts()}) + "\n")
+        assert counts["kills"] == KILLS
+        assert story.told.keys() == wanted
+        assert {200, 401, *ANSWERS} <= nginx.counts().keys()  # the agents' requests have met it, too

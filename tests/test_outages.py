@@ -481,3 +481,26 @@ def test_many_requests_catch_up_without_starving_what_is_new(server: ScriptedSer
     assert Counter(taken) == Counter([f"root {number}" for number in range(60)] + ["new"])
     assert taken.index("new") < 12
     app.telemetry.shutdown(1)
+
+
+class Failing:
+    """A request's count that is broken: whoever has delivered the request learns of it."""
+
+    def __call__(self) -> None:
+        raise ZeroDivisionError
+
+    def suspected(self, spans: int, size: int) -> None: ...
+
+
+def test_what_was_delivered_is_not_sent_again_whatever_goes_wrong_then(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = exporter(server)
+    made.submit(finished("once"), lambda _spans, _size: Failing())
+    until(lambda: "by a mistake in this library" in caplog.text)
+    made.export(finished("later"))
+    until(lambda: made.stats().delivered == 2)
+    made.shutdown(5_000)
+    assert made.stats().spooled == 0
+    sent = [span.name for request in server.to(TRACES_PATH) for span in request.spans()]
+    assert sent == ["once", "later"]

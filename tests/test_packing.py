@@ -1,10 +1,17 @@
-"""Requests: whole traces, up to a size, and few roots where they are linked to a run."""
+"""Portions and requests: whole traces, up to a size, and few roots where they are linked to a run."""
 
-from hypothesis import given
+from typing import Any
+from weakref import WeakSet
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext
 
+from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._encoder import EncodedSpan, Framing
-from mlflow_otlp_exporter._packing import packed
+from mlflow_otlp_exporter._packing import packed, portions
 
 NOTHING = Framing(b"", b"")
 
@@ -53,3 +60,42 @@ def test_every_span_is_in_one_request_in_its_traces_order(
     for batch in batches:
         assert batch
         assert not size or len(batch) == 1 or sum(len(each.body) for each in batch) <= size
+
+
+def whole_trace(trace: int, count: int) -> list[ReadableSpan]:
+    return [ReadableSpan(str(each), SpanContext(trace, each + 1, is_remote=False)) for each in range(count)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 700), max_size=8))
+def test_portions_are_whole_traces_and_no_larger_than_they_must_be(counts: list[int]) -> None:
+    spans = [each for trace, count in enumerate(counts, 1) for each in whole_trace(trace, count)]
+    expected = list(spans)
+    found: list[ReadableSpan] = []
+    for portion in portions(spans):
+        found += portion
+        assert len(spans) == len(expected) - len(found)  # what was taken is in the list no more
+        traces = [each.context.trace_id for each in portion]
+        assert not spans or spans[0].context.trace_id != traces[-1]
+        assert len(portion) - traces.count(traces[-1]) < 256
+        assert len(portion) >= 256 or not spans
+    assert found == expected
+
+
+def test_only_a_portion_of_the_spans_is_in_memory_beside_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = MLflowSpanExporter(endpoint="http://127.0.0.1:9")
+    pipeline = exporter._pipeline
+    assert pipeline is not None
+    spans = [each for trace in range(1, 101) for each in whole_trace(trace, 10)]
+    expected = pipeline.batching.batches(tuple(spans))[0]
+    alive, counts, encode = WeakSet(spans), list[int](), pipeline.batching.encoder.encode
+
+    def counting(*arguments: Any, **more: Any) -> EncodedSpan:
+        counts.append(len(alive))
+        return encode(*arguments, **more)
+
+    monkeypatch.setattr(pipeline.batching.encoder, "encode", counting)
+    assert pipeline.batching.batches_out_of(spans) == expected
+    assert (len(counts), counts[0], spans) == (1000, 1000, [])
+    assert counts[-1] < 500
+    exporter.shutdown(0)

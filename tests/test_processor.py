@@ -336,7 +336,7 @@ class Raising(MLflowSpanExporter):
 
     error: BaseException | None = None
 
-    def submit(self, spans: Sequence[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
+    def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
         error, self.error = self.error, None
         if error:
             raise error
@@ -525,7 +525,7 @@ class Settling:
     def __init__(self) -> None:
         self.worker = TraceWorker(self, BufferSettings(60, 60, buffer_spans=1, buffer_bytes=10_000), sees_starts=False)
 
-    def submit(self, spans: Sequence[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
+    def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
         ticket: Any = opened(len(spans), 1)
 
         def settle() -> None:

@@ -185,6 +185,26 @@ def test_parcel_that_raises_takes_no_other_with_it(caplog: pytest.LogCaptureFixt
     assert "mistake in this library" in caplog.text
 
 
+def test_parcel_that_cannot_even_be_given_up_keeps_no_other_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    script = Script()
+
+    def step(parcel: Parcel) -> Done:
+        if parcel.number == 0:
+            raise SystemExit(3)
+        return script(parcel)
+
+    def abandon(_: Parcel) -> None:
+        raise SystemExit(4)
+
+    senders = Senders(step, abandon, count=1)
+    for number in range(2):
+        senders.put("a", Parcel("a", number))
+    script.wait(1)
+    senders.close(5)
+    assert script.seen == [("a", 1)]
+    assert "could not be kept" in caplog.text
+
+
 def test_closing_waits_but_not_longer_than_said_and_abandons_what_is_left(gate: Gate) -> None:
     senders = Senders(gate.step, gate.abandon, count=1)
     senders.put("a", Parcel("a", 0))

@@ -25,6 +25,9 @@ _SPAN_SIZE, _VALUE_SIZE = 2800, 100
 # costs alone. Where few traces end, each is to be seen within a second; where many do, nobody waits for a single one.
 _CALM_SPACING, _BUSY_SPACING = 0.7, 5.0
 _SPACING_PER_TRACE = 0.9  # for each further one that ended within the last 5 s
+# Whole traces of so many bytes in memory need no more company: they are most of a request, or two of them, and what
+# they would save by waiting is a hundredth of what they cost. Memory is bounded by it where very many spans end.
+_COMPANY_ENOUGH = 8 * 1024 * 1024
 
 
 class _Trace:
@@ -58,9 +61,10 @@ class TraceBuffer:
     """Ended spans by trace, until each trace is whole or has been held long enough.
 
     A trace is due `linger` seconds after its last open span ended, so that small traces share a request, and not before
-    some time has passed since the last hand-over: 0.7 s, and more the more traces end, up to 5 s. If its root
-    has ended and children are still open, a few seconds later; and `hold` seconds after its first held span ended in
-    any case, so that a long trace shows as in progress and memory stays bounded. What comes later goes out on its own.
+    some time has passed since the last hand-over: 0.7 s, and more the more traces end, up to 5 s, unless what is whole
+    takes 8 MiB. If its root has ended and children are still open, a few seconds later; and `hold` seconds after its
+    first held span ended in any case, so that a long trace shows as in progress and memory stays bounded. What comes
+    later goes out on its own.
 
     Args:
         linger: Seconds that a whole trace waits for company.
@@ -171,10 +175,15 @@ class TraceBuffer:
         while (due := self.next_due()) is not None and due <= now:
             _, trace_id = heapq.heappop(self._queue)
             taken += self._hand_over(trace_id)
-        if taken:
+        if taken or self._has_company_enough():
             self._last_taken = now
             taken += [span for trace_id in list(self._whole) for span in self._hand_over(trace_id)]
         return taken
+
+    def _has_company_enough(self) -> bool:
+        if self.byte_count < _COMPANY_ENOUGH:
+            return False
+        return sum(self._traces[trace_id].size for trace_id in self._whole) >= _COMPANY_ENOUGH
 
     def take_all(self) -> list[ReadableSpan]:
         """Takes all that is held, whole or not."""

@@ -158,6 +158,7 @@ class Courier:
             self.delivered(shipment.destination, shipment.spans)
         if self._depot is not None:
             self._depot.settled(shipment.spans)
+        shipment.spans = []  # whatever goes wrong from here on: it has its outcome, and is not sent again
         shipment.origin.settle(delivered, refused, outcome)
 
     def _forget_suspect(self, shipment: Shipment) -> None:

@@ -184,7 +184,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return SpanExportResult.FAILURE
         try:
             with suppressed_instrumentation():
-                batches, broken = pipeline.batches(spans)
+                batches, broken = pipeline.batching.batches(spans)
                 delivered = pipeline.deliver(batches)
         except Exception:  # noqa: BLE001 - nothing of this library raises into the app
             said = "%d spans are lost by a mistake in this library; please report it [%s]"
@@ -192,11 +192,12 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS if delivered and not broken else SpanExportResult.FAILURE
 
-    def submit(self, spans: Sequence[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
+    def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
         """Sends spans in the background; what `MLflowSpanProcessor` calls instead of `export`.
 
         Args:
-            spans: Whole traces, or what there is of them.
+            spans: Whole traces, or what there is of them, trace by trace. The list is emptied as they are encoded: a
+                span of the SDK takes many times the memory of its bytes.
             opened: Called with spans and bytes of each request; what it returns is told when the request is settled, or
                 when all that is left of it are spans that alone are answered 500.
         """
@@ -207,7 +208,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         if pipeline.closed:
             pipeline.keep(spans, "the exporter is shut down")
             return
-        for batch in pipeline.batches(spans)[0]:
+        for batch in pipeline.batching.batches_out_of(spans):
             size = sum(len(span.body) for span in batch[1])
             pipeline.send(batch, opened(len(batch[1]), size))
 
@@ -258,7 +259,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
     @property
     def mask(self) -> Mask | None:
         """What masks texts, if anything does."""
-        return self._pipeline.cleaner.mask if self._pipeline else None
+        return self._pipeline.batching.cleaner.mask if self._pipeline else None
 
     def assess(self, assessment: Assessment | None, why_not: str = "the exporter is off") -> bool:
         """Sends feedback in the background, or counts it as lost.

@@ -1,13 +1,17 @@
-"""Encoded spans to requests: whole traces, up to a size."""
+"""Spans to portions, and encoded ones to requests: whole traces, up to a size."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from opentelemetry.sdk.trace import ReadableSpan
+
 from mlflow_otlp_exporter._encoder import EncodedSpan
 
 # MLflow links a request's root traces to a run only up to this many, and answers 200 beyond (3.17.2).
 _ROOTS_PER_RUN = 100
+# Spans that are read and encoded at once; more only if a trace has more.
+_PORTION = 256
 
 
 def packed(spans: Sequence[EncodedSpan], size: int, *, linked_to_run: bool = False) -> Iterator[list[EncodedSpan]]:
@@ -41,3 +45,18 @@ def packed(spans: Sequence[EncodedSpan], size: int, *, linked_to_run: bool = Fal
             length += len(span.body)
     if batch:
         yield batch
+
+
+def portions(spans: list[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
+    """Takes spans out of a list, a few whole traces at a time, so that what has been dealt with is not kept.
+
+    Args:
+        spans: In the order of their traces; empty at the end.
+    """
+    while spans:
+        end = min(_PORTION, len(spans))
+        while end < len(spans) and spans[end].context.trace_id == spans[end - 1].context.trace_id:
+            end += 1
+        taken = spans[:end]
+        del spans[:end]
+        yield taken

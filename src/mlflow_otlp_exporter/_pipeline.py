@@ -6,53 +6,40 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import Status, StatusCode
 
+from mlflow_otlp_exporter._batching import Batch, Batching
 from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._delivery import Delivery
-from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments, by_destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments
 from mlflow_otlp_exporter._explanation import explained
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
-from mlflow_otlp_exporter._packing import packed
 from mlflow_otlp_exporter._patience import LONGEST_IN_MEMORY
 from mlflow_otlp_exporter._prefix import below_prefix
-from mlflow_otlp_exporter._repair import repaired_attributes, repaired_name
 from mlflow_otlp_exporter._report import Report, Stats
 from mlflow_otlp_exporter._response import Cause, Outcome
 from mlflow_otlp_exporter._senders import Senders
 from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shipment import Next, Origin, Shipment
 from mlflow_otlp_exporter._stored import Stored
-from mlflow_otlp_exporter._table import Group
 from mlflow_otlp_exporter._wait import both, suspects, waker
 
 if TYPE_CHECKING:
     import requests
 
-    from mlflow_otlp_exporter._depot import Depot, Recovered
+    from mlflow_otlp_exporter._depot import Depot
     from mlflow_otlp_exporter._drainer import Drainer
     from mlflow_otlp_exporter._metrics import ExporterMetrics
     from mlflow_otlp_exporter._namespace import NamespaceWorkspace
-    from mlflow_otlp_exporter._resources import Resources
     from mlflow_otlp_exporter._rest_side import RestSide
     from mlflow_otlp_exporter._transport import Transport
-    from mlflow_otlp_exporter.enrichment import Enriched, Enricher
-
-_OK = Status(StatusCode.OK)
-_TOO_FEW_ATTRIBUTES = (
-    "spans have lost their first attributes to the limit of the app's tracer provider: set "
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000, as OpenTelemetry's default of 128 is too few for a conversation"
-)
-Batch = tuple[Destination, list[EncodedSpan]]
 
 
 class Pipeline:
@@ -75,25 +62,15 @@ class Pipeline:
         from mlflow_otlp_exporter._provider import provided_session  # noqa: PLC0415
 
         self.settings, self._metrics = settings, metrics
-        self.enricher: Enricher | None = None
-        if settings.enrichment.enrich:
-            from mlflow_otlp_exporter.enrichment import Enricher  # noqa: PLC0415 - likewise
-
-            self.enricher = Enricher(compact=settings.enrichment.compact, rename_tools=settings.enrichment.rename_tools)
-        from mlflow_otlp_exporter.privacy import Cleaner, resource_filter  # noqa: PLC0415 - likewise
-
         self.report = Report()
-        self.cleaner = Cleaner(settings.privacy, self.report)
-        noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()
-        self.encoder = Encoder(resource_filter(noisy))
-        self._resources = self._telling_resources()
+        self.destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
+        self.batching = Batching(settings, self.destination, self.report, size=self._size, give_up=self._give_up)
         session = session or provided_session(settings.traces)
         self.server = Connection(settings.traces, session)
         # A session of the user's may sign requests or hold proxies for this server, not for another one.
         same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
         self.api = Connection(settings.api, session if same else None) if settings.api else None
         self.namespace: NamespaceWorkspace | None = None
-        self.destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
         traces, rest = self._servers()
         self.experiments = Experiments(
             rest, certain=settings.api_certain, create=settings.create_experiment, report=self.report
@@ -112,7 +89,7 @@ class Pipeline:
             from mlflow_otlp_exporter._depot import opened  # noqa: PLC0415
             from mlflow_otlp_exporter._journal_record import Origins  # noqa: PLC0415
 
-            origins = Origins(self.destination, not self.cleaner.is_idle)
+            origins = Origins(self.destination, not self.batching.cleaner.is_idle)
             self.depot = opened(settings, str(self.server.credentials), self.report, origins)
         self.courier = Courier(
             self.server,
@@ -146,14 +123,6 @@ class Pipeline:
         self.closed = False
         self._until = math.inf
 
-    def _telling_resources(self) -> Resources | None:
-        """What has resources say where traces go, towards what may be a Collector."""
-        if self.settings.traces.group is Group.MLFLOW:
-            return None
-        from mlflow_otlp_exporter._resources import Resources  # noqa: PLC0415 - by few apps
-
-        return Resources(self.encoder)
-
     def _servers(self) -> tuple[Transport, Transport | None]:
         """The OTLP endpoint and the REST side, wherever they lie, and in the workspace of a pod."""
         traces, rest = below_prefix(self.server, self.api if self.settings.api_certain else None, self._found_at)
@@ -172,9 +141,9 @@ class Pipeline:
     def record(self) -> Callable[[ReadableSpan], None] | None:
         """What puts an ended span on disk at once; None unless every span is to be there."""
         journal = self.depot.journal if self.depot is not None else None
-        if journal is None or self.cleaner.is_idle:
+        if journal is None or self.batching.cleaner.is_idle:
             return journal.record if journal is not None else None
-        write, clean = journal.record, self.cleaner.clean
+        write, clean = journal.record, self.batching.cleaner.clean
 
         def record(span: ReadableSpan) -> None:
             with suppress(Exception):  # then it is in memory only, until it is refused
@@ -213,70 +182,6 @@ class Pipeline:
         """Tells that what made spans be refused is over."""
         self.report.solved(why, coded(Code.ACCEPTED_AGAIN, message))
 
-    def batches(self, spans: Sequence[ReadableSpan]) -> tuple[list[Batch], int]:
-        """Encodes spans and says which of them share a request.
-
-        Returns:
-            The batches, and how many spans could not be encoded at all.
-        """
-        spans, broken = self._cleaned(spans)
-        made, lost = self._made(spans, by_destination(spans, self.destination))
-        return made, broken + lost
-
-    def _cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
-        spans, broken = self.cleaner.cleaned(spans)
-        if broken:
-            self._lost(broken, "masking")
-            self.refuse(broken, "what must not leave the app could not be taken out of them")
-        return spans, broken
-
-    def _recovered(self, left: Recovered) -> list[Batch]:
-        """What a killed process has left: it goes where that would have sent it, and is not masked once more."""
-        spans = left.spans if left.clean else self._cleaned(left.spans)[0]
-        return self._made(spans, {left.destination: spans})[0]
-
-    def _made(
-        self, spans: Sequence[ReadableSpan], groups: Mapping[Destination, Sequence[ReadableSpan]]
-    ) -> tuple[list[Batch], int]:
-        """Batches of spans that are grouped by where they go, and how many could not be encoded."""
-        made: list[Batch] = []
-        lost = 0
-        enriched = self.enricher.enrich(spans) if self.enricher is not None else spans
-        sent = dict(zip(map(id, spans), enriched, strict=True))
-        for destination, group in groups.items():
-            encoded: list[EncodedSpan] = []
-            for span in group:
-                if span.dropped_attributes:
-                    self.report.once(logging.WARNING, coded(Code.ATTRIBUTES_LOST, _TOO_FEW_ATTRIBUTES))
-                try:
-                    one = self._encoded(sent[id(span)])
-                    told = one if self._resources is None else self._resources.telling(one, span.resource, destination)
-                    encoded.append(told)
-                except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
-                    lost += 1
-                    self._lost(1, "encoding")
-                    self._forget((span,))
-                    self.refuse(1, f"a span could not be encoded ({type(error).__name__})")
-            linked = destination.run_id is not None
-            made += [(destination, batch) for batch in packed(encoded, self._size(), linked_to_run=linked)]
-        if self.encoder.repairs.left_out:
-            said = "attribute values of types that OpenTelemetry does not have are left out; stats() counts them"
-            self.report.once(logging.WARNING, coded(Code.VALUES_LEFT_OUT, said))
-        return made, lost
-
-    def _encoded(self, sent: ReadableSpan | Enriched) -> EncodedSpan:
-        repair = self.settings.repair
-        if isinstance(sent, ReadableSpan):
-            if not repair:
-                return self.encoder.encode(sent)
-            return self.encoder.encode(sent, repaired_attributes(sent.attributes), name=repaired_name(sent.name))
-        attributes, name = sent.attributes, sent.name
-        if repair:
-            attributes = repaired_attributes(attributes) or attributes
-            name = repaired_name(name) or name
-        status = _OK if sent.ok else None
-        return self.encoder.encode(sent.span, attributes, name=name, events=sent.events, status=status)
-
     def _size(self) -> int:
         sizes = [size for size in (self.settings.max_request_size, self.courier.size_limit) if size]
         return min(sizes, default=0)
@@ -313,7 +218,7 @@ class Pipeline:
             spans: The spans.
             why: In words, following "spans are lost: ".
         """
-        for destination, encoded in self.batches(spans)[0]:
+        for destination, encoded in self.batching.batches(spans)[0]:
             depot = self.depot
             if depot is None or not depot.put(destination, encoded, attempted=False, uncertain=False):
                 self.refuse(len(encoded), why)
@@ -344,7 +249,7 @@ class Pipeline:
         if self.depot is not None:
             if self.courier.patience.troubled:
                 self.depot.spool.expire()
-            self.depot.adopt(self._recovered, self.leave_out)
+            self.depot.adopt(self.batching.recovered, self.leave_out)
 
     def drained(self, seconds: float) -> int:
         """Waits until what this process has put on disk is sent, or it shows that this will take longer.
@@ -390,6 +295,12 @@ class Pipeline:
         if self._metrics is not None:
             self._metrics.lost(count, why)
 
+    def _give_up(self, count: int, spans: Sequence[ReadableSpan], kind: str, why: str) -> None:
+        """Counts and tells spans that cannot be sent at all."""
+        self._lost(count, kind)
+        self._forget(spans)
+        self.refuse(count, why)
+
     def _forget(self, spans: Sequence[ReadableSpan]) -> None:
         """Says that spans that no request has are not to be sent after a kill either."""
         if self.depot is not None and self.depot.journal is not None:
@@ -414,7 +325,7 @@ class Pipeline:
 
     def stats(self) -> Stats:
         """The counters now."""
-        repairs = self.encoder.repairs
+        repairs = self.batching.encoder.repairs
         return replace(self.report.stats(), values_repaired=repairs.repaired, values_left_out=repairs.left_out)
 
     def explained(self, outcome: Outcome) -> str:

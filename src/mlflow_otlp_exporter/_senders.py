@@ -187,7 +187,7 @@ class Senders(Generic[_Item]):
             # A thread that dies takes all that comes after with it; upstream's dies for good on a SystemExit.
             said = "spans are lost by a mistake in this library; please report it [%s]"
             logger.exception(said, Code.MISTAKE)
-            self._abandon(item)
+            self._give_up(item)
         with self._lock:
             del self._busy[key]
             queue = self._queues[key]
@@ -208,8 +208,16 @@ class Senders(Generic[_Item]):
                 if not self._queues:
                     self._lock.notify_all()
         for each in left:
-            self._abandon(each)
+            self._give_up(each)
         return True
+
+    def _give_up(self, item: _Item) -> None:
+        try:
+            self._abandon(item)
+        except BaseException:  # noqa: BLE001 - likewise, and its destination would be busy for ever
+            logger.exception(
+                "spans could not be kept, by a mistake in this library; please report it [%s]", Code.MISTAKE
+            )
 
     def queued(self, key: Hashable) -> list[_Item]:
         """The items of a destination that wait for their turn."""

@@ -49,11 +49,11 @@ class _Ticket:
 class Sink(Protocol):
     """Where traces go: `MLflowSpanExporter`."""
 
-    def submit(self, spans: Sequence[ReadableSpan], opened: Opened) -> None:
+    def submit(self, spans: list[ReadableSpan], opened: Opened) -> None:
         """Sends spans without waiting.
 
         Args:
-            spans: Whole traces, or what there is of them.
+            spans: Whole traces, or what there is of them, trace by trace; the list may be emptied meanwhile.
             opened: To be called with spans and bytes of each request; what it returns is to be called when the request
                 is settled.
         """
@@ -295,9 +295,10 @@ class TraceWorker:
         settings, in_flight, buffer = self._settings, self._in_flight, self._buffer
         # One at a time, or who has measured first may tell last, and nothing would be taken in any more.
         with self._measuring:
-            if buffer.span_count:
-                self._mean_size = max(1, buffer.byte_count // buffer.span_count)
-            spans = settings.buffer_spans - buffer.span_count - self._taken_spans - in_flight.spans
+            held = buffer.span_count  # read once, as the worker takes spans out meanwhile
+            if held:
+                self._mean_size = max(1, buffer.byte_count // held)
+            spans = settings.buffer_spans - held - self._taken_spans - in_flight.spans
             size = settings.buffer_bytes - buffer.byte_count - self._taken_bytes - in_flight.bytes
             # Twice, as each span is two events.
             self._room = 2 * max(0, min(spans, size // self._mean_size))

@@ -37,7 +37,7 @@ class Agent:
         self.every_span, self.kills = every_span, dict[int, float]()
         self._folder, self._number, self._pause = folder, number, pause
         self._truth, self._stop = folder / f"truth-{number}", folder / "stop"
-        self._run = 0
+        self._run = self._log_before = 0
         self._environment = {
             **os.environ,
             **environment,
@@ -62,10 +62,10 @@ class Agent:
 
     def kill(self) -> None:
         """Kills it with -9 and starts the next run."""
+        self.kills[self.run] = time.time()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        self.kills[self.run] = time.time()
-        self._run += 1
+        self._run, self._log_before = self._run + 1, len(self.log())
         self.process = self._started()
 
     def end(self, seconds: float = 90.0) -> None:
@@ -101,6 +101,11 @@ class Agent:
     def log(self) -> str:
         """What it has said."""
         return (self._folder / f"agent-{self._number}.log").read_text(errors="replace")
+
+    def has_said(self, *words: str) -> bool:
+        """Whether each of these stands in what this run has said."""
+        said = self.log()[self._log_before :]
+        return all(each in said for each in words)
 
 
 def sqlite(database: Path) -> Query:
