@@ -77,6 +77,7 @@ def test_outage_of_minutes(tmp_path: Path, seconds: int, bounds: Bounds) -> None
         assert found["p99"] < bounds.p99, found
         server.restart()
         ratio = catch_up(server, experiment, Path(variables["MLFLOW_OTLP_SPOOL_DIR"]))
+        sys.stdout.write(json.dumps({**found, "catch up": ratio}) + "\n")
         assert len(stored(server.log.parent / "mlflow.db", experiment)) == found["spooled"]
         assert ratio >= bounds.rate
     finally:

@@ -149,13 +149,12 @@ def check(server: MLflowServer, query: Query, experiment: str, agents: Sequence[
         traces.setdefault(str(trace), []).append(str(name))
     totals = {str(info["trace_id"]): info.get("trace_metadata", {}) for info in server.search_traces(experiment)}
     assert totals.keys() == traces.keys()
-    keeps_cost = any("mlflow.trace.cost" in each for each in totals.values())
     for trace, found in traces.items():
         used = [each for each in map(tokens, found) if each]
         truth = {key: sum(each[key] for each in used) for key in (used[0] if used else ())}
         known = json.loads(totals[trace].get("mlflow.trace.tokenUsage", "{}"))
         assert known == truth, (trace, sorted(found))
-        if keeps_cost and used:
+        if used:
             cost = json.loads(totals[trace]["mlflow.trace.cost"])
             assert all(abs(cost[key] - len(used) * value) < 1e-9 for key, value in COST.items()), (trace, cost)
     return {
