@@ -25,7 +25,8 @@ def hide(text: str) -> str:
 
 
 def cleaner(environment: dict[str, str] | None = None, **arguments: Any) -> Cleaner:
-    return Cleaner(resolve(arguments, environment=environment or {}).privacy, Report())
+    settings = resolve(arguments, environment=environment or {})
+    return Cleaner(settings.privacy, Report(), base64_max_length=settings.base64_max_length)
 
 
 def test_all_else_of_a_span_stays_as_it_was() -> None:

@@ -46,5 +46,8 @@ WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID = (
     "mlflow.run_id",
 )
 
+# What stands in spans for a file of their trace.
+ATTACHMENT = "mlflow-attachment://"
+
 # What OpenInference's instrumentations write in place of what is hidden.
 REDACTED = "__REDACTED__"

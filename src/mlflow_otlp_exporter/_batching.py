@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._depot import Recovered
     from mlflow_otlp_exporter._resources import Resources
     from mlflow_otlp_exporter.enrichment import Enriched, Enricher
+    from mlflow_otlp_exporter.privacy._extraction import Extraction
 
 _OK = Status(StatusCode.OK)
 _TOO_FEW_ATTRIBUTES = (
@@ -68,7 +69,12 @@ class Batching:
             )
         self._destination, self._report, self._repair = destination, report, settings.repair
         self._size, self._give_up = size, give_up
-        self.cleaner = Cleaner(settings.privacy, report)
+        self.cleaner = Cleaner(settings.privacy, report, base64_max_length=settings.base64_max_length)
+        self._extraction: Extraction | None = None
+        if settings.uploads:
+            from mlflow_otlp_exporter.privacy._extraction import Extraction  # noqa: PLC0415 - by few apps
+
+            self._extraction = Extraction(settings.privacy.base64_max_length)
         noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()
         self.encoder = Encoder(resource_filter(noisy))
         # What has resources say where traces go, towards what may be a Collector.
@@ -123,7 +129,8 @@ class Batching:
     ) -> int:
         """Encodes spans into the group of where they go; how many could not be encoded."""
         lost = 0
-        enriched = self._enricher.enrich(spans) if self._enricher is not None else spans
+        taken = spans if self._extraction is None else self._extraction.extracted(spans)
+        enriched = self._enricher.enrich(taken) if self._enricher is not None else taken
         sent = dict(zip(map(id, spans), enriched, strict=True))
         for destination, group in going.items():
             encoded = groups.setdefault(destination, [])
@@ -131,7 +138,9 @@ class Batching:
                 if span.dropped_attributes:
                     self._report.once(logging.WARNING, coded(Code.ATTRIBUTES_LOST, _TOO_FEW_ATTRIBUTES))
                 try:
-                    one = self._encoded(sent[id(span)])
+                    one = self._encoded(found := sent[id(span)])
+                    if self._extraction is not None:
+                        one = one._replace(attachments=self._extraction.attachments(found))
                     told = one if self._resources is None else self._resources.telling(one, span.resource, destination)
                     encoded.append(told)
                 except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it

@@ -73,6 +73,7 @@ class Code(enum.Enum):
     AUTHORIZATION_CHECK = "MLO-513", "the server cannot check permissions"
     FOLLOW_UP = "MLO-514", "MLflow is not told what follows spans"
     FEEDBACK = "MLO-515", "feedback is lost"
+    ATTACHMENT = "MLO-516", "images, sound and files are not uploaded"
 
     JOURNAL = "MLO-601", "ended spans are not written to the journal"
     DISK = "MLO-602", "the spool cannot be written"

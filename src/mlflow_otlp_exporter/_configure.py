@@ -65,6 +65,7 @@ def configure(
     noise: str | Sequence[str] | None = None,
     enabled: bool | None = None,
     trace_info: bool | None = None,
+    attachments: bool | None = None,
     spool: bool | None = None,
     durability: str | None = None,
     exporter: MLflowSpanExporter | None = None,
@@ -93,6 +94,8 @@ def configure(
         trace_info: Tell MLflow over its REST API, after a trace's root was accepted, what OTLP has no place for. None:
             servers before 3.14, the names, tags, sessions, users and runs of traces. True: all servers, source and
             metadata, too (`MLFLOW_OTLP_TRACE_INFO`; none).
+        attachments: Upload large images, sounds and files to MLflow, and refer to them in spans (docs/attachments.md;
+            `MLFLOW_OTLP_ATTACHMENTS`; false).
         spool: Keep on disk what the server does not take now, and send it later, also in another run of the app
             (`MLFLOW_OTLP_SPOOL`; true towards MLflow, false towards an OTLP endpoint).
         durability: `request` or `every-span`: with the latter each span is on disk when its `end()` returns, and
@@ -126,6 +129,7 @@ def configure(
         "durability": durability,
         "mask": mask,
         "trace_info": trace_info,
+        "attachments": attachments,
     }
     app = {"auto_instrument": auto_instrument, "sampling_ratio": sampling_ratio, "noise": noise, "enabled": enabled}
     given = sorted(name for name, value in arguments.items() if value is not None)

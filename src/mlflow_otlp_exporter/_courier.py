@@ -29,6 +29,7 @@ from mlflow_otlp_exporter._suspects import TRIES, Suspects
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._depot import Depot
+    from mlflow_otlp_exporter._uploads import Uploads
 
 # Between two looks at a token file that the server has rejected, and two questions for what has arrived.
 _LOOK_SECONDS, _PAUSE_BETWEEN_ASKING = 0.25, 1.0
@@ -70,6 +71,7 @@ class Courier:
         self._where = "in memory" if depot is None else "on disk"
         self._locked_until, self.clock, self._jitter = 0.0, clock, jitter
         self.delivered: Callable[[Destination, Sequence[EncodedSpan]], None] = lambda _destination, _spans: None
+        self.uploads: Uploads | None = None
         self.patience = Patience(clock, jitter, on_disk=depot is not None)
         self.outcomes = 0
         self._suspects = Suspects(clock)
@@ -92,6 +94,8 @@ class Courier:
         decided = self._decided(shipment)
         if decided is None and shipment.uncertain:
             decided = self._ask(shipment, seconds)
+        if decided is None and self.uploads is not None:
+            decided = self._upload(self.uploads, shipment, seconds)
         if decided is not None:
             return decided
         request = Request(shipment.destination, assemble(shipment.spans), len(shipment.spans))
@@ -107,6 +111,13 @@ class Courier:
         if outcome.verdict is Verdict.REFUSED:
             return self._refused(shipment, outcome, seconds)
         return self._postponed(shipment, outcome)
+
+    def _upload(self, uploads: Uploads, shipment: Shipment, seconds: float) -> Next | None:
+        """Uploads a file that the spans refer to; None when they may be sent."""
+        done = uploads.step(shipment, seconds, hurried=self.closing)
+        if isinstance(done, Outcome):
+            return self._postponed(shipment, done)
+        return None if done else Next((shipment,))
 
     def _decided(self, shipment: Shipment) -> Next | None:
         """What can be said without sending; None if nothing can."""

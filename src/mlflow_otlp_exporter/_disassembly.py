@@ -39,6 +39,16 @@ def disassembled(body: bytes) -> list[EncodedSpan]:
     return spans
 
 
+def without_spans(body: bytes) -> list[bytes]:
+    """The parts of a request that have no spans: a `ResourceSpans` each.
+
+    Raises:
+        ValueError: It is not such a request.
+    """
+    parts = [(start, end) for tag, _, start, end in _fields(body, 0, len(body)) if tag == _RESOURCE_SPANS]
+    return [body[start:end] for start, end in parts if not _framing(body, start, end)[1]]
+
+
 def _framing(body: bytes, start: int, end: int) -> tuple[Framing, list[tuple[int, int, int]]]:
     """What stands around the children of a `ResourceSpans` or `ScopeSpans`, and where they begin, start and end."""
     before = after = b""

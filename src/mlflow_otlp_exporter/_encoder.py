@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -21,6 +21,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanKind, Status
 
 from mlflow_otlp_exporter._fork import after_fork_in_child
+
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._attachment import Attachment
 
 # A parser gives up at 100 nested messages; a map inside a map is three, and the request around the value is seven.
 _DEEPEST = 24
@@ -53,6 +56,7 @@ class EncodedSpan(NamedTuple):
         resource: The resource that it belongs to.
         scope: The instrumentation scope that it belongs to.
         body: The span as a field of a `ScopeSpans`, tag and length included.
+        attachments: Files that it refers to and that MLflow does not have yet.
     """
 
     trace_id: int
@@ -61,6 +65,7 @@ class EncodedSpan(NamedTuple):
     resource: Framing
     scope: Framing
     body: bytes
+    attachments: tuple[Attachment, ...] = ()
 
 
 @dataclass
@@ -392,6 +397,12 @@ def framed(span: bytes) -> bytes:
 def _time(nanoseconds: int | None) -> int:
     # What does not fit into 63 bits, MLflow's databases refuse, and the whole request with it.
     return min(max(nanoseconds or 0, 0), _LATEST)
+
+
+def weight(spans: Sequence[EncodedSpan]) -> int:
+    """Bytes that spans take in memory, with the files that they refer to."""
+    files = {each.id: len(each.data) for span in spans for each in span.attachments}
+    return sum(len(span.body) for span in spans) + sum(files.values())
 
 
 def assemble(spans: Sequence[EncodedSpan]) -> bytes:

@@ -69,6 +69,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
         trace_info: Tell MLflow over its REST API, after a trace's root was accepted, what OTLP has no place for. None:
             servers before 3.14, the names, tags, sessions, users and runs of traces. True: all servers, source and
             metadata, too (`MLFLOW_OTLP_TRACE_INFO`; none).
+        attachments: Upload large images, sounds and files to MLflow, and refer to them in spans (docs/attachments.md;
+            `MLFLOW_OTLP_ATTACHMENTS`; false).
         spool: Keep on disk what the server does not take now, and send it later (`MLFLOW_OTLP_SPOOL`; false).
         spool_dir: The folder for it (`MLFLOW_OTLP_SPOOL_DIR`; in `$XDG_STATE_HOME`, else `~/.local/state`, else a
             temporary folder).
@@ -108,6 +110,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         enrich: bool | None = None,
         compact: bool | None = None,
         trace_info: bool | None = None,
+        attachments: bool | None = None,
         spool: bool | None = None,
         spool_dir: str | PathLike[str] | None = None,
         durability: str | None = None,
@@ -132,6 +135,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             "enrich": enrich,
             "compact": compact,
             "trace_info": trace_info,
+            "attachments": attachments,
             "spool": spool,
             "spool_dir": spool_dir,
             "durability": durability,
@@ -209,8 +213,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             pipeline.keep(spans, "the exporter is shut down")
             return
         for batch in pipeline.batching.batches_out_of(spans):
-            size = sum(len(span.body) for span in batch[1])
-            pipeline.send(batch, opened(len(batch[1]), size))
+            pipeline.send(batch, opened)
 
     def keep(self, spans: Sequence[ReadableSpan], why: str) -> None:
         """Puts on disk what a span processor has no time left to send, or gives it up where there is no spool.

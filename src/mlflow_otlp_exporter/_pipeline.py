@@ -19,6 +19,7 @@ from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._delivery import Delivery
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments
+from mlflow_otlp_exporter._encoder import weight
 from mlflow_otlp_exporter._explanation import explained
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._patience import LONGEST_IN_MEMORY
@@ -106,7 +107,7 @@ class Pipeline:
 
             spool = self.depot.spool if self.depot is not None else None
             self.rest_side = RestSide(rest, settings, self.experiments, stored, self.report, spool)
-            self.courier.delivered = self.rest_side.delivered
+            self.courier.delivered, self.courier.uploads = self.rest_side.delivered, self.rest_side.uploads
         self.senders: Senders[Shipment] = Senders(self._step, self.courier.abandon)
         self.drainer: Drainer | None = None
         if self.depot is not None:
@@ -186,13 +187,14 @@ class Pipeline:
         sizes = [size for size in (self.settings.max_request_size, self.courier.size_limit) if size]
         return min(sizes, default=0)
 
-    def send(self, batch: Batch, ticket: Ticket) -> None:
+    def send(self, batch: Batch, opened: Callable[[int, int], Ticket]) -> None:
         """Sends a batch in the background.
 
         Args:
             batch: Where to, and what.
-            ticket: Told when it is settled.
+            opened: Called with its spans and bytes; what it returns is told when it is settled.
         """
+        ticket = opened(len(batch[1]), weight(batch[1]))
         self.enqueue(batch, Origin(len(batch[1]), ticket, suspected=ticket.suspected))
 
     def enqueue(self, batch: Batch, origin: Origin) -> None:
@@ -274,7 +276,7 @@ class Pipeline:
         waits = [(threading.Event(), batch) for batch in batches]
         origins: list[Origin] = []
         for done, batch in waits:
-            count, size = len(batch[1]), sum(len(span.body) for span in batch[1])
+            count, size = len(batch[1]), weight(batch[1])
             if self.in_flight.bytes + size > self.settings.buffer.buffer_bytes and self.depot is None:
                 self._lost(count, "memory_limit")
                 self.refuse(count, "the server is away, and no more may wait in memory")

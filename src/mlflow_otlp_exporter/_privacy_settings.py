@@ -29,6 +29,8 @@ HIDEABLE = (
     "embedding_vectors",
     "llm_prompts",
 )
+# Characters of base64 that an attachment may have: what is larger is not worth the app's memory.
+LONGEST_ATTACHMENT = 32 * 1024 * 1024
 HIDE_VARIABLES = tuple(HIDE_VARIABLE + name.upper() for name in HIDEABLE)
 
 

@@ -132,7 +132,7 @@ def shortened(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
     Returns:
         The smaller span; None if cutting texts does not make it small enough.
     """
-    span = _parsed(encoded)
+    span = span_of(encoded)
     values = [attribute.value for attribute in span.attributes]
     values += [attribute.value for event in span.events for attribute in event.attributes]
     texts = sorted(
@@ -159,10 +159,11 @@ def shortened(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
 
 def described(encoded: EncodedSpan) -> str:
     """A span's name and its trace, for a log line."""
-    return f"span {_parsed(encoded).name[:80]!r} of trace tr-{encoded.trace_id:032x}"
+    return f"span {span_of(encoded).name[:80]!r} of trace tr-{encoded.trace_id:032x}"
 
 
-def _parsed(encoded: EncodedSpan) -> Span:
+def span_of(encoded: EncodedSpan) -> Span:
+    """An encoded span as protobuf's."""
     # The body is the field of a ScopeSpans; wrapped so, it parses as one.
     data = TracesData()
     scope = data.resource_spans.add().scope_spans.add()

@@ -46,6 +46,8 @@ class Stats:
         values_left_out: Attribute values that were left out: types that OTLP does not have, too deep a nesting.
         followed_up: Traces whose name, tags, session or user MLflow was told besides (docs/compatibility.md).
         not_followed_up: Traces for which that was not possible.
+        attached: Images, sounds and files that were uploaded (`attachments`).
+        not_attached: Those that could not be.
         feedback: Feedback and expectations that the server accepted.
         feedback_refused: Those that were given up; the log says why.
     """
@@ -60,6 +62,8 @@ class Stats:
     values_left_out: int = 0
     followed_up: int = 0
     not_followed_up: int = 0
+    attached: int = 0
+    not_attached: int = 0
     feedback: int = 0
     feedback_refused: int = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mlflow_otlp_exporter._assessment import Assessment
 from mlflow_otlp_exporter._codes import Code, coded
@@ -18,6 +19,9 @@ from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._spool import Spool
 from mlflow_otlp_exporter._stored import Stored
 from mlflow_otlp_exporter._transport import Transport
+
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._uploads import Uploads
 
 # Between the delivery of a trace's root and the call that follows: others share its reading, and live spans go first.
 _FOLLOW_UP_SECONDS = 2.0
@@ -37,6 +41,9 @@ class RestSide:
         stored: Tells the server's version.
         report: Where calls are counted.
         spool: Where feedback is kept that has to wait; None to keep it in memory.
+
+    Attributes:
+        uploads: Uploads images, sounds and files, where that is wanted.
     """
 
     def __init__(
@@ -56,14 +63,27 @@ class RestSide:
             self._files = FeedbackFiles(spool.folder, spool.existing_folder, settings.disk.spool_max_age)
         self._feedback = Feedback(api, report, self._files)
         self._looked = self._files is None
+        self.uploads: Uploads | None = None
+        if settings.uploads:
+            from mlflow_otlp_exporter._uploads import opened  # noqa: PLC0415 - for few apps
+
+            self.uploads = opened(settings, api, self.experiment, stored, report)
         self._follow_ups: FollowUps | None = None
         wanted = settings.enrichment.trace_info
         # What is only guessed to be MLflow, behind a Collector's address, is asked only if that is wanted.
         if wanted or (wanted is None and settings.api_certain):
-            self._follow_ups = FollowUps(api, self._experiment, stored, report, everything=bool(wanted))
+            self._follow_ups = FollowUps(api, self.experiment, stored, report, everything=bool(wanted))
 
-    def _experiment(self, destination: Destination, seconds: float) -> str | Outcome | None:
-        """The id of the experiment that spans for a destination go to."""
+    def experiment(self, destination: Destination, seconds: float) -> str | Outcome | None:
+        """The id of the experiment that spans for a destination go to.
+
+        Args:
+            destination: Where they go.
+            seconds: How long a request may take.
+
+        Returns:
+            See `Experiments.id_of`.
+        """
         return self._own_experiment or self._experiments.id_of(destination, seconds)
 
     def delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> None:

@@ -21,7 +21,7 @@ from mlflow_otlp_exporter._buffer_settings import BufferSettings
 from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._enrichment_settings import EnrichmentSettings
 from mlflow_otlp_exporter._errors import ConfigurationError
-from mlflow_otlp_exporter._privacy_settings import HIDE_VARIABLE, PrivacySettings
+from mlflow_otlp_exporter._privacy_settings import HIDE_VARIABLE, LONGEST_ATTACHMENT, PrivacySettings
 from mlflow_otlp_exporter._sdk_settings import CREDENTIALS_FILE, credentials_in_file, refuse_auth_plugin, refuse_sigv4
 from mlflow_otlp_exporter._service_account import ServiceAccount, completed
 from mlflow_otlp_exporter._source import Source
@@ -117,6 +117,16 @@ class Settings:
     privacy: PrivacySettings
     app: AppSettings
     sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
+
+    @property
+    def uploads(self) -> bool:
+        """Whether images, sounds and files are uploaded."""
+        return self.enrichment.attachments and self.api is not None
+
+    @property
+    def base64_max_length(self) -> int:
+        """Characters of base64 that one of them may have on its way through the app."""
+        return LONGEST_ATTACHMENT if self.uploads else self.privacy.base64_max_length
 
 
 @dataclass(frozen=True)

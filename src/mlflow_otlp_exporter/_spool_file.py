@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from mlflow_otlp_exporter._attributes import ATTACHMENT
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._disassembly import disassembled
 from mlflow_otlp_exporter._encoder import EncodedSpan, assemble
@@ -33,6 +34,7 @@ HEAD_SIZE = 64 * 1024
 _LEVEL = 1
 # No request is larger: what claims to be so is damaged, and must not fill the memory.
 _LARGEST = 1 << 30
+_REFERENCE = ATTACHMENT.encode()
 _DESTINATION_FIELDS = frozenset(field.name for field in fields(Destination))
 
 
@@ -85,6 +87,10 @@ class State:
 def to_bytes(header: Header, spans: Sequence[EncodedSpan], state: State) -> bytes:
     """The file of a request."""
     body = assemble(spans)
+    if any(span.attachments for span in spans):
+        from mlflow_otlp_exporter._attachment import section  # noqa: PLC0415 - few apps have any
+
+        body += section(spans)
     said: dict[str, Any] = {
         "destination": {name: value for name, value in asdict(header.destination).items() if value is not None},
         "spans": header.span_count,
@@ -125,6 +131,10 @@ def from_bytes(content: bytes) -> tuple[Header, State, list[EncodedSpan]]:
     try:
         body = zlib.decompressobj().decompress(rest[head_length:], size + 1)
         spans = disassembled(body)
+        if _REFERENCE in body:
+            from mlflow_otlp_exporter._attachment import with_attachments  # noqa: PLC0415 - few apps have any
+
+            spans = with_attachments(spans, body)
     except (zlib.error, ValueError) as error:
         raise Damaged(str(error)) from None
     if len(body) != size or len(spans) != header.span_count:

@@ -238,6 +238,14 @@ SETTINGS: tuple[Setting, ...] = (
         own=("MLFLOW_OTLP_BASE64_MAX_LENGTH", "OPENINFERENCE_BASE64_IMAGE_MAX_LENGTH"),
     ),
     Setting(
+        "attachments",
+        _values.boolean,
+        False,
+        "Upload images, sounds and files of 10,000 characters of base64 and more to MLflow (3.11 and newer), and refer "
+        "to them in spans; see docs/attachments.md.",
+        own=("MLFLOW_OTLP_ATTACHMENTS",),
+    ),
+    Setting(
         "drop_resource",
         _privacy_settings.globs,
         ("service.instance.id", "process.*", "host.*", "telemetry.sdk.*"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+from mlflow_otlp_exporter._attributes import ATTACHMENT
 from mlflow_otlp_exporter.enrichment._observation import Part
 from mlflow_otlp_exporter.enrichment._values import first_text
 
@@ -62,16 +64,19 @@ def _made(found: Mapping[str, Any], kind: str) -> Part:
         *(found.get(key) for key in ("url", "uri", "image_url", "file_uri", "fileUri", "image", "file_url"))
     )
     data: str | None = first_text(*(found.get(key) for key in ("data", "content", "bytes", "base64", "file_data")))
+    if url is None and isinstance(data, str) and data.startswith(("data:", "http://", "https://", ATTACHMENT)):
+        url = data
+        data = None
+    uploaded = url if url is not None and url.startswith(ATTACHMENT) else ""
+    if uploaded and not mime:
+        mime = parse_qs(urlsplit(uploaded).query).get("content_type", [""])[0]
     modality = found.get("modality")
     audio = "audio" in kind or modality == "audio" or mime.startswith("audio/")
     picture = "image" in kind or modality == "image" or mime.startswith("image/")
-    if url is None and isinstance(data, str) and data.startswith(("data:", "http://", "https://")):
-        url = data
-        data = None
     if audio:
         form = first_text(found.get("format")) or mime.rpartition("/")[2] or "wav"
         form = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav"}.get(form, form)
-        return Part("audio", url=url or "", data=data or "", format=form)
+        return Part("audio", url=url or "", data=data or uploaded, format=form)
     if data is not None and url is None:
         kind_of_image = first_text(found.get("format")) or "png"
         url = f"data:{mime or (f'image/{kind_of_image}' if picture else 'application/octet-stream')};base64,{data}"

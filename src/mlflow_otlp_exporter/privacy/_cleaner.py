@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -18,7 +18,9 @@ from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter.privacy._inline_data import InlineData
 from mlflow_otlp_exporter.privacy._mask import Mask, mask_of
 
-_IMAGE = ".message_content.image.image.url"
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._attachment import Attachment
+
 _SCALARS = (int, float, bool)
 _MOST_OWNERS = 256
 T = TypeVar("T")
@@ -36,6 +38,9 @@ class CleanSpan(ReadableSpan):
         status: Its status.
         resource: Its resource.
         scope: Its instrumentation scope.
+
+    Attributes:
+        attachments: Files that were taken out of it.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class CleanSpan(ReadableSpan):
             instrumentation_scope=scope,
         )
         self._dropped = span.dropped_attributes, span.dropped_events, span.dropped_links
+        self.attachments: tuple[Attachment, ...] = ()
 
     @property
     def dropped_attributes(self) -> int:
@@ -87,15 +93,16 @@ class Cleaner:
     Args:
         settings: What that is.
         report: Where a mask that fails is told of.
+        base64_max_length: Characters of base64 that an image, a sound or a file may have here.
 
     Attributes:
         mask: What masks texts, if anything does.
     """
 
-    def __init__(self, settings: PrivacySettings, report: Report) -> None:
+    def __init__(self, settings: PrivacySettings, report: Report, *, base64_max_length: int) -> None:
         self._report = report
         self.mask: Mask | None = mask_of(settings.mask, self._mask_failed)
-        self._inline = InlineData(settings.base64_max_length)
+        self._inline = InlineData(base64_max_length)
         self._hiding: Any = None
         # By identity, and with the original, so that its id stays its own.
         self._resources: dict[int, tuple[Resource, Resource]] = {}
@@ -160,8 +167,10 @@ class Cleaner:
         events: list[Event] = list(span.events)
         if self._hiding is not None:
             attributes, events = self._hidden(span, attributes, events)
-        attributes = self._without_payloads(attributes)
-        events = [_event(each, each.name, self._without_payloads(dict(each.attributes or {}))) for each in events]
+        attributes = self._inline.without_payloads(attributes)
+        events = [
+            _event(each, each.name, self._inline.without_payloads(dict(each.attributes or {}))) for each in events
+        ]
         name, links, status = span.name, span.links, span.status
         mask = self.mask
         if mask is not None:
@@ -204,19 +213,6 @@ class Cleaner:
         for side in gone:
             attributes.setdefault(f"{side}.value", REDACTED)
         return attributes, kept
-
-    def _without_payloads(self, attributes: dict[str, Any]) -> dict[str, Any]:
-        large = [key for key, value in attributes.items() if self._inline.holds(value)]
-        for key in large:
-            changed = self._inline.without(attributes[key], key.rpartition(".")[2])
-            if key.endswith(_IMAGE) and changed is not attributes[key]:
-                # OpenInference's image becomes a text, or the chat would show a broken picture.
-                part = key[: -len(_IMAGE)] + ".message_content."
-                del attributes[key]
-                attributes[part + "type"], attributes[part + "text"] = "text", changed
-            else:
-                attributes[key] = changed
-        return attributes
 
 
 def _keep(known: dict[int, T], key: int, value: T) -> None:

@@ -20,6 +20,23 @@ _GENAI = frozenset({"blob", "uri", "file"})
 _RESPONSES = frozenset({"input_image", "input_audio", "input_file"})
 
 
+# OpenInference's flattened image of a message.
+IMAGE_URL = ".message_content.image.image.url"
+
+
+def data_url(shortest: int) -> re.Pattern[str]:
+    """Data URLs of at least so many characters of base64: media type, parameters, base64."""
+    repeated = f"{{{min(shortest, _MOST)},}}"
+    return re.compile(r"data:([\w.+/-]{0,100})((?:;[\w.+=-]{1,100}){0,5});base64,([A-Za-z0-9+/=_%-]" + repeated + ")")
+
+
+def is_bare(text: str) -> bool:
+    """Whether a text is nothing but base64, as far as its characters tell."""
+    return len(text) > _SHORTEST_BARE and bool(
+        _BARE.fullmatch(text) and all(each.search(text[:_SHORTEST_BARE]) for each in _MIXED)
+    )
+
+
 def part_of_text(part: Mapping[str, Any], text: str) -> dict[str, Any]:
     """The text part that takes another part's place, in the same convention."""
     kind = part.get("type")
@@ -60,10 +77,7 @@ class InlineData:
 
     def __init__(self, longest: int) -> None:
         self.longest = min(longest, _MOST)
-        repeated = f"{{{self.longest + 1},}}"
-        self._url = re.compile(
-            r"data:([\w.+/-]{0,100})((?:;[\w.+=-]{1,100}){0,5});base64,([A-Za-z0-9+/=_%-]" + repeated + ")"
-        )
+        self._url = data_url(self.longest + 1)
 
     def holds(self, value: Any) -> bool:
         """Whether a value may hold such a payload; quick."""
@@ -74,6 +88,20 @@ class InlineData:
         if isinstance(value, (list, tuple)):
             return any(self.holds(item) for item in value)
         return isinstance(value, (bytes, bytearray)) and len(value) > self.longest
+
+    def without_payloads(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes with markers for their payloads; large values alone are looked into."""
+        made = dict(attributes)
+        for key in [key for key, value in made.items() if self.holds(value)]:
+            changed = self.without(made[key], key.rpartition(".")[2])
+            if key.endswith(IMAGE_URL) and changed is not made[key]:
+                # OpenInference's image becomes a text, or the chat would show a broken picture.
+                part = key[: -len(IMAGE_URL)] + ".message_content."
+                del made[key]
+                made[part + "type"], made[part + "text"] = "text", changed
+            else:
+                made[key] = changed
+        return made
 
     def without(self, value: Any, key: str = "") -> Any:
         """A value with markers for its payloads."""
@@ -101,8 +129,6 @@ class InlineData:
     def text(self, value: str, key: str) -> str:  # noqa: ARG002 - see Change
         """Data URLs anywhere in a text, and a text that is nothing but base64."""
         changed = self._url.sub(lambda match: marker(match[1], len(match[3])), value)
-        if len(changed) > max(self.longest, _SHORTEST_BARE) and _BARE.fullmatch(changed):
-            start = changed[:_SHORTEST_BARE]
-            if all(each.search(start) for each in _MIXED):
-                return marker("", len(changed))
+        if len(changed) > self.longest and is_bare(changed):
+            return marker("", len(changed))
         return changed if changed != value else value
