@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import opentelemetry.trace
 import pytest
+from hypothesis import HealthCheck, settings
 from opentelemetry.util._once import Once
 
 from mlflow_otlp_exporter._tracers import use_provider
@@ -25,6 +26,10 @@ _SETTINGS = re.compile(r"(MLFLOW_|OTEL_).*|.*(_proxy|_PROXY)|(REQUESTS_CA_BUNDLE
 _PYTEST_VARIABLE = "PYTEST_CURRENT_TEST"
 _MISSING = pytest.StashKey[list[str]]()
 _MISSING_PROPERTY = "missing-need"
+
+# An example may take as long as a busy machine has other things to do.
+settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # Isolation
 

@@ -77,7 +77,7 @@ def asked(port: int, count: int) -> list[str]:
     """All at once, each over a connection of its own."""
 
     def ask(number: int) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=200)
         connection.request("GET", f"/?number={number}")
         answer = connection.getresponse()
         text = answer.read().decode()
@@ -107,7 +107,7 @@ def test_flask(workspace_server: MLflowServer, tmp_path: Path) -> None:
         asked(port, 10)
     finally:
         process.send_signal(signal.SIGINT)  # as Ctrl-C ends the development server
-        process.wait(30)
+        process.wait(100)
     assert landed(workspace_server, "flask") == expected("flask", 10)
 
 
@@ -126,7 +126,7 @@ def test_celery_prefork(workspace_server: MLflowServer, tmp_path: Path) -> None:
         ["celery", "-A", "celery_app", "worker", "-P", "prefork", "-c", "2", "-l", "warning"], variables, None, APPS
     ):
         command = [sys.executable, str(APPS / "celery_asks.py"), "30"]
-        subprocess.run(command, env=variables, check=True, timeout=90)
+        subprocess.run(command, env=variables, check=True, timeout=300)
     assert landed(workspace_server, "celery") == expected("celery", 30)
 
 
@@ -134,13 +134,13 @@ def test_celery_prefork(workspace_server: MLflowServer, tmp_path: Path) -> None:
 def test_multiprocessing_pool(workspace_server: MLflowServer, tmp_path: Path, method: str) -> None:
     kind = f"pool-{method}"
     command = [sys.executable, "-W", "ignore::DeprecationWarning", str(APPS / "pool_app.py"), method, "12"]
-    subprocess.run(command, env=environment(workspace_server, kind, tmp_path), check=True, timeout=90)
+    subprocess.run(command, env=environment(workspace_server, kind, tmp_path), check=True, timeout=300)
     assert landed(workspace_server, kind) == expected(kind, 12)
 
 
 def test_asyncio_gather(workspace_server: MLflowServer, tmp_path: Path) -> None:
     variables = environment(workspace_server, "asyncio", tmp_path)
-    subprocess.run([sys.executable, str(APPS / "asyncio_app.py"), "200"], env=variables, check=True, timeout=90)
+    subprocess.run([sys.executable, str(APPS / "asyncio_app.py"), "200"], env=variables, check=True, timeout=300)
     assert landed(workspace_server, "asyncio") == expected("asyncio", 200)
 
 
@@ -161,6 +161,6 @@ def test_notebook_executed_twice(
     cells = [nbformat.v4.new_code_cell(code.format(begin=0, end=3)) for code in CELLS]  # type: ignore[no-untyped-call]
     cells += [nbformat.v4.new_code_cell(code.format(begin=3, end=6)) for code in CELLS]  # type: ignore[no-untyped-call]
     book = nbformat.v4.new_notebook(cells=cells)  # type: ignore[no-untyped-call]
-    client = NotebookClient(book, timeout=60, kernel_name="python3")
+    client = NotebookClient(book, timeout=200, kernel_name="python3")
     client.execute()
     assert landed(workspace_server, "notebook") == expected("notebook", 6)

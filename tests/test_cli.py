@@ -58,11 +58,11 @@ def spool(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> S
     body = b'{"detail": "too long a session"}'
     refusal = Answer(400, headers={"Content-Type": "application/json"}, body=body)
     scripted_server.answer(refusal, refusal, refusal, then=DOWN)
-    exporter = MLflowSpanExporter(spool=True, timeout=5)
+    exporter = MLflowSpanExporter(spool=True, timeout=20)
     exporter.export(finished("refused"))
     for name in ("a", "b"):
         exporter.export(finished(name))
-    exporter.shutdown(500)
+    exporter.shutdown()
     assert exporter.stats().refused == 1
     return scripted_server
 

@@ -195,9 +195,9 @@ def name_unknown(world: World) -> None:
 
 
 def server_hangs(world: World) -> None:
-    world.patch.setattr(_doctor, "SECONDS", 0.5)
+    world.patch.setattr(_doctor, "SECONDS", 2.0)
     server = world.scripted()
-    server.answer(path="/version", then=Answer(delay=3.0))
+    server.answer(path="/version", then=Answer(delay=30.0))
     world.set(MLFLOW_TRACKING_URI=server.url)
 
 

@@ -64,7 +64,7 @@ def evaluated(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFact
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

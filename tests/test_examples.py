@@ -25,7 +25,7 @@ def run(server: MLflowServer, *command: str, **variables: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_multi_tenant_fastapi(mlflow_server: MLflowServer) -> None:
     app = ["uvicorn", "multi_tenant_fastapi:app", "--app-dir", str(EXAMPLES), "--port", str(port)]
     with running(app, variables, port):
         for tenant in ("acme", "initech", "acme"):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
             connection.request("GET", "/ask?question=rain", headers={"x-tenant": tenant, "x-session": f"s-{tenant}"})
             answer = connection.getresponse()
             assert (answer.status, answer.read()) == (200, b'"rain? rain in Lyon"')

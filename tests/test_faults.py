@@ -163,7 +163,7 @@ def test_only_what_mlflow_refuses_is_lost_without_repairs(
         (151, 0): {"mlflow.traceTag.mlflow.traceName": "n" * 5000},
     }
     number = mlflow_server.create_experiment("poisoned")
-    exporter = MLflowSpanExporter(tracking_uri=mlflow_server.uri, experiment_id=number)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment_id=number)
     before = mlflow_server.count_requests()
     spans = ended(200, children=2, attributes=lambda trace, span: poison.get((trace, span), {}))
     exporter.export(spans)
@@ -186,7 +186,7 @@ def test_only_what_mlflow_refuses_is_lost_without_repairs(
 
 def test_repaired_spans_land_in_one_request(mlflow_server: MLflowServer) -> None:
     number = mlflow_server.create_experiment("repaired")
-    exporter = MLflowSpanExporter(tracking_uri=mlflow_server.uri, experiment_id=number, max_request_size=0)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment_id=number, max_request_size=0)
     before = mlflow_server.count_requests()
     spans = poisonous()
     result = exporter.export(spans)
@@ -219,7 +219,7 @@ def test_user_and_password(guarded_server: MLflowServer, monkeypatch: pytest.Mon
     number = guarded_server.create_experiment("with a password")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMINS)
-    exporter = MLflowSpanExporter(tracking_uri=guarded_server.uri, experiment="with a password")
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=guarded_server.uri, experiment="with a password")
     assert exporter.export(ended(1, children=1)) is SpanExportResult.SUCCESS
     assert exporter.stats().delivered == 2
     exporter.shutdown()
@@ -236,7 +236,7 @@ def test_wrong_password_is_told_without_it_and_waited_out(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "bot")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{SECRET}, the second")
     caplog.set_level(logging.DEBUG)
-    exporter = MLflowSpanExporter(tracking_uri=guarded_server.uri, experiment_id=number)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=guarded_server.uri, experiment_id=number)
     assert exporter.export(ended(1, children=1)) is SpanExportResult.FAILURE
     stats = exporter.stats()
     assert (stats.delivered, stats.refused) == (0, 0)
@@ -278,7 +278,9 @@ def names_in(postgres: Postgres, experiment: str) -> list[str]:
 @pytest.mark.needs("postgresql")
 def test_repaired_spans_land_in_one_request_on_postgresql(postgres: Postgres, postgres_server: MLflowServer) -> None:
     number = postgres_server.create_experiment("repaired")
-    exporter = MLflowSpanExporter(tracking_uri=postgres_server.uri, experiment_id=number, max_request_size=0)
+    exporter = MLflowSpanExporter(
+        timeout=60, tracking_uri=postgres_server.uri, experiment_id=number, max_request_size=0
+    )
     before = postgres_server.count_requests()
     spans = poisonous()
     result = exporter.export(spans)
@@ -292,7 +294,7 @@ def test_repaired_spans_land_in_one_request_on_postgresql(postgres: Postgres, po
 def test_service_name_that_postgresql_refuses_is_repaired(postgres: Postgres, postgres_server: MLflowServer) -> None:
     """MLflow makes tags of the resource's attributes."""
     number = postgres_server.create_experiment("repaired resource")
-    exporter = MLflowSpanExporter(tracking_uri=postgres_server.uri, experiment_id=number)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=postgres_server.uri, experiment_id=number)
     result = exporter.export(finished("root", service="a\x00b"))
     exporter.shutdown()
     assert result is SpanExportResult.SUCCESS

@@ -417,7 +417,7 @@ def test_what_one_run_leaves_the_next_sends(scripted_server: ScriptedServer) -> 
     path = f"/api/3.0/mlflow/traces/{TRACE}/assessments"
     scripted_server.answer_with(path, lambda _: Scripted(503))
     configure(tracking_uri=scripted_server.url, experiment_id=0).log_feedback(TRACE, "helpful", value=True)
-    shutdown(5.0)
+    shutdown(30.0)
     sent: list[str] = []
 
     def answer(request: Recorded) -> Scripted:

@@ -392,7 +392,7 @@ def test_desk_waits_unless_somebody_hurries() -> None:
     desk.put("a", errand, wait=60.0)
     assert not desk.wait(0.0)
     assert not errand.ran.is_set()
-    assert desk.wait(5.0)
+    assert desk.wait(30.0)
     assert errand.ran.is_set()
     desk.close(1.0)
 
@@ -423,7 +423,7 @@ def test_end_gives_up_what_fails_and_does_what_does_not() -> None:
     desk, bad, good = Desk(1.0), Asked(fails=True), Asked()
     desk.put("a", bad, wait=60.0)
     desk.put("b", good, wait=60.0)
-    desk.close(5.0)
+    desk.close(30.0)
     assert (bad.given_up, good.given_up) == (True, False)
     assert good.ran.is_set()
 
@@ -435,6 +435,7 @@ def test_exporter_tells_at_the_latest_when_it_is_shut_down(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
+    monkeypatch.setattr("mlflow_otlp_exporter._rest_side._FOLLOW_UP_SECONDS", 60.0)
     told: list[str] = []
 
     def answer(request: Recorded) -> Scripted:

@@ -32,7 +32,7 @@ REQUIREMENTS = (
     "opentelemetry-instrumentation-openai==0.62.4",
     "pydantic-ai-slim[openai]==2.68.0",
 )
-RUN_SECONDS = 120
+RUN_SECONDS = 300
 
 
 class Source(NamedTuple):

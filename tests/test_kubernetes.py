@@ -19,11 +19,13 @@ from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._configure import DEFAULTS
 from mlflow_otlp_exporter._doctor import examine
 from mlflow_otlp_exporter._finding import State
+from support.impatience import pressed
 from support.kubernetes import ALL_VERBS, Cluster, kubernetes_mlflow, rotate, service_account
 from support.mlflow_server import MLflowServer
 from support.needs import executable
 from support.nginx import Nginx, _free_ports
 from support.spans import finished
+from support.traces import until
 
 pytestmark = [pytest.mark.matrix, pytest.mark.needs("python3.12")]
 
@@ -267,7 +269,7 @@ def test_what_is_not_taken_is_kept_and_explained(
     trouble.break_it(by_token)
     number = {None: None, -1: made}.get(trouble.experiment_id, trouble.experiment_id)
     chosen: Any = {"experiment": experiment} if number is None else {"experiment_id": number}
-    exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, workspace=trouble.workspace, timeout=1.5, **chosen)
+    exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, workspace=trouble.workspace, timeout=6, **chosen)
     try:
         assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
         said = "\n".join(record.getMessage() for record in caplog.records)
@@ -275,21 +277,17 @@ def test_what_is_not_taken_is_kept_and_explained(
         assert exporter.stats().refused == 0
         if trouble.mend:
             trouble.mend(by_token, pod)
-            flush_until_delivered(exporter)
+            wait_until_delivered(exporter)
             assert by_token.names(experiment) == ["answer"]
     finally:
         by_token.cluster.broken = None
         exporter.shutdown(500)
 
 
-def flush_until_delivered(exporter: MLflowSpanExporter, seconds: float = 15) -> None:
-    """A flush ends waits, so that what the server still remembers, and no more, is waited for."""
-    pause = threading.Event()
-    for _ in range(int(seconds / 0.5)):
-        if exporter.force_flush(500) and exporter.stats().delivered:
-            return
-        pause.wait(0.1)
-    pytest.fail(f"not delivered: {exporter.stats()}")
+def wait_until_delivered(exporter: MLflowSpanExporter) -> None:
+    """What the server still remembers, and no more, is waited for."""
+    with pressed(exporter, 0.2):
+        until(lambda: exporter.stats().delivered, 60)
 
 
 def test_bad_workspace_of_a_tenant_is_told(
@@ -302,7 +300,7 @@ def test_bad_workspace_of_a_tenant_is_told(
     attributes = {"mlflow.workspace": "Team A!", "mlflow.experiment_id": "1"}
     agent.provider.get_tracer("tests").start_span("elsewhere", attributes=attributes).end()
     agent.answer()
-    assert agent.telemetry.flush(3) == FlushResult(delivered=1, spooled=1)
+    assert agent.telemetry.flush(20) == FlushResult(delivered=1, spooled=1)
     assert "400: Workspace name 'Team A!'" in caplog.text
     assert DESTINATION in caplog.text
     agent.telemetry.shutdown(0.5)
@@ -315,7 +313,7 @@ def test_namespace_that_is_no_workspace_is_told(
     """The namespace is no workspace: none is asked for, the server asks for one, and the log says why."""
     rotate(pod, by_token.allow("good"), "plain")
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes")
-    exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, experiment="any", timeout=2)
+    exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, experiment="any", timeout=10)
     assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
     assert "the pod's namespace 'plain' is none (404: Workspace 'plain' not found" in caplog.text
     assert "400: Workspace context is required for this request." in caplog.text
@@ -329,7 +327,7 @@ def test_what_the_server_remembers_is_survived(by_token: Platform, pod: Path, mo
     by_token.server.create_experiment("remembered", "team-a")
     agent = Agent(tracking_uri=by_token.server.uri, experiment="remembered")
     agent.answer()
-    assert agent.telemetry.flush(10).delivered == 1
+    assert agent.telemetry.flush().delivered == 1
     del by_token.cluster.users["withdrawn"]
     forgotten = threading.Event()
     forgotten.wait(CACHE_SECONDS + 0.1)
@@ -367,7 +365,7 @@ def rotate_while_exporting(agent: Agent, rotations: Iterator[Awaited]) -> None:
     worker.start()
     try:
         for came in rotations:
-            for _ in range(400):
+            for _ in range(1200):
                 if came():
                     break
                 pause.wait(0.05)
@@ -451,7 +449,7 @@ def test_proxy_that_names_nobody_or_a_stranger(
 ) -> None:
     headers = {"x-remote-user": user} if user else {}
     uri = by_proxy.server.uri
-    exporter = MLflowSpanExporter(tracking_uri=uri, workspace="team-a", experiment_id=1, headers=headers, timeout=2)
+    exporter = MLflowSpanExporter(tracking_uri=uri, workspace="team-a", experiment_id=1, headers=headers, timeout=10)
     assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
     assert message in caplog.text
     assert exporter.stats().refused == 0

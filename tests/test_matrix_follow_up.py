@@ -141,10 +141,10 @@ def exported(exporter: MLflowSpanExporter, spans: list[ReadableSpan]) -> None:
 
 def test_agents_trace_has_all_and_is_found_by_all(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("rich")
-    exporter, agent = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="rich"), Agent()
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="rich"), Agent()
     exported(exporter, agent.spans)
     before = mlflow.record(agent.spans)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
     unchanged(before, after)
     assert exporter.stats().followed_up == (0 if mlflow.carries else 1)
@@ -170,10 +170,10 @@ def test_agents_trace_has_all_and_is_found_by_all(mlflow: Versioned) -> None:
 
 def test_each_trace_of_a_request_has_its_own_name(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("names")
-    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="names")
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="names")
     spans = ended(30)
     exported(exporter, spans)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     assert exporter.stats().requests == 1
     found = {each["trace_id"]: each["tags"][NAME] for each in mlflow.server.search_traces(number)}
     assert found == {f"tr-{span.context.trace_id:032x}": span.name for span in spans if span.context}
@@ -181,12 +181,12 @@ def test_each_trace_of_a_request_has_its_own_name(mlflow: Versioned) -> None:
 
 def test_trace_that_grows_afterwards_still_counts(mlflow: Versioned) -> None:
     mlflow.server.create_experiment("grows")
-    exporter, agent = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="grows"), Agent()
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="grows"), Agent()
     exported(exporter, agent.spans)
     exporter.force_flush()
     told = mlflow.record(agent.spans)
     exported(exporter, agent.late)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     grown = mlflow.record(agent.spans)
     assert told["execution_duration"] == "2s"
     assert grown["execution_duration"] == "5s"
@@ -203,11 +203,14 @@ def test_trace_that_grows_afterwards_still_counts(mlflow: Versioned) -> None:
 def test_later_end_and_failed_state_stay(mlflow: Versioned) -> None:
     """Another process's span, which ended last, came first."""
     mlflow.server.create_experiment("failed")
-    exporter, agent = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="failed"), Agent(failed=True)
+    exporter, agent = (
+        MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="failed"),
+        Agent(failed=True),
+    )
     exported(exporter, agent.late)
     exported(exporter, agent.spans)
     before = mlflow.record(agent.spans)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
     unchanged(before, after)
     assert (after["execution_duration"], after["state"]) == ("5s", "ERROR")
@@ -216,7 +219,7 @@ def test_later_end_and_failed_state_stay(mlflow: Versioned) -> None:
 
 def test_what_people_wrote_meanwhile_stays(mlflow: Versioned) -> None:
     mlflow.server.create_experiment("people")
-    exporter, agent = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="people"), Agent()
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="people"), Agent()
     exported(exporter, agent.spans)
     path = f"/api/3.0/mlflow/traces/{mlflow.record(agent.spans)['trace_id']}"
     written = {"seen": "yes", "third": "too"}
@@ -231,7 +234,7 @@ def test_what_people_wrote_meanwhile_stays(mlflow: Versioned) -> None:
     }
     mlflow.server.rest("POST", f"{path}/assessments", {"assessment": assessment})
     before = mlflow.record(agent.spans)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
     unchanged(before, after)
     assert {**written, NAME: "agent"}.items() <= after["tags"].items()
@@ -242,10 +245,13 @@ def test_trace_without_its_root_is_left_alone(mlflow: Versioned) -> None:
     """The root is another process's, which follows it up."""
     mlflow.server.create_experiment("part")
     remote = SpanContext(1 << 100 | mlflow.version[1], 7, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-    exporter, agent = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="part"), Agent(parent=remote)
+    exporter, agent = (
+        MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="part"),
+        Agent(parent=remote),
+    )
     exported(exporter, agent.spans)
     before = mlflow.record(agent.spans)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     assert mlflow.record(agent.spans) == before
     assert before["state"] == "IN_PROGRESS"
 
@@ -254,11 +260,11 @@ def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monk
     monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
     number = mlflow.server.create_experiment("everything")
     run = mlflow.server.rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"]["run_id"]
-    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="everything", run_id=run)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="everything", run_id=run)
     agent = Agent()
     exported(exporter, agent.spans)
     before = mlflow.record(agent.spans)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
     unchanged(before, after)
     metadata = after["trace_metadata"]
@@ -270,9 +276,9 @@ def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monk
     assert metadata["mlflow.source.name"]
     assert "mlflow.traceInfoFinalized" not in metadata
     assert mlflow.found(number, f"attributes.run_id = '{run}'") == 1
-    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="everything")
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="everything")
     exported(exporter, agent.late)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     grown = mlflow.record(agent.spans)["trace_metadata"]
     assert json.loads(grown[USAGE])["total_tokens"] == 300
 
@@ -280,11 +286,11 @@ def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monk
 def test_traces_are_found_by_the_prompts_that_were_used(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
     number = mlflow.server.create_experiment("prompts")
-    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="prompts")
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="prompts")
     agent = Agent(root={LINKED: '[{"name": "greeting", "version": "2"}]'}, call={"gen_ai.prompt.name": "other"})
     exported(exporter, agent.spans)
     before = mlflow.record(agent.spans)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
     before["tags"].pop(LINKED.removeprefix("mlflow.traceTag."), None)  # on 3.13 it is no JSON, which is mended
     unchanged(before, after)
@@ -299,7 +305,7 @@ def test_traces_are_found_by_the_prompts_that_were_used(mlflow: Versioned, monke
 def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:
     """Calls and spans of one trace at the same time: nothing is lost."""
     mlflow.server.create_experiment("crowd")
-    exporters = [MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="crowd") for _ in range(2)]
+    exporters = [MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="crowd") for _ in range(2)]
     agent = Agent()
     exported(exporters[0], agent.spans)
     flush = threading.Thread(target=exporters[0].force_flush)
@@ -307,7 +313,7 @@ def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:
     exported(exporters[1], agent.late)
     flush.join()
     for exporter in exporters:
-        exporter.shutdown()
+        exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
     assert json.loads(after["trace_metadata"][USAGE])["total_tokens"] == 300
     assert (after["tags"][NAME], after["trace_metadata"][SESSION]) == ("agent", "s-42")
@@ -318,7 +324,7 @@ def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:
 
 def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
     mlflow.server.create_experiment("feedback")
-    exporter, agent = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="feedback"), Agent()
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="feedback"), Agent()
     context = agent.spans[0].context
     assert context is not None
     trace_id = trace_name(context.trace_id)
@@ -347,7 +353,7 @@ def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
     for each in made:
         exporter.assess(each)  # as after a lost answer
     assert exporter.told(20.0)
-    exporter.shutdown()
+    exporter.shutdown(60_000)
     assert (exporter.stats().feedback, exporter.stats().feedback_refused) == (14, 0)
     found = {each["assessment_id"]: each for each in mlflow.record(agent.spans)["assessments"]}
     assert found.keys() == {each.id for each in made}

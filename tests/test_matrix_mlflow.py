@@ -73,14 +73,14 @@ def waits(exporter: MLflowSpanExporter, spans: int) -> None:
     assert exporter.export(ended(spans)) is SpanExportResult.FAILURE
     stats = exporter.stats()
     assert (stats.delivered, stats.refused) == (0, 0)
-    exporter.shutdown(2_000)
+    exporter.shutdown(30_000)
     stats = exporter.stats()
     assert (stats.delivered, stats.refused) == (0, spans)
 
 
 def test_traces_land(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("landing")
-    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment="landing")
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="landing")
     spans = ended(20, children=2, attributes=lambda _, span: LLM_CALL if span == 1 else {})
     assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
@@ -93,7 +93,7 @@ def test_traces_land(mlflow: Versioned) -> None:
 def test_unknown_experiment_is_explained_in_the_servers_words(
     mlflow: Versioned, caplog: pytest.LogCaptureFixture
 ) -> None:
-    waits(MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=999), 3)
+    waits(MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=999), 3)
     assert caplog.text.count("spans wait in memory") == 1
     assert "No Experiment with id=999 exists; check experiment, workspace" in caplog.text
 
@@ -104,7 +104,7 @@ def test_unknown_workspace_is_explained_in_the_servers_words(
     if not mlflow.has_workspaces:
         pytest.skip("no workspaces before 3.10")
     number = mlflow.server.create_experiment("in the default workspace")
-    waits(MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number, workspace="nope"), 3)
+    waits(MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number, workspace="nope"), 3)
     assert "Workspace 'nope' not found" in caplog.text
     assert mlflow.stored(number) == []
 
@@ -115,7 +115,7 @@ def test_experiment_of_another_workspace_is_explained_in_the_servers_words(
     if not mlflow.has_workspaces:
         pytest.skip("no workspaces before 3.10")
     number = mlflow.server.create_experiment("of team-a", "team-a")
-    waits(MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number, workspace="team-b"), 3)
+    waits(MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number, workspace="team-b"), 3)
     assert f"No Experiment with id={number} exists; check experiment, workspace" in caplog.text
     assert mlflow.stored(number) == []
 
@@ -128,7 +128,7 @@ def test_workspace_of_a_server_without_them_is_explained_in_the_servers_words(
     version = ".".join(map(str, mlflow.version))
     server = MLflowServer.start(tmp_path_factory.mktemp("mlflow-plain"), python=mlflow_python(version))
     try:
-        waits(MLflowSpanExporter(tracking_uri=server.uri, experiment_id=0, workspace="team-a"), 3)
+        waits(MLflowSpanExporter(timeout=60, tracking_uri=server.uri, experiment_id=0, workspace="team-a"), 3)
     finally:
         server.stop()
     assert "workspaces are not enabled on this server; check experiment, workspace" in caplog.text
@@ -136,7 +136,7 @@ def test_workspace_of_a_server_without_them_is_explained_in_the_servers_words(
 
 def test_repaired_spans_land_in_one_request(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("repaired")
-    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number, max_request_size=0)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number, max_request_size=0)
     spans = poisonous()
     result = exporter.export(spans)
     exporter.shutdown()
@@ -150,7 +150,7 @@ def test_only_what_is_refused_is_lost_without_repairs(mlflow: Versioned, monkeyp
     """3.10 answers 500 here, and has stored the traces before the bad one."""
     monkeypatch.setenv("MLFLOW_OTLP_REPAIR", "false")
     number = mlflow.server.create_experiment("not repaired")
-    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number)
     bad = {**LLM_CALL, "mlflow.llm.cost": "much"}
     spans = ended(20, children=2, attributes=lambda trace, span: (bad if trace == 7 else LLM_CALL) if span == 1 else {})
     exporter.export(spans)
@@ -205,7 +205,7 @@ def test_lost_answer_doubles_no_token(
 ) -> None:
     lossy = Lossy(scripted_server, mlflow.server.uri, "/version", BATCH_GET)
     number = mlflow.server.create_experiment("lost answer")
-    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=number)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=scripted_server.url, experiment_id=number)
     spans = ended(5, children=1, attributes=lambda _, span: LLM_CALL if span else {})
     exporter.export(spans)
     assert exporter.force_flush(30_000)
@@ -226,7 +226,7 @@ def test_lost_answer_where_nothing_can_be_asked_is_told(
     """As behind a proxy that lets nothing but the OTLP endpoint through."""
     Lossy(scripted_server, mlflow.server.uri)
     number = mlflow.server.create_experiment("lost answer, no questions")
-    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=number)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=scripted_server.url, experiment_id=number)
     spans = ended(1, attributes=lambda *_: LLM_CALL)
     exporter.export(spans)
     assert exporter.force_flush(30_000)
@@ -240,7 +240,7 @@ def test_lost_answer_where_nothing_can_be_asked_is_told(
 def test_spans_sent_twice_are_counted_twice_before_3_17(mlflow: Versioned) -> None:
     """The control of the test above: what it would see if nothing were asked before sending again."""
     number = mlflow.server.create_experiment("twice")
-    exporter = MLflowSpanExporter(tracking_uri=mlflow.server.uri, experiment_id=number)
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number)
     spans = ended(1, attributes=lambda *_: LLM_CALL)
     for _ in range(2):
         assert exporter.export(spans) is SpanExportResult.SUCCESS

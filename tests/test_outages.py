@@ -379,7 +379,8 @@ def test_with_a_broken_disk_all_waits_in_memory(
     switch.down = DOWN
     app = App(server, spool_dir=tmp_path / "file" / "spool")
     app.end("a")
-    assert app.flush(3).pending == 1
+    until(lambda: "cannot be used" in caplog.text)
+    assert app.flush(1).pending
     switch.down = None
     assert app.flush() == FlushResult(delivered=1)
     app.telemetry.shutdown(1)
@@ -422,6 +423,34 @@ def test_one_process_drains_and_another_takes_over(server: ScriptedServer, switc
     until(lambda: not on_disk())
     assert set(switch.taken.values()) == {1}
     other.telemetry.shutdown(1)
+
+
+def test_a_drainer_that_stands_still_at_the_end_does_not_keep_the_lock(
+    app: App, switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch.down = DOWN
+    app.end("a")
+    until_on_disk(1)
+    pipeline = app.exporter._pipeline
+    assert pipeline is not None
+    assert pipeline.depot is not None
+    drainer, spool = pipeline.drainer, pipeline.depot.spool
+    assert drainer is not None
+    look, reached, go = spool.existing_folder, threading.Event(), threading.Event()
+
+    def slow() -> Path | None:
+        reached.set()
+        assert go.wait(60)
+        return look()
+
+    monkeypatch.setattr(spool, "existing_folder", slow)
+    drainer.wake()
+    assert reached.wait(30)
+    app.telemetry.shutdown(1)
+    go.set()
+    assert drainer._thread is not None
+    drainer._thread.join(30)
+    assert not drainer.draining
 
 
 OLD_SERVER_MAY_HAVE_IT = """

@@ -107,7 +107,9 @@ def test_experiment_that_is_missing_is_not_looked_for_at_the_root(scripted_serve
 @pytest.mark.parametrize("end", ["", "/", TRACES_PATH])
 def test_real_servers(release: str, end: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     server = _prefixed(release, tmp_path_factory)
-    exporter = MLflowSpanExporter(tracking_uri=server.uri + PREFIX + end, experiment="agents", create_experiment=True)
+    exporter = MLflowSpanExporter(
+        timeout=60, tracking_uri=server.uri + PREFIX + end, experiment="agents", create_experiment=True
+    )
     exporter.export(finished("first"))
     assert exporter.stats().delivered == 1
     exporter.shutdown(1000)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.scripted_server import Answer, ScriptedServer
+from support.traces import until
 
 APP = """
 import os
@@ -51,30 +52,32 @@ def test_gunicorn_sends_each_span_once(scripted_server: ScriptedServer, tmp_path
     port = free_port()
     command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--workers", "2"]
     command += ["--preload"] * preload
+    imports = 1 if preload else 2
     server = subprocess.Popen(command, cwd=tmp_path, env=environment(scripted_server), stderr=subprocess.PIPE)
     try:
         pids = {ask(port, f"n={number}") for number in range(30)}
         assert pids
+        until(lambda: names(scripted_server)["import"] == imports, 60)  # a worker may be up later than another
     finally:
         server.send_signal(signal.SIGTERM)
-        said = server.communicate(timeout=30)[1].decode()
+        said = server.communicate(timeout=100)[1].decode()
     assert "Traceback" not in said
     found = names(scripted_server)
     assert {name: count for name, count in found.items() if name.startswith("request")} == {
         f"request n={number}": 1 for number in range(30)
     }
     assert found["work"] == 30
-    assert found["import"] == (1 if preload else 2)
+    assert found["import"] == imports
     for request in scripted_server.to("/v1/traces"):
         traces = Counter(span.trace_id for span in request.spans() if span.name != "import")
         assert set(traces.values()) <= {2}
 
 
 def ask(port: int, query: str) -> str:
-    pause, end = threading.Event(), time.monotonic() + 20
+    pause, end = threading.Event(), time.monotonic() + 100
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/?{query}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/?{query}", timeout=60) as answer:
                 return str(answer.read().decode())
         except OSError:  # not up yet
             assert time.monotonic() < end
@@ -87,7 +90,7 @@ def run(server: ScriptedServer, code: str, **more: str) -> subprocess.CompletedP
         env={**environment(server), **more},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 
@@ -119,12 +122,12 @@ def test_exit_is_bounded_with_a_dead_server_and_says_what_was_lost(scripted_serv
         "telemetry = configure(experiment_id=1)\n"
         "trace.get_tracer('x').start_span('lost').end()\n"
         "import time; begin = time.monotonic()\n"
-        "telemetry.shutdown(timeout=1)\n"
+        "telemetry.shutdown(timeout=5)\n"
         "print(time.monotonic() - begin, telemetry.stats().refused, telemetry.stats().spooled)"
     )
     done = run(scripted_server, code, MLFLOW_OTLP_SPOOL=spool)
     seconds, refused, spooled = done.stdout.split()
-    assert float(seconds) < 3
+    assert float(seconds) < 20  # and not the 30 of a flush
     assert (refused, spooled) == (("0", "1") if spool == "true" else ("1", "0"))
     assert "503" in done.stderr
 
@@ -163,7 +166,7 @@ def started(server: ScriptedServer, code: str, **more: str) -> subprocess.Popen[
 
 def ended(app: subprocess.Popen[str]) -> tuple[int, str]:
     app.send_signal(signal.SIGTERM)
-    said = app.communicate(timeout=20)[1]
+    said = app.communicate(timeout=100)[1]
     return app.returncode, said
 
 
@@ -233,7 +236,7 @@ def test_a_child_of_multiprocessing_that_does_not_flush_loses_nothing(
         "    sys.exit(any(child.exitcode for child in children))\n"
     )
     done = subprocess.run(
-        [sys.executable, "app.py"], cwd=tmp_path, env=environment(scripted_server), timeout=60, check=False
+        [sys.executable, "app.py"], cwd=tmp_path, env=environment(scripted_server), timeout=200, check=False
     )
     assert done.returncode == 0
     assert names(scripted_server) == {"child 0": 1, "child 1": 1, "child 2": 1, "parent": 1}

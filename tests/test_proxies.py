@@ -43,7 +43,7 @@ def database(server: MLflowServer) -> Path:
 def test_proxy_with_a_body_limit_is_adapted_to(mlflow_server: MLflowServer, tmp_path: Path) -> None:
     number = mlflow_server.create_experiment("limited bodies")
     with Nginx(tmp_path / "nginx", "client_max_body_size 1m;" + PASS, mlflow_server.uri) as nginx:
-        exporter = MLflowSpanExporter(tracking_uri=nginx.uri, experiment_id=number)
+        exporter = MLflowSpanExporter(timeout=60, tracking_uri=nginx.uri, experiment_id=number)
         exporter.export(ended(120, attributes=lambda trace, _: {"prompt": PROMPT + noise(100_000, trace)}))
         assert exporter.force_flush(60_000)
         requests = exporter.stats().requests
@@ -68,7 +68,7 @@ def test_login_page_in_between_is_not_taken_for_a_success(
 ) -> None:
     number = mlflow_server.create_experiment(f"behind a login that answers {status}")
     with Nginx(tmp_path / "nginx", page, mlflow_server.uri) as nginx:
-        exporter = MLflowSpanExporter(tracking_uri=nginx.uri, experiment_id=number)
+        exporter = MLflowSpanExporter(timeout=60, tracking_uri=nginx.uri, experiment_id=number)
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(MLflowSpanProcessor(exporter))
         began = time.monotonic()
@@ -94,7 +94,7 @@ def test_login_page_in_front_of_the_look_up_is_waited_out(
     name = f"looked up behind a login that answers {status}"
     number = mlflow_server.create_experiment(name)
     with Nginx(tmp_path / "nginx", page, mlflow_server.uri) as nginx:
-        exporter = MLflowSpanExporter(tracking_uri=nginx.uri, experiment=name)
+        exporter = MLflowSpanExporter(timeout=60, tracking_uri=nginx.uri, experiment=name)
         assert exporter.export(ended(1)) is SpanExportResult.FAILURE
         assert exporter.stats().delivered == 0
         nginx.reload(PASS)
@@ -140,11 +140,13 @@ def test_rotating_token_costs_no_span_and_one_refusal_each(mlflow_server: MLflow
     number = mlflow_server.create_experiment("rotating token")
     file = tmp_path / "token"
     tokens = [f"{SECRET}-{rotation}" for rotation in range(6)]
+    allowed: dict[str, int] = {}
     pause = threading.Event()
 
     def rotate(nginx: Nginx) -> None:
         for old, token in itertools.pairwise(tokens):
             pause.wait(1.5)
+            began = time.monotonic()
             nginx.reload(accepting(token))
             # However busy the machine is, the old token is tried; and in the time after that, not again.
             until(lambda old=old: nginx.rejected()[f"Bearer {old}"], what="a 401 for the old token")  # type: ignore[misc]
@@ -153,11 +155,13 @@ def test_rotating_token_costs_no_span_and_one_refusal_each(mlflow_server: MLflow
             following = file.with_suffix(".new")
             following.write_text(token)
             following.replace(file)
+            # The first pause is 2 s, 20 % more or less: a machine that stands still for as long sees another 401.
+            allowed[f"Bearer {old}"] = 1 + int((time.monotonic() - began) / 1.5)
         pause.wait(1.0)
 
     file.write_text(tokens[0])
     with Nginx(tmp_path / "nginx", accepting(tokens[0]), mlflow_server.uri) as nginx:
-        exporter = MLflowSpanExporter(tracking_uri=nginx.uri, experiment_id=number, credentials=file)
+        exporter = MLflowSpanExporter(timeout=60, tracking_uri=nginx.uri, experiment_id=number, credentials=file)
         count = 0
         with running(lambda: rotate(nginx)) as rotator:
             while rotator.is_alive():
@@ -170,7 +174,8 @@ def test_rotating_token_costs_no_span_and_one_refusal_each(mlflow_server: MLflow
         rejected = nginx.rejected()
     assert (stats.delivered, stats.refused) == (count, 0)
     assert stored(database(mlflow_server), number) == [f"span {each:04}" for each in range(count)]
-    assert rejected == {f"Bearer {token}": 1 for token in tokens[:-1]}
+    assert rejected.keys() == allowed.keys()
+    assert {token: count for token, count in rejected.items() if count > allowed[token]} == {}
 
 
 # A proxy that gives up while the server goes on
@@ -231,7 +236,7 @@ def test_proxy_that_gives_up_in_the_middle_doubles_no_token(
         with Nginx(tmp_path / "nginx", IMPATIENT, server.uri) as nginx:
             spans = ended(3, children=1, attributes=lambda _, span: LLM_CALL if span else {})
             number = server.create_experiment("ours")
-            exporter = MLflowSpanExporter(tracking_uri=nginx.uri, experiment_id=number)
+            exporter = MLflowSpanExporter(timeout=60, tracking_uri=nginx.uri, experiment_id=number)
             with locked(database(server), how, lambda: nginx.counts()[504], more):
                 exporter.export(spans)
             assert exporter.force_flush(60_000)

@@ -125,7 +125,7 @@ def traces(command: Sequence[str], api: ScriptedServer, **variables: str) -> tup
         }
         inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_OTLP_AUTO_INSTRUMENT"}
         done = subprocess.run(
-            command, env={**inherited, **own, **variables}, capture_output=True, text=True, timeout=120, check=False
+            command, env={**inherited, **own, **variables}, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
         return endpoint.traces, done.stderr

@@ -106,7 +106,7 @@ def test_outage_and_its_end() -> None:
         assert not recorded.telemetry.flush(0.3)
         assert recorded.endpoint.spans == []
         recorded.endpoint.status = 200
-        assert recorded.telemetry.flush(10).delivered == 2
+        assert recorded.telemetry.flush().delivered == 2
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
@@ -119,7 +119,7 @@ def test_app_in_another_process(compression: str) -> None:
     with RecordingEndpoint() as endpoint:
         variables = {"MLFLOW_TRACKING_URI": endpoint.url, "OTEL_EXPORTER_OTLP_COMPRESSION": compression}
         subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, check=True)
-        (trace,) = endpoint.wait_for(1)
+        (trace,) = endpoint.wait_for(1, seconds=30)
         assert (trace.root.name, trace.root.experiment) == ("x" * 2000, "7")
         with pytest.raises(TimeoutError, match="1 whole traces"):
             endpoint.wait_for(2, seconds=0.05)

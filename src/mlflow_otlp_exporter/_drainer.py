@@ -60,7 +60,7 @@ class Drainer:
         report: Report,
     ) -> None:
         self._depot, self._send, self._spill, self._tidy, self._report = depot, send, spill, tidy, report
-        self.closed = False
+        self.closed = self._released = False
         self._lock: FileLock | None = None
         self._renew()
         after_fork_in_child(self._renew)
@@ -117,6 +117,8 @@ class Drainer:
             self.has_looked = True
             self._wake.wait(_BUSY_SECONDS if busy else _IDLE_SECONDS)
             self._wake.clear()
+        if self._released and self._lock is not None:
+            self._lock.release()  # taken since then: nobody had the time to wait for this thread
 
     def _turn(self) -> bool:
         """One look at memory and disk; whether there is more to do soon."""
@@ -237,5 +239,6 @@ class Drainer:
 
     def release(self) -> None:
         """Lets another process drain."""
+        self._released = True
         if self._lock is not None:
             self._lock.release()

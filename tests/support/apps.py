@@ -31,7 +31,7 @@ def running(
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            said = process.communicate(timeout=30)[0].decode()
+            said = process.communicate(timeout=100)[0].decode()
         except subprocess.TimeoutExpired:
             process.kill()
             raise
@@ -39,7 +39,7 @@ def running(
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    pause, end = threading.Event(), time.monotonic() + 30
+    pause, end = threading.Event(), time.monotonic() + 100
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
