@@ -366,6 +366,45 @@ def test_each_target_and_identity_has_a_folder_without_any_credential(tmp_path: 
         assert path.is_dir() or b"planted" not in path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ("planted-1", "planted-2", True),
+        ("planted-1", "planted-1", False),
+        (("ada", "planted-1"), ("ada", "planted-1"), False),
+        (("ada", "planted-1"), ("bob", "planted-1"), False),  # a folder each
+        (lambda: "planted-1", lambda: "planted-2", True),
+        (encoded, finished, False),
+    ],
+)
+def test_exporters_that_cannot_be_told_apart_on_disk_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: Any, second: Any, told: bool
+) -> None:
+    given = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path}
+    one, other = (
+        opened(resolve({**given, "credentials": each}, environment={}), "somebody", Report())
+        for each in (first, second)
+    )
+    for depot in (one, other):
+        assert depot.put(HERE, encoded("a"), attempted=False, uncertain=False)
+    for depot in (one, other):
+        for entry in depot.spool.own_entries():
+            depot.take(entry, Told())
+    assert "told apart" not in caplog.text
+    for entry in other.spool.entries():
+        other.take(entry, Told())
+    assert caplog.text.count("cannot be told apart on disk") == told
+    assert "planted" not in caplog.text
+    one.close()
+    caplog.clear()
+    third = opened(resolve({**given, "credentials": second}, environment={}), "somebody", Report())
+    for entry in third.spool.entries():
+        third.take(entry, Told())
+    assert "told apart" not in caplog.text  # as when configure() puts a new pipeline in the place of an old one
+    for depot in (other, third):
+        depot.close()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(

@@ -216,6 +216,39 @@ def test_nothing_is_removed_that_could_not_be_read(
     exporter.shutdown(2000)
 
 
+def test_what_cannot_be_read_is_set_aside_and_blocks_nothing(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed(server.url, "[tracer.start_span(name).end() for name in 'abc']", MLFLOW_EXPERIMENT_NAME="one")
+    [path] = journals()
+    path.write_bytes(path.read_bytes().replace(b'"b"', b'"x"'))
+    (path.parent / "0-00000000-000000.journal").write_bytes(b"PK\x03\x04" * 50 + b"\n")
+    with next_run(server.url):
+        pass
+    assert came(server) == {(None, "one's", None): ["a", "c"]}
+    assert len(on_disk("damaged")) == 2
+    assert caplog.text.count("1 lines of a killed process's journal cannot be read: it was set aside in damaged/") == 1
+    assert "damaged  0 spans in 2 files" in said_by_status(server.url)
+
+
+def said_by_status(url: str) -> str:
+    variables = {**os.environ, "MLFLOW_TRACKING_URI": url}
+    command = [sys.executable, "-m", "mlflow_otlp_exporter", "spool", "status"]
+    return subprocess.run(command, env=variables, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.mark.parametrize("kept", [1, 5, 30])
+def test_a_line_that_the_kill_has_cut_off_is_no_damage(server: ScriptedServer, kept: int) -> None:
+    killed(server.url, "[tracer.start_span(name).end() for name in 'ab']", MLFLOW_EXPERIMENT_NAME="one")
+    [path] = journals()
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"\n", 0, -1) + kept])
+    with next_run(server.url):
+        pass
+    assert came(server) == {(None, "one's", None): ["a"]}
+    assert on_disk("damaged") == []
+
+
 def test_flush_by_hand_sends_it_too_and_purge_removes_it(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

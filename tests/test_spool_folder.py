@@ -39,6 +39,8 @@ def test_each_target_and_identity_has_a_folder_of_its_own() -> None:
         for identity in ("none", "user ada", "user bob", "token file /var/token")
     }
     assert len(names) == 12
+    pods = {folder_name("http://a:5000/v1/traces", "none", namespace) for namespace in (None, "team-a", "team-b")}
+    assert len(pods) == 3
     assert folder_name("http://a:5000/v1/traces", "none") == folder_name("http://a:5000/v1/traces", "none")
     odd = folder_name("http://u:secret@[::1]:5000/v1/traces?key=secret", "none")
     assert "secret" not in odd

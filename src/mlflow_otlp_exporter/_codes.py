@@ -80,6 +80,7 @@ class Code(enum.Enum):
     SPOOL_FULL = "MLO-603", "the spool is full"
     SPOOL_EXPIRED = "MLO-604", "spans on disk are too old"
     SPOOL_FILE = "MLO-605", "a file of the spool cannot be read"
+    SPOOL_SHARED = "MLO-606", "exporters with different credentials share a spool"
 
     LOST = "MLO-701", "spans are lost in the app"
     OFF = "MLO-702", "nothing is sent"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,13 +24,17 @@ from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Outcome
 from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shipment import Origin, Shipment
-from mlflow_otlp_exporter._spool import Spool
+from mlflow_otlp_exporter._spool import DAMAGED, Spool
 from mlflow_otlp_exporter._spool_entry import Entry
 from mlflow_otlp_exporter._spool_file import State
 from mlflow_otlp_exporter._spool_folder import folder_name
 from mlflow_otlp_exporter._stored import SLOWEST_WRITE
 
 JOURNAL = "journal"
+_SHARED = (
+    "two exporters of this app have credentials that cannot be told apart on disk: each sends with its own what the "
+    "other has put there; give each a spool_dir, a token file, or a function of another name"
+)
 _NOWHERE = "the journal of a killed process does not tell where they belong"
 
 
@@ -105,6 +110,10 @@ class KeptOrigin(Origin):
         self._told(self, True)
 
 
+# Those of this process that have not been closed.
+_open: weakref.WeakSet[Depot] = weakref.WeakSet()
+
+
 def opened(settings: Settings, credentials: str, report: Report, origins: Origins | None = None) -> Depot:
     """The depot of a target.
 
@@ -114,13 +123,22 @@ def opened(settings: Settings, credentials: str, report: Report, origins: Origin
         report: Where to tell what goes wrong.
         origins: What holds for all spans that the journal gets; None for the defaults.
     """
-    address = settings.traces.address
-    name = folder_name(address, identity(settings.traces))
-    about = f"spans for {address}, sent with the credentials of: {credentials}\n"
+    name = name_for(settings)
+    about = f"spans for {settings.traces.address}, sent with the credentials of: {credentials}\n"
     spool = Spool(settings.disk, name, about, report)
-    if settings.disk.durability != "every-span":
-        return Depot(spool, None, report)
-    return Depot(spool, Journal(lambda: spool.folder() / JOURNAL, report, origins), report)
+    every_span = settings.disk.durability == "every-span"
+    depot = Depot(spool, Journal(lambda: spool.folder() / JOURNAL, report, origins) if every_span else None, report)
+    depot.place = settings.disk.spool_dir, name
+    server = settings.traces
+    depot.secrets = server.credentials, server.token, server.password, server.headers.get("authorization")
+    _open.add(depot)
+    return depot
+
+
+def name_for(settings: Settings) -> str:
+    """The name of the folder of a target."""
+    server = settings.traces
+    return folder_name(server.address, identity(server), settings.namespace)
 
 
 class Depot:
@@ -133,12 +151,16 @@ class Depot:
 
     Attributes:
         changed: Called when something was put on disk.
+        place: Where the disk is.
+        secrets: What the credentials are made of, as far as this app knows it; only ever compared.
     """
 
     def __init__(self, spool: Spool, journal: Journal | None, report: Report) -> None:
         self.spool, self.journal = spool, journal
         self._report = report
         self.changed: Callable[[], None] = lambda: None
+        self.place: tuple[str | None, str] = (None, "")
+        self.secrets: tuple[object, ...] = ()
 
     def put(self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool) -> bool:
         """Puts spans on disk.
@@ -193,7 +215,10 @@ class Depot:
                 safe = False
                 said = f"the journal of a killed process in {folder} cannot be read: {error}"
                 self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
-            if safe:
+            if safe and orphan.damaged:
+                orphan.release()
+                self._set_aside(orphan)
+            elif safe:
                 orphan.remove()
             else:
                 orphan.release()
@@ -221,6 +246,12 @@ class Depot:
                 self._hold_back(spans, encode)
         return safe
 
+    def _set_aside(self, orphan: Orphan) -> None:
+        for path in orphan.paths:
+            self.spool.set_aside(path)
+        said = f"{orphan.damaged} lines of a killed process's journal cannot be read: it was set aside in {DAMAGED}/"
+        self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
+
     def _hold_back(self, spans: list[ReadableSpan], encode: Encode) -> None:
         """Keeps what may belong to anybody for people to look at: another tenant must not get it."""
         for destination, encoded in encode(Recovered(Destination(), spans, clean=False)):
@@ -232,6 +263,7 @@ class Depot:
 
     def close(self) -> None:
         """Ends the journal."""
+        _open.discard(self)
         if self.journal is not None:
             self.journal.close()
 
@@ -245,6 +277,10 @@ class Depot:
         Returns:
             None if it is gone, damaged, or cannot be read.
         """
+        if not self.spool.is_own(entry) and any(
+            each.place == self.place and each.secrets != self.secrets for each in list(_open)
+        ):
+            self._report.once(logging.WARNING, coded(Code.SPOOL_SHARED, _SHARED))
         loaded = self.spool.load(entry)
         if loaded is None:
             return None

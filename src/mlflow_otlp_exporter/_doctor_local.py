@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlflow_otlp_exporter._advice import advice_for
 from mlflow_otlp_exporter._codes import Code
-from mlflow_otlp_exporter._credentials import identity
+from mlflow_otlp_exporter._depot import name_for
 from mlflow_otlp_exporter._finding import Finding, State
 from mlflow_otlp_exporter._instrumentors import Candidate, candidates, chosen
 from mlflow_otlp_exporter._probe import failed
@@ -21,7 +21,7 @@ from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shown import chosen_settings
 from mlflow_otlp_exporter._spool import Spool
-from mlflow_otlp_exporter._spool_folder import folder_name, usable_folder
+from mlflow_otlp_exporter._spool_folder import usable_folder
 from mlflow_otlp_exporter._version import __version__
 
 _PACKAGES = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "requests")
@@ -135,7 +135,7 @@ def _spool(settings: Settings) -> Finding:
     """Whether the spool can be written to, and what lies there."""
     if not settings.disk.spool:
         return Finding("spool", State.OK, f"off ({settings.sources['spool']})")
-    name = folder_name(settings.traces.address, identity(settings.traces))
+    name = name_for(settings)
     try:
         folder = usable_folder(settings.disk.spool_dir, name, os.environ)
         _try(folder)

@@ -62,10 +62,12 @@ class Orphan:
 
     Attributes:
         paths: As given.
+        damaged: How many lines could not be read, besides a last one that the kill has cut off.
     """
 
     def __init__(self, paths: list[Path], descriptors: list[int]) -> None:
         self.paths, self._descriptors = paths, descriptors
+        self.damaged = 0
 
     def traces(self) -> list[OrphanedTrace]:
         """The traces of which there are spans that had no outcome.
@@ -75,11 +77,16 @@ class Orphan:
         """
         found: dict[int, OrphanedTrace] = {}
         ended: list[ReadableSpan] = []
+        self.damaged = 0
         for path in self.paths:
             owners: dict[int, list[Any]] = {}
             origins: Origins | None = None
-            for record in records(path.read_bytes()):
-                with suppress(Exception):  # one that is damaged must not keep the others
+            content = path.read_bytes()
+            read = list(records(content))
+            cut_off = bool(content) and not content.endswith(b"\n")
+            self.damaged += max(0, sum(map(bool, content.split(b"\n"))) - len(read) - cut_off)
+            for record in read:
+                try:
                     if record[0] == "origins":
                         origins = origins_of(record)
                     elif record[0] == "owner":
@@ -95,6 +102,8 @@ class Orphan:
                             trace = found.setdefault(trace_id, OrphanedTrace())
                             trace.begun = True
                             trace.spans.pop(span_id, None)
+                except Exception:  # noqa: BLE001 - one that is damaged must not keep the others
+                    self.damaged += 1
         # Of those with an outcome, too: where the root has said where to, the others go there.
         for trace_id, route in routes_in_attributes(ended).items():
             found[trace_id].route = found[trace_id].route or route

@@ -238,7 +238,11 @@ class Spool:
 
     def own_entries(self) -> list[Entry]:
         """The same, but only what this process has put in."""
-        return [entry for entry in self.entries() if entry.name in self._own]
+        return [entry for entry in self.entries() if self.is_own(entry)]
+
+    def is_own(self, entry: Entry) -> bool:
+        """Whether this process has put it in."""
+        return entry.name in self._own
 
     def existing_folder(self) -> Path | None:
         """The folder, if there is one.
@@ -395,6 +399,22 @@ class Spool:
             self._passed_over.add(entry.name)
         said = f"a file of the spool is damaged ({why}) and was set aside in {DAMAGED}/"
         self._lost(entry.spans, said, Code.SPOOL_FILE)
+
+    def set_aside(self, path: Path) -> None:
+        """Moves what is damaged, and no request, out of the way.
+
+        Args:
+            path: The file, in the folder or one below it.
+        """
+        with self._lock, suppress(OSError):
+            size = path.stat().st_size
+            entry = Entry(int(self._clock() * 1e9), 0, "0" * 8, f"{self._unique}-{next(self._numbers)}", size)
+            folder = self.folder() / DAMAGED
+            folder.mkdir(0o700, exist_ok=True)
+            self._bound(folder, size)
+            path.replace(folder / entry.name)
+        with suppress(OSError):
+            path.unlink()  # where it cannot be moved: it would be read again and again
 
     def _bound(self, folder: Path, size: int) -> None:
         """Keeps a folder of what was set aside small."""

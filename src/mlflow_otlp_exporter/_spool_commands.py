@@ -12,15 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlflow_otlp_exporter import _spool_file as spool_file
-from mlflow_otlp_exporter._credentials import identity
-from mlflow_otlp_exporter._depot import JOURNAL
+from mlflow_otlp_exporter._depot import JOURNAL, name_for
 from mlflow_otlp_exporter._file_lock import FileLock
 from mlflow_otlp_exporter._orphan import orphans
 from mlflow_otlp_exporter._pipeline import Pipeline
 from mlflow_otlp_exporter._settings import Settings, resolve
 from mlflow_otlp_exporter._spool import DAMAGED, REFUSED
 from mlflow_otlp_exporter._spool_entry import Index, entries_in
-from mlflow_otlp_exporter._spool_folder import folder_name, roots
+from mlflow_otlp_exporter._spool_folder import roots
 
 _POLL_SECONDS = 0.1
 _LOCK, _ABOUT = "lock", "about.txt"
@@ -62,10 +61,6 @@ def act(given: argparse.Namespace) -> int:
     return _purge(settings, refused=given.refused, really=given.yes)
 
 
-def _name(settings: Settings) -> str:
-    return folder_name(settings.traces.address, identity(settings.traces))
-
-
 def _folders(settings: Settings) -> Iterator[Path]:
     for root in roots(settings.disk.spool_dir, os.environ):
         with suppress(OSError):
@@ -73,7 +68,7 @@ def _folders(settings: Settings) -> Iterator[Path]:
 
 
 def _status(settings: Settings) -> int:
-    own, found = _name(settings), False
+    own, found = name_for(settings), False
     for folder in _folders(settings):
         found = True
         waiting = Index(entries_in(folder)).totals
@@ -169,7 +164,7 @@ def _flush(settings: Settings, seconds: float) -> int:
 def _purge(settings: Settings, *, refused: bool, really: bool) -> int:
     spans = files = 0
     for folder in _folders(settings):
-        if folder.name != _name(settings):
+        if folder.name != name_for(settings):
             continue
         for orphan in orphans(folder / JOURNAL, "") if not refused else ():
             with suppress(OSError):

@@ -78,15 +78,17 @@ def _user() -> int | str:
     return os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
 
 
-def folder_name(url: str, identity: str) -> str:
+def folder_name(url: str, identity: str, namespace: str | None = None) -> str:
     """The name of the folder for a target.
 
     Args:
         url: The OTLP endpoint.
         identity: Whose credential it is, such as `user ada`; never the credential.
+        namespace: The pod's, where requests that name no workspace go to the one of that name.
     """
     host = _UNSAFE.sub("-", urlsplit(url).netloc.rpartition("@")[2])[:60]
-    digest = hashlib.sha256(f"{url}\n{identity}".encode()).hexdigest()
+    whose = f"{url}\n{identity}" + (f"\n{namespace}" if namespace else "")
+    digest = hashlib.sha256(whose.encode()).hexdigest()
     return f"{host}-{digest[:16]}"
 
 
