@@ -45,12 +45,14 @@ NEEDS = {
     "nginx": Need(("nginx",), "Debian: apt-get install nginx-light", ("/usr/sbin", "/usr/local/sbin")),
     "node": Need(("node", "nodejs"), "Debian: apt-get install nodejs"),
     "openssl": Need(("openssl",), "Debian: apt-get install openssl"),
+    "python3.10": Need(("python3.10",), "pyenv: pyenv install 3.10", ("~/.pyenv/versions/3.10*/bin",)),
     # pyenv's own `python3.12` on PATH runs only where that version is switched on.
     "python3.12": Need(
         ("python3.12", "python3.13"),
         "pyenv: pyenv install 3.12, or Debian 13 (whose Python is 3.13)",
         ("~/.pyenv/versions/3.1[23]*/bin",),
     ),
+    "python3.13": Need(("python3.13",), "pyenv: pyenv install 3.13, or Debian 13", ("~/.pyenv/versions/3.13*/bin",)),
     # initdb lies beside pg_ctl and postgres, and is what a client-only installation lacks.
     "postgresql": Need(("initdb",), "Debian: apt-get install postgresql", ("/usr/lib/postgresql/*/bin",)),
 }
