@@ -556,6 +556,51 @@ class Settling:
         return True
 
 
+class Taking(Settling):
+    """Settles requests at once."""
+
+    def __init__(self) -> None:
+        self.worker = TraceWorker(self, BufferSettings(60, 60, 100, 100_000), sees_starts=False)
+
+    def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
+        opened(len(spans), 1)()
+
+
+def test_flush_that_begins_while_the_worker_looks_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, results = Taking().worker, list[bool]()
+    thread = threading.Thread(target=lambda: results.append(worker.flush(30)))
+    tell = worker._tell_overflow
+
+    def look() -> None:
+        # In a step that has not seen it: its wake-up is taken for an event.
+        if not thread.ident:
+            thread.start()
+            until(lambda: not worker._events.empty())
+            worker._events.get_nowait()
+        tell()
+
+    monkeypatch.setattr(worker, "_tell_overflow", look)
+    begin = time.monotonic()
+    assert worker.ended(*finished("a"))
+    until(lambda: thread.ident)
+    thread.join()
+    assert results == [True]
+    assert time.monotonic() - begin < 20  # and not the 30 that it would have waited for
+    worker.close(5, lambda _: None)
+
+
+def test_flush_after_the_end_starts_no_thread_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Taking().worker
+    assert worker.ended(*finished("a"))
+    worker.close(30, lambda _: None)
+    started: list[None] = []
+    monkeypatch.setattr(worker, "_start", lambda: started.append(None))
+    begin = time.monotonic()
+    assert worker.flush(30)
+    assert started == []
+    assert time.monotonic() - begin < 20
+
+
 def test_after_a_flush_there_is_room() -> None:
     worker = Settling().worker
     for _ in range(3):

@@ -199,12 +199,17 @@ class TraceWorker:
     # In the worker's thread
 
     def _run(self) -> None:
-        while not self._stopped:
+        while not self._stopped or self._is_flush_wanted():
             self._wait()
             self._guarded_step()
 
+    def _is_flush_wanted(self) -> bool:
+        return self._flushes_wanted > self._flushes_done
+
     def _wait(self) -> None:
         """Until something comes or is due; then a little longer, for what comes with it."""
+        if self._is_flush_wanted():
+            return  # it began in the middle of the last step, which took its wake-up for an event
         due = self._buffer.next_due()
         try:
             first = self._events.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
@@ -229,33 +234,38 @@ class TraceWorker:
         """Moves events into the buffer, and hands over what is due, or all if somebody flushes."""
         with self._stepping:
             wanted = self._flushes_wanted
-            self._urgent.clear()
-            self._thread_seen = False
-            now = time.monotonic()
-            for _ in range(self._events.qsize()):
-                try:
-                    self._take_in(self._events.get_nowait(), now)
-                except queue.Empty:
-                    break
-            self._tell_overflow()
-            buffer, settings = self._buffer, self._settings
-            # What is held for traces in progress makes room before anything is refused.
-            crowded = 2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
-            self._taken_bytes = buffer.byte_count
-            spans = buffer.take_all() if crowded or wanted > self._flushes_done else buffer.take(now)
-            self._taken_spans, self._taken_bytes = len(spans), self._taken_bytes - buffer.byte_count
             try:
-                if buffer.left_out:
-                    left_out, buffer.left_out = buffer.left_out, []
-                    self.sink.leave_out(left_out)
-                if spans:
-                    self._hand_over(spans)
+                self._look(wanted)
             finally:
-                self._taken_spans = self._taken_bytes = 0
-                self._make_room()
                 with self._flushed:
                     self._flushes_done = wanted
                     self._flushed.notify_all()
+
+    def _look(self, wanted: int) -> None:
+        self._urgent.clear()
+        self._thread_seen = False
+        now = time.monotonic()
+        for _ in range(self._events.qsize()):
+            try:
+                self._take_in(self._events.get_nowait(), now)
+            except queue.Empty:
+                break
+        self._tell_overflow()
+        buffer, settings = self._buffer, self._settings
+        # What is held for traces in progress makes room before anything is refused.
+        crowded = 2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
+        self._taken_bytes = buffer.byte_count
+        spans = buffer.take_all() if crowded or wanted > self._flushes_done else buffer.take(now)
+        self._taken_spans, self._taken_bytes = len(spans), self._taken_bytes - buffer.byte_count
+        try:
+            if buffer.left_out:
+                left_out, buffer.left_out = buffer.left_out, []
+                self.sink.leave_out(left_out)
+            if spans:
+                self._hand_over(spans)
+        finally:
+            self._taken_spans = self._taken_bytes = 0
+            self._make_room()
 
     def _take_in(self, event: int | ReadableSpan | None, now: float) -> None:
         try:
@@ -332,9 +342,10 @@ class TraceWorker:
                 wanted = self._flushes_wanted
             self._urgent.set()
             self._events.put(None)
-            self._start()
-            if self._thread is None or not self._thread.is_alive():
-                self._guarded_step()
+            if not self._stopped:
+                self._start()
+            if self._stopped or self._thread is None or not self._thread.is_alive():
+                self._guarded_step()  # a thread that is started after the end looks alive, and does nothing
             with self._flushed:
                 handed_over = self._flushed.wait_for(
                     lambda: self._flushes_done >= wanted, max(0.0, deadline - time.monotonic())
