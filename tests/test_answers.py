@@ -449,6 +449,7 @@ ROWS = [
         "503: MLflow's database is locked",
         error(503, "TEMPORARILY_UNAVAILABLE", "(sqlite3.OperationalError) database is locked" + SQL),
         r"503: \(sqlite3\.OperationalError\) database is locked",
+        ambiguous=True,
     ),
     retried("503, page", page(503, "Down for maintenance"), r"503: an HTML page \(Down for maintenance\)"),
     retried("503, empty", Answer(503), "503"),
@@ -464,6 +465,7 @@ ROWS = [
         "400: MLflow's SQLite file is no database",
         error(400, "BAD_REQUEST", "(sqlite3.DatabaseError) file is not a database" + SQL),
         r"400: \(sqlite3\.DatabaseError\) file is not a database",
+        ambiguous=True,
     ),
     # Connections that end.
     retried("closed before the request is read", Answer(close="before-request"), CLOSED, ambiguous=True, times=1),

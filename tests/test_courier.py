@@ -524,6 +524,23 @@ def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
     assert (story.refused, story.report.stats().delivered) == (1, 3)
 
 
+def test_before_3_12_a_database_that_stops_in_the_middle_has_some_traces() -> None:
+    story, spans = Round("3.10.1"), encoded("a", "b", "c", "d")
+
+    def judge(_: list[str]) -> Answer:
+        if len(story.server.names) > 1:
+            return Answer(200)
+        for span in spans[:2]:
+            story.server.stored[span.trace_id, span.span_id] += 1
+        said = {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "server closed the connection unexpectedly"}
+        return Answer(503, JSON, json.dumps(said).encode())
+
+    story.server.judge = judge
+    story.send(spans)
+    assert story.server.names == [["a", "b", "c", "d"], ["c", "d"]]
+    assert story.lands_once(spans)
+
+
 # Credentials, destination, the end
 
 

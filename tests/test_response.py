@@ -137,9 +137,25 @@ def test_success_whose_body_could_not_be_read_is_one() -> None:
     assert read_answer(Answer(200, PROTOBUF, b"\x0a", complete=False)).verdict is DELIVERED
 
 
-@pytest.mark.parametrize(("status", "ambiguous"), [(500, True), (502, True), (504, True), (503, False), (429, False)])
-def test_what_may_have_been_stored_all_the_same(status: int, ambiguous: bool) -> None:
-    assert read_answer(Answer(status)).ambiguous is ambiguous
+ENVOY = b"upstream connect error or disconnect/reset before headers. reset reason: connection termination"
+
+
+@pytest.mark.parametrize(
+    ("answer", "ambiguous"),
+    [
+        (Answer(500), True),
+        (Answer(502), True),
+        (Answer(504), True),
+        (Answer(503, JSON, mlflow_error("TEMPORARILY_UNAVAILABLE", "server closed the connection unexpectedly")), True),
+        (Answer(503, {"content-type": "text/plain"}, ENVOY), True),
+        (Answer(400, JSON, mlflow_error("BAD_REQUEST", "database disk image is malformed")), True),
+        (Answer(503), False),
+        (Answer(503, HTML, b"<html>down for maintenance"), False),
+        (Answer(429), False),
+    ],
+)
+def test_what_may_have_been_stored_all_the_same(answer: Answer, ambiguous: bool) -> None:
+    assert read_answer(answer).ambiguous is ambiguous
 
 
 def test_no_answer() -> None:

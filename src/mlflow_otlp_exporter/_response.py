@@ -121,11 +121,21 @@ def read_answer(answer: Answer) -> Outcome:
     if _is_destination(answer, said):
         return Outcome(Verdict.RETRY, Cause.DESTINATION, message, status, code=_destination_code(answer, said))
     if status in _TRANSIENT or (status == 400 and any(words in said for words in _DAMAGED)):  # noqa: PLR2004
-        ambiguous = status in (500, 502, 504)
         wait = retry_after(answer.headers)
-        code = _server_code(answer, said)
+        code, ambiguous = _server_code(answer, said), _may_be_stored(answer, said)
         return Outcome(Verdict.RETRY, Cause.SERVER, message, status, wait, ambiguous=ambiguous, code=code)
     return Outcome(Verdict.REFUSED, Cause.CONTENT, message, status, code=Code.CONTENT)
+
+
+def _may_be_stored(answer: Answer, said: str) -> bool:
+    """Whether a server that is in trouble may have stored the spans, or some: before 3.12, each trace on its own.
+
+    A database that stops in the middle makes MLflow answer 503; so does Envoy when MLflow is killed in the middle. All
+    other 503 come from those who have passed nothing on.
+    """
+    if answer.status == 503:  # noqa: PLR2004
+        return error_code(answer) == "TEMPORARILY_UNAVAILABLE" or "disconnect/reset before headers" in said
+    return answer.status in (400, 500, 502, 504)
 
 
 def _other_server_code(said: str) -> Code:
