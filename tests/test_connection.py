@@ -248,6 +248,22 @@ def test_session_of_the_user_is_used_as_it_is(scripted_server: ScriptedServer) -
     assert headers["authorization"].startswith("Basic ")
 
 
+class Odd(requests.Session):
+    """Raises what `requests` does not."""
+
+    def request(self, *_: Any, **__: Any) -> requests.Response:
+        raise AttributeError
+
+
+def test_whatever_a_session_raises_is_a_failure_after_which_the_request_may_have_arrived(
+    scripted_server: ScriptedServer,
+) -> None:
+    found = post(connection(scripted_server, Odd()))
+    assert isinstance(found, Failure)
+    assert found.arrived
+    assert "could not be made (AttributeError)" in found.message
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_fork_gets_connections_of_its_own(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlflow_otlp_exporter._connection._IDLE_SECONDS", 60.0)  # however long the child takes

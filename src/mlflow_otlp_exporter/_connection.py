@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -138,6 +139,8 @@ class Connection:
                     return Answer(response.status_code, found, content, complete)
             except (requests.RequestException, OSError, ValueError) as error:
                 return _late(self.url) if limit.cut else _failure(error, self.url)
+            except Exception as error:  # noqa: BLE001 - what a session of the user's or another urllib3 may raise
+                return _late(self.url) if limit.cut else replace(_failure(error, self.url), arrived=True)
 
     def has_new_credential(self) -> bool:
         """Whether the credential is another one than that which the server answered 401 to."""
