@@ -1,11 +1,18 @@
 """Attachments from the app to MLflow: uploaded before their spans, safe in an outage, never what is hidden."""
 
 import base64
+import io
 import json
 import logging
+import os
 import random
+import struct
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+import wave
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +26,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, configure, shutdown, trace_context
 from mlflow_otlp_exporter._attachment import attached
-from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
+from support.environments import MLFLOW_REQUIREMENTS, ROOT, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer, Recorded, ScriptedServer
 from support.spans import finished
@@ -288,6 +295,77 @@ def test_mlflow_shows_what_was_uploaded(mlflow_server: MLflowServer, monkeypatch
     heard_part = sound.inputs["messages"][0]["content"][0]
     assert heard_part["input_audio"]["format"] == "wav"
     assert downloaded(mlflow_server, trace_id, heard_part["input_audio"]["data"]) == WAV
+
+
+def picture(width: int, height: int) -> bytes:
+    """A PNG that a browser draws, and that is not small."""
+    noise = random.Random(8).randbytes(3 * width * height)
+    rows = b"".join(b"\0" + noise[3 * width * row : 3 * width * (row + 1)] for row in range(height))
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def sound(seconds: int) -> bytes:
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(b"\0\x10" * 8000 * seconds)
+    return made.getvalue()
+
+
+@pytest.mark.matrix
+@pytest.mark.needs("chromium")
+def test_console_shows_what_otlp_cannot_carry(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    """Pictures, sound, files; source, run name and metadata."""
+    number = mlflow_server.create_experiment("media")
+    body = {"experiment_id": number, "run_name": "nightly"}
+    run = mlflow_server.rest("POST", "/api/2.0/mlflow/runs/create", body)["run"]["info"]["run_id"]
+    image, paper = picture(300, 200), b"%PDF-1.4\n" + b"%" * 20_000 + b"\ntrailer<</Root 1 0 R>>\n%%EOF"
+    pdf = f"data:application/pdf;base64,{text_of(paper)}"
+    heard = {"type": "input_audio", "input_audio": {"data": text_of(sound(2)), "format": "wav"}}
+    chat = json.loads(asked(image))
+    chat["messages"][0]["content"].append(heard)
+    files = [{"type": "file", "file": {"filename": "a.pdf", "file_data": pdf}}]
+    kinds: list[Mapping[str, Any]] = [
+        {"openinference.span.kind": "AGENT", "metadata": '{"release": "2.3.1"}'},
+        {**call(), "input.value": json.dumps(chat)},
+        {
+            "openinference.span.kind": "TOOL",
+            "tool.name": "render",
+            "input.value": "{}",
+            "output.value": json.dumps({"file": pdf, "chart": f"data:image/png;base64,{text_of(image)}"}),
+        },
+        {**call(), "input.value": json.dumps({"messages": [{"role": "user", "content": files}]})},
+    ]
+    exporter = MLflowSpanExporter(
+        tracking_uri=mlflow_server.uri, experiment_id=number, run_id=run, attachments=True, trace_info=True
+    )
+    found = ended(1, children=3, attributes=lambda _, number: kinds[number])
+    assert exporter.export(found) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    assert exporter.stats().attached == 3
+    assert found[0].context is not None
+    trace_id, out = f"tr-{found[0].context.trace_id:032x}", tmp_path / "seen.json"
+    wanted = {"child 0.1": [[300], [2], 0], "render": [[300], [], 1], "child 0.3": [[], [], 1]}
+    said = [f"{name}={json.dumps(each, separators=(',', ':'))}" for name, each in wanted.items()]
+    command = [sys.executable, "-m", "support.media_console", mlflow_server.uri, number, trace_id, str(out), *said]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(out.read_text())
+    assert seen["spans"] == wanted
+    (row,) = seen["rows"]
+    assert (row["Run name"], row["Metadata"]) == ("nightly", "release: 2.3.1")
+    assert row["Source"] not in ("", "-")
 
 
 def test_each_workspace_has_its_own(workspace_server: MLflowServer) -> None:

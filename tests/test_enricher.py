@@ -128,6 +128,30 @@ def test_prompts_of_all_spans_are_told_on_the_root(named: dict[str, Any]) -> Non
     assert all(PROMPTS not in each.attributes for each in found[1:])
 
 
+def test_files_that_a_chat_cannot_show_are_shown_beside_it() -> None:
+    refs = [f"mlflow-attachment://{number}?content_type={kind}&trace_id=tr-1&size=9" for number, kind in FILES]
+    content = [
+        {"type": "image_url", "image_url": {"url": refs[0]}},
+        {"type": "input_audio", "input_audio": {"data": refs[1], "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": refs[2], "format": "ogg"}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": refs[3]}},
+        {"type": "blob", "modality": "image", "content": refs[4]},
+    ]
+    request = {"messages": [{"role": "user", "content": content}]}
+    found = inputs(one({"openinference.span.kind": "LLM", "input.value": json.dumps(request)}))
+    assert found["files"] == [refs[2], refs[3]]
+    assert found["messages"][0]["content"] == [
+        content[0],
+        content[1],
+        {"type": "text", "text": "[audio ogg]"},
+        {"type": "text", "text": "[file a.pdf]"},
+        {"type": "image_url", "image_url": {"url": refs[4]}},
+    ]
+    assert "files" not in inputs(
+        one({"openinference.span.kind": "LLM", "input.value": '{"messages": [{"role": "user"}]}'})
+    )
+
+
 def test_failed_span_gets_an_exception_unless_it_has_one() -> None:
     failed = Status(StatusCode.ERROR, "no such model")
     found = one({**CHAT, "error.type": "NotFound", "gen_ai.input.messages": said("hi")}, status=failed)
@@ -143,6 +167,7 @@ def test_failed_span_gets_an_exception_unless_it_has_one() -> None:
     assert list(one(CHAT, status=failed, events=[own]).events) == [own]
 
 
+FILES = enumerate(("image%2Fpng", "audio%2Fwav", "audio%2Fogg", "application%2Fpdf", "image%2Fjpeg"))
 PROMPTS = "mlflow.traceTag.mlflow.linkedPrompts"
 OPENINFERENCE_USAGE = {"openinference.span.kind": "LLM", "llm.token_count.prompt": 10, "llm.token_count.completion": 2}
 

@@ -226,6 +226,33 @@ def test_user_and_password(guarded_server: MLflowServer, monkeypatch: pytest.Mon
     assert stored(database(guarded_server), number) == ["child 0.1", "root 0"]
 
 
+def test_right_to_edit_an_experiment_is_enough_for_all_that_goes_with_spans(
+    guarded_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attachments, metadata and prompts."""
+    number = guarded_server.create_experiment("by an editor")
+    guarded_server.rest("POST", "/api/2.0/mlflow/users/create", {"username": "editor", "password": f"{SECRET}, too"})
+    granted = {"resource_type": "experiment", "resource_id": number, "username": "editor", "permission": "EDIT"}
+    guarded_server.rest("POST", "/api/3.0/mlflow/users/permissions/grant", granted)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "editor")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{SECRET}, too")
+    picture = base64.b64encode(bytes(range(256)) * 50).decode()
+    said = {
+        "input.value": f"data:image/png;base64,{picture}",
+        "mlflow.traceTag.mlflow.linkedPrompts": '[{"name": "greeting", "version": "1"}]',
+    }
+    exporter = MLflowSpanExporter(
+        tracking_uri=guarded_server.uri, experiment="by an editor", attachments=True, trace_info=True
+    )
+    assert exporter.export(ended(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    stats = exporter.stats()
+    assert (stats.attached, stats.not_attached, stats.followed_up, stats.not_followed_up) == (1, 0, 1, 0)
+    place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}
+    body = {"locations": [place], "filter": "prompt = 'greeting/1'", "max_results": 5}
+    assert len(guarded_server.rest("POST", "/api/3.0/mlflow/traces/search", body)["traces"]) == 1
+
+
 def test_wrong_password_is_told_without_it_and_waited_out(
     guarded_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

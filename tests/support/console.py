@@ -7,7 +7,7 @@ It is run in a process of its own, as playwright brings an event loop.
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("experiments", nargs="+", metavar="NAME=EXPERIMENT_ID")
     arguments = parser.parse_args()
     experiments = dict(each.split("=") for each in arguments.experiments)
-    with _page(experiments) as page:
+    with browser_page(experiments) as page:
         seen = {
             name: Experiment(page, arguments.tracking_uri, number, name, arguments.pictures).view()
             for name, number in experiments.items()
@@ -61,9 +61,10 @@ def main() -> None:
 
 
 @contextmanager
-def _page(experiments: Mapping[str, str]) -> Iterator[Page]:
-    """A page in a browser without a past."""
-    columns = {f"mlflow.traces-v4.columns.{number}_v4": json.dumps(_COLUMNS) for number in experiments.values()}
+def browser_page(experiments: Mapping[str, str], more_columns: Sequence[str] = ()) -> Iterator[Page]:
+    """A page in a browser without a past, in which lists of traces have these columns besides their usual ones."""
+    wanted = json.dumps({**_COLUMNS, **dict.fromkeys(more_columns, True)})
+    columns = {f"mlflow.traces-v4.columns.{number}_v4": wanted for number in experiments.values()}
     stored = json.dumps({**_STORED, **columns})
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(executable("chromium")), args=_FLAGS)
@@ -95,7 +96,7 @@ class Experiment:
         infos = self._traces()
         session = infos[0].get("trace_metadata", {}).get("mlflow.trace.session", "")
         return {
-            "list": self._list(),
+            "list": self.rows(),
             "trace": self._trace(infos[0]["trace_id"]),
             "session": self._session(session),
             "tools": self._overview("tool-calls"),
@@ -134,7 +135,7 @@ class Experiment:
             self._page.wait_for_timeout(400)
         return text
 
-    def _list(self) -> list[dict[str, str]]:
+    def rows(self) -> list[dict[str, str]]:
         """The list's rows by column, newest first."""
         self._open("traces")
         self._page.locator("[role=row] [role=cell]").first.wait_for()

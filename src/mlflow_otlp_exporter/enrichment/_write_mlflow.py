@@ -7,6 +7,7 @@ from typing import Any
 
 from opentelemetry.trace import StatusCode
 
+from mlflow_otlp_exporter._attributes import ATTACHMENT
 from mlflow_otlp_exporter.enrichment._kinds import for_mlflow, is_model
 from mlflow_otlp_exporter.enrichment._observation import Cost, Document, Kind, Message, Observation, Part, Usage
 from mlflow_otlp_exporter.enrichment._observed import Observed
@@ -106,6 +107,9 @@ def _write_chat(span: Observed, written: dict[str, Any]) -> None:
             for key, value in (found.invocation_parameters or {}).items()
             if key not in _NO_PARAMETERS and value not in (None, "", [], {})
         }
+        if files := _files(given):
+            # A chat has no place for them; beside it the console shows them.
+            request["files"] = files
         if tools and _holds_tools(span.attributes.get("input.value")):
             # Before 3.13 MLflow takes no list in JSON text; what it shows without us must not go.
             request["tools"] = tools
@@ -119,6 +123,12 @@ def _write_chat(span: Observed, written: dict[str, Any]) -> None:
         written[MESSAGES] = as_json([chat_message(each) for each in given])
     if tools:
         written[TOOLS] = as_json(tools)
+
+
+def _files(messages: Sequence[Message]) -> list[str]:
+    """References to uploaded files that are neither images nor sounds that a chat shows."""
+    parts = [part for message in messages for part in message.parts if part.url.startswith(ATTACHMENT)]
+    return list(dict.fromkeys(part.url for part in parts if _content_part(part)["type"] == "text"))
 
 
 def _holds_tools(request: Any) -> bool:
@@ -176,7 +186,7 @@ def _content_part(part: Part) -> dict[str, Any]:
         return {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
     if part.kind == "text":
         return {"type": "text", "text": part.text}
-    named = part.text or (part.url if not part.url.startswith("data:") else "")
+    named = part.text or (part.url if not part.url.startswith(("data:", ATTACHMENT)) else "")
     return {"type": "text", "text": f"[{part.kind} {named or part.format}]".replace(" ]", "]")}
 
 
