@@ -32,7 +32,7 @@ def test_every_setting_has_a_row_with_all_its_variables() -> None:
     assert rows.keys() == {setting.name for setting in SETTINGS}
     for setting in SETTINGS:
         assert [name for name in setting.variables if f"`{name}`" not in rows[setting.name]] == []
-        assert setting.help.split("; see")[0] in rows[setting.name]
+        assert setting.help.split("docs/")[0] in rows[setting.name]
 
 
 def test_every_argument_belongs_to_somebody() -> None:

@@ -94,7 +94,7 @@ def short_table() -> str:
 def arguments_table() -> str:
     """What `configure()` takes, from its docstring."""
     rows = ["| argument | what it is |", "|---|---|"]
-    return "\n".join(rows + [f"| `{name}` | {said} |" for name, said in _documented(configure)]) + "\n"
+    return "\n".join(rows + [f"| `{name}` | {_linked(said, '')} |" for name, said in _documented(configure)]) + "\n"
 
 
 def _documented(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
@@ -125,7 +125,7 @@ def _default(setting: Setting) -> str:
 
 
 def _linked(said: str, folder: str) -> str:
-    return re.sub(r"see docs/(\w+\.md)", rf"see [\1]({folder}\1)", said)
+    return re.sub(r"\bdocs/(\w+\.md)", rf"[\1]({folder}\1)", said)
 
 
 def tables() -> list[tuple[Any, str, str]]:
