@@ -164,7 +164,7 @@ def test_what_waits_on_disk_is_uploaded_by_the_next_run(tmp_path: Path) -> None:
     found = spans(LARGE)
     with ScriptedServer(listening=False) as server:
         fake = FakeMLflow(server, found, LARGE)
-        more = {"spool": True, "spool_dir": tmp_path, "timeout": 1.0}
+        more = {"spool": True, "spool_dir": tmp_path, "timeout": 10.0}
         exporter = exporter_to(server, **more)
         assert exporter.export(found) is SpanExportResult.SUCCESS
         exporter.shutdown()
@@ -181,7 +181,7 @@ def test_outage_is_waited_for_in_memory_too(scripted_server: ScriptedServer) -> 
     found = spans(LARGE)
     fake = FakeMLflow(scripted_server, found, LARGE)
     scripted_server.answer_with(EXPERIMENT, lambda _: Answer(503))
-    exporter = exporter_to(scripted_server, timeout=0.5)
+    exporter = exporter_to(scripted_server, timeout=3)
     exporter.export(found)
     assert fake.order == []
     record = json.dumps({"experiment": {"artifact_location": "mlflow-artifacts:/7"}}).encode()

@@ -198,7 +198,7 @@ class Slow(FakeMLflow):
     def request(self, method: str, path: str, **options: Any) -> Answer | Failure:
         if "slow" in path:
             self.asked.set()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(60)
         return super().request(method, path, **options)
 
 
@@ -207,7 +207,7 @@ def test_look_up_that_hangs_delays_no_other() -> None:
     found = experiments(api)
     waiting = threading.Thread(target=found.id_of, args=(Destination(experiment="slow"), 5))
     waiting.start()
-    assert api.asked.wait(5)
+    assert api.asked.wait(30)
     assert found.id_of(Destination(experiment="quick"), 5) == "1"
     api.go_on.set()
     waiting.join()

@@ -363,9 +363,13 @@ def test_it_starts_when_it_is_woken_and_ends_when_it_is_closed(process: Callable
     until(lambda: one.spilled > spilled)
     one.drainer.close()
     one.drainer.close()
+    thread = one.drainer._thread
+    assert thread is not None
+    thread.join(30)  # it may be busy for longer than it is waited for
     spilled = one.spilled
     one.drainer.wake()
-    assert not [each for each in threading.enumerate() if each.name == "mlflow-otlp-drainer"]
+    assert one.drainer._thread is thread
+    assert not thread.is_alive()
     assert one.spilled == spilled
 
 

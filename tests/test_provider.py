@@ -113,7 +113,7 @@ def test_rejected_session_is_named(
 ) -> None:
     monkeypatch.setenv(GENERAL, "signing")
     scripted_server.answer(Answer(401))
-    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, timeout=1)
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, timeout=10)
     exporter.export(finished("root"))
     exporter.shutdown(100)
     assert f"credentials: session of the credential provider signing (environment variable {GENERAL})" in caplog.text

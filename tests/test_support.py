@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from support.environments import ROOT, environment
 from support.mlflow_server import MLflowServer, RestError
 from support.needs import NEEDS, executable
-from support.scripted_server import Answer, Recorded, ScriptedServer
+from support.scripted_server import STOP_SECONDS, Answer, Recorded, ScriptedServer
 
 TRACE_ID = bytes(range(16))
 
@@ -47,7 +47,7 @@ def export(name: str = "root", trace_id: bytes = TRACE_ID) -> bytes:
 
 
 def connect(server: ScriptedServer) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=5)
+    return http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
 
 
 def post_on(
@@ -67,7 +67,7 @@ def post(server: ScriptedServer, body: bytes = b"x", path: str = "/v1/traces", *
 
 def wait_until(true: Callable[[], bool]) -> None:
     """Wait for what has no event of its own."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while not true():
         assert time.monotonic() < end
         threading.Event().wait(0.01)
@@ -188,7 +188,7 @@ def test_a_large_request_and_answer(scripted_server: ScriptedServer) -> None:
 
 def test_expect_continue(scripted_server: ScriptedServer) -> None:
     address = scripted_server.url.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1])), timeout=5) as sock:
+    with socket.create_connection((address[0], int(address[1])), timeout=30) as sock:
         sock.sendall(b"POST /v1/traces HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
         assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"abc")
@@ -197,7 +197,7 @@ def test_expect_continue(scripted_server: ScriptedServer) -> None:
 
 def test_what_is_not_http_is_refused(scripted_server: ScriptedServer) -> None:
     address = scripted_server.url.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1])), timeout=5) as sock:
+    with socket.create_connection((address[0], int(address[1])), timeout=30) as sock:
         sock.sendall(b"\x16\x03\x01 hello\r\n")
         assert sock.recv(100).startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert scripted_server.requests == []
@@ -239,7 +239,7 @@ def test_keep_alive_can_be_refused(scripted_server: ScriptedServer) -> None:
 
 
 def test_connections_are_served_in_parallel(scripted_server: ScriptedServer) -> None:
-    both = threading.Barrier(2, timeout=5)
+    both = threading.Barrier(2, timeout=30)
 
     def meet(_request: Recorded) -> Answer:
         both.wait()
@@ -267,13 +267,13 @@ def test_busy_connections_are_not_closed_as_idle(scripted_server: ScriptedServer
 
     def hold(_request: Recorded) -> Answer:
         reached.set()
-        released.wait(5)
+        released.wait(30)
         return Answer(body=b"held")
 
     scripted_server.answer_with("/v1/traces", hold)
     with closing(connect(scripted_server)) as connection:
         connection.request("POST", "/v1/traces", b"x")
-        assert reached.wait(5)
+        assert reached.wait(30)
         scripted_server.close_idle_connections()
         released.set()
         assert connection.getresponse().read() == b"held"
@@ -407,7 +407,7 @@ def test_closing_interrupts_what_takes_long(answer: Answer) -> None:
         server.wait_for(1)
         start = time.monotonic()
         server.close()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < STOP_SECONDS
         with pytest.raises((http.client.HTTPException, OSError)):
             connection.getresponse().read()
 
@@ -416,16 +416,16 @@ def test_closing_ends_idle_and_half_sent_connections() -> None:
     threads = set(threading.enumerate())
     with ScriptedServer() as server:
         address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
-        idle = socket.create_connection(address, timeout=5)
-        half = socket.create_connection(address, timeout=5)
+        idle = socket.create_connection(address, timeout=30)
+        half = socket.create_connection(address, timeout=30)
         half.sendall(b"POST /v1/traces HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
         wait_until(lambda: server.connections == 2)
     with idle, half:
         assert idle.recv(1) == b""
         assert half.recv(1) == b""
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address, timeout=5)
+        socket.create_connection(address, timeout=30)
 
 
 # The guards, the needs and the matrix: each in a pytest of its own
