@@ -271,7 +271,7 @@ def test_on_by_default_in_configure(
     provider = TracerProvider(shutdown_on_exit=False)
     telemetry = configure(tracking_uri=server.url, experiment_id=1, tracer_provider=provider, **arguments)
     provider.get_tracer("tests").start_span("a").end()
-    result = telemetry.shutdown(2)
+    result = telemetry.shutdown()
     provider.shutdown()
     assert (result.spooled, result.refused) == ((1, 0) if spooled else (0, 1))
     assert len(on_disk()) == spooled
@@ -290,7 +290,7 @@ def test_behind_an_otlp_endpoint_it_is_off_unless_asked_for(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", server.traces_url)
     telemetry = configure(experiment_id=1, tracer_provider=provider)
     provider.get_tracer("tests").start_span("a").end()
-    assert telemetry.shutdown(2).spooled == spooled
+    assert telemetry.shutdown().spooled == spooled
     provider.shutdown()
     assert len(on_disk()) == spooled
 

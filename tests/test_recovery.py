@@ -82,7 +82,7 @@ def killed(url: str, code: str, **variables: str) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert journals()
@@ -101,7 +101,7 @@ def next_run(url: str, **arguments: Any) -> Iterator[MLflowSpanExporter]:
     """Another app, at least until all that lay on disk is taken up and sent."""
     exporter = MLflowSpanExporter(tracking_uri=url, **{"experiment": "mine", "spool": True, **arguments})
     try:
-        until(lambda: not journals() and not on_disk(), 30)
+        until(lambda: not journals() and not on_disk())
         yield exporter
     finally:
         exporter.shutdown(5000)
@@ -124,7 +124,7 @@ def test_each_tenant_finds_its_own_spans_only(workspace_server: MLflowServer) ->
     own = workspace_server.create_experiment("the next run's")
     killed(workspace_server.uri, TWO_TENANTS)
     with next_run(workspace_server.uri, experiment="the next run's") as exporter:
-        until(lambda: exporter.stats().delivered == 5, 30)
+        until(lambda: exporter.stats().delivered == 5)
     for name, expected in (("a", ["a ended", "a root"]), ("b", ["b child", "b ended", "b root"])):
         found = workspace_server.search_traces(places[name], workspace=f"team-{name}")
         traces = [workspace_server.trace(each["trace_id"].removeprefix("tr-"), f"team-{name}") for each in found]
@@ -212,7 +212,7 @@ def test_nothing_is_removed_that_could_not_be_read(
     until(lambda: "cannot be read" in caplog.text)
     assert journals()
     broken.clear()
-    until(lambda: came(server) == {(None, "one's", None): ["a"]}, 20)
+    until(lambda: came(server) == {(None, "one's", None): ["a"]})
     exporter.shutdown(2000)
 
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_read_is_set_aside_and_blocks_nothing(
 def said_by_status(url: str) -> str:
     variables = {**os.environ, "MLFLOW_TRACKING_URI": url}
     command = [sys.executable, "-m", "mlflow_otlp_exporter", "spool", "status"]
-    return subprocess.run(command, env=variables, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(command, env=variables, check=True, capture_output=True, text=True, timeout=200).stdout
 
 
 @pytest.mark.parametrize("kept", [1, 5, 30])
@@ -369,7 +369,7 @@ def test_each_identity_finds_its_own_journal_only(server: ScriptedServer, tmp_pa
         killed(server.url, code, MLFLOW_EXPERIMENT_ID="1", MLFLOW_TRACKING_TOKEN_FILE=str(tmp_path / name))
     assert len({path.parent for path in journals()}) == 2
     exporter = MLflowSpanExporter(tracking_uri=server.url, spool=True, credentials=tmp_path / "b")
-    until(lambda: exporter.stats().delivered == 1, 20)
+    until(lambda: exporter.stats().delivered == 1)
     exporter.shutdown(2000)
     assert [(r.headers["authorization"], [s.name for s in r.spans()]) for r in server.to("/v1/traces")] == [
         ("Bearer token-b", ["b"])

@@ -200,7 +200,7 @@ def test_parcel_that_cannot_even_be_given_up_keeps_no_other_waiting(caplog: pyte
     for number in range(2):
         senders.put("a", Parcel("a", number))
     script.wait(1)
-    senders.close(5)
+    senders.close(LONG)
     assert script.seen == [("a", 1)]
     assert "could not be kept" in caplog.text
 

@@ -40,10 +40,10 @@ os.kill(os.getpid(), 9)
 RECOVERS = (
     APP
     + """
-end = time.monotonic() + 30
+end = time.monotonic() + 90
 while telemetry.stats().delivered < int(sys.argv[1]) and time.monotonic() < end:
     threading.Event().wait(0.05)
-say(telemetry.shutdown(5))
+say(telemetry.shutdown(20))
 """
 )
 IMPORTS = """
@@ -71,7 +71,7 @@ def run(url: str, code: str, *words: str, **more: str) -> subprocess.CompletedPr
         check=False,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=200,
     )
 
 
