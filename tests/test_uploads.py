@@ -234,6 +234,18 @@ def test_where_nothing_can_be_uploaded_spans_hold_what_they_would_have(
         assert list(story.api.files.values()) == [SMALL]
 
 
+def test_other_experiments_are_not_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    story = Story()
+    story.api.location = located("s3://bucket/7")
+    story.runs(shipment({"a": SMALL_URL}))
+    story.api.location = located("mlflow-artifacts:/7")
+    other = shipment({"a": SMALL_URL})
+    other.destination = Destination("team-a", "another")
+    assert story.runs(other) == [True]
+    assert list(story.api.files.values()) == [SMALL]
+    assert len(caplog.records) == 1
+
+
 def test_no_mlflow_no_upload() -> None:
     story = Story()
     story.experiment = None

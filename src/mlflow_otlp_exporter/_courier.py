@@ -114,7 +114,7 @@ class Courier:
 
     def _upload(self, uploads: Uploads, shipment: Shipment, seconds: float) -> Next | None:
         """Uploads a file that the spans refer to; None when they may be sent."""
-        done = uploads.step(shipment, seconds, hurried=self.closing)
+        done = uploads.step(shipment, seconds, hurried=self.closing and self._depot is None)
         if isinstance(done, Outcome):
             return self._postponed(shipment, done)
         return None if done else Next((shipment,))

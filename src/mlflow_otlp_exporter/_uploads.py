@@ -21,6 +21,7 @@ from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, read_answer, read_failure
 from mlflow_otlp_exporter._rest_call import call
+from mlflow_otlp_exporter._routes import with_room
 from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shipment import Shipment
 from mlflow_otlp_exporter._stored import Stored, Unanswered, Version
@@ -34,7 +35,7 @@ _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _TRIES = 3
 # For so long nothing is uploaded after uploading alone has failed, and after it was refused.
 _PAUSE_SECONDS, _REFUSED_SECONDS = 60.0, 600.0
-_KEPT = 10_000
+_KEPT, _MOST_DESTINATIONS = 10_000, 1000
 
 
 def opened(
@@ -77,8 +78,9 @@ class Uploads:
         self._api, self._experiment, self._stored, self._report = api, experiment, stored, report
         self._longest, self._same_server, self._clock = longest, same_server, clock
         self._folders: dict[tuple[str | None, str], str] = {}
-        self._failures: dict[str | None, int] = {}
-        self._paused: dict[str | None, tuple[float, str]] = {}
+        # By the name of a destination.
+        self._failures: dict[str, int] = {}
+        self._paused: dict[str, tuple[float, str]] = {}
         self._smallest_refused: int | None = None
         self._done: dict[str, None] = {}
         self._renew()
@@ -106,8 +108,7 @@ class Uploads:
         if done:
             _settle(shipment, done)
             return done == wanted.keys()
-        workspace = shipment.destination.workspace
-        until, why = self._paused.get(workspace, (0.0, ""))
+        until, why = self._paused.get(shipment.destination.name, (0.0, ""))
         if self._clock() < until:
             return self._without(shipment, wanted, why)
         try:
@@ -121,7 +122,7 @@ class Uploads:
             return self._without(shipment, {each.id: each}, "it is too large for what is between here and MLflow")
         outcome = self._put(folder, each, shipment, seconds)
         if outcome.verdict is Verdict.DELIVERED:
-            self._failures.pop(workspace, None)
+            self._failures.pop(shipment.destination.name, None)
             self._report.count(attached=1)
             with self._lock:
                 self._done[each.id] = None
@@ -166,17 +167,20 @@ class Uploads:
         is_up: Callable[[], bool] = lambda: False,
     ) -> Outcome | bool:
         """Spans wait with what is to be uploaded; not for long where it is no outage that they would wait for too."""
-        workspace = shipment.destination.workspace
-        failures = self._failures[workspace] = self._failures.get(workspace, 0) + 1
+        name = shipment.destination.name
+        failures = with_room(self._failures, _MOST_DESTINATIONS)[name] = self._failures.get(name, 0) + 1
         if (hurried or failures >= _TRIES) and (not self._same_server or is_up()):
-            self._paused[workspace] = (self._clock() + _PAUSE_SECONDS, outcome.message)
+            self._pause(shipment, _PAUSE_SECONDS, outcome.message)
             return self._without(shipment, wanted, outcome.message)
         # Without its status: a 500 to this is no reason to look for a span that the server trips over.
         return replace(outcome, status=None, ambiguous=False)
 
     def _refused(self, shipment: Shipment, wanted: dict[str, Attachment], why: str) -> bool:
-        self._paused[shipment.destination.workspace] = (self._clock() + _REFUSED_SECONDS, why)
+        self._pause(shipment, _REFUSED_SECONDS, why)
         return self._without(shipment, wanted, why)
+
+    def _pause(self, shipment: Shipment, seconds: float, why: str) -> None:
+        with_room(self._paused, _MOST_DESTINATIONS)[shipment.destination.name] = (self._clock() + seconds, why)
 
     def _without(self, shipment: Shipment, wanted: dict[str, Attachment], why: str) -> bool:
         """Has the spans say themselves what is not uploaded; whether that was all."""
@@ -211,7 +215,8 @@ class Uploads:
         key = (destination.workspace, experiment)
         found = self._folders.get(key)
         if found is None:
-            found = self._folders[key] = self._asked(experiment, destination, seconds)
+            found = self._asked(experiment, destination, seconds)
+            with_room(self._folders, _MOST_DESTINATIONS)[key] = found
         return found
 
     def _asked(self, experiment: str, destination: Destination, seconds: float) -> str:
