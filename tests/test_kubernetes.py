@@ -1,5 +1,6 @@
 """A pod with a service account, and MLflow with Kubernetes' own permissions: the real plugin, a cluster's stand-in."""
 
+import base64
 import socket
 import subprocess
 import threading
@@ -25,7 +26,7 @@ from support.mlflow_server import MLflowServer
 from support.needs import executable
 from support.nginx import Nginx, _free_ports
 from support.spans import finished
-from support.traces import until
+from support.traces import ended, until
 
 pytestmark = [pytest.mark.matrix, pytest.mark.needs("python3.12")]
 
@@ -454,6 +455,37 @@ def test_proxy_that_names_nobody_or_a_stranger(
     assert message in caplog.text
     assert exporter.stats().refused == 0
     exporter.shutdown(500)
+
+
+@pytest.mark.parametrize(
+    ("verbs", "attached"), [(("get", "update"), (1, 0)), (("update",), (0, 1))], ids=["reads", "only-writes"]
+)
+def test_what_goes_with_spans_takes_the_right_to_read_as_well(
+    by_token: Platform, caplog: pytest.LogCaptureFixture, verbs: tuple[str, ...], attached: tuple[int, int]
+) -> None:
+    """Attachments and prompts; a token that may only write does without, and its spans land."""
+    name = f"goes with spans, {' '.join(verbs)}"
+    number = by_token.server.create_experiment(name, "team-a")
+    picture = base64.b64encode(bytes(range(256)) * 50).decode()
+    said = {
+        "input.value": f"data:image/png;base64,{picture}",
+        "mlflow.traceTag.mlflow.linkedPrompts": '[{"name": "greeting", "version": "1"}]',
+    }
+    exporter = MLflowSpanExporter(
+        tracking_uri=by_token.server.uri,
+        experiment_id=number,
+        workspace="team-a",
+        credentials=by_token.allow(f"may-{'-'.join(verbs)}", *verbs),
+        attachments=True,
+        trace_info=True,
+    )
+    assert exporter.export(ended(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    stats = exporter.stats()
+    assert (stats.attached, stats.not_attached) == (stats.followed_up, stats.not_followed_up) == attached
+    assert by_token.names(name) == ["root 0"]
+    codes = [line.getMessage()[-len("[MLO-516]") :] for line in caplog.records]
+    assert codes == ([] if "get" in verbs else ["[MLO-516]", "[MLO-514]"])
 
 
 def test_cluster_is_asked_for_what_the_example_grants(by_token: Platform) -> None:
