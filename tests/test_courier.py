@@ -194,7 +194,7 @@ def test_delivered_at_once() -> None:
     story.send(spans)
     assert story.lands_once(spans)
     assert (story.settled, story.postponed, story.server.asked) == (1, [], 0)
-    assert story.report.stats().delivered == 2
+    assert (story.report.stats().delivered, story.courier.failures) == (2, 0)
 
 
 AWAY = [
@@ -222,7 +222,7 @@ def test_what_may_succeed_later_is_kept_and_sent_again(
     story.send(spans)
     assert story.server.times == times
     assert (story.settled, story.refused, story.report.stats().retries) == (1, 0, 3)
-    assert len(story.postponed) == 3
+    assert len(story.postponed) == story.courier.failures == 3
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "spans wait in memory",
         "spans are accepted again, after " + f"{times[3]:.0f} s of trouble [MLO-804]",

@@ -412,14 +412,14 @@ def test_without_a_thread_what_is_on_disk_stays_there(
 class Courier:
     """What the drainer looks at of one."""
 
-    def __init__(self, *, troubled: bool = False) -> None:
-        self._outcomes, self.patience = 0, SimpleNamespace(troubled=troubled)
-        self.grows = troubled
+    def __init__(self, *, troubled: bool = False, fails: bool = False) -> None:
+        self._failures, self.patience = 0, SimpleNamespace(troubled=troubled)
+        self.grows = fails
 
     @property
-    def outcomes(self) -> int:
-        self._outcomes += self.grows
-        return self._outcomes
+    def failures(self) -> int:
+        self._failures += self.grows
+        return self._failures
 
 
 def waited(one: Process, seconds: float, courier: Any) -> tuple[int, float]:
@@ -435,7 +435,9 @@ def test_nobody_waits_for_what_others_have_put_there(process: Callable[..., Proc
     assert seconds < 30
 
 
-def test_it_is_waited_for_as_long_as_the_server_takes_it(process: Callable[..., Process]) -> None:
+@pytest.mark.parametrize("troubled", [False, True], ids=["all is well", "elsewhere it is not"])
+def test_it_is_waited_for_as_long_as_the_server_takes_it(process: Callable[..., Process], *, troubled: bool) -> None:
+    """Another destination may be in trouble from before: nothing has failed since."""
     one = process()
     for each in NAMES[:5]:
         one.put(each)
@@ -448,7 +450,7 @@ def test_it_is_waited_for_as_long_as_the_server_takes_it(process: Callable[..., 
 
     thread = threading.Thread(target=deliver)
     thread.start()
-    assert waited(one, 60, Courier())[0] == 0
+    assert waited(one, 60, Courier(troubled=troubled))[0] == 0
     thread.join()
 
 
@@ -461,7 +463,7 @@ def test_it_is_not_waited_for_when_nothing_moves(
     one, other = process(), process()
     one.put(NAMES[0])
     (one if draining else other).look()
-    left, seconds = waited(one, 60, Courier(troubled=draining))
+    left, seconds = waited(one, 60, Courier(troubled=draining, fails=draining))
     assert left == 1
     assert seconds < 30
 

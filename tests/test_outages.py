@@ -149,6 +149,28 @@ def test_another_run_sends_what_one_has_left(server: ScriptedServer, switch: Swi
     assert second.telemetry.shutdown() == FlushResult(delivered=2)
 
 
+def test_nothing_is_missing_when_threads_begin_with_what_another_run_has_left(
+    server: ScriptedServer, switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may run before the constructor goes on."""
+    switch.down = DOWN
+    first = App(server)
+    first.end("a")
+    assert first.telemetry.shutdown() == FlushResult(spooled=1)
+    seen: list[tuple[Any, set[str]]] = []
+
+    def wake(drainer: Any) -> None:
+        pipeline = drainer._send.__self__
+        seen.append((pipeline, set(vars(pipeline))))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_drainer.Drainer, "wake", wake)
+        second = exporter(server)
+        pipeline, there = seen[0]
+        assert there == set(vars(pipeline))
+        second.shutdown(1000)
+
+
 def test_known_to_be_down_it_goes_to_disk_at_once(app: App, switch: Switch) -> None:
     switch.down = DOWN
     app.end("a")

@@ -73,7 +73,7 @@ class Courier:
         self.delivered: Callable[[Destination, Sequence[EncodedSpan]], None] = lambda _destination, _spans: None
         self.uploads: Uploads | None = None
         self.patience = Patience(clock, jitter, on_disk=depot is not None)
-        self.outcomes = 0
+        self.failures = 0
         self._suspects = Suspects(clock)
         # Bytes that a request may have: less than was asked for once a proxy has said 413.
         self.size_limit: int | None = None
@@ -103,9 +103,9 @@ class Courier:
         shipment.attempted = True
         shipment.origin.sending()
         outcome = self._delivery.attempt(request, seconds)
-        self.outcomes += 1
         if outcome.verdict in (Verdict.DELIVERED, Verdict.PARTLY):
             return self._arrived(shipment, outcome)
+        self.failures += 1
         if outcome.verdict is Verdict.SPLIT:
             return self._too_large(shipment, outcome, len(request.body))
         if outcome.verdict is Verdict.REFUSED:

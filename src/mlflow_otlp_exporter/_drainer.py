@@ -218,13 +218,13 @@ class Drainer:
         """
         spool, pause = self._depot.spool, threading.Event()
         moved = time.monotonic()
-        deadline, before, least = moved + seconds, courier.outcomes, spool.spans_of_this_process()
+        deadline, before, least = moved + seconds, courier.failures, spool.spans_of_this_process()
         while left := spool.spans_of_this_process():
             now = time.monotonic()
             if left < least:
                 least, moved = left, now
             # Where another process drains, nobody here knows whether the server is away: then nothing moves.
-            stuck = courier.outcomes != before if self.draining else now - moved > _PATIENCE_SECONDS
+            stuck = courier.failures != before if self.draining else now - moved > _PATIENCE_SECONDS
             if now >= deadline or (stuck and (courier.patience.troubled or not self.draining)):
                 return left
             pause.wait(min(_POLL_SECONDS, deadline - now))

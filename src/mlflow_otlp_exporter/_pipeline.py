@@ -116,13 +116,13 @@ class Pipeline:
             self.drainer = Drainer(self.depot, send=self._send, spill=self._spill, tidy=self._tidy, report=self.report)
             self.depot.changed = self.drainer.wake
             self.depot.spool.pressed = self._is_pressed
-            if self.depot.has_leftovers():
-                # What another run has left. Else no thread is started before there is something to send, as an app may
-                # fork until then.
-                self.drainer.wake()
         self.in_flight = InFlight()
         self.closed = False
         self._until = math.inf
+        if self.drainer is not None and self.depot is not None and self.depot.has_leftovers():
+            # What another run has left, sent by threads that need all of the above. Else no thread is started before
+            # there is something to send, as an app may fork until then.
+            self.drainer.wake()
 
     def _servers(self) -> tuple[Transport, Transport | None]:
         """The OTLP endpoint and the REST side, wherever they lie, and in the workspace of a pod."""

@@ -151,7 +151,7 @@ def _flush(settings: Settings, seconds: float) -> int:
         pipeline.drainer.wake()
         # What killed processes left of each span becomes requests when it looks first.
         while (not pipeline.drainer.has_looked or spool.totals().files) and time.monotonic() < deadline:
-            if courier.patience.troubled and courier.outcomes:
+            if courier.patience.troubled and courier.failures:
                 break  # the log has said why
             pause.wait(_POLL_SECONDS)
         left = spool.totals()
