@@ -49,6 +49,7 @@ CODE = r" \[MLO-\d{3}\]"
 """Each line ends with one."""
 SERVER_ADVICE = "check that the server is up"
 NOT_MLFLOW_ADVICE = r"check the address: it should be that of an MLflow server with a database \(3.6 or newer\)"
+LOGIN_ADVICE = r"set MLFLOW_TRACKING_URI to the service inside the cluster, or .*a token \(MLFLOW_TRACKING_TOKEN_FILE\)"
 DESTINATION_ADVICE = "check experiment, workspace, and the permission to write there"
 CREDENTIALS_ADVICE = "credentials: argument credentials=; check the token, its file, or user and password"
 CONTENT_ADVICE = "the server is up, but refuses this content: see its message, or its own log"
@@ -143,12 +144,16 @@ def retried(
     return Row(name, (answer,) * times, **{"requests": times + 1, **found})
 
 
-def not_mlflow(name: str, answer: Answer, said: str, **more: Any) -> Row:
-    return retried(name, answer, said, NOT_MLFLOW_ADVICE, **more)
+def not_mlflow(name: str, answer: Answer, said: str, advice: str = NOT_MLFLOW_ADVICE, **more: Any) -> Row:
+    return retried(name, answer, said, advice, **more)
 
 
-def destination(name: str, answer: Answer, said: str, **more: Any) -> Row:
-    return retried(name, answer, said, DESTINATION_ADVICE, **more)
+def login(name: str, answer: Answer, said: str) -> Row:
+    return not_mlflow(name, answer, said, LOGIN_ADVICE)
+
+
+def destination(name: str, answer: Answer, said: str, advice: str = DESTINATION_ADVICE, **more: Any) -> Row:
+    return retried(name, answer, said, advice, **more)
 
 
 def credentials(name: str, answer: Answer, said: str, **more: Any) -> Row:
@@ -283,31 +288,31 @@ ROWS = [
     partly("partial success, prompt in SQL", Answer(headers=PROTOBUF, body=partial(1, "bad" + SQL)), "bad"),
     # Redirects and login pages.
     *(
-        not_mlflow(f"{status} to a login", redirect(status, LOGIN), f"{status}: {SAID_LOGIN}")
+        login(f"{status} to a login", redirect(status, LOGIN), f"{status}: {SAID_LOGIN}")
         for status in (301, 302, 303, 307, 308)
     ),
-    not_mlflow("304", Answer(304), "304: the server redirects to elsewhere, which is not followed with credentials"),
-    not_mlflow(
+    login("304", Answer(304), "304: the server redirects to elsewhere, which is not followed with credentials"),
+    login(
         "307 to itself",
         redirect(307, TRACES_PATH),
         "307: the server redirects to /v1/traces, which is not followed with credentials",
     ),
-    not_mlflow(
+    login(
         "200, login page",
         page(200, "Sign in"),
         r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
     ),
-    not_mlflow(
+    login(
         "200, login page without a label",
         Answer(body=b"\n<html><title>Sign in</title></html>"),
         r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
     ),
-    not_mlflow(
+    login(
         "200, login page labelled JSON",
         Answer(headers=JSON, body=b"<!doctype html><title>Sign in</title>"),
         r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
     ),
-    not_mlflow(
+    login(
         "200, HTML label without a body",
         Answer(headers=HTML),
         r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
@@ -325,6 +330,7 @@ ROWS = [
         "501: MLflow's file store",
         detail("REST OTLP span logging is not supported by FileStore", 501),
         "501: REST OTLP span logging is not supported by FileStore",
+        "start it with a database: mlflow server --backend-store-uri sqlite:///mlflow.db",
     ),
     # Credentials.
     credentials(
@@ -401,6 +407,7 @@ ROWS = [
         "500: a workspace where there are none",
         error(500, "FEATURE_DISABLED", "Workspace APIs are not available: workspaces are not enabled on this server"),
         "500: Workspace APIs are not available: workspaces are not enabled on this server",
+        "unset MLFLOW_WORKSPACE, or start the server with --enable-workspaces",
         times=4,
     ),
     destination("403: basic-auth", text(403, "Permission denied"), "403: Permission denied"),
@@ -413,6 +420,7 @@ ROWS = [
         "403: MLflow's allowed hosts",
         text(403, "Invalid Host header - possible DNS rebinding attack detected"),
         "403: Invalid Host header - possible DNS rebinding attack detected",
+        "start it with `mlflow server --allowed-hosts HOST:PORT`, HOST being that of MLFLOW_TRACKING_URI",
     ),
     destination("404, JSON: another API", detail("Not Found", 404), "404: Not Found"),
     destination("404, empty", Answer(404), "404"),
@@ -712,7 +720,8 @@ def test_server_that_does_not_listen_yet(caplog: pytest.LogCaptureFixture) -> No
         assert exporter.force_flush(20_000)
         assert counts(exporter) == (SPANS, 0, 0)
     said = r"127\.0\.0\.1:\d+ refuses connections: is the server running\?"
-    assert not unlike(logs(caplog), [waits(said, SERVER_ADVICE), AGAIN])
+    advice = r"start it \(`mlflow server .*`\), or set MLFLOW_TRACKING_URI to where it is"
+    assert not unlike(logs(caplog), [waits(said, advice), AGAIN])
     assert [request.path for request in server.requests] == [TRACES_PATH]
 
 

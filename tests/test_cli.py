@@ -20,11 +20,40 @@ def test_settings_are_shown_with_their_sources_and_without_secrets(
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted")
     assert cli.main(["settings"]) == 0
     shown = capsys.readouterr().out
-    rows = {line.split()[0]: line.split(None, 2)[1:] for line in shown.splitlines()}
+    table, _, whose = shown.partition("\n\n")
+    rows = {line.split()[0]: line.split(None, 2)[1:] for line in table.splitlines()}
     assert rows["target"] == ["http://m/v1/traces", "environment variable MLFLOW_TRACKING_URI"]
     assert rows["token"] == ["***", "environment variable MLFLOW_TRACKING_TOKEN"]
     assert rows["timeout"] == ["10.0", "default"]
+    assert rows["spool"][0] == rows["create_experiment"][0] == "True"  # as in an app with configure()
+    assert whose.startswith("These are configure()'s.")
     assert "planted" not in shown
+
+
+@pytest.mark.parametrize("command", ["settings", "doctor"])
+def test_variable_that_is_mistyped_is_told(
+    command: str,
+    scripted_server: ScriptedServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
+    monkeypatch.setenv("MLFLOW_OTLP_SPOL_DIR", "planted")
+    cli.main([command])
+    shown = "".join(capsys.readouterr())
+    assert "MLFLOW_OTLP_SPOL_DIR" in shown
+    assert "MLFLOW_OTLP_SPOOL_DIR" in shown
+    assert "MLO-101" in shown
+    assert "planted" not in shown
+
+
+def test_reader_that_has_seen_enough_is_no_mistake() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        command = [sys.executable, "-m", "mlflow_otlp_exporter", "settings"]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_wrong_setting_ends_with_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,18 @@ def test_header(arguments: dict[str, Any], header: str | None) -> None:
     assert chosen(**arguments).authorization() == header
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "none"),
+        ({"username": "ada"}, "none (argument username= without MLFLOW_TRACKING_PASSWORD)"),
+        ({"password": "planted"}, "none (argument password= without MLFLOW_TRACKING_USERNAME)"),
+    ],
+)
+def test_what_lacks_is_told(arguments: dict[str, Any], words: str) -> None:
+    assert str(chosen(**arguments)) == words
+
+
 def test_token_file_is_read_again_when_it_changed_and_beats_a_token(tmp_path: Path) -> None:
     file = tmp_path / "token"
     credentials = chosen(token_file=str(file), token="stale")

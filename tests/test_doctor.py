@@ -571,7 +571,7 @@ def test_what_waits_on_disk_is_told_and_left_alone(world: World, capsys: pytest.
     for _ in range(2):
         status, steps = examined(capsys)
         assert status == 1
-        assert "2 spans wait in 1 files" in steps["spool"]["found"]
+        assert "2 spans wait in 1 requests" in steps["spool"]["found"]
 
 
 def test_proxy_that_is_not_for_this_host(world: World) -> None:

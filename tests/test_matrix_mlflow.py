@@ -131,7 +131,7 @@ def test_workspace_of_a_server_without_them_is_explained_in_the_servers_words(
         waits(MLflowSpanExporter(timeout=60, tracking_uri=server.uri, experiment_id=0, workspace="team-a"), 3)
     finally:
         server.stop()
-    assert "workspaces are not enabled on this server; check experiment, workspace" in caplog.text
+    assert "workspaces are not enabled on this server; unset MLFLOW_WORKSPACE" in caplog.text
 
 
 def test_repaired_spans_land_in_one_request(mlflow: Versioned) -> None:

@@ -174,6 +174,10 @@ def test_no_answer() -> None:
         (Answer(403, JSON, body({"error": {"code": "DENIED", "message": "words"}})), "words", "DENIED"),
         (Answer(401, {"content-type": "text/plain"}, b"You are\nnot authenticated."), "You are not authenticated.", ""),
         (Answer(404, HTML, b"<title>404 Not\nFound</title>"), "an HTML page (404 Not Found)", ""),
+        # As MLflow's basic auth labels its sentences.
+        (Answer(401, HTML, b"You are not authenticated."), "You are not authenticated.", ""),
+        (Answer(403, HTML, b"Permission denied"), "Permission denied", ""),
+        (Answer(403, HTML, b""), "an HTML page", ""),
         (Answer(500, {}, b""), "", ""),
         (Answer(500, {}, b"\xff\x00"), "", ""),
         (Answer(500, JSON, b"[1]"), "[1]", ""),

@@ -14,7 +14,7 @@ import pytest
 
 from mlflow_otlp_exporter import _run
 from mlflow_otlp_exporter._instrumentors import Candidate
-from mlflow_otlp_exporter._run import doubles, variables_for
+from mlflow_otlp_exporter._run import doubles, lacking, variables_for
 from mlflow_otlp_exporter.cli import main
 from mlflow_otlp_exporter.testing import RecordedSpan, RecordedTrace, RecordingEndpoint
 from support.documents import blocks
@@ -53,6 +53,12 @@ def test_two_instrumentations_of_one_library_are_told() -> None:
     assert doubles(found[:1]) == []
     (said,) = doubles(found)
     assert said.startswith("openai is instrumented by a.openai and b.openai, so that")
+
+
+def test_no_instrumentation_at_all_is_told() -> None:
+    (said,) = lacking([])
+    assert said.startswith("no instrumentation is installed")
+    assert lacking([Candidate("x", "x", "x", 2, EntryPoint("x", "x:X", "opentelemetry_instrumentor"))]) == []
 
 
 @pytest.mark.parametrize(

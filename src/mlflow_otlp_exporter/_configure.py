@@ -25,6 +25,7 @@ from mlflow_otlp_exporter._shown import chosen_settings
 from mlflow_otlp_exporter._telemetry import FLUSH_SECONDS, SHUTDOWN_SECONDS, FlushResult, Telemetry
 from mlflow_otlp_exporter._tracer_provider import add_processor, provider_to_use, sdk_provider
 from mlflow_otlp_exporter._tracers import use_provider
+from mlflow_otlp_exporter._unknown_variables import told_unknown
 from mlflow_otlp_exporter._zero_code import stand_down
 
 DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spool": True, "handle_sigterm": True}
@@ -304,6 +305,8 @@ def _announce(settings: Settings | None, app: AppSettings, joined: str) -> None:
         logger.info("traces go to an exporter made by hand; %s [%s]", joined, Code.CONFIGURED)
     else:
         logger.info("traces go to %s; %s [%s]", chosen_settings(settings), joined, Code.CONFIGURED)
+        for line in told_unknown(os.environ):
+            logger.warning("%s [%s]", line, Code.SETTING)
 
 
 def _instrument(provider: TracerProvider, app: AppSettings) -> None:

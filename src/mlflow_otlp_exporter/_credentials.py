@@ -176,6 +176,9 @@ def credentials_for(server: ServerSettings) -> Credentials:
     if server.credential_provider:
         provider = f"session of the credential provider {server.credential_provider}"
         return _Fixed(None, f"{provider} ({sources['credential_provider']})")
+    if server.username or server.password:
+        there, lacking = ("username", "password") if server.username else ("password", "username")
+        return _Fixed(None, f"none ({sources[there]} without MLFLOW_TRACKING_{lacking.upper()})")
     return _Fixed(None, "none")
 
 

@@ -297,9 +297,13 @@ def _wrong(message: str, code: Code) -> Outcome:
 
 
 def _nobody_to_ask(destination: Destination) -> str:
-    wanted = f"experiment {destination.experiment!r}" if destination.experiment else "no experiment was given and none"
+    wanted = (
+        f"experiment {destination.experiment!r} cannot"
+        if destination.experiment
+        else "no experiment was given and none can"
+    )
     return (
-        f"{wanted} can be looked up, as no MLflow server answers beside the OTLP endpoint: spans are sent without an "
+        f"{wanted} be looked up, as no MLflow server answers beside the OTLP endpoint: spans are sent without an "
         "experiment header. Behind a Collector, let it add the header x-mlflow-experiment-id; else give experiment_id= "
         "or, for the look-up, MLFLOW_TRACKING_URI"
     )

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
-from mlflow_otlp_exporter._advice import advice_for
 from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._depot import name_for
 from mlflow_otlp_exporter._finding import Finding, State
@@ -22,6 +21,7 @@ from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shown import chosen_settings
 from mlflow_otlp_exporter._spool import Spool
 from mlflow_otlp_exporter._spool_folder import usable_folder
+from mlflow_otlp_exporter._unknown_variables import unknown_variables
 from mlflow_otlp_exporter._version import __version__
 
 _PACKAGES = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "requests")
@@ -62,6 +62,12 @@ def local_findings(settings: Settings) -> Iterator[Finding]:
 
 def _settings(settings: Settings) -> Finding:
     found = chosen_settings(settings)
+    mistyped = list(unknown_variables(os.environ))
+    if mistyped:
+        cause = f"{', '.join(name for name, _ in mistyped)}: none of this library's, and without effect"
+        meant = ", ".join(f"{near} instead of {name}" for name, near in mistyped if near)
+        fix = f"set {meant}" if meant else "unset it; docs/configuration.md has all variables"
+        return Finding("settings", State.WARNING, found, cause=cause, fix=fix, code=Code.SETTING)
     unused = settings.traces.unused
     if unused:
         names = ", ".join(unused)
@@ -145,11 +151,11 @@ def _spool(settings: Settings) -> Finding:
         return failed("spool", Code.DISK, f"{where} ({settings.sources['spool_dir']}) cannot be written: {said}")
     totals = Spool(settings.disk, name, "", Notes()).totals()
     free = shutil.disk_usage(folder).free // 1_000_000
-    found = f"{folder}: {totals.spans} spans wait in {totals.files} files; {free} MB of the disk are free"
+    found = f"{folder}: {totals.spans} spans wait in {totals.files} requests; {free} MB of the disk are free"
     if totals.files:
-        advice = advice_for(Code.AWAY)
         cause = "they could not be delivered when they came; whatever uses the exporter next sends them"
-        return Finding("spool", State.OK, found, cause=cause, fix=advice.fix)
+        fix = "none, if they are to arrive; `mlflow-otlp spool list` shows where they go, `spool purge` removes them"
+        return Finding("spool", State.OK, found, cause=cause, fix=fix)
     return Finding("spool", State.OK, found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from mlflow_otlp_exporter._codes import coded
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._credentials import Credentials
 from mlflow_otlp_exporter._response import Cause, Outcome
 from mlflow_otlp_exporter._service_account import ServiceAccount
@@ -20,6 +20,24 @@ _ADVICE = {
     Cause.SIZE: "let the proxy in front of MLflow accept larger bodies",
     Cause.CONTENT: "the server is up, but refuses this content: see its message, or its own log",
 }
+# Where the cause alone would send people to the wrong place: what the doctor says.
+_BY_CODE = frozenset(
+    {
+        Code.NAME_UNKNOWN,
+        Code.REFUSED,
+        Code.UNTRUSTED,
+        Code.CERTIFICATE_EXPIRED,
+        Code.OTHER_HOST,
+        Code.NOT_TLS,
+        Code.TLS_WANTED,
+        Code.PROXY,
+        Code.REDIRECTED,
+        Code.PAGE,
+        Code.FILE_STORE,
+        Code.HOST_NOT_ALLOWED,
+        Code.WORKSPACES_OFF,
+    }
+)
 
 
 class Server(Protocol):
@@ -38,7 +56,12 @@ def explained(outcome: Outcome, server: Server, settings: Settings) -> str:
         server: Where it went.
         settings: All settings.
     """
-    advice = "; ".join(_advice(outcome.cause or Cause.SERVER, server, settings))
+    if outcome.code in _BY_CODE:
+        from mlflow_otlp_exporter._advice import advice_for  # noqa: PLC0415 - where something is wrong
+
+        advice = advice_for(outcome.code).fix
+    else:
+        advice = "; ".join(_advice(outcome.cause or Cause.SERVER, server, settings))
     return coded(outcome.code, f"{server.address}: {outcome.message}; {advice}")
 
 
@@ -52,5 +75,5 @@ def _advice(cause: Cause, server: Server, settings: Settings) -> Iterator[str]:
         names = ", ".join(server.unused_variables)
         yield f"{names} not used: set for another server than the one that spans are sent to"
     in_pod = settings.traces.group is Group.MLFLOW and ServiceAccount.found_in(settings.service_account_dir)
-    if in_pod and str(server.credentials) == "none":
+    if in_pod and str(server.credentials).startswith("none"):
         yield "MLFLOW_TRACKING_AUTH=kubernetes sends the token of the pod's service account here, too"

@@ -225,7 +225,10 @@ def _protobuf(body: bytes) -> ExportTraceServiceResponse | None:
 
 def is_html(answer: Answer) -> bool:
     """Whether the body is a page, by what it is said to be, or by how it begins."""
-    return "html" in answer.headers.get("content-type", "").lower() or bool(_HTML.match(answer.body))
+    labelled = "html" in answer.headers.get("content-type", "").lower()
+    # MLflow's basic auth labels its plain sentences so.
+    sentence = answer.status in (401, 403) and answer.body.strip() and b"<" not in answer.body
+    return (labelled and not sentence) or bool(_HTML.match(answer.body))
 
 
 def _is_destination(answer: Answer, said: str) -> bool:

@@ -6,12 +6,13 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 
 from mlflow_otlp_exporter._instrumentors import Candidate, candidates
 from mlflow_otlp_exporter._settings import resolve
 from mlflow_otlp_exporter._shown import chosen_settings
+from mlflow_otlp_exporter._unknown_variables import told_unknown
 
 _INSTRUMENT = "opentelemetry.instrumentation.auto_instrumentation"
 _MISSING = "OpenTelemetry's auto-instrumentation is not installed: pip install 'mlflow-otlp-exporter[auto]'"
@@ -56,6 +57,12 @@ def doubles(found: Iterable[Candidate]) -> list[str]:
     ]
 
 
+def lacking(found: Collection[Candidate]) -> list[str]:
+    """What is said where no instrumentation is installed at all."""
+    said = "no instrumentation is installed: only spans that the app makes itself are sent; see `mlflow-otlp doctor`"
+    return [] if found else [said]
+
+
 def run(command: Sequence[str]) -> int:
     """Runs a command with OpenTelemetry's auto-instrumentation, in the place of this process.
 
@@ -83,7 +90,8 @@ def run(command: Sequence[str]) -> int:
     _say(f"traces go to {chosen_settings(resolve({}))}")
     if variables:
         _say("set for the app: " + " ".join(f"{name}={value}" for name, value in variables.items()))
-    for warning in [*warnings, *doubles(candidates())]:
+    found = candidates()
+    for warning in [*told_unknown(os.environ), *warnings, *doubles(found), *lacking(found)]:
         _say(f"warning: {warning}")
     os.environ.update(variables)
     # The function behind `opentelemetry-instrument`, which reads the command line and replaces this process.

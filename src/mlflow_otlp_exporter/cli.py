@@ -11,22 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_otlp_exporter import _collector_command
+from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._run import run
 from mlflow_otlp_exporter._settings import resolve
 from mlflow_otlp_exporter._shown import shown
 from mlflow_otlp_exporter._spool_commands import act as act_on_spool
 from mlflow_otlp_exporter._spool_commands import add_to as add_spool_to
+from mlflow_otlp_exporter._unknown_variables import told_unknown
 from mlflow_otlp_exporter._version import __version__
 
+_WHOSE = (
+    "These are configure()'s. `mlflow-otlp run` has handle_sigterm off by default; an exporter made by hand "
+    "create_experiment,\nspool and compact, too."
+)
 _TARGET = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id")
 
 
 def _settings() -> int:
-    rows = list(shown(resolve({})))
+    from mlflow_otlp_exporter._configure import DEFAULTS  # noqa: PLC0415
+
+    rows = list(shown(resolve({}, defaults=DEFAULTS)))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, value, source in rows:
         print(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}".rstrip())
+    print(f"\n{_WHOSE}")
+    for line in told_unknown(os.environ):
+        print(f"mlflow-otlp: {coded(Code.SETTING, line)}", file=sys.stderr)
     return 0
 
 
@@ -104,19 +115,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = _parser().parse_args(arguments)
     try:
-        if given.command == "run":
-            return run(given.words)
-        if given.command == "doctor":
-            return _doctor(given)
-        if given.command == "collector-config":
-            print(_collector_command.collector_config(given), end="")
-            return 0
-        if given.command == "spool":
-            return act_on_spool(given)
-        return _send(given) if given.command == "send" else _settings()
+        return _done(given)
     except ConfigurationError as error:
         print(f"mlflow-otlp: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Who reads has seen enough (`| head`); without this Python would fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _done(given: argparse.Namespace) -> int:
+    """The exit status of a command."""
+    if given.command == "run":
+        return run(given.words)
+    if given.command == "doctor":
+        return _doctor(given)
+    if given.command == "collector-config":
+        print(_collector_command.collector_config(given), end="")
+        return 0
+    if given.command == "spool":
+        return act_on_spool(given)
+    return _send(given) if given.command == "send" else _settings()
 
 
 if __name__ == "__main__":
