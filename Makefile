@@ -1,6 +1,6 @@
 # make demo    an agent's trace in a real local MLflow; no key, no account
 # make test    all tests that take seconds; says at its end what was left out and how to get it
-# Both do all the set-up that they need, in .venv, with Python 3.10 or newer.
+# Both do all the set-up that they need, in .venv, with Python 3.10 or newer. The other goals: CONTRIBUTING.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,6 +57,7 @@ parity: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) .cache .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'

@@ -279,8 +279,8 @@ def test_pip_builds_the_same_from_the_sdist(built: Distributions, tmp_path: Path
 
 
 def test_the_sdist_runs_its_own_tests(built: Distributions, tmp_path: Path) -> None:
-    with tarfile.open(built.sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+    # Not tarfile: it warns without the filter that Debian 12's Python does not have.
+    subprocess.run(["tar", "-xzf", str(built.sdist), "-C", str(tmp_path)], check=True)
     (project,) = tmp_path.iterdir()
     variables = outside(Path(sys.executable)) | {"PYTHONPATH": str(project / "src")}
     # These need nothing but files, and collect all that CI runs: nothing is missing that any test imports.
