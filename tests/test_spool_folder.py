@@ -49,6 +49,7 @@ def test_each_target_and_identity_has_a_folder_of_its_own() -> None:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
 def test_folders_are_private_whatever_the_umask_is(tmp_path: Path, umask: int) -> None:
+    (tmp_path / "state").mkdir()  # the user's own, which with the last umask only root could go into
     before = os.umask(umask)
     try:
         folder = usable_folder(None, NAME, {"XDG_STATE_HOME": str(tmp_path / "state")})
