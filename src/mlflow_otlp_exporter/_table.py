@@ -248,7 +248,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "drop_resource",
         _privacy_settings.globs,
-        ("service.instance.id", "process.*", "host.*", "telemetry.sdk.*"),
+        ("service.instance.id", "process.*", "host.*", "telemetry.sdk.*", "telemetry.auto.*"),
         "Resource attributes that `compact` leaves out, as MLflow makes a tag of each; `none` for none.",
         own=("MLFLOW_OTLP_DROP_RESOURCE",),
     ),
