@@ -23,7 +23,7 @@ from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._credentials import Credentials, CredentialsUnavailable, credentials_for
 from mlflow_otlp_exporter._deadline import Deadline, WatchedAdapter, watch_adapters
 from mlflow_otlp_exporter._fork import after_fork_in_child
-from mlflow_otlp_exporter._settings import ServerSettings
+from mlflow_otlp_exporter._server_settings import ServerSettings
 from mlflow_otlp_exporter._transport import LONGEST_ANSWER, Answer, Failure
 from mlflow_otlp_exporter._version import __version__
 

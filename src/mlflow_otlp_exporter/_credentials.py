@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._errors import ConfigurationError
-from mlflow_otlp_exporter._settings import ServerSettings
+from mlflow_otlp_exporter._server_settings import ServerSettings
 from mlflow_otlp_exporter._source import Source
 
 

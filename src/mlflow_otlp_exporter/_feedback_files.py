@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlflow_otlp_exporter._assessment import Assessment
+from mlflow_otlp_exporter._whole_file import write_whole
 
 _FOLDER, _SUFFIX = "feedback", ".json"
 _MOST = 10_000
@@ -47,11 +48,8 @@ class FeedbackFiles:
                 if sum(1 for _ in there) >= _MOST:
                     return False
             path = folder / f"{assessment.id}{_SUFFIX}"
-            temporary = path.with_suffix(f".{os.getpid():x}.tmp")
-            descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"workspace": assessment.workspace, "assessment": assessment.body}, file)
-            temporary.replace(path)
+            content = json.dumps({"workspace": assessment.workspace, "assessment": assessment.body}).encode()
+            write_whole(path, content, f"{os.getpid():x}-{os.urandom(4).hex()}", sync=False)
         except (OSError, ValueError):
             return False
         return True

@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._advice import advice_for
 from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._connection import tls_code
 from mlflow_otlp_exporter._finding import Finding, State
-from mlflow_otlp_exporter._settings import ServerSettings
+from mlflow_otlp_exporter._server_settings import ServerSettings
 from mlflow_otlp_exporter._source import Source
 
 SECONDS = 4.0

@@ -8,7 +8,7 @@ import requests
 
 from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._errors import ConfigurationError
-from mlflow_otlp_exporter._settings import ServerSettings
+from mlflow_otlp_exporter._server_settings import ServerSettings
 
 _CODE = Code.CREDENTIAL_PROVIDER
 _GROUP = "opentelemetry_otlp_credential_provider"

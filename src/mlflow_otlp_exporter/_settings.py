@@ -10,67 +10,23 @@ always counts, for the server that spans are sent to.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlflow_otlp_exporter import _values
-from mlflow_otlp_exporter._address import TRACES_PATH, base_endpoint, in_console, split_userinfo
+from mlflow_otlp_exporter._address import TRACES_PATH
 from mlflow_otlp_exporter._app_settings import AppSettings
 from mlflow_otlp_exporter._buffer_settings import BufferSettings
 from mlflow_otlp_exporter._codes import Code
 from mlflow_otlp_exporter._enrichment_settings import EnrichmentSettings
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._privacy_settings import HIDE_VARIABLE, LONGEST_ATTACHMENT, PrivacySettings
-from mlflow_otlp_exporter._sdk_settings import CREDENTIALS_FILE, credentials_in_file, refuse_auth_plugin, refuse_sigv4
-from mlflow_otlp_exporter._service_account import ServiceAccount, completed
+from mlflow_otlp_exporter._resolver import BY_NAME, Resolver
+from mlflow_otlp_exporter._server_settings import ServerSettings
 from mlflow_otlp_exporter._source import Source
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
-from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS, Group, Setting, otlp_variables
-
-_BY_NAME = {setting.name: setting for setting in SETTINGS}
-_GUARDED = tuple(setting for setting in SETTINGS if setting.guarded)
-
-
-@dataclass(frozen=True, repr=False)
-class ServerSettings:
-    """How to reach one server: an OTLP endpoint, or MLflow's REST side.
-
-    Attributes:
-        url: The OTLP endpoint's full address, or the MLflow server's base address; without user and password.
-        group: Whose variables apply.
-        headers: Further headers by lower-case name.
-        token, token_file, username, password: Credentials; `_credentials` decides which count.
-        credentials: What was given as `credentials=`.
-        credential_provider: The entry point whose session is used, unless there is one of the user's.
-        certificate_file, client_certificate_file, client_key_file, insecure_tls: TLS.
-        sources: Where each value came from, by the setting's name.
-        unused: Variables that are set but belong to the other group.
-    """
-
-    url: str
-    group: Group
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    token: str | None = field(default=None, repr=False)
-    token_file: str | None = None
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    credentials: Any = field(default=None, repr=False)
-    credential_provider: str | None = None
-    certificate_file: str | None = None
-    client_certificate_file: str | None = None
-    client_key_file: str | None = None
-    insecure_tls: bool = False
-    sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
-    unused: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        return f"ServerSettings({self.address!r}, {self.group.value})"
-
-    @property
-    def address(self) -> str:
-        """The address without its query, which may hold a key: for people."""
-        return self.url.partition("?")[0]
+from mlflow_otlp_exporter._table import Group, Setting
 
 
 @dataclass(frozen=True)
@@ -129,131 +85,7 @@ class Settings:
         return LONGEST_ATTACHMENT if self.uploads else self.privacy.base64_max_length
 
 
-@dataclass(frozen=True)
-class _Raw:
-    """What was written for a setting, and where."""
-
-    value: Any
-    source: Source
-
-    def parsed(self, setting: Setting) -> Any:
-        try:
-            return setting.parse(self.value)
-        except (ValueError, TypeError) as error:
-            why, code = str(error), getattr(error, "code", Code.SETTING)
-        # Out of the except block, or the error would carry the other one, and its text, as its context.
-        shown = "not usable" if setting.secret else f"{_without_secrets(str(self.value))[:200]!r}"
-        raise ConfigurationError(f"{self.source} is {shown}: {why}", code)
-
-
-def _without_secrets(value: str) -> str:
-    """Hides `user:password@` and the query of an address, also of one that is not well-formed."""
-    value = value.partition("?")[0] if "://" in value else value
-    head, at, tail = value.rpartition("@")
-    return f"{head.partition('//')[0]}//***@{tail}" if at and "//" in head else value
-
-
-class _Resolver:
-    """One resolution: arguments first, then the variables that count."""
-
-    def __init__(self, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        unknown = sorted(set(arguments) - set(_BY_NAME) - {"credentials"})
-        if unknown:
-            raise ConfigurationError(
-                f"unknown setting {', '.join(unknown)}: expected some of {', '.join(_BY_NAME)}, credentials"
-            )
-        self._arguments = {name: value for name, value in arguments.items() if value is not None}
-        self._environment = environment
-        self.account = ServiceAccount.found_in(self.value("service_account_dir", Group.MLFLOW)[0])
-
-    def argument(self, name: str) -> _Raw | None:
-        value = self._arguments.get(name)
-        return None if value is None else _Raw(value, Source("argument", name))
-
-    def variable(self, *names: str) -> _Raw | None:
-        # An empty variable counts as unset, as OpenTelemetry's specification has it.
-        for name in names:
-            if value := self._environment.get(name, "").strip():
-                return _Raw(value, Source("variable", name))
-        return None
-
-    def value(self, name: str, group: Group, *, arguments: bool = True) -> tuple[Any, Source]:
-        setting = _BY_NAME[name]
-        raw = (self.argument(name) if arguments else None) or self.variable(*setting.variables_for(group))
-        return (raw.parsed(setting), raw.source) if raw else (setting.default, Source("default"))
-
-    def values(self, names: Iterable[str], group: Group) -> tuple[dict[str, Any], dict[str, Source]]:
-        found = {name: self.value(name, group) for name in names}
-        return {name: value for name, (value, _) in found.items()}, {name: each for name, (_, each) in found.items()}
-
-    def target(self) -> tuple[str, Group, Source]:
-        """Where spans go, by precedence; an OTLP endpoint's full address, or an MLflow server's base address."""
-        traces_variable, base_variable = otlp_variables("ENDPOINT")
-        endpoint, tracking_uri = _BY_NAME["endpoint"], _BY_NAME["tracking_uri"]
-        if raw := self.argument("endpoint"):
-            return raw.parsed(endpoint), Group.OTLP, raw.source
-        if raw := self.argument("tracking_uri"):
-            return raw.parsed(tracking_uri), Group.MLFLOW, raw.source
-        if raw := self.variable(traces_variable):
-            return raw.parsed(endpoint), Group.OTLP, raw.source
-        if raw := self.variable("MLFLOW_TRACKING_URI"):
-            return raw.parsed(tracking_uri), Group.MLFLOW, raw.source
-        if raw := self.variable(base_variable):
-            return raw.parsed(replace(endpoint, parse=base_endpoint)), Group.OTLP, raw.source
-        return DEFAULT_TRACKING_URI, Group.MLFLOW, Source("default")
-
-    def api_elsewhere(self) -> tuple[str, Source] | None:
-        """An MLflow server that was named beside an OTLP endpoint."""
-        raw = self.argument("tracking_uri") or self.variable("MLFLOW_TRACKING_URI")
-        return (raw.parsed(_BY_NAME["tracking_uri"]), raw.source) if raw else None
-
-    def page(self, name: str) -> tuple[str | None, Source]:
-        """What the address of a console's page, given as the tracking URI, says of a setting."""
-        raw = self.argument("tracking_uri") or self.variable("MLFLOW_TRACKING_URI")
-        value = in_console(raw.value).get(name) if raw else None
-        return value, raw.source if raw and value else Source("default")
-
-    def server(self, url: str, group: Group, source: Source, *, arguments: bool) -> ServerSettings:
-        url, userinfo = split_userinfo(url)
-        values: dict[str, Any] = {}
-        sources: dict[str, Source] = {"url": source}
-        for setting in _GUARDED:
-            values[setting.name], sources[setting.name] = self.value(setting.name, group, arguments=arguments)
-        if arguments and self.argument("headers"):
-            # Merged over the group's own variable, as upstream does since 1.45 (up to 1.44 it threw the variable away).
-            values["headers"] = {**self.value("headers", group, arguments=False)[0], **values["headers"]}
-        if userinfo and (source.kind == "argument" or not (values["username"] and values["password"])):
-            values |= userinfo
-            sources |= dict.fromkeys(userinfo, source)
-        if group is Group.MLFLOW and not (values["username"] and values["password"]):
-            for name, found in credentials_in_file(self._environment.get("HOME", "")).items():
-                if not values[name]:  # each where the environment has none, as MLflow does it
-                    values[name], sources[name] = found, Source("file", CREDENTIALS_FILE)
-        if arguments and (raw := self.argument("credentials")):
-            values["credentials"], sources["credentials"] = raw.value, raw.source
-        unused = tuple(
-            name
-            for setting in _GUARDED
-            for name in setting.variables
-            if name not in setting.variables_for(group) and self.variable(name)
-        )
-        if group is Group.MLFLOW:
-            completed(url, values, sources, self.account, self._environment)
-            self._refuse_plugins(values)
-        return ServerSettings(url=url, group=group, sources=sources, unused=unused, **values)
-
-    def _refuse_plugins(self, values: Mapping[str, Any]) -> None:
-        """What is left to the MLflow SDK, which is not in the app, unless a credential was given besides."""
-        usable = values.get("credentials") or values["token"] or values["token_file"] or values["username"]
-        if usable or "authorization" in values["headers"]:
-            return
-        if plugin := self.variable("MLFLOW_TRACKING_AUTH"):
-            refuse_auth_plugin(plugin.source, plugin.value)
-        if sigv4 := self.variable("MLFLOW_TRACKING_AWS_SIGV4"):
-            refuse_sigv4(sigv4.source, sigv4.value)
-
-
-def _experiment(resolver: _Resolver, group: Group) -> tuple[dict[str, Any], dict[str, Source]]:
+def _experiment(resolver: Resolver, group: Group) -> tuple[dict[str, Any], dict[str, Source]]:
     """Name and id of the experiment: an argument beats both variables; of two variables the id counts."""
     name, name_source = resolver.value("experiment", group)
     number, number_source = resolver.value("experiment_id", group)
@@ -290,7 +122,7 @@ def resolve(
     Raises:
         ConfigurationError: A value is wrong; the message names it, its source and what was expected.
     """
-    resolver = _Resolver(arguments, os.environ if environment is None else environment)
+    resolver = Resolver(arguments, os.environ if environment is None else environment)
     url, group, source = resolver.target()
     if group is Group.MLFLOW:
         api = resolver.server(url, group, source, arguments=True)
@@ -342,7 +174,7 @@ def resolve(
 
 
 def _namespace(
-    resolver: _Resolver, values: dict[str, Any], sources: dict[str, Source], traces: ServerSettings
+    resolver: Resolver, values: dict[str, Any], sources: dict[str, Source], traces: ServerSettings
 ) -> str | None:
     """The pod's namespace, where MLflow may have a workspace of that name and none was given."""
     if resolver.account is None or traces.group is not Group.MLFLOW or traces.sources["url"].kind == "default":
@@ -358,7 +190,7 @@ def _namespace(
 
 
 def _enrichment(
-    resolver: _Resolver, group: Group, defaults: Mapping[str, Any]
+    resolver: Resolver, group: Group, defaults: Mapping[str, Any]
 ) -> tuple[EnrichmentSettings, dict[str, Source]]:
     values, sources = resolver.values(EnrichmentSettings.__dataclass_fields__, group)
     if sources["compact"].kind == "default" and group is Group.MLFLOW:
@@ -367,20 +199,20 @@ def _enrichment(
     return EnrichmentSettings(**values), sources
 
 
-def _privacy(resolver: _Resolver, group: Group) -> tuple[PrivacySettings, dict[str, Source]]:
+def _privacy(resolver: Resolver, group: Group) -> tuple[PrivacySettings, dict[str, Source]]:
     values, sources = resolver.values([name for name in PrivacySettings.__dataclass_fields__ if name != "hide"], group)
     values["hide"], sources["hide"] = (), Source("default")
     if raw := resolver.argument("hide"):
-        values["hide"], sources["hide"] = raw.parsed(_BY_NAME["hide"]), raw.source
+        values["hide"], sources["hide"] = raw.parsed(BY_NAME["hide"]), raw.source
     else:
-        said = [raw for name in _BY_NAME["hide"].own if (raw := resolver.variable(name))]
+        said = [raw for name in BY_NAME["hide"].own if (raw := resolver.variable(name))]
         if names := [raw.source.name for raw in said if raw.parsed(Setting("hide", _values.boolean, None, ""))]:
             values["hide"] = tuple(name.removeprefix(HIDE_VARIABLE).lower() for name in names)
             sources["hide"] = Source("variable", ", ".join(names))
     return PrivacySettings(**values), sources
 
 
-def _without_contradictions(resolver: _Resolver, headers: Mapping[str, str]) -> dict[str, str]:
+def _without_contradictions(resolver: Resolver, headers: Mapping[str, str]) -> dict[str, str]:
     """Arguments beat variables, also where a variable holds a header that says the same as an argument."""
     kept = dict(headers)
     given = resolver.argument("headers")
@@ -395,12 +227,12 @@ def _without_contradictions(resolver: _Resolver, headers: Mapping[str, str]) -> 
     return kept
 
 
-def _buffer(resolver: _Resolver, group: Group) -> tuple[BufferSettings, dict[str, Source]]:
+def _buffer(resolver: Resolver, group: Group) -> tuple[BufferSettings, dict[str, Source]]:
     values, sources = resolver.values(BufferSettings.__dataclass_fields__, group)
     return BufferSettings(**values), sources
 
 
-def _disk(resolver: _Resolver, group: Group, defaults: Mapping[str, Any]) -> tuple[SpoolSettings, dict[str, Source]]:
+def _disk(resolver: Resolver, group: Group, defaults: Mapping[str, Any]) -> tuple[SpoolSettings, dict[str, Source]]:
     # Behind an OTLP endpoint may be a Collector that keeps and fans out: nothing is kept here unless it is asked for.
     values, sources = resolver.values(SpoolSettings.__dataclass_fields__, group)
     for name in values:
@@ -414,7 +246,7 @@ def _disk(resolver: _Resolver, group: Group, defaults: Mapping[str, Any]) -> tup
     return SpoolSettings(**values), sources
 
 
-def _app(resolver: _Resolver, group: Group) -> tuple[AppSettings, dict[str, Source]]:
+def _app(resolver: Resolver, group: Group) -> tuple[AppSettings, dict[str, Source]]:
     values, sources = resolver.values(AppSettings.__dataclass_fields__, group)
     disabled = resolver.variable("OTEL_SDK_DISABLED")
     if disabled and disabled.value.lower() == "true" and not resolver.argument("enabled"):
@@ -433,7 +265,7 @@ def resolve_app(arguments: Mapping[str, Any], *, environment: Mapping[str, str] 
     Raises:
         ConfigurationError: A value is wrong.
     """
-    return _app(_Resolver(arguments, os.environ if environment is None else environment), Group.MLFLOW)[0]
+    return _app(Resolver(arguments, os.environ if environment is None else environment), Group.MLFLOW)[0]
 
 
 def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> BufferSettings:
@@ -446,4 +278,4 @@ def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, st
     Raises:
         ConfigurationError: A value is wrong.
     """
-    return _buffer(_Resolver(arguments, os.environ if environment is None else environment), Group.MLFLOW)[0]
+    return _buffer(Resolver(arguments, os.environ if environment is None else environment), Group.MLFLOW)[0]

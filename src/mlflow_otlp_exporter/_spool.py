@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from mlflow_otlp_exporter._spool_entry import Entry, Index, Totals, destination_
 from mlflow_otlp_exporter._spool_file import Damaged, Header, State, UnknownVersion
 from mlflow_otlp_exporter._spool_folder import existing_folder, usable_folder
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
+from mlflow_otlp_exporter._whole_file import write_whole
 
 REFUSED, DAMAGED = "refused", "damaged"
 _TEMPORARY = re.compile(r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp")
@@ -97,26 +97,7 @@ class Spool:
             return self._folder
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Writes a file that is whole from the moment on at which it has its name."""
-        temporary = path.with_name(f"{path.name}.{self._unique}.tmp")
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            try:
-                rest = memoryview(content)
-                while rest:
-                    rest = rest[os.write(descriptor, rest) :]
-                if self._settings.spool_fsync:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        if self._settings.spool_fsync:
-            _sync_folder(path.parent)
+        write_whole(path, content, self._unique, sync=self._settings.spool_fsync)
 
     # In
 
@@ -437,14 +418,3 @@ class Spool:
             for each in list(folder.iterdir()):
                 if _TEMPORARY.fullmatch(each.name) and abs(now - each.stat().st_mtime) > _ABANDONED_SECONDS:
                     each.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a new name survive a power cut."""
-    if sys.platform == "win32":
-        return  # folders cannot be opened there
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

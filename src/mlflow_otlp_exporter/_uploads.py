@@ -98,7 +98,7 @@ class Uploads:
             hurried: True if there is no time for other tries.
 
         Returns:
-            Whether the spans can be sent now; or what stands in the way for now.
+            Whether the spans can be sent; or what stands in the way, and may pass.
         """
         wanted = {each.id: each for span in shipment.spans for each in span.attachments}
         if not wanted:
