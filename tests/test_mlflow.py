@@ -47,23 +47,23 @@ def landed(server: MLflowServer, experiment: str, workspace: str | None = None) 
 
 
 def test_workspace_and_experiment_given_as_arguments(workspace_server: MLflowServer) -> None:
-    configure(tracking_uri=workspace_server.uri, experiment="agents", workspace="team-a", service_name="bot")
+    configure(tracking_uri=workspace_server.uri, experiment="said in two ways", workspace="team-a", service_name="bot")
     trace.get_tracer("tests").start_span("by argument").end()
     assert shutdown(60).delivered == 1
-    assert "by argument" in landed(workspace_server, "agents", "team-a")
-    assert workspace_server.experiment("agents", "team-b") is None
+    assert "by argument" in landed(workspace_server, "said in two ways", "team-a")
+    assert workspace_server.experiment("said in two ways", "team-b") is None
 
 
 def test_workspace_and_experiment_given_as_variables_only(
     workspace_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace_server.uri)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "agents")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "said in two ways")
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     configure()
     trace.get_tracer("tests").start_span("by variable").end()
     assert shutdown(60).delivered == 1
-    assert "by variable" in landed(workspace_server, "agents", "team-a")
+    assert "by variable" in landed(workspace_server, "said in two ways", "team-a")
 
 
 def test_experiment_of_a_workspace_without_its_header_is_explained_once_in_the_servers_words(
@@ -82,7 +82,9 @@ def test_experiment_of_a_workspace_without_its_header_is_explained_once_in_the_s
 def test_unknown_workspace_is_explained_in_the_servers_words(
     workspace_server: MLflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exporter = MLflowSpanExporter(timeout=60, tracking_uri=workspace_server.uri, experiment="agents", workspace="nope")
+    exporter = MLflowSpanExporter(
+        timeout=60, tracking_uri=workspace_server.uri, experiment="said in two ways", workspace="nope"
+    )
     assert exporter.export(finished("lost")) is SpanExportResult.FAILURE
     exporter.shutdown()
     assert "Workspace 'nope' not found" in caplog.text

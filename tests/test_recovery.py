@@ -39,10 +39,10 @@ KILLED = "\nos.kill(os.getpid(), signal.SIGKILL)\n"
 HEADERS = ("x-mlflow-workspace", "x-mlflow-experiment-id", "x-mlflow-run-id")
 TWO_TENANTS = """
 for tenant, workspace in (("a", "team-a"), ("b", "team-b")):
-    with trace_context(workspace=workspace, experiment="agents"), tracer.start_as_current_span(f"{tenant} root"):
+    with trace_context(workspace=workspace, experiment="killed agents"), tracer.start_as_current_span(f"{tenant} root"):
         tracer.start_span(f"{tenant} ended").end()
 open_root = tracer.start_span("never ended")
-with trace_context(workspace="team-b", experiment="agents"):
+with trace_context(workspace="team-b", experiment="killed agents"):
     root = tracer.start_span("b open root", context=trace.set_span_in_context(trace.INVALID_SPAN))
     tracer.start_span("b child", context=trace.set_span_in_context(root)).end()
 """
@@ -120,7 +120,7 @@ def came(server: ScriptedServer) -> dict[tuple[str | None, ...], list[str]]:
 
 
 def test_each_tenant_finds_its_own_spans_only(workspace_server: MLflowServer) -> None:
-    places = {name: workspace_server.create_experiment("agents", workspace=f"team-{name}") for name in "ab"}
+    places = {name: workspace_server.create_experiment("killed agents", workspace=f"team-{name}") for name in "ab"}
     own = workspace_server.create_experiment("the next run's")
     killed(workspace_server.uri, TWO_TENANTS)
     with next_run(workspace_server.uri, experiment="the next run's") as exporter:
