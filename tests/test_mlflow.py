@@ -238,14 +238,16 @@ def test_columns_and_prompts_that_otlp_cannot_carry(mlflow_server: MLflowServer)
     assert found("prompt = 'greeting/1'") == []
 
 
-def test_trace_is_readable_within_a_second_of_its_roots_end(mlflow_server: MLflowServer) -> None:
+def test_trace_is_readable_soon_after_its_roots_end(mlflow_server: MLflowServer) -> None:
     configure(tracking_uri=mlflow_server.uri, experiment="quick")
     trace.get_tracer("tests").start_span("warms the server up").end()
     flush()
     with trace.get_tracer("tests").start_as_current_span("root") as span:
         trace.get_tracer("tests").start_span("child").end()
+    # A fraction of a second where nothing else runs; far from the 30 s that a trace without its end is held. MLflow
+    # tells of a trace before it tells of its spans.
     info = mlflow_server.wait_for_trace(
-        f"{span.get_span_context().trace_id:032x}", until=lambda each: len(each["spans"]) == 2, timeout=1.0
+        f"{span.get_span_context().trace_id:032x}", until=lambda each: len(each.get("spans", ())) == 2, timeout=5.0
     )
     assert info["trace_info"]["state"] == "OK"
 
