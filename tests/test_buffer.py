@@ -1,7 +1,8 @@
 """When a trace is handed over: told what happens and when, without a clock or a thread."""
 
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -81,6 +82,52 @@ def test_where_few_traces_end_each_goes_soon() -> None:
         story.start(number)
         story.end(number * 6.0, number, str(number), None)
         assert story.taken(number * 6.0 + LINGER) == [str(number)]
+
+
+def waits(ends: Sequence[float], *, in_progress: int = 0) -> list[float]:
+    """How long each of the traces that end then waits, as somebody who looks at the very moment sees it."""
+    buffer, found, last = TraceBuffer(linger=0.1, hold=HOLD), dict[str, float](), len(ends)
+    for number in range(in_progress):
+        buffer.started(1000 + number)
+    for number, at in enumerate([*ends, 1e6]):
+        while (due := buffer.next_due()) is not None and due <= at:
+            found |= {each.name: due - ends[int(each.name)] for each in buffer.take(due)}
+        if number < last:
+            buffer.started(number + 1)
+            buffer.ended(span(number + 1, str(number), None), at)
+    return [found[str(number)] for number in range(last)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 5), max_size=40))
+def test_of_few_traces_none_waits_for_a_second(gaps: list[float]) -> None:
+    ends = list[float]()
+    for at in accumulate(gaps):
+        if len(ends) < 5 or at - ends[-5] > 5:  # not more than five within any 5 s
+            ends.append(at)
+    assert all(each <= 0.6001 for each in waits(ends))
+
+
+@pytest.mark.parametrize(
+    ("a_second", "in_progress", "least", "most"),
+    [
+        (0.1, 0, 0.1, 0.1),
+        (0.9, 0, 0.1, 0.1),  # each goes soon
+        (0.9, 1, 0.1, 1.5),
+        (0.9, 3, 1.0, 3.0),
+        (0.9, 20, 3.3, 4.2),  # agents that run at once share requests
+        (0.9, 9000, 3.3, 4.2),  # spans that never end change no more than that
+        (0.1, 9000, 0.1, 0.1),
+        (1.3, 0, 0.2, 2.4),
+        (6.0, 0, 4.7, 5.0),
+        (6.0, 9000, 4.7, 5.0),
+    ],
+)
+def test_the_more_traces_end_and_are_in_progress_the_longer_they_wait(
+    a_second: float, in_progress: int, least: float, most: float
+) -> None:
+    longest = max(waits([number / a_second for number in range(60)], in_progress=in_progress))
+    assert least - 0.01 <= longest <= most + 0.01
 
 
 def test_whole_traces_that_fill_a_request_wait_for_no_company_and_others_stay() -> None:

@@ -77,8 +77,8 @@ def test_portions_are_whole_traces_and_no_larger_than_they_must_be(counts: list[
         assert len(spans) == len(expected) - len(found)  # what was taken is in the list no more
         traces = [each.context.trace_id for each in portion]
         assert not spans or spans[0].context.trace_id != traces[-1]
-        assert len(portion) - traces.count(traces[-1]) < 256
-        assert len(portion) >= 256 or not spans
+        assert len(portion) - traces.count(traces[-1]) < 64
+        assert len(portion) >= 64 or not spans
     assert found == expected
 
 

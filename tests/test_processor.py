@@ -523,7 +523,7 @@ class Settling:
     record = None
 
     def __init__(self) -> None:
-        self.worker = TraceWorker(self, BufferSettings(60, 60, buffer_spans=1, buffer_bytes=10_000), sees_starts=False)
+        self.worker = TraceWorker(self, BufferSettings(60, 60, buffer_spans=1, buffer_bytes=10_000), sees_starts=True)
 
     def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
         ticket: Any = opened(len(spans), 1)
@@ -564,6 +564,37 @@ class Taking(Settling):
 
     def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
         opened(len(spans), 1)()
+
+
+class Encoding(Taking):
+    """As many spans end while it encodes as are taken in."""
+
+    def __init__(self, *, sees_starts: bool) -> None:
+        self.worker = TraceWorker(self, BufferSettings(60, 60, 100, 10_000_000), sees_starts=sees_starts)
+        self.sees_starts, self.taken, self.encoding = sees_starts, 0, False
+
+    def end(self, count: int) -> int:
+        found = 0
+        for span in finished(*map(str, range(count))):
+            if self.sees_starts:
+                self.worker.started(span.context.trace_id)
+            found += self.worker.ended(span)
+        return found
+
+    def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
+        if not self.encoding:
+            self.encoding = True
+            self.taken = self.end(200)
+        super().submit(spans, opened)
+
+
+@pytest.mark.parametrize("sees_starts", [True, False])
+def test_what_is_being_encoded_counts_for_the_limit(sees_starts: bool) -> None:
+    sink = Encoding(sees_starts=sees_starts)
+    assert sink.end(60) == 60
+    assert sink.worker.flush(30)
+    assert 30 <= sink.taken <= 40
+    sink.worker.close(30, lambda _: None)
 
 
 def test_flush_that_begins_while_the_worker_looks_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,13 @@ _OPEN_TRACES = 10_000
 _FINISHED_TRACES = 4096
 # Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes besides its text.
 _SPAN_SIZE, _VALUE_SIZE = 2800, 100
-# Between two hand-overs: a request costs MLflow 11 to 17 ms whatever is in it, a trace that shares one half of what it
-# costs alone. Where few traces end, each is to be seen within a second; where many do, nobody waits for a single one.
-_CALM_SPACING, _BUSY_SPACING = 0.7, 5.0
-_SPACING_PER_TRACE = 0.9  # for each further one that ended within the last 5 s
+# Seconds between two hand-overs: a request costs MLflow 11 to 17 ms whatever is in it, a trace that shares one half
+# of what it costs alone. Where few traces end, each is to be seen within a second; where many do, nobody waits for a
+# single one.
+_CALM_SPACING, _BUSY_SPACING = 0.6, 5.0
+# Few are so many that ended within the last 5 s; one less for each that is in progress, as agents that run at once will
+# end at once. Seconds for each beyond.
+_FEW_TRACES, _SPACING_PER_TRACE = 5, 0.9
 # Whole traces of so many bytes in memory need no more company: they are most of a request, or two of them, and what
 # they would save by waiting is a hundredth of what they cost. Memory is bounded by it where very many spans end.
 _COMPANY_ENOUGH = 8 * 1024 * 1024
@@ -61,10 +64,10 @@ class TraceBuffer:
     """Ended spans by trace, until each trace is whole or has been held long enough.
 
     A trace is due `linger` seconds after its last open span ended, so that small traces share a request, and not before
-    some time has passed since the last hand-over: 0.7 s, and more the more traces end, up to 5 s, unless what is whole
-    takes 8 MiB. If its root has ended and children are still open, a few seconds later; and `hold` seconds after its
-    first held span ended in any case, so that a long trace shows as in progress and memory stays bounded. What comes
-    later goes out on its own.
+    some time has passed since the last hand-over: 0.6 s as long as few traces end, and more the more do, up to 5 s,
+    unless what is whole takes 8 MiB. If its root has ended and children are still open, a few seconds later; and `hold`
+    seconds after its first held span ended in any case, so that a long trace shows as in progress and memory stays
+    bounded. What comes later goes out on its own.
 
     Args:
         linger: Seconds that a whole trace waits for company.
@@ -152,7 +155,9 @@ class TraceBuffer:
     def _spacing(self, now: float) -> float:
         while self._ends[0] < now - _BUSY_SPACING:
             self._ends.popleft()
-        return min(_CALM_SPACING + _SPACING_PER_TRACE * (len(self._ends) - 1), _BUSY_SPACING)
+        in_progress = len(self._traces) - len(self._whole)
+        beyond = len(self._ends) - max(1, _FEW_TRACES - in_progress)
+        return min(_CALM_SPACING + _SPACING_PER_TRACE * max(0, beyond), _BUSY_SPACING)
 
     def next_due(self) -> float | None:
         """When the next trace is due; None if nothing is held."""

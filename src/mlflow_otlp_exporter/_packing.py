@@ -11,7 +11,7 @@ from mlflow_otlp_exporter._encoder import EncodedSpan
 # MLflow links a request's root traces to a run only up to this many, and answers 200 beyond (3.17.2).
 _ROOTS_PER_RUN = 100
 # Spans that are read and encoded at once; more only if a trace has more.
-_PORTION = 256
+_PORTION = 64
 
 
 def packed(spans: Sequence[EncodedSpan], size: int, *, linked_to_run: bool = False) -> Iterator[list[EncodedSpan]]:

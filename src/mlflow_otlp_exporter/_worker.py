@@ -257,6 +257,8 @@ class TraceWorker:
         self._taken_bytes = buffer.byte_count
         spans = buffer.take_all() if crowded or wanted > self._flushes_done else buffer.take(now)
         self._taken_spans, self._taken_bytes = len(spans), self._taken_bytes - buffer.byte_count
+        # Not only at the end: as many spans may end while these are enriched and encoded.
+        self._make_room()
         try:
             if buffer.left_out:
                 left_out, buffer.left_out = buffer.left_out, []
@@ -310,8 +312,8 @@ class TraceWorker:
                 self._mean_size = max(1, buffer.byte_count // held)
             spans = settings.buffer_spans - held - self._taken_spans - in_flight.spans
             size = settings.buffer_bytes - buffer.byte_count - self._taken_bytes - in_flight.bytes
-            # Twice, as each span is two events.
-            self._room = 2 * max(0, min(spans, size // self._mean_size))
+            # Where starts are told, each span is two events.
+            self._room = (1 + self._sees_starts) * max(0, min(spans, size // self._mean_size))
             solved, self._overflowing = self._overflowing and self._room > 0, self._room == 0
         if solved:
             self.sink.solve(self._full, "spans are taken in again")
