@@ -175,6 +175,33 @@ def test_long_trace_goes_in_pieces_that_were_held_no_longer_than_said() -> None:
     assert story.taken(41.0) == ["root"]
 
 
+def test_long_traces_that_began_soon_after_each_other_share_a_request() -> None:
+    story = Story()
+    for trace, at in enumerate([0.0, 3.0, 4.9, 5.1], 1):
+        story.start(trace, 2)
+        story.end(at, trace, f"child {trace}")
+    story.start(5, 3)
+    story.end(4.0, 5, "child 5")
+    story.end(26.0, 5, "root 5", None)  # whose other child is waited for
+    story.start(6)  # nothing of which has ended
+    assert story.taken(HOLD) == ["child 1", "child 2", "child 3"]
+    assert story.taken(31.0) == ["child 5", "root 5"]
+    assert story.taken(HOLD + 5.0) == []
+    assert story.taken(HOLD + 5.1) == ["child 4"]
+
+
+def test_but_no_trace_in_progress_goes_early_with_whole_ones() -> None:
+    story = Story()
+    story.start(1, 2)
+    story.end(0.0, 1, "child")
+    story.start(2)
+    story.end(27.0, 2, "root 2", None)
+    story.start(3, 1)
+    story.end(27.0, 3, "orphan")
+    assert story.taken(29.9) == ["root 2", "orphan"]
+    assert story.taken(HOLD) == ["child"]
+
+
 def test_remote_parent_makes_a_local_root() -> None:
     story = Story()
     story.start(1, 2)

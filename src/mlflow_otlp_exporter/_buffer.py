@@ -59,6 +59,11 @@ class _Trace:
         self.whole = False
         self.begun = False
 
+    @property
+    def is_in_progress(self) -> bool:
+        """Whether spans of it are held only until it has been so for long enough."""
+        return bool(self.spans) and not self.whole and self.root_ended is None
+
 
 class TraceBuffer:
     """Ended spans by trace, until each trace is whole or has been held long enough.
@@ -67,7 +72,7 @@ class TraceBuffer:
     some time has passed since the last hand-over: 0.6 s as long as few traces end, and more the more do, up to 5 s,
     unless what is whole takes 8 MiB. If its root has ended and children are still open, a few seconds later; and `hold`
     seconds after its first held span ended in any case, so that a long trace shows as in progress and memory stays
-    bounded. What comes later goes out on its own.
+    bounded; others go with it that would follow within 5 s. What comes later goes out on its own.
 
     Args:
         linger: Seconds that a whole trace waits for company.
@@ -177,9 +182,16 @@ class TraceBuffer:
             now: Seconds, as for `ended`.
         """
         taken: list[ReadableSpan] = []
+        has_held_long = False
         while (due := self.next_due()) is not None and due <= now:
             _, trace_id = heapq.heappop(self._queue)
+            has_held_long = has_held_long or self._traces[trace_id].is_in_progress
             taken += self._hand_over(trace_id)
+        if has_held_long:
+            # Long traces share requests as well: those that would follow soon go now, each a little before its time.
+            soon = now - self._hold + min(_BUSY_SPACING, self._hold / 4)
+            long = [key for key, trace in self._traces.items() if trace.is_in_progress and trace.first <= soon]
+            taken += [span for trace_id in long for span in self._hand_over(trace_id)]
         if taken or self._has_company_enough():
             self._last_taken = now
             taken += [span for trace_id in list(self._whole) for span in self._hand_over(trace_id)]
