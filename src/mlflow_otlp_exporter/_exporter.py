@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlencode
 
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -358,20 +357,10 @@ class MLflowSpanExporter(OTLPSpanExporter):
         Returns:
             None if there is no MLflow to ask, or it is away.
         """
-        pipeline = self._pipeline
-        if pipeline is None or pipeline.settings.api is None:
+        if self._pipeline is None:
             return None
-        destination = pipeline.destination.for_trace(resource_attributes or {}, route_of(trace_id))
         with suppressed_instrumentation():
-            experiment = pipeline.experiments.id_of(destination, pipeline.settings.timeout)
-        if not isinstance(experiment, str):
-            return None
-        # The console itself writes both names: older ones read the first, newer ones the second.
-        query = {"selectedEvaluationId": f"tr-{trace_id:032x}", "traceId": f"tr-{trace_id:032x}"}
-        workspace = destination.workspace or (pipeline.namespace.known if pipeline.namespace else None)
-        if workspace:
-            query["workspace"] = workspace
-        return f"{pipeline.settings.api.url}/#/experiments/{experiment}/traces?{urlencode(query)}"
+            return self._pipeline.trace_url(trace_id, resource_attributes or {})
 
     def stats(self) -> Stats:
         """Counts of spans and requests since start."""

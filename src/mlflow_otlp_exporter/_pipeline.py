@@ -6,11 +6,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -26,6 +26,7 @@ from mlflow_otlp_exporter._patience import LONGEST_IN_MEMORY
 from mlflow_otlp_exporter._prefix import below_prefix
 from mlflow_otlp_exporter._report import Report, Stats
 from mlflow_otlp_exporter._response import Cause, Outcome
+from mlflow_otlp_exporter._routes import route_of
 from mlflow_otlp_exporter._senders import Senders
 from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shipment import Next, Origin, Shipment
@@ -324,6 +325,26 @@ class Pipeline:
             "MLFLOW_OTLP_NOISE=none sends them"
         )
         self.report.once(logging.INFO, coded(Code.NOISE, said))
+
+    def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> str | None:
+        """The address of a trace in the MLflow console; None if it cannot be told now.
+
+        Args:
+            trace_id: OpenTelemetry's trace id.
+            resource_attributes: The resource's attributes.
+        """
+        if self.settings.api is None:
+            return None
+        destination = self.destination.for_trace(resource_attributes, route_of(trace_id))
+        experiment = self.experiments.id_of(destination, self.settings.timeout)
+        if not isinstance(experiment, str):
+            return None
+        # The console itself writes both names: older ones read the first, newer ones the second.
+        query = {"selectedEvaluationId": f"tr-{trace_id:032x}", "traceId": f"tr-{trace_id:032x}"}
+        workspace = destination.workspace or (self.namespace.known if self.namespace else None)
+        if workspace:
+            query["workspace"] = workspace
+        return f"{self.settings.api.url}/#/experiments/{experiment}/traces?{urlencode(query)}"
 
     def stats(self) -> Stats:
         """The counters now."""
