@@ -12,7 +12,7 @@ from mlflow_otlp_exporter._encoder import Encoder, assemble
 from mlflow_otlp_exporter._send import read_file
 from support.markers import PROMPT
 from support.mlflow_server import MLflowServer
-from support.scripted_server import Answer, ScriptedServer
+from support.scripted_server import TRACES_PATH, Answer, ScriptedServer
 from support.spans import finished
 
 NAMES = ["first", "second", "third"]
@@ -72,6 +72,63 @@ def test_test_trace(experiment: str, mlflow_server: MLflowServer, capsys: pytest
     (trace,) = mlflow_server.search_traces(experiment)
     assert trace["trace_id"] in capsys.readouterr().out
     assert trace["state"] == "OK"
+    # As the exporter would send it, with what the console shows.
+    assert trace["tags"]["mlflow.traceName"] == "mlflow-otlp send --test"
+    found = mlflow_server.trace(trace["trace_id"].removeprefix("tr-"))
+    assert found is not None
+    types = [attribute for span in found["spans"] for attribute in span["attributes"] if "spanType" in str(attribute)]
+    assert len(types) == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "present", "absent"),
+    [
+        ("MLFLOW_OTLP_ENRICH", "true", "mlflow.spanType", "nothing"),
+        ("MLFLOW_OTLP_ENRICH", "false", "openinference.span.kind", "mlflow."),
+        ("OPENINFERENCE_HIDE_INPUTS", "true", "It does.", "Does a trace arrive?"),
+        ("MLFLOW_OTLP_MAX_REQUEST_SIZE", "1", "mlflow.spanType", "nothing"),
+    ],
+)
+def test_test_trace_is_what_the_settings_make_of_it(
+    scripted_server: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    present: str,
+    absent: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert cli.main(["send", "--test", "--tracking-uri", scripted_server.url, "--experiment-id", "1"]) == 0
+    spans = [span for request in scripted_server.to(TRACES_PATH) for span in request.spans()]
+    assert sorted(span.name for span in spans) == ["a step of it", "mlflow-otlp send --test"]
+    for span in spans:
+        said = str(span.attributes)
+        assert present in said
+        assert absent not in said
+
+
+def test_test_trace_that_cannot_be_sent_is_told(
+    scripted_server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted_server.answer(then=Answer(401))
+    assert cli.main(["send", "--test", "--tracking-uri", scripted_server.url, "--experiment-id", "1"]) == 1
+    said = capsys.readouterr()
+    assert "[MLO-301]" in said.err
+    assert "was delivered" not in said.out
+
+
+def test_test_trace_that_cannot_be_encoded_is_told(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(Encoder, "encode", fail)
+    assert cli.main(["send", "--test", "--tracking-uri", scripted_server.url, "--experiment-id", "1"]) == 1
+    said = capsys.readouterr()
+    assert "spans are lost: a span could not be encoded (ValueError) [MLO-701]" in said.err
+    assert "was delivered" not in said.out
+    assert scripted_server.to(TRACES_PATH) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"{", b"[]", b"no traces", b"\x0a\xff\xff", b'{"resourceSpans":[5]}'])

@@ -120,7 +120,7 @@ class _Examination:
     def __init__(self, settings: Settings, found: Reach, notes: Notes) -> None:
         self._settings, self._reach, self._notes = settings, found, notes
         resource = Resource.create()
-        self._spans = two_spans(resource)
+        self._spans = two_spans(resource, "mlflow-otlp doctor")
         self._destination = found.destination.for_trace(resource.attributes)
         self._version: tuple[int, ...] | None = None
         self._workspaces: bool | None = None

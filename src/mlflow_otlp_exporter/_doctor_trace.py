@@ -19,20 +19,25 @@ from opentelemetry.trace import set_span_in_context
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._transport import Answer, Failure, Transport
 
-NAMES = ("mlflow-otlp doctor", "a step of it")
+_STEP = "a step of it"
 _QUESTION = "Does a trace arrive?"
 _POLL_SECONDS = 0.25
 
 
-def two_spans(resource: Resource) -> list[ReadableSpan]:
-    """A trace of two spans, with what a trace in the console has: input, output, type."""
+def two_spans(resource: Resource, command: str) -> list[ReadableSpan]:
+    """A trace of two spans, with what a trace in the console has: input, output, type.
+
+    Args:
+        resource: Of whom.
+        command: The trace's name: what the user has called.
+    """
     memory = InMemorySpanExporter()
     provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(memory))
     tracer = provider.get_tracer("mlflow-otlp-exporter")
     attributes = {"openinference.span.kind": "CHAIN", "input.value": _QUESTION, "output.value": "It does."}
-    root = tracer.start_span(NAMES[0], attributes=attributes)
-    tracer.start_span(NAMES[1], context=set_span_in_context(root), attributes=attributes).end()
+    root = tracer.start_span(command, attributes=attributes)
+    tracer.start_span(_STEP, context=set_span_in_context(root), attributes=attributes).end()
     root.end()
     provider.shutdown()
     return list(memory.get_finished_spans())

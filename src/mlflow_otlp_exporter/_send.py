@@ -13,12 +13,13 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk.resources import Resource
 
 from mlflow_otlp_exporter._advice import advice_for
+from mlflow_otlp_exporter._batching import Batch, Batching
 from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._delivery import Request
 from mlflow_otlp_exporter._disassembly import disassembled
 from mlflow_otlp_exporter._doctor_local import Notes
 from mlflow_otlp_exporter._doctor_trace import trace_id_of, two_spans
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder, assemble
+from mlflow_otlp_exporter._encoder import EncodedSpan, assemble
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._packing import packed
 from mlflow_otlp_exporter._reach import Reach, reach
@@ -95,9 +96,9 @@ def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:
         raise ConfigurationError(f"{path}: it holds no spans")
     with_reach = reach(settings, notes := Notes())
     try:
-        delivered = 0
+        delivered, destination = 0, with_reach.destination.for_trace(Resource.create().attributes)
         for batch in packed(spans, settings.max_request_size, linked_to_run=settings.run_id is not None):
-            outcome = _attempt(with_reach, settings, batch)
+            outcome = _attempt(with_reach, settings, (destination, batch))
             if outcome.verdict is Verdict.DELIVERED:
                 delivered += len(batch)
             else:
@@ -110,7 +111,7 @@ def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:
 
 
 def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
-    """Sends a test trace, and leaves it there.
+    """Sends a test trace, and leaves it there: enriched, masked and repaired as the settings say for any other.
 
     Args:
         settings: All settings.
@@ -121,22 +122,32 @@ def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
     Raises:
         ConfigurationError: A setting is wrong.
     """
-    spans = two_spans(Resource.create())
-    encoder = Encoder()
+    spans = two_spans(Resource.create(), "mlflow-otlp send --test")
+    troubles: list[str] = []
     with_reach = reach(settings, notes := Notes())
     try:
-        outcome = _attempt(with_reach, settings, [encoder.encode(span) for span in spans])
+        batching = Batching(
+            settings,
+            with_reach.destination,
+            notes,
+            size=lambda: settings.max_request_size,
+            give_up=lambda _count, _spans, _kind, why: troubles.append(coded(Code.LOST, f"spans are lost: {why}")),
+        )
+        for batch in batching.batches(spans)[0]:
+            outcome = _attempt(with_reach, settings, batch)
+            if outcome.verdict is not Verdict.DELIVERED:
+                troubles.append(_told(settings, outcome))
         yield from ((True, said) for said in notes.said)
-        good = outcome.verdict is Verdict.DELIVERED
-        yield good, f"the trace {trace_id_of(spans)} was delivered" if good else _told(settings, outcome)
+        yield from ((False, said) for said in troubles)
+        if not troubles:
+            yield True, f"the trace {trace_id_of(spans)} was delivered"
     finally:
         with_reach.close()
 
 
-def _attempt(with_reach: Reach, settings: Settings, batch: list[EncodedSpan]) -> Outcome:
-    resource = Resource.create()
-    destination = with_reach.destination.for_trace(resource.attributes)
-    return with_reach.delivery.attempt(Request(destination, assemble(batch), len(batch)), settings.timeout)
+def _attempt(with_reach: Reach, settings: Settings, batch: Batch) -> Outcome:
+    destination, spans = batch
+    return with_reach.delivery.attempt(Request(destination, assemble(spans), len(spans)), settings.timeout)
 
 
 def _told(settings: Settings, outcome: Outcome) -> str:
