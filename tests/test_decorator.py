@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
-from mlflow_otlp_exporter import set_documents, set_inputs, set_outputs, set_usage, traced
+from mlflow_otlp_exporter import _decorator, set_documents, set_inputs, set_outputs, set_usage, traced
 from mlflow_otlp_exporter._tracers import use_provider
+from mlflow_otlp_exporter.enrichment._observation import Kind
 
 
 @contextmanager
@@ -49,6 +51,12 @@ def memory() -> Iterator[Memory]:
     with provider(exporter) as made:
         trace.set_tracer_provider(made)
         yield Memory(exporter)
+
+
+class Kinds(str, Enum):
+    """As others have them, whose `str()` is not their value."""
+
+    AGENT = "agent"
 
 
 def inputs(span: ReadableSpan) -> Any:
@@ -90,11 +98,87 @@ def test_result_that_is_no_text_is_json_and_none_is_none(memory: Memory) -> None
         ("CHAT_MODEL", {"openinference.span.kind": "LLM", "mlflow.spanType": "CHAT_MODEL"}),
         ("MEMORY", {"openinference.span.kind": "CHAIN", "mlflow.spanType": "MEMORY"}),
         ("", {"openinference.span.kind": "CHAIN"}),
+        ("planner", {"openinference.span.kind": "CHAIN", "mlflow.spanType": "PLANNER"}),
+        (Kinds.AGENT, {"openinference.span.kind": "AGENT"}),
     ],
 )
 def test_kinds(memory: Memory, kind: str, expected: dict[str, str]) -> None:
     traced(kind=kind, capture_inputs=False)(lambda: None)()
     assert memory.attributes() == expected
+
+
+def test_all_kinds_that_enrichment_has_are_known() -> None:
+    assert sorted(_decorator._KNOWN) == sorted(kind.value for kind in Kind)
+
+
+# What is probably meant, if anything; the same in small letters.
+MEANT: list[tuple[str, str | None]] = [
+    *((kind.value, None) for kind in Kind),
+    ("AGNET", "AGENT"),
+    ("AGET", "AGENT"),
+    ("AGENTS", "AGENT"),
+    ("TOOLS", "TOOL"),
+    ("TOOOL", "TOOL"),
+    ("CHIAN", "CHAIN"),
+    ("LLMS", "LLM"),
+    ("RETREIVER", "RETRIEVER"),
+    ("RETRIVER", "RETRIEVER"),
+    ("RETRIEVAL", "RETRIEVER"),
+    ("RERANK", "RERANKER"),
+    ("RANKER", "RERANKER"),
+    ("EMBEDING", "EMBEDDING"),
+    ("EMBEDDINGS", "EMBEDDING"),
+    ("EVALUATION", "EVALUATOR"),
+    ("EVALUATER", "EVALUATOR"),
+    ("GAURDRAIL", "GUARDRAIL"),
+    ("CHATMODEL", "CHAT_MODEL"),
+    ("CHAT-MODEL", "CHAT_MODEL"),
+    ("CHAT MODEL", "CHAT_MODEL"),
+    ("WORKFLOWS", "WORKFLOW"),
+    ("MEMROY", "MEMORY"),
+    *(
+        (kind, None)
+        for kind in (
+            *("PLANNER", "ROUTER", "SCORER", "CRITIC", "WRITER", "SUPERVISOR", "ORCHESTRATOR", "HANDOFF", "SUBAGENT"),
+            *("TALK", "ASK", "CHAT", "MASK", "LM", "VLM", "SLM", "TRAIN", "EVENT", "ACTION", "STEP", "QUERY"),
+            *("READER", "LOADER", "SEARCH", "SUMMARIZER", "CLASSIFIER", "TRANSLATOR", "EXTRACTOR", "EMBEDDER"),
+            *("GUARDIAN", "PARTNER", "REVIEWER", "RESOLVER", "TOOL_CALL", "AGENT_STEP", "LLM_CALL", "FUNCTION", "HTTP"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "meant"), MEANT)
+def test_mistyped_kinds_are_told_of_and_taken_as_they_are(
+    memory: Memory, caplog: pytest.LogCaptureFixture, kind: str, meant: str | None
+) -> None:
+    _decorator._tell_of_mistyped.cache_clear()
+
+    def answer() -> None: ...
+
+    for given in (kind, kind.lower(), f" {kind.title()} "):
+        decorated = traced(kind=given)(answer)
+    said = (
+        f"@traced(kind={kind!r}) of {answer.__qualname__}: is {meant} meant? MLflow knows no such kind; "
+        "it is taken as it is [MLO-714]"
+    )
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == ([] if meant is None else [("WARNING", said)])
+    decorated()
+    found = memory.attributes()
+    assert found.get("mlflow.spanType", found["openinference.span.kind"]) == kind
+
+
+def test_each_function_with_a_mistyped_kind_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    _decorator._tell_of_mistyped.cache_clear()
+
+    def one() -> None: ...
+
+    def other() -> None: ...
+
+    for function in (one, other, one):
+        traced(kind="AGNET", name="the same")(function)
+    assert [line.split(":")[0].rpartition(".")[2] for line in caplog.messages] == ["one", "other"]
 
 
 def test_tool_has_its_name_and_what_it_is_for(memory: Memory) -> None:

@@ -95,6 +95,7 @@ class Code(enum.Enum):
     CLOCK = "MLO-711", "the clocks differ"
     TOO_LATE = "MLO-712", "a destination comes too late"
     MASK = "MLO-713", "a mask failed"
+    KIND = "MLO-714", "a kind is mistyped, most likely"
 
     CONFIGURED = "MLO-801", "where traces go"
     INSTRUMENTED = "MLO-802", "instrumentations are on"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import wraps
+from enum import Enum
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from opentelemetry.context import attach, detach
@@ -25,6 +26,11 @@ _KINDS = frozenset(
     "LLM CHAIN AGENT TOOL RETRIEVER EMBEDDING RERANKER GUARDRAIL EVALUATOR PROMPT UNKNOWN".split()  # noqa: SIM905
 )
 _NEAREST = {"CHAT_MODEL": "LLM"}
+_KNOWN = (*sorted(_KINDS), *_NEAREST, "DECISION", "MEMORY", "PARSER", "TASK", "WORKFLOW")
+# How like a known kind one must be to be taken for a mistyped one, by difflib: RETRIEVAL is (0.78), TALK is not (0.75).
+_ALIKE = 0.77
+# Shorter ones are like too many words of their own right: LM, ASK, VLM.
+_SHORTEST_MISTYPED = 4
 _OWN_ARGUMENTS = frozenset({"self", "cls", "mcs"})
 _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # What a generator yielded is kept to be shown, up to these limits.
@@ -64,7 +70,8 @@ def traced(
     Args:
         function: The function, where the decorator is used without arguments.
         kind: What the function is: `AGENT`, `TOOL`, `CHAIN`, `LLM`, `RETRIEVER`, `EMBEDDING`, `RERANKER`, `GUARDRAIL`,
-            `EVALUATOR`; or a type of MLflow's or your own, such as `WORKFLOW` or `MEMORY`.
+            `EVALUATOR`; or a type of MLflow's or your own, such as `WORKFLOW` or `PLANNER`. Small letters become
+            capitals. One that is most likely mistyped is told of in the log, and taken as it is.
         name: The span's name; the function's if None.
         capture_inputs: Whether the arguments are kept, by parameter name and as JSON, `self` and `cls` left out.
         capture_outputs: Whether the result is kept: a text as it is, all else as JSON; documents of a `RETRIEVER` or
@@ -79,6 +86,24 @@ def traced(
         return maker.wrapped()
 
     return decorate if function is None else decorate(function)
+
+
+@lru_cache(maxsize=256)  # as decorators may be used at every call
+def _meant(kind: str) -> str | None:
+    """The known kind that an unknown one is a mistyped form of, most likely: it begins alike, too."""
+    if kind in _KNOWN or len(kind) < _SHORTEST_MISTYPED:
+        return None
+    import difflib  # noqa: PLC0415 - where somebody mistyped, or has kinds of their own
+
+    alike = difflib.get_close_matches(kind, [known for known in _KNOWN if known[0] == kind[0]], 1, _ALIKE)
+    return alike[0] if alike else None
+
+
+@lru_cache(maxsize=256)  # once for each function
+def _tell_of_mistyped(kind: str, function: str) -> None:
+    if meant := _meant(kind):
+        said = "@traced(kind=%r) of %s: is %s meant? MLflow knows no such kind; it is taken as it is [%s]"
+        logger.warning(said, kind, function, meant, Code.KIND)
 
 
 class _SpanMaker:
@@ -98,7 +123,8 @@ class _SpanMaker:
         self._name = name or str(getattr(function, "__name__", type(function).__name__))
         self._outputs = outputs
         self._arguments = _Arguments(function) if inputs else None
-        given = str(kind).strip().upper() or "CHAIN"
+        given = str(kind.value if isinstance(kind, Enum) else kind).strip().upper() or "CHAIN"
+        _tell_of_mistyped(given, str(getattr(function, "__qualname__", self._name)))
         self._kind = given if given in _KINDS else _NEAREST.get(given, "CHAIN")
         self._attributes: dict[str, Any] = {names.SPAN_KIND: self._kind}
         if given != self._kind:
