@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs, urlsplit
@@ -133,7 +134,7 @@ class Round:
         self.suspects: list[tuple[int, int]] = []
         self.left: list[Shipment] = []
 
-    def send(self, spans: list[EncodedSpan], *, until: float = 1e9) -> None:
+    def send(self, spans: list[EncodedSpan], *, until: float = 1e9, left: str = "") -> None:
         """Takes the shipment, and what is left of those before it, further until they are settled or the time is up."""
 
         def settled() -> None:
@@ -143,6 +144,7 @@ class Round:
             self.suspects.append((count, size))
 
         origin = Origin(len(spans), settled, lambda outcome: self.postponed.append(outcome.message), suspected)
+        origin.left = left
         queue = [*self.left, Shipment(Destination(experiment_id="1"), spans, origin)]
         while queue and self.server.clock < until:
             now = self.server.clock
@@ -290,6 +292,62 @@ def test_single_span_is_refused_only_when_that_is_repeated_later() -> None:
     story.send(spans)
     assert story.lands_once(spans)
     assert story.server.times == [0, 1]
+
+
+# What others have left on disk
+
+LEFT = "left by an earlier run"
+AT_ONE = Destination(experiment_id="1")
+TOO_OLD = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
+FATES: list[tuple[Callable[[], Judge], str]] = [
+    (lambda: refusing(422, "a"), "span 'a' of trace tr-00000000000000000000000000000001 is lost"),
+    (lambda: lambda _: Answer(200, JSON, TOO_OLD), "spans are lost"),
+    (lambda: failing(1, Answer(503)), "spans wait in memory"),
+]
+
+
+@pytest.mark.parametrize(("judge", "expected"), FATES, ids=["refused", "rejected", "waiting"])
+@pytest.mark.parametrize("left", [LEFT, ""])
+def test_who_has_left_spans_is_told_with_what_befalls_them(
+    judge: Callable[[], Judge], expected: str, left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    story = Round()
+    story.server.judge = judge()
+    story.send(encoded("a"), left=left)
+    assert caplog.messages[0].partition(": ")[0] == (f"{expected} ({left})" if left else expected)
+
+
+def test_who_has_left_a_suspect_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    story = Round()
+    story.server.judge = refusing(500, "c")
+    story.send(encoded("a", "b", "c", "d"), until=600, left=LEFT)
+    told = [line for line in caplog.messages if line.startswith("span 'c'")]
+    assert [re.sub("tr-[0-9a-f]+", "tr", line).split(",")[0] for line in told] == [
+        f"span 'c' of trace tr waits in memory ({LEFT})"
+    ]
+
+
+def test_outage_is_told_of_as_this_runs_once_its_own_spans_wait_too(caplog: pytest.LogCaptureFixture) -> None:
+    """One outage is one problem: its repetitions are not told twice, once for each of whom the spans are."""
+    story, theirs, ours = Round(), *(Shipment(AT_ONE, encoded(name), Origin(1)) for name in ("a", "b"))
+    theirs.origin.left = LEFT
+
+    def told(*shipments: Shipment, answer: Answer) -> list[str]:
+        caplog.clear()
+        story.server.judge = lambda _: answer
+        for shipment in shipments:
+            story.server.clock += 61
+            story.courier.step(shipment, 5.0)
+        return [line.partition(": ")[0].partition(",")[0] for line in caplog.messages]
+
+    down = Answer(503)
+    assert told(theirs, theirs, ours, theirs, ours, theirs, answer=down) == [
+        *[f"spans wait in memory ({LEFT})"] * 2,
+        *["spans wait in memory"] * 4,
+    ]
+    assert told(ours, answer=Answer(200)) == ["spans are accepted again"]
+    story.server.clock += 61
+    assert told(theirs, answer=down) == [f"spans wait in memory ({LEFT})"]
 
 
 # 500: a server in trouble, or a span that it trips over

@@ -313,7 +313,7 @@ def test_what_cannot_be_made_a_request_now_is_left_for_later(
     left_behind(made, finished("a", "b"))
     depot, encoding = made(), Encoding()
     with monkeypatch.context() as patch:
-        patch.setattr(depot.spool, "put", lambda *_, **__: False)
+        patch.setattr(depot.spool, "put", lambda *_, **__: None)
         depot.adopt(encoding, encoding.leave_out)
     assert len(list((folder / "journal").iterdir())) == 1
     depot.adopt(encoding, encoding.leave_out)  # it is not locked any more
@@ -325,6 +325,24 @@ def test_where_nothing_is_nothing_is_made(made: Callable[..., Depot], folder: Pa
     encoding = Encoding()
     made().adopt(encoding, encoding.leave_out)
     assert not folder.parent.exists()
+
+
+def whose(depot: Depot) -> list[str]:
+    shipments = [depot.take(entry, Told()) for entry in depot.spool.entries()]
+    return [shipment.origin.left for shipment in shipments if shipment is not None]
+
+
+def test_whoever_takes_it_is_told_who_has_left_it(made: Callable[..., Depot]) -> None:
+    left_behind(made, finished("killed"))
+    earlier = made()
+    assert earlier.put(HERE, encoded("a"), attempted=False, uncertain=False)
+    depot, beside, encoding = made(), made(), Encoding()
+    assert depot.put(HERE, encoded("b"), attempted=False, uncertain=False)
+    assert beside.put(HERE, encoded("c"), attempted=False, uncertain=False)
+    depot.adopt(encoding, encoding.leave_out)
+    assert whose(depot) == ["left by an earlier run", "", "left by another exporter", "left by a killed process"]
+    # The next run has made none of them.
+    assert whose(made()) == ["left by an earlier run"] * 4
 
 
 # How it is opened

@@ -149,6 +149,25 @@ def test_another_run_sends_what_one_has_left(server: ScriptedServer, switch: Swi
     assert second.telemetry.shutdown() == FlushResult(delivered=2)
 
 
+def test_what_is_wrong_with_another_runs_spans_is_told_as_theirs(
+    server: ScriptedServer, switch: Switch, caplog: pytest.LogCaptureFixture
+) -> None:
+    switch.down = DOWN
+    first = App(server)
+    first.end("yesterday")
+    assert first.telemetry.shutdown() == FlushResult(spooled=1)
+    switch.down = Answer(422, body=b"no")
+    caplog.clear()
+    second = App(server)
+    until(lambda: not on_disk())
+    second.end("today")
+    assert second.telemetry.shutdown().refused == 2
+    told = {line.split(":")[0].split(" of trace ")[0]: line for line in caplog.messages if " is lost" in line}
+    assert sorted(told) == ["span 'today'", "span 'yesterday'"]
+    assert " is lost (left by an earlier run): " in told["span 'yesterday'"]
+    assert " is lost: " in told["span 'today'"]
+
+
 def test_nothing_is_missing_when_threads_begin_with_what_another_run_has_left(
     server: ScriptedServer, switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

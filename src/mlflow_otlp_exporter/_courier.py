@@ -75,6 +75,8 @@ class Courier:
         self.patience = Patience(clock, jitter, on_disk=depot is not None)
         self.failures = 0
         self._suspects = Suspects(clock)
+        # Destinations in trouble at which spans of this run wait, and not only what others have left on disk.
+        self._concerned: set[Destination] = set()
         # Bytes that a request may have: less than was asked for once a proxy has said 413.
         self.size_limit: int | None = None
         self.closing = False
@@ -141,7 +143,8 @@ class Courier:
             self._again(_refusal(shipment.named, what), f"{what} is accepted after all")
         if rejected:
             key = f"rejected {shipment.destination.name}"
-            self._report.problem(key, f"spans are lost: {self._explain(outcome)}", rejected)
+            said = f"spans are lost{_whose(shipment)}: {self._explain(outcome)}"
+            self._report.problem(key, said, rejected)
         elif outcome.message:
             self._report.once(logging.WARNING, coded(Code.SAID, f"the server says: {outcome.message}"))
         self._settle(shipment, count - rejected, rejected, outcome)
@@ -149,6 +152,7 @@ class Courier:
 
     def _recovered(self, destination: Destination) -> None:
         self.patience.passed(destination)
+        self._concerned.discard(destination)
         self._again(destination.name, "spans are accepted again")
 
     def _again(self, key: str, said: str) -> None:
@@ -278,7 +282,8 @@ class Courier:
 
     def _give_up(self, shipment: Shipment, outcome: Outcome) -> Next:
         what = described(shipment.spans[0]) if len(shipment.spans) == 1 else f"{len(shipment.spans)} spans"
-        self._report.problem(_refusal(outcome, what), f"{what} is lost: {self._explain(outcome)}", len(shipment.spans))
+        said = f"{what} is lost{_whose(shipment)}: {self._explain(outcome)}"
+        self._report.problem(_refusal(outcome, what), said, len(shipment.spans))
         if self._depot is not None:
             self._depot.refuse(shipment.destination, shipment.spans, outcome.message)
         self._settle(shipment, 0, len(shipment.spans), outcome)
@@ -316,6 +321,7 @@ class Courier:
     def put_away(self, shipment: Shipment) -> bool:
         """Puts a shipment on disk, with all that a search has put aside for it; whether nothing of it is left."""
         assert self._depot is not None
+        self._concerned.add(shipment.destination)
         for each in self._put_aside(shipment):
             shipment.spans += each.spans
             shipment.uncertain = shipment.uncertain or each.uncertain
@@ -334,7 +340,10 @@ class Courier:
         destination, searching = shipment.destination, shipment.search is not None
         wait = self.patience.failed(destination, outcome, cause, searching=searching)
         waiting = self._queued(destination) + (0 if shipment.origin.kept else len(shipment.spans))
-        self._report.waiting(destination.name, f"spans wait {self._where}: {self._explain(outcome)}", waiting)
+        if not shipment.origin.left:
+            self._concerned.add(destination)
+        whose = "" if destination in self._concerned else _whose(shipment)
+        self._report.waiting(destination.name, f"spans wait {self._where}{whose}: {self._explain(outcome)}", waiting)
         shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
         return wait
 
@@ -377,7 +386,7 @@ class Courier:
         if evidence.convincing(suspect, now) and not shipment.named:
             what = described(shipment.spans[0])
             shipment.named = replace(outcome, cause=Cause.CONTENT)  # what is to be mended is not the server
-            said = f"{what} waits {self._where}, and is sent again now and then; others are accepted"
+            said = f"{what} waits {self._where}{_whose(shipment)}, and is sent again now and then; others are accepted"
             self._report.waiting(_refusal(outcome, what), f"{said}: {self._explain(shipment.named)}", 1)
             shipment.origin.suspect(shipment.size)
         others = self._suspects.count(shipment.destination)
@@ -408,3 +417,8 @@ class Courier:
 
 def _refusal(outcome: Outcome, what: str) -> str:
     return f"refused {outcome.status} {what}"
+
+
+def _whose(shipment: Shipment) -> str:
+    """What is said of spans that somebody else has left; the key of a problem stays without it."""
+    return f" ({shipment.origin.left})" if shipment.origin.left else ""

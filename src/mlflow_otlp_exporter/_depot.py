@@ -36,6 +36,8 @@ _SHARED = (
     "other has put there; give each a spool_dir, a token file, or a function of another name"
 )
 _NOWHERE = "the journal of a killed process does not tell where they belong"
+# Who has left what this exporter finds on disk. "Earlier" is before it was made, whoever that was.
+_EARLIER, _ANOTHER, _KILLED = "left by an earlier run", "left by another exporter", "left by a killed process"
 
 
 class Recovered(NamedTuple):
@@ -161,6 +163,8 @@ class Depot:
         self.changed: Callable[[], None] = lambda: None
         self.place: tuple[str | None, str] = (None, "")
         self.secrets: tuple[object, ...] = ()
+        self._made_at = time.time_ns()
+        self._adopted: set[str] = set()
 
     def put(self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool) -> bool:
         """Puts spans on disk.
@@ -174,12 +178,18 @@ class Depot:
         Returns:
             Whether they are there.
         """
-        if not self.spool.put(destination, spans, uncertain=uncertain, sent=time.time() if attempted else 0.0):
-            return False
+        return self._put(destination, spans, attempted=attempted, uncertain=uncertain) is not None
+
+    def _put(
+        self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool
+    ) -> Entry | None:
+        entry = self.spool.put(destination, spans, uncertain=uncertain, sent=time.time() if attempted else 0.0)
+        if entry is None:
+            return None
         self._report.count(spooled=len(spans))
         self.settled(spans)
         self.changed()
-        return True
+        return entry
 
     def refuse(self, destination: Destination, spans: Sequence[EncodedSpan], message: str) -> None:
         """Keeps what the server has refused for good, for people to look at."""
@@ -234,9 +244,8 @@ class Depot:
             for destination, spans in trace.by_destination().items():
                 groups.setdefault((destination, clean), []).extend(spans)
         nowhere = [spans for (destination, _), spans in groups.items() if destination is None]
-        # They may have been on their way when the process was killed.
         safe = all(
-            self.put(where, encoded, attempted=True, uncertain=True)
+            self._put_adopted(where, encoded)
             for (destination, clean), spans in groups.items()
             if destination is not None
             for where, encoded in encode(Recovered(destination, spans, clean))
@@ -245,6 +254,13 @@ class Depot:
             for spans in nowhere:
                 self._hold_back(spans, encode)
         return safe
+
+    def _put_adopted(self, destination: Destination, spans: Sequence[EncodedSpan]) -> bool:
+        # They may have been on their way when the process was killed.
+        entry = self._put(destination, spans, attempted=True, uncertain=True)
+        if entry is not None:
+            self._adopted.add(entry.name)
+        return entry is not None
 
     def _set_aside(self, orphan: Orphan) -> None:
         for path in orphan.paths:
@@ -286,7 +302,19 @@ class Depot:
             return None
         header, state, spans = loaded
         origin = KeptOrigin(self.spool, entry, len(spans), state, told)
+        origin.left = self._left(entry)
         made = Shipment(header.destination, spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0)
         if state.uncertain:
             made.ask_until = time.monotonic() + min(max(state.sent + SLOWEST_WRITE - time.time(), 0.0), SLOWEST_WRITE)
         return made
+
+    def _left(self, entry: Entry) -> str:
+        """Who has left a request on disk, in words; empty for what this exporter was given.
+
+        A reader of the log is not to search today's run for what was wrong with yesterday's.
+        """
+        if entry.name in self._adopted:
+            return _KILLED
+        if self.spool.is_own(entry):
+            return ""
+        return _EARLIER if entry.stamp < self._made_at else _ANOTHER

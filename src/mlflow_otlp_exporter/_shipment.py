@@ -47,6 +47,7 @@ class Origin:
         remaining: Spans without an outcome.
         refused: Spans that were given up.
         postponed: As given.
+        left: Who has left it on disk, in words; empty for what this exporter was given.
         counted: Called with the spans that were delivered and refused, and the outcome behind that: None at the end.
     """
 
@@ -60,6 +61,7 @@ class Origin:
         self.remaining = span_count
         self.refused = 0
         self.postponed = postponed
+        self.left = ""
         self.counted: Callable[[int, int, Outcome | None], None] = lambda _delivered, _refused, _outcome: None
         self._settled, self._suspected = settled, suspected
         self._suspects = self._suspect_bytes = 0

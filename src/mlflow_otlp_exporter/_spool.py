@@ -103,7 +103,7 @@ class Spool:
 
     def put(
         self, destination: Destination, spans: Sequence[EncodedSpan], *, uncertain: bool = False, sent: float = 0.0
-    ) -> bool:
+    ) -> Entry | None:
         """Writes a request to disk.
 
         Args:
@@ -113,24 +113,24 @@ class Spool:
             sent: When it was sent last, in seconds since 1970; 0 if it never was.
 
         Returns:
-            False if that is not possible now.
+            Its file; None if that is not possible now.
         """
         if not self.usable:
-            return False
+            return None
         created = self._clock()
         header = Header(destination, len(spans), tuple(dict.fromkeys(span.trace_id for span in spans)), created)
         content = spool_file.to_bytes(header, spans, State(int(sent > 0), uncertain, sent))
         with self._lock:
             try:
-                self._put(destination, len(spans), content, created)
+                entry = self._put(destination, len(spans), content, created)
             except OSError as error:
                 self._broken(error, len(spans))
-                return False
+                return None
             self._failures, self._resume_at = 0, 0.0
         self._report.solved(_BROKEN, coded(Code.ACCEPTED_AGAIN, "the spool can be used again"))
-        return True
+        return entry
 
-    def _put(self, destination: Destination, span_count: int, content: bytes, created: float) -> None:
+    def _put(self, destination: Destination, span_count: int, content: bytes, created: float) -> Entry:
         folder = self.folder()
         self._look()
         self._make_room(folder, len(content))
@@ -148,6 +148,7 @@ class Spool:
             self._write(folder / entry.name, content)
         self._index.add(entry)
         self._own[entry.name] = span_count
+        return entry
 
     def _make_room(self, folder: Path, size: int) -> None:
         settings, totals = self._settings, self._index.totals
