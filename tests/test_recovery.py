@@ -140,11 +140,12 @@ def test_the_next_runs_own_destination_is_not_theirs(server: ScriptedServer) -> 
     killed(server.url, "tracer.start_span('by service').end()", OTEL_SERVICE_NAME="three")
     with next_run(server.url, workspace="other", run_id="other"):
         pass
-    assert came(server) == {
-        ("ours", "one's", None): ["one"],
-        ("ours", "7", "r"): ["routed"],
-        (None, "two's", None): ["two"],
-        (None, "three's", None): ["by service"],
+    # Each of the killed may have begun to send what the one before has left: it comes again then, to the same place.
+    assert {place: set(names) for place, names in came(server).items()} == {
+        ("ours", "one's", None): {"one"},
+        ("ours", "7", "r"): {"routed"},
+        (None, "two's", None): {"two"},
+        (None, "three's", None): {"by service"},
     }
 
 
