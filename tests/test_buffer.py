@@ -84,11 +84,15 @@ def test_where_few_traces_end_each_goes_soon() -> None:
         assert story.taken(number * 6.0 + LINGER) == [str(number)]
 
 
-def waits(ends: Sequence[float], *, in_progress: int = 0) -> list[float]:
+def waits(ends: Sequence[float], *, in_progress: int = 0, never_end: int = 0) -> list[float]:
     """How long each of the traces that end then waits, as somebody who looks at the very moment sees it."""
-    buffer, found, last = TraceBuffer(linger=0.1, hold=HOLD), dict[str, float](), len(ends)
+    buffer, found, last = TraceBuffer(linger=0.1, hold=1e7), dict[str, float](), len(ends)
     for number in range(in_progress):
         buffer.started(1000 + number)
+        buffer.started(1000 + number)
+        buffer.ended(span(1000 + number, "child"), 0.0)
+    for number in range(never_end):
+        buffer.started(2000 + number)
     for number, at in enumerate([*ends, 1e6]):
         while (due := buffer.next_due()) is not None and due <= at:
             found |= {each.name: due - ends[int(each.name)] for each in buffer.take(due)}
@@ -109,24 +113,24 @@ def test_of_few_traces_none_waits_for_a_second(gaps: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("a_second", "in_progress", "least", "most"),
+    ("a_second", "in_progress", "never_end", "least", "most"),
     [
-        (0.1, 0, 0.1, 0.1),
-        (0.9, 0, 0.1, 0.1),  # each goes soon
-        (0.9, 1, 0.1, 1.5),
-        (0.9, 3, 1.0, 3.0),
-        (0.9, 20, 3.3, 4.2),  # agents that run at once share requests
-        (0.9, 9000, 3.3, 4.2),  # spans that never end change no more than that
-        (0.1, 9000, 0.1, 0.1),
-        (1.3, 0, 0.2, 2.4),
-        (6.0, 0, 4.7, 5.0),
-        (6.0, 9000, 4.7, 5.0),
+        (0.1, 0, 0, 0.1, 0.1),
+        (0.9, 0, 0, 0.1, 0.1),  # each goes soon
+        (0.9, 0, 9000, 0.1, 0.1),  # whatever never ends
+        (0.3, 3, 0, 0.1, 0.1),  # also of a few agents
+        (0.9, 3, 0, 1.5, 3.5),
+        (0.9, 20, 0, 4.0, 5.0),  # those of many share requests
+        (0.1, 20, 0, 0.1, 0.1),  # if there is anything to share
+        (1.3, 0, 0, 0.2, 2.4),
+        (6.0, 0, 0, 4.7, 5.0),
     ],
 )
 def test_the_more_traces_end_and_are_in_progress_the_longer_they_wait(
-    a_second: float, in_progress: int, least: float, most: float
+    a_second: float, in_progress: int, never_end: int, least: float, most: float
 ) -> None:
-    longest = max(waits([number / a_second for number in range(60)], in_progress=in_progress))
+    ends = [number / a_second for number in range(60)]
+    longest = max(waits(ends, in_progress=in_progress, never_end=never_end))
     assert least - 0.01 <= longest <= most + 0.01
 
 
@@ -177,17 +181,17 @@ def test_long_trace_goes_in_pieces_that_were_held_no_longer_than_said() -> None:
 
 def test_long_traces_that_began_soon_after_each_other_share_a_request() -> None:
     story = Story()
-    for trace, at in enumerate([0.0, 3.0, 4.9, 5.1], 1):
+    for trace, at in enumerate([0.0, 5.0, 9.9, 10.1], 1):
         story.start(trace, 2)
         story.end(at, trace, f"child {trace}")
     story.start(5, 3)
-    story.end(4.0, 5, "child 5")
+    story.end(9.0, 5, "child 5")
     story.end(26.0, 5, "root 5", None)  # whose other child is waited for
     story.start(6)  # nothing of which has ended
     assert story.taken(HOLD) == ["child 1", "child 2", "child 3"]
     assert story.taken(31.0) == ["child 5", "root 5"]
-    assert story.taken(HOLD + 5.0) == []
-    assert story.taken(HOLD + 5.1) == ["child 4"]
+    assert story.taken(HOLD + 10.0) == []
+    assert story.taken(HOLD + 10.1) == ["child 4"]
 
 
 def test_but_no_trace_in_progress_goes_early_with_whole_ones() -> None:

@@ -21,13 +21,14 @@ _OPEN_TRACES = 10_000
 _FINISHED_TRACES = 4096
 # Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes besides its text.
 _SPAN_SIZE, _VALUE_SIZE = 2800, 100
-# Seconds between two hand-overs: a request costs MLflow 11 to 17 ms whatever is in it, a trace that shares one half
-# of what it costs alone. Where few traces end, each is to be seen within a second; where many do, nobody waits for a
-# single one.
+# Seconds between two hand-overs: a request costs MLflow 11 to 35 ms whatever is in it, a trace that shares one half
+# of what it costs alone. Where few traces end, each is to be seen within a second; where many do, or many agents run at
+# once, nobody waits for a single one.
 _CALM_SPACING, _BUSY_SPACING = 0.6, 5.0
-# Few are so many that ended within the last 5 s; one less for each that is in progress, as agents that run at once will
-# end at once. Seconds for each beyond.
+# Few are so many that ended within the last 5 s, or are in progress. Seconds for each beyond.
 _FEW_TRACES, _SPACING_PER_TRACE = 5, 0.9
+# Part of `hold` by which a trace in progress may be handed over before its time, with another one.
+_EARLY = 1 / 3
 # Whole traces of so many bytes in memory need no more company: they are most of a request, or two of them, and what
 # they would save by waiting is a hundredth of what they cost. Memory is bounded by it where very many spans end.
 _COMPANY_ENOUGH = 8 * 1024 * 1024
@@ -69,10 +70,11 @@ class TraceBuffer:
     """Ended spans by trace, until each trace is whole or has been held long enough.
 
     A trace is due `linger` seconds after its last open span ended, so that small traces share a request, and not before
-    some time has passed since the last hand-over: 0.6 s as long as few traces end, and more the more do, up to 5 s,
-    unless what is whole takes 8 MiB. If its root has ended and children are still open, a few seconds later; and `hold`
-    seconds after its first held span ended in any case, so that a long trace shows as in progress and memory stays
-    bounded; others go with it that would follow within 5 s. What comes later goes out on its own.
+    some time has passed since the last hand-over: 0.6 s as long as few traces end, and more the more do or are in
+    progress, up to 5 s, unless what is whole takes 8 MiB. If its root has ended and children are still open, a few
+    seconds later; and `hold` seconds after its first held span ended in any case, so that a long trace shows as in
+    progress and memory stays bounded; others go with it that have been held for two thirds of that. What comes later
+    goes out on its own.
 
     Args:
         linger: Seconds that a whole trace waits for company.
@@ -160,9 +162,10 @@ class TraceBuffer:
     def _spacing(self, now: float) -> float:
         while self._ends[0] < now - _BUSY_SPACING:
             self._ends.popleft()
-        in_progress = len(self._traces) - len(self._whole)
-        beyond = len(self._ends) - max(1, _FEW_TRACES - in_progress)
-        return min(_CALM_SPACING + _SPACING_PER_TRACE * max(0, beyond), _BUSY_SPACING)
+        # Those of which nothing is held do not count: spans that never end must not make others late for ever.
+        in_progress = self._holding - len(self._whole)
+        beyond = max(0, len(self._ends) + in_progress - _FEW_TRACES)
+        return min(_CALM_SPACING + _SPACING_PER_TRACE * beyond, _BUSY_SPACING)
 
     def next_due(self) -> float | None:
         """When the next trace is due; None if nothing is held."""
@@ -189,7 +192,7 @@ class TraceBuffer:
             taken += self._hand_over(trace_id)
         if has_held_long:
             # Long traces share requests as well: those that would follow soon go now, each a little before its time.
-            soon = now - self._hold + min(_BUSY_SPACING, self._hold / 4)
+            soon = now - self._hold * (1 - _EARLY)
             long = [key for key, trace in self._traces.items() if trace.is_in_progress and trace.first <= soon]
             taken += [span for trace_id in long for span in self._hand_over(trace_id)]
         if taken or self._has_company_enough():

@@ -46,7 +46,7 @@ class MLflowSpanProcessor(SpanProcessor):
     Args:
         exporter: Where the traces go.
         linger: Seconds that a whole trace waits for others to share a request with (`MLFLOW_OTLP_LINGER`; 0.1).
-        hold: Seconds that an ended span waits for its trace to be whole, at most (`MLFLOW_OTLP_HOLD`; 30). A longer
+        hold: Seconds that an ended span waits for its trace to be whole, at most (`MLFLOW_OTLP_HOLD`; 45). A longer
             trace is sent in pieces and shows as in progress.
         buffer_spans: How many spans may wait in memory (`MLFLOW_OTLP_BUFFER_SPANS`; 65536).
         buffer_bytes: How many bytes of spans, as estimated, may wait in memory (`MLFLOW_OTLP_BUFFER_BYTES`; 64 MiB).

@@ -270,7 +270,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "hold",
         _values.seconds,
-        30.0,
+        45.0,
         "Seconds that an ended span waits for its trace to be whole, at most.",
         own=("MLFLOW_OTLP_HOLD",),
     ),
