@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ SEARCH = "/api/3.0/mlflow/traces/search"
 LINK = "/api/2.0/mlflow/traces/link-prompts"
 PROMPT = {"mlflow.traceTag.mlflow.linkedPrompts": '[{"name": "greeting", "version": "2"}]'}
 DOWN = Failure("it is down")
+# What stands between here and a server that would tell its version.
+UNTOLD = [
+    Scripted(401, body=b"expired"),
+    Scripted(403, body=b"no"),
+    Scripted(302, headers={"Location": "https://sso.invalid/start"}),
+    Scripted(headers={"Content-Type": "text/html"}, body=b"<html>Sign in</html>"),
+]
 
 
 def _json(status: int, found: Any) -> Answer:
@@ -119,7 +127,7 @@ class Story:
         self.follow_ups = FollowUps(
             self.api,
             lambda _destination, _seconds: self.experiment,
-            Stored(self.api, self.report),
+            Stored(self.api, self.report, lambda: self.now),
             self.report,
             everything=everything,
             clock=lambda: self.now,
@@ -185,13 +193,26 @@ def test_children_and_roots_that_say_nothing_are_not_followed_up() -> None:
     assert story.delivered(encoded(root={"input.value": "hi"})) is None
 
 
-@pytest.mark.parametrize("version", ["3.14.0", "3.17.2", "4.0", "a page", ""])
-def test_servers_that_need_nothing_or_do_not_tell_are_left_alone(version: str) -> None:
+@pytest.mark.parametrize("version", ["3.14.0", "3.17.2", "4.0"])
+def test_servers_that_need_nothing_are_left_alone(version: str) -> None:
     story = Story(version=version)
     story.runs(story.delivered(encoded()))
     assert story.api.calls == [("GET", "/version")]
     assert story.delivered(encoded()) is None
     assert story.counts() == (0, 0)
+
+
+@pytest.mark.parametrize("said", ["a page", ""])
+def test_servers_that_do_not_tell_are_left_alone_until_they_do(said: str) -> None:
+    story, early, late = Story(version=said), encoded(), encoded()
+    for _ in range(3):
+        story.runs(story.delivered(early))
+    assert story.api.calls == [("GET", "/version")]
+    story.api.version = "3.10.1"
+    story.now += 61
+    story.runs(story.delivered(late))
+    assert set(story.api.told) == set(names(late))
+    assert story.counts() == (1, 0)
 
 
 def test_everything_is_told_to_any_server() -> None:
@@ -489,6 +510,37 @@ def test_traces_that_waited_on_disk_are_followed_up_by_the_next_run(
     until(lambda: second.stats().delivered)
     second.shutdown()
     assert told == ["root 0"]
+
+
+@pytest.mark.parametrize("answer", UNTOLD, ids=lambda answer: str(answer.status))
+def test_version_that_is_told_later_brings_what_older_servers_need(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, answer: Scripted
+) -> None:
+    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
+    mlflow = FakeMLflow()
+
+    def asked(request: Recorded) -> Scripted:
+        found = mlflow.request(request.method, request.path, headers={}, body=request.body, seconds=1.0, longest=1)
+        assert isinstance(found, Answer)
+        return Scripted(found.status, headers=dict(found.headers), body=found.body)
+
+    spans = ended(4)
+    ids = [f"tr-{span.context.trace_id:032x}" for span in spans if span.context]
+    scripted_server.answer(path="/version", then=answer)
+    for path in (SEARCH, *(f"/api/2.0/mlflow/traces/{each}" for each in ids)):
+        scripted_server.answer_with(path, asked)
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=7)
+    for span in spans[:3]:
+        exporter.export([span])
+        assert exporter.force_flush()
+    assert (len(scripted_server.to("/version")), mlflow.told) == (1, {})
+    scripted_server.answer_with("/version", lambda _: Scripted(body=b"3.10.1"))
+    stored = exporter._pipeline.courier._stored  # type: ignore[union-attr]
+    monkeypatch.setattr(stored, "_clock", lambda: time.monotonic() + 61)
+    exporter.export(spans[3:])
+    exporter.shutdown()
+    assert (len(scripted_server.to("/version")), set(mlflow.told)) == (2, {ids[3]})
+    assert exporter.stats().followed_up == 1
 
 
 def test_collector_is_asked_nothing(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ class Story:
         self.uploads = Uploads(
             self.api,
             lambda _destination, _seconds: self.experiment,
-            Stored(self.api, self.report),
+            Stored(self.api, self.report, lambda: self.now),
             self.report,
             longest=LIMIT,
             same_server=same_server,
@@ -232,6 +232,19 @@ def test_where_nothing_can_be_uploaded_spans_hold_what_they_would_have(
         story.api.location, story.api.takes = located("mlflow-artifacts:/7"), lambda _: Answer(200)
         story.runs(shipment({"a": SMALL_URL}))
         assert list(story.api.files.values()) == [SMALL]
+
+
+@pytest.mark.parametrize("answer", [Answer(401), Answer(403), Answer(302), Answer(200, body=b"a page")], ids=str)
+def test_version_that_is_told_later_ends_it_a_minute_later(answer: Answer) -> None:
+    story = Story()
+    told, story.api.version = story.api.version, answer
+    for _ in range(3):
+        assert story.runs(shipment({"a": SMALL_URL})) == [True]
+    assert (story.api.calls, story.api.files) == ([("GET", "/version")], {})
+    story.api.version = told
+    story.now += 61
+    story.runs(shipment({"a": SMALL_URL}))
+    assert list(story.api.files.values()) == [SMALL]
 
 
 def test_other_experiments_are_not_done_without(caplog: pytest.LogCaptureFixture) -> None:

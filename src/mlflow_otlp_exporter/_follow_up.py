@@ -117,7 +117,8 @@ class FollowUps:
         except Unanswered as error:
             return self._later(turn, error.outcome)
         if not self._everything and (version is None or version >= CARRIED):
-            self._off = True
+            # Who does not tell its version may do so later: until then traces are left as they are.
+            self._off = version is not None
             self._take(turn.destination)
             return After()
         experiment = self._experiment(turn.destination, seconds)

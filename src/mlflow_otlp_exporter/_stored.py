@@ -11,10 +11,12 @@ import binascii
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from urllib.parse import urlencode
 
 from mlflow_otlp_exporter._codes import Code, coded
+from mlflow_otlp_exporter._delivery import backoff
 from mlflow_otlp_exporter._destination import WORKSPACE_HEADER
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict, read_answer, read_failure
@@ -26,6 +28,9 @@ ALL_OR_NOTHING: Version = (3, 12)
 TRACES_BELOW_PREFIX: Version = (3, 16)
 # SQLite waits 20 s for its lock: what a proxy gave up on may be stored as late as that.
 SLOWEST_WRITE = 25.0
+# Who did not tell its version may tell it later: a token had expired, or a login page stood in between. The first use
+# after so many seconds asks again; each answer in vain doubles them.
+_ASK_AGAIN_SECONDS, _LONGEST_SECONDS = 60.0, 600.0
 # Whole traces come back, prompts and all.
 _LONGEST_READ_BACK = 256 * 1024 * 1024
 # In one URL: 35 characters and the parameter's name each, below the 8 kB that proxies take.
@@ -81,12 +86,13 @@ class Stored:
     Args:
         api: MLflow's REST side; None if there is none.
         report: Where to say that asking is not possible.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, api: Transport | None, report: Report) -> None:
-        self._api, self._report = api, report
+    def __init__(self, api: Transport | None, report: Report, clock: Callable[[], float] = time.monotonic) -> None:
+        self._api, self._report, self._clock = api, report, clock
         self._version: Version | None = None
-        self._version_is_known = api is None
+        self._in_vain, self._ask_at = 0, 0.0
 
     def before(self, version: Version, seconds: float) -> bool:
         """Whether the server is older than a version, or of an unknown one.
@@ -98,17 +104,22 @@ class Stored:
         return found is None or found < version
 
     def version(self, seconds: float) -> Version | None:
-        """The server's version; None if it does not tell.
+        """The server's version; None as long as it does not tell.
 
-        The server is asked at most once for an answer that counts, and not before this matters.
+        The server is not asked before this matters. What it tells is kept; an answer that tells no version, such as a
+        rejected token or a login page, counts for a while, and then the next use asks again.
 
         Raises:
             Unanswered: The server is away.
         """
-        if not self._version_is_known and self._api is not None:
-            self._version = version_of(self._api, seconds)
-            self._version_is_known = True
-        return self._version
+        if self._version is None and self._api is not None and self._clock() >= self._ask_at:
+            found = version_of(self._api, seconds)
+            if found is not None:
+                self._version = found
+                return found
+            wait = backoff(self._in_vain, 0.5, first=_ASK_AGAIN_SECONDS, longest=_LONGEST_SECONDS)
+            self._in_vain, self._ask_at = self._in_vain + 1, self._clock() + wait
+        return self._version  # another thread may have been told
 
     def spans(
         self, trace_ids: Collection[int], workspace: str | None, seconds: float

@@ -116,7 +116,7 @@ class Uploads:
         except Unanswered as error:
             return self._later(shipment, wanted, error.outcome, hurried=hurried)
         except _Impossible as error:
-            return self._refused(shipment, wanted, str(error))
+            return self._refused(shipment, wanted, str(error), error.seconds)
         each = next(iter(wanted.values()))
         if self._smallest_refused is not None and len(each.data) >= self._smallest_refused:
             return self._without(shipment, {each.id: each}, "it is too large for what is between here and MLflow")
@@ -175,8 +175,10 @@ class Uploads:
         # Without its status: a 500 to this is no reason to look for a span that the server trips over.
         return replace(outcome, status=None, ambiguous=False)
 
-    def _refused(self, shipment: Shipment, wanted: dict[str, Attachment], why: str) -> bool:
-        self._pause(shipment, _REFUSED_SECONDS, why)
+    def _refused(
+        self, shipment: Shipment, wanted: dict[str, Attachment], why: str, seconds: float = _REFUSED_SECONDS
+    ) -> bool:
+        self._pause(shipment, seconds, why)
         return self._without(shipment, wanted, why)
 
     def _pause(self, shipment: Shipment, seconds: float, why: str) -> None:
@@ -204,9 +206,11 @@ class Uploads:
             _Impossible: It keeps them elsewhere, or knows no attachments.
         """
         version = self._stored.version(seconds)
-        if version is None or version < _KNOWN_SINCE:
-            said = "an unknown version of MLflow" if version is None else f"MLflow {'.'.join(map(str, version))}"
-            raise _Impossible(f"{said} shows none; 3.11 and newer do")
+        if version is None:
+            # It may tell soon, and is not asked each time.
+            raise _Impossible("an unknown version of MLflow shows none; 3.11 and newer do", _PAUSE_SECONDS)
+        if version < _KNOWN_SINCE:
+            raise _Impossible(f"MLflow {'.'.join(map(str, version))} shows none; 3.11 and newer do")
         experiment = self._experiment(destination, seconds)
         if isinstance(experiment, Outcome):
             raise Unanswered(experiment)
@@ -250,7 +254,11 @@ class Uploads:
 
 
 class _Impossible(Exception):  # noqa: N818 - an answer to a question, not a mistake
-    """Nothing can be uploaded."""
+    """Nothing can be uploaded, for some seconds."""
+
+    def __init__(self, why: str, seconds: float = _REFUSED_SECONDS) -> None:
+        super().__init__(why)
+        self.seconds = seconds
 
 
 def _headers(destination: Destination) -> dict[str, str]:

@@ -1,0 +1,148 @@
+"""The version of a server: what counts as one, and when it is asked for again."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._stored import Stored, Unanswered, Version
+from mlflow_otlp_exporter._transport import Answer, Failure
+
+HTML = {"content-type": "text/html; charset=utf-8"}
+PAGE = Answer(200, HTML, b"<!doctype html><title>Sign in</title>")
+
+
+class Server:
+    """Answers as it is told, and counts.
+
+    Attributes:
+        answer: What it says.
+        asked: How often it was asked.
+    """
+
+    def __init__(self, answer: Answer | Failure) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        seconds: float,
+        longest: int = 0,
+    ) -> Answer | Failure:
+        assert (method, path, dict(headers), body, longest) == ("GET", "/version", {}, None, 0)
+        assert seconds > 0
+        self.asked += 1
+        return self.answer
+
+
+class Story:
+    """A server, and a clock of the test's."""
+
+    def __init__(self, answer: Answer | Failure) -> None:
+        self.now = 1000.0
+        self.server = Server(answer)
+        self.stored = Stored(self.server, Report(), lambda: self.now)
+
+    def version(self) -> Version | None:
+        return self.stored.version(1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "version"),
+    [
+        (Answer(200, HTML, b"3.10.1"), (3, 10, 1)),  # as MLflow labels it
+        (Answer(200, {"content-type": "text/plain"}, b"3.17.2\n"), (3, 17, 2)),
+        (Answer(200, {}, b"3.18.0rc1"), (3, 18, 0)),
+        (Answer(200, {}, b"4.0"), (4, 0)),
+    ],
+    ids=str,
+)
+def test_version_that_is_told_is_kept_for_ever(answer: Answer, version: Version) -> None:
+    story = Story(answer)
+    assert story.version() == version
+    story.server.answer = PAGE
+    for _ in range(5):
+        story.now += 100_000
+        assert story.version() == version
+    assert story.server.asked == 1
+
+
+UNTOLD = [
+    Answer(301, {"location": "https://sso.invalid/"}),
+    Answer(302, {"location": "https://sso.invalid/"}),
+    Answer(304),
+    Answer(307, {"location": "/login"}),
+    Answer(400),
+    Answer(401),
+    Answer(403),
+    Answer(404),
+    Answer(405),
+    Answer(407),
+    Answer(204),
+    Answer(200),
+    PAGE,
+    Answer(200, {}, b"3.10.1 is what a long page with another beginning says, too"),
+    Answer(200, {}, b"ok"),
+    Answer(200, {"content-type": "application/json"}, b"{}"),
+    # The body of an error is none, whatever it looks like.
+    Answer(401, {}, b"3.10.1"),
+]
+
+
+@pytest.mark.parametrize("answer", UNTOLD, ids=str)
+def test_answer_that_tells_none_counts_for_a_while(answer: Answer) -> None:
+    story = Story(answer)
+    asked = []
+    for half_minute in range(120):
+        story.now = 1000.0 + 30 * half_minute
+        before = story.server.asked
+        assert story.version() is None
+        assert story.stored.before((3, 17), 1.0)
+        if story.server.asked > before:
+            assert story.server.asked == before + 1
+            asked.append(story.now - 1000.0)
+    # In seconds: after one minute, two, four, eight, then every ten.
+    assert asked == [0, 60, 180, 420, 900, 1500, 2100, 2700, 3300]
+    story.now += 601
+    story.server.answer = Answer(200, HTML, b"3.10.1")
+    assert story.version() == (3, 10, 1)
+    story.now += 100_000
+    assert not story.stored.before((3, 10), 1.0)
+    assert story.server.asked == len(asked) + 1
+
+
+@pytest.mark.parametrize("answer", [Answer(500), Answer(502), Answer(503), Answer(429), Failure("refused")], ids=str)
+def test_server_that_is_away_is_asked_by_each_use(answer: Answer | Failure) -> None:
+    """Each of them waits before it comes again."""
+    story = Story(answer)
+    for _ in range(3):
+        with pytest.raises(Unanswered):
+            story.version()
+    assert story.server.asked == 3
+    story.server.answer = Answer(200, HTML, b"3.10.1")
+    assert story.version() == (3, 10, 1)
+
+
+def test_version_that_another_thread_was_told_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(PAGE)
+    ask = story.server.request
+
+    def crossed(*_args: str, **_more: object) -> Answer | Failure:
+        monkeypatch.setattr(story.server, "request", ask)
+        story.server.answer = Answer(200, HTML, b"3.10.1")
+        assert story.version() == (3, 10, 1)
+        return PAGE
+
+    monkeypatch.setattr(story.server, "request", crossed)
+    assert story.version() == (3, 10, 1)
+
+
+def test_where_there_is_no_server_nobody_is_asked() -> None:
+    stored = Stored(None, Report())
+    assert stored.version(1.0) is None
+    assert stored.before((3, 12), 1.0)
