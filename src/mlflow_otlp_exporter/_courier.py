@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._delivery import Delivery, Request, Server
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._encoder import EncodedSpan, assemble
-from mlflow_otlp_exporter._isolation import halves
+from mlflow_otlp_exporter._isolation import after_passing, cut, halves, put_aside
 from mlflow_otlp_exporter._patience import Patience
 from mlflow_otlp_exporter._repair import described, shortened
 from mlflow_otlp_exporter._report import Report
@@ -148,7 +148,7 @@ class Courier:
         elif outcome.message:
             self._report.once(logging.WARNING, coded(Code.SAID, f"the server says: {outcome.message}"))
         self._settle(shipment, count - rejected, rejected, outcome)
-        return Next(self._passed(shipment))
+        return Next(after_passing(shipment))
 
     def _recovered(self, destination: Destination) -> None:
         self.patience.passed(destination)
@@ -157,14 +157,6 @@ class Courier:
 
     def _again(self, key: str, said: str) -> None:
         self._report.solved(key, coded(Code.ACCEPTED_AGAIN, said))
-
-    def _passed(self, shipment: Shipment) -> list[Shipment]:
-        """What follows in a search when one of its parts has passed: the culprit is in the other half, or nowhere."""
-        if shipment.guilty:
-            return self._put_aside(shipment)
-        if shipment.sibling is not None:
-            shipment.sibling.guilty = True
-        return []
 
     def _settle(self, shipment: Shipment, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
         self._forget_suspect(shipment)
@@ -213,41 +205,17 @@ class Courier:
         if missing:
             return None
         self._recovered(shipment.destination)
-        return Next(self._passed(shipment))
+        return Next(after_passing(shipment))
 
     def _cut(self, shipment: Shipment, *, after_500: bool = False) -> Next:
         """Looks for the culprit in halves of a shipment; what was beside it is put aside."""
         search = shipment.search or self._search(shipment, after_500=after_500)
-        if shipment.sibling is not None:
-            search.rest += shipment.sibling.spans
-            search.uncertain = search.uncertain or shipment.sibling.uncertain
-            shipment.sibling.spans = []
-        left, right = (
-            Shipment(shipment.destination, spans, shipment.origin, uncertain=shipment.uncertain, search=search)
-            for spans in halves(shipment.spans)
-        )
-        if self._jitter() < 0.5:  # noqa: PLR2004
-            # At random, or a culprit at either end would keep the search from all that passes in between.
-            left, right = right, left
-        left.sibling = right
-        return Next((left, right))
+        return Next(cut(shipment, search, self._jitter()))
 
     def _search(self, shipment: Shipment, *, after_500: bool) -> Search:
         delivered, before = self._suspects.evidence_at(shipment.destination).delivered, shipment.found_in
         called_off = before.called_off + 1 if before is not None and before.delivered == delivered else 0
         return Search(delivered, after_500, called_off)
-
-    def _put_aside(self, shipment: Shipment) -> list[Shipment]:
-        """What a search has put aside, as one shipment, now that the culprit is alone."""
-        search, shipment.search = shipment.search, None
-        if search is not None and shipment.sibling is not None:
-            search.rest += shipment.sibling.spans
-            search.uncertain = search.uncertain or shipment.sibling.uncertain
-            shipment.sibling.spans, shipment.sibling = [], None
-        if search is None or not search.rest:
-            return []
-        rest, search.rest = search.rest, []
-        return [Shipment(shipment.destination, rest, shipment.origin, uncertain=search.uncertain, found_in=search)]
 
     def _too_large(self, shipment: Shipment, outcome: Outcome, size: int) -> Next:
         """413: smaller requests from now on; a single span is shortened. What is small already waits, if it is safe."""
@@ -257,7 +225,7 @@ class Courier:
         self.size_limit = min(self.size_limit or smaller, smaller)
         if len(shipment.spans) > 1:
             parts = [Shipment(shipment.destination, spans, shipment.origin) for spans in halves(shipment.spans)]
-            return Next((*parts, *self._put_aside(shipment)))
+            return Next((*parts, *put_aside(shipment)))
         shorter = shortened(shipment.spans[0], size // 2) if size > _SMALLEST_REQUEST else None
         if shorter is None:
             return self._give_up(shipment, outcome)
@@ -272,7 +240,7 @@ class Courier:
             except Unanswered:
                 shipment.uncertain = True
             return self._cut(shipment)
-        aside = self._put_aside(shipment)
+        aside = put_aside(shipment)
         shipment.refusals += 1
         if shipment.refusals > 1 or self.closing:
             self._give_up(shipment, outcome)
@@ -322,7 +290,7 @@ class Courier:
         """Puts a shipment on disk, with all that a search has put aside for it; whether nothing of it is left."""
         assert self._depot is not None
         self._concerned.add(shipment.destination)
-        for each in self._put_aside(shipment):
+        for each in put_aside(shipment):
             shipment.spans += each.spans
             shipment.uncertain = shipment.uncertain or each.uncertain
         count = len(shipment.spans)
@@ -372,14 +340,14 @@ class Courier:
         """All else of a search has passed: the span that is left is to blame for its 500, if anything is."""
         self._suspects.add(shipment, search)
         shipment.not_before = self.clock() + CONFIRM_SECONDS
-        return Next((*self._put_aside(shipment), shipment), at_the_end=True)
+        return Next((*put_aside(shipment), shipment), at_the_end=True)
 
     def _alone(self, shipment: Shipment, outcome: Outcome, wait: float) -> Next:
         """A single span was answered 500: it is sent again now and then, and others go first."""
         evidence, now = self._suspects.evidence_at(shipment.destination), self.clock()
         suspect = shipment.suspect or self._suspects.add(shipment, shipment.search)
         evidence.failed_again(suspect, now)
-        aside = self._put_aside(shipment)
+        aside = put_aside(shipment)
         if evidence.proven(suspect, now) or (self.closing and evidence.convincing(suspect, now)):
             self._give_up(shipment, replace(outcome, cause=Cause.CONTENT))
             return Next(aside)
@@ -400,7 +368,7 @@ class Courier:
             return
         if self._depot is not None and self.put_away(shipment):
             return
-        for each in self._put_aside(shipment):
+        for each in put_aside(shipment):
             self.abandon(each)
         count = len(shipment.spans)
         if not count:

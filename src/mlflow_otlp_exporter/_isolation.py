@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._shipment import Search, Shipment
 
 
 def halves(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[EncodedSpan]]:
@@ -32,3 +33,53 @@ def _middle(sizes: Sequence[int]) -> int:
             return index
         passed += size
     return len(sizes) - 1
+
+
+def cut(shipment: Shipment, search: Search, chance: float) -> tuple[Shipment, Shipment]:
+    """The halves of a shipment that has the culprit; the half that was beside it is put aside.
+
+    Args:
+        shipment: Of two or more spans.
+        search: The search that they are parts of.
+        chance: A random number from 0 to 1: which half goes first.
+    """
+    _take_sibling(shipment, search)
+    first, second = (
+        Shipment(shipment.destination, spans, shipment.origin, uncertain=shipment.uncertain, search=search)
+        for spans in halves(shipment.spans)
+    )
+    if chance < 0.5:  # noqa: PLR2004
+        # At random, or a culprit at either end would keep the search from all that passes in between.
+        first, second = second, first
+    first.sibling = second
+    return first, second
+
+
+def after_passing(shipment: Shipment) -> list[Shipment]:
+    """What follows in a search when one of its parts has passed: the culprit is in the other half, or nowhere."""
+    if shipment.guilty:
+        return put_aside(shipment)
+    if shipment.sibling is not None:
+        shipment.sibling.guilty = True
+    return []
+
+
+def put_aside(shipment: Shipment) -> list[Shipment]:
+    """What a search has put aside, as one shipment, now that the culprit is alone."""
+    search, shipment.search = shipment.search, None
+    if search is None:
+        return []
+    _take_sibling(shipment, search)
+    rest, search.rest = search.rest, []
+    if not rest:
+        return []
+    return [Shipment(shipment.destination, rest, shipment.origin, uncertain=search.uncertain, found_in=search)]
+
+
+def _take_sibling(shipment: Shipment, search: Search) -> None:
+    """Puts the other half aside; whoever has it in a queue finds it empty."""
+    sibling, shipment.sibling = shipment.sibling, None
+    if sibling is not None:
+        search.rest += sibling.spans
+        search.uncertain = search.uncertain or sibling.uncertain
+        sibling.spans = []
