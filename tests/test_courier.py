@@ -241,6 +241,31 @@ def test_waiting_has_a_limit() -> None:
     assert story.settled == story.refused == 0
 
 
+@pytest.mark.parametrize(
+    ("answer", "times"),
+    [
+        (Answer(503), [0, 0.5, 1.5, 2.5, 4, 8]),
+        (Answer(503, {"retry-after": "7"}), [0, 7, 14, 15, 21.5, 28.5]),
+        (Answer(404), [0, 2, 6, 7, 14.5, 30.5]),
+    ],
+)
+def test_who_hurries_during_an_attempt_has_one_more_soon(answer: Answer, times: list[float]) -> None:
+    """It is the third; after the one for who hurries the wait goes on as it was."""
+    story, spans = Round(), encoded("a")
+    accepts = failing(5, answer)
+
+    def judge(names: list[str]) -> Answer | Failure:
+        if len(story.server.names) == 3:
+            story.server.clock += 0.5  # the request takes a while
+            story.courier.patience.hurry()
+        return accepts(names)
+
+    story.server.judge = judge
+    story.send(spans)
+    assert story.server.times == times
+    assert story.lands_once(spans)
+
+
 # Content
 
 

@@ -418,6 +418,31 @@ def test_desk_waits_unless_somebody_hurries() -> None:
     desk.close(1.0)
 
 
+def test_who_hurries_while_an_errand_runs_waits_for_one_more_try_at_most() -> None:
+    """A minute would pass between the tries."""
+    desk, errand = Desk(60.0), Asked(fails=True)
+    errand.failures, errand.waits = 1, 60.0
+    begun, hurried = threading.Event(), threading.Event()
+    run = errand.run
+
+    def held(seconds: float) -> After:
+        if not begun.is_set():
+            begun.set()
+            assert hurried.wait(30.0)
+            return run(seconds)
+        errand.fails = False
+        return run(seconds)
+
+    errand.run = held  # type: ignore[method-assign]
+    desk.put("a", errand)
+    assert begun.wait(30.0)
+    desk.hurry(60.0)
+    hurried.set()
+    assert desk._in_flight.wait(30.0)
+    assert errand.failures == 2
+    desk.close(1.0)
+
+
 def test_nobody_waits_for_what_fails_again_and_again() -> None:
     desk, errand = Desk(1.0), Asked(fails=True)
     desk.put("a", errand)

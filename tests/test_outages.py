@@ -127,6 +127,27 @@ def test_an_outage_is_survived_on_disk(app: App, switch: Switch) -> None:
     assert on_disk() == []
 
 
+@pytest.mark.parametrize("spool", [False, True])
+def test_flush_that_begins_during_an_attempt_does_not_wait_as_long_as_the_server_asked(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, *, spool: bool
+) -> None:
+    flushing = threading.Event()
+    server.answer(Answer(503, headers={"Retry-After": "900"}, hold=flushing), then=ACCEPTED)
+    app = App(server, spool=spool, timeout=60)
+    app.end("a")
+    server.wait_for(1)
+    hurry = app.exporter.hurry
+
+    def hurried(seconds: float) -> None:
+        hurry(seconds)
+        flushing.set()
+
+    monkeypatch.setattr(app.exporter, "hurry", hurried)
+    assert app.flush(60) == FlushResult(delivered=1)
+    assert len(server.to(TRACES_PATH)) == 2
+    app.telemetry.shutdown(1)
+
+
 def test_nobody_has_to_flush(app: App, switch: Switch) -> None:
     switch.down = DOWN
     app.end("a")

@@ -1,11 +1,13 @@
 """How long each destination waits, told with a clock that only waits move."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._patience import LONGEST_IN_MEMORY, Patience
+from mlflow_otlp_exporter._patience import LONGEST_IN_MEMORY, Patience, hurried
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict
 
 HERE, THERE = Destination(experiment_id="1"), Destination(experiment_id="2")
@@ -31,9 +33,12 @@ def patience(clock: Clock) -> Patience:
     return Patience(clock, lambda: NO_JITTER, on_disk=True)
 
 
-def failed(patience: Patience, cause: Cause = Cause.SERVER, *, retry_after: float | None = None) -> float:
+def failed(
+    patience: Patience, cause: Cause = Cause.SERVER, *, retry_after: float | None = None, began: float = math.inf
+) -> float:
+    """An attempt fails, which has begun just now, or when is said."""
     outcome = Outcome(Verdict.RETRY, cause, "no", retry_after=retry_after)
-    return patience.failed(HERE, outcome, cause, searching=False)
+    return patience.failed(HERE, outcome, cause, searching=False, began=began)
 
 
 GROWING = [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
@@ -94,7 +99,7 @@ def test_a_server_that_says_how_long_is_not_asked_before(patience: Patience, sai
 def test_a_search_ends_soon_and_says_nothing_of_the_server(patience: Patience, clock: Clock) -> None:
     outcome = Outcome(Verdict.RETRY, Cause.SERVER, "no")
     for _ in range(4):
-        wait = patience.failed(HERE, outcome, Cause.SERVER, searching=True)
+        wait = patience.failed(HERE, outcome, Cause.SERVER, searching=True, began=clock.now)
         assert wait == GROWING[0]
         clock.now += wait
     assert patience.failures(HERE) == 0
@@ -121,6 +126,66 @@ def test_a_hurry_is_no_matter_of_those_that_need_not_wait(patience: Patience) ->
     patience.hurry()
     assert failed(patience) == GROWING[0]
     assert patience.left(HERE) == GROWING[0]
+
+
+NOBODY = -math.inf
+SHORT = 0.5
+
+
+@pytest.mark.parametrize(
+    ("wait", "began", "hurry", "waits"),
+    [
+        (60.0, 10.0, NOBODY, 60.0),
+        (60.0, 10.0, 11.0, SHORT),  # in the middle of the attempt
+        (600.0, 10.0, 11.0, SHORT),
+        (60.0, 10.0, 10.0, 60.0),  # the attempt that was made for who hurries
+        (60.0, 10.0, 9.0, 60.0),
+        (1.1, 10.0, 11.0, SHORT),
+        (1.0, 10.0, 11.0, 1.0),  # another attempt just before its time would be one too many
+        (0.4, 10.0, 11.0, 0.4),
+        (0.0, 10.0, 11.0, 0.0),
+    ],
+)
+def test_who_hurries_in_the_middle_of_an_attempt_waits_shortly(
+    wait: float, began: float, hurry: float, waits: float
+) -> None:
+    assert hurried(wait, began, hurry) == waits
+
+
+def test_hurry_in_the_middle_of_an_attempt_is_for_the_next_one(patience: Patience, clock: Clock) -> None:
+    for wait in GROWING[:4]:
+        failed(patience)
+        clock.now += wait
+    began = clock.now
+    clock.now += 3
+    patience.hurry()
+    clock.now += 2
+    assert failed(patience, began=began) == SHORT  # else 8 s
+    assert patience.left(HERE) == SHORT
+    clock.now += SHORT
+    assert patience.left(HERE) == 0.0
+    # It is for one attempt, and changes nothing of the wait.
+    assert failed(patience, began=clock.now) == patience.left(HERE) == 8 - SHORT
+    assert patience.failures(HERE) == 5
+    clock.now += 8 - SHORT
+    assert failed(patience, began=clock.now) == 16.0
+
+
+def test_hurry_that_is_over_before_the_attempt_is_shortens_nothing(patience: Patience, clock: Clock) -> None:
+    began = clock.now
+    clock.now += 1
+    patience.hurry()
+    patience.relax()
+    assert failed(patience, Cause.CREDENTIALS, began=began) == patience.left(HERE) == SLOWLY[0]
+
+
+def test_server_that_says_how_long_is_asked_once_more_for_who_hurries(patience: Patience, clock: Clock) -> None:
+    began = clock.now
+    clock.now += 1
+    patience.hurry()
+    assert failed(patience, retry_after=600, began=began) == SHORT
+    clock.now += SHORT
+    assert failed(patience, retry_after=600, began=clock.now) == 600 - SHORT
 
 
 @pytest.mark.parametrize(
@@ -164,7 +229,7 @@ def test_known_to_be_down_is_what_failed_again_and_waits(
     st.lists(
         st.tuples(
             st.sampled_from([HERE, THERE]),
-            st.sampled_from(["failed", "passed", "hurry", "later"]),
+            st.sampled_from(["failed", "passed", "hurry", "relax", "later"]),
             st.sampled_from([cause for cause in Cause if cause is not Cause.CONTENT]),  # that waits for nothing
             st.floats(0, 1),
             st.booleans(),
@@ -177,17 +242,21 @@ def test_nobody_waits_for_ever_nor_for_another(
 ) -> None:
     clock, spread = Clock(), [0.5]
     patience = Patience(clock, lambda: spread[0], on_disk=True)
-    failures, resume_at = {HERE: 0, THERE: 0}, {HERE: 0.0, THERE: 0.0}
+    failures, resume_at, hurry = {HERE: 0, THERE: 0}, {HERE: 0.0, THERE: 0.0}, NOBODY
     for destination, event, cause, number, searching in events:
         other = THERE if destination == HERE else HERE
         before = patience.left(other), patience.failures(other)
         spread[0] = number
         if event == "failed":
-            early = clock.now < resume_at[destination]
+            early, began = clock.now < resume_at[destination], clock.now - 200 * number
             outcome = Outcome(Verdict.RETRY, cause, "no")
-            wait = patience.failed(destination, outcome, cause, searching=searching)
+            wait = patience.failed(destination, outcome, cause, searching=searching, began=began)
             assert 0 < wait <= 60 * 1.2
-            resume_at[destination] = clock.now + wait
+            assert wait == pytest.approx(patience.left(destination))
+            if not (began < hurry and wait == SHORT):
+                resume_at[destination] = clock.now + wait
+            elif not early:
+                resume_at[destination] = patience._resume_at[destination]
             failures[destination] += not (searching or early)
         elif event == "passed":
             patience.passed(destination)
@@ -195,6 +264,11 @@ def test_nobody_waits_for_ever_nor_for_another(
             assert patience.left(destination) == 0.0
         elif event == "hurry":
             patience.hurry()
+            hurry = clock.now
+            continue
+        elif event == "relax":
+            patience.relax()
+            hurry = NOBODY
             continue
         else:
             clock.now += 100 * number

@@ -90,7 +90,8 @@ class Courier:
         """
         if not shipment.spans:
             return Next()  # put aside by a search
-        if self.clock() < self._locked_until and not self.closing and not self._server.has_new_credential():
+        shipment.began = self.clock()
+        if shipment.began < self._locked_until and not self.closing and not self._server.has_new_credential():
             return Next((shipment,), wait=_LOOK_SECONDS)
         self._locked_until = 0.0
         decided = self._decided(shipment)
@@ -306,7 +307,7 @@ class Courier:
     def _waiting(self, shipment: Shipment, outcome: Outcome, cause: Cause) -> float:
         """Tells that a destination waits, and says how many seconds."""
         destination, searching = shipment.destination, shipment.search is not None
-        wait = self.patience.failed(destination, outcome, cause, searching=searching)
+        wait = self.patience.failed(destination, outcome, cause, searching=searching, began=shipment.began)
         waiting = self._queued(destination) + (0 if shipment.origin.kept else len(shipment.spans))
         if not shipment.origin.left:
             self._concerned.add(destination)

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
+from mlflow_otlp_exporter._patience import hurried
 from mlflow_otlp_exporter._senders import Senders
 
 # At the end each request has this many seconds at least.
@@ -61,7 +62,7 @@ class Desk:
     """
 
     def __init__(self, timeout: float) -> None:
-        self._timeout, self._until = timeout, math.inf
+        self._timeout, self._until, self._hurry_began = timeout, math.inf, -math.inf
         self._closing = False
         self._senders: Senders[Errand] = Senders(self._step, self._abandon, count=1)
         self._in_flight = InFlight()
@@ -93,7 +94,7 @@ class Desk:
         return self._in_flight.spans
 
     def _step(self, errand: Errand) -> After:
-        failures = errand.failures
+        failures, began = errand.failures, time.monotonic()
         after = errand.run(min(self._timeout, max(_LEAST_SECONDS, self._until - time.monotonic())))
         if after.shipments and errand.failures and self._closing:
             self._abandon(errand)
@@ -102,7 +103,7 @@ class Desk:
             self._settle(errand)
         elif errand.failures > failures:
             self._fail(errand)
-        return after
+        return after._replace(wait=hurried(after.wait, began, self._hurry_began))
 
     def _fail(self, errand: Errand) -> None:
         with self._lock:
@@ -126,7 +127,8 @@ class Desk:
         Args:
             seconds: How long somebody waits.
         """
-        self._until = time.monotonic() + seconds
+        self._hurry_began = time.monotonic()
+        self._until = self._hurry_began + seconds
         with self._lock:
             for errand, failures in self._open.items():
                 if failures and errand.ticket is not None:
@@ -137,8 +139,8 @@ class Desk:
         self._senders.hurry()
 
     def relax(self) -> None:
-        """Gives requests their own time again."""
-        self._until = math.inf
+        """Gives requests and waits their own time again."""
+        self._until, self._hurry_began = math.inf, -math.inf
 
     def wait(self, seconds: float) -> bool:
         """Waits for what was taken in until now, as long as it does not fail again and again.
@@ -164,5 +166,6 @@ class Desk:
             seconds: How long to wait at most.
         """
         self._closing = True
-        self._until = time.monotonic() + seconds
+        self._hurry_began = time.monotonic()
+        self._until = self._hurry_began + seconds
         self._senders.close(seconds)

@@ -341,7 +341,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             self._pipeline.hurry(seconds)
 
     def relax(self) -> None:
-        """Gives requests their own time again."""
+        """Gives requests and waits their own time again."""
         if self._pipeline is not None:
             self._pipeline.relax()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from mlflow_otlp_exporter._delivery import backoff
@@ -20,6 +21,23 @@ _BACKOFF = {
 LONGEST_IN_MEMORY = 2.0
 # Where what waits is safe on disk, nobody is in a hurry to ask.
 _LONGEST_ON_DISK = 60.0
+# Before the attempt for somebody who began to wait while the one before it was under way.
+_HURRIED_SECONDS = 0.5
+
+
+def hurried(wait: float, began: float, hurry: float) -> float:
+    """The seconds to wait after an attempt: few if somebody began to wait for the outcome in the middle of it.
+
+    Who hurries ends the waits that there are; this is the same for who came too early for that. The attempt that
+    follows has begun after them, so there is one.
+
+    Args:
+        wait: The seconds to wait if nobody hurries.
+        began: When the attempt began, in monotonic seconds.
+        hurry: When somebody began to wait, by the same clock; -inf if nobody waits.
+    """
+    # What is hardly longer stays as it is, or two attempts would follow closely upon one another.
+    return _HURRIED_SECONDS if began < hurry and wait > 2 * _HURRIED_SECONDS else wait
 
 
 class Patience:
@@ -35,7 +53,9 @@ class Patience:
         self._clock, self._jitter, self._on_disk = clock, jitter, on_disk
         self._failures: dict[Destination, int] = {}
         self._resume_at: dict[Destination, float] = {}
-        self._hurried: set[Destination] = set()
+        # Destinations whose next shipment is sent before its time, and from when on.
+        self._hurried: dict[Destination, float] = {}
+        self._hurry_began = -math.inf
         self._troubles: dict[Destination, Outcome] = {}
 
     def passed(self, destination: Destination) -> None:
@@ -44,7 +64,9 @@ class Patience:
         self._resume_at.pop(destination, None)
         self._troubles.pop(destination, None)
 
-    def failed(self, destination: Destination, outcome: Outcome, cause: Cause, *, searching: bool) -> float:
+    def failed(
+        self, destination: Destination, outcome: Outcome, cause: Cause, *, searching: bool, began: float
+    ) -> float:
         """Tells that something has to wait.
 
         Args:
@@ -52,13 +74,24 @@ class Patience:
             outcome: What came of it.
             cause: Why it has to wait.
             searching: True for a part of a search, which makes not many requests, as it ends soon.
+            began: When the attempt began, by the clock.
 
         Returns:
             Seconds for which the destination waits.
         """
-        now, resume_at = self._clock(), self._resume_at.get(destination, 0.0)
-        self._hurried.discard(destination)
+        now = self._clock()
+        self._hurried.pop(destination, None)
         self._troubles[destination] = outcome
+        full = self._full_wait(destination, outcome, cause, now, searching=searching)
+        wait = hurried(full, began, self._hurry_began)
+        if wait < full:
+            self._hurried[destination] = now + wait
+        return wait
+
+    def _full_wait(
+        self, destination: Destination, outcome: Outcome, cause: Cause, now: float, *, searching: bool
+    ) -> float:
+        resume_at = self._resume_at.get(destination, 0.0)
         if now < resume_at:
             # It was not to be sent yet, but somebody flushed: that says nothing about how long to wait from now on.
             return resume_at - now
@@ -96,8 +129,8 @@ class Patience:
 
     def left(self, destination: Destination) -> float:
         """Seconds until the next attempt is due; 0 if it is, or if somebody is in a hurry."""
-        left = self._resume_at.get(destination, 0.0) - self._clock()
-        return 0.0 if destination in self._hurried else max(0.0, left)
+        resume_at = self._resume_at.get(destination, 0.0)
+        return max(0.0, min(resume_at, self._hurried.get(destination, math.inf)) - self._clock())
 
     @property
     def troubled(self) -> bool:
@@ -105,5 +138,11 @@ class Patience:
         return bool(self._failures)
 
     def hurry(self) -> None:
-        """Has the next shipment of each destination sent, also where that may be in vain."""
-        self._hurried.update(self._resume_at)
+        """Has the next shipment of each destination sent, also where that may be in vain; `relax` ends it."""
+        self._hurry_began = now = self._clock()
+        for destination in list(self._resume_at):  # other threads put more there
+            self._hurried[destination] = now
+
+    def relax(self) -> None:
+        """Tells that nobody waits for the outcome any more: what begins to wait now waits for its time."""
+        self._hurry_began = -math.inf

@@ -177,8 +177,9 @@ class Pipeline:
         self.senders.hurry()
 
     def relax(self) -> None:
-        """Gives requests their own time again."""
+        """Gives requests and waits their own time again."""
         self._until = math.inf
+        self.courier.patience.relax()
 
     def solve(self, why: str, message: str) -> None:
         """Tells that what made spans be refused is over."""

@@ -126,6 +126,7 @@ class Shipment:
         spans: The spans.
         origin: The request that they come from.
         not_before: When they may be sent, by the courier's clock.
+        began: When the last step with them began, by the courier's clock.
         uncertain: True if they may have arrived.
         seen: What was stored of them when that was asked last.
         search: The search for a culprit that it is a part of.
@@ -146,6 +147,7 @@ class Shipment:
     spans: list[EncodedSpan]
     origin: Origin
     not_before: float = 0.0
+    began: float = 0.0
     uncertain: bool = False
     seen: frozenset[tuple[int, int]] | None = None
     search: Search | None = None
