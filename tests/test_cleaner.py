@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
+from mlflow_otlp_exporter._attributes import REDACTED
+from mlflow_otlp_exporter._counted import CountedEvent
 from mlflow_otlp_exporter._privacy_settings import HIDEABLE
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._settings import resolve
@@ -18,6 +21,7 @@ from mlflow_otlp_exporter._shown import shown
 from mlflow_otlp_exporter.privacy import Cleaner, resource_filter
 from support.exported import sent
 from support.planted import span
+from support.spans import LIMITED, limited
 
 
 def hide(text: str) -> str:
@@ -29,17 +33,11 @@ def cleaner(environment: dict[str, str] | None = None, **arguments: Any) -> Clea
     return Cleaner(settings.privacy, Report(), base64_max_length=settings.base64_max_length)
 
 
-def test_all_else_of_a_span_stays_as_it_was() -> None:
-    memory = InMemorySpanExporter()
-    limits = SpanLimits(max_span_attributes=1, max_events=1, max_links=1)
-    provider = TracerProvider(resource=Resource({"a": "b"}), span_limits=limits, shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(memory))
-    with provider.get_tracer("tests", "1").start_as_current_span("span", attributes={"a": 1, "b": 2}) as made:
-        made.add_event("one")
-        made.add_event("two", {"c": "d"})
-    provider.shutdown()
-    (before,) = memory.get_finished_spans()
-    after = cleaner(mask=hide).clean(before)
+@pytest.mark.parametrize("wishes", [{"mask": hide}, {"hide": ["inputs"]}], ids=["masked", "hidden"])
+def test_all_else_of_a_span_stays_as_it_was(wishes: dict[str, Any]) -> None:
+    before = limited()
+    after = cleaner(**wishes).clean(before)
+    assert after is not before
     for name in (
         "name", "parent", "resource", "kind", "instrumentation_scope", "start_time", "end_time",
         "dropped_attributes", "dropped_events", "dropped_links",
@@ -47,10 +45,26 @@ def test_all_else_of_a_span_stays_as_it_was() -> None:
         assert getattr(after, name) == getattr(before, name)
     assert after.get_span_context() == before.get_span_context()
     assert dict(after.attributes or {}) == dict(before.attributes or {})
-    assert [(each.name, dict(each.attributes or {}), each.timestamp) for each in after.events] == [
-        (each.name, dict(each.attributes or {}), each.timestamp) for each in before.events
+    assert [
+        (each.name, dict(each.attributes or {}), each.timestamp, each.dropped_attributes) for each in after.events
+    ] == [(each.name, dict(each.attributes or {}), each.timestamp, each.dropped_attributes) for each in before.events]
+    assert [(each.context, dict(each.attributes or {}), each.dropped_attributes) for each in after.links] == [
+        (each.context, dict(each.attributes or {}), each.dropped_attributes) for each in before.links
     ]
-    assert after.dropped_attributes == 1
+    dropped = [each.dropped_attributes for each in (after, *after.events, *after.links)]
+    assert (dropped[0], after.dropped_events, after.dropped_links, *dropped[1:]) == LIMITED
+
+
+def test_an_event_of_which_a_part_is_hidden_tells_what_it_has_lost() -> None:
+    context = SpanContext(1, 2, is_remote=False)
+    event = CountedEvent("event", {"input.value": "planted", "other": 1}, 5, 4)
+    made = cleaner(hide=["inputs"]).clean(ReadableSpan("a", context, resource=Resource({}), events=[event]))
+    (after,) = made.events
+    assert (after.attributes, after.timestamp, after.dropped_attributes) == (
+        {"input.value": REDACTED, "other": 1},
+        5,
+        4,
+    )
 
 
 class _Broken(ReadableSpan):

@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanContext
 from mlflow_otlp_exporter import _spool_file
 from mlflow_otlp_exporter._attachment import Attachment, attached
 from mlflow_otlp_exporter._destination import Destination
+from mlflow_otlp_exporter._counted import CountedEvent
 from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder, weight
 from mlflow_otlp_exporter._repair import span_of
 from mlflow_otlp_exporter._spool_file import Header, State
@@ -111,7 +112,7 @@ def test_structured_values_events_and_bytes() -> None:
     given_span = span(
         1,
         {key: url_of("image/png", PNG), "raw": PDF, "list": [url_of("image/jpeg", JPEG), "x"], "n": 1},
-        [Event("gen_ai.user.message", {"content": url_of("audio/wav", WAV)}, 3)],
+        [CountedEvent("gen_ai.user.message", {"content": url_of("audio/wav", WAV)}, 3, 4)],
     )
     extraction = Extraction(LIMIT)
     (made,) = extraction.extracted([given_span])
@@ -121,7 +122,8 @@ def test_structured_values_events_and_bytes() -> None:
     assert attributes["raw"] == by_kind["application/pdf"]
     assert list(attributes["list"]) == [by_kind["image/jpeg"], "x"]  # type: ignore[arg-type]
     assert (event.attributes or {})["content"] == by_kind["audio/wav"]
-    assert (event.name, event.timestamp, attributes["n"]) == ("gen_ai.user.message", 3, 1)
+    assert (event.name, event.timestamp, event.dropped_attributes) == ("gen_ai.user.message", 3, 4)
+    assert attributes["n"] == 1
     assert made.get_span_context() == given_span.get_span_context()
 
 

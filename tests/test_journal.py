@@ -8,23 +8,35 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceState
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from mlflow_otlp_exporter import _journal
+from mlflow_otlp_exporter._counted import CountedEvent, CountedLink, CountedSpan, Dropped, dropped_from
 from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._journal import Journal
-from mlflow_otlp_exporter._journal_record import line, owner_record, records, span_of, span_record
+from mlflow_otlp_exporter._journal_record import (
+    Origins,
+    line,
+    origins_of,
+    origins_record,
+    owner_record,
+    records,
+    route_in,
+    span_of,
+    span_record,
+)
 from mlflow_otlp_exporter._orphan import orphans
 from mlflow_otlp_exporter._report import Report
 from support.children import in_child
-from support.spans import finished
+from support.spans import LIMITED, finished, limited
 from support.traces import ended, poisonous
 
 values = st.recursive(
@@ -34,26 +46,35 @@ values = st.recursive(
 )
 
 
-@st.composite
-def spans(draw: st.DrawFn) -> ReadableSpan:
-    state = TraceState([("vendor", "x")]) if draw(st.booleans()) else None
-    context = SpanContext(draw(st.integers(1, 2**128 - 1)), draw(st.integers(1, 2**64 - 1)), False, trace_state=state)
-    found = st.dictionaries(st.text(min_size=1, max_size=6), values, max_size=4)
-    code = draw(st.sampled_from(StatusCode))
-    return ReadableSpan(
-        draw(st.text(max_size=9)),
-        context,
-        draw(st.sampled_from([None, SpanContext(1, 2, is_remote=True), SpanContext(1, 2, is_remote=False)])),
-        draw(st.sampled_from([Resource({}), Resource({"service.name": "a"}, "https://schema")])),
-        draw(found),
-        [Event("event", draw(found), 5)] if draw(st.booleans()) else [],
-        [Link(context, draw(found))] if draw(st.booleans()) else [],
-        draw(st.sampled_from(SpanKind)),
-        instrumentation_scope=draw(st.sampled_from([None, InstrumentationScope("s", "1", "u", {"k": "v"})])),
-        status=Status(code, "why" if code is StatusCode.ERROR else None),
-        start_time=draw(st.none() | st.integers(0, 2**63)),
-        end_time=draw(st.integers(0, 2**63)),
-    )
+attributes = st.dictionaries(st.text(min_size=1, max_size=6), values, max_size=4)
+times = st.integers(0, 2**63)
+counts = st.just(0) | st.integers(0, 2**31)
+contexts = st.builds(
+    SpanContext,
+    st.integers(1, 2**128 - 1),
+    st.integers(1, 2**64 - 1),
+    st.booleans(),
+    st.sampled_from([TraceFlags(0), TraceFlags(1)]),
+    st.sampled_from([TraceState(), TraceState([("vendor", "x"), ("other", "a=b")])]),
+)
+spans = st.builds(
+    CountedSpan,
+    st.builds(Dropped, counts, counts, counts),
+    name=st.text(max_size=9),
+    context=contexts,
+    parent=st.none() | contexts,
+    resource=st.sampled_from([Resource({}), Resource({"service.name": "a"}, "https://schema")]),
+    attributes=attributes,
+    events=st.lists(st.builds(CountedEvent, st.text(max_size=5), attributes, times, counts), max_size=2),
+    links=st.lists(st.builds(CountedLink, contexts, attributes, counts), max_size=2),
+    kind=st.sampled_from(SpanKind),
+    instrumentation_scope=st.sampled_from(
+        [None, InstrumentationScope("s"), InstrumentationScope("s", "1", "u", {"k": "v"})]
+    ),
+    status=st.sampled_from([Status(StatusCode.OK), Status(), Status(StatusCode.ERROR, "why")]),
+    start_time=st.none() | times,
+    end_time=times,
+)
 
 
 def read_back(span: ReadableSpan) -> ReadableSpan:
@@ -62,9 +83,97 @@ def read_back(span: ReadableSpan) -> ReadableSpan:
     return span_of(found, {0: owner, 1: scope})
 
 
-@given(spans())
+def all_of(span: ReadableSpan) -> dict[str, object]:
+    """All that a span tells of itself."""
+    return {
+        "name": span.name,
+        "context": span.context,
+        "parent": span.parent,
+        "kind": span.kind,
+        "times": (span.start_time, span.end_time),
+        "status": (span.status.status_code, span.status.description),
+        "attributes": dict(span.attributes or {}),
+        "events": [
+            (each.name, each.timestamp, dict(each.attributes or {}), each.dropped_attributes) for each in span.events
+        ],
+        "links": [(each.context, dict(each.attributes or {}), each.dropped_attributes) for each in span.links],
+        "resource": span.resource,
+        "scope": span.instrumentation_scope,
+        "dropped": (span.dropped_attributes, span.dropped_events, span.dropped_links),
+    }
+
+
+@given(spans)
 def test_a_span_comes_back_as_it_was(span: ReadableSpan) -> None:
-    assert Encoder().encode(read_back(span)) == Encoder().encode(span)
+    again = read_back(span)
+    assert all_of(again) == all_of(span)
+    assert Encoder().encode(again) == Encoder().encode(span)
+
+
+def test_what_the_sdks_limits_have_cost_comes_back() -> None:
+    span = limited()
+    again = read_back(span)
+    assert all_of(again) == all_of(span)
+    assert Encoder().encode(again) == Encoder().encode(span)
+    assert (*dropped_from(again), *(each.dropped_attributes for each in (*again.events, *again.links))) == LIMITED
+
+
+def test_where_nothing_was_dropped_nothing_is_written_of_it() -> None:
+    span = CountedSpan(
+        Dropped(),
+        name="a",
+        context=SpanContext(1, 2, is_remote=False),
+        resource=Resource({}),
+        events=[CountedEvent("b", {}, 5, 0)],
+        links=[CountedLink(SpanContext(3, 4, is_remote=True), {}, 0)],
+    )
+    context, link = [1, 2, False, 0], [3, 4, True, 0]
+    assert span_record(span, 0, 1) == [
+        *("span", 0, 1, context, None, "a", 0, None, None, {}, [0, None], [["b", 5, {}]], [[link, {}]], None)
+    ]
+
+
+# What 0.1.0 has written before it kept what was dropped, and what a version to come may add.
+BEFORE: list[list[Any]] = [
+    ["owner", 0, {"service.name": "a"}, ""],
+    ["owner", 1, "scope", "1", None, {}],
+    ["span", 0, 1, [1, 2, False, 1], None, "a", 0, 5, 6, {"b": "c"}, [0, None], [["d", 5, {}]], [[[3, 4, True, 0], {}]]]
+    + [["workspace", "experiment", None, None]],
+]
+LATER: list[list[Any]] = [
+    [*BEFORE[0], "?"],
+    [*BEFORE[1], {"?": "?"}],
+    [*BEFORE[2][:11], [["d", 5, {}, 7, "?"]], [[[3, 4, True, 0, [], "?"], {}, 8, ["?"]]], BEFORE[2][13]]
+    + [[1, 2, 3, "?"], "?"],
+]
+SILENT = [*BEFORE[:2], [*BEFORE[2], None, "?"]]
+
+
+@pytest.mark.parametrize(
+    ("written", "dropped"),
+    [(BEFORE, (0, 0, 0, 0, 0)), (LATER, (1, 2, 3, 7, 8)), (SILENT, (0, 0, 0, 0, 0))],
+    ids=["before", "later", "later, with nothing dropped"],
+)
+def test_other_versions_journals_are_read(written: list[list[Any]], dropped: tuple[int, ...]) -> None:
+    owner, scope, record = records(b"".join(map(line, written)))
+    span = span_of(record, {0: owner, 1: scope})
+    of_parts = [each.dropped_attributes for each in (*span.events, *span.links)]
+    assert (*dropped_from(span), *of_parts) == dropped
+    counted = dict.fromkeys(("events", "links", "dropped"))
+    assert all_of(span) | counted == all_of(span_of(BEFORE[2], dict(enumerate(BEFORE)))) | counted
+    assert route_in(record) == ("workspace", "experiment", None, None)
+
+
+def test_what_another_version_says_of_all_is_read() -> None:
+    assert origins_of([*origins_record(Origins(clean=True)), "?"]) == Origins(clean=True)
+
+
+def test_a_destination_of_another_kind_is_no_destination() -> None:
+    """With a part of it another tenant might get the spans."""
+    with pytest.raises(TypeError):
+        origins_of(["origins", ["workspace", None, None, None, "?"], False, []])
+    with pytest.raises(TypeError):
+        route_in([*BEFORE[2][:13], ["workspace", None, None, None, "?"]])
 
 
 def test_odd_spans_come_back() -> None:

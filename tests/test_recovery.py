@@ -322,6 +322,25 @@ def test_a_mask_is_applied_once(server: ScriptedServer) -> None:
     assert values["llm.odd"] == hashlib.sha256(b"b").hexdigest()
 
 
+@pytest.mark.parametrize("mask", ["", "email"], ids=["as it was", "masked"])
+def test_what_was_dropped_is_told_as_if_nobody_had_been_killed(server: ScriptedServer, mask: str) -> None:
+    code = """
+links = [trace.Link(trace.SpanContext(each, 1, False), {"a": 1, "b": 2, "c": 3}) for each in (1, 2, 3)]
+span = tracer.start_span("a", attributes=dict.fromkeys("abcdef", 1), links=links)
+for name in "ab":
+    span.add_event(name, {"a": 1, "b": 2})
+span.end()
+"""
+    kinds = ("SPAN_ATTRIBUTE", "SPAN_EVENT", "SPAN_LINK", "EVENT_ATTRIBUTE", "LINK_ATTRIBUTE")
+    limits = {f"OTEL_{each}_COUNT_LIMIT": "1" for each in kinds}
+    killed(server.url, code, **limits, MLFLOW_OTLP_MASK=mask, MLFLOW_EXPERIMENT_NAME="one")
+    with next_run(server.url, enrich=False):
+        pass
+    [span] = [span for request in server.to("/v1/traces") for span in request.spans()]
+    parts = [each.dropped_attributes_count for each in (span, *span.events, *span.links)]
+    assert (*parts, span.dropped_events_count, span.dropped_links_count) == (5, 1, 2, 1, 2)
+
+
 def test_what_was_written_as_it_was_is_cleaned(server: ScriptedServer) -> None:
     """Large payloads are no secrets: they are taken out when they are sent, also of what an app without masks left."""
     code = "tracer.start_span('a', attributes={'input.value': 'data:image/png;base64,' + 'A' * 2_000_000}).end()\n"

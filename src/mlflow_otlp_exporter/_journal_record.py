@@ -2,6 +2,9 @@
 
 JSON, as it is what Python writes fastest that any later version reads: a third of the encoder's time for a small span.
 Every line has its checksum, and a newline on either side, so that one that was cut off spoils no other.
+
+A journal may be found by an older or a newer version than has written it: what is new comes last in its list, and what
+is not known there is passed over. Only a destination is read as a whole or not at all, lest another tenant gets spans.
 """
 
 from __future__ import annotations
@@ -13,14 +16,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from mlflow_otlp_exporter._counted import CountedEvent, CountedLink, CountedSpan, Dropped, dropped_from
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._routes import Route, route_of
 
 _BYTES = "\x00base64"
+_ROUTE = 13  # where it stands in the record of a span
 _KINDS = {kind.value: kind for kind in SpanKind}
 _CODES = {code.value: code for code in StatusCode}
 
@@ -89,7 +94,7 @@ def origins_of(record: list[Any]) -> Origins:
     Raises:
         Exception: It is no such record.
     """
-    _, route, clean, noise = record
+    _, route, clean, noise, *_ = record
     return Origins(Destination(*Route(*route)), bool(clean), tuple(map(str, noise)))
 
 
@@ -110,7 +115,7 @@ def span_record(span: ReadableSpan, resource: int, scope: int) -> list[Any]:
         resource: The number of its resource.
         scope: The number of its scope.
     """
-    context, parent, status = span.context, span.parent, span.status
+    context, parent, status, dropped = span.context, span.parent, span.status, dropped_from(span)
     attributes = span.attributes or {}
     return [
         "span",
@@ -125,10 +130,22 @@ def span_record(span: ReadableSpan, resource: int, scope: int) -> list[Any]:
         # A copy, as iterating over the SDK's own mapping takes ten times as long.
         attributes.copy() if hasattr(attributes, "copy") else dict(attributes),
         [status.status_code.value, status.description],
-        [[event.name, event.timestamp, dict(event.attributes or {})] for event in span.events],
-        [[_context(link.context), dict(link.attributes or {})] for link in span.links],
+        [
+            [event.name, event.timestamp, dict(event.attributes or {}), *_counted(event.dropped_attributes)]
+            for event in span.events
+        ],
+        [
+            [_context(link.context), dict(link.attributes or {}), *_counted(getattr(link, "dropped_attributes", 0))]
+            for link in span.links
+        ],
         route_of(context.trace_id),
+        *([dropped] if any(dropped) else ()),
     ]
+
+
+def _counted(dropped: int) -> tuple[int, ...]:
+    # Nearly always there is nothing to say, and it costs nothing then.
+    return (dropped,) if dropped else ()
 
 
 def _context(context: SpanContext) -> list[Any]:
@@ -152,17 +169,18 @@ def span_of(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSpan:
     Raises:
         Exception: It is no such record.
     """
-    _, resource, scope, context, parent, name, kind, start, end, attributes, status, events, links, _ = record
-    _, _, resource_attributes, schema_url = owners[resource]
-    return ReadableSpan(
-        name,
-        _context_of(context),
-        None if parent is None else _context_of(parent),
-        Resource(_values(resource_attributes), schema_url),
-        _values(attributes),
-        [Event(event, _values(found), timestamp) for event, timestamp, found in events],
-        [Link(_context_of(target), _values(found)) for target, found in links],
-        _KINDS[kind],
+    _, resource, scope, context, parent, name, kind, start, end, attributes, status, events, links, _, *dropped = record
+    _, _, resource_attributes, schema_url, *_ = owners[resource]
+    return CountedSpan(
+        Dropped(*dropped[0][:3]) if dropped and dropped[0] else Dropped(),
+        name=name,
+        context=_context_of(context),
+        parent=None if parent is None else _context_of(parent),
+        resource=Resource(_values(resource_attributes), schema_url),
+        attributes=_values(attributes),
+        events=[_event_of(*each) for each in events],
+        links=[_link_of(*each) for each in links],
+        kind=_KINDS[kind],
         instrumentation_scope=_scope_of(owners[scope]),
         status=Status(_CODES[status[0]], status[1])
         if status[0] == StatusCode.ERROR.value
@@ -174,13 +192,22 @@ def span_of(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSpan:
 
 def route_in(record: list[Any]) -> Route | None:
     """Where the trace of a span's record goes; None for where all go."""
-    return None if record[-1] is None else Route(*record[-1])
+    route = record[_ROUTE]
+    return None if route is None else Route(*route)
+
+
+def _event_of(name: str, timestamp: int, attributes: Mapping[str, Any], dropped: int = 0, *_: Any) -> CountedEvent:
+    return CountedEvent(name, _values(attributes), timestamp, dropped)
+
+
+def _link_of(context: list[Any], attributes: Mapping[str, Any], dropped: int = 0, *_: Any) -> CountedLink:
+    return CountedLink(_context_of(context), _values(attributes), dropped)
 
 
 def _scope_of(record: list[Any]) -> InstrumentationScope | None:
     if len(record) == 2:  # noqa: PLR2004 - kind and number
         return None
-    _, _, name, version, schema_url, attributes = record
+    _, _, name, version, schema_url, attributes, *_ = record
     return InstrumentationScope(name, version, schema_url, _values(attributes) or None)
 
 

@@ -5,11 +5,15 @@ from contextlib import contextmanager
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Link, SpanContext
 
 from support.markers import PROMPT
+
+# What `limited` has lost: attributes, events, links; attributes of its event, of its link.
+LIMITED = (3, 4, 1, 2, 5)
 
 
 class Prompting(SpanProcessor):
@@ -28,6 +32,20 @@ def finished(*names: str, service: str | None = "bot") -> list[ReadableSpan]:
         for name in names:
             made.get_tracer("tests").start_span(name).end()
     return list(memory.get_finished_spans())
+
+
+def limited() -> ReadableSpan:
+    """An ended span that the limits of its provider have cost something of each kind."""
+    limits = SpanLimits(max_attributes=2, max_events=1, max_links=1, max_event_attributes=1, max_link_attributes=1)
+    made = TracerProvider(resource=Resource({}), span_limits=limits, shutdown_on_exit=False)
+    links = [Link(SpanContext(each, 1, is_remote=False), dict.fromkeys("abcdef", each)) for each in (1, 2)]
+    span = made.get_tracer("tests").start_span("limited", attributes=dict.fromkeys("abcde", "x"), links=links)
+    for _ in range(5):
+        span.add_event("event", dict.fromkeys("abc", "x"))
+    span.end()
+    made.shutdown()
+    assert isinstance(span, ReadableSpan)
+    return span
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from opentelemetry.trace import Link, Status
 
 from mlflow_otlp_exporter._attributes import REDACTED
 from mlflow_otlp_exporter._codes import Code, coded
+from mlflow_otlp_exporter._counted import CountedSpan, dropped_from, event_like, link_like
 from mlflow_otlp_exporter._privacy_settings import PrivacySettings
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter.privacy._inline_data import InlineData
@@ -26,7 +27,7 @@ _MOST_OWNERS = 256
 T = TypeVar("T")
 
 
-class CleanSpan(ReadableSpan):
+class CleanSpan(CountedSpan):
     """A copy of an ended span with other contents.
 
     Args:
@@ -55,6 +56,7 @@ class CleanSpan(ReadableSpan):
         scope: InstrumentationScope | None,
     ) -> None:
         super().__init__(
+            dropped_from(span),
             name=name,
             context=span.get_span_context(),
             parent=span.parent,
@@ -68,23 +70,7 @@ class CleanSpan(ReadableSpan):
             end_time=span.end_time,
             instrumentation_scope=scope,
         )
-        self._dropped = span.dropped_attributes, span.dropped_events, span.dropped_links
         self.attachments: tuple[Attachment, ...] = ()
-
-    @property
-    def dropped_attributes(self) -> int:
-        """How many attributes the SDK's limits have cost."""
-        return self._dropped[0]
-
-    @property
-    def dropped_events(self) -> int:
-        """How many events."""
-        return self._dropped[1]
-
-    @property
-    def dropped_links(self) -> int:
-        """How many links."""
-        return self._dropped[2]
 
 
 class Cleaner:
@@ -169,14 +155,14 @@ class Cleaner:
             attributes, events = self._hidden(span, attributes, events)
         attributes = self._inline.without_payloads(attributes)
         events = [
-            _event(each, each.name, self._inline.without_payloads(dict(each.attributes or {}))) for each in events
+            event_like(each, each.name, self._inline.without_payloads(dict(each.attributes or {}))) for each in events
         ]
         name, links, status = span.name, span.links, span.status
         mask = self.mask
         if mask is not None:
             attributes = _masked(mask, attributes)
-            events = [_event(each, mask.name(each.name), _masked(mask, each.attributes or {})) for each in events]
-            links = [Link(each.context, _masked(mask, each.attributes)) if each.attributes else each for each in links]
+            events = [event_like(each, mask.name(each.name), _masked(mask, each.attributes or {})) for each in events]
+            links = [link_like(each, _masked(mask, each.attributes)) if each.attributes else each for each in links]
             name = mask.text(str(name))
             if status.description:
                 status = Status(status.status_code, mask.text(status.description))
@@ -223,7 +209,3 @@ def _keep(known: dict[int, T], key: int, value: T) -> None:
 
 def _masked(mask: Mask, attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {mask.name(key): mask.value(str(key), value) for key, value in attributes.items()}
-
-
-def _event(event: Event, name: str, attributes: dict[str, Any]) -> Event:
-    return Event(name, attributes, event.timestamp)

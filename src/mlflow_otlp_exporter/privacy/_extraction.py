@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._attachment import Attachment, attached
 from mlflow_otlp_exporter._attributes import ATTACHMENT
+from mlflow_otlp_exporter._counted import event_like
 from mlflow_otlp_exporter._encoder import EncodedSpan, framed
 from mlflow_otlp_exporter._repair import span_of
 from mlflow_otlp_exporter.enrichment._media import media
@@ -96,7 +97,7 @@ class Extraction:
         finding = _Finding(context.trace_id, self._smallest, self._inline.longest, known)
         attributes = self._inline.without_payloads(finding.taken(attributes))
         events = [
-            Event(each.name, self._inline.without_payloads(finding.taken(each.attributes or {})), each.timestamp)
+            event_like(each, each.name, self._inline.without_payloads(finding.taken(each.attributes or {})))
             for each in events
         ]
         made = CleanSpan(

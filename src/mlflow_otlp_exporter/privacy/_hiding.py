@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from opentelemetry.sdk.trace import Event
 
 from mlflow_otlp_exporter._attributes import REDACTED
+from mlflow_otlp_exporter._counted import event_like
 from mlflow_otlp_exporter.enrichment._kinds import is_model
 from mlflow_otlp_exporter.enrichment._observation import Kind
 from mlflow_otlp_exporter.privacy._contents import Content, content_of, content_of_event
@@ -225,7 +226,7 @@ class Hiding:
                 continue
             else:
                 made = {key: _changed(key, value, content, wishes) for key, value in found.items()}
-            kept.append(event if made == found else Event(event.name, made, event.timestamp))
+            kept.append(event if made == found else event_like(event, event.name, made))
         return kept, gone
 
 
