@@ -16,7 +16,8 @@ from typing import Any
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._encoder import Encoder, assemble
+from mlflow_otlp_exporter._encoded_span import assemble
+from mlflow_otlp_exporter._encoder import Encoder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import workloads

@@ -23,7 +23,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._delivery import compressed
-from mlflow_otlp_exporter._encoder import Encoder, assemble
+from mlflow_otlp_exporter._encoded_span import assemble
+from mlflow_otlp_exporter._encoder import Encoder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import processes, workloads

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from mlflow_otlp_exporter import MLflowSpanExporter, _spool_file
-from mlflow_otlp_exporter._encoder import assemble
+from mlflow_otlp_exporter._encoded_span import assemble
 from support.mlflow_server import MLflowServer
 from support.traces import stored, until
 

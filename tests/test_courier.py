@@ -21,7 +21,8 @@ from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._credentials import Credentials
 from mlflow_otlp_exporter._delivery import Delivery
 from mlflow_otlp_exporter._destination import Destination, Experiments
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._shipment import Origin, Shipment
 from mlflow_otlp_exporter._stored import Stored

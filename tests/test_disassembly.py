@@ -9,7 +9,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceState
 
 from mlflow_otlp_exporter._disassembly import disassembled
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder, assemble
+from mlflow_otlp_exporter._encoded_span import EncodedSpan, assemble
+from mlflow_otlp_exporter._encoder import Encoder
 from support.traces import ended, poisonous
 
 RESOURCES = [Resource({}), Resource({"service.name": "a"}, "https://schema"), Resource({"big": "x" * 20_000})]

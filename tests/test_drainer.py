@@ -19,7 +19,8 @@ from mlflow_otlp_exporter import MLflowSpanExporter, _drainer, _spool
 from mlflow_otlp_exporter._depot import Depot, opened
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._drainer import Drainer
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._file_lock import FileLock
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._senders import Senders

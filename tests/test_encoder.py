@@ -18,7 +18,8 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvi
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from mlflow_otlp_exporter._encoder import Encoder, assemble
+from mlflow_otlp_exporter._encoded_span import assemble
+from mlflow_otlp_exporter._encoder import Encoder
 from support.spans import finished
 
 TRACE_IDS, SPAN_IDS = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)
@@ -287,12 +288,6 @@ def test_counts_of_what_the_sdk_dropped() -> None:
     provider.shutdown()
     assert text_of(ours([span])) == text_of(encode_spans([span]))
     assert only(ours([span])).dropped_attributes_count == 1
-
-
-def test_spans_are_grouped_by_resource_and_scope() -> None:
-    spans = [*finished("a"), *finished("b"), *finished("c", service="other")]
-    request = ours(spans)
-    assert [[len(scope.spans) for scope in each.scope_spans] for each in request.resource_spans] == [[2], [1]]
 
 
 def test_caches_are_bounded() -> None:

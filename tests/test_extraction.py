@@ -16,9 +16,10 @@ from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter import _spool_file
 from mlflow_otlp_exporter._attachment import Attachment, attached
-from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._counted import CountedEvent
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder, weight
+from mlflow_otlp_exporter._destination import Destination
+from mlflow_otlp_exporter._encoded_span import EncodedSpan, weight
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._repair import span_of
 from mlflow_otlp_exporter._spool_file import Header, State
 from mlflow_otlp_exporter.privacy._extraction import Extraction, inlined

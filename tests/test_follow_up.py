@@ -14,7 +14,8 @@ import pytest
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._desk import After, Desk
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._follow_up import FollowUps, Round
 from mlflow_otlp_exporter._in_flight import Ticket
 from mlflow_otlp_exporter._report import Report

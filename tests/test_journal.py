@@ -19,7 +19,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from mlflow_otlp_exporter import _journal
-from mlflow_otlp_exporter._counted import CountedEvent, CountedLink, CountedSpan, Dropped, dropped_from
+from mlflow_otlp_exporter._counted import CountedEvent, CountedLink, CountedSpan, Dropped
 from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._journal import Journal
 from mlflow_otlp_exporter._journal_record import (
@@ -36,7 +36,7 @@ from mlflow_otlp_exporter._journal_record import (
 from mlflow_otlp_exporter._orphan import orphans
 from mlflow_otlp_exporter._report import Report
 from support.children import in_child
-from support.spans import LIMITED, finished, limited
+from support.spans import LIMITED, finished, limited, lost
 from support.traces import ended, poisonous
 
 values = st.recursive(
@@ -93,13 +93,11 @@ def all_of(span: ReadableSpan) -> dict[str, object]:
         "times": (span.start_time, span.end_time),
         "status": (span.status.status_code, span.status.description),
         "attributes": dict(span.attributes or {}),
-        "events": [
-            (each.name, each.timestamp, dict(each.attributes or {}), each.dropped_attributes) for each in span.events
-        ],
-        "links": [(each.context, dict(each.attributes or {}), each.dropped_attributes) for each in span.links],
+        "events": [(each.name, each.timestamp, dict(each.attributes or {})) for each in span.events],
+        "links": [(each.context, dict(each.attributes or {})) for each in span.links],
         "resource": span.resource,
         "scope": span.instrumentation_scope,
-        "dropped": (span.dropped_attributes, span.dropped_events, span.dropped_links),
+        "lost": lost(span),
     }
 
 
@@ -115,7 +113,7 @@ def test_what_the_sdks_limits_have_cost_comes_back() -> None:
     again = read_back(span)
     assert all_of(again) == all_of(span)
     assert Encoder().encode(again) == Encoder().encode(span)
-    assert (*dropped_from(again), *(each.dropped_attributes for each in (*again.events, *again.links))) == LIMITED
+    assert lost(again) == LIMITED
 
 
 def test_where_nothing_was_dropped_nothing_is_written_of_it() -> None:
@@ -134,17 +132,18 @@ def test_where_nothing_was_dropped_nothing_is_written_of_it() -> None:
 
 
 # What 0.1.0 has written before it kept what was dropped, and what a version to come may add.
+ROUTE = ["workspace", "experiment", None, None]
+SPAN = ["span", 0, 1, [1, 2, False, 1], None, "a", 0, 5, 6, {"b": "c"}, [0, None]]
+LINK = [3, 4, True, 0]
 BEFORE: list[list[Any]] = [
     ["owner", 0, {"service.name": "a"}, ""],
     ["owner", 1, "scope", "1", None, {}],
-    ["span", 0, 1, [1, 2, False, 1], None, "a", 0, 5, 6, {"b": "c"}, [0, None], [["d", 5, {}]], [[[3, 4, True, 0], {}]]]
-    + [["workspace", "experiment", None, None]],
+    [*SPAN, [["d", 5, {}]], [[LINK, {}]], ROUTE],
 ]
 LATER: list[list[Any]] = [
     [*BEFORE[0], "?"],
     [*BEFORE[1], {"?": "?"}],
-    [*BEFORE[2][:11], [["d", 5, {}, 7, "?"]], [[[3, 4, True, 0, [], "?"], {}, 8, ["?"]]], BEFORE[2][13]]
-    + [[1, 2, 3, "?"], "?"],
+    [*SPAN, [["d", 5, {}, 7, "?"]], [[[*LINK, [], "?"], {}, 8, ["?"]]], ROUTE, [1, 2, 3, "?"], "?"],
 ]
 SILENT = [*BEFORE[:2], [*BEFORE[2], None, "?"]]
 
@@ -157,11 +156,9 @@ SILENT = [*BEFORE[:2], [*BEFORE[2], None, "?"]]
 def test_other_versions_journals_are_read(written: list[list[Any]], dropped: tuple[int, ...]) -> None:
     owner, scope, record = records(b"".join(map(line, written)))
     span = span_of(record, {0: owner, 1: scope})
-    of_parts = [each.dropped_attributes for each in (*span.events, *span.links)]
-    assert (*dropped_from(span), *of_parts) == dropped
-    counted = dict.fromkeys(("events", "links", "dropped"))
-    assert all_of(span) | counted == all_of(span_of(BEFORE[2], dict(enumerate(BEFORE)))) | counted
-    assert route_in(record) == ("workspace", "experiment", None, None)
+    assert lost(span) == dropped
+    assert all_of(span) == all_of(span_of(BEFORE[2], dict(enumerate(BEFORE)))) | {"lost": dropped}
+    assert route_in(record) == tuple(ROUTE)
 
 
 def test_what_another_version_says_of_all_is_read() -> None:
@@ -171,9 +168,9 @@ def test_what_another_version_says_of_all_is_read() -> None:
 def test_a_destination_of_another_kind_is_no_destination() -> None:
     """With a part of it another tenant might get the spans."""
     with pytest.raises(TypeError):
-        origins_of(["origins", ["workspace", None, None, None, "?"], False, []])
+        origins_of(["origins", [*ROUTE, "?"], False, []])
     with pytest.raises(TypeError):
-        route_in([*BEFORE[2][:13], ["workspace", None, None, None, "?"]])
+        route_in([*BEFORE[2][:-1], [*ROUTE, "?"]])
 
 
 def test_odd_spans_come_back() -> None:

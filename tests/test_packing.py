@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._encoder import EncodedSpan, Framing
+from mlflow_otlp_exporter._encoded_span import EncodedSpan, Framing
 from mlflow_otlp_exporter._packing import packed, portions
 
 NOTHING = Framing(b"", b"")

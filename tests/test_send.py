@@ -8,7 +8,8 @@ from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from mlflow_otlp_exporter import ConfigurationError, cli
-from mlflow_otlp_exporter._encoder import Encoder, assemble
+from mlflow_otlp_exporter._encoded_span import assemble
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._send import read_file
 from support.markers import PROMPT
 from support.mlflow_server import MLflowServer

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
+from mlflow_otlp_exporter._setting import Group
 from mlflow_otlp_exporter._settings import Settings, resolve
 from mlflow_otlp_exporter._shown import shown
 from mlflow_otlp_exporter._source import Source
-from mlflow_otlp_exporter._table import SETTINGS, Group
+from mlflow_otlp_exporter._table import SETTINGS
 
 MLFLOW, OTLP = Group.MLFLOW, Group.OTLP
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"

@@ -18,7 +18,8 @@ import pytest
 from mlflow_otlp_exporter import _spool
 from mlflow_otlp_exporter import _spool_file as spool_file
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._spool import Spool
 from mlflow_otlp_exporter._spool_entry import entries_in
@@ -331,21 +332,6 @@ def test_damaged_files_are_set_aside_and_block_nothing(
     assert refused(spool) == 3
     [line] = caplog.messages
     assert "damaged" in line
-
-
-def test_set_aside_is_bounded(made: Callable[..., Spool], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_spool, "_MOST_SET_ASIDE", 3)
-    spool = made(spool_max_bytes=80_000)
-    for _ in range(5):
-        assert spool.put(HERE, spans())
-    for path in files(folder):
-        path.write_bytes(b"")
-    assert held(spool) == []
-    assert len(files(folder / "damaged")) == 3
-    for number in range(5):
-        spool.put_refused(HERE, spans(1, 3_000), f"no {number}")
-    assert 1 < len(files(folder / "refused")) < 4
-    assert sum(path.stat().st_size for path in files(folder / "refused")) <= 10_000
 
 
 def test_what_was_refused_is_kept_with_what_the_server_said(made: Callable[..., Spool], folder: Path) -> None:

@@ -19,7 +19,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from mlflow_otlp_exporter import _spool
 from mlflow_otlp_exporter import _spool_file as spool_file
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._file_lock import FileLock
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._spool import Spool

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._trace_info import Told, changes, links, told_by
 from support.traces import ended
 

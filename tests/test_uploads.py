@@ -14,7 +14,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._repair import span_of
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Outcome, Verdict

@@ -16,7 +16,7 @@ from mlflow_otlp_exporter._attributes import ATTACHMENT
 from mlflow_otlp_exporter._disassembly import without_spans
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._encoder import EncodedSpan
+    from mlflow_otlp_exporter._encoded_span import EncodedSpan
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from opentelemetry.trace import Status, StatusCode
 
 from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._destination import Destination, by_destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._packing import packed, portions
 from mlflow_otlp_exporter._repair import repaired_attributes, repaired_name
 from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._setting import Group
 from mlflow_otlp_exporter._settings import Settings
-from mlflow_otlp_exporter._table import Group
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._depot import Recovered

@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._blame import CONFIRM_SECONDS
 from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._delivery import Delivery, Request, Server
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, assemble
+from mlflow_otlp_exporter._encoded_span import EncodedSpan, assemble
 from mlflow_otlp_exporter._isolation import after_passing, cut, halves, put_aside
 from mlflow_otlp_exporter._patience import Patience
 from mlflow_otlp_exporter._repair import described, shortened

@@ -16,15 +16,16 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._credentials import identity
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
 from mlflow_otlp_exporter._journal import Journal
 from mlflow_otlp_exporter._journal_record import Origins
 from mlflow_otlp_exporter._orphan import Orphan, orphans
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Outcome
+from mlflow_otlp_exporter._set_aside import DAMAGED
 from mlflow_otlp_exporter._settings import Settings
 from mlflow_otlp_exporter._shipment import Origin, Shipment
-from mlflow_otlp_exporter._spool import DAMAGED, Spool
+from mlflow_otlp_exporter._spool import Spool
 from mlflow_otlp_exporter._spool_entry import Entry
 from mlflow_otlp_exporter._spool_file import State
 from mlflow_otlp_exporter._spool_folder import folder_name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlflow_otlp_exporter._encoder import EncodedSpan, Framing
+from mlflow_otlp_exporter._encoded_span import EncodedSpan, Framing
 
 _RESOURCE_SPANS, _OWNER, _CHILDREN, _SCHEMA = 0x0A, 0x0A, 0x12, 0x1A
 _TRACE_STATE, _PARENT_ID = 0x1A, 0x22

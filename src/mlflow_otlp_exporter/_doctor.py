@@ -22,7 +22,8 @@ from mlflow_otlp_exporter._delivery import Request
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._doctor_local import Notes, local_findings
 from mlflow_otlp_exporter._doctor_trace import delete, differences, experiment_of, read_back, trace_id_of, two_spans
-from mlflow_otlp_exporter._encoder import Encoder, assemble
+from mlflow_otlp_exporter._encoded_span import assemble
+from mlflow_otlp_exporter._encoder import Encoder
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._finding import Finding, State
 from mlflow_otlp_exporter._probe import failed, probe

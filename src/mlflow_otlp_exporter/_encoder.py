@@ -1,8 +1,6 @@
 """Spans to the bytes of OTLP, straight to the wire.
 
-Upstream builds a protobuf object per attribute, which is nine tenths of what an export costs the app's process. Here
-each span becomes bytes once; requests are put together from the pieces, so that routing, splitting and sending again
-encode nothing twice.
+Upstream builds a protobuf object per attribute, which is nine tenths of what an export costs the app's process.
 
 Field numbers are those of `opentelemetry/proto/trace/v1/trace.proto` and `common/v1/common.proto` (OTLP 1.x, stable). A
 tag is `number << 3 | wire type`; wire types are 0 varint, 1 fixed64, 2 length-delimited, 5 fixed32.
@@ -13,17 +11,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanKind, Status
 
+from mlflow_otlp_exporter._encoded_span import SHORT_VARINTS, EncodedSpan, Framing, field, framed, length, varint
 from mlflow_otlp_exporter._fork import after_fork_in_child
-
-if TYPE_CHECKING:
-    from mlflow_otlp_exporter._attachment import Attachment
 
 # A parser gives up at 100 nested messages; a map inside a map is three, and the request around the value is seven.
 _DEEPEST = 24
@@ -37,35 +33,6 @@ _LOCAL, _REMOTE = (b"\x85\x01" + struct.pack("<I", flags) for flags in (0x100, 0
 _LINK_LOCAL, _LINK_REMOTE = (b"\x35" + struct.pack("<I", flags) for flags in (0x100, 0x300))
 _double = struct.Struct("<d").pack
 _fixed64 = struct.Struct("<Q").pack
-
-
-class Framing(NamedTuple):
-    """What stands before and after the content of a `ResourceSpans` or `ScopeSpans`: its owner and its schema URL."""
-
-    before: bytes
-    after: bytes
-
-
-class EncodedSpan(NamedTuple):
-    """A span on the wire.
-
-    Attributes:
-        trace_id: OpenTelemetry's trace id.
-        span_id: OpenTelemetry's span id.
-        is_root: True if the span has no parent, local or remote.
-        resource: The resource that it belongs to.
-        scope: The instrumentation scope that it belongs to.
-        body: The span as a field of a `ScopeSpans`, tag and length included.
-        attachments: Files that it refers to and that MLflow does not have yet.
-    """
-
-    trace_id: int
-    span_id: int
-    is_root: bool
-    resource: Framing
-    scope: Framing
-    body: bytes
-    attachments: tuple[Attachment, ...] = ()
 
 
 @dataclass
@@ -85,31 +52,8 @@ class _Unencodable(Exception):  # noqa: N818 - becomes a count
     """A value of a type that OTLP does not have."""
 
 
-def _varint(number: int) -> bytes:
-    pieces = bytearray()
-    while number > 127:  # noqa: PLR2004 - seven bits a byte
-        pieces.append(number & 127 | 128)
-        number >>= 7
-    pieces.append(number)
-    return bytes(pieces)
-
-
-# Nearly all lengths are short: a look-up costs a fifth of the loop.
-_SHORT = 16_384
-_SHORT_VARINTS = [_varint(number) for number in range(128)]
-_SHORT_VARINTS += [bytes((number & 127 | 128, number >> 7)) for number in range(128, _SHORT)]
-
-
-def _length(number: int) -> bytes:
-    return _SHORT_VARINTS[number] if number < _SHORT else _varint(number)
-
-
-def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + _length(len(content)) + content
-
-
 class Encoder:
-    """Encodes spans and puts requests together.
+    """Encodes spans.
 
     Holds bounded caches of encoded resources, scopes and attribute keys; may be used by several threads.
 
@@ -128,12 +72,12 @@ class Encoder:
         self._resources: dict[int, tuple[Resource, Framing]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, Framing]] = {}
         self._encoders: dict[type, Callable[[Any, int], bytes]] = {
-            str: lambda value, _: _field(b"\x0a", self._utf8(value)),
+            str: lambda value, _: field(b"\x0a", self._utf8(value)),
             bool: lambda value, _: b"\x10\x01" if value else b"\x10\x00",
             int: lambda value, _: self._integer(value),
             float: lambda value, _: b"\x21" + _double(value),
-            bytes: lambda value, _: _field(b"\x3a", value),
-            bytearray: lambda value, _: _field(b"\x3a", bytes(value)),
+            bytes: lambda value, _: field(b"\x3a", value),
+            bytearray: lambda value, _: field(b"\x3a", bytes(value)),
             tuple: self._array,
             list: self._array,
             dict: self._mapping,
@@ -175,15 +119,15 @@ class Encoder:
             context.span_id.to_bytes(8, "big"),
         ]
         if context.trace_state:
-            pieces.append(_field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items()))))
+            pieces.append(field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items()))))
         if parent is not None:
             pieces += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
         pieces += (
             b"\x2a",
-            _length(len(encoded_name)),
+            length(len(encoded_name)),
             encoded_name,
             b"\x30",
-            _SHORT_VARINTS[_KINDS[span.kind]],
+            SHORT_VARINTS[_KINDS[span.kind]],
             _times(0x39, _time(span.start_time), 0x41, _time(span.end_time)),
         )
         # A copy, as iterating over the SDK's own mapping takes ten times as long.
@@ -191,14 +135,14 @@ class Encoder:
         if found:
             self._attributes(found.copy() if hasattr(found, "copy") else dict(found), b"\x4a", pieces)
         if dropped := span.dropped_attributes:
-            pieces += (b"\x50", _varint(dropped))
+            pieces += (b"\x50", varint(dropped))
         self._events_and_links(span, span.events if events is None else events, pieces)
         status = span.status if status is None else status
         if status is not None:
-            inner = [_field(b"\x12", self._utf8(status.description))] if status.description else []
+            inner = [field(b"\x12", self._utf8(status.description))] if status.description else []
             if code := status.status_code.value:
-                inner += (b"\x18", _SHORT_VARINTS[code])
-            pieces.append(_field(b"\x7a", b"".join(inner)))
+                inner += (b"\x18", SHORT_VARINTS[code])
+            pieces.append(field(b"\x7a", b"".join(inner)))
         pieces.append(_REMOTE if parent is not None and parent.is_remote else _LOCAL)
         body = framed(b"".join(pieces))
         resource, scope = self.resource(span.resource), self._scope(span.instrumentation_scope)
@@ -206,21 +150,21 @@ class Encoder:
 
     def _events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
         for event in events:
-            inner = [b"\x09", _fixed64(_time(event.timestamp)), _field(b"\x12", self._utf8(event.name))]
+            inner = [b"\x09", _fixed64(_time(event.timestamp)), field(b"\x12", self._utf8(event.name))]
             if event.attributes:
                 self._attributes(dict(event.attributes), b"\x1a", inner)
             if event.dropped_attributes:
-                inner += (b"\x20", _varint(event.dropped_attributes))
-            pieces.append(_field(b"\x5a", b"".join(inner)))
+                inner += (b"\x20", varint(event.dropped_attributes))
+            pieces.append(field(b"\x5a", b"".join(inner)))
         if dropped := span.dropped_events:
-            pieces += (b"\x60", _varint(dropped))
-        pieces += [_field(b"\x6a", self._link(link)) for link in span.links]
+            pieces += (b"\x60", varint(dropped))
+        pieces += [field(b"\x6a", self._link(link)) for link in span.links]
         if dropped := span.dropped_links:
-            pieces += (b"\x70", _varint(dropped))
+            pieces += (b"\x70", varint(dropped))
 
     def _attributes(self, attributes: dict[Any, Any], tag: bytes, pieces: list[bytes]) -> None:
         """Appends each attribute as a field with this tag. Texts, nearly all there is, are encoded right here."""
-        keys, short = self._keys, _SHORT_VARINTS
+        keys, short = self._keys, SHORT_VARINTS
         for key, value in attributes.items():
             named = keys.get(key)
             if named is None:
@@ -243,11 +187,11 @@ class Encoder:
                         content,
                     )
                     continue
-                inner = _length(size)
-                outer = _length(size + len(inner) + 1)
+                inner = length(size)
+                outer = length(size + len(inner) + 1)
                 pieces += (
                     tag,
-                    _length(size + len(inner) + 1 + len(outer) + 1 + len(named)),
+                    length(size + len(inner) + 1 + len(outer) + 1 + len(named)),
                     named,
                     b"\x12",
                     outer,
@@ -263,16 +207,16 @@ class Encoder:
                 continue
             pieces += (
                 tag,
-                _length(len(named) + 1 + len(_length(len(encoded))) + len(encoded)),
+                length(len(named) + 1 + len(length(len(encoded))) + len(encoded)),
                 named,
                 b"\x12",
-                _length(len(encoded)),
+                length(len(encoded)),
                 encoded,
             )
 
     def _key(self, key: Any) -> bytes:
         """A key as the first field of a `KeyValue`, kept if it is a short one."""
-        named = _field(b"\x0a", self._utf8(key))
+        named = field(b"\x0a", self._utf8(key))
         if len(named) <= _LONGEST_CACHED_KEY:
             if len(self._keys) >= _CACHED_KEYS:
                 self._keys.clear()
@@ -300,27 +244,27 @@ class Encoder:
     def _array(self, values: Iterable[Any], depth: int) -> bytes:
         if depth >= _DEEPEST:
             raise _Unencodable
-        return _field(b"\x2a", b"".join([_field(b"\x0a", self._value(value, depth + 1)) for value in values]))
+        return field(b"\x2a", b"".join([field(b"\x0a", self._value(value, depth + 1)) for value in values]))
 
     def _mapping(self, values: Mapping[Any, Any], depth: int) -> bytes:
         if depth >= _DEEPEST:
             raise _Unencodable
         items = [
-            _field(b"\x0a", _field(b"\x0a", self._utf8(str(key))) + _field(b"\x12", self._value(value, depth + 1)))
+            field(b"\x0a", field(b"\x0a", self._utf8(str(key))) + field(b"\x12", self._value(value, depth + 1)))
             for key, value in values.items()
         ]
-        return _field(b"\x32", b"".join(items))
+        return field(b"\x32", b"".join(items))
 
     def _integer(self, value: int) -> bytes:
         if 0 <= value < 128:  # noqa: PLR2004 - one byte
-            return b"\x18" + _SHORT_VARINTS[value]
+            return b"\x18" + SHORT_VARINTS[value]
         if -(1 << 63) <= value < 1 << 63:
-            return b"\x18" + _varint(value & _ALL_64_BITS)
+            return b"\x18" + varint(value & _ALL_64_BITS)
         self.repairs.repaired += 1
         try:
-            return _field(b"\x0a", str(value).encode())
+            return field(b"\x0a", str(value).encode())
         except ValueError:  # thousands of digits
-            return _field(b"\x0a", hex(value).encode())
+            return field(b"\x0a", hex(value).encode())
 
     def _utf8(self, text: Any) -> bytes:
         """A text as UTF-8. Two halves of a surrogate pair are joined, a lone half becomes the replacement character.
@@ -341,11 +285,11 @@ class Encoder:
         pieces = [b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big")]
         if context.trace_state:
             # Upstream leaves it out; the specification has it.
-            pieces.append(_field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items()))))
+            pieces.append(field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items()))))
         if link.attributes:
             self._attributes(dict(link.attributes), b"\x22", pieces)
         if dropped := getattr(link, "dropped_attributes", 0):
-            pieces += (b"\x28", _varint(dropped))
+            pieces += (b"\x28", varint(dropped))
         pieces.append(_LINK_REMOTE if context.is_remote else _LINK_LOCAL)
         return b"".join(pieces)
 
@@ -362,7 +306,7 @@ class Encoder:
                 attributes[key] = value.replace("\x00", "\ufffd")
                 self.repairs.repaired += 1
         self._attributes(attributes, b"\x0a", inner)
-        framing = Framing(_field(b"\x0a", b"".join(inner)), self._schema(resource.schema_url))
+        framing = Framing(field(b"\x0a", b"".join(inner)), self._schema(resource.schema_url))
         if len(self._resources) >= _CACHED_RESOURCES:
             self._resources.clear()
         self._resources[id(resource)] = (resource, framing)
@@ -374,51 +318,21 @@ class Encoder:
             return known[1]
         inner: list[bytes] = []
         if scope is not None:
-            inner.append(_field(b"\x0a", self._utf8(scope.name)))
+            inner.append(field(b"\x0a", self._utf8(scope.name)))
             if scope.version:
-                inner.append(_field(b"\x12", self._utf8(scope.version)))
+                inner.append(field(b"\x12", self._utf8(scope.version)))
             if scope.attributes:
                 self._attributes(dict(scope.attributes), b"\x1a", inner)
-        framing = Framing(_field(b"\x0a", b"".join(inner)), self._schema(scope.schema_url if scope else None))
+        framing = Framing(field(b"\x0a", b"".join(inner)), self._schema(scope.schema_url if scope else None))
         if len(self._scopes) >= _CACHED_RESOURCES:
             self._scopes.clear()
         self._scopes[id(scope)] = (scope, framing)
         return framing
 
     def _schema(self, url: str | None) -> bytes:
-        return _field(b"\x1a", self._utf8(url)) if url else b""
-
-
-def framed(span: bytes) -> bytes:
-    """A span's bytes as a field of a `ScopeSpans`."""
-    return _field(b"\x12", span)
+        return field(b"\x1a", self._utf8(url)) if url else b""
 
 
 def _time(nanoseconds: int | None) -> int:
     # What does not fit into 63 bits, MLflow's databases refuse, and the whole request with it.
     return min(max(nanoseconds or 0, 0), _LATEST)
-
-
-def weight(spans: Sequence[EncodedSpan]) -> int:
-    """Bytes that spans take in memory, with the files that they refer to."""
-    files = {each.id: len(each.data) for span in spans for each in span.attachments}
-    return sum(len(span.body) for span in spans) + sum(files.values())
-
-
-def assemble(spans: Sequence[EncodedSpan]) -> bytes:
-    """An `ExportTraceServiceRequest` of these spans, grouped by resource and scope."""
-    resources: dict[Framing, dict[Framing, list[bytes]]] = {}
-    for span in spans:
-        resources.setdefault(span.resource, {}).setdefault(span.scope, []).append(span.body)
-    # Lengths first, so that the bodies, which are nearly all of it, are copied once.
-    pieces: list[bytes] = []
-    for resource, scopes in resources.items():
-        inner: list[bytes] = []
-        total = len(resource.before) + len(resource.after)
-        for scope, bodies in scopes.items():
-            size = len(scope.before) + sum(map(len, bodies)) + len(scope.after)
-            head = b"\x12" + _length(size)
-            total += len(head) + size
-            inner += (head, scope.before, *bodies, scope.after)
-        pieces += (b"\x0a", _length(total), resource.before, *inner, resource.after)
-    return b"".join(pieces)

@@ -9,8 +9,8 @@ from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._credentials import Credentials
 from mlflow_otlp_exporter._response import Cause, Outcome
 from mlflow_otlp_exporter._service_account import ServiceAccount
+from mlflow_otlp_exporter._setting import Group
 from mlflow_otlp_exporter._settings import Settings
-from mlflow_otlp_exporter._table import Group
 
 _ADVICE = {
     Cause.CREDENTIALS: "check the token, its file, or user and password",

@@ -16,7 +16,7 @@ from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._delivery import backoff
 from mlflow_otlp_exporter._desk import After
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._in_flight import Ticket
 from mlflow_otlp_exporter._report import Report

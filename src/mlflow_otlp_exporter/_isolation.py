@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
 from mlflow_otlp_exporter._shipment import Search, Shipment
 
 

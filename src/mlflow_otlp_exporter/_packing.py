@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
 
 # MLflow links a request's root traces to a run only up to this many, and answers 200 beyond (3.17.2).
 _ROOTS_PER_RUN = 100

@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._courier import Courier
 from mlflow_otlp_exporter._delivery import Delivery
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments
-from mlflow_otlp_exporter._encoder import weight
+from mlflow_otlp_exporter._encoded_span import weight
 from mlflow_otlp_exporter._explanation import explained
 from mlflow_otlp_exporter._in_flight import InFlight, Ticket
 from mlflow_otlp_exporter._patience import LONGEST_IN_MEMORY

@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 
-from mlflow_otlp_exporter._encoder import EncodedSpan, framed
+from mlflow_otlp_exporter._encoded_span import EncodedSpan, framed
 
 NOTE = "mlflow_otlp.repaired"
 _TRACE_NAME = "mlflow.traceTag.mlflow.traceName"

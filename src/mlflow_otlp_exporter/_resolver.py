@@ -12,8 +12,9 @@ from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._sdk_settings import CREDENTIALS_FILE, credentials_in_file, refuse_auth_plugin, refuse_sigv4
 from mlflow_otlp_exporter._server_settings import ServerSettings
 from mlflow_otlp_exporter._service_account import ServiceAccount, completed
+from mlflow_otlp_exporter._setting import Group, Setting, otlp_variables
 from mlflow_otlp_exporter._source import Source
-from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS, Group, Setting, otlp_variables
+from mlflow_otlp_exporter._table import DEFAULT_TRACKING_URI, SETTINGS
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 _GUARDED = tuple(setting for setting in SETTINGS if setting.guarded)

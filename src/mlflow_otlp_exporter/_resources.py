@@ -8,7 +8,8 @@ from opentelemetry.sdk.resources import Resource
 
 from mlflow_otlp_exporter._attributes import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan, Encoder
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
+from mlflow_otlp_exporter._encoder import Encoder
 
 _CACHED = 1000
 

@@ -9,7 +9,7 @@ from mlflow_otlp_exporter._assessment import Assessment
 from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._desk import Desk
 from mlflow_otlp_exporter._destination import EXPERIMENT_HEADER, Destination, Experiments
-from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
 from mlflow_otlp_exporter._feedback import Feedback, Note
 from mlflow_otlp_exporter._feedback_files import FeedbackFiles
 from mlflow_otlp_exporter._follow_up import FollowUps

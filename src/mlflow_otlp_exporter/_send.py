@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._delivery import Request
 from mlflow_otlp_exporter._disassembly import disassembled
 from mlflow_otlp_exporter._doctor_local import Notes
 from mlflow_otlp_exporter._doctor_trace import trace_id_of, two_spans
-from mlflow_otlp_exporter._encoder import EncodedSpan, assemble
+from mlflow_otlp_exporter._encoded_span import EncodedSpan, assemble
 from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._packing import packed
 from mlflow_otlp_exporter._reach import Reach, reach

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlflow_otlp_exporter._setting import Group
 from mlflow_otlp_exporter._source import Source
-from mlflow_otlp_exporter._table import Group
 
 
 @dataclass(frozen=True, repr=False)

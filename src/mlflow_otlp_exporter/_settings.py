@@ -24,9 +24,9 @@ from mlflow_otlp_exporter._errors import ConfigurationError
 from mlflow_otlp_exporter._privacy_settings import HIDE_VARIABLE, LONGEST_ATTACHMENT, PrivacySettings
 from mlflow_otlp_exporter._resolver import BY_NAME, Resolver
 from mlflow_otlp_exporter._server_settings import ServerSettings
+from mlflow_otlp_exporter._setting import Group, Setting
 from mlflow_otlp_exporter._source import Source
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
-from mlflow_otlp_exporter._table import Group, Setting
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mlflow_otlp_exporter._blame import Suspect
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
 from mlflow_otlp_exporter._response import Outcome
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mlflow_otlp_exporter._setting import written
 from mlflow_otlp_exporter._settings import Settings
-from mlflow_otlp_exporter._table import SETTINGS, written
+from mlflow_otlp_exporter._table import SETTINGS
 
 
 def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:

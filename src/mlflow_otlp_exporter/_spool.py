@@ -20,21 +20,20 @@ from pathlib import Path
 from mlflow_otlp_exporter import _spool_file as spool_file
 from mlflow_otlp_exporter._codes import Code, coded
 from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._set_aside import DAMAGED, SetAside
 from mlflow_otlp_exporter._spool_entry import Entry, Index, Totals, destination_key, entries_in
 from mlflow_otlp_exporter._spool_file import Damaged, Header, State, UnknownVersion
 from mlflow_otlp_exporter._spool_folder import existing_folder, usable_folder
 from mlflow_otlp_exporter._spool_settings import SpoolSettings
 from mlflow_otlp_exporter._whole_file import write_whole
 
-REFUSED, DAMAGED = "refused", "damaged"
 _TEMPORARY = re.compile(r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp")
 _ABANDONED_SECONDS = 3600.0  # a file that nobody has finished to write for so long
 _MOST_FILES = 100_000
 _MOST_DROPPED = 10_000  # to make room for one
-_MOST_SET_ASIDE, _SHARE_SET_ASIDE = 1000, 8
 # Of the disk this much is left to others: a twentieth, as in a container it may be small, but not more than that.
 _FLOOR_SHARE, _LARGEST_FLOOR = 20, 256 * 1024 * 1024
 # What other processes put in and take out is seen this often; more rarely where looking takes long.
@@ -67,6 +66,7 @@ class Spool:
         self._passed_over: set[str] = set()
         self._looked_at, self._look_took = -_LOOK_SECONDS, 0.0
         self._resume_at, self._failures = 0.0, 0
+        self._aside = SetAside(settings.spool_max_bytes, self._new_unique, self._write)
         self._renew()
         after_fork_in_child(self._renew)
 
@@ -98,6 +98,9 @@ class Spool:
 
     def _write(self, path: Path, content: bytes) -> None:
         write_whole(path, content, self._unique, sync=self._settings.spool_fsync)
+
+    def _new_unique(self) -> str:
+        return f"{self._unique}-{next(self._numbers)}"
 
     # In
 
@@ -136,8 +139,7 @@ class Spool:
         self._make_room(folder, len(content))
         # After all that is there, also when the clock was set back.
         stamp = max(int(created * 1e9), self._index.newest + 1)
-        unique = f"{self._unique}-{next(self._numbers)}"
-        entry = Entry(stamp, span_count, destination_key(destination), unique, len(content))
+        entry = Entry(stamp, span_count, destination_key(destination), self._new_unique(), len(content))
         try:
             self._write(folder / entry.name, content)
         except FileNotFoundError:  # removed just now
@@ -356,16 +358,8 @@ class Spool:
             spans: The spans.
             message: What the server said.
         """
-        created = self._clock()
-        header = Header(destination, len(spans), tuple({span.trace_id for span in spans}), created, message)
-        content = spool_file.to_bytes(header, spans, State(1, uncertain=False, sent=created))
-        unique = f"{self._unique}-{next(self._numbers)}"
-        entry = Entry(int(created * 1e9), len(spans), destination_key(destination), unique, len(content))
-        with self._lock, suppress(OSError):
-            folder = self.folder() / REFUSED
-            folder.mkdir(0o700, exist_ok=True)
-            self._bound(folder, len(content))
-            self._write(folder / entry.name, content)
+        with suppress(OSError):
+            self._aside.keep_refused(self.folder(), destination, spans, message, self._clock())
 
     def _set_aside(self, entry: Entry, why: str) -> None:
         """Moves what is damaged out of the way. Needs no lock: who has it in hand is alone with it."""
@@ -373,10 +367,7 @@ class Spool:
         self._own.pop(entry.name, None)
         assert self._folder is not None
         with suppress(OSError):
-            folder = self._folder / DAMAGED
-            folder.mkdir(0o700, exist_ok=True)
-            self._bound(folder, entry.size)
-            (self._folder / entry.name).replace(folder / entry.name)
+            self._aside.keep_request(self._folder, entry)
         if (self._folder / entry.name).exists():
             self._passed_over.add(entry.name)
         said = f"a file of the spool is damaged ({why}) and was set aside in {DAMAGED}/"
@@ -388,25 +379,10 @@ class Spool:
         Args:
             path: The file, in the folder or one below it.
         """
-        with self._lock, suppress(OSError):
-            size = path.stat().st_size
-            entry = Entry(int(self._clock() * 1e9), 0, "0" * 8, f"{self._unique}-{next(self._numbers)}", size)
-            folder = self.folder() / DAMAGED
-            folder.mkdir(0o700, exist_ok=True)
-            self._bound(folder, size)
-            path.replace(folder / entry.name)
+        with suppress(OSError):
+            self._aside.keep_file(self.folder(), path, self._clock())
         with suppress(OSError):
             path.unlink()  # where it cannot be moved: it would be read again and again
-
-    def _bound(self, folder: Path, size: int) -> None:
-        """Keeps a folder of what was set aside small."""
-        index = Index(entries_in(folder))
-        for entry in list(index):
-            too_much = index.totals.size + size > self._settings.spool_max_bytes // _SHARE_SET_ASIDE
-            if index.totals.files < _MOST_SET_ASIDE and not too_much:
-                break
-            (folder / entry.name).unlink(missing_ok=True)
-            index.discard(entry)
 
     def sweep(self) -> None:
         """Removes what processes that died had begun to write."""

@@ -16,8 +16,8 @@ from mlflow_otlp_exporter._depot import JOURNAL, name_for
 from mlflow_otlp_exporter._file_lock import FileLock
 from mlflow_otlp_exporter._orphan import orphans
 from mlflow_otlp_exporter._pipeline import Pipeline
+from mlflow_otlp_exporter._set_aside import DAMAGED, REFUSED
 from mlflow_otlp_exporter._settings import Settings, resolve
-from mlflow_otlp_exporter._spool import DAMAGED, REFUSED
 from mlflow_otlp_exporter._spool_entry import Index, entries_in
 from mlflow_otlp_exporter._spool_folder import roots
 

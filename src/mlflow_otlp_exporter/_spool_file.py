@@ -20,7 +20,7 @@ from typing import Any
 from mlflow_otlp_exporter._attributes import ATTACHMENT
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._disassembly import disassembled
-from mlflow_otlp_exporter._encoder import EncodedSpan, assemble
+from mlflow_otlp_exporter._encoded_span import EncodedSpan, assemble
 
 VERSION = 1
 _MAGIC = b"MLFOTLP"

@@ -24,7 +24,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
 from mlflow_otlp_exporter._attributes import LINKED_PROMPTS, METADATA, SESSION_ID, TRACE_TAG, USER_ID
-from mlflow_otlp_exporter._encoder import EncodedSpan
+from mlflow_otlp_exporter._encoded_span import EncodedSpan
 from mlflow_otlp_exporter._stored import Version
 
 # From this version on OTLP carries names, tags, sessions, users and runs.

@@ -6,7 +6,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._encoder import assemble
+from mlflow_otlp_exporter._encoded_span import assemble
 from mlflow_otlp_exporter._recorded import RecordedSpan, recorded_spans
 
 

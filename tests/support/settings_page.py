@@ -16,7 +16,8 @@ from mlflow_otlp_exporter import (
     _values,
     configure,
 )
-from mlflow_otlp_exporter._table import SETTINGS, Setting, written
+from mlflow_otlp_exporter._setting import Setting, written
+from mlflow_otlp_exporter._table import SETTINGS
 from support.environments import ROOT
 
 PAGE, README = ROOT / "docs" / "configuration.md", ROOT / "README.md"

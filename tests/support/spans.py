@@ -12,7 +12,7 @@ from opentelemetry.trace import Link, SpanContext
 
 from support.markers import PROMPT
 
-# What `limited` has lost: attributes, events, links; attributes of its event, of its link.
+# What `lost` tells of `limited`.
 LIMITED = (3, 4, 1, 2, 5)
 
 
@@ -46,6 +46,13 @@ def limited() -> ReadableSpan:
     made.shutdown()
     assert isinstance(span, ReadableSpan)
     return span
+
+
+def lost(span: ReadableSpan) -> tuple[int, ...]:
+    """What limits have cost a span: attributes, events, links; attributes of each event, of each link."""
+    events = [each.dropped_attributes for each in span.events]
+    links = [each.dropped_attributes for each in span.links]
+    return (span.dropped_attributes, span.dropped_events, span.dropped_links, *events, *links)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._attachment import Attachment, attached
 from mlflow_otlp_exporter._attributes import ATTACHMENT
 from mlflow_otlp_exporter._counted import event_like
-from mlflow_otlp_exporter._encoder import EncodedSpan, framed
+from mlflow_otlp_exporter._encoded_span import EncodedSpan, framed
 from mlflow_otlp_exporter._repair import span_of
 from mlflow_otlp_exporter.enrichment._media import media
 from mlflow_otlp_exporter.enrichment._values import first_text
