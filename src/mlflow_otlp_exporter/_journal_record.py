@@ -20,12 +20,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from mlflow_otlp_exporter._counted import CountedEvent, CountedLink, CountedSpan, Dropped, dropped_from
+from mlflow_otlp_exporter._counted import CountedEvent, CountedLink, CountedSpan, Dropped
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._routes import Route, route_of
 
 _BYTES = "\x00base64"
 _ROUTE = 13  # where it stands in the record of a span
+_NOTHING = (0, 0, 0)
 _KINDS = {kind.value: kind for kind in SpanKind}
 _CODES = {code.value: code for code in StatusCode}
 
@@ -115,9 +116,9 @@ def span_record(span: ReadableSpan, resource: int, scope: int) -> list[Any]:
         resource: The number of its resource.
         scope: The number of its scope.
     """
-    context, parent, status, dropped = span.context, span.parent, span.status, dropped_from(span)
+    context, parent, status = span.context, span.parent, span.status
     attributes = span.attributes or {}
-    return [
+    record = [
         "span",
         resource,
         scope,
@@ -139,8 +140,11 @@ def span_record(span: ReadableSpan, resource: int, scope: int) -> list[Any]:
             for link in span.links
         ],
         route_of(context.trace_id),
-        *([dropped] if any(dropped) else ()),
     ]
+    dropped = span.dropped_attributes, span.dropped_events, span.dropped_links
+    if dropped != _NOTHING:
+        record.append(dropped)
+    return record
 
 
 def _counted(dropped: int) -> tuple[int, ...]:
