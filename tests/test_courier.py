@@ -6,7 +6,7 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -27,13 +27,14 @@ from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._shipment import Origin, Shipment
 from mlflow_otlp_exporter._stored import Stored
 from mlflow_otlp_exporter._transport import Answer, Failure
+from support.transport import Call, FakeTransport
 
 JSON = {"content-type": "application/json"}
 Pair = tuple[int, int]
 Judge = Callable[[list[str]], Answer | Failure]
 
 
-class FakeMLflow:
+class FakeMLflow(FakeTransport):
     """Stores spans as a version of MLflow does, and answers as it is told."""
 
     def __init__(self, version: str = "3.17.2") -> None:
@@ -54,32 +55,22 @@ class FakeMLflow:
         found, self.new_credential = self.new_credential, False
         return found
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        seconds: float,
-        longest: int = 0,
-    ) -> Answer | Failure:
-        assert seconds > 0
-        assert "authorization" not in headers
-        if path == "/version":
+    def answer(self, asked: Call) -> Answer | Failure:
+        assert "authorization" not in asked.headers
+        if asked.path == "/version":
             return Answer(200, {"content-type": "text/html"}, self.version.encode())
-        if path.startswith("/api/3.0/mlflow/traces/batchGet"):
-            return self._read_back(parse_qs(urlsplit(path).query)["trace_ids"], longest)
-        assert (method, path) == ("POST", "")
+        if asked.path.startswith("/api/3.0/mlflow/traces/batchGet"):
+            return self._read_back(parse_qs(urlsplit(asked.path).query)["trace_ids"], asked.longest)
+        assert (asked.method, asked.path) == ("POST", "")
         spans = [
             span
-            for resource in ExportTraceServiceRequest.FromString(body or b"").resource_spans
+            for resource in ExportTraceServiceRequest.FromString(asked.body).resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
         ]
         self.names.append([span.name for span in spans])
         self.times.append(self.clock)
-        self.sizes.append(len(body or b""))
+        self.sizes.append(len(asked.body))
         answer = self.judge([span.name for span in spans])
         accepted = isinstance(answer, Answer) and answer.status == 200
         if accepted or self.stores_anyway:

@@ -2,7 +2,6 @@
 
 import gzip
 import zlib
-from collections.abc import Mapping
 
 import pytest
 
@@ -10,33 +9,11 @@ from mlflow_otlp_exporter._delivery import Delivery, Request, backoff, compresse
 from mlflow_otlp_exporter._destination import Destination, Experiments
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Verdict
-from mlflow_otlp_exporter._transport import Answer, Failure
+from mlflow_otlp_exporter._transport import Answer
+from support.transport import Script
 
 LARGE = b"body" * 1000
 REQUEST = Request(Destination(experiment_id="1"), b"body", 1)
-
-
-class Script:
-    """Answers in turn; the last one repeats."""
-
-    def __init__(self, *answers: Answer | Failure) -> None:
-        self.answers, self.seen = list(answers), list[Mapping[str, str]]()
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        seconds: float,
-        longest: int = 0,
-    ) -> Answer | Failure:
-        assert (method, path, longest) == ("POST", "", 0)
-        assert body
-        assert seconds > 0
-        self.seen.append(headers)
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
 def delivery(script: Script, compression: str = "none", *, is_set: bool = False) -> tuple[Delivery, Report]:
@@ -57,7 +34,9 @@ def test_headers() -> None:
     script = Script(Answer(200))
     sender, report = delivery(script, "gzip")
     sender.attempt(Request(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
-    assert script.seen[0] == {
+    [asked] = script.seen
+    assert (asked.method, asked.path, asked.longest) == ("POST", "", 0)
+    assert asked.headers == {
         "content-type": "application/x-protobuf",
         "content-encoding": "gzip",
         "x-mlflow-experiment-id": "1",
@@ -70,13 +49,13 @@ def test_headers() -> None:
 def test_experiment_is_left_to_the_header_of_the_user() -> None:
     script = Script(Answer(200))
     delivery(script, is_set=True)[0].attempt(Request(Destination(experiment="by name"), b"body", 1), 10)
-    assert script.seen == [{"content-type": "application/x-protobuf"}]
+    assert [asked.headers for asked in script.seen] == [{"content-type": "application/x-protobuf"}]
 
 
 def test_small_body_is_not_compressed() -> None:
     script = Script(Answer(200))
     delivery(script, "gzip")[0].attempt(REQUEST, 10)
-    assert "content-encoding" not in script.seen[0]
+    assert "content-encoding" not in script.seen[0].headers
 
 
 @pytest.mark.parametrize("status", [400, 415])
@@ -87,7 +66,7 @@ def test_server_that_takes_no_compressed_body_is_sent_plain_ones_from_then_on(
     sender, _ = delivery(script, "gzip")
     for _ in range(2):
         assert sender.attempt(Request(REQUEST.destination, LARGE, 1), 10).verdict is Verdict.DELIVERED
-    assert ["content-encoding" in headers for headers in script.seen] == [True, False, False]
+    assert ["content-encoding" in asked.headers for asked in script.seen] == [True, False, False]
     assert caplog.text.count("sent plain from now on") == 1
 
 
@@ -96,7 +75,7 @@ def test_content_that_is_refused_plain_too_says_nothing_of_compression() -> None
     sender, _ = delivery(script, "gzip")
     for _ in range(2):
         assert sender.attempt(Request(REQUEST.destination, LARGE, 1), 10).verdict is Verdict.REFUSED
-    assert ["content-encoding" in headers for headers in script.seen] == [True, False, True, False]
+    assert ["content-encoding" in asked.headers for asked in script.seen] == [True, False, True, False]
 
 
 def test_compression_keeps_the_body() -> None:

@@ -1,10 +1,7 @@
 """Experiment names become ids, without an MLflow at hand: its answers are those of docs/answers.md."""
 
-import json
 import logging
 import threading
-from collections.abc import Mapping
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -17,11 +14,12 @@ from mlflow_otlp_exporter._response import Cause, Outcome
 from mlflow_otlp_exporter._routes import Route
 from mlflow_otlp_exporter._transport import Answer, Failure
 from support.spans import provider
+from support.transport import Call, FakeTransport, json_answer
 
 DELETED, ACTIVE = "deleted", "active"
 
 
-class FakeMLflow:
+class FakeMLflow(FakeTransport):
     """MLflow's two experiment calls, as 3.17.2 answers them; or one answer to everything."""
 
     def __init__(self, *names: str, always: Answer | Failure | None = None) -> None:
@@ -30,36 +28,22 @@ class FakeMLflow:
         self.calls: list[tuple[str, str, str | None]] = []
         self.created_by_others: set[str] = set()
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        seconds: float,
-        longest: int = 0,
-    ) -> Answer | Failure:
-        assert seconds > 0
-        assert not longest
-        name = json.loads(body)["name"] if body else parse_qs(urlsplit(path).query)["experiment_name"][0]
-        self.calls.append((method, name, headers.get("x-mlflow-workspace")))
+    def answer(self, asked: Call) -> Answer | Failure:
+        assert not asked.longest
+        name = asked.json["name"] if asked.body else parse_qs(urlsplit(asked.path).query)["experiment_name"][0]
+        self.calls.append((asked.method, name, asked.workspace))
         if self.always is not None:
             return self.always
-        if method == "POST":
+        if asked.method == "POST":
             if name in self.created_by_others:
                 self.experiments[name] = ("77", ACTIVE)
-                return _json(400, {"error_code": "RESOURCE_ALREADY_EXISTS", "message": "exists"})
+                return json_answer(400, {"error_code": "RESOURCE_ALREADY_EXISTS", "message": "exists"})
             self.experiments[name] = (str(len(self.experiments)), ACTIVE)
-            return _json(200, {"experiment_id": self.experiments[name][0]})
+            return json_answer(200, {"experiment_id": self.experiments[name][0]})
         if name not in self.experiments:
-            return _json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": f"Could not find {name}"})
+            return json_answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": f"Could not find {name}"})
         number, stage = self.experiments[name]
-        return _json(200, {"experiment": {"experiment_id": number, "lifecycle_stage": stage}})
-
-
-def _json(status: int, found: Any) -> Answer:
-    return Answer(status, {"content-type": "application/json"}, json.dumps(found).encode())
+        return json_answer(200, {"experiment": {"experiment_id": number, "lifecycle_stage": stage}})
 
 
 def experiments(api: FakeMLflow | None, *, certain: bool = True, create: bool = False) -> Experiments:
@@ -195,11 +179,11 @@ class Slow(FakeMLflow):
         super().__init__(*names)
         self.asked, self.go_on = threading.Event(), threading.Event()
 
-    def request(self, method: str, path: str, **options: Any) -> Answer | Failure:
-        if "slow" in path:
+    def answer(self, asked: Call) -> Answer | Failure:
+        if "slow" in asked.path:
             self.asked.set()
             assert self.go_on.wait(60)
-        return super().request(method, path, **options)
+        return super().answer(asked)
 
 
 def test_look_up_that_hangs_delays_no_other() -> None:
@@ -223,7 +207,7 @@ def test_ids_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found._ids) == len(found._asking) == 3
 
 
-UNKNOWN_WORKSPACE = _json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Workspace 'x' not found"})
+UNKNOWN_WORKSPACE = json_answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Workspace 'x' not found"})
 LOGIN_PAGE = Answer(200, {"content-type": "text/html"}, b"<html>")
 NOT_FOUND = Answer(404, {"content-type": "text/html"}, b"<!doctype html>")
 

@@ -31,6 +31,7 @@ from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import Recorded, ScriptedServer
 from support.traces import until
+from support.transport import Call, Script, json_answer
 
 TRACE = "tr-" + "0" * 30 + "ab"
 NO_TRACE = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": f"Trace with ID '{TRACE}' not found."}
@@ -173,45 +174,34 @@ def test_value_that_holds_itself_is_told() -> None:
 # One step
 
 
-class Script:
-    """Answers in turn, the last one for ever."""
+class Assessments(Script):
+    """MLflow's calls about feedback."""
 
-    def __init__(self, *answers: Answer | Failure) -> None:
-        self.answers = list(answers)
-        self.seen: list[tuple[str, str | None]] = []
-        self.asked = 0
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        seconds: float,
-        longest: int = 0,
-    ) -> Answer | Failure:
+    def answer(self, asked: Call) -> Answer | Failure:
         calls = f"/api/3.0/mlflow/traces/{TRACE}/assessments"
-        assert seconds > 0
-        assert longest
-        if method == "GET":
-            assert not body
-            assert path.startswith(f"{calls}/a-")
-            self.asked += 1
+        assert asked.longest
+        if asked.method == "GET":
+            assert not asked.body
+            assert asked.path.startswith(f"{calls}/a-")
         else:
-            assert (method, path) == ("POST", calls)
-            assert body
-            self.seen.append((json.loads(body)["assessment"]["assessment_id"], headers.get("x-mlflow-workspace")))
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            assert (asked.method, asked.path) == ("POST", calls)
+        return super().answer(asked)
 
+    @property
+    def looked(self) -> int:
+        """How often it was asked whether it has some."""
+        return sum(asked.method == "GET" for asked in self.seen)
 
-def said(status: int, found: Any) -> Answer:
-    return Answer(status, {"content-type": "application/json"}, json.dumps(found).encode())
+    @property
+    def told(self) -> list[tuple[str, str | None]]:
+        """What it was sent: ids and workspaces."""
+        posted = [asked for asked in self.seen if asked.method == "POST"]
+        return [(asked.json["assessment"]["assessment_id"], asked.workspace) for asked in posted]
 
 
 class Story:
     def __init__(self, *answers: Answer | Failure, folder: Path | None = None) -> None:
-        self.now, self.api, self.report = 0.0, Script(*answers), Report()
+        self.now, self.api, self.report = 0.0, Assessments(*answers), Report()
         self.files = FeedbackFiles(lambda: folder, lambda: folder, 60.0) if folder is not None else None
         self.note = Note(Feedback(self.api, self.report, self.files, clock=lambda: self.now), one())
 
@@ -233,13 +223,13 @@ def one(workspace: str | None = "team-a") -> Assessment:
     return Assessment(workspace, TRACE, body())
 
 
-OK = said(200, {"assessment": {}})
+OK = json_answer(200, {"assessment": {}})
 
 
 def test_assessment_is_sent_with_its_workspace() -> None:
     story = Story(OK)
     assert story.run() == 1
-    assert story.api.seen == [(story.note.assessment.id, "team-a")]
+    assert story.api.told == [(story.note.assessment.id, "team-a")]
     assert story.counts() == (1, 0)
 
 
@@ -247,36 +237,38 @@ def test_assessment_is_sent_with_its_workspace() -> None:
     "answer",
     [
         Failure("it is down"),
-        said(503, {}),
-        said(401, {}),
-        said(403, {}),
-        said(404, NO_TRACE),
-        said(400, FOREIGN_KEY),
+        json_answer(503, {}),
+        json_answer(401, {}),
+        json_answer(403, {}),
+        json_answer(404, NO_TRACE),
+        json_answer(400, FOREIGN_KEY),
     ],
     ids=str,
 )
 def test_what_may_end_is_waited_for(answer: Answer | Failure) -> None:
     story = Story(answer, answer, OK)
     assert story.run() == 3
-    assert len(set(story.api.seen)) == 1
+    assert len(set(story.api.told)) == 1
     assert story.counts() == (1, 0)
 
 
-@pytest.mark.parametrize("answer", [said(400, THERE), said(500, VIOLATION)], ids=str)
+@pytest.mark.parametrize("answer", [json_answer(400, THERE), json_answer(500, VIOLATION)], ids=str)
 def test_what_has_arrived_before_is_not_there_twice(answer: Answer) -> None:
     story = Story(Failure("no answer", arrived=True), answer, OK)
     assert story.run() == 2
-    assert (len(story.api.seen), story.api.asked) == (2, 1)
+    assert (len(story.api.told), story.api.looked) == (2, 1)
     assert story.counts() == (1, 0)
 
 
 def test_violation_of_something_else_is_an_error_like_others() -> None:
-    story = Story(said(500, VIOLATION), said(404, {"message": "no such assessment"}), OK)
+    story = Story(json_answer(500, VIOLATION), json_answer(404, {"message": "no such assessment"}), OK)
     assert story.run() == 2
     assert story.counts() == (1, 0)
 
 
-@pytest.mark.parametrize("answer", [said(404, NO_TRACE), said(400, FOREIGN_KEY), said(403, {})], ids=str)
+@pytest.mark.parametrize(
+    "answer", [json_answer(404, NO_TRACE), json_answer(400, FOREIGN_KEY), json_answer(403, {})], ids=str
+)
 def test_trace_that_never_comes_is_waited_for_five_minutes(answer: Answer, caplog: pytest.LogCaptureFixture) -> None:
     story = Story(answer)
     assert 10 < story.run() < 30
@@ -286,7 +278,7 @@ def test_trace_that_never_comes_is_waited_for_five_minutes(answer: Answer, caplo
 
 
 def test_outage_is_waited_for_longer_and_a_new_refusal_begins_anew() -> None:
-    down, refusal = said(503, {}), said(404, NO_TRACE)
+    down, refusal = json_answer(503, {}), json_answer(404, NO_TRACE)
     story = Story(*[refusal] * 5, *[down] * 50, *[refusal] * 5, OK)
     assert story.run() == 61
     assert story.now > 600
@@ -294,7 +286,7 @@ def test_outage_is_waited_for_longer_and_a_new_refusal_begins_anew() -> None:
 
 
 def test_content_that_is_refused_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    story = Story(said(400, {"message": "Assessment name is odd"}))
+    story = Story(json_answer(400, {"message": "Assessment name is odd"}))
     assert story.run() == 1
     assert story.counts() == (0, 1)
     assert "feedback is lost: 400: Assessment name is odd [MLO-515]" in caplog.text
@@ -304,7 +296,7 @@ def test_content_that_is_refused_is_lost(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_what_waits_is_on_disk_until_it_is_sent(tmp_path: Path) -> None:
-    story = Story(said(503, {}), said(503, {}), OK, folder=tmp_path)
+    story = Story(json_answer(503, {}), json_answer(503, {}), OK, folder=tmp_path)
     story.note.run(1.0)
     assert story.files is not None
     assert list(story.files.left()) == [story.note.assessment]

@@ -25,6 +25,7 @@ from mlflow_otlp_exporter._transport import Answer, Failure
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import Recorded, ScriptedServer
 from support.traces import ended, until
+from support.transport import Call, FakeTransport, json_answer
 
 DESTINATION = Destination("team-a", experiment_id="7")
 SEARCH = "/api/3.0/mlflow/traces/search"
@@ -40,10 +41,6 @@ UNTOLD = [
 ]
 
 
-def _json(status: int, found: Any) -> Answer:
-    return Answer(status, {"content-type": "application/json"}, json.dumps(found).encode())
-
-
 def record(trace_id: str) -> dict[str, Any]:
     return {
         "trace_id": trace_id,
@@ -53,7 +50,7 @@ def record(trace_id: str) -> dict[str, Any]:
     }
 
 
-class FakeMLflow:
+class FakeMLflow(FakeTransport):
     """MLflow's calls about traces.
 
     Attributes:
@@ -74,45 +71,35 @@ class FakeMLflow:
         self.tells: dict[str, Answer | Failure] = {}
         self.calls: list[tuple[str, str]] = []
         self.told: dict[str, dict[str, str]] = {}
-        self.links: Answer | Failure = _json(200, {})
+        self.links: Answer | Failure = json_answer(200, {})
         self.linked: dict[str, list[dict[str, str]]] = {}
         self.workspaces: set[str | None] = set()
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        seconds: float,
-        longest: int = 0,
-    ) -> Answer | Failure:
-        assert seconds > 0
-        assert longest or path == "/version"
+    def answer(self, asked: Call) -> Answer | Failure:
+        method, path = asked.method, asked.path
+        assert asked.longest or path == "/version"
         self.calls.append((method, path))
         if path == "/version":
             return self.version if isinstance(self.version, Failure) else Answer(200, body=self.version.encode())
-        self.workspaces.add(headers.get("x-mlflow-workspace"))
+        self.workspaces.add(asked.workspace)
         if self.always is not None:
             return self.always
-        assert body
-        asked = json.loads(body)
+        wanted = asked.json
         if path == SEARCH:
-            assert asked["locations"][0]["mlflow_experiment"]["experiment_id"] == "7"
-            found = re.findall(r"'([^']+)'", asked["filter"])
-            assert asked["max_results"] == len(found)
-            return _json(200, {"traces": [record(each) for each in found if each not in self.absent]})
+            assert wanted["locations"][0]["mlflow_experiment"]["experiment_id"] == "7"
+            found = re.findall(r"'([^']+)'", wanted["filter"])
+            assert wanted["max_results"] == len(found)
+            return json_answer(200, {"traces": [record(each) for each in found if each not in self.absent]})
         if path == LINK:
-            if self.links == _json(200, {}):
-                self.linked[asked["trace_id"]] = asked["prompt_versions"]
+            if self.links == json_answer(200, {}):
+                self.linked[wanted["trace_id"]] = wanted["prompt_versions"]
             return self.links
         assert method == "PATCH"
         name = path.rpartition("/")[2]
         if (answer := self.tells.get(name)) is not None:
             return answer
-        self.told[name] = {each["key"]: each["value"] for each in asked["tags"]}
-        return _json(200, {})
+        self.told[name] = {each["key"]: each["value"] for each in wanted["tags"]}
+        return json_answer(200, {})
 
     def count(self, method: str) -> int:
         return sum(each == method for each, _ in self.calls)
@@ -237,21 +224,21 @@ def test_server_without_a_call_for_prompts_is_not_asked_for_it() -> None:
     assert (story.api.linked, story.api.count("PATCH"), story.counts()) == ({}, 1, (1, 0))
 
 
-@pytest.mark.parametrize("answer", [DOWN, _json(503, {}), _json(500, {})], ids=str)
+@pytest.mark.parametrize("answer", [DOWN, json_answer(503, {}), json_answer(500, {})], ids=str)
 def test_prompts_are_linked_later_where_that_fails_now(answer: Answer | Failure) -> None:
     story, spans = Story(), encoded(1, root=PROMPT)
     turn = story.delivered(spans)
     assert turn is not None
     story.api.links = answer
     assert turn.run(1.0).wait == 0.5
-    story.api.links = _json(200, {})
+    story.api.links = json_answer(200, {})
     story.runs(turn)
     assert set(story.api.linked) == set(names(spans))
 
 
 def test_prompts_that_may_not_be_linked_keep_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     story, spans = Story(), encoded(3, root=PROMPT)
-    story.api.links = _json(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
+    story.api.links = json_answer(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
     story.runs(story.delivered(spans))
     assert (set(story.api.told), story.counts()) == (set(names(spans)), (3, 0))
     assert [line.getMessage() for line in caplog.records] == [
@@ -259,7 +246,7 @@ def test_prompts_that_may_not_be_linked_keep_nothing_else(caplog: pytest.LogCapt
     ]
 
 
-@pytest.mark.parametrize("answer", [DOWN, _json(503, {}), _json(401, {}), _json(500, {})], ids=str)
+@pytest.mark.parametrize("answer", [DOWN, json_answer(503, {}), json_answer(401, {}), json_answer(500, {})], ids=str)
 def test_server_that_is_away_is_asked_again(answer: Answer | Failure) -> None:
     story, spans = Story(), encoded(3)
     turn = story.delivered(spans)
@@ -292,7 +279,7 @@ def test_trace_that_fails_in_the_middle_is_told_later_and_none_twice() -> None:
     story, spans = Story(), encoded(5)
     turn, third = story.delivered(spans), names(spans)[2]
     assert turn is not None
-    story.api.tells[third] = _json(503, {})
+    story.api.tells[third] = json_answer(503, {})
     assert turn.run(1.0).wait == 0.5
     del story.api.tells[third]
     story.runs(turn)
@@ -304,7 +291,7 @@ def test_trace_that_fails_in_the_middle_is_told_later_and_none_twice() -> None:
 def test_trace_that_the_server_does_not_take_keeps_no_other_waiting(status: int, attempts: int) -> None:
     story, spans = Story(), encoded(5)
     bad = names(spans)[2]
-    story.api.tells[bad] = _json(status, {"message": "no"})
+    story.api.tells[bad] = json_answer(status, {"message": "no"})
     story.runs(story.delivered(spans))
     assert set(story.api.told) == set(names(spans)) - {bad}
     assert story.api.count("PATCH") == 4 + attempts
@@ -314,7 +301,7 @@ def test_trace_that_the_server_does_not_take_keeps_no_other_waiting(status: int,
 def test_refusal_is_said_once_and_ends_it_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
     """A token that may only write."""
     story = Story()
-    story.api.always = _json(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
+    story.api.always = json_answer(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
     story.runs(story.delivered(encoded(3)))
     assert story.delivered(encoded()) is None
     assert story.delivered(encoded(), Destination("team-b", experiment_id="7")) is not None
@@ -331,7 +318,9 @@ def test_refusal_is_said_once_and_ends_it_for_a_while(caplog: pytest.LogCaptureF
 
 def test_trace_that_was_deleted_meanwhile_is_left_alone() -> None:
     story, spans = Story(), encoded(2)
-    story.api.tells[names(spans)[0]] = _json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"})
+    story.api.tells[names(spans)[0]] = json_answer(
+        404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"}
+    )
     story.runs(story.delivered(spans))
     assert set(story.api.told) == {names(spans)[1]}
     assert story.counts() == (1, 0)

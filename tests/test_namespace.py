@@ -7,31 +7,23 @@ import pytest
 
 from mlflow_otlp_exporter._namespace import InNamespace, NamespaceWorkspace
 from mlflow_otlp_exporter._report import Report
-from mlflow_otlp_exporter._transport import LONGEST_ANSWER, Answer, Failure
+from mlflow_otlp_exporter._transport import Answer, Failure
+from support.transport import Call, FakeTransport
 
 INFO, VERSION = "/api/3.0/mlflow/server-info", "/version"
 HEADER = "x-mlflow-workspace"
 
 
-class Server:
+class Server(FakeTransport):
     """Answers each path as told, and remembers what was asked with which workspace."""
 
     def __init__(self, answers: Mapping[str, Answer | Failure]) -> None:
         self.answers = dict(answers)
         self.asked: list[tuple[str, str | None]] = []
 
-    def request(
-        self,
-        method: str,  # noqa: ARG002 - the signature of all transports
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,  # noqa: ARG002
-        seconds: float,  # noqa: ARG002
-        longest: int = LONGEST_ANSWER,  # noqa: ARG002
-    ) -> Answer | Failure:
-        self.asked.append((path, headers.get(HEADER)))
-        return self.answers.get(path, Answer(200))
+    def answer(self, asked: Call) -> Answer | Failure:
+        self.asked.append((asked.path, asked.workspace))
+        return self.answers.get(asked.path, Answer(200))
 
 
 def info(enabled: bool) -> Answer:

@@ -1,7 +1,6 @@
 """What is uploaded before spans, and what is done where that is not possible; without an MLflow at hand."""
 
 import base64
-import json
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from mlflow_otlp_exporter._stored import Stored
 from mlflow_otlp_exporter._transport import Answer, Failure
 from mlflow_otlp_exporter._uploads import Uploads
 from mlflow_otlp_exporter.privacy._extraction import Extraction
+from support.transport import Call, FakeTransport, json_answer
 
 LIMIT = 20_000
 TEAM_A = Destination("team-a", experiment_id="7")
@@ -39,15 +39,11 @@ SAID = (
 )
 
 
-def _json(status: int, found: Any) -> Answer:
-    return Answer(status, {"content-type": "application/json"}, json.dumps(found).encode())
-
-
 def located(where: str) -> Answer:
-    return _json(200, {"experiment": {"experiment_id": "7", "artifact_location": where}})
+    return json_answer(200, {"experiment": {"experiment_id": "7", "artifact_location": where}})
 
 
-class FakeMLflow:
+class FakeMLflow(FakeTransport):
     """MLflow's calls about artifacts.
 
     Attributes:
@@ -65,29 +61,18 @@ class FakeMLflow:
         self.calls: list[tuple[str, str]] = []
         self.files: dict[str, bytes] = {}
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        seconds: float,
-        longest: int = 0,
-    ) -> Answer | Failure:
-        assert seconds > 0
-        self.calls.append((method, path))
-        if path == "/version":
+    def answer(self, asked: Call) -> Answer | Failure:
+        self.calls.append((asked.method, asked.path))
+        if asked.path == "/version":
             return self.version
-        assert headers["x-mlflow-workspace"] == "team-a"
-        if path == "/api/2.0/mlflow/experiments/get?experiment_id=7":
-            assert longest
+        assert asked.workspace == "team-a"
+        if asked.path == "/api/2.0/mlflow/experiments/get?experiment_id=7":
+            assert asked.longest
             return self.location
-        assert (method, headers["content-type"]) == ("PUT", "application/octet-stream")
-        assert body is not None
-        answer = self.takes(body)
+        assert (asked.method, asked.headers["content-type"]) == ("PUT", "application/octet-stream")
+        answer = self.takes(asked.body)
         if answer == Answer(200):
-            self.files[path] = body
+            self.files[asked.path] = asked.body
         return answer
 
     def count(self, method: str) -> int:
@@ -198,15 +183,15 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("location", located("s3://bucket/7"), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
     ("location", located("/var/mlruns/7"), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
     ("location", located("mlflow-artifacts://elsewhere:5000/7"), "the artifacts of experiment 7 are not kept by"),
-    ("location", _json(200, {}), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
-    ("location", _json(403, {"message": "Permission denied"}), "403: Permission denied"),
-    ("takes", _json(403, {"message": "Permission denied"}), "403: Permission denied"),
-    ("takes", _json(404, {"detail": "Not Found"}), "404: Not Found"),
+    ("location", json_answer(200, {}), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
+    ("location", json_answer(403, {"message": "Permission denied"}), "403: Permission denied"),
+    ("takes", json_answer(403, {"message": "Permission denied"}), "403: Permission denied"),
+    ("takes", json_answer(404, {"detail": "Not Found"}), "404: Not Found"),
     ("takes", Answer(405), "405"),
     ("takes", Answer(302, {"location": "https://login.example/?a=b"}), "302: the server redirects to https://login"),
     ("takes", Answer(200, {"content-type": "text/html"}, b"<html>login</html>"), "200 with an HTML page"),
-    ("takes", _json(400, {"message": "no"}), "400: no"),
-    ("takes", _json(503, {"detail": "Artifact serving is disabled."}), "503: Artifact serving is disabled."),
+    ("takes", json_answer(400, {"message": "no"}), "400: no"),
+    ("takes", json_answer(503, {"detail": "Artifact serving is disabled."}), "503: Artifact serving is disabled."),
 ]
 
 
