@@ -30,7 +30,10 @@ def sampling_bound(ratio: float) -> int:
 
 def is_sampled(context: SpanContext, bound: int) -> bool:
     """Whether a span is recorded, and of a trace that is chosen."""
-    return bool(context.trace_flags & _SAMPLED) and context.trace_id & (_ALL_TRACES - 1) < bound
+    if not context.trace_flags & _SAMPLED:
+        return False
+    # Twice for each span in the app's thread: where all are sent, there is nothing to be computed.
+    return bound == _ALL_TRACES or context.trace_id & (_ALL_TRACES - 1) < bound
 
 
 class MLflowSpanProcessor(SpanProcessor):
