@@ -108,14 +108,14 @@ class FakeCredentials:
 class Round:
     """A courier and a fake MLflow, driven as the senders drive them."""
 
-    def __init__(self, version: str = "3.17.2", jitter: float = 0.5) -> None:
+    def __init__(self, version: str = "3.17.2", jitter: float = 0.5, *, certain: bool = True) -> None:
         self.server = FakeMLflow(version)
         self.report = Report(lambda: self.server.clock)
         self.experiments = Experiments(None, certain=False, create=False, report=self.report)
         self.courier = Courier(
             self.server,
             Delivery(self.server, self.experiments, compression="none", report=self.report),
-            Stored(self.server, self.report),
+            Stored(self.server, self.report, certain=certain),
             self.report,
             explain=lambda outcome: outcome.message,
             clock=lambda: self.server.clock,
@@ -578,6 +578,33 @@ def test_while_the_server_cannot_answer_nothing_is_sent() -> None:
     story.server.may_ask = None
     story.send(spans, until=61)
     assert story.refused == 0
+
+
+PAGE = Answer(200, {"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>")
+
+
+def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """The spans have arrived, and would be sent a second time if the page were taken for "nothing is stored"."""
+    story, spans = Round("3.10.1"), encoded("a", "b")
+    story.server.judge, story.server.stores_anyway, story.server.may_ask = lambda _: Answer(504), True, PAGE
+    story.send(spans, until=120)
+    assert len(story.server.names) == 1
+    assert story.server.asked > 1
+    assert "spans wait in memory: 200 with something else (a login page?) instead of what is stored" in caplog.text
+    story.server.may_ask = None
+    story.send([], until=180)
+    assert len(story.server.names) == 1
+    assert story.lands_once(spans)
+    assert (story.settled, story.report.stats().delivered) == (1, 2)
+
+
+def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
+    story, spans = Round("a page", certain=False), encoded("a")
+    story.server.may_ask = PAGE
+    story.server.judge = failing(2, Answer(504))
+    story.send(spans)
+    assert story.lands_once(spans)
+    assert caplog.text.count("sent again without asking") == 1
 
 
 def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:

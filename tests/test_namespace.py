@@ -11,6 +11,8 @@ from mlflow_otlp_exporter._transport import Answer, Failure
 from support.transport import Call, FakeTransport
 
 INFO, VERSION = "/api/3.0/mlflow/server-info", "/version"
+TOLD = Answer(200, {"content-type": "text/html"}, b"3.17.2")
+PAGE = Answer(200, {"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>")
 HEADER = "x-mlflow-workspace"
 
 
@@ -50,27 +52,30 @@ def sent_with(workspace: NamespaceWorkspace, server: Server, headers: Mapping[st
 
 
 @pytest.mark.parametrize(
-    ("about", "version", "expected", "asked_again"),
+    ("about", "version", "expected"),
     [
-        (info(True), Answer(200, body=b"3.17.2"), "team-a", 0),
-        (info(False), Answer(200), None, 0),
-        (Answer(404, body=b"<html>"), Answer(200), None, 0),  # MLflow before 3.10
-        (info(True), Answer(404), None, 0),  # within the minute
+        (info(True), TOLD, "team-a"),
+        (info(False), TOLD, None),
+        (Answer(404, body=b"<html>"), TOLD, None),  # MLflow before 3.10
+        (info(True), Answer(404), None),  # within the minute
         # A login page, a redirect, a refusal: nothing is known, and nothing is assumed.
-        (Answer(200, body=b"<html>log in"), Answer(200), None, 1),
-        (Answer(200, body=b"[]"), Answer(200), None, 1),
-        (Answer(302), Answer(200), None, 1),
-        (Answer(401), Answer(200), None, 1),
+        (PAGE, TOLD, None),
+        (Answer(200, body=b"[]"), TOLD, None),
+        (Answer(302), TOLD, None),
+        (Answer(401), TOLD, None),
+        (info(True), PAGE, None),
+        (info(True), Answer(200), None),
+        (info(True), Answer(200, body=b"ok"), None),
     ],
 )
-def test_what_a_request_goes_out_with(about: Answer, version: Answer, expected: str | None, asked_again: int) -> None:
+def test_what_a_request_goes_out_with(about: Answer, version: Answer, expected: str | None) -> None:
     server = Server({INFO: about, VERSION: version})
     workspace = made(server)
     assert workspace.known is None
     assert sent_with(workspace, server) == expected
     first = len(server.asked)
     assert sent_with(workspace, server) == expected
-    assert len(server.asked) == first + 1 + asked_again
+    assert len(server.asked) == first + 1
     assert workspace.known == expected
 
 
@@ -83,13 +88,13 @@ def test_a_workspace_that_is_named_stays_and_nothing_is_asked() -> None:
 @pytest.mark.parametrize("path", [INFO, VERSION])
 @pytest.mark.parametrize("away", [Failure("refused", arrived=True), Answer(503, body=b"busy"), Answer(429)])
 def test_nothing_is_sent_while_it_cannot_be_told(path: str, away: Answer | Failure) -> None:
-    server = Server({INFO: info(True), VERSION: Answer(200), path: away})
+    server = Server({INFO: info(True), VERSION: TOLD, path: away})
     workspace = made(server)
     found = InNamespace(server, workspace).request("POST", "/v1/traces", headers={}, seconds=1)
     assert isinstance(found, Failure)
     assert not found.arrived  # the spans were not sent
     assert "/v1/traces" not in [path for path, _ in server.asked]
-    server.answers = {INFO: info(True), VERSION: Answer(200)}
+    server.answers = {INFO: info(True), VERSION: TOLD}
     assert sent_with(workspace, server) == "team-a"
 
 
@@ -97,7 +102,57 @@ def test_namespace_that_becomes_a_workspace_is_found() -> None:
     server, clock = Server({INFO: info(True), VERSION: Answer(404)}), Clock()
     workspace = made(server, clock)
     assert sent_with(workspace, server) is None
-    server.answers[VERSION] = Answer(200)
+    server.answers[VERSION] = TOLD
     assert sent_with(workspace, server) is None
+    clock.now += 61
+    assert sent_with(workspace, server) == "team-a"
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        (INFO, PAGE),
+        (INFO, Answer(200, body=b"[]")),
+        (INFO, Answer(302, {"location": "https://sso.invalid/"})),
+        (INFO, Answer(401)),
+        (INFO, Answer(403)),
+        (VERSION, PAGE),
+        (VERSION, Answer(200)),
+        (VERSION, Answer(200, body=b"ok")),
+    ],
+    ids=str,
+)
+def test_answer_that_tells_nothing_counts_for_a_while(
+    path: str, answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    server, clock = Server({INFO: info(True), VERSION: TOLD, path: answer}), Clock()
+    workspace, asked = made(server, clock), []
+    for half_minute in range(120):
+        clock.now = 100.0 + 30 * half_minute
+        before = len(server.asked)
+        assert sent_with(workspace, server) is None
+        if path in [each for each, _ in server.asked[before:]]:
+            asked.append(clock.now - 100.0)
+    # In seconds: after one minute, two, four, eight, then every ten.
+    assert asked == [0, 60, 180, 420, 900, 1500, 2100, 2700, 3300]
+    assert workspace.known is None
+    assert caplog.messages == []
+    clock.now += 601
+    server.answers = {INFO: info(True), VERSION: TOLD}
+    assert sent_with(workspace, server) == workspace.known == "team-a"
+
+
+def test_server_that_told_once_is_asked_again_a_minute_later() -> None:
+    server, clock = Server({INFO: PAGE, VERSION: Answer(404)}), Clock()
+    workspace = made(server, clock)
+    assert sent_with(workspace, server) is None
+    server.answers[INFO] = info(True)
+    clock.now += 61
+    assert sent_with(workspace, server) is None
+    server.answers[VERSION] = PAGE
+    clock.now += 61
+    assert sent_with(workspace, server) is None
+    server.answers[VERSION] = TOLD
     clock.now += 61
     assert sent_with(workspace, server) == "team-a"

@@ -1,15 +1,20 @@
-"""The version of a server: what counts as one, and when it is asked for again."""
+"""The version of a server, and what it has: what counts as one, and when it is asked for again."""
 
+import base64
+import json
 from collections.abc import Mapping
 
 import pytest
 
 from mlflow_otlp_exporter._report import Report
+from mlflow_otlp_exporter._response import Cause, Verdict
 from mlflow_otlp_exporter._stored import Stored, Unanswered, Version
 from mlflow_otlp_exporter._transport import Answer, Failure
 
 HTML = {"content-type": "text/html; charset=utf-8"}
+JSON = {"content-type": "application/json"}
 PAGE = Answer(200, HTML, b"<!doctype html><title>Sign in</title>")
+BATCH = "/api/3.0/mlflow/traces/batchGet?trace_ids=tr-"
 
 
 class Server:
@@ -34,7 +39,8 @@ class Server:
         seconds: float,
         longest: int = 0,
     ) -> Answer | Failure:
-        assert (method, path, dict(headers), body, longest) == ("GET", "/version", {}, None, 0)
+        assert (method, dict(headers), body) == ("GET", {}, None)
+        assert (path, longest) == ("/version", 0) or (path.startswith(BATCH) and longest > 1_000_000)
         assert seconds > 0
         self.asked += 1
         return self.answer
@@ -146,3 +152,62 @@ def test_where_there_is_no_server_nobody_is_asked() -> None:
     stored = Stored(None, Report())
     assert stored.version(1.0) is None
     assert stored.before((3, 12), 1.0)
+
+
+def stored(*traces: object) -> Answer:
+    return Answer(200, JSON, json.dumps({"traces": traces}).encode())
+
+
+def span(trace_id: int, span_id: int) -> dict[str, str]:
+    ids = {"trace_id": trace_id.to_bytes(16, "big"), "span_id": span_id.to_bytes(8, "big")}
+    return {name: base64.b64encode(value).decode() for name, value in ids.items()}
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (Answer(200, JSON, b"{}"), frozenset()),  # what MLflow says where it has none of the traces
+        (stored(), frozenset()),
+        (stored({"trace_info": {}}), frozenset()),
+        (stored({"spans": []}, {"spans": [span(1, 2), span(1, 3)]}), frozenset({(1, 2), (1, 3)})),
+        (stored({"spans": [span(1, 2)]}, {"spans": [span(4, 5)]}), frozenset({(1, 2), (4, 5)})),
+    ],
+    ids=str,
+)
+def test_what_is_stored(answer: Answer, found: frozenset[tuple[int, int]]) -> None:
+    assert Story(answer).stored.spans([1, 4], None, 1.0) == found
+
+
+NOT_STORED = [
+    PAGE,
+    Answer(200, JSON, b"<html>"),  # whatever it is labelled as
+    Answer(200),
+    Answer(200, {}, b"3.10.1"),
+    Answer(200, {}, b"ok"),
+    Answer(200, JSON, b"null"),
+    Answer(200, JSON, b"[]"),
+    Answer(200, JSON, b'["traces"]'),
+    Answer(200, JSON, b'"traces"'),
+    Answer(200, JSON, b'{"login":"https://sso.invalid/"}'),
+    Answer(200, JSON, b'{"traces":null}'),
+    Answer(200, JSON, b'{"traces":["one"]}'),
+    Answer(200, JSON, b'{"traces":[{"spans":[{}]}]}'),
+    Answer(200, JSON, b'{"traces":[{"spans":[{"trace_id":"?","span_id":"="}]}]}'),
+    Answer(200, JSON, b'{"traces":[{"spans"'),
+]
+
+
+@pytest.mark.parametrize("answer", NOT_STORED, ids=str)
+def test_answer_that_does_not_say_what_is_stored_is_none(answer: Answer) -> None:
+    story = Story(answer)
+    for _ in range(2):
+        with pytest.raises(Unanswered) as unanswered:
+            story.stored.spans([1], None, 1.0)
+        assert (unanswered.value.outcome.verdict, unanswered.value.outcome.cause) == (Verdict.RETRY, Cause.NOT_MLFLOW)
+    assert story.server.asked == 2
+
+
+def test_behind_a_guessed_address_such_an_answer_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
+    stored = Stored(Server(PAGE), Report(), certain=False)
+    assert stored.spans([1], None, 1.0) is None
+    assert "sent again without asking whether they did (200 with something else" in caplog.text

@@ -17,6 +17,7 @@ from mlflow_otlp_exporter._destination import WORKSPACE_HEADER
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import read_answer, server_message
+from mlflow_otlp_exporter._stored import pause_after, read_version
 from mlflow_otlp_exporter._transport import LONGEST_ANSWER, Answer, Failure, Transport
 
 _SERVER_INFO = "/api/3.0/mlflow/server-info"
@@ -47,6 +48,7 @@ class NamespaceWorkspace:
         # What is known, and until when.
         self._found: str | None = None
         self._until = -1.0
+        self._in_vain = 0
         self._renew()
         after_fork_in_child(self._renew)
 
@@ -76,14 +78,20 @@ class NamespaceWorkspace:
             return self._found
 
     def _look(self, seconds: float) -> str | None:
-        answer = self._ask(_SERVER_INFO, {}, seconds)
-        enabled = _workspaces_enabled(answer)
+        enabled = _workspaces_enabled(self._ask(_SERVER_INFO, {}, seconds))
+        if enabled is None:
+            self._not_told()
+            return None
         if not enabled:
-            # An answer that is none, as that of a login page, says nothing about the next one.
-            self._until = float("inf") if enabled is False else -1.0
+            self._until = float("inf")
             return None
         answer = self._ask("/version", {WORKSPACE_HEADER: self._namespace}, seconds)
-        if answer.status == 200:  # noqa: PLR2004
+        exists = _workspace_exists(answer)
+        if exists is None:
+            self._not_told()
+            return None
+        self._in_vain = 0
+        if exists:
             said = f"no workspace was given: traces go to {self._namespace!r}, which is the pod's namespace"
             more = "Give workspace= or MLFLOW_WORKSPACE to choose"
             self._report.once(logging.INFO, coded(Code.CONFIGURED, f"{said}. {more}"))
@@ -94,6 +102,10 @@ class NamespaceWorkspace:
         self._report.once(logging.WARNING, coded(Code.WORKSPACE_UNKNOWN, f"{said} {more}"))
         self._until = self._clock() + _LOOK_AGAIN_SECONDS
         return None
+
+    def _not_told(self) -> None:
+        """An answer that is none, as that of a login page, counts for a while."""
+        self._in_vain, self._until = self._in_vain + 1, self._clock() + pause_after(self._in_vain)
 
     def _ask(self, path: str, headers: Mapping[str, str], seconds: float) -> Answer:
         answer = self._api.request("GET", path, headers=headers, seconds=seconds)
@@ -163,3 +175,10 @@ def _workspaces_enabled(answer: Answer) -> bool | None:
     except ValueError:
         return None
     return bool(found.get("workspaces_enabled")) if isinstance(found, dict) else None
+
+
+def _workspace_exists(answer: Answer) -> bool | None:
+    """Whether a server that was asked for its version in a workspace has that one; None if it did not say."""
+    if answer.status != 200:  # noqa: PLR2004
+        return False
+    return True if read_version(answer) else None

@@ -84,7 +84,7 @@ class Pipeline:
             report=self.report,
             experiment_is_set=EXPERIMENT_HEADER in self.server.header_names,
         )
-        stored = Stored(rest, self.report)
+        stored = Stored(rest, self.report, certain=settings.api_certain)
         self.depot: Depot | None = None
         if settings.disk.spool:
             # Here, as most of what it needs is imported by nobody else.

@@ -7,12 +7,11 @@ comes (measured on 3.6.0 to 3.13.0), and before 3.12 it stores a part of a reque
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from urllib.parse import urlencode
 
 from mlflow_otlp_exporter._codes import Code, coded
@@ -36,6 +35,13 @@ _LONGEST_READ_BACK = 256 * 1024 * 1024
 # In one URL: 35 characters and the parameter's name each, below the 8 kB that proxies take.
 _TRACES_AT_ONCE = 100
 _NUMBER = re.compile(r"\d+(\.\d+)+")
+_NOT_STORED = Outcome(
+    Verdict.RETRY,
+    Cause.NOT_MLFLOW,
+    "200 with something else (a login page?) instead of what is stored",
+    200,
+    code=Code.PAGE,
+)
 
 
 class Unanswered(Exception):  # noqa: N818 - carries a decision
@@ -44,6 +50,15 @@ class Unanswered(Exception):  # noqa: N818 - carries a decision
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
+
+
+def pause_after(in_vain: int) -> float:
+    """Seconds for which an answer counts that told nothing: the next use after them asks again.
+
+    Args:
+        in_vain: How many such answers there were before it.
+    """
+    return backoff(in_vain, 0.5, first=_ASK_AGAIN_SECONDS, longest=_LONGEST_SECONDS)
 
 
 def version_of(api: Transport, seconds: float) -> Version | None:
@@ -87,10 +102,18 @@ class Stored:
         api: MLflow's REST side; None if there is none.
         report: Where to say that asking is not possible.
         clock: Monotonic seconds.
+        certain: False if the REST side is a guess, which may be another web site.
     """
 
-    def __init__(self, api: Transport | None, report: Report, clock: Callable[[], float] = time.monotonic) -> None:
-        self._api, self._report, self._clock = api, report, clock
+    def __init__(
+        self,
+        api: Transport | None,
+        report: Report,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        certain: bool = True,
+    ) -> None:
+        self._api, self._report, self._clock, self._certain = api, report, clock, certain
         self._version: Version | None = None
         self._in_vain, self._ask_at = 0, 0.0
 
@@ -117,8 +140,7 @@ class Stored:
             if found is not None:
                 self._version = found
                 return found
-            wait = backoff(self._in_vain, 0.5, first=_ASK_AGAIN_SECONDS, longest=_LONGEST_SECONDS)
-            self._in_vain, self._ask_at = self._in_vain + 1, self._clock() + wait
+            self._in_vain, self._ask_at = self._in_vain + 1, self._clock() + pause_after(self._in_vain)
         return self._version  # another thread may have been told
 
     def spans(
@@ -157,7 +179,13 @@ class Stored:
                 if outcome.verdict is Verdict.DELIVERED:
                     outcome = Outcome(Verdict.RETRY, Cause.SERVER, "the server's answer was cut off", code=Code.CLOSED)
                 raise Unanswered(outcome)
-            found.update(_pairs(answer.body))
+            pairs = _pairs(answer.body)
+            if pairs is None:
+                if not self._certain:
+                    self._cannot(_NOT_STORED.message)
+                    return None
+                raise Unanswered(_NOT_STORED)
+            found.update(pairs)
         return frozenset(found)
 
     def _cannot(self, why: str) -> None:
@@ -171,12 +199,17 @@ class Stored:
         )
 
 
-def _pairs(body: bytes) -> Iterator[tuple[int, int]]:
-    """Trace and span ids of a `batchGet` answer: OTLP JSON, but with ids in base64."""
+def _pairs(body: bytes) -> set[tuple[int, int]] | None:
+    """Trace and span ids of a `batchGet` answer: OTLP JSON, but with ids in base64; None if it is no such answer."""
     try:
-        traces = json.loads(body).get("traces", [])
-        for trace in traces:
-            for span in trace.get("spans", []):
-                yield tuple(int.from_bytes(base64.b64decode(span[name]), "big") for name in ("trace_id", "span_id"))  # type: ignore[misc]
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
-        return
+        answer = json.loads(body)
+        if answer and "traces" not in answer:  # where nothing is stored, MLflow says `{}`
+            return None
+        spans = [span for trace in answer.get("traces", []) for span in trace.get("spans", [])]
+        return {(_number(span["trace_id"]), _number(span["span_id"])) for span in spans}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _number(encoded: str) -> int:
+    return int.from_bytes(base64.b64decode(encoded, validate=True), "big")
