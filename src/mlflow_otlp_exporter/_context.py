@@ -240,13 +240,19 @@ def stamp(span: Span, parent_context: Context | None, received: Iterable[str] = 
         received: Which names are taken from the baggage.
     """
     context = get_current() if parent_context is None else parent_context
-    if _entered.get() is not None and _KEY not in context:
+    parent = span.parent
+    entered = _entered.get()
+    if not received and entered is None and len(context) == (parent is not None):
+        # Nobody says anything: the context has the parent alone. Most apps pay for no more than this with each span.
+        if parent is None or parent.is_remote:
+            _routes.opened(span, _routes.in_attributes(_plain(span)) if span.attributes else None)
+        return
+    if entered is not None and _KEY not in context:
         context = _with_surroundings(context)
     carried = _carried(context, received) if received else {}
     found: dict[str, Any] = {key: carried[key] for key in (SESSION_ID, USER_ID) if key in carried} if carried else {}
     if not _ANY_OF_THEM.isdisjoint(context):
         found |= {key: value for key in _ON_EVERY_SPAN if (value := context.get(key)) is not None}
-    parent = span.parent
     if parent is None or parent.is_remote:
         route: Route | None = None
         of_trace = context.get(_KEY)

@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._destination import WORKSPACE_HEADER
 from mlflow_otlp_exporter._fork import after_fork_in_child
 from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import read_answer, server_message
-from mlflow_otlp_exporter._stored import pause_after, read_version
+from mlflow_otlp_exporter._stored import read_version
 from mlflow_otlp_exporter._transport import LONGEST_ANSWER, Answer, Failure, Transport
 
 _SERVER_INFO = "/api/3.0/mlflow/server-info"
@@ -48,7 +48,6 @@ class NamespaceWorkspace:
         # What is known, and until when.
         self._found: str | None = None
         self._until = -1.0
-        self._in_vain = 0
         self._renew()
         after_fork_in_child(self._renew)
 
@@ -79,18 +78,16 @@ class NamespaceWorkspace:
 
     def _look(self, seconds: float) -> str | None:
         enabled = _workspaces_enabled(self._ask(_SERVER_INFO, {}, seconds))
-        if enabled is None:
-            self._not_told()
-            return None
         if not enabled:
-            self._until = float("inf")
+            # An answer that is none, as that of a login page, says nothing about the next one: asked at every request,
+            # as spans that go without a workspace once the server is back would land in another one.
+            self._until = float("inf") if enabled is False else -1.0
             return None
         answer = self._ask("/version", {WORKSPACE_HEADER: self._namespace}, seconds)
         exists = _workspace_exists(answer)
         if exists is None:
-            self._not_told()
+            self._until = -1.0
             return None
-        self._in_vain = 0
         if exists:
             said = f"no workspace was given: traces go to {self._namespace!r}, which is the pod's namespace"
             more = "Give workspace= or MLFLOW_WORKSPACE to choose"
@@ -102,10 +99,6 @@ class NamespaceWorkspace:
         self._report.once(logging.WARNING, coded(Code.WORKSPACE_UNKNOWN, f"{said} {more}"))
         self._until = self._clock() + _LOOK_AGAIN_SECONDS
         return None
-
-    def _not_told(self) -> None:
-        """An answer that is none, as that of a login page, counts for a while."""
-        self._in_vain, self._until = self._in_vain + 1, self._clock() + pause_after(self._in_vain)
 
     def _ask(self, path: str, headers: Mapping[str, str], seconds: float) -> Answer:
         answer = self._api.request("GET", path, headers=headers, seconds=seconds)

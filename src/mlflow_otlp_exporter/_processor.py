@@ -135,7 +135,8 @@ class MLflowSpanProcessor(SpanProcessor):
         if worker is not None:
             context = span.context
             if context is not None and is_sampled(context, self._bound):
-                if span.parent is None or span.parent.is_remote:
+                parent = span.parent
+                if parent is None or parent.is_remote:
                     closed(span)
                 worker.ended(span)
 

@@ -98,13 +98,14 @@ def opened(span: Span, route: Route | None) -> None:
     """
     assert span.context is not None
     trace_id = span.context.trace_id
-    if trace_id in _ended:  # one more local root of a trace, as of an app that calls itself
+    if _ended and trace_id in _ended:  # one more local root of a trace, as of an app that calls itself
         with suppress(KeyError):
             with_room(_open, _OPEN_TRACES)[trace_id] = _ended.pop(trace_id)
     elif route is not None:
         fix(trace_id, route)
-    if trace_id not in _roots:
-        with_room(_roots, _OPEN_ROOTS)[trace_id] = span
+    if len(_roots) >= _OPEN_ROOTS:
+        with_room(_roots, _OPEN_ROOTS)
+    _roots.setdefault(trace_id, span)
 
 
 def closed(span: ReadableSpan) -> None:
@@ -112,7 +113,7 @@ def closed(span: ReadableSpan) -> None:
     assert span.context is not None
     trace_id = span.context.trace_id
     _roots.pop(trace_id, None)
-    route = _open.pop(trace_id, None)
+    route = _open.pop(trace_id, None) if _open else None
     if route is not None:
         with_room(_ended, _ENDED_TRACES)[trace_id] = route
 
