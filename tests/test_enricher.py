@@ -382,6 +382,8 @@ def test_anything_is_enriched_and_can_be_encoded(spans: list[ReadableSpan], comp
             own = found.span.attributes or {}
             renamed = ("gen_ai.usage.", "llm.token_count.", "llm.cost.", "operation.cost")
             for key, value in own.items():
+                if (key, value) == ("mlflow.spanType", "null"):
+                    continue  # MLflow's SDK says so of a span without a type; the server would take it for one
                 assert found.attributes.get(key) == value or key.startswith(renamed) or value != value  # noqa: PLR0124
 
 

@@ -30,10 +30,7 @@ def sampling_bound(ratio: float) -> int:
 
 def is_sampled(context: SpanContext, bound: int) -> bool:
     """Whether a span is recorded, and of a trace that is chosen."""
-    if not context.trace_flags & _SAMPLED:
-        return False
-    # Twice for each span in the app's thread: where all are sent, there is nothing to be computed.
-    return bound == _ALL_TRACES or context.trace_id & (_ALL_TRACES - 1) < bound
+    return bool(context.trace_flags & _SAMPLED) and context.trace_id & (_ALL_TRACES - 1) < bound
 
 
 class MLflowSpanProcessor(SpanProcessor):
@@ -83,7 +80,7 @@ class MLflowSpanProcessor(SpanProcessor):
             "buffer_bytes": buffer_bytes,
         }
         self._app = {"sampling_ratio": sampling_ratio, "noise": noise, "baggage": baggage}
-        self._bound = _ALL_TRACES
+        self._bound, self._sends_all = _ALL_TRACES, True
         self._received: tuple[str, ...] = ()
         self._exporter = exporter
         self._worker: TraceWorker | None = None
@@ -103,6 +100,8 @@ class MLflowSpanProcessor(SpanProcessor):
         exporter.note_noise(settings.noise)
         worker = TraceWorker(exporter, buffer, sees_starts=True, is_noise=judge(settings.noise))
         self._bound = sampling_bound(settings.sampling_ratio)
+        # Where all traces are sent, nothing is computed of their ids: the app's thread pays for it twice a span.
+        self._sends_all = self._bound == _ALL_TRACES
         self._received = settings.baggage
         self._exporter, self._worker = exporter, worker
         return worker
@@ -118,27 +117,27 @@ class MLflowSpanProcessor(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Notes that a trace has one more open span, and puts onto it what `trace_context` and others say."""
-        worker = self._worker
-        if worker is not None:
-            context = span.context
-            if context is not None and is_sampled(context, self._bound):
-                worker.started(context.trace_id)
-                try:
-                    stamp(span, parent_context, self._received)
-                except Exception:  # noqa: BLE001 - nothing of this library raises into the app
-                    said = "a span starts without its session and tags, by a mistake; please report it [%s]"
-                    logger.exception(said, Code.MISTAKE)
+        worker, context = self._worker, span.context
+        if worker is None or context is None:
+            return
+        if context.trace_flags & _SAMPLED if self._sends_all else is_sampled(context, self._bound):
+            worker.started(context.trace_id)
+            try:
+                stamp(span, parent_context, self._received)
+            except Exception:  # noqa: BLE001 - nothing of this library raises into the app
+                said = "a span starts without its session and tags, by a mistake; please report it [%s]"
+                logger.exception(said, Code.MISTAKE)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Takes the span in."""
-        worker = self._worker
-        if worker is not None:
-            context = span.context
-            if context is not None and is_sampled(context, self._bound):
-                parent = span.parent
-                if parent is None or parent.is_remote:
-                    closed(span)
-                worker.ended(span)
+        worker, context = self._worker, span.context
+        if worker is None or context is None:
+            return
+        if context.trace_flags & _SAMPLED if self._sends_all else is_sampled(context, self._bound):
+            parent = span.parent
+            if parent is None or parent.is_remote:
+                closed(span)
+            worker.ended(span)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
         """Sends all that has ended, traces in progress too, and waits for it.
