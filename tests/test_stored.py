@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Mapping
 
 import pytest
 
@@ -10,6 +9,7 @@ from mlflow_otlp_exporter._report import Report
 from mlflow_otlp_exporter._response import Cause, Verdict
 from mlflow_otlp_exporter._stored import Stored, Unanswered, Version
 from mlflow_otlp_exporter._transport import Answer, Failure
+from support.transport import Call, FakeTransport
 
 HTML = {"content-type": "text/html; charset=utf-8"}
 JSON = {"content-type": "application/json"}
@@ -17,33 +17,24 @@ PAGE = Answer(200, HTML, b"<!doctype html><title>Sign in</title>")
 BATCH = "/api/3.0/mlflow/traces/batchGet?trace_ids=tr-"
 
 
-class Server:
+class Server(FakeTransport):
     """Answers as it is told, and counts.
 
     Attributes:
-        answer: What it says.
+        says: What it says.
         asked: How often it was asked.
     """
 
-    def __init__(self, answer: Answer | Failure) -> None:
-        self.answer = answer
+    def __init__(self, says: Answer | Failure) -> None:
+        self.says = says
         self.asked = 0
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        seconds: float,
-        longest: int = 0,
-    ) -> Answer | Failure:
-        assert (method, dict(headers), body) == ("GET", {}, None)
+    def answer(self, asked: Call) -> Answer | Failure:
+        assert (asked.method, dict(asked.headers), asked.body) == ("GET", {}, b"")
+        path, longest = asked.path, asked.longest
         assert (path, longest) == ("/version", 0) or (path.startswith(BATCH) and longest > 1_000_000)
-        assert seconds > 0
         self.asked += 1
-        return self.answer
+        return self.says
 
 
 class Story:
@@ -71,7 +62,7 @@ class Story:
 def test_version_that_is_told_is_kept_for_ever(answer: Answer, version: Version) -> None:
     story = Story(answer)
     assert story.version() == version
-    story.server.answer = PAGE
+    story.server.says = PAGE
     for _ in range(5):
         story.now += 100_000
         assert story.version() == version
@@ -115,7 +106,7 @@ def test_answer_that_tells_none_counts_for_a_while(answer: Answer) -> None:
     # In seconds: after one minute, two, four, eight, then every ten.
     assert asked == [0, 60, 180, 420, 900, 1500, 2100, 2700, 3300]
     story.now += 601
-    story.server.answer = Answer(200, HTML, b"3.10.1")
+    story.server.says = Answer(200, HTML, b"3.10.1")
     assert story.version() == (3, 10, 1)
     story.now += 100_000
     assert not story.stored.before((3, 10), 1.0)
@@ -130,7 +121,7 @@ def test_server_that_is_away_is_asked_by_each_use(answer: Answer | Failure) -> N
         with pytest.raises(Unanswered):
             story.version()
     assert story.server.asked == 3
-    story.server.answer = Answer(200, HTML, b"3.10.1")
+    story.server.says = Answer(200, HTML, b"3.10.1")
     assert story.version() == (3, 10, 1)
 
 
@@ -140,7 +131,7 @@ def test_version_that_another_thread_was_told_meanwhile_stays(monkeypatch: pytes
 
     def crossed(*_args: str, **_more: object) -> Answer | Failure:
         monkeypatch.setattr(story.server, "request", ask)
-        story.server.answer = Answer(200, HTML, b"3.10.1")
+        story.server.says = Answer(200, HTML, b"3.10.1")
         assert story.version() == (3, 10, 1)
         return PAGE
 
