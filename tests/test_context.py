@@ -28,7 +28,8 @@ class Stamping(SpanProcessor):
         self.received: tuple[str, ...] = ()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        stamp(span, parent_context, self.received)
+        assert span.context is not None
+        stamp(span, span.context.trace_id, parent_context, self.received)
 
 
 @pytest.fixture
@@ -373,7 +374,7 @@ def test_late_spans_and_a_second_local_root_find_the_way_of_the_first(tracer: Tr
         first = tracer.start_span("first")
     assert isinstance(first, Span)
     first.end()
-    closed(first)
+    closed(first.get_span_context().trace_id)
     assert route(first) == Route(None, "support")
     remote = SpanContext(first.get_span_context().trace_id, 7, is_remote=True, trace_flags=TraceFlags(1))
     with trace_context(experiment="elsewhere"):
@@ -391,7 +392,7 @@ def test_what_is_kept_is_bounded(tracer: Tracer, monkeypatch: pytest.MonkeyPatch
     assert [route(span) is not None for span in spans] == [False] * 15 + [True] * 5
     for span in spans[15:]:
         assert isinstance(span, Span)
-        closed(span)
+        closed(span.get_span_context().trace_id)
     assert [route(span) is not None for span in spans[15:]] == [False, False, True, True, True]
     assert len(_routes._roots) <= 4
     assert not _routes._open

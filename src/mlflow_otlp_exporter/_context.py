@@ -99,6 +99,8 @@ class _Entered(NamedTuple):
 
 
 _told = False
+# Whether there was ever one: until then no span's start looks for what is around it.
+_in_use = False
 _entered: ContextVar[_Entered | None] = surroundings
 
 
@@ -142,6 +144,8 @@ class trace_context:  # noqa: N801 - used like a function
         prompt: Any = None,
         baggage: Iterable[str] = (),
     ) -> None:
+        global _in_use  # noqa: PLW0603 - once for the process
+        _in_use = True
         self._session, self._user = _text(session), _text(user)
         self._names, self._tags = _tags(tags)
         self._metadata = _metadata(metadata)
@@ -231,21 +235,22 @@ class trace_context:  # noqa: N801 - used like a function
         return Steps(context, _Entered(None, None, context, _entered.get()))
 
 
-def stamp(span: Span, parent_context: Context | None, received: Iterable[str] = ()) -> None:
+def stamp(span: Span, trace_id: int, parent_context: Context | None, received: Iterable[str] = ()) -> None:
     """Puts what the context says onto a span that starts; what the span has already, stays.
 
     Args:
         span: The span.
+        trace_id: Its trace.
         parent_context: The context that it starts in; None for the current one.
         received: Which names are taken from the baggage.
     """
     context = get_current() if parent_context is None else parent_context
     parent = span.parent
-    entered = _entered.get()
-    if not received and entered is None and len(context) == (parent is not None):
+    entered = _entered.get() if _in_use else None
+    if entered is None and not received and len(context) == (parent is not None):
         # Nobody says anything: the context has the parent alone. Most apps pay for no more than this with each span.
         if parent is None or parent.is_remote:
-            _routes.opened(span, _routes.in_attributes(_plain(span)) if span.attributes else None)
+            _routes.opened(trace_id, span, _routes.in_attributes(_plain(span)) if span.attributes else None)
         return
     if entered is not None and _KEY not in context:
         context = _with_surroundings(context)
@@ -264,7 +269,7 @@ def stamp(span: Span, parent_context: Context | None, received: Iterable[str] = 
             route = told if route is None else route.inside(told)
         if route is None or not any(route):
             route = _routes.in_attributes(_plain(span)) if span.attributes else None
-        _routes.opened(span, route)
+        _routes.opened(trace_id, span, route)
     if found:
         _add(span, found)
 

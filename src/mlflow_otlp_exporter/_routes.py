@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from opentelemetry.sdk.trace import ReadableSpan, Span
+from opentelemetry.sdk.trace import Span
 
 from mlflow_otlp_exporter._attributes import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
 
@@ -89,15 +89,14 @@ def fix_ended(trace_id: int, route: Route) -> None:
         with_room(_ended, _ENDED_TRACES)[trace_id] = route
 
 
-def opened(span: Span, route: Route | None) -> None:
+def opened(trace_id: int, span: Span, route: Route | None) -> None:
     """Tells that a local root has started.
 
     Args:
+        trace_id: Its trace.
         span: The local root.
         route: Where its trace goes; None for the default.
     """
-    assert span.context is not None
-    trace_id = span.context.trace_id
     if _ended and trace_id in _ended:  # one more local root of a trace, as of an app that calls itself
         with suppress(KeyError):
             with_room(_open, _OPEN_TRACES)[trace_id] = _ended.pop(trace_id)
@@ -108,10 +107,8 @@ def opened(span: Span, route: Route | None) -> None:
     _roots.setdefault(trace_id, span)
 
 
-def closed(span: ReadableSpan) -> None:
-    """Tells that a local root has ended."""
-    assert span.context is not None
-    trace_id = span.context.trace_id
+def closed(trace_id: int) -> None:
+    """Tells that the local root of a trace has ended."""
     _roots.pop(trace_id, None)
     route = _open.pop(trace_id, None) if _open else None
     if route is not None:

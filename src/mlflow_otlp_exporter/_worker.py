@@ -31,6 +31,10 @@ _TYPICAL_SIZE = 8000
 Opened = Callable[[int, int], Ticket]
 
 
+def _ignored(_trace_id: int) -> None:
+    """A span that starts after the end."""
+
+
 class _Ticket:
     """A request's count, after each change of which the worker says anew how much it may take in."""
 
@@ -101,7 +105,8 @@ class TraceWorker:
 
     Attributes:
         sink: Where traces go.
-        last_trace_id: The trace of the span that started last; 0 if there was none.
+        started: Takes the trace id of a span that starts; never raises, never waits.
+        last_trace_id: The trace of the span that started last, set by who tells of it; 0 if there was none.
         closed: Whether it takes nothing in any more.
     """
 
@@ -125,6 +130,8 @@ class TraceWorker:
         settings = self._settings
         # A start is its trace id, an end the span, a wake-up None.
         self._events: queue.SimpleQueue[int | ReadableSpan | None] = queue.SimpleQueue()
+        # The queue's own method, until the end: a call around it would cost the app's thread more than the queue does.
+        self.started: Callable[[int], None] = _ignored if self.closed else self._events.put
         self._overflow: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._buffer = TraceBuffer(
             linger=settings.linger, hold=settings.hold, sees_starts=self._sees_starts, is_noise=self._is_noise
@@ -142,12 +149,6 @@ class TraceWorker:
         self._make_room()
 
     # In the app's threads
-
-    def started(self, trace_id: int) -> None:
-        """Takes the start of a span in; never raises, never waits."""
-        self.last_trace_id = trace_id
-        if not self.closed:
-            self._events.put(trace_id)
 
     def see_starts(self) -> None:
         """Tells that `started` is called from now on."""
@@ -371,7 +372,7 @@ class TraceWorker:
         if self.closed:
             return
         deadline = time.monotonic() + seconds
-        self.closed = True
+        self.closed, self.started = True, _ignored
         self.flush(seconds)
         self._stopped = True
         self._urgent.set()

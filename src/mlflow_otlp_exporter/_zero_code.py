@@ -137,17 +137,19 @@ class Starts(SpanProcessor):
         """As `MLflowSpanProcessor` does it."""
         context = span.context
         if context is not None and is_sampled(context, self._bound) and not self._exporter.silent:
+            self._worker.last_trace_id = context.trace_id
             self._worker.started(context.trace_id)
             try:
-                stamp(span, parent_context, self._received)
+                stamp(span, context.trace_id, parent_context, self._received)
             except Exception:  # noqa: BLE001 - nothing of this library raises into the app
                 said = "a span starts without its session and tags, by a mistake; please report it [%s]"
                 logger.exception(said, Code.MISTAKE)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Notes that a local root has ended."""
-        if not self._exporter.silent and (span.parent is None or span.parent.is_remote):
-            closed(span)
+        context = span.context
+        if context is not None and not self._exporter.silent and (span.parent is None or span.parent.is_remote):
+            closed(context.trace_id)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
         """Has the exporter send what the batch processor, which is flushed before, has given to it."""
