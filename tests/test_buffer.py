@@ -150,6 +150,23 @@ def test_whole_traces_that_fill_a_request_wait_for_no_company_and_others_stay() 
     assert buffer.span_count == 1
 
 
+def test_nor_do_whole_traces_of_very_many_spans() -> None:
+    buffer = TraceBuffer(linger=LINGER, hold=HOLD)
+    for trace in range(1, 10):
+        for number in range(30 if trace < 9 else 15):
+            buffer.started(trace)
+            buffer.ended(span(trace, f"{trace}.{number}"), 0.0)
+        buffer.started(trace)
+    for trace in range(1, 9):
+        assert buffer.take(0.0) == []
+        buffer.ended(span(trace, f"root {trace}", None), 0.0)  # 248 spans of whole traces at last, 15 of another
+    assert buffer.take(0.0) == []
+    buffer.started(10)
+    for _ in range(8):
+        buffer.ended(span(10, "root 10", None), 0.0)
+    assert (len(buffer.take(0.0)), buffer.span_count) == (256, 15)
+
+
 def test_child_that_ends_after_the_root_is_waited_for() -> None:
     story = Story()
     story.start(1, 2)

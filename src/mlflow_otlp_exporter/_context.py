@@ -36,9 +36,11 @@ from mlflow_otlp_exporter._attributes import (
     WORKSPACE,
 )
 from mlflow_otlp_exporter._codes import Code
+from mlflow_otlp_exporter._given import metadata_given, prompts_given, tags_given, text_given
 from mlflow_otlp_exporter._json import bounded_json
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._routes import Route
+from mlflow_otlp_exporter._span_context import IS_REMOTE
 from mlflow_otlp_exporter._steps import Steps, surroundings, wrapped_async_generator, wrapped_generator
 
 P = ParamSpec("P")
@@ -64,7 +66,6 @@ _ON_EVERY_SPAN = (
 )
 _ANY_OF_THEM = frozenset(_ON_EVERY_SPAN)
 _KEY = create_key("mlflow-otlp-trace")
-_LONGEST_TAG_NAME = 250  # MLflow drops what is longer, without a word
 
 
 class _OfTrace(NamedTuple):
@@ -146,11 +147,13 @@ class trace_context:  # noqa: N801 - used like a function
     ) -> None:
         global _in_use  # noqa: PLW0603 - once for the process
         _in_use = True
-        self._session, self._user = _text(session), _text(user)
-        self._names, self._tags = _tags(tags)
-        self._metadata = _metadata(metadata)
-        self._route = Route(_text(workspace), _text(experiment), _text(experiment_id), _text(run_id))
-        self._prompts = _prompts(prompt)
+        self._session, self._user = text_given(session), text_given(user)
+        self._names, self._tags = tags_given(tags)
+        self._metadata = metadata_given(metadata)
+        self._route = Route(
+            text_given(workspace), text_given(experiment), text_given(experiment_id), text_given(run_id)
+        )
+        self._prompts = prompts_given(prompt)
         self._baggage = (baggage,) if isinstance(baggage, str) else tuple(baggage)
         unknown = sorted(set(self._baggage) - BAGGAGE.keys())
         if unknown:
@@ -245,11 +248,11 @@ def stamp(span: Span, trace_id: int, parent_context: Context | None, received: I
         received: Which names are taken from the baggage.
     """
     context = get_current() if parent_context is None else parent_context
-    parent = span.parent
     entered = _entered.get() if _in_use else None
+    parent = span.parent if context else None  # an empty context has none
     if entered is None and not received and len(context) == (parent is not None):
         # Nobody says anything: the context has the parent alone. Most apps pay for no more than this with each span.
-        if parent is None or parent.is_remote:
+        if parent is None or parent[IS_REMOTE]:
             _routes.opened(trace_id, span, _routes.in_attributes(_plain(span)) if span.attributes else None)
         return
     if entered is not None and _KEY not in context:
@@ -258,7 +261,7 @@ def stamp(span: Span, trace_id: int, parent_context: Context | None, received: I
     found: dict[str, Any] = {key: carried[key] for key in (SESSION_ID, USER_ID) if key in carried} if carried else {}
     if not _ANY_OF_THEM.isdisjoint(context):
         found |= {key: value for key in _ON_EVERY_SPAN if (value := context.get(key)) is not None}
-    if parent is None or parent.is_remote:
+    if parent is None or parent[IS_REMOTE]:
         route: Route | None = None
         of_trace = context.get(_KEY)
         if isinstance(of_trace, _OfTrace):
@@ -328,73 +331,11 @@ def _carried(context: Context, received: Iterable[str]) -> dict[str, str]:
     if not entries:
         return {}
     names = (BAGGAGE[name] for name in received)
-    return {name: text for name in names if (text := _text(entries.get(name)))}
+    return {name: text for name in names if (text := text_given(entries.get(name)))}
 
 
 def _sendable(route: Route) -> tuple[str | None, str | None, str | None]:
     return route.workspace, route.experiment, route.run_id
-
-
-def _text(value: Any) -> str | None:
-    text = "" if value is None else str(value).strip()
-    return text or None
-
-
-def _tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Names alone, and names with values."""
-    if tags is None:
-        return (), {}
-    if not isinstance(tags, Iterable):
-        said = "trace_context(tags=) is a %s: expected a mapping or names [%s]"
-        logger.warning(said, type(tags).__name__, Code.CONTEXT)
-        return (), {}
-    names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
-    refused = [name for name in names if not name or name.startswith("mlflow.") or len(name) > _LONGEST_TAG_NAME]
-    if refused:
-        logger.warning(
-            "tags %s are left out: MLflow keeps names that begin with `mlflow.` for itself, "
-            "and takes %d characters [%s]",
-            ", ".join(repr(name[:60]) for name in refused),
-            _LONGEST_TAG_NAME,
-            Code.CONTEXT,
-        )
-    kept = [name for name in names if name not in refused]
-    if isinstance(tags, Mapping):
-        return (), {name: _value(tags[names[name]]) for name in kept}
-    return tuple(kept), {}
-
-
-def _metadata(metadata: Any) -> dict[str, Any]:
-    if metadata is None or isinstance(metadata, Mapping):
-        return dict(metadata or {})
-    said = "trace_context(metadata=) is a %s: expected a mapping [%s]"
-    logger.warning(said, type(metadata).__name__, Code.CONTEXT)
-    return {}
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else bounded_json(value).strip('"')
-
-
-def _prompts(prompt: Any) -> tuple[tuple[str, str], ...]:
-    """Names and versions, from the forms in which people have them."""
-    if prompt is None:
-        return ()
-    if isinstance(prompt, str):
-        name, _, version = prompt.removeprefix("prompts:/").rpartition("/")
-        if name and version:
-            return ((name, version),)
-    elif hasattr(prompt, "name") and hasattr(prompt, "version"):
-        return ((str(prompt.name), str(prompt.version)),)
-    elif isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[1], str | int):  # noqa: PLR2004 - a pair
-        if not (isinstance(prompt[1], str) and "/" in prompt[1]):
-            return ((str(prompt[0]), str(prompt[1])),)
-        return (*_prompts(prompt[0]), *_prompts(prompt[1]))
-    elif isinstance(prompt, Iterable):
-        return tuple(each for one in prompt for each in _prompts(one))
-    said = "trace_context(prompt=) has a %s: expected 'name/version' [%s]"
-    logger.warning(said, type(prompt).__name__, Code.CONTEXT)
-    return ()
 
 
 def _listed(value: Any) -> tuple[str, ...]:

@@ -16,11 +16,9 @@ from mlflow_otlp_exporter._noise import judge
 from mlflow_otlp_exporter._report import logger
 from mlflow_otlp_exporter._routes import closed
 from mlflow_otlp_exporter._settings import resolve_app, resolve_buffer
+from mlflow_otlp_exporter._span_context import IS_REMOTE, TRACE_FLAGS, TRACE_ID
 from mlflow_otlp_exporter._worker import TraceWorker
 
-# Where a span context has its trace id and its flags: it is a tuple by OpenTelemetry's API, and its properties, which
-# say no more than this, cost the app's thread five times as much, four times a span.
-TRACE_ID, TRACE_FLAGS = 0, 3
 _SAMPLED = 1
 # What sampling by trace id looks at: its last 64 bits.
 _ALL_TRACES = 1 << 64
@@ -139,7 +137,7 @@ class MLflowSpanProcessor(SpanProcessor):
             return
         if context[TRACE_FLAGS] & _SAMPLED if self._sends_all else is_sampled(context, self._bound):
             parent = span.parent
-            if parent is None or parent.is_remote:
+            if parent is None or parent[IS_REMOTE]:
                 closed(context[TRACE_ID])
             worker.ended(span)
 
