@@ -21,5 +21,5 @@ def test_that_of_a_span_does_too() -> None:
     assert context[TRACE_ID] == context.trace_id
     assert not context[IS_REMOTE]
     assert context[TRACE_FLAGS] == context.trace_flags
-    assert context[TRACE_FLAGS] & TraceFlags.SAMPLED
+    assert context.trace_flags & TraceFlags.SAMPLED
     span.end()
