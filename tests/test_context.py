@@ -345,8 +345,9 @@ def test_nested_destinations(tracer: Tracer, outer: dict[str, Any], inner: dict[
 def test_first_use_of_all_is_seen_by_the_trace_that_is_running(tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_context, "_in_use", False)
     with tracer.start_as_current_span("root") as root:
-        with trace_context(session="s-1", tags={"a": "1"}), tracer.start_as_current_span("child") as child:
-            pass
+        with trace_context(session="s-1", tags={"a": "1"}):
+            child = tracer.start_span("child")
+            assert attributes(tracer.start_span("of a request", Context()))["session.id"] == "s-1"
         with tracer.start_as_current_span("later") as later:
             pass
     assert attributes(root) == {"session.id": "s-1", "mlflow.traceTag.a": "1"}
