@@ -93,7 +93,13 @@ class LocalPlanner(BaseChatModel):
         reply = AIMessage(
             content=text,
             tool_calls=calls,
-            usage_metadata=UsageMetadata(input_tokens=read, output_tokens=wrote, total_tokens=read + wrote),
+            usage_metadata=UsageMetadata(
+                input_tokens=read,
+                output_tokens=wrote,
+                total_tokens=read + wrote,
+                input_token_details={},
+                output_token_details={},
+            ),
             response_metadata={"model_name": self.model_name},
         )
         return ChatResult(generations=[ChatGeneration(message=reply)])
@@ -105,11 +111,15 @@ class LocalPlanner(BaseChatModel):
             route = re.search(r"from (\w+) to (\w+)", question)
             origin, city = route.groups() if route else ("Lyon", "Paris")
             return "First the trains and the weather, then what the railway says about bicycles.", [
-                ToolCall(name="find_trains", args={"origin": origin, "destination": city}, id="call_1"),
-                ToolCall(name="get_weather", args={"city": city}, id="call_2"),
+                ToolCall(
+                    name="find_trains", args={"origin": origin, "destination": city}, id="call_1", type="tool_call"
+                ),
+                ToolCall(name="get_weather", args={"city": city}, id="call_2", type="tool_call"),
             ]
         if "search_rules" not in found:
-            return "", [ToolCall(name="search_rules", args={"query": "ticket for a bicycle"}, id="call_3")]
+            return "", [
+                ToolCall(name="search_rules", args={"query": "ticket for a bicycle"}, id="call_3", type="tool_call")
+            ]
         train = next(each for each in json.loads(found["find_trains"]) if each["bicycles"])
         weather = json.loads(found["get_weather"])
         return (

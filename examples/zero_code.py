@@ -33,7 +33,7 @@ class Script(GenericFakeChatModel):
 def main() -> None:
     """Asks one question."""
     said = [
-        AIMessage("", tool_calls=[ToolCall(name="get_weather", args={"city": "Lyon"}, id="call_1")]),
+        AIMessage("", tool_calls=[ToolCall(name="get_weather", args={"city": "Lyon"}, id="call_1", type="tool_call")]),
         AIMessage("Take an umbrella."),
     ]
     agent = create_agent(Script(messages=iter(said)), [get_weather], name="weather-agent")

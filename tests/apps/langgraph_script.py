@@ -18,7 +18,9 @@ class Model(GenericFakeChatModel):
 
 
 SAID = [
-    AIMessage("", tool_calls=[ToolCall(name="get_weather", args={"city": "Lyon"}, id="call_1")], id="m-1"),
+    AIMessage(
+        "", tool_calls=[ToolCall(name="get_weather", args={"city": "Lyon"}, id="call_1", type="tool_call")], id="m-1"
+    ),
     AIMessage("Take an umbrella.", id="m-2"),
 ]
 agent = create_agent(Model(messages=iter(SAID)), [get_weather], name="weather-agent")

@@ -94,7 +94,13 @@ class Model(BaseChatModel):
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:  # noqa: ARG002
         said = self.said.pop(0)
-        said.usage_metadata = UsageMetadata(input_tokens=INPUT, output_tokens=OUTPUT, total_tokens=INPUT + OUTPUT)
+        said.usage_metadata = UsageMetadata(
+            input_tokens=INPUT,
+            output_tokens=OUTPUT,
+            total_tokens=INPUT + OUTPUT,
+            input_token_details={},
+            output_token_details={},
+        )
         said.response_metadata = {"model_name": MODEL}
         return ChatResult(generations=[ChatGeneration(message=said)])
 
@@ -106,10 +112,10 @@ def chat() -> list[str]:
         The agent's answers.
     """
     calls = [
-        ToolCall(name="search_rules", args={"query": "bicycle"}, id="call_1"),
-        ToolCall(name="book_seat", args={"train": "TGV 6608"}, id="call_2"),
+        ToolCall(name="search_rules", args={"query": "bicycle"}, id="call_1", type="tool_call"),
+        ToolCall(name="book_seat", args={"train": "TGV 6608"}, id="call_2", type="tool_call"),
     ]
-    weather = ToolCall(name="get_weather", args={"city": "Paris"}, id="call_3")
+    weather = ToolCall(name="get_weather", args={"city": "Paris"}, id="call_3", type="tool_call")
     said = [AIMessage("", tool_calls=calls), AIMessage(ANSWERS[0])]
     said += [AIMessage("", tool_calls=[weather]), AIMessage(ANSWERS[1])]
     model = Model(said=said)
