@@ -26,6 +26,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	PYTHONPATH=tests $(BIN)/python -m support.check_names
+	PYTHONPATH=tests $(BIN)/python -m support.check_words
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -56,7 +59,7 @@ parity: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.autolog
 
 clean:
-	rm -rf $(VENV) .cache .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .cache .demo .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
