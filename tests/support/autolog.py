@@ -83,21 +83,24 @@ class Seen(NamedTuple):
     fields: set[str]
 
 
-# Fields that the SDK alone fills, as patterns, and why that is well.
+# Fields that only the SDK sets, as patterns, and why this library does not need them.
 REASONS: Mapping[str, str] = {
-    "trace: mlflow.source.*": "the script that ran; `trace_info=True` brings it ([compatibility.md](compatibility.md))",
-    "trace: mlflow.user": "the operating system's user; the column User is the app's, and filled",
-    "trace: mlflow.trace.infoFinalized": "a mark of the SDK's for the server: it is why late spans count no tokens",
-    "trace: mlflow.trace.size*": "statistics of the SDK's that the console does not show",
-    "trace: mlflow.trace_schema.version": "a mark of the SDK's for itself",
-    "trace: mlflow.traceInputs": "the same as the preview, which is filled",
-    "trace: mlflow.traceOutputs": "the same as the preview, which is filled",
-    "*: mlflow.message.format": "which shape the messages have; here they have the one that needs no such word",
-    "*: mlflow.spanFunctionName": "the name of a decorated function; the span is called by it",
-    "CHAIN: mlflow.spanLogLevel": "DEBUG, which is what MLflow takes a span without a level for",
-    "CHAT_MODEL: event mlflow.chunk.item": "pieces of a streamed answer; the instrumentation notes when the first came",
-    "AGENT: mlflow.chat.tokenUsage": "the sum of the calls below it; the trace's total is the same without it",
-    "AGENT: mlflow.openai.agent_run_root": "a mark of the SDK's for itself",
+    "trace: mlflow.source.*": "the name of the script; `trace_info=True` sets it "
+    "([compatibility.md](compatibility.md))",
+    "trace: mlflow.user": "the user of the operating system; the column User shows the app's user",
+    "trace: mlflow.trace.infoFinalized": "an internal marker of the SDK for the server; "
+    "because of it, late spans count no tokens",
+    "trace: mlflow.trace.size*": "statistics of the SDK that the console does not show",
+    "trace: mlflow.trace_schema.version": "an internal marker of the SDK",
+    "trace: mlflow.traceInputs": "same content as the preview, which is set",
+    "trace: mlflow.traceOutputs": "same content as the preview, which is set",
+    "*: mlflow.message.format": "the format of the messages; this library uses the format that needs no marker",
+    "*: mlflow.spanFunctionName": "the name of a decorated function; the span has the same name",
+    "CHAIN: mlflow.spanLogLevel": "DEBUG; MLflow treats a span without a level as DEBUG",
+    "CHAT_MODEL: event mlflow.chunk.item": "chunks of a streamed answer; the instrumentation records the time "
+    "of the first chunk",
+    "AGENT: mlflow.chat.tokenUsage": "the sum of the calls below it; the total of the trace is the same without it",
+    "AGENT: mlflow.openai.agent_run_root": "an internal marker of the SDK",
 }
 
 
@@ -192,7 +195,7 @@ def tables(found: Mapping[str, Mapping[str, Seen]]) -> str:
     rows = [f"| field | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     rows += [f"| {name} | {' | '.join(_shares(found, set(columns)))} |" for name, columns in FEATURES.items()]
     rows.append(f"| all | {' | '.join(_shares(found, {c for columns in FEATURES.values() for c in columns}))} |")
-    rows += ["", "| what the SDK alone fills | of | because |", "|---|---|---|"]
+    rows += ["", "| set only by the SDK | programs | reason |", "|---|---|---|"]
     programs: dict[str, dict[str, None]] = {}
     for field, of in lacking(found).items():
         pattern = next((each for each in REASONS if fnmatchcase(field, each)), field)

@@ -90,29 +90,29 @@ FEATURES: Mapping[str, Callable[[View], bool]] = {
     "list: cost": _column("Cost", "$0.00054"),
     "list: the app's own tags": _column("Tags", *(f"{key}: {value}" for key, value in TAGS.items())),
     "list: source": _column("Source"),
-    "tree: every span": lambda view: len(view["trace"]["spans"]) == 10,
+    "tree: all spans": lambda view: len(view["trace"]["spans"]) == 10,
     "tree: icons of agent, step, model, tool, retriever": _icons,
     "tree: tokens and cost of each call": lambda view: all(
         span["figures"][1:] == ["1.2K", "$0.00027"] for span in _spans(view, MODEL)
     ),
-    "tree: the failed tool, and only that, is red": lambda view: (
+    "tree: only the failed tool is red": lambda view: (
         [span["name"] for span in view["trace"]["spans"] if span["red"]] == [BOOK]
     ),
     "agent: question and answer as bubbles": _span(AGENT, "User", QUESTIONS[0], "Outputs", "Assistant", ANSWERS[0]),
-    "agent: the picture": lambda view: _spans(view, AGENT)[0]["images"] > 0,
-    "agent: the steps between, in its output": _span(AGENT, "Outputs", *_CALLS, ANSWERS[0]),
+    "agent: image": lambda view: _spans(view, AGENT)[0]["images"] > 0,
+    "agent: intermediate steps in its output": _span(AGENT, "Outputs", *_CALLS, ANSWERS[0]),
     "model: system prompt and question as bubbles": _span(MODEL, "System", SYSTEM, "User", QUESTIONS[0], "Outputs"),
-    "model: the picture": lambda view: _spans(view, MODEL)[0]["images"] == 1,
+    "model: image": lambda view: _spans(view, MODEL)[0]["images"] == 1,
     "model: tool calls as cards": _span(MODEL, "Outputs", "Assistant", *_CALLS),
-    "model: tools' results as bubbles": _span(MODEL, *_CALLS, RULES[0], "failed: TGV 6608 is full", "Outputs", nth=1),
-    "model: panel of the tools on offer": lambda view: _spans(view, MODEL)[0]["tools"] == TOOLS,
-    "model: its name among the inputs": _span(MODEL, "model", "gpt-4o-mini", "Outputs"),
+    "model: tool results as bubbles": _span(MODEL, *_CALLS, RULES[0], "failed: TGV 6608 is full", "Outputs", nth=1),
+    "model: panel of available tools": lambda view: _spans(view, MODEL)[0]["tools"] == TOOLS,
+    "model: model name among the inputs": _span(MODEL, "model", "gpt-4o-mini", "Outputs"),
     "step: tool calls as cards": _span("model", "Outputs", "Assistant", *_CALLS),
-    "step: tools' results as bubbles": _span(STEP, "Outputs", "Pretty", RULES[0]),
+    "step: tool results as bubbles": _span(STEP, "Outputs", "Pretty", RULES[0]),
     "tool: arguments by name": _span(SEARCH, "Inputs", "query", "bicycle", "Outputs"),
-    "tool: its result, and nothing else": _only(SEARCH, "Outputs", " ".join(RULES)),
+    "tool: only its result as output": _only(SEARCH, "Outputs", " ".join(RULES)),
     "tool: exception": _span(BOOK, "Exception", "ValueError", of="events"),
-    "tool: exception's message and stack": lambda view: all(
+    "tool: exception message and stack trace": lambda view: all(
         word in _spans(view, BOOK)[0]["events"] for word in ("TGV 6608 is full", "Traceback (most recent call last)")
     ),
     "retriever: documents as cards, with metadata": _only(
@@ -130,12 +130,12 @@ FEATURES: Mapping[str, Callable[[View], bool]] = {
 }
 
 EXCEPTIONS: Mapping[str, str] = {
-    "list: source": "the script that ran is metadata of a trace, for which MLflow takes no span attribute; "
-    "`trace_info=True` brings it by a call of its own ([compatibility.md](compatibility.md))",
-    "agent: the picture": "a root holds the user's words alone, as MLflow's list and its scorers make JSON text of "
-    "anything more (see the SDK's row *input in the user's words*); the model's span below has the picture",
-    "agent: the steps between, in its output": "for the same reason: the answer alone is what list, sessions and "
-    "scorers read; the steps are the spans below",
+    "list: source": "the name of the script is trace metadata, and MLflow reads it from no span attribute; "
+    "`trace_info=True` sets it with a trace metadata update ([compatibility.md](compatibility.md))",
+    "agent: image": "the root span has only the user's text, because MLflow's list and its scorers turn anything more "
+    "into JSON text (see the SDK's row *input in the user's words*); the model's span below has the image",
+    "agent: intermediate steps in its output": "for the same reason: list, sessions and scorers read the "
+    "answer alone; the spans below show the steps",
 }
 
 
@@ -177,9 +177,9 @@ def seen(found: Mapping[str, View]) -> dict[str, dict[str, bool]]:
 
 def table(found: Mapping[str, Mapping[str, bool]]) -> str:
     """The table as Markdown."""
-    rows = [f"| what is seen | {' | '.join(EXPERIMENTS.values())} |", "|---|---|---|---|"]
+    rows = [f"| view: element | {' | '.join(EXPERIMENTS.values())} |", "|---|---|---|---|"]
     rows += [f"| {name} | {' | '.join('yes' if by[way] else '-' for way in WAYS)} |" for name, by in found.items()]
-    rows += ["", "| what the SDK alone shows | because |", "|---|---|"]
+    rows += ["", "| shown only by the SDK | reason |", "|---|---|"]
     rows += [f"| {name} | {EXCEPTIONS.get(name, '')} |" for name, by in found.items() if by["sdk"] and not by["ours"]]
     return "\n".join(rows) + "\n"
 
