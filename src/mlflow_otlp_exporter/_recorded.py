@@ -104,6 +104,9 @@ class RecordedTrace:
     def span(self, name: str) -> RecordedSpan:
         """The first span of a name.
 
+        Args:
+            name: The span's name.
+
         Raises:
             LookupError: There is none; the message names those that there are.
         """
