@@ -1,13 +1,14 @@
-"""What a span costs the app's own thread: start, 20 attributes, end.
+"""Measure the cost of a span in the app's own thread: start, 20 attributes, end.
 
-`MLflowSpanProcessor`, upstream's `BatchSpanProcessor` with the stock exporter, and `mlflow.start_span` as MLflow sets
-it up by itself, each in a fresh process, in turns. The two processors send to a trivial server; MLflow's SDK, which
-asks its server this and that, to a real one. Spans come in bursts of 30 with pauses in between, so that nothing drops
-and the background thread works beside the app's, as it does in an app. "bare" is the SDK with a processor that does
-nothing: what lies beyond it is the processor's own share.
+The variants are `MLflowSpanProcessor`, upstream's `BatchSpanProcessor` with its own exporter, and `mlflow.start_span`
+in its default configuration. Each run is a fresh process; the variants alternate. Both processors send to a trivial
+server. MLflow's SDK sends to a real server, because it also makes other requests. Spans come in bursts of 30 with
+pauses, so that no span is dropped and the background thread works at the same time, as in an app. The variant "bare" is
+OpenTelemetry's SDK with a processor that does nothing. The cost beyond "bare" is the processor's own share.
 
-`time.thread_time()` is what the thread itself computes: the mean of all bursts, those too during which the background
-thread encodes. The wall time, a median, has in it that the thread waits for the interpreter's lock.
+`time.thread_time()` measures the CPU time of the thread: the mean of all bursts, including those in which the
+background thread encodes. The wall time is a median. It includes the time in which the thread waits for the
+interpreter's lock.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import processes, workloads
-from benchmarks.rows import HEADING, row, shown
+from benchmarks.rows import HEADING, format_rows, row
 
 BURST = 30
 SHAPES = {"single": "root spans only", "traces": "traces of 30 spans"}
 ROUNDS = 5
 AGAINST_BATCH, AGAINST_MLFLOW = 1.10, 1 / 15
-# MLflow's SDK sends each trace on its own, in two requests; the server has to keep up, or its queue fills.
+# MLflow's SDK sends each trace in two requests of its own. The pauses let the server keep up, or the SDK's queue fills.
 _BURSTS = {"mlflow": (12, 0.5), "ours": (120, 0.02), "batch": (120, 0.02), "bare": (120, 0.02)}
 _WARM_UP = 5
-# Most of what MLflow's SDK costs is paid once a trace. With 30 spans in each, already OpenTelemetry's SDK without any
-# processor takes more than a 15th of it.
+# Most of the cost of MLflow's SDK is per trace. With 30 spans per trace, OpenTelemetry's SDK without any processor
+# already takes more than a 15th of it.
 _NOT_BOUND = {("mlflow", "traces")}
 
 
@@ -45,17 +46,17 @@ def _burst(start: Callable[[str], Any], shape: str, attributes: list[dict[str, w
     with start("root") if shape == "traces" else nullcontext() as root:
         if root is not None:
             root.set_attributes(attributes[0])
-        for found in attributes[1:] if shape == "traces" else attributes:
+        for step in attributes[1:] if shape == "traces" else attributes:
             with start("step") as span:
-                span.set_attributes(found)
+                span.set_attributes(step)
 
 
 def _provider(variant: str, address: str) -> Any:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor  # noqa: PLC0415
+    from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
 
     provider = TracerProvider()
     if variant == "ours":
@@ -69,13 +70,13 @@ def _provider(variant: str, address: str) -> Any:
 
 
 def run(variant: str, shape: str, address: str) -> dict[str, float]:
-    """One run, in this process, in microseconds a span."""
+    """Run one variant in this process. Return microseconds per span."""
     source = random.Random(3)
     attributes = [workloads.medium(source) for _ in range(BURST)]
     provider = None
     start: Callable[[str], Any]
     if variant == "mlflow":
-        import mlflow  # noqa: PLC0415
+        import mlflow
 
         start = mlflow.start_span
     else:
@@ -98,26 +99,26 @@ def run(variant: str, shape: str, address: str) -> dict[str, float]:
 
 
 def measure(rounds: int = ROUNDS) -> dict[str, Any]:
-    """Microseconds a span on the app's thread, for each shape of traces."""
-    from support.mlflow_server import MLflowServer  # noqa: PLC0415
+    """Return the rows of the table: microseconds per span, for each shape of traces."""
+    from support.mlflow_server import MLflowServer
 
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder, processes.sink() as address:
+    results: dict[tuple[str, str], list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder, processes.start_sink() as address:
         server = MLflowServer.start(Path(folder))
         try:
-            more = {"MLFLOW_TRACKING_URI": server.uri}
             for _ in range(rounds):
                 for shape in SHAPES:
                     for variant in _BURSTS:
                         arguments = ("--variant", variant, "--shape", shape, "--address", address)
-                        one = processes.child(__file__, *arguments, more=more if variant == "mlflow" else None)
-                        found.setdefault((variant, shape), []).append(one)
+                        variables = {"MLFLOW_TRACKING_URI": server.uri} if variant == "mlflow" else None
+                        result = processes.run_child(__file__, *arguments, variables=variables)
+                        results.setdefault((variant, shape), []).append(result)
         finally:
             server.stop()
     rows = []
-    for shape, said in SHAPES.items():
+    for shape, shape_text in SHAPES.items():
         for clock in ("thread", "wall"):
-            runs = {variant: [one[clock] for one in found[variant, shape]] for variant in _BURSTS}
+            runs = {variant: [result[clock] for result in results[variant, shape]] for variant in _BURSTS}
             kind = "CPU" if clock == "thread" else "wall"
             for theirs, name, bound in (
                 ("batch", "BatchSpanProcessor", AGAINST_BATCH),
@@ -125,7 +126,7 @@ def measure(rounds: int = ROUNDS) -> dict[str, Any]:
             ):
                 rows.append(
                     row(
-                        f"{kind}, {said}, beside {name}",
+                        f"{kind}, {shape_text}, compared with {name}",
                         "us/span",
                         runs["ours"],
                         runs[theirs],
@@ -142,12 +143,12 @@ def _main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="traces")
     parser.add_argument("--address", default="")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    given = parser.parse_args()
-    if given.variant:
-        print(json.dumps(run(given.variant, given.shape, given.address)))
+    arguments = parser.parse_args()
+    if arguments.variant:
+        print(json.dumps(run(arguments.variant, arguments.shape, arguments.address)))
     else:
-        result = measure(given.rounds)
-        print(HEADING, shown("app_thread", result), json.dumps(result), sep="\n")
+        result = measure(arguments.rounds)
+        print(HEADING, format_rows("app_thread", result), json.dumps(result), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""CPU of turning spans into the bytes of a request: our encoder beside upstream's, for three sizes of spans.
+"""Measure the CPU time of encoding spans to the bytes of a request: our encoder and upstream's, for three span sizes.
 
-Alternating in one process; the ratio is that of the minima, which other processes on the machine disturb least.
+Both encoders alternate in one process. The ratio is that of the minima, which other processes on the machine disturb
+least.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mlflow_otlp_exporter._encoder import Encoder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import workloads
-from benchmarks.rows import HEADING, row, shown
+from benchmarks.rows import HEADING, format_rows, row
 
 SPANS = 128
 ROUNDS = 25
@@ -43,10 +44,10 @@ def _theirs(spans: list[ReadableSpan]) -> bytes:
 
 
 def measure() -> dict[str, Any]:
-    """Microseconds a span, by size of spans."""
+    """Return the rows of the table: microseconds per span, for each span size."""
     rows = []
     for name, kind in workloads.KINDS.items():
-        spans = workloads.ended(kind, SPANS)
+        spans = workloads.make_spans(kind, SPANS)
         ours = functools.partial(_ours, Encoder(), spans)
         theirs = functools.partial(_theirs, spans)
         size = len(ours()) / SPANS
@@ -60,4 +61,4 @@ def measure() -> dict[str, Any]:
 
 if __name__ == "__main__":
     result = measure()
-    print(HEADING, shown("encoder", result), json.dumps(result), sep="\n")
+    print(HEADING, format_rows("encoder", result), json.dumps(result), sep="\n")

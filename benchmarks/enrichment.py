@@ -1,6 +1,6 @@
-"""CPU of enriching spans beside upstream's encoding of the same spans, for three sizes of spans.
+"""Measure the CPU time of enriching spans, compared with upstream's encoding of the same spans, for three span sizes.
 
-Alternating in one process; the ratio is that of the minima, which other processes on the machine disturb least.
+Both alternate in one process. The ratio is that of the minima, which other processes on the machine disturb least.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlflow_otlp_exporter.enrichment import Enricher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import workloads
-from benchmarks.rows import HEADING, row, shown
+from benchmarks.rows import HEADING, format_rows, row
 
 SPANS = 128
 ROUNDS = 25
@@ -39,10 +39,10 @@ def _theirs(spans: list[ReadableSpan]) -> bytes:
 
 
 def measure() -> dict[str, Any]:
-    """Microseconds a span, by size of spans."""
+    """Return the rows of the table: microseconds per span, for each span size."""
     rows = []
     for name, kind in workloads.KINDS.items():
-        spans = workloads.ended(kind, SPANS)
+        spans = workloads.make_spans(kind, SPANS)
         for compact in (False, True):
             ours = functools.partial(Enricher(compact=compact).enrich, spans)
             theirs = functools.partial(_theirs, spans)
@@ -57,4 +57,4 @@ def measure() -> dict[str, Any]:
 
 if __name__ == "__main__":
     result = measure()
-    print(HEADING, shown("enrichment", result), json.dumps(result), sep="\n")
+    print(HEADING, format_rows("enrichment", result), json.dumps(result), sep="\n")

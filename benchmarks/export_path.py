@@ -1,11 +1,12 @@
-"""CPU of a whole export, from spans to an answer: `MLflowSpanExporter.export` beside the stock exporter's.
+"""Measure the CPU time of a whole export: `MLflowSpanExporter.export` and upstream's exporter.
 
-To a trivial server in a process of its own; the process time of this one counts, with the threads that it has. Also
-what gzip costs and saves by level, and from which size on it pays.
+Both send to a trivial server in another process. The process time of this process counts, including its threads. The
+second part measures the time and the output size of gzip by level, and the body size from which gzip pays off.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import os
@@ -28,13 +29,13 @@ from mlflow_otlp_exporter._encoder import Encoder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import processes, workloads
-from benchmarks.rows import HEADING, row, shown
+from benchmarks.rows import HEADING, format_rows, row
 
 BATCH = 512
 ROUNDS = 5
 LEVELS = (1, 3, 4, 6, 9)
 CHARACTERS = (0, 256, 512, 768, 1024, 1536, 2048, 4096, 8192, 16_384)
-# What a segment of TCP holds in an Ethernet frame; the first one holds a request's head of some 300 bytes too.
+# Payload of a TCP segment in an Ethernet frame. The first segment also holds the request headers, about 300 bytes.
 _PACKET = 1448
 _FIRST_PACKET = _PACKET - 300
 
@@ -44,14 +45,14 @@ def _microseconds(exporter: SpanExporter, spans: Sequence[ReadableSpan]) -> floa
     answer = exporter.export(spans)
     used = time.process_time() - begin
     if answer is not SpanExportResult.SUCCESS:
-        raise RuntimeError("the trivial server did not take the spans")
+        raise RuntimeError("the trivial server did not accept the spans")
     return used / len(spans) * 1e6
 
 
-def _exports(address: str) -> list[dict[str, Any]]:
+def _measure_exports(address: str) -> list[dict[str, Any]]:
     rows = []
     for name in ("small", "LLM"):
-        spans = workloads.ended(workloads.KINDS[name], BATCH)
+        spans = workloads.make_spans(workloads.KINDS[name], BATCH)
         for compression in (Compression.NoCompression, Compression.Gzip):
             ours = MLflowSpanExporter(f"{address}/v1/traces", experiment_id="0", compression=compression)
             theirs = OTLPSpanExporter(f"{address}/v1/traces", compression=compression)
@@ -59,15 +60,15 @@ def _exports(address: str) -> list[dict[str, Any]]:
             _microseconds(theirs, spans[:8])
             pairs = [(_microseconds(ours, spans), _microseconds(theirs, spans)) for _ in range(ROUNDS)]
             first, second = zip(*pairs, strict=True)
-            said = "gzip" if compression is Compression.Gzip else "plain"
-            rows.append(row(f"{BATCH} {name} spans, {said}", "us/span", first, second, best=True))
+            encoding = "gzip" if compression is Compression.Gzip else "plain"
+            rows.append(row(f"{BATCH} {name} spans, {encoding}", "us/span", first, second, best=True))
             ours.shutdown()
             theirs.shutdown()  # type: ignore[no-untyped-call]
     return rows
 
 
-def _best(work: Callable[[], object], repeat: int = 7) -> float:
-    """Milliseconds of the fastest run."""
+def _best_milliseconds(work: Callable[[], object], repeat: int = 7) -> float:
+    """Return the milliseconds of the fastest run."""
     times = []
     for _ in range(repeat):
         begin = time.thread_time()
@@ -76,81 +77,82 @@ def _best(work: Callable[[], object], repeat: int = 7) -> float:
     return min(times) * 1000
 
 
-def _level(body: bytes, level: int) -> dict[str, float]:
+def _measure_level(body: bytes, level: int) -> dict[str, float]:
     packed = gzip.compress(body, level, mtime=0)
     return {
         "level": level,
         "plain": len(body),
         "bytes": len(packed),
         "share": len(packed) / len(body),
-        "ms": _best(lambda: gzip.compress(body, level, mtime=0)),
-        "unpack_ms": _best(lambda: gzip.decompress(packed)),
+        "ms": _best_milliseconds(lambda: gzip.compress(body, level, mtime=0)),
+        "unpack_ms": _best_milliseconds(lambda: gzip.decompress(packed)),
     }
 
 
-def _body(kind: Callable[[random.Random], dict[str, workloads.Value]], count: int) -> bytes:
+def _make_body(kind: Callable[[random.Random], dict[str, workloads.Value]], count: int) -> bytes:
     encoder = Encoder()
-    return assemble([encoder.encode(span) for span in workloads.ended(kind, count)])
+    return assemble([encoder.encode(span) for span in workloads.make_spans(kind, count)])
 
 
 def _conversation() -> Callable[[random.Random], dict[str, workloads.Value]]:
-    """LLM spans of conversations, each of which has all messages of the one before, and one more."""
+    """Return a kind of LLM spans where each span has all messages of the previous span, and one more."""
     history: list[str] = []
 
     def attributes(source: random.Random) -> dict[str, workloads.Value]:
         if len(history) == 15:
             history.clear()
         history.append(workloads.text(source, 900))
-        found: dict[str, workloads.Value] = {"openinference.span.kind": "LLM", "input.value": history[-1]}
+        span_attributes: dict[str, workloads.Value] = {"openinference.span.kind": "LLM", "input.value": history[-1]}
         for number, message in enumerate(history):
-            found[f"llm.input_messages.{number}.message.role"] = "user" if number % 2 else "assistant"
-            found[f"llm.input_messages.{number}.message.content"] = message
-        return found
+            span_attributes[f"llm.input_messages.{number}.message.role"] = "user" if number % 2 else "assistant"
+            span_attributes[f"llm.input_messages.{number}.message.content"] = message
+        return span_attributes
 
     return attributes
 
 
-def _packets(size: int) -> int:
+def _count_packets(size: int) -> int:
     return 1 + max(0, -(-(size - _FIRST_PACKET) // _PACKET))
 
 
-def _size(characters: int) -> dict[str, float]:
-    """What compressing costs and saves for a request of one span with a text of so many characters."""
-    body = _body(
+def _measure_size(characters: int) -> dict[str, float]:
+    """Measure the compression of a request with one span that has a text of this length."""
+    body = _make_body(
         lambda source: {"openinference.span.kind": "LLM", "input.value": workloads.text(source, characters)}, 1
     )
     packed = compressed(body, "gzip")
-    microseconds = _best(lambda: [compressed(body, "gzip") for _ in range(50)]) / 50 * 1000
+    microseconds = _best_milliseconds(lambda: [compressed(body, "gzip") for _ in range(50)]) / 50 * 1000
     return {
         "plain": len(body),
         "bytes": len(packed),
         "us": microseconds,
-        "packets": _packets(len(body)),
-        "packets_packed": _packets(len(packed)),
-        # On a line slower than this, sending the saved bytes would take longer than compressing.
+        "packets": _count_packets(len(body)),
+        "packets_packed": _count_packets(len(packed)),
+        # On a slower network, sending the saved bytes would take longer than compressing.
         "pays_below_mbit_s": max(0.0, (len(body) - len(packed)) * 8 / microseconds),
     }
 
 
 def measure() -> dict[str, Any]:
-    """Microseconds a span, and the tables of gzip."""
-    with processes.sink() as address:
-        rows = _exports(address)
+    """Return the rows of the table in microseconds per span, and the gzip tables."""
+    with processes.start_sink() as address:
+        rows = _measure_exports(address)
     kinds = {"small": workloads.small, "LLM": workloads.llm, "conversation's": _conversation()}
-    bodies = {name: _body(kind, 100) for name, kind in kinds.items()}
-    levels = {name: [_level(body, level) for level in LEVELS] for name, body in bodies.items()}
+    bodies = {name: _make_body(kind, 100) for name, kind in kinds.items()}
+    levels = {name: [_measure_level(body, level) for level in LEVELS] for name, body in bodies.items()}
     for name, body in bodies.items():
-        # Upstream leaves the level at gzip's default, 9.
-        ours, theirs = _best(lambda: compressed(body, "gzip")), _best(lambda: gzip.compress(body))  # noqa: B023
+        # Upstream uses gzip's default level, 9.
+        ours = _best_milliseconds(functools.partial(compressed, body, "gzip"))
+        theirs = _best_milliseconds(functools.partial(gzip.compress, body))
         what = f"gzip of 100 {name} spans"
         rows.append(row(f"{what}: CPU", "ms", [ours], [theirs]))
         rows.append(row(f"{what}: bytes", "B", [len(compressed(body, "gzip"))], [len(gzip.compress(body))]))
-    return {"rows": rows, "gzip_levels": levels, "gzip_sizes": [_size(characters) for characters in CHARACTERS]}
+    return {"rows": rows, "gzip_levels": levels, "gzip_sizes": [_measure_size(characters) for characters in CHARACTERS]}
 
 
 if __name__ == "__main__":
-    # The exporters of both sides are made without what the environment says.
+    # Exporters of both sides ignore the caller's environment.
     for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "OTEL_"))]:
         del os.environ[variable]
     result = measure()
-    print(HEADING, shown("export_path", result), json.dumps(result), sep="\n")
+    print(HEADING, format_rows("export_path", result), json.dumps(result), sep="\n")

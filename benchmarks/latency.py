@@ -1,6 +1,7 @@
-"""How long after its root has ended a trace can be read in MLflow, whole and with its state.
+"""Measure the time from the end of a root span until MLflow returns the trace, complete and with its state.
 
-An idle server, one trace of three spans at a time, at moments that have nothing to do with a batch's rhythm.
+The server is idle. There is one trace of three spans at a time, at random times that are independent of batch
+schedules.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import processes
-from benchmarks.rows import HEADING, row, shown
+from benchmarks.rows import HEADING, format_rows, row
 
 SAMPLES = 20
 BOUND = 1.0
 _POLL_SECONDS, _LONGEST_SECONDS = 0.02, 30.0
 
 
-def _readable(connection: http.client.HTTPConnection, trace_id: int) -> bool:
+def _is_readable(connection: http.client.HTTPConnection, trace_id: int) -> bool:
     connection.request("GET", f"/api/3.0/mlflow/traces/tr-{trace_id:032x}")
     answer = connection.getresponse()
     content = answer.read()
     return answer.status == 200 and json.loads(content)["trace"]["trace_info"]["state"] == "OK"
 
 
-def samples(variant: str, uri: str, count: int) -> list[float]:
-    """Seconds from a root's end until its trace can be read, in this process."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-    from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415
+def measure_samples(variant: str, uri: str, count: int) -> list[float]:
+    """Return the seconds from each root's end until its trace can be read. Runs in this process."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.trace import Status, StatusCode
 
-    from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor  # noqa: PLC0415
+    from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
 
     processor: SpanProcessor
     if variant == "ours":
@@ -53,7 +54,7 @@ def samples(variant: str, uri: str, count: int) -> list[float]:
     provider.add_span_processor(processor)
     tracer = provider.get_tracer("bench")
     source = random.Random(5)
-    found = []
+    latencies = []
     for _ in range(count):
         time.sleep(source.uniform(0.1, 5.1))
         with tracer.start_as_current_span("root") as root:
@@ -62,38 +63,38 @@ def samples(variant: str, uri: str, count: int) -> list[float]:
                     pass
             root.set_status(Status(StatusCode.OK))
         begin = time.monotonic()
-        # A new connection for each: uvicorn closes idle ones while upstream's batch is waited for.
+        # One connection per trace, because uvicorn closes idle connections during the wait for upstream's batch.
         connection = http.client.HTTPConnection(urlsplit(uri).netloc, timeout=10)
-        while not _readable(connection, root.get_span_context().trace_id):
+        while not _is_readable(connection, root.get_span_context().trace_id):
             if time.monotonic() - begin > _LONGEST_SECONDS:
-                raise RuntimeError(f"a trace was not there after {_LONGEST_SECONDS} s")
+                raise RuntimeError(f"a trace was not readable after {_LONGEST_SECONDS} s")
             time.sleep(_POLL_SECONDS)
-        found.append(time.monotonic() - begin)
+        latencies.append(time.monotonic() - begin)
         connection.close()
     provider.shutdown()
-    return found
+    return latencies
 
 
 def measure(count: int = SAMPLES) -> dict[str, Any]:
-    """Seconds, for each sample."""
-    from support.mlflow_server import MLflowServer  # noqa: PLC0415
+    """Return the rows of the table, in seconds."""
+    from support.mlflow_server import MLflowServer
 
-    found: dict[str, list[float]] = {"ours": [], "theirs": []}
+    samples: dict[str, list[float]] = {"ours": [], "theirs": []}
     with tempfile.TemporaryDirectory() as folder:
         server = MLflowServer.start(Path(folder))
         try:
             for _ in range(2):
-                for variant in found:
+                for variant in samples:
                     arguments = ("--variant", variant, "--uri", server.uri, "--count", str(count // 2))
-                    found[variant] += processes.child(__file__, *arguments)["samples"]
+                    samples[variant] += processes.run_child(__file__, *arguments)["samples"]
         finally:
             server.stop()
-    ours, theirs = found["ours"], found["theirs"]
+    ours, theirs = samples["ours"], samples["theirs"]
     rows = [
-        row(f"root's end to readable, median of {len(ours)}", "s", ours, theirs),
-        row("root's end to readable, longest", "s", [max(ours)], [max(theirs)], ours_bound=BOUND),
+        row(f"end of root to readable trace, median of {len(ours)}", "s", ours, theirs),
+        row("end of root to readable trace, longest", "s", [max(ours)], [max(theirs)], ours_bound=BOUND),
     ]
-    return {"rows": rows, "mean": {name: statistics.mean(values) for name, values in found.items()}}
+    return {"rows": rows, "mean": {name: statistics.mean(values) for name, values in samples.items()}}
 
 
 def _main() -> None:
@@ -101,12 +102,12 @@ def _main() -> None:
     parser.add_argument("--variant", choices=("ours", "theirs"))
     parser.add_argument("--uri", default="")
     parser.add_argument("--count", type=int, default=SAMPLES)
-    given = parser.parse_args()
-    if given.variant:
-        print(json.dumps({"samples": samples(given.variant, given.uri, given.count)}))
+    arguments = parser.parse_args()
+    if arguments.variant:
+        print(json.dumps({"samples": measure_samples(arguments.variant, arguments.uri, arguments.count)}))
     else:
-        result = measure(given.count)
-        print(HEADING, shown("latency", result), json.dumps(result), sep="\n")
+        result = measure(arguments.count)
+        print(HEADING, format_rows("latency", result), json.dumps(result), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Memory that the app's process gains while the server takes connections and never answers.
+"""Measure the memory growth of the app's process while the server accepts connections and never answers.
 
-60,000 LLM spans of 5 kB, each with a text of its own, so that 300 MB have to be refused for the most part. What counts
-is the peak of the resident set beyond what it was before the first span.
+60,000 LLM spans of 5 kB, each with different texts, are 300 MB, most of which must be dropped. The result is the peak
+of the resident set, minus its size before the first span.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import processes, workloads
-from benchmarks.rows import HEADING, row, shown
+from benchmarks.rows import HEADING, format_rows, row
 
 SPANS = 60_000
 SPAN_BYTES = 5000
 BUFFER_BYTES = 16 << 20
 ROUNDS = 3
-# For a moment what is sent is there three times: as spans, as their bytes, and as the bodies of requests.
+# During sending, spans exist three times for a short time: as spans, as encoded bytes, and as request bodies.
 FACTOR = 3.0
 _SPANS_PER_PAUSE, _PAUSE = 300, 0.01
 _MEBIBYTE = 1 << 20
 
 
-def _resident(name: str) -> float:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024 / _MEBIBYTE
+def _read_memory(name: str) -> float:
+    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert match is not None
+    return int(match[1]) * 1024 / _MEBIBYTE
 
 
-def grow(variant: str, address: str) -> dict[str, float]:
-    """Makes the spans in this process, and tells what that took."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+def measure_growth(variant: str, address: str) -> dict[str, float]:
+    """Create the spans in this process. Return memory growth, time and dropped spans."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor  # noqa: PLC0415
+    from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
 
     logging.disable(logging.CRITICAL)
     exporter = MLflowSpanExporter(endpoint=f"{address}/v1/traces", experiment_id="0")
@@ -56,35 +56,35 @@ def grow(variant: str, address: str) -> dict[str, float]:
     provider.add_span_processor(processor)
     tracer = provider.get_tracer("bench")
     source = random.Random(11)
-    workloads.llm(source, SPAN_BYTES)  # reads the prose
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    workloads.llm(source, SPAN_BYTES)  # loads the text
+    before = _read_memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     begin = time.monotonic()
-    made = 0
-    while made < SPANS:
+    span_count = 0
+    while span_count < SPANS:
         with tracer.start_as_current_span("root", attributes=workloads.llm(source, SPAN_BYTES)):
             for _ in range(workloads.SPANS_OF_A_TRACE - 1):
                 with tracer.start_as_current_span("llm", attributes=workloads.llm(source, SPAN_BYTES)):
                     pass
-        made += workloads.SPANS_OF_A_TRACE
-        if made % _SPANS_PER_PAUSE == 0:
+        span_count += workloads.SPANS_OF_A_TRACE
+        if span_count % _SPANS_PER_PAUSE == 0:
             time.sleep(_PAUSE)
     seconds = time.monotonic() - begin
     return {
-        "growth": _resident("VmHWM") - before,
+        "growth": _read_memory("VmHWM") - before,
         "seconds": seconds,
         "refused": exporter.stats().refused if variant == "ours" else -1,
     }
 
 
 def measure(rounds: int = ROUNDS) -> dict[str, Any]:
-    """Growth in MiB, in turns."""
+    """Return the rows of the table, in MiB. Both sides alternate."""
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
     for _ in range(rounds):
-        for variant, found in runs.items():
-            with processes.sink(stalled=True) as address:
-                found.append(processes.child(__file__, "--variant", variant, "--address", address))
-    ours, theirs = ([one["growth"] for one in found] for found in runs.values())
+        for variant, results in runs.items():
+            with processes.start_sink(stalled=True) as address:
+                results.append(processes.run_child(__file__, "--variant", variant, "--address", address))
+    ours, theirs = ([result["growth"] for result in results] for results in runs.values())
     limit = BUFFER_BYTES / _MEBIBYTE
     what = f"growth with a stalled server, ours limited to {limit:.0f} MiB"
     rows = [row(what, "MiB", ours, theirs, ours_bound=FACTOR * limit, runs=runs)]
@@ -95,12 +95,12 @@ def _main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--variant", choices=("ours", "theirs"))
     parser.add_argument("--address", default="")
-    given = parser.parse_args()
-    if given.variant:
-        print(json.dumps(grow(given.variant, given.address)), flush=True)
-        os._exit(0)  # nothing is waited for: the server will never answer
+    arguments = parser.parse_args()
+    if arguments.variant:
+        print(json.dumps(measure_growth(arguments.variant, arguments.address)), flush=True)
+        os._exit(0)  # exit without waiting, because the server will never answer
     result = measure()
-    print(HEADING, shown("memory", result), json.dumps(result), sep="\n")
+    print(HEADING, format_rows("memory", result), json.dumps(result), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Processes for benchmarks: a benchmark's own child, a trivial OTLP server, the CPU time of a group of processes."""
+"""Processes for benchmarks: child processes, a trivial OTLP server, and the CPU time of a process group."""
 
 from __future__ import annotations
 
@@ -19,46 +19,50 @@ _CHILD_SECONDS = 600.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child: nothing of this one's that points an exporter anywhere."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))}
-    return {**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", **(more or {})}
+def make_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a child, without settings of exporters.
+
+    Args:
+        variables: Additional variables.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))}
+    return {**inherited, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", **(variables or {})}
 
 
-def child(script: str, *arguments: str, more: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Runs a benchmark's own script in a fresh process, and returns what it prints as its last line, as JSON.
+def run_child(script: str, *arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a benchmark's own script in a fresh process. Return the JSON object in its last line of output.
 
     Args:
         script: `__file__` of the benchmark.
-        arguments: Its arguments.
-        more: Variables of its environment.
+        arguments: Arguments of the script.
+        variables: Additional environment variables.
 
     Raises:
-        RuntimeError: It failed; the message has what it said.
+        RuntimeError: The script failed. The message contains its output.
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script, *arguments],
-        env=environment(more),
+        env=make_environment(variables),
         capture_output=True,
         text=True,
         timeout=_CHILD_SECONDS,
         check=False,
     )
-    if done.returncode != 0:
-        raise RuntimeError(f"{Path(script).name} {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    if process.returncode != 0:
+        raise RuntimeError(f"{Path(script).name} {' '.join(arguments)} failed:\n{process.stdout}\n{process.stderr}")
+    result: dict[str, Any] = json.loads(process.stdout.strip().splitlines()[-1])
+    return result
 
 
 @contextmanager
-def sink(*, stalled: bool = False) -> Iterator[str]:
-    """A trivial server in a process of its own, so that its work is not counted; yields its address.
+def start_sink(*, stalled: bool = False) -> Iterator[str]:
+    """Run a trivial server in a separate process, so that its work is not measured. Yield its address.
 
     Args:
-        stalled: It takes connections and never answers.
+        stalled: Accept connections and never answer.
     """
     command = [sys.executable, __file__, *(["--stalled"] if stalled else [])]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=make_environment(), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield f"http://127.0.0.1:{int(process.stdout.readline())}"
@@ -66,11 +70,11 @@ def sink(*, stalled: bool = False) -> Iterator[str]:
             process.kill()
 
 
-def group_seconds(group: int) -> float:
-    """CPU seconds that a process group has used so far, with its ended children.
+def read_group_seconds(group: int) -> float:
+    """Return the CPU seconds that a process group has used so far, including its ended children.
 
     Args:
-        group: The id of the group.
+        group: Process group id.
     """
     ticks = 0
     for entry in Path("/proc").iterdir():
@@ -78,25 +82,25 @@ def group_seconds(group: int) -> float:
             continue
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
-        # After the name: state, parent, group; user, system, and those of waited-for children are fields 12 to 15.
+        # Fields after the name: state, parent, group; 12 to 15 are user and system time, own and of ended children.
         if int(fields[2]) == group:
             ticks += sum(int(value) for value in fields[11:15])
     return ticks / _TICKS
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Reads a request whole and answers it with an empty 200, as MLflow does."""
+    """Reads the whole request and answers with an empty 200, like MLflow."""
 
     protocol_version = "HTTP/1.1"
-    # Two writes and Nagle's algorithm would make every answer 40 ms late.
+    # Without these two lines, Nagle's algorithm delays every answer by 40 ms.
     disable_nagle_algorithm = True
     wbufsize = -1
     stalled = False
 
     def do_POST(self) -> None:
-        """Answers, or waits for ever."""
+        """Answer, or wait forever."""
         self.rfile.read(int(self.headers.get("content-length", 0)))
         if self.stalled:
             threading.Event().wait()
@@ -106,7 +110,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the name is the base class's
-        """Says nothing."""
+        """Log nothing."""
 
 
 def _main() -> None:

@@ -1,4 +1,4 @@
-"""What a benchmark finds, as rows of one table."""
+"""Results of a benchmark as rows of a table."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ def row(
     bound: float | None = None,
     ours_bound: float | None = None,
     best: bool = False,
-    **more: Any,
+    **details: Any,
 ) -> dict[str, Any]:
-    """Compares alternating runs.
+    """Compare alternating runs.
 
     Args:
-        what: What was measured.
-        unit: Its unit.
-        ours: One value a run.
-        theirs: The same of what ours is compared to.
-        bound: What the ratio ours / theirs has to stay below.
-        ours_bound: What our largest value has to stay below, instead of a ratio.
-        best: Whether the ratio is that of the minima, which other processes disturb less than medians.
-        more: Anything else worth keeping.
+        what: Name of the measured quantity.
+        unit: Unit of the values.
+        ours: One value per run of our side.
+        theirs: One value per run of the other side.
+        bound: Upper bound of the ratio ours / theirs.
+        ours_bound: Upper bound of our largest value, instead of a ratio.
+        best: Compare minima, which other processes disturb less than medians.
+        details: Additional values for the JSON output.
     """
     chosen = min if best else statistics.median
     first, second = chosen(ours), chosen(theirs)
     ratio = first / second if second else None
-    held = None
+    is_within_bound = None
     if bound is not None and ratio is not None:
-        held = ratio <= bound
+        is_within_bound = ratio <= bound
     elif ours_bound is not None:
-        held = max(ours) <= ours_bound
+        is_within_bound = max(ours) <= ours_bound
     return {
         "what": what,
         "unit": unit,
@@ -46,38 +46,38 @@ def row(
         "ratio": ratio,
         "bound": bound if bound is not None else ours_bound,
         "bound_on": "ratio" if bound is not None else "ours" if ours_bound is not None else None,
-        "held": held,
+        "held": is_within_bound,
         "chosen": "minimum" if best else "median",
         "ours_runs": list(ours),
         "theirs_runs": list(theirs),
-        "ours_spread": _spread(ours),
-        "theirs_spread": _spread(theirs),
-        **more,
+        "ours_spread": _compute_spread(ours),
+        "theirs_spread": _compute_spread(theirs),
+        **details,
     }
 
 
-def _spread(values: Sequence[float]) -> float:
-    """How far the runs lie apart, as a part of their median: the noise."""
+def _compute_spread(values: Sequence[float]) -> float:
+    """Return the noise: the range of the runs, relative to their median."""
     middle = statistics.median(values)
     return (max(values) - min(values)) / middle if middle else 0.0
 
 
-def shown(name: str, result: Mapping[str, Any]) -> str:
-    """The table of a benchmark, ready to print."""
+def format_rows(name: str, result: Mapping[str, Any]) -> str:
+    """Format the rows of a benchmark as a table."""
     lines = []
-    for found in result["rows"]:
-        ratio = "-" if found["ratio"] is None else f"{found['ratio']:.3f}"
-        bound = "" if found["bound"] is None else f"{found['bound_on']} <= {found['bound']:g}"
-        verdict = {True: "held", False: "MISSED", None: ""}[found["held"]]
+    for values in result["rows"]:
+        what, ours, theirs = values["what"], _format_number(values["ours"]), _format_number(values["theirs"])
+        ratio = "-" if values["ratio"] is None else f"{values['ratio']:.3f}"
+        bound = "" if values["bound"] is None else f"{values['bound_on']} <= {values['bound']:g}"
+        verdict = {True: "held", False: "MISSED", None: ""}[values["held"]]
         lines.append(
-            f"{name + ': ' + found['what']:<66} {_number(found['ours']):>9} {_number(found['theirs']):>9} "
-            f"{found['unit']:<8} {ratio:>7}  {bound:<16} {verdict}"
+            f"{f'{name}: {what}':<66} {ours:>9} {theirs:>9} {values['unit']:<8} {ratio:>7}  {bound:<16} {verdict}"
         )
     return "\n".join(lines)
 
 
-HEADING = f"{'what':<66} {'ours':>9} {'theirs':>9} {'unit':<8} {'ratio':>7}  bound"
+HEADING = f"{'benchmark':<66} {'ours':>9} {'theirs':>9} {'unit':<8} {'ratio':>7}  bound"
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Runs benchmarks and prints a table: `python benchmarks/run.py [--json FILE] [name ...]`."""
+"""Run benchmarks and print a table: `python benchmarks/run.py [--json FILE] [name ...]`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.rows import HEADING, row, shown
+from benchmarks.rows import HEADING, format_rows, row
 
-# The longest last.
+# In the order of their duration.
 NAMES = (
     "import_time",
     "encoder",
@@ -32,14 +32,14 @@ NAMES = (
 _PACKAGES = ("mlflow", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "protobuf")
 
 
-def _measured(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = importlib.import_module(f"benchmarks.{name}").measure()
-    if "rows" not in found:
-        found["rows"] = [row("import, median", "ms", [found["ours_ms"]], [found["theirs_ms"]])]
-    return found
+def _measure(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = importlib.import_module(f"benchmarks.{name}").measure()
+    if "rows" not in result:
+        result["rows"] = [row("import, median", "ms", [result["ours_ms"]], [result["theirs_ms"]])]
+    return result
 
 
-def _machine() -> dict[str, Any]:
+def _describe_machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
@@ -49,32 +49,32 @@ def _machine() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Runs what is named, or all; 1 if a bound was missed."""
+    """Run the named benchmarks, or all. Return 1 if a bound was missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all if none is given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
-    parser.add_argument("--seconds", type=float, help="how long the agents of server_time run")
-    given = parser.parse_args()
-    if unknown := sorted(set(given.names) - set(NAMES)):
-        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    # Nothing of the caller's environment points an exporter anywhere.
+    parser.add_argument("names", nargs="*", metavar="name", help=f"any of {', '.join(NAMES)}; default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
+    parser.add_argument("--seconds", type=float, help="duration of server_time")
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - set(NAMES)):
+        parser.error(f"unknown benchmark: {', '.join(unknown)}; available: {', '.join(NAMES)}")
+    # Exporters ignore the caller's environment.
     for variable in [name for name in os.environ if name.startswith(("MLFLOW_", "OTEL_"))]:
         del os.environ[variable]
-    results: dict[str, Any] = {"machine": _machine()}
+    results: dict[str, Any] = {"machine": _describe_machine()}
     print(HEADING, flush=True)
-    held = True
-    for name in given.names or NAMES:
+    is_within_bounds = True
+    for name in arguments.names or NAMES:
         begin = time.monotonic()
-        if name == "server_time" and given.seconds is not None:
-            results[name] = importlib.import_module("benchmarks.server_time").measure(given.seconds)
+        if name == "server_time" and arguments.seconds is not None:
+            results[name] = importlib.import_module("benchmarks.server_time").measure(arguments.seconds)
         else:
-            results[name] = _measured(name)
+            results[name] = _measure(name)
         results[name]["took_seconds"] = time.monotonic() - begin
-        held = held and all(found["held"] is not False for found in results[name]["rows"])
-        print(shown(name, results[name]), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return 0 if held else 1
+        is_within_bounds &= all(values["held"] is not False for values in results[name]["rows"])
+        print(format_rows(name, results[name]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return 0 if is_within_bounds else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What it costs to be safe: a request put on disk and taken off again, and a span in the journal.
+"""Measure the cost of durability: writing a request to disk and reading it again, and recording a span in the journal.
 
-Each run is the best of several, which other processes on the machine disturb least.
+Each run is the best of several tries, which other processes on the machine disturb least.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.rows import row
-from benchmarks.workloads import KINDS, agent_trace, ended, llm, small
+from benchmarks.workloads import KINDS, llm, make_agent_trace, make_spans, small
 
 from mlflow_otlp_exporter._destination import Destination
 from mlflow_otlp_exporter._encoder import Encoder
@@ -34,39 +34,39 @@ _RUNS, _TRIES, _REQUESTS, _SPANS = 3, 8, 10, 500
 _HERE = Destination(experiment="bench")
 
 
-def _timed(action: Callable[[], object]) -> float:
+def _measure_seconds(action: Callable[[], object]) -> float:
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin
 
 
-def _agent_traces() -> list[ReadableSpan]:
+def _make_agent_traces() -> list[ReadableSpan]:
     memory = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(memory))
     source = random.Random(7)
     for _ in range(3):
-        agent_trace(provider.get_tracer("bench"), source, lambda _: None, 1.0)
+        make_agent_trace(provider.get_tracer("bench"), source, lambda _: None, 1.0)
     return list(memory.get_finished_spans())
 
 
-def _requests(
-    folder: Path, kind: str, found: Sequence[ReadableSpan], *, fsync: bool = False
+def _measure_requests(
+    folder: Path, kind: str, spans: Sequence[ReadableSpan], *, fsync: bool = False
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds to write and to read 100 kB, a run each."""
+    """Return the milliseconds to write and to read 100 kB, one value per run."""
     encoder = Encoder()
-    spans = [encoder.encode(span) for span in found]
-    share = sum(len(span.body) for span in spans) / 100_000
+    encoded = [encoder.encode(span) for span in spans]
+    share = sum(len(span.body) for span in encoded) / 100_000
     settings = replace(SpoolSettings(spool=True, spool_dir=str(folder)), spool_fsync=fsync)
     written, read = [], []
     for number in range(_RUNS):
         spool = Spool(settings, f"{kind} {fsync} {number}", "", Report())
-        spool.put(_HERE, spans)
+        spool.put(_HERE, encoded)
         writes, reads = [], []
 
         def write(spool: Spool = spool) -> None:
             for _ in range(_REQUESTS):
-                assert spool.put(_HERE, spans)
+                assert spool.put(_HERE, encoded)
 
         def take(spool: Spool = spool) -> None:
             for entry in spool.entries()[:_REQUESTS]:
@@ -74,17 +74,17 @@ def _requests(
                 spool.remove(entry)
 
         for _ in range(_TRIES):
-            writes.append(_timed(write) * 1000 / _REQUESTS / share)
-            reads.append(_timed(take) * 1000 / _REQUESTS / share)
+            writes.append(_measure_seconds(write) * 1000 / _REQUESTS / share)
+            reads.append(_measure_seconds(take) * 1000 / _REQUESTS / share)
         written.append(min(writes))
         read.append(min(reads))
     return written, read
 
 
-def _journal(folder: Path, kind: str) -> list[float]:
-    """Microseconds of the app's thread for a span, a run each."""
-    spans = ended(KINDS[kind], _SPANS)
-    found = []
+def _measure_journal(folder: Path, kind: str) -> list[float]:
+    """Return the microseconds per span in the app's thread, one value per run."""
+    spans = make_spans(KINDS[kind], _SPANS)
+    times = []
     for _ in range(_RUNS):
         journal = Journal(lambda: folder, Report())
 
@@ -92,29 +92,34 @@ def _journal(folder: Path, kind: str) -> list[float]:
             for span in spans:
                 record(span)
 
-        found.append(min(_timed(write) for _ in range(_TRIES)) * 1e6 / _SPANS)
+        times.append(min(_measure_seconds(write) for _ in range(_TRIES)) * 1e6 / _SPANS)
         journal.forget([(span.context.trace_id, span.context.span_id) for span in spans if span.context])
         journal.close()
-    return found
+    return times
 
 
 def measure() -> Mapping[str, Any]:
-    """Writes and reads in a temporary folder; both bounds are those of the project's own promises."""
+    """Return the rows of the table. The bounds are guarantees of this project."""
     folder = Path(tempfile.mkdtemp())
     rows = []
     try:
-        kinds = {"agents' traces": _agent_traces(), "small spans": ended(small, 300), "prose at random": ended(llm, 6)}
+        kinds = {
+            "agents' traces": _make_agent_traces(),
+            "small spans": make_spans(small, 300),
+            "random prose": make_spans(llm, 6),
+        }
         for kind, spans in kinds.items():
-            written, read = _requests(folder, kind, spans)
-            # Prose at random is what no agent's traces are: those repeat their history, and compress faster.
-            bound = None if kind.startswith("prose") else 1.0
+            written, read = _measure_requests(folder, kind, spans)
+            # Agents' traces repeat their history and compress faster than random prose, so random prose has no bound.
+            bound = None if kind == "random prose" else 1.0
             rows.append(row(f"100 kB of {kind} written", "ms", written, [0.0], ours_bound=bound))
             rows.append(row(f"100 kB of {kind} read and removed", "ms", read, [0.0]))
-        synced, _ = _requests(folder, "with fsync", kinds["agents' traces"], fsync=True)
+        synced, _ = _measure_requests(folder, "with fsync", kinds["agents' traces"], fsync=True)
         rows.append(row("100 kB of agents' traces written, with fsync", "ms", synced, [0.0]))
         for kind in KINDS:
             bound = 25.0 if kind == "small" else None
-            rows.append(row(f"a {kind} span in the journal", "us", _journal(folder, kind), [0.0], ours_bound=bound))
+            times = _measure_journal(folder, kind)
+            rows.append(row(f"a {kind} span in the journal", "us", times, [0.0], ours_bound=bound))
     finally:
         shutil.rmtree(folder)
     return {"rows": rows}

@@ -1,4 +1,4 @@
-"""What a call of a `@traced` function costs beside a span of the same content that is written by hand."""
+"""Measure the cost of a call of a `@traced` function, compared with a hand-written span of the same content."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from opentelemetry.sdk.trace import TracerProvider
 from mlflow_otlp_exporter import traced
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.rows import HEADING, row, shown
+from benchmarks.rows import HEADING, format_rows, row
 
 CALLS, ROUNDS = 4000, 15
 QUESTION = "Will it rain in Lyon tomorrow, and should I take an umbrella? " * 4
 
 
 def plain(question: str, style: str = "short") -> str:
-    """What is traced."""
+    """Return the question: the function to trace."""
     return question if style else ""
 
 
-def by_hand(tracer: trace.Tracer) -> Callable[[str], str]:
-    """The same as OpenTelemetry's documentation has it, with OpenInference's attributes."""
+def trace_by_hand(tracer: trace.Tracer) -> Callable[[str], str]:
+    """Return the function with a span as in OpenTelemetry's documentation, with OpenInference's attributes."""
 
     def answer(question: str, style: str = "short") -> str:
         with tracer.start_as_current_span(
@@ -46,8 +46,8 @@ def by_hand(tracer: trace.Tracer) -> Callable[[str], str]:
     return answer
 
 
-def microseconds(function: Callable[[str], str]) -> float:
-    """The mean of one call."""
+def measure_microseconds(function: Callable[[str], str]) -> float:
+    """Return the mean time of one call."""
     begin = time.perf_counter()
     for _ in range(CALLS):
         function(QUESTION)
@@ -55,15 +55,15 @@ def microseconds(function: Callable[[str], str]) -> float:
 
 
 def measure() -> dict[str, Any]:
-    """Alternating rounds, as a row of the table."""
+    """Return one row of the table. The functions alternate."""
     trace.set_tracer_provider(TracerProvider(shutdown_on_exit=False))
-    hand = by_hand(trace.get_tracer("app"))
+    hand = trace_by_hand(trace.get_tracer("app"))
     ours = traced(kind="AGENT", name="answer")(plain)
-    pairs = [(microseconds(ours), microseconds(hand)) for _ in range(ROUNDS)]
+    pairs = [(measure_microseconds(ours), measure_microseconds(hand)) for _ in range(ROUNDS)]
     first, second = zip(*pairs, strict=True)
-    return {"rows": [row("a traced call, a span by hand", "us/call", first, second, bound=1.5)]}
+    return {"rows": [row("a traced call, a hand-written span", "us/call", first, second, bound=1.5)]}
 
 
 if __name__ == "__main__":
     print(HEADING)
-    print(shown("traced", measure()))
+    print(format_rows("traced", measure()))

@@ -1,4 +1,4 @@
-"""The spans that are measured with: seeded, with natural text, as instrumentations of LLM agents make them."""
+"""Spans for measurements: seeded, with natural text, as instrumentations of LLM agents create them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from opentelemetry.trace import Status, StatusCode, Tracer
 Value = str | bool | int | float | Sequence[str]
 
 SPANS_OF_A_TRACE = 30
-_STEPS = (5, 5, 5, 5, 4)  # leaves of each step: with the steps and the root, 30 spans
+_STEPS = (5, 5, 5, 5, 4)  # number of leaves per step; with the steps and the root, 30 spans
 
 
 @functools.cache
 def _prose() -> str:
-    # Python's own manual: natural text that every machine has. Random words would be compressed far worse.
-    from pydoc_data.topics import topics  # noqa: PLC0415
+    # Python's own manual: natural text on every machine. Random words would compress far worse.
+    from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def text(source: random.Random, size: int) -> str:
-    """A passage of natural text with so many characters."""
+    """Return a passage of natural text of this many characters."""
     prose = _prose()
     begin = source.randrange(len(prose) - size)
     return prose[begin : begin + size]
 
 
 def small(source: random.Random) -> dict[str, Value]:
-    """8 attributes, some 250 bytes: what a tool's span has."""
+    """Return 8 attributes, about 250 bytes: a tool span."""
     return {
         "openinference.span.kind": "TOOL",
         "tool.name": "search",
@@ -48,30 +48,30 @@ def small(source: random.Random) -> dict[str, Value]:
 
 
 def medium(source: random.Random) -> dict[str, Value]:
-    """20 attributes, some 1.2 kB: texts, numbers, a list."""
-    found: dict[str, Value] = {
+    """Return 20 attributes, about 1.2 kB: texts, numbers, a list."""
+    attributes: dict[str, Value] = {
         "openinference.span.kind": "CHAIN",
         "session.id": f"s-{source.randrange(10**6)}",
         "input.value": text(source, 300),
         "output.value": text(source, 300),
         "tag.tags": ("production", "eu", "v2"),
     }
-    found |= {f"app.count.{number}": source.randrange(10**6) for number in range(5)}
-    found |= {f"app.text.{number}": text(source, 24) for number in range(7)}
-    found |= {"app.ratio.0": source.random(), "app.ratio.1": source.random(), "app.cached": True}
-    return found
+    attributes |= {f"app.count.{number}": source.randrange(10**6) for number in range(5)}
+    attributes |= {f"app.text.{number}": text(source, 24) for number in range(7)}
+    attributes |= {"app.ratio.0": source.random(), "app.ratio.1": source.random(), "app.cached": True}
+    return attributes
 
 
 def llm(source: random.Random, size: int = 19_000) -> dict[str, Value]:
-    """44 attributes: an LLM's call with a history of 15 messages, tokens and parameters.
+    """Return 44 attributes: an LLM call with a history of 15 messages, tokens and parameters.
 
     Args:
-        source: Random numbers.
-        size: About how many bytes all texts have.
+        source: Random number generator.
+        size: Approximate number of bytes of all texts.
     """
     share = size // 20
     messages = [text(source, share) for _ in range(15)]
-    found: dict[str, Value] = {
+    attributes: dict[str, Value] = {
         "openinference.span.kind": "LLM",
         "llm.model_name": "gpt-4o-mini",
         "llm.system": "openai",
@@ -88,43 +88,43 @@ def llm(source: random.Random, size: int = 19_000) -> dict[str, Value]:
         "llm.output_messages.0.message.content": messages[-1],
     }
     for number, message in enumerate(messages):
-        found[f"llm.input_messages.{number}.message.role"] = "user" if number % 2 else "assistant"
-        found[f"llm.input_messages.{number}.message.content"] = message
-    return found
+        attributes[f"llm.input_messages.{number}.message.role"] = "user" if number % 2 else "assistant"
+        attributes[f"llm.input_messages.{number}.message.content"] = message
+    return attributes
 
 
 KINDS: dict[str, Callable[[random.Random], dict[str, Value]]] = {"small": small, "medium": medium, "LLM": llm}
 
 
-def ended(kind: Callable[[random.Random], dict[str, Value]], count: int, seed: int = 7) -> list[ReadableSpan]:
-    """Ended spans of a kind, in traces of 30."""
+def make_spans(kind: Callable[[random.Random], dict[str, Value]], count: int, seed: int = 7) -> list[ReadableSpan]:
+    """Return ended spans of one kind, in traces of 30."""
     source = random.Random(seed)
     memory = InMemorySpanExporter()
     provider = TracerProvider(resource=Resource.create({"service.name": "bench"}), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(memory))
     tracer = provider.get_tracer("bench", "1.0")
-    made = 0
-    while made < count:
+    span_count = 0
+    while span_count < count:
         with tracer.start_as_current_span("root", attributes=kind(source)):
-            made += 1
-            for number in range(min(SPANS_OF_A_TRACE - 1, count - made)):
+            span_count += 1
+            for number in range(min(SPANS_OF_A_TRACE - 1, count - span_count)):
                 with tracer.start_as_current_span(f"step {number}", attributes=kind(source)) as span:
                     span.set_status(Status(StatusCode.OK))
-                made += 1
+                span_count += 1
     return list(memory.get_finished_spans())
 
 
-def agent_trace(tracer: Tracer, source: random.Random, wait: Callable[[float], object], seconds: float) -> int:
-    """One run of an agent: 30 spans, a root with five steps of LLM calls, tools and retrievals.
+def make_agent_trace(tracer: Tracer, source: random.Random, wait: Callable[[float], object], seconds: float) -> int:
+    """Create the trace of an agent: 30 spans, a root with five steps of LLM calls, tools and retrievals.
 
     Args:
-        tracer: Makes the spans.
-        source: Random numbers.
-        wait: Called inside each leaf span with the seconds that it takes.
-        seconds: What all of it takes.
+        tracer: Creates the spans.
+        source: Random number generator.
+        wait: Called inside each leaf span with the duration of the span in seconds.
+        seconds: Duration of the trace.
 
     Returns:
-        The trace's id.
+        Trace id.
     """
     leaves = sum(_STEPS)
     session, question = f"s-{source.randrange(10**6)}", text(source, 200)
@@ -148,7 +148,7 @@ def _leaf(source: random.Random, number: int, session: str, history: list[str]) 
     if number in (0, 3):
         prompt, completion = source.randrange(200, 4000), source.randrange(20, 800)
         answer = text(source, 300)
-        found: dict[str, Value] = {
+        attributes: dict[str, Value] = {
             "openinference.span.kind": "LLM",
             "session.id": session,
             "llm.model_name": "gpt-4o-mini",
@@ -162,10 +162,10 @@ def _leaf(source: random.Random, number: int, session: str, history: list[str]) 
             "llm.output_messages.0.message.content": answer,
         }
         for position, message in enumerate(history[-4:]):
-            found[f"llm.input_messages.{position}.message.role"] = "user"
-            found[f"llm.input_messages.{position}.message.content"] = message
+            attributes[f"llm.input_messages.{position}.message.role"] = "user"
+            attributes[f"llm.input_messages.{position}.message.content"] = message
         history.append(answer)
-        return found
+        return attributes
     kind = "RETRIEVER" if number == 4 else "TOOL"
     return {
         "openinference.span.kind": kind,
