@@ -17,8 +17,8 @@ from typing import Any
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._encoded_span import assemble
-from mlflow_otlp_exporter._encoder import Encoder
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.model.encoded_span import assemble
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import workloads

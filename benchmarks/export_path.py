@@ -23,9 +23,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._delivery import compressed
-from mlflow_otlp_exporter._encoded_span import assemble
-from mlflow_otlp_exporter._encoder import Encoder
+from mlflow_otlp_exporter._internal.delivery.otlp_client import compressed
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.model.encoded_span import assemble
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import processes, workloads

@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.rows import row
 from benchmarks.workloads import KINDS, llm, make_agent_trace, make_spans, small
 
-from mlflow_otlp_exporter._destination import Destination
-from mlflow_otlp_exporter._encoder import Encoder
-from mlflow_otlp_exporter._journal import Journal
-from mlflow_otlp_exporter._report import Report
-from mlflow_otlp_exporter._spool import Spool
-from mlflow_otlp_exporter._spool_settings import SpoolSettings
+from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.spool.journal import Journal
+from mlflow_otlp_exporter._internal.spool.storage import Spool
 
 _RUNS, _TRIES, _REQUESTS, _SPANS = 3, 8, 10, 500
 _HERE = Destination(experiment="bench")

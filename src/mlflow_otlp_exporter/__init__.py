@@ -1,15 +1,15 @@
 """Traces of LLM agents into MLflow with plain OpenTelemetry."""
 
-from mlflow_otlp_exporter._configure import configure, flush, log_expectation, log_feedback, shutdown
-from mlflow_otlp_exporter._context import trace_context
-from mlflow_otlp_exporter._decorator import traced
-from mlflow_otlp_exporter._errors import ConfigurationError
-from mlflow_otlp_exporter._exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._processor import MLflowSpanProcessor
-from mlflow_otlp_exporter._report import Stats
-from mlflow_otlp_exporter._span import set_documents, set_inputs, set_outputs, set_usage
-from mlflow_otlp_exporter._telemetry import FlushResult, Telemetry
-from mlflow_otlp_exporter._version import __version__
+from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.problem_log import Stats
+from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor
+from mlflow_otlp_exporter._internal.setup.configure import configure, flush, log_expectation, log_feedback, shutdown
+from mlflow_otlp_exporter._internal.setup.telemetry import FlushResult, Telemetry
+from mlflow_otlp_exporter._internal.tracing.context import trace_context
+from mlflow_otlp_exporter._internal.tracing.span_attributes import set_documents, set_inputs, set_outputs, set_usage
+from mlflow_otlp_exporter._internal.tracing.traced import traced
+from mlflow_otlp_exporter._internal.version import __version__
 
 __all__ = [
     "ConfigurationError",

@@ -2,6 +2,6 @@
 
 import sys
 
-from mlflow_otlp_exporter.cli import main
+from mlflow_otlp_exporter._internal.cli.main import main
 
 sys.exit(main())

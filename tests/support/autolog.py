@@ -40,7 +40,7 @@ REQUIREMENTS = (
     "pydantic-ai-slim[openai]==2.68.0",
 )
 PAGE = ROOT / "docs" / "parity.md"
-_BEGIN, _END = "<!-- Made by `make parity`; tests/test_autolog.py -->\n", "<!-- end of comparison -->\n"
+_BEGIN, _END = "<!-- Made by `make parity`; tests/matrix/test_autolog.py -->\n", "<!-- end of comparison -->\n"
 _SECONDS = 240
 
 

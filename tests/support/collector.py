@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from mlflow_otlp_exporter._collector_config import CollectorConfig, as_yaml
+from mlflow_otlp_exporter._internal.cli.collector_config import CollectorConfig, as_yaml
 from support.environments import COLLECTOR_REQUIREMENTS, environment
 from support.nginx import _free_ports
 

@@ -6,8 +6,8 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._encoded_span import assemble
-from mlflow_otlp_exporter._recorded import RecordedSpan, recorded_spans
+from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from mlflow_otlp_exporter.testing.recorded import RecordedSpan, recorded_spans
 
 
 def sent(spans: Sequence[ReadableSpan], **arguments: Any) -> bytes:

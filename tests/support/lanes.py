@@ -31,7 +31,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Prints what was collected, and whether it is of the matrix."""
     for item in session.items:
         module, _, name = item.nodeid.removeprefix("tests/").partition(".py::")
-        print(f"collected {'matrix' if item.get_closest_marker('matrix') else 'default'} {module} {name.split('[')[0]}")  # noqa: T201
+        lane = "matrix" if item.get_closest_marker("matrix") else "default"
+        print(f"collected {lane} {module.replace('/', '.')} {name.split('[')[0]}")  # noqa: T201
 
 
 def lanes() -> Lanes:
@@ -45,7 +46,7 @@ def lanes() -> Lanes:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found: dict[str, set[tuple[str, str]]] = {"default": set(), "matrix": set()}
-    for lane, module, name in re.findall(r"^collected (\w+) (\w+) (\w+)$", done.stdout, re.MULTILINE):
+    for lane, module, name in re.findall(r"^collected (\w+) ([\w.]+) (\w+)$", done.stdout, re.MULTILINE):
         found[lane].add((module, name))
     listed = _files_of_ci()
     return Lanes(**found, ci=found["default"] | {test for test in found["matrix"] if test[0] in listed})
@@ -56,4 +57,4 @@ def _files_of_ci() -> set[str]:
     # What a test needs and is not there fails it then: nothing is skipped.
     assert re.search(r"^REQUIRE_ALL=1 make test$", script, re.MULTILINE)
     words = re.findall(r'^REQUIRE_ALL=1 make test-matrix PYTEST="(.*?)"', script, re.MULTILINE | re.DOTALL)
-    return {match for found in words for match in re.findall(r"tests/(\w+)\.py", found)}
+    return {match.replace("/", ".") for found in words for match in re.findall(r"tests/([\w/]+)\.py", found)}

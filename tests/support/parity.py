@@ -21,7 +21,7 @@ from support.three_ways import EXPERIMENTS, SESSION, TAGS, USER
 
 WAYS = ("sdk", "stock", "ours")
 PAGE, PICTURES = ROOT / "docs" / "parity.md", ROOT / "docs" / "images"
-_BEGIN, _END = "<!-- Made by `make screenshots`; tests/test_console.py -->\n", "<!-- end of table -->\n"
+_BEGIN, _END = "<!-- Made by `make screenshots`; tests/matrix/test_console.py -->\n", "<!-- end of table -->\n"
 _SECONDS = 240
 
 # What is said in tests/apps/travel_agent.py, as a person reads it.

@@ -8,16 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mlflow_otlp_exporter import (
-    MLflowSpanExporter,
-    MLflowSpanProcessor,
-    _address,
-    _privacy_settings,
-    _values,
-    configure,
-)
-from mlflow_otlp_exporter._setting import Setting, written
-from mlflow_otlp_exporter._table import SETTINGS
+from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure
+from mlflow_otlp_exporter._internal.config import parsers, privacy_settings, urls
+from mlflow_otlp_exporter._internal.config.schema import SETTINGS
+from mlflow_otlp_exporter._internal.config.setting import Setting, written
 from support.environments import ROOT
 
 PAGE, README = ROOT / "docs" / "configuration.md", ROOT / "README.md"
@@ -35,30 +29,30 @@ MOST_USED = (
 )
 # How people write what each parser reads. One that is missing here is named by the KeyError.
 TYPES: Mapping[Any, str] = {
-    _address.endpoint: "address",
-    _address.tracking_uri: "address",
-    _privacy_settings.characters: "whole number from 0",
-    _privacy_settings.globs: "patterns, or `none`",
-    _privacy_settings.hidden: "true or false each",
-    _privacy_settings.mask: "names",
-    _values.boolean: "true or false",
-    _values.boolean_or_names: "true, false or names",
-    _values.compression: "word",
-    _values.durability: "word",
-    _values.experiment_id: "number",
-    _values.experiment_name: "text",
-    _values.file_to_be: "file",
-    _values.folder: "folder",
-    _values.folder_or_none: "folder, or `none`",
-    _values.headers: "`name=value` pairs",
-    _values.positive_integer: "whole number above 0",
-    _values.ratio: "number from 0 to 1",
-    _values.readable_file: "file",
-    _values.seconds: "seconds above 0",
-    _values.size_limit: "bytes",
-    _values.text: "text",
-    _values.words: "names",
-    _values.workspace: "text",
+    urls.endpoint: "address",
+    urls.tracking_uri: "address",
+    privacy_settings.characters: "whole number from 0",
+    privacy_settings.globs: "patterns, or `none`",
+    privacy_settings.hidden: "true or false each",
+    privacy_settings.mask: "names",
+    parsers.boolean: "true or false",
+    parsers.boolean_or_names: "true, false or names",
+    parsers.compression: "word",
+    parsers.durability: "word",
+    parsers.experiment_id: "number",
+    parsers.experiment_name: "text",
+    parsers.file_to_be: "file",
+    parsers.folder: "folder",
+    parsers.folder_or_none: "folder, or `none`",
+    parsers.headers: "`name=value` pairs",
+    parsers.positive_integer: "whole number above 0",
+    parsers.ratio: "number from 0 to 1",
+    parsers.readable_file: "file",
+    parsers.seconds: "seconds above 0",
+    parsers.size_limit: "bytes",
+    parsers.text: "text",
+    parsers.words: "names",
+    parsers.workspace: "text",
     str: "text",
 }
 # Made by functions, so that they cannot be looked up: what they make is a reader of names.
@@ -137,7 +131,7 @@ def tables() -> list[tuple[Any, str, str]]:
 
 def marks(name: str) -> tuple[str, str]:
     """What stands before and after a table."""
-    made = "made by `make configuration`, and compared with the code by tests/test_configuration.py"
+    made = "made by `make configuration`, and compared with the code by tests/docs/test_configuration_page.py"
     return f"<!-- {name}: {made} -->\n", f"<!-- end of {name} -->"
 
 

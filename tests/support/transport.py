@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mlflow_otlp_exporter._transport import Answer, Failure
+from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
 
 
 class Call(NamedTuple):

@@ -1,0 +1,167 @@
+"""What `mlflow-otlp doctor` sees without the server: settings, packages, instrumentations, the spool."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+
+from mlflow_otlp_exporter._internal.cli.doctor.checks import Finding, State
+from mlflow_otlp_exporter._internal.cli.doctor.probe import failed
+from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.config.describe import chosen_settings
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.unknown_variables import unknown_variables
+from mlflow_otlp_exporter._internal.setup.instrumentation import Candidate, candidates, chosen
+from mlflow_otlp_exporter._internal.spool.directory import usable_folder
+from mlflow_otlp_exporter._internal.spool.persistent_queue import name_for
+from mlflow_otlp_exporter._internal.spool.storage import Spool
+from mlflow_otlp_exporter._internal.version import __version__
+
+_PACKAGES = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "requests")
+_OLDEST = (1, 30)
+# Distributions of what agents are made with, the library's name here, and the instrumentation to install for it.
+_LIBRARIES = {
+    "agno": ("agno", "openinference-instrumentation-agno"),
+    "anthropic": ("anthropic", "openinference-instrumentation-anthropic"),
+    "crewai": ("crewai", "openinference-instrumentation-crewai"),
+    "dspy": ("dspy", "openinference-instrumentation-dspy"),
+    "google-genai": ("google_genai", "openinference-instrumentation-google-genai"),
+    "groq": ("groq", "openinference-instrumentation-groq"),
+    "langchain-core": ("langchain", "openinference-instrumentation-langchain"),
+    "litellm": ("litellm", "openinference-instrumentation-litellm"),
+    "llama-index-core": ("llama_index", "openinference-instrumentation-llama-index"),
+    "mistralai": ("mistralai", "openinference-instrumentation-mistralai"),
+    "openai": ("openai", "openinference-instrumentation-openai"),
+    "openai-agents": ("openai_agents", "openinference-instrumentation-openai-agents"),
+    "smolagents": ("smolagents", "openinference-instrumentation-smolagents"),
+}
+# Enough for the files of a few requests.
+_PROBE_BYTES = 64 * 1024
+
+
+def local_findings(settings: Settings) -> Iterator[Finding]:
+    """Looks at what is here.
+
+    Args:
+        settings: All settings.
+    """
+    yield _settings(settings)
+    yield _packages()
+    yield instrumentations(
+        candidates(), {each.name.lower() for each in distributions() if each.name}, settings.app.auto_instrument
+    )
+    yield _spool(settings)
+
+
+def _settings(settings: Settings) -> Finding:
+    found = chosen_settings(settings)
+    mistyped = list(unknown_variables(os.environ))
+    if mistyped:
+        cause = f"{', '.join(name for name, _ in mistyped)}: none of this library's, and without effect"
+        meant = ", ".join(f"{near} instead of {name}" for name, near in mistyped if near)
+        fix = f"set {meant}" if meant else "unset it; docs/configuration.md has all variables"
+        return Finding("settings", State.WARNING, found, cause=cause, fix=fix, code=Code.SETTING)
+    unused = settings.traces.unused
+    if unused:
+        names = ", ".join(unused)
+        cause = f"{names}: set for another server than the one that spans are sent to, and not used for it"
+        fix = "none is needed if they are meant for metrics or logs of another backend; else set MLFLOW_TRACKING_*"
+        return Finding("settings", State.OK, found, cause=cause, fix=fix)
+    return Finding("settings", State.OK, found)
+
+
+def _packages() -> Finding:
+    found: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    listed = ", ".join(f"{name} {number}" for name, number in found.items())
+    line = f"mlflow-otlp-exporter {__version__}, {listed}, Python {platform.python_version()}"
+    old = [name for name in _PACKAGES[1:3] if _number(found[name]) < _OLDEST]
+    if old:
+        fix = f"pip install --upgrade {' '.join(old)}"
+        return Finding("packages", State.WARNING, line, "", "OpenTelemetry is older than 1.30", fix, Code.NOT_INSTALLED)
+    return Finding("packages", State.OK, line)
+
+
+def _number(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+
+def instrumentations(
+    found: Collection[Candidate], installed: Collection[str], choice: bool | tuple[str, ...]
+) -> Finding:
+    """Which instrumentations `configure()` would try, and whether one is missing.
+
+    Args:
+        found: Those that are installed.
+        installed: Distributions that are installed, by lower-case name.
+        choice: What `auto_instrument` says.
+    """
+    libraries = {library: package for name, (library, package) in _LIBRARIES.items() if name in installed}
+    known = {candidate.library for candidate in found}
+    lacking = sorted(package for library, package in libraries.items() if library not in known)
+    names = [several[0].library for several in chosen(found, choice)]
+    on = "" if choice is True else " (MLFLOW_OTLP_AUTO_INSTRUMENT)"
+    line = f"configure() switches on: {', '.join(names) or 'none'}{on}"
+    if lacking and not known & set(libraries):
+        cause = f"{', '.join(sorted(libraries))} is installed, and no instrumentation of it: it makes no spans"
+        fix = f"pip install {' '.join(lacking)}"
+        return Finding("instrumentations", State.WARNING, line, "", cause, fix, Code.NOT_INSTALLED)
+    return Finding("instrumentations", State.OK, line + (f"; not installed: {', '.join(lacking)}" if lacking else ""))
+
+
+class Notes(Report):
+    """A report that keeps what is said instead of logging it.
+
+    Attributes:
+        said: What was said.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def once(self, level: int, message: str) -> None:
+        """Keeps a message."""
+        if level >= logging.INFO:
+            self.said.append(message)
+
+
+def _spool(settings: Settings) -> Finding:
+    """Whether the spool can be written to, and what lies there."""
+    if not settings.disk.spool:
+        return Finding("spool", State.OK, f"off ({settings.sources['spool']})")
+    name = name_for(settings)
+    try:
+        folder = usable_folder(settings.disk.spool_dir, name, os.environ)
+        _try(folder)
+    except OSError as error:
+        said = error.strerror or str(error)
+        where = settings.disk.spool_dir or "the usual places"
+        return failed("spool", Code.DISK, f"{where} ({settings.sources['spool_dir']}) cannot be written: {said}")
+    totals = Spool(settings.disk, name, "", Notes()).totals()
+    free = shutil.disk_usage(folder).free // 1_000_000
+    found = f"{folder}: {totals.spans} spans wait in {totals.files} requests; {free} MB of the disk are free"
+    if totals.files:
+        cause = "they could not be delivered when they came; whatever uses the exporter next sends them"
+        fix = "none, if they are to arrive; `mlflow-otlp spool list` shows where they go, `spool purge` removes them"
+        return Finding("spool", State.OK, found, cause=cause, fix=fix)
+    return Finding("spool", State.OK, found)
+
+
+def _try(folder: Path) -> None:
+    """Writes as the spool would, and takes it away again."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+        file.write(b"\x00" * _PROBE_BYTES)
+        file.flush()
+        os.fsync(file.fileno())

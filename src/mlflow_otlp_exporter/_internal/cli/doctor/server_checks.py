@@ -1,0 +1,393 @@
+"""`mlflow-otlp doctor`: from the settings to a trace that was read back and deleted, step by step.
+
+A step that fails ends the way, as the next ones would only say the same in other words; they are told as skipped.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+
+from mlflow_otlp_exporter._internal.cli.doctor.checks import Finding, State
+from mlflow_otlp_exporter._internal.cli.doctor.local_checks import Notes, local_findings
+from mlflow_otlp_exporter._internal.cli.doctor.probe import failed, probe
+from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
+    delete,
+    differences,
+    experiment_of,
+    read_back,
+    trace_id_of,
+    two_spans,
+)
+from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.hints import advice_for
+from mlflow_otlp_exporter._internal.config.models import Settings, resolve
+from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
+from mlflow_otlp_exporter._internal.delivery.clients import Reach, reach
+from mlflow_otlp_exporter._internal.delivery.otlp_client import Request
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.mlflow_api.server import read_version
+from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUnavailable, expiry_of
+from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from mlflow_otlp_exporter._internal.transport.response import (
+    Cause,
+    Outcome,
+    Verdict,
+    error_code,
+    read_answer,
+    read_failure,
+)
+
+SECONDS = 5.0
+STEPS = (
+    "settings",
+    "packages",
+    "instrumentations",
+    "spool",
+    "proxy",
+    "name",
+    "connection",
+    "tls",
+    "server",
+    "clock",
+    "endpoint",
+    "credentials",
+    "workspace",
+    "experiment",
+    "write",
+    "read back",
+    "delete",
+)
+# A request without a span: everything about it is checked, and nothing is stored (MLflow 3.6 to 3.17).
+_EMPTY = b"\x0a\x00"
+_PROTOBUF = {"content-type": "application/x-protobuf"}
+# What a look at the endpoint can say about later steps.
+_STEP_OF = {
+    Code.UNAUTHENTICATED: "credentials",
+    Code.NO_CREDENTIAL: "credentials",
+    Code.DENIED: "write",
+    Code.WORKSPACES_OFF: "workspace",
+    Code.WORKSPACE_UNKNOWN: "workspace",
+    Code.WORKSPACE_MISSING: "workspace",
+    Code.AUTHORIZATION_CHECK: "credentials",
+}
+# Clocks that differ by so much make expired tokens look good, and traces appear at the wrong time.
+_CLOCK_SECONDS = 30.0
+# How long a Collector may take to pass a trace on.
+_COLLECTOR_SECONDS = 8.0
+_OLDEST = (3, 6)
+
+
+def examine(
+    arguments: Mapping[str, Any], environment: Mapping[str, str], defaults: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Goes all steps.
+
+    Args:
+        arguments: Settings of the command line, by name.
+        environment: Environment variables.
+        defaults: Defaults of `configure()`.
+    """
+    last = ""
+    broken = False
+    for finding in _way(arguments, environment, defaults):
+        yield finding
+        last, broken = finding.step, broken or (finding.state is State.FAILED and finding.step != "spool")
+    if broken:
+        rest = STEPS[STEPS.index(last) + 1 :]
+        for step in rest:
+            yield Finding(step, State.SKIPPED, f"as {last} failed")
+
+
+def _way(
+    arguments: Mapping[str, Any], environment: Mapping[str, str], defaults: Mapping[str, Any]
+) -> Iterator[Finding]:
+    try:
+        settings = resolve(arguments, environment=environment, defaults=defaults)
+        notes = Notes()
+        found = reach(settings, notes)
+    except ConfigurationError as error:
+        yield failed("settings", error.code, str(error.args[0]))
+        return
+    try:
+        yield from local_findings(settings)
+        for finding in probe(settings.traces, environment):
+            yield finding
+            if finding.state is State.FAILED:
+                return
+        yield from _Examination(settings, found, notes).findings()
+    finally:
+        found.close()
+
+
+class _Examination:
+    """Asks one server."""
+
+    def __init__(self, settings: Settings, found: Reach, notes: Notes) -> None:
+        self._settings, self._reach, self._notes = settings, found, notes
+        resource = Resource.create()
+        self._spans = two_spans(resource, "mlflow-otlp doctor")
+        self._destination = found.destination.for_trace(resource.attributes)
+        self._version: tuple[int, ...] | None = None
+        self._workspaces: bool | None = None
+        self._needs_experiment = True
+
+    def findings(self) -> Iterator[Finding]:
+        """From the server's kind to the deleted trace."""
+        try:
+            self._reach.server.credentials.authorization()
+        except CredentialsUnavailable as error:
+            yield failed("credentials", Code.NO_CREDENTIAL, str(error))
+            return
+        for step in (self._server, self._endpoint, self._experiment, self._write):
+            for finding in step():
+                yield finding
+                if finding.state is State.FAILED:
+                    return
+
+    # Server
+
+    def _server(self) -> Iterator[Finding]:
+        if self._reach.api is None:
+            yield Finding("server", State.OK, "an OTLP endpoint; nothing says where MLflow is")
+            return
+        answer = self._reach.api.request("GET", "/version", headers={}, seconds=SECONDS)
+        if isinstance(answer, Failure):
+            yield failed("server", answer.code, answer.message)
+            return
+        self._version = read_version(answer)
+        if self._version:
+            yield self._mlflow()
+        else:
+            yield self._unknown(answer)
+        yield _clock(answer)
+
+    def _mlflow(self) -> Finding:
+        assert self._reach.api is not None
+        assert self._version is not None
+        number = ".".join(map(str, self._version))
+        features = self._reach.api.request("GET", "/api/3.0/mlflow/server-info", headers={}, seconds=SECONDS)
+        info = _object(features)
+        if info.get("store_type") == "FileStore":
+            return failed("server", Code.FILE_STORE, f"MLflow {number} with a file store")
+        if self._version < _OLDEST:
+            advice = advice_for(Code.NO_TRACES_HERE)
+            found = f"MLflow {number}, which takes no OpenTelemetry"
+            fix = "use MLflow 3.6 or newer: pip install --upgrade mlflow"
+            return Finding("server", State.FAILED, found, "", advice.cause, fix, Code.NO_TRACES_HERE)
+        self._workspaces = info.get("workspaces_enabled")
+        spoken = "" if self._workspaces is None else f", workspaces {'on' if self._workspaces else 'off'}"
+        return Finding("server", State.OK, f"MLflow {number}{spoken}")
+
+    def _unknown(self, answer: Answer) -> Finding:
+        """Something that does not tell a version: a login page, a Collector, an MLflow that wants to know who asks."""
+        outcome = read_answer(answer)
+        if outcome.code in (Code.REDIRECTED, Code.PAGE, Code.HOST_NOT_ALLOWED, Code.TLS_WANTED):
+            return failed("server", outcome.code, "no MLflow", outcome.message)
+        by = f" (server: {answer.headers['server']})" if "server" in answer.headers else ""
+        if answer.status == 401:  # noqa: PLR2004
+            return Finding("server", State.OK, f"wants to know who asks, before it tells its version{by}")
+        if outcome.cause is Cause.SERVER:
+            return failed("server", outcome.code, f"answers, but not well{by}", outcome.message)
+        return Finding("server", State.OK, f"tells no version: no MLflow, perhaps a Collector{by}")
+
+    # Endpoint, credentials, workspace
+
+    def _endpoint(self) -> Iterator[Finding]:
+        """One request without a span and without an experiment tells of all these."""
+        headers = {**_PROTOBUF, **Destination(self._destination.workspace).headers(None)}
+        answer = self._reach.traces.request("POST", "", headers=headers, body=_EMPTY, seconds=SECONDS)
+        outcome = read_answer(answer) if isinstance(answer, Answer) else read_failure(answer)
+        where = getattr(self._reach.traces, "url", self._reach.server.url).partition("?")[0]
+        passed = outcome.verdict is Verdict.DELIVERED or outcome.code is Code.EXPERIMENT_MISSING
+        step = "" if passed else _STEP_OF.get(outcome.code, "endpoint")
+        if step == "endpoint":
+            found = failed("endpoint", outcome.code, f"{where} is no OTLP endpoint that can be used", outcome.message)
+            if outcome.code is Code.NO_TRACES_HERE and not where.endswith(TRACES_PATH):
+                cause = "/v1/traces is put behind OTEL_EXPORTER_OTLP_ENDPOINT only, not behind the endpoint for traces"
+                fix = f"set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={where}{TRACES_PATH}"
+                found = replace(found, cause=cause, fix=fix)
+            yield found
+            return
+        self._needs_experiment = outcome.verdict is not Verdict.DELIVERED
+        kind = "wants an experiment, as MLflow's does" if self._needs_experiment else "wants no experiment"
+        yield Finding("endpoint", State.OK, where if step else f"{where}, which {kind}")
+        yield self._credentials(outcome if step == "credentials" else None)
+        if step == "credentials":
+            return
+        yield from self._workspace(outcome if step == "workspace" else None)
+        if step == "write":
+            yield failed("write", outcome.code, "not permitted", outcome.message)
+
+    def _credentials(self, refused: Outcome | None) -> Finding:
+        given = self._reach.server.credentials
+        ends = expiry_of(given.authorization())
+        life = "" if ends is None else f", {_lifetime(ends - time.time())}"
+        if refused is not None:
+            return failed("credentials", refused.code, f"{given}{life}", refused.message)
+        return Finding("credentials", State.OK, f"{given}{life}; accepted")
+
+    def _workspace(self, refused: Outcome | None) -> Iterator[Finding]:
+        name = self._destination.workspace
+        source = self._settings.sources["workspace"]
+        if refused is not None:
+            yield failed("workspace", refused.code, f"{name} ({source})" if name else "none", refused.message)
+            return
+        if not name:
+            note = " (the server's default)" if self._workspaces else ""
+            if self._workspaces and self._settings.namespace:
+                note = f" given; {self._settings.namespace}, the pod's namespace, if there is such a one"
+            yield Finding("workspace", State.OK, f"none{note}")
+            return
+        if self._version is not None and self._version < (3, 10):
+            advice = advice_for(Code.WORKSPACES_OFF)
+            found = f"{name} ({source}), which MLflow before 3.10 does not know: it is not looked at"
+            yield Finding("workspace", State.WARNING, found, "", advice.cause, advice.fix, Code.WORKSPACES_OFF)
+            return
+        yield Finding("workspace", State.OK, f"{name} ({source})")
+
+    # Experiment
+
+    def _experiment(self) -> Iterator[Finding]:
+        if self._destination.experiment_id:
+            yield self._by_id(self._destination.experiment_id)
+            return
+        found = self._reach.experiments.id_of(self._destination, SECONDS)
+        said = "; ".join(self._notes.said)
+        if isinstance(found, Outcome):
+            name = self._destination.experiment or self._destination.service_name or "Default"
+            yield failed("experiment", found.code, f"{name!r} ({self._named()})", found.message)
+        elif found is None:
+            if self._needs_experiment:
+                yield failed("experiment", Code.EXPERIMENT_MISSING, said)
+            else:
+                yield Finding("experiment", State.OK, said or "left to what takes the spans")
+        else:
+            name = f"{self._destination.experiment!r}, " if self._destination.experiment else ""
+            note = f"; {said}" if said else ""
+            yield Finding("experiment", State.OK, f"{name}id {found} ({self._named()}){note}")
+
+    def _named(self) -> str:
+        sources = self._settings.sources
+        if self._destination.experiment:
+            return str(sources["experiment"])
+        return "service.name" if self._destination.service_name else "default"
+
+    def _by_id(self, number: str) -> Finding:
+        line = f"id {number} ({self._settings.sources['experiment_id']})"
+        api = self._reach.api
+        if api is None or not (self._reach.certain or self._version):
+            return Finding("experiment", State.OK, f"{line}, not checked: no MLflow to ask")
+        headers = Destination(self._destination.workspace).headers(None)
+        path = f"/api/2.0/mlflow/experiments/get?experiment_id={number}"
+        answer = api.request("GET", path, headers=headers, seconds=SECONDS)
+        if isinstance(answer, Failure):
+            return failed("experiment", answer.code, line, answer.message)
+        if answer.status in (401, 403):
+            return Finding("experiment", State.NOT_PERMITTED, f"{line}, not checked: the token may not read it")
+        experiment = _object(answer).get("experiment")
+        if isinstance(experiment, dict):
+            if experiment.get("lifecycle_stage") == "deleted":
+                return failed("experiment", Code.EXPERIMENT_DELETED, f"{line}, {experiment.get('name')!r}, is deleted")
+            return Finding("experiment", State.OK, f"{line}, {experiment.get('name')!r}")
+        outcome = read_answer(answer)
+        missing = error_code(answer) == "RESOURCE_DOES_NOT_EXIST"
+        code = Code.EXPERIMENT_UNKNOWN if missing or outcome.verdict is Verdict.DELIVERED else outcome.code
+        return failed("experiment", code, line, outcome.message)
+
+    # A trace
+
+    def _write(self) -> Iterator[Finding]:
+        encoder = Encoder()
+        body = assemble([encoder.encode(span) for span in self._spans])
+        outcome = self._reach.delivery.attempt(Request(self._destination, body, len(self._spans)), SECONDS)
+        trace_id = trace_id_of(self._spans)
+        if outcome.verdict is not Verdict.DELIVERED:
+            yield failed("write", outcome.code, f"the test trace {trace_id} was not accepted", outcome.message)
+            return
+        note = f"; {outcome.message}" if outcome.message else ""
+        yield Finding("write", State.OK, f"the test trace {trace_id} was accepted{note}")
+        yield from self._read_back(trace_id)
+
+    def _read_back(self, trace_id: str) -> Iterator[Finding]:
+        api = self._reach.api
+        if api is None or not (self._reach.certain or self._version):
+            advice = advice_for(Code.NOBODY_TO_ASK)
+            found = "whether it arrived in MLflow is not known: nothing says where MLflow is"
+            yield Finding("read back", State.WARNING, found, "", advice.cause, advice.fix, Code.NOBODY_TO_ASK)
+            yield Finding("delete", State.SKIPPED, f"{trace_id} stays where it arrived")
+            return
+        wait = 0.0 if self._needs_experiment else _COLLECTOR_SECONDS
+        trace = read_back(api, trace_id, self._destination, wait=wait, seconds=SECONDS)
+        if isinstance(trace, Failure):
+            yield failed("read back", trace.code, trace.message)
+            return
+        if isinstance(trace, Answer):
+            yield from self._not_read(trace, trace_id)
+            return
+        different = differences(self._spans, trace)
+        if different:
+            yield failed("read back", Code.ABANDONED, different)
+            return
+        compared = "as it was sent" if "spans" in trace else "there; MLflow before 3.8 does not give spans back"
+        yield Finding("read back", State.OK, compared)
+        yield self._deleted(trace_id, experiment_of(trace))
+
+    def _not_read(self, answer: Answer, trace_id: str) -> Iterator[Finding]:
+        outcome = read_answer(answer)
+        if answer.status in (401, 403):
+            found = "the token may write, but not read"
+            yield Finding("read back", State.NOT_PERMITTED, found, said=outcome.message)
+            yield Finding("delete", State.NOT_PERMITTED, f"{trace_id} stays")
+            return
+        missing = answer.status == 404 and not self._needs_experiment  # noqa: PLR2004
+        code = Code.ABANDONED if missing else outcome.code
+        found = "MLflow does not have the trace" if missing else "the trace is not there"
+        yield failed("read back", code, found, outcome.message)
+
+    def _deleted(self, trace_id: str, experiment: str) -> Finding:
+        assert self._reach.api is not None
+        answer = delete(self._reach.api, trace_id, self._destination, experiment, SECONDS)
+        if isinstance(answer, Failure):
+            return Finding("delete", State.WARNING, f"{trace_id} stays: {answer.message}", code=answer.code)
+        if answer.status == 200:  # noqa: PLR2004
+            return Finding("delete", State.OK, f"{trace_id} is deleted")
+        outcome = read_answer(answer)
+        state = State.NOT_PERMITTED if answer.status in (401, 403) else State.WARNING
+        return Finding("delete", state, f"{trace_id} stays", said=outcome.message)
+
+
+def _clock(answer: Answer) -> Finding:
+    """How far the server's clock is from the one here."""
+    try:
+        theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
+    except (TypeError, ValueError):
+        return Finding("clock", State.SKIPPED, "the server does not tell its time")
+    difference = time.time() - theirs
+    if abs(difference) < _CLOCK_SECONDS:
+        return Finding("clock", State.OK, "as the server's")
+    advice = advice_for(Code.CLOCK)
+    found = f"{abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} the server's"
+    return Finding("clock", State.WARNING, found, "", advice.cause, advice.fix, Code.CLOCK)
+
+
+def _lifetime(seconds: float) -> str:
+    minutes = abs(seconds) / 60
+    return f"which expired {minutes:.0f} min ago" if seconds < 0 else f"good for {minutes:.0f} more min"
+
+
+def _object(answer: Answer | Failure) -> dict[str, Any]:
+    try:
+        found = json.loads(answer.body) if isinstance(answer, Answer) else None
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

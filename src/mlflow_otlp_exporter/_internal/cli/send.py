@@ -1,0 +1,155 @@
+"""`mlflow-otlp send`: recorded OTLP from a file, or a test trace, into MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+from opentelemetry.sdk.resources import Resource
+
+from mlflow_otlp_exporter._internal.cli.doctor.local_checks import Notes
+from mlflow_otlp_exporter._internal.cli.doctor.trace_check import trace_id_of, two_spans
+from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.hints import advice_for
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batching
+from mlflow_otlp_exporter._internal.delivery.clients import Reach, reach
+from mlflow_otlp_exporter._internal.delivery.otlp_client import Request
+from mlflow_otlp_exporter._internal.delivery.packing import packed
+from mlflow_otlp_exporter._internal.encoding.request_decoder import disassembled
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, assemble
+from mlflow_otlp_exporter._internal.transport.response import Outcome, Verdict
+
+_IDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
+
+
+def read_file(path: Path) -> list[EncodedSpan]:
+    """The spans of a file of OTLP: a request or `TracesData` in protobuf, or in JSON, one or one a line.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigurationError: It is something else, or cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+        data = _from_json(content) if content.lstrip()[:1] in (b"{", b"[") else TracesData.FromString(content)
+        # Written anew, so that fields of signals other than traces are gone.
+        data.DiscardUnknownFields()
+        return disassembled(data.SerializeToString())
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+    except (DecodeError, json_format.ParseError, ValueError) as error:
+        why = f"no OTLP traces, neither protobuf nor JSON ({type(error).__name__})"
+    raise ConfigurationError(f"{path}: {why}")
+
+
+def _from_json(content: bytes) -> TracesData:
+    """OTLP's JSON, which has ids in hexadecimal, where protobuf's own mapping has Base64."""
+    try:
+        found = [json.loads(content)]
+    except ValueError:
+        found = [json.loads(line) for line in filter(bytes.strip, content.splitlines())]
+    data = TracesData()
+    for each in found:
+        data.MergeFrom(json_format.ParseDict(_ids_as_base64(each), TracesData(), ignore_unknown_fields=True))
+    return data
+
+
+def _ids_as_base64(found: Any) -> Any:
+    import base64  # noqa: PLC0415 - for JSON only
+
+    if isinstance(found, list):
+        return [_ids_as_base64(each) for each in found]
+    if not isinstance(found, Mapping):
+        return found
+    return {
+        name: base64.b64encode(bytes.fromhex(value)).decode()
+        if name in _IDS and isinstance(value, str)
+        else _ids_as_base64(value)
+        for name, value in found.items()
+    }
+
+
+def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:
+    """Sends what is in a file.
+
+    Args:
+        settings: All settings.
+        path: The file.
+
+    Returns:
+        Lines for people, each with whether it is good news.
+
+    Raises:
+        ConfigurationError: The file or a setting is wrong.
+    """
+    spans = read_file(path)
+    if not spans:
+        raise ConfigurationError(f"{path}: it holds no spans")
+    with_reach = reach(settings, notes := Notes())
+    try:
+        delivered, destination = 0, with_reach.destination.for_trace(Resource.create().attributes)
+        for batch in packed(spans, settings.max_request_size, linked_to_run=settings.run_id is not None):
+            outcome = _attempt(with_reach, settings, (destination, batch))
+            if outcome.verdict is Verdict.DELIVERED:
+                delivered += len(batch)
+            else:
+                yield False, _told(settings, outcome)
+        yield from ((True, said) for said in notes.said)
+        traces = len({span.trace_id for span in spans})
+        yield delivered == len(spans), f"{delivered} of {len(spans)} spans of {traces} traces were delivered"
+    finally:
+        with_reach.close()
+
+
+def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
+    """Sends a test trace, and leaves it there: enriched, masked and repaired as the settings say for any other.
+
+    Args:
+        settings: All settings.
+
+    Returns:
+        Lines for people, each with whether it is good news.
+
+    Raises:
+        ConfigurationError: A setting is wrong.
+    """
+    spans = two_spans(Resource.create(), "mlflow-otlp send --test")
+    troubles: list[str] = []
+    with_reach = reach(settings, notes := Notes())
+    try:
+        batching = Batching(
+            settings,
+            with_reach.destination,
+            notes,
+            size=lambda: settings.max_request_size,
+            give_up=lambda _count, _spans, _kind, why: troubles.append(coded(Code.LOST, f"spans are lost: {why}")),
+        )
+        for batch in batching.batches(spans)[0]:
+            outcome = _attempt(with_reach, settings, batch)
+            if outcome.verdict is not Verdict.DELIVERED:
+                troubles.append(_told(settings, outcome))
+        yield from ((True, said) for said in notes.said)
+        yield from ((False, said) for said in troubles)
+        if not troubles:
+            yield True, f"the trace {trace_id_of(spans)} was delivered"
+    finally:
+        with_reach.close()
+
+
+def _attempt(with_reach: Reach, settings: Settings, batch: Batch) -> Outcome:
+    destination, spans = batch
+    return with_reach.delivery.attempt(Request(destination, assemble(spans), len(spans)), settings.timeout)
+
+
+def _told(settings: Settings, outcome: Outcome) -> str:
+    code = outcome.code if outcome.verdict is not Verdict.PARTLY else Code.REJECTED
+    return coded(code, f"{settings.traces.address}: {outcome.message}; {advice_for(code).fix}")

@@ -1,0 +1,174 @@
+"""From spans to batches: cleaned, enriched and encoded, grouped by where they go, and packed to requests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import Status, StatusCode
+
+from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.setting import Group
+from mlflow_otlp_exporter._internal.delivery.packing import packed, portions
+from mlflow_otlp_exporter._internal.encoding.sanitizer import repaired_attributes, repaired_name
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination, by_destination
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._internal.delivery.resources import Resources
+    from mlflow_otlp_exporter._internal.enrichment import Enriched, Enricher
+    from mlflow_otlp_exporter._internal.privacy.attachment_extractor import Extraction
+    from mlflow_otlp_exporter._internal.spool.persistent_queue import Recovered
+
+_OK = Status(StatusCode.OK)
+_TOO_FEW_ATTRIBUTES = (
+    "spans have lost their first attributes to the limit of the app's tracer provider: set "
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000, as OpenTelemetry's default of 128 is too few for a conversation"
+)
+Batch = tuple[Destination, list[EncodedSpan]]
+
+
+class Batching:
+    """Makes batches of spans.
+
+    Args:
+        settings: All settings.
+        destination: Where traces go that say nothing else.
+        report: Where to say what is lost or left out.
+        size: How many bytes a request aims at; 0 for no limit.
+        give_up: Called with what cannot be sent: how many spans, the spans where they are known, the kind of failure in
+            a word, and in words what follows "spans are lost: ".
+
+    Attributes:
+        cleaner: Takes out what must not leave the app.
+        encoder: Makes the bytes.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        destination: Destination,
+        report: Report,
+        *,
+        size: Callable[[], int],
+        give_up: Callable[[int, Sequence[ReadableSpan], str, str], None],
+    ) -> None:
+        # Here, not at the top: an app that only imports, or does without, should not pay for them.
+        from mlflow_otlp_exporter._internal.privacy import Cleaner, resource_filter  # noqa: PLC0415
+
+        self._enricher: Enricher | None = None
+        if settings.enrichment.enrich:
+            from mlflow_otlp_exporter._internal.enrichment import Enricher  # noqa: PLC0415 - likewise
+
+            self._enricher = Enricher(
+                compact=settings.enrichment.compact, rename_tools=settings.enrichment.rename_tools
+            )
+        self._destination, self._report, self._repair = destination, report, settings.repair
+        self._size, self._give_up = size, give_up
+        self.cleaner = Cleaner(settings.privacy, report, base64_max_length=settings.base64_max_length)
+        self._extraction: Extraction | None = None
+        if settings.uploads:
+            from mlflow_otlp_exporter._internal.privacy.attachment_extractor import Extraction  # noqa: PLC0415 - by few apps
+
+            self._extraction = Extraction(settings.privacy.base64_max_length)
+        noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()
+        self.encoder = Encoder(resource_filter(noisy))
+        # What has resources say where traces go, towards what may be a Collector.
+        self._resources: Resources | None = None
+        if settings.traces.group is not Group.MLFLOW:
+            from mlflow_otlp_exporter._internal.delivery.resources import Resources  # noqa: PLC0415 - by few apps
+
+            self._resources = Resources(self.encoder)
+
+    def batches(self, spans: Sequence[ReadableSpan]) -> tuple[list[Batch], int]:
+        """Encodes spans and says which of them share a request.
+
+        Returns:
+            The batches, and how many spans could not be encoded at all.
+        """
+        return self._batches((spans,))
+
+    def batches_out_of(self, spans: list[ReadableSpan]) -> list[Batch]:
+        """The same of spans in the order of their traces; empties the list meanwhile.
+
+        A span of the SDK takes six times the memory of its bytes, and what is read from it as much again: only for a
+        portion at a time all of that is there.
+        """
+        return self._batches(portions(spans))[0]
+
+    def _batches(self, taken: Iterable[Sequence[ReadableSpan]]) -> tuple[list[Batch], int]:
+        groups: dict[Destination, list[EncodedSpan]] = {}
+        broken = 0
+        for portion in taken:
+            spans, lost = self._cleaned(portion)
+            broken += lost + self._encode(spans, by_destination(spans, self._destination), groups)
+        return self._packed(groups), broken
+
+    def _cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
+        spans, broken = self.cleaner.cleaned(spans)
+        if broken:
+            self._give_up(broken, (), "masking", "what must not leave the app could not be taken out of them")
+        return spans, broken
+
+    def recovered(self, left: Recovered) -> list[Batch]:
+        """What a killed process has left: it goes where that would have sent it, and is not masked once more."""
+        spans = left.spans if left.clean else self._cleaned(left.spans)[0]
+        groups: dict[Destination, list[EncodedSpan]] = {}
+        self._encode(spans, {left.destination: spans}, groups)
+        return self._packed(groups)
+
+    def _encode(
+        self,
+        spans: Sequence[ReadableSpan],
+        going: Mapping[Destination, Sequence[ReadableSpan]],
+        groups: dict[Destination, list[EncodedSpan]],
+    ) -> int:
+        """Encodes spans into the group of where they go; how many could not be encoded."""
+        lost = 0
+        taken = spans if self._extraction is None else self._extraction.extracted(spans)
+        enriched = self._enricher.enrich(taken) if self._enricher is not None else taken
+        sent = dict(zip(map(id, spans), enriched, strict=True))
+        for destination, group in going.items():
+            encoded = groups.setdefault(destination, [])
+            for span in group:
+                if span.dropped_attributes:
+                    self._report.once(logging.WARNING, coded(Code.ATTRIBUTES_LOST, _TOO_FEW_ATTRIBUTES))
+                try:
+                    one = self._encoded(found := sent[id(span)])
+                    if self._extraction is not None:
+                        one = one._replace(attachments=self._extraction.attachments(found))
+                    told = one if self._resources is None else self._resources.telling(one, span.resource, destination)
+                    encoded.append(told)
+                except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
+                    lost += 1
+                    why = f"a span could not be encoded ({type(error).__name__})"
+                    self._give_up(1, (span,), "encoding", why)
+        return lost
+
+    def _packed(self, groups: Mapping[Destination, Sequence[EncodedSpan]]) -> list[Batch]:
+        made: list[Batch] = []
+        for destination, encoded in groups.items():
+            linked = destination.run_id is not None
+            made += [(destination, batch) for batch in packed(encoded, self._size(), linked_to_run=linked)]
+        if self.encoder.repairs.left_out:
+            said = "attribute values of types that OpenTelemetry does not have are left out; stats() counts them"
+            self._report.once(logging.WARNING, coded(Code.VALUES_LEFT_OUT, said))
+        return made
+
+    def _encoded(self, sent: ReadableSpan | Enriched) -> EncodedSpan:
+        repair = self._repair
+        if isinstance(sent, ReadableSpan):
+            if not repair:
+                return self.encoder.encode(sent)
+            return self.encoder.encode(sent, repaired_attributes(sent.attributes), name=repaired_name(sent.name))
+        attributes, name = sent.attributes, sent.name
+        if repair:
+            attributes = repaired_attributes(attributes) or attributes
+            name = repaired_name(name) or name
+        status = _OK if sent.ok else None
+        return self.encoder.encode(sent.span, attributes, name=name, events=sent.events, status=status)

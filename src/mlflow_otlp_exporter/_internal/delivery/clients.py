@@ -1,0 +1,79 @@
+"""All that it takes to send something once and ask about it, as an exporter has it, but without its threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.delivery.otlp_client import Delivery
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import EXPERIMENT_HEADER, Destination, Experiments
+from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import below_prefix
+from mlflow_otlp_exporter._internal.mlflow_api.workspace import in_namespace
+from mlflow_otlp_exporter._internal.transport.client import Connection
+from mlflow_otlp_exporter._internal.transport.credential_provider import provided_session
+from mlflow_otlp_exporter._internal.transport.messages import Transport
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Servers and what is done with them.
+
+    Attributes:
+        server: The OTLP endpoint's server, whose credentials count.
+        traces: The OTLP endpoint.
+        api: MLflow's REST side; None if there is none.
+        certain: False if `api` is a guess, behind which a Collector may be.
+        experiments: Names and ids.
+        delivery: What sends.
+        destination: Where to by default.
+    """
+
+    server: Connection
+    traces: Transport
+    api: Transport | None
+    certain: bool
+    experiments: Experiments
+    delivery: Delivery
+    destination: Destination
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.server.close()
+        each = self.api
+        while each is not None:
+            if isinstance(each, Connection):
+                each.close()
+            each = getattr(each, "server", None)  # what stands before it
+
+
+def reach(settings: Settings, report: Report) -> Reach:
+    """Puts it together.
+
+    Args:
+        settings: All settings.
+        report: Where to say what was chosen.
+
+    Raises:
+        ConfigurationError: The credentials, or the provider of a session, cannot be used.
+    """
+    session = provided_session(settings.traces)
+    server = Connection(settings.traces, session)
+    same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
+    connection = Connection(settings.api, session if same else None) if settings.api else None
+    traces, api = below_prefix(server, connection if settings.api_certain else None, lambda _: None)
+    api = api or connection
+    if settings.namespace is not None and api is not None:
+        traces, api, _ = in_namespace(settings.namespace, traces, api, report)
+    certain = settings.api_certain
+    experiments = Experiments(api, certain=certain, create=settings.create_experiment, report=report)
+    delivery = Delivery(
+        traces,
+        experiments,
+        compression=settings.compression,
+        report=report,
+        experiment_is_set=EXPERIMENT_HEADER in server.header_names,
+    )
+    destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
+    return Reach(server, traces, api, certain, experiments, delivery, destination)

@@ -1,0 +1,129 @@
+"""The POST of one request: experiment, headers, compression, and the answer read."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination, Experiments
+from mlflow_otlp_exporter._internal.transport.authorization import Credentials
+from mlflow_otlp_exporter._internal.transport.messages import Answer, Transport
+from mlflow_otlp_exporter._internal.transport.response import Outcome, Verdict, read_answer, read_failure
+
+# A body that fits into one packet gains nothing from being smaller.
+_SMALLEST_COMPRESSED = 1024
+# Upstream's level 9 takes three to six times as long as level 1 and saves 20 % to 50 %; level 4 takes 1.5 times as long
+# and has most of that (docs/performance.md).
+_LEVEL = 4
+
+
+@dataclass(frozen=True)
+class Request:
+    """Encoded spans on their way to one destination.
+
+    Attributes:
+        destination: Where they go inside MLflow.
+        body: An `ExportTraceServiceRequest`, not compressed.
+        span_count: How many spans it holds.
+    """
+
+    destination: Destination
+    body: bytes
+    span_count: int
+
+
+class Server(Protocol):
+    """What must be known of a server whose credential may be rejected: `Connection`."""
+
+    @property
+    def credentials(self) -> Credentials:
+        """What it is asked with."""
+
+    def has_new_credential(self) -> bool:
+        """Whether there is another one than that which it rejected."""
+
+
+def backoff(attempt: int, jitter: float, *, first: float = 0.5, longest: float = 30.0) -> float:
+    """Seconds to wait before a repetition.
+
+    Args:
+        attempt: 0 before the first repetition.
+        jitter: From 0 to 1; spreads the clients that were thrown off by the same outage.
+        first: Seconds before the first repetition; each further one waits twice as long.
+        longest: Seconds at most.
+    """
+    # No larger power: 2.0 ** 1024 does not fit into a float.
+    return min(first * 2.0 ** min(attempt, 16), longest) * (0.8 + 0.4 * jitter)
+
+
+def compressed(body: bytes, compression: str) -> bytes:
+    """The body as it goes over the wire."""
+    if compression == "gzip":
+        return gzip.compress(body, _LEVEL, mtime=0)
+    return zlib.compress(body, _LEVEL) if compression == "deflate" else body
+
+
+class Delivery:
+    """Sends requests to the OTLP endpoint.
+
+    Args:
+        server: The OTLP endpoint.
+        experiments: Turns names into ids.
+        compression: `none`, `gzip` or `deflate`.
+        report: Where requests are counted.
+        experiment_is_set: True if the user's own headers name the experiment.
+    """
+
+    def __init__(
+        self,
+        server: Transport,
+        experiments: Experiments,
+        *,
+        compression: str,
+        report: Report,
+        experiment_is_set: bool = False,
+    ) -> None:
+        self._server, self._experiments, self._compression, self._report = server, experiments, compression, report
+        self._experiment_is_set = experiment_is_set
+
+    def attempt(self, request: Request, seconds: float) -> Outcome:
+        """Sends a request once; a second time, plain, where a compressed body was refused.
+
+        Args:
+            request: What to send.
+            seconds: For looking up the experiment, and again for the request.
+        """
+        experiment = None if self._experiment_is_set else self._experiments.id_of(request.destination, seconds)
+        if isinstance(experiment, Outcome):
+            return experiment
+        headers = {"content-type": "application/x-protobuf", **request.destination.headers(experiment)}
+        if self._compression == "none" or len(request.body) < _SMALLEST_COMPRESSED:
+            return self._post(headers, request.body, seconds)
+        with_encoding = {**headers, "content-encoding": self._compression}
+        outcome = self._post(with_encoding, compressed(request.body, self._compression), seconds)
+        if outcome.status in (400, 415):
+            plain = self._post(headers, request.body, seconds)
+            if plain.verdict in (Verdict.DELIVERED, Verdict.PARTLY):
+                # MLflow before 3.7 answers 400 to every compressed body; what it takes plain was not wrong in itself.
+                said = (
+                    f"the server takes no bodies compressed with {self._compression}: they are sent plain from now on"
+                )
+                self._report.once(logging.WARNING, coded(Code.NO_COMPRESSION, said))
+                self._compression = "none"
+            return plain
+        return outcome
+
+    def _post(self, headers: Mapping[str, str], content: bytes, seconds: float) -> Outcome:
+        self._report.count(requests=1)
+        answer = self._server.request("POST", "", headers=headers, body=content, seconds=seconds)
+        return read_answer(answer) if isinstance(answer, Answer) else read_failure(answer)
+
+    def forget(self, destination: Destination) -> None:
+        """Looks the experiment up anew the next time: it may have been deleted, or made again under its name."""
+        self._experiments.forget(destination)

@@ -1,0 +1,85 @@
+"""What a reader gets to see of a span."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Observation
+
+
+class SourceEvent(NamedTuple):
+    """An event of a span."""
+
+    name: str
+    attributes: Mapping[str, Any]
+
+
+class Source(NamedTuple):
+    """A span as its instrumentation wrote it.
+
+    Attributes:
+        name: The span's name.
+        scope: The name of its instrumentation scope.
+        attributes: Its attributes.
+        events: Its events.
+        failed: True if its status is ERROR.
+        description: What the status says.
+    """
+
+    name: str
+    scope: str
+    attributes: Mapping[str, Any]
+    events: Sequence[SourceEvent] = ()
+    failed: bool = False
+    description: str = ""
+
+
+class Reader(NamedTuple):
+    """Reads one convention.
+
+    Attributes:
+        name: What it is called in the documents.
+        prefixes: First segments of the attribute keys (up to the first dot) that it reads; it is not called for a span
+            that has none of them, nor an event whose name begins so.
+        read: From a span to what is known of it; None if it does not know this span. Must not raise, and must not
+            change what it is given.
+    """
+
+    name: str
+    prefixes: frozenset[str]
+    read: Callable[[Source], Observation | None]
+
+
+def flattened(attributes: Mapping[str, Any], prefix: str) -> Any:
+    """What flattened attributes under a prefix stand for: `a.0.b.c` is a list of objects; None if there are none.
+
+    Indexes need not begin at 0 and may have gaps, as with OpenAI's streamed Responses.
+    """
+    found: dict[str, Any] = {}
+    start = len(prefix)
+    for key, value in attributes.items():
+        if not key.startswith(prefix):
+            continue
+        node = found
+        segments = key[start:].split(".")
+        for segment in segments[:-1]:
+            inner = node.get(segment)
+            if not isinstance(inner, dict):
+                inner = node[segment] = {}
+            node = inner
+        if not isinstance(node.get(segments[-1]), dict):
+            node[segments[-1]] = value
+    return _listed(found) if found else None
+
+
+def _listed(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    if all(key.isdigit() for key in node):
+        return [_listed(node[key]) for key in sorted(node, key=_index)]
+    return {key: _listed(value) for key, value in node.items()}
+
+
+def _index(key: str) -> tuple[int, str]:
+    return len(key), key

@@ -1,0 +1,141 @@
+"""Vercel AI SDK, versions 4 to 6 and the legacy exporter of 7: `ai.*`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, Observation, Part, ToolCall, Usage
+from mlflow_otlp_exporter._internal.enrichment.payloads import read_request
+from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
+from mlflow_otlp_exporter._internal.enrichment.values import (
+    as_text,
+    decoded,
+    first_text,
+    integer,
+    objects,
+    structured,
+    text,
+    texts,
+)
+
+_METADATA, _SETTINGS = "ai.telemetry.metadata.", "ai.settings."
+_IDENTITIES = frozenset({"sessionId", "session_id", "threadId", "conversationId", "userId", "user_id", "tags"})
+_CALLS = (".doGenerate", ".doStream")
+_OUTER = frozenset({"ai.generateText", "ai.streamText", "ai.generateObject", "ai.streamObject"})
+
+
+def read(source: Source) -> Observation | None:
+    """Reads calls of models, their outer spans, tool calls, embeddings and reranking."""
+    found = source.attributes
+    operation = found.get("ai.operationId")
+    if not isinstance(operation, str):
+        return None
+    shared = _shared(found)
+    if operation == "ai.toolCall":
+        return shared._replace(
+            kind=Kind.TOOL,
+            tool_name=text(found.get("ai.toolCall.name")),
+            tool_call_id=text(found.get("ai.toolCall.id")),
+            input=found.get("ai.toolCall.args", found.get("ai.toolCall.input")),
+            output=decoded(found.get("ai.toolCall.result", found.get("ai.toolCall.output"))),
+        )
+    if operation.startswith("ai.embed"):
+        return shared._replace(
+            kind=Kind.EMBEDDING,
+            embedded_texts=_embedded(found),
+            usage=_embedding_usage(found),
+        )
+    if operation.startswith("ai.rerank"):
+        return shared._replace(kind=Kind.RERANKER)
+    if operation not in _OUTER and not operation.endswith(_CALLS):
+        return None
+    outer = operation in _OUTER
+    given = (
+        read_request(found.get("ai.prompt"), model=True) if outer else read_messages(found.get("ai.prompt.messages"))
+    )
+    answered = _answer(found)
+    carried = [key for key in ("ai.prompt.messages", "ai.prompt") if given and key in found]
+    carried += [key for key in ("ai.response.text", "ai.response.toolCalls") if answered and key in found]
+    return shared._replace(
+        kind=Kind.CHAT_MODEL,
+        wraps_calls=outer or None,
+        input_messages=given,
+        output_messages=answered,
+        tools=read_tools(found.get("ai.prompt.tools")),
+        # The outer span has the usage of the last step only.
+        usage=None if outer else _usage(found),
+        finish_reason=text(found.get("ai.response.finishReason")),
+        invocation_parameters=_parameters(found),
+        carried=tuple(carried),
+    )
+
+
+def _shared(found: Mapping[str, Any]) -> Observation:
+    start = len(_METADATA)
+    metadata = {key[start:]: value for key, value in found.items() if key.startswith(_METADATA)}
+    rest = {key: as_text(value) for key, value in metadata.items() if key not in _IDENTITIES}
+    return Observation(
+        request_model=text(found.get("ai.model.id")),
+        response_model=text(found.get("ai.response.model")),
+        provider=text(found.get("ai.model.provider")),
+        session=first_text(*(metadata.get(key) for key in ("sessionId", "session_id", "threadId", "conversationId"))),
+        user=first_text(metadata.get("userId"), metadata.get("user_id")),
+        tags=texts(metadata.get("tags")),
+        metadata=rest or None,
+        response_id=text(found.get("ai.response.id")),
+    )
+
+
+def _answer(found: Mapping[str, Any]) -> tuple[Message, ...] | None:
+    said = first_text(found.get("ai.response.text"), found.get("ai.response.object"), found.get("ai.result.text"))
+    calls = []
+    for call in objects(found.get("ai.response.toolCalls", found.get("ai.result.toolCalls"))):
+        name = text(call.get("toolName"))
+        if name:
+            arguments = call.get("input", call.get("args"))
+            calls.append(ToolCall(as_text(call.get("toolCallId") or ""), name, as_text(arguments)))
+    reasoning = as_text(found.get("ai.response.reasoning") or "")
+    if not said and not calls and not reasoning:
+        return None
+    parts = (Part("text", said),) if said else ()
+    return (Message("assistant", parts, tuple(calls), reasoning=reasoning),)
+
+
+def _usage(found: Mapping[str, Any]) -> Usage | None:
+    given = integer(found.get("ai.usage.inputTokens", found.get("ai.usage.promptTokens")))
+    answered = integer(found.get("ai.usage.outputTokens", found.get("ai.usage.completionTokens")))
+    if given is None and answered is None:
+        return None
+    return Usage(
+        given,
+        answered,
+        integer(found.get("ai.usage.totalTokens")),
+        cache_read=integer(found.get("ai.usage.cachedInputTokens")),
+        reasoning=integer(found.get("ai.usage.reasoningTokens")),
+    )
+
+
+def _embedding_usage(found: Mapping[str, Any]) -> Usage | None:
+    tokens = integer(found.get("ai.usage.tokens"))
+    is_call = str(found.get("ai.operationId")).endswith(".doEmbed")
+    return Usage(tokens, 0, tokens) if tokens is not None and is_call else None
+
+
+def _embedded(found: Mapping[str, Any]) -> tuple[str, ...] | None:
+    values = found.get("ai.values")
+    if values is None:
+        single = decoded(found.get("ai.value"))
+        return (single,) if isinstance(single, str) else None
+    listed = structured(values) or []
+    said = tuple(each for item in listed if isinstance(each := decoded(item), str))
+    return said or None
+
+
+def _parameters(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    start = len(_SETTINGS)
+    settings = {key[start:]: value for key, value in found.items() if key.startswith(_SETTINGS)}
+    settings.pop("maxRetries", None)
+    return settings or None

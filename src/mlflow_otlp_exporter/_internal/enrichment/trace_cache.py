@@ -1,0 +1,90 @@
+"""What is remembered of traces that arrive in pieces; bounded by count, size and age."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from mlflow_otlp_exporter._internal.enrichment.span_state import Seen
+
+_MOST_TRACES, _MOST_SPANS = 2_000, 2_000
+_LONGEST_SECONDS = 900.0
+_MOST_CHARACTERS = 16 * 1024 * 1024
+_EACH = 400
+
+
+class _Trace:
+    def __init__(self) -> None:
+        self.spans: dict[int, Seen] = {}
+        self.touched = 0.0
+        self.size = 0
+
+
+class TraceMemory:
+    """Remembers the spans of traces whose root has not come yet, for 15 minutes; may be used by several threads.
+
+    At most 2,000 traces of 2,000 spans, and texts of 16 million characters in all; the longest untouched go first.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._traces: OrderedDict[int, _Trace] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._traces)
+
+    def of(self, trace_id: int) -> Sequence[Seen]:
+        """What was seen of a trace before."""
+        if trace_id not in self._traces:
+            return ()
+        with self._lock:
+            trace = self._traces.get(trace_id)
+            return tuple(trace.spans.values()) if trace else ()
+
+    def forget(self, trace_id: int) -> None:
+        """Forgets a trace of which nothing is expected any more."""
+        if trace_id in self._traces:
+            with self._lock:
+                self._forget(trace_id)
+
+    def add(self, trace_id: int, spans: Sequence[Seen]) -> None:
+        """Remembers spans.
+
+        Args:
+            trace_id: The trace.
+            spans: What was seen of it now.
+        """
+        with self._lock:
+            trace = self._traces.pop(trace_id, None) or _Trace()
+            self._traces[trace_id] = trace
+            trace.touched = self._clock()
+            for span in spans:
+                if len(trace.spans) >= _MOST_SPANS:
+                    break
+                size = _EACH + len(span.question or "") + len(span.answer or "") + len(span.raw_input or "")
+                size += sum(len(call.arguments) for call in span.calls)
+                trace.spans[span.span_id] = span
+                trace.size += size
+                self._size += size
+            self._trim()
+
+    def _trim(self) -> None:
+        oldest = self._clock() - _LONGEST_SECONDS
+        while self._traces:
+            trace_id, trace = next(iter(self._traces.items()))
+            full = len(self._traces) > _MOST_TRACES or self._size > _MOST_CHARACTERS
+            if not full and trace.touched >= oldest:
+                return
+            self._forget(trace_id)
+
+    def _forget(self, trace_id: int) -> None:
+        trace = self._traces.pop(trace_id, None)
+        if trace is not None:
+            self._size -= trace.size

@@ -1,0 +1,624 @@
+"""`mlflow-otlp doctor`: what it says of set-ups that work and of those that do not.
+
+A table: each row breaks one thing, and the doctor must name the right step, and what mends it.
+"""
+
+import base64
+import email.utils
+import errno
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.cli import main as main_module
+from mlflow_otlp_exporter._internal.cli.doctor import local_checks, probe, server_checks
+from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.hints import advice_for
+from support.certificates import Authority, TlsServer, self_signed
+from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
+from support.markers import SECRET, planted
+from support.mlflow_server import MLflowServer
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
+from support.spans import finished
+
+LONGEST_SECONDS = 15.0
+FILES = ("--backend-store-uri", "FOLDER/mlruns")
+TOKEN = "MLFLOW_TRACKING_TOKEN"
+URI = "MLFLOW_TRACKING_URI"
+JSON = {"Content-Type": "application/json"}
+HTML = {"Content-Type": "text/html; charset=utf-8"}
+TEXT = {"Content-Type": "text/plain"}
+LOGIN = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Log in with OpenShift</body></html>"
+BY_NAME, BY_ID = "/api/2.0/mlflow/experiments/get-by-name", "/api/2.0/mlflow/experiments/get"
+READ, DELETE = "/api/3.0/mlflow/traces/get", "/api/3.0/mlflow/traces/delete-traces"
+REST = (BY_NAME, BY_ID, READ, DELETE, "/api/2.0/mlflow/experiments/create")
+
+
+def body(found: Any) -> bytes:
+    return json.dumps(found).encode()
+
+
+def error(status: int, code: str, message: str) -> Answer:
+    return Answer(status, headers=JSON, body=body({"error_code": code, "message": message}))
+
+
+def of_plugin(status: int, code: str, message: str) -> Answer:
+    """As mlflow-kubernetes-plugins answers."""
+    return Answer(status, headers=JSON, body=body({"error": {"code": code, "message": message}}))
+
+
+FIELD_REQUIRED = Answer(
+    422, headers=JSON, body=body({"detail": [{"loc": ["header", "x-mlflow-experiment-id"], "msg": "Field required"}]})
+)
+DENIED = of_plugin(403, "PERMISSION_DENIED", "Permission denied for requested operation.")
+UNAUTHENTICATED = of_plugin(
+    401,
+    "UNAUTHENTICATED",
+    "Authentication with the Kubernetes API failed. The provided token may be invalid or expired.",
+)
+MISSING_TOKEN = of_plugin(401, "UNAUTHENTICATED", "Missing Authorization header or X-Forwarded-Access-Token header.")
+
+
+class World:
+    """What a row may use to break something, and what it sets."""
+
+    def __init__(
+        self, request: pytest.FixtureRequest, patch: pytest.MonkeyPatch, folder: Path, stack: ExitStack
+    ) -> None:
+        self._request, self.patch, self.folder, self._stack = request, patch, folder, stack
+
+    def set(self, **variables: str) -> None:
+        for name, value in variables.items():
+            self.patch.setenv(name, value)
+
+    @property
+    def mlflow(self) -> MLflowServer:
+        server: MLflowServer = self._request.getfixturevalue("mlflow_server")
+        return server
+
+    @property
+    def with_workspaces(self) -> MLflowServer:
+        server: MLflowServer = self._request.getfixturevalue("workspace_server")
+        return server
+
+    def scripted(self, *, listening: bool = True) -> ScriptedServer:
+        return self._stack.enter_context(ScriptedServer(listening=listening))
+
+    def tls(self, certificate: Any, upstream: str = "") -> TlsServer:
+        return self._stack.enter_context(TlsServer(certificate, upstream or self.scripted().url))
+
+    def collector(self) -> str:
+        """A server that takes all spans, and passes nothing on."""
+        server = self.scripted()
+        server.answer(then=ACCEPTED)
+        return server.url
+
+    def like_mlflow(self, **answers: Answer) -> ScriptedServer:
+        """A server that answers as MLflow 3.17 does, but for what is given: `version`, `traces`, `rest` and so on."""
+        server = self.scripted()
+        server.answer(path="/version", then=answers.get("version", Answer(headers=HTML, body=b"3.17.2")))
+        info = body({"store_type": "SqlStore", "workspaces_enabled": True})
+        server.answer(path="/api/3.0/mlflow/server-info", then=answers.get("info", Answer(headers=JSON, body=info)))
+
+        def traces(request: Recorded) -> Answer:
+            whole = "x-mlflow-experiment-id" in request.headers
+            return answers.get("traces", answers.get("whole", ACCEPTED) if whole else FIELD_REQUIRED)
+
+        server.answer_with(TRACES_PATH, traces)
+        for path in REST:
+            server.answer(path=path, then=answers.get("rest", DENIED))
+        self.set(MLFLOW_TRACKING_URI=server.url, MLFLOW_EXPERIMENT_ID="1", MLFLOW_TRACKING_TOKEN=SECRET)
+        return server
+
+
+@dataclass(frozen=True)
+class Row:
+    """A set-up that is broken.
+
+    Attributes:
+        name: What is wrong.
+        broken: Breaks it.
+        step: Which step the doctor must name.
+        code: Under which it is explained.
+        fix: What its remedy must say.
+        state: What it must call that.
+        others: What it must say of other steps.
+    """
+
+    name: str
+    broken: Callable[[World], None]
+    step: str
+    code: Code
+    fix: str
+    state: str = "failed"
+    others: dict[str, str] = field(default_factory=dict)
+
+
+def _closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wrong_port(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{_closed_port()}")
+
+
+def tls_to_a_plain_port(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri.replace("http:", "https:"))
+
+
+def plain_to_a_tls_port(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{world.tls(self_signed(world.folder, 'own')).port}")
+
+
+def self_signed_certificate(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.tls(self_signed(world.folder, "own")).url)
+
+
+def authority_unknown(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.tls(Authority(world.folder).certificate("good")).url)
+
+
+def certificate_expired(world: World) -> None:
+    authority = Authority(world.folder)
+    world.set(MLFLOW_TRACKING_URI=world.tls(authority.certificate("old", expired=True)).url)
+    world.set(MLFLOW_TRACKING_SERVER_CERT_PATH=str(authority.file))
+
+
+def certificate_for_another_host(world: World) -> None:
+    authority = Authority(world.folder)
+    world.set(MLFLOW_TRACKING_URI=world.tls(authority.certificate("other", "DNS:other.test")).url)
+    world.set(MLFLOW_TRACKING_SERVER_CERT_PATH=str(authority.file))
+
+
+def host_not_allowed(world: World) -> None:
+    real = socket.getaddrinfo
+
+    def local(host: Any, *words: Any, **more: Any) -> Any:
+        return real("127.0.0.1" if host == "mlflow.test" else host, *words, **more)
+
+    world.patch.setattr(socket, "getaddrinfo", local)
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri.replace("127.0.0.1", "mlflow.test"))
+
+
+def name_unknown(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI="http://mlflow.invalid:5000")
+
+
+def server_hangs(world: World) -> None:
+    world.patch.setattr(server_checks, "SECONDS", 2.0)
+    server = world.scripted()
+    server.answer(path="/version", then=Answer(delay=30.0))
+    world.set(MLFLOW_TRACKING_URI=server.url)
+
+
+def login_redirect(world: World) -> None:
+    away = Answer(302, headers={"Location": "https://login.invalid/oauth/start"})
+    world.like_mlflow(version=away, info=away, traces=away, rest=away)
+
+
+def login_page(world: World) -> None:
+    page = Answer(headers=HTML, body=LOGIN)
+    world.like_mlflow(version=page, info=page, traces=page, rest=page)
+
+
+def login_page_for_traces_only(world: World) -> None:
+    world.like_mlflow(traces=Answer(headers=HTML, body=LOGIN))
+
+
+def wrong_prefix(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=f"{world.mlflow.uri}/mlflow")
+
+
+def no_path_for_traces(world: World) -> None:
+    world.set(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=world.mlflow.uri, MLFLOW_EXPERIMENT_ID="0")
+
+
+def file_store(world: World) -> None:
+    world.like_mlflow(info=Answer(headers=JSON, body=body({"store_type": "FileStore", "workspaces_enabled": False})))
+
+
+def file_store_that_does_not_tell(world: World) -> None:
+    detail = body({"detail": "REST OTLP span logging is not supported by FileStore"})
+    stored = Answer(501, headers=JSON, body=detail)
+    world.like_mlflow(version=Answer(headers=HTML, body=b"3.6.0"), info=Answer(404), whole=stored)
+
+
+def old_mlflow(world: World) -> None:
+    world.like_mlflow(version=Answer(headers=HTML, body=b"2.19.0"))
+
+
+def workspaces_off(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_WORKSPACE="team-a")
+
+
+def workspace_unknown(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.with_workspaces.uri, MLFLOW_WORKSPACE="team-z")
+
+
+def workspace_missing(world: World) -> None:
+    world.like_mlflow(
+        traces=of_plugin(400, "INVALID_PARAMETER_VALUE", "Workspace context is required for this request.")
+    )
+
+
+def denied(world: World) -> None:
+    world.like_mlflow(traces=DENIED)
+    world.set(MLFLOW_WORKSPACE="team-a")
+
+
+def token_missing(world: World) -> None:
+    world.like_mlflow(traces=MISSING_TOKEN)
+    world.patch.delenv(TOKEN)
+
+
+def token_wrong(world: World) -> None:
+    refused = Answer(401, headers=TEXT, body=b"You are not authenticated. Please see https://mlflow.invalid")
+    world.like_mlflow(version=refused, traces=refused, rest=refused)
+
+
+def token_expired(world: World) -> None:
+    world.like_mlflow(traces=UNAUTHENTICATED)
+    payload = base64.urlsafe_b64encode(body({"exp": time.time() - 3600, "sub": SECRET})).decode().rstrip("=")
+    world.set(MLFLOW_TRACKING_TOKEN=f"e30.{payload}.{SECRET}")
+
+
+def token_file_missing(world: World) -> None:
+    world.like_mlflow()
+    world.patch.delenv(TOKEN)
+    world.set(MLFLOW_TRACKING_TOKEN_FILE=str(world.folder / "token"))
+
+
+def token_not_for_this_server(world: World) -> None:
+    server = world.like_mlflow(traces=MISSING_TOKEN)
+    world.patch.delenv(URI)
+    world.set(OTEL_EXPORTER_OTLP_ENDPOINT=server.url)
+
+
+def permissions_cannot_be_checked(world: World) -> None:
+    said = "Failed to perform Kubernetes authorization check: (503) Reason: Service Unavailable"
+    world.like_mlflow(traces=of_plugin(500, "INTERNAL_ERROR", said))
+
+
+def experiment_deleted_by_name(world: World) -> None:
+    number = world.mlflow.create_experiment("deleted, and looked up by name")
+    world.mlflow.delete_experiment(number)
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_EXPERIMENT_NAME="deleted, and looked up by name")
+
+
+def experiment_deleted_by_id(world: World) -> None:
+    number = world.mlflow.create_experiment("deleted, and looked up by id")
+    world.mlflow.delete_experiment(number)
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_EXPERIMENT_ID=number)
+
+
+def experiment_unknown(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_EXPERIMENT_NAME="never made")
+    world.set(MLFLOW_OTLP_CREATE_EXPERIMENT="false")
+
+
+def experiment_id_unknown(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_EXPERIMENT_ID="99999")
+
+
+def experiment_of_another_workspace(world: World) -> None:
+    number = world.with_workspaces.create_experiment("of team-b", "team-b")
+    world.set(MLFLOW_TRACKING_URI=world.with_workspaces.uri, MLFLOW_WORKSPACE="team-a", MLFLOW_EXPERIMENT_ID=number)
+
+
+def experiment_may_not_be_looked_up(world: World) -> None:
+    world.like_mlflow()
+    world.patch.delenv("MLFLOW_EXPERIMENT_ID")
+    world.set(MLFLOW_EXPERIMENT_NAME="agents")
+
+
+def update_only(world: World) -> None:
+    world.like_mlflow()
+
+
+def database_down(world: World) -> None:
+    world.like_mlflow(rest=error(503, "TEMPORARILY_UNAVAILABLE", "the database system is shutting down"))
+
+
+def database_locked_for_writing(world: World) -> None:
+    experiment = {"experiment_id": "1", "name": "agents", "lifecycle_stage": "active"}
+    found = Answer(headers=JSON, body=body({"experiment": experiment}))
+    world.like_mlflow(rest=found, whole=error(503, "TEMPORARILY_UNAVAILABLE", "database is locked"))
+
+
+def body_limit(world: World) -> None:
+    world.like_mlflow(whole=Answer(413, headers=HTML, body=b"<html><title>413 Request Entity Too Large</title></html>"))
+
+
+def rate_limit(world: World) -> None:
+    world.like_mlflow(whole=Answer(429, headers={"Retry-After": "1"}))
+
+
+def disk_full(world: World) -> None:
+    path = world.folder / "disk"
+    path.mkdir()
+    made = ["mount", "-t", "tmpfs", "-o", "size=32k,mode=0700", "tmpfs", str(path)]
+    if subprocess.run(made, capture_output=True, check=False).returncode:
+        # Without the right to mount: what the system would say.
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        world.patch.setattr(os, "fsync", full)
+    else:
+        world._stack.callback(subprocess.run, ["umount", "--lazy", str(path)], check=True)
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_OTLP_SPOOL_DIR=str(path))
+
+
+def spool_in_no_folder(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_OTLP_SPOOL_DIR="/proc/nowhere")
+
+
+def clock_is_wrong(world: World) -> None:
+    an_hour_ago = email.utils.formatdate(time.time() - 3600, usegmt=True)
+    world.like_mlflow(version=Answer(headers={**HTML, "Date": an_hour_ago}, body=b"3.17.2"))
+
+
+def proxy_down(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI="http://mlflow.test:5000", HTTP_PROXY=f"http://127.0.0.1:{_closed_port()}")
+
+
+def proxy_wants_a_user(world: World) -> None:
+    server = world.scripted()
+    # What the server takes for the path of `CONNECT mlflow.test:443`.
+    server.answer(path="443", then=Answer(407, raw=b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"))
+    world.set(MLFLOW_TRACKING_URI="https://mlflow.test", HTTPS_PROXY=f"http://ada:{SECRET}@{server.url[7:]}")
+
+
+def collector_without_mlflow_behind(world: World) -> None:
+    world.patch.setattr(server_checks, "_COLLECTOR_SECONDS", 0.5)
+    # The endpoint for traces beats MLFLOW_TRACKING_URI, the general one does not.
+    world.set(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=world.collector() + TRACES_PATH, MLFLOW_TRACKING_URI=world.mlflow.uri)
+
+
+def collector_and_nobody_to_ask(world: World) -> None:
+    world.set(OTEL_EXPORTER_OTLP_ENDPOINT=world.collector())
+
+
+def instrumentation_missing(world: World) -> None:
+    world.patch.setattr(local_checks, "candidates", list)
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_EXPERIMENT_ID="0", MLFLOW_OTLP_AUTO_INSTRUMENT="true")
+
+
+def tracking_uri(value: str) -> Callable[[World], None]:
+    return lambda world: world.set(MLFLOW_TRACKING_URI=value)
+
+
+def sdk_plugin(world: World) -> None:
+    world.set(MLFLOW_TRACKING_URI="http://127.0.0.1:5000", MLFLOW_TRACKING_AUTH="kubernetes-namespaced")
+
+
+ROWS = [
+    Row("wrong port", wrong_port, "connection", Code.REFUSED, "MLFLOW_TRACKING_URI"),
+    Row("TLS to a plain port", tls_to_a_plain_port, "tls", Code.NOT_TLS, "http://"),
+    Row("no TLS to a TLS port", plain_to_a_tls_port, "server", Code.CLOSED, "https://"),
+    Row("self-signed", self_signed_certificate, "tls", Code.UNTRUSTED, "MLFLOW_TRACKING_SERVER_CERT_PATH"),
+    Row("unknown CA", authority_unknown, "tls", Code.UNTRUSTED, "service-ca.crt"),
+    Row("expired", certificate_expired, "tls", Code.CERTIFICATE_EXPIRED, "renew"),
+    Row("wrong host name", certificate_for_another_host, "tls", Code.OTHER_HOST, "a name of the certificate"),
+    Row("name not resolvable", name_unknown, "name", Code.NAME_UNKNOWN, "MLFLOW_TRACKING_URI"),
+    Row("Host not allowed", host_not_allowed, "endpoint", Code.HOST_NOT_ALLOWED, "--allowed-hosts"),
+    Row("hangs", server_hangs, "server", Code.NO_ANSWER, "log"),
+    Row("login redirect", login_redirect, "server", Code.REDIRECTED, "MLFLOW_TRACKING_TOKEN_FILE"),
+    Row("HTML", login_page, "server", Code.PAGE, "service inside the cluster"),
+    Row("HTML for traces only", login_page_for_traces_only, "endpoint", Code.PAGE, "service inside the cluster"),
+    Row("404: prefix", wrong_prefix, "endpoint", Code.NO_TRACES_HERE, "with its prefix"),
+    Row(
+        "no /v1/traces", no_path_for_traces, "endpoint", Code.NO_TRACES_HERE, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http"
+    ),
+    Row("FileStore", file_store, "server", Code.FILE_STORE, "--backend-store-uri sqlite"),
+    Row("FileStore, 3.6", file_store_that_does_not_tell, "write", Code.FILE_STORE, "--backend-store-uri sqlite"),
+    Row("MLflow too old", old_mlflow, "server", Code.NO_TRACES_HERE, "3.6 or newer"),
+    Row("workspaces off", workspaces_off, "workspace", Code.WORKSPACES_OFF, "--enable-workspaces"),
+    Row("workspace unknown", workspace_unknown, "workspace", Code.WORKSPACE_UNKNOWN, "MLFLOW_WORKSPACE"),
+    Row("workspace missing", workspace_missing, "workspace", Code.WORKSPACE_MISSING, "MLFLOW_WORKSPACE"),
+    Row("denied", denied, "write", Code.DENIED, "rolebinding", others={"credentials": "ok", "workspace": "ok"}),
+    Row("token missing", token_missing, "credentials", Code.UNAUTHENTICATED, "MLFLOW_TRACKING_TOKEN_FILE"),
+    Row("token wrong", token_wrong, "credentials", Code.UNAUTHENTICATED, "MLFLOW_TRACKING_USERNAME"),
+    Row("token expired", token_expired, "credentials", Code.UNAUTHENTICATED, "MLFLOW_TRACKING_TOKEN_FILE"),
+    Row("token file missing", token_file_missing, "credentials", Code.NO_CREDENTIAL, "MLFLOW_TRACKING_TOKEN_FILE"),
+    Row("token of the other group", token_not_for_this_server, "credentials", Code.UNAUTHENTICATED, "MLFLOW_TRACKING"),
+    Row("API server down", permissions_cannot_be_checked, "credentials", Code.AUTHORIZATION_CHECK, "API server"),
+    Row("experiment deleted", experiment_deleted_by_name, "experiment", Code.EXPERIMENT_DELETED, "restore"),
+    Row("experiment deleted, id", experiment_deleted_by_id, "experiment", Code.EXPERIMENT_DELETED, "restore"),
+    Row("experiment unknown", experiment_unknown, "experiment", Code.EXPERIMENT_UNKNOWN, "CREATE_EXPERIMENT=true"),
+    Row(
+        "experiment id unknown", experiment_id_unknown, "experiment", Code.EXPERIMENT_UNKNOWN, "MLFLOW_EXPERIMENT_NAME"
+    ),
+    Row(
+        "of another workspace",
+        experiment_of_another_workspace,
+        "experiment",
+        Code.EXPERIMENT_UNKNOWN,
+        "EXPERIMENT_NAME",
+    ),
+    Row("look-up denied", experiment_may_not_be_looked_up, "experiment", Code.LOOK_UP_DENIED, "MLFLOW_EXPERIMENT_ID"),
+    Row("database down", database_down, "experiment", Code.DATABASE, "start it"),
+    Row("database locked", database_locked_for_writing, "write", Code.DATABASE, "start it"),
+    Row("413", body_limit, "write", Code.TOO_LARGE, "client_max_body_size"),
+    Row("429", rate_limit, "write", Code.THROTTLED, "limit"),
+    Row(
+        "disk full", disk_full, "spool", Code.DISK, "MLFLOW_OTLP_SPOOL_DIR", others={"read back": "ok", "delete": "ok"}
+    ),
+    Row("spool's folder", spool_in_no_folder, "spool", Code.DISK, "MLFLOW_OTLP_SPOOL_DIR", others={"write": "ok"}),
+    Row("proxy down", proxy_down, "proxy", Code.PROXY, "NO_PROXY"),
+    Row("proxy wants a user", proxy_wants_a_user, "proxy", Code.PROXY_CREDENTIAL, "USER:PASSWORD"),
+    Row("Collector without MLflow", collector_without_mlflow_behind, "read back", Code.ABANDONED, "collector-config"),
+    Row("database as URI", tracking_uri("sqlite:///mlflow.db"), "settings", Code.NOT_A_SERVER, "mlflow server"),
+    Row("Databricks", tracking_uri("https://adb-1.azuredatabricks.net"), "settings", Code.DATABRICKS, "ENDPOINT"),
+    Row("REST path", tracking_uri("http://m:5000/api/2.0/mlflow"), "settings", Code.REST_PATH, "MLFLOW_TRACKING_URI"),
+    Row("no address", tracking_uri("m:5000"), "settings", Code.SETTING, "expected"),
+    Row("SDK's plugin", sdk_plugin, "settings", Code.SDK_PLUGIN, "MLFLOW_TRACKING_TOKEN_FILE"),
+    # It works, but not all of it, or not well.
+    Row("clock skew", clock_is_wrong, "clock", Code.CLOCK, "timedatectl", "warning", {"write": "ok"}),
+    Row(
+        "instrumentor missing",
+        instrumentation_missing,
+        "instrumentations",
+        Code.NOT_INSTALLED,
+        "pip install",
+        "warning",
+    ),
+    Row("nobody to ask", collector_and_nobody_to_ask, "read back", Code.NOBODY_TO_ASK, URI, "warning", {"write": "ok"}),
+]
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
+    with ExitStack() as stack:
+        yield World(request, monkeypatch, tmp_path, stack)
+
+
+def examined(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, str]]]:
+    """Exit status, and what was said of each step."""
+    status = main_module.main(["doctor", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["works"] is (status == 0)
+    steps = {step["step"]: step for step in told["steps"]}
+    assert len(steps) == len(told["steps"])
+    return status, steps
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_broken_set_up(row: Row, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    row.broken(world)
+    began = time.monotonic()
+    status, steps = examined(capsys)
+    assert time.monotonic() - began < LONGEST_SECONDS
+    named = [step for step in steps.values() if step["state"] in ("failed", "warning")]
+    assert [(step["step"], step["state"], step["code"]) for step in named] == [(row.step, row.state, str(row.code))]
+    assert row.fix in named[0].get("fix", "")
+    assert named[0]["cause"]
+    assert status == (1 if row.state == "failed" else 0)
+    assert {name: steps[name]["state"] for name in row.others} == row.others
+    assert not planted(json.dumps(steps))
+
+
+def test_there_are_enough_rows() -> None:
+    assert len(ROWS) >= 25
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_every_failure_of_the_table_is_advised() -> None:
+    for row in ROWS:
+        assert advice_for(row.code).cause
+        assert advice_for(row.code).fix
+
+
+@pytest.mark.needs("openssl")
+def test_all_is_well_over_tls(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    authority = Authority(world.folder)
+    server = world.tls(authority.certificate("good"), world.mlflow.uri)
+    world.set(MLFLOW_TRACKING_URI=server.url, MLFLOW_TRACKING_SERVER_CERT_PATH=str(authority.file))
+    world.set(MLFLOW_EXPERIMENT_NAME="examined")
+    status, steps = examined(capsys)
+    assert {step["state"] for step in steps.values()} == {"ok"}
+    assert status == 0
+    assert [*steps] == list(server_checks.STEPS)
+    assert "valid for 29 more days" in steps["tls"]["found"] or "valid for 30 more days" in steps["tls"]["found"]
+    assert str(authority.file) in steps["tls"]["found"]
+    assert steps["server"]["found"].startswith("MLflow 3.17.2")
+    number = world.mlflow.experiment("examined")
+    assert number is not None
+    assert world.mlflow.search_traces(number["experiment_id"]) == []  # deleted
+
+
+def test_token_that_may_only_write(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    update_only(world)
+    status, steps = examined(capsys)
+    assert status == 0
+    states = {name: step["state"] for name, step in steps.items() if step["state"] not in ("ok", "skipped")}
+    assert states == {"experiment": "not permitted", "read back": "not permitted", "delete": "not permitted"}
+    assert "stays" in steps["delete"]["found"]
+
+
+def test_lines_for_people(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_EXPERIMENT_ID="99999")
+    assert main_module.main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split(None, 2)[:2] == ["ok", "settings"]
+    failed = next(number for number, line in enumerate(lines) if line.startswith("FAILED"))
+    assert lines[failed].endswith("[MLO-409]")
+    assert [line.split(":")[0].strip() for line in lines[failed + 1 : failed + 4]] == ["server says", "cause", "fix"]
+    assert lines[-1].startswith("It does not work: experiment.")
+
+
+def test_command_line_beats_the_environment(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.set(MLFLOW_TRACKING_URI="http://127.0.0.1:1", MLFLOW_EXPERIMENT_NAME="another")
+    assert main_module.main(["doctor", "--tracking-uri", f"{world.mlflow.uri}/#/experiments/0/traces"]) == 0
+    assert "experiment_id 0 (argument tracking_uri=)" in capsys.readouterr().out
+
+
+def test_what_waits_on_disk_is_told_and_left_alone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.set(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{_closed_port()}", MLFLOW_OTLP_SPOOL="true")
+    exporter = MLflowSpanExporter(timeout=0.3)
+    exporter.export(finished("first", "second"))
+    exporter.shutdown(1000)
+    for _ in range(2):
+        status, steps = examined(capsys)
+        assert status == 1
+        assert "2 spans wait in 1 requests" in steps["spool"]["found"]
+
+
+def test_proxy_that_is_not_for_this_host(world: World) -> None:
+    world.set(HTTPS_PROXY="http://ada:x@proxy.test:3128", NO_PROXY=".svc,127.0.0.1")
+    environment = dict(os.environ)
+    assert probe.proxy_for("https://mlflow.team.svc:8443/v1/traces", environment) is None
+    found = probe.proxy_for("https://mlflow.example.test/v1/traces", environment)
+    assert found is not None
+    assert str(found) == "proxy.test:3128 (environment variable HTTPS_PROXY)"
+
+
+PREFIX, USERS = ("--static-prefix", "/mlf"), ("--app-name", "basic-auth")
+# The other versions' environments lack what basic-auth needs.
+REAL = [(release, options) for release in MLFLOW_REQUIREMENTS for options in ((), PREFIX, FILES)] + [("3.17.2", USERS)]
+# Whose server-info does not exist, or does not tell.
+SILENT_ABOUT_FILES = ("3.6.0", "3.8.1")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("release", "options"), REAL, ids=str)
+def test_real_servers(release: str, options: Sequence[str], world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {"MLFLOW_FLASK_SERVER_SECRET_KEY": SECRET, "MLFLOW_ALLOW_FILE_STORE": "true"}
+    if options == USERS:
+        configuration = world.folder / "auth.ini"
+        users = f"database_uri = sqlite:///{world.folder / 'auth.db'}\nadmin_username = ada\n"
+        function = "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        password = f"admin_password = {SECRET}-1234\n"
+        configuration.write_text(f"[mlflow]\ndefault_permission = READ\n{users}{password}{function}")
+        environment["MLFLOW_AUTH_CONFIG_PATH"] = str(configuration)
+        world.set(MLFLOW_TRACKING_USERNAME="ada", MLFLOW_TRACKING_PASSWORD=f"{SECRET}-1234")
+    extra = [word.replace("FOLDER", str(world.folder)) for word in options]
+    python, folder = mlflow_python(release), world.folder / "server"
+    server = MLflowServer.start(folder, python=python, extra=extra, environment=environment)
+    prefix = "/mlf" if options == PREFIX else ""
+    world.set(MLFLOW_TRACKING_URI=server.uri + prefix, MLFLOW_EXPERIMENT_NAME="examined")
+    try:
+        status, steps = examined(capsys)
+    finally:
+        server.stop()
+    bad = [(name, step.get("code")) for name, step in steps.items() if step["state"] in ("failed", "warning")]
+    if options == FILES:
+        assert bad == [("write" if release in SILENT_ABOUT_FILES else "server", "MLO-404")]
+        assert status == 1
+    else:
+        assert bad == []
+        assert steps["delete"]["state"] == "ok"
+        assert status == 0
+    assert not planted(json.dumps(steps))

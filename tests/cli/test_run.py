@@ -1,0 +1,181 @@
+"""`mlflow-otlp run`, `opentelemetry-instrument` and `configure()`: three ways to the same trace."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_otlp_exporter._internal.cli import run as run_module
+from mlflow_otlp_exporter._internal.cli.main import main
+from mlflow_otlp_exporter._internal.cli.run import doubles, lacking, variables_for
+from mlflow_otlp_exporter._internal.setup.instrumentation import Candidate
+from mlflow_otlp_exporter.testing import RecordedSpan, RecordedTrace, RecordingEndpoint
+from support.documents import blocks
+from support.environments import ROOT
+from support.scripted_server import Answer, Recorded, ScriptedServer
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "apps"
+NONE = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+ALL = {"OTEL_TRACES_EXPORTER": "mlflow", **NONE, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "10000"}
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "words"),
+    [
+        ({}, [], ""),
+        ({"OTEL_METRICS_EXPORTER": "otlp"}, ["OTEL_METRICS_EXPORTER"], ""),
+        ({"OTEL_METRICS_EXPORTER": " "}, [], ""),
+        ({"OTEL_TRACES_EXPORTER": "console,mlflow"}, ["OTEL_TRACES_EXPORTER"], ""),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, ["OTEL_TRACES_EXPORTER"], "expected mlflow or otlp,mlflow"),
+        ({"OTEL_ATTRIBUTE_COUNT_LIMIT": "9"}, ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"], ""),
+        ({"OTEL_CONFIG_FILE": "otel.yaml"}, list(ALL), "OTEL_CONFIG_FILE is otel.yaml"),
+    ],
+)
+def test_what_is_unset_is_set(given: Mapping[str, str], missing: Sequence[str], words: str) -> None:
+    variables, warnings = variables_for(given)
+    assert variables == {name: value for name, value in ALL.items() if name not in missing}
+    assert words in " ".join(warnings)
+    assert bool(warnings) is bool(words)
+
+
+def test_two_instrumentations_of_one_library_are_told() -> None:
+    found = [
+        Candidate("openai", "openai", value, 2, EntryPoint("openai", value, "opentelemetry_instrumentor"))
+        for value in ("b.openai:X", "a.openai:X")
+    ]
+    assert doubles(found[:1]) == []
+    (said,) = doubles(found)
+    assert said.startswith("openai is instrumented by a.openai and b.openai, so that")
+
+
+def test_no_instrumentation_at_all_is_told() -> None:
+    (said,) = lacking([])
+    assert said.startswith("no instrumentation is installed")
+    assert lacking([Candidate("x", "x", "x", 2, EntryPoint("x", "x:X", "opentelemetry_instrumentor"))]) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ([], 2, "expected a command"),
+        (["no-such-command-here"], 127, "there is no command 'no-such-command-here'"),
+    ],
+)
+def test_command_that_cannot_be_run(
+    words: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *words]) == status
+    assert said in capsys.readouterr().err
+
+
+def test_wrong_setting_is_told_before_the_command_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    assert main(["run", sys.executable, "-c", "raise SystemExit(5)"]) == 2
+    assert "MLFLOW_TRACKING_URI is 'databricks'" in capsys.readouterr().err
+
+
+def test_without_the_distro_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "entry_points", lambda **_: ())
+    assert main(["run", sys.executable, "-V"]) == 2
+    assert "pip install 'mlflow-otlp-exporter[auto]'" in capsys.readouterr().err
+
+
+# The same trace in every way
+
+
+def model(request: Recorded) -> Answer:
+    """OpenAI's chat completions, as far as the scripts need them."""
+    asked = json.loads(request.body)["messages"]
+    message: dict[str, Any] = {"role": "assistant", "content": "Take an umbrella."}
+    if asked[-1]["role"] == "user":
+        call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Lyon"}'}}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    body = {
+        "id": "c-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "gpt-4o-mini",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17},
+    }
+    return Answer(200, headers={"Content-Type": "application/json"}, body=json.dumps(body).encode())
+
+
+@pytest.fixture
+def api(scripted_server: ScriptedServer) -> ScriptedServer:
+    scripted_server.answer_with("/v1/chat/completions", model)
+    return scripted_server
+
+
+def traces(command: Sequence[str], api: ScriptedServer, **variables: str) -> tuple[list[RecordedTrace], str]:
+    """Runs an app and records what it sends; also what it said on stderr."""
+    with RecordingEndpoint() as endpoint:
+        own = {
+            "MLFLOW_TRACKING_URI": endpoint.url,
+            "MLFLOW_EXPERIMENT_NAME": "agents",
+            "OPENAI_BASE_URL": f"{api.url}/v1",
+            "OPENAI_API_KEY": "planted-key",
+            "LANGSMITH_TRACING": "false",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_OTLP_AUTO_INSTRUMENT"}
+        done = subprocess.run(
+            command, env={**inherited, **own, **variables}, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return endpoint.traces, done.stderr
+
+
+# Random ids, and the model's address.
+VARYING = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|127\.0\.0\.1:\d+")
+
+
+def comparable(found: Sequence[RecordedTrace]) -> Any:
+    """All of the traces but what differs from run to run."""
+
+    def one(span: RecordedSpan) -> tuple[Any, ...]:
+        kept = {name: VARYING.sub("", str(value)) for name, value in span.attributes.items()}
+        return span.name, span.kind, span.status, span.experiment, len(span.events), kept
+
+    return [(trace.tree, [one(span) for span in trace.spans]) for trace in found]
+
+
+(BLOCK,) = blocks(ROOT / "docs" / "apps.md", "yaml")
+FILE = BLOCK.code.replace("experiment: support-agent", "experiment: agents")
+
+
+@pytest.mark.parametrize(("script", "spans"), [("openai_script.py", 1), ("langgraph_script.py", 4)])
+def test_same_trace_in_every_way(api: ScriptedServer, script: str, spans: int, tmp_path: Path) -> None:
+    path = str(SCRIPTS / script)
+    configured = tmp_path / "configured.py"
+    lines = ["import runpy", "from mlflow_otlp_exporter import configure", "configure()"]
+    configured.write_text("\n".join([*lines, f"runpy.run_path({path!r}, run_name='__main__')"]))
+    (tmp_path / "otel.yaml").write_text(FILE)
+
+    expected, said = traces([sys.executable, str(configured)], api)
+    assert said == ""
+    (trace,) = expected
+    assert len(trace.spans) >= spans
+    assert trace.tags == {}
+    assert all("mlflow.spanType" in span.attributes for span in trace.spans)
+    assert trace.root.inputs
+    assert trace.root.outputs
+
+    instrumented = ["opentelemetry-instrument", sys.executable, path]
+    by_variables, _ = traces(instrumented, api, OTEL_TRACES_EXPORTER="mlflow", **NONE)
+    by_file, _ = traces(instrumented, api, OTEL_CONFIG_FILE=str(tmp_path / "otel.yaml"))
+    run, announced = traces(["mlflow-otlp", "run", path], api)
+    assert comparable(by_variables) == comparable(by_file) == comparable(run) == comparable(expected)
+    assert "set for the app: OTEL_TRACES_EXPORTER=mlflow OTEL_METRICS_EXPORTER=none" in announced
+    assert "experiment agents (environment variable MLFLOW_EXPERIMENT_NAME)" in announced

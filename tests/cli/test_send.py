@@ -1,0 +1,168 @@
+"""`mlflow-otlp send`: recorded OTLP, or a test trace, into a real MLflow."""
+
+import json
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from mlflow_otlp_exporter import ConfigurationError
+from mlflow_otlp_exporter._internal.cli import main as main_module
+from mlflow_otlp_exporter._internal.cli.send import read_file
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from support.markers import PROMPT
+from support.mlflow_server import MLflowServer
+from support.scripted_server import TRACES_PATH, Answer, ScriptedServer
+from support.spans import finished
+
+NAMES = ["first", "second", "third"]
+
+
+def recorded() -> bytes:
+    encoder = Encoder()
+    return assemble([encoder.encode(span) for span in finished(*NAMES)])
+
+
+def as_json(content: bytes) -> str:
+    """In OTLP's own JSON: ids in hexadecimal."""
+    data = TracesData.FromString(content)
+    found = json_format.MessageToDict(data)
+    plain = [span for group in data.resource_spans for scope in group.scope_spans for span in scope.spans]
+    written = [span for group in found["resourceSpans"] for scope in group["scopeSpans"] for span in scope["spans"]]
+    for span, message in zip(written, plain, strict=True):
+        span["traceId"], span["spanId"] = message.trace_id.hex(), message.span_id.hex()
+    return json.dumps(found)
+
+
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    number = mlflow_server.create_experiment(f"sent by {request.node.name}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
+    return number
+
+
+@pytest.mark.parametrize("form", ["pb", "json", "lines"])
+def test_file(
+    form: str, experiment: str, mlflow_server: MLflowServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = recorded()
+    path = tmp_path / f"traces.{form}"
+    if form == "pb":
+        path.write_bytes(content)
+    elif form == "json":
+        path.write_text(json.dumps(json.loads(as_json(content)), indent=2))
+    else:  # as a Collector's file exporter writes
+        path.write_text(f"{as_json(recorded())}\n{as_json(content)}\n")
+    assert main_module.main(["send", str(path)]) == 0
+    expected = 6 if form == "lines" else 3
+    assert f"{expected} of {expected} spans of {expected} traces were delivered" in capsys.readouterr().out
+    assert len(mlflow_server.search_traces(experiment)) == expected
+
+
+def test_json_is_the_same_as_protobuf(tmp_path: Path) -> None:
+    content = recorded()
+    (tmp_path / "pb").write_bytes(content)
+    (tmp_path / "json").write_text(as_json(content))
+    assert assemble(read_file(tmp_path / "pb")) == assemble(read_file(tmp_path / "json"))
+
+
+def test_test_trace(experiment: str, mlflow_server: MLflowServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_module.main(["send", "--test"]) == 0
+    (trace,) = mlflow_server.search_traces(experiment)
+    assert trace["trace_id"] in capsys.readouterr().out
+    assert trace["state"] == "OK"
+    # As the exporter would send it, with what the console shows.
+    assert trace["tags"]["mlflow.traceName"] == "mlflow-otlp send --test"
+    found = mlflow_server.trace(trace["trace_id"].removeprefix("tr-"))
+    assert found is not None
+    types = [attribute for span in found["spans"] for attribute in span["attributes"] if "spanType" in str(attribute)]
+    assert len(types) == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "present", "absent"),
+    [
+        ("MLFLOW_OTLP_ENRICH", "true", "mlflow.spanType", "nothing"),
+        ("MLFLOW_OTLP_ENRICH", "false", "openinference.span.kind", "mlflow."),
+        ("OPENINFERENCE_HIDE_INPUTS", "true", "It does.", "Does a trace arrive?"),
+        ("MLFLOW_OTLP_MAX_REQUEST_SIZE", "1", "mlflow.spanType", "nothing"),
+    ],
+)
+def test_test_trace_is_what_the_settings_make_of_it(
+    scripted_server: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    present: str,
+    absent: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert main_module.main(["send", "--test", "--tracking-uri", scripted_server.url, "--experiment-id", "1"]) == 0
+    spans = [span for request in scripted_server.to(TRACES_PATH) for span in request.spans()]
+    assert sorted(span.name for span in spans) == ["a step of it", "mlflow-otlp send --test"]
+    for span in spans:
+        said = str(span.attributes)
+        assert present in said
+        assert absent not in said
+
+
+def test_test_trace_that_cannot_be_sent_is_told(
+    scripted_server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted_server.answer(then=Answer(401))
+    assert main_module.main(["send", "--test", "--tracking-uri", scripted_server.url, "--experiment-id", "1"]) == 1
+    said = capsys.readouterr()
+    assert "[MLO-301]" in said.err
+    assert "was delivered" not in said.out
+
+
+def test_test_trace_that_cannot_be_encoded_is_told(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(Encoder, "encode", fail)
+    assert main_module.main(["send", "--test", "--tracking-uri", scripted_server.url, "--experiment-id", "1"]) == 1
+    said = capsys.readouterr()
+    assert "spans are lost: a span could not be encoded (ValueError) [MLO-701]" in said.err
+    assert "was delivered" not in said.out
+    assert scripted_server.to(TRACES_PATH) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"{", b"[]", b"no traces", b"\x0a\xff\xff", b'{"resourceSpans":[5]}'])
+def test_file_of_something_else(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "traces"
+    path.write_bytes(content)
+    assert main_module.main(["send", str(path)]) == 2
+    assert f"{path}: " in capsys.readouterr().err
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="No such file"):
+        read_file(tmp_path / "nowhere")
+
+
+def test_what_is_not_delivered_is_told(
+    scripted_server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted_server.answer(then=Answer(503))
+    path = tmp_path / "traces.pb"
+    path.write_bytes(recorded())
+    arguments = ["send", str(path), "--tracking-uri", scripted_server.url, "--experiment-id", "1"]
+    assert main_module.main(arguments) == 1
+    said = capsys.readouterr()
+    assert "0 of 3 spans of 3 traces were delivered" in said.err
+    assert "[MLO-501]" in said.err
+    assert PROMPT not in said.err
+
+
+@pytest.mark.parametrize("arguments", [["send"], ["send", "--test", "file.pb"], ["doctor", "--nonsense"]])
+def test_wrong_command_line_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main_module.main(arguments)
+    assert ended.value.code == 2
+    assert "usage: mlflow-otlp" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""Any value becomes JSON, of a bounded length."""
+
+import datetime as dt
+import json
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from mlflow_otlp_exporter._internal.common.bounded_json import bounded_json
+
+
+@dataclass
+class Order:
+    number: int
+    lines: tuple[str, ...]
+
+
+class Model(BaseModel):
+    name: str
+    when: dt.date
+
+
+class Mean:
+    """Raises whatever one asks."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+class Shown:
+    def __repr__(self) -> str:
+        return "<shown>"
+
+
+CIRCULAR: dict[str, Any] = {}
+CIRCULAR["self"] = CIRCULAR
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"city": "Zürich", "n": 1, "x": 1.5, "ok": True, "none": None}, None),
+        ((1, "a"), [1, "a"]),
+        ({1}, [1]),
+        (Order(7, ("a", "b")), {"number": 7, "lines": ["a", "b"]}),
+        (Model(name="m", when=dt.date(2026, 1, 2)), {"name": "m", "when": "2026-01-02"}),
+        (OrderedDict(a=1), {"a": 1}),
+        ({(1, 2): "pair"}, {"(1, 2)": "pair"}),
+        (math.nan, "nan"),
+        ([math.inf, 1.0], ["inf", 1.0]),
+        (b"\x00\xff", "<2 bytes>"),
+        (Shown(), "<shown>"),
+        ({"x": Mean()}, {"x": "<Mean: no repr (RuntimeError)>"}),
+        (int, "<class 'int'>"),
+    ],
+)
+def test_values(value: Any, expected: Any) -> None:
+    assert json.loads(bounded_json(value)) == (value if expected is None else expected)
+
+
+def test_texts_stay_readable() -> None:
+    assert bounded_json({"city": "Zürich"}) == '{"city": "Zürich"}'
+
+
+def test_what_is_circular_or_deep_ends() -> None:
+    deep: Any = "bottom"
+    for _ in range(10_000):
+        deep = [deep]
+    for value in (CIRCULAR, deep):
+        assert len(bounded_json(value)) < 10_000
+        json.loads(bounded_json(value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10_000, ["x" * 100] * 1000, {str(number): number for number in range(10_000)}, [["y" * 99] * 99] * 99],
+)
+def test_too_long_is_cut_inside_and_stays_json(value: Any) -> None:
+    found = bounded_json(value, 3000)
+    assert len(found) <= 3000
+    assert type(json.loads(found)) in (type(value), str)
+    assert "…" in found
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), inner),
+    max_leaves=30,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(values, st.integers(min_value=30, max_value=300))
+def test_always_json_and_never_longer(value: Any, limit: int) -> None:
+    found = bounded_json(value, limit)
+    json.loads(found)
+    assert len(found) <= limit

@@ -1,0 +1,166 @@
+"""Counters and log lines."""
+
+import logging
+
+import pytest
+
+from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.problem_log import Report, Stats
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_counts() -> None:
+    report = Report()
+    report.count(delivered=2, requests=1)
+    report.count(delivered=1, refused=4)
+    assert report.stats() == Stats(delivered=3, refused=4, requests=1)
+
+
+def test_problem_is_told_in_full_then_summed_up_each_minute_then_solved(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    for _ in range(10):
+        report.problem("x", "refused", 2)
+        clock.now += 10
+    report.solved("x", "accepted again")
+    report.solved("x", "accepted again")
+    assert caplog.messages == [
+        "refused [2 spans]",
+        "refused [still so after 60 s; 12 more spans]",
+        "accepted again, after 100 s of trouble",
+    ]
+
+
+def test_spans_that_wait_are_not_counted_twice(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    for number in range(1, 11):
+        report.waiting("x", "the server is away", number)
+        clock.now += 30
+    report.solved("x", "accepted again")
+    assert caplog.messages == [
+        "the server is away [1 span]",
+        "the server is away [still so after 60 s; 3 spans now]",
+        "the server is away [still so after 2 min; 5 spans now]",
+        "the server is away [still so after 3 min; 7 spans now]",
+        "the server is away [still so after 4 min; 9 spans now]",
+        "accepted again, after 5 min of trouble",
+    ]
+
+
+def test_problem_that_comes_and_goes_is_told_like_one_that_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    for _ in range(200):
+        report.waiting("x", "500", 8)
+        clock.now += 0.5
+        report.solved("x", "accepted again")
+        clock.now += 0.5
+    assert caplog.messages == [
+        "500 [8 spans]",
+        "accepted again, after 0 s of trouble",
+        "500 [on and off for 60 s; 8 spans now]",
+        "accepted again, after 60 s of trouble",
+        "500 [on and off for 2 min; 8 spans now]",
+        "accepted again, after 2 min of trouble",
+        "500 [on and off for 3 min; 8 spans now]",
+        "accepted again, after 3 min of trouble",
+    ]
+
+
+def test_problem_that_is_back_and_lasts_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    report.waiting("x", "500", 8)
+    report.solved("x", "accepted again")
+    for _ in range(15):
+        clock.now += 1
+        report.waiting("x", "500", 9)
+    report.solved("x", "accepted again")
+    clock.now += 100
+    report.waiting("x", "500", 1)
+    assert caplog.messages == [
+        "500 [8 spans]",
+        "accepted again, after 0 s of trouble",
+        "500 [on and off for 11 s; 9 spans now]",
+        "accepted again, after 15 s of trouble",
+        "500 [1 span]",
+    ]
+
+
+def test_at_the_end_no_span_is_left_untold(caplog: pytest.LogCaptureFixture) -> None:
+    report = Report()
+    for count in (8, 3, 4):
+        report.problem("x", "lost", count)
+    report.waiting("y", "waiting", 5)
+    report.conclude()
+    report.conclude()
+    assert caplog.messages == ["lost [8 spans]", "waiting [5 spans]", "lost [7 more spans]"]
+
+
+def test_other_problem_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    report = Report()
+    report.problem("x", "first", 1)
+    report.problem("x", "second", 1)
+    report.problem("y", "second", 1)
+    assert len(caplog.messages) == 3
+
+
+def test_problem_that_changes_its_face_to_and_fro_does_not_flood(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    for _ in range(10):
+        report.problem("x", "connection refused", 2)
+        report.problem("x", "503", 2)
+        clock.now += 10
+    report.solved("x", "accepted again")
+    assert caplog.messages == [
+        "connection refused [2 spans]",
+        "503 [2 spans]",
+        "connection refused [still so after 60 s; 12 more spans]",
+        "503 [still so after 60 s; 12 more spans]",
+        "accepted again, after 100 s of trouble",
+    ]
+
+
+def test_problem_with_ever_new_texts_does_not_pile_up(caplog: pytest.LogCaptureFixture) -> None:
+    report = Report()
+    words = [chr(ord("a") + number) for number in range(26)]
+    for word in words * 2:
+        report.problem("x", word, 1)
+    report.solved("x", "over")
+    assert len(caplog.messages) >= len(words) + 1
+    assert len(report._problems) == 1
+
+
+def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    report = Report()
+    report.once(logging.WARNING, "hint")
+    report.once(logging.WARNING, "hint")
+    assert caplog.messages == ["hint"]
+
+
+def test_code_stays_at_the_end_of_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    report = Report(clock)
+    report.waiting("x", coded(Code.AWAY, "waiting"), 2)
+    clock.now += 61
+    report.waiting("x", coded(Code.AWAY, "waiting"), 3)
+    report.problem("y", coded(Code.LOST, "lost"), 1)
+    report.problem("y", coded(Code.LOST, "lost"), 2)
+    report.solved("x", coded(Code.ACCEPTED_AGAIN, "accepted again"))
+    report.conclude()
+    assert caplog.messages == [
+        "waiting [2 spans] [MLO-501]",
+        "waiting [still so after 61 s; 3 spans now] [MLO-501]",
+        "lost [1 span] [MLO-701]",
+        "accepted again, after 61 s of trouble [MLO-804]",
+        "lost [2 more spans] [MLO-701]",
+    ]

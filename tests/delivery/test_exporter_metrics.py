@@ -1,0 +1,182 @@
+"""The SDK's metrics about an exporter, read as the SDK gives them out."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from opentelemetry.metrics import MeterProvider as AnyProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
+
+from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics
+from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
+from support.scripted_server import ACCEPTED, Answer, ScriptedServer
+from support.spans import finished
+from support.traces import ended
+
+EXPORTED, INFLIGHT = "otel.sdk.exporter.span.exported", "otel.sdk.exporter.span.inflight"
+DURATION = "otel.sdk.exporter.operation.duration"
+JSON = {"Content-Type": "application/json"}
+
+
+class Meters:
+    """A meter provider, and what has been recorded through it."""
+
+    def __init__(self) -> None:
+        self._reader = InMemoryMetricReader()
+        self.provider = MeterProvider([self._reader])
+
+    def points(self, name: str) -> list[Any]:
+        data = self._reader.get_metrics_data()
+        resources = data.resource_metrics if data is not None else []
+        metrics = [each for resource in resources for scope in resource.scope_metrics for each in scope.metrics]
+        return [point for metric in metrics if metric.name == name for point in metric.data.data_points]
+
+    def spans(self, name: str) -> dict[str, int]:
+        """Spans by error type, "" for none."""
+        return {str(point.attributes.get("error.type", "")): point.value for point in self.points(name)}
+
+
+@pytest.fixture
+def meters() -> Iterator[Meters]:
+    made = Meters()
+    yield made
+    made.provider.shutdown()
+
+
+def test_delivered(scripted_server: ScriptedServer, meters: Meters) -> None:
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
+    began = time.monotonic()
+    exporter.export(ended(2, children=1))
+    exporter.export(finished("root"))
+    exporter.shutdown()
+    took = time.monotonic() - began
+    (exported,) = meters.points(EXPORTED)
+    assert exported.value == 5
+    port = int(scripted_server.url.rpartition(":")[2])
+    name = exported.attributes["otel.component.name"]
+    assert str(name).startswith("mlflow_span_exporter/")
+    assert exported.attributes == {
+        "otel.component.type": "otlp_http_span_exporter",
+        "otel.component.name": name,
+        "server.address": "127.0.0.1",
+        "server.port": port,
+    }
+    (duration,) = meters.points(DURATION)
+    assert isinstance(duration, HistogramDataPoint)
+    assert (duration.count, duration.attributes) == (2, exported.attributes)
+    assert 0 < duration.sum <= took
+    assert meters.spans(INFLIGHT) == {"": 0}
+
+
+def test_refused_among_delivered(scripted_server: ScriptedServer, meters: Meters) -> None:
+    def answer(request: Any) -> Answer:
+        return (
+            Answer(422, headers=JSON, body=b"{}") if any(s.name == "child 1.1" for s in request.spans()) else ACCEPTED
+        )
+
+    scripted_server.answer_with("/v1/traces", answer)
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
+    exporter.export(ended(2, children=1))
+    exporter.shutdown()
+    assert meters.spans(EXPORTED) == {"": 3, "422": 1}
+    (duration,) = meters.points(DURATION)
+    assert duration.count == 1
+    assert duration.sum > 1  # the refusal was confirmed a second later
+    assert (duration.attributes["error.type"], duration.attributes["http.response.status_code"]) == ("422", 422)
+    assert meters.spans(INFLIGHT) == {"": 0}
+
+
+def test_in_flight_while_the_server_thinks_and_given_up_at_the_end(
+    scripted_server: ScriptedServer, meters: Meters
+) -> None:
+    scripted_server.answer(Answer(503))
+    exporter = MLflowSpanExporter(
+        scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider, timeout=1
+    )
+    exporter.export(ended(1, children=1))
+    assert meters.spans(INFLIGHT) == {"": 2}
+    assert meters.spans(EXPORTED) == {}
+    exporter.shutdown()
+    assert meters.spans(INFLIGHT) == {"": 0}
+    assert meters.spans(EXPORTED) == {"shutdown": 2}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "attributes"),
+    [
+        (Outcome(Verdict.PARTLY, Cause.CONTENT, status=200, rejected=1), {"error.type": "partial_success"}),
+        (Outcome(Verdict.REFUSED, Cause.CONTENT, status=400), {"error.type": "400", "http.response.status_code": 400}),
+        (Outcome(Verdict.RETRY, Cause.SERVER), {"error.type": "no_answer"}),
+        (None, {"error.type": "shutdown"}),
+    ],
+)
+def test_what_an_outcome_is_called(outcome: Outcome | None, attributes: Mapping[str, Any], meters: Meters) -> None:
+    clock = iter([10.0, 12.5])
+    metrics = ExporterMetrics(meters.provider, "https://mlflow.example/v1/traces", lambda: next(clock))
+    settled = metrics.started(3)
+    settled(2, 0, None)
+    settled(0, 1, outcome)
+    (duration,) = meters.points(DURATION)
+    assert duration.sum == 2.5
+    assert attributes.items() <= dict(duration.attributes).items()
+    assert duration.attributes["server.port"] == 443
+    assert meters.spans(EXPORTED) == {"": 2, attributes["error.type"]: 1}
+
+
+def test_what_is_lost_before_it_is_sent(
+    scripted_server: ScriptedServer, meters: Meters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken")
+
+    def unencodable(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr("mlflow_otlp_exporter._internal.encoding.span_encoder.Encoder.encode", broken)
+
+    def no_memory(patch: pytest.MonkeyPatch) -> None:
+        patch.setenv("MLFLOW_OTLP_BUFFER_BYTES", "1")
+
+    for prepare, error in ((unencodable, "encoding"), (no_memory, "memory_limit")):
+        with monkeypatch.context() as patch:
+            prepare(patch)
+            exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
+            exporter.export(finished("root"))
+            exporter.shutdown()
+        assert meters.spans(EXPORTED)[error] == 1
+    assert meters.points(INFLIGHT) == []
+
+
+def test_environment_wants_them_in_the_apps_provider(
+    scripted_server: ScriptedServer, meters: Meters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mlflow_otlp_exporter._internal.delivery.exporter_metrics.get_meter_provider", lambda: meters.provider
+    )
+    for value, expected in (("", {}), ("false", {}), (" True", {"": 1})):
+        monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", value)
+        exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1)
+        exporter.export(finished("root"))
+        exporter.shutdown()
+        assert meters.spans(EXPORTED) == expected
+
+
+def test_broken_provider_costs_no_span(scripted_server: ScriptedServer) -> None:
+    class Instrument:
+        def add(self, *_: Any) -> None:
+            raise RuntimeError("broken")
+
+        record = add
+
+    class Meter:
+        def create(self, *_: Any) -> Instrument:
+            return Instrument()
+
+        create_counter = create_up_down_counter = create_histogram = create
+
+    provider: Any = type("Provider", (AnyProvider,), {"get_meter": lambda *_: Meter()})()
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=provider)
+    exporter.export(finished("root"))
+    exporter.shutdown()
+    assert exporter.stats().delivered == 1

@@ -1,0 +1,720 @@
+"""What is done about an outcome, told step by step with a clock that only waits move."""
+
+import base64
+import json
+import logging
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext
+
+from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.delivery.export_request import Origin, Shipment
+from mlflow_otlp_exporter._internal.delivery.otlp_client import Delivery
+from mlflow_otlp_exporter._internal.delivery.retry_sender import Courier
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination, Experiments
+from mlflow_otlp_exporter._internal.mlflow_api.server import Stored
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.transport.authorization import Credentials
+from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from support.transport import Call, FakeTransport
+
+JSON = {"content-type": "application/json"}
+Pair = tuple[int, int]
+Judge = Callable[[list[str]], Answer | Failure]
+
+
+class FakeMLflow(FakeTransport):
+    """Stores spans as a version of MLflow does, and answers as it is told."""
+
+    def __init__(self, version: str = "3.17.2") -> None:
+        self.version = version
+        self.clock = 0.0
+        self.judge: Judge = lambda _: Answer(200)
+        self.stores_anyway = False
+        self.stored: Counter[Pair] = Counter()
+        self.names: list[list[str]] = []
+        self.times: list[float] = []
+        self.sizes: list[int] = []
+        self.asked = 0
+        self.may_ask: Answer | None = None
+        self.credentials: Credentials = FakeCredentials()
+        self.new_credential = False
+
+    def has_new_credential(self) -> bool:
+        found, self.new_credential = self.new_credential, False
+        return found
+
+    def answer(self, asked: Call) -> Answer | Failure:
+        assert "authorization" not in asked.headers
+        if asked.path == "/version":
+            return Answer(200, {"content-type": "text/html"}, self.version.encode())
+        if asked.path.startswith("/api/3.0/mlflow/traces/batchGet"):
+            return self._read_back(parse_qs(urlsplit(asked.path).query)["trace_ids"], asked.longest)
+        assert (asked.method, asked.path) == ("POST", "")
+        spans = [
+            span
+            for resource in ExportTraceServiceRequest.FromString(asked.body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+        self.names.append([span.name for span in spans])
+        self.times.append(self.clock)
+        self.sizes.append(len(asked.body))
+        answer = self.judge([span.name for span in spans])
+        accepted = isinstance(answer, Answer) and answer.status == 200
+        if accepted or self.stores_anyway:
+            self.stored.update(
+                (int.from_bytes(span.trace_id, "big"), int.from_bytes(span.span_id, "big")) for span in spans
+            )
+        return answer
+
+    def _read_back(self, trace_ids: list[str], longest: int) -> Answer:
+        self.asked += 1
+        assert longest > 1_000_000
+        if self.may_ask is not None:
+            return self.may_ask
+        traces: dict[str, list[dict[str, str]]] = {}
+        for trace, span in self.stored:
+            key = f"tr-{trace:032x}"
+            if key in trace_ids:
+                ids = {"trace_id": trace.to_bytes(16, "big"), "span_id": span.to_bytes(8, "big")}
+                traces.setdefault(key, []).append(
+                    {name: base64.b64encode(value).decode() for name, value in ids.items()}
+                )
+        return Answer(200, JSON, json.dumps({"traces": [{"spans": spans} for spans in traces.values()]}).encode())
+
+
+class FakeCredentials:
+    watchable = False
+
+    def authorization(self) -> str | None:
+        return None
+
+    def __str__(self) -> str:
+        return "none"
+
+
+class Round:
+    """A courier and a fake MLflow, driven as the senders drive them."""
+
+    def __init__(self, version: str = "3.17.2", jitter: float = 0.5, *, certain: bool = True) -> None:
+        self.server = FakeMLflow(version)
+        self.report = Report(lambda: self.server.clock)
+        self.experiments = Experiments(None, certain=False, create=False, report=self.report)
+        self.courier = Courier(
+            self.server,
+            Delivery(self.server, self.experiments, compression="none", report=self.report),
+            Stored(self.server, self.report, certain=certain),
+            self.report,
+            explain=lambda outcome: outcome.message,
+            clock=lambda: self.server.clock,
+            jitter=lambda: jitter,
+        )
+        self.settled = 0
+        self.postponed: list[str] = []
+        self.suspects: list[tuple[int, int]] = []
+        self.left: list[Shipment] = []
+
+    def send(self, spans: list[EncodedSpan], *, until: float = 1e9, left: str = "") -> None:
+        """Takes the shipment, and what is left of those before it, further until they are settled or the time is up."""
+
+        def settled() -> None:
+            self.settled += 1
+
+        def suspected(count: int, size: int) -> None:
+            self.suspects.append((count, size))
+
+        origin = Origin(len(spans), settled, lambda outcome: self.postponed.append(outcome.message), suspected)
+        origin.left = left
+        queue = [*self.left, Shipment(Destination(experiment_id="1"), spans, origin)]
+        while queue and self.server.clock < until:
+            now = self.server.clock
+            ready = next((each for each in queue if each.not_before <= now), None)
+            if ready is None:
+                self.server.clock = min(until, *(each.not_before for each in queue))
+                continue
+            queue.remove(ready)
+            step = self.courier.step(ready, 5.0)
+            queue = [*queue, *step.shipments] if step.at_the_end else [*step.shipments, *queue]
+            self.server.clock += step.wait
+        self.left = queue
+
+    @property
+    def refused(self) -> int:
+        return self.report.stats().refused
+
+    def lands_once(self, spans: list[EncodedSpan]) -> bool:
+        return self.server.stored == Counter((span.trace_id, span.span_id) for span in spans)
+
+
+def encoded(*names: str, children: int = 0, text: int = 0, base: int = 0) -> list[EncodedSpan]:
+    """Traces of a root and children, numbered from `base + 1`; `text` characters on each span."""
+    encoder, spans = Encoder(), []
+    for number, name in enumerate(names, base + 1):
+        for child in range(children + 1):
+            context = SpanContext(number, child + 1, False)
+            parent = SpanContext(number, 1, False) if child else None
+            title = f"{name}/{child}" if child else name
+            attributes = {"text": "x" * text} if text else None
+            made = ReadableSpan(title, context, parent, Resource({}), attributes)
+            spans.append(encoder.encode(made))
+    return spans
+
+
+def failing(times: int, answer: Answer | Failure) -> Judge:
+    """Answers so a few times, then accepts."""
+    left = [answer] * times
+    return lambda _: left.pop() if left else Answer(200)
+
+
+def refusing(status: int, *marks: str) -> Judge:
+    """Refuses what holds a marked span."""
+    return lambda names: Answer(status) if set(marks) & set(names) else Answer(200)
+
+
+def test_delivered_at_once() -> None:
+    story, spans = Round(), encoded("a", "b")
+    story.send(spans)
+    assert story.lands_once(spans)
+    assert (story.settled, story.postponed, story.server.asked) == (1, [], 0)
+    assert (story.report.stats().delivered, story.courier.failures) == (2, 0)
+
+
+AWAY = [
+    # answer, and when it is sent again
+    (Answer(503), [0, 0.5, 1.5, 3.5]),
+    (Answer(429), [0, 0.5, 1.5, 3.5]),
+    (Answer(408), [0, 0.5, 1.5, 3.5]),
+    (Answer(503, {"retry-after": "7"}), [0, 7, 14, 21]),
+    (Failure("refused"), [0, 0.5, 1.5, 3.5]),
+    (Answer(302, {"location": "/login"}), [0, 0.5, 1.5, 3.5]),
+    (Answer(200, {"content-type": "text/html"}, b"<html>"), [0, 0.5, 1.5, 3.5]),
+    (Answer(404), [0, 2, 6, 14]),
+    (Answer(403), [0, 2, 6, 14]),
+    (Answer(401), [0, 2, 6, 14]),
+]
+
+
+@pytest.mark.parametrize(("answer", "times"), AWAY)
+def test_what_may_succeed_later_is_kept_and_sent_again(
+    answer: Answer | Failure, times: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    story, spans = Round(), encoded("a")
+    # An HTML page with 200 is not stored: the fake goes by the status.
+    story.server.judge = failing(3, answer)
+    story.send(spans)
+    assert story.server.times == times
+    assert (story.settled, story.refused, story.report.stats().retries) == (1, 0, 3)
+    assert len(story.postponed) == story.courier.failures == 3
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "spans wait in memory",
+        "spans are accepted again, after " + f"{times[3]:.0f} s of trouble [MLO-804]",
+    ]
+
+
+def test_waiting_has_a_limit() -> None:
+    story = Round()
+    story.server.judge = lambda _: Answer(503)
+    story.send(encoded("a"), until=200)
+    gaps = [later - earlier for earlier, later in zip(story.server.times, story.server.times[1:], strict=False)]
+    assert gaps == [0.5, 1, 2, 4, 8, 16] + [30] * (len(gaps) - 6)
+    assert len(story.left) == 1
+    assert story.settled == story.refused == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "times"),
+    [
+        (Answer(503), [0, 0.5, 1.5, 2.5, 4, 8]),
+        (Answer(503, {"retry-after": "7"}), [0, 7, 14, 15, 21.5, 28.5]),
+        (Answer(404), [0, 2, 6, 7, 14.5, 30.5]),
+    ],
+)
+def test_who_hurries_during_an_attempt_has_one_more_soon(answer: Answer, times: list[float]) -> None:
+    """It is the third; after the one for who hurries the wait goes on as it was."""
+    story, spans = Round(), encoded("a")
+    accepts = failing(5, answer)
+
+    def judge(names: list[str]) -> Answer | Failure:
+        if len(story.server.names) == 3:
+            story.server.clock += 0.5  # the request takes a while
+            story.courier.patience.hurry()
+        return accepts(names)
+
+    story.server.judge = judge
+    story.send(spans)
+    assert story.server.times == times
+    assert story.lands_once(spans)
+
+
+# Content
+
+
+@pytest.mark.parametrize("status", [400, 422, 415])
+def test_culprit_is_found_refused_when_repeated_and_named(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    story, spans = Round(), encoded("a", "b", "culprit", "d", children=2)
+    story.server.judge = refusing(status, "culprit/1")
+    story.send(spans)
+    assert sum(story.server.stored.values()) == len(spans) - 1
+    assert (story.settled, story.refused, story.report.stats().delivered) == (1, 1, len(spans) - 1)
+    assert caplog.text.count("span 'culprit/1' of trace tr-00000000000000000000000000000003 is lost") == 1
+    assert f"{status}" in caplog.text
+
+
+@pytest.mark.parametrize("marks", [(3,), (0, 199), (0, 100, 199), (66, 67, 133), (1, 2, 3), (50, 125, 126)])
+def test_197_of_200_traces_land_in_at_most_40_requests(marks: tuple[int, ...]) -> None:
+    story, spans = Round(), encoded(*map(str, range(200)), children=2)
+    story.server.judge = refusing(400, *map(str, marks))
+    story.send(spans)
+    assert sum(story.server.stored.values()) == len(spans) - len(marks)
+    assert story.refused == len(marks)
+    assert len(story.server.names) <= 40
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 39), max_size=40), st.integers(0, 2), st.sampled_from([400, 422]))
+def test_whatever_is_marked_all_else_lands_once(marked: set[int], children: int, status: int) -> None:
+    story, spans = Round(), encoded("accepted", *map(str, range(40)), children=children)
+    story.server.judge = refusing(status, *map(str, marked))
+    story.send(spans)
+    assert set(story.server.stored.values()) <= {1}
+    assert (story.refused, story.settled) == (len(marked), 1)
+    assert story.report.stats().delivered == len(spans) - len(marked)
+
+
+def test_transient_refusal_loses_nothing() -> None:
+    # UniqueViolation when two batches of one trace arrive at once, before 3.16.
+    for times in (1, 2):
+        story, spans = Round(), encoded("a", "b", "c", children=1)
+        story.server.judge = failing(times, Answer(400))
+        story.send(spans)
+        assert story.lands_once(spans)
+        assert story.refused == 0
+
+
+def test_single_span_is_refused_only_when_that_is_repeated_later() -> None:
+    story, spans = Round(), encoded("a")
+    story.server.judge = failing(1, Answer(422))
+    story.send(spans)
+    assert story.lands_once(spans)
+    assert story.server.times == [0, 1]
+
+
+# What others have left on disk
+
+LEFT = "left by an earlier run"
+AT_ONE = Destination(experiment_id="1")
+TOO_OLD = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
+FATES: list[tuple[Callable[[], Judge], str]] = [
+    (lambda: refusing(422, "a"), "span 'a' of trace tr-00000000000000000000000000000001 is lost"),
+    (lambda: lambda _: Answer(200, JSON, TOO_OLD), "spans are lost"),
+    (lambda: failing(1, Answer(503)), "spans wait in memory"),
+]
+
+
+@pytest.mark.parametrize(("judge", "expected"), FATES, ids=["refused", "rejected", "waiting"])
+@pytest.mark.parametrize("left", [LEFT, ""])
+def test_who_has_left_spans_is_told_with_what_befalls_them(
+    judge: Callable[[], Judge], expected: str, left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    story = Round()
+    story.server.judge = judge()
+    story.send(encoded("a"), left=left)
+    assert caplog.messages[0].partition(": ")[0] == (f"{expected} ({left})" if left else expected)
+
+
+def test_who_has_left_a_suspect_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    story = Round()
+    story.server.judge = refusing(500, "c")
+    story.send(encoded("a", "b", "c", "d"), until=600, left=LEFT)
+    told = [line for line in caplog.messages if line.startswith("span 'c'")]
+    assert [re.sub("tr-[0-9a-f]+", "tr", line).split(",")[0] for line in told] == [
+        f"span 'c' of trace tr waits in memory ({LEFT})"
+    ]
+
+
+def test_outage_is_told_of_as_this_runs_once_its_own_spans_wait_too(caplog: pytest.LogCaptureFixture) -> None:
+    """One outage is one problem: its repetitions are not told twice, once for each of whom the spans are."""
+    story, theirs, ours = Round(), *(Shipment(AT_ONE, encoded(name), Origin(1)) for name in ("a", "b"))
+    theirs.origin.left = LEFT
+
+    def told(*shipments: Shipment, answer: Answer) -> list[str]:
+        caplog.clear()
+        story.server.judge = lambda _: answer
+        for shipment in shipments:
+            story.server.clock += 61
+            story.courier.step(shipment, 5.0)
+        return [line.partition(": ")[0].partition(",")[0] for line in caplog.messages]
+
+    down = Answer(503)
+    assert told(theirs, theirs, ours, theirs, ours, theirs, answer=down) == [
+        *[f"spans wait in memory ({LEFT})"] * 2,
+        *["spans wait in memory"] * 4,
+    ]
+    assert told(ours, answer=Answer(200)) == ["spans are accepted again"]
+    story.server.clock += 61
+    assert told(theirs, answer=down) == [f"spans wait in memory ({LEFT})"]
+
+
+# 500: a server in trouble, or a span that it trips over
+
+
+def test_500_of_a_server_in_trouble_loses_nothing() -> None:
+    story, spans = Round(), encoded("a", "b", children=1)
+    story.server.judge = failing(30, Answer(500))
+    story.send(spans)
+    assert story.lands_once(spans)
+    assert story.refused == 0
+
+
+def test_500_that_stays_with_one_span_is_kept_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    story, spans = Round(), encoded("a", "b", "c", "d")
+    story.server.judge = refusing(500, "c")
+    story.send(spans, until=600)
+    assert sum(story.server.stored.values()) == 3
+    assert (story.refused, story.settled, len(story.left)) == (0, 0, 1)
+    assert story.suspects == [(1, len(spans[2].body))]
+    assert caplog.text.count("span 'c' of trace tr-00000000000000000000000000000003 waits in memory") == 1
+    assert "lost" not in caplog.text
+    assert len(story.server.names) < 40  # in ten minutes
+    story.server.judge = lambda _: Answer(200)
+    story.send(encoded("e", base=10))
+    assert set(story.server.stored.values()) == {1}
+    assert story.settled == 2
+    assert "span 'c' of trace tr-00000000000000000000000000000003 is accepted after all" in caplog.text
+
+
+def test_500_that_stays_while_many_others_pass_is_the_spans_own_fault(caplog: pytest.LogCaptureFixture) -> None:
+    story = Round()
+    story.server.judge = refusing(500, "c")
+    story.send(encoded("a", "b", "c", "d"), until=10)
+    for second in range(11, 400):
+        story.send(encoded("other", base=second), until=second)
+    assert (story.refused, story.settled, story.left) == (1, 390, [])
+    assert caplog.text.count("span 'c' of trace tr-00000000000000000000000000000003 is lost") == 1
+    assert len(story.server.names) < 389 + 40
+
+
+def test_at_the_end_a_named_span_is_lost_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    story = Round()
+    story.server.judge = refusing(500, "c")
+    story.send(encoded("a", "b", "c", "d"), until=60)
+    sent = len(story.server.names)
+    story.courier.closing = True
+    story.send(encoded("e", base=10))
+    assert (story.refused, story.settled, story.left) == (1, 2, [])
+    assert len(story.server.names) == sent + 1
+    assert "span 'c' of trace tr-00000000000000000000000000000003 is lost" in caplog.text
+
+
+def test_500_of_a_lone_span_is_kept_while_nothing_else_passes(caplog: pytest.LogCaptureFixture) -> None:
+    story = Round()
+    story.server.judge = refusing(500, "c")
+    story.send(encoded("c"), until=300)
+    assert (story.refused, len(story.left), story.suspects) == (0, 1, [])
+    assert caplog.text.count("spans wait in memory") == 1 + 300 // 61  # the first, and one a minute
+
+
+@pytest.mark.parametrize("marks", [(3,), (0, 199), (0, 100, 199), (66, 67, 133), (1, 2, 3), (50, 125, 126)])
+@pytest.mark.parametrize("turn", [0.0, 0.9])
+def test_of_200_traces_with_three_culprits_answered_500_all_others_land_in_at_most_40_requests(
+    marks: tuple[int, ...], turn: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    story, spans = Round(jitter=turn), encoded(*map(str, range(200)), children=2)
+    story.server.judge = refusing(500, *(f"{mark}/1" for mark in marks))
+    story.send(spans, until=30)
+    assert set(story.server.stored.values()) == {1}
+    assert sum(story.server.stored.values()) == len(spans) - len(marks)
+    assert [count for count, _ in story.suspects] == [len(marks)]
+    assert len(story.server.names) <= 40
+    for mark in marks:
+        assert caplog.text.count(f"span '{mark}/1' of trace") == 1
+    assert story.refused == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0.05, 0.3, 0.7, 0.9]), st.integers(1, 12))
+def test_server_that_answers_500_at_random_loses_nothing(seed: int, part: float, traces: int) -> None:
+    story, chance = Round(), random.Random(seed)
+    story.server.judge = lambda _: Answer(500 if chance.random() < part else 200)
+    batches = [
+        encoded(*(f"{batch}.{trace}" for trace in range(traces)), children=1, base=1000 * batch) for batch in range(20)
+    ]
+    for batch in batches:
+        story.send(batch, until=story.server.clock + 2)
+    story.send(encoded("last", base=10**6))
+    assert story.refused == 0
+    assert story.left == []
+    assert set(story.server.stored.values()) == {1}
+
+
+# Size
+
+
+def test_too_large_is_cut_and_later_requests_start_smaller() -> None:
+    story, spans = Round(), encoded(*"abcdefgh", text=40_000)
+    story.server.judge = lambda names: Answer(413) if len(names) > 2 else Answer(200)
+    story.send(spans)
+    assert story.lands_once(spans)
+    assert story.refused == 0
+    assert story.courier.size_limit is not None
+    assert 80_000 < story.courier.size_limit < 90_000
+
+
+def test_single_span_that_is_too_large_is_shortened_and_marked() -> None:
+    story, spans = Round(), encoded("a", text=500_000)
+    story.server.judge = lambda _: Answer(413) if story.server.sizes[-1] > 100_000 else Answer(200)
+    story.send(spans)
+    assert story.lands_once(spans), story.server.sizes
+    assert story.refused == 0
+    assert 50_000 < story.server.sizes[-1] <= 100_000
+
+
+def test_single_span_that_cannot_be_shortened_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    story = Round()
+    story.server.judge = lambda _: Answer(413)
+    story.send(encoded("a", text=500_000))
+    assert (story.refused, story.settled) == (1, 1)
+    assert "span 'a'" in caplog.text
+
+
+# Exactly once to MLflow's eyes
+
+AMBIGUOUS = [Answer(504), Answer(502), Answer(500), Failure("reset", arrived=True)]
+
+
+@pytest.mark.parametrize("answer", AMBIGUOUS)
+@pytest.mark.parametrize(("version", "asks"), [("3.10.1", True), ("3.13.0", True), ("3.16.1", True), ("3.17.0", False)])
+def test_before_sending_again_what_may_have_arrived_older_servers_are_asked(
+    answer: Answer | Failure, version: str, asks: bool
+) -> None:
+    story, spans = Round(version), encoded("a", "b", children=1)
+
+    def judge(_: list[str]) -> Answer | Failure:
+        story.server.stores_anyway = len(story.server.names) == 1
+        return answer if len(story.server.names) == 1 else Answer(200)
+
+    story.server.judge = judge
+    story.send(spans)
+    assert bool(story.server.asked) is asks
+    assert set(story.server.stored.values()) == {1 if asks else 2}
+    assert (story.settled, story.report.stats().delivered, story.refused) == (1, 4, 0)
+
+
+def test_only_what_is_missing_is_sent_again() -> None:
+    story, spans = Round("3.10.1"), encoded("a", "b", "c")
+    story.server.judge = failing(1, Answer(504))
+    story.server.stored[spans[1].trace_id, spans[1].span_id] = 1
+    story.send(spans)
+    assert story.server.names == [["a", "b", "c"], ["a", "c"]]
+    assert story.lands_once(spans)
+    assert story.report.stats().delivered == 3
+
+
+def test_server_that_is_still_writing_is_asked_until_its_answer_no_longer_changes() -> None:
+    story, spans = Round("3.10.1"), encoded("a", "b", "c")
+    story.server.judge = failing(1, Answer(504))
+    arriving = list(spans)
+    real = story.server._read_back
+
+    def writing(trace_ids: list[str], longest: int) -> Answer:
+        if arriving:
+            span = arriving.pop()
+            story.server.stored[span.trace_id, span.span_id] += 1
+        return real(trace_ids, longest)
+
+    story.server._read_back = writing  # type: ignore[method-assign]
+    story.send(spans)
+    assert story.server.names == [["a", "b", "c"]]
+    assert story.lands_once(spans)
+    assert story.server.asked == 3  # nothing is missing any more
+
+
+def test_after_a_504_it_may_take_as_long_as_a_database_waits_for_its_lock() -> None:
+    story, spans = Round("3.10.1"), encoded("a", "b")
+    story.server.judge = failing(1, Answer(504))
+    real = story.server._read_back
+
+    def slow(trace_ids: list[str], longest: int) -> Answer:
+        if story.server.clock > 19 and not story.server.stored:
+            story.server.stored.update((span.trace_id, span.span_id) for span in spans)
+        return real(trace_ids, longest)
+
+    story.server._read_back = slow  # type: ignore[method-assign]
+    story.send(spans)
+    assert story.server.names == [["a", "b"]]
+    assert story.lands_once(spans)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_where_asking_is_not_possible_it_is_said_once_and_sent_again(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    story, spans = Round("3.6.0"), encoded("a")
+    story.server.may_ask = Answer(status)
+    story.server.judge = failing(2, Answer(504))
+    story.send(spans)
+    assert story.lands_once(spans)
+    assert caplog.text.count("sent again without asking") == 1
+
+
+def test_while_the_server_cannot_answer_nothing_is_sent() -> None:
+    story, spans = Round("3.10.1"), encoded("a")
+    story.server.judge = failing(1, Answer(504))
+    story.server.may_ask = Answer(503)
+    story.send(spans, until=60)
+    assert len(story.server.names) == 1
+    story.server.may_ask = None
+    story.send(spans, until=61)
+    assert story.refused == 0
+
+
+PAGE = Answer(200, {"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>")
+
+
+def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """The spans have arrived, and would be sent a second time if the page were taken for "nothing is stored"."""
+    story, spans = Round("3.10.1"), encoded("a", "b")
+    story.server.judge, story.server.stores_anyway, story.server.may_ask = lambda _: Answer(504), True, PAGE
+    story.send(spans, until=120)
+    assert len(story.server.names) == 1
+    assert story.server.asked > 1
+    assert "spans wait in memory: 200 with something else (a login page?) instead of what is stored" in caplog.text
+    story.server.may_ask = None
+    story.send([], until=180)
+    assert len(story.server.names) == 1
+    assert story.lands_once(spans)
+    assert (story.settled, story.report.stats().delivered) == (1, 2)
+
+
+def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
+    story, spans = Round("a page", certain=False), encoded("a")
+    story.server.may_ask = PAGE
+    story.server.judge = failing(2, Answer(504))
+    story.send(spans)
+    assert story.lands_once(spans)
+    assert caplog.text.count("sent again without asking") == 1
+
+
+def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
+    story, spans = Round("3.10.1"), encoded("a", "b", "culprit", "d")
+
+    def judge(names: list[str]) -> Answer:
+        story.server.stores_anyway = False
+        if "culprit" not in names:
+            return Answer(200)
+        for span in spans[:2]:
+            if names == ["a", "b", "culprit", "d"]:
+                story.server.stored[span.trace_id, span.span_id] += 1
+        return Answer(400)
+
+    story.server.judge = judge
+    story.send(spans)
+    assert set(story.server.stored.values()) == {1}
+    assert sum(story.server.stored.values()) == 3
+    assert (story.refused, story.report.stats().delivered) == (1, 3)
+
+
+def test_before_3_12_a_database_that_stops_in_the_middle_has_some_traces() -> None:
+    story, spans = Round("3.10.1"), encoded("a", "b", "c", "d")
+
+    def judge(_: list[str]) -> Answer:
+        if len(story.server.names) > 1:
+            return Answer(200)
+        for span in spans[:2]:
+            story.server.stored[span.trace_id, span.span_id] += 1
+        said = {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "server closed the connection unexpectedly"}
+        return Answer(503, JSON, json.dumps(said).encode())
+
+    story.server.judge = judge
+    story.send(spans)
+    assert story.server.names == [["a", "b", "c", "d"], ["c", "d"]]
+    assert story.lands_once(spans)
+
+
+# Credentials, destination, the end
+
+
+def test_new_credential_is_used_at_once() -> None:
+    story, spans = Round(), encoded("a")
+    story.server.judge = failing(1, Answer(401))
+    story.server.new_credential = True
+    story.send(spans)
+    assert story.server.times == [0, 0]
+
+
+def test_token_file_is_watched_and_the_rejected_token_not_sent_again_meanwhile() -> None:
+    story, spans = Round(), encoded("a")
+    story.server.judge = failing(1, Answer(401))
+    story.server.credentials.watchable = True  # type: ignore[misc]
+    looked: list[float] = []
+
+    def rotated() -> bool:
+        looked.append(story.server.clock)
+        return story.server.clock >= 1.2
+
+    story.server.has_new_credential = rotated  # type: ignore[method-assign]
+    story.send(spans)
+    assert story.server.times == [0, 1.25]
+    assert len(looked) >= 5
+
+
+def test_wrong_destination_is_looked_up_anew() -> None:
+    story = Round()
+    forgotten: list[Destination] = []
+    story.experiments.forget = forgotten.append  # type: ignore[method-assign,assignment]
+    story.server.judge = failing(2, Answer(404))
+    story.send(encoded("a"))
+    assert len(forgotten) == 2
+
+
+def test_partial_success_counts_what_was_rejected(caplog: pytest.LogCaptureFixture) -> None:
+    story = Round()
+    body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
+    story.server.judge = lambda _: Answer(200, JSON, body)
+    story.send(encoded("a", "b"))
+    assert (story.report.stats().delivered, story.refused, story.settled) == (1, 1, 1)
+    assert "too old" in caplog.text
+
+
+def test_at_the_end_what_a_search_has_put_aside_is_counted_as_well() -> None:
+    story, spans = Round(), encoded(*map(str, range(16)))
+    story.server.judge = refusing(400, "0")
+    origin = Origin(len(spans))
+    queue = [Shipment(Destination(experiment_id="1"), spans, origin)]
+    for _ in range(3):
+        queue = [*story.courier.step(queue.pop(0), 5.0).shipments, *queue]
+    for each in queue:
+        story.courier.abandon(each)
+    assert (story.refused, origin.remaining) == (16, 0)
+
+
+def test_at_the_end_nothing_waits_for_a_server_that_was_away_before() -> None:
+    story = Round()
+    story.server.judge = lambda _: Answer(503)
+    story.send(encoded("a"), until=10)
+    story.courier.closing = True
+    for each in story.left:
+        story.server.clock += 100
+        assert not story.courier.step(each, 1).shipments
+    assert (story.settled, story.refused) == (1, 1)
+
+
+def test_message_of_an_accepting_server_is_passed_on_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    story = Round()
+    story.server.judge = lambda _: Answer(200, JSON, b'{"partialSuccess":{"errorMessage":"be brief"}}')
+    story.send(encoded("a"))
+    story.send(encoded("b"))
+    assert caplog.messages == ["the server says: be brief [MLO-509]"]

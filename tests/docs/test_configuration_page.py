@@ -1,0 +1,123 @@
+"""docs/configuration.md: its tables are those of the code, and what it says of sources is what is done."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure
+from mlflow_otlp_exporter._internal.config.mlflow_client_env import credentials_in_file
+from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.config.schema import SETTINGS
+from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
+from support import settings_page
+from support.documents import between, blocks
+from support.settings_page import PAGE
+
+TEXT = PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "table"),
+    settings_page.tables(),
+    ids=[f"{page.name} {name}" for page, name, _ in settings_page.tables()],
+)
+def test_tables_are_those_of_the_code(page: Path, name: str, table: str) -> None:
+    assert between(page, *settings_page.marks(name)) == table, "make configuration"
+
+
+def test_every_setting_has_a_row_with_all_its_variables() -> None:
+    rows = {row.split("`")[1]: row for row in settings_page.settings_table().splitlines()[2:]}
+    assert rows.keys() == {setting.name for setting in SETTINGS}
+    for setting in SETTINGS:
+        assert [name for name in setting.variables if f"`{name}`" not in rows[setting.name]] == []
+        assert setting.help.split("docs/")[0] in rows[setting.name]
+
+
+def test_every_argument_belongs_to_somebody() -> None:
+    owners = (configure, MLflowSpanExporter.__init__, MLflowSpanProcessor.__init__)
+    taken = {name for owner in owners for name in inspect.signature(owner).parameters}
+    table = settings_page.settings_table()
+    for setting in SETTINGS:
+        of = next(row.split("|")[2] for row in table.splitlines() if row.startswith(f"| `{setting.name}` "))
+        assert (setting.name in taken or "credentials=" in of) == (of.strip() != "-"), setting.name
+
+
+def test_every_argument_of_configure_is_told_of() -> None:
+    rows = settings_page.arguments_table().splitlines()[2:]
+    assert {row.split("`")[1] for row in rows} == set(inspect.signature(configure).parameters)
+    assert all(row.count("|") == 3 and row.split("|")[2].strip().endswith(".") for row in rows)
+
+
+def test_type_in_words_for_every_parser() -> None:
+    assert all(row.split(" | ")[3] for row in settings_page.settings_table().splitlines()[2:])
+
+
+# From the strongest to the weakest, as the page has them.
+TARGETS: list[tuple[str, dict[str, Any], dict[str, str], str]] = [
+    ("`endpoint=`", {"endpoint": "http://a/v1/traces"}, {}, "http://a/v1/traces"),
+    ("`tracking_uri=`", {"tracking_uri": "http://b"}, {}, "http://b/v1/traces"),
+    (
+        "`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`",
+        {},
+        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/v1/traces"},
+        "http://c/v1/traces",
+    ),
+    ("`MLFLOW_TRACKING_URI`", {}, {"MLFLOW_TRACKING_URI": "http://d"}, "http://d/v1/traces"),
+    ("`OTEL_EXPORTER_OTLP_ENDPOINT`", {}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://e"}, "http://e/v1/traces"),
+    ("`http://localhost:5000`", {}, {}, "http://localhost:5000/v1/traces"),
+]
+
+
+def test_where_spans_go_is_as_listed() -> None:
+    listed = [line.partition(". ")[2] for line in TEXT.splitlines() if line[:1].isdigit()]
+    assert len(listed) == len(TARGETS)
+    for number, (shown, _, _, expected) in enumerate(TARGETS):
+        assert listed[number].startswith(shown)
+        weaker = TARGETS[number:]
+        arguments = {name: value for _, given, _, _ in weaker for name, value in given.items()}
+        variables = {name: value for _, _, given, _ in weaker for name, value in given.items()}
+        assert resolve(arguments, environment=variables).traces.url == expected
+
+
+MLFLOWS = {"MLFLOW_TRACKING_TOKEN": "of-mlflow", "MLFLOW_TRACKING_INSECURE_TLS": "true"}
+OTLPS = {"OTEL_EXPORTER_OTLP_HEADERS": "x-key=of-otlp"}
+
+
+def test_variables_of_one_group_do_not_count_for_the_others_server() -> None:
+    common = {**MLFLOWS, **OTLPS}
+    mlflow = resolve({}, environment={**common, "MLFLOW_TRACKING_URI": "https://mlflow"}).traces
+    assert (mlflow.token, mlflow.insecure_tls, mlflow.headers) == ("of-mlflow", True, {})
+    assert mlflow.unused == ("OTEL_EXPORTER_OTLP_HEADERS",)
+    otlp = resolve({}, environment={**common, "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector"}).traces
+    assert (otlp.token, otlp.insecure_tls, otlp.headers) == (None, False, {"x-key": "of-otlp"})
+    assert set(otlp.unused) == set(MLFLOWS)
+
+
+def test_other_defaults_of_configure_are_as_told() -> None:
+    direct, behind = (
+        resolve({name: address}, environment={}, defaults=DEFAULTS)
+        for name, address in (("tracking_uri", "http://mlflow"), ("endpoint", "http://collector/v1/traces"))
+    )
+    assert set(DEFAULTS) == {"create_experiment", "spool", "handle_sigterm", "compact"}
+    assert all(f"`{name}`" in TEXT.partition("has other defaults")[2].partition("\n\n")[0] for name in DEFAULTS)
+    assert direct.create_experiment
+    assert behind.create_experiment
+    assert (direct.disk.spool, direct.disk.handle_sigterm, direct.enrichment.compact) == (True, True, True)
+    assert (behind.disk.spool, behind.disk.handle_sigterm, behind.enrichment.compact) == (False, False, False)
+
+
+def test_the_id_counts_of_two_variables() -> None:
+    both = {"MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_EXPERIMENT_NAME": "a"}
+    found = resolve({}, environment=both)
+    assert (found.experiment, found.experiment_id) == (None, "7")
+    found = resolve({"experiment": "b"}, environment=both)
+    assert (found.experiment, found.experiment_id) == ("b", None)
+
+
+def test_credentials_file_is_read_as_it_is_shown(tmp_path: Path) -> None:
+    (block,) = blocks(PAGE, "ini")
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow" / "credentials").write_text(block.code)
+    assert credentials_in_file(str(tmp_path)) == {"username": "ada", "password": "..."}

@@ -1,0 +1,287 @@
+"""What stands in the fenced blocks of the documents: code runs, its types are right, commands exist."""
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from mlflow_otlp_exporter import shutdown
+from mlflow_otlp_exporter._internal.cli import main
+from mlflow_otlp_exporter._internal.config.models import Settings, resolve
+from mlflow_otlp_exporter._internal.config.schema import SETTINGS
+from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
+from mlflow_otlp_exporter.testing import RecordingEndpoint
+from support.documents import DOCS, PAGES, Block, blocks, commands, exported
+from support.environments import ROOT
+from support.mlflow_server import MLflowServer
+from support.settings_page import TYPES
+
+LANGUAGES = {"python", "sh", "console", "text", "yaml", "ini"}
+SHELL = [block for page in PAGES for block in blocks(page, "sh", "console")]
+PYTHON = [page for page in PAGES if blocks(page, "python")]
+# Named in examples of what was before, and not installed here.
+VENDORS = {"phoenix", "traceloop"}
+# Programs of others, which no test of documents can know the words of.
+FOREIGN = {"git", "kubectl", "mlflow", "opentelemetry-instrument", "otelcol-contrib", "REQUIRE_ALL=1", "sed"}
+KUBERNETES = ("1.29", "1.33")
+# What has to come first in a module, wherever it stands on the page.
+FUTURE = "from __future__ import annotations\n"
+# Of mypy: before and after define the same; what is not installed has no types, nor have its decorators.
+EXPECTED = re.compile(
+    r"note: |\[no-redef\]"
+    rf"|module named \"({'|'.join(sorted(VENDORS))})\b.*\[import-not-found\]"
+    r"|page_docs_migration.*\[untyped-decorator\]"
+)
+
+
+def label(block: Block) -> str:
+    return f"{block.page.relative_to(ROOT)}:{block.line}"
+
+
+@pytest.fixture(autouse=True)
+def shut_down() -> Iterator[None]:
+    yield
+    shutdown()
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.shutdown()
+
+
+def test_languages_are_known() -> None:
+    assert [label(block) for page in PAGES for block in blocks(page) if block.language not in LANGUAGES] == []
+
+
+def test_nothing_that_looks_like_code_is_called_text() -> None:
+    texts = [block for page in PAGES for block in blocks(page, "text")]
+    assert [label(block) for block in texts if re.search(r"^(import|from|def|export) ", block.code, re.MULTILINE)] == []
+
+
+# Python
+
+
+def run_blocks(page: Path) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        if block.is_run:
+            exec(compile(block.code, label(block), "exec", dont_inherit=True), names)
+    return names
+
+
+@pytest.mark.parametrize("page", [page for page in PYTHON if page in DOCS], ids=lambda page: page.name)
+def test_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with RecordingEndpoint() as endpoint:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", endpoint.url)
+        run_blocks(page)
+        shutdown()
+
+
+def test_getting_started_ends_with_traces_in_mlflow(
+    mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "getting-started.md"
+    first, second = blocks(page, "python")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(first.code, label(first), "exec", dont_inherit=True), names)
+    answered, flushed, url = capsys.readouterr().out.splitlines()
+    assert answered == "Take an umbrella."
+    assert f"`{flushed}`" in page.read_text()
+    found = mlflow_server.wait_for_trace(url.partition("tr-")[2][:32])
+    assert found["trace_info"]["state"] == "OK"
+    assert found["trace_info"]["trace_metadata"]["mlflow.trace.session"] == "s-1"
+    # The server has no workspaces: that the block means what it says is shown by an endpoint that takes all.
+    with RecordingEndpoint() as endpoint:
+        telemetry = names["configure"](tracking_uri=endpoint.url, experiment="first-steps")
+        exec(compile(second.code, label(second), "exec", dont_inherit=True), names)
+        telemetry.flush()
+        assert {span.workspace for trace in endpoint.traces for span in trace.spans} == {"team-b"}
+        shutdown()
+
+
+def test_python_has_its_types_right(tmp_path: Path) -> None:
+    for page in PYTHON:
+        code = "\n\n".join(block.code for block in blocks(page, "python"))
+        name = re.sub(r"\W", "_", str(page.relative_to(ROOT).with_suffix("")))
+        (tmp_path / f"page_{name}.py").write_text(FUTURE * (FUTURE in code) + code.replace(FUTURE, ""))
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--no-error-summary"]
+    done = subprocess.run(
+        [*command, *map(str, tmp_path.glob("*.py"))], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.stderr == ""
+    assert [line for line in done.stdout.splitlines() if not EXPECTED.search(line)] == []
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
+def test_modules_that_are_imported_exist(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block.code)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert name.partition(".")[0] in VENDORS or importlib.util.find_spec(name), label(block)
+
+
+def test_only_what_was_before_is_not_run() -> None:
+    left_out = [block for page in PYTHON for block in blocks(page, "python") if not block.is_run]
+    assert len(left_out) == 6
+    assert {block.page.name for block in left_out} == {"migration.md"}
+
+
+# Commands
+
+
+@pytest.mark.parametrize("block", SHELL, ids=label)
+def test_commands_exist(block: Block) -> None:
+    for words in commands(block):
+        program, *rest = words
+        if program == "mlflow-otlp":
+            main._parser().parse_args(rest)
+        elif program == "make":
+            goals = [word for word in rest if "=" not in word]
+            assert [goal for goal in goals if f"\n{goal}:" not in (ROOT / "Makefile").read_text()] == [], words
+        elif program in ("python", ".venv/bin/python"):
+            assert rest[:2] in (["-m", "pip"], ["-m", "twine"]) or rest[0] == "app.py" or (ROOT / rest[0]).exists(), (
+                words
+            )
+        elif program == "pip":
+            assert rest[0] == "install"
+            asked = {extra for word in rest for extra in re.findall(r"^mlflow-otlp-exporter\[(.*)\]$", word)}
+            extras = set(re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+            assert {extra for found in asked for extra in found.split(",")} <= extras
+        elif program == "export":
+            known = {name for setting in SETTINGS for name in setting.variables}
+            others = {
+                "OTEL_TRACES_EXPORTER",
+                "OTEL_METRICS_EXPORTER",
+                "OTEL_LOGS_EXPORTER",
+                "OTEL_EXPORTER_OTLP_PROTOCOL",
+            }
+            assert {word.partition("=")[0] for word in rest} <= known | others
+        else:
+            assert program in FOREIGN, words
+
+
+FILES = {
+    variable
+    for setting in SETTINGS
+    for variable in setting.variables
+    if TYPES.get(setting.parse) == "file" or setting.name == "spool_dir"
+}
+
+
+def settled(variables: dict[str, str], folder: Path) -> Settings:
+    """The settings that variables make, with a file wherever they name one."""
+    here = dict(variables)
+    for name in FILES & here.keys():
+        file = folder / Path(here[name]).name
+        if name != "MLFLOW_OTLP_SPOOL_DIR":
+            file.write_text("planted")
+        here[name] = str(file)
+    here["MLFLOW_OTLP_SERVICE_ACCOUNT_DIR"] = "none"
+    return resolve({}, environment={**here, "HOME": str(folder)}, defaults=DEFAULTS)
+
+
+@pytest.mark.parametrize("block", [block for block in SHELL if exported(block)], ids=label)
+def test_variables_that_are_set_are_settings(block: Block, tmp_path: Path) -> None:
+    settled(exported(block), tmp_path)
+
+
+# Topologies: which server, which credential, which destination, whether the disk is used, whether names are looked up.
+TOPOLOGIES = {
+    "A plain server": ("http://mlflow.example.com:5000/v1/traces", "none", "support-agent", None, True, True),
+    "A plain server, 2": ("https://mlflow.example.com/v1/traces", "user", "support-agent", None, True, True),
+    "Behind a proxy, under a prefix": (
+        "https://ml.example.com/mlflow/v1/traces", "file", "support-agent", None, True, True
+    ),
+    "OpenShift AI and Kubeflow": (
+        "https://mlflow.redhat-ods-applications.svc:8443/v1/traces", "none", "support-agent", None, True, True
+    ),
+    "OpenShift AI and Kubeflow, 2": (
+        "https://mlflow.apps.example.com/v1/traces", "file", "support-agent", "team-a", True, True
+    ),
+    "Through a central Collector": (
+        "http://collector.observability.svc:4318/v1/traces", "none", "7", "team-a", False, False
+    ),
+    "A Collector as a sidecar": ("http://localhost:4318/v1/traces", "none", "7", None, False, False),
+    "Serverless": ("https://mlflow.example.com/v1/traces", "token", None, None, True, True),
+}  # fmt: skip
+
+
+def topologies() -> dict[str, dict[str, str]]:
+    """The variables of each section of the page; of a second block of a section with its number behind the name."""
+    page = ROOT / "docs" / "topologies.md"
+    heads = [
+        (number, line[3:]) for number, line in enumerate(page.read_text().splitlines(), 1) if line.startswith("## ")
+    ]
+    found: dict[str, dict[str, str]] = {}
+    for block in blocks(page, "sh"):
+        if variables := exported(block):
+            name = [title for number, title in heads if number < block.line][-1]
+            found[name if name not in found else f"{name}, 2"] = variables
+    return found
+
+
+def test_topologies_are_all_looked_at() -> None:
+    assert topologies().keys() == TOPOLOGIES.keys()
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_topology_is_what_its_section_says(name: str, tmp_path: Path) -> None:
+    settings = settled(topologies()[name], tmp_path)
+    server = settings.traces
+    given = {"file": server.token_file, "user": server.username, "token": server.token}
+    credential = next((what for what, value in given.items() if value), "none")
+    experiment = settings.experiment or settings.experiment_id
+    found = (server.url, credential, experiment, settings.workspace, settings.disk.spool, settings.api_certain)
+    assert found == TOPOLOGIES[name]
+
+
+# Other languages
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "yaml")], ids=label)
+def test_yaml_is_what_it_claims_to_be(block: Block) -> None:
+    for document in yaml.safe_load_all(block.code):
+        if "apiVersion" in document:
+            for version in KUBERNETES:
+                kubernetes_validate.validate(document, version, strict=True)
+        else:
+            # OpenTelemetry's own: tests/cli/test_run.py runs an app with it.
+            assert document["file_format"] == "1.0"
+            assert block.page.name == "apps.md"
+
+
+def test_environment_of_the_documents_is_that_of_the_sidecar() -> None:
+    (block,) = blocks(ROOT / "docs" / "topologies.md", "yaml")
+    container = yaml.safe_load(block.code)["spec"]["containers"][0]
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    assert variables == topologies()["A Collector as a sidecar"]
+
+
+def test_shell_blocks_of_getting_started_that_ask_the_server_run(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    page = ROOT / "docs" / "getting-started.md"
+    asked = [block for block in blocks(page, "sh") if block.code.startswith("mlflow-otlp")]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow_server.uri}
+    said = ""
+    for block in asked:
+        command = ["sh", "-euc", block.code]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), block.code
+        said += done.stdout
+    assert len(asked) == 2
+    assert "It works." in said

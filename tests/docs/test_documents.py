@@ -1,0 +1,106 @@
+"""The documents: what they link to is there, what they promise is proven by a test that CI runs, and all are found."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlflow_otlp_exporter._internal.config.schema import SETTINGS
+from support.documents import DOCS, PAGES, anchors, links
+from support.environments import ROOT
+from support.lanes import Lanes
+from support.lanes import lanes as asked
+
+TESTS = ROOT / "tests"
+GUARANTEES = ROOT / "docs" / "guarantees.md"
+PROMISES = re.findall(r"`([\w.]+\.test_\w+)\.(test_\w+)`", GUARANTEES.read_text())
+_SKIPS = re.compile(r"\b(skip|skipif|xfail|importorskip)\b")
+
+
+@pytest.fixture(scope="module")
+def lanes() -> Lanes:
+    return asked()
+
+
+def test_each_promise_names_its_tests() -> None:
+    rows = [row for row in GUARANTEES.read_text().splitlines() if row.startswith("| ")]
+    promises = [row for row in rows if not row.startswith(("| promise", "|--"))]
+    assert len(promises) > 30
+    assert [row for row in promises if not re.search(r"`[\w.]+\.test_\w+\.test_\w+`", row)] == []
+
+
+def test_ci_runs_what_a_promise_names(lanes: Lanes) -> None:
+    assert [f"{module}.{name}" for module, name in PROMISES if (module, name) not in lanes.ci] == []
+
+
+def test_a_test_outside_of_ci_would_be_found(lanes: Lanes) -> None:
+    assert ("docs.test_documents", "test_a_test_outside_of_ci_would_be_found") in lanes.default
+    assert lanes.ci - lanes.default
+    assert lanes.matrix - lanes.ci
+
+
+def functions(module: str) -> dict[str, ast.FunctionDef]:
+    tree = ast.parse((TESTS / f"{module.replace('.', '/')}.py").read_text())
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def skips(module: str, name: str) -> Iterator[str]:
+    """Where a test, or a fixture that it uses, may leave itself out; the marks `needs` and `matrix` are not meant."""
+    known = {**functions("conftest"), **functions(module)}
+    waiting, seen = [name], set[str]()
+    while waiting:
+        each = waiting.pop()
+        if each in seen or each not in known:
+            continue
+        seen.add(each)
+        node = known[each]
+        if _SKIPS.search(ast.unparse(node)):
+            yield each
+        waiting += [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+
+
+@pytest.mark.parametrize(("module", "name"), PROMISES, ids=[name for _, name in PROMISES])
+def test_what_a_promise_names_leaves_nothing_out(module: str, name: str) -> None:
+    assert name in functions(module)
+    assert list(skips(module, name)) == []
+
+
+def test_a_skip_would_be_found() -> None:
+    found = [
+        name for name in functions("matrix.test_mlflow_versions") if list(skips("matrix.test_mlflow_versions", name))
+    ]
+    assert found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for path, anchor in links(page):
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {path}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{page.name} links to {path}#{anchor}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {(ROOT / path).resolve() for path, _ in links(ROOT / "README.md")}
+    assert [page.name for page in [*DOCS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"] if page not in linked] == []
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {(page.parent / path).resolve() for page in PAGES for path, _ in links(page)}
+    assert sorted(set((ROOT / "docs" / "images").iterdir()) - shown) == []
+
+
+def test_architecture_names_every_package() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    package = ROOT / "src" / "mlflow_otlp_exporter" / "_internal"
+    folders = {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
+    assert [name for name in sorted(folders) if f"`{name}/`" not in page] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_variables_of_ours_exist(page: Path) -> None:
+    known = {name for setting in SETTINGS for name in setting.variables}
+    assert set(re.findall(r"\bMLFLOW_OTLP_[A-Z0-9_]*[A-Z0-9]\b", page.read_text())) <= known

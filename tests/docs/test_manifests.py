@@ -1,0 +1,81 @@
+"""The manifests of examples/kubernetes, against Kubernetes' schemas and against what the exporter needs."""
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from mlflow_otlp_exporter._internal.config.models import resolve
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
+FILES = sorted(EXAMPLES.glob("*.yaml"))
+# The oldest that OpenShift 4.16 has, and a recent one.
+VERSIONS = ("1.29", "1.33")
+# Of the OpenTelemetry Operator, which Kubernetes' own schemas do not have; its content: tests/cli/test_collector_config.py.
+FOREIGN = {"OpenTelemetryCollector"}
+
+
+def documents(*names: str) -> list[dict[str, Any]]:
+    return [each for name in names for each in yaml.safe_load_all((EXAMPLES / name).read_text())]
+
+
+def the(kind: str, *names: str) -> dict[str, Any]:
+    (found,) = [each for each in documents(*names) if each["kind"] == kind]
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_schema(path: Path, version: str) -> None:
+    for document in documents(path.name):
+        if document["kind"] not in FOREIGN:
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_schemas_find_a_mistake() -> None:
+    wrong = the("Deployment", "agent.yaml")
+    wrong["spec"]["replica"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
+
+
+def test_all_files_are_told_of() -> None:
+    page = (EXAMPLES / "README.md").read_text()
+    assert [path.name for path in FILES if f"]({path.name})" not in page] == []
+
+
+def test_parts_of_the_agent_fit_together() -> None:
+    account, role = the("ServiceAccount", "agent.yaml"), the("Role", "agent.yaml")
+    binding, deployment = the("RoleBinding", "agent.yaml"), the("Deployment", "agent.yaml")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"][0]["name"] == account["metadata"]["name"]
+    template = deployment["spec"]["template"]
+    assert template["spec"]["serviceAccountName"] == account["metadata"]["name"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    volumes = {volume["name"] for volume in template["spec"]["volumes"]}
+    assert {mount["name"] for mount in template["spec"]["containers"][0]["volumeMounts"]} <= volumes
+
+
+def test_the_agents_variables_are_settings(tmp_path: Path) -> None:
+    container = the("Deployment", "agent.yaml")["spec"]["template"]["spec"]["containers"][0]
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    (tmp_path / "token").write_text("planted")
+    (tmp_path / "namespace").write_text("team-a")
+    settings = resolve({}, environment={**variables, "HOME": "/", "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": str(tmp_path)})
+    assert settings.traces.token_file == str(tmp_path / "token")
+    assert settings.namespace == "team-a"
+    assert settings.experiment == "support-agent"
+    assert settings.disk.spool_dir == container["volumeMounts"][0]["mountPath"]
+
+
+def test_parts_of_the_collector_fit_together() -> None:
+    resource, account = the("OpenTelemetryCollector", "collector.yaml"), the("ServiceAccount", "collector-rbac.yaml")
+    role, binding = the("ClusterRole", "collector-rbac.yaml"), the("RoleBinding", "collector-rbac.yaml")
+    assert resource["spec"]["serviceAccount"] == account["metadata"]["name"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"][0]["name"] == account["metadata"]["name"]
+    ports = {port["port"] for port in the("NetworkPolicy", "collector-rbac.yaml")["spec"]["ingress"][0]["ports"]}
+    protocols = resource["spec"]["config"]["receivers"]["otlp"]["protocols"].values()
+    assert ports == {int(protocol["endpoint"].rpartition(":")[2]) for protocol in protocols}

@@ -1,0 +1,85 @@
+"""README: every code block runs, on one screen or little more, and the messages that it explains exist."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from mlflow_otlp_exporter import shutdown
+from support.documents import anchors, blocks
+from support.environments import ROOT
+from support.mlflow_server import MLflowServer
+
+PAGE, GUIDE = ROOT / "README.md", ROOT / "docs" / "troubleshooting.md"
+README = PAGE.read_text()
+_MESSAGE = re.compile(
+    r"^\| `(?P<said>[^`]+)` \|.*\| \[(?P<code>MLO-\d+)\]\(docs/troubleshooting\.md#(?P<anchor>.*)\) \|$"
+)
+
+
+@pytest.fixture(autouse=True)
+def shut_down() -> Iterator[None]:
+    yield
+    shutdown()
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.shutdown()
+
+
+def code(language: str) -> list[str]:
+    return [block.code for block in blocks(PAGE, language)]
+
+
+def test_only_languages_that_are_run_and_pictures() -> None:
+    assert {block.language for block in blocks(PAGE)} == {"python", "sh", "text"}
+
+
+def test_little_more_than_a_screen() -> None:
+    assert len(README.splitlines()) <= 125
+
+
+def test_python_blocks_run_in_their_order(
+    mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    names: dict[str, object] = {}
+    for each in code("python"):
+        exec(compile(each, "README.md", "exec"), names)
+    assert "FlushResult(delivered=1, spooled=0, refused=0, pending=0)" in README
+    assert repr(names["result"]) == "FlushResult(delivered=1, spooled=0, refused=0, pending=0)"
+    assert f"{mlflow_server.uri}/#/experiments/" in capsys.readouterr().out
+
+
+def test_shell_blocks_run(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("from opentelemetry import trace\ntrace.get_tracer('app').start_span('x').end()\n")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow_server.uri}
+    found = code("sh")
+    # The two commands at the top are run by CI and by tests/docs/test_demo.py; here it is enough that they exist.
+    for each in [found[0].replace("make ", "make --dry-run "), *found[1:]]:
+        folder = ROOT if "make" in each else tmp_path
+        command = ["sh", "-euc", each]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        said = [line for line in done.stderr.splitlines() if not line.startswith("mlflow-otlp: ")]
+        assert (done.returncode, said) == (0, []), each
+
+
+def test_the_two_commands_stand_at_the_top() -> None:
+    assert re.findall(r"make \w+", code("sh")[0]) == ["make demo", "make test"]
+    assert README.index("make demo") < 600
+
+
+def test_messages_are_those_of_the_guide() -> None:
+    found = [match for line in README.splitlines() if (match := _MESSAGE.match(line))]
+    assert len(found) > 5
+    for match in found:
+        section = GUIDE.read_text().partition(f"### {match['code']}: ")[2].partition("\n### ")[0]
+        assert f"`{match['said']}`" in section, match["code"]
+        assert match["anchor"].startswith(match["code"].lower())
+        assert match["anchor"] in anchors(GUIDE)

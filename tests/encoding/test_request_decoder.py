@@ -1,0 +1,64 @@
+"""Requests taken apart: what comes out is what went in, and anything else is told from it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, TraceState
+
+from mlflow_otlp_exporter._internal.encoding.request_decoder import disassembled
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, assemble
+from support.traces import ended, poisonous
+
+RESOURCES = [Resource({}), Resource({"service.name": "a"}, "https://schema"), Resource({"big": "x" * 20_000})]
+SCOPES = [None, InstrumentationScope("s", "1", "https://scope"), InstrumentationScope("t", attributes={"k": 1})]
+
+
+@st.composite
+def spans(draw: st.DrawFn) -> list[EncodedSpan]:
+    encoder = Encoder()
+    found = []
+    for number in range(draw(st.integers(0, 8))):
+        state = TraceState([("k", "v")]) if draw(st.booleans()) else None
+        context = SpanContext(draw(st.integers(1, 2**128 - 1)), number + 1, False, trace_state=state)
+        parent = draw(st.sampled_from([None, SpanContext(1, 99, is_remote=True), SpanContext(1, 98, is_remote=False)]))
+        text = "t" * draw(st.sampled_from([0, 5, 127, 128, 20_000]))
+        resource, scope = draw(st.sampled_from(RESOURCES)), draw(st.sampled_from(SCOPES))
+        span = ReadableSpan("n", context, parent, resource, {"text": text}, instrumentation_scope=scope)
+        found.append(encoder.encode(span))
+    return found
+
+
+@given(spans())
+def test_what_was_assembled_comes_apart_again(encoded: list[EncodedSpan]) -> None:
+    body = assemble(encoded)
+    found = disassembled(body)
+    assert sorted(found) == sorted(encoded)
+    assert assemble(found) == body
+
+
+def test_spans_of_every_kind_come_apart_again() -> None:
+    encoder = Encoder()
+    encoded = [encoder.encode(span) for span in [*ended(3, children=2), *poisonous()]]
+    assert disassembled(assemble(encoded)) == encoded
+
+
+@given(st.binary(max_size=200))
+def test_anything_else_is_told_from_a_request(content: bytes) -> None:
+    try:
+        disassembled(content)
+    except ValueError:
+        return
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x0a", b"\x0a\x05ab", b"\x12\x00", b"\x0a\x02\x2a\x00", b"\x0a\x04\x12\x02\x12\x00", b"\xff" * 11, b"\x0b"],
+    ids=["no length", "cut off", "not a request", "not a group", "a span without ids", "endless number", "no field"],
+)
+def test_broken_requests(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        disassembled(content)

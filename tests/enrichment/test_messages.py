@@ -1,0 +1,517 @@
+"""Messages of every shape that providers and frameworks write, as the one of the normal form."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, result_text, role_of, system_message
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part, ToolCall
+from mlflow_otlp_exporter._internal.enrichment.payloads import (
+    answer_of,
+    final_text,
+    last_user_text,
+    question_of,
+    read_request,
+    read_response,
+)
+
+PIXEL = "iVBORw0KGgo="
+PICTURE = Part("image", url=f"data:image/png;base64,{PIXEL}", format="image/png")
+PARIS = ToolCall("c1", "weather", '{"city": "Paris"}')
+OSLO = ToolCall("c2", "weather", '{"city": "Oslo"}')
+
+
+def user(text: str) -> Message:
+    return Message("user", (Part("text", text),))
+
+
+def assistant(text: str = "", *calls: ToolCall, reasoning: str = "") -> Message:
+    return Message("assistant", (Part("text", text),) if text else (), calls, reasoning=reasoning)
+
+
+def result(text: str, call: str = "c1", name: str = "") -> Message:
+    return Message("tool", (Part("text", text),), (), call, name)
+
+
+SHAPES: dict[str, tuple[Any, tuple[Message, ...]]] = {
+    "OpenAI chat": (
+        [
+            {"role": "developer", "content": "be terse"},
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": PARIS.arguments}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+        ],
+        (Message("system", (Part("text", "be terse"),)), user("hi"), assistant("", PARIS), result("sunny")),
+    ),
+    "OpenAI function call": (
+        [{"role": "assistant", "function_call": {"name": "weather", "arguments": "{}"}}],
+        (assistant("", ToolCall("", "weather", "{}")),),
+    ),
+    "OpenAI refusal and file": (
+        [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}, {"type": "file", "filename": "a.pdf"}]}],
+        (Message("user", (Part("text", "no"), Part("file", text="a.pdf"))),),
+    ),
+    "OpenAI sound": (
+        [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "UklG", "format": "mp3"}}]}],
+        (Message("user", (Part("audio", data="UklG", format="mp3"),)),),
+    ),
+    "OpenAI image": (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE.url, "detail": "low"}}]}],
+        (Message("user", (PICTURE._replace(format=""),)),),
+    ),
+    "OpenAI Responses": (
+        [
+            {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+            {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": PARIS.arguments},
+            {"type": "function_call", "call_id": "c2", "name": "weather", "arguments": OSLO.arguments},
+            {"type": "function_call_output", "call_id": "c1", "output": "sunny"},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "done"}]},
+        ],
+        (user("hi"), assistant("", PARIS, OSLO, reasoning="hm"), result("sunny"), assistant("done")),
+    ),
+    "GenAI parts": (
+        [
+            {
+                "role": "user",
+                "parts": [
+                    {"type": "text", "content": "hi"},
+                    {"type": "blob", "mime_type": "image/png", "modality": "image", "content": PIXEL},
+                ],
+            },
+            {
+                "role": "assistant",
+                "parts": [
+                    {"type": "reasoning", "content": "hm"},
+                    {"type": "tool_call", "id": "c1", "name": "weather", "arguments": {"city": "Paris"}},
+                ],
+            },
+            {"role": "user", "parts": [{"type": "tool_call_response", "id": "c1", "result": {"sky": "blue"}}]},
+        ],
+        (
+            Message("user", (Part("text", "hi"), PICTURE)),
+            assistant("", PARIS, reasoning="hm"),
+            result('{"sky": "blue"}'),
+        ),
+    ),
+    "GenAI uri": (
+        [{"role": "user", "parts": [{"type": "uri", "uri": "https://x/y.png", "modality": "image"}]}],
+        (Message("user", (Part("image", url="https://x/y.png"),)),),
+    ),
+    "Anthropic": (
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}},
+                    {"type": "text", "text": "hi"},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "x"},
+                    {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Paris"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "sunny"}]},
+                    {"type": "text", "text": "and now?"},
+                ],
+            },
+        ],
+        (
+            Message("user", (PICTURE, Part("text", "hi"))),
+            assistant("", PARIS, reasoning="hm"),
+            result("sunny"),
+            user("and now?"),
+        ),
+    ),
+    "Gemini": (
+        [
+            {"role": "user", "parts": [{"text": "hi"}, {"inline_data": {"mime_type": "image/png", "data": PIXEL}}]},
+            {"role": "model", "parts": [{"function_call": {"id": "c1", "name": "weather", "args": {"city": "Paris"}}}]},
+            {
+                "role": "user",
+                "parts": [{"functionResponse": {"id": "c1", "name": "weather", "response": {"result": "sunny"}}}],
+            },
+            {"role": "model", "parts": [{"text": "hm", "thought": True}, {"text": "done"}]},
+        ],
+        (
+            Message("user", (Part("text", "hi"), PICTURE)),
+            assistant("", PARIS),
+            result('{"result": "sunny"}', name="weather"),
+            assistant("done", reasoning="hm"),
+        ),
+    ),
+    "Bedrock and Strands": (
+        [
+            {
+                "role": "user",
+                "content": [{"text": "hi"}, {"image": {"format": "png", "source": {"bytes": PIXEL}}}],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"reasoningContent": {"reasoningText": {"text": "hm"}}},
+                    {"toolUse": {"toolUseId": "c1", "name": "weather", "input": {"city": "Paris"}}},
+                ],
+            },
+            {"role": "user", "content": [{"toolResult": {"toolUseId": "c1", "content": [{"text": "sunny"}]}}]},
+        ],
+        (
+            Message("user", (Part("text", "hi"), PICTURE._replace(format=""))),
+            assistant("", PARIS, reasoning="hm"),
+            result("sunny"),
+        ),
+    ),
+    "Strands, as text": (
+        [{"role": "user", "content": '[{"text": "hi"}]'}],
+        (user("hi"),),
+    ),
+    "LangChain constructors": (
+        [
+            [
+                {
+                    "lc": 1,
+                    "type": "constructor",
+                    "id": ["langchain", "schema", "messages", "SystemMessage"],
+                    "kwargs": {"content": "be terse", "type": "system"},
+                },
+                {
+                    "lc": 1,
+                    "type": "constructor",
+                    "id": ["langchain", "schema", "messages", "HumanMessage"],
+                    "kwargs": {"content": "hi"},
+                },
+                {
+                    "lc": 1,
+                    "type": "constructor",
+                    "id": ["langchain", "schema", "messages", "AIMessage"],
+                    "kwargs": {
+                        "content": "",
+                        "tool_calls": [{"name": "weather", "args": {"city": "Paris"}, "id": "c1"}],
+                    },
+                },
+            ]
+        ],
+        (Message("system", (Part("text", "be terse"),)), user("hi"), assistant("", PARIS)),
+    ),
+    "LangChain dictionaries": (
+        [
+            {"type": "human", "data": {"content": "hi", "type": "human"}},
+            {"type": "tool", "data": {"content": "sunny", "tool_call_id": "c1", "name": "weather"}},
+        ],
+        (user("hi"), result("sunny", name="weather")),
+    ),
+    "LangChain flat": (
+        [{"type": "human", "content": "hi"}, {"type": "AIMessageChunk", "content": "yo"}],
+        (user("hi"), assistant("yo")),
+    ),
+    "Vercel AI": (
+        [
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "tool-call", "toolCallId": "c1", "toolName": "weather", "input": {"city": "Paris"}}
+                ],
+            },
+            {
+                "role": "tool",
+                "content": [
+                    {
+                        "type": "tool-result",
+                        "toolCallId": "c1",
+                        "toolName": "weather",
+                        "output": {"type": "text", "value": "sunny"},
+                    }
+                ],
+            },
+            {"role": "user", "content": [{"type": "file", "mediaType": "image/png", "data": PIXEL}]},
+        ],
+        (assistant("", PARIS), result("sunny", name="weather"), Message("user", (PICTURE,))),
+    ),
+    "LlamaIndex": (
+        [
+            {"role": "user", "blocks": [{"block_type": "text", "text": "hi"}]},
+            {
+                "role": "assistant",
+                "blocks": [],
+                "additional_kwargs": {
+                    "tool_calls": [{"id": "c1", "function": {"name": "weather", "arguments": PARIS.arguments}}]
+                },
+            },
+        ],
+        (user("hi"), assistant("", PARIS)),
+    ),
+    "Haystack": (
+        [
+            {"_role": "user", "_content": [{"text": "hi"}]},
+            {
+                "role": "assistant",
+                "content": [{"tool_call": {"tool_name": "weather", "arguments": {"city": "Paris"}, "id": "c1"}}],
+            },
+            {"role": "tool", "content": [{"tool_call_result": {"result": "sunny", "origin": {"id": "c1"}}}]},
+        ],
+        (user("hi"), assistant("", PARIS), result("sunny")),
+    ),
+    "pydantic-ai's first format": (
+        [
+            {"kind": "request", "parts": [{"part_kind": "user-prompt", "content": "hi"}]},
+            {
+                "kind": "response",
+                "parts": [
+                    {"part_kind": "text", "content": "wait"},
+                    {
+                        "part_kind": "tool-call",
+                        "tool_name": "weather",
+                        "args": {"city": "Paris"},
+                        "tool_call_id": "c1",
+                    },
+                ],
+            },
+            {
+                "kind": "request",
+                "parts": [
+                    {"part_kind": "tool-return", "tool_name": "weather", "content": "sunny", "tool_call_id": "c1"}
+                ],
+            },
+        ],
+        (user("hi"), assistant("wait", PARIS), result("sunny", name="weather")),
+    ),
+    "OpenInference, unflattened": (
+        [
+            {
+                "message": {
+                    "role": "assistant",
+                    "contents": [
+                        {"message_content": {"type": "text", "text": "wait"}},
+                        {"message_content": {"type": "image", "image": {"image": {"url": PICTURE.url}}}},
+                        {"message_content": {"type": "tool_use"}, "tool_call": {"id": "c1"}},
+                    ],
+                    "tool_calls": [
+                        {
+                            "tool_call": {
+                                "id": "c1",
+                                "function": {"name": "weather", "arguments": PARIS.arguments},
+                            }
+                        }
+                    ],
+                }
+            }
+        ],
+        (Message("assistant", (Part("text", "wait"), PICTURE._replace(format="")), (PARIS,)),),
+    ),
+    "smolagents": (
+        [
+            {"role": "MessageRole.USER", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "tool-call", "content": "x"},
+        ],
+        (user("hi"), assistant("x")),
+    ),
+    "a lone message": ({"role": "user", "content": "hi"}, (user("hi"),)),
+    "an object with messages": ({"messages": [{"role": "user", "content": "hi"}], "model": "m"}, (user("hi"),)),
+    "an unknown part": (
+        [{"role": "user", "content": [{"type": "hologram", "data": {"a": 1}}]}],
+        (user('{"type": "hologram", "data": {"a": 1}}'),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("form", ["structured", "as JSON text"])
+def test_messages_of_any_shape(name: str, form: str) -> None:
+    value, expected = SHAPES[name]
+    assert read_messages(value if form == "structured" else json.dumps(value)) == expected
+
+
+@pytest.mark.parametrize("value", [None, "", "[]", "{}", 3, [], "[1, 2]", ["a repr"], "   "])
+def test_no_messages(value: Any) -> None:
+    assert not [message for message in read_messages(value) or () if message.parts or message.tool_calls]
+
+
+def test_text_is_what_somebody_said() -> None:
+    assert read_messages("hi") == (user("hi"),)
+    assert read_messages("hi", "assistant") == (assistant("hi"),)
+
+
+@pytest.mark.parametrize(
+    ("written", "role"),
+    [
+        ("user", "user"),
+        ("HUMAN", "user"),
+        ("developer", "system"),
+        ("model", "assistant"),
+        ("MessageRole.ASSISTANT", "assistant"),
+        ("function", "tool"),
+        ("narrator", "user"),
+        (None, "user"),
+        (7, "user"),
+    ],
+)
+def test_roles(written: Any, role: str) -> None:
+    assert role_of(written) == role
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        ("x", "x"),
+        ([{"text": "a"}, {"text": "b"}], "a\nb"),
+        ([{"type": "text", "text": "a"}], "a"),
+        ({"a": 1}, '{"a": 1}'),
+        ([{"json": {"a": 1}}], '[{"json": {"a": 1}}]'),
+        (5, "5"),
+    ],
+)
+def test_results(value: Any, text: str) -> None:
+    assert result_text(value) == text
+
+
+def test_system_instructions() -> None:
+    expected = Message("system", (Part("text", "be terse"),))
+    assert system_message("be terse") == expected
+    assert system_message('[{"type": "text", "content": "be terse"}]') == expected
+    assert system_message([{"text": "be terse"}]) == expected
+    assert system_message("") is None
+
+
+REQUESTS: dict[str, tuple[Any, bool, tuple[Message, ...] | None]] = {
+    "OpenAI": ({"model": "m", "messages": [{"role": "user", "content": "hi"}]}, True, (user("hi"),)),
+    "Responses": (
+        {"input": "hi", "instructions": "be terse"},
+        True,
+        (Message("system", (Part("text", "be terse"),)), user("hi")),
+    ),
+    "Responses, items": ({"input": [{"role": "user", "content": "hi"}]}, True, (user("hi"),)),
+    "Anthropic": (
+        {"system": [{"type": "text", "text": "be terse"}], "messages": [{"role": "user", "content": "hi"}]},
+        True,
+        (Message("system", (Part("text", "be terse"),)), user("hi")),
+    ),
+    "Gemini": (
+        {
+            "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
+            "config": {"system_instruction": {"parts": [{"text": "be terse"}]}},
+        },
+        True,
+        (Message("system", (Part("text", "be terse"),)), user("hi")),
+    ),
+    "prompt": ({"prompt": "hi"}, True, (user("hi"),)),
+    "prompts": ({"prompts": ["hi", "ho"]}, True, (user("hi"), user("ho"))),
+    "prompt of a chain": ({"prompt": "hi"}, False, None),
+    "agent's state": ({"input": {"messages": [{"role": "user", "content": "hi"}]}}, False, (user("hi"),)),
+    "embedding": ({"input": ["red", "blue"], "model": "m"}, True, None),
+    "documents": ([{"id": "1", "page_content": "x", "type": "Document"}], False, None),
+    "tool calls": ([{"name": "weather", "args": {}, "id": "c1", "type": "tool_call"}], False, None),
+    "reprs": ({"messages": ["ChatMessage(role=<MessageRole.USER: 'user'>)"]}, True, None),
+    "text": ("hi", True, None),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_requests(name: str) -> None:
+    value, model, expected = REQUESTS[name]
+    assert read_request(value, model=model) == expected
+    if not isinstance(value, str):
+        assert read_request(json.dumps(value), model=model) == expected
+
+
+LC_CALL = {"name": "f", "args": {"x": 1}, "id": "c1", "type": "tool_call"}
+LC_RESULT = {"type": "tool", "data": {"content": "r", "tool_call_id": "c1"}}
+RESPONSES: dict[str, tuple[Any, bool, tuple[Message, ...] | None]] = {
+    "OpenAI": ({"choices": [{"message": {"role": "assistant", "content": "a"}}]}, True, (assistant("a"),)),
+    "choices stay apart": (
+        {"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}]},
+        True,
+        (assistant("a"), assistant("b")),
+    ),
+    "completion": ({"choices": [{"text": "a"}]}, True, (assistant("a"),)),
+    "Responses": (
+        {"output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]}]},
+        True,
+        (assistant("a"),),
+    ),
+    "Anthropic": ({"role": "assistant", "content": [{"type": "text", "text": "a"}]}, True, (assistant("a"),)),
+    "Bedrock": (
+        {"output": {"message": {"role": "assistant", "content": [{"text": "a"}]}}},
+        True,
+        (assistant("a"),),
+    ),
+    "Gemini": ({"candidates": [{"content": {"role": "model", "parts": [{"text": "a"}]}}]}, True, (assistant("a"),)),
+    "LangChain": (
+        {"generations": [[{"text": "a", "message": {"type": "ai", "data": {"content": "a"}}}]]},
+        True,
+        (assistant("a"),),
+    ),
+    "LangChain completion": ({"generations": [[{"text": "a"}]]}, True, (assistant("a"),)),
+    "Haystack": ({"replies": [{"role": "assistant", "content": [{"text": "a"}]}]}, True, (assistant("a"),)),
+    "Haystack texts": ({"replies": ["a"]}, True, (assistant("a"),)),
+    "agent's state": (
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        False,
+        (assistant("a"),),
+    ),
+    "LangGraph's command": (
+        [{"graph": None, "update": {"messages": [{"type": "ai", "data": {"content": "a"}}]}}],
+        False,
+        (assistant("a"),),
+    ),
+    "a step's calls": (
+        [{"update": {"messages": [{"type": "ai", "data": {"content": "", "tool_calls": [LC_CALL]}}]}}],
+        False,
+        (assistant("", ToolCall("c1", "f", '{"x": 1}')),),
+    ),
+    "a step's results": (
+        {"messages": [{"type": "human", "data": {"content": "q"}}, LC_RESULT, LC_RESULT]},
+        False,
+        (result("r"), result("r")),
+    ),
+    "a step without either": ({"messages": [{"type": "human", "data": {"content": "q"}}]}, False, None),
+    "a tool's answer": ({"type": "tool", "data": {"content": "a"}}, False, None),
+    "an answer": ({"answer": 5}, False, None),
+    "text": ("a", True, None),
+}
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_responses(name: str) -> None:
+    value, model, expected = RESPONSES[name]
+    assert read_response(value, model=model) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("hi", "hi"),
+        ('{"question": "hi"}', "hi"),
+        ({"input": "hi", "chat_history": []}, "hi"),
+        ('{"question": "hi", "k": 3}', None),
+        ('{"answer": 5}', None),
+        ("  ", None),
+        (None, None),
+    ],
+)
+def test_question(value: Any, words: str | None) -> None:
+    assert question_of(value) == words
+
+
+def test_answer() -> None:
+    assert answer_of('{"answer": "yes"}') == "yes"
+    assert answer_of('{"answer": "yes", "sources": ["a"]}') is None
+
+
+def test_last_words() -> None:
+    messages = (user("a"), assistant("b"), user("c"), assistant("", PARIS), result("d"))
+    assert (last_user_text(messages), final_text(messages)) == ("c", "b")
+    assert (last_user_text(None), final_text(())) == (None, None)

@@ -1,0 +1,537 @@
+"""A pod with a service account, and MLflow with Kubernetes' own permissions: the real plugin, a cluster's stand-in."""
+
+import base64
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, Telemetry, configure
+from mlflow_otlp_exporter._internal.cli.doctor.checks import State
+from mlflow_otlp_exporter._internal.cli.doctor.server_checks import examine
+from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
+from support.impatience import pressed
+from support.kubernetes import ALL_VERBS, Cluster, kubernetes_mlflow, rotate, service_account
+from support.mlflow_server import MLflowServer
+from support.needs import executable
+from support.nginx import Nginx, _free_ports
+from support.spans import finished
+from support.traces import ended, until
+
+pytestmark = [pytest.mark.matrix, pytest.mark.needs("python3.12")]
+
+CACHE_SECONDS = 2.0
+"""How long the server believes the cluster here; 300 s by default."""
+OWNER = "owner's token"
+HOST = "mlflow.opendatahub.svc"
+MANIFEST = Path(__file__).resolve().parents[2] / "examples" / "kubernetes" / "agent.yaml"
+LABELLED = {"mlflow-enabled": "true"}
+
+
+@dataclass
+class Platform:
+    """MLflow in a cluster.
+
+    Attributes:
+        server: MLflow.
+        cluster: What the cluster says.
+    """
+
+    server: MLflowServer
+    cluster: Cluster
+
+    def allow(self, token: str, *verbs: str, namespace: str = "team-a") -> str:
+        """Makes a token of a user of its own."""
+        self.cluster.users[token] = f"user of {token}"
+        self.cluster.granted[f"user of {token}", namespace] = frozenset(verbs or ALL_VERBS)
+        return token
+
+    def names(self, experiment: str, namespace: str = "team-a") -> list[str]:
+        """Of all traces of an experiment."""
+        found = self.server.experiment(experiment, namespace)
+        assert found is not None
+        traces = self.server.search_traces(found["experiment_id"], namespace)
+        return sorted(trace["tags"]["mlflow.traceName"] for trace in traces)
+
+
+def cluster() -> Cluster:
+    made = Cluster(namespaces={"team-a": LABELLED, "team-b": LABELLED, "plain": {}, "kube-system": LABELLED})
+    made.users[OWNER] = "owner"
+    for namespace in ("team-a", "team-b"):
+        made.granted["owner", namespace] = ALL_VERBS
+    return made
+
+
+@pytest.fixture(scope="module")
+def by_token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """MLflow that asks the cluster about the owner of a token."""
+    made = cluster()
+    with kubernetes_mlflow(tmp_path_factory.mktemp("by-token"), made, cache_seconds=CACHE_SECONDS) as server:
+        server.headers = {"Authorization": f"Bearer {OWNER}"}
+        yield Platform(server, made)
+
+
+@pytest.fixture(scope="module")
+def by_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """MLflow that asks the cluster about the user that a proxy names."""
+    made, folder = cluster(), tmp_path_factory.mktemp("by-proxy")
+    with kubernetes_mlflow(folder, made, mode="subject_access_review", cache_seconds=CACHE_SECONDS) as server:
+        server.headers = {"x-remote-user": "owner"}
+        yield Platform(server, made)
+
+
+@pytest.fixture
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a pod's service account in team-a, where the settings find it."""
+    folder = service_account(tmp_path / "serviceaccount", "a token that nobody knows", "team-a")
+    monkeypatch.setenv("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR", str(folder))
+    return folder
+
+
+class Agent:
+    """An app in a pod, which ends a trace whenever it is told to."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.provider = TracerProvider(resource=Resource({"service.name": "agent"}), shutdown_on_exit=False)
+        self.telemetry: Telemetry = configure(tracer_provider=self.provider, **arguments)
+        self.names: list[str] = []
+
+    def answer(self) -> None:
+        name = f"answer {len(self.names):03}"
+        self.names.append(name)
+        self.provider.get_tracer("tests").start_span(name).end()
+
+    def close(self) -> FlushResult:
+        result = self.telemetry.shutdown(20)
+        self.provider.shutdown()
+        return result
+
+
+@pytest.mark.needs("nginx", "openssl")
+def test_a_pod_needs_no_more_than_address_and_experiment(
+    by_token: Platform, pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https to a service of the cluster, signed by the cluster: token, workspace and CA are those of the pod."""
+    key, certificate = tmp_path / "tls.key", pod / "service-ca.crt"
+    command = [str(executable("openssl")), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-subj", f"/CN={HOST}"]
+    subprocess.run([*command, "-addext", f"subjectAltName=DNS:{HOST}"], capture_output=True, check=True)
+    (port,) = _free_ports(1)
+    block = (
+        f"listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {key};"
+        "location / { proxy_pass {upstream}; proxy_set_header Host localhost; }"
+    )
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: resolve("127.0.0.1" if host == HOST else host, *rest, **more)
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{HOST}:{port}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "in a pod")
+    rotate(pod, by_token.allow("the pod's token"), "team-a")
+    with Nginx(tmp_path / "nginx", block, by_token.server.uri):
+        agent = Agent()
+        agent.answer()
+        assert agent.telemetry.flush(20) == FlushResult(delivered=1)
+        assert "workspace=team-a" in (agent.telemetry.trace_url() or "")
+        agent.close()
+    assert by_token.names("in a pod") == ["answer 000"]
+
+
+Mend = Callable[[Platform, Path], None]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A row of what MLflow answers with.
+
+    Attributes:
+        said: What the log holds: the server's words, and what to do.
+        workspace: The one that is asked for; None for the namespace.
+        experiment_id: An experiment's id, instead of a name; -1 for the right one.
+        token: In the pod's folder.
+        settings: Further variables.
+        break_it: Before the spans are sent.
+        mend: After they were not taken.
+    """
+
+    said: tuple[str, ...]
+    workspace: str | None = "team-a"
+    experiment_id: int | None = None
+    token: str = "good"
+    settings: Mapping[str, str] | None = None
+    break_it: Callable[[Platform], None] = lambda _: None
+    mend: Mend | None = None
+
+
+def give_a_good_token(platform: Platform, pod: Path) -> None:
+    rotate(pod, platform.allow("another token"), "team-a")
+
+
+def deny(platform: Platform) -> None:
+    platform.allow("denied", "get", "create")
+
+
+def grant(platform: Platform, pod: Path) -> None:  # noqa: ARG001 - the shape of all menders
+    platform.allow("denied")
+
+
+def allow_only_update(platform: Platform) -> None:
+    platform.allow("update only", "update")
+
+
+def break_the_cluster(status: int) -> Callable[[Platform], None]:
+    def broken(platform: Platform) -> None:
+        platform.cluster.broken = status
+
+    return broken
+
+
+def mend_the_cluster(platform: Platform, pod: Path) -> None:  # noqa: ARG001 - likewise
+    platform.cluster.broken = None
+
+
+CREDENTIALS = "check the token, its file, or user and password"
+DESTINATION = "check experiment, workspace, and the permission to write there"
+TROUBLES = {
+    "no such namespace": Trouble(("404: Workspace 'nope' not found in the Kubernetes cluster", DESTINATION), "nope"),
+    "excluded namespace": Trouble(("404: Workspace 'kube-system' not found", DESTINATION), "kube-system"),
+    "default": Trouble(("404: Workspace 'default' not found", DESTINATION), "default"),
+    "unlabelled namespace": Trouble(("'plain'", "mlflow-enabled=true", DESTINATION), "plain"),
+    "unknown experiment": Trouble(("404: No Experiment with id=999 exists", DESTINATION), experiment_id=999),
+    "experiment of another": Trouble(("404: No Experiment with id=0 exists", DESTINATION), experiment_id=0),
+    "denied": Trouble(
+        ("403: Permission denied for requested operation", DESTINATION), token="denied", break_it=deny, mend=grant
+    ),
+    "update only, by name": Trouble(
+        ("403: Permission denied", "needs experiment_id= instead of a name"),
+        token="update only",
+        break_it=allow_only_update,
+        mend=give_a_good_token,
+    ),
+    "unknown or expired token": Trouble(
+        ("401: Authentication with the Kubernetes API failed", "may be invalid or expired", CREDENTIALS, "token file"),
+        token="expired",
+        mend=give_a_good_token,
+    ),
+    "no credential": Trouble(
+        ("401: Missing Authorization header", CREDENTIALS, "credentials: none", "MLFLOW_TRACKING_AUTH=kubernetes"),
+        settings={"MLFLOW_TRACKING_AUTH": ""},
+    ),
+    "user and password": Trouble(
+        ("401: Authorization header must be in the format 'Bearer <token>'", CREDENTIALS, "user ada"),
+        settings={"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "planted"},
+    ),
+    "cluster answers 503, with an id": Trouble(
+        ("500: Failed to perform Kubernetes authorization check: (503)",),
+        experiment_id=-1,
+        token="good while 503, with an id",
+        break_it=break_the_cluster(503),
+        mend=mend_the_cluster,
+    ),
+    **{
+        f"cluster answers {status}": Trouble(
+            (f"500: Failed to perform Kubernetes authorization check: ({status})", "check that the server is up"),
+            token=f"good while {status}",
+            break_it=break_the_cluster(status),
+            mend=mend_the_cluster,
+        )
+        for status in (429, 500, 503)
+    },
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_what_is_not_taken_is_kept_and_explained(
+    trouble: Trouble,
+    by_token: Platform,
+    pod: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
+) -> None:
+    experiment = f"of {request.node.callspec.id}"
+    made = by_token.server.create_experiment(experiment, "team-a")
+    if trouble.token.startswith("good"):
+        by_token.allow(trouble.token)
+    rotate(pod, trouble.token, "team-a")
+    variables = {"MLFLOW_TRACKING_AUTH": "kubernetes", **(trouble.settings or {})}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    trouble.break_it(by_token)
+    number = {None: None, -1: made}.get(trouble.experiment_id, trouble.experiment_id)
+    chosen: Any = {"experiment": experiment} if number is None else {"experiment_id": number}
+    exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, workspace=trouble.workspace, timeout=6, **chosen)
+    try:
+        assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
+        said = "\n".join(record.getMessage() for record in caplog.records)
+        assert [part for part in trouble.said if part not in said] == []
+        assert exporter.stats().refused == 0
+        if trouble.mend:
+            trouble.mend(by_token, pod)
+            wait_until_delivered(exporter)
+            assert by_token.names(experiment) == ["answer"]
+    finally:
+        by_token.cluster.broken = None
+        exporter.shutdown(500)
+
+
+def wait_until_delivered(exporter: MLflowSpanExporter) -> None:
+    """What the server still remembers, and no more, is waited for."""
+    with pressed(exporter, 0.2):
+        until(lambda: exporter.stats().delivered, 60)
+
+
+def test_bad_workspace_of_a_tenant_is_told(
+    by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A name that no setting would take, from a span's attributes."""
+    rotate(pod, by_token.allow("good"), "team-a")
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes-namespaced")
+    agent = Agent(tracking_uri=by_token.server.uri, experiment="of tenants")
+    attributes = {"mlflow.workspace": "Team A!", "mlflow.experiment_id": "1"}
+    agent.provider.get_tracer("tests").start_span("elsewhere", attributes=attributes).end()
+    agent.answer()
+    assert agent.telemetry.flush(20) == FlushResult(delivered=1, spooled=1)
+    assert "400: Workspace name 'Team A!'" in caplog.text
+    assert DESTINATION in caplog.text
+    agent.telemetry.shutdown(0.5)
+    agent.provider.shutdown()
+
+
+def test_namespace_that_is_no_workspace_is_told(
+    by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The namespace is no workspace: none is asked for, the server asks for one, and the log says why."""
+    rotate(pod, by_token.allow("good"), "plain")
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes")
+    exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, experiment="any", timeout=10)
+    assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
+    assert "the pod's namespace 'plain' is none (404: Workspace 'plain' not found" in caplog.text
+    assert "400: Workspace context is required for this request." in caplog.text
+    exporter.shutdown(500)
+
+
+def test_what_the_server_remembers_is_survived(by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that was withdrawn goes on working for a while, then not; a right that was granted comes late."""
+    rotate(pod, by_token.allow("withdrawn"), "team-a")
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes")
+    by_token.server.create_experiment("remembered", "team-a")
+    agent = Agent(tracking_uri=by_token.server.uri, experiment="remembered")
+    agent.answer()
+    assert agent.telemetry.flush().delivered == 1
+    del by_token.cluster.users["withdrawn"]
+    forgotten = threading.Event()
+    forgotten.wait(CACHE_SECONDS + 0.1)
+    agent.answer()
+    assert agent.telemetry.flush(1).delivered == 0
+    rotate(pod, by_token.allow("newly granted", "get"), "team-a")
+    assert agent.telemetry.flush(1).delivered == 0
+    by_token.allow("newly granted")
+    # On disk by now: what is there is sent whenever the server is asked again.
+    number = by_token.server.experiment("remembered", "team-a")
+    assert number is not None
+    for _ in range(40):
+        agent.telemetry.flush(0.5)
+        if len(by_token.server.search_traces(number["experiment_id"], "team-a")) == len(agent.names):
+            break
+        forgotten.clear()
+        forgotten.wait(0.25)
+    assert agent.close().refused == 0
+    assert by_token.names("remembered") == agent.names
+
+
+ROTATIONS = 4
+Awaited = Callable[[], bool]
+
+
+def rotate_while_exporting(agent: Agent, rotations: Iterator[Awaited]) -> None:
+    """Traces end all the time while the token changes; each change waits for what the one before has led to."""
+    enough, pause = threading.Event(), threading.Event()
+
+    def work() -> None:
+        while not enough.wait(0.05):
+            agent.answer()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for came in rotations:
+            for _ in range(1200):
+                if came():
+                    break
+                pause.wait(0.05)
+            else:
+                pytest.fail("what a change of the token should lead to did not come")
+    finally:
+        enough.set()
+        worker.join()
+
+
+def another(status: int, answers: Callable[[], list[int]]) -> Awaited:
+    """Whether the server has given one more answer of this status than now."""
+    before = answers().count(status)
+    return lambda: answers().count(status) > before
+
+
+def test_token_rotates_while_exporting_by_token(by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes-namespaced")
+    rotate(pod, by_token.allow("token 0"), "team-a")
+    answers = by_token.server.answers
+
+    def rotations() -> Iterator[Awaited]:
+        yield another(200, answers)
+        for number in range(1, ROTATIONS):
+            del by_token.cluster.users[f"token {number - 1}"]
+            if number % 2:
+                yield another(401, answers)  # the old one is worthless before there is a new one
+            rotate(pod, by_token.allow(f"token {number}"), "team-a")
+            yield another(200, answers)
+
+    agent = Agent(tracking_uri=by_token.server.uri, experiment="rotated")
+    rotate_while_exporting(agent, rotations())
+    result = agent.close()
+    assert (result.refused, result.pending) == (0, 0)
+    assert by_token.names("rotated") == agent.names
+
+
+@pytest.mark.needs("nginx")
+def test_token_rotates_while_exporting_by_proxy(
+    by_proxy: Platform, pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy knows the tokens and names the user, of whom MLflow asks the cluster."""
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes-namespaced")
+    by_proxy.cluster.granted["agent", "team-a"] = ALL_VERBS
+
+    def knows(token: str) -> str:
+        return (
+            f'set $who ""; if ($http_authorization = "Bearer {token}") {{ set $who agent; }}'
+            'if ($who = "") { return 401 "who are you?"; }'
+            "location / { proxy_pass {upstream}; proxy_set_header x-remote-user $who; }"
+        )
+
+    rotate(pod, "token 0", "team-a")
+    with Nginx(tmp_path / "nginx", knows("token 0"), by_proxy.server.uri) as proxy:
+
+        def rotations() -> Iterator[Awaited]:
+            yield another(200, proxy.answers)
+            for number in range(1, ROTATIONS):
+                proxy.reload(knows(f"token {number}"))
+                if number % 2:
+                    yield another(401, proxy.answers)
+                rotate(pod, f"token {number}", "team-a")
+                yield another(200, proxy.answers)
+
+        agent = Agent(tracking_uri=proxy.uri, experiment="rotated")
+        rotate_while_exporting(agent, rotations())
+        result = agent.close()
+        assert (result.refused, result.pending) == (0, 0)
+        assert by_proxy.names("rotated") == agent.names
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ("", "401: Missing required 'x-remote-user' header for SubjectAccessReview mode."),
+        ("stranger", "403: Permission denied for requested operation."),
+    ],
+)
+def test_proxy_that_names_nobody_or_a_stranger(
+    user: str, message: str, by_proxy: Platform, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"x-remote-user": user} if user else {}
+    uri = by_proxy.server.uri
+    exporter = MLflowSpanExporter(tracking_uri=uri, workspace="team-a", experiment_id=1, headers=headers, timeout=10)
+    assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
+    assert message in caplog.text
+    assert exporter.stats().refused == 0
+    exporter.shutdown(500)
+
+
+@pytest.mark.parametrize(
+    ("verbs", "attached"), [(("get", "update"), (1, 0)), (("update",), (0, 1))], ids=["reads", "only-writes"]
+)
+def test_what_goes_with_spans_takes_the_right_to_read_as_well(
+    by_token: Platform, caplog: pytest.LogCaptureFixture, verbs: tuple[str, ...], attached: tuple[int, int]
+) -> None:
+    """Attachments and prompts; a token that may only write does without, and its spans land."""
+    name = f"goes with spans, {' '.join(verbs)}"
+    number = by_token.server.create_experiment(name, "team-a")
+    picture = base64.b64encode(bytes(range(256)) * 50).decode()
+    said = {
+        "input.value": f"data:image/png;base64,{picture}",
+        "mlflow.traceTag.mlflow.linkedPrompts": '[{"name": "greeting", "version": "1"}]',
+    }
+    exporter = MLflowSpanExporter(
+        tracking_uri=by_token.server.uri,
+        experiment_id=number,
+        workspace="team-a",
+        credentials=by_token.allow(f"may-{'-'.join(verbs)}", *verbs),
+        attachments=True,
+        trace_info=True,
+    )
+    assert exporter.export(ended(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    stats = exporter.stats()
+    assert (stats.attached, stats.not_attached) == (stats.followed_up, stats.not_followed_up) == attached
+    assert by_token.names(name) == ["root 0"]
+    codes = [line.getMessage()[-len("[MLO-516]") :] for line in caplog.records]
+    assert codes == ([] if "get" in verbs else ["[MLO-516]", "[MLO-514]"])
+
+
+def test_cluster_is_asked_for_what_the_example_grants(by_token: Platform) -> None:
+    token = by_token.allow("verbs")
+    exporter = MLflowSpanExporter(
+        tracking_uri=by_token.server.uri,
+        workspace="team-a",
+        experiment="verbs",
+        create_experiment=True,
+        credentials=token,
+    )
+    assert exporter.export(finished("answer")) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    asked = {(resource, verb) for user, _, resource, verb, _ in by_token.cluster.reviews if user == "user of verbs"}
+    assert asked == {("experiments", "get"), ("experiments", "create"), ("experiments", "update")}
+    documents = yaml.safe_load_all(MANIFEST.read_text())
+    (rules,) = [each["rules"] for each in documents if each["kind"] == "Role"]
+    granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+    assert asked <= granted
+
+
+@pytest.mark.parametrize(
+    ("verbs", "namespace", "step", "code"),
+    [
+        (("get", "create", "update"), "team-a", None, None),
+        (("update",), "team-a", None, None),
+        (("get", "create"), "team-a", "write", Code.DENIED),
+        ((), "team-a", "credentials", Code.UNAUTHENTICATED),
+        (("get", "create", "update"), "plain", "workspace", Code.WORKSPACE_MISSING),
+    ],
+)
+def test_doctor_names_the_step(
+    verbs: tuple[str, ...], namespace: str, step: str | None, code: Code | None, by_token: Platform, tmp_path: Path
+) -> None:
+    token = f"of the doctor, {verbs} in {namespace}"
+    if verbs:
+        by_token.allow(token, *verbs, namespace=namespace)
+    folder = service_account(tmp_path / "serviceaccount", token, namespace)
+    number = by_token.server.create_experiment(token, "team-a")
+    variables = {
+        "HOME": str(tmp_path),
+        "XDG_STATE_HOME": str(tmp_path),
+        "MLFLOW_TRACKING_URI": by_token.server.uri,
+        "MLFLOW_TRACKING_AUTH": "kubernetes",
+        "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": str(folder),
+        "MLFLOW_EXPERIMENT_ID": number,
+    }
+    failed = [finding for finding in examine({}, variables, DEFAULTS) if finding.state is State.FAILED]
+    assert [(finding.step, finding.code) for finding in failed] == ([(step, code)] if step else [])

@@ -1,0 +1,592 @@
+"""Outages with a spool: what a server does not take is on disk, and arrives when it does, in this run or another."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, MLflowSpanProcessor, configure
+from mlflow_otlp_exporter._internal.delivery import spool_consumer
+from mlflow_otlp_exporter._internal.setup.telemetry import Telemetry
+from mlflow_otlp_exporter._internal.spool import file_format
+from support.children import in_child
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
+from support.spans import finished
+from support.traces import ended, until
+
+DOWN = Answer(503, body=b"down")
+NEW = b"3.17.2"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_consumer, "_SWEEP_SECONDS", 0.5)
+    monkeypatch.setattr(spool_consumer, "_IDLE_SECONDS", 0.2)
+
+
+@pytest.fixture
+def server(scripted_server: ScriptedServer) -> ScriptedServer:
+    scripted_server.answer_with("/version", lambda _: Answer(200, body=NEW))
+    return scripted_server
+
+
+def exporter(server: ScriptedServer, **more: Any) -> MLflowSpanExporter:
+    return MLflowSpanExporter(**{"tracking_uri": server.url, "experiment_id": 1, "spool": True, "timeout": 20, **more})
+
+
+class App:
+    """A pipeline as `configure()` makes it; its requests are cut off late, as tests tell what the server does."""
+
+    def __init__(self, server: ScriptedServer, **more: Any) -> None:
+        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.exporter = exporter(server, **more)
+        processor = MLflowSpanProcessor(self.exporter, linger=0.01)
+        self.provider.add_span_processor(processor)
+        self.telemetry = Telemetry(self.provider, self.exporter, processor, processor.worker)
+
+    def end(self, *names: str) -> None:
+        for name in names:
+            self.provider.get_tracer("tests").start_span(name).end()
+
+    def flush(self, seconds: float = 30.0) -> FlushResult:
+        return self.telemetry.flush(seconds)
+
+
+@pytest.fixture
+def app(server: ScriptedServer) -> Iterator[App]:
+    made = App(server)
+    yield made
+    made.telemetry.shutdown(1)
+
+
+def on_disk() -> list[Path]:
+    root = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter")
+    return sorted(root.glob("*/*.otlp"))
+
+
+def until_on_disk(count: int) -> None:
+    until(lambda: len(on_disk()) >= count)
+
+
+class Switch:
+    """Takes what it is told to take, and remembers it, as well as what it was asked to take."""
+
+    def __init__(self, server: ScriptedServer) -> None:
+        self.down: Answer | None = None
+        self.taken: Counter[str] = Counter()
+        self.order: list[str] = []
+        self.asked: list[str] = []
+        self._lock = threading.Lock()
+        server.answer_with(TRACES_PATH, self)
+
+    def __call__(self, request: Recorded) -> Answer:
+        with self._lock:
+            names = [span.name for span in request.spans()]
+            self.asked += names
+            if self.down is not None:
+                return self.down
+            self.taken.update(names)
+            self.order += names
+            return ACCEPTED
+
+
+@pytest.fixture
+def switch(server: ScriptedServer) -> Switch:
+    return Switch(server)
+
+
+def test_an_outage_is_survived_on_disk(app: App, switch: Switch) -> None:
+    switch.down = DOWN
+    app.end("a", "b")
+    result = app.flush()
+    assert (result.delivered, result.spooled, result.refused, result.pending) == (0, 2, 0, 0)
+    assert result
+    assert app.telemetry.stats().spooled == 2
+    assert len(on_disk()) == 1
+    switch.down = None
+    app.end("c")
+    result = app.flush()
+    assert (result.delivered, result.spooled) == (3, 0)
+    assert switch.taken == {"a": 1, "b": 1, "c": 1}
+    assert on_disk() == []
+
+
+@pytest.mark.parametrize("spool", [False, True])
+def test_flush_that_begins_during_an_attempt_does_not_wait_as_long_as_the_server_asked(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, *, spool: bool
+) -> None:
+    flushing = threading.Event()
+    server.answer(Answer(503, headers={"Retry-After": "900"}, hold=flushing), then=ACCEPTED)
+    app = App(server, spool=spool, timeout=60)
+    app.end("a")
+    server.wait_for(1)
+    hurry = app.exporter.hurry
+
+    def hurried(seconds: float) -> None:
+        hurry(seconds)
+        flushing.set()
+
+    monkeypatch.setattr(app.exporter, "hurry", hurried)
+    assert app.flush(60) == FlushResult(delivered=1)
+    assert len(server.to(TRACES_PATH)) == 2
+    app.telemetry.shutdown(1)
+
+
+def test_nobody_has_to_flush(app: App, switch: Switch) -> None:
+    switch.down = DOWN
+    app.end("a")
+    until(on_disk)
+    switch.down = None
+    until(lambda: switch.taken == {"a": 1})
+    until(lambda: not on_disk())
+    assert app.flush() == FlushResult(delivered=1)
+
+
+def test_another_run_sends_what_one_has_left(server: ScriptedServer, switch: Switch) -> None:
+    switch.down = DOWN
+    first = App(server)
+    first.end("a", "b")
+    assert first.telemetry.shutdown() == FlushResult(spooled=2)
+    switch.down = None
+    second = App(server)
+    until(lambda: switch.taken == {"a": 1, "b": 1})
+    until(lambda: not on_disk())
+    assert second.telemetry.shutdown() == FlushResult(delivered=2)
+
+
+def test_what_is_wrong_with_another_runs_spans_is_told_as_theirs(
+    server: ScriptedServer, switch: Switch, caplog: pytest.LogCaptureFixture
+) -> None:
+    switch.down = DOWN
+    first = App(server)
+    first.end("yesterday")
+    assert first.telemetry.shutdown() == FlushResult(spooled=1)
+    switch.down = Answer(422, body=b"no")
+    caplog.clear()
+    second = App(server)
+    until(lambda: not on_disk())
+    second.end("today")
+    assert second.telemetry.shutdown().refused == 2
+    told = {line.split(":")[0].split(" of trace ")[0]: line for line in caplog.messages if " is lost" in line}
+    assert sorted(told) == ["span 'today'", "span 'yesterday'"]
+    assert " is lost (left by an earlier run): " in told["span 'yesterday'"]
+    assert " is lost: " in told["span 'today'"]
+
+
+def test_nothing_is_missing_when_threads_begin_with_what_another_run_has_left(
+    server: ScriptedServer, switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may run before the constructor goes on."""
+    switch.down = DOWN
+    first = App(server)
+    first.end("a")
+    assert first.telemetry.shutdown() == FlushResult(spooled=1)
+    seen: list[tuple[Any, set[str]]] = []
+
+    def wake(drainer: Any) -> None:
+        pipeline = drainer._send.__self__
+        seen.append((pipeline, set(vars(pipeline))))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool_consumer.Drainer, "wake", wake)
+        second = exporter(server)
+        pipeline, there = seen[0]
+        assert there == set(vars(pipeline))
+        second.shutdown(1000)
+
+
+def test_known_to_be_down_it_goes_to_disk_at_once(app: App, switch: Switch) -> None:
+    switch.down = DOWN
+    app.end("a")
+    until(on_disk)
+    begin, before = time.monotonic(), len(switch.asked)
+    for number in range(3):
+        app.end(f"more {number}")
+        until_on_disk(number + 2)
+    asked, seconds = Counter(switch.asked[before:]), time.monotonic() - begin
+    assert asked.pop("a", 0) <= 3 + math.log2(2 + seconds)  # the probes of the oldest, with growing pauses
+    assert set(asked.values()) <= {1}  # what came while the next probe was due
+    until(lambda: app.telemetry.stats().spooled == 4)
+
+
+def test_the_oldest_go_first_and_one_at_a_time_is_the_probe(app: App, switch: Switch) -> None:
+    switch.down = DOWN
+    names = [str(number) for number in range(6)]
+    for number, name in enumerate(names):
+        app.end(name)
+        app.flush(0.5)
+        until_on_disk(number + 1)
+    switch.down = None
+    until(lambda: not on_disk())
+    assert switch.order == names
+
+
+def test_a_hanging_server_is_not_waited_for_twice(server: ScriptedServer) -> None:
+    release = threading.Event()
+    server.answer(then=Answer(200, hold=release))
+    app = App(server, timeout=0.5)
+    app.provider.get_tracer("tests").start_span("a").end()
+    try:
+        until(on_disk)
+        [path] = on_disk()
+        stored = int(path.name.split("-")[0]) / 1e9 - (time.time() - time.monotonic())
+        assert len([request for request in server.to(TRACES_PATH) if request.at < stored]) <= 2
+    finally:
+        release.set()
+        app.telemetry.shutdown(1)
+
+
+def test_what_waits_behind_a_slow_request_goes_to_disk(server: ScriptedServer) -> None:
+    release = threading.Event()
+    server.answer(Answer(200, hold=release), then=ACCEPTED)
+    app = App(server, timeout=30)
+    try:
+        app.end("slow")
+        server.wait_for(1)
+        app.end("behind")
+        until(on_disk)
+        until(lambda: app.telemetry.stats().spooled == 1)
+    finally:
+        release.set()
+        assert app.telemetry.shutdown()
+    assert app.telemetry.stats().delivered == 2
+    assert on_disk() == []
+
+
+def test_at_the_end_what_is_being_sent_is_on_disk_too(server: ScriptedServer) -> None:
+    release = threading.Event()
+    server.answer(then=Answer(200, hold=release))
+    app = App(server, timeout=30)
+    try:
+        app.end("a")
+        server.wait_for(1)
+        begin = time.monotonic()
+        result = app.telemetry.shutdown(0.5)
+        assert time.monotonic() - begin < 15  # the request has 30
+        assert result.refused == 0
+        assert sum(int(path.name.split("-")[1]) for path in on_disk()) == 1
+    finally:
+        release.set()
+
+
+def test_export_reports_success_when_the_data_is_safe(server: ScriptedServer, switch: Switch) -> None:
+    switch.down = DOWN
+    made = exporter(server)
+    try:
+        assert made.export(finished("a", "b")) is SpanExportResult.SUCCESS
+        assert len(on_disk()) == 1
+        assert made.export(finished("c")) is SpanExportResult.SUCCESS
+        assert switch.asked.count("c") <= 1  # once if the server was due to be asked again, and mostly not at all
+        assert made.force_flush()
+        switch.down = None
+        assert made.force_flush()
+        assert switch.taken == {"a": 1, "b": 1, "c": 1}
+    finally:
+        made.shutdown(1000)
+
+
+def test_off_by_default_in_the_exporter(server: ScriptedServer, switch: Switch) -> None:
+    switch.down = DOWN
+    made = MLflowSpanExporter(tracking_uri=server.url, experiment_id=1, timeout=0.5)
+    assert made.export(finished("a")) is SpanExportResult.FAILURE
+    made.shutdown()
+    assert on_disk() == []
+    assert made.stats().refused == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "spooled"),
+    [
+        ({}, {}, True),
+        ({"spool": False}, {}, False),
+        ({}, {"MLFLOW_OTLP_SPOOL": "false"}, False),
+        ({"spool": True}, {"MLFLOW_OTLP_SPOOL": "false"}, True),
+    ],
+)
+def test_on_by_default_in_configure(
+    server: ScriptedServer,
+    switch: Switch,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    variables: dict[str, str],
+    spooled: bool,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    switch.down = DOWN
+    provider = TracerProvider(shutdown_on_exit=False)
+    telemetry = configure(tracking_uri=server.url, experiment_id=1, tracer_provider=provider, **arguments)
+    provider.get_tracer("tests").start_span("a").end()
+    result = telemetry.shutdown()
+    provider.shutdown()
+    assert (result.spooled, result.refused) == ((1, 0) if spooled else (0, 1))
+    assert len(on_disk()) == spooled
+    assert Path(os.environ["XDG_STATE_HOME"]).exists() is spooled
+
+
+@pytest.mark.parametrize(("spool", "spooled"), [(None, False), ("true", True)])
+def test_behind_an_otlp_endpoint_it_is_off_unless_asked_for(
+    server: ScriptedServer, switch: Switch, monkeypatch: pytest.MonkeyPatch, spool: str | None, spooled: bool
+) -> None:
+    """A Collector may keep what it gets, and send it to others as well."""
+    if spool:
+        monkeypatch.setenv("MLFLOW_OTLP_SPOOL", spool)
+    switch.down = DOWN
+    provider = TracerProvider(shutdown_on_exit=False)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", server.traces_url)
+    telemetry = configure(experiment_id=1, tracer_provider=provider)
+    provider.get_tracer("tests").start_span("a").end()
+    assert telemetry.shutdown().spooled == spooled
+    provider.shutdown()
+    assert len(on_disk()) == spooled
+
+
+def test_an_experiment_that_is_not_known_yet_waits_by_its_name(server: ScriptedServer) -> None:
+    server.close()
+    first = App(server, experiment_id=None, experiment="later", create_experiment=True)
+    first.end("a")
+    assert first.telemetry.shutdown().spooled == 1
+
+
+def test_refused_for_good_is_kept_with_what_the_server_said(app: App, server: ScriptedServer) -> None:
+    server.answer(then=Answer(400, headers={"Content-Type": "application/json"}, body=b'{"detail": "no such thing"}'))
+    app.end("bad")
+    assert app.flush().refused == 1
+    [path] = Path(os.environ["XDG_STATE_HOME"]).glob("*/*/refused/*.otlp")
+    assert b"no such thing" in path.read_bytes()
+    assert on_disk() == []
+
+
+def test_poison_on_disk_does_not_keep_the_others(server: ScriptedServer) -> None:
+    def answer(request: Recorded) -> Answer:
+        names = [span.name for span in request.spans()]
+        if down:
+            return DOWN
+        if "poison" in names:
+            return Answer(500, body=b"Internal Server Error")
+        taken.update(names)
+        return ACCEPTED
+
+    down, taken = [True], Counter[str]()
+    server.answer_with(TRACES_PATH, answer)
+    app = App(server)
+    app.end("poison")
+    until_on_disk(1)
+    for number in range(5):
+        app.end(str(number))
+        app.flush(0.2)
+    down.clear()
+    until(lambda: taken == Counter(map(str, range(5))), 60)
+    app.telemetry.shutdown(1)
+    assert sum(int(path.name.split("-")[1]) for path in on_disk()) <= 1
+
+
+def test_a_destination_that_is_missing_keeps_no_other(server: ScriptedServer) -> None:
+    def answer(request: Recorded) -> Answer:
+        if down or request.headers["x-mlflow-experiment-id"] == "404":
+            return DOWN
+        taken.append(request.headers["x-mlflow-experiment-id"])
+        return ACCEPTED
+
+    down, taken = [True], list[str]()
+    server.answer_with(TRACES_PATH, answer)
+    for number in (404, 1):
+        made = exporter(server, experiment_id=number)
+        assert made.export(finished("a")) is SpanExportResult.SUCCESS
+        made.shutdown(100)
+    assert len(on_disk()) == 2
+    down.clear()
+    app = App(server)
+    until(lambda: taken == ["1"])
+    until(lambda: len(on_disk()) == 1)
+    app.telemetry.shutdown(1)
+
+
+def test_damaged_files_do_not_keep_the_others(server: ScriptedServer, switch: Switch) -> None:
+    switch.down = DOWN
+    first = App(server)
+    for number, name in enumerate("abc"):
+        first.end(name)
+        until_on_disk(number + 1)
+    first.telemetry.shutdown()
+    assert len(on_disk()) == 3
+    on_disk()[1].write_bytes(b"what")
+    switch.down = None
+    second = App(server)
+    until(lambda: not on_disk())
+    assert switch.taken == {"a": 1, "c": 1}
+    assert second.telemetry.shutdown().refused == 1
+
+
+def test_with_a_broken_disk_all_waits_in_memory(
+    server: ScriptedServer, switch: Switch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    switch.down = DOWN
+    app = App(server, spool_dir=tmp_path / "file" / "spool")
+    app.end("a")
+    until(lambda: "cannot be used" in caplog.text)
+    assert app.flush(1).pending
+    switch.down = None
+    assert app.flush() == FlushResult(delivered=1)
+    app.telemetry.shutdown(1)
+    told = [line for line in caplog.messages if "cannot be used" in line]
+    assert ["more spans" in line for line in told] in ([False], [False, True])  # at once, and what is left at the end
+
+
+def test_a_forked_child_drains_nothing_of_its_parents(app: App, switch: Switch) -> None:
+    switch.down = DOWN
+    app.end("parent")
+    until_on_disk(1)
+
+    def child() -> bool:
+        app.end("child")
+        result = app.flush()
+        app.telemetry.shutdown(1)
+        return result.spooled == 1
+
+    assert in_child(child)
+    assert len(on_disk()) == 2
+    switch.down = None
+    assert app.flush().delivered  # no flush waits for what other processes have left
+    until(lambda: switch.taken == {"parent": 1, "child": 1})
+
+
+def test_one_process_drains_and_another_takes_over(server: ScriptedServer, switch: Switch) -> None:
+    switch.down = DOWN
+    first, second = App(server), App(server)
+    for number in range(4):
+        first.end(str(number))
+        until_on_disk(number + 1)
+    drainers = [each.exporter._pipeline.drainer for each in (first, second)]  # type: ignore[union-attr]
+    until(lambda: any(each is not None and each.draining for each in drainers))
+    assert sum(each is not None and each.draining for each in drainers) == 1
+    holder, other = (first, second) if drainers[0] and drainers[0].draining else (second, first)
+    holder.telemetry.shutdown(0.5)
+    switch.down = None
+    other.end("last")
+    until(lambda: len(switch.taken) == 5)
+    until(lambda: not on_disk())
+    assert set(switch.taken.values()) == {1}
+    other.telemetry.shutdown(1)
+
+
+def test_a_drainer_that_stands_still_at_the_end_does_not_keep_the_lock(
+    app: App, switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch.down = DOWN
+    app.end("a")
+    until_on_disk(1)
+    pipeline = app.exporter._pipeline
+    assert pipeline is not None
+    assert pipeline.depot is not None
+    drainer, spool = pipeline.drainer, pipeline.depot.spool
+    assert drainer is not None
+    look, reached, go = spool.existing_folder, threading.Event(), threading.Event()
+
+    def slow() -> Path | None:
+        reached.set()
+        assert go.wait(60)
+        return look()
+
+    monkeypatch.setattr(spool, "existing_folder", slow)
+    drainer.wake()
+    assert reached.wait(30)
+    app.telemetry.shutdown(1)
+    go.set()
+    assert drainer._thread is not None
+    drainer._thread.join(30)
+    assert not drainer.draining
+
+
+OLD_SERVER_MAY_HAVE_IT = """
+import os, signal, threading
+from mlflow_otlp_exporter import MLflowSpanExporter
+from support.spans import finished
+made = MLflowSpanExporter(experiment_id=1, spool=True, timeout=2)
+print(made.export(finished("a")), flush=True)
+threading.Event().wait(60)
+"""
+
+
+def test_killed_in_the_middle_of_a_send_the_file_says_that_it_may_have_arrived(server: ScriptedServer) -> None:
+    release = threading.Event()
+    server.answer(DOWN, DOWN, then=Answer(200, hold=release))
+    child = subprocess.Popen(
+        [sys.executable, "-c", OLD_SERVER_MAY_HAVE_IT],
+        env={**os.environ, "MLFLOW_TRACKING_URI": server.url, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    try:
+        server.wait_for(3, timeout=60)  # the third is the drainer's, and hangs
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        release.set()
+    [path] = on_disk()
+    _, state = file_format.head_of(path.read_bytes())
+    assert state.uncertain
+    assert state.attempts >= 1
+
+
+def test_many_requests_catch_up_without_starving_what_is_new(server: ScriptedServer, switch: Switch) -> None:
+    switch.down = DOWN
+    first = exporter(server)
+    for span in ended(60):
+        assert first.export([span]) is SpanExportResult.SUCCESS
+    first.shutdown(100)
+    assert len(on_disk()) == 60
+    switch.down = None
+    turns = threading.Semaphore(6)
+
+    def answer(request: Recorded) -> Answer:
+        assert turns.acquire(timeout=60)
+        taken.extend(span.name for span in request.spans())
+        return ACCEPTED
+
+    taken: list[str] = []
+    server.answer_with(TRACES_PATH, answer)
+    app = App(server, timeout=60)
+    until(lambda: len(taken) == 6)
+    app.end("new")
+    pipeline = app.exporter._pipeline
+    assert pipeline is not None
+    until(lambda: any(not shipment.origin.kept for shipment in pipeline.senders.all_queued()), what="new is queued")
+    turns.release(100)
+    until(lambda: not on_disk())
+    assert Counter(taken) == Counter([f"root {number}" for number in range(60)] + ["new"])
+    assert taken.index("new") < 12
+    app.telemetry.shutdown(1)
+
+
+class Failing:
+    """A request's count that is broken: whoever has delivered the request learns of it."""
+
+    def __call__(self) -> None:
+        raise ZeroDivisionError
+
+    def suspected(self, spans: int, size: int) -> None: ...
+
+
+def test_what_was_delivered_is_not_sent_again_whatever_goes_wrong_then(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = exporter(server)
+    made.submit(finished("once"), lambda _spans, _size: Failing())
+    until(lambda: "by a mistake in this library" in caplog.text)
+    made.export(finished("later"))
+    until(lambda: made.stats().delivered == 2)
+    made.shutdown(5_000)
+    assert made.stats().spooled == 0
+    sent = [span.name for request in server.to(TRACES_PATH) for span in request.spans()]
+    assert sent == ["once", "later"]

@@ -1,0 +1,48 @@
+"""The exporter's tests on the oldest and the newest OpenTelemetry, each in an environment of its own."""
+
+import subprocess
+
+import pytest
+
+from support.environments import ROOT, environment
+
+TESTS = ["pytest>=8.3", "hypothesis>=6.100", "opentelemetry-proto"]
+OPENTELEMETRY = {
+    "oldest": ["opentelemetry-sdk==1.30.0", "opentelemetry-exporter-otlp-proto-http==1.30.0"],
+    "newest": ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"],
+}
+# Those that need neither MLflow nor an instrumentation.
+FILES = [
+    "delivery/test_server_answers",
+    "delivery/test_blame",
+    "processing/test_trace_buffer",
+    "setup/test_configure",
+    "transport/test_client",
+    "delivery/test_retry_sender",
+    "transport/test_authorization",
+    "tracing/test_traced",
+    "delivery/test_otlp_client",
+    "mlflow_api/test_experiments",
+    "encoding/test_span_encoder",
+    "delivery/test_exporter",
+    "delivery/test_exporter_metrics",
+    "delivery/test_packing",
+    "processing/test_processor",
+    "transport/test_credential_provider",
+    "common/test_problem_log",
+    "transport/test_response",
+    "common/test_work_queue",
+    "config/test_resolver",
+    "delivery/test_tenants",
+    "setup/test_auto_instrumentation",
+]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("age", sorted(OPENTELEMETRY))
+def test_opentelemetry(age: str) -> None:
+    python = environment(f"opentelemetry-{age}", [*OPENTELEMETRY[age], *TESTS], editable=ROOT)
+    files = [f"tests/{name}.py" for name in FILES]
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -1,0 +1,37 @@
+"""The exporter's tests on the oldest Python, and on newer ones than most of the suite runs with."""
+
+import subprocess
+
+import pytest
+
+from support.environments import ROOT, environment
+from support.needs import executable
+
+REQUIREMENTS = ["pytest>=8.3", "hypothesis>=6.100", "opentelemetry-proto", "openinference-instrumentation", "pydantic"]
+PYTHONS = ["python3.10", "python3.12", "python3.13"]
+# Those that depend on the language most, and need neither MLflow nor an instrumentation.
+FILES = [
+    "processing/test_trace_buffer",
+    "setup/test_configure",
+    "tracing/test_context",
+    "transport/test_authorization",
+    "tracing/test_traced",
+    "encoding/test_span_encoder",
+    "delivery/test_exporter",
+    "common/test_bounded_json",
+    "privacy/test_mask",
+    "config/test_resolver",
+    "spool/test_file_format",
+    "delivery/test_tenants",
+    "setup/test_auto_instrumentation",
+]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs(name)) for name in PYTHONS])
+def test_python(name: str) -> None:
+    python = environment(name, REQUIREMENTS, editable=ROOT, base=executable(name))
+    files = [f"tests/{each}.py" for each in FILES]
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -1,0 +1,367 @@
+"""What follows spans, and feedback, does good and no harm, on every version of MLflow that is run somewhere."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
+
+from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.mlflow_api.assessments import assessed, trace_name
+from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
+from support.mlflow_server import MLflowServer
+from support.spans import provider
+from support.traces import ended
+
+pytestmark = pytest.mark.matrix
+
+COST = "mlflow.trace.cost"
+USAGE = "mlflow.trace.tokenUsage"
+LINKED = "mlflow.traceTag.mlflow.linkedPrompts"
+SESSION, USER, NAME = "mlflow.trace.session", "mlflow.trace.user", "mlflow.traceName"
+AGENT: Mapping[str, Any] = {
+    "openinference.span.kind": "AGENT",
+    "input.value": "Will it rain in Lyon?",
+    "output.value": "No.",
+    "session.id": "s-42",
+    "user.id": "ada",
+    "tag.tags": ("beta",),
+    "metadata": '{"release": "2.3.1"}',
+}
+CALL: Mapping[str, Any] = {
+    "openinference.span.kind": "LLM",
+    "llm.model_name": "local",
+    "llm.token_count.prompt": 100,
+    "llm.token_count.completion": 50,
+    "llm.token_count.total": 150,
+    "llm.cost.prompt": 0.25,
+    "llm.cost.completion": 0.5,
+    "llm.cost.total": 0.75,
+}
+SECOND = 10**9
+
+
+def parsed(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+VERSIONS: list[object] = [*sorted(MLFLOW_REQUIREMENTS, key=parsed)]
+
+
+class Versioned:
+    """A server, its version, and an experiment of a test's own."""
+
+    def __init__(self, version: str, server: MLflowServer) -> None:
+        self.version, self.server = parsed(version), server
+
+    @property
+    def carries(self) -> bool:
+        """Whether OTLP alone brings names, tags, sessions and users."""
+        return self.version >= (3, 14)
+
+    @property
+    def counts_cost(self) -> bool:
+        return self.version >= (3, 10)
+
+    def record(self, spans: list[ReadableSpan]) -> dict[str, Any]:
+        (context,) = {span.context.trace_id for span in spans if span.context}
+        found = self.server.trace(f"{context:032x}")
+        assert found is not None
+        return {**found["trace_info"], "spans": found.get("spans")}
+
+    def found(self, experiment: str, condition: str) -> int:
+        location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
+        body = {"locations": [location], "filter": condition, "max_results": 10}
+        return len(self.server.rest("POST", "/api/3.0/mlflow/traces/search", body).get("traces", []))
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Versioned]:
+    """A server of each version."""
+    version = str(request.param)
+    server = MLflowServer.start(tmp_path_factory.mktemp(f"mlflow-{version}"), python=mlflow_python(version))
+    yield Versioned(version, server)
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Follow-ups as they are where nobody says anything."""
+    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
+
+
+class Agent:
+    """Spans of one agent's trace, with times of the test's."""
+
+    def __init__(
+        self,
+        *,
+        failed: bool = False,
+        parent: SpanContext | None = None,
+        root: Mapping[str, Any] | None = None,
+        call: Mapping[str, Any] | None = None,
+    ) -> None:
+        memory = InMemorySpanExporter()
+        start = 1_795_361_518_349 * 10**6
+        with provider(memory) as made:
+            tracer = made.get_tracer("tests")
+            above = trace.set_span_in_context(trace.NonRecordingSpan(parent)) if parent else None
+            top = tracer.start_span("agent", above, start_time=start, attributes={**AGENT, **(root or {})})
+            inside = trace.set_span_in_context(top)
+            said = {**CALL, **(call or {})}
+            tracer.start_span("call", inside, start_time=start, attributes=said).end(start + SECOND)
+            if failed:
+                top.set_status(Status(StatusCode.ERROR, "no"))
+            top.end(start + 2 * SECOND)
+            self.spans = list(memory.get_finished_spans())
+            memory.clear()
+            tracer.start_span("late call", inside, start_time=start + SECOND, attributes=CALL).end(start + 5 * SECOND)
+            self.late = list(memory.get_finished_spans())
+
+
+def unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """All that was there is there, but for quotes around session and user."""
+    for key in before.keys() - {"tags", "trace_metadata"}:
+        assert after[key] == before[key], key
+    assert set(before) >= set(after) - {"tags", "trace_metadata"}
+    assert before["tags"].items() <= after["tags"].items()
+    for key, value in before["trace_metadata"].items():
+        assert after["trace_metadata"][key] == (json.loads(value) if value.startswith('"') else value)
+
+
+def exported(exporter: MLflowSpanExporter, spans: list[ReadableSpan]) -> None:
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
+
+
+def test_agents_trace_has_all_and_is_found_by_all(mlflow: Versioned) -> None:
+    number = mlflow.server.create_experiment("rich")
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="rich"), Agent()
+    exported(exporter, agent.spans)
+    before = mlflow.record(agent.spans)
+    exporter.shutdown(60_000)
+    after = mlflow.record(agent.spans)
+    unchanged(before, after)
+    assert exporter.stats().followed_up == (0 if mlflow.carries else 1)
+    assert (after["execution_duration"], after["state"]) == ("2s", "OK")
+    assert {NAME: "agent", "beta": "true", "release": "2.3.1"}.items() <= after["tags"].items()
+    metadata = after["trace_metadata"]
+    assert (metadata[SESSION], metadata[USER]) == ("s-42", "ada")
+    assert json.loads(metadata[USAGE]) == {"input_tokens": 100, "output_tokens": 50, "total_tokens": 150}
+    if mlflow.counts_cost:
+        assert json.loads(metadata[COST]) == {"input_cost": 0.25, "output_cost": 0.5, "total_cost": 0.75}
+    assert "Will it rain in Lyon?" in after["request_preview"]
+    assert "No." in after["response_preview"]
+    for condition in (
+        "tags.`mlflow.traceName` = 'agent'",
+        "trace.name = 'agent'",
+        "tags.beta = 'true'",
+        "tags.release = '2.3.1'",
+        f"metadata.`{SESSION}` = 's-42'",
+        f"metadata.`{USER}` = 'ada'",
+    ):
+        assert mlflow.found(number, condition) == 1, condition
+
+
+def test_each_trace_of_a_request_has_its_own_name(mlflow: Versioned) -> None:
+    number = mlflow.server.create_experiment("names")
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="names")
+    spans = ended(30)
+    exported(exporter, spans)
+    exporter.shutdown(60_000)
+    assert exporter.stats().requests == 1
+    found = {each["trace_id"]: each["tags"][NAME] for each in mlflow.server.search_traces(number)}
+    assert found == {f"tr-{span.context.trace_id:032x}": span.name for span in spans if span.context}
+
+
+def test_trace_that_grows_afterwards_still_counts(mlflow: Versioned) -> None:
+    mlflow.server.create_experiment("grows")
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="grows"), Agent()
+    exported(exporter, agent.spans)
+    exporter.force_flush()
+    told = mlflow.record(agent.spans)
+    exported(exporter, agent.late)
+    exporter.shutdown(60_000)
+    grown = mlflow.record(agent.spans)
+    assert told["execution_duration"] == "2s"
+    assert grown["execution_duration"] == "5s"
+    assert grown["tags"] == told["tags"]
+    metadata = grown["trace_metadata"]
+    assert json.loads(metadata[USAGE]) == {"input_tokens": 200, "output_tokens": 100, "total_tokens": 300}
+    if mlflow.counts_cost:
+        assert json.loads(metadata[COST]) == {"input_cost": 0.5, "output_cost": 1.0, "total_cost": 1.5}
+    assert {key: value for key, value in metadata.items() if key not in (USAGE, COST)} == {
+        key: value for key, value in told["trace_metadata"].items() if key not in (USAGE, COST)
+    }
+
+
+def test_later_end_and_failed_state_stay(mlflow: Versioned) -> None:
+    """Another process's span, which ended last, came first."""
+    mlflow.server.create_experiment("failed")
+    exporter, agent = (
+        MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="failed"),
+        Agent(failed=True),
+    )
+    exported(exporter, agent.late)
+    exported(exporter, agent.spans)
+    before = mlflow.record(agent.spans)
+    exporter.shutdown(60_000)
+    after = mlflow.record(agent.spans)
+    unchanged(before, after)
+    assert (after["execution_duration"], after["state"]) == ("5s", "ERROR")
+    assert after["tags"][NAME] == "agent"
+
+
+def test_what_people_wrote_meanwhile_stays(mlflow: Versioned) -> None:
+    mlflow.server.create_experiment("people")
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="people"), Agent()
+    exported(exporter, agent.spans)
+    path = f"/api/3.0/mlflow/traces/{mlflow.record(agent.spans)['trace_id']}"
+    written = {"seen": "yes", "third": "too"}
+    if mlflow.version < (3, 13) or mlflow.carries:
+        written["release"] = "mine"  # 3.13 mixes up tags that are sent, which is put right
+    for key, value in written.items():
+        mlflow.server.rest("PATCH", f"{path}/tags", {"key": key, "value": value})
+    assessment = {
+        "assessment_name": "good",
+        "source": {"source_type": "HUMAN", "source_id": "eve"},
+        "feedback": {"value": True},
+    }
+    mlflow.server.rest("POST", f"{path}/assessments", {"assessment": assessment})
+    before = mlflow.record(agent.spans)
+    exporter.shutdown(60_000)
+    after = mlflow.record(agent.spans)
+    unchanged(before, after)
+    assert {**written, NAME: "agent"}.items() <= after["tags"].items()
+    assert [each["assessment_name"] for each in after["assessments"]] == ["good"]
+
+
+def test_trace_without_its_root_is_left_alone(mlflow: Versioned) -> None:
+    """The root is another process's, which follows it up."""
+    mlflow.server.create_experiment("part")
+    remote = SpanContext(1 << 100 | mlflow.version[1], 7, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    exporter, agent = (
+        MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="part"),
+        Agent(parent=remote),
+    )
+    exported(exporter, agent.spans)
+    before = mlflow.record(agent.spans)
+    exporter.shutdown(60_000)
+    assert mlflow.record(agent.spans) == before
+    assert before["state"] == "IN_PROGRESS"
+
+
+def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
+    number = mlflow.server.create_experiment("everything")
+    run = mlflow.server.rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"]["run_id"]
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="everything", run_id=run)
+    agent = Agent()
+    exported(exporter, agent.spans)
+    before = mlflow.record(agent.spans)
+    exporter.shutdown(60_000)
+    after = mlflow.record(agent.spans)
+    unchanged(before, after)
+    metadata = after["trace_metadata"]
+    assert (metadata["release"], metadata["mlflow.sourceRun"], metadata["mlflow.source.type"]) == (
+        "2.3.1",
+        run,
+        "LOCAL",
+    )
+    assert metadata["mlflow.source.name"]
+    assert "mlflow.traceInfoFinalized" not in metadata
+    assert mlflow.found(number, f"attributes.run_id = '{run}'") == 1
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="everything")
+    exported(exporter, agent.late)
+    exporter.shutdown(60_000)
+    grown = mlflow.record(agent.spans)["trace_metadata"]
+    assert json.loads(grown[USAGE])["total_tokens"] == 300
+
+
+def test_traces_are_found_by_the_prompts_that_were_used(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
+    number = mlflow.server.create_experiment("prompts")
+    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="prompts")
+    agent = Agent(root={LINKED: '[{"name": "greeting", "version": "2"}]'}, call={"gen_ai.prompt.name": "other"})
+    exported(exporter, agent.spans)
+    before = mlflow.record(agent.spans)
+    exporter.shutdown(60_000)
+    after = mlflow.record(agent.spans)
+    before["tags"].pop(LINKED.removeprefix("mlflow.traceTag."), None)  # on 3.13 it is no JSON, which is mended
+    unchanged(before, after)
+    assert after["tags"][LINKED.removeprefix("mlflow.traceTag.")] == '[{"name": "greeting", "version": "2"}]'
+    stats = exporter.stats()
+    assert (stats.followed_up, stats.not_followed_up) == (1, 0)
+    if mlflow.version >= (3, 8):  # 3.6 has neither the call nor the filter
+        assert mlflow.found(number, "prompt = 'greeting/2'") == 1
+        assert mlflow.found(number, "prompt = 'greeting/1'") == 0
+
+
+def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:
+    """Calls and spans of one trace at the same time: nothing is lost."""
+    mlflow.server.create_experiment("crowd")
+    exporters = [MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="crowd") for _ in range(2)]
+    agent = Agent()
+    exported(exporters[0], agent.spans)
+    flush = threading.Thread(target=exporters[0].force_flush)
+    flush.start()
+    exported(exporters[1], agent.late)
+    flush.join()
+    for exporter in exporters:
+        exporter.shutdown(60_000)
+    after = mlflow.record(agent.spans)
+    assert json.loads(after["trace_metadata"][USAGE])["total_tokens"] == 300
+    assert (after["tags"][NAME], after["trace_metadata"][SESSION]) == ("agent", "s-42")
+
+
+# Feedback
+
+
+def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
+    mlflow.server.create_experiment("feedback")
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="feedback"), Agent()
+    context = agent.spans[0].context
+    assert context is not None
+    trace_id = trace_name(context.trace_id)
+    values: list[Any] = [True, 0.5, 3, "good", ["a", 1], {"stars": 4}]
+    made = [
+        assessed(
+            "feedback",
+            trace_id,
+            f"value {number}",
+            value,
+            workspace=None,
+            source="ada",
+            rationale="why not",
+            metadata={"channel": "web"},
+            span_id=context.span_id,
+        )
+        for number, value in enumerate(values)
+    ]
+    made.append(assessed("expectation", trace_id, "expected", {"city": "Paris"}, workspace=None))
+    for each in made:
+        exporter.assess(each)
+    assert not exporter.told(20.0)  # it has no such trace
+    assert exporter.stats().feedback == 0
+    exported(exporter, agent.spans)
+    assert exporter.told(20.0)
+    for each in made:
+        exporter.assess(each)  # as after a lost answer
+    assert exporter.told(20.0)
+    exporter.shutdown(60_000)
+    assert (exporter.stats().feedback, exporter.stats().feedback_refused) == (14, 0)
+    found = {each["assessment_id"]: each for each in mlflow.record(agent.spans)["assessments"]}
+    assert found.keys() == {each.id for each in made}
+    assert [found[each.id]["feedback"]["value"] for each in made[:-1]] == values
+    assert found[made[-1].id]["expectation"]["serialized_value"]["value"] == '{"city": "Paris"}'
+    first = found[made[0].id]
+    assert (first["rationale"], first["metadata"]) == ("why not", {"channel": "web"})
+    assert (first["source"], first["span_id"]) == (
+        {"source_type": "HUMAN", "source_id": "ada"},
+        f"{context.span_id:016x}",
+    )

@@ -1,0 +1,204 @@
+"""The version of a server, and what it has: what counts as one, and when it is asked for again."""
+
+import base64
+import json
+
+import pytest
+
+from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.mlflow_api.server import Stored, Unanswered, Version
+from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from mlflow_otlp_exporter._internal.transport.response import Cause, Verdict
+from support.transport import Call, FakeTransport
+
+HTML = {"content-type": "text/html; charset=utf-8"}
+JSON = {"content-type": "application/json"}
+PAGE = Answer(200, HTML, b"<!doctype html><title>Sign in</title>")
+BATCH = "/api/3.0/mlflow/traces/batchGet?trace_ids=tr-"
+
+
+class Server(FakeTransport):
+    """Answers as it is told, and counts.
+
+    Attributes:
+        says: What it says.
+        asked: How often it was asked.
+    """
+
+    def __init__(self, says: Answer | Failure) -> None:
+        self.says = says
+        self.asked = 0
+
+    def answer(self, asked: Call) -> Answer | Failure:
+        assert (asked.method, dict(asked.headers), asked.body) == ("GET", {}, b"")
+        path, longest = asked.path, asked.longest
+        assert (path, longest) == ("/version", 0) or (path.startswith(BATCH) and longest > 1_000_000)
+        self.asked += 1
+        return self.says
+
+
+class Story:
+    """A server, and a clock of the test's."""
+
+    def __init__(self, answer: Answer | Failure) -> None:
+        self.now = 1000.0
+        self.server = Server(answer)
+        self.stored = Stored(self.server, Report(), lambda: self.now)
+
+    def version(self) -> Version | None:
+        return self.stored.version(1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "version"),
+    [
+        (Answer(200, HTML, b"3.10.1"), (3, 10, 1)),  # as MLflow labels it
+        (Answer(200, {"content-type": "text/plain"}, b"3.17.2\n"), (3, 17, 2)),
+        (Answer(200, {}, b"3.18.0rc1"), (3, 18, 0)),
+        (Answer(200, {}, b"4.0"), (4, 0)),
+    ],
+    ids=str,
+)
+def test_version_that_is_told_is_kept_for_ever(answer: Answer, version: Version) -> None:
+    story = Story(answer)
+    assert story.version() == version
+    story.server.says = PAGE
+    for _ in range(5):
+        story.now += 100_000
+        assert story.version() == version
+    assert story.server.asked == 1
+
+
+UNTOLD = [
+    Answer(301, {"location": "https://sso.invalid/"}),
+    Answer(302, {"location": "https://sso.invalid/"}),
+    Answer(304),
+    Answer(307, {"location": "/login"}),
+    Answer(400),
+    Answer(401),
+    Answer(403),
+    Answer(404),
+    Answer(405),
+    Answer(407),
+    Answer(204),
+    Answer(200),
+    PAGE,
+    Answer(200, {}, b"3.10.1 is what a long page with another beginning says, too"),
+    Answer(200, {}, b"ok"),
+    Answer(200, {"content-type": "application/json"}, b"{}"),
+    # The body of an error is none, whatever it looks like.
+    Answer(401, {}, b"3.10.1"),
+]
+
+
+@pytest.mark.parametrize("answer", UNTOLD, ids=str)
+def test_answer_that_tells_none_counts_for_a_while(answer: Answer) -> None:
+    story = Story(answer)
+    asked = []
+    for half_minute in range(120):
+        story.now = 1000.0 + 30 * half_minute
+        before = story.server.asked
+        assert story.version() is None
+        assert story.stored.before((3, 17), 1.0)
+        if story.server.asked > before:
+            assert story.server.asked == before + 1
+            asked.append(story.now - 1000.0)
+    # In seconds: after one minute, two, four, eight, then every ten.
+    assert asked == [0, 60, 180, 420, 900, 1500, 2100, 2700, 3300]
+    story.now += 601
+    story.server.says = Answer(200, HTML, b"3.10.1")
+    assert story.version() == (3, 10, 1)
+    story.now += 100_000
+    assert not story.stored.before((3, 10), 1.0)
+    assert story.server.asked == len(asked) + 1
+
+
+@pytest.mark.parametrize("answer", [Answer(500), Answer(502), Answer(503), Answer(429), Failure("refused")], ids=str)
+def test_server_that_is_away_is_asked_by_each_use(answer: Answer | Failure) -> None:
+    """Each of them waits before it comes again."""
+    story = Story(answer)
+    for _ in range(3):
+        with pytest.raises(Unanswered):
+            story.version()
+    assert story.server.asked == 3
+    story.server.says = Answer(200, HTML, b"3.10.1")
+    assert story.version() == (3, 10, 1)
+
+
+def test_version_that_another_thread_was_told_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(PAGE)
+    ask = story.server.request
+
+    def crossed(*_args: str, **_more: object) -> Answer | Failure:
+        monkeypatch.setattr(story.server, "request", ask)
+        story.server.says = Answer(200, HTML, b"3.10.1")
+        assert story.version() == (3, 10, 1)
+        return PAGE
+
+    monkeypatch.setattr(story.server, "request", crossed)
+    assert story.version() == (3, 10, 1)
+
+
+def test_where_there_is_no_server_nobody_is_asked() -> None:
+    stored = Stored(None, Report())
+    assert stored.version(1.0) is None
+    assert stored.before((3, 12), 1.0)
+
+
+def stored(*traces: object) -> Answer:
+    return Answer(200, JSON, json.dumps({"traces": traces}).encode())
+
+
+def span(trace_id: int, span_id: int) -> dict[str, str]:
+    ids = {"trace_id": trace_id.to_bytes(16, "big"), "span_id": span_id.to_bytes(8, "big")}
+    return {name: base64.b64encode(value).decode() for name, value in ids.items()}
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (Answer(200, JSON, b"{}"), frozenset()),  # what MLflow says where it has none of the traces
+        (stored(), frozenset()),
+        (stored({"trace_info": {}}), frozenset()),
+        (stored({"spans": []}, {"spans": [span(1, 2), span(1, 3)]}), frozenset({(1, 2), (1, 3)})),
+        (stored({"spans": [span(1, 2)]}, {"spans": [span(4, 5)]}), frozenset({(1, 2), (4, 5)})),
+    ],
+    ids=str,
+)
+def test_what_is_stored(answer: Answer, found: frozenset[tuple[int, int]]) -> None:
+    assert Story(answer).stored.spans([1, 4], None, 1.0) == found
+
+
+NOT_STORED = [
+    PAGE,
+    Answer(200, JSON, b"<html>"),  # whatever it is labelled as
+    Answer(200),
+    Answer(200, {}, b"3.10.1"),
+    Answer(200, {}, b"ok"),
+    Answer(200, JSON, b"null"),
+    Answer(200, JSON, b"[]"),
+    Answer(200, JSON, b'["traces"]'),
+    Answer(200, JSON, b'"traces"'),
+    Answer(200, JSON, b'{"login":"https://sso.invalid/"}'),
+    Answer(200, JSON, b'{"traces":null}'),
+    Answer(200, JSON, b'{"traces":["one"]}'),
+    Answer(200, JSON, b'{"traces":[{"spans":[{}]}]}'),
+    Answer(200, JSON, b'{"traces":[{"spans":[{"trace_id":"?","span_id":"="}]}]}'),
+    Answer(200, JSON, b'{"traces":[{"spans"'),
+]
+
+
+@pytest.mark.parametrize("answer", NOT_STORED, ids=str)
+def test_answer_that_does_not_say_what_is_stored_is_none(answer: Answer) -> None:
+    story = Story(answer)
+    for _ in range(2):
+        with pytest.raises(Unanswered) as unanswered:
+            story.stored.spans([1], None, 1.0)
+        assert (unanswered.value.outcome.verdict, unanswered.value.outcome.cause) == (Verdict.RETRY, Cause.NOT_MLFLOW)
+    assert story.server.asked == 2
+
+
+def test_behind_a_guessed_address_such_an_answer_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
+    stored = Stored(Server(PAGE), Report(), certain=False)
+    assert stored.spans([1], None, 1.0) is None
+    assert "sent again without asking whether they did (200 with something else" in caplog.text

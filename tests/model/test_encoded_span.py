@@ -1,0 +1,54 @@
+"""Encoded spans: lengths of any size, and requests put together from them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
+
+from mlflow_otlp_exporter._internal.encoding.attachment import Attachment
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.model.encoded_span import (
+    EncodedSpan,
+    Framing,
+    assemble,
+    field,
+    framed,
+    varint,
+    weight,
+)
+from support.spans import finished
+
+# Where a length takes one byte more, and where the table of short ones ends.
+SIZES = [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_numbers_of_any_size(number: int) -> None:
+    assert Span.FromString(b"\x50" + varint(number)).dropped_attributes_count == number
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_lengths_of_any_size(size: int) -> None:
+    [span] = ScopeSpans.FromString(framed(field(b"\x2a", b"n" * size))).spans
+    assert len(span.name) == size
+    body = assemble(
+        [EncodedSpan(1, 2, True, Framing(b"", b""), Framing(b"", b""), framed(field(b"\x2a", b"n" * size)))]
+    )
+    [resource] = ExportTraceServiceRequest.FromString(body).resource_spans
+    assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["n" * size]
+
+
+def test_spans_are_grouped_by_resource_and_scope() -> None:
+    encoder = Encoder()
+    spans = [*finished("a"), *finished("b"), *finished("c", service="other")]
+    request = ExportTraceServiceRequest.FromString(assemble([encoder.encode(span) for span in spans]))
+    assert [[len(scope.spans) for scope in each.scope_spans] for each in request.resource_spans] == [[2], [1]]
+
+
+def test_a_file_that_several_spans_refer_to_weighs_once() -> None:
+    one, two = (Encoder().encode(span) for span in finished("a", "b"))
+    file = Attachment("id", "tr-1", "image/png", b"x" * 1000)
+    bodies = len(one.body) + len(two.body)
+    assert weight([one, two]) == bodies
+    assert weight([one._replace(attachments=(file,)), two._replace(attachments=(file,))]) == bodies + 1000

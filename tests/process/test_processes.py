@@ -1,0 +1,311 @@
+"""Real processes: a prefork server, a pool, an exit with work in flight."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from support.scripted_server import Answer, ScriptedServer
+from support.traces import until
+
+APP = """
+import os
+from opentelemetry import trace
+from mlflow_otlp_exporter import configure
+
+configure(experiment_id=1)
+tracer = trace.get_tracer("app")
+tracer.start_span("import").end()
+
+def app(environ, start_response):
+    with tracer.start_as_current_span("request " + environ["QUERY_STRING"]):
+        tracer.start_span("work").end()
+    start_response("200 OK", [])
+    return [str(os.getpid()).encode()]
+"""
+
+
+def names(server: ScriptedServer) -> Counter[str]:
+    return Counter(span.name for request in server.to("/v1/traces") for span in request.spans())
+
+
+def imports(server: ScriptedServer) -> int:
+    """In how many processes the app was imported, however often each told so."""
+    spans = [span for request in server.to("/v1/traces") for span in request.spans()]
+    return len({span.span_id for span in spans if span.name == "import"})
+
+
+def environment(server: ScriptedServer) -> dict[str, str]:
+    return {**os.environ, "MLFLOW_TRACKING_URI": server.url}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+@pytest.mark.parametrize("preload", [True, False], ids=["preload", "no preload"])
+def test_gunicorn_sends_each_span_once(scripted_server: ScriptedServer, tmp_path: Path, preload: bool) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--workers", "2"]
+    command += ["--preload"] * preload
+    workers = 1 if preload else 2
+    server = subprocess.Popen(command, cwd=tmp_path, env=environment(scripted_server), stderr=subprocess.PIPE)
+    try:
+        pids = {ask(port, f"n={number}") for number in range(30)}
+        assert pids
+        until(lambda: imports(scripted_server) == workers, 60)  # one may be up later than another
+    finally:
+        server.send_signal(signal.SIGTERM)
+        said = server.communicate(timeout=100)[1].decode()
+    assert "Traceback" not in said
+    found = names(scripted_server)
+    assert {name: count for name, count in found.items() if name.startswith("request")} == {
+        f"request n={number}": 1 for number in range(30)
+    }
+    assert found["work"] == 30
+    assert found["import"] == workers
+    for request in scripted_server.to("/v1/traces"):
+        traces = Counter(span.trace_id for span in request.spans() if span.name != "import")
+        assert set(traces.values()) <= {2}
+
+
+def ask(port: int, query: str) -> str:
+    pause, end = threading.Event(), time.monotonic() + 100
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/?{query}", timeout=60) as answer:
+                return str(answer.read().decode())
+        except OSError:  # not up yet
+            assert time.monotonic() < end
+            pause.wait(0.05)
+
+
+def run(server: ScriptedServer, code: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment(server), **more},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+START = "from mlflow_otlp_exporter import configure; from opentelemetry import trace; import os, sys, threading\n"
+
+
+def test_exit_with_a_trace_in_progress_in_another_thread(scripted_server: ScriptedServer) -> None:
+    code = START + (
+        "configure(experiment_id=1)\n"
+        "tracer = trace.get_tracer('x')\n"
+        "def agent():\n"
+        "    with tracer.start_as_current_span('open'):\n"
+        "        tracer.start_span('ended').end()\n"
+        "        ready.set(); threading.Event().wait(60)\n"
+        "ready = threading.Event()\n"
+        "threading.Thread(target=agent, daemon=True).start()\n"
+        "ready.wait()\n"
+    )
+    done = run(scripted_server, code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(scripted_server) == {"ended": 1}
+
+
+@pytest.mark.parametrize("spool", ["true", "false"])
+def test_exit_is_bounded_with_a_dead_server_and_says_what_was_lost(scripted_server: ScriptedServer, spool: str) -> None:
+    scripted_server.answer(Answer(503))
+    code = START + (
+        "telemetry = configure(experiment_id=1)\n"
+        "trace.get_tracer('x').start_span('lost').end()\n"
+        "import time; begin = time.monotonic()\n"
+        "telemetry.shutdown(timeout=5)\n"
+        "print(time.monotonic() - begin, telemetry.stats().refused, telemetry.stats().spooled)"
+    )
+    done = run(scripted_server, code, MLFLOW_OTLP_SPOOL=spool)
+    seconds, refused, spooled = done.stdout.split()
+    assert float(seconds) < 20  # and not the 30 of a flush
+    assert (refused, spooled) == (("0", "1") if spool == "true" else ("1", "0"))
+    assert "503" in done.stderr
+
+
+def test_multiprocessing_child_sends_its_traces(scripted_server: ScriptedServer) -> None:
+    code = START + (
+        "import multiprocessing\n"
+        "telemetry = configure(experiment_id=1)\n"
+        "def work(number):\n"
+        "    trace.get_tracer('x').start_span(f'child {number}').end()\n"
+        "    assert telemetry.flush()\n"
+        "trace.get_tracer('x').start_span('parent').end()\n"
+        "context = multiprocessing.get_context('fork')\n"
+        "children = [context.Process(target=work, args=(number,)) for number in range(3)]\n"
+        "[child.start() for child in children]; [child.join() for child in children]\n"
+        "sys.exit(any(child.exitcode for child in children))\n"
+    )
+    done = run(scripted_server, code)
+    assert done.returncode == 0, done.stderr
+    assert names(scripted_server) == {"child 0": 1, "child 1": 1, "child 2": 1, "parent": 1}
+
+
+def started(server: ScriptedServer, code: str, **more: str) -> subprocess.Popen[str]:
+    """An app that prints a line when it may be ended."""
+    app = subprocess.Popen(
+        [sys.executable, "-c", START + code],
+        env={**environment(server), **more},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert app.stdout is not None
+    assert app.stdout.readline() == "ready\n"
+    return app
+
+
+def ended(app: subprocess.Popen[str]) -> tuple[int, str]:
+    app.send_signal(signal.SIGTERM)
+    said = app.communicate(timeout=100)[1]
+    return app.returncode, said
+
+
+def on_disk() -> int:
+    """How many spans are in the spool."""
+    found = Path(os.environ["XDG_STATE_HOME"]).glob("mlflow-otlp-exporter/*/*.otlp")
+    return sum(int(path.name.split("-")[1]) for path in found)
+
+
+WAITS = (
+    "configure(experiment_id=1)\n"
+    "trace.get_tracer('x').start_span('a').end()\n"
+    "print('ready', flush=True); threading.Event().wait(60)\n"
+)
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_sigterm_saves_the_spans_and_ends_the_process_as_ever(scripted_server: ScriptedServer, down: bool) -> None:
+    if down:
+        scripted_server.answer(then=Answer(503))
+    app = started(scripted_server, WAITS)
+    status, said = ended(app)
+    assert status == -signal.SIGTERM
+    assert "Traceback" not in said
+    if down:
+        assert on_disk() == 1
+    else:
+        assert names(scripted_server) == {"a": 1}
+
+
+def test_sigterm_can_be_left_alone(scripted_server: ScriptedServer) -> None:
+    app = started(scripted_server, WAITS, MLFLOW_OTLP_HANDLE_SIGTERM="false", MLFLOW_OTLP_LINGER="30")
+    assert ended(app)[0] == -signal.SIGTERM
+    assert (names(scripted_server), on_disk()) == ({}, 0)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_the_apps_own_handler_of_sigterm_stays(scripted_server: ScriptedServer, first: bool) -> None:
+    handler = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+    app = started(scripted_server, handler + WAITS if first else WAITS.replace("trace.get", handler + "trace.get"))
+    assert ended(app)[0] == 7
+    assert names(scripted_server) == {"a": 1}
+
+
+def test_sigterm_ends_a_process_whose_locks_are_held(scripted_server: ScriptedServer) -> None:
+    code = WAITS.replace(
+        "print(", "import mlflow_otlp_exporter._internal.setup.configure as c; c._lock.acquire()\nprint("
+    )
+    assert ended(started(scripted_server, code))[0] == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_that_does_not_flush_loses_nothing(
+    scripted_server: ScriptedServer, tmp_path: Path, method: str
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "import multiprocessing, os, sys\n"
+        "from opentelemetry import trace\n"
+        "from mlflow_otlp_exporter import configure\n"
+        "configure(experiment_id=1)\n"
+        "def work(number):\n"
+        "    configure(experiment_id=1)\n"
+        "    trace.get_tracer('x').start_span(f'child {number}').end()\n"
+        "if __name__ == '__main__':\n"
+        "    trace.get_tracer('x').start_span('parent').end()\n"
+        f"    context = multiprocessing.get_context({method!r})\n"
+        "    children = [context.Process(target=work, args=(number,)) for number in range(3)]\n"
+        "    [child.start() for child in children]; [child.join() for child in children]\n"
+        "    sys.exit(any(child.exitcode for child in children))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=tmp_path, env=environment(scripted_server), timeout=200, check=False
+    )
+    assert done.returncode == 0
+    assert names(scripted_server) == {"child 0": 1, "child 1": 1, "child 2": 1, "parent": 1}
+
+
+def test_a_terminated_child_of_multiprocessing_loses_nothing(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(then=Answer(503))
+    code = START + (
+        "import multiprocessing, time\n"
+        "configure(experiment_id=1)\n"
+        "context = multiprocessing.get_context('fork')\n"
+        "ready = context.Event()\n"
+        "def work():\n"
+        "    trace.get_tracer('x').start_span('child').end()\n"
+        "    ready.set(); time.sleep(60)\n"
+        "child = context.Process(target=work); child.start(); ready.wait()\n"
+        "child.terminate(); child.join()\n"
+        "sys.exit(child.exitcode != -15)\n"
+    )
+    assert run(scripted_server, code).returncode == 0
+    assert on_disk() == 1
+
+
+@pytest.mark.parametrize("preload", [True, False], ids=["preload", "no preload"])
+def test_gunicorns_workers_save_what_the_server_does_not_take(
+    scripted_server: ScriptedServer, tmp_path: Path, preload: bool
+) -> None:
+    scripted_server.answer(then=Answer(503))
+    (tmp_path / "app.py").write_text(APP)
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--workers", "2"]
+    command += ["--preload"] * preload
+    workers = 1 if preload else 2
+    server = subprocess.Popen(command, cwd=tmp_path, env=environment(scripted_server), stderr=subprocess.PIPE)
+    try:
+        for number in range(10):
+            ask(port, f"n={number}")
+        until(lambda: imports(scripted_server) == workers, 60)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        said = server.communicate(timeout=100)[1].decode()
+    assert "Traceback" not in said
+    assert on_disk() == 20 + workers
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_a_handler_that_flushes_at_its_end_may_be_frozen_for_good(scripted_server: ScriptedServer, down: bool) -> None:
+    """As AWS Lambda does it: between two calls nothing runs, and there may be no next call."""
+    if down:
+        scripted_server.answer(then=Answer(503))
+    code = (
+        "telemetry = configure(experiment_id=1)\n"
+        "def handler(event):\n"
+        "    with trace.get_tracer('x').start_as_current_span(event):\n"
+        "        trace.get_tracer('x').start_span('work').end()\n"
+        "    return bool(telemetry.flush(20))\n"
+        "assert handler('first') and handler('second')\n"
+        "print('ready', flush=True); os.kill(os.getpid(), 19)\n"  # SIGSTOP
+    )
+    app = started(scripted_server, code)
+    app.kill()
+    app.communicate(timeout=100)
+    assert (names(scripted_server) if not down else {}) == ({} if down else {"first": 1, "second": 1, "work": 2})
+    assert on_disk() == (4 if down else 0)

@@ -1,0 +1,126 @@
+"""Which traces are left out."""
+
+from collections.abc import Sequence
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
+from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
+from mlflow_otlp_exporter._internal.processing.trace_filter import judge
+from support.scripted_server import ScriptedServer
+
+OTEL = "opentelemetry.instrumentation."
+FASTAPI, HTTPX, REDIS = OTEL + "fastapi", OTEL + "httpx", OTEL + "redis.asyncio"
+LANGCHAIN = "openinference.instrumentation.langchain"
+
+
+def trace_of(*scopes: str, attributes: dict[str, str] | None = None, remote: bool = False) -> list[ReadableSpan]:
+    """A trace with one span of each scope, the first its root, which ends last."""
+    memory = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    above = set_span_in_context(NonRecordingSpan(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1))))
+    root = provider.get_tracer(scopes[0]).start_span("root", above if remote else None, attributes=attributes)
+    for scope in scopes[1:]:
+        provider.get_tracer(scope).start_span("child", set_span_in_context(root)).end()
+    root.end()
+    provider.shutdown()
+    return list(memory.get_finished_spans())
+
+
+@pytest.mark.parametrize(
+    ("noise", "scopes", "left_out"),
+    [
+        ("default", [FASTAPI], True),
+        ("default", [FASTAPI, HTTPX, REDIS, OTEL + "sqlalchemy"], True),
+        ("default", [OTEL + "botocore"], False),
+        ("default", ["fastapi"], True),
+        ("default", [FASTAPI, LANGCHAIN], False),
+        ("default", [FASTAPI, "app"], False),
+        ("default", ["app"], False),
+        ("default", [""], False),
+        ("none", [FASTAPI], False),
+        ("", [FASTAPI], False),
+        ("all", [FASTAPI, "app"], True),
+        ("all", [FASTAPI, LANGCHAIN], False),
+        ("all", ["app", "mlflow_otlp_exporter"], False),
+        ("app", ["app"], True),
+        ("app", [FASTAPI], False),
+        ("app", ["app", FASTAPI], False),
+        ("app,default", ["app", FASTAPI], True),
+        ("my.*", ["my.scope", "my.other"], True),
+    ],
+)
+def test_scopes(noise: str, scopes: Sequence[str], left_out: bool) -> None:
+    decide = judge([word for word in noise.split(",") if word])
+    assert (decide is not None and decide(trace_of(*scopes))) is left_out
+
+
+@pytest.mark.parametrize("noise", ["default", "all"])
+@pytest.mark.parametrize(
+    "key", ["gen_ai.request.model", "openinference.span.kind", "llm.model_name", "mlflow.spanType"]
+)
+def test_span_that_says_it_is_an_agents_is_none(noise: str, key: str) -> None:
+    decide = judge([noise])
+    assert decide is not None
+    assert not decide(trace_of(FASTAPI, attributes={key: "x"}))
+    assert decide(trace_of(FASTAPI, attributes={"http.route": "/health"}))
+
+
+def buffer(*, sees_starts: bool = True) -> TraceBuffer:
+    return TraceBuffer(linger=0.1, hold=30, sees_starts=sees_starts, is_noise=judge(["default"]))
+
+
+def names(spans: list[ReadableSpan]) -> list[str]:
+    return [span.name for span in spans]
+
+
+@pytest.mark.parametrize("sees_starts", [True, False])
+def test_whole_trace_is_left_out(sees_starts: bool) -> None:
+    found = buffer(sees_starts=sees_starts)
+    for span in trace_of(FASTAPI, HTTPX):
+        found.ended(span, 0.0)
+    assert found.take(1.0) == []
+    assert names(found.left_out) == ["child", "root"]
+    assert (found.span_count, found.byte_count) == (0, 0)
+
+
+@pytest.mark.parametrize("sees_starts", [True, False])
+def test_trace_that_was_handed_over_in_part_is_not_cut(sees_starts: bool) -> None:
+    found = buffer(sees_starts=sees_starts)
+    child, root = trace_of(FASTAPI, HTTPX)
+    assert child.context is not None
+    for _ in range(2 * sees_starts):
+        found.started(child.context.trace_id)
+    found.ended(child, 0.0)
+    assert names(found.take_all()) == ["child"]
+    found.ended(root, 1.0)
+    assert names(found.take(3.0)) == ["root"]
+    assert found.left_out == []
+
+
+def test_part_of_another_processes_trace_is_not_cut() -> None:
+    found = buffer()
+    for span in trace_of(FASTAPI, HTTPX, remote=True):
+        found.ended(span, 0.0)
+    assert names(found.take(1.0)) == ["child", "root"]
+
+
+def test_left_out_is_counted_and_told_once(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="1")
+    processor = MLflowSpanProcessor(exporter)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    for scope in (FASTAPI, FASTAPI, "app"):
+        provider.get_tracer(scope).start_span(scope).end()
+    assert processor.force_flush()
+    stats = exporter.stats()
+    processor.shutdown()
+    assert (stats.noise, stats.delivered, stats.refused) == (2, 1, 0)
+    assert caplog.text.count("a trace is left out, as all its spans are of opentelemetry.instrumentation.fastapi") == 1
+    assert [span.name for request in scripted_server.requests for span in request.spans()] == ["app"]

@@ -1,0 +1,468 @@
+"""Shipments to disk and back, and what killed processes left of each span."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.sdk.trace import ReadableSpan
+
+from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
+from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.mlflow_api.server import SLOWEST_WRITE
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.spool import storage as storage_module
+from mlflow_otlp_exporter._internal.spool.file_format import State, head_of
+from mlflow_otlp_exporter._internal.spool.journal import Journal
+from mlflow_otlp_exporter._internal.spool.persistent_queue import Depot, KeptOrigin, Recovered, opened
+from mlflow_otlp_exporter._internal.spool.storage import Spool
+from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
+from support.spans import finished
+from support.traces import ended
+
+HERE = Destination("team-a", experiment="agents")
+LATER = Outcome(Verdict.RETRY, Cause.SERVER, "down")
+
+
+def encoded(*names: str) -> list[EncodedSpan]:
+    encoder = Encoder()
+    return [encoder.encode(span) for span in finished(*names)]
+
+
+@pytest.fixture(autouse=True)
+def _always_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_module, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(storage_module, "_LOOK_SHARE", 0.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "root" / "target"
+
+
+@pytest.fixture
+def made(tmp_path: Path, folder: Path) -> Iterator[Callable[..., Depot]]:
+    """Makes depots in one folder, as several processes have them."""
+    journals: list[Journal] = []
+
+    def make(*, every_span: bool = False, **changes: Any) -> Depot:
+        report = Report()
+        settings = replace(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), **changes)
+        journal = Journal(lambda: folder / "journal", report) if every_span else None
+        if journal is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            journals.append(journal)
+        return Depot(Spool(settings, "target", "", report), journal, report)
+
+    yield make
+    for journal in journals:
+        journal.close()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.otlp"))
+
+
+def state_on(path: Path) -> State:
+    return head_of(path.read_bytes())[1]
+
+
+# What was put there
+
+
+class Told:
+    """What is said of a request to whoever took it."""
+
+    def __init__(self) -> None:
+        self.ended: list[bool] = []
+
+    def __call__(self, origin: KeptOrigin, ended: bool) -> None:
+        assert origin.kept
+        self.ended.append(ended)
+
+
+@pytest.mark.parametrize(("attempted", "uncertain"), [(False, False), (True, False), (True, True)])
+def test_what_is_put_there_comes_back_as_a_shipment(
+    made: Callable[..., Depot], attempted: bool, uncertain: bool
+) -> None:
+    depot, spans, changes = made(), encoded("a", "b"), list[bool]()
+    depot.changed = lambda: changes.append(True)
+    assert depot.put(HERE, spans, attempted=attempted, uncertain=uncertain)
+    assert changes == [True]
+    [entry] = depot.spool.entries()
+    shipment = depot.take(entry, Told())
+    assert shipment is not None
+    assert (shipment.destination, shipment.spans, shipment.origin.remaining) == (HERE, spans, 2)
+    assert (shipment.attempted, shipment.uncertain) == (attempted, uncertain)
+    # The server may still be writing what was sent just now: it is asked so long.
+    left = shipment.ask_until - time.monotonic()
+    assert SLOWEST_WRITE - 10 < left <= SLOWEST_WRITE if uncertain else shipment.ask_until == 0.0
+
+
+@pytest.mark.parametrize(("seconds", "asks"), [(-3600.0, False), (3600.0, True)], ids=["long ago", "clock set back"])
+def test_a_server_is_asked_no_longer_than_it_may_write(made: Callable[..., Depot], seconds: float, asks: bool) -> None:
+    depot = made()
+    assert depot.spool.put(HERE, encoded("a"), uncertain=True, sent=time.time() + seconds)
+    shipment = depot.take(depot.spool.entries()[0], Told())
+    assert shipment is not None
+    left = shipment.ask_until - time.monotonic()
+    assert (0 < left <= SLOWEST_WRITE) if asks else left <= 0
+
+
+def test_what_is_gone_or_damaged_makes_no_shipment(made: Callable[..., Depot], folder: Path) -> None:
+    depot = made()
+    for name in "ab":
+        assert depot.put(HERE, encoded(name), attempted=False, uncertain=False)
+    gone, damaged = depot.spool.entries()
+    (folder / gone.name).unlink()
+    (folder / damaged.name).write_bytes(b"what")
+    told = Told()
+    assert depot.take(gone, told) is None
+    assert depot.take(damaged, told) is None
+    assert told.ended == []
+
+
+def test_where_the_disk_takes_nothing_it_stays_with_the_caller(made: Callable[..., Depot], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    depot = made(spool_dir=str(tmp_path / "file" / "spool"))
+    depot.changed = lambda: pytest.fail("nothing is there")
+    assert not depot.put(HERE, encoded("a"), attempted=True, uncertain=True)
+    assert not depot.has_leftovers()
+
+
+def test_what_is_on_disk_as_a_request_is_needed_in_the_journal_no_more(
+    made: Callable[..., Depot], folder: Path
+) -> None:
+    depot, found = made(every_span=True), finished("a", "b")
+    assert depot.journal is not None
+    for span in found:
+        depot.journal.record(span)
+    encoder = Encoder()
+    assert depot.put(HERE, [encoder.encode(found[0])], attempted=False, uncertain=False)
+    depot.settled([encoder.encode(found[1])])  # delivered
+    depot.close()
+    assert list((folder / "journal").iterdir()) == []
+
+
+# What happens to it
+
+
+def taken(made: Callable[..., Depot], *names: str, uncertain: bool = False) -> tuple[Depot, KeptOrigin, Told]:
+    depot, told = made(), Told()
+    assert depot.put(HERE, encoded(*names), attempted=uncertain, uncertain=uncertain)
+    shipment = depot.take(depot.spool.entries()[0], told)
+    assert shipment is not None
+    assert isinstance(shipment.origin, KeptOrigin)
+    return depot, shipment.origin, told
+
+
+def test_before_it_is_sent_its_file_says_that_it_may_have_arrived(made: Callable[..., Depot], folder: Path) -> None:
+    _, origin, _ = taken(made, "a")
+    [path] = files(folder)
+    assert state_on(path) == State(0, uncertain=False, sent=0.0)
+    before = time.time()
+    origin.sending()
+    state = state_on(path)
+    assert (state.attempts, state.uncertain) == (1, True)
+    assert before <= state.sent <= time.time()
+
+
+FATES: list[tuple[list[str], bool]] = [
+    (["lost"], False),
+    (["unclear"], True),
+    (["lost", "unclear"], True),
+    (["unclear", "lost"], True),  # what arrived once is not undone by a later failure
+    (["some delivered", "lost"], True),
+    (["some refused", "lost"], False),
+    (["lost", "lost", "lost"], False),
+]
+
+
+@pytest.mark.parametrize(("fates", "uncertain"), FATES)
+@pytest.mark.parametrize("before", [False, True])
+def test_whoever_finds_it_knows_whether_it_may_have_arrived(
+    made: Callable[..., Depot], folder: Path, fates: list[str], uncertain: bool, before: bool
+) -> None:
+    _, origin, told = taken(made, "a", "b", "c", uncertain=before)
+    for fate in fates:
+        origin.sending()
+        if fate.startswith("some"):
+            delivered = int(fate.endswith("delivered"))
+            origin.settle(delivered, 1 - delivered, LATER)
+        else:
+            origin.failed(uncertain=fate == "unclear")
+    [path] = files(folder)
+    state = state_on(path)
+    assert (state.attempts, state.uncertain) == (len(fates) + before, uncertain or before)
+    assert told.ended == []
+
+
+def test_it_goes_when_each_span_has_an_outcome(made: Callable[..., Depot], folder: Path) -> None:
+    depot, origin, told = taken(made, "a", "b", "c")
+    origin.settle(1, 0)
+    origin.settle(0, 1, LATER)
+    assert files(folder)
+    origin.settle(1, 0)
+    assert files(folder) == []
+    assert told.ended == [True]
+    assert depot.spool.totals().files == 0
+
+
+def test_what_waits_for_longer_lets_others_go_and_stays(made: Callable[..., Depot], folder: Path) -> None:
+    depot, origin, told = taken(made, "a", "b")
+    origin.deferred()
+    origin.suspect(10)
+    assert told.ended == [False]
+    origin.suspect(10)  # all that is left are suspects
+    assert told.ended == [False, False]
+    assert depot.spool.entries() == []  # in hand still
+    origin.release()
+    assert told.ended == [False, False, True]
+    assert [entry.name for entry in depot.spool.entries()] == [path.name for path in files(folder)]
+
+
+def test_refused_is_set_aside_with_its_message(made: Callable[..., Depot], folder: Path) -> None:
+    depot = made()
+    depot.refuse(HERE, encoded("a"), "400: no")
+    [path] = files(folder / "refused")
+    assert head_of(path.read_bytes())[0].message == "400: no"
+    assert not depot.has_leftovers()
+
+
+# What others have left
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [("", False), ("notes.txt", False), ("journal/x-000000.journal", True), ("refused/x.otlp", False)],
+)
+def test_leftovers_are_requests_and_journals(made: Callable[..., Depot], folder: Path, name: str, there: bool) -> None:
+    assert not made().has_leftovers()
+    if name:
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"")
+    assert made().has_leftovers() is there
+    assert made().put(HERE, encoded("a"), attempted=False, uncertain=False)
+    assert made().has_leftovers()
+
+
+class Encoding:
+    """As the pipeline does it; keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[Recovered] = []
+        self.noise: list[ReadableSpan] = []
+
+    def __call__(self, left: Recovered) -> Sequence[tuple[Destination, list[EncodedSpan]]]:
+        self.given.append(left)
+        encoder = Encoder()
+        return [(left.destination, [encoder.encode(span)]) for span in left.spans]  # a request each
+
+    def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
+        self.noise += spans
+
+
+def left_behind(made: Callable[..., Depot], spans: Sequence[ReadableSpan]) -> None:
+    """As if a process with `every-span` had been killed: what it had locked is free."""
+    dead = made(every_span=True)
+    assert dead.journal is not None
+    for span in spans:
+        dead.journal.record(span)
+    dead.close()
+
+
+def test_what_the_dead_have_left_becomes_requests_that_may_have_arrived(
+    made: Callable[..., Depot], folder: Path
+) -> None:
+    found, encoding = ended(2, children=2), Encoding()
+    left_behind(made, found)
+    left_behind(made, [])
+    depot = made(every_span=True)
+    depot.adopt(encoding, encoding.leave_out)
+    assert sorted(span.name for left in encoding.given for span in left.spans) == sorted(span.name for span in found)
+    assert [state_on(path).uncertain and state_on(path).attempts for path in files(folder)] == [1] * 6
+    assert list((folder / "journal").iterdir()) == []
+    encoding.given.clear()
+    depot.adopt(encoding, encoding.leave_out)
+    assert encoding.given == []
+
+
+def test_the_living_keep_what_they_have(made: Callable[..., Depot], folder: Path) -> None:
+    living, depot, encoding = made(every_span=True), made(every_span=True), Encoding()
+    for each in (living, depot):
+        assert each.journal is not None
+        each.journal.record(finished("a")[0])
+    depot.adopt(encoding, encoding.leave_out)
+    assert encoding.given == []
+    assert len(list((folder / "journal").iterdir())) == 2
+    living.close()  # now it is dead
+    depot.adopt(encoding, encoding.leave_out)
+    assert len(encoding.given) == 1
+    assert len(list((folder / "journal").iterdir())) == 1
+
+
+def test_what_cannot_be_made_a_request_now_is_left_for_later(
+    made: Callable[..., Depot], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind(made, finished("a", "b"))
+    depot, encoding = made(), Encoding()
+    with monkeypatch.context() as patch:
+        patch.setattr(depot.spool, "put", lambda *_, **__: None)
+        depot.adopt(encoding, encoding.leave_out)
+    assert len(list((folder / "journal").iterdir())) == 1
+    depot.adopt(encoding, encoding.leave_out)  # it is not locked any more
+    assert len(files(folder)) == 2
+    assert list((folder / "journal").iterdir()) == []
+
+
+def test_where_nothing_is_nothing_is_made(made: Callable[..., Depot], folder: Path) -> None:
+    encoding = Encoding()
+    made().adopt(encoding, encoding.leave_out)
+    assert not folder.parent.exists()
+
+
+def whose(depot: Depot) -> list[str]:
+    shipments = [depot.take(entry, Told()) for entry in depot.spool.entries()]
+    return [shipment.origin.left for shipment in shipments if shipment is not None]
+
+
+def test_whoever_takes_it_is_told_who_has_left_it(made: Callable[..., Depot]) -> None:
+    left_behind(made, finished("killed"))
+    earlier = made()
+    assert earlier.put(HERE, encoded("a"), attempted=False, uncertain=False)
+    depot, beside, encoding = made(), made(), Encoding()
+    assert depot.put(HERE, encoded("b"), attempted=False, uncertain=False)
+    assert beside.put(HERE, encoded("c"), attempted=False, uncertain=False)
+    depot.adopt(encoding, encoding.leave_out)
+    assert whose(depot) == ["left by an earlier run", "", "left by another exporter", "left by a killed process"]
+    # The next run has made none of them.
+    assert whose(made()) == ["left by an earlier run"] * 4
+
+
+# How it is opened
+
+
+@pytest.mark.parametrize(("durability", "journal"), [("request", False), ("every-span", True)])
+def test_only_every_span_has_a_journal(tmp_path: Path, durability: str, journal: bool) -> None:
+    settings = resolve({"spool": True, "spool_dir": tmp_path, "durability": durability}, environment={})
+    depot = opened(settings, "none", Report())
+    assert (depot.journal is not None) is journal
+    assert list(tmp_path.iterdir()) == []  # until there is something to keep
+    depot.close()
+
+
+IDENTITIES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "ada": {"credentials": ("ada", "planted-1")},
+    "bob": {"credentials": ("bob", "planted-1")},
+    "file": {"credentials": Path("/var/token")},
+    "another file": {"credentials": Path("/var/token2")},
+    "function": {"credentials": encoded},
+    "another function": {"credentials": finished},
+    "token": {"credentials": "planted-2"},
+    "another server": {"tracking_uri": "http://other:5000"},
+}
+
+
+def test_each_target_and_identity_has_a_folder_without_any_credential(tmp_path: Path) -> None:
+    for arguments in IDENTITIES.values():
+        given = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path, **arguments}
+        depot = opened(resolve(given, environment={}), "somebody", Report())
+        assert depot.put(HERE, encoded("a"), attempted=False, uncertain=False)
+    assert len(list(tmp_path.iterdir())) == len(IDENTITIES)
+    rotated = {"credentials": ("ada", "planted-3"), "tracking_uri": "http://mlflow:5000"}
+    again = opened(resolve({**rotated, "spool": True, "spool_dir": tmp_path}, environment={}), "somebody", Report())
+    assert again.spool.totals().files == 1  # a new password is no new user
+    for path in tmp_path.rglob("*"):
+        assert "planted" not in str(path)
+        assert path.is_dir() or b"planted" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ("planted-1", "planted-2", True),
+        ("planted-1", "planted-1", False),
+        (("ada", "planted-1"), ("ada", "planted-1"), False),
+        (("ada", "planted-1"), ("bob", "planted-1"), False),  # a folder each
+        (lambda: "planted-1", lambda: "planted-2", True),
+        (encoded, finished, False),
+    ],
+)
+def test_exporters_that_cannot_be_told_apart_on_disk_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: Any, second: Any, told: bool
+) -> None:
+    given = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path}
+    one, other = (
+        opened(resolve({**given, "credentials": each}, environment={}), "somebody", Report())
+        for each in (first, second)
+    )
+    for depot in (one, other):
+        assert depot.put(HERE, encoded("a"), attempted=False, uncertain=False)
+    for depot in (one, other):
+        for entry in depot.spool.own_entries():
+            depot.take(entry, Told())
+    assert "told apart" not in caplog.text
+    for entry in other.spool.entries():
+        other.take(entry, Told())
+    assert caplog.text.count("cannot be told apart on disk") == told
+    assert "planted" not in caplog.text
+    one.close()
+    caplog.clear()
+    third = opened(resolve({**given, "credentials": second}, environment={}), "somebody", Report())
+    for entry in third.spool.entries():
+        third.take(entry, Told())
+    assert "told apart" not in caplog.text  # as when configure() puts a new pipeline in the place of an old one
+    for depot in (other, third):
+        depot.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["killed while it is sent", "lost", "unclear", "deferred", "delivered", "refused", "killed"]),
+        max_size=12,
+    )
+)
+def test_whatever_happens_to_a_request_nothing_is_sent_unasked_twice(
+    tmp_path_factory: pytest.TempPathFactory, events: list[str]
+) -> None:
+    """What is on disk says that it may have arrived whenever it was sent and is not known to be lost."""
+    settings = SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool")))
+
+    def take() -> KeptOrigin | None:
+        depot = Depot(Spool(settings, "target", "", Report()), None, Report())
+        [*entries] = depot.spool.entries()
+        shipment = depot.take(entries[0], lambda _origin, _ended: None) if entries else None
+        return cast("KeptOrigin", shipment.origin) if shipment else None
+
+    first = Depot(Spool(settings, "target", "", Report()), None, Report())
+    assert first.put(HERE, encoded("a", "b", "c"), attempted=False, uncertain=False)
+    origin, may_have_arrived = take(), False
+    for event in events:
+        if origin is None or origin.remaining <= 0:
+            break
+        if event == "killed":
+            origin = take()
+            continue
+        if event == "deferred":
+            origin.deferred()
+            continue
+        origin.sending()
+        if event in ("delivered", "refused"):
+            origin.settle(int(event == "delivered"), int(event == "refused"))
+        elif event != "killed while it is sent":
+            origin.failed(uncertain=event == "unclear")
+        may_have_arrived = may_have_arrived or event not in ("lost", "refused")
+        paths = files(Path(str(settings.spool_dir), "target"))
+        assert not paths or not may_have_arrived or state_on(paths[0]).uncertain
+        assert bool(paths) is (origin.remaining > 0)
+        if event == "killed while it is sent":
+            origin = take()

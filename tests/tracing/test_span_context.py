@@ -1,0 +1,25 @@
+"""A span context is the tuple that the app's thread takes it for, on the installed OpenTelemetry."""
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import SpanContext, TraceFlags
+
+from mlflow_otlp_exporter._internal.tracing.span_context import IS_REMOTE, TRACE_FLAGS, TRACE_ID
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+@pytest.mark.parametrize("flags", [TraceFlags.DEFAULT, TraceFlags.SAMPLED])
+def test_it_says_what_its_properties_say(is_remote: bool, flags: int) -> None:
+    context = SpanContext(7, 8, is_remote, TraceFlags(flags))
+    assert (context[TRACE_ID], context[IS_REMOTE], context[TRACE_FLAGS]) == (7, is_remote, flags)
+    assert (context.trace_id, context.is_remote, context.trace_flags) == (7, is_remote, flags)
+
+
+def test_that_of_a_span_does_too() -> None:
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("x").start_span("span")
+    context = span.get_span_context()
+    assert context[TRACE_ID] == context.trace_id
+    assert not context[IS_REMOTE]
+    assert context[TRACE_FLAGS] == context.trace_flags
+    assert context.trace_flags & TraceFlags.SAMPLED
+    span.end()

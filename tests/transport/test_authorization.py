@@ -1,0 +1,131 @@
+"""The Authorization header: which credential counts, and when it is looked up."""
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_otlp_exporter import ConfigurationError
+from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.transport.authorization import (
+    Credentials,
+    CredentialsUnavailable,
+    credentials_for,
+    expiry_of,
+)
+
+
+def chosen(**arguments: Any) -> Credentials:
+    return credentials_for(resolve(arguments, environment={"HOME": "/nowhere"}).traces)
+
+
+def basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "header"),
+    [
+        ({}, None),
+        ({"token": "t"}, "Bearer t"),
+        ({"username": "ada", "password": "p", "token": "t"}, basic("ada:p")),
+        ({"username": "ada", "token": "t"}, "Bearer t"),
+        ({"credentials": "t"}, "Bearer t"),
+        ({"credentials": "Basic eDp5"}, "Basic eDp5"),
+        ({"credentials": ("ada", "pä")}, basic("ada:pä")),
+        ({"credentials": lambda: "t", "token": "other"}, "Bearer t"),
+        ({"credentials": lambda: "Bearer t"}, "Bearer t"),
+        ({"credentials": lambda: None}, None),
+        ({"headers": {"Authorization": "x"}, "token": "t"}, None),  # the user's header goes out as it is
+    ],
+)
+def test_header(arguments: dict[str, Any], header: str | None) -> None:
+    assert chosen(**arguments).authorization() == header
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "none"),
+        ({"username": "ada"}, "none (argument username= without MLFLOW_TRACKING_PASSWORD)"),
+        ({"password": "planted"}, "none (argument password= without MLFLOW_TRACKING_USERNAME)"),
+    ],
+)
+def test_what_lacks_is_told(arguments: dict[str, Any], words: str) -> None:
+    assert str(chosen(**arguments)) == words
+
+
+def test_token_file_is_read_again_when_it_changed_and_beats_a_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    credentials = chosen(token_file=str(file), token="stale")
+    with pytest.raises(CredentialsUnavailable, match="No such file"):
+        credentials.authorization()
+    file.write_text("one\n")
+    assert credentials.authorization() == "Bearer one"
+    # As the kubelet does it: another file under the same name, with the same size, and even the same time.
+    other = tmp_path / "other"
+    other.write_text("two\n")
+    os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    other.replace(file)
+    assert credentials.authorization() == "Bearer two"
+    file.write_text("")
+    with pytest.raises(CredentialsUnavailable, match="no token"):
+        credentials.authorization()
+
+
+def test_path_given_as_credentials_is_a_token_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("one")
+    assert chosen(credentials=tmp_path / "token").authorization() == "Bearer one"
+
+
+def test_function_that_fails_is_told_without_its_text() -> None:
+    def ask() -> str:
+        raise RuntimeError("planted-secret")
+
+    with pytest.raises(CredentialsUnavailable, match="RuntimeError") as raised:
+        chosen(credentials=ask).authorization()
+    assert "planted" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [5, ("a",), ("a", 1), b"t", "planted\nsecret", "plänted"])
+def test_unusable_credentials_are_refused_without_being_shown(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="argument credentials=") as raised:
+        chosen(credentials=value)
+    assert "planted" not in str(raised.value)
+
+
+def test_nothing_secret_in_words(tmp_path: Path) -> None:
+    for arguments in (
+        {"credentials": "planted"},
+        {"credentials": ("ada", "planted")},
+        {"token": "planted"},
+        {"username": "ada", "password": "planted"},
+        {"token_file": str(tmp_path / "file")},
+    ):
+        found = chosen(**arguments)
+        assert "planted" not in str(found) + repr(found)
+        assert str(found)
+
+
+def jwt(payload: str) -> str:
+    return f"Bearer e30.{base64.urlsafe_b64encode(payload.encode()).decode().rstrip('=')}.signature"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "expected"),
+    [
+        (jwt('{"exp": 1500000000, "sub": "system:serviceaccount:a:b"}'), 1.5e9),
+        (jwt('{"exp":1500000000.5}'), 1500000000.5),
+        (jwt('{"sub": "x"}'), None),
+        (jwt("[]"), None),
+        (jwt('{"exp": "soon"}'), None),
+        ("Bearer planted", None),
+        ("Bearer a.b.c", None),
+        ("Basic YTpi", None),
+        (None, None),
+    ],
+)
+def test_end_of_a_token(authorization: str | None, expected: float | None) -> None:
+    assert expiry_of(authorization) == expected
