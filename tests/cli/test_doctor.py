@@ -22,8 +22,8 @@ import pytest
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.cli.doctor import local_checks, probe, server_checks
-from mlflow_otlp_exporter._internal.common.codes import Code
-from mlflow_otlp_exporter._internal.common.hints import advice_for
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.hints import hint_for
 from support.certificates import Authority, TlsServer, self_signed
 from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
 from support.markers import SECRET, planted
@@ -138,7 +138,7 @@ class Row:
     name: str
     broken: Callable[[World], None]
     step: str
-    code: Code
+    code: MessageCode
     fix: str
     state: str = "failed"
     others: dict[str, str] = field(default_factory=dict)
@@ -404,77 +404,130 @@ def sdk_plugin(world: World) -> None:
 
 
 ROWS = [
-    Row("wrong port", wrong_port, "connection", Code.REFUSED, "MLFLOW_TRACKING_URI"),
-    Row("TLS to a plain port", tls_to_a_plain_port, "tls", Code.NOT_TLS, "http://"),
-    Row("no TLS to a TLS port", plain_to_a_tls_port, "server", Code.CLOSED, "https://"),
-    Row("self-signed", self_signed_certificate, "tls", Code.UNTRUSTED, "MLFLOW_TRACKING_SERVER_CERT_PATH"),
-    Row("unknown CA", authority_unknown, "tls", Code.UNTRUSTED, "service-ca.crt"),
-    Row("expired", certificate_expired, "tls", Code.CERTIFICATE_EXPIRED, "renew"),
-    Row("wrong host name", certificate_for_another_host, "tls", Code.OTHER_HOST, "a name of the certificate"),
-    Row("name not resolvable", name_unknown, "name", Code.NAME_UNKNOWN, "MLFLOW_TRACKING_URI"),
-    Row("Host not allowed", host_not_allowed, "endpoint", Code.HOST_NOT_ALLOWED, "--allowed-hosts"),
-    Row("hangs", server_hangs, "server", Code.NO_ANSWER, "log"),
-    Row("login redirect", login_redirect, "server", Code.REDIRECTED, "MLFLOW_TRACKING_TOKEN_FILE"),
-    Row("HTML", login_page, "server", Code.PAGE, "service inside the cluster"),
-    Row("HTML for traces only", login_page_for_traces_only, "endpoint", Code.PAGE, "service inside the cluster"),
-    Row("404: prefix", wrong_prefix, "endpoint", Code.NO_TRACES_HERE, "with its prefix"),
+    Row("wrong port", wrong_port, "connection", MessageCode.REFUSED, "MLFLOW_TRACKING_URI"),
+    Row("TLS to a plain port", tls_to_a_plain_port, "tls", MessageCode.NOT_TLS, "http://"),
+    Row("no TLS to a TLS port", plain_to_a_tls_port, "server", MessageCode.CLOSED, "https://"),
+    Row("self-signed", self_signed_certificate, "tls", MessageCode.UNTRUSTED, "MLFLOW_TRACKING_SERVER_CERT_PATH"),
+    Row("unknown CA", authority_unknown, "tls", MessageCode.UNTRUSTED, "service-ca.crt"),
+    Row("expired", certificate_expired, "tls", MessageCode.CERTIFICATE_EXPIRED, "renew"),
+    Row("wrong host name", certificate_for_another_host, "tls", MessageCode.OTHER_HOST, "a name of the certificate"),
+    Row("name not resolvable", name_unknown, "name", MessageCode.NAME_UNKNOWN, "MLFLOW_TRACKING_URI"),
+    Row("Host not allowed", host_not_allowed, "endpoint", MessageCode.HOST_NOT_ALLOWED, "--allowed-hosts"),
+    Row("hangs", server_hangs, "server", MessageCode.NO_ANSWER, "log"),
+    Row("login redirect", login_redirect, "server", MessageCode.REDIRECTED, "MLFLOW_TRACKING_TOKEN_FILE"),
+    Row("HTML", login_page, "server", MessageCode.PAGE, "service inside the cluster"),
+    Row("HTML for traces only", login_page_for_traces_only, "endpoint", MessageCode.PAGE, "service inside the cluster"),
+    Row("404: prefix", wrong_prefix, "endpoint", MessageCode.NO_TRACES_HERE, "with its prefix"),
     Row(
-        "no /v1/traces", no_path_for_traces, "endpoint", Code.NO_TRACES_HERE, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http"
+        "no /v1/traces",
+        no_path_for_traces,
+        "endpoint",
+        MessageCode.NO_TRACES_HERE,
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http",
     ),
-    Row("FileStore", file_store, "server", Code.FILE_STORE, "--backend-store-uri sqlite"),
-    Row("FileStore, 3.6", file_store_that_does_not_tell, "write", Code.FILE_STORE, "--backend-store-uri sqlite"),
-    Row("MLflow too old", old_mlflow, "server", Code.NO_TRACES_HERE, "3.6 or newer"),
-    Row("workspaces off", workspaces_off, "workspace", Code.WORKSPACES_OFF, "--enable-workspaces"),
-    Row("workspace unknown", workspace_unknown, "workspace", Code.WORKSPACE_UNKNOWN, "MLFLOW_WORKSPACE"),
-    Row("workspace missing", workspace_missing, "workspace", Code.WORKSPACE_MISSING, "MLFLOW_WORKSPACE"),
-    Row("denied", denied, "write", Code.DENIED, "rolebinding", others={"credentials": "ok", "workspace": "ok"}),
-    Row("token missing", token_missing, "credentials", Code.UNAUTHENTICATED, "MLFLOW_TRACKING_TOKEN_FILE"),
-    Row("token wrong", token_wrong, "credentials", Code.UNAUTHENTICATED, "MLFLOW_TRACKING_USERNAME"),
-    Row("token expired", token_expired, "credentials", Code.UNAUTHENTICATED, "MLFLOW_TRACKING_TOKEN_FILE"),
-    Row("token file missing", token_file_missing, "credentials", Code.NO_CREDENTIAL, "MLFLOW_TRACKING_TOKEN_FILE"),
-    Row("token of the other group", token_not_for_this_server, "credentials", Code.UNAUTHENTICATED, "MLFLOW_TRACKING"),
-    Row("API server down", permissions_cannot_be_checked, "credentials", Code.AUTHORIZATION_CHECK, "API server"),
-    Row("experiment deleted", experiment_deleted_by_name, "experiment", Code.EXPERIMENT_DELETED, "restore"),
-    Row("experiment deleted, id", experiment_deleted_by_id, "experiment", Code.EXPERIMENT_DELETED, "restore"),
-    Row("experiment unknown", experiment_unknown, "experiment", Code.EXPERIMENT_UNKNOWN, "CREATE_EXPERIMENT=true"),
+    Row("FileStore", file_store, "server", MessageCode.FILE_STORE, "--backend-store-uri sqlite"),
+    Row("FileStore, 3.6", file_store_that_does_not_tell, "write", MessageCode.FILE_STORE, "--backend-store-uri sqlite"),
+    Row("MLflow too old", old_mlflow, "server", MessageCode.NO_TRACES_HERE, "3.6 or newer"),
+    Row("workspaces off", workspaces_off, "workspace", MessageCode.WORKSPACES_OFF, "--enable-workspaces"),
+    Row("workspace unknown", workspace_unknown, "workspace", MessageCode.WORKSPACE_UNKNOWN, "MLFLOW_WORKSPACE"),
+    Row("workspace missing", workspace_missing, "workspace", MessageCode.WORKSPACE_MISSING, "MLFLOW_WORKSPACE"),
+    Row("denied", denied, "write", MessageCode.DENIED, "rolebinding", others={"credentials": "ok", "workspace": "ok"}),
+    Row("token missing", token_missing, "credentials", MessageCode.UNAUTHENTICATED, "MLFLOW_TRACKING_TOKEN_FILE"),
+    Row("token wrong", token_wrong, "credentials", MessageCode.UNAUTHENTICATED, "MLFLOW_TRACKING_USERNAME"),
+    Row("token expired", token_expired, "credentials", MessageCode.UNAUTHENTICATED, "MLFLOW_TRACKING_TOKEN_FILE"),
     Row(
-        "experiment id unknown", experiment_id_unknown, "experiment", Code.EXPERIMENT_UNKNOWN, "MLFLOW_EXPERIMENT_NAME"
+        "token file missing", token_file_missing, "credentials", MessageCode.NO_CREDENTIAL, "MLFLOW_TRACKING_TOKEN_FILE"
+    ),
+    Row(
+        "token of the other group",
+        token_not_for_this_server,
+        "credentials",
+        MessageCode.UNAUTHENTICATED,
+        "MLFLOW_TRACKING",
+    ),
+    Row("API server down", permissions_cannot_be_checked, "credentials", MessageCode.AUTHORIZATION_CHECK, "API server"),
+    Row("experiment deleted", experiment_deleted_by_name, "experiment", MessageCode.EXPERIMENT_DELETED, "restore"),
+    Row("experiment deleted, id", experiment_deleted_by_id, "experiment", MessageCode.EXPERIMENT_DELETED, "restore"),
+    Row(
+        "experiment unknown", experiment_unknown, "experiment", MessageCode.EXPERIMENT_UNKNOWN, "CREATE_EXPERIMENT=true"
+    ),
+    Row(
+        "experiment id unknown",
+        experiment_id_unknown,
+        "experiment",
+        MessageCode.EXPERIMENT_UNKNOWN,
+        "MLFLOW_EXPERIMENT_NAME",
     ),
     Row(
         "of another workspace",
         experiment_of_another_workspace,
         "experiment",
-        Code.EXPERIMENT_UNKNOWN,
+        MessageCode.EXPERIMENT_UNKNOWN,
         "EXPERIMENT_NAME",
     ),
-    Row("look-up denied", experiment_may_not_be_looked_up, "experiment", Code.LOOK_UP_DENIED, "MLFLOW_EXPERIMENT_ID"),
-    Row("database down", database_down, "experiment", Code.DATABASE, "start it"),
-    Row("database locked", database_locked_for_writing, "write", Code.DATABASE, "start it"),
-    Row("413", body_limit, "write", Code.TOO_LARGE, "client_max_body_size"),
-    Row("429", rate_limit, "write", Code.THROTTLED, "limit"),
     Row(
-        "disk full", disk_full, "spool", Code.DISK, "MLFLOW_OTLP_SPOOL_DIR", others={"read back": "ok", "delete": "ok"}
+        "look-up denied",
+        experiment_may_not_be_looked_up,
+        "experiment",
+        MessageCode.LOOK_UP_DENIED,
+        "MLFLOW_EXPERIMENT_ID",
     ),
-    Row("spool's folder", spool_in_no_folder, "spool", Code.DISK, "MLFLOW_OTLP_SPOOL_DIR", others={"write": "ok"}),
-    Row("proxy down", proxy_down, "proxy", Code.PROXY, "NO_PROXY"),
-    Row("proxy wants a user", proxy_wants_a_user, "proxy", Code.PROXY_CREDENTIAL, "USER:PASSWORD"),
-    Row("Collector without MLflow", collector_without_mlflow_behind, "read back", Code.ABANDONED, "collector-config"),
-    Row("database as URI", tracking_uri("sqlite:///mlflow.db"), "settings", Code.NOT_A_SERVER, "mlflow server"),
-    Row("Databricks", tracking_uri("https://adb-1.azuredatabricks.net"), "settings", Code.DATABRICKS, "ENDPOINT"),
-    Row("REST path", tracking_uri("http://m:5000/api/2.0/mlflow"), "settings", Code.REST_PATH, "MLFLOW_TRACKING_URI"),
-    Row("no address", tracking_uri("m:5000"), "settings", Code.SETTING, "expected"),
-    Row("SDK's plugin", sdk_plugin, "settings", Code.SDK_PLUGIN, "MLFLOW_TRACKING_TOKEN_FILE"),
+    Row("database down", database_down, "experiment", MessageCode.DATABASE, "start it"),
+    Row("database locked", database_locked_for_writing, "write", MessageCode.DATABASE, "start it"),
+    Row("413", body_limit, "write", MessageCode.TOO_LARGE, "client_max_body_size"),
+    Row("429", rate_limit, "write", MessageCode.THROTTLED, "limit"),
+    Row(
+        "disk full",
+        disk_full,
+        "spool",
+        MessageCode.DISK,
+        "MLFLOW_OTLP_SPOOL_DIR",
+        others={"read back": "ok", "delete": "ok"},
+    ),
+    Row(
+        "spool's folder", spool_in_no_folder, "spool", MessageCode.DISK, "MLFLOW_OTLP_SPOOL_DIR", others={"write": "ok"}
+    ),
+    Row("proxy down", proxy_down, "proxy", MessageCode.PROXY, "NO_PROXY"),
+    Row("proxy wants a user", proxy_wants_a_user, "proxy", MessageCode.PROXY_CREDENTIAL, "USER:PASSWORD"),
+    Row(
+        "Collector without MLflow",
+        collector_without_mlflow_behind,
+        "read back",
+        MessageCode.ABANDONED,
+        "collector-config",
+    ),
+    Row("database as URI", tracking_uri("sqlite:///mlflow.db"), "settings", MessageCode.NOT_A_SERVER, "mlflow server"),
+    Row(
+        "Databricks", tracking_uri("https://adb-1.azuredatabricks.net"), "settings", MessageCode.DATABRICKS, "ENDPOINT"
+    ),
+    Row(
+        "REST path",
+        tracking_uri("http://m:5000/api/2.0/mlflow"),
+        "settings",
+        MessageCode.REST_PATH,
+        "MLFLOW_TRACKING_URI",
+    ),
+    Row("no address", tracking_uri("m:5000"), "settings", MessageCode.SETTING, "expected"),
+    Row("SDK's plugin", sdk_plugin, "settings", MessageCode.SDK_PLUGIN, "MLFLOW_TRACKING_TOKEN_FILE"),
     # It works, but not all of it, or not well.
-    Row("clock skew", clock_is_wrong, "clock", Code.CLOCK, "timedatectl", "warning", {"write": "ok"}),
+    Row("clock skew", clock_is_wrong, "clock", MessageCode.CLOCK, "timedatectl", "warning", {"write": "ok"}),
     Row(
         "instrumentor missing",
         instrumentation_missing,
         "instrumentations",
-        Code.NOT_INSTALLED,
+        MessageCode.NOT_INSTALLED,
         "pip install",
         "warning",
     ),
-    Row("nobody to ask", collector_and_nobody_to_ask, "read back", Code.NOBODY_TO_ASK, URI, "warning", {"write": "ok"}),
+    Row(
+        "nobody to ask",
+        collector_and_nobody_to_ask,
+        "read back",
+        MessageCode.NOBODY_TO_ASK,
+        URI,
+        "warning",
+        {"write": "ok"},
+    ),
 ]
 
 
@@ -517,8 +570,8 @@ def test_there_are_enough_rows() -> None:
 
 def test_every_failure_of_the_table_is_advised() -> None:
     for row in ROWS:
-        assert advice_for(row.code).cause
-        assert advice_for(row.code).fix
+        assert hint_for(row.code).cause
+        assert hint_for(row.code).fix
 
 
 @pytest.mark.needs("openssl")

@@ -15,7 +15,7 @@ import pytest
 from mlflow_otlp_exporter._internal.cli import run as run_module
 from mlflow_otlp_exporter._internal.cli.main import main
 from mlflow_otlp_exporter._internal.cli.run import doubles, lacking, variables_for
-from mlflow_otlp_exporter._internal.setup.instrumentation import Candidate
+from mlflow_otlp_exporter._internal.setup.instrumentation import Instrumentation
 from mlflow_otlp_exporter.testing import RecordedSpan, RecordedTrace, RecordingEndpoint
 from support.documents import blocks
 from support.environments import ROOT
@@ -47,7 +47,7 @@ def test_what_is_unset_is_set(given: Mapping[str, str], missing: Sequence[str], 
 
 def test_two_instrumentations_of_one_library_are_told() -> None:
     found = [
-        Candidate("openai", "openai", value, 2, EntryPoint("openai", value, "opentelemetry_instrumentor"))
+        Instrumentation("openai", "openai", value, 2, EntryPoint("openai", value, "opentelemetry_instrumentor"))
         for value in ("b.openai:X", "a.openai:X")
     ]
     assert doubles(found[:1]) == []
@@ -58,7 +58,7 @@ def test_two_instrumentations_of_one_library_are_told() -> None:
 def test_no_instrumentation_at_all_is_told() -> None:
     (said,) = lacking([])
     assert said.startswith("no instrumentation is installed")
-    assert lacking([Candidate("x", "x", "x", 2, EntryPoint("x", "x:X", "opentelemetry_instrumentor"))]) == []
+    assert lacking([Instrumentation("x", "x", "x", 2, EntryPoint("x", "x:X", "opentelemetry_instrumentor"))]) == []
 
 
 @pytest.mark.parametrize(

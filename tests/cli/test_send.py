@@ -10,8 +10,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.cli.send import read_file
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from support.markers import PROMPT
 from support.mlflow_server import MLflowServer
 from support.scripted_server import TRACES_PATH, Answer, ScriptedServer
@@ -21,8 +21,8 @@ NAMES = ["first", "second", "third"]
 
 
 def recorded() -> bytes:
-    encoder = Encoder()
-    return assemble([encoder.encode(span) for span in finished(*NAMES)])
+    encoder = SpanEncoder()
+    return encode_request([encoder.encode(span) for span in finished(*NAMES)])
 
 
 def as_json(content: bytes) -> str:
@@ -66,7 +66,7 @@ def test_json_is_the_same_as_protobuf(tmp_path: Path) -> None:
     content = recorded()
     (tmp_path / "pb").write_bytes(content)
     (tmp_path / "json").write_text(as_json(content))
-    assert assemble(read_file(tmp_path / "pb")) == assemble(read_file(tmp_path / "json"))
+    assert encode_request(read_file(tmp_path / "pb")) == encode_request(read_file(tmp_path / "json"))
 
 
 def test_test_trace(experiment: str, mlflow_server: MLflowServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ def test_test_trace_that_cannot_be_encoded_is_told(
     def fail(*_: object, **__: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr(Encoder, "encode", fail)
+    monkeypatch.setattr(SpanEncoder, "encode", fail)
     assert main_module.main(["send", "--test", "--tracking-uri", scripted_server.url, "--experiment-id", "1"]) == 1
     said = capsys.readouterr()
     assert "spans are lost: a span could not be encoded (ValueError) [MLO-701]" in said.err

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_otlp_exporter._internal.common.backoff import LONGEST_IN_MEMORY, Patience, hurried
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._internal.common.backoff import LONGEST_IN_MEMORY, BackoffState, hurried
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 
 HERE, THERE = Destination(experiment_id="1"), Destination(experiment_id="2")
 # The middle of the spread.
@@ -29,15 +29,19 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def patience(clock: Clock) -> Patience:
-    return Patience(clock, lambda: NO_JITTER, on_disk=True)
+def patience(clock: Clock) -> BackoffState:
+    return BackoffState(clock, lambda: NO_JITTER, on_disk=True)
 
 
 def failed(
-    patience: Patience, cause: Cause = Cause.SERVER, *, retry_after: float | None = None, began: float = math.inf
+    patience: BackoffState,
+    cause: FailureKind = FailureKind.SERVER,
+    *,
+    retry_after: float | None = None,
+    began: float = math.inf,
 ) -> float:
     """An attempt fails, which has begun just now, or when is said."""
-    outcome = Outcome(Verdict.RETRY, cause, "no", retry_after=retry_after)
+    outcome = ExportOutcome(Disposition.RETRY, cause, "no", retry_after=retry_after)
     return patience.failed(HERE, outcome, cause, searching=False, began=began)
 
 
@@ -50,20 +54,20 @@ SLOWLY = [2, 4, 8, 16, 32, 60, 60]
 @pytest.mark.parametrize(
     ("cause", "on_disk", "waits"),
     [
-        (Cause.SERVER, True, GROWING),
-        (Cause.NOT_MLFLOW, True, GROWING),
-        (Cause.SERVER, False, IN_MEMORY),
-        (Cause.NOT_MLFLOW, False, IN_MEMORY),
+        (FailureKind.SERVER, True, GROWING),
+        (FailureKind.NOT_MLFLOW, True, GROWING),
+        (FailureKind.SERVER, False, IN_MEMORY),
+        (FailureKind.NOT_MLFLOW, False, IN_MEMORY),
         *(
             (cause, on_disk, SLOWLY)
-            for cause in (Cause.CREDENTIALS, Cause.DESTINATION, Cause.SIZE)
+            for cause in (FailureKind.CREDENTIALS, FailureKind.DESTINATION, FailureKind.SIZE)
             for on_disk in (0, 1)
         ),
     ],
 )
-def test_each_failure_in_a_row_waits_twice_as_long(cause: Cause, on_disk: bool, waits: list[float]) -> None:
+def test_each_failure_in_a_row_waits_twice_as_long(cause: FailureKind, on_disk: bool, waits: list[float]) -> None:
     clock = Clock()
-    patience = Patience(clock, lambda: NO_JITTER, on_disk=bool(on_disk))
+    patience = BackoffState(clock, lambda: NO_JITTER, on_disk=bool(on_disk))
     found = []
     for _ in waits:
         found.append(failed(patience, cause))
@@ -73,7 +77,7 @@ def test_each_failure_in_a_row_waits_twice_as_long(cause: Cause, on_disk: bool, 
     assert found == waits
 
 
-def test_what_passes_ends_it(patience: Patience, clock: Clock) -> None:
+def test_what_passes_ends_it(patience: BackoffState, clock: Clock) -> None:
     for _ in range(5):
         clock.now += failed(patience)
     trouble = patience.trouble(HERE)
@@ -86,27 +90,30 @@ def test_what_passes_ends_it(patience: Patience, clock: Clock) -> None:
 
 
 def test_clients_of_one_outage_come_back_one_after_another(clock: Clock) -> None:
-    found = [failed(Patience(clock, lambda spread=spread: spread, on_disk=True)) for spread in (0.0, 0.25, 0.75, 1.0)]  # type: ignore[misc]
-    assert found == sorted(set(found))
-    assert (found[0], found[-1]) == pytest.approx((0.4, 0.6))
+    spreads = iter((0.0, 0.25, 0.75, 1.0))
+    delays = [failed(BackoffState(clock, lambda: next(spreads), on_disk=True)) for _ in range(4)]
+    assert delays == sorted(set(delays))
+    assert (delays[0], delays[-1]) == pytest.approx((0.4, 0.6))
 
 
 @pytest.mark.parametrize(("said", "waits"), [(None, 0.5), (0.0, 0.5), (0.2, 0.5), (7.0, 7.0), (600.0, 600.0)])
-def test_a_server_that_says_how_long_is_not_asked_before(patience: Patience, said: float | None, waits: float) -> None:
+def test_a_server_that_says_how_long_is_not_asked_before(
+    patience: BackoffState, said: float | None, waits: float
+) -> None:
     assert failed(patience, retry_after=said) == waits
 
 
-def test_a_search_ends_soon_and_says_nothing_of_the_server(patience: Patience, clock: Clock) -> None:
-    outcome = Outcome(Verdict.RETRY, Cause.SERVER, "no")
+def test_a_search_ends_soon_and_says_nothing_of_the_server(patience: BackoffState, clock: Clock) -> None:
+    outcome = ExportOutcome(Disposition.RETRY, FailureKind.SERVER, "no")
     for _ in range(4):
-        wait = patience.failed(HERE, outcome, Cause.SERVER, searching=True, began=clock.now)
+        wait = patience.failed(HERE, outcome, FailureKind.SERVER, searching=True, began=clock.now)
         assert wait == GROWING[0]
         clock.now += wait
     assert patience.failures(HERE) == 0
     assert not patience.troubled
 
 
-def test_an_attempt_in_a_hurry_changes_nothing_of_the_wait(patience: Patience, clock: Clock) -> None:
+def test_an_attempt_in_a_hurry_changes_nothing_of_the_wait(patience: BackoffState, clock: Clock) -> None:
     for wait in GROWING[:4]:
         failed(patience)
         clock.now += wait
@@ -122,7 +129,7 @@ def test_an_attempt_in_a_hurry_changes_nothing_of_the_wait(patience: Patience, c
     assert failed(patience) == 16.0
 
 
-def test_a_hurry_is_no_matter_of_those_that_need_not_wait(patience: Patience) -> None:
+def test_a_hurry_is_no_matter_of_those_that_need_not_wait(patience: BackoffState) -> None:
     patience.hurry()
     assert failed(patience) == GROWING[0]
     assert patience.left(HERE) == GROWING[0]
@@ -152,7 +159,7 @@ def test_who_hurries_in_the_middle_of_an_attempt_waits_shortly(
     assert hurried(wait, began, hurry) == waits
 
 
-def test_hurry_in_the_middle_of_an_attempt_is_for_the_next_one(patience: Patience, clock: Clock) -> None:
+def test_hurry_in_the_middle_of_an_attempt_is_for_the_next_one(patience: BackoffState, clock: Clock) -> None:
     for wait in GROWING[:4]:
         failed(patience)
         clock.now += wait
@@ -171,15 +178,15 @@ def test_hurry_in_the_middle_of_an_attempt_is_for_the_next_one(patience: Patienc
     assert failed(patience, began=clock.now) == 16.0
 
 
-def test_hurry_that_is_over_before_the_attempt_is_shortens_nothing(patience: Patience, clock: Clock) -> None:
+def test_hurry_that_is_over_before_the_attempt_is_shortens_nothing(patience: BackoffState, clock: Clock) -> None:
     began = clock.now
     clock.now += 1
     patience.hurry()
     patience.relax()
-    assert failed(patience, Cause.CREDENTIALS, began=began) == patience.left(HERE) == SLOWLY[0]
+    assert failed(patience, FailureKind.CREDENTIALS, began=began) == patience.left(HERE) == SLOWLY[0]
 
 
-def test_server_that_says_how_long_is_asked_once_more_for_who_hurries(patience: Patience, clock: Clock) -> None:
+def test_server_that_says_how_long_is_asked_once_more_for_who_hurries(patience: BackoffState, clock: Clock) -> None:
     began = clock.now
     clock.now += 1
     patience.hurry()
@@ -201,7 +208,7 @@ def test_server_that_says_how_long_is_asked_once_more_for_who_hurries(patience: 
     ],
 )
 def test_when_something_goes_to_disk(
-    patience: Patience, clock: Clock, failures: int, postponed: int, seconds: float, over: bool
+    patience: BackoffState, clock: Clock, failures: int, postponed: int, seconds: float, over: bool
 ) -> None:
     for _ in range(failures):
         clock.now += failed(patience)
@@ -215,7 +222,7 @@ def test_when_something_goes_to_disk(
     ("failures", "waited", "down"), [(0, 0.0, False), (1, 0.0, False), (2, 0.0, True), (2, 1.0, False)]
 )
 def test_known_to_be_down_is_what_failed_again_and_waits(
-    patience: Patience, clock: Clock, failures: int, waited: float, down: bool
+    patience: BackoffState, clock: Clock, failures: int, waited: float, down: bool
 ) -> None:
     for number in range(failures):
         clock.now += GROWING[number - 1] if number else 0.0
@@ -230,7 +237,9 @@ def test_known_to_be_down_is_what_failed_again_and_waits(
         st.tuples(
             st.sampled_from([HERE, THERE]),
             st.sampled_from(["failed", "passed", "hurry", "relax", "later"]),
-            st.sampled_from([cause for cause in Cause if cause is not Cause.CONTENT]),  # that waits for nothing
+            st.sampled_from(
+                [cause for cause in FailureKind if cause is not FailureKind.CONTENT]
+            ),  # that waits for nothing
             st.floats(0, 1),
             st.booleans(),
         ),
@@ -238,10 +247,10 @@ def test_known_to_be_down_is_what_failed_again_and_waits(
     )
 )
 def test_nobody_waits_for_ever_nor_for_another(
-    events: list[tuple[Destination, str, Cause, float, bool]],
+    events: list[tuple[Destination, str, FailureKind, float, bool]],
 ) -> None:
     clock, spread = Clock(), [0.5]
-    patience = Patience(clock, lambda: spread[0], on_disk=True)
+    patience = BackoffState(clock, lambda: spread[0], on_disk=True)
     failures, resume_at, hurry = {HERE: 0, THERE: 0}, {HERE: 0.0, THERE: 0.0}, NOBODY
     for destination, event, cause, number, searching in events:
         other = THERE if destination == HERE else HERE
@@ -249,7 +258,7 @@ def test_nobody_waits_for_ever_nor_for_another(
         spread[0] = number
         if event == "failed":
             early, began = clock.now < resume_at[destination], clock.now - 200 * number
-            outcome = Outcome(Verdict.RETRY, cause, "no")
+            outcome = ExportOutcome(Disposition.RETRY, cause, "no")
             wait = patience.failed(destination, outcome, cause, searching=searching, began=began)
             assert 0 < wait <= 60 * 1.2
             assert wait == pytest.approx(patience.left(destination))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src" / "mlflow_otlp_exporter").rglob("*.py"))
@@ -38,7 +38,7 @@ def has_code(call: ast.Call, function: ast.AST) -> bool:
     assigned = [each for each in ast.walk(function) if isinstance(each, ast.Assign)]
     texts = [ast.unparse(each.value) for each in assigned if {ast.unparse(one) for one in each.targets} & names]
     texts.append(ast.unparse(call))
-    return any(word in text for text in texts for word in ("Code.", "coded(", "_explain("))
+    return any(word in text for text in texts for word in ("MessageCode.", "coded(", "_explain("))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -52,22 +52,22 @@ def test_every_message_has_a_code(path: Path) -> None:
 
 def test_every_code_is_used() -> None:
     sources = "".join(path.read_text() for path in SOURCES if path.name != "_codes.py")
-    assert [code.name for code in Code if f"Code.{code.name}" not in sources] == []
+    assert [code.name for code in MessageCode if f"MessageCode.{code.name}" not in sources] == []
 
 
 def test_codes_are_different() -> None:
-    numbers = [code.number for code in Code]
+    numbers = [code.number for code in MessageCode]
     assert numbers == sorted(set(numbers))
-    assert len({code.title for code in Code}) == len(numbers)
+    assert len({code.title for code in MessageCode}) == len(numbers)
 
 
 def test_guide_explains_every_code_and_no_other() -> None:
-    assert dict(HEADING.findall(GUIDE)) == {code.number: code.title for code in Code}
-    assert [number for number, _ in HEADING.findall(GUIDE)] == [code.number for code in Code]
+    assert dict(HEADING.findall(GUIDE)) == {code.number: code.title for code in MessageCode}
+    assert [number for number, _ in HEADING.findall(GUIDE)] == [code.number for code in MessageCode]
 
 
-@pytest.mark.parametrize("code", list(Code), ids=str)
-def test_guide_says_what_to_do(code: Code) -> None:
+@pytest.mark.parametrize("code", list(MessageCode), ids=str)
+def test_guide_says_what_to_do(code: MessageCode) -> None:
     section = GUIDE.split(f"### {code.number}: ", 1)[1].split("\n#", 1)[0]
     said = section.partition("\n")[2]
     # What is said, why, and what to do; notes of what was done need no cure.
@@ -77,14 +77,16 @@ def test_guide_says_what_to_do(code: Code) -> None:
 
 
 def test_codes_in_the_guide_and_in_other_documents_exist() -> None:
-    known = {code.number for code in Code}
+    known = {code.number for code in MessageCode}
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         assert set(re.findall(r"MLO-\d{3}", path.read_text())) <= known, path.name
 
 
 def test_configuration_error_ends_with_its_code() -> None:
-    error = ConfigurationError("experiment_id= is 'x'", Code.CONTRADICTION)
-    assert str(error) == coded(Code.CONTRADICTION, "experiment_id= is 'x'") == "experiment_id= is 'x' [MLO-106]"
+    error = ConfigurationError("experiment_id= is 'x'", MessageCode.CONTRADICTION)
+    assert (
+        str(error) == add_code(MessageCode.CONTRADICTION, "experiment_id= is 'x'") == "experiment_id= is 'x' [MLO-106]"
+    )
     assert str(ConfigurationError("x")) == "x [MLO-101]"
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.code) == (str(error), error.code)

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.problem_log import Report, Stats
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, Stats
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
 
 def test_counts() -> None:
-    report = Report()
+    report = ProblemLog()
     report.count(delivered=2, requests=1)
     report.count(delivered=1, refused=4)
     assert report.stats() == Stats(delivered=3, refused=4, requests=1)
@@ -25,7 +25,7 @@ def test_counts() -> None:
 
 def test_problem_is_told_in_full_then_summed_up_each_minute_then_solved(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = Report(clock)
+    report = ProblemLog(clock)
     for _ in range(10):
         report.problem("x", "refused", 2)
         clock.now += 10
@@ -40,7 +40,7 @@ def test_problem_is_told_in_full_then_summed_up_each_minute_then_solved(caplog: 
 
 def test_spans_that_wait_are_not_counted_twice(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = Report(clock)
+    report = ProblemLog(clock)
     for number in range(1, 11):
         report.waiting("x", "the server is away", number)
         clock.now += 30
@@ -57,7 +57,7 @@ def test_spans_that_wait_are_not_counted_twice(caplog: pytest.LogCaptureFixture)
 
 def test_problem_that_comes_and_goes_is_told_like_one_that_lasts(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = Report(clock)
+    report = ProblemLog(clock)
     for _ in range(200):
         report.waiting("x", "500", 8)
         clock.now += 0.5
@@ -77,7 +77,7 @@ def test_problem_that_comes_and_goes_is_told_like_one_that_lasts(caplog: pytest.
 
 def test_problem_that_is_back_and_lasts_is_told(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = Report(clock)
+    report = ProblemLog(clock)
     report.waiting("x", "500", 8)
     report.solved("x", "accepted again")
     for _ in range(15):
@@ -96,7 +96,7 @@ def test_problem_that_is_back_and_lasts_is_told(caplog: pytest.LogCaptureFixture
 
 
 def test_at_the_end_no_span_is_left_untold(caplog: pytest.LogCaptureFixture) -> None:
-    report = Report()
+    report = ProblemLog()
     for count in (8, 3, 4):
         report.problem("x", "lost", count)
     report.waiting("y", "waiting", 5)
@@ -106,7 +106,7 @@ def test_at_the_end_no_span_is_left_untold(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_other_problem_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    report = Report()
+    report = ProblemLog()
     report.problem("x", "first", 1)
     report.problem("x", "second", 1)
     report.problem("y", "second", 1)
@@ -115,7 +115,7 @@ def test_other_problem_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None
 
 def test_problem_that_changes_its_face_to_and_fro_does_not_flood(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = Report(clock)
+    report = ProblemLog(clock)
     for _ in range(10):
         report.problem("x", "connection refused", 2)
         report.problem("x", "503", 2)
@@ -131,7 +131,7 @@ def test_problem_that_changes_its_face_to_and_fro_does_not_flood(caplog: pytest.
 
 
 def test_problem_with_ever_new_texts_does_not_pile_up(caplog: pytest.LogCaptureFixture) -> None:
-    report = Report()
+    report = ProblemLog()
     words = [chr(ord("a") + number) for number in range(26)]
     for word in words * 2:
         report.problem("x", word, 1)
@@ -141,7 +141,7 @@ def test_problem_with_ever_new_texts_does_not_pile_up(caplog: pytest.LogCaptureF
 
 
 def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    report = Report()
+    report = ProblemLog()
     report.once(logging.WARNING, "hint")
     report.once(logging.WARNING, "hint")
     assert caplog.messages == ["hint"]
@@ -149,13 +149,13 @@ def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_code_stays_at_the_end_of_a_line(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = Report(clock)
-    report.waiting("x", coded(Code.AWAY, "waiting"), 2)
+    report = ProblemLog(clock)
+    report.waiting("x", add_code(MessageCode.AWAY, "waiting"), 2)
     clock.now += 61
-    report.waiting("x", coded(Code.AWAY, "waiting"), 3)
-    report.problem("y", coded(Code.LOST, "lost"), 1)
-    report.problem("y", coded(Code.LOST, "lost"), 2)
-    report.solved("x", coded(Code.ACCEPTED_AGAIN, "accepted again"))
+    report.waiting("x", add_code(MessageCode.AWAY, "waiting"), 3)
+    report.problem("y", add_code(MessageCode.LOST, "lost"), 1)
+    report.problem("y", add_code(MessageCode.LOST, "lost"), 2)
+    report.solved("x", add_code(MessageCode.ACCEPTED_AGAIN, "accepted again"))
     report.conclude()
     assert caplog.messages == [
         "waiting [2 spans] [MLO-501]",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mlflow_otlp_exporter._internal.common.work_queue import Senders
+from mlflow_otlp_exporter._internal.common.work_queue import WorkQueue
 from support.children import in_child
 
 LONG = 30.0
@@ -70,14 +70,14 @@ def gate() -> Gate:
 
 
 @pytest.fixture
-def senders(gate: Gate) -> Iterator[Senders[Parcel]]:
-    made = Senders(gate.step, gate.abandon, count=2)
+def senders(gate: Gate) -> Iterator[WorkQueue[Parcel]]:
+    made = WorkQueue(gate.step, gate.abandon, count=2)
     yield made
     gate.let("a", "b", "c", "d")
     made.close(LONG)
 
 
-def test_one_destination_after_the_other_in_order(gate: Gate, senders: Senders[Parcel]) -> None:
+def test_one_destination_after_the_other_in_order(gate: Gate, senders: WorkQueue[Parcel]) -> None:
     for number in range(3):
         senders.put("a", Parcel("a", number))
     gate.wait_begun(1)
@@ -87,7 +87,7 @@ def test_one_destination_after_the_other_in_order(gate: Gate, senders: Senders[P
     assert gate.done == [("a", 0), ("a", 1), ("a", 2)]
 
 
-def test_one_destination_does_not_wait_for_another(gate: Gate, senders: Senders[Parcel]) -> None:
+def test_one_destination_does_not_wait_for_another(gate: Gate, senders: WorkQueue[Parcel]) -> None:
     senders.put("a", Parcel("a", 0))
     senders.put("b", Parcel("b", 0))
     gate.let("b")
@@ -95,7 +95,7 @@ def test_one_destination_does_not_wait_for_another(gate: Gate, senders: Senders[
     assert gate.done == [("b", 0)]
 
 
-def test_no_more_threads_than_said(gate: Gate, senders: Senders[Parcel]) -> None:
+def test_no_more_threads_than_said(gate: Gate, senders: WorkQueue[Parcel]) -> None:
     for key in "abcd":
         senders.put(key, Parcel(key, 0))
     gate.wait_begun(2)
@@ -128,7 +128,7 @@ class Script:
 
 def test_what_is_left_of_a_parcel_goes_before_the_next_one() -> None:
     script = Script(a0=Done([Parcel("a", 7), Parcel("a", 8)]))
-    senders = Senders(script, lambda _: None, count=1)
+    senders = WorkQueue(script, lambda _: None, count=1)
     senders.put("a", Parcel("a", 0))
     senders.put("a", Parcel("a", 1))
     senders.close(LONG)
@@ -137,7 +137,7 @@ def test_what_is_left_of_a_parcel_goes_before_the_next_one() -> None:
 
 def test_parcel_that_must_wait_lets_others_pass() -> None:
     script = Script()
-    senders = Senders(script, lambda _: None, count=1)
+    senders = WorkQueue(script, lambda _: None, count=1)
     senders.put("a", Parcel("a", 0, time.monotonic() + 60))
     senders.put("a", Parcel("a", 1))
     script.wait(1)
@@ -147,7 +147,7 @@ def test_parcel_that_must_wait_lets_others_pass() -> None:
 
 def test_parcel_that_must_wait_goes_when_its_time_has_come() -> None:
     script = Script()
-    senders = Senders(script, lambda _: None, count=1)
+    senders = WorkQueue(script, lambda _: None, count=1)
     not_before = time.monotonic() + 0.3
     senders.put("a", Parcel("a", 0, not_before))
     script.wait(1)
@@ -157,7 +157,7 @@ def test_parcel_that_must_wait_goes_when_its_time_has_come() -> None:
 
 def test_destination_that_waits_occupies_no_thread_and_is_hurried_by_a_flush() -> None:
     script = Script(a0=Done([Parcel("a", 5)], wait=30), b0=Done([Parcel("b", 5)], wait=0.1))
-    senders = Senders(script, lambda _: None, count=1)
+    senders = WorkQueue(script, lambda _: None, count=1)
     for key in "ab":
         senders.put(key, Parcel(key, 0))
     script.wait(3)
@@ -176,7 +176,7 @@ def test_parcel_that_raises_takes_no_other_with_it(caplog: pytest.LogCaptureFixt
             raise SystemExit(3)
         return script(parcel)
 
-    senders = Senders(step, lost.append, count=1)
+    senders = WorkQueue(step, lost.append, count=1)
     for number in range(2):
         senders.put("a", Parcel("a", number))
     script.wait(1)
@@ -196,7 +196,7 @@ def test_parcel_that_cannot_even_be_given_up_keeps_no_other_waiting(caplog: pyte
     def abandon(_: Parcel) -> None:
         raise SystemExit(4)
 
-    senders = Senders(step, abandon, count=1)
+    senders = WorkQueue(step, abandon, count=1)
     for number in range(2):
         senders.put("a", Parcel("a", number))
     script.wait(1)
@@ -206,7 +206,7 @@ def test_parcel_that_cannot_even_be_given_up_keeps_no_other_waiting(caplog: pyte
 
 
 def test_closing_waits_but_not_longer_than_said_and_abandons_what_is_left(gate: Gate) -> None:
-    senders = Senders(gate.step, gate.abandon, count=1)
+    senders = WorkQueue(gate.step, gate.abandon, count=1)
     senders.put("a", Parcel("a", 0))
     senders.put("a", Parcel("a", 1))
     gate.wait_begun(1)
@@ -226,7 +226,7 @@ def test_where_no_thread_can_start_parcels_are_sent_here(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     script, lost = Script(a1=Done([Parcel("a", 9)], wait=60)), list[Parcel]()
-    senders = Senders(script, lost.append)
+    senders = WorkQueue(script, lost.append)
     senders.put("a", Parcel("a", 0))
     senders.put("a", Parcel("a", 1))
     assert script.seen == [("a", 0), ("a", 1)]
@@ -236,7 +236,7 @@ def test_where_no_thread_can_start_parcels_are_sent_here(monkeypatch: pytest.Mon
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_forked_child_sends_its_own_parcels_only(gate: Gate, senders: Senders[Parcel]) -> None:
+def test_forked_child_sends_its_own_parcels_only(gate: Gate, senders: WorkQueue[Parcel]) -> None:
     senders.put("a", Parcel("a", 0))
     senders.put("a", Parcel("a", 1))
     gate.wait_begun(1)

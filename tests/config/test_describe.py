@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_otlp_exporter import configure
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
-from mlflow_otlp_exporter._internal.config.unknown_variables import told_unknown, unknown_variables
+from mlflow_otlp_exporter._internal.config.unknown_variables import describe_unknown_variables, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_all_settings_are_known() -> None:
 
 
 def test_words() -> None:
-    (said,) = told_unknown({"MLFLOW_OTLP_SPOL_DIR": "planted"})
+    (said,) = describe_unknown_variables({"MLFLOW_OTLP_SPOL_DIR": "planted"})
     assert said == (
         "environment variable MLFLOW_OTLP_SPOL_DIR is none of this library's, and has no effect: is "
         "MLFLOW_OTLP_SPOOL_DIR meant?"

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
-from mlflow_otlp_exporter._internal.config.describe import shown
+from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.models import Settings, resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
-from mlflow_otlp_exporter._internal.config.setting import Group
-from mlflow_otlp_exporter._internal.config.source import Source
+from mlflow_otlp_exporter._internal.config.setting import SettingGroup
+from mlflow_otlp_exporter._internal.config.source import SettingSource
 
-MLFLOW, OTLP = Group.MLFLOW, Group.OTLP
+MLFLOW, OTLP = SettingGroup.MLFLOW, SettingGroup.OTLP
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 BASE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
@@ -22,7 +22,7 @@ def resolved(environment: Mapping[str, str] | None = None, **arguments: Any) -> 
     return resolve(arguments, environment={"HOME": "/nowhere", **(environment or {})})
 
 
-TARGETS: list[tuple[dict[str, str], dict[str, str], str, Group, str | None]] = [
+TARGETS: list[tuple[dict[str, str], dict[str, str], str, SettingGroup, str | None]] = [
     # arguments, variables; the OTLP endpoint, its group, MLflow's REST side
     ({}, {}, "http://localhost:5000/v1/traces", MLFLOW, "http://localhost:5000"),
     ({}, {BASE: "http://c:4318/"}, "http://c:4318/v1/traces", OTLP, "http://c:4318"),
@@ -40,7 +40,7 @@ TARGETS: list[tuple[dict[str, str], dict[str, str], str, Group, str | None]] = [
 
 @pytest.mark.parametrize(("arguments", "variables", "endpoint", "group", "api"), TARGETS)
 def test_target_by_precedence(
-    arguments: dict[str, str], variables: dict[str, str], endpoint: str, group: Group, api: str | None
+    arguments: dict[str, str], variables: dict[str, str], endpoint: str, group: SettingGroup, api: str | None
 ) -> None:
     settings = resolved(variables, **arguments)
     assert (settings.traces.url, settings.traces.group) == (endpoint, group)
@@ -123,7 +123,7 @@ def test_key_in_a_query_is_used_but_not_shown() -> None:
     settings = resolved(endpoint="http://c/v1/traces?key=planted")
     assert settings.traces.url.endswith("?key=planted")
     assert settings.api is None
-    assert "planted" not in repr(settings) + repr(list(shown(settings)))
+    assert "planted" not in repr(settings) + repr(list(describe_settings(settings)))
 
 
 EXPERIMENTS: list[tuple[dict[str, Any], dict[str, str], str | None, str | None]] = [
@@ -210,7 +210,7 @@ def test_credentials_file_fills_what_the_environment_lacks(tmp_path: Path) -> No
     file.write_text("[mlflow]\nmlflow_tracking_username = ada\nmlflow_tracking_password = 100%planted\n")
     server = resolved({"HOME": str(tmp_path)}).traces
     assert (server.username, server.password) == ("ada", "100%planted")
-    assert server.sources["password"] == Source("file", "~/.mlflow/credentials")
+    assert server.sources["password"] == SettingSource("file", "~/.mlflow/credentials")
     assert resolved({"HOME": str(tmp_path), "MLFLOW_TRACKING_USERNAME": "bob"}).traces.username == "bob"
     assert resolved({"HOME": str(tmp_path)}, endpoint="http://c/x").traces.username is None
     file.write_text("planted without a section")
@@ -233,14 +233,14 @@ def test_user_and_password_of_an_address_become_credentials_and_vanish_from_it()
 def test_nothing_secret_is_shown() -> None:
     variables = {**SECRETS, "MLFLOW_TRACKING_URI": "http://m"}
     settings = resolved(variables, headers={"x-key": "planted"}, credentials="planted")
-    text = repr(settings) + repr(list(shown(settings)))
+    text = repr(settings) + repr(list(describe_settings(settings)))
     for secret in ("planted", "mlflow-token", "mlflow-password", "otlp-key"):
         assert secret not in text
-    assert ("headers", "1, hidden", "argument headers=") in list(shown(settings))
-    assert ("token", "***", "environment variable MLFLOW_TRACKING_TOKEN") in list(shown(settings))
+    assert ("headers", "1, hidden", "argument headers=") in list(describe_settings(settings))
+    assert ("token", "***", "environment variable MLFLOW_TRACKING_TOKEN") in list(describe_settings(settings))
 
 
 def test_every_setting_of_the_table_is_shown_and_has_help() -> None:
-    names = [name for name, _, _ in shown(resolved())]
+    names = [name for name, _, _ in describe_settings(resolved())]
     assert set(names) == {setting.name for setting in SETTINGS} - {"endpoint", "tracking_uri"} | {"target", "mlflow"}
     assert all(setting.help.endswith(".") for setting in SETTINGS)

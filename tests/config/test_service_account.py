@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
-from mlflow_otlp_exporter._internal.config.describe import shown
+from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.models import Settings, resolve
 from mlflow_otlp_exporter._internal.config.service_account import ServiceAccount, is_service
-from mlflow_otlp_exporter._internal.transport.authorization import credentials_for
+from mlflow_otlp_exporter._internal.transport.authorization import make_authorization
 from support.kubernetes import rotate, service_account
 
 SERVICE = "https://mlflow.opendatahub.svc:8443"
@@ -78,7 +78,7 @@ def test_where_the_token_goes(pod: Path, variables: dict[str, str], arguments: d
     settings = resolved(pod, variables, **arguments)
     assert (settings.traces.token_file == str(pod / "token")) is goes
     if goes:
-        assert credentials_for(settings.traces).authorization() == "Bearer planted-token"
+        assert make_authorization(settings.traces).authorization() == "Bearer planted-token"
 
 
 def test_token_goes_to_mlflow_beside_a_collector_and_not_to_the_collector(pod: Path) -> None:
@@ -90,7 +90,7 @@ def test_token_goes_to_mlflow_beside_a_collector_and_not_to_the_collector(pod: P
 
 
 def test_rotated_token_is_read_again(pod: Path) -> None:
-    credentials = credentials_for(resolved(pod, {"MLFLOW_TRACKING_URI": SERVICE}).traces)
+    credentials = make_authorization(resolved(pod, {"MLFLOW_TRACKING_URI": SERVICE}).traces)
     assert credentials.authorization() == "Bearer planted-token"
     rotate(pod, "planted-another", "team-a")
     assert credentials.authorization() == "Bearer planted-another"
@@ -141,7 +141,10 @@ def test_namespace_as_workspace(
 
 
 def test_settings_show_what_came_from_the_pod(pod: Path) -> None:
-    rows = {name: (value, source) for name, value, source in shown(resolved(pod, {"MLFLOW_TRACKING_URI": SERVICE}))}
+    rows = {
+        name: (value, source)
+        for name, value, source in describe_settings(resolved(pod, {"MLFLOW_TRACKING_URI": SERVICE}))
+    }
     assert rows["token_file"] == (str(pod / "token"), f"service account {pod / 'token'}")
     assert rows["workspace"] == ("team-a (if there is one)", f"service account {pod / 'namespace'}")
     assert rows["certificate_file"][1] == f"service account {pod / 'service-ca.crt'}"

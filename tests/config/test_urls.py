@@ -3,11 +3,17 @@
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.config import urls as urls_module
 from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.config.source import Source
-from mlflow_otlp_exporter._internal.config.urls import WrongAddress, base_endpoint, endpoint, in_console, tracking_uri
+from mlflow_otlp_exporter._internal.config.source import SettingSource
+from mlflow_otlp_exporter._internal.config.urls import (
+    InvalidAddressError,
+    base_endpoint,
+    endpoint,
+    parse_console_url,
+    tracking_uri,
+)
 
 CONSOLE = "http://mlflow:5000/#/experiments/7/traces"
 
@@ -38,22 +44,26 @@ def test_tracking_uri(given: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("given", "code", "said"),
     [
-        ("http://m:5000/api/2.0/mlflow/experiments/search", Code.REST_PATH, "not that of a REST call: http://m:5000"),
-        ("https://host/mlf/ajax-api/3.0/mlflow", Code.REST_PATH, "REST call: https://host/mlf"),
-        ("http://m/api/2.0", Code.REST_PATH, "REST call: http://m"),
-        ("http://ada:planted@m:5000/api/2.0/x", Code.REST_PATH, "REST call: http://m:5000"),
-        ("https://dbc-1.cloud.databricks.com", Code.DATABRICKS, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
-        ("https://adb-1.1.azuredatabricks.net/", Code.DATABRICKS, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
-        ("databricks", Code.DATABRICKS, "endpoint of its own"),
-        ("sqlite:///x.db", Code.NOT_A_SERVER, "mlflow server"),
-        ("./mlruns", Code.NOT_A_SERVER, "file store"),
-        ("m:5000", Code.SETTING, "for example http://m:5000"),
-        ("http://m:5000?x=1", Code.SETTING, "without '?'"),
-        ("http://[::1", Code.SETTING, ""),
-        ("unix:///run/mlflow.sock", Code.SETTING, "http://"),
+        (
+            "http://m:5000/api/2.0/mlflow/experiments/search",
+            MessageCode.REST_PATH,
+            "not that of a REST call: http://m:5000",
+        ),
+        ("https://host/mlf/ajax-api/3.0/mlflow", MessageCode.REST_PATH, "REST call: https://host/mlf"),
+        ("http://m/api/2.0", MessageCode.REST_PATH, "REST call: http://m"),
+        ("http://ada:planted@m:5000/api/2.0/x", MessageCode.REST_PATH, "REST call: http://m:5000"),
+        ("https://dbc-1.cloud.databricks.com", MessageCode.DATABRICKS, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+        ("https://adb-1.1.azuredatabricks.net/", MessageCode.DATABRICKS, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+        ("databricks", MessageCode.DATABRICKS, "endpoint of its own"),
+        ("sqlite:///x.db", MessageCode.NOT_A_SERVER, "mlflow server"),
+        ("./mlruns", MessageCode.NOT_A_SERVER, "file store"),
+        ("m:5000", MessageCode.SETTING, "for example http://m:5000"),
+        ("http://m:5000?x=1", MessageCode.SETTING, "without '?'"),
+        ("http://[::1", MessageCode.SETTING, ""),
+        ("unix:///run/mlflow.sock", MessageCode.SETTING, "http://"),
     ],
 )
-def test_tracking_uri_that_cannot_be(given: str, code: Code, said: str) -> None:
+def test_tracking_uri_that_cannot_be(given: str, code: MessageCode, said: str) -> None:
     with pytest.raises(ConfigurationError, match=r"\[MLO-\d{3}\]$") as raised:
         resolve({}, environment={"MLFLOW_TRACKING_URI": given})
     assert raised.value.code is code
@@ -69,9 +79,9 @@ def test_endpoint_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("given", [CONSOLE, "http://m/api/2.0/mlflow/traces"])
 def test_endpoint_that_is_a_page_or_a_rest_call(given: str) -> None:
-    with pytest.raises(WrongAddress) as raised:
+    with pytest.raises(InvalidAddressError) as raised:
         endpoint(given)
-    assert raised.value.code is Code.REST_PATH
+    assert raised.value.code is MessageCode.REST_PATH
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1/traces", "/v1/traces/"])
@@ -96,11 +106,11 @@ def test_base_endpoint_gets_its_path_once(end: str) -> None:
     ],
 )
 def test_page_of_the_console(page: str, expected: dict[str, str]) -> None:
-    assert in_console(page) == expected
+    assert parse_console_url(page) == expected
 
 
 def test_experiment_of_a_page_counts_unless_another_is_set() -> None:
-    from_page = Source("variable", "MLFLOW_TRACKING_URI")
+    from_page = SettingSource("variable", "MLFLOW_TRACKING_URI")
     found = resolve({}, environment={"MLFLOW_TRACKING_URI": CONSOLE})
     assert (found.experiment_id, found.sources["experiment_id"]) == ("7", from_page)
     for variable, expected in (("MLFLOW_EXPERIMENT_ID", (None, "9")), ("MLFLOW_EXPERIMENT_NAME", ("9", None))):
@@ -114,15 +124,15 @@ def test_page_as_an_argument_beats_variables() -> None:
     environment = {"MLFLOW_EXPERIMENT_NAME": "agents", "MLFLOW_EXPERIMENT_ID": "9", "MLFLOW_WORKSPACE": "team-b"}
     found = resolve({"tracking_uri": f"{CONSOLE}?workspace=team-a"}, environment=environment)
     assert (found.experiment, found.experiment_id, found.workspace) == (None, "7", "team-a")
-    assert found.sources["experiment_id"] == found.sources["workspace"] == Source("argument", "tracking_uri")
+    assert found.sources["experiment_id"] == found.sources["workspace"] == SettingSource("argument", "tracking_uri")
     assert resolve({"tracking_uri": CONSOLE}, environment=environment).workspace == "team-b"
 
 
 def test_workspace_of_a_page() -> None:
     found = resolve({"tracking_uri": f"{CONSOLE}?workspace=team-a"}, environment={})
-    assert (found.workspace, found.sources["workspace"]) == ("team-a", Source("argument", "tracking_uri"))
+    assert (found.workspace, found.sources["workspace"]) == ("team-a", SettingSource("argument", "tracking_uri"))
 
 
 def test_parts() -> None:
-    assert urls_module.prefix_of("http://h:1/mlf") == "/mlf"
-    assert urls_module.root_of("http://[::1]:1/mlf") == "http://[::1]:1"
+    assert urls_module.path_prefix("http://h:1/mlf") == "/mlf"
+    assert urls_module.without_path("http://[::1]:1/mlf") == "http://[::1]:1"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mlflow_otlp_exporter._internal.delivery.blame import Evidence, Suspect
+from mlflow_otlp_exporter._internal.delivery.blame import FailureEvidence, FailureSuspect
 
 PAIR = "+x"  # another request is delivered at once, then the suspect is answered 500
 STORIES = [
@@ -29,8 +29,8 @@ STORIES = [
 ]
 
 
-def told(story: str, evidence: Evidence) -> tuple[Suspect, float]:
-    suspect, other, now = Suspect(0.0, 0), Suspect(0.0, 0), 0.0
+def told(story: str, evidence: FailureEvidence) -> tuple[FailureSuspect, float]:
+    suspect, other, now = FailureSuspect(0.0, 0), FailureSuspect(0.0, 0), 0.0
     for each in story:
         match each:
             case "+":
@@ -51,7 +51,7 @@ def told(story: str, evidence: Evidence) -> tuple[Suspect, float]:
 
 @pytest.mark.parametrize(("story", "named", "lost"), STORIES)
 def test_what_is_said_of_a_suspect(story: str, named: bool, lost: bool) -> None:
-    evidence = Evidence()
+    evidence = FailureEvidence()
     suspect, now = told(story, evidence)
     assert (evidence.convincing(suspect, now), evidence.proven(suspect, now)) == (named, lost)
 
@@ -70,7 +70,7 @@ def test_what_is_said_of_a_suspect(story: str, named: bool, lost: bool) -> None:
     ],
 )
 def test_when_a_suspect_is_sent_again(story: str, seconds: float) -> None:
-    evidence = Evidence()
+    evidence = FailureEvidence()
     suspect, now = told(story, evidence)
     assert evidence.pause(suspect, now) == seconds
 
@@ -80,7 +80,7 @@ def test_server_that_answers_500_at_random_proves_nothing() -> None:
     chance = random.Random(3)
     for part in (0.1, 0.3, 0.5, 0.7, 0.9):
         for _ in range(2000):
-            evidence, suspect, now = Evidence(), Suspect(0.0, 0), 0.0
+            evidence, suspect, now = FailureEvidence(), FailureSuspect(0.0, 0), 0.0
             while chance.random() < part:  # until it is delivered
                 evidence.failed_again(suspect, now)
                 assert not evidence.proven(suspect, now)

@@ -11,7 +11,7 @@ from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricR
 
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from support.scripted_server import ACCEPTED, Answer, ScriptedServer
 from support.spans import finished
 from support.traces import ended
@@ -107,13 +107,21 @@ def test_in_flight_while_the_server_thinks_and_given_up_at_the_end(
 @pytest.mark.parametrize(
     ("outcome", "attributes"),
     [
-        (Outcome(Verdict.PARTLY, Cause.CONTENT, status=200, rejected=1), {"error.type": "partial_success"}),
-        (Outcome(Verdict.REFUSED, Cause.CONTENT, status=400), {"error.type": "400", "http.response.status_code": 400}),
-        (Outcome(Verdict.RETRY, Cause.SERVER), {"error.type": "no_answer"}),
+        (
+            ExportOutcome(Disposition.PARTLY, FailureKind.CONTENT, status=200, rejected=1),
+            {"error.type": "partial_success"},
+        ),
+        (
+            ExportOutcome(Disposition.REFUSED, FailureKind.CONTENT, status=400),
+            {"error.type": "400", "http.response.status_code": 400},
+        ),
+        (ExportOutcome(Disposition.RETRY, FailureKind.SERVER), {"error.type": "no_answer"}),
         (None, {"error.type": "shutdown"}),
     ],
 )
-def test_what_an_outcome_is_called(outcome: Outcome | None, attributes: Mapping[str, Any], meters: Meters) -> None:
+def test_what_an_outcome_is_called(
+    outcome: ExportOutcome | None, attributes: Mapping[str, Any], meters: Meters
+) -> None:
     clock = iter([10.0, 12.5])
     metrics = ExporterMetrics(meters.provider, "https://mlflow.example/v1/traces", lambda: next(clock))
     settled = metrics.started(3)
@@ -133,7 +141,7 @@ def test_what_is_lost_before_it_is_sent(
         raise RuntimeError("broken")
 
     def unencodable(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr("mlflow_otlp_exporter._internal.encoding.span_encoder.Encoder.encode", broken)
+        patch.setattr("mlflow_otlp_exporter._internal.encoding.span_encoder.SpanEncoder.encode", broken)
 
     def no_memory(patch: pytest.MonkeyPatch) -> None:
         patch.setenv("MLFLOW_OTLP_BUFFER_BYTES", "1")

@@ -5,21 +5,22 @@ import zlib
 
 import pytest
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.delivery.otlp_client import Delivery, Request, backoff, compressed
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination, Experiments
-from mlflow_otlp_exporter._internal.transport.messages import Answer
-from mlflow_otlp_exporter._internal.transport.response import Verdict
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient, backoff, compress
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse
 from support.transport import Script
 
 LARGE = b"body" * 1000
-REQUEST = Request(Destination(experiment_id="1"), b"body", 1)
+REQUEST = EncodedBatch(Destination(experiment_id="1"), b"body", 1)
 
 
-def delivery(script: Script, compression: str = "none", *, is_set: bool = False) -> tuple[Delivery, Report]:
-    report = Report()
-    experiments = Experiments(None, certain=False, create=False, report=report)
-    made = Delivery(script, experiments, compression=compression, report=report, experiment_is_set=is_set)
+def delivery(script: Script, compression: str = "none", *, is_set: bool = False) -> tuple[OTLPClient, ProblemLog]:
+    report = ProblemLog()
+    experiments = ExperimentResolver(None, certain=False, create=False, report=report)
+    made = OTLPClient(script, experiments, compression=compression, report=report, experiment_is_set=is_set)
     return made, report
 
 
@@ -31,9 +32,9 @@ def test_backoff_doubles_to_a_limit_and_is_spread() -> None:
 
 
 def test_headers() -> None:
-    script = Script(Answer(200))
+    script = Script(HttpResponse(200))
     sender, report = delivery(script, "gzip")
-    sender.attempt(Request(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
+    sender.attempt(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
     [asked] = script.seen
     assert (asked.method, asked.path, asked.longest) == ("POST", "", 0)
     assert asked.headers == {
@@ -47,13 +48,13 @@ def test_headers() -> None:
 
 
 def test_experiment_is_left_to_the_header_of_the_user() -> None:
-    script = Script(Answer(200))
-    delivery(script, is_set=True)[0].attempt(Request(Destination(experiment="by name"), b"body", 1), 10)
+    script = Script(HttpResponse(200))
+    delivery(script, is_set=True)[0].attempt(EncodedBatch(Destination(experiment="by name"), b"body", 1), 10)
     assert [asked.headers for asked in script.seen] == [{"content-type": "application/x-protobuf"}]
 
 
 def test_small_body_is_not_compressed() -> None:
-    script = Script(Answer(200))
+    script = Script(HttpResponse(200))
     delivery(script, "gzip")[0].attempt(REQUEST, 10)
     assert "content-encoding" not in script.seen[0].headers
 
@@ -62,23 +63,23 @@ def test_small_body_is_not_compressed() -> None:
 def test_server_that_takes_no_compressed_body_is_sent_plain_ones_from_then_on(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    script = Script(Answer(status), Answer(200))
+    script = Script(HttpResponse(status), HttpResponse(200))
     sender, _ = delivery(script, "gzip")
     for _ in range(2):
-        assert sender.attempt(Request(REQUEST.destination, LARGE, 1), 10).verdict is Verdict.DELIVERED
+        assert sender.attempt(EncodedBatch(REQUEST.destination, LARGE, 1), 10).verdict is Disposition.DELIVERED
     assert ["content-encoding" in asked.headers for asked in script.seen] == [True, False, False]
     assert caplog.text.count("sent plain from now on") == 1
 
 
 def test_content_that_is_refused_plain_too_says_nothing_of_compression() -> None:
-    script = Script(Answer(400))
+    script = Script(HttpResponse(400))
     sender, _ = delivery(script, "gzip")
     for _ in range(2):
-        assert sender.attempt(Request(REQUEST.destination, LARGE, 1), 10).verdict is Verdict.REFUSED
+        assert sender.attempt(EncodedBatch(REQUEST.destination, LARGE, 1), 10).verdict is Disposition.REFUSED
     assert ["content-encoding" in asked.headers for asked in script.seen] == [True, False, True, False]
 
 
 def test_compression_keeps_the_body() -> None:
-    assert compressed(b"body", "none") == b"body"
-    assert gzip.decompress(compressed(b"body", "gzip")) == b"body"
-    assert zlib.decompress(compressed(b"body", "deflate")) == b"body"
+    assert compress(b"body", "none") == b"body"
+    assert gzip.decompress(compress(b"body", "gzip")) == b"body"
+    assert zlib.decompress(compress(b"body", "deflate")) == b"body"

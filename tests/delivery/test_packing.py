@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.delivery.packing import packed, portions
+from mlflow_otlp_exporter._internal.delivery.packing import batch_by_size, iter_chunks
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, Framing
 
 NOTHING = Framing(b"", b"")
@@ -26,21 +26,21 @@ def sizes(batches: list[list[EncodedSpan]]) -> list[list[int]]:
 
 def test_whole_traces_share_a_request_up_to_the_size() -> None:
     spans = [span(1, 40), span(2, 40), span(1, 40), span(3, 40)]
-    assert sizes(list(packed(spans, 120))) == [[1, 1, 2], [3]]
-    assert sizes(list(packed(spans, 100))) == [[1, 1], [2, 3]]
-    assert sizes(list(packed(spans, 0))) == [[1, 1, 2, 3]]
+    assert sizes(list(batch_by_size(spans, 120))) == [[1, 1, 2], [3]]
+    assert sizes(list(batch_by_size(spans, 100))) == [[1, 1], [2, 3]]
+    assert sizes(list(batch_by_size(spans, 0))) == [[1, 1, 2, 3]]
 
 
 def test_trace_that_is_larger_than_a_request_is_cut_and_a_span_is_not() -> None:
     spans = [span(1, 40), span(1, 40), span(1, 300), span(1, 40)]
-    assert sizes(list(packed(spans, 100))) == [[1, 1], [1], [1]]
+    assert sizes(list(batch_by_size(spans, 100))) == [[1, 1], [1], [1]]
 
 
 def test_at_most_100_roots_where_they_are_linked_to_a_run() -> None:
     spans = [each for trace in range(250) for each in (span(trace, 10), span(trace, 10, root=True))]
-    counts = [sum(each.is_root for each in batch) for batch in packed(spans, 0, linked_to_run=True)]
+    counts = [sum(each.is_root for each in batch) for batch in batch_by_size(spans, 0, linked_to_run=True)]
     assert counts == [100, 100, 50]
-    assert [len(batch) for batch in packed(spans, 0)] == [500]
+    assert [len(batch) for batch in batch_by_size(spans, 0)] == [500]
 
 
 @given(
@@ -52,7 +52,7 @@ def test_every_span_is_in_one_request_in_its_traces_order(
     shapes: list[tuple[int, int, bool]], size: int, linked: bool
 ) -> None:
     spans = [span(trace, length, number, root=root) for number, (trace, length, root) in enumerate(shapes)]
-    batches = list(packed(spans, size, linked_to_run=linked))
+    batches = list(batch_by_size(spans, size, linked_to_run=linked))
     flat = [each for batch in batches for each in batch]
     assert sorted(flat) == sorted(spans)
     for trace in range(1, 9):
@@ -72,7 +72,7 @@ def test_portions_are_whole_traces_and_no_larger_than_they_must_be(counts: list[
     spans = [each for trace, count in enumerate(counts, 1) for each in whole_trace(trace, count)]
     expected = list(spans)
     found: list[ReadableSpan] = []
-    for portion in portions(spans):
+    for portion in iter_chunks(spans):
         found += portion
         assert len(spans) == len(expected) - len(found)  # what was taken is in the list no more
         traces = [each.context.trace_id for each in portion]

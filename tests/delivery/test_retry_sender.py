@@ -17,21 +17,22 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.delivery.export_request import Origin, Shipment
-from mlflow_otlp_exporter._internal.delivery.otlp_client import Delivery
-from mlflow_otlp_exporter._internal.delivery.retry_sender import Courier
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination, Experiments
-from mlflow_otlp_exporter._internal.mlflow_api.server import Stored
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
+from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
+from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.transport.authorization import Credentials
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from mlflow_otlp_exporter._internal.transport.authorization import Authorization
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 from support.transport import Call, FakeTransport
 
 JSON = {"content-type": "application/json"}
 Pair = tuple[int, int]
-Judge = Callable[[list[str]], Answer | Failure]
+Judge = Callable[[list[str]], HttpResponse | TransportError]
 
 
 class FakeMLflow(FakeTransport):
@@ -40,25 +41,25 @@ class FakeMLflow(FakeTransport):
     def __init__(self, version: str = "3.17.2") -> None:
         self.version = version
         self.clock = 0.0
-        self.judge: Judge = lambda _: Answer(200)
+        self.judge: Judge = lambda _: HttpResponse(200)
         self.stores_anyway = False
         self.stored: Counter[Pair] = Counter()
         self.names: list[list[str]] = []
         self.times: list[float] = []
         self.sizes: list[int] = []
         self.asked = 0
-        self.may_ask: Answer | None = None
-        self.credentials: Credentials = FakeCredentials()
+        self.may_ask: HttpResponse | None = None
+        self.credentials: Authorization = FakeCredentials()
         self.new_credential = False
 
     def has_new_credential(self) -> bool:
         found, self.new_credential = self.new_credential, False
         return found
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         assert "authorization" not in asked.headers
         if asked.path == "/version":
-            return Answer(200, {"content-type": "text/html"}, self.version.encode())
+            return HttpResponse(200, {"content-type": "text/html"}, self.version.encode())
         if asked.path.startswith("/api/3.0/mlflow/traces/batchGet"):
             return self._read_back(parse_qs(urlsplit(asked.path).query)["trace_ids"], asked.longest)
         assert (asked.method, asked.path) == ("POST", "")
@@ -72,14 +73,14 @@ class FakeMLflow(FakeTransport):
         self.times.append(self.clock)
         self.sizes.append(len(asked.body))
         answer = self.judge([span.name for span in spans])
-        accepted = isinstance(answer, Answer) and answer.status == 200
+        accepted = isinstance(answer, HttpResponse) and answer.status == 200
         if accepted or self.stores_anyway:
             self.stored.update(
                 (int.from_bytes(span.trace_id, "big"), int.from_bytes(span.span_id, "big")) for span in spans
             )
         return answer
 
-    def _read_back(self, trace_ids: list[str], longest: int) -> Answer:
+    def _read_back(self, trace_ids: list[str], longest: int) -> HttpResponse:
         self.asked += 1
         assert longest > 1_000_000
         if self.may_ask is not None:
@@ -92,7 +93,7 @@ class FakeMLflow(FakeTransport):
                 traces.setdefault(key, []).append(
                     {name: base64.b64encode(value).decode() for name, value in ids.items()}
                 )
-        return Answer(200, JSON, json.dumps({"traces": [{"spans": spans} for spans in traces.values()]}).encode())
+        return HttpResponse(200, JSON, json.dumps({"traces": [{"spans": spans} for spans in traces.values()]}).encode())
 
 
 class FakeCredentials:
@@ -110,12 +111,12 @@ class Round:
 
     def __init__(self, version: str = "3.17.2", jitter: float = 0.5, *, certain: bool = True) -> None:
         self.server = FakeMLflow(version)
-        self.report = Report(lambda: self.server.clock)
-        self.experiments = Experiments(None, certain=False, create=False, report=self.report)
-        self.courier = Courier(
+        self.report = ProblemLog(lambda: self.server.clock)
+        self.experiments = ExperimentResolver(None, certain=False, create=False, report=self.report)
+        self.courier = RetrySender(
             self.server,
-            Delivery(self.server, self.experiments, compression="none", report=self.report),
-            Stored(self.server, self.report, certain=certain),
+            OTLPClient(self.server, self.experiments, compression="none", report=self.report),
+            ServerInfo(self.server, self.report, certain=certain),
             self.report,
             explain=lambda outcome: outcome.message,
             clock=lambda: self.server.clock,
@@ -124,7 +125,7 @@ class Round:
         self.settled = 0
         self.postponed: list[str] = []
         self.suspects: list[tuple[int, int]] = []
-        self.left: list[Shipment] = []
+        self.left: list[ExportRequest] = []
 
     def send(self, spans: list[EncodedSpan], *, until: float = 1e9, left: str = "") -> None:
         """Takes the shipment, and what is left of those before it, further until they are settled or the time is up."""
@@ -135,9 +136,9 @@ class Round:
         def suspected(count: int, size: int) -> None:
             self.suspects.append((count, size))
 
-        origin = Origin(len(spans), settled, lambda outcome: self.postponed.append(outcome.message), suspected)
+        origin = RequestOrigin(len(spans), settled, lambda outcome: self.postponed.append(outcome.message), suspected)
         origin.left = left
-        queue = [*self.left, Shipment(Destination(experiment_id="1"), spans, origin)]
+        queue = [*self.left, ExportRequest(Destination(experiment_id="1"), spans, origin)]
         while queue and self.server.clock < until:
             now = self.server.clock
             ready = next((each for each in queue if each.not_before <= now), None)
@@ -160,7 +161,7 @@ class Round:
 
 def encoded(*names: str, children: int = 0, text: int = 0, base: int = 0) -> list[EncodedSpan]:
     """Traces of a root and children, numbered from `base + 1`; `text` characters on each span."""
-    encoder, spans = Encoder(), []
+    encoder, spans = SpanEncoder(), []
     for number, name in enumerate(names, base + 1):
         for child in range(children + 1):
             context = SpanContext(number, child + 1, False)
@@ -172,15 +173,15 @@ def encoded(*names: str, children: int = 0, text: int = 0, base: int = 0) -> lis
     return spans
 
 
-def failing(times: int, answer: Answer | Failure) -> Judge:
+def failing(times: int, answer: HttpResponse | TransportError) -> Judge:
     """Answers so a few times, then accepts."""
     left = [answer] * times
-    return lambda _: left.pop() if left else Answer(200)
+    return lambda _: left.pop() if left else HttpResponse(200)
 
 
 def refusing(status: int, *marks: str) -> Judge:
     """Refuses what holds a marked span."""
-    return lambda names: Answer(status) if set(marks) & set(names) else Answer(200)
+    return lambda names: HttpResponse(status) if set(marks) & set(names) else HttpResponse(200)
 
 
 def test_delivered_at_once() -> None:
@@ -193,22 +194,22 @@ def test_delivered_at_once() -> None:
 
 AWAY = [
     # answer, and when it is sent again
-    (Answer(503), [0, 0.5, 1.5, 3.5]),
-    (Answer(429), [0, 0.5, 1.5, 3.5]),
-    (Answer(408), [0, 0.5, 1.5, 3.5]),
-    (Answer(503, {"retry-after": "7"}), [0, 7, 14, 21]),
-    (Failure("refused"), [0, 0.5, 1.5, 3.5]),
-    (Answer(302, {"location": "/login"}), [0, 0.5, 1.5, 3.5]),
-    (Answer(200, {"content-type": "text/html"}, b"<html>"), [0, 0.5, 1.5, 3.5]),
-    (Answer(404), [0, 2, 6, 14]),
-    (Answer(403), [0, 2, 6, 14]),
-    (Answer(401), [0, 2, 6, 14]),
+    (HttpResponse(503), [0, 0.5, 1.5, 3.5]),
+    (HttpResponse(429), [0, 0.5, 1.5, 3.5]),
+    (HttpResponse(408), [0, 0.5, 1.5, 3.5]),
+    (HttpResponse(503, {"retry-after": "7"}), [0, 7, 14, 21]),
+    (TransportError("refused"), [0, 0.5, 1.5, 3.5]),
+    (HttpResponse(302, {"location": "/login"}), [0, 0.5, 1.5, 3.5]),
+    (HttpResponse(200, {"content-type": "text/html"}, b"<html>"), [0, 0.5, 1.5, 3.5]),
+    (HttpResponse(404), [0, 2, 6, 14]),
+    (HttpResponse(403), [0, 2, 6, 14]),
+    (HttpResponse(401), [0, 2, 6, 14]),
 ]
 
 
 @pytest.mark.parametrize(("answer", "times"), AWAY)
 def test_what_may_succeed_later_is_kept_and_sent_again(
-    answer: Answer | Failure, times: list[float], caplog: pytest.LogCaptureFixture
+    answer: HttpResponse | TransportError, times: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     story, spans = Round(), encoded("a")
     # An HTML page with 200 is not stored: the fake goes by the status.
@@ -225,7 +226,7 @@ def test_what_may_succeed_later_is_kept_and_sent_again(
 
 def test_waiting_has_a_limit() -> None:
     story = Round()
-    story.server.judge = lambda _: Answer(503)
+    story.server.judge = lambda _: HttpResponse(503)
     story.send(encoded("a"), until=200)
     gaps = [later - earlier for earlier, later in zip(story.server.times, story.server.times[1:], strict=False)]
     assert gaps == [0.5, 1, 2, 4, 8, 16] + [30] * (len(gaps) - 6)
@@ -236,17 +237,17 @@ def test_waiting_has_a_limit() -> None:
 @pytest.mark.parametrize(
     ("answer", "times"),
     [
-        (Answer(503), [0, 0.5, 1.5, 2.5, 4, 8]),
-        (Answer(503, {"retry-after": "7"}), [0, 7, 14, 15, 21.5, 28.5]),
-        (Answer(404), [0, 2, 6, 7, 14.5, 30.5]),
+        (HttpResponse(503), [0, 0.5, 1.5, 2.5, 4, 8]),
+        (HttpResponse(503, {"retry-after": "7"}), [0, 7, 14, 15, 21.5, 28.5]),
+        (HttpResponse(404), [0, 2, 6, 7, 14.5, 30.5]),
     ],
 )
-def test_who_hurries_during_an_attempt_has_one_more_soon(answer: Answer, times: list[float]) -> None:
+def test_who_hurries_during_an_attempt_has_one_more_soon(answer: HttpResponse, times: list[float]) -> None:
     """It is the third; after the one for who hurries the wait goes on as it was."""
     story, spans = Round(), encoded("a")
     accepts = failing(5, answer)
 
-    def judge(names: list[str]) -> Answer | Failure:
+    def judge(names: list[str]) -> HttpResponse | TransportError:
         if len(story.server.names) == 3:
             story.server.clock += 0.5  # the request takes a while
             story.courier.patience.hurry()
@@ -297,7 +298,7 @@ def test_transient_refusal_loses_nothing() -> None:
     # UniqueViolation when two batches of one trace arrive at once, before 3.16.
     for times in (1, 2):
         story, spans = Round(), encoded("a", "b", "c", children=1)
-        story.server.judge = failing(times, Answer(400))
+        story.server.judge = failing(times, HttpResponse(400))
         story.send(spans)
         assert story.lands_once(spans)
         assert story.refused == 0
@@ -305,7 +306,7 @@ def test_transient_refusal_loses_nothing() -> None:
 
 def test_single_span_is_refused_only_when_that_is_repeated_later() -> None:
     story, spans = Round(), encoded("a")
-    story.server.judge = failing(1, Answer(422))
+    story.server.judge = failing(1, HttpResponse(422))
     story.send(spans)
     assert story.lands_once(spans)
     assert story.server.times == [0, 1]
@@ -318,8 +319,8 @@ AT_ONE = Destination(experiment_id="1")
 TOO_OLD = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
 FATES: list[tuple[Callable[[], Judge], str]] = [
     (lambda: refusing(422, "a"), "span 'a' of trace tr-00000000000000000000000000000001 is lost"),
-    (lambda: lambda _: Answer(200, JSON, TOO_OLD), "spans are lost"),
-    (lambda: failing(1, Answer(503)), "spans wait in memory"),
+    (lambda: lambda _: HttpResponse(200, JSON, TOO_OLD), "spans are lost"),
+    (lambda: failing(1, HttpResponse(503)), "spans wait in memory"),
 ]
 
 
@@ -346,10 +347,10 @@ def test_who_has_left_a_suspect_is_told(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_outage_is_told_of_as_this_runs_once_its_own_spans_wait_too(caplog: pytest.LogCaptureFixture) -> None:
     """One outage is one problem: its repetitions are not told twice, once for each of whom the spans are."""
-    story, theirs, ours = Round(), *(Shipment(AT_ONE, encoded(name), Origin(1)) for name in ("a", "b"))
+    story, theirs, ours = Round(), *(ExportRequest(AT_ONE, encoded(name), RequestOrigin(1)) for name in ("a", "b"))
     theirs.origin.left = LEFT
 
-    def told(*shipments: Shipment, answer: Answer) -> list[str]:
+    def told(*shipments: ExportRequest, answer: HttpResponse) -> list[str]:
         caplog.clear()
         story.server.judge = lambda _: answer
         for shipment in shipments:
@@ -357,12 +358,12 @@ def test_outage_is_told_of_as_this_runs_once_its_own_spans_wait_too(caplog: pyte
             story.courier.step(shipment, 5.0)
         return [line.partition(": ")[0].partition(",")[0] for line in caplog.messages]
 
-    down = Answer(503)
+    down = HttpResponse(503)
     assert told(theirs, theirs, ours, theirs, ours, theirs, answer=down) == [
         *[f"spans wait in memory ({LEFT})"] * 2,
         *["spans wait in memory"] * 4,
     ]
-    assert told(ours, answer=Answer(200)) == ["spans are accepted again"]
+    assert told(ours, answer=HttpResponse(200)) == ["spans are accepted again"]
     story.server.clock += 61
     assert told(theirs, answer=down) == [f"spans wait in memory ({LEFT})"]
 
@@ -372,7 +373,7 @@ def test_outage_is_told_of_as_this_runs_once_its_own_spans_wait_too(caplog: pyte
 
 def test_500_of_a_server_in_trouble_loses_nothing() -> None:
     story, spans = Round(), encoded("a", "b", children=1)
-    story.server.judge = failing(30, Answer(500))
+    story.server.judge = failing(30, HttpResponse(500))
     story.send(spans)
     assert story.lands_once(spans)
     assert story.refused == 0
@@ -388,7 +389,7 @@ def test_500_that_stays_with_one_span_is_kept_and_named(caplog: pytest.LogCaptur
     assert caplog.text.count("span 'c' of trace tr-00000000000000000000000000000003 waits in memory") == 1
     assert "lost" not in caplog.text
     assert len(story.server.names) < 40  # in ten minutes
-    story.server.judge = lambda _: Answer(200)
+    story.server.judge = lambda _: HttpResponse(200)
     story.send(encoded("e", base=10))
     assert set(story.server.stored.values()) == {1}
     assert story.settled == 2
@@ -447,7 +448,7 @@ def test_of_200_traces_with_three_culprits_answered_500_all_others_land_in_at_mo
 @given(st.integers(0, 2**32), st.sampled_from([0.05, 0.3, 0.7, 0.9]), st.integers(1, 12))
 def test_server_that_answers_500_at_random_loses_nothing(seed: int, part: float, traces: int) -> None:
     story, chance = Round(), random.Random(seed)
-    story.server.judge = lambda _: Answer(500 if chance.random() < part else 200)
+    story.server.judge = lambda _: HttpResponse(500 if chance.random() < part else 200)
     batches = [
         encoded(*(f"{batch}.{trace}" for trace in range(traces)), children=1, base=1000 * batch) for batch in range(20)
     ]
@@ -464,7 +465,7 @@ def test_server_that_answers_500_at_random_loses_nothing(seed: int, part: float,
 
 def test_too_large_is_cut_and_later_requests_start_smaller() -> None:
     story, spans = Round(), encoded(*"abcdefgh", text=40_000)
-    story.server.judge = lambda names: Answer(413) if len(names) > 2 else Answer(200)
+    story.server.judge = lambda names: HttpResponse(413) if len(names) > 2 else HttpResponse(200)
     story.send(spans)
     assert story.lands_once(spans)
     assert story.refused == 0
@@ -474,7 +475,7 @@ def test_too_large_is_cut_and_later_requests_start_smaller() -> None:
 
 def test_single_span_that_is_too_large_is_shortened_and_marked() -> None:
     story, spans = Round(), encoded("a", text=500_000)
-    story.server.judge = lambda _: Answer(413) if story.server.sizes[-1] > 100_000 else Answer(200)
+    story.server.judge = lambda _: HttpResponse(413) if story.server.sizes[-1] > 100_000 else HttpResponse(200)
     story.send(spans)
     assert story.lands_once(spans), story.server.sizes
     assert story.refused == 0
@@ -483,7 +484,7 @@ def test_single_span_that_is_too_large_is_shortened_and_marked() -> None:
 
 def test_single_span_that_cannot_be_shortened_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     story = Round()
-    story.server.judge = lambda _: Answer(413)
+    story.server.judge = lambda _: HttpResponse(413)
     story.send(encoded("a", text=500_000))
     assert (story.refused, story.settled) == (1, 1)
     assert "span 'a'" in caplog.text
@@ -491,19 +492,19 @@ def test_single_span_that_cannot_be_shortened_is_refused(caplog: pytest.LogCaptu
 
 # Exactly once to MLflow's eyes
 
-AMBIGUOUS = [Answer(504), Answer(502), Answer(500), Failure("reset", arrived=True)]
+AMBIGUOUS = [HttpResponse(504), HttpResponse(502), HttpResponse(500), TransportError("reset", arrived=True)]
 
 
 @pytest.mark.parametrize("answer", AMBIGUOUS)
 @pytest.mark.parametrize(("version", "asks"), [("3.10.1", True), ("3.13.0", True), ("3.16.1", True), ("3.17.0", False)])
 def test_before_sending_again_what_may_have_arrived_older_servers_are_asked(
-    answer: Answer | Failure, version: str, asks: bool
+    answer: HttpResponse | TransportError, version: str, asks: bool
 ) -> None:
     story, spans = Round(version), encoded("a", "b", children=1)
 
-    def judge(_: list[str]) -> Answer | Failure:
+    def judge(_: list[str]) -> HttpResponse | TransportError:
         story.server.stores_anyway = len(story.server.names) == 1
-        return answer if len(story.server.names) == 1 else Answer(200)
+        return answer if len(story.server.names) == 1 else HttpResponse(200)
 
     story.server.judge = judge
     story.send(spans)
@@ -514,7 +515,7 @@ def test_before_sending_again_what_may_have_arrived_older_servers_are_asked(
 
 def test_only_what_is_missing_is_sent_again() -> None:
     story, spans = Round("3.10.1"), encoded("a", "b", "c")
-    story.server.judge = failing(1, Answer(504))
+    story.server.judge = failing(1, HttpResponse(504))
     story.server.stored[spans[1].trace_id, spans[1].span_id] = 1
     story.send(spans)
     assert story.server.names == [["a", "b", "c"], ["a", "c"]]
@@ -524,11 +525,11 @@ def test_only_what_is_missing_is_sent_again() -> None:
 
 def test_server_that_is_still_writing_is_asked_until_its_answer_no_longer_changes() -> None:
     story, spans = Round("3.10.1"), encoded("a", "b", "c")
-    story.server.judge = failing(1, Answer(504))
+    story.server.judge = failing(1, HttpResponse(504))
     arriving = list(spans)
     real = story.server._read_back
 
-    def writing(trace_ids: list[str], longest: int) -> Answer:
+    def writing(trace_ids: list[str], longest: int) -> HttpResponse:
         if arriving:
             span = arriving.pop()
             story.server.stored[span.trace_id, span.span_id] += 1
@@ -543,10 +544,10 @@ def test_server_that_is_still_writing_is_asked_until_its_answer_no_longer_change
 
 def test_after_a_504_it_may_take_as_long_as_a_database_waits_for_its_lock() -> None:
     story, spans = Round("3.10.1"), encoded("a", "b")
-    story.server.judge = failing(1, Answer(504))
+    story.server.judge = failing(1, HttpResponse(504))
     real = story.server._read_back
 
-    def slow(trace_ids: list[str], longest: int) -> Answer:
+    def slow(trace_ids: list[str], longest: int) -> HttpResponse:
         if story.server.clock > 19 and not story.server.stored:
             story.server.stored.update((span.trace_id, span.span_id) for span in spans)
         return real(trace_ids, longest)
@@ -562,8 +563,8 @@ def test_where_asking_is_not_possible_it_is_said_once_and_sent_again(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     story, spans = Round("3.6.0"), encoded("a")
-    story.server.may_ask = Answer(status)
-    story.server.judge = failing(2, Answer(504))
+    story.server.may_ask = HttpResponse(status)
+    story.server.judge = failing(2, HttpResponse(504))
     story.send(spans)
     assert story.lands_once(spans)
     assert caplog.text.count("sent again without asking") == 1
@@ -571,8 +572,8 @@ def test_where_asking_is_not_possible_it_is_said_once_and_sent_again(
 
 def test_while_the_server_cannot_answer_nothing_is_sent() -> None:
     story, spans = Round("3.10.1"), encoded("a")
-    story.server.judge = failing(1, Answer(504))
-    story.server.may_ask = Answer(503)
+    story.server.judge = failing(1, HttpResponse(504))
+    story.server.may_ask = HttpResponse(503)
     story.send(spans, until=60)
     assert len(story.server.names) == 1
     story.server.may_ask = None
@@ -580,13 +581,13 @@ def test_while_the_server_cannot_answer_nothing_is_sent() -> None:
     assert story.refused == 0
 
 
-PAGE = Answer(200, {"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>")
+PAGE = HttpResponse(200, {"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>")
 
 
 def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFixture) -> None:
     """The spans have arrived, and would be sent a second time if the page were taken for "nothing is stored"."""
     story, spans = Round("3.10.1"), encoded("a", "b")
-    story.server.judge, story.server.stores_anyway, story.server.may_ask = lambda _: Answer(504), True, PAGE
+    story.server.judge, story.server.stores_anyway, story.server.may_ask = lambda _: HttpResponse(504), True, PAGE
     story.send(spans, until=120)
     assert len(story.server.names) == 1
     assert story.server.asked > 1
@@ -601,7 +602,7 @@ def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFi
 def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
     story, spans = Round("a page", certain=False), encoded("a")
     story.server.may_ask = PAGE
-    story.server.judge = failing(2, Answer(504))
+    story.server.judge = failing(2, HttpResponse(504))
     story.send(spans)
     assert story.lands_once(spans)
     assert caplog.text.count("sent again without asking") == 1
@@ -610,14 +611,14 @@ def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCapt
 def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
     story, spans = Round("3.10.1"), encoded("a", "b", "culprit", "d")
 
-    def judge(names: list[str]) -> Answer:
+    def judge(names: list[str]) -> HttpResponse:
         story.server.stores_anyway = False
         if "culprit" not in names:
-            return Answer(200)
+            return HttpResponse(200)
         for span in spans[:2]:
             if names == ["a", "b", "culprit", "d"]:
                 story.server.stored[span.trace_id, span.span_id] += 1
-        return Answer(400)
+        return HttpResponse(400)
 
     story.server.judge = judge
     story.send(spans)
@@ -629,13 +630,13 @@ def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
 def test_before_3_12_a_database_that_stops_in_the_middle_has_some_traces() -> None:
     story, spans = Round("3.10.1"), encoded("a", "b", "c", "d")
 
-    def judge(_: list[str]) -> Answer:
+    def judge(_: list[str]) -> HttpResponse:
         if len(story.server.names) > 1:
-            return Answer(200)
+            return HttpResponse(200)
         for span in spans[:2]:
             story.server.stored[span.trace_id, span.span_id] += 1
         said = {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "server closed the connection unexpectedly"}
-        return Answer(503, JSON, json.dumps(said).encode())
+        return HttpResponse(503, JSON, json.dumps(said).encode())
 
     story.server.judge = judge
     story.send(spans)
@@ -643,12 +644,12 @@ def test_before_3_12_a_database_that_stops_in_the_middle_has_some_traces() -> No
     assert story.lands_once(spans)
 
 
-# Credentials, destination, the end
+# Authorization, destination, the end
 
 
 def test_new_credential_is_used_at_once() -> None:
     story, spans = Round(), encoded("a")
-    story.server.judge = failing(1, Answer(401))
+    story.server.judge = failing(1, HttpResponse(401))
     story.server.new_credential = True
     story.send(spans)
     assert story.server.times == [0, 0]
@@ -656,7 +657,7 @@ def test_new_credential_is_used_at_once() -> None:
 
 def test_token_file_is_watched_and_the_rejected_token_not_sent_again_meanwhile() -> None:
     story, spans = Round(), encoded("a")
-    story.server.judge = failing(1, Answer(401))
+    story.server.judge = failing(1, HttpResponse(401))
     story.server.credentials.watchable = True  # type: ignore[misc]
     looked: list[float] = []
 
@@ -674,7 +675,7 @@ def test_wrong_destination_is_looked_up_anew() -> None:
     story = Round()
     forgotten: list[Destination] = []
     story.experiments.forget = forgotten.append  # type: ignore[method-assign,assignment]
-    story.server.judge = failing(2, Answer(404))
+    story.server.judge = failing(2, HttpResponse(404))
     story.send(encoded("a"))
     assert len(forgotten) == 2
 
@@ -682,7 +683,7 @@ def test_wrong_destination_is_looked_up_anew() -> None:
 def test_partial_success_counts_what_was_rejected(caplog: pytest.LogCaptureFixture) -> None:
     story = Round()
     body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
-    story.server.judge = lambda _: Answer(200, JSON, body)
+    story.server.judge = lambda _: HttpResponse(200, JSON, body)
     story.send(encoded("a", "b"))
     assert (story.report.stats().delivered, story.refused, story.settled) == (1, 1, 1)
     assert "too old" in caplog.text
@@ -691,8 +692,8 @@ def test_partial_success_counts_what_was_rejected(caplog: pytest.LogCaptureFixtu
 def test_at_the_end_what_a_search_has_put_aside_is_counted_as_well() -> None:
     story, spans = Round(), encoded(*map(str, range(16)))
     story.server.judge = refusing(400, "0")
-    origin = Origin(len(spans))
-    queue = [Shipment(Destination(experiment_id="1"), spans, origin)]
+    origin = RequestOrigin(len(spans))
+    queue = [ExportRequest(Destination(experiment_id="1"), spans, origin)]
     for _ in range(3):
         queue = [*story.courier.step(queue.pop(0), 5.0).shipments, *queue]
     for each in queue:
@@ -702,7 +703,7 @@ def test_at_the_end_what_a_search_has_put_aside_is_counted_as_well() -> None:
 
 def test_at_the_end_nothing_waits_for_a_server_that_was_away_before() -> None:
     story = Round()
-    story.server.judge = lambda _: Answer(503)
+    story.server.judge = lambda _: HttpResponse(503)
     story.send(encoded("a"), until=10)
     story.courier.closing = True
     for each in story.left:
@@ -714,7 +715,7 @@ def test_at_the_end_nothing_waits_for_a_server_that_was_away_before() -> None:
 def test_message_of_an_accepting_server_is_passed_on_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     story = Round()
-    story.server.judge = lambda _: Answer(200, JSON, b'{"partialSuccess":{"errorMessage":"be brief"}}')
+    story.server.judge = lambda _: HttpResponse(200, JSON, b'{"partialSuccess":{"errorMessage":"be brief"}}')
     story.send(encoded("a"))
     story.send(encoded("b"))
     assert caplog.messages == ["the server says: be brief [MLO-509]"]

@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.common.work_queue import Senders
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.work_queue import WorkQueue
 from mlflow_otlp_exporter._internal.config.models import resolve
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
 from mlflow_otlp_exporter._internal.delivery import spool_consumer as spool_consumer_module
-from mlflow_otlp_exporter._internal.delivery.export_request import Next, Origin, Shipment
-from mlflow_otlp_exporter._internal.delivery.spool_consumer import Drainer
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin, SendResult
+from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.spool import storage as storage_module
-from mlflow_otlp_exporter._internal.spool.persistent_queue import Depot, opened
-from mlflow_otlp_exporter._internal.spool.storage import Spool
+from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue, open_queue
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.children import in_child
 from support.scripted_server import ACCEPTED, Answer, Recorded, ScriptedServer
 from support.spans import finished
@@ -46,7 +46,7 @@ def _always_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def encoded(*names: str) -> list[EncodedSpan]:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     return [encoder.encode(span) for span in finished(*names)]
 
 
@@ -62,14 +62,16 @@ class Process:
         waiting: Whether anything waits in memory.
     """
 
-    depot: Depot
-    given: list[Shipment] = field(default_factory=list)
+    depot: PersistentQueue
+    given: list[ExportRequest] = field(default_factory=list)
     spilled: int = 0
     tidied: int = 0
     waiting: bool = False
 
     def __post_init__(self) -> None:
-        self.drainer = Drainer(self.depot, send=self.given.append, spill=self._spill, tidy=self._tidy, report=Report())
+        self.drainer = SpoolConsumer(
+            self.depot, send=self.given.append, spill=self._spill, tidy=self._tidy, report=ProblemLog()
+        )
 
     def _spill(self) -> bool:
         self.spilled += 1
@@ -95,7 +97,7 @@ class Process:
         return name(shipment)
 
 
-def name(shipment: Shipment) -> str:
+def name(shipment: ExportRequest) -> str:
     [span] = shipment.spans
     return next(each for each in NAMES if b"\x2a" + bytes([len(each)]) + each.encode() in span.body)
 
@@ -109,9 +111,9 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     made: list[Process] = []
 
     def make() -> Process:
-        report = Report()
-        spool = Spool(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), "target", "", report)
-        made.append(Process(Depot(spool, None, report)))
+        report = ProblemLog()
+        spool = SpoolStorage(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), "target", "", report)
+        made.append(Process(PersistentQueue(spool, None, report)))
         return made[-1]
 
     yield make
@@ -205,9 +207,11 @@ def test_what_is_gone_or_damaged_takes_no_place(process: Callable[..., Process],
 def test_each_destination_in_its_order_and_two_at_once_whatever_happens(
     tmp_path_factory: pytest.TempPathFactory, events: list[tuple[str, int, int]]
 ) -> None:
-    report = Report()
-    spool = Spool(SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool"))), "target", "", report)
-    one = Process(Depot(spool, None, report))
+    report = ProblemLog()
+    spool = SpoolStorage(
+        SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool"))), "target", "", report
+    )
+    one = Process(PersistentQueue(spool, None, report))
     names, delivered = iter(NAMES), dict[Destination, list[str]]()
     put = dict[Destination, list[str]]()
     for kind, place, index in events:
@@ -239,19 +243,19 @@ def test_live_traffic_waits_behind_two_at_most(process: Callable[..., Process]) 
     one, sent = process(), list[str]()
     begin, done = threading.Event(), threading.Event()
 
-    def step(shipment: Shipment) -> Next:
+    def step(shipment: ExportRequest) -> SendResult:
         begin.wait(20)
         sent.append("live" if not shipment.origin.kept else name(shipment))
         shipment.origin.settle(len(shipment.spans), 0)
         done.set()
-        return Next()
+        return SendResult()
 
-    senders: Senders[Shipment] = Senders(step, lambda _: None)
+    senders: WorkQueue[ExportRequest] = WorkQueue(step, lambda _: None)
     for each in NAMES[:10]:
         one.put(each)
     one.drainer._send = lambda shipment: senders.put(shipment.destination, shipment)
     one.look()
-    senders.put(PLACES[0], Shipment(PLACES[0], encoded("live"), Origin(1)))
+    senders.put(PLACES[0], ExportRequest(PLACES[0], encoded("live"), RequestOrigin(1)))
     begin.set()
     end = time.monotonic() + 20
     while len(sent) < 11 and time.monotonic() < end:
@@ -491,7 +495,7 @@ def test_what_may_have_arrived_is_asked_for_on_servers_that_count_twice(
     """The server has the first of two; only what is missing is sent."""
     spans = encoded("s00", "s01")
     settings = resolve({"tracking_uri": scripted_server.url, "spool": True, "spool_dir": tmp_path})
-    depot = opened(settings, "none", Report())
+    depot = open_queue(settings, "none", ProblemLog())
     long_ago = time.time() - 3600
     assert depot.spool.put(PLACES[1], spans, uncertain=uncertain, sent=long_ago)
 

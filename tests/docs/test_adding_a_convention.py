@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from mlflow_otlp_exporter._internal.enrichment import Enriched, Enricher, enricher
+from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher, enricher
 from mlflow_otlp_exporter._internal.enrichment import readers as readers_module
 from support.environments import ROOT
 from support.spans import provider
@@ -47,7 +47,7 @@ def test_the_span_gets_mlflows_attributes(names: dict[str, Any], monkeypatch: py
     with provider(memory) as made:
         made.get_tracer("acme").start_span("acme.step", attributes=names["attributes"]).end()
     (enriched,) = Enricher(compact=True).enrich(memory.get_finished_spans())
-    assert isinstance(enriched, Enriched)
+    assert isinstance(enriched, EnrichedSpan)
     found = enriched.attributes
     assert found["mlflow.spanType"] == "CHAT_MODEL"
     assert [message["role"] for message in json.loads(found["mlflow.spanInputs"])["messages"]] == ["system", "user"]

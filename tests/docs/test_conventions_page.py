@@ -9,22 +9,22 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from mlflow_otlp_exporter._internal.enrichment import Enriched, Enricher
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, Observation, Usage, merged
+from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, Usage, merge
 from mlflow_otlp_exporter._internal.enrichment.providers import catalog_name, openinference_name, provider_of
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source, flattened
-from mlflow_otlp_exporter._internal.enrichment.span_state import Seen
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, flattened
+from mlflow_otlp_exporter._internal.enrichment.span_state import SpanSummary
 from mlflow_otlp_exporter._internal.enrichment.tool_values import call_id, is_dump, result_of
 from mlflow_otlp_exporter._internal.enrichment.tools import clean_schema, read_tools
-from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceMemory
+from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 
 
 def attributes_of(own: Mapping[str, Any], *, compact: bool = False, name: str = "span") -> Mapping[str, Any]:
     context = SpanContext(1, 1, False, TraceFlags(1))
     span = ReadableSpan(name, context, attributes=own, resource=Resource({}))
     (made,) = Enricher(compact=compact).enrich([span])
-    assert isinstance(made, Enriched)
+    assert isinstance(made, EnrichedSpan)
     return made.attributes
 
 
@@ -190,26 +190,26 @@ def test_flattened_attributes_with_gaps() -> None:
 
 
 def test_first_reader_wins_field_by_field() -> None:
-    first = Observation(user="ada", usage=Usage(10, 2), metadata={"a": 1})
-    second = Observation(user="bob", session="s", usage=Usage(10, 2, 15, cache_read=4), metadata={"a": 2, "b": 3})
-    found = merged([first, second])
+    first = NormalizedSpan(user="ada", usage=Usage(10, 2), metadata={"a": 1})
+    second = NormalizedSpan(user="bob", session="s", usage=Usage(10, 2, 15, cache_read=4), metadata={"a": 2, "b": 3})
+    found = merge([first, second])
     assert (found.user, found.session, found.metadata) == ("ada", "s", {"a": 1, "b": 3})
     # Details of the same call, but not a total that counts something else.
     assert found.usage == Usage(10, 2, None, cache_read=4)
-    assert merged([first, Observation(usage=Usage(99, 2, cache_read=4))]).usage == Usage(10, 2)
-    assert merged([]) == EMPTY
+    assert merge([first, NormalizedSpan(usage=Usage(99, 2, cache_read=4))]).usage == Usage(10, 2)
+    assert merge([]) == EMPTY
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_readers_know_nothing_of_an_empty_span(reader: Any) -> None:
-    found = reader.read(Source("span", "scope", {}))
+    found = reader.read(SpanView("span", "scope", {}))
     assert found is None or not any(value for value in found)
 
 
 def test_memory_is_bounded() -> None:
     now = [0.0]
-    memory = TraceMemory(lambda: now[0])
-    seen = Seen(1, 2, 0, 0, Kind.CHAT_MODEL, "", False, "q" * 100, None, (), None, None, EMPTY)
+    memory = TraceCache(lambda: now[0])
+    seen = SpanSummary(1, 2, 0, 0, Kind.CHAT_MODEL, "", False, "q" * 100, None, (), None, None, EMPTY)
     for number in range(3000):
         memory.add(number, [seen])
     assert len(memory) == 2000

@@ -15,7 +15,7 @@ import pytest
 from packaging.metadata import Metadata
 
 import mlflow_otlp_exporter
-from mlflow_otlp_exporter._internal.setup.auto_instrumentation import ZeroCodeSpanExporter
+from mlflow_otlp_exporter._internal.setup.auto_instrumentation import AutoInstrumentationSpanExporter
 from support.distributions import Distributions, build, copy_project
 from support.environments import ROOT, fresh_environment
 from support.mlflow_server import MLflowServer
@@ -57,7 +57,7 @@ def test_four_dependencies_with_floors_only() -> None:
 
 def test_entry_points() -> None:
     (exporter,) = importlib.metadata.entry_points(group="opentelemetry_traces_exporter", name="mlflow")
-    assert exporter.load() is ZeroCodeSpanExporter
+    assert exporter.load() is AutoInstrumentationSpanExporter
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="mlflow-otlp")
     assert script.value == "mlflow_otlp_exporter._internal.cli.main:main"
 
@@ -191,7 +191,7 @@ def test_what_the_demo_installs_is_pinned_and_what_apps_install_is_not(built: Di
 def test_the_entry_points_are_in_the_wheel(built: Distributions) -> None:
     lines = built.wheel_text("*.dist-info/entry_points.txt").splitlines()
     assert "mlflow-otlp = mlflow_otlp_exporter._internal.cli.main:main" in lines
-    assert "mlflow = mlflow_otlp_exporter._internal.setup.auto_instrumentation:ZeroCodeSpanExporter" in lines
+    assert "mlflow = mlflow_otlp_exporter._internal.setup.auto_instrumentation:AutoInstrumentationSpanExporter" in lines
     assert "mlflow = mlflow_otlp_exporter._internal.setup.auto_instrumentation:after_instrumentation" in lines
 
 

@@ -8,9 +8,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceState
 
-from mlflow_otlp_exporter._internal.encoding.request_decoder import disassembled
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, assemble
+from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from support.traces import ended, poisonous
 
 RESOURCES = [Resource({}), Resource({"service.name": "a"}, "https://schema"), Resource({"big": "x" * 20_000})]
@@ -19,7 +19,7 @@ SCOPES = [None, InstrumentationScope("s", "1", "https://scope"), Instrumentation
 
 @st.composite
 def spans(draw: st.DrawFn) -> list[EncodedSpan]:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     found = []
     for number in range(draw(st.integers(0, 8))):
         state = TraceState([("k", "v")]) if draw(st.booleans()) else None
@@ -34,22 +34,22 @@ def spans(draw: st.DrawFn) -> list[EncodedSpan]:
 
 @given(spans())
 def test_what_was_assembled_comes_apart_again(encoded: list[EncodedSpan]) -> None:
-    body = assemble(encoded)
-    found = disassembled(body)
+    body = encode_request(encoded)
+    found = decode_request(body)
     assert sorted(found) == sorted(encoded)
-    assert assemble(found) == body
+    assert encode_request(found) == body
 
 
 def test_spans_of_every_kind_come_apart_again() -> None:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     encoded = [encoder.encode(span) for span in [*ended(3, children=2), *poisonous()]]
-    assert disassembled(assemble(encoded)) == encoded
+    assert decode_request(encode_request(encoded)) == encoded
 
 
 @given(st.binary(max_size=200))
 def test_anything_else_is_told_from_a_request(content: bytes) -> None:
     try:
-        disassembled(content)
+        decode_request(content)
     except ValueError:
         return
 
@@ -61,4 +61,4 @@ def test_anything_else_is_told_from_a_request(content: bytes) -> None:
 )
 def test_broken_requests(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        disassembled(content)
+        decode_request(content)

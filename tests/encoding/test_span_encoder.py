@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvi
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from support.spans import finished
 
 TRACE_IDS, SPAN_IDS = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)
@@ -92,9 +92,9 @@ SPANS = st.builds(
 )
 
 
-def ours(spans: Sequence[ReadableSpan], encoder: Encoder | None = None) -> ExportTraceServiceRequest:
-    encoder = encoder or Encoder()
-    return ExportTraceServiceRequest.FromString(assemble([encoder.encode(span) for span in spans]))
+def ours(spans: Sequence[ReadableSpan], encoder: SpanEncoder | None = None) -> ExportTraceServiceRequest:
+    encoder = encoder or SpanEncoder()
+    return ExportTraceServiceRequest.FromString(encode_request([encoder.encode(span) for span in spans]))
 
 
 def only(request: ExportTraceServiceRequest) -> Span:
@@ -109,7 +109,7 @@ def text_of(message: Any) -> str:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SPANS, min_size=1, max_size=5))
 def test_equal_to_upstreams(spans: list[ReadableSpan]) -> None:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     assert text_of(ours(spans, encoder)) == text_of(encode_spans(spans))
     assert (encoder.repairs.repaired, encoder.repairs.left_out) == (0, 0)
 
@@ -117,9 +117,9 @@ def test_equal_to_upstreams(spans: list[ReadableSpan]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(SPANS, min_size=1, max_size=3))
 def test_caches_change_nothing(spans: list[ReadableSpan]) -> None:
-    encoder = Encoder()
-    first = assemble([encoder.encode(span) for span in spans])
-    assert assemble([encoder.encode(span) for span in spans]) == first
+    encoder = SpanEncoder()
+    first = encode_request([encoder.encode(span) for span in spans])
+    assert encode_request([encoder.encode(span) for span in spans]) == first
 
 
 ODD_TEXTS = st.text(alphabet=st.characters(), max_size=20) | st.just("\ud800") | st.just("a\udfffb\ud83d\ude00")
@@ -197,9 +197,9 @@ CASES: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("value", "expected"), CASES, ids=lambda each: str(each)[:30])
 def test_value(value: Any, expected: str) -> None:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     (span,) = finished("a")
-    body = assemble([encoder.encode(span, {"key": value})])
+    body = encode_request([encoder.encode(span, {"key": value})])
     (attribute,) = only(ExportTraceServiceRequest.FromString(body)).attributes
     assert attribute.key == "key"
     assert " ".join(str(attribute.value).split()) == expected
@@ -217,8 +217,8 @@ REPAIRED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("value", "expected"), REPAIRED, ids=range(len(REPAIRED)))
 def test_value_is_repaired_and_counted(value: Any, expected: str) -> None:
-    encoder = Encoder()
-    body = assemble([encoder.encode(finished("a")[0], {"key": value})])
+    encoder = SpanEncoder()
+    body = encode_request([encoder.encode(finished("a")[0], {"key": value})])
     assert only(ExportTraceServiceRequest.FromString(body)).attributes[0].value.string_value == expected
     assert (encoder.repairs.repaired, encoder.repairs.left_out) == (1, 0)
 
@@ -240,21 +240,21 @@ def endless() -> list[Any]:
     "value", [object(), {1, 2}, 3j, [object()], {"a": object()}, nested(25), endless()], ids=range(7)
 )
 def test_value_is_left_out_and_counted(value: Any) -> None:
-    encoder = Encoder()
-    body = assemble([encoder.encode(finished("a")[0], {"bad": value, "good": 1})])
+    encoder = SpanEncoder()
+    body = encode_request([encoder.encode(finished("a")[0], {"bad": value, "good": 1})])
     assert [each.key for each in only(ExportTraceServiceRequest.FromString(body)).attributes] == ["good"]
     assert (encoder.repairs.repaired, encoder.repairs.left_out) == (0, 1)
 
 
 def test_deepest_nesting_that_is_kept_is_one_that_parsers_take() -> None:
-    encoder = Encoder()
-    body = assemble([encoder.encode(finished("a")[0], {"deep": nested(24)})])
+    encoder = SpanEncoder()
+    body = encode_request([encoder.encode(finished("a")[0], {"deep": nested(24)})])
     assert only(ExportTraceServiceRequest.FromString(body)).attributes[0].key == "deep"
 
 
 def test_attributes_in_the_place_of_the_spans_own() -> None:
     (span,) = finished("a")
-    body = assemble([Encoder().encode(span, {"x": "y"})])
+    body = encode_request([SpanEncoder().encode(span, {"x": "y"})])
     found = only(ExportTraceServiceRequest.FromString(body))
     assert [(each.key, each.value.string_value) for each in found.attributes] == [("x", "y")]
 
@@ -291,7 +291,7 @@ def test_counts_of_what_the_sdk_dropped() -> None:
 
 
 def test_caches_are_bounded() -> None:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     (span,) = finished("a")
     for number in range(5000):
         encoder.encode(span, {f"key {number}": 1, "long" * 50 + str(number): 1})
@@ -302,8 +302,8 @@ def test_caches_are_bounded() -> None:
 
 
 def test_threads_may_share_an_encoder() -> None:
-    encoder, spans = Encoder(), finished(*(f"span {number}" for number in range(50)))
-    expected = [Encoder().encode(span) for span in spans]
+    encoder, spans = SpanEncoder(), finished(*(f"span {number}" for number in range(50)))
+    expected = [SpanEncoder().encode(span) for span in spans]
     wrong: list[int] = []
 
     def work() -> None:

@@ -11,26 +11,26 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.enrichment import Enriched, Enricher
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
 from support.odd_traces import ANTHROPIC_SDK, span, traces
 
 
-def enriched(*spans: ReadableSpan, **settings_: Any) -> list[Enriched]:
+def enriched(*spans: ReadableSpan, **settings_: Any) -> list[EnrichedSpan]:
     made = Enricher(**settings_).enrich(spans)
-    assert all(isinstance(each, Enriched) for each in made)
+    assert all(isinstance(each, EnrichedSpan) for each in made)
     return made  # type: ignore[return-value]  # just looked at
 
 
-def one(attributes: Mapping[str, Any], **others: Any) -> Enriched:
+def one(attributes: Mapping[str, Any], **others: Any) -> EnrichedSpan:
     return enriched(span(1, attributes, **others))[0]
 
 
-def inputs(found: Enriched) -> Any:
+def inputs(found: EnrichedSpan) -> Any:
     return json.loads(found.attributes["mlflow.spanInputs"])
 
 
-def outputs(found: Enriched) -> Any:
+def outputs(found: EnrichedSpan) -> Any:
     return json.loads(found.attributes["mlflow.spanOutputs"])
 
 
@@ -342,7 +342,7 @@ def test_trace_that_comes_in_pieces_is_remembered_until_it_is_whole() -> None:
     enricher.enrich([span(3, {**call, "session.id": "s"}, parent=2)])
     enricher.enrich([span(2, {"gen_ai.operation.name": "invoke_agent", **USAGE}, parent=1)])
     (root,) = enricher.enrich([span(1)])
-    assert isinstance(root, Enriched)
+    assert isinstance(root, EnrichedSpan)
     assert inputs(root) == {"messages": [{"role": "user", "content": "q?"}]}
     assert root.attributes["session.id"] == "s"
     assert len(enricher._memory) == 0
@@ -351,7 +351,7 @@ def test_trace_that_comes_in_pieces_is_remembered_until_it_is_whole() -> None:
 # Anything at all
 
 
-def again(found: Enriched) -> ReadableSpan:
+def again(found: EnrichedSpan) -> ReadableSpan:
     """An enriched span as one that is exported a second time."""
     old = found.span
     return ReadableSpan(
@@ -368,14 +368,14 @@ def again(found: Enriched) -> ReadableSpan:
     )
 
 
-def shape(found: Enriched) -> tuple[Any, ...]:
+def shape(found: EnrichedSpan) -> tuple[Any, ...]:
     return found.name, sorted((key, repr(value)) for key, value in found.attributes.items()), len(found.events)
 
 
 @settings(max_examples=200, deadline=None)
 @given(traces(), st.booleans())
 def test_anything_is_enriched_and_can_be_encoded(spans: list[ReadableSpan], compact: bool) -> None:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     for found in enriched(*spans, compact=compact):
         encoder.encode(found.span, found.attributes, name=found.name, events=found.events)
         if not compact:

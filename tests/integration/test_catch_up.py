@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from mlflow_otlp_exporter._internal.spool import file_format
 from support.mlflow_server import MLflowServer
 from support.traces import stored, until
@@ -102,7 +102,7 @@ def catch_up(server: MLflowServer, experiment: str, root: Path) -> float:
     headers = {"content-type": "application/x-protobuf", "x-mlflow-experiment-id": experiment}
     with requests.Session() as session:
         for one, other in zip(parts[::2], parts[1::2], strict=True):
-            bodies = [assemble(file_format.from_bytes(path.read_bytes())[2]) for path in one]
+            bodies = [encode_request(file_format.from_bytes(path.read_bytes())[2]) for path in one]
             begin = time.monotonic()
             for body in bodies:
                 session.post(f"{server.uri}/v1/traces", data=body, headers=headers, timeout=60).raise_for_status()

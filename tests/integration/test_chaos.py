@@ -13,11 +13,11 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.spool.persistent_queue import opened
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.spool.persistent_queue import open_queue
 from support.chaos import Agent, check, drain, sqlite
 from support.mlflow_server import MLflowServer
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
@@ -75,8 +75,8 @@ def test_four_processes_share_a_spool_while_they_are_killed(
     old = OldServer(scripted_server)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
     settings = resolve({"spool": True})
-    depot = opened(settings, "none", Report())
-    encoder = Encoder()
+    depot = open_queue(settings, "none", ProblemLog())
+    encoder = SpanEncoder()
     for span in finished(*map(str, range(2000))):
         assert depot.put(Destination(experiment_id="1"), [encoder.encode(span)], attempted=False, uncertain=False)
     [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()

@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, Telemetry, configure
-from mlflow_otlp_exporter._internal.cli.doctor.checks import State
-from mlflow_otlp_exporter._internal.cli.doctor.server_checks import examine
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckStatus
+from mlflow_otlp_exporter._internal.cli.doctor.server_checks import run_checks
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 from support.impatience import pressed
 from support.kubernetes import ALL_VERBS, Cluster, kubernetes_mlflow, rotate, service_account
@@ -512,13 +512,18 @@ def test_cluster_is_asked_for_what_the_example_grants(by_token: Platform) -> Non
     [
         (("get", "create", "update"), "team-a", None, None),
         (("update",), "team-a", None, None),
-        (("get", "create"), "team-a", "write", Code.DENIED),
-        ((), "team-a", "credentials", Code.UNAUTHENTICATED),
-        (("get", "create", "update"), "plain", "workspace", Code.WORKSPACE_MISSING),
+        (("get", "create"), "team-a", "write", MessageCode.DENIED),
+        ((), "team-a", "credentials", MessageCode.UNAUTHENTICATED),
+        (("get", "create", "update"), "plain", "workspace", MessageCode.WORKSPACE_MISSING),
     ],
 )
 def test_doctor_names_the_step(
-    verbs: tuple[str, ...], namespace: str, step: str | None, code: Code | None, by_token: Platform, tmp_path: Path
+    verbs: tuple[str, ...],
+    namespace: str,
+    step: str | None,
+    code: MessageCode | None,
+    by_token: Platform,
+    tmp_path: Path,
 ) -> None:
     token = f"of the doctor, {verbs} in {namespace}"
     if verbs:
@@ -533,5 +538,5 @@ def test_doctor_names_the_step(
         "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": str(folder),
         "MLFLOW_EXPERIMENT_ID": number,
     }
-    failed = [finding for finding in examine({}, variables, DEFAULTS) if finding.state is State.FAILED]
+    failed = [finding for finding in run_checks({}, variables, DEFAULTS) if finding.state is CheckStatus.FAILED]
     assert [(finding.step, finding.code) for finding in failed] == ([(step, code)] if step else [])

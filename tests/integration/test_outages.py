@@ -199,7 +199,7 @@ def test_nothing_is_missing_when_threads_begin_with_what_another_run_has_left(
         seen.append((pipeline, set(vars(pipeline))))
 
     with monkeypatch.context() as patch:
-        patch.setattr(spool_consumer.Drainer, "wake", wake)
+        patch.setattr(spool_consumer.SpoolConsumer, "wake", wake)
         second = exporter(server)
         pipeline, there = seen[0]
         assert there == set(vars(pipeline))
@@ -534,7 +534,7 @@ def test_killed_in_the_middle_of_a_send_the_file_says_that_it_may_have_arrived(s
         child.wait()
         release.set()
     [path] = on_disk()
-    _, state = file_format.head_of(path.read_bytes())
+    _, state = file_format.read_header(path.read_bytes())
     assert state.uncertain
     assert state.attempts >= 1
 

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.mlflow_api.assessments import assessed, trace_name
+from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, trace_name
 from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.spans import provider
@@ -330,7 +330,7 @@ def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
     trace_id = trace_name(context.trace_id)
     values: list[Any] = [True, 0.5, 3, "good", ["a", 1], {"stars": 4}]
     made = [
-        assessed(
+        build_assessment(
             "feedback",
             trace_id,
             f"value {number}",
@@ -343,7 +343,7 @@ def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
         )
         for number, value in enumerate(values)
     ]
-    made.append(assessed("expectation", trace_id, "expected", {"city": "Paris"}, workspace=None))
+    made.append(build_assessment("expectation", trace_id, "expected", {"city": "Paris"}, workspace=None))
     for each in made:
         exporter.assess(each)
     assert not exporter.told(20.0)  # it has no such trace

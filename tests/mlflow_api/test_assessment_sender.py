@@ -1,4 +1,4 @@
-"""Feedback and expectations: from arguments to MLflow, whatever happens on the way."""
+"""AssessmentSender and expectations: from arguments to MLflow, whatever happens on the way."""
 
 import json
 import math
@@ -21,11 +21,11 @@ from mlflow_otlp_exporter import (
     trace_context,
     traced,
 )
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import FeedbackFiles
-from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import Feedback, Note
-from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment, assessed, trace_name
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import AssessmentFiles
+from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import AssessmentSender, AssessmentTask
+from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment, build_assessment, trace_name
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 from mlflow_otlp_exporter.testing import recording
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer as Scripted
@@ -84,7 +84,7 @@ def body(kind: str = "feedback", value: Any = True, **more: Any) -> Mapping[str,
         "span_id": None,
         **more,
     }
-    return assessed(kind, TRACE, "helpful", value, **arguments).body
+    return build_assessment(kind, TRACE, "helpful", value, **arguments).body
 
 
 def test_feedback_has_all_that_was_said() -> None:
@@ -177,7 +177,7 @@ def test_value_that_holds_itself_is_told() -> None:
 class Assessments(Script):
     """MLflow's calls about feedback."""
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         calls = f"/api/3.0/mlflow/traces/{TRACE}/assessments"
         assert asked.longest
         if asked.method == "GET":
@@ -200,10 +200,10 @@ class Assessments(Script):
 
 
 class Story:
-    def __init__(self, *answers: Answer | Failure, folder: Path | None = None) -> None:
-        self.now, self.api, self.report = 0.0, Assessments(*answers), Report()
-        self.files = FeedbackFiles(lambda: folder, lambda: folder, 60.0) if folder is not None else None
-        self.note = Note(Feedback(self.api, self.report, self.files, clock=lambda: self.now), one())
+    def __init__(self, *answers: HttpResponse | TransportError, folder: Path | None = None) -> None:
+        self.now, self.api, self.report = 0.0, Assessments(*answers), ProblemLog()
+        self.files = AssessmentFiles(lambda: folder, lambda: folder, 60.0) if folder is not None else None
+        self.note = AssessmentTask(AssessmentSender(self.api, self.report, self.files, clock=lambda: self.now), one())
 
     def run(self, steps: int = 100) -> int:
         """Runs to the end; how many steps it took."""
@@ -236,7 +236,7 @@ def test_assessment_is_sent_with_its_workspace() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        Failure("it is down"),
+        TransportError("it is down"),
         json_answer(503, {}),
         json_answer(401, {}),
         json_answer(403, {}),
@@ -245,7 +245,7 @@ def test_assessment_is_sent_with_its_workspace() -> None:
     ],
     ids=str,
 )
-def test_what_may_end_is_waited_for(answer: Answer | Failure) -> None:
+def test_what_may_end_is_waited_for(answer: HttpResponse | TransportError) -> None:
     story = Story(answer, answer, OK)
     assert story.run() == 3
     assert len(set(story.api.told)) == 1
@@ -253,8 +253,8 @@ def test_what_may_end_is_waited_for(answer: Answer | Failure) -> None:
 
 
 @pytest.mark.parametrize("answer", [json_answer(400, THERE), json_answer(500, VIOLATION)], ids=str)
-def test_what_has_arrived_before_is_not_there_twice(answer: Answer) -> None:
-    story = Story(Failure("no answer", arrived=True), answer, OK)
+def test_what_has_arrived_before_is_not_there_twice(answer: HttpResponse) -> None:
+    story = Story(TransportError("no answer", arrived=True), answer, OK)
     assert story.run() == 2
     assert (len(story.api.told), story.api.looked) == (2, 1)
     assert story.counts() == (1, 0)
@@ -269,7 +269,9 @@ def test_violation_of_something_else_is_an_error_like_others() -> None:
 @pytest.mark.parametrize(
     "answer", [json_answer(404, NO_TRACE), json_answer(400, FOREIGN_KEY), json_answer(403, {})], ids=str
 )
-def test_trace_that_never_comes_is_waited_for_five_minutes(answer: Answer, caplog: pytest.LogCaptureFixture) -> None:
+def test_trace_that_never_comes_is_waited_for_five_minutes(
+    answer: HttpResponse, caplog: pytest.LogCaptureFixture
+) -> None:
     story = Story(answer)
     assert 10 < story.run() < 30
     assert 300 < story.now < 340
@@ -328,7 +330,7 @@ def test_end_without_a_disk_loses_it(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_damaged_and_old_files_are_taken_away(tmp_path: Path) -> None:
     now = 0.0
-    files = FeedbackFiles(lambda: tmp_path, lambda: tmp_path, 60.0, clock=lambda: now)
+    files = AssessmentFiles(lambda: tmp_path, lambda: tmp_path, 60.0, clock=lambda: now)
     kept = one()
     assert files.put(kept)
     (tmp_path / "feedback" / "a-1.json").write_text("{")

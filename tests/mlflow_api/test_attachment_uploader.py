@@ -12,22 +12,22 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.delivery.export_request import Origin, Shipment
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.encoding.sanitizer import span_of
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import Uploads
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.mlflow_api.server import Stored
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
+from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.privacy.attachment_extractor import Extraction
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 from support.transport import Call, FakeTransport, json_answer
 
 LIMIT = 20_000
 TEAM_A = Destination("team-a", experiment_id="7")
-DOWN = Failure("it is down")
+DOWN = TransportError("it is down")
 NOISE = random.Random(6).randbytes(30_000)
 FILES = "/api/2.0/mlflow-artifacts/artifacts/"
 SMALL, LARGE = NOISE[:9_000], NOISE
@@ -39,7 +39,7 @@ SAID = (
 )
 
 
-def located(where: str) -> Answer:
+def located(where: str) -> HttpResponse:
     return json_answer(200, {"experiment": {"experiment_id": "7", "artifact_location": where}})
 
 
@@ -55,13 +55,13 @@ class FakeMLflow(FakeTransport):
     """
 
     def __init__(self) -> None:
-        self.version: Answer | Failure = Answer(200, body=b"3.17.2")
-        self.location: Answer | Failure = located("mlflow-artifacts:/7")
-        self.takes: Callable[[bytes], Answer | Failure] = lambda _: Answer(200)
+        self.version: HttpResponse | TransportError = HttpResponse(200, body=b"3.17.2")
+        self.location: HttpResponse | TransportError = located("mlflow-artifacts:/7")
+        self.takes: Callable[[bytes], HttpResponse | TransportError] = lambda _: HttpResponse(200)
         self.calls: list[tuple[str, str]] = []
         self.files: dict[str, bytes] = {}
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         self.calls.append((asked.method, asked.path))
         if asked.path == "/version":
             return self.version
@@ -71,7 +71,7 @@ class FakeMLflow(FakeTransport):
             return self.location
         assert (asked.method, asked.headers["content-type"]) == ("PUT", "application/octet-stream")
         answer = self.takes(asked.body)
-        if answer == Answer(200):
+        if answer == HttpResponse(200):
             self.files[asked.path] = asked.body
         return answer
 
@@ -80,28 +80,28 @@ class FakeMLflow(FakeTransport):
 
 
 class Story:
-    """Uploads on a clock of the test's."""
+    """AttachmentUploader on a clock of the test's."""
 
     def __init__(self, *, same_server: bool = True) -> None:
         self.now = 100.0
-        self.api, self.report = FakeMLflow(), Report()
-        self.experiment: str | Outcome | None = "7"
-        self.uploads = Uploads(
+        self.api, self.report = FakeMLflow(), ProblemLog()
+        self.experiment: str | ExportOutcome | None = "7"
+        self.uploads = AttachmentUploader(
             self.api,
             lambda _destination, _seconds: self.experiment,
-            Stored(self.api, self.report, lambda: self.now),
+            ServerInfo(self.api, self.report, lambda: self.now),
             self.report,
             longest=LIMIT,
             same_server=same_server,
             clock=lambda: self.now,
         )
 
-    def step(self, shipment: Shipment, *, hurried: bool = False) -> Outcome | bool:
+    def step(self, shipment: ExportRequest, *, hurried: bool = False) -> ExportOutcome | bool:
         return self.uploads.step(shipment, 5.0, hurried=hurried)
 
-    def runs(self, shipment: Shipment) -> list[Outcome | bool]:
+    def runs(self, shipment: ExportRequest) -> list[ExportOutcome | bool]:
         """Takes steps until the spans can be sent, or wait."""
-        done: list[Outcome | bool] = []
+        done: list[ExportOutcome | bool] = []
         for _ in range(20):
             done.append(self.step(shipment))
             if done[-1] is not False:
@@ -115,21 +115,21 @@ class Story:
 
 def encoded(number: int, attributes: Mapping[str, Any], trace_id: int = 7) -> EncodedSpan:
     context = SpanContext(trace_id, number, is_remote=False)
-    extraction = Extraction(LIMIT)
+    extraction = AttachmentExtractor(LIMIT)
     (made,) = extraction.extracted([ReadableSpan("a", context, None, Resource({}), attributes)])
-    return Encoder().encode(made)._replace(attachments=extraction.attachments(made))
+    return SpanEncoder().encode(made)._replace(attachments=extraction.attachments(made))
 
 
-def shipment(*attributes: Mapping[str, Any], trace_id: int = 7) -> Shipment:
+def shipment(*attributes: Mapping[str, Any], trace_id: int = 7) -> ExportRequest:
     spans = [encoded(number, each, trace_id) for number, each in enumerate(attributes, 1)]
-    return Shipment(TEAM_A, spans, Origin(len(spans)))
+    return ExportRequest(TEAM_A, spans, RequestOrigin(len(spans)))
 
 
-def shown(found: Shipment) -> list[dict[str, str]]:
+def shown(found: ExportRequest) -> list[dict[str, str]]:
     return [{each.key: each.value.string_value for each in span_of(span).attributes} for span in found.spans]
 
 
-def place(found: Shipment, number: int = 0) -> str:
+def place(found: ExportRequest, number: int = 0) -> str:
     (each,) = found.spans[number].attachments
     return f"{FILES}7/traces/tr-{7:032x}/artifacts/attachments/{each.id}"
 
@@ -177,9 +177,9 @@ def test_files_lie_where_mlflow_looks_for_them(location: str, folder: str) -> No
 
 
 IMPOSSIBLE: list[tuple[str, Any, str]] = [
-    ("version", Answer(200, body=b"3.10.1"), "MLflow 3.10.1 shows none; 3.11 and newer do"),
-    ("version", Answer(200, body=b"a page"), "an unknown version of MLflow shows none; 3.11 and newer do"),
-    ("version", Answer(404), "an unknown version of MLflow shows none; 3.11 and newer do"),
+    ("version", HttpResponse(200, body=b"3.10.1"), "MLflow 3.10.1 shows none; 3.11 and newer do"),
+    ("version", HttpResponse(200, body=b"a page"), "an unknown version of MLflow shows none; 3.11 and newer do"),
+    ("version", HttpResponse(404), "an unknown version of MLflow shows none; 3.11 and newer do"),
     ("location", located("s3://bucket/7"), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
     ("location", located("/var/mlruns/7"), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
     ("location", located("mlflow-artifacts://elsewhere:5000/7"), "the artifacts of experiment 7 are not kept by"),
@@ -187,9 +187,13 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("location", json_answer(403, {"message": "Permission denied"}), "403: Permission denied"),
     ("takes", json_answer(403, {"message": "Permission denied"}), "403: Permission denied"),
     ("takes", json_answer(404, {"detail": "Not Found"}), "404: Not Found"),
-    ("takes", Answer(405), "405"),
-    ("takes", Answer(302, {"location": "https://login.example/?a=b"}), "302: the server redirects to https://login"),
-    ("takes", Answer(200, {"content-type": "text/html"}, b"<html>login</html>"), "200 with an HTML page"),
+    ("takes", HttpResponse(405), "405"),
+    (
+        "takes",
+        HttpResponse(302, {"location": "https://login.example/?a=b"}),
+        "302: the server redirects to https://login",
+    ),
+    ("takes", HttpResponse(200, {"content-type": "text/html"}, b"<html>login</html>"), "200 with an HTML page"),
     ("takes", json_answer(400, {"message": "no"}), "400: no"),
     ("takes", json_answer(503, {"detail": "Artifact serving is disabled."}), "503: Artifact serving is disabled."),
 ]
@@ -197,7 +201,7 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("what", "answer", "why"), IMPOSSIBLE, ids=str)
 def test_where_nothing_can_be_uploaded_spans_hold_what_they_would_have(
-    what: str, answer: Answer, why: str, caplog: pytest.LogCaptureFixture
+    what: str, answer: HttpResponse, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     story = Story()
     setattr(story.api, what, (lambda _: answer) if what == "takes" else answer)
@@ -215,13 +219,15 @@ def test_where_nothing_can_be_uploaded_spans_hold_what_they_would_have(
     assert (len(story.api.calls), len(caplog.records)) == (calls, 1)
     story.now += 601
     if what != "version":
-        story.api.location, story.api.takes = located("mlflow-artifacts:/7"), lambda _: Answer(200)
+        story.api.location, story.api.takes = located("mlflow-artifacts:/7"), lambda _: HttpResponse(200)
         story.runs(shipment({"a": SMALL_URL}))
         assert list(story.api.files.values()) == [SMALL]
 
 
-@pytest.mark.parametrize("answer", [Answer(401), Answer(403), Answer(302), Answer(200, body=b"a page")], ids=str)
-def test_version_that_is_told_later_ends_it_a_minute_later(answer: Answer) -> None:
+@pytest.mark.parametrize(
+    "answer", [HttpResponse(401), HttpResponse(403), HttpResponse(302), HttpResponse(200, body=b"a page")], ids=str
+)
+def test_version_that_is_told_later_ends_it_a_minute_later(answer: HttpResponse) -> None:
     story = Story()
     told, story.api.version = story.api.version, answer
     for _ in range(3):
@@ -255,7 +261,7 @@ def test_no_mlflow_no_upload() -> None:
 
 def test_what_is_too_large_for_a_proxy_does_without_and_smaller_files_do_not() -> None:
     story = Story()
-    story.api.takes = lambda body: Answer(413) if len(body) >= len(LARGE) else Answer(200)
+    story.api.takes = lambda body: HttpResponse(413) if len(body) >= len(LARGE) else HttpResponse(200)
     found = shipment({"c": LARGE_URL}, {"a": SMALL_URL})
     assert story.runs(found) == [False, True]
     assert (list(story.api.files.values()), shown(found)[0], story.counts()) == ([SMALL], {"c": KEPT_OUT}, (1, 1))
@@ -266,11 +272,11 @@ def test_what_is_too_large_for_a_proxy_does_without_and_smaller_files_do_not() -
 
 WAYS: list[tuple[str, Any]] = [
     ("version", DOWN),
-    ("version", Answer(503)),
+    ("version", HttpResponse(503)),
     ("location", DOWN),
-    ("location", Answer(503)),
-    ("location", Answer(401)),
-    ("takes", Answer(401)),
+    ("location", HttpResponse(503)),
+    ("location", HttpResponse(401)),
+    ("takes", HttpResponse(401)),
 ]
 
 
@@ -280,12 +286,12 @@ def test_in_an_outage_spans_wait_with_their_files(what: str, answer: Any) -> Non
     working = getattr(story.api, what)
     setattr(story.api, what, (lambda _: answer) if what == "takes" else answer)
     if what == "takes":
-        story.api.location = Answer(401)
+        story.api.location = HttpResponse(401)
     found = shipment({"a": SMALL_URL}, {"c": LARGE_URL})
     for _ in range(10):
         outcome = story.step(found)
-        assert isinstance(outcome, Outcome)
-        assert (outcome.verdict, outcome.status, outcome.ambiguous) == (Verdict.RETRY, None, False)
+        assert isinstance(outcome, ExportOutcome)
+        assert (outcome.verdict, outcome.status, outcome.ambiguous) == (Disposition.RETRY, None, False)
     assert (shown(found), len(found.spans[0].attachments), story.counts()) == (shown(found), 1, (0, 0))
     setattr(story.api, what, working)
     story.api.location = located("mlflow-artifacts:/7")
@@ -293,36 +299,36 @@ def test_in_an_outage_spans_wait_with_their_files(what: str, answer: Any) -> Non
     assert story.counts() == (2, 0)
 
 
-@pytest.mark.parametrize("answer", [DOWN, Answer(500), Answer(503), Answer(504)], ids=str)
+@pytest.mark.parametrize("answer", [DOWN, HttpResponse(500), HttpResponse(503), HttpResponse(504)], ids=str)
 def test_where_uploading_alone_fails_spans_do_not_wait_for_long(answer: Any) -> None:
     """The store behind MLflow may be away for days."""
     story = Story()
     story.api.takes = lambda _: answer
     found = shipment({"a": SMALL_URL}, {"c": LARGE_URL})
     steps = [story.step(found) for _ in range(3)]
-    assert [isinstance(each, Outcome) for each in steps] == [True, True, False]
+    assert [isinstance(each, ExportOutcome) for each in steps] == [True, True, False]
     assert shown(found) == [{"a": SMALL_URL}, {"c": KEPT_OUT}]
     puts = story.api.count("PUT")
     assert story.runs(shipment({"a": SMALL_URL})) == [True]
     assert story.api.count("PUT") == puts
     story.now += 61
-    story.api.takes = lambda _: Answer(200)
+    story.api.takes = lambda _: HttpResponse(200)
     story.runs(shipment({"a": SMALL_URL}))
     assert list(story.api.files.values()) == [SMALL]
 
 
 def test_one_failure_is_no_trouble() -> None:
-    story, answers = Story(), [Answer(503), Answer(200)]
+    story, answers = Story(), [HttpResponse(503), HttpResponse(200)]
     story.api.takes = lambda _: answers.pop(0)
     found = shipment({"c": LARGE_URL})
-    assert isinstance(story.step(found), Outcome)
+    assert isinstance(story.step(found), ExportOutcome)
     assert story.runs(found) == [True]
     assert story.counts() == (1, 0)
 
 
 def test_at_the_end_there_is_no_time_for_more() -> None:
     story = Story()
-    story.api.takes = lambda _: Answer(503)
+    story.api.takes = lambda _: HttpResponse(503)
     found = shipment({"a": SMALL_URL})
     assert story.step(found, hurried=True) is True
     assert shown(found) == [{"a": SMALL_URL}]
@@ -330,9 +336,9 @@ def test_at_the_end_there_is_no_time_for_more() -> None:
 
 def test_unknown_experiment_is_what_spans_wait_for_too() -> None:
     story = Story()
-    story.experiment = Outcome(Verdict.RETRY, Cause.DESTINATION, "there is no experiment 'a'")
+    story.experiment = ExportOutcome(Disposition.RETRY, FailureKind.DESTINATION, "there is no experiment 'a'")
     found = shipment({"a": SMALL_URL})
-    assert [isinstance(story.step(found), Outcome) for _ in range(5)] == [True] * 5
+    assert [isinstance(story.step(found), ExportOutcome) for _ in range(5)] == [True] * 5
 
 
 def test_beside_a_collector_spans_do_not_wait_for_mlflow_for_long() -> None:
@@ -340,5 +346,5 @@ def test_beside_a_collector_spans_do_not_wait_for_mlflow_for_long() -> None:
     story.api.version = DOWN
     found = shipment({"a": SMALL_URL}, {"c": LARGE_URL})
     steps = [story.step(found) for _ in range(3)]
-    assert [isinstance(each, Outcome) for each in steps] == [True, True, False]
+    assert [isinstance(each, ExportOutcome) for each in steps] == [True, True, False]
     assert shown(found) == [{"a": SMALL_URL}, {"c": KEPT_OUT}]

@@ -7,12 +7,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api import experiments as experiments_module
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination, Experiments, by_destination
-from mlflow_otlp_exporter._internal.tracing.routing import Route
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.model.destination import Destination, Route
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.tracing.routing import group_by_destination
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 from support.spans import provider
 from support.transport import Call, FakeTransport, json_answer
 
@@ -22,13 +23,13 @@ DELETED, ACTIVE = "deleted", "active"
 class FakeMLflow(FakeTransport):
     """MLflow's two experiment calls, as 3.17.2 answers them; or one answer to everything."""
 
-    def __init__(self, *names: str, always: Answer | Failure | None = None) -> None:
+    def __init__(self, *names: str, always: HttpResponse | TransportError | None = None) -> None:
         self.experiments = {name: (str(number), ACTIVE) for number, name in enumerate(names)}
         self.always = always
         self.calls: list[tuple[str, str, str | None]] = []
         self.created_by_others: set[str] = set()
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         assert not asked.longest
         name = asked.json["name"] if asked.body else parse_qs(urlsplit(asked.path).query)["experiment_name"][0]
         self.calls.append((asked.method, name, asked.workspace))
@@ -46,8 +47,8 @@ class FakeMLflow(FakeTransport):
         return json_answer(200, {"experiment": {"experiment_id": number, "lifecycle_stage": stage}})
 
 
-def experiments(api: FakeMLflow | None, *, certain: bool = True, create: bool = False) -> Experiments:
-    return Experiments(api, certain=certain, create=create, report=Report())
+def experiments(api: FakeMLflow | None, *, certain: bool = True, create: bool = False) -> ExperimentResolver:
+    return ExperimentResolver(api, certain=certain, create=create, report=ProblemLog())
 
 
 def test_id_needs_no_look_up() -> None:
@@ -67,8 +68,8 @@ def test_name_is_looked_up_once_in_its_workspace() -> None:
 def test_missing_one_is_created_only_when_asked() -> None:
     api = FakeMLflow("Default")
     refused = experiments(api).id_of(Destination(experiment="agents"), 1)
-    assert isinstance(refused, Outcome)
-    assert refused.cause is Cause.DESTINATION
+    assert isinstance(refused, ExportOutcome)
+    assert refused.cause is FailureKind.DESTINATION
     assert "there is no experiment 'agents'" in refused.message
     assert experiments(api, create=True).id_of(Destination(experiment="agents"), 1) == "1"
 
@@ -83,7 +84,7 @@ def test_deleted_one_is_refused_in_words() -> None:
     api = FakeMLflow("agents")
     api.experiments["agents"] = ("0", DELETED)
     refused = experiments(api, create=True).id_of(Destination("team-a", "agents"), 1)
-    assert isinstance(refused, Outcome)
+    assert isinstance(refused, ExportOutcome)
     assert refused.message.startswith("the experiment 'agents' in workspace 'team-a' is deleted")
 
 
@@ -111,7 +112,7 @@ def test_without_one_it_is_named_like_the_service_else_default(
 
 def test_without_one_and_nothing_to_fall_back_to() -> None:
     refused = experiments(FakeMLflow()).id_of(Destination("team-a", service_name="bot"), 1)
-    assert isinstance(refused, Outcome)
+    assert isinstance(refused, ExportOutcome)
     assert "'Default' in workspace 'team-a'" in refused.message
 
 
@@ -158,14 +159,14 @@ def test_all_of_a_trace_goes_where_its_root_tells_or_any_span_of_it() -> None:
         tracer.start_span("elsewhere").end()
     spans = list(memory.get_finished_spans())
     default = Destination(experiment="agents")
-    groups = by_destination(spans, default)
+    groups = group_by_destination(spans, default)
     assert {destination: [span.name for span in group] for destination, group in groups.items()} == {
         Destination(experiment="of the root"): ["child", "root"],
         Destination("team-b", None, "8"): ["child", "sibling", "plain root"],
         default: ["elsewhere"],
     }
     # Also what comes later, without the span that told it.
-    assert list(by_destination(spans[3:4], default)) == [Destination("team-b", None, "8")]
+    assert list(group_by_destination(spans[3:4], default)) == [Destination("team-b", None, "8")]
 
 
 def test_name_that_no_header_can_hold_is_not_taken_for_the_default() -> None:
@@ -179,7 +180,7 @@ class Slow(FakeMLflow):
         super().__init__(*names)
         self.asked, self.go_on = threading.Event(), threading.Event()
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         if "slow" in asked.path:
             self.asked.set()
             assert self.go_on.wait(60)
@@ -208,35 +209,35 @@ def test_ids_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 UNKNOWN_WORKSPACE = json_answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Workspace 'x' not found"})
-LOGIN_PAGE = Answer(200, {"content-type": "text/html"}, b"<html>")
-NOT_FOUND = Answer(404, {"content-type": "text/html"}, b"<!doctype html>")
+LOGIN_PAGE = HttpResponse(200, {"content-type": "text/html"}, b"<html>")
+NOT_FOUND = HttpResponse(404, {"content-type": "text/html"}, b"<!doctype html>")
 
 
 @pytest.mark.parametrize(
     ("answer", "cause", "words"),
     [
-        (Failure("refused"), Cause.SERVER, "refused"),
-        (Answer(503), Cause.SERVER, "503"),
-        (Answer(401), Cause.CREDENTIALS, "401"),
-        (Answer(403), Cause.DESTINATION, "experiment_id= instead of a name"),
-        (UNKNOWN_WORKSPACE, Cause.DESTINATION, "Workspace 'x' not found"),
-        (LOGIN_PAGE, Cause.NOT_MLFLOW, "HTML"),
-        (NOT_FOUND, Cause.NOT_MLFLOW, "HTML"),
-        (Answer(302, {"location": "/login"}), Cause.NOT_MLFLOW, "redirects"),
-        (Answer(200, {}, b"{}"), Cause.NOT_MLFLOW, "not MLflow's"),
+        (TransportError("refused"), FailureKind.SERVER, "refused"),
+        (HttpResponse(503), FailureKind.SERVER, "503"),
+        (HttpResponse(401), FailureKind.CREDENTIALS, "401"),
+        (HttpResponse(403), FailureKind.DESTINATION, "experiment_id= instead of a name"),
+        (UNKNOWN_WORKSPACE, FailureKind.DESTINATION, "Workspace 'x' not found"),
+        (LOGIN_PAGE, FailureKind.NOT_MLFLOW, "HTML"),
+        (NOT_FOUND, FailureKind.NOT_MLFLOW, "HTML"),
+        (HttpResponse(302, {"location": "/login"}), FailureKind.NOT_MLFLOW, "redirects"),
+        (HttpResponse(200, {}, b"{}"), FailureKind.NOT_MLFLOW, "not MLflow's"),
     ],
 )
-def test_what_stands_in_the_way(answer: Answer | Failure, cause: Cause, words: str) -> None:
+def test_what_stands_in_the_way(answer: HttpResponse | TransportError, cause: FailureKind, words: str) -> None:
     found = experiments(FakeMLflow(always=answer), create=True).id_of(Destination("x", "agents"), 1)
-    assert isinstance(found, Outcome)
+    assert isinstance(found, ExportOutcome)
     assert found.cause is cause
     assert words in found.message
     assert not found.ambiguous
 
 
-@pytest.mark.parametrize("answer", [LOGIN_PAGE, NOT_FOUND, Answer(405), Answer(200, {}, b"ok")])
+@pytest.mark.parametrize("answer", [LOGIN_PAGE, NOT_FOUND, HttpResponse(405), HttpResponse(200, {}, b"ok")])
 def test_where_a_guess_is_no_mlflow_spans_go_on_without_an_experiment(
-    answer: Answer, caplog: pytest.LogCaptureFixture
+    answer: HttpResponse, caplog: pytest.LogCaptureFixture
 ) -> None:
     api = FakeMLflow(always=answer)
     found = experiments(api, certain=False)
@@ -251,9 +252,9 @@ def test_where_there_is_nobody_to_ask() -> None:
 
 
 def test_a_guess_that_is_away_is_asked_again() -> None:
-    found = experiments(FakeMLflow(always=Failure("refused")), certain=False).id_of(Destination(), 1)
-    assert isinstance(found, Outcome)
-    assert found.cause is Cause.SERVER
+    found = experiments(FakeMLflow(always=TransportError("refused")), certain=False).id_of(Destination(), 1)
+    assert isinstance(found, ExportOutcome)
+    assert found.cause is FailureKind.SERVER
 
 
 def test_an_empty_header_is_never_made() -> None:

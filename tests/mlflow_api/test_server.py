@@ -5,15 +5,15 @@ import json
 
 import pytest
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.mlflow_api.server import Stored, Unanswered, Version
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
-from mlflow_otlp_exporter._internal.transport.response import Cause, Verdict
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, FailureKind
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 from support.transport import Call, FakeTransport
 
 HTML = {"content-type": "text/html; charset=utf-8"}
 JSON = {"content-type": "application/json"}
-PAGE = Answer(200, HTML, b"<!doctype html><title>Sign in</title>")
+PAGE = HttpResponse(200, HTML, b"<!doctype html><title>Sign in</title>")
 BATCH = "/api/3.0/mlflow/traces/batchGet?trace_ids=tr-"
 
 
@@ -25,11 +25,11 @@ class Server(FakeTransport):
         asked: How often it was asked.
     """
 
-    def __init__(self, says: Answer | Failure) -> None:
+    def __init__(self, says: HttpResponse | TransportError) -> None:
         self.says = says
         self.asked = 0
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         assert (asked.method, dict(asked.headers), asked.body) == ("GET", {}, b"")
         path, longest = asked.path, asked.longest
         assert (path, longest) == ("/version", 0) or (path.startswith(BATCH) and longest > 1_000_000)
@@ -40,10 +40,10 @@ class Server(FakeTransport):
 class Story:
     """A server, and a clock of the test's."""
 
-    def __init__(self, answer: Answer | Failure) -> None:
+    def __init__(self, answer: HttpResponse | TransportError) -> None:
         self.now = 1000.0
         self.server = Server(answer)
-        self.stored = Stored(self.server, Report(), lambda: self.now)
+        self.stored = ServerInfo(self.server, ProblemLog(), lambda: self.now)
 
     def version(self) -> Version | None:
         return self.stored.version(1.0)
@@ -52,14 +52,14 @@ class Story:
 @pytest.mark.parametrize(
     ("answer", "version"),
     [
-        (Answer(200, HTML, b"3.10.1"), (3, 10, 1)),  # as MLflow labels it
-        (Answer(200, {"content-type": "text/plain"}, b"3.17.2\n"), (3, 17, 2)),
-        (Answer(200, {}, b"3.18.0rc1"), (3, 18, 0)),
-        (Answer(200, {}, b"4.0"), (4, 0)),
+        (HttpResponse(200, HTML, b"3.10.1"), (3, 10, 1)),  # as MLflow labels it
+        (HttpResponse(200, {"content-type": "text/plain"}, b"3.17.2\n"), (3, 17, 2)),
+        (HttpResponse(200, {}, b"3.18.0rc1"), (3, 18, 0)),
+        (HttpResponse(200, {}, b"4.0"), (4, 0)),
     ],
     ids=str,
 )
-def test_version_that_is_told_is_kept_for_ever(answer: Answer, version: Version) -> None:
+def test_version_that_is_told_is_kept_for_ever(answer: HttpResponse, version: Version) -> None:
     story = Story(answer)
     assert story.version() == version
     story.server.says = PAGE
@@ -70,29 +70,29 @@ def test_version_that_is_told_is_kept_for_ever(answer: Answer, version: Version)
 
 
 UNTOLD = [
-    Answer(301, {"location": "https://sso.invalid/"}),
-    Answer(302, {"location": "https://sso.invalid/"}),
-    Answer(304),
-    Answer(307, {"location": "/login"}),
-    Answer(400),
-    Answer(401),
-    Answer(403),
-    Answer(404),
-    Answer(405),
-    Answer(407),
-    Answer(204),
-    Answer(200),
+    HttpResponse(301, {"location": "https://sso.invalid/"}),
+    HttpResponse(302, {"location": "https://sso.invalid/"}),
+    HttpResponse(304),
+    HttpResponse(307, {"location": "/login"}),
+    HttpResponse(400),
+    HttpResponse(401),
+    HttpResponse(403),
+    HttpResponse(404),
+    HttpResponse(405),
+    HttpResponse(407),
+    HttpResponse(204),
+    HttpResponse(200),
     PAGE,
-    Answer(200, {}, b"3.10.1 is what a long page with another beginning says, too"),
-    Answer(200, {}, b"ok"),
-    Answer(200, {"content-type": "application/json"}, b"{}"),
+    HttpResponse(200, {}, b"3.10.1 is what a long page with another beginning says, too"),
+    HttpResponse(200, {}, b"ok"),
+    HttpResponse(200, {"content-type": "application/json"}, b"{}"),
     # The body of an error is none, whatever it looks like.
-    Answer(401, {}, b"3.10.1"),
+    HttpResponse(401, {}, b"3.10.1"),
 ]
 
 
 @pytest.mark.parametrize("answer", UNTOLD, ids=str)
-def test_answer_that_tells_none_counts_for_a_while(answer: Answer) -> None:
+def test_answer_that_tells_none_counts_for_a_while(answer: HttpResponse) -> None:
     story = Story(answer)
     asked = []
     for half_minute in range(120):
@@ -106,22 +106,26 @@ def test_answer_that_tells_none_counts_for_a_while(answer: Answer) -> None:
     # In seconds: after one minute, two, four, eight, then every ten.
     assert asked == [0, 60, 180, 420, 900, 1500, 2100, 2700, 3300]
     story.now += 601
-    story.server.says = Answer(200, HTML, b"3.10.1")
+    story.server.says = HttpResponse(200, HTML, b"3.10.1")
     assert story.version() == (3, 10, 1)
     story.now += 100_000
     assert not story.stored.before((3, 10), 1.0)
     assert story.server.asked == len(asked) + 1
 
 
-@pytest.mark.parametrize("answer", [Answer(500), Answer(502), Answer(503), Answer(429), Failure("refused")], ids=str)
-def test_server_that_is_away_is_asked_by_each_use(answer: Answer | Failure) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [HttpResponse(500), HttpResponse(502), HttpResponse(503), HttpResponse(429), TransportError("refused")],
+    ids=str,
+)
+def test_server_that_is_away_is_asked_by_each_use(answer: HttpResponse | TransportError) -> None:
     """Each of them waits before it comes again."""
     story = Story(answer)
     for _ in range(3):
-        with pytest.raises(Unanswered):
+        with pytest.raises(ServerUnavailableError):
             story.version()
     assert story.server.asked == 3
-    story.server.says = Answer(200, HTML, b"3.10.1")
+    story.server.says = HttpResponse(200, HTML, b"3.10.1")
     assert story.version() == (3, 10, 1)
 
 
@@ -129,9 +133,9 @@ def test_version_that_another_thread_was_told_meanwhile_stays(monkeypatch: pytes
     story = Story(PAGE)
     ask = story.server.request
 
-    def crossed(*_args: str, **_more: object) -> Answer | Failure:
+    def crossed(*_args: str, **_more: object) -> HttpResponse | TransportError:
         monkeypatch.setattr(story.server, "request", ask)
-        story.server.says = Answer(200, HTML, b"3.10.1")
+        story.server.says = HttpResponse(200, HTML, b"3.10.1")
         assert story.version() == (3, 10, 1)
         return PAGE
 
@@ -140,13 +144,13 @@ def test_version_that_another_thread_was_told_meanwhile_stays(monkeypatch: pytes
 
 
 def test_where_there_is_no_server_nobody_is_asked() -> None:
-    stored = Stored(None, Report())
+    stored = ServerInfo(None, ProblemLog())
     assert stored.version(1.0) is None
     assert stored.before((3, 12), 1.0)
 
 
-def stored(*traces: object) -> Answer:
-    return Answer(200, JSON, json.dumps({"traces": traces}).encode())
+def stored(*traces: object) -> HttpResponse:
+    return HttpResponse(200, JSON, json.dumps({"traces": traces}).encode())
 
 
 def span(trace_id: int, span_id: int) -> dict[str, str]:
@@ -157,7 +161,7 @@ def span(trace_id: int, span_id: int) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
-        (Answer(200, JSON, b"{}"), frozenset()),  # what MLflow says where it has none of the traces
+        (HttpResponse(200, JSON, b"{}"), frozenset()),  # what MLflow says where it has none of the traces
         (stored(), frozenset()),
         (stored({"trace_info": {}}), frozenset()),
         (stored({"spans": []}, {"spans": [span(1, 2), span(1, 3)]}), frozenset({(1, 2), (1, 3)})),
@@ -165,40 +169,43 @@ def span(trace_id: int, span_id: int) -> dict[str, str]:
     ],
     ids=str,
 )
-def test_what_is_stored(answer: Answer, found: frozenset[tuple[int, int]]) -> None:
+def test_what_is_stored(answer: HttpResponse, found: frozenset[tuple[int, int]]) -> None:
     assert Story(answer).stored.spans([1, 4], None, 1.0) == found
 
 
 NOT_STORED = [
     PAGE,
-    Answer(200, JSON, b"<html>"),  # whatever it is labelled as
-    Answer(200),
-    Answer(200, {}, b"3.10.1"),
-    Answer(200, {}, b"ok"),
-    Answer(200, JSON, b"null"),
-    Answer(200, JSON, b"[]"),
-    Answer(200, JSON, b'["traces"]'),
-    Answer(200, JSON, b'"traces"'),
-    Answer(200, JSON, b'{"login":"https://sso.invalid/"}'),
-    Answer(200, JSON, b'{"traces":null}'),
-    Answer(200, JSON, b'{"traces":["one"]}'),
-    Answer(200, JSON, b'{"traces":[{"spans":[{}]}]}'),
-    Answer(200, JSON, b'{"traces":[{"spans":[{"trace_id":"?","span_id":"="}]}]}'),
-    Answer(200, JSON, b'{"traces":[{"spans"'),
+    HttpResponse(200, JSON, b"<html>"),  # whatever it is labelled as
+    HttpResponse(200),
+    HttpResponse(200, {}, b"3.10.1"),
+    HttpResponse(200, {}, b"ok"),
+    HttpResponse(200, JSON, b"null"),
+    HttpResponse(200, JSON, b"[]"),
+    HttpResponse(200, JSON, b'["traces"]'),
+    HttpResponse(200, JSON, b'"traces"'),
+    HttpResponse(200, JSON, b'{"login":"https://sso.invalid/"}'),
+    HttpResponse(200, JSON, b'{"traces":null}'),
+    HttpResponse(200, JSON, b'{"traces":["one"]}'),
+    HttpResponse(200, JSON, b'{"traces":[{"spans":[{}]}]}'),
+    HttpResponse(200, JSON, b'{"traces":[{"spans":[{"trace_id":"?","span_id":"="}]}]}'),
+    HttpResponse(200, JSON, b'{"traces":[{"spans"'),
 ]
 
 
 @pytest.mark.parametrize("answer", NOT_STORED, ids=str)
-def test_answer_that_does_not_say_what_is_stored_is_none(answer: Answer) -> None:
+def test_answer_that_does_not_say_what_is_stored_is_none(answer: HttpResponse) -> None:
     story = Story(answer)
     for _ in range(2):
-        with pytest.raises(Unanswered) as unanswered:
+        with pytest.raises(ServerUnavailableError) as unanswered:
             story.stored.spans([1], None, 1.0)
-        assert (unanswered.value.outcome.verdict, unanswered.value.outcome.cause) == (Verdict.RETRY, Cause.NOT_MLFLOW)
+        assert (unanswered.value.outcome.verdict, unanswered.value.outcome.cause) == (
+            Disposition.RETRY,
+            FailureKind.NOT_MLFLOW,
+        )
     assert story.server.asked == 2
 
 
 def test_behind_a_guessed_address_such_an_answer_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
-    stored = Stored(Server(PAGE), Report(), certain=False)
+    stored = ServerInfo(Server(PAGE), ProblemLog(), certain=False)
     assert stored.spans([1], None, 1.0) is None
     assert "sent again without asking whether they did (200 with something else" in caplog.text

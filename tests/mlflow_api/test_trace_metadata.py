@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import Told, changes, links, told_by
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import (
+    TraceMetadata,
+    diff_metadata,
+    prompt_links,
+    read_root,
+)
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from support.traces import ended
 
@@ -23,16 +28,16 @@ STORED: Mapping[str, Any] = {
 }
 OLD = (3, 10, 1)
 END = 1795361518452
-TOLD = Told(7, {"mlflow.traceName": "agent", "a": "b"}, {SESSION: "s-1", USER: "ada"})
+TOLD = TraceMetadata(7, {"mlflow.traceName": "agent", "a": "b"}, {SESSION: "s-1", USER: "ada"})
 
 
 def root(attributes: Mapping[str, Any]) -> EncodedSpan:
     (span,) = ended(1, attributes=lambda *_: attributes)
-    return Encoder().encode(span)
+    return SpanEncoder().encode(span)
 
 
-def told(attributes: Mapping[str, Any], *, run_id: str | None = None, everything: bool = False) -> Told:
-    return told_by(root(attributes), run_id=run_id, everything=everything)
+def told(attributes: Mapping[str, Any], *, run_id: str | None = None, everything: bool = False) -> TraceMetadata:
+    return read_root(root(attributes), run_id=run_id, everything=everything)
 
 
 def asked(body: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str, str]]:
@@ -103,7 +108,7 @@ def test_a_hundred_tags_are_told_at_most() -> None:
 
 
 def test_what_is_lacking_is_asked_for_and_end_and_state_are_those_that_are_stored() -> None:
-    body = changes(TOLD, STORED, OLD)
+    body = diff_metadata(TOLD, STORED, OLD)
     assert asked(body) == ({SESSION: "s-1", USER: "ada"}, {"mlflow.traceName": "agent", "a": "b"})
     assert body is not None
     assert (body["request_id"], body["timestamp_ms"], body["status"]) == (STORED["trace_id"], END, "OK")
@@ -119,7 +124,7 @@ def test_what_is_lacking_is_asked_for_and_end_and_state_are_those_that_are_store
     ],
 )
 def test_end_is_told_to_the_millisecond(time: str, duration: str, end: int) -> None:
-    body = changes(TOLD, {**STORED, "request_time": time, "execution_duration": duration}, OLD)
+    body = diff_metadata(TOLD, {**STORED, "request_time": time, "execution_duration": duration}, OLD)
     assert body is not None
     assert body["timestamp_ms"] == end
 
@@ -135,7 +140,7 @@ def test_end_is_told_to_the_millisecond(time: str, duration: str, end: int) -> N
     ],
 )
 def test_nothing_is_asked_for_where_end_is_not_known(lacking: Mapping[str, Any]) -> None:
-    assert changes(TOLD, {**STORED, **lacking}, OLD) is None
+    assert diff_metadata(TOLD, {**STORED, **lacking}, OLD) is None
 
 
 @pytest.mark.parametrize(
@@ -149,20 +154,20 @@ def test_nothing_is_asked_for_where_end_is_not_known(lacking: Mapping[str, Any])
     ],
 )
 def test_state_is_said_again(state: str | None, status: str) -> None:
-    body = changes(TOLD, {**STORED, "state": state}, OLD)
+    body = diff_metadata(TOLD, {**STORED, "state": state}, OLD)
     assert body is not None
     assert body["status"] == status
 
 
 def test_what_is_there_stays() -> None:
     stored = {**STORED, "tags": {"a": "theirs"}, "trace_metadata": {SESSION: "theirs"}}
-    assert asked(changes(TOLD, stored, OLD)) == ({USER: "ada"}, {"mlflow.traceName": "agent"})
+    assert asked(diff_metadata(TOLD, stored, OLD)) == ({USER: "ada"}, {"mlflow.traceName": "agent"})
 
 
 @pytest.mark.parametrize(("version", "name"), [((3, 12), None), ((3, 13, 0), "agent"), ((3, 14), None), (None, None)])
 def test_tags_of_a_neighbour_are_put_right(version: tuple[int, ...] | None, name: str | None) -> None:
     stored = {**STORED, "tags": {"mlflow.traceName": "another", "a": "b"}}
-    assert asked(changes(TOLD, stored, version))[1] == ({"mlflow.traceName": name} if name else {})
+    assert asked(diff_metadata(TOLD, stored, version))[1] == ({"mlflow.traceName": name} if name else {})
 
 
 @pytest.mark.parametrize(
@@ -180,17 +185,17 @@ def test_tags_of_a_neighbour_are_put_right(version: tuple[int, ...] | None, name
 )
 def test_quotes_of_older_servers_are_taken_away(found: str, quoted: bool, plain: str | None) -> None:
     stored = {**STORED, "trace_metadata": {SESSION: found}}
-    assert asked(changes(TOLD, stored, OLD if quoted else (3, 14)))[0].get(SESSION) == plain
+    assert asked(diff_metadata(TOLD, stored, OLD if quoted else (3, 14)))[0].get(SESSION) == plain
 
 
 def test_nothing_is_asked_for_where_nothing_is_lacking() -> None:
     stored = {**STORED, "tags": dict(TOLD.tags), "trace_metadata": dict(TOLD.metadata)}
-    assert changes(TOLD, stored, OLD) is None
+    assert diff_metadata(TOLD, stored, OLD) is None
 
 
 def test_record_without_tags_and_metadata_lacks_all() -> None:
     stored = {**STORED, "tags": None, "trace_metadata": []}
-    assert asked(changes(TOLD, stored, OLD)) == (dict(TOLD.metadata), dict(TOLD.tags))
+    assert asked(diff_metadata(TOLD, stored, OLD)) == (dict(TOLD.metadata), dict(TOLD.tags))
 
 
 # Prompts
@@ -225,7 +230,7 @@ def test_root_says_which_prompts_were_used(said: str, prompts: tuple[tuple[str, 
     ("version", "links_them"), [((3, 6, 0), False), ((3, 8, 1), True), ((3, 17, 2), True), (None, True)]
 )
 def test_prompts_are_linked_where_the_server_can(version: tuple[int, ...] | None, links_them: bool) -> None:
-    found = links(TOLD._replace(prompts=(("greeting", "2"), ("b", "1"))), version)
+    found = prompt_links(TOLD._replace(prompts=(("greeting", "2"), ("b", "1"))), version)
     wanted = [{"name": "greeting", "version": "2"}, {"name": "b", "version": "1"}]
     assert found == ({"trace_id": TOLD.name, "prompt_versions": wanted} if links_them else None)
-    assert links(TOLD, version) is None
+    assert prompt_links(TOLD, version) is None

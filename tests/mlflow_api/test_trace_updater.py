@@ -13,15 +13,15 @@ import pytest
 
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.background import After, Desk
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.mlflow_api.server import Stored
-from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import FollowUps, Round
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks, TaskResult
+from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
+from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater, UpdateTask
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import Recorded, ScriptedServer
 from support.traces import ended, until
@@ -31,7 +31,7 @@ DESTINATION = Destination("team-a", experiment_id="7")
 SEARCH = "/api/3.0/mlflow/traces/search"
 LINK = "/api/2.0/mlflow/traces/link-prompts"
 PROMPT = {"mlflow.traceTag.mlflow.linkedPrompts": '[{"name": "greeting", "version": "2"}]'}
-DOWN = Failure("it is down")
+DOWN = TransportError("it is down")
 # What stands between here and a server that would tell its version.
 UNTOLD = [
     Scripted(401, body=b"expired"),
@@ -65,22 +65,26 @@ class FakeMLflow(FakeTransport):
     """
 
     def __init__(self, version: str = "3.10.1") -> None:
-        self.version: str | Failure = version
-        self.always: Answer | Failure | None = None
+        self.version: str | TransportError = version
+        self.always: HttpResponse | TransportError | None = None
         self.absent: set[str] = set()
-        self.tells: dict[str, Answer | Failure] = {}
+        self.tells: dict[str, HttpResponse | TransportError] = {}
         self.calls: list[tuple[str, str]] = []
         self.told: dict[str, dict[str, str]] = {}
-        self.links: Answer | Failure = json_answer(200, {})
+        self.links: HttpResponse | TransportError = json_answer(200, {})
         self.linked: dict[str, list[dict[str, str]]] = {}
         self.workspaces: set[str | None] = set()
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         method, path = asked.method, asked.path
         assert asked.longest or path == "/version"
         self.calls.append((method, path))
         if path == "/version":
-            return self.version if isinstance(self.version, Failure) else Answer(200, body=self.version.encode())
+            return (
+                self.version
+                if isinstance(self.version, TransportError)
+                else HttpResponse(200, body=self.version.encode())
+            )
         self.workspaces.add(asked.workspace)
         if self.always is not None:
             return self.always
@@ -110,21 +114,21 @@ class Story:
 
     def __init__(self, *, everything: bool = False, version: str = "3.10.1") -> None:
         self.now = 0.0
-        self.api, self.report = FakeMLflow(version), Report()
-        self.experiment: str | Outcome | None = "7"
-        self.follow_ups = FollowUps(
+        self.api, self.report = FakeMLflow(version), ProblemLog()
+        self.experiment: str | ExportOutcome | None = "7"
+        self.follow_ups = TraceUpdater(
             self.api,
             lambda _destination, _seconds: self.experiment,
-            Stored(self.api, self.report, lambda: self.now),
+            ServerInfo(self.api, self.report, lambda: self.now),
             self.report,
             everything=everything,
             clock=lambda: self.now,
         )
 
-    def delivered(self, spans: list[EncodedSpan], destination: Destination = DESTINATION) -> Round | None:
+    def delivered(self, spans: list[EncodedSpan], destination: Destination = DESTINATION) -> UpdateTask | None:
         return self.follow_ups.delivered(destination, spans)
 
-    def runs(self, turn: Round | None, steps: int = 100) -> list[float]:
+    def runs(self, turn: UpdateTask | None, steps: int = 100) -> list[float]:
         """Runs a round to its end; the waits on the way."""
         assert turn is not None
         waits: list[float] = []
@@ -144,7 +148,7 @@ class Story:
 def encoded(count: int = 1, *, children: int = 1, root: Mapping[str, str] | None = None) -> list[EncodedSpan]:
     found = root or {"mlflow.traceTag.mlflow.traceName": "agent"}
     spans = ended(count, children=children, attributes=lambda _, span: {} if span else found)
-    return [Encoder().encode(span) for span in spans]
+    return [SpanEncoder().encode(span) for span in spans]
 
 
 def names(spans: list[EncodedSpan]) -> list[str]:
@@ -225,7 +229,7 @@ def test_server_without_a_call_for_prompts_is_not_asked_for_it() -> None:
 
 
 @pytest.mark.parametrize("answer", [DOWN, json_answer(503, {}), json_answer(500, {})], ids=str)
-def test_prompts_are_linked_later_where_that_fails_now(answer: Answer | Failure) -> None:
+def test_prompts_are_linked_later_where_that_fails_now(answer: HttpResponse | TransportError) -> None:
     story, spans = Story(), encoded(1, root=PROMPT)
     turn = story.delivered(spans)
     assert turn is not None
@@ -247,7 +251,7 @@ def test_prompts_that_may_not_be_linked_keep_nothing_else(caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("answer", [DOWN, json_answer(503, {}), json_answer(401, {}), json_answer(500, {})], ids=str)
-def test_server_that_is_away_is_asked_again(answer: Answer | Failure) -> None:
+def test_server_that_is_away_is_asked_again(answer: HttpResponse | TransportError) -> None:
     story, spans = Story(), encoded(3)
     turn = story.delivered(spans)
     assert turn is not None
@@ -268,7 +272,7 @@ def test_unknown_version_and_experiment_are_asked_again() -> None:
     story.api.version = DOWN
     assert turn.run(1.0).wait == 0.5
     story.api.version = "3.10.1"
-    story.experiment = Outcome(Verdict.RETRY, Cause.SERVER, "away")
+    story.experiment = ExportOutcome(Disposition.RETRY, FailureKind.SERVER, "away")
     assert turn.run(1.0).wait == 1.0
     story.experiment = "7"
     story.runs(turn)
@@ -386,20 +390,20 @@ class Asked:
         self.waits = 0.01
         self.fails, self.given_up, self.ran = fails, False, threading.Event()
 
-    def run(self, seconds: float) -> After:
+    def run(self, seconds: float) -> TaskResult:
         assert seconds > 0
         self.ran.set()
         if self.fails:
             self.failures += 1
-            return After((self,), wait=self.waits if self.failures > 1 else 0.01)
-        return After()
+            return TaskResult((self,), wait=self.waits if self.failures > 1 else 0.01)
+        return TaskResult()
 
     def give_up(self) -> None:
         self.given_up = True
 
 
 def test_desk_waits_unless_somebody_hurries() -> None:
-    desk, errand = Desk(1.0), Asked()
+    desk, errand = BackgroundTasks(1.0), Asked()
     desk.put("a", errand, wait=60.0)
     assert not desk.wait(0.0)
     assert not errand.ran.is_set()
@@ -410,12 +414,12 @@ def test_desk_waits_unless_somebody_hurries() -> None:
 
 def test_who_hurries_while_an_errand_runs_waits_for_one_more_try_at_most() -> None:
     """A minute would pass between the tries."""
-    desk, errand = Desk(60.0), Asked(fails=True)
+    desk, errand = BackgroundTasks(60.0), Asked(fails=True)
     errand.failures, errand.waits = 1, 60.0
     begun, hurried = threading.Event(), threading.Event()
     run = errand.run
 
-    def held(seconds: float) -> After:
+    def held(seconds: float) -> TaskResult:
         if not begun.is_set():
             begun.set()
             assert hurried.wait(30.0)
@@ -434,7 +438,7 @@ def test_who_hurries_while_an_errand_runs_waits_for_one_more_try_at_most() -> No
 
 
 def test_nobody_waits_for_what_fails_again_and_again() -> None:
-    desk, errand = Desk(1.0), Asked(fails=True)
+    desk, errand = BackgroundTasks(1.0), Asked(fails=True)
     desk.put("a", errand)
     assert not desk.wait(30.0)
     errand.fails = False
@@ -445,7 +449,7 @@ def test_nobody_waits_for_what_fails_again_and_again() -> None:
 
 def test_each_flush_waits_for_another_try() -> None:
     """What failed as its trace was in progress succeeds when that has been sent."""
-    desk, errand = Desk(1.0), Asked(fails=True)
+    desk, errand = BackgroundTasks(1.0), Asked(fails=True)
     errand.waits = 60.0
     desk.put("a", errand)
     assert not desk.wait(30.0)
@@ -456,7 +460,7 @@ def test_each_flush_waits_for_another_try() -> None:
 
 
 def test_end_gives_up_what_fails_and_does_what_does_not() -> None:
-    desk, bad, good = Desk(1.0), Asked(fails=True), Asked()
+    desk, bad, good = BackgroundTasks(1.0), Asked(fails=True), Asked()
     desk.put("a", bad, wait=60.0)
     desk.put("b", good, wait=60.0)
     desk.close(30.0)
@@ -536,7 +540,7 @@ def test_version_that_is_told_later_brings_what_older_servers_need(
 
     def asked(request: Recorded) -> Scripted:
         found = mlflow.request(request.method, request.path, headers={}, body=request.body, seconds=1.0, longest=1)
-        assert isinstance(found, Answer)
+        assert isinstance(found, HttpResponse)
         return Scripted(found.status, headers=dict(found.headers), body=found.body)
 
     spans = ended(4)

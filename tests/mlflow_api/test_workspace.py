@@ -5,31 +5,31 @@ from collections.abc import Mapping
 
 import pytest
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.mlflow_api.workspace import InNamespace, NamespaceWorkspace
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace, WorkspaceTransport
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 from support.transport import Call, FakeTransport
 
 INFO, VERSION = "/api/3.0/mlflow/server-info", "/version"
-TOLD = Answer(200, {"content-type": "text/html"}, b"3.17.2")
-PAGE = Answer(200, {"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>")
+TOLD = HttpResponse(200, {"content-type": "text/html"}, b"3.17.2")
+PAGE = HttpResponse(200, {"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>")
 HEADER = "x-mlflow-workspace"
 
 
 class Server(FakeTransport):
     """Answers each path as told, and remembers what was asked with which workspace."""
 
-    def __init__(self, answers: Mapping[str, Answer | Failure]) -> None:
+    def __init__(self, answers: Mapping[str, HttpResponse | TransportError]) -> None:
         self.answers = dict(answers)
         self.asked: list[tuple[str, str | None]] = []
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         self.asked.append((asked.path, asked.workspace))
-        return self.answers.get(asked.path, Answer(200))
+        return self.answers.get(asked.path, HttpResponse(200))
 
 
-def info(enabled: bool) -> Answer:
-    return Answer(200, body=json.dumps({"workspaces_enabled": enabled}).encode())
+def info(enabled: bool) -> HttpResponse:
+    return HttpResponse(200, body=json.dumps({"workspaces_enabled": enabled}).encode())
 
 
 class Clock:
@@ -40,13 +40,13 @@ class Clock:
 
 
 def made(server: Server, clock: Clock | None = None) -> NamespaceWorkspace:
-    return NamespaceWorkspace(server, "team-a", Report(), clock or Clock())
+    return NamespaceWorkspace(server, "team-a", ProblemLog(), clock or Clock())
 
 
 def sent_with(workspace: NamespaceWorkspace, server: Server, headers: Mapping[str, str] | None = None) -> str | None:
     """The workspace that a request goes out with."""
-    answer = InNamespace(server, workspace).request("POST", "/v1/traces", headers=headers or {}, seconds=1)
-    assert isinstance(answer, Answer)
+    answer = WorkspaceTransport(server, workspace).request("POST", "/v1/traces", headers=headers or {}, seconds=1)
+    assert isinstance(answer, HttpResponse)
     assert server.asked[-1][0] == "/v1/traces"
     return server.asked[-1][1]
 
@@ -56,11 +56,11 @@ def sent_with(workspace: NamespaceWorkspace, server: Server, headers: Mapping[st
     [
         (info(True), TOLD, "team-a"),
         (info(False), TOLD, None),
-        (Answer(404, body=b"<html>"), TOLD, None),  # MLflow before 3.10
-        (info(True), Answer(404), None),  # within the minute
+        (HttpResponse(404, body=b"<html>"), TOLD, None),  # MLflow before 3.10
+        (info(True), HttpResponse(404), None),  # within the minute
     ],
 )
-def test_what_a_request_goes_out_with(about: Answer, version: Answer, expected: str | None) -> None:
+def test_what_a_request_goes_out_with(about: HttpResponse, version: HttpResponse, expected: str | None) -> None:
     server = Server({INFO: about, VERSION: version})
     workspace = made(server)
     assert workspace.known is None
@@ -78,12 +78,14 @@ def test_a_workspace_that_is_named_stays_and_nothing_is_asked() -> None:
 
 
 @pytest.mark.parametrize("path", [INFO, VERSION])
-@pytest.mark.parametrize("away", [Failure("refused", arrived=True), Answer(503, body=b"busy"), Answer(429)])
-def test_nothing_is_sent_while_it_cannot_be_told(path: str, away: Answer | Failure) -> None:
+@pytest.mark.parametrize(
+    "away", [TransportError("refused", arrived=True), HttpResponse(503, body=b"busy"), HttpResponse(429)]
+)
+def test_nothing_is_sent_while_it_cannot_be_told(path: str, away: HttpResponse | TransportError) -> None:
     server = Server({INFO: info(True), VERSION: TOLD, path: away})
     workspace = made(server)
-    found = InNamespace(server, workspace).request("POST", "/v1/traces", headers={}, seconds=1)
-    assert isinstance(found, Failure)
+    found = WorkspaceTransport(server, workspace).request("POST", "/v1/traces", headers={}, seconds=1)
+    assert isinstance(found, TransportError)
     assert not found.arrived  # the spans were not sent
     assert "/v1/traces" not in [path for path, _ in server.asked]
     server.answers = {INFO: info(True), VERSION: TOLD}
@@ -91,7 +93,7 @@ def test_nothing_is_sent_while_it_cannot_be_told(path: str, away: Answer | Failu
 
 
 def test_namespace_that_becomes_a_workspace_is_found() -> None:
-    server, clock = Server({INFO: info(True), VERSION: Answer(404)}), Clock()
+    server, clock = Server({INFO: info(True), VERSION: HttpResponse(404)}), Clock()
     workspace = made(server, clock)
     assert sent_with(workspace, server) is None
     server.answers[VERSION] = TOLD
@@ -104,18 +106,18 @@ def test_namespace_that_becomes_a_workspace_is_found() -> None:
     ("path", "answer"),
     [
         (INFO, PAGE),
-        (INFO, Answer(200, body=b"[]")),
-        (INFO, Answer(302, {"location": "https://sso.invalid/"})),
-        (INFO, Answer(401)),
-        (INFO, Answer(403)),
+        (INFO, HttpResponse(200, body=b"[]")),
+        (INFO, HttpResponse(302, {"location": "https://sso.invalid/"})),
+        (INFO, HttpResponse(401)),
+        (INFO, HttpResponse(403)),
         (VERSION, PAGE),
-        (VERSION, Answer(200)),
-        (VERSION, Answer(200, body=b"ok")),
+        (VERSION, HttpResponse(200)),
+        (VERSION, HttpResponse(200, body=b"ok")),
     ],
     ids=str,
 )
 def test_answer_that_tells_nothing_says_nothing_about_the_next_one(
-    path: str, answer: Answer, caplog: pytest.LogCaptureFixture
+    path: str, answer: HttpResponse, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     server = Server({INFO: info(True), VERSION: TOLD, path: answer})

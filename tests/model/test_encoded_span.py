@@ -7,15 +7,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from mlflow_otlp_exporter._internal.encoding.attachment import Attachment
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.encoded_span import (
     EncodedSpan,
     Framing,
-    assemble,
-    field,
-    framed,
+    encode_field,
+    encode_request,
+    frame_span,
+    memory_bytes_of,
     varint,
-    weight,
 )
 from support.spans import finished
 
@@ -30,25 +30,25 @@ def test_numbers_of_any_size(number: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_lengths_of_any_size(size: int) -> None:
-    [span] = ScopeSpans.FromString(framed(field(b"\x2a", b"n" * size))).spans
+    [span] = ScopeSpans.FromString(frame_span(encode_field(b"\x2a", b"n" * size))).spans
     assert len(span.name) == size
-    body = assemble(
-        [EncodedSpan(1, 2, True, Framing(b"", b""), Framing(b"", b""), framed(field(b"\x2a", b"n" * size)))]
+    body = encode_request(
+        [EncodedSpan(1, 2, True, Framing(b"", b""), Framing(b"", b""), frame_span(encode_field(b"\x2a", b"n" * size)))]
     )
     [resource] = ExportTraceServiceRequest.FromString(body).resource_spans
     assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["n" * size]
 
 
 def test_spans_are_grouped_by_resource_and_scope() -> None:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     spans = [*finished("a"), *finished("b"), *finished("c", service="other")]
-    request = ExportTraceServiceRequest.FromString(assemble([encoder.encode(span) for span in spans]))
+    request = ExportTraceServiceRequest.FromString(encode_request([encoder.encode(span) for span in spans]))
     assert [[len(scope.spans) for scope in each.scope_spans] for each in request.resource_spans] == [[2], [1]]
 
 
 def test_a_file_that_several_spans_refer_to_weighs_once() -> None:
-    one, two = (Encoder().encode(span) for span in finished("a", "b"))
+    one, two = (SpanEncoder().encode(span) for span in finished("a", "b"))
     file = Attachment("id", "tr-1", "image/png", b"x" * 1000)
     bodies = len(one.body) + len(two.body)
-    assert weight([one, two]) == bodies
-    assert weight([one._replace(attachments=(file,)), two._replace(attachments=(file,))]) == bodies + 1000
+    assert memory_bytes_of([one, two]) == bodies
+    assert memory_bytes_of([one._replace(attachments=(file,)), two._replace(attachments=(file,))]) == bodies + 1000

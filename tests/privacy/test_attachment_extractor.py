@@ -16,13 +16,13 @@ from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.encoding.attachment import Attachment, attached
 from mlflow_otlp_exporter._internal.encoding.sanitizer import span_of
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, weight
-from mlflow_otlp_exporter._internal.model.span_data import CountedEvent
-from mlflow_otlp_exporter._internal.privacy.attachment_extractor import Extraction, inlined
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, memory_bytes_of
+from mlflow_otlp_exporter._internal.model.span_data import EventData
+from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor, inline_attachments
 from mlflow_otlp_exporter._internal.spool import file_format as file_format_module
-from mlflow_otlp_exporter._internal.spool.file_format import Header, State
+from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState, FileHeader
 
 NOISE = random.Random(5).randbytes(12_000)
 PNG, JPEG, PDF = b"\x89PNG\r\n\x1a\n" + NOISE, b"\xff\xd8\xff" + NOISE, b"%PDF-1.7\n" + NOISE
@@ -63,7 +63,7 @@ def url_of(kind: str, data: bytes) -> str:
 
 def taken(attributes: Mapping[str, Any], limit: int = LIMIT) -> tuple[dict[str, Any], tuple[Attachment, ...]]:
     """A span's attributes and what was taken out of them."""
-    extraction = Extraction(limit)
+    extraction = AttachmentExtractor(limit)
     (made,) = extraction.extracted([span(1, attributes)])
     return dict(made.attributes or {}), extraction.attachments(made)
 
@@ -113,9 +113,9 @@ def test_structured_values_events_and_bytes() -> None:
     given_span = span(
         1,
         {key: url_of("image/png", PNG), "raw": PDF, "list": [url_of("image/jpeg", JPEG), "x"], "n": 1},
-        [CountedEvent("gen_ai.user.message", {"content": url_of("audio/wav", WAV)}, 3, 4)],
+        [EventData("gen_ai.user.message", {"content": url_of("audio/wav", WAV)}, 3, 4)],
     )
-    extraction = Extraction(LIMIT)
+    extraction = AttachmentExtractor(LIMIT)
     (made,) = extraction.extracted([given_span])
     attributes, (event,) = made.attributes or {}, made.events
     by_kind = {each.content_type: each.ref for each in extraction.attachments(made)}
@@ -165,7 +165,7 @@ def test_where_nothing_may_stay_all_is_taken() -> None:
 
 
 def test_the_same_content_is_one_file_of_a_trace() -> None:
-    extraction, url = Extraction(LIMIT), url_of("image/png", PNG)
+    extraction, url = AttachmentExtractor(LIMIT), url_of("image/png", PNG)
     spans = [span(1, {"input.value": url, "b": f"{url} {url}"}), span(2, {"input.value": url}, parent=1)]
     first, second = map(extraction.attachments, extraction.extracted(spans))
     assert len(first) == 1
@@ -192,8 +192,8 @@ def test_references_are_those_of_mlflows_sdk() -> None:
 def test_base64_that_enrichment_made_a_url_of_comes_back_as_one() -> None:
     bare = attached(7, "image/png", PNG, is_url=False)
     said = {"image_url": {"url": bare.ref}, "data": bare.ref}
-    made = Encoder().encode(span(1, {"mlflow.spanInputs": json.dumps(said)}))
-    back = shown(inlined(made._replace(attachments=(bare,)), [bare], LIMIT))
+    made = SpanEncoder().encode(span(1, {"mlflow.spanInputs": json.dumps(said)}))
+    back = shown(inline_attachments(made._replace(attachments=(bare,)), [bare], LIMIT))
     assert json.loads(back["mlflow.spanInputs"]) == {
         "image_url": {"url": url_of("image/png", PNG)},
         "data": text_of(PNG),
@@ -204,9 +204,9 @@ def test_base64_that_enrichment_made_a_url_of_comes_back_as_one() -> None:
 
 
 def encoded(attributes: Mapping[str, Any], limit: int = LIMIT, events: tuple[Event, ...] = ()) -> EncodedSpan:
-    extraction = Extraction(limit)
+    extraction = AttachmentExtractor(limit)
     (made,) = extraction.extracted([span(1, attributes, list(events))])
-    return Encoder().encode(made)._replace(attachments=extraction.attachments(made))
+    return SpanEncoder().encode(made)._replace(attachments=extraction.attachments(made))
 
 
 def shown(found: EncodedSpan) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def test_what_cannot_be_uploaded_stands_where_it_stood(part: Any, kind: str, dat
     said = {"messages": [{"role": "user", "content": [part]}]}
     found = encoded({"input.value": json.dumps(said), "model": "m"})
     assert [each.content_type for each in found.attachments] == [kind]
-    back = inlined(found, found.attachments, LIMIT)
+    back = inline_attachments(found, found.attachments, LIMIT)
     assert back.attachments == ()
     restored = json.loads(shown(back)["input.value"])
     expected = json.loads(json.dumps(said))
@@ -250,7 +250,7 @@ def test_what_cannot_be_uploaded_stands_where_it_stood(part: Any, kind: str, dat
 )
 def test_what_is_too_large_then_becomes_a_text_as_it_would_have(part: Any, instead: Any) -> None:
     found = encoded({"input.value": json.dumps([part, {"type": "text", "text": "hi"}])})
-    back = inlined(found, found.attachments, 9999)
+    back = inline_attachments(found, found.attachments, 9999)
     assert json.loads(shown(back)["input.value"]) == [instead, {"type": "text", "text": "hi"}]
     assert back.attachments == ()
 
@@ -259,8 +259,8 @@ def test_openinferences_image_becomes_a_text_part() -> None:
     part = "llm.input_messages.0.message.contents.0.message_content."
     attributes = {f"{part}type": "image", f"{part}image.image.url": url_of("image/png", PNG), "b": "c"}
     found = encoded(attributes)
-    assert shown(inlined(found, found.attachments, LIMIT)) == attributes
-    assert shown(inlined(found, found.attachments, 9999)) == {
+    assert shown(inline_attachments(found, found.attachments, LIMIT)) == attributes
+    assert shown(inline_attachments(found, found.attachments, 9999)) == {
         f"{part}type": "text",
         f"{part}text": "[image/png, 12.0 kB, not kept]",
         "b": "c",
@@ -271,7 +271,7 @@ def test_only_what_cannot_be_uploaded_comes_back() -> None:
     found = encoded({"a": url_of("image/png", PNG), "b": url_of("image/jpeg", JPEG)})
     png = next(each for each in found.attachments if each.content_type == "image/png")
     (jpeg,) = (each for each in found.attachments if each is not png)
-    back = inlined(found, [png], LIMIT)
+    back = inline_attachments(found, [png], LIMIT)
     assert shown(back) == {"a": url_of("image/png", PNG), "b": jpeg.ref}
     assert back.attachments == (jpeg,)
 
@@ -279,7 +279,7 @@ def test_only_what_cannot_be_uploaded_comes_back() -> None:
 def test_events_and_lists_come_back() -> None:
     url = url_of("image/png", PNG)
     found = encoded({"list": [url, "x"]}, events=(Event("e", {"content": url}, 1),))
-    made = span_of(inlined(found, found.attachments, LIMIT))
+    made = span_of(inline_attachments(found, found.attachments, LIMIT))
     assert [each.string_value for each in made.attributes[0].value.array_value.values] == [url, "x"]
     assert made.events[0].attributes[0].value.string_value == url
 
@@ -293,7 +293,7 @@ def test_whatever_is_between_stays(files: list[bytes], words: list[str]) -> None
     content += [{"type": "image_url", "image_url": {"url": url_of("image/png", each)}} for each in files]
     said = json.dumps(content, ensure_ascii=False)
     found = encoded({"input.value": said})
-    assert json.loads(shown(inlined(found, found.attachments, LIMIT))["input.value"]) == content
+    assert json.loads(shown(inline_attachments(found, found.attachments, LIMIT))["input.value"]) == content
     assert len(found.attachments) == len({each for each in files if len(each) > 100})
 
 
@@ -301,22 +301,22 @@ def test_whatever_is_between_stays(files: list[bytes], words: list[str]) -> None
 
 
 def through_disk(spans: list[EncodedSpan]) -> list[EncodedSpan]:
-    header = Header(Destination(experiment_id="1"), len(spans), tuple(each.trace_id for each in spans), 1.0)
-    return file_format_module.from_bytes(file_format_module.to_bytes(header, spans, State()))[2]
+    header = FileHeader(Destination(experiment_id="1"), len(spans), tuple(each.trace_id for each in spans), 1.0)
+    return file_format_module.from_bytes(file_format_module.to_bytes(header, spans, DeliveryState()))[2]
 
 
 def test_files_lie_on_disk_with_their_spans_each_once() -> None:
-    extraction, url = Extraction(LIMIT), url_of("image/png", PNG)
+    extraction, url = AttachmentExtractor(LIMIT), url_of("image/png", PNG)
     spans: list[ReadableSpan] = [
         span(1, {"input.value": url}),
         span(2, {"input.value": url, "b": url_of("audio/wav", WAV)}, parent=1),
         span(3, {"input.value": "hello"}, parent=1),
     ]
     made = [
-        Encoder().encode(each)._replace(attachments=extraction.attachments(each))
+        SpanEncoder().encode(each)._replace(attachments=extraction.attachments(each))
         for each in extraction.extracted(spans)
     ]
-    assert weight(made) == sum(len(each.body) for each in made) + len(PNG) + len(WAV)
+    assert memory_bytes_of(made) == sum(len(each.body) for each in made) + len(PNG) + len(WAV)
     assert through_disk(made) == made
     plain = [each._replace(attachments=()) for each in made]
     # What was uploaded already is not kept.
@@ -324,5 +324,5 @@ def test_files_lie_on_disk_with_their_spans_each_once() -> None:
 
 
 def test_references_that_others_wrote_are_no_files() -> None:
-    (made,) = [Encoder().encode(span(1, {"input.value": attached(1, "image/png", PNG).ref}))]
+    (made,) = [SpanEncoder().encode(span(1, {"input.value": attached(1, "image/png", PNG).ref}))]
     assert through_disk([made]) == [made]

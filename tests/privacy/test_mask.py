@@ -14,7 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace.status import Status, StatusCode
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, configure
-from mlflow_otlp_exporter._internal.privacy.mask import FAILED, Mask, mask_of
+from mlflow_otlp_exporter._internal.privacy.mask import FAILED, Mask, make_mask
 from mlflow_otlp_exporter._internal.privacy.patterns import masking
 from support.exported import recorded, sent
 from support.planted import CHATS, EVERY, MARKERS, Made, span
@@ -125,7 +125,7 @@ def test_what_says_what_a_thing_is_stays(key: str, value: Any, kept: bool) -> No
 
 @pytest.mark.parametrize(("number", "masked"), [(4111111111111111, "[card]"), (1_700_000_000_000, 1_700_000_000_000)])
 def test_numbers_that_a_mask_is_about(number: int, masked: Any) -> None:
-    found = mask_of(("cards", "phones"), ignore)
+    found = make_mask(("cards", "phones"), ignore)
     assert found is not None
     assert found.value("key", number) == masked
     assert found.value("key", {"a": float(number)}) == {"a": masked}

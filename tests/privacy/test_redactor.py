@@ -11,12 +11,12 @@ from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.config.describe import shown
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.models import resolve
 from mlflow_otlp_exporter._internal.config.privacy_settings import HIDEABLE
-from mlflow_otlp_exporter._internal.model.span_data import CountedEvent
-from mlflow_otlp_exporter._internal.privacy import Cleaner, resource_filter
+from mlflow_otlp_exporter._internal.model.span_data import EventData
+from mlflow_otlp_exporter._internal.privacy import Redactor, resource_filter
 from support.exported import sent
 from support.planted import span
 from support.spans import LIMITED, limited, lost
@@ -26,9 +26,9 @@ def hide(text: str) -> str:
     return text.replace("planted", "***")
 
 
-def cleaner(environment: dict[str, str] | None = None, **arguments: Any) -> Cleaner:
+def cleaner(environment: dict[str, str] | None = None, **arguments: Any) -> Redactor:
     settings = resolve(arguments, environment=environment or {})
-    return Cleaner(settings.privacy, Report(), base64_max_length=settings.base64_max_length)
+    return Redactor(settings.privacy, ProblemLog(), base64_max_length=settings.base64_max_length)
 
 
 @pytest.mark.parametrize("wishes", [{"mask": hide}, {"hide": ["inputs"]}], ids=["masked", "hidden"])
@@ -51,7 +51,7 @@ def test_all_else_of_a_span_stays_as_it_was(wishes: dict[str, Any]) -> None:
 
 def test_an_event_of_which_a_part_is_hidden_tells_what_it_has_lost() -> None:
     context = SpanContext(1, 2, is_remote=False)
-    event = CountedEvent("event", {"input.value": "planted", "other": 1}, 5, 4)
+    event = EventData("event", {"input.value": "planted", "other": 1}, 5, 4)
     made = cleaner(hide=["inputs"]).clean(ReadableSpan("a", context, resource=Resource({}), events=[event]))
     (after,) = made.events
     assert (after.attributes, after.timestamp, after.dropped_attributes) == (
@@ -138,7 +138,7 @@ def test_what_is_hidden(environment: dict[str, str], hidden: tuple[str, ...]) ->
 
 def test_settings_are_shown_with_their_sources() -> None:
     environment = {"OPENINFERENCE_HIDE_INPUTS": "true", "MLFLOW_OTLP_MASK": "email,keys"}
-    rows = {name: (value, source) for name, value, source in shown(resolve({}, environment=environment))}
+    rows = {name: (value, source) for name, value, source in describe_settings(resolve({}, environment=environment))}
     assert rows["hide"] == ("inputs", "environment variable OPENINFERENCE_HIDE_INPUTS")
     assert rows["mask"] == ("email,keys", "environment variable MLFLOW_OTLP_MASK")
     assert resolve({"hide": "outputs"}, environment=environment).privacy.hide == ("outputs",)

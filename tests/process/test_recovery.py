@@ -19,13 +19,13 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, trace_context
 from mlflow_otlp_exporter._internal.cli import main as main_module
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.delivery import spool_consumer
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool import file_format
 from mlflow_otlp_exporter._internal.spool.journal import Journal
-from mlflow_otlp_exporter._internal.spool.journal_format import Origins, line, origins_of, origins_record, records
-from mlflow_otlp_exporter._internal.spool.recovery import Orphan, OrphanedTrace, orphans
+from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader, line, origins_of, origins_record, records
+from mlflow_otlp_exporter._internal.spool.recovery import AbandonedJournal, RecoveredTrace, find_abandoned_journals
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer, Recorded, ScriptedServer
 from support.spans import finished
@@ -204,14 +204,14 @@ def test_nothing_is_removed_that_could_not_be_read(
     killed(server.url, "tracer.start_span('a').end()", MLFLOW_EXPERIMENT_NAME="one")
     broken = threading.Event()
     broken.set()
-    read = Orphan.traces
+    read = AbandonedJournal.traces
 
-    def traces(orphan: Orphan) -> list[OrphanedTrace]:
+    def traces(orphan: AbandonedJournal) -> list[RecoveredTrace]:
         if broken.is_set():
             raise OSError(5, "Input/output error")
         return read(orphan)
 
-    monkeypatch.setattr(Orphan, "traces", traces)
+    monkeypatch.setattr(AbandonedJournal, "traces", traces)
     exporter = MLflowSpanExporter(tracking_uri=server.url, spool=True)
     until(lambda: "cannot be read" in caplog.text)
     assert journals()
@@ -298,13 +298,13 @@ flask.start_span("part of another's", trace.set_span_in_context(trace.NonRecordi
 
 
 def test_a_trace_of_which_a_part_was_sent_is_not_cut(tmp_path: Path) -> None:
-    journal = Journal(lambda: tmp_path / "journal", Report(), Origins(noise=("tests",)))
+    journal = Journal(lambda: tmp_path / "journal", ProblemLog(), JournalHeader(noise=("tests",)))
     child, root = ended(1, children=1)
     for span in (child, root):
         journal.record(span)
     journal.forget([(child.context.trace_id, child.context.span_id)])
     journal.close()
-    [orphan] = orphans(tmp_path / "journal", "nobody")
+    [orphan] = find_abandoned_journals(tmp_path / "journal", "nobody")
     [trace] = orphan.traces()
     orphan.release()
     assert [span.name for span in trace.spans.values()] == ["root 0"]
@@ -362,9 +362,9 @@ def test_what_was_written_as_it_was_is_cleaned(server: ScriptedServer) -> None:
 
 @pytest.mark.parametrize(
     "origins",
-    [Origins(), Origins(Destination("w", "é", "7", "r"), clean=True, noise=("default", "my.*"))],
+    [JournalHeader(), JournalHeader(Destination("w", "é", "7", "r"), clean=True, noise=("default", "my.*"))],
 )
-def test_what_holds_for_all_comes_back(origins: Origins) -> None:
+def test_what_holds_for_all_comes_back(origins: JournalHeader) -> None:
     [record] = records(line(origins_record(origins)))
     assert origins_of(record) == origins
 
@@ -402,13 +402,13 @@ def test_each_identity_finds_its_own_journal_only(server: ScriptedServer, tmp_pa
 
 
 def test_new_words_for_noise_hold_for_what_comes_after(tmp_path: Path) -> None:
-    journal = Journal(lambda: tmp_path / "journal", Report())
+    journal = Journal(lambda: tmp_path / "journal", ProblemLog())
     before, after = finished("before", "after")
     journal.record(before)
     journal.note_noise(["tests"])
     journal.record(after)
     journal.close()
-    [orphan] = orphans(tmp_path / "journal", "nobody")
+    [orphan] = find_abandoned_journals(tmp_path / "journal", "nobody")
     assert {span.name: trace.is_noise for trace in orphan.traces() for span in trace.spans.values()} == {
         "before": False,
         "after": True,

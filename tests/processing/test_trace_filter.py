@@ -10,7 +10,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
-from mlflow_otlp_exporter._internal.processing.trace_filter import judge
+from mlflow_otlp_exporter._internal.processing.trace_filter import make_trace_filter
 from support.scripted_server import ScriptedServer
 
 OTEL = "opentelemetry.instrumentation."
@@ -56,7 +56,7 @@ def trace_of(*scopes: str, attributes: dict[str, str] | None = None, remote: boo
     ],
 )
 def test_scopes(noise: str, scopes: Sequence[str], left_out: bool) -> None:
-    decide = judge([word for word in noise.split(",") if word])
+    decide = make_trace_filter([word for word in noise.split(",") if word])
     assert (decide is not None and decide(trace_of(*scopes))) is left_out
 
 
@@ -65,14 +65,14 @@ def test_scopes(noise: str, scopes: Sequence[str], left_out: bool) -> None:
     "key", ["gen_ai.request.model", "openinference.span.kind", "llm.model_name", "mlflow.spanType"]
 )
 def test_span_that_says_it_is_an_agents_is_none(noise: str, key: str) -> None:
-    decide = judge([noise])
+    decide = make_trace_filter([noise])
     assert decide is not None
     assert not decide(trace_of(FASTAPI, attributes={key: "x"}))
     assert decide(trace_of(FASTAPI, attributes={"http.route": "/health"}))
 
 
 def buffer(*, sees_starts: bool = True) -> TraceBuffer:
-    return TraceBuffer(linger=0.1, hold=30, sees_starts=sees_starts, is_noise=judge(["default"]))
+    return TraceBuffer(linger=0.1, hold=30, sees_starts=sees_starts, is_noise=make_trace_filter(["default"]))
 
 
 def names(spans: list[ReadableSpan]) -> list[str]:

@@ -11,7 +11,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from mlflow_otlp_exporter import Stats, configure, shutdown, trace_context
-from mlflow_otlp_exporter._internal.setup.auto_instrumentation import ZeroCodeSpanExporter, after_instrumentation
+from mlflow_otlp_exporter._internal.setup.auto_instrumentation import (
+    AutoInstrumentationSpanExporter,
+    after_instrumentation,
+)
 from support.scripted_server import Answer, ScriptedServer
 from support.spans import finished
 
@@ -27,7 +30,7 @@ def attached(other: Context) -> Iterator[None]:
 def test_wrong_setting_is_logged_and_leaves_it_off(
     arguments: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    exporter = ZeroCodeSpanExporter(**arguments)
+    exporter = AutoInstrumentationSpanExporter(**arguments)
     assert next(iter(arguments)) in caplog.text
     assert caplog.records[0].levelname == "ERROR"
     assert exporter.export(finished("a")) is SpanExportResult.FAILURE
@@ -40,7 +43,7 @@ def test_wrong_setting_is_logged_and_leaves_it_off(
 def test_arguments_as_a_configuration_file_gives_them(scripted_server: ScriptedServer) -> None:
     headers = [{"name": "x-a", "value": "1"}]
     arguments = {"experiment_id": "77", "timeout": 5, "compression": "gzip", "headers": headers}
-    exporter = ZeroCodeSpanExporter(endpoint=scripted_server.traces_url, **arguments)
+    exporter = AutoInstrumentationSpanExporter(endpoint=scripted_server.traces_url, **arguments)
     assert exporter.export(finished("a" * 2000)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     sent = scripted_server.requests[0].headers
@@ -55,7 +58,7 @@ def test_creates_the_experiment_as_configure_does(
     scripted_server.answer(Answer(404, headers=kind, body=missing), path=f"{api}/get-by-name")
     scripted_server.answer(Answer(200, headers=kind, body=b'{"experiment_id":"5"}'), path=f"{api}/create")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
-    exporter = ZeroCodeSpanExporter()
+    exporter = AutoInstrumentationSpanExporter()
     assert isinstance(exporter, SpanExporter)
     assert exporter.export(finished("a")) is SpanExportResult.SUCCESS
     exporter.shutdown()
@@ -64,7 +67,7 @@ def test_creates_the_experiment_as_configure_does(
 
 def test_what_the_batch_processor_cut_leaves_as_whole_traces(scripted_server: ScriptedServer) -> None:
     one, other = (TracerProvider(shutdown_on_exit=False) for _ in range(2))
-    exporter = ZeroCodeSpanExporter(endpoint=scripted_server.traces_url, experiment_id="1")
+    exporter = AutoInstrumentationSpanExporter(endpoint=scripted_server.traces_url, experiment_id="1")
     one.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = one.get_tracer("tests")
     with tracer.start_as_current_span("root"):
@@ -83,7 +86,7 @@ def test_what_the_batch_processor_cut_leaves_as_whole_traces(scripted_server: Sc
 
 def test_shutdown_sends_what_has_no_root_yet(scripted_server: ScriptedServer) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
-    exporter = ZeroCodeSpanExporter(endpoint=scripted_server.traces_url, experiment_id="1")
+    exporter = AutoInstrumentationSpanExporter(endpoint=scripted_server.traces_url, experiment_id="1")
     provider.add_span_processor(BatchSpanProcessor(exporter))
     with provider.get_tracer("tests").start_as_current_span("open"):
         provider.get_tracer("tests").start_span("child").end()
@@ -101,9 +104,9 @@ def global_provider() -> Iterator[TracerProvider]:
     provider.shutdown()
 
 
-def zero_code(server: ScriptedServer, provider: TracerProvider) -> ZeroCodeSpanExporter:
+def zero_code(server: ScriptedServer, provider: TracerProvider) -> AutoInstrumentationSpanExporter:
     """As `opentelemetry-instrument` sets it up."""
-    exporter = ZeroCodeSpanExporter(endpoint=server.traces_url, experiment_id="1")
+    exporter = AutoInstrumentationSpanExporter(endpoint=server.traces_url, experiment_id="1")
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=50))
     after_instrumentation()
     return exporter
@@ -173,7 +176,7 @@ def test_switched_off(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]
 ) -> None:
     monkeypatch.setenv(*variable)
-    exporter = ZeroCodeSpanExporter(endpoint=scripted_server.traces_url)
+    exporter = AutoInstrumentationSpanExporter(endpoint=scripted_server.traces_url)
     assert exporter.export(finished("a")) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert scripted_server.requests == []

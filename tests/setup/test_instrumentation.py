@@ -10,7 +10,13 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter import configure, shutdown
 from mlflow_otlp_exporter._internal.setup import instrumentation as instrumentation_module
-from mlflow_otlp_exporter._internal.setup.instrumentation import Candidate, chosen, instrument, library_of, rank_of
+from mlflow_otlp_exporter._internal.setup.instrumentation import (
+    Instrumentation,
+    instrument,
+    library_of,
+    priority_of,
+    select_instrumentations,
+)
 from support.scripted_server import ScriptedServer
 
 
@@ -43,11 +49,11 @@ def test_one_name_for_a_library(name: str, library: str) -> None:
     ],
 )
 def test_order(value: str, distribution: str, rank: int) -> None:
-    assert rank_of(value, distribution) == rank
+    assert priority_of(value, distribution) == rank
 
 
-def candidate(name: str, value: str, rank: int = 2) -> Candidate:
-    return Candidate(library_of(name), name, value, rank, EntryPoint(name, value, "opentelemetry_instrumentor"))
+def candidate(name: str, value: str, rank: int = 2) -> Instrumentation:
+    return Instrumentation(library_of(name), name, value, rank, EntryPoint(name, value, "opentelemetry_instrumentor"))
 
 
 INSTALLED = [
@@ -73,7 +79,7 @@ INSTALLED = [
     ],
 )
 def test_choice(choice: bool | tuple[str, ...], disabled: tuple[str, ...], expected: list[str]) -> None:
-    found = chosen(INSTALLED, choice, disabled)
+    found = select_instrumentations(INSTALLED, choice, disabled)
     assert [several[0].library for several in found] == expected
     for several in found:
         assert [one.rank for one in several] == sorted(one.rank for one in several)
@@ -165,7 +171,7 @@ def test_configure_switches_them_on_and_says_so(
 
 
 def test_what_is_installed_here_is_found() -> None:
-    found = {each.library: each for each in instrumentation_module.candidates()}
+    found = {each.library: each for each in instrumentation_module.find_instrumentations()}
     assert found["langchain"].rank == 0
     assert found["langchain"].package.startswith("openinference-instrumentation-langchain ")
     assert found["requests"].rank == 2

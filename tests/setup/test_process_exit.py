@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter._internal.setup import process_exit as process_exit_module
-from mlflow_otlp_exporter._internal.setup.process_exit import Children, on_sigterm
+from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook, on_sigterm
 from support.children import in_child
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -125,7 +125,7 @@ def test_what_fails_while_saving_keeps_nobody_from_ending(
     assert len(sent) == 1
 
 
-# Children
+# MultiprocessingExitHook
 
 
 class Util:
@@ -160,7 +160,7 @@ def test_a_child_saves_at_its_end_after_all_that_the_app_does_there(
     util: Util, monkeypatch: pytest.MonkeyPatch, child: bool
 ) -> None:
     saved: list[bool] = []
-    children = Children(lambda: saved.append(True))
+    children = MultiprocessingExitHook(lambda: saved.append(True))
     children.arrange()
     children.arrange()
     [(end, priority)] = util.finalizers  # once, however often it is arranged
@@ -171,7 +171,7 @@ def test_a_child_saves_at_its_end_after_all_that_the_app_does_there(
 
 
 def test_what_is_arranged_outlives_that_a_child_forgets_all(util: Util) -> None:
-    Children(lambda: None).arrange()
+    MultiprocessingExitHook(lambda: None).arrange()
     [(what, call)] = util.after_fork
     util.finalizers.clear()  # as a child of `multiprocessing` does when it starts
     call(what)
@@ -179,7 +179,7 @@ def test_what_is_arranged_outlives_that_a_child_forgets_all(util: Util) -> None:
 
 
 def test_a_forked_child_arranges_anew(util: Util) -> None:
-    children = Children(lambda: None)
+    children = MultiprocessingExitHook(lambda: None)
     children.arrange()
 
     def child() -> bool:
@@ -195,7 +195,7 @@ def test_a_forked_child_arranges_anew(util: Util) -> None:
 def test_nothing_is_imported_for_an_app_without_children(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("multiprocessing.util", "multiprocessing.process", "celery.signals"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    Children(lambda: None).arrange()
+    MultiprocessingExitHook(lambda: None).arrange()
     assert "multiprocessing.util" not in sys.modules
 
 
@@ -206,7 +206,7 @@ def test_celerys_children_save_when_celery_says_that_they_end(monkeypatch: pytes
     celery = SimpleNamespace(worker_process_shutdown=shutdown)
     monkeypatch.setitem(sys.modules, "celery.signals", celery)
     saved: list[bool] = []
-    Children(lambda: saved.append(True)).arrange()
+    MultiprocessingExitHook(lambda: saved.append(True)).arrange()
     [(ends, more)] = connected
     assert more["weak"] is False
     ends(sender=None, pid=1, exitcode=0)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.spool import dead_letters as dead_letters_module
-from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED, REFUSED, SetAside
+from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED, REFUSED, DeadLetterDirectory
 from mlflow_otlp_exporter._internal.spool.file_format import from_bytes
-from mlflow_otlp_exporter._internal.spool.index import Entry, entries_in
+from mlflow_otlp_exporter._internal.spool.index import Entry, list_entries
 from support.traces import ended, noise
 
 HERE = Destination("team-a", experiment="Bücher & more")
@@ -19,49 +19,53 @@ SHARE = 10_000
 
 
 def spans(count: int = 1, size: int = 0) -> list[EncodedSpan]:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     return [encoder.encode(span) for span in ended(count, attributes=lambda each, _: {"prompt": noise(size, each)})]
 
 
 @pytest.fixture
-def aside() -> SetAside:
+def aside() -> DeadLetterDirectory:
     numbers = itertools.count()
 
     def write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
-    return SetAside(8 * SHARE, lambda: f"a-{0:08x}-{next(numbers)}", write)
+    return DeadLetterDirectory(8 * SHARE, lambda: f"a-{0:08x}-{next(numbers)}", write)
 
 
 def words(folder: Path) -> list[str]:
     """What the server said of each request that was refused, oldest first."""
-    return [from_bytes((folder / entry.name).read_bytes())[0].message for entry in sorted(entries_in(folder))]
+    return [from_bytes((folder / entry.name).read_bytes())[0].message for entry in sorted(list_entries(folder))]
 
 
-def test_what_was_refused_is_kept_with_the_servers_words(aside: SetAside, tmp_path: Path) -> None:
+def test_what_was_refused_is_kept_with_the_servers_words(aside: DeadLetterDirectory, tmp_path: Path) -> None:
     request = spans(2)
     aside.keep_refused(tmp_path, HERE, request, "400: too long", 7.0)
-    [entry] = entries_in(tmp_path / REFUSED)
+    [entry] = list_entries(tmp_path / REFUSED)
     header, state, found = from_bytes((tmp_path / REFUSED / entry.name).read_bytes())
     assert (header.destination, header.message, header.created, found) == (HERE, "400: too long", 7.0, request)
     assert (entry.spans, entry.stamp, state.sent) == (2, 7 * 10**9, 7.0)
     assert (tmp_path / REFUSED).stat().st_mode & 0o777 == 0o700
 
 
-def test_a_damaged_request_keeps_its_name_and_a_damaged_file_gets_one(aside: SetAside, tmp_path: Path) -> None:
+def test_a_damaged_request_keeps_its_name_and_a_damaged_file_gets_one(
+    aside: DeadLetterDirectory, tmp_path: Path
+) -> None:
     entry = Entry(5, 3, "0" * 8, f"b-{0:08x}-0", 2)
     (tmp_path / entry.name).write_bytes(b"ab")
     (tmp_path / "x.journal").write_bytes(b"cde")
     aside.keep_request(tmp_path, entry)
     aside.keep_file(tmp_path, tmp_path / "x.journal", 7.0)
-    assert [(each.stamp, each.spans, each.size) for each in sorted(entries_in(tmp_path / DAMAGED))] == [
+    assert [(each.stamp, each.spans, each.size) for each in sorted(list_entries(tmp_path / DAMAGED))] == [
         (5, 3, 2),
         (7 * 10**9, 0, 3),
     ]
     assert [path.name for path in tmp_path.iterdir()] == [DAMAGED]
 
 
-def test_of_many_files_the_oldest_go(aside: SetAside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_files_the_oldest_go(
+    aside: DeadLetterDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dead_letters_module, "_MOST_FILES", 3)
     for number in range(5):
         aside.keep_refused(tmp_path, HERE, spans(), f"no {number}", float(number))
@@ -69,19 +73,19 @@ def test_of_many_files_the_oldest_go(aside: SetAside, tmp_path: Path, monkeypatc
     for number in range(5):
         (tmp_path / "x").write_bytes(b"x")
         aside.keep_file(tmp_path, tmp_path / "x", float(number))
-    assert [entry.stamp for entry in sorted(entries_in(tmp_path / DAMAGED))] == [2 * 10**9, 3 * 10**9, 4 * 10**9]
+    assert [entry.stamp for entry in sorted(list_entries(tmp_path / DAMAGED))] == [2 * 10**9, 3 * 10**9, 4 * 10**9]
 
 
-def test_of_many_bytes_the_oldest_go(aside: SetAside, tmp_path: Path) -> None:
+def test_of_many_bytes_the_oldest_go(aside: DeadLetterDirectory, tmp_path: Path) -> None:
     for number in range(5):
         aside.keep_refused(tmp_path, HERE, spans(1, 3_000), f"no {number}", float(number))
     found = words(tmp_path / REFUSED)
     assert found == [f"no {number}" for number in range(5)][-len(found) :]
     assert 1 < len(found) < 5
-    assert sum(entry.size for entry in entries_in(tmp_path / REFUSED)) <= SHARE
+    assert sum(entry.size for entry in list_entries(tmp_path / REFUSED)) <= SHARE
 
 
-def test_what_cannot_be_kept_is_told(aside: SetAside, tmp_path: Path) -> None:
+def test_what_cannot_be_kept_is_told(aside: DeadLetterDirectory, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         aside.keep_refused(tmp_path / "gone", HERE, spans(), "no", 7.0)
     with pytest.raises(FileNotFoundError):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from mlflow_otlp_exporter._internal.spool.directory import (
-    existing_folder,
+    candidate_roots,
+    create_private_directory,
+    create_spool_directory,
+    existing_spool_directory,
     folder_name,
-    make_private,
-    roots,
-    usable_folder,
 )
 
 NAME = "host-1"
@@ -32,7 +32,7 @@ def mode(path: Path) -> int:
     ],
 )
 def test_places(given: str | None, environment: dict[str, str], first: str) -> None:
-    found = list(roots(given, environment))
+    found = list(candidate_roots(given, environment))
     assert found[0] == Path(first)
     temporary = Path(tempfile.gettempdir(), f"mlflow-otlp-exporter-{os.getuid()}")
     assert found[1:] == ([] if given else [temporary])
@@ -58,7 +58,7 @@ def test_folders_are_private_whatever_the_umask_is(tmp_path: Path, umask: int) -
     (tmp_path / "state").mkdir()  # the user's own, which with the last umask only root could go into
     before = os.umask(umask)
     try:
-        folder = usable_folder(None, NAME, {"XDG_STATE_HOME": str(tmp_path / "state")})
+        folder = create_spool_directory(None, NAME, {"XDG_STATE_HOME": str(tmp_path / "state")})
     finally:
         os.umask(before)
     assert folder == tmp_path / "state" / "mlflow-otlp-exporter" / NAME
@@ -70,7 +70,7 @@ def test_a_folder_that_was_open_to_others_is_closed(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     (tmp_path / "root").chmod(0o755)
-    assert usable_folder(str(tmp_path / "root"), NAME, {}) == folder
+    assert create_spool_directory(str(tmp_path / "root"), NAME, {}) == folder
     assert mode(folder) == 0o700
     assert mode(tmp_path / "root") == 0o755  # the user's own, as it is
 
@@ -81,8 +81,8 @@ def test_a_link_or_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("link", "file"):
         with pytest.raises(NotADirectoryError):
-            make_private(tmp_path / name)
-        assert existing_folder(str(tmp_path), name, {}) is None
+            create_private_directory(tmp_path / name)
+        assert existing_spool_directory(str(tmp_path), name, {}) is None
 
 
 def test_somebody_elses_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,21 +90,21 @@ def test_somebody_elses_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.M
     other = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other)
     with pytest.raises(PermissionError):
-        make_private(tmp_path / NAME)
-    assert existing_folder(str(tmp_path), NAME, {}) is None
+        create_private_directory(tmp_path / NAME)
+    assert existing_spool_directory(str(tmp_path), NAME, {}) is None
 
 
 def test_the_next_place_where_the_first_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     environment = {"XDG_STATE_HOME": str(tmp_path / "file")}
-    folder = usable_folder(None, NAME, environment)
+    folder = create_spool_directory(None, NAME, environment)
     assert folder == tmp_path / f"mlflow-otlp-exporter-{os.getuid()}" / NAME
-    assert existing_folder(None, NAME, environment) == folder
+    assert existing_spool_directory(None, NAME, environment) == folder
     with pytest.raises(OSError, match="Not a directory"):
-        usable_folder(str(tmp_path / "file"), NAME, {})
+        create_spool_directory(str(tmp_path / "file"), NAME, {})
 
 
 def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
-    assert existing_folder(str(tmp_path / "root"), NAME, {}) is None
+    assert existing_spool_directory(str(tmp_path / "root"), NAME, {}) is None
     assert list(tmp_path.iterdir()) == []

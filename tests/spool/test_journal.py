@@ -18,13 +18,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.model.span_data import CountedEvent, CountedLink, CountedSpan, Dropped
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.span_data import DroppedCounts, EventData, LinkData, SpanData
 from mlflow_otlp_exporter._internal.spool import journal as journal_module
 from mlflow_otlp_exporter._internal.spool.journal import Journal
 from mlflow_otlp_exporter._internal.spool.journal_format import (
-    Origins,
+    JournalHeader,
     line,
     origins_of,
     origins_record,
@@ -34,7 +34,7 @@ from mlflow_otlp_exporter._internal.spool.journal_format import (
     span_of,
     span_record,
 )
-from mlflow_otlp_exporter._internal.spool.recovery import orphans
+from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
 from support.children import in_child
 from support.spans import LIMITED, finished, limited, lost
 from support.traces import ended, poisonous
@@ -58,15 +58,15 @@ contexts = st.builds(
     st.sampled_from([TraceState(), TraceState([("vendor", "x"), ("other", "a=b")])]),
 )
 spans = st.builds(
-    CountedSpan,
-    st.builds(Dropped, counts, counts, counts),
+    SpanData,
+    st.builds(DroppedCounts, counts, counts, counts),
     name=st.text(max_size=9),
     context=contexts,
     parent=st.none() | contexts,
     resource=st.sampled_from([Resource({}), Resource({"service.name": "a"}, "https://schema")]),
     attributes=attributes,
-    events=st.lists(st.builds(CountedEvent, st.text(max_size=5), attributes, times, counts), max_size=2),
-    links=st.lists(st.builds(CountedLink, contexts, attributes, counts), max_size=2),
+    events=st.lists(st.builds(EventData, st.text(max_size=5), attributes, times, counts), max_size=2),
+    links=st.lists(st.builds(LinkData, contexts, attributes, counts), max_size=2),
     kind=st.sampled_from(SpanKind),
     instrumentation_scope=st.sampled_from(
         [None, InstrumentationScope("s"), InstrumentationScope("s", "1", "u", {"k": "v"})]
@@ -105,25 +105,25 @@ def all_of(span: ReadableSpan) -> dict[str, object]:
 def test_a_span_comes_back_as_it_was(span: ReadableSpan) -> None:
     again = read_back(span)
     assert all_of(again) == all_of(span)
-    assert Encoder().encode(again) == Encoder().encode(span)
+    assert SpanEncoder().encode(again) == SpanEncoder().encode(span)
 
 
 def test_what_the_sdks_limits_have_cost_comes_back() -> None:
     span = limited()
     again = read_back(span)
     assert all_of(again) == all_of(span)
-    assert Encoder().encode(again) == Encoder().encode(span)
+    assert SpanEncoder().encode(again) == SpanEncoder().encode(span)
     assert lost(again) == LIMITED
 
 
 def test_where_nothing_was_dropped_nothing_is_written_of_it() -> None:
-    span = CountedSpan(
-        Dropped(),
+    span = SpanData(
+        DroppedCounts(),
         name="a",
         context=SpanContext(1, 2, is_remote=False),
         resource=Resource({}),
-        events=[CountedEvent("b", {}, 5, 0)],
-        links=[CountedLink(SpanContext(3, 4, is_remote=True), {}, 0)],
+        events=[EventData("b", {}, 5, 0)],
+        links=[LinkData(SpanContext(3, 4, is_remote=True), {}, 0)],
     )
     context, link = [1, 2, False, 0], [3, 4, True, 0]
     assert span_record(span, 0, 1) == [
@@ -162,7 +162,7 @@ def test_other_versions_journals_are_read(written: list[list[Any]], dropped: tup
 
 
 def test_what_another_version_says_of_all_is_read() -> None:
-    assert origins_of([*origins_record(Origins(clean=True)), "?"]) == Origins(clean=True)
+    assert origins_of([*origins_record(JournalHeader(clean=True)), "?"]) == JournalHeader(clean=True)
 
 
 def test_a_destination_of_another_kind_is_no_destination() -> None:
@@ -206,14 +206,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def journal(folder: Path) -> Iterator[Journal]:
-    made = Journal(lambda: folder, Report())
+    made = Journal(lambda: folder, ProblemLog())
     yield made
     made.close()
 
 
 def names(folder: Path) -> list[str]:
     found = []
-    for orphan in orphans(folder, "nobody"):
+    for orphan in find_abandoned_journals(folder, "nobody"):
         found += [span.name for trace in orphan.traces() for span in trace.spans.values()]
         orphan.release()
     return sorted(found)
@@ -228,9 +228,9 @@ def killed(folder: Path, code: str) -> None:
     start = (
         "import os, signal, sys; from pathlib import Path\n"
         "from mlflow_otlp_exporter._internal.spool.journal import Journal\n"
-        "from mlflow_otlp_exporter._internal.common.problem_log import Report\n"
+        "from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog\n"
         "from support.spans import finished\n"
-        "j = Journal(lambda: Path(sys.argv[1]), Report()); s = finished('a', 'b', 'c')\n"
+        "j = Journal(lambda: Path(sys.argv[1]), ProblemLog()); s = finished('a', 'b', 'c')\n"
         "key = lambda span: (span.context.trace_id, span.context.span_id)\n"
         "[j.record(each) for each in s]\n"
     )
@@ -250,7 +250,7 @@ def test_what_ended_before_a_kill_is_found(folder: Path) -> None:
     assert names(folder) == ["a", "b", "c"]
     killed(folder, "j.forget([key(s[0])])")
     assert names(folder) == ["a", "b", "b", "c", "c"]
-    for orphan in orphans(folder, "nobody"):
+    for orphan in find_abandoned_journals(folder, "nobody"):
         orphan.remove()
     assert list(folder.iterdir()) == []
 
@@ -258,7 +258,7 @@ def test_what_ended_before_a_kill_is_found(folder: Path) -> None:
 def test_the_living_are_left_alone(journal: Journal, folder: Path) -> None:
     journal.record(finished("a")[0])
     assert names(folder) == []
-    assert list(orphans(folder, journal.unique)) == []
+    assert list(find_abandoned_journals(folder, journal.unique)) == []
     assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())] == [0o700, 0o600]
     journal.close()
     assert names(folder) == ["a"]
@@ -296,7 +296,7 @@ def test_nothing_is_left_when_all_have_an_outcome(journal: Journal, folder: Path
 def test_many_threads_write_while_files_come_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_FULL", 2000)
     monkeypatch.setattr(journal_module, "_MOST_FILES", 10_000)
-    journal = Journal(lambda: folder, Report())
+    journal = Journal(lambda: folder, ProblemLog())
     kept: list[ReadableSpan] = []
     found = finished(*map(str, range(2000)))
     stop = threading.Event()
@@ -341,7 +341,7 @@ def test_a_forked_child_writes_to_files_of_its_own(journal: Journal, folder: Pat
 def test_where_nothing_can_be_written_one_line_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     place = [tmp_path / "file" / "journal"]
-    journal = Journal(lambda: place[0], Report())
+    journal = Journal(lambda: place[0], ProblemLog())
     a, b = finished("a", "b")
     for _ in range(5):
         journal.record(a)

@@ -11,28 +11,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import resolve
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.mlflow_api.server import SLOWEST_WRITE
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.spool import storage as storage_module
-from mlflow_otlp_exporter._internal.spool.file_format import State, head_of
+from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState, read_header
 from mlflow_otlp_exporter._internal.spool.journal import Journal
-from mlflow_otlp_exporter._internal.spool.persistent_queue import Depot, KeptOrigin, Recovered, opened
-from mlflow_otlp_exporter._internal.spool.storage import Spool
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._internal.spool.persistent_queue import (
+    PersistentQueue,
+    RecoveredSpans,
+    StoredRequest,
+    open_queue,
+)
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.spans import finished
 from support.traces import ended
 
 HERE = Destination("team-a", experiment="agents")
-LATER = Outcome(Verdict.RETRY, Cause.SERVER, "down")
+LATER = ExportOutcome(Disposition.RETRY, FailureKind.SERVER, "down")
 
 
 def encoded(*names: str) -> list[EncodedSpan]:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     return [encoder.encode(span) for span in finished(*names)]
 
 
@@ -48,18 +53,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def made(tmp_path: Path, folder: Path) -> Iterator[Callable[..., Depot]]:
+def made(tmp_path: Path, folder: Path) -> Iterator[Callable[..., PersistentQueue]]:
     """Makes depots in one folder, as several processes have them."""
     journals: list[Journal] = []
 
-    def make(*, every_span: bool = False, **changes: Any) -> Depot:
-        report = Report()
+    def make(*, every_span: bool = False, **changes: Any) -> PersistentQueue:
+        report = ProblemLog()
         settings = replace(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), **changes)
         journal = Journal(lambda: folder / "journal", report) if every_span else None
         if journal is not None:
             folder.mkdir(parents=True, exist_ok=True)
             journals.append(journal)
-        return Depot(Spool(settings, "target", "", report), journal, report)
+        return PersistentQueue(SpoolStorage(settings, "target", "", report), journal, report)
 
     yield make
     for journal in journals:
@@ -70,8 +75,8 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.otlp"))
 
 
-def state_on(path: Path) -> State:
-    return head_of(path.read_bytes())[1]
+def state_on(path: Path) -> DeliveryState:
+    return read_header(path.read_bytes())[1]
 
 
 # What was put there
@@ -83,14 +88,14 @@ class Told:
     def __init__(self) -> None:
         self.ended: list[bool] = []
 
-    def __call__(self, origin: KeptOrigin, ended: bool) -> None:
+    def __call__(self, origin: StoredRequest, ended: bool) -> None:
         assert origin.kept
         self.ended.append(ended)
 
 
 @pytest.mark.parametrize(("attempted", "uncertain"), [(False, False), (True, False), (True, True)])
 def test_what_is_put_there_comes_back_as_a_shipment(
-    made: Callable[..., Depot], attempted: bool, uncertain: bool
+    made: Callable[..., PersistentQueue], attempted: bool, uncertain: bool
 ) -> None:
     depot, spans, changes = made(), encoded("a", "b"), list[bool]()
     depot.changed = lambda: changes.append(True)
@@ -107,7 +112,9 @@ def test_what_is_put_there_comes_back_as_a_shipment(
 
 
 @pytest.mark.parametrize(("seconds", "asks"), [(-3600.0, False), (3600.0, True)], ids=["long ago", "clock set back"])
-def test_a_server_is_asked_no_longer_than_it_may_write(made: Callable[..., Depot], seconds: float, asks: bool) -> None:
+def test_a_server_is_asked_no_longer_than_it_may_write(
+    made: Callable[..., PersistentQueue], seconds: float, asks: bool
+) -> None:
     depot = made()
     assert depot.spool.put(HERE, encoded("a"), uncertain=True, sent=time.time() + seconds)
     shipment = depot.take(depot.spool.entries()[0], Told())
@@ -116,7 +123,7 @@ def test_a_server_is_asked_no_longer_than_it_may_write(made: Callable[..., Depot
     assert (0 < left <= SLOWEST_WRITE) if asks else left <= 0
 
 
-def test_what_is_gone_or_damaged_makes_no_shipment(made: Callable[..., Depot], folder: Path) -> None:
+def test_what_is_gone_or_damaged_makes_no_shipment(made: Callable[..., PersistentQueue], folder: Path) -> None:
     depot = made()
     for name in "ab":
         assert depot.put(HERE, encoded(name), attempted=False, uncertain=False)
@@ -129,7 +136,9 @@ def test_what_is_gone_or_damaged_makes_no_shipment(made: Callable[..., Depot], f
     assert told.ended == []
 
 
-def test_where_the_disk_takes_nothing_it_stays_with_the_caller(made: Callable[..., Depot], tmp_path: Path) -> None:
+def test_where_the_disk_takes_nothing_it_stays_with_the_caller(
+    made: Callable[..., PersistentQueue], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     depot = made(spool_dir=str(tmp_path / "file" / "spool"))
     depot.changed = lambda: pytest.fail("nothing is there")
@@ -138,13 +147,13 @@ def test_where_the_disk_takes_nothing_it_stays_with_the_caller(made: Callable[..
 
 
 def test_what_is_on_disk_as_a_request_is_needed_in_the_journal_no_more(
-    made: Callable[..., Depot], folder: Path
+    made: Callable[..., PersistentQueue], folder: Path
 ) -> None:
     depot, found = made(every_span=True), finished("a", "b")
     assert depot.journal is not None
     for span in found:
         depot.journal.record(span)
-    encoder = Encoder()
+    encoder = SpanEncoder()
     assert depot.put(HERE, [encoder.encode(found[0])], attempted=False, uncertain=False)
     depot.settled([encoder.encode(found[1])])  # delivered
     depot.close()
@@ -154,19 +163,23 @@ def test_what_is_on_disk_as_a_request_is_needed_in_the_journal_no_more(
 # What happens to it
 
 
-def taken(made: Callable[..., Depot], *names: str, uncertain: bool = False) -> tuple[Depot, KeptOrigin, Told]:
+def taken(
+    made: Callable[..., PersistentQueue], *names: str, uncertain: bool = False
+) -> tuple[PersistentQueue, StoredRequest, Told]:
     depot, told = made(), Told()
     assert depot.put(HERE, encoded(*names), attempted=uncertain, uncertain=uncertain)
     shipment = depot.take(depot.spool.entries()[0], told)
     assert shipment is not None
-    assert isinstance(shipment.origin, KeptOrigin)
+    assert isinstance(shipment.origin, StoredRequest)
     return depot, shipment.origin, told
 
 
-def test_before_it_is_sent_its_file_says_that_it_may_have_arrived(made: Callable[..., Depot], folder: Path) -> None:
+def test_before_it_is_sent_its_file_says_that_it_may_have_arrived(
+    made: Callable[..., PersistentQueue], folder: Path
+) -> None:
     _, origin, _ = taken(made, "a")
     [path] = files(folder)
-    assert state_on(path) == State(0, uncertain=False, sent=0.0)
+    assert state_on(path) == DeliveryState(0, uncertain=False, sent=0.0)
     before = time.time()
     origin.sending()
     state = state_on(path)
@@ -188,7 +201,7 @@ FATES: list[tuple[list[str], bool]] = [
 @pytest.mark.parametrize(("fates", "uncertain"), FATES)
 @pytest.mark.parametrize("before", [False, True])
 def test_whoever_finds_it_knows_whether_it_may_have_arrived(
-    made: Callable[..., Depot], folder: Path, fates: list[str], uncertain: bool, before: bool
+    made: Callable[..., PersistentQueue], folder: Path, fates: list[str], uncertain: bool, before: bool
 ) -> None:
     _, origin, told = taken(made, "a", "b", "c", uncertain=before)
     for fate in fates:
@@ -204,7 +217,7 @@ def test_whoever_finds_it_knows_whether_it_may_have_arrived(
     assert told.ended == []
 
 
-def test_it_goes_when_each_span_has_an_outcome(made: Callable[..., Depot], folder: Path) -> None:
+def test_it_goes_when_each_span_has_an_outcome(made: Callable[..., PersistentQueue], folder: Path) -> None:
     depot, origin, told = taken(made, "a", "b", "c")
     origin.settle(1, 0)
     origin.settle(0, 1, LATER)
@@ -215,7 +228,7 @@ def test_it_goes_when_each_span_has_an_outcome(made: Callable[..., Depot], folde
     assert depot.spool.totals().files == 0
 
 
-def test_what_waits_for_longer_lets_others_go_and_stays(made: Callable[..., Depot], folder: Path) -> None:
+def test_what_waits_for_longer_lets_others_go_and_stays(made: Callable[..., PersistentQueue], folder: Path) -> None:
     depot, origin, told = taken(made, "a", "b")
     origin.deferred()
     origin.suspect(10)
@@ -228,11 +241,11 @@ def test_what_waits_for_longer_lets_others_go_and_stays(made: Callable[..., Depo
     assert [entry.name for entry in depot.spool.entries()] == [path.name for path in files(folder)]
 
 
-def test_refused_is_set_aside_with_its_message(made: Callable[..., Depot], folder: Path) -> None:
+def test_refused_is_set_aside_with_its_message(made: Callable[..., PersistentQueue], folder: Path) -> None:
     depot = made()
     depot.refuse(HERE, encoded("a"), "400: no")
     [path] = files(folder / "refused")
-    assert head_of(path.read_bytes())[0].message == "400: no"
+    assert read_header(path.read_bytes())[0].message == "400: no"
     assert not depot.has_leftovers()
 
 
@@ -243,7 +256,9 @@ def test_refused_is_set_aside_with_its_message(made: Callable[..., Depot], folde
     ("name", "there"),
     [("", False), ("notes.txt", False), ("journal/x-000000.journal", True), ("refused/x.otlp", False)],
 )
-def test_leftovers_are_requests_and_journals(made: Callable[..., Depot], folder: Path, name: str, there: bool) -> None:
+def test_leftovers_are_requests_and_journals(
+    made: Callable[..., PersistentQueue], folder: Path, name: str, there: bool
+) -> None:
     assert not made().has_leftovers()
     if name:
         (folder / name).parent.mkdir(parents=True)
@@ -257,19 +272,19 @@ class Encoding:
     """As the pipeline does it; keeps what it was given."""
 
     def __init__(self) -> None:
-        self.given: list[Recovered] = []
+        self.given: list[RecoveredSpans] = []
         self.noise: list[ReadableSpan] = []
 
-    def __call__(self, left: Recovered) -> Sequence[tuple[Destination, list[EncodedSpan]]]:
+    def __call__(self, left: RecoveredSpans) -> Sequence[tuple[Destination, list[EncodedSpan]]]:
         self.given.append(left)
-        encoder = Encoder()
+        encoder = SpanEncoder()
         return [(left.destination, [encoder.encode(span)]) for span in left.spans]  # a request each
 
     def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
         self.noise += spans
 
 
-def left_behind(made: Callable[..., Depot], spans: Sequence[ReadableSpan]) -> None:
+def left_behind(made: Callable[..., PersistentQueue], spans: Sequence[ReadableSpan]) -> None:
     """As if a process with `every-span` had been killed: what it had locked is free."""
     dead = made(every_span=True)
     assert dead.journal is not None
@@ -279,7 +294,7 @@ def left_behind(made: Callable[..., Depot], spans: Sequence[ReadableSpan]) -> No
 
 
 def test_what_the_dead_have_left_becomes_requests_that_may_have_arrived(
-    made: Callable[..., Depot], folder: Path
+    made: Callable[..., PersistentQueue], folder: Path
 ) -> None:
     found, encoding = ended(2, children=2), Encoding()
     left_behind(made, found)
@@ -294,7 +309,7 @@ def test_what_the_dead_have_left_becomes_requests_that_may_have_arrived(
     assert encoding.given == []
 
 
-def test_the_living_keep_what_they_have(made: Callable[..., Depot], folder: Path) -> None:
+def test_the_living_keep_what_they_have(made: Callable[..., PersistentQueue], folder: Path) -> None:
     living, depot, encoding = made(every_span=True), made(every_span=True), Encoding()
     for each in (living, depot):
         assert each.journal is not None
@@ -309,7 +324,7 @@ def test_the_living_keep_what_they_have(made: Callable[..., Depot], folder: Path
 
 
 def test_what_cannot_be_made_a_request_now_is_left_for_later(
-    made: Callable[..., Depot], folder: Path, monkeypatch: pytest.MonkeyPatch
+    made: Callable[..., PersistentQueue], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left_behind(made, finished("a", "b"))
     depot, encoding = made(), Encoding()
@@ -322,18 +337,18 @@ def test_what_cannot_be_made_a_request_now_is_left_for_later(
     assert list((folder / "journal").iterdir()) == []
 
 
-def test_where_nothing_is_nothing_is_made(made: Callable[..., Depot], folder: Path) -> None:
+def test_where_nothing_is_nothing_is_made(made: Callable[..., PersistentQueue], folder: Path) -> None:
     encoding = Encoding()
     made().adopt(encoding, encoding.leave_out)
     assert not folder.parent.exists()
 
 
-def whose(depot: Depot) -> list[str]:
+def whose(depot: PersistentQueue) -> list[str]:
     shipments = [depot.take(entry, Told()) for entry in depot.spool.entries()]
     return [shipment.origin.left for shipment in shipments if shipment is not None]
 
 
-def test_whoever_takes_it_is_told_who_has_left_it(made: Callable[..., Depot]) -> None:
+def test_whoever_takes_it_is_told_who_has_left_it(made: Callable[..., PersistentQueue]) -> None:
     left_behind(made, finished("killed"))
     earlier = made()
     assert earlier.put(HERE, encoded("a"), attempted=False, uncertain=False)
@@ -352,7 +367,7 @@ def test_whoever_takes_it_is_told_who_has_left_it(made: Callable[..., Depot]) ->
 @pytest.mark.parametrize(("durability", "journal"), [("request", False), ("every-span", True)])
 def test_only_every_span_has_a_journal(tmp_path: Path, durability: str, journal: bool) -> None:
     settings = resolve({"spool": True, "spool_dir": tmp_path, "durability": durability}, environment={})
-    depot = opened(settings, "none", Report())
+    depot = open_queue(settings, "none", ProblemLog())
     assert (depot.journal is not None) is journal
     assert list(tmp_path.iterdir()) == []  # until there is something to keep
     depot.close()
@@ -374,11 +389,13 @@ IDENTITIES: dict[str, dict[str, Any]] = {
 def test_each_target_and_identity_has_a_folder_without_any_credential(tmp_path: Path) -> None:
     for arguments in IDENTITIES.values():
         given = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path, **arguments}
-        depot = opened(resolve(given, environment={}), "somebody", Report())
+        depot = open_queue(resolve(given, environment={}), "somebody", ProblemLog())
         assert depot.put(HERE, encoded("a"), attempted=False, uncertain=False)
     assert len(list(tmp_path.iterdir())) == len(IDENTITIES)
     rotated = {"credentials": ("ada", "planted-3"), "tracking_uri": "http://mlflow:5000"}
-    again = opened(resolve({**rotated, "spool": True, "spool_dir": tmp_path}, environment={}), "somebody", Report())
+    again = open_queue(
+        resolve({**rotated, "spool": True, "spool_dir": tmp_path}, environment={}), "somebody", ProblemLog()
+    )
     assert again.spool.totals().files == 1  # a new password is no new user
     for path in tmp_path.rglob("*"):
         assert "planted" not in str(path)
@@ -401,7 +418,7 @@ def test_exporters_that_cannot_be_told_apart_on_disk_are_told(
 ) -> None:
     given = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path}
     one, other = (
-        opened(resolve({**given, "credentials": each}, environment={}), "somebody", Report())
+        open_queue(resolve({**given, "credentials": each}, environment={}), "somebody", ProblemLog())
         for each in (first, second)
     )
     for depot in (one, other):
@@ -416,7 +433,7 @@ def test_exporters_that_cannot_be_told_apart_on_disk_are_told(
     assert "planted" not in caplog.text
     one.close()
     caplog.clear()
-    third = opened(resolve({**given, "credentials": second}, environment={}), "somebody", Report())
+    third = open_queue(resolve({**given, "credentials": second}, environment={}), "somebody", ProblemLog())
     for entry in third.spool.entries():
         third.take(entry, Told())
     assert "told apart" not in caplog.text  # as when configure() puts a new pipeline in the place of an old one
@@ -437,13 +454,13 @@ def test_whatever_happens_to_a_request_nothing_is_sent_unasked_twice(
     """What is on disk says that it may have arrived whenever it was sent and is not known to be lost."""
     settings = SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool")))
 
-    def take() -> KeptOrigin | None:
-        depot = Depot(Spool(settings, "target", "", Report()), None, Report())
+    def take() -> StoredRequest | None:
+        depot = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
         [*entries] = depot.spool.entries()
         shipment = depot.take(entries[0], lambda _origin, _ended: None) if entries else None
-        return cast("KeptOrigin", shipment.origin) if shipment else None
+        return cast("StoredRequest", shipment.origin) if shipment else None
 
-    first = Depot(Spool(settings, "target", "", Report()), None, Report())
+    first = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
     assert first.put(HERE, encoded("a", "b", "c"), attempted=False, uncertain=False)
     origin, may_have_arrived = take(), False
     for event in events:

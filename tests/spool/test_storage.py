@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
 from mlflow_otlp_exporter._internal.spool import storage as storage_module
-from mlflow_otlp_exporter._internal.spool.file_format import State
-from mlflow_otlp_exporter._internal.spool.index import entries_in
-from mlflow_otlp_exporter._internal.spool.storage import Spool
+from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
+from mlflow_otlp_exporter._internal.spool.index import list_entries
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.children import in_child
 from support.traces import ended, noise
 
@@ -33,7 +33,7 @@ DAY = 86_400.0
 
 
 def spans(count: int = 1, size: int = 0) -> list[EncodedSpan]:
-    encoder = Encoder()
+    encoder = SpanEncoder()
     found = ended(count, attributes=lambda number, _: {"prompt": noise(size, number)})
     return [encoder.encode(span) for span in found]
 
@@ -52,14 +52,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def made(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spool]:
+def made(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpoolStorage]:
     """Makes spools in one folder, as several processes have them; each looks at the disk every time."""
     monkeypatch.setattr(storage_module, "_LOOK_SECONDS", 0.0)
     monkeypatch.setattr(storage_module, "_LOOK_SHARE", 0.0)
 
-    def make(**changes: Any) -> Spool:
+    def make(**changes: Any) -> SpoolStorage:
         settings = replace(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), **changes)
-        return Spool(settings, "target", "http://a, user ada", Report(), clock=clock)
+        return SpoolStorage(settings, "target", "http://a, user ada", ProblemLog(), clock=clock)
 
     return make
 
@@ -69,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "root" / "target"
 
 
-def held(spool: Spool) -> list[list[EncodedSpan]]:
+def held(spool: SpoolStorage) -> list[list[EncodedSpan]]:
     found = []
     for entry in spool.entries():
         loaded = spool.load(entry)
@@ -79,7 +79,7 @@ def held(spool: Spool) -> list[list[EncodedSpan]]:
     return found
 
 
-def refused(spool: Spool) -> int:
+def refused(spool: SpoolStorage) -> int:
     return spool._report.stats().refused
 
 
@@ -90,7 +90,7 @@ def files(folder: Path) -> list[Path]:
 # In and out
 
 
-def test_what_is_put_in_comes_out_oldest_first(made: Callable[..., Spool], clock: Clock, folder: Path) -> None:
+def test_what_is_put_in_comes_out_oldest_first(made: Callable[..., SpoolStorage], clock: Clock, folder: Path) -> None:
     spool, requests = made(), [spans(number) for number in (1, 2, 3)]
     for number, request in enumerate(requests):
         clock.now += 1
@@ -105,7 +105,7 @@ def test_what_is_put_in_comes_out_oldest_first(made: Callable[..., Spool], clock
         assert found == request
         assert (header.destination, header.span_count) == (HERE, len(request))
         assert header.trace_ids == tuple(span.trace_id for span in request)
-    assert (header.created, state) == (clock.now, State(1, uncertain=True, sent=10.0))
+    assert (header.created, state) == (clock.now, DeliveryState(1, uncertain=True, sent=10.0))
     assert spool.entries() == []  # in hand
     spool.put_back(entries[1])
     assert spool.entries() == [entries[1]]
@@ -116,7 +116,7 @@ def test_what_is_put_in_comes_out_oldest_first(made: Callable[..., Spool], clock
     assert spool.totals() == (0, 0, 0, 0.0)
 
 
-def test_files_are_private_from_the_start(made: Callable[..., Spool], folder: Path) -> None:
+def test_files_are_private_from_the_start(made: Callable[..., SpoolStorage], folder: Path) -> None:
     seen: list[int] = []
     write = os.write
 
@@ -137,24 +137,24 @@ def test_files_are_private_from_the_start(made: Callable[..., Spool], folder: Pa
     assert (folder / "about.txt").read_text() == "http://a, user ada"
 
 
-def test_another_process_sees_it_and_what_is_noted_on_it(made: Callable[..., Spool]) -> None:
+def test_another_process_sees_it_and_what_is_noted_on_it(made: Callable[..., SpoolStorage]) -> None:
     first, second = made(), made()
     assert first.put(HERE, spans())
     [entry] = second.entries()
-    second.mark(entry, State(3, uncertain=True, sent=7.0))
+    second.mark(entry, DeliveryState(3, uncertain=True, sent=7.0))
     loaded = first.load(entry)
     assert loaded is not None
-    assert loaded[1] == State(3, uncertain=True, sent=7.0)
+    assert loaded[1] == DeliveryState(3, uncertain=True, sent=7.0)
     second.remove(entry)
     first.put_back(entry)
     assert first.entries() == []
     assert first.load(entry) is None
-    first.mark(entry, State())
+    first.mark(entry, DeliveryState())
     first.remove(entry)
     assert (refused(first), refused(second)) == (0, 0)
 
 
-def test_what_this_process_put_in_is_told_apart(made: Callable[..., Spool]) -> None:
+def test_what_this_process_put_in_is_told_apart(made: Callable[..., SpoolStorage]) -> None:
     first, second = made(), made()
     assert first.put(HERE, spans(2))
     assert second.put(HERE, spans(5))
@@ -166,7 +166,7 @@ def test_what_this_process_put_in_is_told_apart(made: Callable[..., Spool]) -> N
     assert (first.spans_of_this_process(), first.totals().spans) == (3, 12)
 
 
-def test_nothing_is_made_before_something_is_put_in(made: Callable[..., Spool], folder: Path) -> None:
+def test_nothing_is_made_before_something_is_put_in(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spool = made()
     assert spool.entries() == []
     spool.sweep()
@@ -174,7 +174,7 @@ def test_nothing_is_made_before_something_is_put_in(made: Callable[..., Spool], 
     assert not folder.parent.exists()
 
 
-def test_fsync_is_a_setting(made: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsync_is_a_setting(made: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     assert made().put(HERE, spans())
@@ -187,7 +187,7 @@ def test_fsync_is_a_setting(made: Callable[..., Spool], monkeypatch: pytest.Monk
 
 
 def test_at_the_bound_of_bytes_the_oldest_go_first(
-    made: Callable[..., Spool], folder: Path, caplog: pytest.LogCaptureFixture
+    made: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool, requests = made(spool_max_bytes=35_000), [spans(2, 5_000) for _ in range(10)]
     for request in requests:
@@ -202,14 +202,14 @@ def test_at_the_bound_of_bytes_the_oldest_go_first(
     assert "oldest" in line
 
 
-def test_the_bound_counts_what_other_processes_put_in(made: Callable[..., Spool], folder: Path) -> None:
+def test_the_bound_counts_what_other_processes_put_in(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spools = [made(spool_max_bytes=35_000) for _ in range(4)]
     for number in range(12):
         assert spools[number % 4].put(HERE, spans(2, 5_000))
         assert sum(path.stat().st_size for path in files(folder)) <= 35_000
 
 
-def test_what_is_in_hand_is_not_given_up(made: Callable[..., Spool]) -> None:
+def test_what_is_in_hand_is_not_given_up(made: Callable[..., SpoolStorage]) -> None:
     spool = made(spool_max_bytes=35_000)
     first = spans(2, 5_000)
     assert spool.put(HERE, first)
@@ -222,7 +222,7 @@ def test_what_is_in_hand_is_not_given_up(made: Callable[..., Spool]) -> None:
 
 
 def test_a_request_that_is_larger_than_the_bound_displaces_nothing(
-    made: Callable[..., Spool], caplog: pytest.LogCaptureFixture
+    made: Callable[..., SpoolStorage], caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = made(spool_max_bytes=35_000)
     assert spool.put(HERE, spans())
@@ -232,7 +232,7 @@ def test_a_request_that_is_larger_than_the_bound_displaces_nothing(
     assert "larger than all that may lie there" in caplog.text
 
 
-def test_the_bound_of_files(made: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bound_of_files(made: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "_MOST_FILES", 3)
     spool, requests = made(), [spans() for _ in range(5)]
     for request in requests:
@@ -242,7 +242,7 @@ def test_the_bound_of_files(made: Callable[..., Spool], monkeypatch: pytest.Monk
 
 
 def test_what_is_too_old_is_given_up(
-    made: Callable[..., Spool], clock: Clock, caplog: pytest.LogCaptureFixture
+    made: Callable[..., SpoolStorage], clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool, new = made(), spans(2)
     assert spool.put(HERE, spans(3))
@@ -263,7 +263,7 @@ def disk(monkeypatch: pytest.MonkeyPatch, total: int, free: Callable[[], int]) -
 
 @pytest.mark.parametrize(("total", "floor"), [(100 << 30, 256 << 20), (1 << 30, (1 << 30) // 20)])
 def test_the_disk_is_never_filled(
-    made: Callable[..., Spool],
+    made: Callable[..., SpoolStorage],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     total: int,
@@ -293,7 +293,7 @@ def test_the_disk_is_never_filled(
 # Clocks
 
 
-def test_the_order_stands_when_the_clock_is_set_back(made: Callable[..., Spool], clock: Clock) -> None:
+def test_the_order_stands_when_the_clock_is_set_back(made: Callable[..., SpoolStorage], clock: Clock) -> None:
     first, requests = made(), [spans() for _ in range(4)]
     assert first.put(HERE, requests[0])
     clock.now -= 400 * DAY
@@ -316,7 +316,7 @@ def test_the_order_stands_when_the_clock_is_set_back(made: Callable[..., Spool],
 
 @pytest.mark.parametrize("damage", ["cut off", "changed", "empty", "foreign"])
 def test_damaged_files_are_set_aside_and_block_nothing(
-    made: Callable[..., Spool], folder: Path, caplog: pytest.LogCaptureFixture, damage: str
+    made: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     spool, good = made(), spans(2)
     assert spool.put(HERE, spans(3))
@@ -334,10 +334,10 @@ def test_damaged_files_are_set_aside_and_block_nothing(
     assert "damaged" in line
 
 
-def test_what_was_refused_is_kept_with_what_the_server_said(made: Callable[..., Spool], folder: Path) -> None:
+def test_what_was_refused_is_kept_with_what_the_server_said(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spool, request = made(), spans(2)
     spool.put_refused(HERE, request, "400: the session is too long")
-    [entry] = entries_in(folder / "refused")
+    [entry] = list_entries(folder / "refused")
     content = (folder / "refused" / entry.name).read_bytes()
     header, _, found = spool_file.from_bytes(content)
     assert (header.destination, header.message, found) == (HERE, "400: the session is too long", request)
@@ -345,7 +345,7 @@ def test_what_was_refused_is_kept_with_what_the_server_said(made: Callable[..., 
 
 
 def test_files_of_another_version_are_left_alone(
-    made: Callable[..., Spool], folder: Path, caplog: pytest.LogCaptureFixture
+    made: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool, good = made(), spans()
     for _ in range(2):
@@ -363,7 +363,7 @@ def test_files_of_another_version_are_left_alone(
     assert "version 9" in line
 
 
-def test_foreign_files_are_nobodys_business(made: Callable[..., Spool], folder: Path) -> None:
+def test_foreign_files_are_nobodys_business(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spool = made(spool_max_bytes=2_000)
     assert spool.put(HERE, spans())
     name = files(folder)[0].name
@@ -379,7 +379,7 @@ def test_foreign_files_are_nobodys_business(made: Callable[..., Spool], folder: 
 
 
 def test_what_a_killed_process_had_begun_to_write_goes_after_a_while(
-    made: Callable[..., Spool], folder: Path, clock: Clock
+    made: Callable[..., SpoolStorage], folder: Path, clock: Clock
 ) -> None:
     spool = made()
     assert spool.put(HERE, spans())
@@ -423,7 +423,7 @@ FAULTS: dict[str, tuple[str, int]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_told_once_and_the_disk_tried_again(
-    made: Callable[..., Spool], folder: Path, now: Clock, caplog: pytest.LogCaptureFixture, fault: str
+    made: Callable[..., SpoolStorage], folder: Path, now: Clock, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     spool, name, number = made(spool_fsync=True), *FAULTS[fault]
     tries: list[float] = []
@@ -450,7 +450,7 @@ def test_a_fault_is_told_once_and_the_disk_tried_again(
     assert list(folder.glob("*.tmp")) == []
 
 
-def test_a_removed_folder_is_made_again(made: Callable[..., Spool], folder: Path) -> None:
+def test_a_removed_folder_is_made_again(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spool, request = made(), spans(2)
     assert spool.put(HERE, spans())
     [entry] = spool.entries()
@@ -463,7 +463,7 @@ def test_a_removed_folder_is_made_again(made: Callable[..., Spool], folder: Path
 
 
 def test_a_folder_that_is_removed_in_between_is_made_again(
-    made: Callable[..., Spool], folder: Path, monkeypatch: pytest.MonkeyPatch
+    made: Callable[..., SpoolStorage], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool, request = made(), spans(2)
     assert spool.put(HERE, spans())
@@ -481,7 +481,7 @@ def test_a_folder_that_is_removed_in_between_is_made_again(
 
 
 def test_what_cannot_be_read_or_removed_blocks_nothing(
-    made: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    made: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool, requests = made(), [spans(number) for number in (1, 2, 3)]
     for request in requests:
@@ -523,7 +523,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_real_disk_that_is_full(
-    made: Callable[..., Spool], small_disk: Path, caplog: pytest.LogCaptureFixture
+    made: Callable[..., SpoolStorage], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = made(spool_dir=str(small_disk))
     spool.pressed = lambda: True
@@ -548,7 +548,7 @@ def test_a_real_disk_that_is_full(
 
 
 def test_a_real_disk_that_becomes_read_only(
-    made: Callable[..., Spool], small_disk: Path, caplog: pytest.LogCaptureFixture
+    made: Callable[..., SpoolStorage], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = made(spool_dir=str(small_disk))
     assert spool.put(HERE, spans())
@@ -565,7 +565,7 @@ def test_a_real_disk_that_becomes_read_only(
 
 
 def test_where_no_folder_can_be_had_one_line_says_so(
-    made: Callable[..., Spool], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    made: Callable[..., SpoolStorage], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
     spool = made(spool_dir=str(tmp_path / "file"))
@@ -577,7 +577,7 @@ def test_where_no_folder_can_be_had_one_line_says_so(
     assert "MLFLOW_OTLP_SPOOL_DIR" in line
 
 
-def test_many_threads_at_once(made: Callable[..., Spool], folder: Path) -> None:
+def test_many_threads_at_once(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spool = made()
     taken: list[Sequence[EncodedSpan]] = []
     requests = [spans() for _ in range(200)]

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
 from mlflow_otlp_exporter._internal.spool import storage as storage_module
-from mlflow_otlp_exporter._internal.spool.file_format import State
+from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import Entry
-from mlflow_otlp_exporter._internal.spool.storage import Spool
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.traces import ended
 
 _CALLS = ("open", "write", "close", "replace", "unlink", "mkdir", "scandir")
@@ -73,7 +73,7 @@ class Process:
 
     def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
         settings = SpoolSettings(spool=True, spool_dir=str(folder))
-        self.spool = Spool(settings, "target", "about", Report(), clock=clock)
+        self.spool = SpoolStorage(settings, "target", "about", ProblemLog(), clock=clock)
         self.lock = FileLock(folder / "lock")
         self.hand: Entry | None = None
         self.number = next(_numbers)
@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
         return process
 
     def _request(self) -> list[EncodedSpan]:
-        return [Encoder().encode(span) for span in ended(1)]
+        return [SpanEncoder().encode(span) for span in ended(1)]
 
     def _bury(self, process: Process) -> None:
         process.lock.release()  # as the kernel does
@@ -145,7 +145,7 @@ class Machine(RuleBasedStateMachine):
         for entry in process.spool.entries():
             loaded = process.spool.load(entry)
             if loaded is not None:
-                process.spool.mark(entry, State(loaded[1].attempts + 1, uncertain=True, sent=self.now))
+                process.spool.mark(entry, DeliveryState(loaded[1].attempts + 1, uncertain=True, sent=self.now))
                 return entry, loaded[2]
         return None
 
@@ -230,7 +230,7 @@ class Machine(RuleBasedStateMachine):
 def _whole(content: bytes) -> bool:
     try:
         spool_file.from_bytes(content)
-    except (spool_file.Damaged, spool_file.UnknownVersion):
+    except (spool_file.CorruptFileError, spool_file.UnsupportedVersionError):
         return False
     return True
 

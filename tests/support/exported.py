@@ -6,7 +6,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from mlflow_otlp_exporter.testing.recorded import RecordedSpan, recorded_spans
 
 
@@ -23,7 +23,7 @@ def sent(spans: Sequence[ReadableSpan], **arguments: Any) -> bytes:
     batches, broken = pipeline.batching.batches(spans)
     exporter.shutdown(0)
     assert broken == 0
-    return b"".join(assemble(batch) for _, batch in batches)
+    return b"".join(encode_request(batch) for _, batch in batches)
 
 
 def recorded(span: ReadableSpan, **arguments: Any) -> RecordedSpan:

@@ -484,7 +484,8 @@ import base64, logging, threading
 from support.children import in_child
 from support.markers import PROMPT, SECRET
 
-ours, urllib3 = logging.getLogger("mlflow_otlp_exporter._internal.delivery.retry_sender"), logging.getLogger("urllib3.connectionpool")
+ours = logging.getLogger("mlflow_otlp_exporter._internal.delivery.retry_sender")
+urllib3 = logging.getLogger("urllib3.connectionpool")
 
 def test_harmless():
     ours.error("%s spans wait", 5)

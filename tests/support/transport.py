@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 
 
 class Call(NamedTuple):
@@ -38,7 +38,7 @@ class Call(NamedTuple):
 class FakeTransport:
     """Answers as a subclass says."""
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         raise NotImplementedError
 
     def request(
@@ -50,7 +50,7 @@ class FakeTransport:
         body: bytes | None = None,
         seconds: float,
         longest: int = 0,
-    ) -> Answer | Failure:
+    ) -> HttpResponse | TransportError:
         assert seconds > 0
         return self.answer(Call(method, path, headers, body or b"", longest))
 
@@ -62,14 +62,14 @@ class Script(FakeTransport):
         seen: What was asked.
     """
 
-    def __init__(self, *answers: Answer | Failure) -> None:
+    def __init__(self, *answers: HttpResponse | TransportError) -> None:
         self.answers, self.seen = list(answers), list[Call]()
 
-    def answer(self, asked: Call) -> Answer | Failure:
+    def answer(self, asked: Call) -> HttpResponse | TransportError:
         self.seen.append(asked)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
-def json_answer(status: int, found: Any) -> Answer:
+def json_answer(status: int, found: Any) -> HttpResponse:
     """An answer in JSON, as MLflow's REST API gives it."""
-    return Answer(status, {"content-type": "application/json"}, json.dumps(found).encode())
+    return HttpResponse(status, {"content-type": "application/json"}, json.dumps(found).encode())

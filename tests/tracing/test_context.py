@@ -18,10 +18,11 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 
 from mlflow_otlp_exporter import trace_context
 from mlflow_otlp_exporter._internal.common import attribute_names
+from mlflow_otlp_exporter._internal.model.destination import Route
 from mlflow_otlp_exporter._internal.tracing import context as context_module
 from mlflow_otlp_exporter._internal.tracing import routing as routing_module
-from mlflow_otlp_exporter._internal.tracing.context import stamp
-from mlflow_otlp_exporter._internal.tracing.routing import Route, closed, route_of
+from mlflow_otlp_exporter._internal.tracing.context import apply_context
+from mlflow_otlp_exporter._internal.tracing.routing import closed, route_of
 
 
 class Stamping(SpanProcessor):
@@ -32,7 +33,7 @@ class Stamping(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         assert span.context is not None
-        stamp(span, span.context.trace_id, parent_context, self.received)
+        apply_context(span, span.context.trace_id, parent_context, self.received)
 
 
 @pytest.fixture

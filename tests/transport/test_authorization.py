@@ -10,15 +10,15 @@ import pytest
 from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.config.models import resolve
 from mlflow_otlp_exporter._internal.transport.authorization import (
-    Credentials,
+    Authorization,
     CredentialsUnavailable,
-    credentials_for,
     expiry_of,
+    make_authorization,
 )
 
 
-def chosen(**arguments: Any) -> Credentials:
-    return credentials_for(resolve(arguments, environment={"HOME": "/nowhere"}).traces)
+def chosen(**arguments: Any) -> Authorization:
+    return make_authorization(resolve(arguments, environment={"HOME": "/nowhere"}).traces)
 
 
 def basic(text: str) -> str:

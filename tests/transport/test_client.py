@@ -16,21 +16,23 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.transport.client import Connection
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from mlflow_otlp_exporter._internal.transport.client import HttpClient
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 from support.children import in_child
 from support.markers import SECRET
 from support.scripted_server import ACCEPTED, ScriptedServer
 from support.scripted_server import Answer as Scripted
 
 
-def connection(server: ScriptedServer, session: requests.Session | None = None, **arguments: Any) -> Connection:
-    return Connection(resolve({"endpoint": server.traces_url, **arguments}).traces, session)
+def connection(server: ScriptedServer, session: requests.Session | None = None, **arguments: Any) -> HttpClient:
+    return HttpClient(resolve({"endpoint": server.traces_url, **arguments}).traces, session)
 
 
-def post(to: Connection, seconds: float = 20.0, headers: Mapping[str, str] | None = None) -> Answer | Failure:
+def post(
+    to: HttpClient, seconds: float = 20.0, headers: Mapping[str, str] | None = None
+) -> HttpResponse | TransportError:
     try:
         return to.request("POST", "", headers=headers or {}, body=b"x", seconds=seconds)
     finally:
@@ -49,7 +51,7 @@ def test_headers_of_the_user_win_and_the_credential_is_added(scripted_server: Sc
 def test_no_redirect_is_followed(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Scripted(302, headers={"Location": scripted_server.url + "/elsewhere"}))
     answer = post(connection(scripted_server, credentials=SECRET))
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, HttpResponse)
     assert (answer.status, len(scripted_server.requests)) == (302, 1)
 
 
@@ -90,7 +92,7 @@ def test_idle_connection_is_not_used_again(scripted_server: ScriptedServer, monk
 
 def test_body_is_read_uncompressed(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Scripted(400, headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"said")))
-    assert post(connection(scripted_server)) == Answer(
+    assert post(connection(scripted_server)) == HttpResponse(
         400, {"content-encoding": "gzip", "content-length": "24"}, b"said"
     )
 
@@ -106,7 +108,7 @@ def test_body_is_read_uncompressed(scripted_server: ScriptedServer) -> None:
 def test_status_stands_though_the_body_cannot_be_read(scripted_server: ScriptedServer, scripted: Scripted) -> None:
     scripted_server.answer(scripted)
     answer = post(connection(scripted_server))
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, HttpResponse)
     assert (answer.status, answer.complete) == (200, False)
     assert len(answer.body) <= 65_536
 
@@ -123,7 +125,7 @@ def test_status_stands_though_the_body_cannot_be_read(scripted_server: ScriptedS
 def test_failure_in_words(scripted_server: ScriptedServer, scripted: Scripted, message: str, seconds: float) -> None:
     scripted_server.answer(scripted)
     failure = post(connection(scripted_server), seconds=seconds)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, TransportError)
     assert message in failure.message
     assert failure.arrived
 
@@ -132,7 +134,7 @@ def test_failure_in_words(scripted_server: ScriptedServer, scripted: Scripted, m
 DRIPS_SECONDS = 10.0
 
 
-def took(to: Connection, seconds: float) -> tuple[Answer | Failure, float]:
+def took(to: HttpClient, seconds: float) -> tuple[HttpResponse | TransportError, float]:
     began = time.monotonic()
     return to.request("POST", "", headers={}, body=b"x", seconds=seconds), time.monotonic() - began
 
@@ -146,12 +148,12 @@ def test_status_line_and_headers_that_drip_are_cut_off(
     scripted_server.answer(Scripted(200, headers={"X-Padding": "x" * 2000}, drip_head=drip))
     to = connection(scripted_server, make())
     found, seconds = took(to, 0.3)
-    assert isinstance(found, Failure)
+    assert isinstance(found, TransportError)
     assert "did not answer in time" in found.message
     assert found.arrived
     assert 0.25 < seconds < DRIPS_SECONDS
     scripted_server.answer_with("/v1/traces", lambda _: ACCEPTED)  # also where the first one is read only now
-    assert took(to, 20.0)[0] == Answer(200, {"content-type": "application/x-protobuf", "content-length": "0"})
+    assert took(to, 20.0)[0] == HttpResponse(200, {"content-type": "application/x-protobuf", "content-length": "0"})
     to.close()
 
 
@@ -160,24 +162,24 @@ def test_headers_that_drip_through_a_proxy_are_cut_off(
 ) -> None:
     monkeypatch.setenv("http_proxy", scripted_server.url)
     scripted_server.answer(Scripted(200, headers={"X-Padding": "x" * 300}, drip_head=0.05))
-    to = Connection(resolve({"endpoint": "http://nowhere.invalid/v1/traces"}).traces)
+    to = HttpClient(resolve({"endpoint": "http://nowhere.invalid/v1/traces"}).traces)
     found, seconds = took(to, 0.3)
-    assert isinstance(found, Failure)
+    assert isinstance(found, TransportError)
     assert found.arrived
     assert seconds < DRIPS_SECONDS
     scripted_server.answer_with("/v1/traces", lambda _: ACCEPTED)
-    assert isinstance(post(to), Answer)
+    assert isinstance(post(to), HttpResponse)
     assert scripted_server.requests[0].target == "http://nowhere.invalid/v1/traces"
 
 
 def test_request_in_time_is_left_alone(scripted_server: ScriptedServer) -> None:
     """The deadline of one request does not reach the next one on the same socket."""
     to = connection(scripted_server)
-    assert isinstance(took(to, 2.0)[0], Answer)
+    assert isinstance(took(to, 2.0)[0], HttpResponse)
     scripted_server.answer(Scripted(200, delay=2.2))
     found, _ = took(to, 20.0)
     to.close()
-    assert isinstance(found, Answer)
+    assert isinstance(found, HttpResponse)
     assert scripted_server.connections == 1
 
 
@@ -209,12 +211,12 @@ def test_headers_that_drip_over_tls_are_cut_off(certificate: tuple[str, str]) ->
         thread = threading.Thread(target=serve)
         thread.start()
         url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1/traces"
-        to = Connection(resolve({"endpoint": url, "certificate_file": certificate[0]}).traces)
+        to = HttpClient(resolve({"endpoint": url, "certificate_file": certificate[0]}).traces)
         found, seconds = took(to, 2.0)  # the handshake is done by then
         over.set()
         thread.join()
         to.close()
-    assert isinstance(found, Failure)
+    assert isinstance(found, TransportError)
     assert found.message == f"{urlsplit(url).netloc} did not answer in time"
     assert found.arrived
     assert seconds < DRIPS_SECONDS
@@ -222,20 +224,20 @@ def test_headers_that_drip_over_tls_are_cut_off(certificate: tuple[str, str]) ->
 
 def test_failure_before_anything_was_sent(scripted_server: ScriptedServer) -> None:
     port = scripted_server.url.rpartition(":")[2]
-    refused = post(Connection(resolve({"endpoint": "http://127.0.0.1:9/v1/traces"}).traces))
-    unknown = post(Connection(resolve({"endpoint": "http://nowhere.invalid/v1/traces"}).traces))
+    refused = post(HttpClient(resolve({"endpoint": "http://127.0.0.1:9/v1/traces"}).traces))
+    unknown = post(HttpClient(resolve({"endpoint": "http://nowhere.invalid/v1/traces"}).traces))
     scripted_server.answer(Scripted(close="before-request"))
-    no_tls = post(Connection(resolve({"endpoint": f"https://127.0.0.1:{port}/v1/traces"}).traces))
+    no_tls = post(HttpClient(resolve({"endpoint": f"https://127.0.0.1:{port}/v1/traces"}).traces))
     no_file = post(connection(scripted_server, token_file="/nowhere/token"))
     expected = ["refuses connections", "cannot be resolved", "no TLS connection", "/nowhere/token"]
     for failure, words in zip((refused, unknown, no_tls, no_file), expected, strict=True):
-        assert isinstance(failure, Failure)
+        assert isinstance(failure, TransportError)
         assert words in failure.message
         assert not failure.arrived
-    assert isinstance(no_file, Failure)
+    assert isinstance(no_file, TransportError)
     assert no_file.credentials
-    codes = [failure.code for failure in (refused, unknown, no_tls) if isinstance(failure, Failure)]
-    assert codes == [Code.REFUSED, Code.NAME_UNKNOWN, Code.NOT_TLS]
+    codes = [failure.code for failure in (refused, unknown, no_tls) if isinstance(failure, TransportError)]
+    assert codes == [MessageCode.REFUSED, MessageCode.NAME_UNKNOWN, MessageCode.NOT_TLS]
 
 
 def test_session_of_the_user_is_used_as_it_is(scripted_server: ScriptedServer) -> None:
@@ -259,7 +261,7 @@ def test_whatever_a_session_raises_is_a_failure_after_which_the_request_may_have
     scripted_server: ScriptedServer,
 ) -> None:
     found = post(connection(scripted_server, Odd()))
-    assert isinstance(found, Failure)
+    assert isinstance(found, TransportError)
     assert found.arrived
     assert "could not be made (AttributeError)" in found.message
 
@@ -271,7 +273,7 @@ def test_fork_gets_connections_of_its_own(scripted_server: ScriptedServer, monke
     )  # however long the child takes
     to = connection(scripted_server)
     to.request("POST", "", headers={}, body=b"parent", seconds=20)
-    answered = in_child(lambda: isinstance(to.request("POST", "", headers={}, body=b"child", seconds=20), Answer))
+    answered = in_child(lambda: isinstance(to.request("POST", "", headers={}, body=b"child", seconds=20), HttpResponse))
     assert answered
     to.request("POST", "", headers={}, body=b"parent", seconds=20)
     to.close()

@@ -9,25 +9,24 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from mlflow_otlp_exporter._internal.common.codes import Code
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, FailureKind
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.transport.response import (
-    Cause,
-    Verdict,
-    cleaned,
+    classify_error,
+    classify_response,
     error_code,
-    read_answer,
-    read_failure,
     retry_after,
+    sanitize_server_text,
     server_message,
 )
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 JSON = {"content-type": "application/json"}
 HTML = {"content-type": "text/html; charset=utf-8"}
-AUTHORIZATION = Code.AUTHORIZATION_CHECK
-DELIVERED, PARTLY, RETRY, SPLIT, REFUSED = Verdict
-CONTENT, SIZE, DESTINATION, CREDENTIALS, NOT_MLFLOW, SERVER = Cause
+AUTHORIZATION = MessageCode.AUTHORIZATION_CHECK
+DELIVERED, PARTLY, RETRY, SPLIT, REFUSED = Disposition
+CONTENT, SIZE, DESTINATION, CREDENTIALS, NOT_MLFLOW, SERVER = FailureKind
 
 
 def partial(rejected: int, message: str) -> bytes:
@@ -43,7 +42,7 @@ def mlflow_error(code: str, message: str) -> bytes:
     return body({"error_code": code, "message": message})
 
 
-TABLE: list[tuple[int, dict[str, str], bytes, Verdict, Cause | None]] = [
+TABLE: list[tuple[int, dict[str, str], bytes, Disposition, FailureKind | None]] = [
     # Accepted, in all the forms that servers have for it.
     (200, PROTOBUF, b"", DELIVERED, None),
     (200, PROTOBUF, b'{"partialSuccess":null}', DELIVERED, None),  # MLflow 3.4 to 3.6: the label lies
@@ -126,15 +125,17 @@ TABLE: list[tuple[int, dict[str, str], bytes, Verdict, Cause | None]] = [
 
 
 @pytest.mark.parametrize(("status", "headers", "content", "verdict", "cause"), TABLE)
-def test_answer(status: int, headers: dict[str, str], content: bytes, verdict: Verdict, cause: Cause | None) -> None:
-    outcome = read_answer(Answer(status, headers, content))
+def test_answer(
+    status: int, headers: dict[str, str], content: bytes, verdict: Disposition, cause: FailureKind | None
+) -> None:
+    outcome = classify_response(HttpResponse(status, headers, content))
     assert (outcome.verdict, outcome.cause) == (verdict, cause)
     assert outcome.message or verdict is DELIVERED
     assert outcome.rejected == (2 if verdict is PARTLY else 0)
 
 
 def test_success_whose_body_could_not_be_read_is_one() -> None:
-    assert read_answer(Answer(200, PROTOBUF, b"\x0a", complete=False)).verdict is DELIVERED
+    assert classify_response(HttpResponse(200, PROTOBUF, b"\x0a", complete=False)).verdict is DELIVERED
 
 
 ENVOY = b"upstream connect error or disconnect/reset before headers. reset reason: connection termination"
@@ -143,66 +144,75 @@ ENVOY = b"upstream connect error or disconnect/reset before headers. reset reaso
 @pytest.mark.parametrize(
     ("answer", "ambiguous"),
     [
-        (Answer(500), True),
-        (Answer(502), True),
-        (Answer(504), True),
-        (Answer(503, JSON, mlflow_error("TEMPORARILY_UNAVAILABLE", "server closed the connection unexpectedly")), True),
-        (Answer(503, {"content-type": "text/plain"}, ENVOY), True),
-        (Answer(400, JSON, mlflow_error("BAD_REQUEST", "database disk image is malformed")), True),
-        (Answer(503), False),
-        (Answer(503, HTML, b"<html>down for maintenance"), False),
-        (Answer(429), False),
+        (HttpResponse(500), True),
+        (HttpResponse(502), True),
+        (HttpResponse(504), True),
+        (
+            HttpResponse(
+                503, JSON, mlflow_error("TEMPORARILY_UNAVAILABLE", "server closed the connection unexpectedly")
+            ),
+            True,
+        ),
+        (HttpResponse(503, {"content-type": "text/plain"}, ENVOY), True),
+        (HttpResponse(400, JSON, mlflow_error("BAD_REQUEST", "database disk image is malformed")), True),
+        (HttpResponse(503), False),
+        (HttpResponse(503, HTML, b"<html>down for maintenance"), False),
+        (HttpResponse(429), False),
     ],
 )
-def test_what_may_have_been_stored_all_the_same(answer: Answer, ambiguous: bool) -> None:
-    assert read_answer(answer).ambiguous is ambiguous
+def test_what_may_have_been_stored_all_the_same(answer: HttpResponse, ambiguous: bool) -> None:
+    assert classify_response(answer).ambiguous is ambiguous
 
 
 def test_no_answer() -> None:
-    assert read_failure(Failure("refused")).cause is SERVER
-    assert not read_failure(Failure("refused")).ambiguous
-    assert read_failure(Failure("closed", arrived=True)).ambiguous
-    assert read_failure(Failure("no token file", credentials=True)).cause is CREDENTIALS
+    assert classify_error(TransportError("refused")).cause is SERVER
+    assert not classify_error(TransportError("refused")).ambiguous
+    assert classify_error(TransportError("closed", arrived=True)).ambiguous
+    assert classify_error(TransportError("no token file", credentials=True)).cause is CREDENTIALS
 
 
 @pytest.mark.parametrize(
     ("answer", "message", "code"),
     [
-        (Answer(422, JSON, body({"detail": "text"})), "text", ""),
-        (Answer(422, JSON, body({"detail": [{"loc": ["a", "b"], "msg": "required"}]})), "a.b: required", ""),
-        (Answer(400, JSON, mlflow_error("CODE", "words")), "words", "CODE"),
-        (Answer(403, JSON, body({"error": {"code": "DENIED", "message": "words"}})), "words", "DENIED"),
-        (Answer(401, {"content-type": "text/plain"}, b"You are\nnot authenticated."), "You are not authenticated.", ""),
-        (Answer(404, HTML, b"<title>404 Not\nFound</title>"), "an HTML page (404 Not Found)", ""),
+        (HttpResponse(422, JSON, body({"detail": "text"})), "text", ""),
+        (HttpResponse(422, JSON, body({"detail": [{"loc": ["a", "b"], "msg": "required"}]})), "a.b: required", ""),
+        (HttpResponse(400, JSON, mlflow_error("CODE", "words")), "words", "CODE"),
+        (HttpResponse(403, JSON, body({"error": {"code": "DENIED", "message": "words"}})), "words", "DENIED"),
+        (
+            HttpResponse(401, {"content-type": "text/plain"}, b"You are\nnot authenticated."),
+            "You are not authenticated.",
+            "",
+        ),
+        (HttpResponse(404, HTML, b"<title>404 Not\nFound</title>"), "an HTML page (404 Not Found)", ""),
         # As MLflow's basic auth labels its sentences.
-        (Answer(401, HTML, b"You are not authenticated."), "You are not authenticated.", ""),
-        (Answer(403, HTML, b"Permission denied"), "Permission denied", ""),
-        (Answer(403, HTML, b""), "an HTML page", ""),
-        (Answer(500, {}, b""), "", ""),
-        (Answer(500, {}, b"\xff\x00"), "", ""),
-        (Answer(500, JSON, b"[1]"), "[1]", ""),
+        (HttpResponse(401, HTML, b"You are not authenticated."), "You are not authenticated.", ""),
+        (HttpResponse(403, HTML, b"Permission denied"), "Permission denied", ""),
+        (HttpResponse(403, HTML, b""), "an HTML page", ""),
+        (HttpResponse(500, {}, b""), "", ""),
+        (HttpResponse(500, {}, b"\xff\x00"), "", ""),
+        (HttpResponse(500, JSON, b"[1]"), "[1]", ""),
     ],
 )
-def test_server_message_from_every_shape(answer: Answer, message: str, code: str) -> None:
+def test_server_message_from_every_shape(answer: HttpResponse, message: str, code: str) -> None:
     assert (server_message(answer), error_code(answer)) == (message, code)
 
 
 def test_logged_text_has_no_sql_parameters_and_is_cut() -> None:
     said = "(psycopg2.DataError) out of range\n[SQL: INSERT INTO spans VALUES (%s)]\n[parameters: {'a': 'planted'}]"
-    assert cleaned(said) == "(psycopg2.DataError) out of range"
+    assert sanitize_server_text(said) == "(psycopg2.DataError) out of range"
     row = "null value\nDETAIL:  Failing row contains (1, planted).\nCONTEXT: COPY spans\n"
-    assert cleaned(row) == "null value"
-    assert cleaned("syntax error\nLINE 1: INSERT INTO spans VALUES ('planted')") == "syntax error"
+    assert sanitize_server_text(row) == "null value"
+    assert sanitize_server_text("syntax error\nLINE 1: INSERT INTO spans VALUES ('planted')") == "syntax error"
     value = "planted " * 20
     for quote in "'\"`":
         said = f"Value {quote}{value}{quote} of tag 'first' is too long"
-        assert cleaned(said) == f"Value {quote}...{quote} of tag 'first' is too long"
-        assert cleaned(f"Value {quote}{value}") == f"Value {quote}...{quote}"
-    assert cleaned("'a short name' is missing, and it's 'another' that is here") == (
+        assert sanitize_server_text(said) == f"Value {quote}...{quote} of tag 'first' is too long"
+        assert sanitize_server_text(f"Value {quote}{value}") == f"Value {quote}...{quote}"
+    assert sanitize_server_text("'a short name' is missing, and it's 'another' that is here") == (
         "'a short name' is missing, and it's 'another' that is here"
     )
-    assert len(cleaned("x" * 5000)) < 400
-    assert cleaned("a\x1b[31mb") == "a?[31mb"
+    assert len(sanitize_server_text("x" * 5000)) < 400
+    assert sanitize_server_text("a\x1b[31mb") == "a?[31mb"
 
 
 @pytest.mark.parametrize(
@@ -230,54 +240,81 @@ def test_retry_after(value: str, seconds: float | None) -> None:
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (Answer(200, HTML, b"<html>"), Code.PAGE),
-        (Answer(302, {"location": "https://login"}), Code.REDIRECTED),
-        (Answer(401), Code.UNAUTHENTICATED),
-        (Answer(407), Code.PROXY_CREDENTIAL),
-        (Answer(413), Code.TOO_LARGE),
-        (Answer(404, HTML, b"<html>"), Code.NO_TRACES_HERE),
-        (Answer(404, JSON, body({"detail": "Not Found"})), Code.NO_TRACES_HERE),
-        (Answer(405, JSON), Code.NO_TRACES_HERE),
-        (Answer(501, JSON, body({"detail": "REST OTLP span logging is not supported by FileStore"})), Code.FILE_STORE),
-        (Answer(501), Code.NO_TRACES_HERE),
-        (Answer(400, HTML, b"<title>400 The plain HTTP request was sent to HTTPS port</title>"), Code.TLS_WANTED),
-        (Answer(403, {}, b"Invalid Host header - possible DNS rebinding attack detected"), Code.HOST_NOT_ALLOWED),
-        (Answer(403, {}, b"Permission denied"), Code.DENIED),
+        (HttpResponse(200, HTML, b"<html>"), MessageCode.PAGE),
+        (HttpResponse(302, {"location": "https://login"}), MessageCode.REDIRECTED),
+        (HttpResponse(401), MessageCode.UNAUTHENTICATED),
+        (HttpResponse(407), MessageCode.PROXY_CREDENTIAL),
+        (HttpResponse(413), MessageCode.TOO_LARGE),
+        (HttpResponse(404, HTML, b"<html>"), MessageCode.NO_TRACES_HERE),
+        (HttpResponse(404, JSON, body({"detail": "Not Found"})), MessageCode.NO_TRACES_HERE),
+        (HttpResponse(405, JSON), MessageCode.NO_TRACES_HERE),
         (
-            Answer(403, JSON, body({"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})),
-            Code.DENIED,
+            HttpResponse(501, JSON, body({"detail": "REST OTLP span logging is not supported by FileStore"})),
+            MessageCode.FILE_STORE,
         ),
-        (Answer(500, JSON, mlflow_error("FEATURE_DISABLED", "workspaces are not enabled")), Code.WORKSPACES_OFF),
-        (Answer(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "Workspace 'x' not found")), Code.WORKSPACE_UNKNOWN),
-        (Answer(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", "Workspace name 'X'")), Code.WORKSPACE_UNKNOWN),
-        (Answer(400, JSON, body({"error": {"message": "Workspace context is required"}})), Code.WORKSPACE_MISSING),
+        (HttpResponse(501), MessageCode.NO_TRACES_HERE),
         (
-            Answer(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "No Experiment with id=9")),
-            Code.EXPERIMENT_UNKNOWN,
+            HttpResponse(400, HTML, b"<title>400 The plain HTTP request was sent to HTTPS port</title>"),
+            MessageCode.TLS_WANTED,
         ),
-        (Answer(422, JSON, body({"detail": "No Experiment with id=9 exists"})), Code.EXPERIMENT_UNKNOWN),
-        (Answer(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", "Invalid experiment ID")), Code.EXPERIMENT_UNKNOWN),
-        (Answer(422, JSON, body({"detail": [{"loc": ["x-mlflow-experiment-id"]}]})), Code.EXPERIMENT_MISSING),
-        (Answer(400, {}, b"Missing required header: X-Mlflow-Experiment-Id"), Code.EXPERIMENT_MISSING),
-        (Answer(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "something else")), Code.DESTINATION),
-        (Answer(503), Code.AWAY),
-        (Answer(503, JSON, mlflow_error("TEMPORARILY_UNAVAILABLE", "database is locked")), Code.DATABASE),
-        (Answer(400, JSON, mlflow_error("BAD_REQUEST", "file is not a database")), Code.DATABASE_DAMAGED),
-        (Answer(429), Code.THROTTLED),
-        (Answer(500), Code.SERVER_ERROR),
         (
-            Answer(500, JSON, body({"error": {"message": "Failed to perform Kubernetes authorization check"}})),
+            HttpResponse(403, {}, b"Invalid Host header - possible DNS rebinding attack detected"),
+            MessageCode.HOST_NOT_ALLOWED,
+        ),
+        (HttpResponse(403, {}, b"Permission denied"), MessageCode.DENIED),
+        (
+            HttpResponse(403, JSON, body({"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})),
+            MessageCode.DENIED,
+        ),
+        (
+            HttpResponse(500, JSON, mlflow_error("FEATURE_DISABLED", "workspaces are not enabled")),
+            MessageCode.WORKSPACES_OFF,
+        ),
+        (
+            HttpResponse(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "Workspace 'x' not found")),
+            MessageCode.WORKSPACE_UNKNOWN,
+        ),
+        (
+            HttpResponse(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", "Workspace name 'X'")),
+            MessageCode.WORKSPACE_UNKNOWN,
+        ),
+        (
+            HttpResponse(400, JSON, body({"error": {"message": "Workspace context is required"}})),
+            MessageCode.WORKSPACE_MISSING,
+        ),
+        (
+            HttpResponse(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "No Experiment with id=9")),
+            MessageCode.EXPERIMENT_UNKNOWN,
+        ),
+        (HttpResponse(422, JSON, body({"detail": "No Experiment with id=9 exists"})), MessageCode.EXPERIMENT_UNKNOWN),
+        (
+            HttpResponse(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", "Invalid experiment ID")),
+            MessageCode.EXPERIMENT_UNKNOWN,
+        ),
+        (
+            HttpResponse(422, JSON, body({"detail": [{"loc": ["x-mlflow-experiment-id"]}]})),
+            MessageCode.EXPERIMENT_MISSING,
+        ),
+        (HttpResponse(400, {}, b"Missing required header: X-Mlflow-Experiment-Id"), MessageCode.EXPERIMENT_MISSING),
+        (HttpResponse(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "something else")), MessageCode.DESTINATION),
+        (HttpResponse(503), MessageCode.AWAY),
+        (HttpResponse(503, JSON, mlflow_error("TEMPORARILY_UNAVAILABLE", "database is locked")), MessageCode.DATABASE),
+        (HttpResponse(400, JSON, mlflow_error("BAD_REQUEST", "file is not a database")), MessageCode.DATABASE_DAMAGED),
+        (HttpResponse(429), MessageCode.THROTTLED),
+        (HttpResponse(500), MessageCode.SERVER_ERROR),
+        (
+            HttpResponse(500, JSON, body({"error": {"message": "Failed to perform Kubernetes authorization check"}})),
             AUTHORIZATION,
         ),
-        (Answer(400, JSON, body({"detail": "bad"})), Code.CONTENT),
-        (Answer(200, PROTOBUF, partial(2, "too old")), Code.REJECTED),
-        (Answer(200, PROTOBUF, partial(0, "be brief")), Code.SAID),
+        (HttpResponse(400, JSON, body({"detail": "bad"})), MessageCode.CONTENT),
+        (HttpResponse(200, PROTOBUF, partial(2, "too old")), MessageCode.REJECTED),
+        (HttpResponse(200, PROTOBUF, partial(0, "be brief")), MessageCode.SAID),
     ],
 )
-def test_code_that_explains(answer: Answer, code: Code) -> None:
-    assert read_answer(answer).code is code
+def test_code_that_explains(answer: HttpResponse, code: MessageCode) -> None:
+    assert classify_response(answer).code is code
 
 
 def test_code_of_no_answer() -> None:
-    assert read_failure(Failure("no token file", credentials=True)).code is Code.NO_CREDENTIAL
-    assert read_failure(Failure("late", code=Code.NO_ANSWER)).code is Code.NO_ANSWER
+    assert classify_error(TransportError("no token file", credentials=True)).code is MessageCode.NO_CREDENTIAL
+    assert classify_error(TransportError("late", code=MessageCode.NO_ANSWER)).code is MessageCode.NO_ANSWER

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import EXPERIMENT_HEADER, RUN_HEADER, WORKSPACE_HEADER
+from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, RUN_HEADER, WORKSPACE_HEADER
 
 _STORAGE = "/var/lib/otelcol/mlflow"
 # MLflow refuses it: an experiment header that is empty it answers with 200, and stores nothing (3.13 and newer).

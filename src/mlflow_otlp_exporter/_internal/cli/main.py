@@ -14,11 +14,11 @@ from mlflow_otlp_exporter._internal.cli import collector_command
 from mlflow_otlp_exporter._internal.cli.run import run
 from mlflow_otlp_exporter._internal.cli.spool import act as act_on_spool
 from mlflow_otlp_exporter._internal.cli.spool import add_to as add_spool_to
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.config.describe import shown
+from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.config.unknown_variables import told_unknown
+from mlflow_otlp_exporter._internal.config.unknown_variables import describe_unknown_variables
 from mlflow_otlp_exporter._internal.version import __version__
 
 _WHOSE = (
@@ -31,13 +31,13 @@ _TARGET = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id
 def _settings() -> int:
     from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS  # noqa: PLC0415
 
-    rows = list(shown(resolve({}, defaults=DEFAULTS)))
+    rows = list(describe_settings(resolve({}, defaults=DEFAULTS)))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, value, source in rows:
         print(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}".rstrip())
     print(f"\n{_WHOSE}")
-    for line in told_unknown(os.environ):
-        print(f"mlflow-otlp: {coded(Code.SETTING, line)}", file=sys.stderr)
+    for line in describe_unknown_variables(os.environ):
+        print(f"mlflow-otlp: {add_code(MessageCode.SETTING, line)}", file=sys.stderr)
     return 0
 
 
@@ -47,16 +47,16 @@ def _target(given: argparse.Namespace) -> dict[str, Any]:
 
 def _doctor(given: argparse.Namespace) -> int:
     # Here, as in the other commands: no app needs it.
-    from mlflow_otlp_exporter._internal.cli.doctor.checks import State  # noqa: PLC0415
-    from mlflow_otlp_exporter._internal.cli.doctor.server_checks import examine  # noqa: PLC0415
+    from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckStatus  # noqa: PLC0415
+    from mlflow_otlp_exporter._internal.cli.doctor.server_checks import run_checks  # noqa: PLC0415
     from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS  # noqa: PLC0415
 
     findings = []
-    for finding in examine(_target(given), os.environ, DEFAULTS):
+    for finding in run_checks(_target(given), os.environ, DEFAULTS):
         findings.append(finding)
         if not given.json:
             print("\n".join(finding.lines()), flush=True)
-    failed = [finding.step for finding in findings if finding.state is State.FAILED]
+    failed = [finding.step for finding in findings if finding.state is CheckStatus.FAILED]
     if given.json:
         print(json.dumps({"works": not failed, "steps": [finding.as_json() for finding in findings]}, indent=2))
     elif failed:

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 
-from mlflow_otlp_exporter._internal.config.describe import chosen_settings
+from mlflow_otlp_exporter._internal.config.describe import summarize_settings
 from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.config.unknown_variables import told_unknown
-from mlflow_otlp_exporter._internal.setup.instrumentation import Candidate, candidates
+from mlflow_otlp_exporter._internal.config.unknown_variables import describe_unknown_variables
+from mlflow_otlp_exporter._internal.setup.instrumentation import Instrumentation, find_instrumentations
 
 _INSTRUMENT = "opentelemetry.instrumentation.auto_instrumentation"
 _MISSING = "OpenTelemetry's auto-instrumentation is not installed: pip install 'mlflow-otlp-exporter[auto]'"
@@ -44,9 +44,9 @@ def variables_for(environment: Mapping[str, str]) -> tuple[dict[str, str], list[
     return found, []
 
 
-def doubles(found: Iterable[Candidate]) -> list[str]:
+def doubles(found: Iterable[Instrumentation]) -> list[str]:
     """What is said about libraries that several instrumentations are for: OpenTelemetry switches on all of them."""
-    libraries: dict[str, list[Candidate]] = {}
+    libraries: dict[str, list[Instrumentation]] = {}
     for candidate in found:
         libraries.setdefault(candidate.library, []).append(candidate)
     return [
@@ -57,7 +57,7 @@ def doubles(found: Iterable[Candidate]) -> list[str]:
     ]
 
 
-def lacking(found: Collection[Candidate]) -> list[str]:
+def lacking(found: Collection[Instrumentation]) -> list[str]:
     """What is said where no instrumentation is installed at all."""
     said = "no instrumentation is installed: only spans that the app makes itself are sent; see `mlflow-otlp doctor`"
     return [] if found else [said]
@@ -87,11 +87,11 @@ def run(command: Sequence[str]) -> int:
     if shutil.which(words[0]) is None:
         return _refused(f"there is no command {words[0]!r}", 127)
     variables, warnings = variables_for(os.environ)
-    _say(f"traces go to {chosen_settings(resolve({}))}")
+    _say(f"traces go to {summarize_settings(resolve({}))}")
     if variables:
         _say("set for the app: " + " ".join(f"{name}={value}" for name, value in variables.items()))
-    found = candidates()
-    for warning in [*told_unknown(os.environ), *warnings, *doubles(found), *lacking(found)]:
+    found = find_instrumentations()
+    for warning in [*describe_unknown_variables(os.environ), *warnings, *doubles(found), *lacking(found)]:
         _say(f"warning: {warning}")
     os.environ.update(variables)
     # The function behind `opentelemetry-instrument`, which reads the command line and replaces this process.

@@ -12,19 +12,19 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk.resources import Resource
 
-from mlflow_otlp_exporter._internal.cli.doctor.local_checks import Notes
+from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import trace_id_of, two_spans
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.hints import advice_for
+from mlflow_otlp_exporter._internal.common.hints import hint_for
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batching
-from mlflow_otlp_exporter._internal.delivery.clients import Reach, reach
-from mlflow_otlp_exporter._internal.delivery.otlp_client import Request
-from mlflow_otlp_exporter._internal.delivery.packing import packed
-from mlflow_otlp_exporter._internal.encoding.request_decoder import disassembled
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, assemble
-from mlflow_otlp_exporter._internal.transport.response import Outcome, Verdict
+from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher
+from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
+from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch
+from mlflow_otlp_exporter._internal.delivery.packing import batch_by_size
+from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
 
 _IDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 
@@ -43,7 +43,7 @@ def read_file(path: Path) -> list[EncodedSpan]:
         data = _from_json(content) if content.lstrip()[:1] in (b"{", b"[") else TracesData.FromString(content)
         # Written anew, so that fields of signals other than traces are gone.
         data.DiscardUnknownFields()
-        return disassembled(data.SerializeToString())
+        return decode_request(data.SerializeToString())
     except OSError as error:
         why = error.strerror or type(error).__name__
     except (DecodeError, json_format.ParseError, ValueError) as error:
@@ -94,12 +94,12 @@ def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:
     spans = read_file(path)
     if not spans:
         raise ConfigurationError(f"{path}: it holds no spans")
-    with_reach = reach(settings, notes := Notes())
+    with_reach = build_clients(settings, notes := RecordingLog())
     try:
         delivered, destination = 0, with_reach.destination.for_trace(Resource.create().attributes)
-        for batch in packed(spans, settings.max_request_size, linked_to_run=settings.run_id is not None):
+        for batch in batch_by_size(spans, settings.max_request_size, linked_to_run=settings.run_id is not None):
             outcome = _attempt(with_reach, settings, (destination, batch))
-            if outcome.verdict is Verdict.DELIVERED:
+            if outcome.verdict is Disposition.DELIVERED:
                 delivered += len(batch)
             else:
                 yield False, _told(settings, outcome)
@@ -124,18 +124,20 @@ def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
     """
     spans = two_spans(Resource.create(), "mlflow-otlp send --test")
     troubles: list[str] = []
-    with_reach = reach(settings, notes := Notes())
+    with_reach = build_clients(settings, notes := RecordingLog())
     try:
-        batching = Batching(
+        batching = Batcher(
             settings,
             with_reach.destination,
             notes,
             size=lambda: settings.max_request_size,
-            give_up=lambda _count, _spans, _kind, why: troubles.append(coded(Code.LOST, f"spans are lost: {why}")),
+            give_up=lambda _count, _spans, _kind, why: troubles.append(
+                add_code(MessageCode.LOST, f"spans are lost: {why}")
+            ),
         )
         for batch in batching.batches(spans)[0]:
             outcome = _attempt(with_reach, settings, batch)
-            if outcome.verdict is not Verdict.DELIVERED:
+            if outcome.verdict is not Disposition.DELIVERED:
                 troubles.append(_told(settings, outcome))
         yield from ((True, said) for said in notes.said)
         yield from ((False, said) for said in troubles)
@@ -145,11 +147,11 @@ def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
         with_reach.close()
 
 
-def _attempt(with_reach: Reach, settings: Settings, batch: Batch) -> Outcome:
+def _attempt(with_reach: Clients, settings: Settings, batch: Batch) -> ExportOutcome:
     destination, spans = batch
-    return with_reach.delivery.attempt(Request(destination, assemble(spans), len(spans)), settings.timeout)
+    return with_reach.delivery.attempt(EncodedBatch(destination, encode_request(spans), len(spans)), settings.timeout)
 
 
-def _told(settings: Settings, outcome: Outcome) -> str:
-    code = outcome.code if outcome.verdict is not Verdict.PARTLY else Code.REJECTED
-    return coded(code, f"{settings.traces.address}: {outcome.message}; {advice_for(code).fix}")
+def _told(settings: Settings, outcome: ExportOutcome) -> str:
+    code = outcome.code if outcome.verdict is not Disposition.PARTLY else MessageCode.REJECTED
+    return add_code(code, f"{settings.traces.address}: {outcome.message}; {hint_for(code).fix}")

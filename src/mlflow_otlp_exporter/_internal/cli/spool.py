@@ -16,10 +16,10 @@ from mlflow_otlp_exporter._internal.config.models import Settings, resolve
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
 from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED, REFUSED
-from mlflow_otlp_exporter._internal.spool.directory import roots
-from mlflow_otlp_exporter._internal.spool.index import Index, entries_in
-from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL, name_for
-from mlflow_otlp_exporter._internal.spool.recovery import orphans
+from mlflow_otlp_exporter._internal.spool.directory import candidate_roots
+from mlflow_otlp_exporter._internal.spool.index import Index, list_entries
+from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL, folder_name_for
+from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
 
 _POLL_SECONDS = 0.1
 _LOCK, _ABOUT = "lock", "about.txt"
@@ -62,23 +62,23 @@ def act(given: argparse.Namespace) -> int:
 
 
 def _folders(settings: Settings) -> Iterator[Path]:
-    for root in roots(settings.disk.spool_dir, os.environ):
+    for root in candidate_roots(settings.disk.spool_dir, os.environ):
         with suppress(OSError):
             yield from sorted(path.parent for path in root.glob(f"*/{_ABOUT}"))
 
 
 def _status(settings: Settings) -> int:
-    own, found = name_for(settings), False
+    own, found = folder_name_for(settings), False
     for folder in _folders(settings):
         found = True
-        waiting = Index(entries_in(folder)).totals
+        waiting = Index(list_entries(folder)).totals
         about = (folder / _ABOUT).read_text(encoding="utf-8").strip()
         print(f"{about}{' (the settings in force here)' if folder.name == own else ''}")
         print(f"  folder   {folder}")
         since = f", the oldest for {_ago(waiting.oldest)}" if waiting.files else ""
         print(f"  waiting  {waiting.spans} spans in {waiting.files} requests, {waiting.size} bytes{since}")
         for name in (REFUSED, DAMAGED):
-            aside = Index(entries_in(folder / name)).totals
+            aside = Index(list_entries(folder / name)).totals
             print(f"  {name:8} {aside.spans} spans in {aside.files} files, {aside.size} bytes")
         journals = list((folder / JOURNAL).glob("*"))
         if journals:
@@ -121,11 +121,11 @@ def _when(then: float) -> str:
 
 def _list(settings: Settings, where: str) -> int:
     for folder in _folders(settings):
-        for entry in Index(entries_in(folder / where)):
+        for entry in Index(list_entries(folder / where)):
             try:
                 with (folder / where / entry.name).open("rb") as file:
-                    header, state = spool_file.head_of(file.read(spool_file.HEAD_SIZE))
-            except (OSError, spool_file.Damaged, spool_file.UnknownVersion) as error:
+                    header, state = spool_file.read_header(file.read(spool_file.HEAD_SIZE))
+            except (OSError, spool_file.CorruptFileError, spool_file.UnsupportedVersionError) as error:
                 print(f"{entry.name}  cannot be read: {error}")
                 continue
             destination = header.destination
@@ -164,9 +164,9 @@ def _flush(settings: Settings, seconds: float) -> int:
 def _purge(settings: Settings, *, refused: bool, really: bool) -> int:
     spans = files = 0
     for folder in _folders(settings):
-        if folder.name != name_for(settings):
+        if folder.name != folder_name_for(settings):
             continue
-        for orphan in orphans(folder / JOURNAL, "") if not refused else ():
+        for orphan in find_abandoned_journals(folder / JOURNAL, "") if not refused else ():
             with suppress(OSError):
                 spans, files = spans + sum(len(trace.spans) for trace in orphan.traces()), files + len(orphan.paths)
             if really:
@@ -174,7 +174,7 @@ def _purge(settings: Settings, *, refused: bool, really: bool) -> int:
             else:
                 orphan.release()
         for where in (REFUSED, DAMAGED) if refused else ("",):
-            for entry in entries_in(folder / where):
+            for entry in list_entries(folder / where):
                 spans, files = spans + entry.spans, files + 1
                 if really:
                     (folder / where / entry.name).unlink(missing_ok=True)

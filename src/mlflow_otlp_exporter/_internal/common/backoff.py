@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable
 
 from mlflow_otlp_exporter._internal.delivery.otlp_client import backoff
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 
 # Seconds before the first repetition, and at most: what a person has to mend is asked for more slowly.
 _BACKOFF = {
-    Cause.SERVER: (0.5, 30.0),
-    Cause.NOT_MLFLOW: (0.5, 30.0),
-    Cause.CREDENTIALS: (2.0, 60.0),
-    Cause.DESTINATION: (2.0, 60.0),
-    Cause.SIZE: (2.0, 60.0),
+    FailureKind.SERVER: (0.5, 30.0),
+    FailureKind.NOT_MLFLOW: (0.5, 30.0),
+    FailureKind.CREDENTIALS: (2.0, 60.0),
+    FailureKind.DESTINATION: (2.0, 60.0),
+    FailureKind.SIZE: (2.0, 60.0),
 }
 # Seconds after which what waits is put on disk, where there is one.
 LONGEST_IN_MEMORY = 2.0
@@ -40,7 +40,7 @@ def hurried(wait: float, began: float, hurry: float) -> float:
     return _HURRIED_SECONDS if began < hurry and wait > 2 * _HURRIED_SECONDS else wait
 
 
-class Patience:
+class BackoffState:
     """Counts failures in a row of each destination, and says what they mean.
 
     Args:
@@ -56,7 +56,7 @@ class Patience:
         # Destinations whose next shipment is sent before its time, and from when on.
         self._hurried: dict[Destination, float] = {}
         self._hurry_began = -math.inf
-        self._troubles: dict[Destination, Outcome] = {}
+        self._troubles: dict[Destination, ExportOutcome] = {}
 
     def passed(self, destination: Destination) -> None:
         """Tells that something was accepted."""
@@ -65,7 +65,7 @@ class Patience:
         self._troubles.pop(destination, None)
 
     def failed(
-        self, destination: Destination, outcome: Outcome, cause: Cause, *, searching: bool, began: float
+        self, destination: Destination, outcome: ExportOutcome, cause: FailureKind, *, searching: bool, began: float
     ) -> float:
         """Tells that something has to wait.
 
@@ -89,7 +89,7 @@ class Patience:
         return wait
 
     def _full_wait(
-        self, destination: Destination, outcome: Outcome, cause: Cause, now: float, *, searching: bool
+        self, destination: Destination, outcome: ExportOutcome, cause: FailureKind, now: float, *, searching: bool
     ) -> float:
         resume_at = self._resume_at.get(destination, 0.0)
         if now < resume_at:
@@ -119,7 +119,7 @@ class Patience:
         """
         return postponed > 1 or self.failures(destination) > 0 or self._clock() - since > LONGEST_IN_MEMORY
 
-    def trouble(self, destination: Destination) -> Outcome | None:
+    def trouble(self, destination: Destination) -> ExportOutcome | None:
         """What came of the last attempt, if it has to be made again."""
         return self._troubles.get(destination)
 

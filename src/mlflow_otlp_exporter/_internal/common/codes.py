@@ -10,8 +10,8 @@ from __future__ import annotations
 import enum
 
 
-class Code(enum.Enum):
-    """Code and title of a message."""
+class MessageCode(enum.Enum):
+    """MessageCode and title of a message."""
 
     SETTING = "MLO-101", "a setting is wrong"
     NOT_A_SERVER = "MLO-102", "the tracking URI is not the address of a server"
@@ -112,6 +112,6 @@ class Code(enum.Enum):
         return self.number
 
 
-def coded(code: Code, message: str) -> str:
+def add_code(code: MessageCode, message: str) -> str:
     """A message with its code at the end, where every message has it."""
     return f"{message} [{code}]"

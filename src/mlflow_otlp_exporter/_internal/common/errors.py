@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 
 
 class ConfigurationError(ValueError):
@@ -18,12 +18,12 @@ class ConfigurationError(ValueError):
         code: Under which it is explained.
     """
 
-    def __init__(self, message: str, code: Code = Code.SETTING) -> None:
+    def __init__(self, message: str, code: MessageCode = MessageCode.SETTING) -> None:
         super().__init__(message)
         self.code = code
 
     def __str__(self) -> str:
-        return coded(self.code, str(self.args[0]))
+        return add_code(self.code, str(self.args[0]))
 
 
 ConfigurationError.__module__ = "mlflow_otlp_exporter"

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 
 if sys.platform == "win32":
     import msvcrt
@@ -37,7 +37,7 @@ else:
         return True
 
 
-def remove_locked(path: Path, descriptor: int) -> None:
+def remove_if_locked(path: Path, descriptor: int) -> None:
     """Removes a file that is locked here, and closes it; never raises.
 
     First removed, so that nobody takes it up in between; on Windows that is not possible before it is closed.
@@ -67,7 +67,7 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
-        after_fork_in_child(self.release)
+        register_fork_reset(self.release)
 
     @property
     def held(self) -> bool:

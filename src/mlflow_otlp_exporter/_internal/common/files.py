@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes, unique: str, *, sync: bool) -> None:
+def atomic_write(path: Path, content: bytes, unique: str, *, sync: bool) -> None:
     """Writes a file under a temporary name, and then renames it.
 
     Args:

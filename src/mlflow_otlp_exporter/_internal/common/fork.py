@@ -10,7 +10,7 @@ from collections.abc import Callable
 _renewals: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
-def after_fork_in_child(renew: Callable[[], None]) -> None:
+def register_fork_reset(renew: Callable[[], None]) -> None:
     """Calls a bound method in every forked child from now on, for as long as its object lives.
 
     Args:

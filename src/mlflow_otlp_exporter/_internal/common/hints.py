@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
 
-class Advice(NamedTuple):
+class Hint(NamedTuple):
     """What to know and to do."""
 
     cause: str
@@ -19,170 +19,170 @@ class Advice(NamedTuple):
 
 
 _ADDRESS = "set MLFLOW_TRACKING_URI to the address that the console is opened at, without what follows `#`"
-_NONE = Advice("", "see docs/troubleshooting.md")
-_ADVICE: Mapping[Code, Advice] = {
-    Code.SETTING: Advice("the value was mistyped, or is meant for another program", "set it to what is expected"),
-    Code.NOT_A_SERVER: Advice(
+_NONE = Hint("", "see docs/troubleshooting.md")
+_ADVICE: Mapping[MessageCode, Hint] = {
+    MessageCode.SETTING: Hint("the value was mistyped, or is meant for another program", "set it to what is expected"),
+    MessageCode.NOT_A_SERVER: Hint(
         "the variable is set as for scripts that write into a database or folder without a server",
         "mlflow server --backend-store-uri sqlite:///mlflow.db, and MLFLOW_TRACKING_URI=http://localhost:5000",
     ),
-    Code.DATABRICKS: Advice(
+    MessageCode.DATABRICKS: Hint(
         "Databricks' tracking server is reached by its own SDK",
         "set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT and OTEL_EXPORTER_OTLP_TRACES_HEADERS as Databricks documents them",
     ),
-    Code.REST_PATH: Advice("the address was copied from a REST call, or from a page", _ADDRESS),
-    Code.SDK_PLUGIN: Advice(
+    MessageCode.REST_PATH: Hint("the address was copied from a REST call, or from a page", _ADDRESS),
+    MessageCode.SDK_PLUGIN: Hint(
         "the MLflow SDK, which would run the plugin, is not in the app",
         "set MLFLOW_TRACKING_TOKEN_FILE or MLFLOW_TRACKING_TOKEN, and unset the variable",
     ),
-    Code.CONTRADICTION: Advice("both are given", "take one of them away"),
-    Code.CREDENTIAL_SETTING: Advice(
+    MessageCode.CONTRADICTION: Hint("both are given", "take one of them away"),
+    MessageCode.CREDENTIAL_SETTING: Hint(
         "what was copied has line breaks or other characters", "set MLFLOW_TRACKING_TOKEN to the token alone"
     ),
-    Code.CREDENTIALS_FILE: Advice("the file was edited by hand", "mend or remove ~/.mlflow/credentials"),
-    Code.NAME_UNKNOWN: Advice(
+    MessageCode.CREDENTIALS_FILE: Hint("the file was edited by hand", "mend or remove ~/.mlflow/credentials"),
+    MessageCode.NAME_UNKNOWN: Hint(
         "the name is mistyped, or known only inside another network or cluster",
         "set MLFLOW_TRACKING_URI to a name that is known here; in Kubernetes http://SERVICE.NAMESPACE.svc:PORT",
     ),
-    Code.REFUSED: Advice(
+    MessageCode.REFUSED: Hint(
         "no server is running there, or it listens at another port, or on 127.0.0.1 of another machine",
         "start it (`mlflow server --host 0.0.0.0 --port 5000`), or set MLFLOW_TRACKING_URI to where it is",
     ),
-    Code.NO_CONNECTION: Advice(
+    MessageCode.NO_CONNECTION: Hint(
         "a firewall or NetworkPolicy drops the packets, or the host is down",
         "let connections to that port through, or set HTTPS_PROXY if a proxy is the only way out",
     ),
-    Code.UNTRUSTED: Advice(
+    MessageCode.UNTRUSTED: Hint(
         "the certificate is self-signed, or by a CA that is not among the known ones",
         "set MLFLOW_TRACKING_SERVER_CERT_PATH (or OTEL_EXPORTER_OTLP_CERTIFICATE, or REQUESTS_CA_BUNDLE) to the CA's "
         "file; in a pod /var/run/secrets/kubernetes.io/serviceaccount/service-ca.crt",
     ),
-    Code.CERTIFICATE_EXPIRED: Advice(
+    MessageCode.CERTIFICATE_EXPIRED: Hint(
         "the server's certificate was not renewed, or the clock of this machine is wrong",
         "renew the certificate on the server; compare `date -u` on both",
     ),
-    Code.OTHER_HOST: Advice(
+    MessageCode.OTHER_HOST: Hint(
         "the server is reached under a name that its certificate does not have",
         "set MLFLOW_TRACKING_URI to a name of the certificate, or have one made with this name",
     ),
-    Code.NOT_TLS: Advice(
+    MessageCode.NOT_TLS: Hint(
         "the port speaks plain HTTP", "set MLFLOW_TRACKING_URI to http:// instead of https://, or to the TLS port"
     ),
-    Code.TLS_WANTED: Advice("the port speaks TLS", "set MLFLOW_TRACKING_URI to https:// instead of http://"),
-    Code.PROXY: Advice(
+    MessageCode.TLS_WANTED: Hint("the port speaks TLS", "set MLFLOW_TRACKING_URI to https:// instead of http://"),
+    MessageCode.PROXY: Hint(
         "the proxy is down, or does not let connections to this server through",
         "check HTTPS_PROXY and HTTP_PROXY, or add the host to NO_PROXY",
     ),
-    Code.CLOSED: Advice(
+    MessageCode.CLOSED: Hint(
         "the port is not HTTP's, speaks TLS, or the server ends connections",
         "check the port; if the server speaks TLS, set MLFLOW_TRACKING_URI to https://",
     ),
-    Code.NO_ANSWER: Advice(
+    MessageCode.NO_ANSWER: Hint(
         "the server is overloaded, its database is locked, or a proxy in between holds the request",
         "look into the server's log; raise MLFLOW_HTTP_REQUEST_TIMEOUT if it is only slow",
     ),
-    Code.NOT_SENT: Advice("a header or the address is not usable", "check OTEL_EXPORTER_OTLP_HEADERS"),
-    Code.UNAUTHENTICATED: Advice(
+    MessageCode.NOT_SENT: Hint("a header or the address is not usable", "check OTEL_EXPORTER_OTLP_HEADERS"),
+    MessageCode.UNAUTHENTICATED: Hint(
         "no credential is set for this server, or it is wrong or expired",
         "set MLFLOW_TRACKING_TOKEN_FILE or MLFLOW_TRACKING_TOKEN (`oc whoami --show-token`), or "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     ),
-    Code.NO_CREDENTIAL: Advice(
+    MessageCode.NO_CREDENTIAL: Hint(
         "the file does not exist in this container, or is not readable for this user",
         "mount the token, or set MLFLOW_TRACKING_TOKEN_FILE to where it is; in a pod "
         "/var/run/secrets/kubernetes.io/serviceaccount/token",
     ),
-    Code.PROXY_CREDENTIAL: Advice(
+    MessageCode.PROXY_CREDENTIAL: Hint(
         "the proxy knows no user from here",
         "set HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT, or add the host to NO_PROXY",
     ),
-    Code.REDIRECTED: Advice(
+    MessageCode.REDIRECTED: Hint(
         "a login proxy (OAuth) or a redirect to https stands in front of MLflow",
         "set MLFLOW_TRACKING_URI to the service inside the cluster, or to the address that is redirected to, and give "
         "a token (MLFLOW_TRACKING_TOKEN_FILE)",
     ),
-    Code.PAGE: Advice(
+    MessageCode.PAGE: Hint(
         "a login proxy, or another web site, answers at this address",
         "set MLFLOW_TRACKING_URI to the service inside the cluster, or give a token (MLFLOW_TRACKING_TOKEN_FILE)",
     ),
-    Code.NO_TRACES_HERE: Advice(
+    MessageCode.NO_TRACES_HERE: Hint(
         "the address lacks the path that MLflow is under, or MLflow is older than 3.6, or runs with --gunicorn-opts",
         "set MLFLOW_TRACKING_URI to the address with its prefix, such as https://host/mlflow; try `curl URI/version`",
     ),
-    Code.FILE_STORE: Advice(
+    MessageCode.FILE_STORE: Hint(
         "the server keeps its data in files, where MLflow takes no OpenTelemetry",
         "start it with a database: mlflow server --backend-store-uri sqlite:///mlflow.db",
     ),
-    Code.HOST_NOT_ALLOWED: Advice(
+    MessageCode.HOST_NOT_ALLOWED: Hint(
         "MLflow takes requests only for localhost and private addresses, unless it is told its names",
         "start it with `mlflow server --allowed-hosts HOST:PORT`, HOST being that of MLFLOW_TRACKING_URI",
     ),
-    Code.WORKSPACES_OFF: Advice(
+    MessageCode.WORKSPACES_OFF: Hint(
         "a workspace is set, but the server was started without --enable-workspaces",
         "unset MLFLOW_WORKSPACE, or start the server with --enable-workspaces",
     ),
-    Code.WORKSPACE_UNKNOWN: Advice(
+    MessageCode.WORKSPACE_UNKNOWN: Hint(
         "the name is mistyped, the workspace was never created, or the namespace lacks the label mlflow-enabled=true",
         "set MLFLOW_WORKSPACE to one that exists; in Kubernetes `kubectl label namespace NAME mlflow-enabled=true`",
     ),
-    Code.WORKSPACE_MISSING: Advice(
+    MessageCode.WORKSPACE_MISSING: Hint(
         "the server has workspaces, and no default for those who name none", "set MLFLOW_WORKSPACE"
     ),
-    Code.EXPERIMENT_UNKNOWN: Advice(
+    MessageCode.EXPERIMENT_UNKNOWN: Hint(
         "the experiment's name or id is mistyped, or of another workspace, or it was never created",
         "set MLFLOW_EXPERIMENT_NAME to one that exists, or MLFLOW_OTLP_CREATE_EXPERIMENT=true",
     ),
-    Code.EXPERIMENT_DELETED: Advice(
+    MessageCode.EXPERIMENT_DELETED: Hint(
         "somebody has deleted the experiment: its traces are not shown",
         "mlflow experiments restore --experiment-id ID, or set MLFLOW_EXPERIMENT_NAME to another",
     ),
-    Code.EXPERIMENT_MISSING: Advice(
+    MessageCode.EXPERIMENT_MISSING: Hint(
         "nothing says which experiment spans go to", "set MLFLOW_EXPERIMENT_ID, or MLFLOW_EXPERIMENT_NAME"
     ),
-    Code.DENIED: Advice(
+    MessageCode.DENIED: Hint(
         "the user may not write there: in Kubernetes verb `update` on experiments.mlflow.kubeflow.org is needed; in "
         "basic-auth EDIT on the experiment",
         "have it granted (`kubectl create rolebinding NAME --clusterrole=edit --serviceaccount=NAMESPACE:ACCOUNT`), "
         "and wait 300 s, for which MLflow keeps a refusal",
     ),
-    Code.LOOK_UP_DENIED: Advice(
+    MessageCode.LOOK_UP_DENIED: Hint(
         "the token may write spans, but not read experiments",
         "set MLFLOW_EXPERIMENT_ID instead of MLFLOW_EXPERIMENT_NAME",
     ),
-    Code.NOBODY_TO_ASK: Advice(
+    MessageCode.NOBODY_TO_ASK: Hint(
         "spans go to a Collector, and nothing says where MLflow is",
         "set MLFLOW_TRACKING_URI besides OTEL_EXPORTER_OTLP_TRACES_ENDPOINT (not OTEL_EXPORTER_OTLP_ENDPOINT, which it "
         "beats), or MLFLOW_EXPERIMENT_ID",
     ),
-    Code.DESTINATION: Advice(
+    MessageCode.DESTINATION: Hint(
         "workspace, experiment or permission is not what the server expects",
         "check MLFLOW_WORKSPACE and MLFLOW_EXPERIMENT_ID",
     ),
-    Code.AWAY: Advice(
+    MessageCode.AWAY: Hint(
         "the server is starting or overloaded, or a proxy does not reach it", "look into the server's log"
     ),
-    Code.DATABASE: Advice(
+    MessageCode.DATABASE: Hint(
         "the database behind MLflow is down, locked or full", "start it, or make room; MLflow needs no restart then"
     ),
-    Code.DATABASE_DAMAGED: Advice("SQLite's file is damaged", "restore the server's database from its last copy"),
-    Code.THROTTLED: Advice("a proxy limits requests", "raise its limit, or wait"),
-    Code.SERVER_ERROR: Advice("the server met what it does not expect", "look into the server's log"),
-    Code.AUTHORIZATION_CHECK: Advice(
+    MessageCode.DATABASE_DAMAGED: Hint("SQLite's file is damaged", "restore the server's database from its last copy"),
+    MessageCode.THROTTLED: Hint("a proxy limits requests", "raise its limit, or wait"),
+    MessageCode.SERVER_ERROR: Hint("the server met what it does not expect", "look into the server's log"),
+    MessageCode.AUTHORIZATION_CHECK: Hint(
         "MLflow does not reach the Kubernetes API", "look into the server's log, and check the API server"
     ),
-    Code.CONTENT: Advice("the server does not accept what was sent", "look into the server's log"),
-    Code.TOO_LARGE: Advice("a proxy limits the size of bodies", "nginx: client_max_body_size 64m"),
-    Code.REJECTED: Advice("the server took a part of the spans only", "look into the server's log"),
-    Code.DISK: Advice(
+    MessageCode.CONTENT: Hint("the server does not accept what was sent", "look into the server's log"),
+    MessageCode.TOO_LARGE: Hint("a proxy limits the size of bodies", "nginx: client_max_body_size 64m"),
+    MessageCode.REJECTED: Hint("the server took a part of the spans only", "look into the server's log"),
+    MessageCode.DISK: Hint(
         "the disk is full, read-only, or the folder belongs to another user",
         "make room there, or set MLFLOW_OTLP_SPOOL_DIR to a folder that can be written",
     ),
-    Code.NOT_INSTALLED: Advice("instrumentations are packages of their own", "pip install what is named"),
-    Code.CLOCK: Advice(
+    MessageCode.NOT_INSTALLED: Hint("instrumentations are packages of their own", "pip install what is named"),
+    MessageCode.CLOCK: Hint(
         "the clock of this machine or of the server is wrong",
         "switch on time synchronisation (`timedatectl set-ntp true`), on both",
     ),
-    Code.ABANDONED: Advice(
+    MessageCode.ABANDONED: Hint(
         "what takes the spans does not pass them on to this MLflow",
         "check the Collector's exporter, its log, and the headers x-mlflow-experiment-id and x-mlflow-workspace there "
         "(`mlflow-otlp collector-config`)",
@@ -190,6 +190,6 @@ _ADVICE: Mapping[Code, Advice] = {
 }
 
 
-def advice_for(code: Code) -> Advice:
+def hint_for(code: MessageCode) -> Hint:
     """The likeliest cause of what a code stands for, and what mends it."""
     return _ADVICE.get(code, _NONE)

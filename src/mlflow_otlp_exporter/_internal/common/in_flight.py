@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 
 
 class Ticket(Protocol):
@@ -23,7 +23,7 @@ class Ticket(Protocol):
         """
 
 
-class InFlight:
+class InFlightRequests:
     """Counts requests that have no outcome yet.
 
     Attributes:
@@ -33,10 +33,10 @@ class InFlight:
     """
 
     def __init__(self) -> None:
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Also in a forked child: what the parent has, the parent sends."""
         self.changed = threading.Condition()
         self.spans = self.bytes = 0
@@ -86,9 +86,9 @@ class InFlight:
 
 
 class _Counted:
-    """A request that `InFlight` counts."""
+    """A request that `InFlightRequests` counts."""
 
-    def __init__(self, in_flight: InFlight, number: int) -> None:
+    def __init__(self, in_flight: InFlightRequests, number: int) -> None:
         self._in_flight, self._number, self._changed = in_flight, number, in_flight.changed
         self._spans = self._size = 0
         self.is_suspect = False

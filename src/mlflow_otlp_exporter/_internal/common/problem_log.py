@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 
 _SUMMARY_SECONDS = 60.0
 # A problem that is back within that time is not told anew, unless it lasts for so long.
@@ -94,7 +94,7 @@ class _Problem:
     faces: dict[str, _Face] = field(default_factory=dict)
 
 
-class Report:
+class ProblemLog:
     """Counters and rate-limited log lines of one exporter.
 
     Args:
@@ -107,9 +107,9 @@ class Report:
         self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)
         self._problems: dict[str, _Problem] = {}
         self._said: set[str] = set()
-        after_fork_in_child(self._renew)
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """In a forked child: its own lock and counts; what was said need not be said again."""
         self._renew_lock()
         self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)

@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from mlflow_otlp_exporter._internal.common.codes import Code
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
 
@@ -62,7 +62,7 @@ class _Queue(Generic[_Item]):
         self.due: float | None = None
 
 
-class Senders(Generic[_Item]):
+class WorkQueue(Generic[_Item]):
     """Takes each item further, step by step, in threads of its own, in order for each destination.
 
     Args:
@@ -76,10 +76,10 @@ class Senders(Generic[_Item]):
     ) -> None:
         self._step, self._abandon, self._count = step, abandon, count
         self._closed = False
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Also in a forked child: what the parent has, the parent sends."""
         self._lock = threading.Condition()
         self._queues: dict[Hashable, _Queue[_Item]] = {}
@@ -186,7 +186,7 @@ class Senders(Generic[_Item]):
         except BaseException:  # noqa: BLE001
             # A thread that dies takes all that comes after with it; upstream's dies for good on a SystemExit.
             said = "spans are lost by a mistake in this library; please report it [%s]"
-            logger.exception(said, Code.MISTAKE)
+            logger.exception(said, MessageCode.MISTAKE)
             self._give_up(item)
         with self._lock:
             del self._busy[key]
@@ -216,7 +216,7 @@ class Senders(Generic[_Item]):
             self._abandon(item)
         except BaseException:  # noqa: BLE001 - likewise, and its destination would be busy for ever
             logger.exception(
-                "spans could not be kept, by a mistake in this library; please report it [%s]", Code.MISTAKE
+                "spans could not be kept, by a mistake in this library; please report it [%s]", MessageCode.MISTAKE
             )
 
     def queued(self, key: Hashable) -> list[_Item]:

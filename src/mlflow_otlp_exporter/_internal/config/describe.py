@@ -9,7 +9,7 @@ from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from mlflow_otlp_exporter._internal.config.setting import written
 
 
-def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
+def describe_settings(settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Name, value and source of every setting, for people: a secret's value is replaced by `***`."""
     yield "target", settings.traces.address, str(settings.sources["url"])
     api = "none" if settings.api is None else settings.api.address + ("" if settings.api_certain else " (a guess)")
@@ -32,9 +32,9 @@ def shown(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield setting.name, "-" if value in (None, ()) else written(value), str(settings.sources[setting.name])
 
 
-def chosen_settings(settings: Settings) -> str:
+def summarize_settings(settings: Settings) -> str:
     """Where spans go and all that was set, each with its source, in one line."""
-    rows = list(shown(settings))
+    rows = list(describe_settings(settings))
     found = [f"{rows[0][1]} ({rows[0][2]})"]
     found += [f"{name} {value} ({source})" for name, value, source in rows[2:] if source != "default"]
     return ", ".join(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config import parsers
 
@@ -36,7 +36,7 @@ def credentials_in_file(home: str) -> dict[str, str]:
         raise ConfigurationError(
             f"file {CREDENTIALS_FILE} cannot be read ({kind}): expected a section [mlflow] with "
             "mlflow_tracking_username and mlflow_tracking_password",
-            Code.CREDENTIALS_FILE,
+            MessageCode.CREDENTIALS_FILE,
         )
     names = ("username", "password")
     found = {name: parser.get("mlflow", f"mlflow_tracking_{name}", fallback=None) for name in names}
@@ -59,13 +59,13 @@ def refuse_auth_plugin(source: object, value: str) -> None:
             "MLFLOW_TRACKING_TOKEN (as from `oc whoami --show-token`), MLFLOW_TRACKING_TOKEN_FILE, or "
             "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR for one in another folder than the usual one; and, for "
             "kubernetes-namespaced, MLFLOW_WORKSPACE=<the namespace>",
-            Code.SDK_PLUGIN,
+            MessageCode.SDK_PLUGIN,
         )
     raise ConfigurationError(
         f"{source} is {value!r}, a plugin of the MLflow SDK: expected MLFLOW_TRACKING_TOKEN, "
         "MLFLOW_TRACKING_TOKEN_FILE, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or credentials= "
         "with a function that returns the Authorization header's value",
-        Code.SDK_PLUGIN,
+        MessageCode.SDK_PLUGIN,
     )
 
 
@@ -89,5 +89,5 @@ def refuse_sigv4(source: object, value: str) -> None:
         raise ConfigurationError(
             f"{source} is {value!r}, which needs the MLflow SDK: expected session= with a "
             "requests.Session that signs (for example with requests-aws4auth), and this variable unset",
-            Code.SDK_PLUGIN,
+            MessageCode.SDK_PLUGIN,
         )

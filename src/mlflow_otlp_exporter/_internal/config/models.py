@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config import parsers
 from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
@@ -23,8 +23,8 @@ from mlflow_otlp_exporter._internal.config.enrichment_settings import Enrichment
 from mlflow_otlp_exporter._internal.config.privacy_settings import HIDE_VARIABLE, LONGEST_ATTACHMENT, PrivacySettings
 from mlflow_otlp_exporter._internal.config.resolver import BY_NAME, Resolver
 from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
-from mlflow_otlp_exporter._internal.config.setting import Group, Setting
-from mlflow_otlp_exporter._internal.config.source import Source
+from mlflow_otlp_exporter._internal.config.setting import Setting, SettingGroup
+from mlflow_otlp_exporter._internal.config.source import SettingSource
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 
@@ -72,7 +72,7 @@ class Settings:
     enrichment: EnrichmentSettings
     privacy: PrivacySettings
     app: AppSettings
-    sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
+    sources: Mapping[str, SettingSource] = field(default_factory=dict, repr=False)
 
     @property
     def uploads(self) -> bool:
@@ -85,21 +85,21 @@ class Settings:
         return LONGEST_ATTACHMENT if self.uploads else self.privacy.base64_max_length
 
 
-def _experiment(resolver: Resolver, group: Group) -> tuple[dict[str, Any], dict[str, Source]]:
+def _experiment(resolver: Resolver, group: SettingGroup) -> tuple[dict[str, Any], dict[str, SettingSource]]:
     """Name and id of the experiment: an argument beats both variables; of two variables the id counts."""
     name, name_source = resolver.value("experiment", group)
     number, number_source = resolver.value("experiment_id", group)
     if name_source.kind == number_source.kind == "argument":
         said = "experiment= and experiment_id= are both given: expected one of them"
-        raise ConfigurationError(said, Code.CONTRADICTION)
+        raise ConfigurationError(said, MessageCode.CONTRADICTION)
     if number and name_source.kind != "argument":
-        name, name_source = None, Source("default")
+        name, name_source = None, SettingSource("default")
     elif name:
-        number, number_source = None, Source("default")
+        number, number_source = None, SettingSource("default")
     page, page_source = resolver.page("experiment_id")
     stronger = page_source.kind == "argument" and "argument" not in (name_source.kind, number_source.kind)
     if stronger or (page and not (name or number)):
-        name, name_source, number, number_source = None, Source("default"), page, page_source
+        name, name_source, number, number_source = None, SettingSource("default"), page, page_source
     return {"experiment": name, "experiment_id": number}, {
         "experiment": name_source,
         "experiment_id": number_source,
@@ -124,14 +124,14 @@ def resolve(
     """
     resolver = Resolver(arguments, os.environ if environment is None else environment)
     url, group, source = resolver.target()
-    if group is Group.MLFLOW:
+    if group is SettingGroup.MLFLOW:
         api = resolver.server(url, group, source, arguments=True)
         traces, certain = replace(api, url=api.url + TRACES_PATH), True
     else:
         traces, certain = resolver.server(url, group, source, arguments=True), False
         api = None
         if elsewhere := resolver.api_elsewhere():
-            api, certain = resolver.server(elsewhere[0], Group.MLFLOW, elsewhere[1], arguments=False), True
+            api, certain = resolver.server(elsewhere[0], SettingGroup.MLFLOW, elsewhere[1], arguments=False), True
         elif traces.url.endswith(TRACES_PATH):  # an address with a query is no MLflow's
             api = replace(traces, url=traces.url.removesuffix(TRACES_PATH))
     values, sources = _experiment(resolver, group)
@@ -174,10 +174,10 @@ def resolve(
 
 
 def _namespace(
-    resolver: Resolver, values: dict[str, Any], sources: dict[str, Source], traces: ServerSettings
+    resolver: Resolver, values: dict[str, Any], sources: dict[str, SettingSource], traces: ServerSettings
 ) -> str | None:
     """The pod's namespace, where MLflow may have a workspace of that name and none was given."""
-    if resolver.account is None or traces.group is not Group.MLFLOW or traces.sources["url"].kind == "default":
+    if resolver.account is None or traces.group is not SettingGroup.MLFLOW or traces.sources["url"].kind == "default":
         return None
     if values["workspace"] or "x-mlflow-workspace" in traces.headers:
         return None
@@ -190,25 +190,25 @@ def _namespace(
 
 
 def _enrichment(
-    resolver: Resolver, group: Group, defaults: Mapping[str, Any]
-) -> tuple[EnrichmentSettings, dict[str, Source]]:
+    resolver: Resolver, group: SettingGroup, defaults: Mapping[str, Any]
+) -> tuple[EnrichmentSettings, dict[str, SettingSource]]:
     values, sources = resolver.values(EnrichmentSettings.__dataclass_fields__, group)
-    if sources["compact"].kind == "default" and group is Group.MLFLOW:
+    if sources["compact"].kind == "default" and group is SettingGroup.MLFLOW:
         # Behind an OTLP endpoint others than MLflow may read what the instrumentation wrote.
         values["compact"] = defaults.get("compact", values["compact"])
     return EnrichmentSettings(**values), sources
 
 
-def _privacy(resolver: Resolver, group: Group) -> tuple[PrivacySettings, dict[str, Source]]:
+def _privacy(resolver: Resolver, group: SettingGroup) -> tuple[PrivacySettings, dict[str, SettingSource]]:
     values, sources = resolver.values([name for name in PrivacySettings.__dataclass_fields__ if name != "hide"], group)
-    values["hide"], sources["hide"] = (), Source("default")
+    values["hide"], sources["hide"] = (), SettingSource("default")
     if raw := resolver.argument("hide"):
         values["hide"], sources["hide"] = raw.parsed(BY_NAME["hide"]), raw.source
     else:
         said = [raw for name in BY_NAME["hide"].own if (raw := resolver.variable(name))]
         if names := [raw.source.name for raw in said if raw.parsed(Setting("hide", parsers.boolean, None, ""))]:
             values["hide"] = tuple(name.removeprefix(HIDE_VARIABLE).lower() for name in names)
-            sources["hide"] = Source("variable", ", ".join(names))
+            sources["hide"] = SettingSource("variable", ", ".join(names))
     return PrivacySettings(**values), sources
 
 
@@ -227,26 +227,28 @@ def _without_contradictions(resolver: Resolver, headers: Mapping[str, str]) -> d
     return kept
 
 
-def _buffer(resolver: Resolver, group: Group) -> tuple[BufferSettings, dict[str, Source]]:
+def _buffer(resolver: Resolver, group: SettingGroup) -> tuple[BufferSettings, dict[str, SettingSource]]:
     values, sources = resolver.values(BufferSettings.__dataclass_fields__, group)
     return BufferSettings(**values), sources
 
 
-def _disk(resolver: Resolver, group: Group, defaults: Mapping[str, Any]) -> tuple[SpoolSettings, dict[str, Source]]:
+def _disk(
+    resolver: Resolver, group: SettingGroup, defaults: Mapping[str, Any]
+) -> tuple[SpoolSettings, dict[str, SettingSource]]:
     # Behind an OTLP endpoint may be a Collector that keeps and fans out: nothing is kept here unless it is asked for.
     values, sources = resolver.values(SpoolSettings.__dataclass_fields__, group)
     for name in values:
-        if name in defaults and sources[name].kind == "default" and group is Group.MLFLOW:
+        if name in defaults and sources[name].kind == "default" and group is SettingGroup.MLFLOW:
             values[name] = defaults[name]
     if values["durability"] == "every-span" and not values["spool"]:
         if sources["spool"].kind != "default":
             said = f"{sources['durability']} is 'every-span': expected spool to be on"
-            raise ConfigurationError(said, Code.CONTRADICTION)
+            raise ConfigurationError(said, MessageCode.CONTRADICTION)
         values["spool"] = True
     return SpoolSettings(**values), sources
 
 
-def _app(resolver: Resolver, group: Group) -> tuple[AppSettings, dict[str, Source]]:
+def _app(resolver: Resolver, group: SettingGroup) -> tuple[AppSettings, dict[str, SettingSource]]:
     values, sources = resolver.values(AppSettings.__dataclass_fields__, group)
     disabled = resolver.variable("OTEL_SDK_DISABLED")
     if disabled and disabled.value.lower() == "true" and not resolver.argument("enabled"):
@@ -265,7 +267,7 @@ def resolve_app(arguments: Mapping[str, Any], *, environment: Mapping[str, str] 
     Raises:
         ConfigurationError: A value is wrong.
     """
-    return _app(Resolver(arguments, os.environ if environment is None else environment), Group.MLFLOW)[0]
+    return _app(Resolver(arguments, os.environ if environment is None else environment), SettingGroup.MLFLOW)[0]
 
 
 def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> BufferSettings:
@@ -278,4 +280,4 @@ def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, st
     Raises:
         ConfigurationError: A value is wrong.
     """
-    return _buffer(Resolver(arguments, os.environ if environment is None else environment), Group.MLFLOW)[0]
+    return _buffer(Resolver(arguments, os.environ if environment is None else environment), SettingGroup.MLFLOW)[0]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflow_otlp_exporter._internal.config.setting import Group
-from mlflow_otlp_exporter._internal.config.source import Source
+from mlflow_otlp_exporter._internal.config.setting import SettingGroup
+from mlflow_otlp_exporter._internal.config.source import SettingSource
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,7 +27,7 @@ class ServerSettings:
     """
 
     url: str
-    group: Group
+    group: SettingGroup
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     token: str | None = field(default=None, repr=False)
     token_file: str | None = None
@@ -39,7 +39,7 @@ class ServerSettings:
     client_certificate_file: str | None = None
     client_key_file: str | None = None
     insecure_tls: bool = False
-    sources: Mapping[str, Source] = field(default_factory=dict, repr=False)
+    sources: Mapping[str, SettingSource] = field(default_factory=dict, repr=False)
     unused: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

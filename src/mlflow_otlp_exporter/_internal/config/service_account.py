@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlflow_otlp_exporter._internal.config.source import Source
+from mlflow_otlp_exporter._internal.config.source import SettingSource
 
 _SERVICES = (".svc", ".svc.cluster.local")
 # `requests` takes its certificates from these where none are configured, and OpenShift AI's charts set the first.
@@ -65,9 +65,9 @@ class ServiceAccount:
             return None
         return self.service_ca_file
 
-    def source(self, name: str) -> Source:
+    def source(self, name: str) -> SettingSource:
         """That a value came from one of these files."""
-        return Source("service account", os.path.join(self.folder, name))  # noqa: PTH118 - no other use of pathlib here
+        return SettingSource("service account", os.path.join(self.folder, name))  # noqa: PTH118 - no other use of pathlib here
 
 
 def is_service(url: str) -> bool:
@@ -78,7 +78,7 @@ def is_service(url: str) -> bool:
 def completed(
     url: str,
     values: dict[str, Any],
-    sources: dict[str, Source],
+    sources: dict[str, SettingSource],
     account: ServiceAccount | None,
     environment: Mapping[str, str],
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from mlflow_otlp_exporter._internal.config.parsers import Parser
 
 
-class Group(enum.Enum):
+class SettingGroup(enum.Enum):
     """Whose settings apply to a server."""
 
     MLFLOW = "MLflow"
@@ -47,9 +47,9 @@ class Setting:
         """All environment variables, in the order of the documentation."""
         return (*self.own, *self.mlflow, *self.otlp)
 
-    def variables_for(self, group: Group) -> tuple[str, ...]:
+    def variables_for(self, group: SettingGroup) -> tuple[str, ...]:
         """The environment variables that count for a server of this group, the strongest first."""
-        same, other = (self.mlflow, self.otlp) if group is Group.MLFLOW else (self.otlp, self.mlflow)
+        same, other = (self.mlflow, self.otlp) if group is SettingGroup.MLFLOW else (self.otlp, self.mlflow)
         return (*self.own, *same) if self.guarded else (*self.own, *same, *other)
 
 

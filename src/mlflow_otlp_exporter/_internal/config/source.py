@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Source:
+class SettingSource:
     """Where a value came from.
 
     Attributes:

@@ -25,7 +25,7 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str
             yield name, next((_PREFIX + near for near in difflib.get_close_matches(rest, known, 1)), None)
 
 
-def told_unknown(environment: Mapping[str, str]) -> Iterator[str]:
+def describe_unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
     """The same in words; values are not shown.
 
     Args:

@@ -1,6 +1,6 @@
 """Addresses as people have them: with and without `/v1/traces`, copied from the console, from Databricks' documents.
 
-What can be understood is; what cannot, is refused with a `WrongAddress` that says what to write instead.
+What can be understood is; what cannot, is refused with a `InvalidAddressError` that says what to write instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
 TRACES_PATH = "/v1/traces"
 _DATABASES = frozenset({"sqlite", "postgresql", "postgres", "mysql", "mssql"})
@@ -21,7 +21,7 @@ _REST_PATH = re.compile(r"/(?:ajax-)?api/\d\.\d(?:/|$)")
 _CONSOLE = re.compile(r"/(?:workspaces/(?P<workspace>[^/?]+)/)?experiments/(?P<experiment>\d+)(?=[/?]|$)")
 
 
-class WrongAddress(ValueError):  # noqa: N818 - read together with what was expected, as any `ValueError` of a setting
+class InvalidAddressError(ValueError):
     """An address is wrong.
 
     Args:
@@ -29,7 +29,7 @@ class WrongAddress(ValueError):  # noqa: N818 - read together with what was expe
         code: Under which it is explained.
     """
 
-    def __init__(self, message: str, code: Code = Code.SETTING) -> None:
+    def __init__(self, message: str, code: MessageCode = MessageCode.SETTING) -> None:
         super().__init__(message)
         self.code = code
 
@@ -39,21 +39,21 @@ def _http_url(value: Any) -> str:
     parts = urlsplit(found)
     if parts.scheme.lower() not in ("http", "https"):
         hint = f", for example http://{found}" if "://" not in found and "." not in parts.scheme else ""
-        raise WrongAddress(f"expected an address that begins with http:// or https://{hint}")
+        raise InvalidAddressError(f"expected an address that begins with http:// or https://{hint}")
     try:
         port = parts.port
     except ValueError:
         port = -1
     if not parts.hostname or port == -1:
-        raise WrongAddress("expected http://host:port or https://host:port")
+        raise InvalidAddressError("expected http://host:port or https://host:port")
     return urlunsplit((parts.scheme.lower(), parts.netloc, parts.path.rstrip("/"), parts.query, ""))
 
 
-def _databricks() -> WrongAddress:
-    return WrongAddress(
+def _databricks() -> InvalidAddressError:
+    return InvalidAddressError(
         "expected the http(s) address of an MLflow server: Databricks takes OpenTelemetry at an endpoint of its "
         "own. Set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT and OTEL_EXPORTER_OTLP_TRACES_HEADERS as it documents them",
-        Code.DATABRICKS,
+        MessageCode.DATABRICKS,
     )
 
 
@@ -63,7 +63,7 @@ def _refuse_rest_path(url: str, expected: str) -> None:
     found = _REST_PATH.search(parts.path)
     if found and not parts.path.endswith(TRACES_PATH):  # Databricks has its OTLP below /api/2.0/otel
         server = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path[: found.start()], "", ""))
-        raise WrongAddress(f"expected {expected}, not that of a REST call: {server}", Code.REST_PATH)
+        raise InvalidAddressError(f"expected {expected}, not that of a REST call: {server}", MessageCode.REST_PATH)
 
 
 def tracking_uri(value: Any) -> str:
@@ -71,20 +71,20 @@ def tracking_uri(value: Any) -> str:
     found = os.fspath(value) if isinstance(value, os.PathLike) else str(value).strip()
     scheme = found.partition(":")[0].lower().partition("+")[0]
     if scheme in _DATABASES:
-        raise WrongAddress(
+        raise InvalidAddressError(
             "expected the http(s) address of an MLflow server: spans cannot be sent into a database. "
             "Start one in front of it, `mlflow server --backend-store-uri <that database>`, and give its address, "
             "http://localhost:5000 by default",
-            Code.NOT_A_SERVER,
+            MessageCode.NOT_A_SERVER,
         )
     if scheme in _DATABRICKS:
         raise _databricks()
     if scheme == "file" or ("://" not in found and (found[:1] in "./~" or os.sep in found or ":" not in found)):
-        raise WrongAddress(
+        raise InvalidAddressError(
             "expected the http(s) address of an MLflow server: MLflow's file store takes no OpenTelemetry spans. "
             "Start a server with a database, `mlflow server --backend-store-uri sqlite:///mlflow.db`, "
             "and give its address, http://localhost:5000 by default",
-            Code.NOT_A_SERVER,
+            MessageCode.NOT_A_SERVER,
         )
     url = _http_url(found)
     parts = urlsplit(url)
@@ -92,11 +92,11 @@ def tracking_uri(value: Any) -> str:
         raise _databricks()
     _refuse_rest_path(url, "the address of the MLflow server")
     if parts.query:
-        raise WrongAddress("expected an address without '?'")
+        raise InvalidAddressError("expected an address without '?'")
     return url.removesuffix(TRACES_PATH)
 
 
-def in_console(value: Any) -> dict[str, str]:
+def parse_console_url(value: Any) -> dict[str, str]:
     """What the address of a console's page says of experiment and workspace, as settings.
 
     Args:
@@ -116,10 +116,10 @@ def endpoint(value: Any) -> str:
     if urlsplit(str(value).strip()).fragment:
         page = urlsplit(url)
         server = urlunsplit((page.scheme, page.netloc.rpartition("@")[2], page.path, "", ""))
-        raise WrongAddress(
+        raise InvalidAddressError(
             f"expected an OTLP endpoint, not a page's address: {server}{TRACES_PATH}, or the page's address as "
             "tracking_uri= or MLFLOW_TRACKING_URI",
-            Code.REST_PATH,
+            MessageCode.REST_PATH,
         )
     _refuse_rest_path(url, "an OTLP endpoint, such as that of an MLflow server with /v1/traces behind it")
     return url
@@ -140,12 +140,12 @@ def split_userinfo(url: str) -> tuple[str, dict[str, str]]:
     return urlunsplit(parts._replace(netloc=host)), {"username": unquote(name), "password": unquote(password)}
 
 
-def prefix_of(url: str) -> str:
+def path_prefix(url: str) -> str:
     """The path of a server's address: `--static-prefix`, or what a proxy has put the server under; often empty."""
     return urlsplit(url).path
 
 
-def root_of(url: str) -> str:
+def without_path(url: str) -> str:
     """A server's address without its path."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc, "", "", ""))

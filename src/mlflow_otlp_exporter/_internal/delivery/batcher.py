@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.config.setting import Group
-from mlflow_otlp_exporter._internal.delivery.packing import packed, portions
-from mlflow_otlp_exporter._internal.encoding.sanitizer import repaired_attributes, repaired_name
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination, by_destination
+from mlflow_otlp_exporter._internal.config.setting import SettingGroup
+from mlflow_otlp_exporter._internal.delivery.packing import batch_by_size, iter_chunks
+from mlflow_otlp_exporter._internal.encoding.sanitizer import sanitize_attributes, sanitize_name
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.tracing.routing import group_by_destination
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.delivery.resources import Resources
-    from mlflow_otlp_exporter._internal.enrichment import Enriched, Enricher
-    from mlflow_otlp_exporter._internal.privacy.attachment_extractor import Extraction
-    from mlflow_otlp_exporter._internal.spool.persistent_queue import Recovered
+    from mlflow_otlp_exporter._internal.delivery.resources import DestinationResources
+    from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
+    from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
+    from mlflow_otlp_exporter._internal.spool.persistent_queue import RecoveredSpans
 
 _OK = Status(StatusCode.OK)
 _TOO_FEW_ATTRIBUTES = (
@@ -33,7 +34,7 @@ _TOO_FEW_ATTRIBUTES = (
 Batch = tuple[Destination, list[EncodedSpan]]
 
 
-class Batching:
+class Batcher:
     """Makes batches of spans.
 
     Args:
@@ -53,13 +54,13 @@ class Batching:
         self,
         settings: Settings,
         destination: Destination,
-        report: Report,
+        report: ProblemLog,
         *,
         size: Callable[[], int],
         give_up: Callable[[int, Sequence[ReadableSpan], str, str], None],
     ) -> None:
         # Here, not at the top: an app that only imports, or does without, should not pay for them.
-        from mlflow_otlp_exporter._internal.privacy import Cleaner, resource_filter  # noqa: PLC0415
+        from mlflow_otlp_exporter._internal.privacy import Redactor, resource_filter  # noqa: PLC0415
 
         self._enricher: Enricher | None = None
         if settings.enrichment.enrich:
@@ -70,20 +71,20 @@ class Batching:
             )
         self._destination, self._report, self._repair = destination, report, settings.repair
         self._size, self._give_up = size, give_up
-        self.cleaner = Cleaner(settings.privacy, report, base64_max_length=settings.base64_max_length)
-        self._extraction: Extraction | None = None
+        self.cleaner = Redactor(settings.privacy, report, base64_max_length=settings.base64_max_length)
+        self._extraction: AttachmentExtractor | None = None
         if settings.uploads:
-            from mlflow_otlp_exporter._internal.privacy.attachment_extractor import Extraction  # noqa: PLC0415 - by few apps
+            from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor  # noqa: PLC0415 - by few apps
 
-            self._extraction = Extraction(settings.privacy.base64_max_length)
+            self._extraction = AttachmentExtractor(settings.privacy.base64_max_length)
         noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()
-        self.encoder = Encoder(resource_filter(noisy))
+        self.encoder = SpanEncoder(resource_filter(noisy))
         # What has resources say where traces go, towards what may be a Collector.
-        self._resources: Resources | None = None
-        if settings.traces.group is not Group.MLFLOW:
-            from mlflow_otlp_exporter._internal.delivery.resources import Resources  # noqa: PLC0415 - by few apps
+        self._resources: DestinationResources | None = None
+        if settings.traces.group is not SettingGroup.MLFLOW:
+            from mlflow_otlp_exporter._internal.delivery.resources import DestinationResources  # noqa: PLC0415 - by few apps
 
-            self._resources = Resources(self.encoder)
+            self._resources = DestinationResources(self.encoder)
 
     def batches(self, spans: Sequence[ReadableSpan]) -> tuple[list[Batch], int]:
         """Encodes spans and says which of them share a request.
@@ -99,14 +100,14 @@ class Batching:
         A span of the SDK takes six times the memory of its bytes, and what is read from it as much again: only for a
         portion at a time all of that is there.
         """
-        return self._batches(portions(spans))[0]
+        return self._batches(iter_chunks(spans))[0]
 
     def _batches(self, taken: Iterable[Sequence[ReadableSpan]]) -> tuple[list[Batch], int]:
         groups: dict[Destination, list[EncodedSpan]] = {}
         broken = 0
         for portion in taken:
             spans, lost = self._cleaned(portion)
-            broken += lost + self._encode(spans, by_destination(spans, self._destination), groups)
+            broken += lost + self._encode(spans, group_by_destination(spans, self._destination), groups)
         return self._packed(groups), broken
 
     def _cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
@@ -115,7 +116,7 @@ class Batching:
             self._give_up(broken, (), "masking", "what must not leave the app could not be taken out of them")
         return spans, broken
 
-    def recovered(self, left: Recovered) -> list[Batch]:
+    def recovered(self, left: RecoveredSpans) -> list[Batch]:
         """What a killed process has left: it goes where that would have sent it, and is not masked once more."""
         spans = left.spans if left.clean else self._cleaned(left.spans)[0]
         groups: dict[Destination, list[EncodedSpan]] = {}
@@ -137,7 +138,7 @@ class Batching:
             encoded = groups.setdefault(destination, [])
             for span in group:
                 if span.dropped_attributes:
-                    self._report.once(logging.WARNING, coded(Code.ATTRIBUTES_LOST, _TOO_FEW_ATTRIBUTES))
+                    self._report.once(logging.WARNING, add_code(MessageCode.ATTRIBUTES_LOST, _TOO_FEW_ATTRIBUTES))
                 try:
                     one = self._encoded(found := sent[id(span)])
                     if self._extraction is not None:
@@ -154,21 +155,21 @@ class Batching:
         made: list[Batch] = []
         for destination, encoded in groups.items():
             linked = destination.run_id is not None
-            made += [(destination, batch) for batch in packed(encoded, self._size(), linked_to_run=linked)]
+            made += [(destination, batch) for batch in batch_by_size(encoded, self._size(), linked_to_run=linked)]
         if self.encoder.repairs.left_out:
             said = "attribute values of types that OpenTelemetry does not have are left out; stats() counts them"
-            self._report.once(logging.WARNING, coded(Code.VALUES_LEFT_OUT, said))
+            self._report.once(logging.WARNING, add_code(MessageCode.VALUES_LEFT_OUT, said))
         return made
 
-    def _encoded(self, sent: ReadableSpan | Enriched) -> EncodedSpan:
+    def _encoded(self, sent: ReadableSpan | EnrichedSpan) -> EncodedSpan:
         repair = self._repair
         if isinstance(sent, ReadableSpan):
             if not repair:
                 return self.encoder.encode(sent)
-            return self.encoder.encode(sent, repaired_attributes(sent.attributes), name=repaired_name(sent.name))
+            return self.encoder.encode(sent, sanitize_attributes(sent.attributes), name=sanitize_name(sent.name))
         attributes, name = sent.attributes, sent.name
         if repair:
-            attributes = repaired_attributes(attributes) or attributes
-            name = repaired_name(name) or name
+            attributes = sanitize_attributes(attributes) or attributes
+            name = sanitize_name(name) or name
         status = _OK if sent.ok else None
         return self.encoder.encode(sent.span, attributes, name=name, events=sent.events, status=status)

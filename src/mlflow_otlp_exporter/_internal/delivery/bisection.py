@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlflow_otlp_exporter._internal.delivery.export_request import Search, Shipment
+from mlflow_otlp_exporter._internal.delivery.export_request import Bisection, ExportRequest
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 
 
-def halves(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[EncodedSpan]]:
+def split_spans(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[EncodedSpan]]:
     """Cuts between traces as near to the middle as can be; a single trace between its spans.
 
     Args:
@@ -35,7 +35,7 @@ def _middle(sizes: Sequence[int]) -> int:
     return len(sizes) - 1
 
 
-def cut(shipment: Shipment, search: Search, chance: float) -> tuple[Shipment, Shipment]:
+def bisect(shipment: ExportRequest, search: Bisection, chance: float) -> tuple[ExportRequest, ExportRequest]:
     """The halves of a shipment that has the culprit; the half that was beside it is put aside.
 
     Args:
@@ -45,8 +45,8 @@ def cut(shipment: Shipment, search: Search, chance: float) -> tuple[Shipment, Sh
     """
     _take_sibling(shipment, search)
     first, second = (
-        Shipment(shipment.destination, spans, shipment.origin, uncertain=shipment.uncertain, search=search)
-        for spans in halves(shipment.spans)
+        ExportRequest(shipment.destination, spans, shipment.origin, uncertain=shipment.uncertain, search=search)
+        for spans in split_spans(shipment.spans)
     )
     if chance < 0.5:  # noqa: PLR2004
         # At random, or a culprit at either end would keep the search from all that passes in between.
@@ -55,16 +55,16 @@ def cut(shipment: Shipment, search: Search, chance: float) -> tuple[Shipment, Sh
     return first, second
 
 
-def after_passing(shipment: Shipment) -> list[Shipment]:
+def next_half(shipment: ExportRequest) -> list[ExportRequest]:
     """What follows in a search when one of its parts has passed: the culprit is in the other half, or nowhere."""
     if shipment.guilty:
-        return put_aside(shipment)
+        return merge_deferred(shipment)
     if shipment.sibling is not None:
         shipment.sibling.guilty = True
     return []
 
 
-def put_aside(shipment: Shipment) -> list[Shipment]:
+def merge_deferred(shipment: ExportRequest) -> list[ExportRequest]:
     """What a search has put aside, as one shipment, now that the culprit is alone."""
     search, shipment.search = shipment.search, None
     if search is None:
@@ -73,10 +73,10 @@ def put_aside(shipment: Shipment) -> list[Shipment]:
     rest, search.rest = search.rest, []
     if not rest:
         return []
-    return [Shipment(shipment.destination, rest, shipment.origin, uncertain=search.uncertain, found_in=search)]
+    return [ExportRequest(shipment.destination, rest, shipment.origin, uncertain=search.uncertain, found_in=search)]
 
 
-def _take_sibling(shipment: Shipment, search: Search) -> None:
+def _take_sibling(shipment: ExportRequest, search: Bisection) -> None:
     """Puts the other half aside; whoever has it in a queue finds it empty."""
     sibling, shipment.sibling = shipment.sibling, None
     if sibling is not None:

@@ -24,7 +24,7 @@ _LONGEST, _LONGEST_MOODY = 30.0, 2.0
 
 
 @dataclass
-class Suspect:
+class FailureSuspect:
     """A span that the search for a culprit has found, or that was alone in its request.
 
     Attributes:
@@ -44,7 +44,7 @@ class Suspect:
     last: float = 0.0
 
 
-class Evidence:
+class FailureEvidence:
     """What the requests of one destination say about the server.
 
     Attributes:
@@ -77,7 +77,7 @@ class Evidence:
         """A request that nothing was known against was answered 500."""
         self._others_pass = False
 
-    def failed_again(self, suspect: Suspect, now: float) -> None:
+    def failed_again(self, suspect: FailureSuspect, now: float) -> None:
         """A suspect was answered 500 on its own."""
         suspect.errors += 1
         suspect.last = now
@@ -91,16 +91,16 @@ class Evidence:
         """Whether the server has answered 500 of late to what it took later."""
         return now < self._moody_until
 
-    def convincing(self, suspect: Suspect, now: float) -> bool:
+    def convincing(self, suspect: FailureSuspect, now: float) -> bool:
         """Whether a suspect may be named: others pass, and it was answered 500 again a while after it was found."""
         again = suspect.errors > 0 and suspect.last >= suspect.found + CONFIRM_SECONDS
         return again and self.delivered > suspect.delivered and not self.moody(now)
 
-    def proven(self, suspect: Suspect, now: float) -> bool:
+    def proven(self, suspect: FailureSuspect, now: float) -> bool:
         """Whether a suspect is to blame beyond doubt."""
         return self.convincing(suspect, now) and self._pairs >= _PAIRS and suspect.pairs >= _OWN_PAIRS
 
-    def pause(self, suspect: Suspect, now: float) -> float:
+    def pause(self, suspect: FailureSuspect, now: float) -> float:
         """Seconds until a suspect is sent again, longer each time."""
         if suspect.errors < _QUICK:
             return CONFIRM_SECONDS

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.otlp_client import Delivery
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import EXPERIMENT_HEADER, Destination, Experiments
-from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import below_prefix
-from mlflow_otlp_exporter._internal.mlflow_api.workspace import in_namespace
-from mlflow_otlp_exporter._internal.transport.client import Connection
-from mlflow_otlp_exporter._internal.transport.credential_provider import provided_session
+from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import with_static_prefix
+from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace
+from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
+from mlflow_otlp_exporter._internal.transport.client import HttpClient
+from mlflow_otlp_exporter._internal.transport.credential_provider import load_credential_provider_session
 from mlflow_otlp_exporter._internal.transport.messages import Transport
 
 
 @dataclass(frozen=True)
-class Reach:
+class Clients:
     """Servers and what is done with them.
 
     Attributes:
@@ -30,12 +31,12 @@ class Reach:
         destination: Where to by default.
     """
 
-    server: Connection
+    server: HttpClient
     traces: Transport
     api: Transport | None
     certain: bool
-    experiments: Experiments
-    delivery: Delivery
+    experiments: ExperimentResolver
+    delivery: OTLPClient
     destination: Destination
 
     def close(self) -> None:
@@ -43,12 +44,12 @@ class Reach:
         self.server.close()
         each = self.api
         while each is not None:
-            if isinstance(each, Connection):
+            if isinstance(each, HttpClient):
                 each.close()
             each = getattr(each, "server", None)  # what stands before it
 
 
-def reach(settings: Settings, report: Report) -> Reach:
+def build_clients(settings: Settings, report: ProblemLog) -> Clients:
     """Puts it together.
 
     Args:
@@ -58,17 +59,17 @@ def reach(settings: Settings, report: Report) -> Reach:
     Raises:
         ConfigurationError: The credentials, or the provider of a session, cannot be used.
     """
-    session = provided_session(settings.traces)
-    server = Connection(settings.traces, session)
+    session = load_credential_provider_session(settings.traces)
+    server = HttpClient(settings.traces, session)
     same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
-    connection = Connection(settings.api, session if same else None) if settings.api else None
-    traces, api = below_prefix(server, connection if settings.api_certain else None, lambda _: None)
+    connection = HttpClient(settings.api, session if same else None) if settings.api else None
+    traces, api = with_static_prefix(server, connection if settings.api_certain else None, lambda _: None)
     api = api or connection
     if settings.namespace is not None and api is not None:
-        traces, api, _ = in_namespace(settings.namespace, traces, api, report)
+        traces, api, _ = with_namespace_workspace(settings.namespace, traces, api, report)
     certain = settings.api_certain
-    experiments = Experiments(api, certain=certain, create=settings.create_experiment, report=report)
-    delivery = Delivery(
+    experiments = ExperimentResolver(api, certain=certain, create=settings.create_experiment, report=report)
+    delivery = OTLPClient(
         traces,
         experiments,
         compression=settings.compression,
@@ -76,4 +77,4 @@ def reach(settings: Settings, report: Report) -> Reach:
         experiment_is_set=EXPERIMENT_HEADER in server.header_names,
     )
     destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
-    return Reach(server, traces, api, certain, experiments, delivery, destination)
+    return Clients(server, traces, api, certain, experiments, delivery, destination)

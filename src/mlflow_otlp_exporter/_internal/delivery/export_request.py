@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mlflow_otlp_exporter._internal.delivery.blame import Suspect
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.delivery.blame import FailureSuspect
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.transport.response import Outcome
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 
 
 @dataclass(eq=False)
-class Search:
+class Bisection:
     """A search for one culprit in a request that was refused, or answered 500.
 
     The half that is refused is cut further. The other half is put aside, and sent as one request when the culprit is
@@ -33,7 +33,7 @@ class Search:
     uncertain: bool = False
 
 
-class Origin:
+class RequestOrigin:
     """The request that shipments come from.
 
     Args:
@@ -55,14 +55,14 @@ class Origin:
         self,
         span_count: int,
         settled: Callable[[], None] = lambda: None,
-        postponed: Callable[[Outcome], None] = lambda _: None,
+        postponed: Callable[[ExportOutcome], None] = lambda _: None,
         suspected: Callable[[int, int], None] = lambda _spans, _size: None,
     ) -> None:
         self.remaining = span_count
         self.refused = 0
         self.postponed = postponed
         self.left = ""
-        self.counted: Callable[[int, int, Outcome | None], None] = lambda _delivered, _refused, _outcome: None
+        self.counted: Callable[[int, int, ExportOutcome | None], None] = lambda _delivered, _refused, _outcome: None
         self._settled, self._suspected = settled, suspected
         self._suspects = self._suspect_bytes = 0
 
@@ -87,7 +87,7 @@ class Origin:
     def release(self) -> None:
         """Tells that what is left of it is given up here; where it is kept, it stays."""
 
-    def settle(self, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
+    def settle(self, delivered: int, refused: int, outcome: ExportOutcome | None = None) -> None:
         """Counts spans that have an outcome."""
         self.counted(delivered, refused, outcome)
         self.refused += refused
@@ -118,7 +118,7 @@ class Origin:
 
 
 @dataclass(eq=False)
-class Shipment:
+class ExportRequest:
     """Encoded spans on their way, and what is known of them.
 
     Attributes:
@@ -145,19 +145,19 @@ class Shipment:
 
     destination: Destination
     spans: list[EncodedSpan]
-    origin: Origin
+    origin: RequestOrigin
     not_before: float = 0.0
     began: float = 0.0
     uncertain: bool = False
     seen: frozenset[tuple[int, int]] | None = None
-    search: Search | None = None
-    found_in: Search | None = None
+    search: Bisection | None = None
+    found_in: Bisection | None = None
     guilty: bool = False
-    sibling: Shipment | None = field(default=None, repr=False)
+    sibling: ExportRequest | None = field(default=None, repr=False)
     refusals: int = 0
     errors: int = 0
-    suspect: Suspect | None = None
-    named: Outcome | None = None
+    suspect: FailureSuspect | None = None
+    named: ExportOutcome | None = None
     ask_until: float = 0.0
     attempted: bool = False
     postponed: int = 0
@@ -170,7 +170,7 @@ class Shipment:
 
 
 @dataclass(frozen=True)
-class Next:
+class SendResult:
     """What comes after a step.
 
     Attributes:
@@ -179,6 +179,6 @@ class Next:
         at_the_end: True if others of the destination go first.
     """
 
-    shipments: Sequence[Shipment] = ()
+    shipments: Sequence[ExportRequest] = ()
     wait: float = 0.0
     at_the_end: bool = False

@@ -14,7 +14,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import Stats, logger
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
@@ -183,7 +183,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         pipeline = self._pipeline
         if pipeline is None or pipeline.closed:
             why = "is shut down" if pipeline else "is off"
-            logger.warning("%d spans are refused: the exporter %s [%s]", len(spans), why, Code.OFF)
+            logger.warning("%d spans are refused: the exporter %s [%s]", len(spans), why, MessageCode.OFF)
             return SpanExportResult.FAILURE
         try:
             with suppressed_instrumentation():
@@ -191,7 +191,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
                 delivered = pipeline.deliver(batches)
         except Exception:  # noqa: BLE001 - nothing of this library raises into the app
             said = "%d spans are lost by a mistake in this library; please report it [%s]"
-            logger.exception(said, len(spans), Code.MISTAKE)
+            logger.exception(said, len(spans), MessageCode.MISTAKE)
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS if delivered and not broken else SpanExportResult.FAILURE
 
@@ -281,7 +281,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return True
         why_not = why_not if assessment is None else "no MLflow is known beside the OTLP endpoint"
         pipeline.report.count(feedback_refused=1)
-        pipeline.report.once(logging.WARNING, coded(Code.FEEDBACK, f"feedback is lost: {why_not}"))
+        pipeline.report.once(logging.WARNING, add_code(MessageCode.FEEDBACK, f"feedback is lost: {why_not}"))
         return False
 
     @property

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 from opentelemetry.metrics import MeterProvider, get_meter_provider
 from opentelemetry.util.types import AttributeValue
 
-from mlflow_otlp_exporter._internal.transport.response import Outcome, Verdict
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
 
 _ENABLED = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
 _PORTS = {"http": 80, "https": 443}
 _numbers = itertools.count()
 
-Settled = Callable[[int, int, "Outcome | None"], None]
+Settled = Callable[[int, int, "ExportOutcome | None"], None]
 
 
 class ExporterMetrics:
@@ -75,7 +75,7 @@ class ExporterMetrics:
         began, left, failed = self._clock(), spans, dict[str, AttributeValue]()
         self._add_inflight(spans)
 
-        def settled(delivered: int, refused: int, outcome: Outcome | None) -> None:
+        def settled(delivered: int, refused: int, outcome: ExportOutcome | None) -> None:
             nonlocal left
             left -= delivered + refused
             self._add_inflight(-delivered - refused)
@@ -109,10 +109,10 @@ class ExporterMetrics:
             self._exported.add(spans, {**self._attributes, **further})
 
 
-def _failed(outcome: Outcome | None) -> dict[str, AttributeValue]:
+def _failed(outcome: ExportOutcome | None) -> dict[str, AttributeValue]:
     if outcome is None:
         return {"error.type": "shutdown"}
-    if outcome.verdict is Verdict.PARTLY:
+    if outcome.verdict is Disposition.PARTLY:
         return {"error.type": "partial_success"}
     if outcome.status is None:
         return {"error.type": "no_answer"}

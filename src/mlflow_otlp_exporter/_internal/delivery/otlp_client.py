@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination, Experiments
-from mlflow_otlp_exporter._internal.transport.authorization import Credentials
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Transport
-from mlflow_otlp_exporter._internal.transport.response import Outcome, Verdict, read_answer, read_failure
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
+from mlflow_otlp_exporter._internal.transport.authorization import Authorization
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 # A body that fits into one packet gains nothing from being smaller.
 _SMALLEST_COMPRESSED = 1024
@@ -24,7 +26,7 @@ _LEVEL = 4
 
 
 @dataclass(frozen=True)
-class Request:
+class EncodedBatch:
     """Encoded spans on their way to one destination.
 
     Attributes:
@@ -42,7 +44,7 @@ class Server(Protocol):
     """What must be known of a server whose credential may be rejected: `Connection`."""
 
     @property
-    def credentials(self) -> Credentials:
+    def credentials(self) -> Authorization:
         """What it is asked with."""
 
     def has_new_credential(self) -> bool:
@@ -62,14 +64,14 @@ def backoff(attempt: int, jitter: float, *, first: float = 0.5, longest: float =
     return min(first * 2.0 ** min(attempt, 16), longest) * (0.8 + 0.4 * jitter)
 
 
-def compressed(body: bytes, compression: str) -> bytes:
+def compress(body: bytes, compression: str) -> bytes:
     """The body as it goes over the wire."""
     if compression == "gzip":
         return gzip.compress(body, _LEVEL, mtime=0)
     return zlib.compress(body, _LEVEL) if compression == "deflate" else body
 
 
-class Delivery:
+class OTLPClient:
     """Sends requests to the OTLP endpoint.
 
     Args:
@@ -83,16 +85,16 @@ class Delivery:
     def __init__(
         self,
         server: Transport,
-        experiments: Experiments,
+        experiments: ExperimentResolver,
         *,
         compression: str,
-        report: Report,
+        report: ProblemLog,
         experiment_is_set: bool = False,
     ) -> None:
         self._server, self._experiments, self._compression, self._report = server, experiments, compression, report
         self._experiment_is_set = experiment_is_set
 
-    def attempt(self, request: Request, seconds: float) -> Outcome:
+    def attempt(self, request: EncodedBatch, seconds: float) -> ExportOutcome:
         """Sends a request once; a second time, plain, where a compressed body was refused.
 
         Args:
@@ -100,29 +102,29 @@ class Delivery:
             seconds: For looking up the experiment, and again for the request.
         """
         experiment = None if self._experiment_is_set else self._experiments.id_of(request.destination, seconds)
-        if isinstance(experiment, Outcome):
+        if isinstance(experiment, ExportOutcome):
             return experiment
         headers = {"content-type": "application/x-protobuf", **request.destination.headers(experiment)}
         if self._compression == "none" or len(request.body) < _SMALLEST_COMPRESSED:
             return self._post(headers, request.body, seconds)
         with_encoding = {**headers, "content-encoding": self._compression}
-        outcome = self._post(with_encoding, compressed(request.body, self._compression), seconds)
+        outcome = self._post(with_encoding, compress(request.body, self._compression), seconds)
         if outcome.status in (400, 415):
             plain = self._post(headers, request.body, seconds)
-            if plain.verdict in (Verdict.DELIVERED, Verdict.PARTLY):
+            if plain.verdict in (Disposition.DELIVERED, Disposition.PARTLY):
                 # MLflow before 3.7 answers 400 to every compressed body; what it takes plain was not wrong in itself.
                 said = (
                     f"the server takes no bodies compressed with {self._compression}: they are sent plain from now on"
                 )
-                self._report.once(logging.WARNING, coded(Code.NO_COMPRESSION, said))
+                self._report.once(logging.WARNING, add_code(MessageCode.NO_COMPRESSION, said))
                 self._compression = "none"
             return plain
         return outcome
 
-    def _post(self, headers: Mapping[str, str], content: bytes, seconds: float) -> Outcome:
+    def _post(self, headers: Mapping[str, str], content: bytes, seconds: float) -> ExportOutcome:
         self._report.count(requests=1)
         answer = self._server.request("POST", "", headers=headers, body=content, seconds=seconds)
-        return read_answer(answer) if isinstance(answer, Answer) else read_failure(answer)
+        return classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
 
     def forget(self, destination: Destination) -> None:
         """Looks the experiment up anew the next time: it may have been deleted, or made again under its name."""

@@ -14,7 +14,9 @@ _ROOTS_PER_RUN = 100
 _PORTION = 64
 
 
-def packed(spans: Sequence[EncodedSpan], size: int, *, linked_to_run: bool = False) -> Iterator[list[EncodedSpan]]:
+def batch_by_size(
+    spans: Sequence[EncodedSpan], size: int, *, linked_to_run: bool = False
+) -> Iterator[list[EncodedSpan]]:
     """Groups spans into requests.
 
     MLflow pays 1.7 to 30 times more for a trace that arrives in pieces, so a trace is cut only if it is larger than a
@@ -47,7 +49,7 @@ def packed(spans: Sequence[EncodedSpan], size: int, *, linked_to_run: bool = Fal
         yield batch
 
 
-def portions(spans: list[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
+def iter_chunks(spans: list[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
     """Takes spans out of a list, a few whole traces at a time, so that what has been dealt with is not kept.
 
     Args:

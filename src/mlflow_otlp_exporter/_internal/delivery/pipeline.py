@@ -15,32 +15,33 @@ from urllib.parse import urlencode, urlsplit
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.backoff import LONGEST_IN_MEMORY
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.in_flight import InFlight, Ticket
-from mlflow_otlp_exporter._internal.common.problem_log import Report, Stats
-from mlflow_otlp_exporter._internal.common.work_queue import Senders
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, Stats
+from mlflow_otlp_exporter._internal.common.work_queue import WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batching
-from mlflow_otlp_exporter._internal.delivery.explanation import explained
-from mlflow_otlp_exporter._internal.delivery.export_request import Next, Origin, Shipment
-from mlflow_otlp_exporter._internal.delivery.otlp_client import Delivery
-from mlflow_otlp_exporter._internal.delivery.retry_sender import Courier
+from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher
+from mlflow_otlp_exporter._internal.delivery.explanation import format_outcome
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin, SendResult
+from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
+from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.delivery.wait import both, suspects, waker
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import EXPERIMENT_HEADER, Destination, Experiments
-from mlflow_otlp_exporter._internal.mlflow_api.server import Stored
-from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import below_prefix
-from mlflow_otlp_exporter._internal.model.encoded_span import weight
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
+from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import with_static_prefix
+from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
+from mlflow_otlp_exporter._internal.model.encoded_span import memory_bytes_of
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.tracing.routing import route_of
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome
 
 if TYPE_CHECKING:
     import requests
 
     from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics
-    from mlflow_otlp_exporter._internal.delivery.spool_consumer import Drainer
-    from mlflow_otlp_exporter._internal.mlflow_api.rest_side import RestSide
+    from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
+    from mlflow_otlp_exporter._internal.mlflow_api.rest_side import MlflowRestClient
     from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace
-    from mlflow_otlp_exporter._internal.spool.persistent_queue import Depot
+    from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
     from mlflow_otlp_exporter._internal.transport.messages import Transport
 
 
@@ -60,64 +61,66 @@ class Pipeline:
         self, settings: Settings, session: requests.Session | None, metrics: ExporterMetrics | None = None
     ) -> None:
         # Here, not at the top: requests is half of the import time, and an app that only imports should not pay it.
-        from mlflow_otlp_exporter._internal.transport.client import Connection  # noqa: PLC0415
-        from mlflow_otlp_exporter._internal.transport.credential_provider import provided_session  # noqa: PLC0415
+        from mlflow_otlp_exporter._internal.transport.client import HttpClient  # noqa: PLC0415
+        from mlflow_otlp_exporter._internal.transport.credential_provider import load_credential_provider_session  # noqa: PLC0415
 
         self.settings, self._metrics = settings, metrics
-        self.report = Report()
+        self.report = ProblemLog()
         self.destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
-        self.batching = Batching(settings, self.destination, self.report, size=self._size, give_up=self._give_up)
-        session = session or provided_session(settings.traces)
-        self.server = Connection(settings.traces, session)
+        self.batching = Batcher(settings, self.destination, self.report, size=self._size, give_up=self._give_up)
+        session = session or load_credential_provider_session(settings.traces)
+        self.server = HttpClient(settings.traces, session)
         # A session of the user's may sign requests or hold proxies for this server, not for another one.
         same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
-        self.api = Connection(settings.api, session if same else None) if settings.api else None
+        self.api = HttpClient(settings.api, session if same else None) if settings.api else None
         self.namespace: NamespaceWorkspace | None = None
         traces, rest = self._servers()
-        self.experiments = Experiments(
+        self.experiments = ExperimentResolver(
             rest, certain=settings.api_certain, create=settings.create_experiment, report=self.report
         )
-        delivery = Delivery(
+        delivery = OTLPClient(
             traces,
             self.experiments,
             compression=settings.compression,
             report=self.report,
             experiment_is_set=EXPERIMENT_HEADER in self.server.header_names,
         )
-        stored = Stored(rest, self.report, certain=settings.api_certain)
-        self.depot: Depot | None = None
+        stored = ServerInfo(rest, self.report, certain=settings.api_certain)
+        self.depot: PersistentQueue | None = None
         if settings.disk.spool:
             # Here, as most of what it needs is imported by nobody else.
-            from mlflow_otlp_exporter._internal.spool.journal_format import Origins  # noqa: PLC0415
-            from mlflow_otlp_exporter._internal.spool.persistent_queue import opened  # noqa: PLC0415
+            from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader  # noqa: PLC0415
+            from mlflow_otlp_exporter._internal.spool.persistent_queue import open_queue  # noqa: PLC0415
 
-            origins = Origins(self.destination, not self.batching.cleaner.is_idle)
-            self.depot = opened(settings, str(self.server.credentials), self.report, origins)
-        self.courier = Courier(
+            origins = JournalHeader(self.destination, not self.batching.cleaner.is_idle)
+            self.depot = open_queue(settings, str(self.server.credentials), self.report, origins)
+        self.courier = RetrySender(
             self.server,
             delivery,
             stored,
             self.report,
-            explain=self.explained,
+            explain=self.format_outcome,
             queued=self._queued,
             depot=self.depot,
         )
-        self.rest_side: RestSide | None = None
+        self.rest_side: MlflowRestClient | None = None
         if rest is not None:
-            from mlflow_otlp_exporter._internal.mlflow_api.rest_side import RestSide  # noqa: PLC0415 - likewise
+            from mlflow_otlp_exporter._internal.mlflow_api.rest_side import MlflowRestClient  # noqa: PLC0415 - likewise
 
             spool = self.depot.spool if self.depot is not None else None
-            self.rest_side = RestSide(rest, settings, self.experiments, stored, self.report, spool)
+            self.rest_side = MlflowRestClient(rest, settings, self.experiments, stored, self.report, spool)
             self.courier.delivered, self.courier.uploads = self.rest_side.delivered, self.rest_side.uploads
-        self.senders: Senders[Shipment] = Senders(self._step, self.courier.abandon)
-        self.drainer: Drainer | None = None
+        self.senders: WorkQueue[ExportRequest] = WorkQueue(self._step, self.courier.abandon)
+        self.drainer: SpoolConsumer | None = None
         if self.depot is not None:
-            from mlflow_otlp_exporter._internal.delivery.spool_consumer import Drainer  # noqa: PLC0415
+            from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer  # noqa: PLC0415
 
-            self.drainer = Drainer(self.depot, send=self._send, spill=self._spill, tidy=self._tidy, report=self.report)
+            self.drainer = SpoolConsumer(
+                self.depot, send=self._send, spill=self._spill, tidy=self._tidy, report=self.report
+            )
             self.depot.changed = self.drainer.wake
             self.depot.spool.pressed = self._is_pressed
-        self.in_flight = InFlight()
+        self.in_flight = InFlightRequests()
         self.closed = False
         self._until = math.inf
         if self.drainer is not None and self.depot is not None and self.depot.has_leftovers():
@@ -127,17 +130,17 @@ class Pipeline:
 
     def _servers(self) -> tuple[Transport, Transport | None]:
         """The OTLP endpoint and the REST side, wherever they lie, and in the workspace of a pod."""
-        traces, rest = below_prefix(self.server, self.api if self.settings.api_certain else None, self._found_at)
+        traces, rest = with_static_prefix(self.server, self.api if self.settings.api_certain else None, self._found_at)
         rest = rest or self.api
         if self.settings.namespace is not None and rest is not None:
-            from mlflow_otlp_exporter._internal.mlflow_api.workspace import in_namespace  # noqa: PLC0415 - in pods only
+            from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace  # noqa: PLC0415 - in pods only
 
-            traces, rest, self.namespace = in_namespace(self.settings.namespace, traces, rest, self.report)
+            traces, rest, self.namespace = with_namespace_workspace(self.settings.namespace, traces, rest, self.report)
         return traces, rest
 
     def _found_at(self, url: str) -> None:
         said = f"the server has its OTLP endpoint at {url}, as MLflow before 3.16 does under a static prefix"
-        self.report.once(logging.INFO, coded(Code.CONFIGURED, said))
+        self.report.once(logging.INFO, add_code(MessageCode.CONFIGURED, said))
 
     @property
     def record(self) -> Callable[[ReadableSpan], None] | None:
@@ -158,7 +161,7 @@ class Pipeline:
         if self.depot is not None and self.depot.journal is not None:
             self.depot.journal.note_noise(noise)
 
-    def _step(self, shipment: Shipment) -> Next:
+    def _step(self, shipment: ExportRequest) -> SendResult:
         left = max(0.2, self._until - time.monotonic())
         return self.courier.step(shipment, min(self.settings.timeout, left))
 
@@ -183,35 +186,35 @@ class Pipeline:
 
     def solve(self, why: str, message: str) -> None:
         """Tells that what made spans be refused is over."""
-        self.report.solved(why, coded(Code.ACCEPTED_AGAIN, message))
+        self.report.solved(why, add_code(MessageCode.ACCEPTED_AGAIN, message))
 
     def _size(self) -> int:
         sizes = [size for size in (self.settings.max_request_size, self.courier.size_limit) if size]
         return min(sizes, default=0)
 
-    def send(self, batch: Batch, opened: Callable[[int, int], Ticket]) -> None:
+    def send(self, batch: Batch, track: Callable[[int, int], Ticket]) -> None:
         """Sends a batch in the background.
 
         Args:
             batch: Where to, and what.
-            opened: Called with its spans and bytes; what it returns is told when it is settled.
+            track: Called with its spans and bytes; what it returns is told when it is settled.
         """
-        ticket = opened(len(batch[1]), weight(batch[1]))
-        self.enqueue(batch, Origin(len(batch[1]), ticket, suspected=ticket.suspected))
+        ticket = track(len(batch[1]), memory_bytes_of(batch[1]))
+        self.enqueue(batch, RequestOrigin(len(batch[1]), ticket, suspected=ticket.suspected))
 
-    def enqueue(self, batch: Batch, origin: Origin) -> None:
+    def enqueue(self, batch: Batch, origin: RequestOrigin) -> None:
         """Sends a batch in a thread of its own, and keeps it until it has an outcome."""
         destination, spans = batch
         if self._metrics is not None:
             origin.counted = self._metrics.started(len(spans))
-        shipment = Shipment(destination, spans, origin, since=self.courier.clock())
+        shipment = ExportRequest(destination, spans, origin, since=self.courier.clock())
         if self.drainer is None:
             self._send(shipment)
         elif not (self.courier.patience.is_down(destination) and self.courier.put_away(shipment)):
             self._send(shipment)
             self.drainer.wake()
 
-    def _send(self, shipment: Shipment) -> None:
+    def _send(self, shipment: ExportRequest) -> None:
         wait = self.courier.patience.left(shipment.destination) if shipment.origin.kept else 0.0
         self.senders.put(shipment.destination, shipment, wait=wait)
 
@@ -233,7 +236,7 @@ class Pipeline:
         if depot is not None and depot.spool.usable:
             now = courier.clock()
 
-            def late(shipment: Shipment) -> bool:
+            def late(shipment: ExportRequest) -> bool:
                 if shipment.origin.kept or shipment.search is not None or shipment.sibling is not None:
                     return False
                 return now - shipment.since > LONGEST_IN_MEMORY or courier.patience.is_down(shipment.destination)
@@ -276,20 +279,20 @@ class Pipeline:
         """
         deadline = time.monotonic() + self.settings.timeout
         waits = [(threading.Event(), batch) for batch in batches]
-        origins: list[Origin] = []
+        origins: list[RequestOrigin] = []
         for done, batch in waits:
-            count, size = len(batch[1]), weight(batch[1])
+            count, size = len(batch[1]), memory_bytes_of(batch[1])
             if self.in_flight.bytes + size > self.settings.buffer.buffer_bytes and self.depot is None:
                 self._lost(count, "memory_limit")
                 self.refuse(count, "the server is away, and no more may wait in memory")
-                origins.append(Origin(count))
+                origins.append(RequestOrigin(count))
                 done.set()
                 continue
             ticket = self.in_flight.opened(count, size)
-            origins.append(Origin(count, both(done.set, ticket), waker(done), suspects(done, ticket)))
+            origins.append(RequestOrigin(count, both(done.set, ticket), waker(done), suspects(done, ticket)))
             trouble = self.courier.patience.trouble(batch[0])
             self.enqueue(batch, origins[-1])
-            if trouble is not None and trouble.cause is not Cause.SERVER:
+            if trouble is not None and trouble.cause is not FailureKind.SERVER:
                 done.set()  # it waits behind what somebody has to mend first
         for done, _ in waits:
             done.wait(max(0.0, deadline - time.monotonic()))
@@ -314,7 +317,7 @@ class Pipeline:
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""
         self.report.count(refused=count)
-        self.report.problem(why, coded(Code.LOST, f"spans are lost: {why}"), count)
+        self.report.problem(why, add_code(MessageCode.LOST, f"spans are lost: {why}"), count)
 
     def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
         """Counts spans of traces that are left out as noise."""
@@ -325,7 +328,7 @@ class Pipeline:
             f"a trace is left out, as all its spans are of {', '.join(scopes[:5])}; stats() counts such spans, "
             "MLFLOW_OTLP_NOISE=none sends them"
         )
-        self.report.once(logging.INFO, coded(Code.NOISE, said))
+        self.report.once(logging.INFO, add_code(MessageCode.NOISE, said))
 
     def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> str | None:
         """The address of a trace in the MLflow console; None if it cannot be told now.
@@ -352,9 +355,9 @@ class Pipeline:
         repairs = self.batching.encoder.repairs
         return replace(self.report.stats(), values_repaired=repairs.repaired, values_left_out=repairs.left_out)
 
-    def explained(self, outcome: Outcome) -> str:
+    def format_outcome(self, outcome: ExportOutcome) -> str:
         """An outcome in words: where, what the server said, what to do, and the code."""
-        return explained(outcome, self.server, self.settings)
+        return format_outcome(outcome, self.server, self.settings)
 
     def close(self, seconds: float) -> None:
         """Waits for what is queued, then gives up what is left and closes connections."""

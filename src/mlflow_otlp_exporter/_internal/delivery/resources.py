@@ -1,4 +1,4 @@
-"""Resources that say where in MLflow their traces go, for a Collector to route by: headers end at the first one."""
+"""Resource attributes that name the destination, for a Collector to route by."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 from opentelemetry.sdk.resources import Resource
 
 from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 
 _CACHED = 1000
 
 
-class Resources:
+class DestinationResources:
     """Puts destinations into encoded resources.
 
     Args:
         encoder: Encodes them.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: SpanEncoder) -> None:
         self._encoder = encoder
         # By identity, as the encoder keeps them; the object is kept so that its id stays its own.
         self._told: dict[tuple[int, Destination], tuple[Resource, Resource]] = {}

@@ -13,29 +13,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlflow_otlp_exporter._internal.common.backoff import Patience
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.delivery.bisection import after_passing, cut, halves, put_aside
+from mlflow_otlp_exporter._internal.common.backoff import BackoffState
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.delivery.bisection import bisect, merge_deferred, next_half, split_spans
 from mlflow_otlp_exporter._internal.delivery.blame import CONFIRM_SECONDS
-from mlflow_otlp_exporter._internal.delivery.export_request import Next, Search, Shipment
-from mlflow_otlp_exporter._internal.delivery.otlp_client import Delivery, Request, Server
-from mlflow_otlp_exporter._internal.delivery.suspects import TRIES, Suspects
-from mlflow_otlp_exporter._internal.encoding.sanitizer import described, shortened
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.delivery.export_request import Bisection, ExportRequest, SendResult
+from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient, Server
+from mlflow_otlp_exporter._internal.delivery.suspects import TRIES, SuspectRegistry
+from mlflow_otlp_exporter._internal.encoding.sanitizer import describe_span, truncate_span
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
     ALL_OR_NOTHING,
     COUNTS_ONCE,
     SLOWEST_WRITE,
-    Stored,
-    Unanswered,
+    ServerInfo,
+    ServerUnavailableError,
 )
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, assemble
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import Uploads
-    from mlflow_otlp_exporter._internal.spool.persistent_queue import Depot
+    from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
+    from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
 
 # Between two looks at a token file that the server has rejected, and two questions for what has arrived.
 _LOOK_SECONDS, _PAUSE_BETWEEN_ASKING = 0.25, 1.0
@@ -44,7 +44,7 @@ _BETWEEN_SUSPECTS = 0.5
 _SMALLEST_REQUEST = 16 * 1024
 
 
-class Courier:
+class RetrySender:
     """Takes shipments one step further.
 
     Args:
@@ -62,13 +62,13 @@ class Courier:
     def __init__(
         self,
         server: Server,
-        delivery: Delivery,
-        stored: Stored,
-        report: Report,
+        delivery: OTLPClient,
+        stored: ServerInfo,
+        report: ProblemLog,
         *,
-        explain: Callable[[Outcome], str],
+        explain: Callable[[ExportOutcome], str],
         queued: Callable[[Destination], int] = lambda _: 0,
-        depot: Depot | None = None,
+        depot: PersistentQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -77,17 +77,17 @@ class Courier:
         self._where = "in memory" if depot is None else "on disk"
         self._locked_until, self.clock, self._jitter = 0.0, clock, jitter
         self.delivered: Callable[[Destination, Sequence[EncodedSpan]], None] = lambda _destination, _spans: None
-        self.uploads: Uploads | None = None
-        self.patience = Patience(clock, jitter, on_disk=depot is not None)
+        self.uploads: AttachmentUploader | None = None
+        self.patience = BackoffState(clock, jitter, on_disk=depot is not None)
         self.failures = 0
-        self._suspects = Suspects(clock)
+        self._suspects = SuspectRegistry(clock)
         # Destinations in trouble at which spans of this run wait, and not only what others have left on disk.
         self._concerned: set[Destination] = set()
         # Bytes that a request may have: less than was asked for once a proxy has said 413.
         self.size_limit: int | None = None
         self.closing = False
 
-    def step(self, shipment: Shipment, seconds: float) -> Next:
+    def step(self, shipment: ExportRequest, seconds: float) -> SendResult:
         """Asks or sends once, and decides.
 
         Args:
@@ -95,10 +95,10 @@ class Courier:
             seconds: How long a request may take.
         """
         if not shipment.spans:
-            return Next()  # put aside by a search
+            return SendResult()  # put aside by a search
         shipment.began = self.clock()
         if shipment.began < self._locked_until and not self.closing and not self._server.has_new_credential():
-            return Next((shipment,), wait=_LOOK_SECONDS)
+            return SendResult((shipment,), wait=_LOOK_SECONDS)
         self._locked_until = 0.0
         decided = self._decided(shipment)
         if decided is None and shipment.uncertain:
@@ -107,28 +107,28 @@ class Courier:
             decided = self._upload(self.uploads, shipment, seconds)
         if decided is not None:
             return decided
-        request = Request(shipment.destination, assemble(shipment.spans), len(shipment.spans))
+        request = EncodedBatch(shipment.destination, encode_request(shipment.spans), len(shipment.spans))
         self._report.count(retries=int(shipment.attempted))
         shipment.attempted = True
         shipment.origin.sending()
         outcome = self._delivery.attempt(request, seconds)
-        if outcome.verdict in (Verdict.DELIVERED, Verdict.PARTLY):
+        if outcome.verdict in (Disposition.DELIVERED, Disposition.PARTLY):
             return self._arrived(shipment, outcome)
         self.failures += 1
-        if outcome.verdict is Verdict.SPLIT:
+        if outcome.verdict is Disposition.SPLIT:
             return self._too_large(shipment, outcome, len(request.body))
-        if outcome.verdict is Verdict.REFUSED:
+        if outcome.verdict is Disposition.REFUSED:
             return self._refused(shipment, outcome, seconds)
         return self._postponed(shipment, outcome)
 
-    def _upload(self, uploads: Uploads, shipment: Shipment, seconds: float) -> Next | None:
-        """Uploads a file that the spans refer to; None when they may be sent."""
+    def _upload(self, uploads: AttachmentUploader, shipment: ExportRequest, seconds: float) -> SendResult | None:
+        """Upload a file that the spans refer to; None when they may be sent."""
         done = uploads.step(shipment, seconds, hurried=self.closing and self._depot is None)
-        if isinstance(done, Outcome):
+        if isinstance(done, ExportOutcome):
             return self._postponed(shipment, done)
-        return None if done else Next((shipment,))
+        return None if done else SendResult((shipment,))
 
-    def _decided(self, shipment: Shipment) -> Next | None:
+    def _decided(self, shipment: ExportRequest) -> SendResult | None:
         """What can be said without sending; None if nothing can."""
         if shipment.named and shipment.suspect and self.closing:
             evidence = self._suspects.evidence_at(shipment.destination)
@@ -140,22 +140,22 @@ class Courier:
             return self._found(shipment, shipment.search)
         return None
 
-    def _arrived(self, shipment: Shipment, outcome: Outcome) -> Next:
+    def _arrived(self, shipment: ExportRequest, outcome: ExportOutcome) -> SendResult:
         self._suspects.passed(shipment)
         self._recovered(shipment.destination)
         count = len(shipment.spans)
         rejected = min(outcome.rejected, count)
         if shipment.named:
-            what = described(shipment.spans[0])
+            what = describe_span(shipment.spans[0])
             self._again(_refusal(shipment.named, what), f"{what} is accepted after all")
         if rejected:
             key = f"rejected {shipment.destination.name}"
             said = f"spans are lost{_whose(shipment)}: {self._explain(outcome)}"
             self._report.problem(key, said, rejected)
         elif outcome.message:
-            self._report.once(logging.WARNING, coded(Code.SAID, f"the server says: {outcome.message}"))
+            self._report.once(logging.WARNING, add_code(MessageCode.SAID, f"the server says: {outcome.message}"))
         self._settle(shipment, count - rejected, rejected, outcome)
-        return Next(after_passing(shipment))
+        return SendResult(next_half(shipment))
 
     def _recovered(self, destination: Destination) -> None:
         self.patience.passed(destination)
@@ -163,9 +163,11 @@ class Courier:
         self._again(destination.name, "spans are accepted again")
 
     def _again(self, key: str, said: str) -> None:
-        self._report.solved(key, coded(Code.ACCEPTED_AGAIN, said))
+        self._report.solved(key, add_code(MessageCode.ACCEPTED_AGAIN, said))
 
-    def _settle(self, shipment: Shipment, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
+    def _settle(
+        self, shipment: ExportRequest, delivered: int, refused: int, outcome: ExportOutcome | None = None
+    ) -> None:
         self._forget_suspect(shipment)
         self._report.count(delivered=delivered, refused=refused)
         if delivered:
@@ -175,13 +177,13 @@ class Courier:
         shipment.spans = []  # whatever goes wrong from here on: it has its outcome, and is not sent again
         shipment.origin.settle(delivered, refused, outcome)
 
-    def _forget_suspect(self, shipment: Shipment) -> None:
+    def _forget_suspect(self, shipment: ExportRequest) -> None:
         if shipment.named:
             shipment.origin.acquit(shipment.size)
             shipment.named = None
         self._suspects.remove(shipment)
 
-    def _ask(self, shipment: Shipment, seconds: float) -> Next | None:
+    def _ask(self, shipment: ExportRequest, seconds: float) -> SendResult | None:
         """Leaves out of a shipment what has arrived; None when it may be sent.
 
         A server behind a proxy that gave up may still be writing: it is asked until its answer no longer changes.
@@ -192,14 +194,14 @@ class Courier:
                 return None
             ids = {span.trace_id for span in shipment.spans}
             found = self._stored.spans(ids, shipment.destination.workspace, seconds)
-        except Unanswered as error:
+        except ServerUnavailableError as error:
             return self._postponed(shipment, error.outcome)
         complete = found is not None and all((span.trace_id, span.span_id) in found for span in shipment.spans)
         if found is not None and not complete and (found != shipment.seen or self.clock() < shipment.ask_until):
             shipment.seen = found
             shipment.not_before = self.clock() + _PAUSE_BETWEEN_ASKING
             shipment.origin.deferred()
-            return Next((shipment,), at_the_end=True)
+            return SendResult((shipment,), at_the_end=True)
         shipment.uncertain, shipment.seen = False, None
         if not found:
             return None
@@ -212,64 +214,66 @@ class Courier:
         if missing:
             return None
         self._recovered(shipment.destination)
-        return Next(after_passing(shipment))
+        return SendResult(next_half(shipment))
 
-    def _cut(self, shipment: Shipment, *, after_500: bool = False) -> Next:
+    def _cut(self, shipment: ExportRequest, *, after_500: bool = False) -> SendResult:
         """Looks for the culprit in halves of a shipment; what was beside it is put aside."""
         search = shipment.search or self._search(shipment, after_500=after_500)
-        return Next(cut(shipment, search, self._jitter()))
+        return SendResult(bisect(shipment, search, self._jitter()))
 
-    def _search(self, shipment: Shipment, *, after_500: bool) -> Search:
+    def _search(self, shipment: ExportRequest, *, after_500: bool) -> Bisection:
         delivered, before = self._suspects.evidence_at(shipment.destination).delivered, shipment.found_in
         called_off = before.called_off + 1 if before is not None and before.delivered == delivered else 0
-        return Search(delivered, after_500, called_off)
+        return Bisection(delivered, after_500, called_off)
 
-    def _too_large(self, shipment: Shipment, outcome: Outcome, size: int) -> Next:
+    def _too_large(self, shipment: ExportRequest, outcome: ExportOutcome, size: int) -> SendResult:
         """413: smaller requests from now on; a single span is shortened. What is small already waits, if it is safe."""
         if self._depot is not None and size <= _SMALLEST_REQUEST:
             return self._postponed(shipment, outcome)
         smaller = max(size // 2, _SMALLEST_REQUEST)
         self.size_limit = min(self.size_limit or smaller, smaller)
         if len(shipment.spans) > 1:
-            parts = [Shipment(shipment.destination, spans, shipment.origin) for spans in halves(shipment.spans)]
-            return Next((*parts, *put_aside(shipment)))
-        shorter = shortened(shipment.spans[0], size // 2) if size > _SMALLEST_REQUEST else None
+            parts = [
+                ExportRequest(shipment.destination, spans, shipment.origin) for spans in split_spans(shipment.spans)
+            ]
+            return SendResult((*parts, *merge_deferred(shipment)))
+        shorter = truncate_span(shipment.spans[0], size // 2) if size > _SMALLEST_REQUEST else None
         if shorter is None:
             return self._give_up(shipment, outcome)
         shipment.spans = [shorter]
-        return Next((shipment,))
+        return SendResult((shipment,))
 
-    def _refused(self, shipment: Shipment, outcome: Outcome, seconds: float) -> Next:
+    def _refused(self, shipment: ExportRequest, outcome: ExportOutcome, seconds: float) -> SendResult:
         """The content is refused: cut until the culprit is alone, which is refused when that is repeated."""
         if len(shipment.spans) > 1:
             try:
                 shipment.uncertain = self._stored.before(ALL_OR_NOTHING, seconds)
-            except Unanswered:
+            except ServerUnavailableError:
                 shipment.uncertain = True
             return self._cut(shipment)
-        aside = put_aside(shipment)
+        aside = merge_deferred(shipment)
         shipment.refusals += 1
         if shipment.refusals > 1 or self.closing:
             self._give_up(shipment, outcome)
-            return Next(aside)
+            return SendResult(aside)
         shipment.not_before = self.clock() + CONFIRM_SECONDS
-        return Next((*aside, shipment), at_the_end=True)
+        return SendResult((*aside, shipment), at_the_end=True)
 
-    def _give_up(self, shipment: Shipment, outcome: Outcome) -> Next:
-        what = described(shipment.spans[0]) if len(shipment.spans) == 1 else f"{len(shipment.spans)} spans"
+    def _give_up(self, shipment: ExportRequest, outcome: ExportOutcome) -> SendResult:
+        what = describe_span(shipment.spans[0]) if len(shipment.spans) == 1 else f"{len(shipment.spans)} spans"
         said = f"{what} is lost{_whose(shipment)}: {self._explain(outcome)}"
         self._report.problem(_refusal(outcome, what), said, len(shipment.spans))
         if self._depot is not None:
             self._depot.refuse(shipment.destination, shipment.spans, outcome.message)
         self._settle(shipment, 0, len(shipment.spans), outcome)
-        return Next()
+        return SendResult()
 
-    def _postponed(self, shipment: Shipment, outcome: Outcome) -> Next:
+    def _postponed(self, shipment: ExportRequest, outcome: ExportOutcome) -> SendResult:
         """It may succeed later: the destination waits, the data stays."""
-        destination, cause = shipment.destination, outcome.cause or Cause.SERVER
+        destination, cause = shipment.destination, outcome.cause or FailureKind.SERVER
         if self.closing and self.patience.failures(destination) > 1:
             self.abandon(shipment)
-            return Next()
+            return SendResult()
         shipment.uncertain = shipment.uncertain or outcome.ambiguous
         if outcome.ambiguous and outcome.status in (None, 504):
             shipment.ask_until = self.clock() + SLOWEST_WRITE
@@ -279,25 +283,25 @@ class Courier:
         if live and (self.closing or self.patience.is_over(destination, shipment.postponed, shipment.since)):
             wait = self._waiting(shipment, outcome, cause)
             if self.put_away(shipment):
-                return Next(wait=0.0 if self.closing else wait)
-            return Next((shipment,), wait=wait)
-        if outcome.status == 500 and cause is Cause.SERVER:  # noqa: PLR2004
+                return SendResult(wait=0.0 if self.closing else wait)
+            return SendResult((shipment,), wait=wait)
+        if outcome.status == 500 and cause is FailureKind.SERVER:  # noqa: PLR2004
             return self._answered_500(shipment, outcome)
         wait = self._waiting(shipment, outcome, cause)
-        if cause is Cause.CREDENTIALS and self._server.has_new_credential():
-            return Next((shipment,))
-        if cause is Cause.DESTINATION:
+        if cause is FailureKind.CREDENTIALS and self._server.has_new_credential():
+            return SendResult((shipment,))
+        if cause is FailureKind.DESTINATION:
             self._delivery.forget(destination)
-        if cause is Cause.CREDENTIALS and self._server.credentials.watchable:
+        if cause is FailureKind.CREDENTIALS and self._server.credentials.watchable:
             self._locked_until = self.clock() + wait
             wait = _LOOK_SECONDS
-        return Next((shipment,), wait=wait)
+        return SendResult((shipment,), wait=wait)
 
-    def put_away(self, shipment: Shipment) -> bool:
+    def put_away(self, shipment: ExportRequest) -> bool:
         """Puts a shipment on disk, with all that a search has put aside for it; whether nothing of it is left."""
         assert self._depot is not None
         self._concerned.add(shipment.destination)
-        for each in put_aside(shipment):
+        for each in merge_deferred(shipment):
             shipment.spans += each.spans
             shipment.uncertain = shipment.uncertain or each.uncertain
         count = len(shipment.spans)
@@ -310,7 +314,7 @@ class Courier:
             shipment.origin.settle(count, 0)
         return True
 
-    def _waiting(self, shipment: Shipment, outcome: Outcome, cause: Cause) -> float:
+    def _waiting(self, shipment: ExportRequest, outcome: ExportOutcome, cause: FailureKind) -> float:
         """Tells that a destination waits, and says how many seconds."""
         destination, searching = shipment.destination, shipment.search is not None
         wait = self.patience.failed(destination, outcome, cause, searching=searching, began=shipment.began)
@@ -322,7 +326,7 @@ class Courier:
         shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
         return wait
 
-    def _answered_500(self, shipment: Shipment, outcome: Outcome) -> Next:
+    def _answered_500(self, shipment: ExportRequest, outcome: ExportOutcome) -> SendResult:
         """A 500 may be a server in trouble, or a span that it trips over.
 
         What stays 500 is searched like a refusal. Where nothing passes during the search, not even what it has put
@@ -335,47 +339,47 @@ class Courier:
         others_pass = since is not None and evidence.delivered > since.delivered
         if len(shipment.spans) > 1:
             if shipment.errors < self._suspects.tries(shipment, others_pass=others_pass):
-                return Next((shipment,), wait=self._waiting(shipment, outcome, Cause.SERVER))
-            wait = 0.0 if others_pass else self._waiting(shipment, outcome, Cause.SERVER)
+                return SendResult((shipment,), wait=self._waiting(shipment, outcome, FailureKind.SERVER))
+            wait = 0.0 if others_pass else self._waiting(shipment, outcome, FailureKind.SERVER)
             return replace(self._cut(shipment, after_500=True), wait=wait)
-        wait = 0.0 if others_pass else self._waiting(shipment, outcome, Cause.SERVER)
+        wait = 0.0 if others_pass else self._waiting(shipment, outcome, FailureKind.SERVER)
         if since is None and shipment.errors < TRIES:
-            return Next((shipment,), wait=wait)
+            return SendResult((shipment,), wait=wait)
         return self._alone(shipment, outcome, wait)
 
-    def _found(self, shipment: Shipment, search: Search) -> Next:
+    def _found(self, shipment: ExportRequest, search: Bisection) -> SendResult:
         """All else of a search has passed: the span that is left is to blame for its 500, if anything is."""
         self._suspects.add(shipment, search)
         shipment.not_before = self.clock() + CONFIRM_SECONDS
-        return Next((*put_aside(shipment), shipment), at_the_end=True)
+        return SendResult((*merge_deferred(shipment), shipment), at_the_end=True)
 
-    def _alone(self, shipment: Shipment, outcome: Outcome, wait: float) -> Next:
+    def _alone(self, shipment: ExportRequest, outcome: ExportOutcome, wait: float) -> SendResult:
         """A single span was answered 500: it is sent again now and then, and others go first."""
         evidence, now = self._suspects.evidence_at(shipment.destination), self.clock()
         suspect = shipment.suspect or self._suspects.add(shipment, shipment.search)
         evidence.failed_again(suspect, now)
-        aside = put_aside(shipment)
+        aside = merge_deferred(shipment)
         if evidence.proven(suspect, now) or (self.closing and evidence.convincing(suspect, now)):
-            self._give_up(shipment, replace(outcome, cause=Cause.CONTENT))
-            return Next(aside)
+            self._give_up(shipment, replace(outcome, cause=FailureKind.CONTENT))
+            return SendResult(aside)
         if evidence.convincing(suspect, now) and not shipment.named:
-            what = described(shipment.spans[0])
-            shipment.named = replace(outcome, cause=Cause.CONTENT)  # what is to be mended is not the server
+            what = describe_span(shipment.spans[0])
+            shipment.named = replace(outcome, cause=FailureKind.CONTENT)  # what is to be mended is not the server
             said = f"{what} waits {self._where}{_whose(shipment)}, and is sent again now and then; others are accepted"
             self._report.waiting(_refusal(outcome, what), f"{said}: {self._explain(shipment.named)}", 1)
             shipment.origin.suspect(shipment.size)
         others = self._suspects.count(shipment.destination)
         shipment.not_before = now + max(evidence.pause(suspect, now), others * _BETWEEN_SUSPECTS)
-        return Next((*aside, shipment), wait=wait, at_the_end=True)
+        return SendResult((*aside, shipment), wait=wait, at_the_end=True)
 
-    def abandon(self, shipment: Shipment) -> None:
+    def abandon(self, shipment: ExportRequest) -> None:
         """Gives up what the process's end has left no time for."""
         if shipment.origin.kept:
             shipment.origin.release()
             return
         if self._depot is not None and self.put_away(shipment):
             return
-        for each in put_aside(shipment):
+        for each in merge_deferred(shipment):
             self.abandon(each)
         count = len(shipment.spans)
         if not count:
@@ -385,15 +389,15 @@ class Courier:
             return
         trouble = self.patience.trouble(shipment.destination)
         said = "spans are lost: they could not be sent before the end"
-        said = coded(Code.ABANDONED, said) if trouble is None else f"{said}: {self._explain(trouble)}"
+        said = add_code(MessageCode.ABANDONED, said) if trouble is None else f"{said}: {self._explain(trouble)}"
         self._report.problem(f"abandoned {shipment.destination.name}", said, count)
         self._settle(shipment, 0, count)
 
 
-def _refusal(outcome: Outcome, what: str) -> str:
+def _refusal(outcome: ExportOutcome, what: str) -> str:
     return f"refused {outcome.status} {what}"
 
 
-def _whose(shipment: Shipment) -> str:
+def _whose(shipment: ExportRequest) -> str:
     """What is said of spans that somebody else has left; the key of a problem stays without it."""
     return f" ({shipment.origin.left})" if shipment.origin.left else ""

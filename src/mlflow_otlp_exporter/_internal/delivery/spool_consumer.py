@@ -13,15 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
-from mlflow_otlp_exporter._internal.common.problem_log import Report, logger
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
-from mlflow_otlp_exporter._internal.delivery.export_request import Shipment
-from mlflow_otlp_exporter._internal.delivery.retry_sender import Courier
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest
+from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.spool.index import Entry
-from mlflow_otlp_exporter._internal.spool.persistent_queue import Depot, KeptOrigin
+from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue, StoredRequest
 
 # Between two looks: while something is on its way, and else.
 _BUSY_SECONDS, _IDLE_SECONDS = 0.5, 5.0
@@ -35,7 +35,7 @@ _AT_ONCE = 2
 _MOST_AT_ONCE, _MOST_BYTES = 64, 32 * 1024 * 1024
 
 
-class Drainer:
+class SpoolConsumer:
     """Sends what lies on disk.
 
     Args:
@@ -52,20 +52,20 @@ class Drainer:
 
     def __init__(
         self,
-        depot: Depot,
+        depot: PersistentQueue,
         *,
-        send: Callable[[Shipment], None],
+        send: Callable[[ExportRequest], None],
         spill: Callable[[], bool],
         tidy: Callable[[], None],
-        report: Report,
+        report: ProblemLog,
     ) -> None:
         self._depot, self._send, self._spill, self._tidy, self._report = depot, send, spill, tidy, report
         self.closed = self._released = False
         self._lock: FileLock | None = None
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Also in a forked child: what the parent has taken out, the parent sends."""
         if self._lock is not None:
             self._lock.release()
@@ -112,7 +112,7 @@ class Drainer:
                     busy = self._turn()
                 except Exception:  # noqa: BLE001 - the thread must go on
                     said = "the spool is not drained for a moment, by a mistake in this library; please report it [%s]"
-                    logger.exception(said, Code.MISTAKE)
+                    logger.exception(said, MessageCode.MISTAKE)
                     busy = True
             self.has_looked = True
             self._wake.wait(_BUSY_SECONDS if busy else _IDLE_SECONDS)
@@ -155,7 +155,7 @@ class Drainer:
                 self._only_own, self._pending = True, {}
                 self._list(time.monotonic())  # without what others have put there
             said = f"each process sends only what it put into the spool itself, as {folder} cannot be locked: {error}"
-            self._report.once(logging.WARNING, coded(Code.DISK, said))
+            self._report.once(logging.WARNING, add_code(MessageCode.DISK, said))
             return False
         self._only_own = False
         return alone
@@ -193,7 +193,7 @@ class Drainer:
             few = self._slots.get(key, 0) < _AT_ONCE and len(self._out) < _MOST_AT_ONCE
             return few and (self._bytes < _MOST_BYTES or not self._out)
 
-    def _told(self, origin: KeptOrigin, ended: bool) -> None:
+    def _told(self, origin: StoredRequest, ended: bool) -> None:
         """Called by the senders: there is room for the next one."""
         name, key = origin.entry.name, origin.entry.key
         with self._changing:
@@ -206,7 +206,7 @@ class Drainer:
                 self._bytes -= self._out.pop(name, 0)
         self._wake.set()
 
-    def wait(self, seconds: float, courier: Courier) -> int:
+    def wait(self, seconds: float, courier: RetrySender) -> int:
         """Waits until what this process has put on disk is sent, as long as the server takes anything.
 
         Args:

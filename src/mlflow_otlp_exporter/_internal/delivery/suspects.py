@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mlflow_otlp_exporter._internal.delivery.blame import Evidence, Suspect
-from mlflow_otlp_exporter._internal.delivery.export_request import Search, Shipment
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.delivery.blame import FailureEvidence, FailureSuspect
+from mlflow_otlp_exporter._internal.delivery.export_request import Bisection, ExportRequest
+from mlflow_otlp_exporter._internal.model.destination import Destination
 
 # How often something is sent before it is searched for what is answered 500, and where the server answers so now and
 # then to what it takes later.
@@ -16,7 +16,7 @@ _MOST_DOUBLED = 4
 _MOST_DESTINATIONS = 1000
 
 
-class Suspects:
+class SuspectRegistry:
     """Shipments of a single span each that are answered 500, by destination.
 
     Args:
@@ -25,24 +25,24 @@ class Suspects:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._evidence: dict[str, Evidence] = {}
-        self._shipments: dict[str, list[Shipment]] = {}
+        self._evidence: dict[str, FailureEvidence] = {}
+        self._shipments: dict[str, list[ExportRequest]] = {}
 
-    def evidence_at(self, destination: Destination) -> Evidence:
+    def evidence_at(self, destination: Destination) -> FailureEvidence:
         """What is known about the server where a destination is; of at most 1,000 destinations without a suspect."""
         found = self._evidence.get(destination.name)
         if found is None:
             if len(self._evidence) >= _MOST_DESTINATIONS:
                 self._evidence = {key: each for key, each in self._evidence.items() if key in self._shipments}
-            found = self._evidence.setdefault(destination.name, Evidence())
+            found = self._evidence.setdefault(destination.name, FailureEvidence())
         return found
 
     def count(self, destination: Destination) -> int:
         """How many there are."""
         return len(self._shipments.get(destination.name, ()))
 
-    def add(self, shipment: Shipment, search: Search | None) -> Suspect:
-        """Suspects a shipment.
+    def add(self, shipment: ExportRequest, search: Bisection | None) -> FailureSuspect:
+        """SuspectRegistry a shipment.
 
         Args:
             shipment: A shipment of one span.
@@ -50,10 +50,10 @@ class Suspects:
         """
         delivered = self.evidence_at(shipment.destination).delivered if search is None else search.delivered
         self._shipments.setdefault(shipment.destination.name, []).append(shipment)
-        shipment.suspect = Suspect(self._clock(), delivered)
+        shipment.suspect = FailureSuspect(self._clock(), delivered)
         return shipment.suspect
 
-    def remove(self, shipment: Shipment) -> None:
+    def remove(self, shipment: ExportRequest) -> None:
         """Forgets a shipment that has an outcome, if it is a suspect."""
         if not shipment.suspect:
             return
@@ -63,7 +63,7 @@ class Suspects:
         if not left:
             del self._shipments[shipment.destination.name]
 
-    def passed(self, shipment: Shipment) -> None:
+    def passed(self, shipment: ExportRequest) -> None:
         """Draws the conclusions from a delivery."""
         evidence = self._evidence.get(shipment.destination.name)
         if evidence is None:
@@ -78,7 +78,7 @@ class Suspects:
         else:
             evidence.passed()
 
-    def tries(self, shipment: Shipment, *, others_pass: bool) -> int:
+    def tries(self, shipment: ExportRequest, *, others_pass: bool) -> int:
         """How often a shipment is sent before it is searched for what is answered 500.
 
         Args:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 
 
 def both(*calls: Callable[[], None]) -> Callable[[], None]:
@@ -29,11 +29,11 @@ def suspects(done: threading.Event, ticket: Ticket) -> Callable[[int, int], None
     return suspected
 
 
-def waker(done: threading.Event) -> Callable[[Outcome], None]:
+def waker(done: threading.Event) -> Callable[[ExportOutcome], None]:
     """Ends a wait that more of it would not help: only a server that is away may be back within the time-out."""
 
-    def postponed(outcome: Outcome) -> None:
-        if outcome.cause is not Cause.SERVER:
+    def postponed(outcome: ExportOutcome) -> None:
+        if outcome.cause is not FailureKind.SERVER:
             done.set()
 
     return postponed

@@ -19,7 +19,7 @@ _LONGEST_VARINT = 10
 _TRACE_ID, _SPAN_ID, _AFTER_IDS = b"\x0a\x10", b"\x12\x08", 28
 
 
-def disassembled(body: bytes) -> list[EncodedSpan]:
+def decode_request(body: bytes) -> list[EncodedSpan]:
     """The encoded spans of a request, in its order.
 
     Args:

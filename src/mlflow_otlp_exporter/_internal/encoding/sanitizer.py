@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, framed
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, frame_span
 
 NOTE = "mlflow_otlp.repaired"
 _TRACE_NAME = "mlflow.traceTag.mlflow.traceName"
@@ -59,12 +59,12 @@ def without_nul(text: str) -> str:
     return text.replace("\x00", "\ufffd").replace("\\u0000", "\\ufffd")
 
 
-def repaired_name(name: str) -> str | None:
+def sanitize_name(name: str) -> str | None:
     """A span's name without NUL characters; None if it has none."""
     return name.replace("\x00", "\ufffd") if "\x00" in name else None
 
 
-def repaired_attributes(attributes: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def sanitize_attributes(attributes: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """A span's attributes as MLflow takes them; None if they need no repair."""
     if not attributes:
         return None
@@ -122,7 +122,7 @@ def _numbers(key: str, value: Any) -> tuple[Any, str]:
     return None, f"{key} left out: no JSON object of numbers"
 
 
-def shortened(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
+def truncate_span(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
     """A span that no proxy on the way takes, with its largest texts cut.
 
     Args:
@@ -154,10 +154,10 @@ def shortened(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
         return None
     note = span.attributes.add(key=NOTE)
     note.value.string_value = f"texts cut: the span had {len(encoded.body)} bytes, more than the way to MLflow takes"
-    return encoded._replace(body=framed(span.SerializeToString()))
+    return encoded._replace(body=frame_span(span.SerializeToString()))
 
 
-def described(encoded: EncodedSpan) -> str:
+def describe_span(encoded: EncodedSpan) -> str:
     """A span's name and its trace, for a log line."""
     return f"span {span_of(encoded).name[:80]!r} of trace tr-{encoded.trace_id:032x}"
 

@@ -18,14 +18,14 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanKind, Status
 
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.model.encoded_span import (
     SHORT_VARINTS,
     EncodedSpan,
     Framing,
-    field,
-    framed,
-    length,
+    encode_field,
+    encode_length,
+    frame_span,
     varint,
 )
 
@@ -60,7 +60,7 @@ class _Unencodable(Exception):  # noqa: N818 - becomes a count
     """A value of a type that OTLP does not have."""
 
 
-class Encoder:
+class SpanEncoder:
     """Encodes spans.
 
     Holds bounded caches of encoded resources, scopes and attribute keys; may be used by several threads.
@@ -80,20 +80,20 @@ class Encoder:
         self._resources: dict[int, tuple[Resource, Framing]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, Framing]] = {}
         self._encoders: dict[type, Callable[[Any, int], bytes]] = {
-            str: lambda value, _: field(b"\x0a", self._utf8(value)),
+            str: lambda value, _: encode_field(b"\x0a", self._utf8(value)),
             bool: lambda value, _: b"\x10\x01" if value else b"\x10\x00",
             int: lambda value, _: self._integer(value),
             float: lambda value, _: b"\x21" + _double(value),
-            bytes: lambda value, _: field(b"\x3a", value),
-            bytearray: lambda value, _: field(b"\x3a", bytes(value)),
+            bytes: lambda value, _: encode_field(b"\x3a", value),
+            bytearray: lambda value, _: encode_field(b"\x3a", bytes(value)),
             tuple: self._array,
             list: self._array,
             dict: self._mapping,
             type(None): lambda _value, _depth: b"",
         }
-        after_fork_in_child(self._renew)
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         self.repairs = Repairs()
 
     def encode(
@@ -127,12 +127,14 @@ class Encoder:
             context.span_id.to_bytes(8, "big"),
         ]
         if context.trace_state:
-            pieces.append(field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items()))))
+            pieces.append(
+                encode_field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items())))
+            )
         if parent is not None:
             pieces += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
         pieces += (
             b"\x2a",
-            length(len(encoded_name)),
+            encode_length(len(encoded_name)),
             encoded_name,
             b"\x30",
             SHORT_VARINTS[_KINDS[span.kind]],
@@ -147,26 +149,26 @@ class Encoder:
         self._events_and_links(span, span.events if events is None else events, pieces)
         status = span.status if status is None else status
         if status is not None:
-            inner = [field(b"\x12", self._utf8(status.description))] if status.description else []
+            inner = [encode_field(b"\x12", self._utf8(status.description))] if status.description else []
             if code := status.status_code.value:
                 inner += (b"\x18", SHORT_VARINTS[code])
-            pieces.append(field(b"\x7a", b"".join(inner)))
+            pieces.append(encode_field(b"\x7a", b"".join(inner)))
         pieces.append(_REMOTE if parent is not None and parent.is_remote else _LOCAL)
-        body = framed(b"".join(pieces))
+        body = frame_span(b"".join(pieces))
         resource, scope = self.resource(span.resource), self._scope(span.instrumentation_scope)
         return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body)
 
     def _events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
         for event in events:
-            inner = [b"\x09", _fixed64(_time(event.timestamp)), field(b"\x12", self._utf8(event.name))]
+            inner = [b"\x09", _fixed64(_time(event.timestamp)), encode_field(b"\x12", self._utf8(event.name))]
             if event.attributes:
                 self._attributes(dict(event.attributes), b"\x1a", inner)
             if event.dropped_attributes:
                 inner += (b"\x20", varint(event.dropped_attributes))
-            pieces.append(field(b"\x5a", b"".join(inner)))
+            pieces.append(encode_field(b"\x5a", b"".join(inner)))
         if dropped := span.dropped_events:
             pieces += (b"\x60", varint(dropped))
-        pieces += [field(b"\x6a", self._link(link)) for link in span.links]
+        pieces += [encode_field(b"\x6a", self._link(link)) for link in span.links]
         if dropped := span.dropped_links:
             pieces += (b"\x70", varint(dropped))
 
@@ -195,11 +197,11 @@ class Encoder:
                         content,
                     )
                     continue
-                inner = length(size)
-                outer = length(size + len(inner) + 1)
+                inner = encode_length(size)
+                outer = encode_length(size + len(inner) + 1)
                 pieces += (
                     tag,
-                    length(size + len(inner) + 1 + len(outer) + 1 + len(named)),
+                    encode_length(size + len(inner) + 1 + len(outer) + 1 + len(named)),
                     named,
                     b"\x12",
                     outer,
@@ -215,16 +217,16 @@ class Encoder:
                 continue
             pieces += (
                 tag,
-                length(len(named) + 1 + len(length(len(encoded))) + len(encoded)),
+                encode_length(len(named) + 1 + len(encode_length(len(encoded))) + len(encoded)),
                 named,
                 b"\x12",
-                length(len(encoded)),
+                encode_length(len(encoded)),
                 encoded,
             )
 
     def _key(self, key: Any) -> bytes:
         """A key as the first field of a `KeyValue`, kept if it is a short one."""
-        named = field(b"\x0a", self._utf8(key))
+        named = encode_field(b"\x0a", self._utf8(key))
         if len(named) <= _LONGEST_CACHED_KEY:
             if len(self._keys) >= _CACHED_KEYS:
                 self._keys.clear()
@@ -252,16 +254,21 @@ class Encoder:
     def _array(self, values: Iterable[Any], depth: int) -> bytes:
         if depth >= _DEEPEST:
             raise _Unencodable
-        return field(b"\x2a", b"".join([field(b"\x0a", self._value(value, depth + 1)) for value in values]))
+        return encode_field(
+            b"\x2a", b"".join([encode_field(b"\x0a", self._value(value, depth + 1)) for value in values])
+        )
 
     def _mapping(self, values: Mapping[Any, Any], depth: int) -> bytes:
         if depth >= _DEEPEST:
             raise _Unencodable
         items = [
-            field(b"\x0a", field(b"\x0a", self._utf8(str(key))) + field(b"\x12", self._value(value, depth + 1)))
+            encode_field(
+                b"\x0a",
+                encode_field(b"\x0a", self._utf8(str(key))) + encode_field(b"\x12", self._value(value, depth + 1)),
+            )
             for key, value in values.items()
         ]
-        return field(b"\x32", b"".join(items))
+        return encode_field(b"\x32", b"".join(items))
 
     def _integer(self, value: int) -> bytes:
         if 0 <= value < 128:  # noqa: PLR2004 - one byte
@@ -270,9 +277,9 @@ class Encoder:
             return b"\x18" + varint(value & _ALL_64_BITS)
         self.repairs.repaired += 1
         try:
-            return field(b"\x0a", str(value).encode())
+            return encode_field(b"\x0a", str(value).encode())
         except ValueError:  # thousands of digits
-            return field(b"\x0a", hex(value).encode())
+            return encode_field(b"\x0a", hex(value).encode())
 
     def _utf8(self, text: Any) -> bytes:
         """A text as UTF-8. Two halves of a surrogate pair are joined, a lone half becomes the replacement character.
@@ -293,7 +300,9 @@ class Encoder:
         pieces = [b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big")]
         if context.trace_state:
             # Upstream leaves it out; the specification has it.
-            pieces.append(field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items()))))
+            pieces.append(
+                encode_field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items())))
+            )
         if link.attributes:
             self._attributes(dict(link.attributes), b"\x22", pieces)
         if dropped := getattr(link, "dropped_attributes", 0):
@@ -314,7 +323,7 @@ class Encoder:
                 attributes[key] = value.replace("\x00", "\ufffd")
                 self.repairs.repaired += 1
         self._attributes(attributes, b"\x0a", inner)
-        framing = Framing(field(b"\x0a", b"".join(inner)), self._schema(resource.schema_url))
+        framing = Framing(encode_field(b"\x0a", b"".join(inner)), self._schema(resource.schema_url))
         if len(self._resources) >= _CACHED_RESOURCES:
             self._resources.clear()
         self._resources[id(resource)] = (resource, framing)
@@ -326,19 +335,19 @@ class Encoder:
             return known[1]
         inner: list[bytes] = []
         if scope is not None:
-            inner.append(field(b"\x0a", self._utf8(scope.name)))
+            inner.append(encode_field(b"\x0a", self._utf8(scope.name)))
             if scope.version:
-                inner.append(field(b"\x12", self._utf8(scope.version)))
+                inner.append(encode_field(b"\x12", self._utf8(scope.version)))
             if scope.attributes:
                 self._attributes(dict(scope.attributes), b"\x1a", inner)
-        framing = Framing(field(b"\x0a", b"".join(inner)), self._schema(scope.schema_url if scope else None))
+        framing = Framing(encode_field(b"\x0a", b"".join(inner)), self._schema(scope.schema_url if scope else None))
         if len(self._scopes) >= _CACHED_RESOURCES:
             self._scopes.clear()
         self._scopes[id(scope)] = (scope, framing)
         return framing
 
     def _schema(self, url: str | None) -> bytes:
-        return field(b"\x1a", self._utf8(url)) if url else b""
+        return encode_field(b"\x1a", self._utf8(url)) if url else b""
 
 
 def _time(nanoseconds: int | None) -> int:

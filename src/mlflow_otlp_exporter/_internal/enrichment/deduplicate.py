@@ -11,7 +11,7 @@ from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
-from mlflow_otlp_exporter._internal.enrichment.span_state import Observed
+from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import clean_schema
 from mlflow_otlp_exporter._internal.enrichment.values import decoded, structured
 
@@ -46,7 +46,7 @@ _OF_A_MESSAGE = frozenset({"role", "content", "tool_calls", "name", "tool_call_i
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
-def without_copies(span: Observed, written: Mapping[str, Any]) -> dict[str, Any]:
+def drop_duplicate_attributes(span: SpanState, written: Mapping[str, Any]) -> dict[str, Any]:
     """A span's attributes without those that the written ones carry.
 
     Args:
@@ -58,7 +58,7 @@ def without_copies(span: Observed, written: Mapping[str, Any]) -> dict[str, Any]
     return {key: value for key, value in there.items() if key not in dropped} if dropped else dict(there)
 
 
-def _copies(span: Observed, written: Mapping[str, Any]) -> Iterator[str]:
+def _copies(span: SpanState, written: Mapping[str, Any]) -> Iterator[str]:
     there, found = span.attributes, span.observation
     if is_model(span.kind):
         if _INPUTS in written and (_OUTPUTS in written or not found.output_messages) and not _has_files(span):
@@ -81,7 +81,7 @@ def _copies(span: Observed, written: Mapping[str, Any]) -> Iterator[str]:
                 yield key
 
 
-def _has_files(span: Observed) -> bool:
+def _has_files(span: SpanState) -> bool:
     """Whether a message holds what MLflow's console has no form for, so that only its name was written."""
     messages = (*(span.observation.input_messages or ()), *(span.observation.output_messages or ()))
     return any(part.kind not in ("text", "image") for message in messages for part in message.parts)

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import StatusCode
 
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
-from mlflow_otlp_exporter._internal.enrichment.deduplicate import without_copies
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.enrichment.deduplicate import drop_duplicate_attributes
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, Observation, merged
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, merge
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source, SourceEvent
-from mlflow_otlp_exporter._internal.enrichment.span_state import Observed
-from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceMemory
-from mlflow_otlp_exporter._internal.enrichment.trace_tree import Tree, complete
+from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
+from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
+from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
+from mlflow_otlp_exporter._internal.enrichment.trace_tree import TraceTree, complete
 from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinference
 
 SPAN_NAME = "mlflow_otlp.span_name"
@@ -33,7 +33,7 @@ _RENAMED = (
 _MOST_TWINS = 10_000
 
 
-class Enriched(NamedTuple):
+class EnrichedSpan(NamedTuple):
     """What is sent instead of a span's own.
 
     Attributes:
@@ -62,25 +62,25 @@ class Enricher:
     def __init__(self, *, compact: bool = False, rename_tools: bool = True) -> None:
         self._compact, self._rename_tools = compact, rename_tools
         self._twins: OrderedDict[str, str] = OrderedDict()
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         # Another thread of the parent may hold a lock for ever; what was exported there is told there.
-        self._memory = TraceMemory()
+        self._memory = TraceCache()
         self._lock = threading.Lock()
 
-    def enrich(self, spans: Sequence[ReadableSpan]) -> list[Enriched | ReadableSpan]:
+    def enrich(self, spans: Sequence[ReadableSpan]) -> list[EnrichedSpan | ReadableSpan]:
         """Enriches spans of one or more traces, whole ones or parts.
 
         Returns:
             For each span, in the same order, what is sent; the span itself if it could not be enriched.
         """
-        observed: list[Observed | None] = []
-        traces: dict[int, list[Observed]] = {}
+        observed: list[SpanState | None] = []
+        traces: dict[int, list[SpanState]] = {}
         for span in spans:
             try:
-                each: Observed | None = observe(span)
+                each: SpanState | None = observe(span)
             except Exception:  # noqa: BLE001 - what a foreign span holds must never cost the span
                 each = None
             observed.append(each)
@@ -89,7 +89,7 @@ class Enricher:
         twins = self._note_twins(each for each in observed if each is not None)
         for trace_id, members in traces.items():
             try:
-                tree = Tree(members, self._memory.of(trace_id))
+                tree = TraceTree(members, self._memory.of(trace_id))
                 complete(tree, twins)
                 if tree.connected:
                     self._memory.forget(trace_id)
@@ -99,7 +99,7 @@ class Enricher:
                 pass
         return [self._written(each) if each is not None else span for span, each in zip(spans, observed, strict=True)]
 
-    def _note_twins(self, spans: Iterable[Observed]) -> Mapping[str, str]:
+    def _note_twins(self, spans: Iterable[SpanState]) -> Mapping[str, str]:
         """Remembers which instrumentation told of which answer."""
         with self._lock:
             for span in spans:
@@ -110,13 +110,13 @@ class Enricher:
                         self._twins.popitem(last=False)
             return dict(self._twins) if len(self._twins) < 100 else self._twins  # noqa: PLR2004 - a copy is cheap
 
-    def _written(self, span: Observed) -> Enriched | ReadableSpan:
+    def _written(self, span: SpanState) -> EnrichedSpan | ReadableSpan:
         try:
             return self._write(span)
         except Exception:  # noqa: BLE001 - the span as it was is better than none
             return span.span
 
-    def _write(self, span: Observed) -> Enriched:
+    def _write(self, span: SpanState) -> EnrichedSpan:
         there = span.attributes
         if not span.keeps_usage:
             there = _without_usage(there)
@@ -127,7 +127,7 @@ class Enricher:
             # A span that has a type was enriched before, or is MLflow's own: it has all that it needs.
             written = {**theirs, **openinference.write(span, messages=not self._compact)}
         if self._compact:
-            there = without_copies(span, theirs)
+            there = drop_duplicate_attributes(span, theirs)
         attributes = {**written, **there}
         if mlflow.USAGE not in there and openinference.counts_all(span.observation.usage, attributes):
             # Every MLflow reads those. 3.6 reads this one wrongly, and no other beside it.
@@ -138,7 +138,7 @@ class Enricher:
             attributes.setdefault(SPAN_NAME, name)
             name = tool
         code = span.span.status.status_code
-        return Enriched(
+        return EnrichedSpan(
             span.span,
             attributes,
             name,
@@ -147,7 +147,7 @@ class Enricher:
         )
 
 
-def observe(span: ReadableSpan) -> Observed:
+def observe(span: ReadableSpan) -> SpanState:
     """Reads a span: what all readers together know of it."""
     found = span.attributes
     attributes: dict[str, Any] = {}
@@ -161,17 +161,17 @@ def observe(span: ReadableSpan) -> Observed:
     prefixes.update(event.name.partition(".")[0] for event in events)
     scope = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
     if prefixes.isdisjoint(_PREFIXES):
-        return Observed(span, attributes, EMPTY, scope)
+        return SpanState(span, attributes, EMPTY, scope)
     status = span.status
-    source = Source(
+    source = SpanView(
         span.name,
         scope,
         attributes,
-        [SourceEvent(event.name, dict(event.attributes or {})) for event in events],
+        [EventView(event.name, dict(event.attributes or {})) for event in events],
         status.status_code is StatusCode.ERROR,
         status.description or "",
     )
-    said: list[Observation] = []
+    said: list[NormalizedSpan] = []
     for reader in READERS:
         if not prefixes.isdisjoint(reader.prefixes):
             try:
@@ -180,10 +180,10 @@ def observe(span: ReadableSpan) -> Observed:
                 continue
             if observation is not None:
                 said.append(observation)
-    observation = merged(said)
+    observation = merge(said)
     if observation.kind is Kind.LLM and (observation.input_messages or observation.output_messages):
         observation = observation._replace(kind=Kind.CHAT_MODEL)
-    return Observed(span, attributes, observation, scope)
+    return SpanState(span, attributes, observation, scope)
 
 
 def _without_usage(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _without_usage(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _with_exception(span: Observed) -> Sequence[Event]:
+def _with_exception(span: SpanState) -> Sequence[Event]:
     """A failed span's events, with an `exception` that says what its status says, without which no console shows it."""
     events = span.span.events
     if any(event.name == "exception" for event in events):

@@ -119,7 +119,7 @@ class Prompt(NamedTuple):
     version: str = ""
 
 
-class Observation(NamedTuple):
+class NormalizedSpan(NamedTuple):
     """What is known of a span. None: this source does not say.
 
     Attributes:
@@ -193,13 +193,13 @@ class Observation(NamedTuple):
     carried: tuple[str, ...] = ()
 
 
-EMPTY = Observation()
-_CARRIED = Observation._fields.index("carried")
-_METADATA = Observation._fields.index("metadata")
-_USAGE = Observation._fields.index("usage")
+EMPTY = NormalizedSpan()
+_CARRIED = NormalizedSpan._fields.index("carried")
+_METADATA = NormalizedSpan._fields.index("metadata")
+_USAGE = NormalizedSpan._fields.index("usage")
 
 
-def merged(observations: Sequence[Observation]) -> Observation:
+def merge(observations: Sequence[NormalizedSpan]) -> NormalizedSpan:
     """One observation of several: the first that says something wins, field by field.
 
     Details that the winning usage leaves open (cached tokens, say) come from the next, as long as both tell of the same
@@ -222,7 +222,7 @@ def merged(observations: Sequence[Observation]) -> Observation:
                 fields[index] = {**value, **fields[index]}
             elif index == _USAGE:
                 fields[index] = _filled(fields[index], value)
-    return Observation(*fields)
+    return NormalizedSpan(*fields)
 
 
 def _filled(usage: Usage, other: Usage) -> Usage:

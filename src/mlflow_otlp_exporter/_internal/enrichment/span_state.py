@@ -10,7 +10,7 @@ from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     EMPTY,
     Kind,
-    Observation,
+    NormalizedSpan,
     Prompt,
     ToolCall,
     ToolDefinition,
@@ -22,7 +22,7 @@ _LONGEST_WORDS = 32_768
 _MOST_CALLS = 64
 
 
-class Seen(NamedTuple):
+class SpanSummary(NamedTuple):
     """What the rest of a trace may need to know of a span.
 
     Attributes:
@@ -53,10 +53,10 @@ class Seen(NamedTuple):
     calls: tuple[ToolCall, ...]
     tools: tuple[ToolDefinition, ...] | None
     raw_input: Any
-    observation: Observation
+    observation: NormalizedSpan
 
 
-class Observed:
+class SpanState:
     """A span on its way through enrichment; only this package's stages change it.
 
     Attributes:
@@ -87,7 +87,7 @@ class Observed:
         "trace_id",
     )
 
-    def __init__(self, span: ReadableSpan, attributes: dict[str, Any], observation: Observation, scope: str) -> None:
+    def __init__(self, span: ReadableSpan, attributes: dict[str, Any], observation: NormalizedSpan, scope: str) -> None:
         context = span.get_span_context()
         assert context is not None
         self.span = span
@@ -100,7 +100,7 @@ class Observed:
         self.keeps_usage = True
         self.question = _question(observation, self.kind)
         self.answer = _answer(observation, self.kind)
-        self.lifted: Observation | None = None
+        self.lifted: NormalizedSpan | None = None
         self.prompts: tuple[Prompt, ...] = ()
 
     @property
@@ -135,10 +135,10 @@ class Observed:
         raw = self.observation.input
         return raw if isinstance(raw, str) and len(raw) < _LONGEST_WORDS else None
 
-    def seen(self) -> Seen:
+    def seen(self) -> SpanSummary:
         """What is remembered of it when its trace goes on."""
         found = self.observation
-        return Seen(
+        return SpanSummary(
             self.span_id,
             self.parent_id,
             self.start,
@@ -163,14 +163,14 @@ def _cut(words: str | None) -> str | None:
     return words[:_LONGEST_WORDS] if words else words
 
 
-def _question(found: Observation, kind: Kind | None) -> str | None:
+def _question(found: NormalizedSpan, kind: Kind | None) -> str | None:
     """The user's last words in a span's own input, if it has such."""
     if kind is None or kind in (Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING):
         return last_user_text(found.input_messages)
     return last_user_text(found.input_messages) or (None if is_model(kind) else question_of(found.input))
 
 
-def _answer(found: Observation, kind: Kind | None) -> str | None:
+def _answer(found: NormalizedSpan, kind: Kind | None) -> str | None:
     if kind is None or kind in (Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING):
         return final_text(found.output_messages)
     return final_text(found.output_messages) or (None if is_model(kind) else answer_of(found.output))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import result_text
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Observation, ToolCall, ToolDefinition
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan, ToolCall, ToolDefinition
 from mlflow_otlp_exporter._internal.enrichment.values import decoded, structured, text
 
 # A Python object's repr, which no person reads: `StopEvent(result=..`, `<Context object at 0x7f..>`.
@@ -27,7 +27,7 @@ def has_names(value: Any) -> bool:
 
 
 def arguments_for(
-    found: Observation,
+    found: NormalizedSpan,
     calls: Sequence[ToolCall],
     tools: Sequence[ToolDefinition],
     parent_input: Any,

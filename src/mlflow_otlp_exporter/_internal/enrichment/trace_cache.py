@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from mlflow_otlp_exporter._internal.enrichment.span_state import Seen
+from mlflow_otlp_exporter._internal.enrichment.span_state import SpanSummary
 
 _MOST_TRACES, _MOST_SPANS = 2_000, 2_000
 _LONGEST_SECONDS = 900.0
@@ -17,12 +17,12 @@ _EACH = 400
 
 class _Trace:
     def __init__(self) -> None:
-        self.spans: dict[int, Seen] = {}
+        self.spans: dict[int, SpanSummary] = {}
         self.touched = 0.0
         self.size = 0
 
 
-class TraceMemory:
+class TraceCache:
     """Remembers the spans of traces whose root has not come yet, for 15 minutes; may be used by several threads.
 
     At most 2,000 traces of 2,000 spans, and texts of 16 million characters in all; the longest untouched go first.
@@ -40,7 +40,7 @@ class TraceMemory:
     def __len__(self) -> int:
         return len(self._traces)
 
-    def of(self, trace_id: int) -> Sequence[Seen]:
+    def of(self, trace_id: int) -> Sequence[SpanSummary]:
         """What was seen of a trace before."""
         if trace_id not in self._traces:
             return ()
@@ -54,7 +54,7 @@ class TraceMemory:
             with self._lock:
                 self._forget(trace_id)
 
-    def add(self, trace_id: int, spans: Sequence[Seen]) -> None:
+    def add(self, trace_id: int, spans: Sequence[SpanSummary]) -> None:
         """Remembers spans.
 
         Args:

@@ -11,22 +11,22 @@ from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     EMPTY,
     Kind,
-    Observation,
+    NormalizedSpan,
     Prompt,
     ToolCall,
     ToolDefinition,
 )
-from mlflow_otlp_exporter._internal.enrichment.span_state import Observed, Seen
+from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary
 from mlflow_otlp_exporter._internal.enrichment.tool_values import arguments_for, has_names, is_dump
 
 # Clients that make spans of their own for calls that an instrumentation tells of as well, and better.
 _CLIENTS = frozenset({"com.anthropic.sdk.python"})
 # A span of the trace: one that is enriched now, or what is remembered of one.
-Known: TypeAlias = Observed | Seen
+Known: TypeAlias = SpanState | SpanSummary
 _ASKED = (Kind.AGENT, Kind.CHAT_MODEL, Kind.LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 
 
-class Tree:
+class TraceTree:
     """A trace as far as it is known: spans that are exported now, and those that were before.
 
     Args:
@@ -34,7 +34,7 @@ class Tree:
         before: What is remembered.
     """
 
-    def __init__(self, now: Sequence[Observed], before: Iterable[Seen]) -> None:
+    def __init__(self, now: Sequence[SpanState], before: Iterable[SpanSummary]) -> None:
         self.now = {each.span_id: each for each in now}
         self.known: dict[int, Known] = {each.span_id: each for each in before}
         self.known.update(self.now)
@@ -87,7 +87,7 @@ class Tree:
             level = [child for each in level for child in self.children.get(each.span_id, ())]
 
 
-def complete(tree: Tree, twins: Mapping[str, str]) -> None:
+def complete(tree: TraceTree, twins: Mapping[str, str]) -> None:
     """Fills in what spans can tell each other.
 
     Args:
@@ -120,12 +120,12 @@ def complete(tree: Tree, twins: Mapping[str, str]) -> None:
             _fill_words(span, tree)
 
 
-def _strip_twin(span: Observed, twins: Mapping[str, str]) -> None:
+def _strip_twin(span: SpanState, twins: Mapping[str, str]) -> None:
     if span.scope in _CLIENTS and twins.get(span.observation.response_id or "", span.scope) != span.scope:
         span.keeps_usage = False
 
 
-def _strip_duplicate(span: Observed, tree: Tree, twins: Mapping[str, str]) -> None:
+def _strip_duplicate(span: SpanState, tree: TraceTree, twins: Mapping[str, str]) -> None:
     """A client's own span counts nothing when another one tells of the same call."""
     covered = any(is_model(each.kind) and each.scope not in _CLIENTS for each in tree.above(span))
     if covered:
@@ -134,7 +134,7 @@ def _strip_duplicate(span: Observed, tree: Tree, twins: Mapping[str, str]) -> No
         _strip_twin(span, twins)
 
 
-def _strip_parents(tree: Tree) -> None:
+def _strip_parents(tree: TraceTree) -> None:
     """Usage counts where the call was: MLflow lets a parent's usage hide that of its children."""
     for seen in list(tree.known.values()):
         if not seen.counts:
@@ -145,7 +145,7 @@ def _strip_parents(tree: Tree) -> None:
                 span.keeps_usage = False
 
 
-def _share_tools(tree: Tree) -> None:
+def _share_tools(tree: TraceTree) -> None:
     """Tools that only an agent declares, or only the spans of their calls, belong to its models' spans too."""
     lacking = [span for span in tree.now.values() if is_model(span.kind) and not span.observation.tools]
     if not lacking:
@@ -163,11 +163,11 @@ def _share_tools(tree: Tree) -> None:
             span.observation = span.observation._replace(tools=found)
 
 
-def _may_have_tools(span: Observed, tree: Tree) -> bool:
+def _may_have_tools(span: SpanState, tree: TraceTree) -> bool:
     return span.scope not in _CLIENTS or not any(is_model(s.kind) for s in tree.above(span))
 
 
-def _of_calls(tree: Tree, agent: int | None) -> tuple[ToolDefinition, ...] | None:
+def _of_calls(tree: TraceTree, agent: int | None) -> tuple[ToolDefinition, ...] | None:
     """The definitions on the spans of tool calls below an agent; anywhere if there is none."""
     if agent is None:
         spans: Iterable[Known] = tree.known.values()
@@ -177,7 +177,7 @@ def _of_calls(tree: Tree, agent: int | None) -> tuple[ToolDefinition, ...] | Non
     return tuple(found.values()) or None
 
 
-def _fill_arguments(span: Observed, tree: Tree) -> None:
+def _fill_arguments(span: SpanState, tree: TraceTree) -> None:
     """A tool's arguments as names and values, from the call of the model if the span has a bare value only."""
     if has_names(span.observation.input) or span.observation.input == REDACTED:
         return
@@ -187,7 +187,7 @@ def _fill_arguments(span: Observed, tree: Tree) -> None:
         span.observation = span.observation._replace(input=arguments)
 
 
-def _fill_words(span: Observed, tree: Tree) -> None:
+def _fill_words(span: SpanState, tree: TraceTree) -> None:
     """Question and answer of a root or an agent that has none of its own: those of the nearest spans below."""
     if span.question is None and (span.observation.input is None or is_dump(span.observation.input)):
         for level in tree.levels(span.span_id):
@@ -205,7 +205,7 @@ def _fill_words(span: Observed, tree: Tree) -> None:
                 break
 
 
-def _fill_root(span: Observed, tree: Tree) -> None:
+def _fill_root(span: SpanState, tree: TraceTree) -> None:
     if not is_model(span.kind):
         _fill_words(span, tree)
     tags: dict[str, None] = {}
@@ -223,5 +223,5 @@ def _fill_root(span: Observed, tree: Tree) -> None:
             tags.update(dict.fromkeys(found.tags))
         for key, value in (found.metadata or {}).items():
             metadata.setdefault(key, value)
-    span.lifted = Observation(session=session, user=user, tags=tuple(tags) or None, metadata=metadata or None)
+    span.lifted = NormalizedSpan(session=session, user=user, tags=tuple(tags) or None, metadata=metadata or None)
     span.prompts = tuple(prompts)

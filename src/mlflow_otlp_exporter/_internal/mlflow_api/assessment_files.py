@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.common.files import write_whole
+from mlflow_otlp_exporter._internal.common.files import atomic_write
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
 
 _FOLDER, _SUFFIX = "feedback", ".json"
 _MOST = 10_000
 
 
-class FeedbackFiles:
+class AssessmentFiles:
     """Puts feedback on disk and takes it out; never raises.
 
     Args:
@@ -49,7 +49,7 @@ class FeedbackFiles:
                     return False
             path = folder / f"{assessment.id}{_SUFFIX}"
             content = json.dumps({"workspace": assessment.workspace, "assessment": assessment.body}).encode()
-            write_whole(path, content, f"{os.getpid():x}-{os.urandom(4).hex()}", sync=False)
+            atomic_write(path, content, f"{os.getpid():x}-{os.urandom(4).hex()}", sync=False)
         except (OSError, ValueError):
             return False
         return True

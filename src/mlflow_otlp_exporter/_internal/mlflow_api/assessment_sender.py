@@ -1,4 +1,4 @@
-"""Feedback and expectations on their way to MLflow: sent in the background, repeated, and kept on disk meanwhile."""
+"""Send feedback and expectations to MLflow in the background, with retries; meanwhile they are stored on disk."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.delivery.otlp_client import backoff
-from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import FeedbackFiles
+from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import AssessmentFiles
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
-from mlflow_otlp_exporter._internal.mlflow_api.background import After
-from mlflow_otlp_exporter._internal.mlflow_api.rest_client import call
+from mlflow_otlp_exporter._internal.mlflow_api.background import TaskResult
+from mlflow_otlp_exporter._internal.mlflow_api.rest_client import request_json
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.messages import Transport
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
 
 # How long a trace is waited for, and how long a refusal is taken for one that may end.
 _PATIENCE = 300.0
 
 
-class Feedback:
+class AssessmentSender:
     """Sends assessments.
 
     Args:
@@ -36,57 +36,61 @@ class Feedback:
     def __init__(
         self,
         api: Transport,
-        report: Report,
-        files: FeedbackFiles | None = None,
+        report: ProblemLog,
+        files: AssessmentFiles | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api, self._report, self._files, self._clock = api, report, files, clock
 
-    def step(self, note: Note, seconds: float) -> After:
+    def step(self, note: AssessmentTask, seconds: float) -> TaskResult:
         """Sends one, and decides."""
         found = note.assessment
         path = f"/api/3.0/mlflow/traces/{quote(found.trace)}/assessments"
-        reply = call(self._api, "POST", path, {"assessment": found.body}, workspace=found.workspace, seconds=seconds)
+        reply = request_json(
+            self._api, "POST", path, {"assessment": found.body}, workspace=found.workspace, seconds=seconds
+        )
         outcome = reply.outcome
         if not reply.fine and _may_be_there(outcome):
             # Its id is taken: an earlier answer was lost, or another process has sent what was on disk.
-            reply = call(self._api, "GET", f"{path}/{found.id}", None, workspace=found.workspace, seconds=seconds)
+            reply = request_json(
+                self._api, "GET", f"{path}/{found.id}", None, workspace=found.workspace, seconds=seconds
+            )
         if reply.fine:
             self._report.count(feedback=1)
             self._forget(note)
-            return After()
+            return TaskResult()
         missing = _lacks_trace(outcome)
-        if outcome.verdict is not Verdict.RETRY and not missing:
+        if outcome.verdict is not Disposition.RETRY and not missing:
             self._lose(note, outcome.message)
-            return After()
-        if missing or outcome.cause in (Cause.DESTINATION, Cause.NOT_MLFLOW):
+            return TaskResult()
+        if missing or outcome.cause in (FailureKind.DESTINATION, FailureKind.NOT_MLFLOW):
             now = self._clock()
             note.refused_at = now if note.refused_at is None else note.refused_at
             if now - note.refused_at > _PATIENCE:
                 self._lose(note, outcome.message)
-                return After()
+                return TaskResult()
         else:
             note.refused_at = None
         self._keep(note)
         wait = max(backoff(note.failures, 0.5), outcome.retry_after or 0.0)
         note.failures += 1
-        return After((note,), wait=wait)
+        return TaskResult((note,), wait=wait)
 
-    def _keep(self, note: Note) -> None:
+    def _keep(self, note: AssessmentTask) -> None:
         if self._files is not None and not note.kept:
             note.kept = self._files.put(note.assessment)
 
-    def _forget(self, note: Note) -> None:
+    def _forget(self, note: AssessmentTask) -> None:
         if self._files is not None:
             self._files.remove(note.assessment)
 
-    def _lose(self, note: Note, why: str) -> None:
+    def _lose(self, note: AssessmentTask, why: str) -> None:
         self._forget(note)
         self._report.count(feedback_refused=1)
-        self._report.once(logging.WARNING, coded(Code.FEEDBACK, f"feedback is lost: {why}"))
+        self._report.once(logging.WARNING, add_code(MessageCode.FEEDBACK, f"feedback is lost: {why}"))
 
-    def give_up(self, note: Note) -> None:
+    def give_up(self, note: AssessmentTask) -> None:
         """Ends undone: it stays on disk for later, or is lost."""
         self._keep(note)
         if not note.kept:
@@ -94,7 +98,7 @@ class Feedback:
 
 
 @dataclass(eq=False)
-class Note:
+class AssessmentTask:
     """An assessment that is to be sent.
 
     Attributes:
@@ -107,7 +111,7 @@ class Note:
         kept: Whether it is on disk.
     """
 
-    owner: Feedback
+    owner: AssessmentSender
     assessment: Assessment
     not_before: float = 0.0
     failures: int = 0
@@ -115,7 +119,7 @@ class Note:
     refused_at: float | None = None
     kept: bool = False
 
-    def run(self, seconds: float) -> After:
+    def run(self, seconds: float) -> TaskResult:
         """Sends it."""
         return self.owner.step(self, seconds)
 
@@ -124,12 +128,12 @@ class Note:
         self.owner.give_up(self)
 
 
-def _may_be_there(outcome: Outcome) -> bool:
+def _may_be_there(outcome: ExportOutcome) -> bool:
     """Whether the server may have this very assessment: the words are its database's, or those of 3.17."""
     said = outcome.message.lower()
     return any(words in said for words in ("unique constraint", "duplicate", "constraint violation"))
 
 
-def _lacks_trace(outcome: Outcome) -> bool:
+def _lacks_trace(outcome: ExportOutcome) -> bool:
     """Whether the trace is not there yet. MLflow 3.10 and 3.13 leave that to the database to say."""
     return outcome.status == 404 or "foreign key" in outcome.message.lower()  # noqa: PLR2004

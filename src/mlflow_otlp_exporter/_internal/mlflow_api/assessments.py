@@ -53,7 +53,7 @@ def trace_name(trace_id: int | str) -> str:
     return f"tr-{_number('trace_id', trace_id, _TRACE_BITS, 'tr-'):032x}"
 
 
-def assessed(
+def build_assessment(
     kind: str,
     trace: str,
     name: str,

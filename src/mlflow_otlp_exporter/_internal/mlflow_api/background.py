@@ -12,24 +12,24 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from mlflow_otlp_exporter._internal.common.backoff import hurried
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
-from mlflow_otlp_exporter._internal.common.in_flight import InFlight, Ticket
-from mlflow_otlp_exporter._internal.common.work_queue import Senders
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
+from mlflow_otlp_exporter._internal.common.work_queue import WorkQueue
 
 # At the end each request has this many seconds at least.
 _LEAST_SECONDS = 0.2
-# After so many failures no flush waits for an errand any more.
+# TaskResult so many failures no flush waits for an errand any more.
 _WAITED_FOR = 2
 
 
-class Errand(Protocol):
+class Task(Protocol):
     """What is to be asked."""
 
     not_before: float
     failures: int
     ticket: Ticket | None
 
-    def run(self, seconds: float) -> After:
+    def run(self, seconds: float) -> TaskResult:
         """Takes it a step further.
 
         Args:
@@ -40,7 +40,7 @@ class Errand(Protocol):
         """Ends it undone."""
 
 
-class After(NamedTuple):
+class TaskResult(NamedTuple):
     """What comes after a step of an errand.
 
     Attributes:
@@ -49,12 +49,12 @@ class After(NamedTuple):
         at_the_end: True if others go first.
     """
 
-    shipments: Sequence[Errand] = ()
+    shipments: Sequence[Task] = ()
     wait: float = 0.0
     at_the_end: bool = True
 
 
-class Desk:
+class BackgroundTasks:
     """Takes errands further in the background, those of one key one after the other.
 
     Args:
@@ -64,18 +64,18 @@ class Desk:
     def __init__(self, timeout: float) -> None:
         self._timeout, self._until, self._hurry_began = timeout, math.inf, -math.inf
         self._closing = False
-        self._senders: Senders[Errand] = Senders(self._step, self._abandon, count=1)
-        self._in_flight = InFlight()
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._senders: WorkQueue[Task] = WorkQueue(self._step, self._abandon, count=1)
+        self._in_flight = InFlightRequests()
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Also in a forked child: what the parent has to ask, the parent asks."""
         self._lock = threading.Lock()
         # Errands, and how often each failed since somebody waits for it.
-        self._open: dict[Errand, int] = {}
+        self._open: dict[Task, int] = {}
 
-    def put(self, key: Hashable, errand: Errand, *, wait: float = 0.0) -> None:
+    def put(self, key: Hashable, errand: Task, *, wait: float = 0.0) -> None:
         """Takes an errand in.
 
         Args:
@@ -93,29 +93,29 @@ class Desk:
         """How many errands are not done."""
         return self._in_flight.spans
 
-    def _step(self, errand: Errand) -> After:
+    def _step(self, errand: Task) -> TaskResult:
         failures, began = errand.failures, time.monotonic()
         after = errand.run(min(self._timeout, max(_LEAST_SECONDS, self._until - time.monotonic())))
         if after.shipments and errand.failures and self._closing:
             self._abandon(errand)
-            return After()
+            return TaskResult()
         if not after.shipments:
             self._settle(errand)
         elif errand.failures > failures:
             self._fail(errand)
         return after._replace(wait=hurried(after.wait, began, self._hurry_began))
 
-    def _fail(self, errand: Errand) -> None:
+    def _fail(self, errand: Task) -> None:
         with self._lock:
             self._open[errand] = self._open.get(errand, 0) + 1
             if self._open[errand] >= _WAITED_FOR and errand.ticket is not None:
                 errand.ticket.suspected(1, 0)
 
-    def _abandon(self, errand: Errand) -> None:
+    def _abandon(self, errand: Task) -> None:
         errand.give_up()
         self._settle(errand)
 
-    def _settle(self, errand: Errand) -> None:
+    def _settle(self, errand: Task) -> None:
         with self._lock:
             self._open.pop(errand, None)
             if errand.ticket is not None:

@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Transport
-from mlflow_otlp_exporter._internal.transport.response import Outcome, Verdict, read_answer, read_failure
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 # Twenty traces with previews and tags.
 _LONGEST = 4 * 1024 * 1024
 
 
-class Reply(NamedTuple):
+class RestResult(NamedTuple):
     """What came of a call.
 
     Attributes:
@@ -22,18 +23,18 @@ class Reply(NamedTuple):
         content: The JSON object that was answered; empty if there was none.
     """
 
-    outcome: Outcome
+    outcome: ExportOutcome
     content: Mapping[str, Any]
 
     @property
     def fine(self) -> bool:
         """Whether the server did what it was asked for."""
-        return self.outcome.verdict is Verdict.DELIVERED
+        return self.outcome.verdict is Disposition.DELIVERED
 
 
-def call(
+def request_json(
     api: Transport, method: str, path: str, body: Mapping[str, Any] | None, *, workspace: str | None, seconds: float
-) -> Reply:
+) -> RestResult:
     """Makes a call.
 
     Args:
@@ -47,10 +48,10 @@ def call(
     headers = {"content-type": "application/json", **Destination(workspace=workspace).headers(None)}
     content = None if body is None else json.dumps(body).encode()
     answer = api.request(method, path, headers=headers, body=content, seconds=seconds, longest=_LONGEST)
-    if not isinstance(answer, Answer):
-        return Reply(read_failure(answer), {})
+    if not isinstance(answer, HttpResponse):
+        return RestResult(classify_error(answer), {})
     try:
         found = json.loads(answer.body) if answer.complete else None
     except ValueError:
         found = None
-    return Reply(read_answer(answer), found if isinstance(found, dict) else {})
+    return RestResult(classify_response(answer), found if isinstance(found, dict) else {})

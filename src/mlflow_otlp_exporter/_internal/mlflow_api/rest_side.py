@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.problem_log import Report, logger
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import FeedbackFiles
-from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import Feedback, Note
+from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import AssessmentFiles
+from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import AssessmentSender, AssessmentTask
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
-from mlflow_otlp_exporter._internal.mlflow_api.background import Desk
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import EXPERIMENT_HEADER, Destination, Experiments
-from mlflow_otlp_exporter._internal.mlflow_api.server import Stored
-from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import FollowUps
+from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
+from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
+from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.spool.storage import Spool
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from mlflow_otlp_exporter._internal.transport.messages import Transport
-from mlflow_otlp_exporter._internal.transport.response import Outcome
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import Uploads
+    from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
 
 # Between the delivery of a trace's root and the call that follows: others share its reading, and live spans go first.
 _FOLLOW_UP_SECONDS = 2.0
@@ -31,7 +32,7 @@ _FEEDBACK_SECONDS = 1.0
 _MOST = 10_000
 
 
-class RestSide:
+class MlflowRestClient:
     """Follow-ups of traces, where they are wanted, feedback, and the desk that all calls go over.
 
     Args:
@@ -43,38 +44,38 @@ class RestSide:
         spool: Where feedback is kept that has to wait; None to keep it in memory.
 
     Attributes:
-        uploads: Uploads images, sounds and files, where that is wanted.
+        uploads: AttachmentUploader images, sounds and files, where that is wanted.
     """
 
     def __init__(
         self,
         api: Transport,
         settings: Settings,
-        experiments: Experiments,
-        stored: Stored,
-        report: Report,
-        spool: Spool | None = None,
+        experiments: ExperimentResolver,
+        stored: ServerInfo,
+        report: ProblemLog,
+        spool: SpoolStorage | None = None,
     ) -> None:
-        self._desk = Desk(settings.timeout)
+        self._desk = BackgroundTasks(settings.timeout)
         self._experiments = experiments
         self._own_experiment = settings.traces.headers.get(EXPERIMENT_HEADER)
-        self._files: FeedbackFiles | None = None
+        self._files: AssessmentFiles | None = None
         if spool is not None:
-            self._files = FeedbackFiles(spool.folder, spool.existing_folder, settings.disk.spool_max_age)
-        self._feedback = Feedback(api, report, self._files)
+            self._files = AssessmentFiles(spool.folder, spool.existing_folder, settings.disk.spool_max_age)
+        self._feedback = AssessmentSender(api, report, self._files)
         self._looked = self._files is None
-        self.uploads: Uploads | None = None
+        self.uploads: AttachmentUploader | None = None
         if settings.uploads:
-            from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import opened  # noqa: PLC0415 - for few apps
+            from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import create_uploader  # noqa: PLC0415 - for few apps
 
-            self.uploads = opened(settings, api, self.experiment, stored, report)
-        self._follow_ups: FollowUps | None = None
+            self.uploads = create_uploader(settings, api, self.experiment, stored, report)
+        self._follow_ups: TraceUpdater | None = None
         wanted = settings.enrichment.trace_info
         # What is only guessed to be MLflow, behind a Collector's address, is asked only if that is wanted.
         if wanted or (wanted is None and settings.api_certain):
-            self._follow_ups = FollowUps(api, self.experiment, stored, report, everything=bool(wanted))
+            self._follow_ups = TraceUpdater(api, self.experiment, stored, report, everything=bool(wanted))
 
-    def experiment(self, destination: Destination, seconds: float) -> str | Outcome | None:
+    def experiment(self, destination: Destination, seconds: float) -> str | ExportOutcome | None:
         """The id of the experiment that spans for a destination go to.
 
         Args:
@@ -82,7 +83,7 @@ class RestSide:
             seconds: How long a request may take.
 
         Returns:
-            See `Experiments.id_of`.
+            See `ExperimentResolver.id_of`.
         """
         return self._own_experiment or self._experiments.id_of(destination, seconds)
 
@@ -98,7 +99,7 @@ class RestSide:
             turn = self._follow_ups.delivered(destination, spans) if self._follow_ups is not None else None
         except Exception:  # noqa: BLE001 - what follows spans must never cost them
             said = "what follows spans is left out, by a mistake in this library; please report it"
-            logger.exception(coded(Code.MISTAKE, said))
+            logger.exception(add_code(MessageCode.MISTAKE, said))
             return
         if turn is not None:
             self._desk.put(("traces", destination), turn, wait=_FOLLOW_UP_SECONDS)
@@ -111,7 +112,7 @@ class RestSide:
         """
         self._take_up()
         if self._desk.count >= _MOST:
-            self._feedback.give_up(Note(self._feedback, assessment))
+            self._feedback.give_up(AssessmentTask(self._feedback, assessment))
             return
         self._send(assessment)
 
@@ -123,10 +124,12 @@ class RestSide:
                 self._send(each, kept=True)
 
     def _send(self, assessment: Assessment, *, kept: bool = False) -> None:
-        self._desk.put(("feedback", assessment.id), Note(self._feedback, assessment, kept=kept), wait=_FEEDBACK_SECONDS)
+        self._desk.put(
+            ("feedback", assessment.id), AssessmentTask(self._feedback, assessment, kept=kept), wait=_FEEDBACK_SECONDS
+        )
 
     def wait(self, seconds: float) -> bool:
-        """Waits for the calls that are to be made now; see `Desk.wait`."""
+        """Waits for the calls that are to be made now; see `BackgroundTasks.wait`."""
         return self._desk.wait(seconds)
 
     def close(self, seconds: float) -> None:

@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Collection
 from urllib.parse import urlencode
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.delivery.otlp_client import backoff
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import WORKSPACE_HEADER
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Transport
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict, read_answer, read_failure
+from mlflow_otlp_exporter._internal.model.destination import WORKSPACE_HEADER
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 Version = tuple[int, ...]
 COUNTS_ONCE: Version = (3, 17)
@@ -35,19 +36,19 @@ _LONGEST_READ_BACK = 256 * 1024 * 1024
 # In one URL: 35 characters and the parameter's name each, below the 8 kB that proxies take.
 _TRACES_AT_ONCE = 100
 _NUMBER = re.compile(r"\d+(\.\d+)+")
-_NOT_STORED = Outcome(
-    Verdict.RETRY,
-    Cause.NOT_MLFLOW,
+_NOT_STORED = ExportOutcome(
+    Disposition.RETRY,
+    FailureKind.NOT_MLFLOW,
     "200 with something else (a login page?) instead of what is stored",
     200,
-    code=Code.PAGE,
+    code=MessageCode.PAGE,
 )
 
 
-class Unanswered(Exception):  # noqa: N818 - carries a decision
+class ServerUnavailableError(Exception):
     """The server cannot answer now."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: ExportOutcome) -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
 
@@ -69,17 +70,17 @@ def version_of(api: Transport, seconds: float) -> Version | None:
         seconds: For the request.
 
     Raises:
-        Unanswered: The server is away.
+        ServerUnavailableError: The server is away.
     """
     answer = api.request("GET", "/version", headers={}, seconds=seconds)
-    if not isinstance(answer, Answer):
-        raise Unanswered(read_failure(answer))
+    if not isinstance(answer, HttpResponse):
+        raise ServerUnavailableError(classify_error(answer))
     if answer.status >= 500 or answer.status == 429:  # noqa: PLR2004 - it cannot answer
-        raise Unanswered(read_answer(answer))
+        raise ServerUnavailableError(classify_response(answer))
     return read_version(answer)
 
 
-def read_version(answer: Answer) -> Version | None:
+def read_version(answer: HttpResponse) -> Version | None:
     """The version in an answer to `GET /version`, which is plain text whatever it is labelled as; None if none is."""
     text = answer.body.decode("ascii", "replace").strip()
     found = _NUMBER.match(text) if answer.status == 200 and len(text) < 40 else None  # noqa: PLR2004
@@ -90,12 +91,12 @@ def traces_at_root(api: Transport, seconds: float) -> bool | None:
     """Whether a server with a static prefix has its OTLP endpoint at the root; None if that is not known now."""
     try:
         version = version_of(api, seconds)
-    except Unanswered:
+    except ServerUnavailableError:
         return None
     return None if version is None else version < TRACES_BELOW_PREFIX
 
 
-class Stored:
+class ServerInfo:
     """Asks MLflow's REST side what is stored, where that is possible.
 
     Args:
@@ -108,7 +109,7 @@ class Stored:
     def __init__(
         self,
         api: Transport | None,
-        report: Report,
+        report: ProblemLog,
         clock: Callable[[], float] = time.monotonic,
         *,
         certain: bool = True,
@@ -121,7 +122,7 @@ class Stored:
         """Whether the server is older than a version, or of an unknown one.
 
         Raises:
-            Unanswered: The server is away.
+            ServerUnavailableError: The server is away.
         """
         found = self.version(seconds)
         return found is None or found < version
@@ -133,7 +134,7 @@ class Stored:
         rejected token or a login page, counts for a while, and then the next use asks again.
 
         Raises:
-            Unanswered: The server is away.
+            ServerUnavailableError: The server is away.
         """
         if self._version is None and self._api is not None and self._clock() >= self._ask_at:
             found = version_of(self._api, seconds)
@@ -152,7 +153,7 @@ class Stored:
             Pairs of trace id and span id; None where it cannot be asked.
 
         Raises:
-            Unanswered: The server cannot answer now.
+            ServerUnavailableError: The server cannot answer now.
         """
         if self._api is None:
             self._cannot("there is no MLflow server to ask")
@@ -169,30 +170,35 @@ class Stored:
                 seconds=seconds,
                 longest=_LONGEST_READ_BACK,
             )
-            if not isinstance(answer, Answer):
-                raise Unanswered(read_failure(answer))
+            if not isinstance(answer, HttpResponse):
+                raise ServerUnavailableError(classify_error(answer))
             if answer.status != 200 or not answer.complete:  # noqa: PLR2004
-                outcome = read_answer(answer)
+                outcome = classify_response(answer)
                 if answer.status in (403, 404, 405, 400, 501):
                     self._cannot(outcome.message)
                     return None
-                if outcome.verdict is Verdict.DELIVERED:
-                    outcome = Outcome(Verdict.RETRY, Cause.SERVER, "the server's answer was cut off", code=Code.CLOSED)
-                raise Unanswered(outcome)
+                if outcome.verdict is Disposition.DELIVERED:
+                    outcome = ExportOutcome(
+                        Disposition.RETRY,
+                        FailureKind.SERVER,
+                        "the server's answer was cut off",
+                        code=MessageCode.CLOSED,
+                    )
+                raise ServerUnavailableError(outcome)
             pairs = _pairs(answer.body)
             if pairs is None:
                 if not self._certain:
                     self._cannot(_NOT_STORED.message)
                     return None
-                raise Unanswered(_NOT_STORED)
+                raise ServerUnavailableError(_NOT_STORED)
             found.update(pairs)
         return frozenset(found)
 
     def _cannot(self, why: str) -> None:
         self._report.once(
             logging.WARNING,
-            coded(
-                Code.SENT_AGAIN,
+            add_code(
+                MessageCode.SENT_AGAIN,
                 f"spans that may have arrived are sent again without asking whether they did ({why}): MLflow before "
                 "3.17 may count their tokens twice",
             ),

@@ -49,7 +49,7 @@ _COUNTED = re.compile(r"[1-9][0-9]{0,8}")
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z")
 
 
-class Told(NamedTuple):
+class TraceMetadata(NamedTuple):
     """What a root says of its trace.
 
     Attributes:
@@ -70,7 +70,7 @@ class Told(NamedTuple):
         return f"tr-{self.trace_id:032x}"
 
 
-def told_by(root: EncodedSpan, *, run_id: str | None, everything: bool) -> Told:
+def read_root(root: EncodedSpan, *, run_id: str | None, everything: bool) -> TraceMetadata:
     """Reads what a root says of its trace.
 
     Args:
@@ -102,10 +102,10 @@ def told_by(root: EncodedSpan, *, run_id: str | None, everything: bool) -> Told:
     if everything:
         metadata |= {_SOURCE: _program(), _SOURCE_TYPE: "LOCAL"}
         metadata = {**own, **metadata}
-    return Told(root.trace_id, _fitting(tags), _fitting(metadata), prompts)
+    return TraceMetadata(root.trace_id, _fitting(tags), _fitting(metadata), prompts)
 
 
-def links(told: Told, version: Version | None) -> dict[str, Any] | None:
+def prompt_links(told: TraceMetadata, version: Version | None) -> dict[str, Any] | None:
     """What links a trace to its prompts, which `prompt = 'name/1'` in MLflow's search looks at; a tag does not.
 
     Args:
@@ -121,7 +121,7 @@ def links(told: Told, version: Version | None) -> dict[str, Any] | None:
     return {"trace_id": told.name, "prompt_versions": [{"name": name, "version": each} for name, each in told.prompts]}
 
 
-def changes(told: Told, stored: Mapping[str, Any], version: Version | None) -> dict[str, Any] | None:
+def diff_metadata(told: TraceMetadata, stored: Mapping[str, Any], version: Version | None) -> dict[str, Any] | None:
     """What MLflow is to be asked for a trace.
 
     What is there stays as it is: tags and metadata are added only where there are none, and end and state are those

@@ -12,19 +12,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.delivery.otlp_client import backoff
-from mlflow_otlp_exporter._internal.mlflow_api.background import After
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.mlflow_api.rest_client import Reply, call
-from mlflow_otlp_exporter._internal.mlflow_api.server import Stored, Unanswered, Version
-from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import CARRIED, Told, changes, links, told_by
+from mlflow_otlp_exporter._internal.mlflow_api.background import TaskResult
+from mlflow_otlp_exporter._internal.mlflow_api.rest_client import RestResult, request_json
+from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
+from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import (
+    CARRIED,
+    TraceMetadata,
+    diff_metadata,
+    prompt_links,
+    read_root,
+)
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.messages import Transport
-from mlflow_otlp_exporter._internal.transport.response import Cause, Outcome, Verdict
 
 # Traces whose records are read at a time, and are then told one after the other.
 _AT_ONCE = 20
@@ -34,7 +40,7 @@ _LONGEST_ABSENCE = 60.0
 _PAUSE = 2.0
 # How often a trace is told that is answered 500.
 _MOST_ERRORS = 4
-# After a refusal nothing is asked for so long: what is forbidden now may be allowed later.
+# TaskResult a refusal nothing is asked for so long: what is forbidden now may be allowed later.
 _FORBIDDEN_SECONDS = 600.0
 _SEARCH = "/api/3.0/mlflow/traces/search"
 _LINK = "/api/2.0/mlflow/traces/link-prompts"
@@ -43,12 +49,12 @@ _LACKING = "names, tags, sessions and users of traces are lacking in MLflow"
 
 @dataclass
 class _Pending:
-    told: Told
+    told: TraceMetadata
     since: float
     errors: int = 0
 
 
-class FollowUps:
+class TraceUpdater:
     """What is still to be told, by destination.
 
     Args:
@@ -63,9 +69,9 @@ class FollowUps:
     def __init__(
         self,
         api: Transport,
-        experiment: Callable[[Destination, float], str | Outcome | None],
-        stored: Stored,
-        report: Report,
+        experiment: Callable[[Destination, float], str | ExportOutcome | None],
+        stored: ServerInfo,
+        report: ProblemLog,
         *,
         everything: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -73,16 +79,16 @@ class FollowUps:
         self._api, self._experiment, self._stored, self._report = api, experiment, stored, report
         self._everything, self._clock = everything, clock
         self._off = False
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Also in a forked child: what the parent has sent, the parent follows up."""
         self._lock = threading.Lock()
         self._pending: dict[Destination, dict[int, _Pending]] = {}
         self._forbidden_until: dict[str | None, float] = {}
 
-    def delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> Round | None:
+    def delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> UpdateTask | None:
         """Takes note of spans that have arrived.
 
         Returns:
@@ -91,7 +97,7 @@ class FollowUps:
         if self._off or self._clock() < self._forbidden_until.get(destination.workspace, 0.0):
             return None
         run, now = destination.run_id, self._clock()
-        told = [told_by(span, run_id=run, everything=self._everything) for span in spans if span.is_root]
+        told = [read_root(span, run_id=run, everything=self._everything) for span in spans if span.is_root]
         found = {each.trace_id: _Pending(each, now) for each in told if each.tags or each.metadata}
         if not found:
             return None
@@ -108,25 +114,25 @@ class FollowUps:
                     del oldest[trace_id]
         if too_many > 0:
             self._lost(too_many, "the server takes them more slowly than they come")
-        return Round(self, destination) if waiting is None else None
+        return UpdateTask(self, destination) if waiting is None else None
 
-    def step(self, turn: Round, seconds: float) -> After:
+    def step(self, turn: UpdateTask, seconds: float) -> TaskResult:
         """Reads what MLflow has of some traces, and tells it what is lacking."""
         try:
             version = self._stored.version(seconds)
-        except Unanswered as error:
+        except ServerUnavailableError as error:
             return self._later(turn, error.outcome)
         if not self._everything and (version is None or version >= CARRIED):
             # Who does not tell its version may do so later: until then traces are left as they are.
             self._off = version is not None
             self._take(turn.destination)
-            return After()
+            return TaskResult()
         experiment = self._experiment(turn.destination, seconds)
-        if isinstance(experiment, Outcome):
+        if isinstance(experiment, ExportOutcome):
             return self._later(turn, experiment)
         if experiment is None:
             self._lost(self._take(turn.destination), "no MLflow server answers beside the OTLP endpoint")
-            return After()
+            return TaskResult()
         with self._lock:
             batch = list(self._pending.get(turn.destination, {}).values())[:_AT_ONCE]
         reply = self._search(experiment, [each.told for each in batch], turn.destination, seconds)
@@ -146,7 +152,7 @@ class FollowUps:
         version: Version | None,
         destination: Destination,
         seconds: float,
-    ) -> Outcome | None:
+    ) -> ExportOutcome | None:
         """Tells what is lacking of each; returns what stands in the way of the rest."""
         for each, record in present:
             outcome = self._tell(each.told, record, version, destination, seconds)
@@ -157,44 +163,53 @@ class FollowUps:
             self._done(destination, each)
         return None
 
-    def _search(self, experiment: str, told: Sequence[Told], destination: Destination, seconds: float) -> Reply:
+    def _search(
+        self, experiment: str, told: Sequence[TraceMetadata], destination: Destination, seconds: float
+    ) -> RestResult:
         location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
         wanted = ", ".join(f"'{each.name}'" for each in told)
         body = {"locations": [location], "filter": f"trace.request_id IN ({wanted})", "max_results": len(told)}
-        return call(self._api, "POST", _SEARCH, body, workspace=destination.workspace, seconds=seconds)
+        return request_json(self._api, "POST", _SEARCH, body, workspace=destination.workspace, seconds=seconds)
 
     def _tell(
-        self, told: Told, record: Mapping[str, Any], version: Version | None, destination: Destination, seconds: float
-    ) -> Outcome | None:
+        self,
+        told: TraceMetadata,
+        record: Mapping[str, Any],
+        version: Version | None,
+        destination: Destination,
+        seconds: float,
+    ) -> ExportOutcome | None:
         """Tells what is lacking of one trace; returns what stands in the way."""
-        body = changes(told, record, version)
+        body = diff_metadata(told, record, version)
         if body is not None:
             path = f"/api/2.0/mlflow/traces/{told.name}"
-            reply = call(self._api, "PATCH", path, body, workspace=destination.workspace, seconds=seconds)
+            reply = request_json(self._api, "PATCH", path, body, workspace=destination.workspace, seconds=seconds)
             if not reply.fine:
                 return None if reply.outcome.status == 404 else reply.outcome  # noqa: PLR2004 - deleted in the meantime
             self._report.count(followed_up=1)
         return self._link(told, version, destination, seconds)
 
-    def _link(self, told: Told, version: Version | None, destination: Destination, seconds: float) -> Outcome | None:
+    def _link(
+        self, told: TraceMetadata, version: Version | None, destination: Destination, seconds: float
+    ) -> ExportOutcome | None:
         """Links a trace to its prompts; returns what stands in the way now, and says what always will."""
-        body = links(told, version)
+        body = prompt_links(told, version)
         if body is None:
             return None
-        reply = call(self._api, "POST", _LINK, body, workspace=destination.workspace, seconds=seconds)
+        reply = request_json(self._api, "POST", _LINK, body, workspace=destination.workspace, seconds=seconds)
         if reply.fine or reply.outcome.status == 404:  # noqa: PLR2004 - deleted in the meantime
             return None
-        if reply.outcome.cause in (Cause.SERVER, Cause.CREDENTIALS):
+        if reply.outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
             return reply.outcome
         said = f"traces are not linked to their prompts: {reply.outcome.message}"
-        self._report.once(logging.WARNING, coded(Code.FOLLOW_UP, said))
+        self._report.once(logging.WARNING, add_code(MessageCode.FOLLOW_UP, said))
         return None
 
     @staticmethod
-    def _is_over(each: _Pending, outcome: Outcome) -> bool:
+    def _is_over(each: _Pending, outcome: ExportOutcome) -> bool:
         """Whether a trace itself is what the server does not take, so that others must not wait for it."""
         each.errors += outcome.status == 500  # noqa: PLR2004 - any other error is the server's own
-        return outcome.verdict is Verdict.REFUSED or each.errors >= _MOST_ERRORS
+        return outcome.verdict is Disposition.REFUSED or each.errors >= _MOST_ERRORS
 
     def _done(self, destination: Destination, each: _Pending) -> None:
         with self._lock:
@@ -202,7 +217,7 @@ class FollowUps:
             if waiting.get(each.told.trace_id) is each:
                 del waiting[each.told.trace_id]
 
-    def _rest(self, turn: Round, absent: Sequence[_Pending]) -> After:
+    def _rest(self, turn: UpdateTask, absent: Sequence[_Pending]) -> TaskResult:
         """What comes after a batch: the next one; those that MLflow does not have yet come last."""
         now = self._clock()
         for each in absent:
@@ -218,23 +233,23 @@ class FollowUps:
                     waiting.setdefault(each.told.trace_id, each)
             if not waiting:
                 self._pending.pop(turn.destination, None)
-                return After()
+                return TaskResult()
         if not more:
             turn.failures += 1  # nothing but absent ones: no flush waits for long, and the end not at all
-        return After((turn,), wait=0.0 if more else _PAUSE)
+        return TaskResult((turn,), wait=0.0 if more else _PAUSE)
 
-    def _failed(self, turn: Round, outcome: Outcome) -> After:
-        if outcome.cause in (Cause.SERVER, Cause.CREDENTIALS):
+    def _failed(self, turn: UpdateTask, outcome: ExportOutcome) -> TaskResult:
+        if outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
             return self._later(turn, outcome)
         lost = self._take(turn.destination)
         self._forbidden_until[turn.destination.workspace] = self._clock() + _FORBIDDEN_SECONDS
         self._lost(lost, f"{outcome.message}; spans are not affected. MLFLOW_OTLP_TRACE_INFO=false does without")
-        return After()
+        return TaskResult()
 
-    def _later(self, turn: Round, outcome: Outcome) -> After:
+    def _later(self, turn: UpdateTask, outcome: ExportOutcome) -> TaskResult:
         wait = max(backoff(turn.failures, 0.5), outcome.retry_after or 0.0)
         turn.failures += 1
-        return After((turn,), wait=wait)
+        return TaskResult((turn,), wait=wait)
 
     def _take(self, destination: Destination) -> int:
         with self._lock:
@@ -242,7 +257,7 @@ class FollowUps:
 
     def _lost(self, count: int, why: str) -> None:
         self._report.count(not_followed_up=count)
-        self._report.once(logging.WARNING, coded(Code.FOLLOW_UP, f"{_LACKING}: {why}"))
+        self._report.once(logging.WARNING, add_code(MessageCode.FOLLOW_UP, f"{_LACKING}: {why}"))
 
     def give_up(self, destination: Destination) -> None:
         """Ends what is left for a destination undone."""
@@ -251,7 +266,7 @@ class FollowUps:
 
 
 @dataclass(eq=False)
-class Round:
+class UpdateTask:
     """The traces of a destination that are to be followed up, some at a time.
 
     Attributes:
@@ -262,13 +277,13 @@ class Round:
         ticket: Counts it.
     """
 
-    owner: FollowUps
+    owner: TraceUpdater
     destination: Destination
     not_before: float = 0.0
     failures: int = 0
     ticket: Ticket | None = None
 
-    def run(self, seconds: float) -> After:
+    def run(self, seconds: float) -> TaskResult:
         """Reads and tells some."""
         return self.owner.step(self, seconds)
 

@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import WORKSPACE_HEADER
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.server import read_version
-from mlflow_otlp_exporter._internal.transport.messages import LONGEST_ANSWER, Answer, Failure, Transport
-from mlflow_otlp_exporter._internal.transport.response import read_answer, server_message
+from mlflow_otlp_exporter._internal.model.destination import WORKSPACE_HEADER
+from mlflow_otlp_exporter._internal.transport.messages import LONGEST_ANSWER, HttpResponse, Transport, TransportError
+from mlflow_otlp_exporter._internal.transport.response import classify_response, server_message
 
 _SERVER_INFO = "/api/3.0/mlflow/server-info"
 # A namespace is labelled, and is a workspace from then on: looked for again after so many seconds.
@@ -26,7 +26,7 @@ _LOOK_AGAIN_SECONDS = 60.0
 
 
 class _Away(Exception):  # noqa: N818 - carries why there is no answer
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: TransportError) -> None:
         super().__init__(failure.message)
         self.failure = failure
 
@@ -42,16 +42,16 @@ class NamespaceWorkspace:
     """
 
     def __init__(
-        self, api: Transport, namespace: str, report: Report, clock: Callable[[], float] = time.monotonic
+        self, api: Transport, namespace: str, report: ProblemLog, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._api, self._namespace, self._report, self._clock = api, namespace, report, clock
         # What is known, and until when.
         self._found: str | None = None
         self._until = -1.0
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
     @property
@@ -59,7 +59,7 @@ class NamespaceWorkspace:
         """The workspace, as far as that is known without asking."""
         return self._found
 
-    def name(self, seconds: float) -> str | Failure | None:
+    def name(self, seconds: float) -> str | TransportError | None:
         """The workspace; None if requests are to go without one; or why that cannot be told now.
 
         Args:
@@ -91,26 +91,28 @@ class NamespaceWorkspace:
         if exists:
             said = f"no workspace was given: traces go to {self._namespace!r}, which is the pod's namespace"
             more = "Give workspace= or MLFLOW_WORKSPACE to choose"
-            self._report.once(logging.INFO, coded(Code.CONFIGURED, f"{said}. {more}"))
+            self._report.once(logging.INFO, add_code(MessageCode.CONFIGURED, f"{said}. {more}"))
             self._until = float("inf")
             return self._namespace
         said = f"no workspace was given, and the pod's namespace {self._namespace!r} is none"
         more = f"({answer.status}: {server_message(answer)}). Give workspace= or MLFLOW_WORKSPACE"
-        self._report.once(logging.WARNING, coded(Code.WORKSPACE_UNKNOWN, f"{said} {more}"))
+        self._report.once(logging.WARNING, add_code(MessageCode.WORKSPACE_UNKNOWN, f"{said} {more}"))
         self._until = self._clock() + _LOOK_AGAIN_SECONDS
         return None
 
-    def _ask(self, path: str, headers: Mapping[str, str], seconds: float) -> Answer:
+    def _ask(self, path: str, headers: Mapping[str, str], seconds: float) -> HttpResponse:
         answer = self._api.request("GET", path, headers=headers, seconds=seconds)
-        if isinstance(answer, Failure):
+        if isinstance(answer, TransportError):
             # Nothing was sent that could have arrived.
-            raise _Away(Failure(answer.message, credentials=answer.credentials))
+            raise _Away(TransportError(answer.message, credentials=answer.credentials))
         if answer.status >= 500 or answer.status == 429:  # noqa: PLR2004
-            raise _Away(Failure(f"it cannot be told whether there are workspaces: {read_answer(answer).message}"))
+            raise _Away(
+                TransportError(f"it cannot be told whether there are workspaces: {classify_response(answer).message}")
+            )
         return answer
 
 
-class InNamespace:
+class WorkspaceTransport:
     """A server whose requests go to the workspace of the pod's namespace where they name none.
 
     Args:
@@ -133,19 +135,19 @@ class InNamespace:
         body: bytes | None = None,
         seconds: float,
         longest: int = LONGEST_ANSWER,
-    ) -> Answer | Failure:
+    ) -> HttpResponse | TransportError:
         """Sends one request; see `Connection.request`."""
         if WORKSPACE_HEADER not in headers:
             found = self._workspace.name(seconds)
-            if isinstance(found, Failure):
+            if isinstance(found, TransportError):
                 return found
             if found:
                 headers = {**headers, WORKSPACE_HEADER: found}
         return self.server.request(method, path, headers=headers, body=body, seconds=seconds, longest=longest)
 
 
-def in_namespace(
-    namespace: str, traces: Transport, api: Transport, report: Report
+def with_namespace_workspace(
+    namespace: str, traces: Transport, api: Transport, report: ProblemLog
 ) -> tuple[Transport, Transport, NamespaceWorkspace]:
     """The OTLP endpoint and the REST side of one server, in the workspace of a namespace where none is named.
 
@@ -156,10 +158,10 @@ def in_namespace(
         report: Where to say what was found.
     """
     workspace = NamespaceWorkspace(api, namespace, report)
-    return InNamespace(traces, workspace), InNamespace(api, workspace), workspace
+    return WorkspaceTransport(traces, workspace), WorkspaceTransport(api, workspace), workspace
 
 
-def _workspaces_enabled(answer: Answer) -> bool | None:
+def _workspaces_enabled(answer: HttpResponse) -> bool | None:
     """Whether a server has workspaces; None if it did not say. MLflow before 3.10 has neither them nor the question."""
     if answer.status == 404:  # noqa: PLR2004
         return False
@@ -170,7 +172,7 @@ def _workspaces_enabled(answer: Answer) -> bool | None:
     return bool(found.get("workspaces_enabled")) if isinstance(found, dict) else None
 
 
-def _workspace_exists(answer: Answer) -> bool | None:
+def _workspace_exists(answer: HttpResponse) -> bool | None:
     """Whether a server that was asked for its version in a workspace has that one; None if it did not say."""
     if answer.status != 200:  # noqa: PLR2004
         return False

@@ -56,26 +56,26 @@ SHORT_VARINTS = [varint(number) for number in range(128)]
 SHORT_VARINTS += [bytes((number & 127 | 128, number >> 7)) for number in range(128, _SHORT)]
 
 
-def length(number: int) -> bytes:
+def encode_length(number: int) -> bytes:
     return SHORT_VARINTS[number] if number < _SHORT else varint(number)
 
 
-def field(tag: bytes, content: bytes) -> bytes:
-    return tag + length(len(content)) + content
+def encode_field(tag: bytes, content: bytes) -> bytes:
+    return tag + encode_length(len(content)) + content
 
 
-def framed(span: bytes) -> bytes:
+def frame_span(span: bytes) -> bytes:
     """A span's bytes as a field of a `ScopeSpans`."""
-    return field(b"\x12", span)
+    return encode_field(b"\x12", span)
 
 
-def weight(spans: Sequence[EncodedSpan]) -> int:
+def memory_bytes_of(spans: Sequence[EncodedSpan]) -> int:
     """Bytes that spans take in memory, with the files that they refer to."""
     files = {each.id: len(each.data) for span in spans for each in span.attachments}
     return sum(len(span.body) for span in spans) + sum(files.values())
 
 
-def assemble(spans: Sequence[EncodedSpan]) -> bytes:
+def encode_request(spans: Sequence[EncodedSpan]) -> bytes:
     """An `ExportTraceServiceRequest` of these spans, grouped by resource and scope."""
     resources: dict[Framing, dict[Framing, list[bytes]]] = {}
     for span in spans:
@@ -87,8 +87,8 @@ def assemble(spans: Sequence[EncodedSpan]) -> bytes:
         total = len(resource.before) + len(resource.after)
         for scope, bodies in scopes.items():
             size = len(scope.before) + sum(map(len, bodies)) + len(scope.after)
-            head = b"\x12" + length(size)
+            head = b"\x12" + encode_length(size)
             total += len(head) + size
             inner += (head, scope.before, *bodies, scope.after)
-        pieces += (b"\x0a", length(total), resource.before, *inner, resource.after)
+        pieces += (b"\x0a", encode_length(total), resource.before, *inner, resource.after)
     return b"".join(pieces)

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Link, SpanContext
 
 
-class Dropped(NamedTuple):
+class DroppedCounts(NamedTuple):
     """How much of a span the SDK's limits have cost.
 
     Attributes:
@@ -26,12 +26,12 @@ class Dropped(NamedTuple):
     links: int = 0
 
 
-def dropped_from(span: ReadableSpan) -> Dropped:
+def dropped_counts_of(span: ReadableSpan) -> DroppedCounts:
     """How much of a span the SDK's limits have cost."""
-    return Dropped(span.dropped_attributes, span.dropped_events, span.dropped_links)
+    return DroppedCounts(span.dropped_attributes, span.dropped_events, span.dropped_links)
 
 
-class CountedSpan(ReadableSpan):
+class SpanData(ReadableSpan):
     """A span that is told how much was dropped from it.
 
     Args:
@@ -39,7 +39,7 @@ class CountedSpan(ReadableSpan):
         arguments: What `ReadableSpan` takes.
     """
 
-    def __init__(self, dropped: Dropped, **arguments: Any) -> None:
+    def __init__(self, dropped: DroppedCounts, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._dropped = dropped
 
@@ -59,7 +59,7 @@ class CountedSpan(ReadableSpan):
         return self._dropped.links
 
 
-class CountedEvent(Event):
+class EventData(Event):
     """An event that is told how many attributes were dropped from it.
 
     Args:
@@ -79,7 +79,7 @@ class CountedEvent(Event):
         return self._dropped
 
 
-class CountedLink(Link):
+class LinkData(Link):
     """A link that is told how many attributes were dropped from it.
 
     Args:
@@ -98,11 +98,11 @@ class CountedLink(Link):
         return self._dropped
 
 
-def event_like(event: Event, name: str, attributes: Mapping[str, Any]) -> Event:
+def replace_event(event: Event, name: str, attributes: Mapping[str, Any]) -> Event:
     """An event with another content."""
-    return CountedEvent(name, attributes, event.timestamp, event.dropped_attributes)
+    return EventData(name, attributes, event.timestamp, event.dropped_attributes)
 
 
-def link_like(link: Link, attributes: Mapping[str, Any]) -> Link:
+def replace_link(link: Link, attributes: Mapping[str, Any]) -> Link:
     """A link with other attributes."""
-    return CountedLink(link.context, attributes, getattr(link, "dropped_attributes", 0))
+    return LinkData(link.context, attributes, getattr(link, "dropped_attributes", 0))

@@ -20,8 +20,8 @@ from mlflow_otlp_exporter._internal.encoding.attachment import Attachment, attac
 from mlflow_otlp_exporter._internal.encoding.sanitizer import span_of
 from mlflow_otlp_exporter._internal.enrichment.media import media
 from mlflow_otlp_exporter._internal.enrichment.values import first_text
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, framed
-from mlflow_otlp_exporter._internal.model.span_data import event_like
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, frame_span
+from mlflow_otlp_exporter._internal.model.span_data import replace_event
 from mlflow_otlp_exporter._internal.privacy.inline_data import (
     IMAGE_URL,
     InlineData,
@@ -31,11 +31,11 @@ from mlflow_otlp_exporter._internal.privacy.inline_data import (
     marker,
     part_of_text,
 )
-from mlflow_otlp_exporter._internal.privacy.json_walk import walked
-from mlflow_otlp_exporter._internal.privacy.redactor import CleanSpan
+from mlflow_otlp_exporter._internal.privacy.json_walk import transform_json
+from mlflow_otlp_exporter._internal.privacy.redactor import RedactedSpan
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.enrichment import Enriched
+    from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan
 
 # Characters of base64 from which on a request of its own is worth it.
 _SMALLEST = 10_000
@@ -59,7 +59,7 @@ _RIFF = {b"WAVE": "audio/wav", b"WEBP": "image/webp"}
 _SOUNDS = frozenset({"wav", "mp3", "ogg", "flac", "aac", "opus", "m4a"})
 
 
-class Extraction:
+class AttachmentExtractor:
     """Takes what is to be uploaded out of spans.
 
     Args:
@@ -81,10 +81,10 @@ class Extraction:
         return [self._span(span, known) for span in spans]
 
     @staticmethod
-    def attachments(span: ReadableSpan | Enriched) -> tuple[Attachment, ...]:
+    def attachments(span: ReadableSpan | EnrichedSpan) -> tuple[Attachment, ...]:
         """What was taken out of a span, which may have been enriched then."""
         taken = span if isinstance(span, ReadableSpan) else span.span
-        return taken.attachments if isinstance(taken, CleanSpan) else ()
+        return taken.attachments if isinstance(taken, RedactedSpan) else ()
 
     def _span(self, span: ReadableSpan, known: dict[str, bytes]) -> ReadableSpan:
         context = span.get_span_context()
@@ -97,10 +97,10 @@ class Extraction:
         finding = _Finding(context.trace_id, self._smallest, self._inline.longest, known)
         attributes = self._inline.without_payloads(finding.taken(attributes))
         events = [
-            event_like(each, each.name, self._inline.without_payloads(finding.taken(each.attributes or {})))
+            replace_event(each, each.name, self._inline.without_payloads(finding.taken(each.attributes or {})))
             for each in events
         ]
-        made = CleanSpan(
+        made = RedactedSpan(
             span, span.name, attributes, events, span.links, span.status, span.resource, span.instrumentation_scope
         )
         made.attachments = tuple(finding.found.values())
@@ -123,7 +123,7 @@ class _Finding:
                 content = bytes(value)
                 made[key] = self._ref(_kind_of(content) or _UNKNOWN, content) if self._is_worth(content) else value
             else:
-                made[key] = walked(value, self, key.rpartition(".")[2])
+                made[key] = transform_json(value, self, key.rpartition(".")[2])
         return made
 
     def _is_worth(self, content: Any) -> bool:
@@ -199,7 +199,7 @@ def _kind_of(data: bytes) -> str | None:
 # Back again
 
 
-def inlined(encoded: EncodedSpan, attachments: Sequence[Attachment], longest: int) -> EncodedSpan:
+def inline_attachments(encoded: EncodedSpan, attachments: Sequence[Attachment], longest: int) -> EncodedSpan:
     """A span that says itself what cannot be uploaded, as it would have without attachments.
 
     Args:
@@ -215,12 +215,12 @@ def inlined(encoded: EncodedSpan, attachments: Sequence[Attachment], longest: in
                 if not change.skips(value.string_value):
                     _change(attribute, value, change, attributes)
     kept = tuple(each for each in encoded.attachments if each.ref not in change.by_ref)
-    return encoded._replace(body=framed(span.SerializeToString()), attachments=kept)
+    return encoded._replace(body=frame_span(span.SerializeToString()), attachments=kept)
 
 
 def _change(attribute: KeyValue, value: AnyValue, change: _Return, attributes: Any) -> None:
     text = value.string_value
-    made = walked(text, change, attribute.key.rpartition(".")[2])
+    made = transform_json(text, change, attribute.key.rpartition(".")[2])
     value.string_value = made
     if attribute.key.endswith(IMAGE_URL) and not made.startswith("data:"):
         # OpenInference's image becomes a text, or the chat would show a broken picture.

@@ -14,18 +14,18 @@ from opentelemetry.sdk.trace import Event
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
-from mlflow_otlp_exporter._internal.model.span_data import event_like
+from mlflow_otlp_exporter._internal.model.span_data import replace_event
 from mlflow_otlp_exporter._internal.privacy.content_kinds import Content, content_of, content_of_event
 from mlflow_otlp_exporter._internal.privacy.hide_transforms import (
-    WithoutAsked,
-    WithoutImages,
-    WithoutMessages,
-    WithoutTexts,
-    WithoutTools,
+    HideImages,
+    HideInputTexts,
+    HideMessages,
+    HideTexts,
+    HideTools,
     holds_messages,
     without_parameters,
 )
-from mlflow_otlp_exporter._internal.privacy.json_walk import Change, walked
+from mlflow_otlp_exporter._internal.privacy.json_walk import Transform, transform_json
 
 _COMPLETIONS = frozenset({"text_completion", "completion"})
 _INPUTS = frozenset({Content.INPUT, Content.INPUT_MESSAGES, Content.INPUT_IMAGES, Content.EMBEDDED_TEXT})
@@ -48,11 +48,11 @@ _NO_TEXT = (
     ".format",
     ".data",
 )
-_TEXTS, _IMAGES, _TOOLS = WithoutTexts(), WithoutImages(), WithoutTools()
-_MESSAGES, _ASKED = WithoutMessages(), WithoutAsked()
+_TEXTS, _IMAGES, _TOOLS = HideTexts(), HideImages(), HideTools()
+_MESSAGES, _ASKED = HideMessages(), HideInputTexts()
 
 
-class Wishes(NamedTuple):
+class HideRequest(NamedTuple):
     """What is hidden on a span of some kind.
 
     Attributes:
@@ -117,11 +117,11 @@ class Wishes(NamedTuple):
             return sides | ({"output"} if self.outputs or self.output_messages else set())
         return {"input"} if content in _INPUTS else {"output"} if content in _OUTPUTS else set()
 
-    def changes(self, content: Content, value: Any) -> list[Change]:
+    def changes(self, content: Content, value: Any) -> list[Transform]:
         """What is done to a value that is not hidden as a whole."""
         into = content in (Content.INPUT, Content.INPUT_MESSAGES, Content.TRANSCRIPT, Content.PARAMETERS)
         out = content in (Content.OUTPUT, Content.OUTPUT_MESSAGES, Content.TRANSCRIPT)
-        made: list[Change] = []
+        made: list[Transform] = []
         if content is Content.PARAMETERS and (self.inputs or self.input_messages or self.input_text):
             made.append(_MESSAGES)
         if into and self.input_images:
@@ -136,7 +136,7 @@ class Wishes(NamedTuple):
         return made
 
 
-class Hiding:
+class HideRules:
     """Hides what the variables name.
 
     Args:
@@ -147,7 +147,7 @@ class Hiding:
         self._names = names
         self._templates = bool(names & {"inputs", "prompts", "llm_prompts"})
 
-    def wishes(self, kind: Kind | None, attributes: Mapping[str, Any]) -> Wishes:
+    def wishes(self, kind: Kind | None, attributes: Mapping[str, Any]) -> HideRequest:
         """What is hidden on a span.
 
         Args:
@@ -162,7 +162,7 @@ class Hiding:
         embedded = "inputs" in names or "embeddings_text" in names
         documents = "outputs" in names or "retrieval_documents" in names
         vectors = "outputs" in names or bool(names & {"embedding_vectors", "embeddings_vectors"})
-        return Wishes(
+        return HideRequest(
             inputs or (embedding and embedded),
             outputs or (embedding and vectors) or (retriever and documents),
             "input_messages" in names,
@@ -179,7 +179,7 @@ class Hiding:
             is_model(kind),
         )
 
-    def attributes(self, found: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+    def attributes(self, found: Mapping[str, Any], wishes: HideRequest) -> dict[str, Any]:
         """A span's, or an event's, attributes with nothing in them that is hidden."""
         kept: dict[str, Any] = {}
         hidden: set[str] = set()
@@ -209,7 +209,7 @@ class Hiding:
             _hide_flattened_images(kept)
         return kept
 
-    def events(self, events: Sequence[Event], kind: Kind | None, wishes: Wishes) -> tuple[list[Event], set[str]]:
+    def events(self, events: Sequence[Event], kind: Kind | None, wishes: HideRequest) -> tuple[list[Event], set[str]]:
         """A span's events with nothing in them that is hidden, and of which sides (`input`, `output`) some are gone."""
         kept: list[Event] = []
         gone: set[str] = set()
@@ -226,7 +226,7 @@ class Hiding:
                 continue
             else:
                 made = {key: _changed(key, value, content, wishes) for key, value in found.items()}
-            kept.append(event if made == found else event_like(event, event.name, made))
+            kept.append(event if made == found else replace_event(event, event.name, made))
         return kept, gone
 
 
@@ -244,10 +244,10 @@ def _content(key: str) -> Content | None:
     return Content.PARAMETERS if key == "model_request_parameters" else content_of(key)
 
 
-def _changed(key: str, value: Any, content: Content, wishes: Wishes) -> Any:
+def _changed(key: str, value: Any, content: Content, wishes: HideRequest) -> Any:
     for change in wishes.changes(content, value):
         if not (change is _TEXTS and key.endswith(_NO_TEXT) and "." in key):
-            value = walked(value, change, key.rpartition(".")[2])
+            value = transform_json(value, change, key.rpartition(".")[2])
     if wishes.parameters and wishes.model and content in (Content.INPUT, Content.INPUT_MESSAGES):
         value = without_parameters(value)
     return value

@@ -10,7 +10,7 @@ from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.enrichment.media import media
 from mlflow_otlp_exporter._internal.enrichment.messages import role_of
 from mlflow_otlp_exporter._internal.privacy.inline_data import kind_of_part, part_of_text
-from mlflow_otlp_exporter._internal.privacy.json_walk import dumped, parsed, walked
+from mlflow_otlp_exporter._internal.privacy.json_walk import dump_json, parse_json, transform_json
 from mlflow_otlp_exporter._internal.privacy.structural_keys import is_structural_inside
 
 _IMAGE_URL = re.compile(r"data:image/[\w.+-]{1,100}[^\s\"'<>)\\]*")
@@ -123,7 +123,7 @@ _MESSAGE = re.compile(r"""["']?_?role["']?\s*[=:]|Message(?:Chunk)?\(|["']parts[
 _OF_A_TASK = ("description", "expected_output", "name", "summary")
 
 
-class WithoutTexts:
+class HideTexts:
     """Hides texts of messages; roles, tool calls, images and settings stay."""
 
     def skips(self, text: str) -> bool:
@@ -143,7 +143,7 @@ class WithoutTexts:
         return value if key in _NO_TEXT or is_structural_inside(key, value) else REDACTED
 
 
-class WithoutAsked:
+class HideInputTexts:
     """Hides the texts of what was said to a model, in what came out: agents return their whole state."""
 
     def skips(self, text: str) -> bool:
@@ -153,7 +153,7 @@ class WithoutAsked:
     def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:  # noqa: ARG002 - see Change
         """A message that no model has written, or CrewAI's record of a task."""
         if _is_asked(value):
-            return {name: walked(item, WithoutTexts(), str(name)) for name, item in value.items()}, False
+            return {name: transform_json(item, HideTexts(), str(name)) for name, item in value.items()}, False
         if "raw" in value and "description" in value:
             return {**value, **{name: REDACTED for name in _OF_A_TASK if name in value}}, True
         return value, True
@@ -172,7 +172,7 @@ def _is_asked(value: Mapping[str, Any]) -> bool:
     return holds and isinstance(said, str) and role_of(said, "assistant") != "assistant"
 
 
-class WithoutImages:
+class HideImages:
     """Hides images; a text part takes the place of each."""
 
     def skips(self, text: str) -> bool:
@@ -191,7 +191,7 @@ class WithoutImages:
         return _IMAGE_URL.sub(REDACTED, value)
 
 
-class WithoutTools:
+class HideTools:
     """Takes definitions of tools out of requests."""
 
     def skips(self, text: str) -> bool:
@@ -208,7 +208,7 @@ class WithoutTools:
         return REDACTED if _TOOLS_SAID.search(value) else value
 
 
-class WithoutMessages:
+class HideMessages:
     """Takes messages and instructions out of what is said about a request."""
 
     def skips(self, text: str) -> bool:
@@ -227,7 +227,7 @@ class WithoutMessages:
 
 def without_parameters(value: Any) -> Any:
     """A request without temperature and the like; the very same object if it has none."""
-    found = parsed(value) if isinstance(value, str) else value
+    found = parse_json(value) if isinstance(value, str) else value
     if isinstance(value, str) and found is None and value.lstrip()[:1] == "{":
         return REDACTED  # cut off
     if not isinstance(found, Mapping):
@@ -237,13 +237,13 @@ def without_parameters(value: Any) -> Any:
         kept["config"] = {key: item for key, item in config.items() if key in _NO_PARAMETERS}
     if kept == found:
         return value
-    return dumped(kept) if isinstance(value, str) else kept
+    return dump_json(kept) if isinstance(value, str) else kept
 
 
 def holds_messages(value: Any, depth: int = 0) -> bool:
     """Whether there are messages in a value, in whatever shape; in doubt there are."""
     if isinstance(value, str):
-        found = parsed(value)
+        found = parse_json(value)
         if found is None or isinstance(found, str):
             return _MESSAGE.search(value) is not None
         return holds_messages(found, depth + 1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.media import media
-from mlflow_otlp_exporter._internal.privacy.json_walk import walked
+from mlflow_otlp_exporter._internal.privacy.json_walk import transform_json
 
 # The greatest number that an expression may repeat is 2 ** 32 - 2.
 _MOST = 2**31
@@ -107,7 +107,7 @@ class InlineData:
         """A value with markers for its payloads."""
         if isinstance(value, (bytes, bytearray)):
             return marker("bytes", len(value) * 4 // 3)
-        return walked(value, self, key)
+        return transform_json(value, self, key)
 
     def skips(self, text: str) -> bool:
         """Nothing of a short text is too long."""

@@ -12,11 +12,11 @@ DEEPEST, _LONGEST_JSON = 40, 16 * 1024 * 1024
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
-class Repeating(dict):  # type: ignore[type-arg]
+class DuplicateKeysDict(dict):  # type: ignore[type-arg]
     """An object of a JSON text in which a key stood twice: the text cannot be kept, even if all that is seen can."""
 
 
-def parsed(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """What a JSON text of an object, array or string holds; None if it is none."""
     if text.lstrip()[:1] not in ("{", "[", '"') or len(text) > _LONGEST_JSON:
         return None
@@ -28,10 +28,10 @@ def parsed(text: str) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    return found if len(found) == len(pairs) else Repeating(found)
+    return found if len(found) == len(pairs) else DuplicateKeysDict(found)
 
 
-def dumped(value: Any) -> str:
+def dump_json(value: Any) -> str:
     """A value as JSON text."""
     return json.dumps(value, ensure_ascii=False, default=str)
 
@@ -41,7 +41,7 @@ def unescaped(text: str) -> str:
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
 
 
-class Change(Protocol):
+class Transform(Protocol):
     """What is done to a value on a walk through it."""
 
     def skips(self, text: str) -> bool:
@@ -54,7 +54,7 @@ class Change(Protocol):
         """What stands instead of a text that is no JSON."""
 
 
-def walked(value: Any, change: Change, key: str = "", depth: int = 0) -> Any:
+def transform_json(value: Any, change: Transform, key: str = "", depth: int = 0) -> Any:
     """A value after a change; the very same object if nothing has changed.
 
     Args:
@@ -66,21 +66,21 @@ def walked(value: Any, change: Change, key: str = "", depth: int = 0) -> Any:
     if isinstance(value, str):
         if change.skips(value):
             return value
-        inner = parsed(value) if depth < DEEPEST else None
+        inner = parse_json(value) if depth < DEEPEST else None
         if inner is None:
             return change.text(value, key)
-        made = walked(inner, change, key, depth + 1)
-        return value if made is inner else dumped(made)
+        made = transform_json(inner, change, key, depth + 1)
+        return value if made is inner else dump_json(made)
     if isinstance(value, (Mapping, list, tuple)) and depth >= DEEPEST:
-        return change.text(dumped(value), key)
+        return change.text(dump_json(value), key)
     if isinstance(value, Mapping):
         node, further = change.node(value, key)
         if not further or not isinstance(node, Mapping):
             return node
-        items = {str(name): walked(item, change, str(name), depth + 1) for name, item in node.items()}
-        same = node is value and not isinstance(value, Repeating) and items.keys() == value.keys()
+        items = {str(name): transform_json(item, change, str(name), depth + 1) for name, item in node.items()}
+        same = node is value and not isinstance(value, DuplicateKeysDict) and items.keys() == value.keys()
         return value if same and all(items[name] is item for name, item in value.items()) else items
     if isinstance(value, (list, tuple)):
-        made_items = [walked(item, change, key, depth + 1) for item in value]
+        made_items = [transform_json(item, change, key, depth + 1) for item in value]
         return value if all(new is old for new, old in zip(made_items, value, strict=True)) else made_items
     return value

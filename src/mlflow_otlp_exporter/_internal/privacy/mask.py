@@ -6,7 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mlflow_otlp_exporter._internal.privacy.json_walk import DEEPEST, Repeating, dumped, parsed, unescaped
+from mlflow_otlp_exporter._internal.privacy.json_walk import (
+    DEEPEST,
+    DuplicateKeysDict,
+    dump_json,
+    parse_json,
+    unescaped,
+)
 from mlflow_otlp_exporter._internal.privacy.structural_keys import (
     is_class_path,
     is_field_name,
@@ -82,7 +88,7 @@ class Mask:
             return self._of_bytes(bytes(value))
         if isinstance(value, (Mapping, Sequence)):
             if depth >= DEEPEST:
-                text = dumped(value)
+                text = dump_json(value)
                 masked = self._of_leaf(text)
                 return value if masked == text else masked
             if isinstance(value, Mapping):
@@ -92,7 +98,7 @@ class Mask:
 
     def _of_mapping(self, value: Mapping[Any, Any], depth: int) -> Any:
         masked = {self.name(name): self._of(item, str(name), depth + 1, inside=True) for name, item in value.items()}
-        same = not isinstance(value, Repeating) and masked.keys() == value.keys()
+        same = not isinstance(value, DuplicateKeysDict) and masked.keys() == value.keys()
         return value if same and all(masked[name] is item for name, item in value.items()) else masked
 
     def _of_list(self, value: Sequence[Any], key: str, depth: int, *, inside: bool) -> Any:
@@ -105,11 +111,11 @@ class Mask:
     def _of_text(self, text: str, key: str, depth: int, *, inside: bool) -> str:
         if not text:
             return text
-        found = parsed(text) if depth < DEEPEST else None
+        found = parse_json(text) if depth < DEEPEST else None
         if found is None:
             return self._of_leaf(text)
         masked = self._of(found, key, depth + 1, inside=inside)
-        return text if masked is found else dumped(masked)
+        return text if masked is found else dump_json(masked)
 
     def _of_leaf(self, text: str) -> str:
         if "\\u" in text and (plain := unescaped(text)) != text and (masked := self._asked(plain)) != plain:
@@ -133,7 +139,7 @@ class Mask:
         return value if masked == text else masked
 
 
-def mask_of(wanted: Any, failed: Callable[[Exception], None]) -> Mask | None:
+def make_mask(wanted: Any, failed: Callable[[Exception], None]) -> Mask | None:
     """The mask that the setting says; None for none.
 
     Args:

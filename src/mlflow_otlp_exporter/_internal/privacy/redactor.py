@@ -12,12 +12,12 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.privacy_settings import PrivacySettings
-from mlflow_otlp_exporter._internal.model.span_data import CountedSpan, dropped_from, event_like, link_like
+from mlflow_otlp_exporter._internal.model.span_data import SpanData, dropped_counts_of, replace_event, replace_link
 from mlflow_otlp_exporter._internal.privacy.inline_data import InlineData
-from mlflow_otlp_exporter._internal.privacy.mask import Mask, mask_of
+from mlflow_otlp_exporter._internal.privacy.mask import Mask, make_mask
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.encoding.attachment import Attachment
@@ -27,7 +27,7 @@ _MOST_OWNERS = 256
 T = TypeVar("T")
 
 
-class CleanSpan(CountedSpan):
+class RedactedSpan(SpanData):
     """A copy of an ended span with other contents.
 
     Args:
@@ -56,7 +56,7 @@ class CleanSpan(CountedSpan):
         scope: InstrumentationScope | None,
     ) -> None:
         super().__init__(
-            dropped_from(span),
+            dropped_counts_of(span),
             name=name,
             context=span.get_span_context(),
             parent=span.parent,
@@ -73,7 +73,7 @@ class CleanSpan(CountedSpan):
         self.attachments: tuple[Attachment, ...] = ()
 
 
-class Cleaner:
+class Redactor:
     """Takes out of spans what must not leave the app; may be used by several threads.
 
     Args:
@@ -85,18 +85,18 @@ class Cleaner:
         mask: What masks texts, if anything does.
     """
 
-    def __init__(self, settings: PrivacySettings, report: Report, *, base64_max_length: int) -> None:
+    def __init__(self, settings: PrivacySettings, report: ProblemLog, *, base64_max_length: int) -> None:
         self._report = report
-        self.mask: Mask | None = mask_of(settings.mask, self._mask_failed)
+        self.mask: Mask | None = make_mask(settings.mask, self._mask_failed)
         self._inline = InlineData(base64_max_length)
         self._hiding: Any = None
         # By identity, and with the original, so that its id stays its own.
         self._resources: dict[int, tuple[Resource, Resource]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope, InstrumentationScope]] = {}
         if settings.hide:
-            from mlflow_otlp_exporter._internal.privacy.hide_rules import Hiding  # noqa: PLC0415 - few hide anything
+            from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules  # noqa: PLC0415 - few hide anything
 
-            self._hiding = Hiding(frozenset(settings.hide))
+            self._hiding = HideRules(frozenset(settings.hide))
 
     @property
     def is_idle(self) -> bool:
@@ -106,7 +106,7 @@ class Cleaner:
     def _mask_failed(self, error: Exception) -> None:
         # Not the error's text: it may quote what was to be masked.
         said = f"a mask failed ({type(error).__name__}): what it was given is hidden, now and whenever it fails again"
-        self._report.once(logging.WARNING, coded(Code.MASK, said))
+        self._report.once(logging.WARNING, add_code(MessageCode.MASK, said))
 
     def cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
         """Cleans spans.
@@ -155,19 +155,22 @@ class Cleaner:
             attributes, events = self._hidden(span, attributes, events)
         attributes = self._inline.without_payloads(attributes)
         events = [
-            event_like(each, each.name, self._inline.without_payloads(dict(each.attributes or {}))) for each in events
+            replace_event(each, each.name, self._inline.without_payloads(dict(each.attributes or {})))
+            for each in events
         ]
         name, links, status = span.name, span.links, span.status
         mask = self.mask
         if mask is not None:
             attributes = _masked(mask, attributes)
-            events = [event_like(each, mask.name(each.name), _masked(mask, each.attributes or {})) for each in events]
-            links = [link_like(each, _masked(mask, each.attributes)) if each.attributes else each for each in links]
+            events = [
+                replace_event(each, mask.name(each.name), _masked(mask, each.attributes or {})) for each in events
+            ]
+            links = [replace_link(each, _masked(mask, each.attributes)) if each.attributes else each for each in links]
             name = mask.text(str(name))
             if status.description:
                 status = Status(status.status_code, mask.text(status.description))
         resource, scope = self._owners(span)
-        return CleanSpan(span, name, attributes, events, links, status, resource, scope)
+        return RedactedSpan(span, name, attributes, events, links, status, resource, scope)
 
     def _owners(self, span: ReadableSpan) -> tuple[Resource, InstrumentationScope | None]:
         """A span's resource and scope, each masked once."""

@@ -8,14 +8,14 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
 from mlflow_otlp_exporter._internal.config.models import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.processing.trace_filter import judge
+from mlflow_otlp_exporter._internal.processing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
-from mlflow_otlp_exporter._internal.tracing.context import stamp
+from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import closed
 from mlflow_otlp_exporter._internal.tracing.span_context import IS_REMOTE, TRACE_FLAGS, TRACE_ID
 
@@ -99,7 +99,7 @@ class MLflowSpanProcessor(SpanProcessor):
         settings = resolve_app(self._app) if app is None else app
         buffer = resolve_buffer(self._arguments)
         exporter.note_noise(settings.noise)
-        worker = TraceWorker(exporter, buffer, sees_starts=True, is_noise=judge(settings.noise))
+        worker = TraceWorker(exporter, buffer, sees_starts=True, is_noise=make_trace_filter(settings.noise))
         self._bound = sampling_bound(settings.sampling_ratio)
         # Where all traces are sent, nothing is computed of their ids: the app's thread pays for it twice a span.
         self._sends_all = self._bound == _ALL_TRACES
@@ -125,10 +125,10 @@ class MLflowSpanProcessor(SpanProcessor):
             worker.last_trace_id = trace_id = context[TRACE_ID]
             worker.started(trace_id)
             try:
-                stamp(span, trace_id, parent_context, self._received)
+                apply_context(span, trace_id, parent_context, self._received)
             except Exception:  # noqa: BLE001 - nothing of this library raises into the app
                 said = "a span starts without its session and tags, by a mistake; please report it [%s]"
-                logger.exception(said, Code.MISTAKE)
+                logger.exception(said, MessageCode.MISTAKE)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Takes the span in."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.processing.trace_filter import Judge
+from mlflow_otlp_exporter._internal.processing.trace_filter import TraceFilter
 
 # How long a root that has ended waits for its open children: a streamed answer is often read to its end after it.
 _GRACE = 5.0
@@ -90,7 +90,9 @@ class TraceBuffer:
         left_out: Spans of traces that are left out, until somebody takes them away.
     """
 
-    def __init__(self, *, linger: float, hold: float, sees_starts: bool = True, is_noise: Judge | None = None) -> None:
+    def __init__(
+        self, *, linger: float, hold: float, sees_starts: bool = True, is_noise: TraceFilter | None = None
+    ) -> None:
         self._linger, self._hold, self.sees_starts = linger, hold, sees_starts
         self._is_noise = is_noise
         self._begun: OrderedDict[int, None] = OrderedDict()

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-Judge = Callable[[Sequence[ReadableSpan]], bool]
+TraceFilter = Callable[[Sequence[ReadableSpan]], bool]
 
 # Instrumentations of HTTP, databases and messaging, by the last part of OpenTelemetry's names for them. The clients of
 # clouds are not among them: `botocore` traces Bedrock's models, too.
@@ -53,7 +53,7 @@ _AGENTS_SCOPES = ("openinference.", "mlflow_otlp_exporter")
 _AGENTS_ATTRIBUTES = ("openinference.", "gen_ai.", "llm.", "traceloop.", "ai.", "mlflow.span", "gcp.vertex.agent.")
 
 
-def judge(noise: Sequence[str]) -> Judge | None:
+def make_trace_filter(noise: Sequence[str]) -> TraceFilter | None:
     """Makes what decides about a trace.
 
     Args:

@@ -14,14 +14,14 @@ from typing import Protocol
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.codes import Code
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
-from mlflow_otlp_exporter._internal.common.in_flight import InFlight, Ticket
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
 from mlflow_otlp_exporter._internal.config.buffer_settings import BufferSettings
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
-from mlflow_otlp_exporter._internal.processing.trace_filter import Judge
+from mlflow_otlp_exporter._internal.processing.trace_filter import TraceFilter
 
 # Between two looks at the queue: spans that end in a burst wake the worker once.
 _TICK = 0.05
@@ -111,7 +111,7 @@ class TraceWorker:
     """
 
     def __init__(
-        self, sink: Sink, settings: BufferSettings, *, sees_starts: bool, is_noise: Judge | None = None
+        self, sink: Sink, settings: BufferSettings, *, sees_starts: bool, is_noise: TraceFilter | None = None
     ) -> None:
         self.sink = sink
         self._record = sink.record
@@ -122,10 +122,10 @@ class TraceWorker:
             f"the buffer is full ({settings.buffer_spans} spans or {settings.buffer_bytes} bytes): the server is away, "
             "or takes spans more slowly than they come"
         )
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Also in a forked child: what the parent has taken in, the parent sends."""
         settings = self._settings
         # A start is its trace id, an end the span, a wake-up None.
@@ -136,7 +136,7 @@ class TraceWorker:
         self._buffer = TraceBuffer(
             linger=settings.linger, hold=settings.hold, sees_starts=self._sees_starts, is_noise=self._is_noise
         )
-        self._in_flight = InFlight()
+        self._in_flight = InFlightRequests()
         self._taken_spans = self._taken_bytes = 0
         self._thread: threading.Thread | None = None
         self._starting, self._stepping, self._measuring = threading.Lock(), threading.Lock(), threading.Lock()
@@ -229,7 +229,7 @@ class TraceWorker:
         except BaseException:  # noqa: BLE001
             # Whatever an exporter raises, the next spans find the worker alive. Upstream's dies of a SystemExit.
             said = "spans could not be handed over, by a mistake in this library; please report it [%s]"
-            logger.exception(said, Code.MISTAKE)
+            logger.exception(said, MessageCode.MISTAKE)
 
     def _step(self) -> None:
         """Moves events into the buffer, and hands over what is due, or all if somebody flushes."""

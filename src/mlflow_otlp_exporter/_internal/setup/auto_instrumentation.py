@@ -11,28 +11,29 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
 from mlflow_otlp_exporter._internal.config.models import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import is_sampled, sampling_bound
-from mlflow_otlp_exporter._internal.processing.trace_filter import judge
+from mlflow_otlp_exporter._internal.processing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
-from mlflow_otlp_exporter._internal.tracing.context import stamp
+from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import closed
 
 _SILENCE_MILLISECONDS = 5000
-_made: weakref.WeakSet[ZeroCodeSpanExporter] = weakref.WeakSet()
+_made: weakref.WeakSet[AutoInstrumentationSpanExporter] = weakref.WeakSet()
 
 
-class ZeroCodeSpanExporter(MLflowSpanExporter):
+class AutoInstrumentationSpanExporter(MLflowSpanExporter):
     """`MLflowSpanExporter` with the defaults of `configure()`, whole traces, and a constructor that never raises.
 
     OpenTelemetry's auto-instrumentation puts its own batch processor before every exporter, which cuts traces at 512
     spans or 5 s. What it gives goes into the same buffer as that of `MLflowSpanProcessor` and leaves it trace by trace.
-    Starts are told by `Starts`, which is added when all is set up; until then a trace is whole when its root has come.
+    Span starts are reported by `SpanStartListener`, which is added after set-up; until then a trace is complete when
+    its root has ended.
 
     `opentelemetry-instrument` switches off all tracing, other exporters included, when a constructor raises. A wrong
     setting is logged as an error instead, and this exporter alone stays off.
@@ -51,16 +52,16 @@ class ZeroCodeSpanExporter(MLflowSpanExporter):
             buffer, app = resolve_buffer({}), resolve_app({})
             if not app.enabled:
                 self._silent = True
-                logger.info("no spans will be exported to MLflow: it is switched off [%s]", Code.OFF)
+                logger.info("no spans will be exported to MLflow: it is switched off [%s]", MessageCode.OFF)
                 return
             super().__init__(**arguments)
             self._app = app
             self.note_noise(app.noise)
-            self._worker = TraceWorker(self, buffer, sees_starts=False, is_noise=judge(app.noise))
+            self._worker = TraceWorker(self, buffer, sees_starts=False, is_noise=make_trace_filter(app.noise))
             _made.add(self)
         except (ConfigurationError, TypeError) as error:
             # TypeError: an argument that does not exist, from a configuration file.
-            said = str(error) if isinstance(error, ConfigurationError) else coded(Code.SETTING, str(error))
+            said = str(error) if isinstance(error, ConfigurationError) else add_code(MessageCode.SETTING, str(error))
             logger.error("no spans will be exported to MLflow: %s", said)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -106,7 +107,7 @@ class ZeroCodeSpanExporter(MLflowSpanExporter):
     def watch(self, provider: TracerProvider) -> None:
         """Has the provider tell of starts from now on."""
         if self._worker is not None and self._app is not None and not self._silent:
-            provider.add_span_processor(Starts(self, self._worker, self._app))
+            provider.add_span_processor(SpanStartListener(self, self._worker, self._app))
             self._worker.see_starts()
 
     def silence(self) -> None:
@@ -120,7 +121,7 @@ class ZeroCodeSpanExporter(MLflowSpanExporter):
         return self._silent
 
 
-class Starts(SpanProcessor):
+class SpanStartListener(SpanProcessor):
     """Tells the exporter's worker of starts, and puts onto spans what the context says; ends come by the exporter.
 
     Args:
@@ -129,7 +130,7 @@ class Starts(SpanProcessor):
         app: What becomes of the spans before they are sent.
     """
 
-    def __init__(self, exporter: ZeroCodeSpanExporter, worker: TraceWorker, app: AppSettings) -> None:
+    def __init__(self, exporter: AutoInstrumentationSpanExporter, worker: TraceWorker, app: AppSettings) -> None:
         self._exporter, self._worker, self._received = exporter, worker, app.baggage
         self._bound = sampling_bound(app.sampling_ratio)
 
@@ -140,10 +141,10 @@ class Starts(SpanProcessor):
             self._worker.last_trace_id = context.trace_id
             self._worker.started(context.trace_id)
             try:
-                stamp(span, context.trace_id, parent_context, self._received)
+                apply_context(span, context.trace_id, parent_context, self._received)
             except Exception:  # noqa: BLE001 - nothing of this library raises into the app
                 said = "a span starts without its session and tags, by a mistake; please report it [%s]"
-                logger.exception(said, Code.MISTAKE)
+                logger.exception(said, MessageCode.MISTAKE)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Notes that a local root has ended."""
@@ -164,7 +165,7 @@ def after_instrumentation() -> None:
             exporter.watch(provider)
 
 
-def stand_down(provider: TracerProvider) -> None:
+def disable_auto_exporters(provider: TracerProvider) -> None:
     """Silences the exporters behind `OTEL_TRACES_EXPORTER=mlflow`: else each span would be sent twice.
 
     Args:
@@ -173,5 +174,5 @@ def stand_down(provider: TracerProvider) -> None:
     if provider is not trace.get_tracer_provider():
         return
     for exporter in [each for each in _made if not each.silent]:
-        logger.info("configure() takes the place of OTEL_TRACES_EXPORTER=mlflow [%s]", Code.REPLACED)
+        logger.info("configure() takes the place of OTEL_TRACES_EXPORTER=mlflow [%s]", MessageCode.REPLACED)
         exporter.silence()

@@ -13,17 +13,17 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
-from mlflow_otlp_exporter._internal.config.describe import chosen_settings
+from mlflow_otlp_exporter._internal.config.describe import summarize_settings
 from mlflow_otlp_exporter._internal.config.models import Settings, resolve, resolve_app
-from mlflow_otlp_exporter._internal.config.unknown_variables import told_unknown
+from mlflow_otlp_exporter._internal.config.unknown_variables import describe_unknown_variables
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor
-from mlflow_otlp_exporter._internal.setup.auto_instrumentation import stand_down
-from mlflow_otlp_exporter._internal.setup.process_exit import Children, on_sigterm
+from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
+from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook, on_sigterm
 from mlflow_otlp_exporter._internal.setup.telemetry import FLUSH_SECONDS, SHUTDOWN_SECONDS, FlushResult, Telemetry
 from mlflow_otlp_exporter._internal.setup.tracer_provider import add_processor, provider_to_use, sdk_provider
 from mlflow_otlp_exporter._internal.tracing.tracers import use_provider
@@ -136,7 +136,7 @@ def configure(
     given = sorted(name for name, value in arguments.items() if value is not None)
     if exporter is not None and given:
         said = f"exporter= is given together with {', '.join(given)}: expected one or the other"
-        raise ConfigurationError(said, Code.CONTRADICTION)
+        raise ConfigurationError(said, MessageCode.CONTRADICTION)
     settings = None if exporter else resolve({**arguments, **app}, defaults=DEFAULTS)
     about_app = resolve_app(app) if settings is None else settings.app
     global _current, _current_key
@@ -162,7 +162,7 @@ def configure(
         use_provider(tracer_provider)
         _announce(settings, about_app, joined)
         if about_app.enabled:
-            stand_down(made.tracer_provider)
+            disable_auto_exporters(made.tracer_provider)
             _instrument(made.tracer_provider, about_app)
             _children.arrange()
             if settings is not None and settings.disk.spool and settings.disk.handle_sigterm:
@@ -300,13 +300,13 @@ def _disabled(known: object, exporter: MLflowSpanExporter) -> Telemetry:
 def _announce(settings: Settings | None, app: AppSettings, joined: str) -> None:
     if not app.enabled:
         said = "nothing is sent: it is switched off by enabled=, MLFLOW_OTLP_ENABLED or OTEL_SDK_DISABLED"
-        logger.info("%s [%s]", said, Code.OFF)
+        logger.info("%s [%s]", said, MessageCode.OFF)
     elif settings is None:
-        logger.info("traces go to an exporter made by hand; %s [%s]", joined, Code.CONFIGURED)
+        logger.info("traces go to an exporter made by hand; %s [%s]", joined, MessageCode.CONFIGURED)
     else:
-        logger.info("traces go to %s; %s [%s]", chosen_settings(settings), joined, Code.CONFIGURED)
-        for line in told_unknown(os.environ):
-            logger.warning("%s [%s]", line, Code.SETTING)
+        logger.info("traces go to %s; %s [%s]", summarize_settings(settings), joined, MessageCode.CONFIGURED)
+        for line in describe_unknown_variables(os.environ):
+            logger.warning("%s [%s]", line, MessageCode.SETTING)
 
 
 def _instrument(provider: TracerProvider, app: AppSettings) -> None:
@@ -317,7 +317,7 @@ def _instrument(provider: TracerProvider, app: AppSettings) -> None:
 
     done = instrument(app.auto_instrument, provider)
     if done:
-        logger.info("instrumented: %s [%s]", ", ".join(done), Code.INSTRUMENTED)
+        logger.info("instrumented: %s [%s]", ", ".join(done), MessageCode.INSTRUMENTED)
 
 
 def _telemetry(provider: TracerProvider, exporter: MLflowSpanExporter, app: AppSettings) -> Telemetry:
@@ -342,4 +342,4 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 # Registered at import, so that it runs after the app's own handlers, whose last spans it is to send.
 atexit.register(shutdown)
-_children = Children(shutdown)
+_children = MultiprocessingExitHook(shutdown)

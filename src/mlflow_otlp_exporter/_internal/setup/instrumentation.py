@@ -16,7 +16,7 @@ from typing import Any
 
 from opentelemetry.trace import TracerProvider
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 
 _GROUPS = ("openinference_instrumentor", "opentelemetry_instrumentor")
@@ -37,7 +37,7 @@ _ADDED = re.compile(r"^(?:genai|gen_ai)_|_(?:v\d+|instrumentor|genai)$")
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Instrumentation:
     """An instrumentation that is installed.
 
     Attributes:
@@ -69,7 +69,7 @@ def library_of(name: str) -> str:
     return _SAME.get(found, found)
 
 
-def rank_of(value: str, distribution: str) -> int:
+def priority_of(value: str, distribution: str) -> int:
     """How early an instrumentation is taken, 0 first."""
     if value.startswith("openinference."):
         return 0
@@ -77,20 +77,20 @@ def rank_of(value: str, distribution: str) -> int:
     return 1 if genai and value.startswith("opentelemetry.") else 2
 
 
-def candidates() -> list[Candidate]:
+def find_instrumentations() -> list[Instrumentation]:
     """All that are installed, each once."""
-    found: dict[str, Candidate] = {}
+    found: dict[str, Instrumentation] = {}
     for group in _GROUPS:
         for point in entry_points(group=group):
             distribution = point.dist.name if point.dist is not None else ""
-            rank = rank_of(point.value, distribution)
-            found.setdefault(point.value, Candidate(library_of(point.name), point.name, point.value, rank, point))
+            rank = priority_of(point.value, distribution)
+            found.setdefault(point.value, Instrumentation(library_of(point.name), point.name, point.value, rank, point))
     return list(found.values())
 
 
-def chosen(
-    found: Iterable[Candidate], choice: bool | Sequence[str], disabled: Iterable[str] = ()
-) -> list[list[Candidate]]:
+def select_instrumentations(
+    found: Iterable[Instrumentation], choice: bool | Sequence[str], disabled: Iterable[str] = ()
+) -> list[list[Instrumentation]]:
     """Which are to be tried, library by library, the best of each first.
 
     Args:
@@ -106,7 +106,7 @@ def chosen(
     wanted = {library_of(word) for word in words if not word.startswith("-")}
     if "*" in left_out:
         return []
-    libraries: dict[str, list[Candidate]] = {}
+    libraries: dict[str, list[Instrumentation]] = {}
     for candidate in found:
         library = candidate.library
         if library in left_out or (wanted and library not in wanted) or library in _NOT_FOR_TRACES:
@@ -128,9 +128,9 @@ def instrument(choice: bool | Sequence[str], provider: TracerProvider) -> list[s
     if choice is False:
         return []
     disabled = [word for word in os.environ.get(_DISABLED, "").split(",") if word.strip()]
-    found = candidates()
+    found = find_instrumentations()
     done: list[str] = []
-    for several in chosen(found, choice, disabled):
+    for several in select_instrumentations(found, choice, disabled):
         if any(_is_on(candidate) for candidate in several):
             continue
         for candidate in several:
@@ -142,11 +142,11 @@ def instrument(choice: bool | Sequence[str], provider: TracerProvider) -> list[s
         if unknown := [word for word in choice if library_of(word.removeprefix("-")) not in known]:
             installed = ", ".join(sorted(known)) or "none"
             said = "auto_instrument: no instrumentation of %s is installed (%s) [%s]"
-            logger.warning(said, ", ".join(unknown), installed, Code.NOT_INSTALLED)
+            logger.warning(said, ", ".join(unknown), installed, MessageCode.NOT_INSTALLED)
     return done
 
 
-def _is_on(candidate: Candidate) -> bool:
+def _is_on(candidate: Instrumentation) -> bool:
     """Whether somebody has switched it on already; what was never imported was not."""
     module, _, attribute = candidate.value.partition(":")
     made = getattr(sys.modules.get(module), attribute, None)
@@ -156,7 +156,7 @@ def _is_on(candidate: Candidate) -> bool:
         return False
 
 
-def _switched_on(candidate: Candidate, provider: TracerProvider) -> bool:
+def _switched_on(candidate: Instrumentation, provider: TracerProvider) -> bool:
     try:
         if conflict := _conflict(candidate):
             logger.debug("%s is left out: %s", candidate.package, conflict)
@@ -169,12 +169,12 @@ def _switched_on(candidate: Candidate, provider: TracerProvider) -> bool:
         return False
     except Exception as error:  # noqa: BLE001 - one that fails must not keep the others from working
         said, kind = "%s could not be switched on: %s: %s [%s]", type(error).__name__
-        logger.warning(said, candidate.package, kind, error, Code.NOT_SWITCHED_ON)
+        logger.warning(said, candidate.package, kind, error, MessageCode.NOT_SWITCHED_ON)
         return False
     return True
 
 
-def _conflict(candidate: Candidate) -> Any:
+def _conflict(candidate: Instrumentation) -> Any:
     from opentelemetry.instrumentation.dependencies import (  # noqa: PLC0415 - there if any instrumentation is
         get_dist_dependency_conflicts,
     )

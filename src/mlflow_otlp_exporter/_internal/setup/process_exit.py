@@ -47,7 +47,7 @@ def on_sigterm(shutdown: Shutdown) -> bool:
     return True
 
 
-class Children:
+class MultiprocessingExitHook:
     """Has a function called when a child of `multiprocessing` ends, which leaves without running `atexit`'s.
 
     Args:
@@ -66,7 +66,7 @@ class Children:
         if util is not None and self._arranged_in != os.getpid():
             self._arranged_in = os.getpid()
             # Most children forget when they start what is to be called at their end, then call this.
-            util.register_after_fork(self, Children._at_end)
+            util.register_after_fork(self, MultiprocessingExitHook._at_end)
             self._at_end()
         signals = sys.modules.get("celery.signals")
         if signals is not None:

@@ -12,7 +12,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import Stats
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor
@@ -61,10 +61,10 @@ class Telemetry:
         self.tracer_provider = tracer_provider
         self.exporter = exporter
         self._processor, self._worker = processor, worker
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Also in a forked child, whose counters begin anew."""
         self._lock = threading.Lock()
         self._told = Stats()
@@ -211,7 +211,7 @@ class Telemetry:
         self, kind: str, trace_id: int | str | None, name: str, value: Any, *, workspace: str | None, **more: Any
     ) -> str | None:
         # Here, as few apps do so, and importing this library must stay cheap.
-        from mlflow_otlp_exporter._internal.mlflow_api.assessments import assessed, trace_name  # noqa: PLC0415
+        from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, trace_name  # noqa: PLC0415
 
         current = trace.get_current_span().get_span_context()
         given = trace_id if trace_id is not None else current.trace_id or _NO_TRACE
@@ -219,7 +219,7 @@ class Telemetry:
         if workspace is None:
             workspace = self.exporter.workspace_of(int(found[3:], 16), self.tracer_provider.resource.attributes)
         try:
-            made = assessed(kind, found, name, value, workspace=workspace, mask=self.exporter.mask, **more)
+            made = build_assessment(kind, found, name, value, workspace=workspace, mask=self.exporter.mask, **more)
         except ConfigurationError:
             raise
         except Exception as error:  # noqa: BLE001 - nothing else of this library raises into the app

@@ -9,7 +9,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 
@@ -37,14 +37,14 @@ def provider_to_use(given: TracerProvider | None, service_name: str | None) -> t
         ours = found.resource.attributes.get(SERVICE_NAME)
         if service_name and ours != service_name:
             said = "service_name=%r is not used: the tracer provider has service.name=%r [%s]"
-            logger.warning(said, service_name, ours, Code.SERVICE_NAME)
+            logger.warning(said, service_name, ours, MessageCode.SERVICE_NAME)
         return found, "the tracer provider that was given" if given is not None else "the app's tracer provider, joined"
     if given is not None or not isinstance(found, trace.ProxyTracerProvider):
         where = "tracer_provider=" if given is not None else "the global tracer provider"
         raise ConfigurationError(
             f"{where} is a {type(found).__module__}.{type(found).__qualname__}: expected a TracerProvider of "
             "opentelemetry-sdk, as no other lets a span processor be added",
-            Code.TRACER_PROVIDER,
+            MessageCode.TRACER_PROVIDER,
         )
     # With OTEL_RESOURCE_ATTRIBUTES and the detectors of OTEL_EXPERIMENTAL_RESOURCE_DETECTORS.
     resource = Resource.create({SERVICE_NAME: service_name} if service_name else None)

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.spool.file_format import Header, State, to_bytes
-from mlflow_otlp_exporter._internal.spool.index import Entry, Index, destination_key, entries_in
+from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState, FileHeader, to_bytes
+from mlflow_otlp_exporter._internal.spool.index import Entry, Index, destination_hash, list_entries
 
 REFUSED, DAMAGED = "refused", "damaged"
 _MOST_FILES, _SHARE = 1000, 8
 
 
-class SetAside:
+class DeadLetterDirectory:
     """The folders beside a spool's requests with what was set aside.
 
     Args:
@@ -44,9 +44,9 @@ class SetAside:
         Raises:
             OSError: They could not be written.
         """
-        header = Header(destination, len(spans), tuple({span.trace_id for span in spans}), now, message)
-        content = to_bytes(header, spans, State(1, uncertain=False, sent=now))
-        entry = Entry(int(now * 1e9), len(spans), destination_key(destination), self._unique(), len(content))
+        header = FileHeader(destination, len(spans), tuple({span.trace_id for span in spans}), now, message)
+        content = to_bytes(header, spans, DeliveryState(1, uncertain=False, sent=now))
+        entry = Entry(int(now * 1e9), len(spans), destination_hash(destination), self._unique(), len(content))
         self._write(self._place(folder / REFUSED, entry), content)
 
     def keep_request(self, folder: Path, entry: Entry) -> None:
@@ -78,7 +78,7 @@ class SetAside:
     def _place(self, folder: Path, entry: Entry) -> Path:
         """Where a file is to lie, with room for it."""
         folder.mkdir(0o700, exist_ok=True)
-        index = Index(entries_in(folder))
+        index = Index(list_entries(folder))
         for each in list(index):
             too_much = index.totals.size + entry.size > self._max_bytes // _SHARE
             if index.totals.files < _MOST_FILES and not too_much:

@@ -17,7 +17,7 @@ _PRIVATE = 0o700
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
 
 
-def usable_folder(given: str | None, name: str, environment: Mapping[str, str]) -> Path:
+def create_spool_directory(given: str | None, name: str, environment: Mapping[str, str]) -> Path:
     """The folder of a spool, made if it is missing: the first that can be had.
 
     Args:
@@ -29,11 +29,11 @@ def usable_folder(given: str | None, name: str, environment: Mapping[str, str]) 
         OSError: There is none.
     """
     problems: list[str] = []
-    for root in roots(given, environment):
+    for root in candidate_roots(given, environment):
         try:
             if not given:
-                make_private(root)
-            make_private(root / name)
+                create_private_directory(root)
+            create_private_directory(root / name)
             if os.access(root / name, os.W_OK | os.X_OK):
                 return root / name
             problems.append(f"{root / name} cannot be written")
@@ -42,9 +42,9 @@ def usable_folder(given: str | None, name: str, environment: Mapping[str, str]) 
     raise OSError("; ".join(problems))
 
 
-def existing_folder(given: str | None, name: str, environment: Mapping[str, str]) -> Path | None:
+def existing_spool_directory(given: str | None, name: str, environment: Mapping[str, str]) -> Path | None:
     """The folder of a spool, if there is one already that is this user's own; the arguments are those above."""
-    for root in roots(given, environment):
+    for root in candidate_roots(given, environment):
         try:
             found = os.lstat(root / name)
         except OSError:
@@ -54,7 +54,7 @@ def existing_folder(given: str | None, name: str, environment: Mapping[str, str]
     return None
 
 
-def roots(given: str | None, environment: Mapping[str, str]) -> Iterator[Path]:
+def candidate_roots(given: str | None, environment: Mapping[str, str]) -> Iterator[Path]:
     """The folders in which spools may lie, the best first.
 
     Args:
@@ -92,7 +92,7 @@ def folder_name(url: str, identity: str, namespace: str | None = None) -> str:
     return f"{host}-{digest[:16]}"
 
 
-def make_private(folder: Path) -> None:
+def create_private_directory(folder: Path) -> None:
     """Makes a folder that only its owner can use, with all above it.
 
     Args:

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
-from mlflow_otlp_exporter._internal.encoding.request_decoder import disassembled
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, assemble
+from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 
 VERSION = 1
 _MAGIC = b"MLFOTLP"
@@ -38,16 +38,16 @@ _REFERENCE = ATTACHMENT.encode()
 _DESTINATION_FIELDS = frozenset(field.name for field in fields(Destination))
 
 
-class Damaged(Exception):  # noqa: N818 - what is found, not a mistake
+class CorruptFileError(Exception):
     """The file is cut off or changed."""
 
 
-class UnknownVersion(Exception):  # noqa: N818 - what is found, not a mistake
+class UnsupportedVersionError(Exception):
     """The file is of a version that this one does not know: it is left to those that do."""
 
 
 @dataclass(frozen=True)
-class Header:
+class FileHeader:
     """What is known of a request without its spans.
 
     Attributes:
@@ -66,7 +66,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class State:
+class DeliveryState:
     """What has happened to a request.
 
     Attributes:
@@ -84,9 +84,9 @@ class State:
         return _STATE.pack(min(self.attempts, (1 << 32) - 1), self.uncertain, self.sent)
 
 
-def to_bytes(header: Header, spans: Sequence[EncodedSpan], state: State) -> bytes:
+def to_bytes(header: FileHeader, spans: Sequence[EncodedSpan], state: DeliveryState) -> bytes:
     """The file of a request."""
-    body = assemble(spans)
+    body = encode_request(spans)
     if any(span.attachments for span in spans):
         from mlflow_otlp_exporter._internal.encoding.attachment import section  # noqa: PLC0415 - few apps have any
 
@@ -105,62 +105,62 @@ def to_bytes(header: Header, spans: Sequence[EncodedSpan], state: State) -> byte
     return b"".join((fixed, state.to_bytes(), head, packed))
 
 
-def head_of(content: bytes) -> tuple[Header, State]:
-    """Header and state, from a file's first bytes; the checksum is not looked at.
+def read_header(content: bytes) -> tuple[FileHeader, DeliveryState]:
+    """FileHeader and state, from a file's first bytes; the checksum is not looked at.
 
     Raises:
-        Damaged: It is no such file, or cut off.
-        UnknownVersion: Another version wrote it.
+        CorruptFileError: It is no such file, or cut off.
+        UnsupportedVersionError: Another version wrote it.
     """
     header, state, _ = _head(content)
     return header, state
 
 
-def from_bytes(content: bytes) -> tuple[Header, State, list[EncodedSpan]]:
+def from_bytes(content: bytes) -> tuple[FileHeader, DeliveryState, list[EncodedSpan]]:
     """A whole file.
 
     Raises:
-        Damaged: It is no such file, cut off or changed.
-        UnknownVersion: Another version wrote it.
+        CorruptFileError: It is no such file, cut off or changed.
+        UnsupportedVersionError: Another version wrote it.
     """
     header, state, size = _head(content)
     _, _, head_length, body_length, checksum = _FIXED.unpack_from(content)
     rest = content[_HEADER_OFFSET:]
     if len(rest) != head_length + body_length or zlib.crc32(rest) != checksum:
-        raise Damaged("the checksum is wrong")
+        raise CorruptFileError("the checksum is wrong")
     try:
         body = zlib.decompressobj().decompress(rest[head_length:], size + 1)
-        spans = disassembled(body)
+        spans = decode_request(body)
         if _REFERENCE in body:
             from mlflow_otlp_exporter._internal.encoding.attachment import with_attachments  # noqa: PLC0415 - few apps have any
 
             spans = with_attachments(spans, body)
     except (zlib.error, ValueError) as error:
-        raise Damaged(str(error)) from None
+        raise CorruptFileError(str(error)) from None
     if len(body) != size or len(spans) != header.span_count:
-        raise Damaged("something is missing")
+        raise CorruptFileError("something is missing")
     return header, state, spans
 
 
-def _head(content: bytes) -> tuple[Header, State, int]:
+def _head(content: bytes) -> tuple[FileHeader, DeliveryState, int]:
     if len(content) < _HEADER_OFFSET:
-        raise Damaged("cut off")
+        raise CorruptFileError("cut off")
     magic, version, head_length, _, _ = _FIXED.unpack_from(content)
     if magic != _MAGIC:
-        raise Damaged("not a file of a spool")
+        raise CorruptFileError("not a file of a spool")
     if version != VERSION:
-        raise UnknownVersion(f"version {version}")
+        raise UnsupportedVersionError(f"version {version}")
     try:
         said = json.loads(content[_HEADER_OFFSET : _HEADER_OFFSET + head_length])
         names = {name: value for name, value in said["destination"].items() if name in _DESTINATION_FIELDS}
         traces = tuple(int(each, 16) for each in said["traces"])
-        header = Header(
+        header = FileHeader(
             Destination(**names), int(said["spans"]), traces, float(said["created"]), str(said.get("message", ""))
         )
         size = int(said["size"])
-        state = State(*_STATE.unpack_from(content, STATE_OFFSET))
+        state = DeliveryState(*_STATE.unpack_from(content, STATE_OFFSET))
     except (ValueError, TypeError, KeyError, AttributeError, struct.error):
-        raise Damaged("the header cannot be read") from None
+        raise CorruptFileError("the header cannot be read") from None
     if not 0 <= size <= _LARGEST:
-        raise Damaged("the header cannot be right")
+        raise CorruptFileError("the header cannot be right")
     return header, state, size

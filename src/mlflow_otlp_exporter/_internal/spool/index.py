@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.model.destination import Destination
 
 _PATTERN = re.compile(r"(\d{20})-(\d{1,9})-([0-9a-f]{8})-([0-9a-f]+-[0-9a-f]{8}-\d+)\.otlp")
 
@@ -38,12 +38,12 @@ class Entry(NamedTuple):
         return f"{self.stamp:020d}-{self.spans}-{self.key}-{self.unique}.otlp"
 
 
-def destination_key(destination: Destination) -> str:
+def destination_hash(destination: Destination) -> str:
     """A few characters that stand for a destination in a file's name."""
     return hashlib.sha256(repr(destination).encode()).hexdigest()[:8]
 
 
-def entries_in(folder: Path) -> list[Entry]:
+def list_entries(folder: Path) -> list[Entry]:
     """The files of a spool, in no order; all else that lies there is nobody's business here.
 
     Raises:

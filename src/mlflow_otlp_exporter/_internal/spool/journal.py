@@ -18,11 +18,17 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.file_lock import locked, remove_locked
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.spool.journal_format import Origins, line, origins_record, owner_record, span_record
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.file_lock import locked, remove_if_locked
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.spool.journal_format import (
+    JournalHeader,
+    line,
+    origins_record,
+    owner_record,
+    span_record,
+)
 
 SUFFIX = ".journal"
 _FULL = 4 * 1024 * 1024
@@ -31,7 +37,7 @@ _PROBLEM = "the journal"
 Key = tuple[int, int]
 
 
-class _Segment:
+class Segment:
     """A file of the journal, open and locked.
 
     Attributes:
@@ -51,7 +57,7 @@ class _Segment:
             os.close(self.descriptor)
             raise OSError(f"{path} cannot be locked")
         self.waiting: dict[Key, None] = {}
-        self.origins: Origins | None = None
+        self.origins: JournalHeader | None = None
         self.owners: dict[int, tuple[int, Any]] = {}
         self.numbers = itertools.count()
         self.size = 0
@@ -63,7 +69,7 @@ class _Segment:
         if written != len(content):
             raise OSError("the disk took a part of it only")
 
-    def begin(self, origins: Origins) -> None:
+    def begin(self, origins: JournalHeader) -> None:
         """Says what holds for all its spans. Two threads at once say it twice, which does no harm."""
         if self.origins is None:
             self.write(origins_record(origins))
@@ -88,19 +94,19 @@ class Journal:
         origins: What holds for all spans that are written here; None for the defaults.
     """
 
-    def __init__(self, folder: Callable[[], Path], report: Report, origins: Origins | None = None) -> None:
-        self._folder, self._report, self._origins = folder, report, origins or Origins()
-        self._segments: deque[_Segment] = deque()
-        self._renew()
-        after_fork_in_child(self._renew)
+    def __init__(self, folder: Callable[[], Path], report: ProblemLog, origins: JournalHeader | None = None) -> None:
+        self._folder, self._report, self._origins = folder, report, origins or JournalHeader()
+        self._segments: deque[Segment] = deque()
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Also in a forked child: the parent's files are the parent's, and so are its locks, which closing leaves."""
         for segment in self._segments:
             os.close(segment.descriptor)
         self.unique = f"{os.getpid():x}-{os.urandom(4).hex()}"
         self._segments = deque()
-        self._current: _Segment | None = None
+        self._current: Segment | None = None
         self._numbers = itertools.count()
         self._opening = threading.RLock()
         self._error: Exception | None = None
@@ -148,12 +154,12 @@ class Journal:
             segment.waiting.pop(key, None)
             raise
 
-    def _open(self) -> _Segment:
+    def _open(self) -> Segment:
         with self._opening:
             if self._current is None:
                 folder = self._folder()
                 folder.mkdir(0o700, exist_ok=True)
-                segment = _Segment(folder / f"{self.unique}-{next(self._numbers):06d}{SUFFIX}")
+                segment = Segment(folder / f"{self.unique}-{next(self._numbers):06d}{SUFFIX}")
                 self._segments.append(segment)
                 self._current = segment
             return self._current
@@ -181,15 +187,17 @@ class Journal:
             # In their order only: what a later one says to be gone may stand in an earlier one.
             while self._segments and self._segments[0] is not self._current and not self._segments[0].waiting:
                 segment = self._segments.popleft()
-                remove_locked(segment.path, segment.descriptor)
+                remove_if_locked(segment.path, segment.descriptor)
             self._paused = len(self._segments) > _MOST_FILES
         error, self._error, missed, self._missed = self._error, None, self._missed, 0
         if missed:
             why = f"{type(error).__name__}: {error}" if error else "too much waits in it already"
             said = f"ended spans are in memory only, as the journal cannot be written ({why})"
-            self._report.problem(_PROBLEM, coded(Code.JOURNAL, said), missed, logging.WARNING)
+            self._report.problem(_PROBLEM, add_code(MessageCode.JOURNAL, said), missed, logging.WARNING)
         elif not self._paused:
-            self._report.solved(_PROBLEM, coded(Code.ACCEPTED_AGAIN, "ended spans are written to the journal again"))
+            self._report.solved(
+                _PROBLEM, add_code(MessageCode.ACCEPTED_AGAIN, "ended spans are written to the journal again")
+            )
 
     def close(self) -> None:
         """Writes nothing more. What has no outcome stays for the next process."""
@@ -198,7 +206,7 @@ class Journal:
             self._current = None
             while self._segments and not self._segments[0].waiting:
                 segment = self._segments.popleft()
-                remove_locked(segment.path, segment.descriptor)
+                remove_if_locked(segment.path, segment.descriptor)
             for segment in self._segments:
                 os.close(segment.descriptor)
             self._segments.clear()

@@ -20,9 +20,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.model.span_data import CountedEvent, CountedLink, CountedSpan, Dropped
-from mlflow_otlp_exporter._internal.tracing.routing import Route, route_of
+from mlflow_otlp_exporter._internal.model.destination import Destination, Route
+from mlflow_otlp_exporter._internal.model.span_data import DroppedCounts, EventData, LinkData, SpanData
+from mlflow_otlp_exporter._internal.tracing.routing import route_of
 
 _BYTES = "\x00base64"
 _ROUTE = 13  # where it stands in the record of a span
@@ -31,7 +31,7 @@ _KINDS = {kind.value: kind for kind in SpanKind}
 _CODES = {code.value: code for code in StatusCode}
 
 
-class Origins(NamedTuple):
+class JournalHeader(NamedTuple):
     """What holds for all spans of a file, and stands at its beginning: whoever finds them treats them alike.
 
     Attributes:
@@ -83,20 +83,20 @@ def records(content: bytes) -> Iterator[list[Any]]:
             continue
 
 
-def origins_record(origins: Origins) -> list[Any]:
+def origins_record(origins: JournalHeader) -> list[Any]:
     """What holds for all spans of a file."""
     own = origins.destination
     return ["origins", list(own.route), origins.clean, list(origins.noise)]
 
 
-def origins_of(record: list[Any]) -> Origins:
+def origins_of(record: list[Any]) -> JournalHeader:
     """What `origins_record` was made of.
 
     Raises:
         Exception: It is no such record.
     """
     _, route, clean, noise, *_ = record
-    return Origins(Destination(*Route(*route)), bool(clean), tuple(map(str, noise)))
+    return JournalHeader(Destination(*Route(*route)), bool(clean), tuple(map(str, noise)))
 
 
 def owner_record(owner: Resource | InstrumentationScope | None, number: int) -> list[Any]:
@@ -175,8 +175,8 @@ def span_of(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSpan:
     """
     _, resource, scope, context, parent, name, kind, start, end, attributes, status, events, links, _, *dropped = record
     _, _, resource_attributes, schema_url, *_ = owners[resource]
-    return CountedSpan(
-        Dropped(*dropped[0][:3]) if dropped and dropped[0] else Dropped(),
+    return SpanData(
+        DroppedCounts(*dropped[0][:3]) if dropped and dropped[0] else DroppedCounts(),
         name=name,
         context=_context_of(context),
         parent=None if parent is None else _context_of(parent),
@@ -200,12 +200,12 @@ def route_in(record: list[Any]) -> Route | None:
     return None if route is None else Route(*route)
 
 
-def _event_of(name: str, timestamp: int, attributes: Mapping[str, Any], dropped: int = 0, *_: Any) -> CountedEvent:
-    return CountedEvent(name, _values(attributes), timestamp, dropped)
+def _event_of(name: str, timestamp: int, attributes: Mapping[str, Any], dropped: int = 0, *_: Any) -> EventData:
+    return EventData(name, _values(attributes), timestamp, dropped)
 
 
-def _link_of(context: list[Any], attributes: Mapping[str, Any], dropped: int = 0, *_: Any) -> CountedLink:
-    return CountedLink(_context_of(context), _values(attributes), dropped)
+def _link_of(context: list[Any], attributes: Mapping[str, Any], dropped: int = 0, *_: Any) -> LinkData:
+    return LinkData(_context_of(context), _values(attributes), dropped)
 
 
 def _scope_of(record: list[Any]) -> InstrumentationScope | None:

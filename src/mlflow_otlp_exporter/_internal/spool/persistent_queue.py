@@ -13,23 +13,23 @@ from typing import NamedTuple
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.export_request import Origin, Shipment
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.mlflow_api.server import SLOWEST_WRITE
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED
 from mlflow_otlp_exporter._internal.spool.directory import folder_name
-from mlflow_otlp_exporter._internal.spool.file_format import State
+from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import Entry
 from mlflow_otlp_exporter._internal.spool.journal import Journal
-from mlflow_otlp_exporter._internal.spool.journal_format import Origins
-from mlflow_otlp_exporter._internal.spool.recovery import Orphan, orphans
-from mlflow_otlp_exporter._internal.spool.storage import Spool
-from mlflow_otlp_exporter._internal.transport.authorization import identity
-from mlflow_otlp_exporter._internal.transport.response import Outcome
+from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader
+from mlflow_otlp_exporter._internal.spool.recovery import AbandonedJournal, find_abandoned_journals
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
+from mlflow_otlp_exporter._internal.transport.authorization import credential_fingerprint
 
 JOURNAL = "journal"
 _SHARED = (
@@ -41,7 +41,7 @@ _NOWHERE = "the journal of a killed process does not tell where they belong"
 _EARLIER, _ANOTHER, _KILLED = "left by an earlier run", "left by another exporter", "left by a killed process"
 
 
-class Recovered(NamedTuple):
+class RecoveredSpans(NamedTuple):
     """Spans that a killed process has left.
 
     Attributes:
@@ -55,10 +55,10 @@ class Recovered(NamedTuple):
     clean: bool
 
 
-Encode = Callable[[Recovered], Sequence[tuple[Destination, list[EncodedSpan]]]]
+Encode = Callable[[RecoveredSpans], Sequence[tuple[Destination, list[EncodedSpan]]]]
 
 
-class KeptOrigin(Origin):
+class StoredRequest(RequestOrigin):
     """A request on disk, of which shipments are made; it stays there until each of its spans has an outcome.
 
     Args:
@@ -70,7 +70,12 @@ class KeptOrigin(Origin):
     """
 
     def __init__(
-        self, spool: Spool, entry: Entry, span_count: int, state: State, told: Callable[[KeptOrigin, bool], None]
+        self,
+        spool: SpoolStorage,
+        entry: Entry,
+        span_count: int,
+        state: DeliveryState,
+        told: Callable[[StoredRequest, bool], None],
     ) -> None:
         super().__init__(span_count, self._remove, suspected=lambda _spans, _size: self.deferred())
         self.entry = entry
@@ -84,17 +89,17 @@ class KeptOrigin(Origin):
 
     def sending(self) -> None:
         """Notes it before it is sent: whoever finds it after a kill knows that it may have arrived."""
-        self._state = State(self._state.attempts + 1, uncertain=True, sent=time.time())
+        self._state = DeliveryState(self._state.attempts + 1, uncertain=True, sent=time.time())
         self._spool.mark(self.entry, self._state)
 
     def failed(self, *, uncertain: bool) -> None:
         """Notes that nothing of it can have arrived, if that is so."""
         self._arrived = self._arrived or uncertain
         if not self._arrived:
-            self._state = State(self._state.attempts, uncertain=False, sent=self._state.sent)
+            self._state = DeliveryState(self._state.attempts, uncertain=False, sent=self._state.sent)
             self._spool.mark(self.entry, self._state)
 
-    def settle(self, delivered: int, refused: int, outcome: Outcome | None = None) -> None:
+    def settle(self, delivered: int, refused: int, outcome: ExportOutcome | None = None) -> None:
         """Counts spans that have an outcome."""
         self._arrived = self._arrived or delivered > 0
         super().settle(delivered, refused, outcome)
@@ -114,10 +119,12 @@ class KeptOrigin(Origin):
 
 
 # Those of this process that have not been closed.
-_open: weakref.WeakSet[Depot] = weakref.WeakSet()
+_open: weakref.WeakSet[PersistentQueue] = weakref.WeakSet()
 
 
-def opened(settings: Settings, credentials: str, report: Report, origins: Origins | None = None) -> Depot:
+def open_queue(
+    settings: Settings, credentials: str, report: ProblemLog, origins: JournalHeader | None = None
+) -> PersistentQueue:
     """The depot of a target.
 
     Args:
@@ -126,11 +133,13 @@ def opened(settings: Settings, credentials: str, report: Report, origins: Origin
         report: Where to tell what goes wrong.
         origins: What holds for all spans that the journal gets; None for the defaults.
     """
-    name = name_for(settings)
+    name = folder_name_for(settings)
     about = f"spans for {settings.traces.address}, sent with the credentials of: {credentials}\n"
-    spool = Spool(settings.disk, name, about, report)
+    spool = SpoolStorage(settings.disk, name, about, report)
     every_span = settings.disk.durability == "every-span"
-    depot = Depot(spool, Journal(lambda: spool.folder() / JOURNAL, report, origins) if every_span else None, report)
+    depot = PersistentQueue(
+        spool, Journal(lambda: spool.folder() / JOURNAL, report, origins) if every_span else None, report
+    )
     depot.place = settings.disk.spool_dir, name
     server = settings.traces
     depot.secrets = server.credentials, server.token, server.password, server.headers.get("authorization")
@@ -138,13 +147,13 @@ def opened(settings: Settings, credentials: str, report: Report, origins: Origin
     return depot
 
 
-def name_for(settings: Settings) -> str:
+def folder_name_for(settings: Settings) -> str:
     """The name of the folder of a target."""
     server = settings.traces
-    return folder_name(server.address, identity(server), settings.namespace)
+    return folder_name(server.address, credential_fingerprint(server), settings.namespace)
 
 
-class Depot:
+class PersistentQueue:
     """Puts shipments on disk and takes them out.
 
     Args:
@@ -158,7 +167,7 @@ class Depot:
         secrets: What the credentials are made of, as far as this app knows it; only ever compared.
     """
 
-    def __init__(self, spool: Spool, journal: Journal | None, report: Report) -> None:
+    def __init__(self, spool: SpoolStorage, journal: Journal | None, report: ProblemLog) -> None:
         self.spool, self.journal = spool, journal
         self._report = report
         self.changed: Callable[[], None] = lambda: None
@@ -219,13 +228,15 @@ class Depot:
         folder = self.spool.existing_folder()
         if folder is None:
             return
-        for orphan in orphans(folder / JOURNAL, self.journal.unique if self.journal is not None else ""):
+        for orphan in find_abandoned_journals(
+            folder / JOURNAL, self.journal.unique if self.journal is not None else ""
+        ):
             try:
                 safe = self._adopt(orphan, encode, leave_out)
             except OSError as error:
                 safe = False
                 said = f"the journal of a killed process in {folder} cannot be read: {error}"
-                self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
+                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
             if safe and orphan.damaged:
                 orphan.release()
                 self._set_aside(orphan)
@@ -234,7 +245,9 @@ class Depot:
             else:
                 orphan.release()
 
-    def _adopt(self, orphan: Orphan, encode: Encode, leave_out: Callable[[Sequence[ReadableSpan]], None]) -> bool:
+    def _adopt(
+        self, orphan: AbandonedJournal, encode: Encode, leave_out: Callable[[Sequence[ReadableSpan]], None]
+    ) -> bool:
         """Whether all of it is on disk in another form."""
         groups: dict[tuple[Destination | None, bool], list[ReadableSpan]] = {}
         for trace in orphan.traces():
@@ -249,7 +262,7 @@ class Depot:
             self._put_adopted(where, encoded)
             for (destination, clean), spans in groups.items()
             if destination is not None
-            for where, encoded in encode(Recovered(destination, spans, clean))
+            for where, encoded in encode(RecoveredSpans(destination, spans, clean))
         )
         if safe:
             for spans in nowhere:
@@ -263,19 +276,19 @@ class Depot:
             self._adopted.add(entry.name)
         return entry is not None
 
-    def _set_aside(self, orphan: Orphan) -> None:
+    def _set_aside(self, orphan: AbandonedJournal) -> None:
         for path in orphan.paths:
             self.spool.set_aside(path)
         said = f"{orphan.damaged} lines of a killed process's journal cannot be read: it was set aside in {DAMAGED}/"
-        self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
+        self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
 
     def _hold_back(self, spans: list[ReadableSpan], encode: Encode) -> None:
         """Keeps what may belong to anybody for people to look at: another tenant must not get it."""
-        for destination, encoded in encode(Recovered(Destination(), spans, clean=False)):
+        for destination, encoded in encode(RecoveredSpans(Destination(), spans, clean=False)):
             self.refuse(destination, encoded, _NOWHERE)
         self._report.count(refused=len(spans))
         self._report.problem(
-            _NOWHERE, coded(Code.SPOOL_FILE, f"spans are set aside in refused/: {_NOWHERE}"), len(spans)
+            _NOWHERE, add_code(MessageCode.SPOOL_FILE, f"spans are set aside in refused/: {_NOWHERE}"), len(spans)
         )
 
     def close(self) -> None:
@@ -284,12 +297,12 @@ class Depot:
         if self.journal is not None:
             self.journal.close()
 
-    def take(self, entry: Entry, told: Callable[[KeptOrigin, bool], None]) -> Shipment | None:
+    def take(self, entry: Entry, told: Callable[[StoredRequest, bool], None]) -> ExportRequest | None:
         """Makes a shipment of a request on disk.
 
         Args:
             entry: The request's file.
-            told: See `KeptOrigin`.
+            told: See `StoredRequest`.
 
         Returns:
             None if it is gone, damaged, or cannot be read.
@@ -297,14 +310,14 @@ class Depot:
         if not self.spool.is_own(entry) and any(
             each.place == self.place and each.secrets != self.secrets for each in list(_open)
         ):
-            self._report.once(logging.WARNING, coded(Code.SPOOL_SHARED, _SHARED))
+            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_SHARED, _SHARED))
         loaded = self.spool.load(entry)
         if loaded is None:
             return None
         header, state, spans = loaded
-        origin = KeptOrigin(self.spool, entry, len(spans), state, told)
+        origin = StoredRequest(self.spool, entry, len(spans), state, told)
         origin.left = self._left(entry)
-        made = Shipment(header.destination, spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0)
+        made = ExportRequest(header.destination, spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0)
         if state.uncertain:
             made.ask_until = time.monotonic() + min(max(state.sent + SLOWEST_WRITE - time.time(), 0.0), SLOWEST_WRITE)
         return made

@@ -11,16 +11,16 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.file_lock import locked, remove_locked
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination, routes_in_attributes
-from mlflow_otlp_exporter._internal.processing.trace_filter import judge
+from mlflow_otlp_exporter._internal.common.file_lock import locked, remove_if_locked
+from mlflow_otlp_exporter._internal.model.destination import Destination, Route
+from mlflow_otlp_exporter._internal.processing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.spool.journal import SUFFIX
-from mlflow_otlp_exporter._internal.spool.journal_format import Origins, origins_of, records, route_in, span_of
-from mlflow_otlp_exporter._internal.tracing.routing import Route
+from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader, origins_of, records, route_in, span_of
+from mlflow_otlp_exporter._internal.tracing.routing import read_routes
 
 
 @dataclass
-class OrphanedTrace:
+class RecoveredTrace:
     """Spans of one trace.
 
     Attributes:
@@ -32,13 +32,13 @@ class OrphanedTrace:
 
     spans: dict[int, ReadableSpan] = field(default_factory=dict)
     route: Route | None = None
-    origins: Origins | None = None
+    origins: JournalHeader | None = None
     begun: bool = False
 
     @property
     def is_noise(self) -> bool:
         """Whether the process would have left it out: a whole trace, of which nothing was sent."""
-        is_noise = judge(self.origins.noise) if self.origins is not None else None
+        is_noise = make_trace_filter(self.origins.noise) if self.origins is not None else None
         spans = list(self.spans.values())
         whole = not self.begun and any(span.parent is None for span in spans)
         return is_noise is not None and whole and is_noise(spans)
@@ -53,7 +53,7 @@ class OrphanedTrace:
         return groups
 
 
-class Orphan:
+class AbandonedJournal:
     """The files of one journal whose process is no more, locked here.
 
     Args:
@@ -69,18 +69,18 @@ class Orphan:
         self.paths, self._descriptors = paths, descriptors
         self.damaged = 0
 
-    def traces(self) -> list[OrphanedTrace]:
+    def traces(self) -> list[RecoveredTrace]:
         """The traces of which there are spans that had no outcome.
 
         Raises:
             OSError: A file cannot be read.
         """
-        found: dict[int, OrphanedTrace] = {}
+        found: dict[int, RecoveredTrace] = {}
         ended: list[ReadableSpan] = []
         self.damaged = 0
         for path in self.paths:
             owners: dict[int, list[Any]] = {}
-            origins: Origins | None = None
+            origins: JournalHeader | None = None
             content = path.read_bytes()
             read = list(records(content))
             cut_off = bool(content) and not content.endswith(b"\n")
@@ -93,26 +93,26 @@ class Orphan:
                         owners[record[1]] = record
                     elif record[0] == "span":
                         span, route = span_of(record, owners), route_in(record)
-                        trace = found.setdefault(span.context.trace_id, OrphanedTrace())
+                        trace = found.setdefault(span.context.trace_id, RecoveredTrace())
                         trace.spans[span.context.span_id] = span
                         trace.route, trace.origins = trace.route or route, trace.origins or origins
                         ended.append(span)
                     elif record[0] == "gone":
                         for trace_id, span_id in record[1]:
-                            trace = found.setdefault(trace_id, OrphanedTrace())
+                            trace = found.setdefault(trace_id, RecoveredTrace())
                             trace.begun = True
                             trace.spans.pop(span_id, None)
                 except Exception:  # noqa: BLE001 - one that is damaged must not keep the others
                     self.damaged += 1
         # Of those with an outcome, too: where the root has said where to, the others go there.
-        for trace_id, route in routes_in_attributes(ended).items():
+        for trace_id, route in read_routes(ended).items():
             found[trace_id].route = found[trace_id].route or route
         return [trace for trace in found.values() if trace.spans]
 
     def remove(self) -> None:
         """Forgets them: they are on disk in another form now."""
         for path, descriptor in zip(self.paths, self._descriptors, strict=True):
-            remove_locked(path, descriptor)
+            remove_if_locked(path, descriptor)
         self._descriptors = []
 
     def release(self) -> None:
@@ -122,7 +122,7 @@ class Orphan:
         self._descriptors = []
 
 
-def orphans(folder: Path, own: str) -> Iterator[Orphan]:
+def find_abandoned_journals(folder: Path, own: str) -> Iterator[AbandonedJournal]:
     """The journals of processes that are no more.
 
     Args:
@@ -137,7 +137,7 @@ def orphans(folder: Path, own: str) -> Iterator[Orphan]:
         if unique != own:
             descriptors = _lock_all(paths)
             if descriptors is not None:
-                yield Orphan(paths, descriptors)
+                yield AbandonedJournal(paths, descriptors)
 
 
 def _lock_all(paths: list[Path]) -> list[int] | None:

@@ -17,18 +17,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.common.codes import Code, coded
-from mlflow_otlp_exporter._internal.common.files import write_whole
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.files import atomic_write
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
-from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED, SetAside
-from mlflow_otlp_exporter._internal.spool.directory import existing_folder, usable_folder
-from mlflow_otlp_exporter._internal.spool.file_format import Damaged, Header, State, UnknownVersion
-from mlflow_otlp_exporter._internal.spool.index import Entry, Index, Totals, destination_key, entries_in
+from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED, DeadLetterDirectory
+from mlflow_otlp_exporter._internal.spool.directory import create_spool_directory, existing_spool_directory
+from mlflow_otlp_exporter._internal.spool.file_format import (
+    CorruptFileError,
+    DeliveryState,
+    FileHeader,
+    UnsupportedVersionError,
+)
+from mlflow_otlp_exporter._internal.spool.index import Entry, Index, Totals, destination_hash, list_entries
 
 _TEMPORARY = re.compile(r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp")
 _ABANDONED_SECONDS = 3600.0  # a file that nobody has finished to write for so long
@@ -42,7 +47,7 @@ _RETRY_FIRST, _RETRY_LONGEST = 1.0, 60.0
 _BROKEN = "the spool"
 
 
-class Spool:
+class SpoolStorage:
     """Requests on disk for one target and one identity.
 
     Args:
@@ -57,7 +62,13 @@ class Spool:
     """
 
     def __init__(
-        self, settings: SpoolSettings, name: str, about: str, report: Report, *, clock: Callable[[], float] = time.time
+        self,
+        settings: SpoolSettings,
+        name: str,
+        about: str,
+        report: ProblemLog,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._name, self._about, self._report, self._clock = settings, name, about, report, clock
         self.pressed: Callable[[], bool] = lambda: False
@@ -66,11 +77,11 @@ class Spool:
         self._passed_over: set[str] = set()
         self._looked_at, self._look_took = -_LOOK_SECONDS, 0.0
         self._resume_at, self._failures = 0.0, 0
-        self._aside = SetAside(settings.spool_max_bytes, self._new_unique, self._write)
-        self._renew()
-        after_fork_in_child(self._renew)
+        self._aside = DeadLetterDirectory(settings.spool_max_bytes, self._new_unique, self._write)
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         self._lock = threading.RLock()
         self._unique = f"{os.getpid():x}-{os.urandom(4).hex()}"
         self._numbers = itertools.count()
@@ -78,7 +89,7 @@ class Spool:
         self._own: dict[str, int] = {}
 
     def __repr__(self) -> str:
-        return f"Spool({self._name!r})"
+        return f"SpoolStorage({self._name!r})"
 
     # The folder
 
@@ -92,12 +103,12 @@ class Spool:
             if self._folder is None or not self._folder.is_dir():
                 # What was chosen once stays: what lies there is not looked for anywhere else.
                 given = str(self._folder.parent) if self._folder else self._settings.spool_dir
-                self._folder = usable_folder(given, self._name, os.environ)
+                self._folder = create_spool_directory(given, self._name, os.environ)
                 self._write(self._folder / "about.txt", self._about.encode())
             return self._folder
 
     def _write(self, path: Path, content: bytes) -> None:
-        write_whole(path, content, self._unique, sync=self._settings.spool_fsync)
+        atomic_write(path, content, self._unique, sync=self._settings.spool_fsync)
 
     def _new_unique(self) -> str:
         return f"{self._unique}-{next(self._numbers)}"
@@ -121,8 +132,8 @@ class Spool:
         if not self.usable:
             return None
         created = self._clock()
-        header = Header(destination, len(spans), tuple(dict.fromkeys(span.trace_id for span in spans)), created)
-        content = spool_file.to_bytes(header, spans, State(int(sent > 0), uncertain, sent))
+        header = FileHeader(destination, len(spans), tuple(dict.fromkeys(span.trace_id for span in spans)), created)
+        content = spool_file.to_bytes(header, spans, DeliveryState(int(sent > 0), uncertain, sent))
         with self._lock:
             try:
                 entry = self._put(destination, len(spans), content, created)
@@ -130,7 +141,7 @@ class Spool:
                 self._broken(error, len(spans))
                 return None
             self._failures, self._resume_at = 0, 0.0
-        self._report.solved(_BROKEN, coded(Code.ACCEPTED_AGAIN, "the spool can be used again"))
+        self._report.solved(_BROKEN, add_code(MessageCode.ACCEPTED_AGAIN, "the spool can be used again"))
         return entry
 
     def _put(self, destination: Destination, span_count: int, content: bytes, created: float) -> Entry:
@@ -139,7 +150,7 @@ class Spool:
         self._make_room(folder, len(content))
         # After all that is there, also when the clock was set back.
         stamp = max(int(created * 1e9), self._index.newest + 1)
-        entry = Entry(stamp, span_count, destination_key(destination), self._new_unique(), len(content))
+        entry = Entry(stamp, span_count, destination_hash(destination), self._new_unique(), len(content))
         try:
             self._write(folder / entry.name, content)
         except FileNotFoundError:  # removed just now
@@ -180,12 +191,12 @@ class Spool:
                 freed += entry.size
                 spans += entry.spans
         if spans:
-            self._lost(spans, "the spool is full: its oldest spans went first", Code.SPOOL_FULL)
+            self._lost(spans, "the spool is full: its oldest spans went first", MessageCode.SPOOL_FULL)
         return freed >= size
 
-    def _lost(self, spans: int, why: str, code: Code) -> None:
+    def _lost(self, spans: int, why: str, code: MessageCode) -> None:
         self._report.count(refused=spans)
-        self._report.problem(f"{_BROKEN} {why}", coded(code, f"spans are lost: {why}"), spans)
+        self._report.problem(f"{_BROKEN} {why}", add_code(code, f"spans are lost: {why}"), spans)
 
     def _broken(self, error: OSError, spans: int) -> None:
         wait = min(_RETRY_FIRST * 2.0 ** min(self._failures, 16), _RETRY_LONGEST)
@@ -194,8 +205,8 @@ class Spool:
         said = error.strerror or str(error) or type(error).__name__
         self._report.problem(
             _BROKEN,
-            coded(
-                Code.DISK,
+            add_code(
+                MessageCode.DISK,
                 f"the spool in {where} cannot be used ({said}): what waits for the server waits in memory, and is lost "
                 "with the process; make room there, or set MLFLOW_OTLP_SPOOL_DIR",
             ),
@@ -265,8 +276,8 @@ class Spool:
         if begin - self._looked_at < max(_LOOK_SECONDS, _LOOK_SHARE * self._look_took):
             return
         if self._folder is None:
-            self._folder = existing_folder(self._settings.spool_dir, self._name, os.environ)
-        self._index = Index(entries_in(self._folder) if self._folder is not None else ())
+            self._folder = existing_spool_directory(self._settings.spool_dir, self._name, os.environ)
+        self._index = Index(list_entries(self._folder) if self._folder is not None else ())
         self._passed_over = {name for name in self._passed_over if name in self._index}
         self._looked_at = time.monotonic()
         self._look_took = self._looked_at - begin
@@ -279,11 +290,11 @@ class Spool:
             spans = sum(entry.spans for entry in old if entry.name not in self._in_hand and self._unlink(entry))
         if spans:
             days = self._settings.spool_max_age / 86_400
-            self._lost(spans, f"they waited on disk for more than {days:g} days", Code.SPOOL_EXPIRED)
+            self._lost(spans, f"they waited on disk for more than {days:g} days", MessageCode.SPOOL_EXPIRED)
 
     # Out
 
-    def load(self, entry: Entry) -> tuple[Header, State, list[EncodedSpan]] | None:
+    def load(self, entry: Entry) -> tuple[FileHeader, DeliveryState, list[EncodedSpan]] | None:
         """Takes a request in hand; `remove` or `put_back` ends that.
 
         Returns:
@@ -299,15 +310,15 @@ class Spool:
         except FileNotFoundError:
             with self._lock:
                 self._index.discard(entry)
-        except Damaged as error:
+        except CorruptFileError as error:
             self._set_aside(entry, str(error))
-        except UnknownVersion as error:
+        except UnsupportedVersionError as error:
             said = f"the spool in {folder} has files of an unknown format ({error}): they are left to a newer version"
-            self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
+            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
             self._passed_over.add(entry.name)
         except (OSError, MemoryError) as error:
             said = f"a file of the spool in {folder} cannot be read: {error}"
-            self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
+            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
             self._passed_over.add(entry.name)
         self.put_back(entry)
         return None
@@ -317,7 +328,7 @@ class Spool:
         with self._lock:
             self._in_hand.discard(entry.name)
 
-    def mark(self, entry: Entry, state: State) -> None:
+    def mark(self, entry: Entry, state: DeliveryState) -> None:
         """Notes in a request's file what has happened to it: it counts for whoever sends it next."""
         with self._lock:
             folder = self._folder
@@ -344,7 +355,7 @@ class Spool:
                 # It would be sent again and again.
                 self._passed_over.add(entry.name)
                 said = f"a file of the spool in {self._folder} cannot be removed: {error}"
-                self._report.once(logging.WARNING, coded(Code.SPOOL_FILE, said))
+                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
             return False
         return True
 
@@ -371,7 +382,7 @@ class Spool:
         if (self._folder / entry.name).exists():
             self._passed_over.add(entry.name)
         said = f"a file of the spool is damaged ({why}) and was set aside in {DAMAGED}/"
-        self._lost(entry.spans, said, Code.SPOOL_FILE)
+        self._lost(entry.spans, said, MessageCode.SPOOL_FILE)
 
     def set_aside(self, path: Path) -> None:
         """Moves what is damaged, and no request, out of the way.

@@ -35,22 +35,22 @@ from mlflow_otlp_exporter._internal.common.attribute_names import (
     WORKSPACE,
 )
 from mlflow_otlp_exporter._internal.common.bounded_json import bounded_json
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.model.destination import Route, read_route
 from mlflow_otlp_exporter._internal.tracing import routing as routing_module
 from mlflow_otlp_exporter._internal.tracing.context_arguments import (
-    metadata_given,
-    prompts_given,
-    tags_given,
-    text_given,
+    parse_metadata,
+    parse_prompts,
+    parse_tags,
+    parse_text,
 )
 from mlflow_otlp_exporter._internal.tracing.generators import (
-    Steps,
+    GeneratorContext,
     surroundings,
     wrapped_async_generator,
     wrapped_generator,
 )
-from mlflow_otlp_exporter._internal.tracing.routing import Route
 from mlflow_otlp_exporter._internal.tracing.span_context import IS_REMOTE
 
 P = ParamSpec("P")
@@ -157,18 +157,18 @@ class trace_context:  # noqa: N801 - used like a function
     ) -> None:
         global _in_use  # noqa: PLW0603 - once for the process
         _in_use = True
-        self._session, self._user = text_given(session), text_given(user)
-        self._names, self._tags = tags_given(tags)
-        self._metadata = metadata_given(metadata)
+        self._session, self._user = parse_text(session), parse_text(user)
+        self._names, self._tags = parse_tags(tags)
+        self._metadata = parse_metadata(metadata)
         self._route = Route(
-            text_given(workspace), text_given(experiment), text_given(experiment_id), text_given(run_id)
+            parse_text(workspace), parse_text(experiment), parse_text(experiment_id), parse_text(run_id)
         )
-        self._prompts = prompts_given(prompt)
+        self._prompts = parse_prompts(prompt)
         self._baggage = (baggage,) if isinstance(baggage, str) else tuple(baggage)
         unknown = sorted(set(self._baggage) - BAGGAGE.keys())
         if unknown:
             said = "trace_context(baggage=) has %s: expected some of %s [%s]"
-            logger.warning(said, unknown, ", ".join(BAGGAGE), Code.CONTEXT)
+            logger.warning(said, unknown, ", ".join(BAGGAGE), MessageCode.CONTEXT)
 
     def _inside(self) -> Context:
         """The current context with what is said here."""
@@ -242,13 +242,13 @@ class trace_context:  # noqa: N801 - used like a function
 
         return call
 
-    def _begin(self, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> Steps:
+    def _begin(self, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> GeneratorContext:
         context = self._inside()
         _tell_open_root(context, self._route)
-        return Steps(context, _Entered(None, None, context, _entered.get()))
+        return GeneratorContext(context, _Entered(None, None, context, _entered.get()))
 
 
-def stamp(span: Span, trace_id: int, parent_context: Context | None, received: Iterable[str] = ()) -> None:
+def apply_context(span: Span, trace_id: int, parent_context: Context | None, received: Iterable[str] = ()) -> None:
     """Puts what the context says onto a span that starts; what the span has already, stays.
 
     Args:
@@ -263,9 +263,7 @@ def stamp(span: Span, trace_id: int, parent_context: Context | None, received: I
     if entered is None and not received and len(context) == (parent is not None):
         # Nobody says anything: the context has the parent alone. Most apps pay for no more than this with each span.
         if parent is None or parent[IS_REMOTE]:
-            routing_module.opened(
-                trace_id, span, routing_module.in_attributes(_plain(span)) if span.attributes else None
-            )
+            routing_module.opened(trace_id, span, read_route(_plain(span)) if span.attributes else None)
         return
     if entered is not None and _KEY not in context:
         context = _with_surroundings(context)
@@ -283,7 +281,7 @@ def stamp(span: Span, trace_id: int, parent_context: Context | None, received: I
             told = Route(carried.get(WORKSPACE), carried.get(EXPERIMENT), None, carried.get(RUN_ID))
             route = told if route is None else route.inside(told)
         if route is None or not any(route):
-            route = routing_module.in_attributes(_plain(span)) if span.attributes else None
+            route = read_route(_plain(span)) if span.attributes else None
         routing_module.opened(trace_id, span, route)
     if found:
         _add(span, found)
@@ -323,7 +321,7 @@ def _tell_of_running_trace(trace_id: int, route: Route) -> None:
         logger.warning(
             "trace_context() names a destination inside a trace that has begun: its spans go where their root went. "
             "Name it before the first span starts; where a web framework makes it, in a wrapper around the app [%s]",
-            Code.TOO_LATE,
+            MessageCode.TOO_LATE,
         )
 
 
@@ -343,7 +341,7 @@ def _carried(context: Context, received: Iterable[str]) -> dict[str, str]:
     if not entries:
         return {}
     names = (BAGGAGE[name] for name in received)
-    return {name: text for name in names if (text := text_given(entries.get(name)))}
+    return {name: text for name in names if (text := parse_text(entries.get(name)))}
 
 
 def _sendable(route: Route) -> tuple[str | None, str | None, str | None]:

@@ -6,25 +6,25 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.bounded_json import bounded_json
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 
 _LONGEST_TAG_NAME = 250  # MLflow drops what is longer, without a word
 
 
-def text_given(value: Any) -> str | None:
+def parse_text(value: Any) -> str | None:
     """A name without what is around it; None if there is none."""
     text = "" if value is None else str(value).strip()
     return text or None
 
 
-def tags_given(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
+def parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
     """Names alone, and names with values."""
     if tags is None:
         return (), {}
     if not isinstance(tags, Iterable):
         said = "trace_context(tags=) is a %s: expected a mapping or names [%s]"
-        logger.warning(said, type(tags).__name__, Code.CONTEXT)
+        logger.warning(said, type(tags).__name__, MessageCode.CONTEXT)
         return (), {}
     names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
     refused = [name for name in names if not name or name.startswith("mlflow.") or len(name) > _LONGEST_TAG_NAME]
@@ -34,7 +34,7 @@ def tags_given(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
             "and takes %d characters [%s]",
             ", ".join(repr(name[:60]) for name in refused),
             _LONGEST_TAG_NAME,
-            Code.CONTEXT,
+            MessageCode.CONTEXT,
         )
     kept = [name for name in names if name not in refused]
     if isinstance(tags, Mapping):
@@ -42,12 +42,12 @@ def tags_given(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
     return tuple(kept), {}
 
 
-def metadata_given(metadata: Any) -> dict[str, Any]:
+def parse_metadata(metadata: Any) -> dict[str, Any]:
     """What more there is to know."""
     if metadata is None or isinstance(metadata, Mapping):
         return dict(metadata or {})
     said = "trace_context(metadata=) is a %s: expected a mapping [%s]"
-    logger.warning(said, type(metadata).__name__, Code.CONTEXT)
+    logger.warning(said, type(metadata).__name__, MessageCode.CONTEXT)
     return {}
 
 
@@ -55,7 +55,7 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else bounded_json(value).strip('"')
 
 
-def prompts_given(prompt: Any) -> tuple[tuple[str, str], ...]:
+def parse_prompts(prompt: Any) -> tuple[tuple[str, str], ...]:
     """Names and versions, from the forms in which people have them."""
     if prompt is None:
         return ()
@@ -68,9 +68,9 @@ def prompts_given(prompt: Any) -> tuple[tuple[str, str], ...]:
     elif isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[1], str | int):  # noqa: PLR2004 - a pair
         if not (isinstance(prompt[1], str) and "/" in prompt[1]):
             return ((str(prompt[0]), str(prompt[1])),)
-        return (*prompts_given(prompt[0]), *prompts_given(prompt[1]))
+        return (*parse_prompts(prompt[0]), *parse_prompts(prompt[1]))
     elif isinstance(prompt, Iterable):
-        return tuple(each for one in prompt for each in prompts_given(one))
+        return tuple(each for one in prompt for each in parse_prompts(one))
     said = "trace_context(prompt=) has a %s: expected 'name/version' [%s]"
-    logger.warning(said, type(prompt).__name__, Code.CONTEXT)
+    logger.warning(said, type(prompt).__name__, MessageCode.CONTEXT)
     return ()

@@ -17,7 +17,7 @@ from opentelemetry.context import Context, attach, detach, get_current
 surroundings: ContextVar[Any] = ContextVar("mlflow-otlp-surroundings", default=None)
 
 
-class Steps:
+class GeneratorContext:
     """One run of a generator.
 
     Args:
@@ -56,7 +56,7 @@ class Steps:
         """
 
 
-Begin = Callable[[tuple[Any, ...], Mapping[str, Any]], Steps]
+Begin = Callable[[tuple[Any, ...], Mapping[str, Any]], GeneratorContext]
 
 
 def wrapped_generator(function: Callable[..., Generator[Any, Any, Any]], begin: Begin) -> Callable[..., Any]:
@@ -95,7 +95,7 @@ def wrapped_generator(function: Callable[..., Generator[Any, Any, Any]], begin: 
     return wrapper
 
 
-def _closed(steps: Steps, body: Generator[Any, Any, Any]) -> None:
+def _closed(steps: GeneratorContext, body: Generator[Any, Any, Any]) -> None:
     entered = steps.enter()
     try:
         body.close()
@@ -143,7 +143,7 @@ def wrapped_async_generator(function: Callable[..., AsyncGenerator[Any, Any]], b
     return wrapper
 
 
-async def _aclosed(steps: Steps, body: AsyncGenerator[Any, Any]) -> None:
+async def _aclosed(steps: GeneratorContext, body: AsyncGenerator[Any, Any]) -> None:
     entered = steps.enter()
     try:
         await body.aclose()

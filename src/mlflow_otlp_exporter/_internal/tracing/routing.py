@@ -6,13 +6,13 @@ Nothing here takes a lock, as spans start in signal handlers and finalizers, too
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
 
-from opentelemetry.sdk.trace import Span
+from opentelemetry.sdk.trace import ReadableSpan, Span
 
-from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
+from mlflow_otlp_exporter._internal.common.bounded_dict import evict_oldest
+from mlflow_otlp_exporter._internal.model.destination import Destination, Route, read_route
 
 # Traces whose local root is open: spans that never end must not pile up.
 _OPEN_TRACES = 65_536
@@ -21,49 +21,9 @@ _ENDED_TRACES = 16_384
 _OPEN_ROOTS = 8192
 
 
-class Route(NamedTuple):
-    """Where a trace goes inside MLflow; None stands for what the exporter does by default.
-
-    Attributes:
-        workspace: The workspace's name.
-        experiment: The experiment's name.
-        experiment_id: The experiment's id, instead of its name.
-        run_id: A run that the trace is linked to.
-    """
-
-    workspace: str | None = None
-    experiment: str | None = None
-    experiment_id: str | None = None
-    run_id: str | None = None
-
-    def inside(self, outer: Route) -> Route:
-        """This route where another one holds already; an id or a run of another workspace or experiment is dropped."""
-        moved = bool(self.workspace and self.workspace != outer.workspace)
-        named = bool(self.experiment or self.experiment_id)
-        return Route(
-            self.workspace or outer.workspace,
-            self.experiment if named else outer.experiment,
-            self.experiment_id if named or moved else outer.experiment_id,
-            self.run_id if self.run_id or named or moved else outer.run_id,
-        )
-
-
-K = TypeVar("K")
-V = TypeVar("V")
-_NAMES = (WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID)
 _open: dict[int, Route] = {}
 _ended: dict[int, Route] = {}
 _roots: dict[int, Span] = {}
-
-
-def in_attributes(attributes: Mapping[str, Any] | None) -> Route | None:
-    """The route that attributes of a span or resource tell, such as `mlflow.experiment`; None if they tell none."""
-    if not attributes or not (
-        WORKSPACE in attributes or EXPERIMENT in attributes or EXPERIMENT_ID in attributes or RUN_ID in attributes
-    ):
-        return None
-    found = [str(attributes.get(name) or "").strip() or None for name in _NAMES]
-    return Route(*found) if any(found) else None
 
 
 def route_of(trace_id: int) -> Route | None:
@@ -79,14 +39,14 @@ def fix(trace_id: int, route: Route) -> Route:
     """
     known = route_of(trace_id)
     if known is None:
-        with_room(_open, _OPEN_TRACES)[trace_id] = known = route
+        evict_oldest(_open, _OPEN_TRACES)[trace_id] = known = route
     return known
 
 
 def fix_ended(trace_id: int, route: Route) -> None:
     """Says where a trace goes whose spans have ended, unless that has been said."""
     if route_of(trace_id) is None:
-        with_room(_ended, _ENDED_TRACES)[trace_id] = route
+        evict_oldest(_ended, _ENDED_TRACES)[trace_id] = route
 
 
 def opened(trace_id: int, span: Span, route: Route | None) -> None:
@@ -99,11 +59,11 @@ def opened(trace_id: int, span: Span, route: Route | None) -> None:
     """
     if _ended and trace_id in _ended:  # one more local root of a trace, as of an app that calls itself
         with suppress(KeyError):
-            with_room(_open, _OPEN_TRACES)[trace_id] = _ended.pop(trace_id)
+            evict_oldest(_open, _OPEN_TRACES)[trace_id] = _ended.pop(trace_id)
     elif route is not None:
         fix(trace_id, route)
     if len(_roots) >= _OPEN_ROOTS:
-        with_room(_roots, _OPEN_ROOTS)
+        evict_oldest(_roots, _OPEN_ROOTS)
     _roots.setdefault(trace_id, span)
 
 
@@ -112,7 +72,7 @@ def closed(trace_id: int) -> None:
     _roots.pop(trace_id, None)
     route = _open.pop(trace_id, None) if _open else None
     if route is not None:
-        with_room(_ended, _ENDED_TRACES)[trace_id] = route
+        evict_oldest(_ended, _ENDED_TRACES)[trace_id] = route
 
 
 def open_root(trace_id: int) -> Span | None:
@@ -120,10 +80,30 @@ def open_root(trace_id: int) -> Span | None:
     return _roots.get(trace_id)
 
 
-def with_room(kept: dict[K, V], most: int) -> dict[K, V]:
-    """The same dict with room for one more: what came first goes."""
-    while len(kept) >= most:
-        # Another thread may make room at the same moment.
-        with suppress(KeyError, RuntimeError, StopIteration):
-            del kept[next(iter(kept))]
-    return kept
+def group_by_destination(spans: Sequence[ReadableSpan], default: Destination) -> dict[Destination, list[ReadableSpan]]:
+    """Groups spans by where they go, in their order: all of a trace to one destination."""
+    for trace_id, route in read_routes(spans).items():
+        fix_ended(trace_id, route)
+    groups: dict[Destination, list[ReadableSpan]] = {}
+    known: dict[tuple[int, Route | None], Destination] = {}
+    for span in spans:
+        context, resource = span.get_span_context(), span.resource
+        key = (id(resource), route_of(context.trace_id) if context is not None else None)
+        destination = known.get(key)
+        if destination is None:
+            destination = known[key] = default.for_trace(resource.attributes, key[1])
+        groups.setdefault(destination, []).append(span)
+    return groups
+
+
+def read_routes(spans: Sequence[ReadableSpan]) -> dict[int, Route]:
+    """Where traces go that no span processor of ours saw start: by the local root's attributes, else by any span's."""
+    told: dict[int, Route] = {}
+    for span in spans:
+        attributes, context = span.attributes, span.get_span_context()
+        if attributes and context is not None and (route := read_route(attributes)):
+            if span.parent is None or span.parent.is_remote:
+                told[context.trace_id] = route
+            else:
+                told.setdefault(context.trace_id, route)
+    return told

@@ -13,7 +13,7 @@ from opentelemetry.trace import Span
 
 from mlflow_otlp_exporter._internal.common import attribute_names as names
 from mlflow_otlp_exporter._internal.common.bounded_json import bounded_json, bounded_text
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 
 _MOST_DOCUMENTS = 1000
@@ -52,7 +52,7 @@ def set_documents(documents: Iterable[Any], *, span: Span | None = None) -> None
         _write(found, as_documents(documents, _kind(found)))
     except Exception as error:  # noqa: BLE001 - an app must not fail for what is said about it
         said, kind = "set_documents() leaves out what it was given: %s: %s [%s]", type(error).__name__
-        logger.warning(said, kind, error, Code.NOT_KEPT)
+        logger.warning(said, kind, error, MessageCode.NOT_KEPT)
 
 
 def set_usage(

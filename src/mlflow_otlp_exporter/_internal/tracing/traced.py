@@ -12,9 +12,13 @@ from opentelemetry.context import attach, detach
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 
 from mlflow_otlp_exporter._internal.common import attribute_names as names
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
-from mlflow_otlp_exporter._internal.tracing.generators import Steps, wrapped_async_generator, wrapped_generator
+from mlflow_otlp_exporter._internal.tracing.generators import (
+    GeneratorContext,
+    wrapped_async_generator,
+    wrapped_generator,
+)
 from mlflow_otlp_exporter._internal.tracing.span_attributes import as_documents, as_inputs, as_outputs
 from mlflow_otlp_exporter._internal.tracing.tracers import tracer
 
@@ -103,7 +107,7 @@ def _meant(kind: str) -> str | None:
 def _tell_of_mistyped(kind: str, function: str) -> None:
     if meant := _meant(kind):
         said = "@traced(kind=%r) of %s: is %s meant? MLflow knows no such kind; it is taken as it is [%s]"
-        logger.warning(said, kind, function, meant, Code.KIND)
+        logger.warning(said, kind, function, meant, MessageCode.KIND)
 
 
 class _SpanMaker:
@@ -186,7 +190,7 @@ class _SpanMaker:
                 span.set_attributes(as_inputs(self._arguments.by_name(args, kwargs)))
             except Exception as error:  # noqa: BLE001 - the app must not fail for what is said about it
                 logger.warning(
-                    "the inputs of %s are not kept: %s [%s]", self._name, type(error).__name__, Code.NOT_KEPT
+                    "the inputs of %s are not kept: %s [%s]", self._name, type(error).__name__, MessageCode.NOT_KEPT
                 )
         return span
 
@@ -202,7 +206,9 @@ class _SpanMaker:
                 if not found.keys() & said.keys():
                     span.set_attributes(found)
         except Exception as error:  # noqa: BLE001 - as above
-            logger.warning("the outputs of %s are not kept: %s [%s]", self._name, type(error).__name__, Code.NOT_KEPT)
+            logger.warning(
+                "the outputs of %s are not kept: %s [%s]", self._name, type(error).__name__, MessageCode.NOT_KEPT
+            )
 
     def failed(self, span: Span, error: BaseException) -> None:
         if isinstance(error, GeneratorExit) or not span.is_recording():
@@ -211,11 +217,11 @@ class _SpanMaker:
         span.record_exception(cast("Exception", error))
         span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
 
-    def _begin_steps(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Steps:
+    def _begin_steps(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GeneratorContext:
         return _TracedSteps(self, self.begin(args, kwargs))
 
 
-class _TracedSteps(Steps):
+class _TracedSteps(GeneratorContext):
     """One run of a traced generator."""
 
     __slots__ = ("_items", "_maker", "_size", "_span")

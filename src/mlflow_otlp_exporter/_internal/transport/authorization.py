@@ -13,17 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
-from mlflow_otlp_exporter._internal.config.source import Source
+from mlflow_otlp_exporter._internal.config.source import SettingSource
 
 
 class CredentialsUnavailable(Exception):  # noqa: N818 - a state, not a mistake: a projected token may come late
     """No credential can be had right now; the message says why and holds no secret."""
 
 
-class Credentials(Protocol):
+class Authorization(Protocol):
     """Where the `Authorization` header comes from."""
 
     def authorization(self) -> str | None:
@@ -64,7 +64,7 @@ class _TokenFile:
 
     watchable = True
 
-    def __init__(self, path: str, source: Source) -> None:
+    def __init__(self, path: str, source: SettingSource) -> None:
         self._path, self._source = path, source
         # Both in one tuple, so that threads need no lock: at worst two of them read the file.
         self._read: tuple[tuple[int, int, int], str] | None = None
@@ -127,15 +127,15 @@ def _basic(username: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
-def _given(value: Any) -> Credentials:
+def _given(value: Any) -> Authorization:
     """What was given as `credentials=`."""
-    source = Source("argument", "credentials")
+    source = SettingSource("argument", "credentials")
     if isinstance(value, str):
         try:
             return _Fixed(_authorization(value), str(source))
         except ValueError:
             raise ConfigurationError(
-                f"{source} is not usable: expected a token of printable ASCII", Code.CREDENTIAL_SETTING
+                f"{source} is not usable: expected a token of printable ASCII", MessageCode.CREDENTIAL_SETTING
             ) from None
     if isinstance(value, os.PathLike):
         return _TokenFile(str(Path(value).expanduser()), source)
@@ -146,11 +146,11 @@ def _given(value: Any) -> Credentials:
     raise ConfigurationError(
         f"{source} is a {type(value).__name__}: expected a token, a pathlib.Path of a token file, "
         "a (user, password) pair, or a function that returns a token or an Authorization header's value",
-        Code.CREDENTIAL_SETTING,
+        MessageCode.CREDENTIAL_SETTING,
     )
 
 
-def credentials_for(server: ServerSettings) -> Credentials:
+def make_authorization(server: ServerSettings) -> Authorization:
     """Chooses the credentials of a server.
 
     Raises:
@@ -171,7 +171,7 @@ def credentials_for(server: ServerSettings) -> Credentials:
             return _Fixed(_bearer(server.token), f"token ({sources['token']})")
         except ValueError:
             raise ConfigurationError(
-                f"{sources['token']} is not usable: expected a token of printable ASCII", Code.CREDENTIAL_SETTING
+                f"{sources['token']} is not usable: expected a token of printable ASCII", MessageCode.CREDENTIAL_SETTING
             ) from None
     if server.credential_provider:
         provider = f"session of the credential provider {server.credential_provider}"
@@ -182,7 +182,7 @@ def credentials_for(server: ServerSettings) -> Credentials:
     return _Fixed(None, "none")
 
 
-def identity(server: ServerSettings) -> str:
+def credential_fingerprint(server: ServerSettings) -> str:
     """Whose credentials these are: who they are told apart by on disk, where no credential may lie.
 
     The path of a token file or a user's name, wherever it was given; for the rest the kind and its source.

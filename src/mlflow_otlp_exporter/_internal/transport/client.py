@@ -19,12 +19,16 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from mlflow_otlp_exporter._internal.common.codes import Code
-from mlflow_otlp_exporter._internal.common.fork import after_fork_in_child
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
-from mlflow_otlp_exporter._internal.transport.authorization import Credentials, CredentialsUnavailable, credentials_for
+from mlflow_otlp_exporter._internal.transport.authorization import (
+    Authorization,
+    CredentialsUnavailable,
+    make_authorization,
+)
 from mlflow_otlp_exporter._internal.transport.deadline import Deadline, WatchedAdapter, watch_adapters
-from mlflow_otlp_exporter._internal.transport.messages import LONGEST_ANSWER, Answer, Failure
+from mlflow_otlp_exporter._internal.transport.messages import LONGEST_ANSWER, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.version import __version__
 
 USER_AGENT = f"mlflow-otlp-exporter/{__version__}"
@@ -51,7 +55,7 @@ def _new_session() -> requests.Session:
     return session
 
 
-class Connection:
+class HttpClient:
     """Requests to one server.
 
     Args:
@@ -64,7 +68,7 @@ class Connection:
 
     def __init__(self, server: ServerSettings, session: requests.Session | None = None) -> None:
         self.url, self.address = server.url, server.address
-        self.credentials: Credentials = credentials_for(server)
+        self.credentials: Authorization = make_authorization(server)
         self.unused_variables = server.unused
         self._headers = {"user-agent": USER_AGENT, **server.headers}
         self._session = session or _new_session()
@@ -78,10 +82,10 @@ class Connection:
         self._lock = threading.Lock()
         self._used = time.monotonic()
         self._rejected: str | None = None
-        after_fork_in_child(self._renew)
+        register_fork_reset(self._reset_after_fork)
 
     def __repr__(self) -> str:
-        return f"Connection({self.address!r})"
+        return f"HttpClient({self.address!r})"
 
     @property
     def header_names(self) -> frozenset[str]:
@@ -98,7 +102,7 @@ class Connection:
         seconds: float,
         longest: int = LONGEST_ANSWER,
         base: str | None = None,
-    ) -> Answer | Failure:
+    ) -> HttpResponse | TransportError:
         """Sends one request and reads the answer; follows nothing, raises nothing.
 
         Args:
@@ -114,7 +118,7 @@ class Connection:
         try:
             authorization = self.credentials.authorization()
         except CredentialsUnavailable as error:
-            return Failure(str(error), credentials=True)
+            return TransportError(str(error), credentials=True)
         merged: dict[str, str | bytes] = {**headers, **self._headers}
         if authorization is not None:
             merged["authorization"] = authorization
@@ -136,7 +140,7 @@ class Connection:
                     content, complete = _content(response, deadline, longest)
                     found = {name.lower(): value for name, value in response.headers.items()}
                     self._rejected = authorization if response.status_code == 401 else None  # noqa: PLR2004
-                    return Answer(response.status_code, found, content, complete)
+                    return HttpResponse(response.status_code, found, content, complete)
             except (requests.RequestException, OSError, ValueError) as error:
                 return _late(self.url) if limit.cut else _failure(error, self.url)
             except Exception as error:  # noqa: BLE001 - what a session of the user's or another urllib3 may raise
@@ -158,7 +162,7 @@ class Connection:
             self._used = now
             return self._session
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         """In a forked child: a new session, as parent and child must not write to the same socket."""
         self._lock = threading.Lock()
         if self._owns_session:
@@ -209,11 +213,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             waiting += [*found.args[:2], getattr(found, "reason", None), found.__cause__, found.__context__]
 
 
-def _late(url: str) -> Failure:
-    return Failure(f"{urlsplit(url).netloc} did not answer in time", arrived=True, code=Code.NO_ANSWER)
+def _late(url: str) -> TransportError:
+    return TransportError(f"{urlsplit(url).netloc} did not answer in time", arrived=True, code=MessageCode.NO_ANSWER)
 
 
-def _failure(error: Exception, url: str) -> Failure:
+def _failure(error: Exception, url: str) -> TransportError:
     """Tells in words what `requests` raised; its own text holds addresses of objects and little else."""
     host = urlsplit(url).netloc
     chain = list(_chain(error))
@@ -221,32 +225,32 @@ def _failure(error: Exception, url: str) -> Failure:
     if isinstance(error, requests.exceptions.SSLError):
         verification = next((found for found in chain if isinstance(found, ssl.SSLCertVerificationError)), None)
         reason = verification.verify_message if verification else f"{names[-1]}; does it speak https?"
-        return Failure(f"no TLS connection to {host}: {reason}", code=tls_code(verification))
+        return TransportError(f"no TLS connection to {host}: {reason}", code=tls_code(verification))
     if isinstance(error, requests.exceptions.ProxyError):
-        return Failure(f"no connection to {host} through the proxy ({names[-1]})", code=Code.PROXY)
+        return TransportError(f"no connection to {host} through the proxy ({names[-1]})", code=MessageCode.PROXY)
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return Failure(f"{host} did not accept a connection in time", code=Code.NO_CONNECTION)
+        return TransportError(f"{host} did not accept a connection in time", code=MessageCode.NO_CONNECTION)
     if isinstance(error, requests.exceptions.Timeout):
         return _late(url)
     if "ConnectionRefusedError" in names:
-        return Failure(f"{host} refuses connections: is the server running?", code=Code.REFUSED)
+        return TransportError(f"{host} refuses connections: is the server running?", code=MessageCode.REFUSED)
     if "gaierror" in names or "NameResolutionError" in names:
-        return Failure(f"the name of {host} cannot be resolved", code=Code.NAME_UNKNOWN)
+        return TransportError(f"the name of {host} cannot be resolved", code=MessageCode.NAME_UNKNOWN)
     if isinstance(error, requests.ConnectionError):
         said = f"{host} closed the connection without an answer ({names[-1]})"
-        return Failure(said, arrived=True, code=Code.CLOSED)
-    return Failure(f"the request to {host} could not be made ({names[0]})")
+        return TransportError(said, arrived=True, code=MessageCode.CLOSED)
+    return TransportError(f"the request to {host} could not be made ({names[0]})")
 
 
-def tls_code(error: ssl.SSLCertVerificationError | None) -> Code:
+def tls_code(error: ssl.SSLCertVerificationError | None) -> MessageCode:
     """The code of a TLS connection that could not be made.
 
     Args:
         error: What is wrong with the certificate; None if it is not the certificate.
     """
     if error is None:
-        return Code.NOT_TLS
+        return MessageCode.NOT_TLS
     # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED, and those of a host name and of an address that do not match.
-    return {10: Code.CERTIFICATE_EXPIRED, 62: Code.OTHER_HOST, 64: Code.OTHER_HOST}.get(
-        error.verify_code, Code.UNTRUSTED
+    return {10: MessageCode.CERTIFICATE_EXPIRED, 62: MessageCode.OTHER_HOST, 64: MessageCode.OTHER_HOST}.get(
+        error.verify_code, MessageCode.UNTRUSTED
     )

@@ -6,15 +6,15 @@ from importlib.metadata import entry_points
 
 import requests
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
 
-_CODE = Code.CREDENTIAL_PROVIDER
+_CODE = MessageCode.CREDENTIAL_PROVIDER
 _GROUP = "opentelemetry_otlp_credential_provider"
 
 
-def provided_session(server: ServerSettings) -> requests.Session | None:
+def load_credential_provider_session(server: ServerSettings) -> requests.Session | None:
     """The session that the server's credential provider makes; None if there is no provider.
 
     Raises:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
 # An answer is a few bytes, an error a few kB; 3,204 bytes is the longest that was seen (a bad time on PostgreSQL).
 LONGEST_ANSWER = 65_536
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpResponse:
     """What a server answered.
 
     Attributes:
@@ -30,7 +30,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Failure:
+class TransportError:
     """Why there is no answer.
 
     Attributes:
@@ -43,7 +43,7 @@ class Failure:
     message: str
     arrived: bool = False
     credentials: bool = False
-    code: Code = Code.NOT_SENT
+    code: MessageCode = MessageCode.NOT_SENT
 
 
 class Transport(Protocol):
@@ -58,5 +58,5 @@ class Transport(Protocol):
         body: bytes | None = None,
         seconds: float,
         longest: int = LONGEST_ANSWER,
-    ) -> Answer | Failure:
+    ) -> HttpResponse | TransportError:
         """Sends one request to the server's address followed by `path`."""

@@ -7,19 +7,18 @@ in docs/answers.md.
 from __future__ import annotations
 
 import email.utils
-import enum
 import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from mlflow_otlp_exporter._internal.common.codes import Code
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.model.export_outcome import DELIVERED, Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 
 _LONGEST_MESSAGE = 300
 _HTML = re.compile(rb"^\s*(<!doctype|<html|<head|<body|<\?xml)", re.IGNORECASE)
@@ -37,63 +36,14 @@ _DAMAGED = ("file is not a database", "database disk image is malformed")
 _LONGEST_RETRY_AFTER = 3600.0
 
 
-class Verdict(enum.Enum):
-    """What to do about a request."""
-
-    DELIVERED = "delivered"
-    PARTLY = "partly delivered"
-    RETRY = "retry"
-    SPLIT = "split"
-    REFUSED = "refused"
-
-
-class Cause(enum.Enum):
-    """What stood in the way."""
-
-    CONTENT = "content"
-    SIZE = "size"
-    DESTINATION = "destination"
-    CREDENTIALS = "credentials"
-    NOT_MLFLOW = "not MLflow"
-    SERVER = "server"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one request.
-
-    Attributes:
-        verdict: What to do.
-        cause: What stood in the way; None if nothing did.
-        message: In words, with the server's own message, cut and without SQL parameters.
-        status: The HTTP status; None without an answer.
-        retry_after: Seconds that the server asks to wait.
-        rejected: How many spans the server says it did not take (partial success).
-        ambiguous: True if the spans may have been stored all the same.
-        code: Under which the message is explained.
-    """
-
-    verdict: Verdict
-    cause: Cause | None = None
-    message: str = ""
-    status: int | None = None
-    retry_after: float | None = None
-    rejected: int = 0
-    ambiguous: bool = False
-    code: Code = Code.DESTINATION
-
-
-DELIVERED = Outcome(Verdict.DELIVERED)
-
-
-def read_failure(failure: Failure) -> Outcome:
+def classify_error(failure: TransportError) -> ExportOutcome:
     """Decides for a request that got no answer."""
-    cause = Cause.CREDENTIALS if failure.credentials else Cause.SERVER
-    code = Code.NO_CREDENTIAL if failure.credentials else failure.code
-    return Outcome(Verdict.RETRY, cause, failure.message, ambiguous=failure.arrived, code=code)
+    cause = FailureKind.CREDENTIALS if failure.credentials else FailureKind.SERVER
+    code = MessageCode.NO_CREDENTIAL if failure.credentials else failure.code
+    return ExportOutcome(Disposition.RETRY, cause, failure.message, ambiguous=failure.arrived, code=code)
 
 
-def read_answer(answer: Answer) -> Outcome:
+def classify_response(answer: HttpResponse) -> ExportOutcome:
     """Decides for a request that was answered.
 
     Args:
@@ -107,27 +57,33 @@ def read_answer(answer: Answer) -> Outcome:
     if 300 <= status < 400:  # noqa: PLR2004 - RFC 9110
         where = answer.headers.get("location", "elsewhere").partition("?")[0][:_LONGEST_MESSAGE]
         message = f"{status}: the server redirects to {where}, which is not followed with credentials"
-        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status, code=Code.REDIRECTED)
+        return ExportOutcome(Disposition.RETRY, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.REDIRECTED)
     if status in (401, 407):
-        code = Code.UNAUTHENTICATED if status == 401 else Code.PROXY_CREDENTIAL  # noqa: PLR2004
-        return Outcome(Verdict.RETRY, Cause.CREDENTIALS, message, status, code=code)
+        code = MessageCode.UNAUTHENTICATED if status == 401 else MessageCode.PROXY_CREDENTIAL  # noqa: PLR2004
+        return ExportOutcome(Disposition.RETRY, FailureKind.CREDENTIALS, message, status, code=code)
     if status == 413:  # noqa: PLR2004
-        return Outcome(Verdict.SPLIT, Cause.SIZE, message, status, code=Code.TOO_LARGE)
+        return ExportOutcome(Disposition.SPLIT, FailureKind.SIZE, message, status, code=MessageCode.TOO_LARGE)
     if (is_html(answer) and status not in _TRANSIENT) or status in (405, 501):
         # 501: MLflow's file store; 404 as HTML and 405: another server, or MLflow under another path. A proxy's own 502
         # is HTML, too, but that is a server that is away.
         wait = retry_after(answer.headers)
-        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, status, wait, code=_other_server_code(said))
+        return ExportOutcome(
+            Disposition.RETRY, FailureKind.NOT_MLFLOW, message, status, wait, code=_other_server_code(said)
+        )
     if _is_destination(answer, said):
-        return Outcome(Verdict.RETRY, Cause.DESTINATION, message, status, code=_destination_code(answer, said))
+        return ExportOutcome(
+            Disposition.RETRY, FailureKind.DESTINATION, message, status, code=_destination_code(answer, said)
+        )
     if status in _TRANSIENT or (status == 400 and any(words in said for words in _DAMAGED)):  # noqa: PLR2004
         wait = retry_after(answer.headers)
         code, ambiguous = _server_code(answer, said), _may_be_stored(answer, said)
-        return Outcome(Verdict.RETRY, Cause.SERVER, message, status, wait, ambiguous=ambiguous, code=code)
-    return Outcome(Verdict.REFUSED, Cause.CONTENT, message, status, code=Code.CONTENT)
+        return ExportOutcome(
+            Disposition.RETRY, FailureKind.SERVER, message, status, wait, ambiguous=ambiguous, code=code
+        )
+    return ExportOutcome(Disposition.REFUSED, FailureKind.CONTENT, message, status, code=MessageCode.CONTENT)
 
 
-def _may_be_stored(answer: Answer, said: str) -> bool:
+def _may_be_stored(answer: HttpResponse, said: str) -> bool:
     """Whether a server that is in trouble may have stored the spans, or some: before 3.12, each trace on its own.
 
     A database that stops in the middle makes MLflow answer 503; so does Envoy when MLflow is killed in the middle. All
@@ -138,63 +94,63 @@ def _may_be_stored(answer: Answer, said: str) -> bool:
     return answer.status in (400, 500, 502, 504)
 
 
-def _other_server_code(said: str) -> Code:
+def _other_server_code(said: str) -> MessageCode:
     if "FileStore" in said:
-        return Code.FILE_STORE
+        return MessageCode.FILE_STORE
     # What nginx answers to a request without TLS.
-    return Code.TLS_WANTED if "sent to HTTPS port" in said else Code.NO_TRACES_HERE
+    return MessageCode.TLS_WANTED if "sent to HTTPS port" in said else MessageCode.NO_TRACES_HERE
 
 
-def _destination_code(answer: Answer, said: str) -> Code:
+def _destination_code(answer: HttpResponse, said: str) -> MessageCode:
     """Which of workspace, experiment, permission or host name it is; the first that fits."""
     lowered = said.lower()
     found = error_code(answer)
     if answer.status == 403:  # noqa: PLR2004
-        return Code.HOST_NOT_ALLOWED if "invalid host header" in lowered else Code.DENIED
+        return MessageCode.HOST_NOT_ALLOWED if "invalid host header" in lowered else MessageCode.DENIED
     if found == "PERMISSION_DENIED":
-        return Code.DENIED
+        return MessageCode.DENIED
     if found == "FEATURE_DISABLED":
-        return Code.WORKSPACES_OFF
+        return MessageCode.WORKSPACES_OFF
     if "workspace" in lowered:
-        return Code.WORKSPACE_MISSING if "required" in lowered else Code.WORKSPACE_UNKNOWN
+        return MessageCode.WORKSPACE_MISSING if "required" in lowered else MessageCode.WORKSPACE_UNKNOWN
     if "experiment" in lowered:
         wanted = "x-mlflow-experiment-id" in lowered
-        return Code.EXPERIMENT_MISSING if wanted else Code.EXPERIMENT_UNKNOWN
-    return Code.NO_TRACES_HERE if answer.status == 404 and not found else Code.DESTINATION  # noqa: PLR2004
+        return MessageCode.EXPERIMENT_MISSING if wanted else MessageCode.EXPERIMENT_UNKNOWN
+    return MessageCode.NO_TRACES_HERE if answer.status == 404 and not found else MessageCode.DESTINATION  # noqa: PLR2004
 
 
-def _server_code(answer: Answer, said: str) -> Code:
+def _server_code(answer: HttpResponse, said: str) -> MessageCode:
     if any(words in said for words in _DAMAGED):
-        return Code.DATABASE_DAMAGED
+        return MessageCode.DATABASE_DAMAGED
     if answer.status == 429:  # noqa: PLR2004
-        return Code.THROTTLED
+        return MessageCode.THROTTLED
     if "authorization check" in said:
-        return Code.AUTHORIZATION_CHECK
+        return MessageCode.AUTHORIZATION_CHECK
     if answer.status == 500:  # noqa: PLR2004
-        return Code.SERVER_ERROR
-    return Code.DATABASE if error_code(answer) == "TEMPORARILY_UNAVAILABLE" else Code.AWAY
+        return MessageCode.SERVER_ERROR
+    return MessageCode.DATABASE if error_code(answer) == "TEMPORARILY_UNAVAILABLE" else MessageCode.AWAY
 
 
-def _success(answer: Answer) -> Outcome:
+def _success(answer: HttpResponse) -> ExportOutcome:
     """2xx: protobuf, JSON, JSON labelled protobuf (MLflow 3.4 to 3.6) or nothing; but not a login page."""
     body = answer.body
     if is_html(answer):
         message = f"{answer.status} with an HTML page (a login page?) instead of an answer to OTLP"
-        return Outcome(Verdict.RETRY, Cause.NOT_MLFLOW, message, answer.status, code=Code.PAGE)
+        return ExportOutcome(Disposition.RETRY, FailureKind.NOT_MLFLOW, message, answer.status, code=MessageCode.PAGE)
     if not body or not answer.complete:
         # The status stands, whatever became of the body: sending again would store the spans twice.
         return DELIVERED
     rejected, said = _partial_success(body)
     if rejected:
-        return Outcome(
-            Verdict.PARTLY,
-            Cause.CONTENT,
+        return ExportOutcome(
+            Disposition.PARTLY,
+            FailureKind.CONTENT,
             f"{rejected} spans rejected: {said}",
             answer.status,
             rejected=rejected,
-            code=Code.REJECTED,
+            code=MessageCode.REJECTED,
         )
-    return Outcome(Verdict.DELIVERED, message=said, status=answer.status, code=Code.SAID)
+    return ExportOutcome(Disposition.DELIVERED, message=said, status=answer.status, code=MessageCode.SAID)
 
 
 def _partial_success(body: bytes) -> tuple[int, str]:
@@ -212,8 +168,8 @@ def _partial_success(body: bytes) -> tuple[int, str]:
         # JSON carries 64-bit numbers as strings.
         rejected = str(partial.get("rejectedSpans", partial.get("rejected_spans", 0)))
         said = partial.get("errorMessage", partial.get("error_message", ""))
-        return int(rejected) if rejected.isdecimal() else 0, cleaned(str(said or ""))
-    return max(0, message.partial_success.rejected_spans), cleaned(message.partial_success.error_message)
+        return int(rejected) if rejected.isdecimal() else 0, sanitize_server_text(str(said or ""))
+    return max(0, message.partial_success.rejected_spans), sanitize_server_text(message.partial_success.error_message)
 
 
 def _protobuf(body: bytes) -> ExportTraceServiceResponse | None:
@@ -223,7 +179,7 @@ def _protobuf(body: bytes) -> ExportTraceServiceResponse | None:
         return None
 
 
-def is_html(answer: Answer) -> bool:
+def is_html(answer: HttpResponse) -> bool:
     """Whether the body is a page, by what it is said to be, or by how it begins."""
     labelled = "html" in answer.headers.get("content-type", "").lower()
     # MLflow's basic auth labels its plain sentences so.
@@ -231,7 +187,7 @@ def is_html(answer: Answer) -> bool:
     return (labelled and not sentence) or bool(_HTML.match(answer.body))
 
 
-def _is_destination(answer: Answer, said: str) -> bool:
+def _is_destination(answer: HttpResponse, said: str) -> bool:
     """Whether workspace, experiment or permission is what is wrong, not the spans."""
     if answer.status in (403, 404):
         return True
@@ -252,7 +208,7 @@ def _json(body: bytes) -> Any:
         return None
 
 
-def error_code(answer: Answer) -> str:
+def error_code(answer: HttpResponse) -> str:
     """MLflow's error code of an answer, or nothing."""
     found = _json(answer.body)
     if isinstance(found, dict):
@@ -262,10 +218,10 @@ def error_code(answer: Answer) -> str:
     return ""
 
 
-def server_message(answer: Answer) -> str:
+def server_message(answer: HttpResponse) -> str:
     """The server's own words, from any of MLflow's five error shapes; cut, on one line, without SQL parameters."""
     # About what is not there or not allowed, MLflow quotes names alone, with whole sentences between them.
-    clean = _on_one_line if answer.status in (403, 404) else cleaned
+    clean = _on_one_line if answer.status in (403, 404) else sanitize_server_text
     found = _json(answer.body)
     if isinstance(found, dict):
         inner, detail = found.get("error"), found.get("detail")
@@ -279,16 +235,16 @@ def server_message(answer: Answer) -> str:
         return clean(str(detail or found.get("message") or ""))
     if is_html(answer):
         title = re.search(rb"<title[^>]*>([^<]*)</title>", answer.body, re.IGNORECASE)
-        words = f" ({cleaned(title.group(1).decode(errors='replace'))})" if title else ""
+        words = f" ({sanitize_server_text(title.group(1).decode(errors='replace'))})" if title else ""
         return f"an HTML page{words}"
     return clean(answer.body.decode("utf-8", errors="replace")) if _is_text(answer) else ""
 
 
-def _is_text(answer: Answer) -> bool:
+def _is_text(answer: HttpResponse) -> bool:
     return answer.headers.get("content-type", "").lower().startswith("text/") or answer.body.isascii()
 
 
-def cleaned(text: str) -> str:
+def sanitize_server_text(text: str) -> str:
     """A server's text as it may be logged: one line, cut, no SQL statement, no long value, no control characters."""
     return _on_one_line(_QUOTED.sub(r"\1...\1", " ".join(_SQL.sub("", text).split())))
 

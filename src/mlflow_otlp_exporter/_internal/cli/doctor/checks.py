@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
 
-class State(enum.Enum):
+class CheckStatus(enum.Enum):
     """What became of a step."""
 
     OK = "ok"
@@ -21,7 +21,7 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One step.
 
     Attributes:
@@ -35,12 +35,12 @@ class Finding:
     """
 
     step: str
-    state: State
+    state: CheckStatus
     found: str
     said: str = ""
     cause: str = ""
     fix: str = ""
-    code: Code | None = None
+    code: MessageCode | None = None
 
     def lines(self) -> Iterator[str]:
         """The finding for people: one line, and where something is wrong what to know and to do."""

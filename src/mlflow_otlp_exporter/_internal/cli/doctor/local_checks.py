@@ -11,17 +11,21 @@ from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.cli.doctor.checks import Finding, State
+from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus
 from mlflow_otlp_exporter._internal.cli.doctor.probe import failed
-from mlflow_otlp_exporter._internal.common.codes import Code
-from mlflow_otlp_exporter._internal.common.problem_log import Report
-from mlflow_otlp_exporter._internal.config.describe import chosen_settings
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.config.describe import summarize_settings
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.unknown_variables import unknown_variables
-from mlflow_otlp_exporter._internal.setup.instrumentation import Candidate, candidates, chosen
-from mlflow_otlp_exporter._internal.spool.directory import usable_folder
-from mlflow_otlp_exporter._internal.spool.persistent_queue import name_for
-from mlflow_otlp_exporter._internal.spool.storage import Spool
+from mlflow_otlp_exporter._internal.setup.instrumentation import (
+    Instrumentation,
+    find_instrumentations,
+    select_instrumentations,
+)
+from mlflow_otlp_exporter._internal.spool.directory import create_spool_directory
+from mlflow_otlp_exporter._internal.spool.persistent_queue import folder_name_for
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from mlflow_otlp_exporter._internal.version import __version__
 
 _PACKAGES = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "requests")
@@ -46,7 +50,7 @@ _LIBRARIES = {
 _PROBE_BYTES = 64 * 1024
 
 
-def local_findings(settings: Settings) -> Iterator[Finding]:
+def run_local_checks(settings: Settings) -> Iterator[CheckResult]:
     """Looks at what is here.
 
     Args:
@@ -55,29 +59,31 @@ def local_findings(settings: Settings) -> Iterator[Finding]:
     yield _settings(settings)
     yield _packages()
     yield instrumentations(
-        candidates(), {each.name.lower() for each in distributions() if each.name}, settings.app.auto_instrument
+        find_instrumentations(),
+        {each.name.lower() for each in distributions() if each.name},
+        settings.app.auto_instrument,
     )
     yield _spool(settings)
 
 
-def _settings(settings: Settings) -> Finding:
-    found = chosen_settings(settings)
+def _settings(settings: Settings) -> CheckResult:
+    found = summarize_settings(settings)
     mistyped = list(unknown_variables(os.environ))
     if mistyped:
         cause = f"{', '.join(name for name, _ in mistyped)}: none of this library's, and without effect"
         meant = ", ".join(f"{near} instead of {name}" for name, near in mistyped if near)
         fix = f"set {meant}" if meant else "unset it; docs/configuration.md has all variables"
-        return Finding("settings", State.WARNING, found, cause=cause, fix=fix, code=Code.SETTING)
+        return CheckResult("settings", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.SETTING)
     unused = settings.traces.unused
     if unused:
         names = ", ".join(unused)
         cause = f"{names}: set for another server than the one that spans are sent to, and not used for it"
         fix = "none is needed if they are meant for metrics or logs of another backend; else set MLFLOW_TRACKING_*"
-        return Finding("settings", State.OK, found, cause=cause, fix=fix)
-    return Finding("settings", State.OK, found)
+        return CheckResult("settings", CheckStatus.OK, found, cause=cause, fix=fix)
+    return CheckResult("settings", CheckStatus.OK, found)
 
 
-def _packages() -> Finding:
+def _packages() -> CheckResult:
     found: dict[str, str] = {}
     for name in _PACKAGES:
         try:
@@ -89,8 +95,16 @@ def _packages() -> Finding:
     old = [name for name in _PACKAGES[1:3] if _number(found[name]) < _OLDEST]
     if old:
         fix = f"pip install --upgrade {' '.join(old)}"
-        return Finding("packages", State.WARNING, line, "", "OpenTelemetry is older than 1.30", fix, Code.NOT_INSTALLED)
-    return Finding("packages", State.OK, line)
+        return CheckResult(
+            "packages",
+            CheckStatus.WARNING,
+            line,
+            "",
+            "OpenTelemetry is older than 1.30",
+            fix,
+            MessageCode.NOT_INSTALLED,
+        )
+    return CheckResult("packages", CheckStatus.OK, line)
 
 
 def _number(text: str) -> tuple[int, ...]:
@@ -98,8 +112,8 @@ def _number(text: str) -> tuple[int, ...]:
 
 
 def instrumentations(
-    found: Collection[Candidate], installed: Collection[str], choice: bool | tuple[str, ...]
-) -> Finding:
+    found: Collection[Instrumentation], installed: Collection[str], choice: bool | tuple[str, ...]
+) -> CheckResult:
     """Which instrumentations `configure()` would try, and whether one is missing.
 
     Args:
@@ -110,17 +124,19 @@ def instrumentations(
     libraries = {library: package for name, (library, package) in _LIBRARIES.items() if name in installed}
     known = {candidate.library for candidate in found}
     lacking = sorted(package for library, package in libraries.items() if library not in known)
-    names = [several[0].library for several in chosen(found, choice)]
+    names = [several[0].library for several in select_instrumentations(found, choice)]
     on = "" if choice is True else " (MLFLOW_OTLP_AUTO_INSTRUMENT)"
     line = f"configure() switches on: {', '.join(names) or 'none'}{on}"
     if lacking and not known & set(libraries):
         cause = f"{', '.join(sorted(libraries))} is installed, and no instrumentation of it: it makes no spans"
         fix = f"pip install {' '.join(lacking)}"
-        return Finding("instrumentations", State.WARNING, line, "", cause, fix, Code.NOT_INSTALLED)
-    return Finding("instrumentations", State.OK, line + (f"; not installed: {', '.join(lacking)}" if lacking else ""))
+        return CheckResult("instrumentations", CheckStatus.WARNING, line, "", cause, fix, MessageCode.NOT_INSTALLED)
+    return CheckResult(
+        "instrumentations", CheckStatus.OK, line + (f"; not installed: {', '.join(lacking)}" if lacking else "")
+    )
 
 
-class Notes(Report):
+class RecordingLog(ProblemLog):
     """A report that keeps what is said instead of logging it.
 
     Attributes:
@@ -137,26 +153,26 @@ class Notes(Report):
             self.said.append(message)
 
 
-def _spool(settings: Settings) -> Finding:
+def _spool(settings: Settings) -> CheckResult:
     """Whether the spool can be written to, and what lies there."""
     if not settings.disk.spool:
-        return Finding("spool", State.OK, f"off ({settings.sources['spool']})")
-    name = name_for(settings)
+        return CheckResult("spool", CheckStatus.OK, f"off ({settings.sources['spool']})")
+    name = folder_name_for(settings)
     try:
-        folder = usable_folder(settings.disk.spool_dir, name, os.environ)
+        folder = create_spool_directory(settings.disk.spool_dir, name, os.environ)
         _try(folder)
     except OSError as error:
         said = error.strerror or str(error)
         where = settings.disk.spool_dir or "the usual places"
-        return failed("spool", Code.DISK, f"{where} ({settings.sources['spool_dir']}) cannot be written: {said}")
-    totals = Spool(settings.disk, name, "", Notes()).totals()
+        return failed("spool", MessageCode.DISK, f"{where} ({settings.sources['spool_dir']}) cannot be written: {said}")
+    totals = SpoolStorage(settings.disk, name, "", RecordingLog()).totals()
     free = shutil.disk_usage(folder).free // 1_000_000
     found = f"{folder}: {totals.spans} spans wait in {totals.files} requests; {free} MB of the disk are free"
     if totals.files:
         cause = "they could not be delivered when they came; whatever uses the exporter next sends them"
         fix = "none, if they are to arrive; `mlflow-otlp spool list` shows where they go, `spool purge` removes them"
-        return Finding("spool", State.OK, found, cause=cause, fix=fix)
-    return Finding("spool", State.OK, found)
+        return CheckResult("spool", CheckStatus.OK, found, cause=cause, fix=fix)
+    return CheckResult("spool", CheckStatus.OK, found)
 
 
 def _try(folder: Path) -> None:

@@ -16,11 +16,11 @@ from urllib.parse import unquote, urlsplit
 import requests
 import requests.utils
 
-from mlflow_otlp_exporter._internal.cli.doctor.checks import Finding, State
-from mlflow_otlp_exporter._internal.common.codes import Code
-from mlflow_otlp_exporter._internal.common.hints import advice_for
+from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.hints import hint_for
 from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
-from mlflow_otlp_exporter._internal.config.source import Source
+from mlflow_otlp_exporter._internal.config.source import SettingSource
 from mlflow_otlp_exporter._internal.transport.client import tls_code
 
 SECONDS = 4.0
@@ -47,13 +47,13 @@ class Proxy:
         return f"{self.host}:{self.port} (environment variable {self.variable})"
 
 
-def failed(step: str, code: Code, found: str, said: str = "") -> Finding:
+def failed(step: str, code: MessageCode, found: str, said: str = "") -> CheckResult:
     """A step that failed, with what is known of such failures."""
-    advice = advice_for(code)
-    return Finding(step, State.FAILED, found, said, advice.cause, advice.fix, code)
+    advice = hint_for(code)
+    return CheckResult(step, CheckStatus.FAILED, found, said, advice.cause, advice.fix, code)
 
 
-def probe(server: ServerSettings, environment: Mapping[str, str]) -> Iterator[Finding]:
+def probe(server: ServerSettings, environment: Mapping[str, str]) -> Iterator[CheckResult]:
     """Goes the way to a server; the last finding is a failed one if it does not lead there.
 
     Args:
@@ -65,35 +65,35 @@ def probe(server: ServerSettings, environment: Mapping[str, str]) -> Iterator[Fi
     port = parts.port or (443 if parts.scheme == "https" else 80)
     proxy = proxy_for(server.url, environment)
     if proxy is None:
-        yield Finding("proxy", State.OK, _bypassed(server.url, environment) or "none")
+        yield CheckResult("proxy", CheckStatus.OK, _bypassed(server.url, environment) or "none")
         addresses = _addresses(host, port)
-        if isinstance(addresses, Finding):
+        if isinstance(addresses, CheckResult):
             yield addresses
             return
-        yield Finding("name", State.OK, f"{host} is {', '.join(addresses[:4])}")
+        yield CheckResult("name", CheckStatus.OK, f"{host} is {', '.join(addresses[:4])}")
         found = _connected(host, port)
     else:
         found = _connected_to_proxy(proxy)
-    if isinstance(found, Finding):
+    if isinstance(found, CheckResult):
         yield found
         return
     with contextlib.closing(found) as connection:
         if proxy is None:
-            yield Finding("connection", State.OK, f"{host}:{port} accepts connections")
+            yield CheckResult("connection", CheckStatus.OK, f"{host}:{port} accepts connections")
         else:
             if parts.scheme == "https" and (problem := _tunnel(connection, proxy, host, port)):
                 yield problem
                 return
-            yield Finding("proxy", State.OK, str(proxy))
+            yield CheckResult("proxy", CheckStatus.OK, str(proxy))
         if parts.scheme == "https":
             yield _tls(connection, server, host, environment)
 
 
-def _connected_to_proxy(proxy: Proxy) -> socket.socket | Finding:
+def _connected_to_proxy(proxy: Proxy) -> socket.socket | CheckResult:
     found = _addresses(proxy.host, proxy.port)
-    connection = found if isinstance(found, Finding) else _connected(proxy.host, proxy.port)
-    if isinstance(connection, Finding):
-        return failed("proxy", Code.PROXY, f"{proxy}: {connection.found}")
+    connection = found if isinstance(found, CheckResult) else _connected(proxy.host, proxy.port)
+    if isinstance(connection, CheckResult):
+        return failed("proxy", MessageCode.PROXY, f"{proxy}: {connection.found}")
     return connection
 
 
@@ -122,7 +122,7 @@ def _bypassed(url: str, environment: Mapping[str, str]) -> str:
     return ""
 
 
-def _addresses(host: str, port: int) -> list[str] | Finding:
+def _addresses(host: str, port: int) -> list[str] | CheckResult:
     found: list[str] = []
     errors: list[str] = []
 
@@ -140,23 +140,25 @@ def _addresses(host: str, port: int) -> list[str] | Finding:
     if found:
         return found
     reason = errors[0] if errors else f"no answer within {SECONDS:g} s"
-    return failed("name", Code.NAME_UNKNOWN, f"{host} cannot be resolved: {reason}")
+    return failed("name", MessageCode.NAME_UNKNOWN, f"{host} cannot be resolved: {reason}")
 
 
-def _connected(host: str, port: int) -> socket.socket | Finding:
+def _connected(host: str, port: int) -> socket.socket | CheckResult:
     where = f"{host}:{port}"
     try:
         return socket.create_connection((host, port), timeout=SECONDS)
     except ConnectionRefusedError:
-        return failed("connection", Code.REFUSED, f"{where} refuses connections")
+        return failed("connection", MessageCode.REFUSED, f"{where} refuses connections")
     except TimeoutError:
-        return failed("connection", Code.NO_CONNECTION, f"{where} does not accept a connection within {SECONDS:g} s")
+        return failed(
+            "connection", MessageCode.NO_CONNECTION, f"{where} does not accept a connection within {SECONDS:g} s"
+        )
     except OSError as error:
         said = error.strerror or type(error).__name__
-        return failed("connection", Code.NO_CONNECTION, f"{where} cannot be reached: {said}")
+        return failed("connection", MessageCode.NO_CONNECTION, f"{where} cannot be reached: {said}")
 
 
-def _tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Finding | None:
+def _tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> CheckResult | None:
     """Asks a proxy for a way to the server; what went wrong, or nothing."""
     authorization = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -174,7 +176,7 @@ def _tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Fi
     status = line.split(" ")[1:2]
     if line.startswith("HTTP/") and status[:1] == ["200"]:
         return None
-    code = Code.PROXY_CREDENTIAL if status[:1] == ["407"] else Code.PROXY
+    code = MessageCode.PROXY_CREDENTIAL if status[:1] == ["407"] else MessageCode.PROXY
     said = line if line.startswith("HTTP/") else ""
     return failed("proxy", code, f"{proxy} gives no way to {where}", said)
 
@@ -182,14 +184,14 @@ def _tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Fi
 def _trusted(server: ServerSettings, environment: Mapping[str, str]) -> tuple[str, str]:
     """The certificates that the server's is checked against, as `_connection` has them, and where that was said."""
     if server.certificate_file:
-        return server.certificate_file, str(server.sources.get("certificate_file", Source("default")))
+        return server.certificate_file, str(server.sources.get("certificate_file", SettingSource("default")))
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if environment.get(name):
             return environment[name], f"environment variable {name}"
     return requests.utils.DEFAULT_CA_BUNDLE_PATH, "default"
 
 
-def _tls(connection: socket.socket, server: ServerSettings, host: str, environment: Mapping[str, str]) -> Finding:
+def _tls(connection: socket.socket, server: ServerSettings, host: str, environment: Mapping[str, str]) -> CheckResult:
     trusted, source = _trusted(server, environment)
     insecure = server.insecure_tls
     try:
@@ -200,7 +202,9 @@ def _tls(connection: socket.socket, server: ServerSettings, host: str, environme
         if server.client_certificate_file:
             context.load_cert_chain(server.client_certificate_file, server.client_key_file)
     except (OSError, ssl.SSLError) as error:
-        return failed("tls", Code.UNTRUSTED, f"{trusted} ({source}) has no usable certificates: {type(error).__name__}")
+        return failed(
+            "tls", MessageCode.UNTRUSTED, f"{trusted} ({source}) has no usable certificates: {type(error).__name__}"
+        )
     connection.settimeout(SECONDS)
     try:
         with context.wrap_socket(connection, server_hostname=host) as secure:
@@ -209,16 +213,18 @@ def _tls(connection: socket.socket, server: ServerSettings, host: str, environme
         return failed("tls", tls_code(error), f"{error.verify_message} (checked against {trusted}, {source})")
     except (OSError, ValueError) as error:
         late = isinstance(error, TimeoutError)
-        code = Code.NO_ANSWER if late else Code.NOT_TLS
+        code = MessageCode.NO_ANSWER if late else MessageCode.NOT_TLS
         return failed("tls", code, f"no TLS at this port ({getattr(error, 'reason', None) or type(error).__name__})")
     if insecure:
         cause = "a wrong certificate would not be noticed, and credentials could be read on the way"
         fix = "unset MLFLOW_TRACKING_INSECURE_TLS, and set MLFLOW_TRACKING_SERVER_CERT_PATH to the CA's file"
         found = f"{version}; the certificate is not checked ({server.sources['insecure_tls']})"
-        return Finding("tls", State.WARNING, found, cause=cause, fix=fix, code=Code.UNTRUSTED)
+        return CheckResult("tls", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.UNTRUSTED)
     days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / _DAY
     found = f"{version}, the certificate is trusted ({trusted}, {source}) and valid for {days:.0f} more days"
     if days < _SOON_DAYS:
-        advice = advice_for(Code.CERTIFICATE_EXPIRED)
-        return Finding("tls", State.WARNING, found, "", "it ends soon", advice.fix, Code.CERTIFICATE_EXPIRED)
-    return Finding("tls", State.OK, found)
+        advice = hint_for(MessageCode.CERTIFICATE_EXPIRED)
+        return CheckResult(
+            "tls", CheckStatus.WARNING, found, "", "it ends soon", advice.fix, MessageCode.CERTIFICATE_EXPIRED
+        )
+    return CheckResult("tls", CheckStatus.OK, found)

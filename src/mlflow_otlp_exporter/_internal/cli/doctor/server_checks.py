@@ -14,8 +14,8 @@ from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 
-from mlflow_otlp_exporter._internal.cli.doctor.checks import Finding, State
-from mlflow_otlp_exporter._internal.cli.doctor.local_checks import Notes, local_findings
+from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus
+from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog, run_local_checks
 from mlflow_otlp_exporter._internal.cli.doctor.probe import failed, probe
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
     delete,
@@ -25,27 +25,21 @@ from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
     trace_id_of,
     two_spans,
 )
-from mlflow_otlp_exporter._internal.common.codes import Code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.hints import advice_for
+from mlflow_otlp_exporter._internal.common.hints import hint_for
 from mlflow_otlp_exporter._internal.config.models import Settings, resolve
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
-from mlflow_otlp_exporter._internal.delivery.clients import Reach, reach
-from mlflow_otlp_exporter._internal.delivery.otlp_client import Request
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
+from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.mlflow_api.server import read_version
-from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
+from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUnavailable, expiry_of
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure
-from mlflow_otlp_exporter._internal.transport.response import (
-    Cause,
-    Outcome,
-    Verdict,
-    error_code,
-    read_answer,
-    read_failure,
-)
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
 
 SECONDS = 5.0
 STEPS = (
@@ -72,13 +66,13 @@ _EMPTY = b"\x0a\x00"
 _PROTOBUF = {"content-type": "application/x-protobuf"}
 # What a look at the endpoint can say about later steps.
 _STEP_OF = {
-    Code.UNAUTHENTICATED: "credentials",
-    Code.NO_CREDENTIAL: "credentials",
-    Code.DENIED: "write",
-    Code.WORKSPACES_OFF: "workspace",
-    Code.WORKSPACE_UNKNOWN: "workspace",
-    Code.WORKSPACE_MISSING: "workspace",
-    Code.AUTHORIZATION_CHECK: "credentials",
+    MessageCode.UNAUTHENTICATED: "credentials",
+    MessageCode.NO_CREDENTIAL: "credentials",
+    MessageCode.DENIED: "write",
+    MessageCode.WORKSPACES_OFF: "workspace",
+    MessageCode.WORKSPACE_UNKNOWN: "workspace",
+    MessageCode.WORKSPACE_MISSING: "workspace",
+    MessageCode.AUTHORIZATION_CHECK: "credentials",
 }
 # Clocks that differ by so much make expired tokens look good, and traces appear at the wrong time.
 _CLOCK_SECONDS = 30.0
@@ -87,9 +81,9 @@ _COLLECTOR_SECONDS = 8.0
 _OLDEST = (3, 6)
 
 
-def examine(
+def run_checks(
     arguments: Mapping[str, Any], environment: Mapping[str, str], defaults: Mapping[str, Any]
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Goes all steps.
 
     Args:
@@ -101,28 +95,28 @@ def examine(
     broken = False
     for finding in _way(arguments, environment, defaults):
         yield finding
-        last, broken = finding.step, broken or (finding.state is State.FAILED and finding.step != "spool")
+        last, broken = finding.step, broken or (finding.state is CheckStatus.FAILED and finding.step != "spool")
     if broken:
         rest = STEPS[STEPS.index(last) + 1 :]
         for step in rest:
-            yield Finding(step, State.SKIPPED, f"as {last} failed")
+            yield CheckResult(step, CheckStatus.SKIPPED, f"as {last} failed")
 
 
 def _way(
     arguments: Mapping[str, Any], environment: Mapping[str, str], defaults: Mapping[str, Any]
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     try:
         settings = resolve(arguments, environment=environment, defaults=defaults)
-        notes = Notes()
-        found = reach(settings, notes)
+        notes = RecordingLog()
+        found = build_clients(settings, notes)
     except ConfigurationError as error:
         yield failed("settings", error.code, str(error.args[0]))
         return
     try:
-        yield from local_findings(settings)
+        yield from run_local_checks(settings)
         for finding in probe(settings.traces, environment):
             yield finding
-            if finding.state is State.FAILED:
+            if finding.state is CheckStatus.FAILED:
                 return
         yield from _Examination(settings, found, notes).findings()
     finally:
@@ -132,7 +126,7 @@ def _way(
 class _Examination:
     """Asks one server."""
 
-    def __init__(self, settings: Settings, found: Reach, notes: Notes) -> None:
+    def __init__(self, settings: Settings, found: Clients, notes: RecordingLog) -> None:
         self._settings, self._reach, self._notes = settings, found, notes
         resource = Resource.create()
         self._spans = two_spans(resource, "mlflow-otlp doctor")
@@ -141,27 +135,27 @@ class _Examination:
         self._workspaces: bool | None = None
         self._needs_experiment = True
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[CheckResult]:
         """From the server's kind to the deleted trace."""
         try:
             self._reach.server.credentials.authorization()
         except CredentialsUnavailable as error:
-            yield failed("credentials", Code.NO_CREDENTIAL, str(error))
+            yield failed("credentials", MessageCode.NO_CREDENTIAL, str(error))
             return
         for step in (self._server, self._endpoint, self._experiment, self._write):
             for finding in step():
                 yield finding
-                if finding.state is State.FAILED:
+                if finding.state is CheckStatus.FAILED:
                     return
 
     # Server
 
-    def _server(self) -> Iterator[Finding]:
+    def _server(self) -> Iterator[CheckResult]:
         if self._reach.api is None:
-            yield Finding("server", State.OK, "an OTLP endpoint; nothing says where MLflow is")
+            yield CheckResult("server", CheckStatus.OK, "an OTLP endpoint; nothing says where MLflow is")
             return
         answer = self._reach.api.request("GET", "/version", headers={}, seconds=SECONDS)
-        if isinstance(answer, Failure):
+        if isinstance(answer, TransportError):
             yield failed("server", answer.code, answer.message)
             return
         self._version = read_version(answer)
@@ -171,56 +165,61 @@ class _Examination:
             yield self._unknown(answer)
         yield _clock(answer)
 
-    def _mlflow(self) -> Finding:
+    def _mlflow(self) -> CheckResult:
         assert self._reach.api is not None
         assert self._version is not None
         number = ".".join(map(str, self._version))
         features = self._reach.api.request("GET", "/api/3.0/mlflow/server-info", headers={}, seconds=SECONDS)
         info = _object(features)
         if info.get("store_type") == "FileStore":
-            return failed("server", Code.FILE_STORE, f"MLflow {number} with a file store")
+            return failed("server", MessageCode.FILE_STORE, f"MLflow {number} with a file store")
         if self._version < _OLDEST:
-            advice = advice_for(Code.NO_TRACES_HERE)
+            advice = hint_for(MessageCode.NO_TRACES_HERE)
             found = f"MLflow {number}, which takes no OpenTelemetry"
             fix = "use MLflow 3.6 or newer: pip install --upgrade mlflow"
-            return Finding("server", State.FAILED, found, "", advice.cause, fix, Code.NO_TRACES_HERE)
+            return CheckResult("server", CheckStatus.FAILED, found, "", advice.cause, fix, MessageCode.NO_TRACES_HERE)
         self._workspaces = info.get("workspaces_enabled")
         spoken = "" if self._workspaces is None else f", workspaces {'on' if self._workspaces else 'off'}"
-        return Finding("server", State.OK, f"MLflow {number}{spoken}")
+        return CheckResult("server", CheckStatus.OK, f"MLflow {number}{spoken}")
 
-    def _unknown(self, answer: Answer) -> Finding:
+    def _unknown(self, answer: HttpResponse) -> CheckResult:
         """Something that does not tell a version: a login page, a Collector, an MLflow that wants to know who asks."""
-        outcome = read_answer(answer)
-        if outcome.code in (Code.REDIRECTED, Code.PAGE, Code.HOST_NOT_ALLOWED, Code.TLS_WANTED):
+        outcome = classify_response(answer)
+        if outcome.code in (
+            MessageCode.REDIRECTED,
+            MessageCode.PAGE,
+            MessageCode.HOST_NOT_ALLOWED,
+            MessageCode.TLS_WANTED,
+        ):
             return failed("server", outcome.code, "no MLflow", outcome.message)
         by = f" (server: {answer.headers['server']})" if "server" in answer.headers else ""
         if answer.status == 401:  # noqa: PLR2004
-            return Finding("server", State.OK, f"wants to know who asks, before it tells its version{by}")
-        if outcome.cause is Cause.SERVER:
+            return CheckResult("server", CheckStatus.OK, f"wants to know who asks, before it tells its version{by}")
+        if outcome.cause is FailureKind.SERVER:
             return failed("server", outcome.code, f"answers, but not well{by}", outcome.message)
-        return Finding("server", State.OK, f"tells no version: no MLflow, perhaps a Collector{by}")
+        return CheckResult("server", CheckStatus.OK, f"tells no version: no MLflow, perhaps a Collector{by}")
 
     # Endpoint, credentials, workspace
 
-    def _endpoint(self) -> Iterator[Finding]:
+    def _endpoint(self) -> Iterator[CheckResult]:
         """One request without a span and without an experiment tells of all these."""
         headers = {**_PROTOBUF, **Destination(self._destination.workspace).headers(None)}
         answer = self._reach.traces.request("POST", "", headers=headers, body=_EMPTY, seconds=SECONDS)
-        outcome = read_answer(answer) if isinstance(answer, Answer) else read_failure(answer)
+        outcome = classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
         where = getattr(self._reach.traces, "url", self._reach.server.url).partition("?")[0]
-        passed = outcome.verdict is Verdict.DELIVERED or outcome.code is Code.EXPERIMENT_MISSING
+        passed = outcome.verdict is Disposition.DELIVERED or outcome.code is MessageCode.EXPERIMENT_MISSING
         step = "" if passed else _STEP_OF.get(outcome.code, "endpoint")
         if step == "endpoint":
             found = failed("endpoint", outcome.code, f"{where} is no OTLP endpoint that can be used", outcome.message)
-            if outcome.code is Code.NO_TRACES_HERE and not where.endswith(TRACES_PATH):
+            if outcome.code is MessageCode.NO_TRACES_HERE and not where.endswith(TRACES_PATH):
                 cause = "/v1/traces is put behind OTEL_EXPORTER_OTLP_ENDPOINT only, not behind the endpoint for traces"
                 fix = f"set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={where}{TRACES_PATH}"
                 found = replace(found, cause=cause, fix=fix)
             yield found
             return
-        self._needs_experiment = outcome.verdict is not Verdict.DELIVERED
+        self._needs_experiment = outcome.verdict is not Disposition.DELIVERED
         kind = "wants an experiment, as MLflow's does" if self._needs_experiment else "wants no experiment"
-        yield Finding("endpoint", State.OK, where if step else f"{where}, which {kind}")
+        yield CheckResult("endpoint", CheckStatus.OK, where if step else f"{where}, which {kind}")
         yield self._credentials(outcome if step == "credentials" else None)
         if step == "credentials":
             return
@@ -228,15 +227,15 @@ class _Examination:
         if step == "write":
             yield failed("write", outcome.code, "not permitted", outcome.message)
 
-    def _credentials(self, refused: Outcome | None) -> Finding:
+    def _credentials(self, refused: ExportOutcome | None) -> CheckResult:
         given = self._reach.server.credentials
         ends = expiry_of(given.authorization())
         life = "" if ends is None else f", {_lifetime(ends - time.time())}"
         if refused is not None:
             return failed("credentials", refused.code, f"{given}{life}", refused.message)
-        return Finding("credentials", State.OK, f"{given}{life}; accepted")
+        return CheckResult("credentials", CheckStatus.OK, f"{given}{life}; accepted")
 
-    def _workspace(self, refused: Outcome | None) -> Iterator[Finding]:
+    def _workspace(self, refused: ExportOutcome | None) -> Iterator[CheckResult]:
         name = self._destination.workspace
         source = self._settings.sources["workspace"]
         if refused is not None:
@@ -246,35 +245,37 @@ class _Examination:
             note = " (the server's default)" if self._workspaces else ""
             if self._workspaces and self._settings.namespace:
                 note = f" given; {self._settings.namespace}, the pod's namespace, if there is such a one"
-            yield Finding("workspace", State.OK, f"none{note}")
+            yield CheckResult("workspace", CheckStatus.OK, f"none{note}")
             return
         if self._version is not None and self._version < (3, 10):
-            advice = advice_for(Code.WORKSPACES_OFF)
+            advice = hint_for(MessageCode.WORKSPACES_OFF)
             found = f"{name} ({source}), which MLflow before 3.10 does not know: it is not looked at"
-            yield Finding("workspace", State.WARNING, found, "", advice.cause, advice.fix, Code.WORKSPACES_OFF)
+            yield CheckResult(
+                "workspace", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.WORKSPACES_OFF
+            )
             return
-        yield Finding("workspace", State.OK, f"{name} ({source})")
+        yield CheckResult("workspace", CheckStatus.OK, f"{name} ({source})")
 
     # Experiment
 
-    def _experiment(self) -> Iterator[Finding]:
+    def _experiment(self) -> Iterator[CheckResult]:
         if self._destination.experiment_id:
             yield self._by_id(self._destination.experiment_id)
             return
         found = self._reach.experiments.id_of(self._destination, SECONDS)
         said = "; ".join(self._notes.said)
-        if isinstance(found, Outcome):
+        if isinstance(found, ExportOutcome):
             name = self._destination.experiment or self._destination.service_name or "Default"
             yield failed("experiment", found.code, f"{name!r} ({self._named()})", found.message)
         elif found is None:
             if self._needs_experiment:
-                yield failed("experiment", Code.EXPERIMENT_MISSING, said)
+                yield failed("experiment", MessageCode.EXPERIMENT_MISSING, said)
             else:
-                yield Finding("experiment", State.OK, said or "left to what takes the spans")
+                yield CheckResult("experiment", CheckStatus.OK, said or "left to what takes the spans")
         else:
             name = f"{self._destination.experiment!r}, " if self._destination.experiment else ""
             note = f"; {said}" if said else ""
-            yield Finding("experiment", State.OK, f"{name}id {found} ({self._named()}){note}")
+            yield CheckResult("experiment", CheckStatus.OK, f"{name}id {found} ({self._named()}){note}")
 
     def _named(self) -> str:
         sources = self._settings.sources
@@ -282,102 +283,108 @@ class _Examination:
             return str(sources["experiment"])
         return "service.name" if self._destination.service_name else "default"
 
-    def _by_id(self, number: str) -> Finding:
+    def _by_id(self, number: str) -> CheckResult:
         line = f"id {number} ({self._settings.sources['experiment_id']})"
         api = self._reach.api
         if api is None or not (self._reach.certain or self._version):
-            return Finding("experiment", State.OK, f"{line}, not checked: no MLflow to ask")
+            return CheckResult("experiment", CheckStatus.OK, f"{line}, not checked: no MLflow to ask")
         headers = Destination(self._destination.workspace).headers(None)
         path = f"/api/2.0/mlflow/experiments/get?experiment_id={number}"
         answer = api.request("GET", path, headers=headers, seconds=SECONDS)
-        if isinstance(answer, Failure):
+        if isinstance(answer, TransportError):
             return failed("experiment", answer.code, line, answer.message)
         if answer.status in (401, 403):
-            return Finding("experiment", State.NOT_PERMITTED, f"{line}, not checked: the token may not read it")
+            return CheckResult(
+                "experiment", CheckStatus.NOT_PERMITTED, f"{line}, not checked: the token may not read it"
+            )
         experiment = _object(answer).get("experiment")
         if isinstance(experiment, dict):
             if experiment.get("lifecycle_stage") == "deleted":
-                return failed("experiment", Code.EXPERIMENT_DELETED, f"{line}, {experiment.get('name')!r}, is deleted")
-            return Finding("experiment", State.OK, f"{line}, {experiment.get('name')!r}")
-        outcome = read_answer(answer)
+                return failed(
+                    "experiment", MessageCode.EXPERIMENT_DELETED, f"{line}, {experiment.get('name')!r}, is deleted"
+                )
+            return CheckResult("experiment", CheckStatus.OK, f"{line}, {experiment.get('name')!r}")
+        outcome = classify_response(answer)
         missing = error_code(answer) == "RESOURCE_DOES_NOT_EXIST"
-        code = Code.EXPERIMENT_UNKNOWN if missing or outcome.verdict is Verdict.DELIVERED else outcome.code
+        code = MessageCode.EXPERIMENT_UNKNOWN if missing or outcome.verdict is Disposition.DELIVERED else outcome.code
         return failed("experiment", code, line, outcome.message)
 
     # A trace
 
-    def _write(self) -> Iterator[Finding]:
-        encoder = Encoder()
-        body = assemble([encoder.encode(span) for span in self._spans])
-        outcome = self._reach.delivery.attempt(Request(self._destination, body, len(self._spans)), SECONDS)
+    def _write(self) -> Iterator[CheckResult]:
+        encoder = SpanEncoder()
+        body = encode_request([encoder.encode(span) for span in self._spans])
+        outcome = self._reach.delivery.attempt(EncodedBatch(self._destination, body, len(self._spans)), SECONDS)
         trace_id = trace_id_of(self._spans)
-        if outcome.verdict is not Verdict.DELIVERED:
+        if outcome.verdict is not Disposition.DELIVERED:
             yield failed("write", outcome.code, f"the test trace {trace_id} was not accepted", outcome.message)
             return
         note = f"; {outcome.message}" if outcome.message else ""
-        yield Finding("write", State.OK, f"the test trace {trace_id} was accepted{note}")
+        yield CheckResult("write", CheckStatus.OK, f"the test trace {trace_id} was accepted{note}")
         yield from self._read_back(trace_id)
 
-    def _read_back(self, trace_id: str) -> Iterator[Finding]:
+    def _read_back(self, trace_id: str) -> Iterator[CheckResult]:
         api = self._reach.api
         if api is None or not (self._reach.certain or self._version):
-            advice = advice_for(Code.NOBODY_TO_ASK)
+            advice = hint_for(MessageCode.NOBODY_TO_ASK)
             found = "whether it arrived in MLflow is not known: nothing says where MLflow is"
-            yield Finding("read back", State.WARNING, found, "", advice.cause, advice.fix, Code.NOBODY_TO_ASK)
-            yield Finding("delete", State.SKIPPED, f"{trace_id} stays where it arrived")
+            yield CheckResult(
+                "read back", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.NOBODY_TO_ASK
+            )
+            yield CheckResult("delete", CheckStatus.SKIPPED, f"{trace_id} stays where it arrived")
             return
         wait = 0.0 if self._needs_experiment else _COLLECTOR_SECONDS
         trace = read_back(api, trace_id, self._destination, wait=wait, seconds=SECONDS)
-        if isinstance(trace, Failure):
+        if isinstance(trace, TransportError):
             yield failed("read back", trace.code, trace.message)
             return
-        if isinstance(trace, Answer):
+        if isinstance(trace, HttpResponse):
             yield from self._not_read(trace, trace_id)
             return
         different = differences(self._spans, trace)
         if different:
-            yield failed("read back", Code.ABANDONED, different)
+            yield failed("read back", MessageCode.ABANDONED, different)
             return
         compared = "as it was sent" if "spans" in trace else "there; MLflow before 3.8 does not give spans back"
-        yield Finding("read back", State.OK, compared)
+        yield CheckResult("read back", CheckStatus.OK, compared)
         yield self._deleted(trace_id, experiment_of(trace))
 
-    def _not_read(self, answer: Answer, trace_id: str) -> Iterator[Finding]:
-        outcome = read_answer(answer)
+    def _not_read(self, answer: HttpResponse, trace_id: str) -> Iterator[CheckResult]:
+        outcome = classify_response(answer)
         if answer.status in (401, 403):
             found = "the token may write, but not read"
-            yield Finding("read back", State.NOT_PERMITTED, found, said=outcome.message)
-            yield Finding("delete", State.NOT_PERMITTED, f"{trace_id} stays")
+            yield CheckResult("read back", CheckStatus.NOT_PERMITTED, found, said=outcome.message)
+            yield CheckResult("delete", CheckStatus.NOT_PERMITTED, f"{trace_id} stays")
             return
         missing = answer.status == 404 and not self._needs_experiment  # noqa: PLR2004
-        code = Code.ABANDONED if missing else outcome.code
+        code = MessageCode.ABANDONED if missing else outcome.code
         found = "MLflow does not have the trace" if missing else "the trace is not there"
         yield failed("read back", code, found, outcome.message)
 
-    def _deleted(self, trace_id: str, experiment: str) -> Finding:
+    def _deleted(self, trace_id: str, experiment: str) -> CheckResult:
         assert self._reach.api is not None
         answer = delete(self._reach.api, trace_id, self._destination, experiment, SECONDS)
-        if isinstance(answer, Failure):
-            return Finding("delete", State.WARNING, f"{trace_id} stays: {answer.message}", code=answer.code)
+        if isinstance(answer, TransportError):
+            return CheckResult("delete", CheckStatus.WARNING, f"{trace_id} stays: {answer.message}", code=answer.code)
         if answer.status == 200:  # noqa: PLR2004
-            return Finding("delete", State.OK, f"{trace_id} is deleted")
-        outcome = read_answer(answer)
-        state = State.NOT_PERMITTED if answer.status in (401, 403) else State.WARNING
-        return Finding("delete", state, f"{trace_id} stays", said=outcome.message)
+            return CheckResult("delete", CheckStatus.OK, f"{trace_id} is deleted")
+        outcome = classify_response(answer)
+        state = CheckStatus.NOT_PERMITTED if answer.status in (401, 403) else CheckStatus.WARNING
+        return CheckResult("delete", state, f"{trace_id} stays", said=outcome.message)
 
 
-def _clock(answer: Answer) -> Finding:
+def _clock(answer: HttpResponse) -> CheckResult:
     """How far the server's clock is from the one here."""
     try:
         theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
     except (TypeError, ValueError):
-        return Finding("clock", State.SKIPPED, "the server does not tell its time")
+        return CheckResult("clock", CheckStatus.SKIPPED, "the server does not tell its time")
     difference = time.time() - theirs
     if abs(difference) < _CLOCK_SECONDS:
-        return Finding("clock", State.OK, "as the server's")
-    advice = advice_for(Code.CLOCK)
+        return CheckResult("clock", CheckStatus.OK, "as the server's")
+    advice = hint_for(MessageCode.CLOCK)
     found = f"{abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} the server's"
-    return Finding("clock", State.WARNING, found, "", advice.cause, advice.fix, Code.CLOCK)
+    return CheckResult("clock", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.CLOCK)
 
 
 def _lifetime(seconds: float) -> str:
@@ -385,9 +392,9 @@ def _lifetime(seconds: float) -> str:
     return f"which expired {minutes:.0f} min ago" if seconds < 0 else f"good for {minutes:.0f} more min"
 
 
-def _object(answer: Answer | Failure) -> dict[str, Any]:
+def _object(answer: HttpResponse | TransportError) -> dict[str, Any]:
     try:
-        found = json.loads(answer.body) if isinstance(answer, Answer) else None
+        found = json.loads(answer.body) if isinstance(answer, HttpResponse) else None
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

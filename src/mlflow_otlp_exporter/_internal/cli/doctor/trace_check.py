@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import set_span_in_context
 
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
-from mlflow_otlp_exporter._internal.transport.messages import Answer, Failure, Transport
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport, TransportError
 
 _STEP = "a step of it"
 _QUESTION = "Does a trace arrive?"
@@ -52,7 +52,7 @@ def trace_id_of(spans: list[ReadableSpan]) -> str:
 
 def read_back(
     api: Transport, trace_id: str, destination: Destination, *, wait: float, seconds: float
-) -> Mapping[str, Any] | Answer | Failure:
+) -> Mapping[str, Any] | HttpResponse | TransportError:
     """A trace as MLflow has it.
 
     Args:
@@ -71,18 +71,18 @@ def read_back(
         # MLflow before 3.8 has the second one only, which has no spans.
         for path in (f"traces/get?trace_id={trace_id}", f"traces/{trace_id}"):
             answer = api.request("GET", f"/api/3.0/mlflow/{path}", headers=headers, seconds=seconds)
-            if isinstance(answer, Failure) or answer.status != 404:  # noqa: PLR2004
+            if isinstance(answer, TransportError) or answer.status != 404:  # noqa: PLR2004
                 break
-        trace = _trace_in(answer) if isinstance(answer, Answer) else None
+        trace = _trace_in(answer) if isinstance(answer, HttpResponse) else None
         if trace is not None:
             return trace
-        missing = isinstance(answer, Answer) and answer.status == 404  # noqa: PLR2004
+        missing = isinstance(answer, HttpResponse) and answer.status == 404  # noqa: PLR2004
         if not missing or time.monotonic() >= until:
             return answer
         time.sleep(_POLL_SECONDS)
 
 
-def _trace_in(answer: Answer) -> Mapping[str, Any] | None:
+def _trace_in(answer: HttpResponse) -> Mapping[str, Any] | None:
     try:
         found = json.loads(answer.body).get("trace") if answer.status == 200 else None  # noqa: PLR2004
     except (ValueError, AttributeError):
@@ -122,7 +122,7 @@ def experiment_of(trace: Mapping[str, Any]) -> str:
 
 def delete(
     api: Transport, trace_id: str, destination: Destination, experiment_id: str, seconds: float
-) -> Answer | Failure:
+) -> HttpResponse | TransportError:
     """Takes a trace away again.
 
     Args:

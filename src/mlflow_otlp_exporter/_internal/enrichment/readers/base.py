@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Observation
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan
 
 
-class SourceEvent(NamedTuple):
+class EventView(NamedTuple):
     """An event of a span."""
 
     name: str
     attributes: Mapping[str, Any]
 
 
-class Source(NamedTuple):
+class SpanView(NamedTuple):
     """A span as its instrumentation wrote it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Source(NamedTuple):
     name: str
     scope: str
     attributes: Mapping[str, Any]
-    events: Sequence[SourceEvent] = ()
+    events: Sequence[EventView] = ()
     failed: bool = False
     description: str = ""
 
@@ -48,7 +48,7 @@ class Reader(NamedTuple):
 
     name: str
     prefixes: frozenset[str]
-    read: Callable[[Source], Observation | None]
+    read: Callable[[SpanView], NormalizedSpan | None]
 
 
 def flattened(attributes: Mapping[str, Any], prefix: str) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Observation
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.values import first_text, objects, structured
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads a crew's or a task's span as OpenInference's instrumentor writes it."""
     found = source.attributes
     tasks = [task["description"] for task in objects(found.get("crew_tasks")) if _is_text(task.get("description"))]
@@ -17,7 +17,7 @@ def read(source: Source) -> Observation | None:
     if isinstance(result, dict) and not tasks and "task_id" in found:
         asked = first_text(result.get("description"))
     given = "\n".join(tasks) or asked
-    return Observation(input=given, output=answer) if given or answer else None
+    return NormalizedSpan(input=given, output=answer) if given or answer else None
 
 
 def _is_text(value: object) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import of_operation
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, system_message
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, Observation, Prompt, Usage
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, NormalizedSpan, Prompt, Usage
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import documents_of
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
@@ -65,7 +65,7 @@ _COUNTS = (
 )
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads a span that carries `gen_ai.*` attributes."""
     found = source.attributes
     kind = of_operation(found.get("gen_ai.operation.name"))
@@ -81,7 +81,7 @@ def read(source: Source) -> Observation | None:
         given = (instructions, *given)
         carried.append(_SYSTEM)
     is_tool = kind is Kind.TOOL
-    return Observation(
+    return NormalizedSpan(
         kind=kind,
         input_messages=given,
         output_messages=answered,
@@ -112,7 +112,7 @@ def read(source: Source) -> Observation | None:
     )
 
 
-def read_details(source: Source) -> Observation | None:
+def read_details(source: SpanView) -> NormalizedSpan | None:
     """Reads the event in which newer instrumentations put what is too large for attributes; Strands has one a part."""
     together: dict[str, Any] = {}
     for event in source.events:

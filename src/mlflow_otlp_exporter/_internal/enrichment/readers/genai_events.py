@@ -9,8 +9,8 @@ from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import of_operation
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, result_text
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, Observation
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import decoded, structured, text
 
@@ -23,7 +23,7 @@ _ROLES = {
 _CHOICE = "gen_ai.choice"
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads a span whose messages are events."""
     kind = of_operation(source.attributes.get("gen_ai.operation.name"))
     if kind is Kind.TOOL:
@@ -44,7 +44,7 @@ def read(source: Source) -> Observation | None:
             answered += _content(event.attributes.get("gen_ai.completion"), "assistant")
     if not given and not answered:
         return None
-    return Observation(
+    return NormalizedSpan(
         input_messages=tuple(given) or None, output_messages=tuple(answered) or None, finish_reason=reason
     )
 
@@ -67,7 +67,7 @@ def _content(value: Any, role: str) -> list[Message]:
     return list(read_messages(value, role) or ())
 
 
-def _tool(source: Source) -> Observation | None:
+def _tool(source: SpanView) -> NormalizedSpan | None:
     arguments = result = None
     for event in source.events:
         if event.name == "gen_ai.tool.message":
@@ -82,4 +82,4 @@ def _tool(source: Source) -> Observation | None:
         tools = read_tools([{"name": name, "description": description, "parameters": schema}])
     if arguments is None and result is None and tools is None:
         return None
-    return Observation(input=arguments, output=result, tools=tools)
+    return NormalizedSpan(input=arguments, output=result, tools=tools)

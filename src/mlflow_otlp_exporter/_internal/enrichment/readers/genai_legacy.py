@@ -6,15 +6,15 @@ from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import of_request_type
 from mlflow_otlp_exporter._internal.enrichment.messages import joined, read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Observation
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source, flattened
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, flattened
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 
 _PROMPT, _COMPLETION, _FUNCTIONS = "gen_ai.prompt.", "gen_ai.completion.", "llm.request.functions."
 _ANY = (_PROMPT, _COMPLETION, "llm.request.")
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads flattened prompts and completions."""
     found = source.attributes
     if not any(key.startswith(_ANY) for key in found):
@@ -34,7 +34,7 @@ def read(source: Source) -> Observation | None:
     ]
     reasons = [item.get("finish_reason") for item in _items(found, _COMPLETION)]
     reason = next((each for each in reasons if isinstance(each, str) and each), None)
-    return Observation(
+    return NormalizedSpan(
         kind=kind,
         input_messages=given,
         output_messages=answered,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Observation, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import integer, structured, text
 
@@ -16,7 +16,7 @@ _MERGED = "(merged tools)"
 _NOTHING = frozenset({"N/A", "<not serializable>", "{}", ""})
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads calls of models and of tools."""
     found = source.attributes
     request = structured(found.get(_OWN + "llm_request")) or {}
@@ -29,7 +29,7 @@ def read(source: Source) -> Observation | None:
     reason = text(response.get("finish_reason"))
     carried = [_OWN + "llm_request"] if given else []
     carried += [_OWN + "llm_response"] if answered else []
-    observation = Observation(
+    observation = NormalizedSpan(
         kind=Kind.CHAT_MODEL if request.get("model") else None,
         input_messages=given,
         output_messages=answered,
@@ -46,13 +46,13 @@ def read(source: Source) -> Observation | None:
     return observation if any(observation) else None
 
 
-def read_merged(source: Source) -> Observation | None:
+def read_merged(source: SpanView) -> NormalizedSpan | None:
     """Reads the span that follows tools which ran at once: it is called a tool, and is none.
 
     MLflow's scorers would take it for one more call.
     """
     if source.attributes.get("gen_ai.tool.name") == _MERGED:
-        return Observation(kind=Kind.CHAIN)
+        return NormalizedSpan(kind=Kind.CHAIN)
     return None
 
 

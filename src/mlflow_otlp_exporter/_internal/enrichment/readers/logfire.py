@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Observation, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import integer, structured, text, texts
 
 _OWN_TAGS = frozenset({"LLM"})
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads the readable name, tags, the raw usage, and the request and response of versions before 5."""
     found = source.attributes
     tags = texts(found.get("logfire.tags"))
@@ -28,7 +28,7 @@ def read(source: Source) -> Observation | None:
         message = response.get("message")
         answered = read_messages([message], "assistant") if isinstance(message, dict) else None
         answered = answered or read_response(response, model=True)
-    return Observation(
+    return NormalizedSpan(
         kind=Kind.CHAT_MODEL if given or answered else None,
         # The span's name is a template; the message is what it says with its values.
         title=text(found.get("logfire.msg")) if "logfire.msg_template" in found else None,

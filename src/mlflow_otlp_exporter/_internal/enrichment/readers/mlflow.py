@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Observation, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import decoded, integer, structured, text
 
@@ -15,13 +15,13 @@ from mlflow_otlp_exporter._internal.enrichment.values import decoded, integer, s
 _KINDS = {kind.value: kind for kind in Kind if kind is not Kind.UNKNOWN}
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads `mlflow.*`; the SDK writes each value as JSON, others write plain text."""
     found = source.attributes
     said = decoded(found.get("mlflow.spanType"))
     kind = _KINDS.get(said.upper()) if isinstance(said, str) else None
     given, answered = found.get("mlflow.spanInputs"), found.get("mlflow.spanOutputs")
-    return Observation(
+    return NormalizedSpan(
         kind=kind,
         input_messages=read_request(given, model=is_model(kind)) if given is not None else None,
         output_messages=read_response(answered, model=is_model(kind)) if answered is not None else None,

@@ -18,14 +18,14 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Document,
     Kind,
     Message,
-    Observation,
+    NormalizedSpan,
     Part,
     Prompt,
     ToolDefinition,
     Usage,
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source, flattened
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, flattened
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import first_text, integer, number, structured, text, texts
 
@@ -61,14 +61,14 @@ _SESSIONS, _USERS = ("session_id", "thread_id"), ("user_id",)
 _COSTS = ("llm.cost.prompt", "llm.cost.completion", "llm.cost.total")
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads a span that carries OpenInference attributes."""
     found = source.attributes
     kind = of_openinference(found.get(SpanAttributes.OPENINFERENCE_SPAN_KIND))
     groups = _groups(found)
     given, answered, carried = _messages(found, kind, groups)
     metadata = structured(found.get(SpanAttributes.METADATA))
-    return Observation(
+    return NormalizedSpan(
         kind=kind,
         input_messages=given,
         output_messages=answered,

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Observation, Part
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Part
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import as_text, objects, structured, text
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads agent runs, tool calls, and the events that the first format keeps in an attribute."""
     found = source.attributes
     given, answered = _events(found)
@@ -21,7 +21,7 @@ def read(source: Source) -> Observation | None:
         given, answered = _of_run(found, transcript)
     parameters = structured(found.get("model_request_parameters"))
     tools = read_tools(parameters.get("function_tools")) if isinstance(parameters, dict) else None
-    observation = Observation(
+    observation = NormalizedSpan(
         input_messages=given,
         output_messages=answered,
         transcript=transcript,

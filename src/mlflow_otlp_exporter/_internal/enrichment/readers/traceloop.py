@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import of_traceloop
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Observation, Prompt
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Prompt
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.values import as_text, decoded, first_text, text
 
 _ASSOCIATED = "traceloop.association.properties."
@@ -15,7 +15,7 @@ _SESSIONS, _USERS = ("session_id", "thread_id", "conversation_id"), ("user_id", 
 _IDENTITIES = frozenset((*_SESSIONS, *_USERS))
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads workflows, tasks, agents, tools, and the properties of an association."""
     found = source.attributes
     kind = of_traceloop(found.get("traceloop.span.kind"))
@@ -26,7 +26,7 @@ def read(source: Source) -> Observation | None:
         key: value for key, value in associated.items() if key not in _IDENTITIES and not key.startswith(("lc_", "ls_"))
     }
     prompt = text(found.get("traceloop.prompt.key"))
-    return Observation(
+    return NormalizedSpan(
         kind=kind,
         input_messages=read_request(given, model=False) if given is not None else None,
         output_messages=read_response(answered, model=False) if answered is not None else None,

@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, Observation, Part, ToolCall, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
+    Kind,
+    Message,
+    NormalizedSpan,
+    Part,
+    ToolCall,
+    Usage,
+)
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request
-from mlflow_otlp_exporter._internal.enrichment.readers.base import Source
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     as_text,
@@ -27,7 +34,7 @@ _CALLS = (".doGenerate", ".doStream")
 _OUTER = frozenset({"ai.generateText", "ai.streamText", "ai.generateObject", "ai.streamObject"})
 
 
-def read(source: Source) -> Observation | None:
+def read(source: SpanView) -> NormalizedSpan | None:
     """Reads calls of models, their outer spans, tool calls, embeddings and reranking."""
     found = source.attributes
     operation = found.get("ai.operationId")
@@ -73,11 +80,11 @@ def read(source: Source) -> Observation | None:
     )
 
 
-def _shared(found: Mapping[str, Any]) -> Observation:
+def _shared(found: Mapping[str, Any]) -> NormalizedSpan:
     start = len(_METADATA)
     metadata = {key[start:]: value for key, value in found.items() if key.startswith(_METADATA)}
     rest = {key: as_text(value) for key, value in metadata.items() if key not in _IDENTITIES}
-    return Observation(
+    return NormalizedSpan(
         request_model=text(found.get("ai.model.id")),
         response_model=text(found.get("ai.response.model")),
         provider=text(found.get("ai.model.provider")),

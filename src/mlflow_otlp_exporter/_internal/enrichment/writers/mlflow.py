@@ -14,12 +14,12 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Document,
     Kind,
     Message,
-    Observation,
+    NormalizedSpan,
     Part,
     Usage,
 )
 from mlflow_otlp_exporter._internal.enrichment.providers import catalog_name, provider_of
-from mlflow_otlp_exporter._internal.enrichment.span_state import Observed
+from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tool_values import is_dump, result_of
 from mlflow_otlp_exporter._internal.enrichment.tools import clean_schema
 from mlflow_otlp_exporter._internal.enrichment.values import as_json, as_text, decoded
@@ -72,7 +72,7 @@ _INFO, _ERROR = 20, 40
 _COSTED = (Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER)
 
 
-def write(span: Observed) -> dict[str, Any]:
+def write(span: SpanState) -> dict[str, Any]:
     """The attributes of MLflow's for a span; whoever adds them keeps what is there already."""
     found, kind = span.observation, span.kind
     written: dict[str, Any] = {TYPE: for_mlflow(kind) if kind is not None else Kind.UNKNOWN.value}
@@ -102,7 +102,7 @@ def write(span: Observed) -> dict[str, Any]:
     return written
 
 
-def _write_chat(span: Observed, written: dict[str, Any]) -> None:
+def _write_chat(span: SpanState, written: dict[str, Any]) -> None:
     found = span.observation
     given, answered = found.input_messages, found.output_messages
     tools = [_tool(each.name, each.description, each.parameters) for each in found.tools or ()]
@@ -205,7 +205,7 @@ def _write_values(given: Any, returned: Any, written: dict[str, Any]) -> None:
         written[OUTPUTS] = as_json(returned)
 
 
-def _write_retrieval(found: Observation, kind: Kind, written: dict[str, Any]) -> None:
+def _write_retrieval(found: NormalizedSpan, kind: Kind, written: dict[str, Any]) -> None:
     query = found.query if found.query is not None else found.input
     if kind is Kind.RERANKER:
         request: dict[str, Any] = {}
@@ -235,7 +235,7 @@ def _document(document: Document) -> dict[str, Any]:
     return made
 
 
-def _write_words(span: Observed, written: dict[str, Any]) -> None:
+def _write_words(span: SpanState, written: dict[str, Any]) -> None:
     """Inputs and outputs of agents and of what is around them.
 
     A root and an agent get the user's last words and the final answer only, which is what previews, sessions and
@@ -278,7 +278,7 @@ def _write_usage(usage: Usage, written: dict[str, Any]) -> None:
     written[USAGE] = as_json(counts)
 
 
-def _write_model(found: Observation, written: dict[str, Any]) -> None:
+def _write_model(found: NormalizedSpan, written: dict[str, Any]) -> None:
     model = found.response_model or found.request_model
     if model:
         written[MODEL] = model
@@ -307,7 +307,7 @@ def _cost(cost: Cost, usage: Usage | None) -> dict[str, float] | None:
     }
 
 
-def _write_trace(span: Observed, written: dict[str, Any]) -> None:
+def _write_trace(span: SpanState, written: dict[str, Any]) -> None:
     """What MLflow reads on the root only."""
     name = span.observation.title or span.span.name
     if name:

@@ -15,9 +15,9 @@ from openinference.semconv.trace import (
 )
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import for_openinference, is_model
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, Observation, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.providers import openinference_name, provider_of
-from mlflow_otlp_exporter._internal.enrichment.span_state import Observed
+from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tool_values import result_of
 from mlflow_otlp_exporter._internal.enrichment.values import as_json, as_text, decoded
 
@@ -35,7 +35,7 @@ _COUNTS = (
 _SYSTEMS = frozenset({"openai", "anthropic", "cohere", "mistralai", "vertexai"})
 
 
-def write(span: Observed, *, messages: bool) -> dict[str, Any]:
+def write(span: SpanState, *, messages: bool) -> dict[str, Any]:
     """The attributes of OpenInference's for a span.
 
     Args:
@@ -87,7 +87,7 @@ def counts_all(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
     return (given, answered) == (usage.input, usage.output) and total in totals and usage.total in totals
 
 
-def _write_model(found: Observation, kind: Kind, written: dict[str, Any]) -> None:
+def _write_model(found: NormalizedSpan, kind: Kind, written: dict[str, Any]) -> None:
     model = found.response_model or found.request_model
     if is_model(kind):
         if model:
@@ -106,7 +106,7 @@ def _write_model(found: Observation, kind: Kind, written: dict[str, Any]) -> Non
         written[RerankerAttributes.RERANKER_MODEL_NAME] = model
 
 
-def _write_tool(found: Observation, written: dict[str, Any]) -> None:
+def _write_tool(found: NormalizedSpan, written: dict[str, Any]) -> None:
     if found.tool_name:
         written[SpanAttributes.TOOL_NAME] = found.tool_name
     if found.tool_description:
@@ -115,7 +115,7 @@ def _write_tool(found: Observation, written: dict[str, Any]) -> None:
         written["tool.id"] = found.tool_call_id
 
 
-def _write_values(span: Observed, written: dict[str, Any]) -> None:
+def _write_values(span: SpanState, written: dict[str, Any]) -> None:
     """`input.value` and `output.value`, each with what it is; documents."""
     found, kind, there = span.observation, span.kind, span.attributes
     given: Any = found.input
@@ -174,7 +174,7 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return made
 
 
-def _write_messages(found: Observation, there: Any, written: dict[str, Any]) -> None:
+def _write_messages(found: NormalizedSpan, there: Any, written: dict[str, Any]) -> None:
     for messages, group in (
         (found.input_messages, SpanAttributes.LLM_INPUT_MESSAGES),
         (found.output_messages, SpanAttributes.LLM_OUTPUT_MESSAGES),
