@@ -391,7 +391,7 @@ def collector_and_nobody_to_ask(world: World) -> None:
 
 
 def instrumentation_missing(world: World) -> None:
-    world.patch.setattr(local_checks, "candidates", list)
+    world.patch.setattr(local_checks, "find_instrumentations", list)
     world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_EXPERIMENT_ID="0", MLFLOW_OTLP_AUTO_INSTRUMENT="true")
 
 

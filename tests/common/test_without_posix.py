@@ -13,11 +13,13 @@ APP = """
 import support.windows
 import os, sys, threading, time
 from opentelemetry.sdk.trace import TracerProvider
-from mlflow_otlp_exporter import _drainer, _ends, configure, trace_context
-_drainer._SWEEP_SECONDS = 0.5
+from mlflow_otlp_exporter import configure, trace_context
+from mlflow_otlp_exporter._internal.delivery import spool_consumer
+from mlflow_otlp_exporter._internal.setup import process_exit
+spool_consumer._SWEEP_SECONDS = 0.5
 telemetry = configure(tracer_provider=TracerProvider(shutdown_on_exit=False))
 tracer = telemetry.tracer_provider.get_tracer("app")
-assert not _ends.on_sigterm(print)
+assert not process_exit.on_sigterm(print)
 def say(*results):
     print(*(count for each in results for count in (each.delivered, each.spooled, each.refused)))
 """

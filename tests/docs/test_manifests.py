@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 # The oldest that OpenShift 4.16 has, and a recent one.
 VERSIONS = ("1.29", "1.33")
-# A resource of the OpenTelemetry Operator, which Kubernetes' schemas lack; tests/cli/test_collector_config.py checks it.
+# A resource of the OpenTelemetry Operator; Kubernetes' schemas lack it, tests/cli/test_collector_config.py checks it.
 FOREIGN = {"OpenTelemetryCollector"}
 
 

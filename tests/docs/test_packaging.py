@@ -89,7 +89,7 @@ def test_the_version_stands_in_one_place() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert 'dynamic = ["version"]' in project
     numbers = [path for path in sorted((ROOT / "src").rglob("*.py")) if f'"{VERSION}"' in path.read_text()]
-    assert [path.name for path in numbers] == ["_version.py"]
+    assert [path.name for path in numbers] == ["version.py"]
 
 
 # What is built

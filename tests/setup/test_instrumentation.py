@@ -113,7 +113,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Instrumentor]]:
         monkeypatch.setitem(sys.modules, name, module)
         found.append(candidate(name.partition(".")[2], f"{name}:X", rank))
     found.append(candidate("absent", "no.such.module:X"))
-    monkeypatch.setattr(instrumentation_module, "candidates", lambda: found)
+    monkeypatch.setattr(instrumentation_module, "find_instrumentations", lambda: found)
     return made
 
 
