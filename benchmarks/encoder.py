@@ -17,8 +17,8 @@ from typing import Any
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import workloads
@@ -35,8 +35,8 @@ def _microseconds(work: Callable[[], object]) -> float:
     return (time.thread_time() - begin) / SPANS * 1e6
 
 
-def _ours(encoder: Encoder, spans: list[ReadableSpan]) -> bytes:
-    return assemble([encoder.encode(span) for span in spans])
+def _ours(encoder: SpanEncoder, spans: list[ReadableSpan]) -> bytes:
+    return encode_request([encoder.encode(span) for span in spans])
 
 
 def _theirs(spans: list[ReadableSpan]) -> bytes:
@@ -48,7 +48,7 @@ def measure() -> dict[str, Any]:
     rows = []
     for name, kind in workloads.KINDS.items():
         spans = workloads.make_spans(kind, SPANS)
-        ours = functools.partial(_ours, Encoder(), spans)
+        ours = functools.partial(_ours, SpanEncoder(), spans)
         theirs = functools.partial(_theirs, spans)
         size = len(ours()) / SPANS
         theirs()

@@ -23,9 +23,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.delivery.otlp_client import compressed
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.model.encoded_span import assemble
+from mlflow_otlp_exporter._internal.delivery.otlp_client import compress
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import processes, workloads
@@ -90,8 +90,8 @@ def _measure_level(body: bytes, level: int) -> dict[str, float]:
 
 
 def _make_body(kind: Callable[[random.Random], dict[str, workloads.Value]], count: int) -> bytes:
-    encoder = Encoder()
-    return assemble([encoder.encode(span) for span in workloads.make_spans(kind, count)])
+    encoder = SpanEncoder()
+    return encode_request([encoder.encode(span) for span in workloads.make_spans(kind, count)])
 
 
 def _conversation() -> Callable[[random.Random], dict[str, workloads.Value]]:
@@ -120,8 +120,8 @@ def _measure_size(characters: int) -> dict[str, float]:
     body = _make_body(
         lambda source: {"openinference.span.kind": "LLM", "input.value": workloads.text(source, characters)}, 1
     )
-    packed = compressed(body, "gzip")
-    microseconds = _best_milliseconds(lambda: [compressed(body, "gzip") for _ in range(50)]) / 50 * 1000
+    packed = compress(body, "gzip")
+    microseconds = _best_milliseconds(lambda: [compress(body, "gzip") for _ in range(50)]) / 50 * 1000
     return {
         "plain": len(body),
         "bytes": len(packed),
@@ -142,11 +142,11 @@ def measure() -> dict[str, Any]:
     levels = {name: [_measure_level(body, level) for level in LEVELS] for name, body in bodies.items()}
     for name, body in bodies.items():
         # Upstream uses gzip's default level, 9.
-        ours = _best_milliseconds(functools.partial(compressed, body, "gzip"))
+        ours = _best_milliseconds(functools.partial(compress, body, "gzip"))
         theirs = _best_milliseconds(functools.partial(gzip.compress, body))
         what = f"gzip of 100 {name} spans"
         rows.append(row(f"{what}: CPU", "ms", [ours], [theirs]))
-        rows.append(row(f"{what}: bytes", "B", [len(compressed(body, "gzip"))], [len(gzip.compress(body))]))
+        rows.append(row(f"{what}: bytes", "B", [len(compress(body, "gzip"))], [len(gzip.compress(body))]))
     return {"rows": rows, "gzip_levels": levels, "gzip_sizes": [_measure_size(characters) for characters in CHARACTERS]}
 
 

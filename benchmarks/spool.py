@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.rows import row
 from benchmarks.workloads import KINDS, llm, make_agent_trace, make_spans, small
 
-from mlflow_otlp_exporter._internal.common.problem_log import Report
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
-from mlflow_otlp_exporter._internal.encoding.span_encoder import Encoder
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import Destination
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool.journal import Journal
-from mlflow_otlp_exporter._internal.spool.storage import Spool
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 
 _RUNS, _TRIES, _REQUESTS, _SPANS = 3, 8, 10, 500
 _HERE = Destination(experiment="bench")
@@ -54,21 +54,21 @@ def _measure_requests(
     folder: Path, kind: str, spans: Sequence[ReadableSpan], *, fsync: bool = False
 ) -> tuple[list[float], list[float]]:
     """Return the milliseconds to write and to read 100 kB, one value per run."""
-    encoder = Encoder()
+    encoder = SpanEncoder()
     encoded = [encoder.encode(span) for span in spans]
     share = sum(len(span.body) for span in encoded) / 100_000
     settings = replace(SpoolSettings(spool=True, spool_dir=str(folder)), spool_fsync=fsync)
     written, read = [], []
     for number in range(_RUNS):
-        spool = Spool(settings, f"{kind} {fsync} {number}", "", Report())
+        spool = SpoolStorage(settings, f"{kind} {fsync} {number}", "", ProblemLog())
         spool.put(_HERE, encoded)
         writes, reads = [], []
 
-        def write(spool: Spool = spool) -> None:
+        def write(spool: SpoolStorage = spool) -> None:
             for _ in range(_REQUESTS):
                 assert spool.put(_HERE, encoded)
 
-        def take(spool: Spool = spool) -> None:
+        def take(spool: SpoolStorage = spool) -> None:
             for entry in spool.entries()[:_REQUESTS]:
                 assert spool.load(entry) is not None
                 spool.remove(entry)
@@ -86,7 +86,7 @@ def _measure_journal(folder: Path, kind: str) -> list[float]:
     spans = make_spans(KINDS[kind], _SPANS)
     times = []
     for _ in range(_RUNS):
-        journal = Journal(lambda: folder, Report())
+        journal = Journal(lambda: folder, ProblemLog())
 
         def write(record: Callable[[Any], None] = journal.record) -> None:
             for span in spans:
