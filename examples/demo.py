@@ -98,7 +98,7 @@ class Server:
         try:
             answer = self.get(f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}")
         except DemoError as error:
-            if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 404:  # noqa: PLR2004
+            if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 404:
                 return None
             raise
         return str(json.loads(answer)["experiment"]["experiment_id"])

@@ -60,8 +60,8 @@ def evaluate(session: str, judge: str) -> dict[str, dict[str, Any]]:
     Returns:
         By the id of each trace, the value of each assessment, or what kept it from being made.
     """
-    import mlflow  # noqa: PLC0415 - the app above must do without
-    from mlflow.genai import scorers  # noqa: PLC0415
+    import mlflow  # the app above must do without
+    from mlflow.genai import scorers
 
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", "http://localhost:5000"))
     experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
@@ -83,8 +83,8 @@ def evaluate(session: str, judge: str) -> dict[str, dict[str, Any]]:
 
 def code_scorers() -> list[Any]:
     """Scorers that are plain Python: what they look at are the spans of a trace."""
-    from mlflow.entities import SpanType, Trace  # noqa: PLC0415
-    from mlflow.genai.scorers import scorer  # noqa: PLC0415
+    from mlflow.entities import SpanType, Trace
+    from mlflow.genai.scorers import scorer
 
     @scorer
     def tools_called(trace: Trace) -> str:

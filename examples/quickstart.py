@@ -5,7 +5,6 @@ finds and switches on. All above is an ordinary LangChain agent that knows nothi
 so that the example needs no key and says the same thing each time: put a real chat model in the place of
 `LocalPlanner` and nothing else changes.
 """
-# ruff: noqa: ARG002 - the signatures are LangChain's
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def _picture() -> str:
 
 
 class RuleBook(BaseRetriever):
-    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:  # noqa: ARG002
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
         return [Document(id=f"r{n}", page_content=text, metadata={"page": n}) for n, text in enumerate(RULES, 1)]
 
 
@@ -92,7 +92,7 @@ class Model(BaseChatModel):
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
         return self.bind(tools=[convert_to_openai_tool(each) for each in tools], **kwargs)
 
-    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:  # noqa: ARG002
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         said = self.said.pop(0)
         said.usage_metadata = UsageMetadata(
             input_tokens=INPUT,

@@ -181,7 +181,7 @@ def deny(platform: Platform) -> None:
     platform.allow("denied", "get", "create")
 
 
-def grant(platform: Platform, pod: Path) -> None:  # noqa: ARG001 - the shape of all menders
+def grant(platform: Platform, pod: Path) -> None:
     platform.allow("denied")
 
 
@@ -196,7 +196,7 @@ def break_the_cluster(status: int) -> Callable[[Platform], None]:
     return broken
 
 
-def mend_the_cluster(platform: Platform, pod: Path) -> None:  # noqa: ARG001 - likewise
+def mend_the_cluster(platform: Platform, pod: Path) -> None:
     platform.cluster.broken = None
 
 

@@ -122,7 +122,7 @@ def running(function: Callable[[], None]) -> Iterator[threading.Thread]:
     def guarded() -> None:
         try:
             function()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             raised.append(error)
 
     thread = threading.Thread(target=guarded, name="beside the test")

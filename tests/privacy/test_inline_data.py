@@ -95,7 +95,7 @@ def test_sizes_as_people_write_them(characters: int, size: str) -> None:
 
 @pytest.mark.parametrize("mode", [{"enrich": False}, {}, {"compact": True}], ids=str)
 @pytest.mark.parametrize("name", EVERY)
-def test_every_convention(name: str, mode: Mapping[str, Any], limited: None) -> None:  # noqa: ARG001 - a variable
+def test_every_convention(name: str, mode: Mapping[str, Any], limited: None) -> None:
     made = EVERY[name]
     large = _with(made, LARGE)
     body = sent([span(large)], **mode)
@@ -105,7 +105,7 @@ def test_every_convention(name: str, mode: Mapping[str, Any], limited: None) -> 
 
 
 @pytest.mark.parametrize("name", [name for name in CHATS if PICTURE in repr(CHATS[name]) and name != "langchain"])
-def test_the_chat_stays_one(name: str, limited: None) -> None:  # noqa: ARG001 - a variable
+def test_the_chat_stays_one(name: str, limited: None) -> None:
     if name in ("pydantic-ai", "traceloop"):
         return  # agents and workflows have no chat
     found = json.loads(recorded(span(_with(CHATS[name], LARGE))).attributes["mlflow.spanInputs"])["messages"]

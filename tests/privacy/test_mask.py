@@ -27,7 +27,7 @@ def hide(text: str) -> str:
     return text.replace(SECRET, "***")
 
 
-def wipe(text: str) -> str:  # noqa: ARG001 - whatever it is
+def wipe(text: str) -> str:
     return "***"
 
 

@@ -549,10 +549,10 @@ class Settling:
 
     def leave_out(self, spans: Sequence[ReadableSpan]) -> None: ...
 
-    def drained(self, seconds: float) -> int:  # noqa: ARG002
+    def drained(self, seconds: float) -> int:
         return 0
 
-    def told(self, seconds: float) -> bool:  # noqa: ARG002
+    def told(self, seconds: float) -> bool:
         return True
 
 

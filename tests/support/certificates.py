@@ -125,7 +125,7 @@ class TlsServer:
         self._threads = [threading.Thread(target=self._accept, name="tls-server", daemon=True)]
         self._threads[0].start()
 
-    def __enter__(self) -> "TlsServer":  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> "TlsServer":
         return self
 
     def __exit__(

@@ -73,7 +73,7 @@ class Agent:
         self._stop.touch()
         self.process.wait(seconds)
 
-    def __enter__(self) -> "Agent":  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> "Agent":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -98,7 +98,7 @@ class Collector:
             folder, [str(program), "--config", str(folder / "collector.yaml")], {"PATH": "/usr/bin:/bin"}, (web, grpc)
         )
 
-    def __enter__(self) -> "Collector":  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> "Collector":
         return self
 
     def __exit__(

@@ -97,7 +97,7 @@ def truths() -> dict[str, dict[str, Any]]:
 
 def score(tracking_uri: str, ways: Sequence[str], pattern: str = "*") -> dict[str, list[Cell]]:
     """Sends the cases each way, reads them back and judges them."""
-    import mlflow  # noqa: PLC0415 - only here, so that tests can import this module without MLflow's client
+    import mlflow  # tests import this module without MLflow's client
 
     client = mlflow.MlflowClient(tracking_uri)
     keys = fnmatch.filter(cases(), pattern)
@@ -131,7 +131,7 @@ def send(client: Any, tracking_uri: str, way: str, keys: Sequence[str]) -> Sent:
 
 def console_views(traces: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the console shows of each span of each trace, by the console's own code."""
-    import mlflow  # noqa: PLC0415 - likewise
+    import mlflow
 
     static = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
     with tempfile.TemporaryDirectory() as folder:
@@ -215,8 +215,8 @@ def main() -> None:
         counted = [cell for cell in cells if not cell.apart]
         for cell in counted:
             if not cell.right:
-                print(f"{way}: {cell.trace} {cell.column}: expected {cell.expected}, found {cell.found}"[:300])  # noqa: T201
-        print(f"{way}: {sum(cell.right for cell in counted)} of {len(counted)} cells are right")  # noqa: T201
+                print(f"{way}: {cell.trace} {cell.column}: expected {cell.expected}, found {cell.found}"[:300])
+        print(f"{way}: {sum(cell.right for cell in counted)} of {len(counted)} cells are right")
     if arguments.json:
         arguments.json.write_text(json.dumps(scored, default=str))
 

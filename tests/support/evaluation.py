@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--tracking-uri", required=True)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    import mlflow  # noqa: PLC0415 - heavy, and not needed for --help
+    import mlflow  # slow, and not needed for --help
 
     client = mlflow.MlflowClient(arguments.tracking_uri)
     sent = send(client, arguments.tracking_uri, "compact", list(cases()))
@@ -28,7 +28,7 @@ def main() -> None:
 
 def found_in(trace: Any) -> dict[str, Any]:
     """What is found in a trace; `asked` counts how often a language model would have been asked."""
-    from mlflow.genai.utils import trace_utils  # noqa: PLC0415 - likewise
+    from mlflow.genai.utils import trace_utils
 
     called = trace_utils.extract_tools_called_from_trace(trace)
     # Where no definition of a tool is found, MLflow has a language model guess them, and hides its failures.

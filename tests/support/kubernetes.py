@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+    def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""
 
 
@@ -133,7 +133,7 @@ class KubernetesAPI(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def __enter__(self) -> "KubernetesAPI":  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> "KubernetesAPI":
         self._thread.start()
         return self
 

@@ -32,7 +32,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for item in session.items:
         module, _, name = item.nodeid.removeprefix("tests/").partition(".py::")
         lane = "matrix" if item.get_closest_marker("matrix") else "default"
-        print(f"collected {lane} {module.replace('/', '.')} {name.split('[')[0]}")  # noqa: T201
+        print(f"collected {lane} {module.replace('/', '.')} {name.split('[')[0]}")
 
 
 def lanes() -> Lanes:

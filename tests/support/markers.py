@@ -48,7 +48,7 @@ class Watch(logging.Handler):
         """Looks at all that a handler of the app's could write: message, arguments, traceback, extra fields."""
         try:
             parts = [record.getMessage()]
-        except Exception:  # noqa: BLE001 - told by logging itself; the arguments are looked at all the same
+        except Exception:  # logging reports it; the arguments are still checked
             parts = [str(record.msg)]
         parts += [repr(value) for value in record.__dict__.values()]
         if record.exc_info and record.exc_info[1] is not None:

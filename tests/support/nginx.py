@@ -85,7 +85,7 @@ class Nginx:
             self.stop()
             raise
 
-    def __enter__(self) -> "Nginx":  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> "Nginx":
         return self
 
     def __exit__(

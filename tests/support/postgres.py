@@ -52,7 +52,7 @@ class Postgres:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
 
-    def __enter__(self) -> "Postgres":  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> "Postgres":
         return self
 
     def __exit__(

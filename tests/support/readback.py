@@ -29,7 +29,7 @@ def main() -> None:
 
 def judged(tracking_uri: str, experiment: str, truths: list[dict[str, Any]]) -> list[Cell]:
     """All cells of all traces; a trace is called by its number and its name."""
-    import mlflow  # noqa: PLC0415 - only here, so that tests can import this module without MLflow's client
+    import mlflow  # tests import this module without MLflow's client
 
     client = mlflow.MlflowClient(tracking_uri)
     found_experiment = client.get_experiment_by_name(experiment)

@@ -158,11 +158,11 @@ class _Script:
         return self.queue.popleft() if self.queue else self.rest
 
 
-class _Gone(Exception):  # noqa: N818 - no error: the peer hung up, or the server is being closed
+class _Gone(Exception):
     """The connection is over."""
 
 
-class _BadRequest(Exception):  # noqa: N818 - named for its answer
+class _BadRequest(Exception):
     """What came is not HTTP."""
 
 
@@ -186,7 +186,7 @@ class _Connection:
             self._refuse(str(error))
         except (_Gone, OSError):
             pass  # the client went away, which clients under test are free to do
-        except Exception as error:  # noqa: BLE001 - raised again in the test's thread, by close()
+        except Exception as error:  # raised again in the test's thread, by close()
             self.server._failed(error)
         finally:
             self.sock.close()
@@ -385,7 +385,7 @@ class ScriptedServer:
         self._listener.listen(128)
         self._thread.start()
 
-    def __enter__(self) -> "ScriptedServer":  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> "ScriptedServer":
         return self
 
     def __exit__(

@@ -19,7 +19,7 @@ LIMITED = (3, 4, 1, 2, 5)
 class Prompting(SpanProcessor):
     """Gives each span a prompt that must not show up in any log."""
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Only where the test has none of its own."""
         if "input.value" not in (span.attributes or {}):
             span.set_attribute("input.value", PROMPT)

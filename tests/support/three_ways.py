@@ -20,7 +20,7 @@ App = Callable[[], Any]
 
 
 def _sdk(app: App, tracking_uri: str, experiment: str) -> None:
-    import mlflow  # noqa: PLC0415 - each way with what it needs, and no more
+    import mlflow  # each way imports only what it needs
 
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_experiment(experiment)
@@ -31,11 +31,11 @@ def _sdk(app: App, tracking_uri: str, experiment: str) -> None:
 
 
 def _stock(app: App, tracking_uri: str, experiment: str) -> None:
-    from openinference.instrumentation import using_attributes  # noqa: PLC0415 - likewise
-    from openinference.instrumentation.langchain import LangChainInstrumentor  # noqa: PLC0415
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    from openinference.instrumentation import using_attributes
+    from openinference.instrumentation.langchain import LangChainInstrumentor
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = TracerProvider()
     headers = {"x-mlflow-experiment-id": experiment}
@@ -48,7 +48,7 @@ def _stock(app: App, tracking_uri: str, experiment: str) -> None:
 
 
 def _ours(app: App, tracking_uri: str, experiment: str) -> None:
-    from mlflow_otlp_exporter import configure, trace_context  # noqa: PLC0415 - likewise
+    from mlflow_otlp_exporter import configure, trace_context
 
     telemetry = configure(tracking_uri=tracking_uri, experiment=experiment, auto_instrument=["langchain"])
     with trace_context(session=SESSION, user=USER, tags=TAGS):

@@ -52,7 +52,7 @@ class RecordingEndpoint:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": _POLL}, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> RecordingEndpoint:  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> RecordingEndpoint:
         return self
 
     def __exit__(
@@ -184,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = gzip.decompress(body) if encoding == "gzip" else body
         body = zlib.decompress(body) if encoding == "deflate" else body
         if path.endswith("/v1/traces"):
-            if self.server.status == 200:  # noqa: PLR2004 - HTTP's word for yes
+            if self.server.status == 200:
                 self.server.take(body, {name.lower(): value for name, value in self.headers.items()})
             self._answer(self.server.status, b"", "application/x-protobuf")
         elif path.endswith("/experiments/create"):

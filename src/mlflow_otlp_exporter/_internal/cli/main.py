@@ -29,7 +29,7 @@ _TARGET = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id
 
 
 def _settings() -> int:
-    from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS  # noqa: PLC0415
+    from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 
     rows = list(describe_settings(resolve({}, defaults=DEFAULTS)))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -47,9 +47,9 @@ def _target(given: argparse.Namespace) -> dict[str, Any]:
 
 def _doctor(given: argparse.Namespace) -> int:
     # Here, as in the other commands: no app needs it.
-    from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckStatus  # noqa: PLC0415
-    from mlflow_otlp_exporter._internal.cli.doctor.server_checks import run_checks  # noqa: PLC0415
-    from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS  # noqa: PLC0415
+    from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckStatus
+    from mlflow_otlp_exporter._internal.cli.doctor.server_checks import run_checks
+    from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 
     findings = []
     for finding in run_checks(_target(given), os.environ, DEFAULTS):
@@ -67,8 +67,8 @@ def _doctor(given: argparse.Namespace) -> int:
 
 
 def _send(given: argparse.Namespace) -> int:
-    from mlflow_otlp_exporter._internal.cli.send import send_file, send_test  # noqa: PLC0415
-    from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS  # noqa: PLC0415
+    from mlflow_otlp_exporter._internal.cli.send import send_file, send_test
+    from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 
     settings = resolve(_target(given), defaults=DEFAULTS)
     lines: Iterable[tuple[bool, str]] = send_test(settings) if given.test else send_file(settings, given.file)

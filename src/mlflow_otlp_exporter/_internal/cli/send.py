@@ -64,7 +64,7 @@ def _from_json(content: bytes) -> TracesData:
 
 
 def _ids_as_base64(found: Any) -> Any:
-    import base64  # noqa: PLC0415 - for JSON only
+    import base64  # only for JSON
 
     if isinstance(found, list):
         return [_ids_as_base64(each) for each in found]

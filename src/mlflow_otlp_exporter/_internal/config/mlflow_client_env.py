@@ -23,7 +23,7 @@ def credentials_in_file(home: str) -> dict[str, str]:
     path = Path(home or str(Path("~").expanduser()), ".mlflow", "credentials")
     if not path.is_file():
         return {}
-    import configparser  # noqa: PLC0415 - few have the file, and the import takes as long as this module
+    import configparser  # few users have the file, and the import takes as long as the one of this module
 
     parser = configparser.ConfigParser(interpolation=None)
     try:

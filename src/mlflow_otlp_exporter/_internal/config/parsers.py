@@ -119,7 +119,7 @@ def experiment_id(value: Any) -> str:
 def experiment_name(value: Any) -> str:
     """Reads an experiment's name: at most 500 characters (MLflow 3.17)."""
     found = text(value)
-    if len(found) > 500:  # noqa: PLR2004 - the limit is named in the docstring
+    if len(found) > 500:  # the limit is named in the docstring
         raise ValueError(f"expected at most 500 characters, got {len(found)}")
     return found
 
@@ -127,7 +127,7 @@ def experiment_name(value: Any) -> str:
 def workspace(value: Any) -> str:
     """Reads a workspace's name by MLflow's rule: 2 to 63 of a-z, 0-9 and -, not beginning or ending with -."""
     found = str(value).strip()
-    if not 2 <= len(found) <= 63 or not _WORKSPACE.issuperset(found) or "-" in (found[0], found[-1]):  # noqa: PLR2004
+    if not 2 <= len(found) <= 63 or not _WORKSPACE.issuperset(found) or "-" in (found[0], found[-1]):
         raise ValueError("expected 2 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'")
     return found
 
@@ -160,7 +160,7 @@ def _header(name: Any, value: Any) -> tuple[str, str]:
     if not name or not _TOKEN.issuperset(name):
         # Never the name itself: `Authorization: Bearer abc=` has the secret in what stands before the equals sign.
         raise ValueError("expected header names of letters, digits and '-'")
-    if not value.isprintable() or not all(ord(character) < 256 for character in value):  # noqa: PLR2004 - latin-1
+    if not value.isprintable() or not all(ord(character) < 256 for character in value):  # latin-1
         raise ValueError("expected header values of printable latin-1 characters")
     return name, value
 

@@ -20,7 +20,7 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str
     for name in sorted(environment):
         rest = name.removeprefix(_PREFIX)
         if name.startswith(_PREFIX) and rest not in known and environment[name].strip():
-            import difflib  # noqa: PLC0415 - where somebody mistyped
+            import difflib  # only for a mistyped name
 
             yield name, next((_PREFIX + near for near in difflib.get_close_matches(rest, known, 1)), None)
 

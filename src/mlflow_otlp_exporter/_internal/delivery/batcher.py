@@ -60,11 +60,11 @@ class Batcher:
         give_up: Callable[[int, Sequence[ReadableSpan], str, str], None],
     ) -> None:
         # Here, not at the top: an app that only imports, or does without, should not pay for them.
-        from mlflow_otlp_exporter._internal.privacy import Redactor, resource_filter  # noqa: PLC0415
+        from mlflow_otlp_exporter._internal.privacy import Redactor, resource_filter
 
         self._enricher: Enricher | None = None
         if settings.enrichment.enrich:
-            from mlflow_otlp_exporter._internal.enrichment import Enricher  # noqa: PLC0415 - likewise
+            from mlflow_otlp_exporter._internal.enrichment import Enricher
 
             self._enricher = Enricher(
                 compact=settings.enrichment.compact, rename_tools=settings.enrichment.rename_tools
@@ -74,7 +74,9 @@ class Batcher:
         self.cleaner = Redactor(settings.privacy, report, base64_max_length=settings.base64_max_length)
         self._extraction: AttachmentExtractor | None = None
         if settings.uploads:
-            from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor  # noqa: PLC0415 - by few apps
+            from mlflow_otlp_exporter._internal.privacy.attachment_extractor import (
+                AttachmentExtractor,
+            )  # few apps need it
 
             self._extraction = AttachmentExtractor(settings.privacy.base64_max_length)
         noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()
@@ -82,7 +84,7 @@ class Batcher:
         # What has resources say where traces go, towards what may be a Collector.
         self._resources: DestinationResources | None = None
         if settings.traces.group is not SettingGroup.MLFLOW:
-            from mlflow_otlp_exporter._internal.delivery.resources import DestinationResources  # noqa: PLC0415 - by few apps
+            from mlflow_otlp_exporter._internal.delivery.resources import DestinationResources  # few apps need it
 
             self._resources = DestinationResources(self.encoder)
 

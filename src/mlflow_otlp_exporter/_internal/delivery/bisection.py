@@ -48,7 +48,7 @@ def bisect(shipment: ExportRequest, search: Bisection, chance: float) -> tuple[E
         ExportRequest(shipment.destination, spans, shipment.origin, uncertain=shipment.uncertain, search=search)
         for spans in split_spans(shipment.spans)
     )
-    if chance < 0.5:  # noqa: PLR2004
+    if chance < 0.5:
         # At random, or a culprit at either end would keep the search from all that passes in between.
         first, second = second, first
     first.sibling = second

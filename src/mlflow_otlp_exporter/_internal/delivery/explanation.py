@@ -57,7 +57,7 @@ def format_outcome(outcome: ExportOutcome, server: Server, settings: Settings) -
         settings: All settings.
     """
     if outcome.code in _BY_CODE:
-        from mlflow_otlp_exporter._internal.common.hints import hint_for  # noqa: PLC0415 - where something is wrong
+        from mlflow_otlp_exporter._internal.common.hints import hint_for  # only for errors
 
         advice = hint_for(outcome.code).fix
     else:

@@ -151,10 +151,10 @@ class MLflowSpanExporter(OTLPSpanExporter):
     ) -> None:
         # Here, not at the top: all that sends is most of the import time, and an app that only imports, or that is
         # switched off, should not pay it.
-        import requests  # noqa: PLC0415
+        import requests
 
-        from mlflow_otlp_exporter._internal.delivery.exporter_metrics import exporter_metrics  # noqa: PLC0415
-        from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline  # noqa: PLC0415
+        from mlflow_otlp_exporter._internal.delivery.exporter_metrics import exporter_metrics
+        from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 
         server = settings.traces
         pipeline = Pipeline(settings, session, exporter_metrics(meter_provider, server.url))

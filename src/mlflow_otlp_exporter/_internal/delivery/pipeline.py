@@ -61,8 +61,8 @@ class Pipeline:
         self, settings: Settings, session: requests.Session | None, metrics: ExporterMetrics | None = None
     ) -> None:
         # Here, not at the top: requests is half of the import time, and an app that only imports should not pay it.
-        from mlflow_otlp_exporter._internal.transport.client import HttpClient  # noqa: PLC0415
-        from mlflow_otlp_exporter._internal.transport.credential_provider import load_credential_provider_session  # noqa: PLC0415
+        from mlflow_otlp_exporter._internal.transport.client import HttpClient
+        from mlflow_otlp_exporter._internal.transport.credential_provider import load_credential_provider_session
 
         self.settings, self._metrics = settings, metrics
         self.report = ProblemLog()
@@ -89,8 +89,8 @@ class Pipeline:
         self.depot: PersistentQueue | None = None
         if settings.disk.spool:
             # Here, as most of what it needs is imported by nobody else.
-            from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader  # noqa: PLC0415
-            from mlflow_otlp_exporter._internal.spool.persistent_queue import open_queue  # noqa: PLC0415
+            from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader
+            from mlflow_otlp_exporter._internal.spool.persistent_queue import open_queue
 
             origins = JournalHeader(self.destination, not self.batching.cleaner.is_idle)
             self.depot = open_queue(settings, str(self.server.credentials), self.report, origins)
@@ -105,7 +105,7 @@ class Pipeline:
         )
         self.rest_side: MlflowRestClient | None = None
         if rest is not None:
-            from mlflow_otlp_exporter._internal.mlflow_api.rest_side import MlflowRestClient  # noqa: PLC0415 - likewise
+            from mlflow_otlp_exporter._internal.mlflow_api.rest_side import MlflowRestClient
 
             spool = self.depot.spool if self.depot is not None else None
             self.rest_side = MlflowRestClient(rest, settings, self.experiments, stored, self.report, spool)
@@ -113,7 +113,7 @@ class Pipeline:
         self.senders: WorkQueue[ExportRequest] = WorkQueue(self._step, self.courier.abandon)
         self.drainer: SpoolConsumer | None = None
         if self.depot is not None:
-            from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer  # noqa: PLC0415
+            from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
 
             self.drainer = SpoolConsumer(
                 self.depot, send=self._send, spill=self._spill, tidy=self._tidy, report=self.report
@@ -133,7 +133,7 @@ class Pipeline:
         traces, rest = with_static_prefix(self.server, self.api if self.settings.api_certain else None, self._found_at)
         rest = rest or self.api
         if self.settings.namespace is not None and rest is not None:
-            from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace  # noqa: PLC0415 - in pods only
+            from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace  # only in pods
 
             traces, rest, self.namespace = with_namespace_workspace(self.settings.namespace, traces, rest, self.report)
         return traces, rest

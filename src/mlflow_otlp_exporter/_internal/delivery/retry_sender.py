@@ -285,7 +285,7 @@ class RetrySender:
             if self.put_away(shipment):
                 return SendResult(wait=0.0 if self.closing else wait)
             return SendResult((shipment,), wait=wait)
-        if outcome.status == 500 and cause is FailureKind.SERVER:  # noqa: PLR2004
+        if outcome.status == 500 and cause is FailureKind.SERVER:
             return self._answered_500(shipment, outcome)
         wait = self._waiting(shipment, outcome, cause)
         if cause is FailureKind.CREDENTIALS and self._server.has_new_credential():

@@ -110,7 +110,7 @@ def _varint(body: bytes, start: int, end: int) -> tuple[int, int]:
     for index in range(start, min(start + _LONGEST_VARINT, end)):
         byte = body[index]
         number |= (byte & 127) << shift
-        if byte < 128:  # noqa: PLR2004 - the last one
+        if byte < 128:  # the last byte
             return number, index + 1
         shift += 7
     raise ValueError("cut off")

@@ -56,7 +56,7 @@ class Repairs:
     left_out: int = 0
 
 
-class _Unencodable(Exception):  # noqa: N818 - becomes a count
+class _Unencodable(Exception):
     """A value of a type that OTLP does not have."""
 
 
@@ -185,7 +185,7 @@ class SpanEncoder:
                 except UnicodeEncodeError:
                     content = self._utf8(value)
                 size = len(content)
-                if size < 126:  # noqa: PLR2004 - the two inner lengths take one byte each
+                if size < 126:  # the two inner lengths take one byte each
                     pieces += (
                         tag,
                         short[size + len(named) + 4],
@@ -271,7 +271,7 @@ class SpanEncoder:
         return encode_field(b"\x32", b"".join(items))
 
     def _integer(self, value: int) -> bytes:
-        if 0 <= value < 128:  # noqa: PLR2004 - one byte
+        if 0 <= value < 128:  # one byte
             return b"\x18" + SHORT_VARINTS[value]
         if -(1 << 63) <= value < 1 << 63:
             return b"\x18" + varint(value & _ALL_64_BITS)

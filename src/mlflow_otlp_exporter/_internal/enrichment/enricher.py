@@ -108,7 +108,7 @@ class Enricher:
                     self._twins[identity] = span.scope
                     if len(self._twins) > _MOST_TWINS:
                         self._twins.popitem(last=False)
-            return dict(self._twins) if len(self._twins) < 100 else self._twins  # noqa: PLR2004 - a copy is cheap
+            return dict(self._twins) if len(self._twins) < 100 else self._twins  # a small copy is cheap
 
     def _written(self, span: SpanState) -> EnrichedSpan | ReadableSpan:
         try:

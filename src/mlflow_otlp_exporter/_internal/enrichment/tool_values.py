@@ -75,7 +75,7 @@ def _unwrapped(value: Any) -> Any:
     """Arguments without `kwargs` around them."""
     if not isinstance(value, dict):
         return value
-    if isinstance(value.get("input_str"), str) and len(value) <= 2:  # noqa: PLR2004 - beside LangChain's `inputs`
+    if isinstance(value.get("input_str"), str) and len(value) <= 2:  # beside LangChain's `inputs`
         inner = decoded(value["input_str"])
         return inner if isinstance(inner, dict) else value
     kwargs, args = value.get("kwargs"), value.get("args")

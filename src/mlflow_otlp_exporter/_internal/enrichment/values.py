@@ -90,7 +90,7 @@ def integer(value: Any) -> int | None:
         return value
     try:
         number = float(value)
-        return int(number) if number == number and abs(number) < 1e15 else None  # noqa: PLR0124, PLR2004 - NaN; no count
+        return int(number) if number == number and abs(number) < 1e15 else None  # noqa: PLR0124 - NaN; no count
     except (TypeError, ValueError):
         return None
 

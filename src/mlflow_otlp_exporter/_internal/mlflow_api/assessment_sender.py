@@ -136,4 +136,4 @@ def _may_be_there(outcome: ExportOutcome) -> bool:
 
 def _lacks_trace(outcome: ExportOutcome) -> bool:
     """Whether the trace is not there yet. MLflow 3.10 and 3.13 leave that to the database to say."""
-    return outcome.status == 404 or "foreign key" in outcome.message.lower()  # noqa: PLR2004
+    return outcome.status == 404 or "foreign key" in outcome.message.lower()

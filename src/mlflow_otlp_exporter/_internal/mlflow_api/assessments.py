@@ -168,4 +168,4 @@ def _plain(value: Any, depth: int) -> Any:
 
 def _short(value: Any) -> str:
     """What was given, by its type where it may be long or private."""
-    return repr(value) if isinstance(value, (str, int, float)) and len(str(value)) <= 50 else type(value).__name__  # noqa: PLR2004
+    return repr(value) if isinstance(value, (str, int, float)) and len(str(value)) <= 50 else type(value).__name__

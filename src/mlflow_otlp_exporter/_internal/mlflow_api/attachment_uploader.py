@@ -256,7 +256,7 @@ class AttachmentUploader:
         return True
 
 
-class _Impossible(Exception):  # noqa: N818 - an answer to a question, not a mistake
+class _Impossible(Exception):
     """Nothing can be uploaded, for some seconds."""
 
     def __init__(self, why: str, seconds: float = _REFUSED_SECONDS) -> None:

@@ -27,11 +27,11 @@ _KEPT = 4096
 _EXPERIMENTS = "/api/2.0/mlflow/experiments"
 
 
-class _Absent(Exception):  # noqa: N818 - an answer to a question, not a mistake
+class _Absent(Exception):
     """There is no MLflow REST side at the guessed address."""
 
 
-class _Unresolved(Exception):  # noqa: N818 - carries a decision
+class _Unresolved(Exception):
     def __init__(self, outcome: ExportOutcome) -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
@@ -133,7 +133,7 @@ class ExperimentResolver:
         path = f"{_EXPERIMENTS}/get-by-name?experiment_name={quote(name, safe='')}"
         answer = self._ask("GET", path, workspace, None, seconds)
         experiment = _object(answer).get("experiment")
-        if answer.status == 200 and isinstance(experiment, dict) and experiment.get("experiment_id"):  # noqa: PLR2004
+        if answer.status == 200 and isinstance(experiment, dict) and experiment.get("experiment_id"):
             if experiment.get("lifecycle_stage") == "deleted":
                 said = f"the experiment {name!r}{_in(workspace)} is deleted: restore it, or give another"
                 raise _Unresolved(_wrong(said, MessageCode.EXPERIMENT_DELETED))
@@ -153,7 +153,7 @@ class ExperimentResolver:
     def _created(self, workspace: str | None, name: str, seconds: float) -> str | None:
         answer = self._ask("POST", f"{_EXPERIMENTS}/create", workspace, {"name": name}, seconds)
         found = _object(answer).get("experiment_id")
-        if answer.status == 200 and found:  # noqa: PLR2004
+        if answer.status == 200 and found:
             said = f"created the experiment {name!r}{_in(workspace)} (id {found})"
             self._report.once(logging.INFO, add_code(MessageCode.CREATED, said))
             return str(found)
@@ -173,7 +173,7 @@ class ExperimentResolver:
 
     @staticmethod
     def _explained(outcome: ExportOutcome, name: str) -> ExportOutcome:
-        hint = "; a token that may only export needs experiment_id= instead of a name" if outcome.status == 403 else ""  # noqa: PLR2004
+        hint = "; a token that may only export needs experiment_id= instead of a name" if outcome.status == 403 else ""
         # An answer that is fine for spans is none to this question.
         verdict = Disposition.RETRY if outcome.verdict is Disposition.DELIVERED else outcome.verdict
         said = outcome.message or "an answer that is not MLflow's"
@@ -186,7 +186,7 @@ class ExperimentResolver:
             cause=outcome.cause or FailureKind.NOT_MLFLOW,
             message=message,
             ambiguous=False,
-            code=MessageCode.LOOK_UP_DENIED if outcome.status == 403 else outcome.code,  # noqa: PLR2004
+            code=MessageCode.LOOK_UP_DENIED if outcome.status == 403 else outcome.code,
         )
 
 

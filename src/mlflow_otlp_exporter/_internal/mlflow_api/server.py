@@ -75,7 +75,7 @@ def version_of(api: Transport, seconds: float) -> Version | None:
     answer = api.request("GET", "/version", headers={}, seconds=seconds)
     if not isinstance(answer, HttpResponse):
         raise ServerUnavailableError(classify_error(answer))
-    if answer.status >= 500 or answer.status == 429:  # noqa: PLR2004 - it cannot answer
+    if answer.status >= 500 or answer.status == 429:  # the server cannot answer
         raise ServerUnavailableError(classify_response(answer))
     return read_version(answer)
 
@@ -83,7 +83,7 @@ def version_of(api: Transport, seconds: float) -> Version | None:
 def read_version(answer: HttpResponse) -> Version | None:
     """The version in an answer to `GET /version`, which is plain text whatever it is labelled as; None if none is."""
     text = answer.body.decode("ascii", "replace").strip()
-    found = _NUMBER.match(text) if answer.status == 200 and len(text) < 40 else None  # noqa: PLR2004
+    found = _NUMBER.match(text) if answer.status == 200 and len(text) < 40 else None
     return tuple(map(int, found.group().split("."))) if found else None
 
 
@@ -172,7 +172,7 @@ class ServerInfo:
             )
             if not isinstance(answer, HttpResponse):
                 raise ServerUnavailableError(classify_error(answer))
-            if answer.status != 200 or not answer.complete:  # noqa: PLR2004
+            if answer.status != 200 or not answer.complete:
                 outcome = classify_response(answer)
                 if answer.status in (403, 404, 405, 400, 501):
                     self._cannot(outcome.message)

@@ -90,7 +90,7 @@ class PrefixedRestTransport:
 
 def _is_rest(answer: HttpResponse) -> bool:
     """Whether MLflow may have answered so; not another app that has the root of the same host."""
-    return bool(error_code(answer) or read_version(answer)) or (answer.status == 200 and answer.body[:1] == b"{")  # noqa: PLR2004
+    return bool(error_code(answer) or read_version(answer)) or (answer.status == 200 and answer.body[:1] == b"{")
 
 
 class PrefixedTracesTransport:

@@ -185,7 +185,7 @@ class TraceUpdater:
             path = f"/api/2.0/mlflow/traces/{told.name}"
             reply = request_json(self._api, "PATCH", path, body, workspace=destination.workspace, seconds=seconds)
             if not reply.fine:
-                return None if reply.outcome.status == 404 else reply.outcome  # noqa: PLR2004 - deleted in the meantime
+                return None if reply.outcome.status == 404 else reply.outcome  # deleted in the meantime
             self._report.count(followed_up=1)
         return self._link(told, version, destination, seconds)
 
@@ -197,7 +197,7 @@ class TraceUpdater:
         if body is None:
             return None
         reply = request_json(self._api, "POST", _LINK, body, workspace=destination.workspace, seconds=seconds)
-        if reply.fine or reply.outcome.status == 404:  # noqa: PLR2004 - deleted in the meantime
+        if reply.fine or reply.outcome.status == 404:  # deleted in the meantime
             return None
         if reply.outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
             return reply.outcome
@@ -208,7 +208,7 @@ class TraceUpdater:
     @staticmethod
     def _is_over(each: _Pending, outcome: ExportOutcome) -> bool:
         """Whether a trace itself is what the server does not take, so that others must not wait for it."""
-        each.errors += outcome.status == 500  # noqa: PLR2004 - any other error is the server's own
+        each.errors += outcome.status == 500  # any other error is the server's own
         return outcome.verdict is Disposition.REFUSED or each.errors >= _MOST_ERRORS
 
     def _done(self, destination: Destination, each: _Pending) -> None:

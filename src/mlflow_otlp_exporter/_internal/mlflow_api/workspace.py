@@ -25,7 +25,7 @@ _SERVER_INFO = "/api/3.0/mlflow/server-info"
 _LOOK_AGAIN_SECONDS = 60.0
 
 
-class _Away(Exception):  # noqa: N818 - carries why there is no answer
+class _Away(Exception):
     def __init__(self, failure: TransportError) -> None:
         super().__init__(failure.message)
         self.failure = failure
@@ -105,7 +105,7 @@ class NamespaceWorkspace:
         if isinstance(answer, TransportError):
             # Nothing was sent that could have arrived.
             raise _Away(TransportError(answer.message, credentials=answer.credentials))
-        if answer.status >= 500 or answer.status == 429:  # noqa: PLR2004
+        if answer.status >= 500 or answer.status == 429:
             raise _Away(
                 TransportError(f"it cannot be told whether there are workspaces: {classify_response(answer).message}")
             )
@@ -163,10 +163,10 @@ def with_namespace_workspace(
 
 def _workspaces_enabled(answer: HttpResponse) -> bool | None:
     """Whether a server has workspaces; None if it did not say. MLflow before 3.10 has neither them nor the question."""
-    if answer.status == 404:  # noqa: PLR2004
+    if answer.status == 404:
         return False
     try:
-        found = json.loads(answer.body) if answer.status == 200 else None  # noqa: PLR2004
+        found = json.loads(answer.body) if answer.status == 200 else None
     except ValueError:
         return None
     return bool(found.get("workspaces_enabled")) if isinstance(found, dict) else None
@@ -174,6 +174,6 @@ def _workspaces_enabled(answer: HttpResponse) -> bool | None:
 
 def _workspace_exists(answer: HttpResponse) -> bool | None:
     """Whether a server that was asked for its version in a workspace has that one; None if it did not say."""
-    if answer.status != 200:  # noqa: PLR2004
+    if answer.status != 200:
         return False
     return True if read_version(answer) else None

@@ -43,7 +43,7 @@ class EncodedSpan(NamedTuple):
 
 def varint(number: int) -> bytes:
     pieces = bytearray()
-    while number > 127:  # noqa: PLR2004 - seven bits a byte
+    while number > 127:  # seven bits a byte
         pieces.append(number & 127 | 128)
         number >>= 7
     pieces.append(number)

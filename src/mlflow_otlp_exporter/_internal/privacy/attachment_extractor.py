@@ -151,7 +151,7 @@ class _Finding:
                     return {**value, name: self._ref(kind, data)}, True
         return value, True
 
-    def text(self, value: str, key: str) -> str:  # noqa: ARG002 - see Change
+    def text(self, value: str, key: str) -> str:
         """Data URLs anywhere in a text, and a text that is nothing but base64."""
 
         def referred(match: re.Match[str]) -> str:
@@ -253,7 +253,7 @@ class _Return:
         """Most texts have no reference."""
         return ATTACHMENT not in text
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:  # noqa: ARG002 - see Change
+    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
         """A part whose content is too long becomes one with a text."""
         part = media(value, kind_of_part(value))
         found = self.by_ref.get(part.url) or self.by_ref.get(part.data) if part is not None else None

@@ -150,7 +150,7 @@ class HideInputTexts:
         """Every text is looked at."""
         return not text
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:  # noqa: ARG002 - see Change
+    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
         """A message that no model has written, or CrewAI's record of a task."""
         if _is_asked(value):
             return {name: transform_json(item, HideTexts(), str(name)) for name, item in value.items()}, False
@@ -158,7 +158,7 @@ class HideInputTexts:
             return {**value, **{name: REDACTED for name in _OF_A_TASK if name in value}}, True
         return value, True
 
-    def text(self, value: str, key: str) -> str:  # noqa: ARG002 - see Change
+    def text(self, value: str, key: str) -> str:
         """Messages in an object's repr, or in JSON that was cut off."""
         return REDACTED if _MESSAGE.search(value) else value
 
@@ -177,16 +177,16 @@ class HideImages:
 
     def skips(self, text: str) -> bool:
         """A short text is no image."""
-        return len(text) < 8  # noqa: PLR2004 - the shortest is longer
+        return len(text) < 8  # the shortest is longer
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:  # noqa: ARG002 - see Change
+    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
         """An image part, wherever it is."""
         part = media(value, kind_of_part(value))
         if part is not None and part.kind == "image":
             return part_of_text(value, REDACTED), False
         return value, True
 
-    def text(self, value: str, key: str) -> str:  # noqa: ARG002 - see Change
+    def text(self, value: str, key: str) -> str:
         """Data URLs of images."""
         return _IMAGE_URL.sub(REDACTED, value)
 
@@ -198,12 +198,12 @@ class HideTools:
         """A text that cannot have an object in it."""
         return "{" not in text
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:  # noqa: ARG002 - see Change
+    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
         """An object without its tools."""
         kept = {name: item for name, item in value.items() if name not in _TOOLS}
         return (value if len(kept) == len(value) else kept), True
 
-    def text(self, value: str, key: str) -> str:  # noqa: ARG002 - see Change
+    def text(self, value: str, key: str) -> str:
         """A request that was cut off, or is an object's repr."""
         return REDACTED if _TOOLS_SAID.search(value) else value
 
@@ -215,12 +215,12 @@ class HideMessages:
         """A text that cannot have an object in it."""
         return "{" not in text
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:  # noqa: ARG002 - see Change
+    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
         """An object without what was said to the model."""
         kept = {name: item for name, item in value.items() if name not in _SAID}
         return (value if len(kept) == len(value) else kept), True
 
-    def text(self, value: str, key: str) -> str:  # noqa: ARG002 - see Change
+    def text(self, value: str, key: str) -> str:
         """A request that was cut off, or is an object's repr."""
         return REDACTED
 
@@ -247,7 +247,7 @@ def holds_messages(value: Any, depth: int = 0) -> bool:
         if found is None or isinstance(found, str):
             return _MESSAGE.search(value) is not None
         return holds_messages(found, depth + 1)
-    if depth > 30:  # noqa: PLR2004 - nothing but messages is nested so
+    if depth > 30:  # nothing but messages is nested so
         return True
     if isinstance(value, Mapping):
         if isinstance(value.get("role") or value.get("_role"), str) or value.get("type") in _SPEAKERS:

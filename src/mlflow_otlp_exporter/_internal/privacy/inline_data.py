@@ -58,7 +58,7 @@ def marker(kind: str, characters: int) -> str:
     size = float(characters * 3 // 4)
     unit = "B"
     for larger in ("kB", "MB", "GB"):
-        if size < 1000:  # noqa: PLR2004 - as people write sizes
+        if size < 1000:  # as people write sizes
             break
         size, unit = size / 1000, larger
     return (
@@ -113,7 +113,7 @@ class InlineData:
         """Nothing of a short text is too long."""
         return len(text) <= self.longest
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:  # noqa: ARG002 - see Change
+    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
         """A part with a payload becomes one with a text."""
         part = media(value, kind_of_part(value)) if self.holds(value) else None
         if part is None:
@@ -126,7 +126,7 @@ class InlineData:
         kind = said or (f"audio/{part.format}" if part.kind == "audio" else part.format)
         return part_of_text(value, marker(kind, payload)), False
 
-    def text(self, value: str, key: str) -> str:  # noqa: ARG002 - see Change
+    def text(self, value: str, key: str) -> str:
         """Data URLs anywhere in a text, and a text that is nothing but base64."""
         changed = self._url.sub(lambda match: marker(match[1], len(match[3])), value)
         if len(changed) > self.longest and is_bare(changed):

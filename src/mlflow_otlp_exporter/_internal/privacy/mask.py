@@ -126,7 +126,7 @@ class Mask:
     def _of_number(self, value: float) -> Any:
         if not abs(value) >= _SMALLEST_NUMBER or value != value or abs(value) == float("inf"):  # noqa: PLR0124 - NaN
             return value
-        text = str(int(value)) if abs(value) < 1e25 else str(value)  # noqa: PLR2004 - no number of anything
+        text = str(int(value)) if abs(value) < 1e25 else str(value)  # larger values are no identifiers
         masked = self._asked(text)
         return value if masked == text else masked
 
@@ -150,7 +150,7 @@ def make_mask(wanted: Any, failed: Callable[[Exception], None]) -> Mask | None:
         return None
     if callable(wanted):
         return Mask(wanted, names_too=False, failed=failed)
-    from mlflow_otlp_exporter._internal.privacy.patterns import masking  # noqa: PLC0415 - few need them compiled
+    from mlflow_otlp_exporter._internal.privacy.patterns import masking  # few apps need the compiled patterns
 
     names: tuple[str | re.Pattern[str], ...] = tuple(wanted)
     return Mask(masking(names), names_too=True, failed=failed) if names else None

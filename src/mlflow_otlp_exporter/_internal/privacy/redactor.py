@@ -94,7 +94,7 @@ class Redactor:
         self._resources: dict[int, tuple[Resource, Resource]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope, InstrumentationScope]] = {}
         if settings.hide:
-            from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules  # noqa: PLC0415 - few hide anything
+            from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules  # few apps hide content
 
             self._hiding = HideRules(frozenset(settings.hide))
 
@@ -193,7 +193,7 @@ class Redactor:
     def _hidden(
         self, span: ReadableSpan, attributes: dict[str, Any], events: Sequence[Event]
     ) -> tuple[dict[str, Any], list[Event]]:
-        from mlflow_otlp_exporter._internal.enrichment.enricher import observe  # noqa: PLC0415 - see __init__
+        from mlflow_otlp_exporter._internal.enrichment.enricher import observe  # see __init__
 
         kind = observe(span).kind
         wishes = self._hiding.wishes(kind, attributes)

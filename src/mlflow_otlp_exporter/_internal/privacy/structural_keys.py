@@ -281,6 +281,6 @@ def _is_word(value: str) -> bool:
         bool(_WORD.fullmatch(value))
         and not _SECRET.match(value)
         and not (
-            len(value) > 6 and _NUMBERS.fullmatch(value)  # noqa: PLR2004 - a phone's or a card's number, not a version
+            len(value) > 6 and _NUMBERS.fullmatch(value)  # a phone's or a card's number, not a version
         )
     )

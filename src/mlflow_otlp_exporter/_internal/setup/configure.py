@@ -313,7 +313,7 @@ def _instrument(provider: TracerProvider, app: AppSettings) -> None:
     if app.auto_instrument is False:
         return
     # Here, not at the top: it is not needed where nothing is configured, and importlib.metadata takes its time.
-    from mlflow_otlp_exporter._internal.setup.instrumentation import instrument  # noqa: PLC0415
+    from mlflow_otlp_exporter._internal.setup.instrumentation import instrument
 
     done = instrument(app.auto_instrument, provider)
     if done:

@@ -175,7 +175,7 @@ def _switched_on(candidate: Instrumentation, provider: TracerProvider) -> bool:
 
 
 def _conflict(candidate: Instrumentation) -> Any:
-    from opentelemetry.instrumentation.dependencies import (  # noqa: PLC0415 - there if any instrumentation is
+    from opentelemetry.instrumentation.dependencies import (  # installed if any instrumentation is
         get_dist_dependency_conflicts,
     )
 

@@ -88,7 +88,7 @@ def to_bytes(header: FileHeader, spans: Sequence[EncodedSpan], state: DeliverySt
     """The file of a request."""
     body = encode_request(spans)
     if any(span.attachments for span in spans):
-        from mlflow_otlp_exporter._internal.encoding.attachment import section  # noqa: PLC0415 - few apps have any
+        from mlflow_otlp_exporter._internal.encoding.attachment import section  # few apps have attachments
 
         body += section(spans)
     said: dict[str, Any] = {
@@ -132,7 +132,7 @@ def from_bytes(content: bytes) -> tuple[FileHeader, DeliveryState, list[EncodedS
         body = zlib.decompressobj().decompress(rest[head_length:], size + 1)
         spans = decode_request(body)
         if _REFERENCE in body:
-            from mlflow_otlp_exporter._internal.encoding.attachment import with_attachments  # noqa: PLC0415 - few apps have any
+            from mlflow_otlp_exporter._internal.encoding.attachment import with_attachments  # few apps have attachments
 
             spans = with_attachments(spans, body)
     except (zlib.error, ValueError) as error:

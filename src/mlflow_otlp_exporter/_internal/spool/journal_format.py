@@ -209,7 +209,7 @@ def _link_of(context: list[Any], attributes: Mapping[str, Any], dropped: int = 0
 
 
 def _scope_of(record: list[Any]) -> InstrumentationScope | None:
-    if len(record) == 2:  # noqa: PLR2004 - kind and number
+    if len(record) == 2:  # kind and number
         return None
     _, _, name, version, schema_url, attributes, *_ = record
     return InstrumentationScope(name, version, schema_url, _values(attributes) or None)

@@ -197,7 +197,7 @@ class trace_context:  # noqa: N801 - used like a function
             attributes[LINKED_PROMPTS] = json.dumps([{"name": name, "version": version} for name, version in prompts])
         return _OfTrace(self._route.inside(outer.route), attributes, prompts)
 
-    def __enter__(self) -> trace_context:  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> trace_context:
         context = self._inside()
         _tell_open_root(context, self._route)
         _entered.set(_Entered(self, attach(context), context, _entered.get()))
@@ -212,7 +212,7 @@ class trace_context:  # noqa: N801 - used like a function
             _entered.set(last.before)
             detach(last.token)
 
-    async def __aenter__(self) -> trace_context:  # noqa: PYI034 - as above
+    async def __aenter__(self) -> trace_context:
         return self.__enter__()
 
     async def __aexit__(

@@ -65,7 +65,7 @@ def parse_prompts(prompt: Any) -> tuple[tuple[str, str], ...]:
             return ((name, version),)
     elif hasattr(prompt, "name") and hasattr(prompt, "version"):
         return ((str(prompt.name), str(prompt.version)),)
-    elif isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[1], str | int):  # noqa: PLR2004 - a pair
+    elif isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[1], str | int):  # name and version
         if not (isinstance(prompt[1], str) and "/" in prompt[1]):
             return ((str(prompt[0]), str(prompt[1])),)
         return (*parse_prompts(prompt[0]), *parse_prompts(prompt[1]))

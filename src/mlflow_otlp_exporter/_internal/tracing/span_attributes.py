@@ -131,7 +131,7 @@ def as_documents(documents: Iterable[Any], kind: str = "RETRIEVER") -> dict[str,
 def _document(document: Any) -> dict[str, Any]:
     score: Any = None
     content: Any
-    if isinstance(document, tuple) and len(document) == 2:  # noqa: PLR2004 - a document and its score
+    if isinstance(document, tuple) and len(document) == 2:  # a document and its score
         document, score = document
     if isinstance(document, str):
         content, number, metadata = document, None, None

@@ -97,7 +97,7 @@ def _meant(kind: str) -> str | None:
     """The known kind that an unknown one is a mistyped form of, most likely: it begins alike, too."""
     if kind in _KNOWN or len(kind) < _SHORTEST_MISTYPED:
         return None
-    import difflib  # noqa: PLC0415 - where somebody mistyped, or has kinds of their own
+    import difflib  # only for a kind that is not known
 
     alike = difflib.get_close_matches(kind, [known for known in _KNOWN if known[0] == kind[0]], 1, _ALIKE)
     return alike[0] if alike else None

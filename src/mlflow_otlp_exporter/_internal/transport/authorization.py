@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
 from mlflow_otlp_exporter._internal.config.source import SettingSource
 
 
-class CredentialsUnavailable(Exception):  # noqa: N818 - a state, not a mistake: a projected token may come late
+class CredentialsUnavailable(Exception):
     """No credential can be had right now; the message says why and holds no secret."""
 
 
@@ -139,7 +139,7 @@ def _given(value: Any) -> Authorization:
             ) from None
     if isinstance(value, os.PathLike):
         return _TokenFile(str(Path(value).expanduser()), source)
-    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value):  # noqa: PLR2004
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value):
         return _Fixed(_basic(*value), f"{source} (user {value[0]})")
     if callable(value):
         return _Asked(value)
@@ -213,7 +213,7 @@ def expiry_of(authorization: str | None) -> float | None:
     """
     scheme, _, token = (authorization or "").partition(" ")
     parts = token.split(".")
-    if scheme.lower() != "bearer" or len(parts) != 3:  # noqa: PLR2004 - header, payload, signature
+    if scheme.lower() != "bearer" or len(parts) != 3:  # header, payload, signature
         return None
     try:
         payload = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))

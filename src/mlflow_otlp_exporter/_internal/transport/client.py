@@ -139,7 +139,7 @@ class HttpClient:
                         return _late(self.url)
                     content, complete = _content(response, deadline, longest)
                     found = {name.lower(): value for name, value in response.headers.items()}
-                    self._rejected = authorization if response.status_code == 401 else None  # noqa: PLR2004
+                    self._rejected = authorization if response.status_code == 401 else None
                     return HttpResponse(response.status_code, found, content, complete)
             except (requests.RequestException, OSError, ValueError) as error:
                 return _late(self.url) if limit.cut else _failure(error, self.url)

@@ -50,18 +50,18 @@ def classify_response(answer: HttpResponse) -> ExportOutcome:
         answer: Status, headers (lower-case names) and body.
     """
     status = answer.status
-    if 200 <= status < 300:  # noqa: PLR2004 - RFC 9110
+    if 200 <= status < 300:
         return _success(answer)
     said = server_message(answer)
     message = f"{status}: {said}" if said else f"{status}"
-    if 300 <= status < 400:  # noqa: PLR2004 - RFC 9110
+    if 300 <= status < 400:
         where = answer.headers.get("location", "elsewhere").partition("?")[0][:_LONGEST_MESSAGE]
         message = f"{status}: the server redirects to {where}, which is not followed with credentials"
         return ExportOutcome(Disposition.RETRY, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.REDIRECTED)
     if status in (401, 407):
-        code = MessageCode.UNAUTHENTICATED if status == 401 else MessageCode.PROXY_CREDENTIAL  # noqa: PLR2004
+        code = MessageCode.UNAUTHENTICATED if status == 401 else MessageCode.PROXY_CREDENTIAL
         return ExportOutcome(Disposition.RETRY, FailureKind.CREDENTIALS, message, status, code=code)
-    if status == 413:  # noqa: PLR2004
+    if status == 413:
         return ExportOutcome(Disposition.SPLIT, FailureKind.SIZE, message, status, code=MessageCode.TOO_LARGE)
     if (is_html(answer) and status not in _TRANSIENT) or status in (405, 501):
         # 501: MLflow's file store; 404 as HTML and 405: another server, or MLflow under another path. A proxy's own 502
@@ -74,7 +74,7 @@ def classify_response(answer: HttpResponse) -> ExportOutcome:
         return ExportOutcome(
             Disposition.RETRY, FailureKind.DESTINATION, message, status, code=_destination_code(answer, said)
         )
-    if status in _TRANSIENT or (status == 400 and any(words in said for words in _DAMAGED)):  # noqa: PLR2004
+    if status in _TRANSIENT or (status == 400 and any(words in said for words in _DAMAGED)):
         wait = retry_after(answer.headers)
         code, ambiguous = _server_code(answer, said), _may_be_stored(answer, said)
         return ExportOutcome(
@@ -89,7 +89,7 @@ def _may_be_stored(answer: HttpResponse, said: str) -> bool:
     A database that stops in the middle makes MLflow answer 503; so does Envoy when MLflow is killed in the middle. All
     other 503 come from those who have passed nothing on.
     """
-    if answer.status == 503:  # noqa: PLR2004
+    if answer.status == 503:
         return error_code(answer) == "TEMPORARILY_UNAVAILABLE" or "disconnect/reset before headers" in said
     return answer.status in (400, 500, 502, 504)
 
@@ -105,7 +105,7 @@ def _destination_code(answer: HttpResponse, said: str) -> MessageCode:
     """Which of workspace, experiment, permission or host name it is; the first that fits."""
     lowered = said.lower()
     found = error_code(answer)
-    if answer.status == 403:  # noqa: PLR2004
+    if answer.status == 403:
         return MessageCode.HOST_NOT_ALLOWED if "invalid host header" in lowered else MessageCode.DENIED
     if found == "PERMISSION_DENIED":
         return MessageCode.DENIED
@@ -116,17 +116,17 @@ def _destination_code(answer: HttpResponse, said: str) -> MessageCode:
     if "experiment" in lowered:
         wanted = "x-mlflow-experiment-id" in lowered
         return MessageCode.EXPERIMENT_MISSING if wanted else MessageCode.EXPERIMENT_UNKNOWN
-    return MessageCode.NO_TRACES_HERE if answer.status == 404 and not found else MessageCode.DESTINATION  # noqa: PLR2004
+    return MessageCode.NO_TRACES_HERE if answer.status == 404 and not found else MessageCode.DESTINATION
 
 
 def _server_code(answer: HttpResponse, said: str) -> MessageCode:
     if any(words in said for words in _DAMAGED):
         return MessageCode.DATABASE_DAMAGED
-    if answer.status == 429:  # noqa: PLR2004
+    if answer.status == 429:
         return MessageCode.THROTTLED
     if "authorization check" in said:
         return MessageCode.AUTHORIZATION_CHECK
-    if answer.status == 500:  # noqa: PLR2004
+    if answer.status == 500:
         return MessageCode.SERVER_ERROR
     return MessageCode.DATABASE if error_code(answer) == "TEMPORARILY_UNAVAILABLE" else MessageCode.AWAY
 

@@ -165,7 +165,7 @@ def _tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Ch
     answer = b""
     try:
         connection.sendall(f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n{authorization}\r\n".encode())
-        while b"\r\n\r\n" not in answer and len(answer) < 65_536:  # noqa: PLR2004
+        while b"\r\n\r\n" not in answer and len(answer) < 65_536:
             piece = connection.recv(1)  # not a byte more: what follows is the server's
             if not piece:
                 break

@@ -193,7 +193,7 @@ class _Examination:
         ):
             return failed("server", outcome.code, "no MLflow", outcome.message)
         by = f" (server: {answer.headers['server']})" if "server" in answer.headers else ""
-        if answer.status == 401:  # noqa: PLR2004
+        if answer.status == 401:
             return CheckResult("server", CheckStatus.OK, f"wants to know who asks, before it tells its version{by}")
         if outcome.cause is FailureKind.SERVER:
             return failed("server", outcome.code, f"answers, but not well{by}", outcome.message)
@@ -356,7 +356,7 @@ class _Examination:
             yield CheckResult("read back", CheckStatus.NOT_PERMITTED, found, said=outcome.message)
             yield CheckResult("delete", CheckStatus.NOT_PERMITTED, f"{trace_id} stays")
             return
-        missing = answer.status == 404 and not self._needs_experiment  # noqa: PLR2004
+        missing = answer.status == 404 and not self._needs_experiment
         code = MessageCode.ABANDONED if missing else outcome.code
         found = "MLflow does not have the trace" if missing else "the trace is not there"
         yield failed("read back", code, found, outcome.message)
@@ -366,7 +366,7 @@ class _Examination:
         answer = delete(self._reach.api, trace_id, self._destination, experiment, SECONDS)
         if isinstance(answer, TransportError):
             return CheckResult("delete", CheckStatus.WARNING, f"{trace_id} stays: {answer.message}", code=answer.code)
-        if answer.status == 200:  # noqa: PLR2004
+        if answer.status == 200:
             return CheckResult("delete", CheckStatus.OK, f"{trace_id} is deleted")
         outcome = classify_response(answer)
         state = CheckStatus.NOT_PERMITTED if answer.status in (401, 403) else CheckStatus.WARNING

@@ -71,12 +71,12 @@ def read_back(
         # MLflow before 3.8 has the second one only, which has no spans.
         for path in (f"traces/get?trace_id={trace_id}", f"traces/{trace_id}"):
             answer = api.request("GET", f"/api/3.0/mlflow/{path}", headers=headers, seconds=seconds)
-            if isinstance(answer, TransportError) or answer.status != 404:  # noqa: PLR2004
+            if isinstance(answer, TransportError) or answer.status != 404:
                 break
         trace = _trace_in(answer) if isinstance(answer, HttpResponse) else None
         if trace is not None:
             return trace
-        missing = isinstance(answer, HttpResponse) and answer.status == 404  # noqa: PLR2004
+        missing = isinstance(answer, HttpResponse) and answer.status == 404
         if not missing or time.monotonic() >= until:
             return answer
         time.sleep(_POLL_SECONDS)
@@ -84,7 +84,7 @@ def read_back(
 
 def _trace_in(answer: HttpResponse) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(answer.body).get("trace") if answer.status == 200 else None  # noqa: PLR2004
+        found = json.loads(answer.body).get("trace") if answer.status == 200 else None
     except (ValueError, AttributeError):
         return None
     return found if isinstance(found, dict) else None

@@ -117,7 +117,7 @@ def _groups(found: Mapping[str, Any]) -> dict[str, list[_Flat]]:
     groups: dict[str, list[_Flat]] = {}
     for key in found:
         segments = key.split(".", 3)
-        if len(segments) > 2 and segments[1] in _GROUPS:  # noqa: PLR2004 - there is something below the group
+        if len(segments) > 2 and segments[1] in _GROUPS:  # there is something below the group
             groups.setdefault(segments[1], []).append((key, segments[2], segments[-1]))
     return groups
 
