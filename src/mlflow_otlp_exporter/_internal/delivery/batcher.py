@@ -74,9 +74,8 @@ class Batcher:
         self.cleaner = Redactor(settings.privacy, report, base64_max_length=settings.base64_max_length)
         self._extraction: AttachmentExtractor | None = None
         if settings.uploads:
-            from mlflow_otlp_exporter._internal.privacy.attachment_extractor import (
-                AttachmentExtractor,
-            )  # few apps need it
+            # Few apps need it.
+            from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
 
             self._extraction = AttachmentExtractor(settings.privacy.base64_max_length)
         noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()

@@ -66,9 +66,8 @@ class MlflowRestClient:
         self._looked = self._files is None
         self.uploads: AttachmentUploader | None = None
         if settings.uploads:
-            from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import (
-                create_uploader,
-            )  # few apps need it
+            # Few apps need it.
+            from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import create_uploader
 
             self.uploads = create_uploader(settings, api, self.experiment, stored, report)
         self._follow_ups: TraceUpdater | None = None
