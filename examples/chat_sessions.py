@@ -1,6 +1,7 @@
-"""A chat of several turns: MLflow shows the traces of one session together, by user, with tags to filter by.
+"""Trace a chat of several turns. MLflow groups its traces by session and user, and can filter them by tag.
 
-Needs no key and no network: the model is a line of Python. Put a call of yours into `reply()`.
+The example needs no API key and no network, because the model is a line of Python. Replace `reply()` with your own
+call.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ USERS = {"ada": ["Will it rain in Lyon?", "And in Paris?"], "grace": ["Which tra
 
 @traced(kind="LLM")
 def reply(messages: list[dict[str, str]]) -> str:
-    """What a model would say; its tokens are what MLflow counts and makes a cost of."""
-    said = f"You asked: {messages[-1]['content']}"
-    set_usage(input_tokens=sum(len(each["content"]) for each in messages) // 4, output_tokens=len(said) // 4)
-    return said
+    """Return a model's answer. MLflow shows the token counts and computes a cost from them."""
+    answer = f"You asked: {messages[-1]['content']}"
+    set_usage(input_tokens=sum(len(message["content"]) for message in messages) // 4, output_tokens=len(answer) // 4)
+    return answer
 
 
 @traced(kind="AGENT", name="turn")
-def turn(question: str, history: list[dict[str, str]]) -> str:
-    """One turn: it is the root of a trace, and has what was said before as its input."""
+def take_turn(question: str, history: list[dict[str, str]]) -> str:
+    """Run one turn: the root span of a trace. Its input includes the messages of earlier turns."""
     history.append({"role": "user", "content": question})
     answer = reply(history)
     history.append({"role": "assistant", "content": answer})
@@ -28,14 +29,14 @@ def turn(question: str, history: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    """Holds a conversation with each user."""
+    """Run a conversation with each user."""
     telemetry = configure(experiment="chat-sessions")
     for user, questions in USERS.items():
         history: list[dict[str, str]] = []
-        # All spans inside belong to this session, those of instrumentations too.
+        # All spans inside belong to this session, including spans of instrumentations.
         with trace_context(session=f"chat-{user}", user=user, tags={"release": "2.3.1"}):
             for question in questions:
-                print(f"{user}: {question} -> {turn(question, history)}")
+                print(f"{user}: {question} -> {take_turn(question, history)}")
     print(telemetry.flush())
     print(telemetry.trace_url())
 

@@ -1,9 +1,9 @@
-"""Runs `quickstart.py` against a real MLflow server and shows the trace as MLflow gives it back.
+"""Run `quickstart.py` against a real MLflow server, and print the trace that MLflow returns.
 
-What is printed at the end comes from MLflow's REST API and not from the app: it is what the server has
-understood and stored. The server is one of this interpreter's own environment, listens on 127.0.0.1 only,
-keeps its data in one folder (`.demo/` at the root of the repository) and is stopped at the end. In a terminal
-it stays up until Ctrl-C, so that the trace can be opened in the console.
+The trace at the end comes from MLflow's REST API, not from the app: it shows what the server has stored. The server
+runs in this interpreter's environment, listens only on 127.0.0.1, keeps its data in one folder (`.demo/` at the root of
+the repository) and is stopped at the end. In a terminal, the server runs until Ctrl-C, so that you can open the trace
+in the console.
 
     python examples/demo.py [--data FOLDER] [--port PORT]
 """
@@ -32,26 +32,26 @@ from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
-EXPERIMENT = "quickstart"  # the name that quickstart.py gives to configure()
-START_LIMIT = 120.0  # seconds; the first start makes the tables of the database
+EXPERIMENT = "quickstart"  # the name in quickstart.py
+START_LIMIT = 120.0  # seconds; the first start creates the tables of the database
 QUICKSTART_LIMIT = 60.0
 POLL = 0.05
 
-# Settings of the shell that starts the demo must neither redirect a part of it nor make it call home.
+# Settings of the user's shell must not redirect any part of the demo, and must not make it contact other servers.
 FOREIGN = re.compile(r"(?i)_?(MLFLOW|OTEL|OPENINFERENCE|LANGCHAIN|LANGSMITH)_|(https?|all|no)_proxy$")
 SERVER_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    # Eight more processes that would run judges and scheduled jobs; a trace needs none of them.
+    # Without this, MLflow starts eight more processes for judges and scheduled jobs. The demo needs none of them.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    # MLflow fetches a price list from the internet while it stores the first span of a model, and the app
-    # waits for it (six seconds without a network). Empty means: the list that came with MLflow.
+    # MLflow downloads a price list while it stores the first span of a model, and the app waits for it (six seconds
+    # without a network). With an empty value, MLflow uses its built-in list.
     "MLFLOW_MODEL_CATALOG_URI": "",
 }
 
 
 class DemoError(Exception):
-    """Something that the demo needs did not work; the message is for the reader."""
+    """A step of the demo failed. The message is printed for the user."""
 
 
 # --- the server ---
@@ -59,42 +59,42 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A running MLflow server, and the calls of its REST API that the demo needs."""
+    """A running MLflow server, with the REST calls that the demo needs."""
 
     url: str
     process: subprocess.Popen[bytes]
-    # Everything here is on the loopback: a proxy would not reach it.
+    # The server is on the loopback interface, which a proxy could not reach.
     opener: urllib.request.OpenerDirector = field(
         default_factory=lambda: urllib.request.build_opener(urllib.request.ProxyHandler({}))
     )
 
     def get(self, path: str, *, body: dict[str, Any] | None = None, timeout: float = 10.0) -> str:
-        """Calls the server: POST with a body, GET without.
+        """Call the server: POST with a body, GET without.
 
         Args:
             path: Path and query, with the leading slash.
-            body: What to send as JSON.
-            timeout: Seconds to wait for each step of the answer.
+            body: JSON body of the request.
+            timeout: Socket timeout in seconds.
 
         Returns:
-            The body of a 2xx answer.
+            The body of a 2xx response.
 
         Raises:
-            DemoError: If there was no answer, or one that is not 2xx; its cause is urllib's error.
+            DemoError: No response, or not a 2xx response. Its cause is urllib's error.
         """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
-            with self.opener.open(request, timeout=timeout) as answer:
-                return str(answer.read().decode())
+            with self.opener.open(request, timeout=timeout) as response:
+                return str(response.read().decode())
         except urllib.error.HTTPError as error:
-            said = error.read(300).decode(errors="replace")
-            raise DemoError(f"MLflow answered {error.code} to {path}: {said}") from error
+            content = error.read(300).decode(errors="replace")
+            raise DemoError(f"MLflow answered {error.code} to {path}: {content}") from error
         except (OSError, http.client.HTTPException) as error:
             raise DemoError(f"MLflow did not answer to {path}: {error}") from error
 
-    def experiment_id(self) -> str | None:
-        """The id of the quickstart's experiment, or None before its first run."""
+    def find_experiment_id(self) -> str | None:
+        """Return the id of the quickstart's experiment, or None before its first run."""
         try:
             answer = self.get(f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}")
         except DemoError as error:
@@ -103,70 +103,70 @@ class Server:
             raise
         return str(json.loads(answer)["experiment"]["experiment_id"])
 
-    def newest_trace(self) -> dict[str, Any] | None:
-        """What MLflow's list of traces says about the newest trace of the quickstart, if there is one."""
-        experiment = self.experiment_id()
+    def find_newest_trace(self) -> dict[str, Any] | None:
+        """Return the quickstart's newest trace in MLflow's list of traces, or None."""
+        experiment = self.find_experiment_id()
         if experiment is None:
             return None
         place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
         search = {"locations": [place], "max_results": 1, "order_by": ["timestamp_ms DESC"]}
-        found = json.loads(self.get("/api/3.0/mlflow/traces/search", body=search)).get("traces", [])
-        return dict(found[0]) if found else None
+        traces = json.loads(self.get("/api/3.0/mlflow/traces/search", body=search)).get("traces", [])
+        return dict(traces[0]) if traces else None
 
-    def spans(self, trace_id: str) -> list[Span]:
-        """The stored spans of a trace, in the order of their start."""
+    def get_spans(self, trace_id: str) -> list[Span]:
+        """Return the stored spans of a trace, ordered by start time."""
         answer = json.loads(self.get(f"/api/3.0/mlflow/traces/get?trace_id={trace_id}"))
-        return sorted((Span.read(each) for each in answer["trace"]["spans"]), key=lambda span: span.start)
+        return sorted((Span.read(span) for span in answer["trace"]["spans"]), key=lambda span: span.start)
 
-    def console(self, experiment_id: str, trace_id: str) -> str:
-        """Where the trace is to be seen in a browser."""
-        trace = f"selectedEvaluationId={trace_id}&traceId={trace_id}"  # as trace_url() has it
+    def console_url(self, experiment_id: str, trace_id: str) -> str:
+        """Return the address of the trace in MLflow's console."""
+        trace = f"selectedEvaluationId={trace_id}&traceId={trace_id}"  # same form as trace_url()
         return f"{self.url}/#/experiments/{experiment_id}/traces?{trace}"
 
 
 @contextlib.contextmanager
-def mlflow_server(data: Path, wanted_port: int) -> Iterator[Server]:
-    """Starts MLflow, waits until it answers, and stops it with all its children in any case.
+def run_mlflow_server(data: Path, preferred_port: int) -> Iterator[Server]:
+    """Start MLflow, wait until it answers, and always stop it with all its children.
 
     Args:
         data: Folder of the database, the artifacts and the log.
-        wanted_port: The port to listen on if it is free; 0 for any.
+        preferred_port: The port to listen on if it is free; 0 for any.
 
     Yields:
-        The server, ready.
+        The running server.
 
     Raises:
-        DemoError: If it does not start.
+        DemoError: MLflow does not start.
     """
-    port = free_port(wanted_port)
+    port = find_free_port(preferred_port)
     log = data / "server.log"
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    # Relative to the folder that it runs in: a folder with a space or a percent sign needs no escaping.
+    # The path is relative to the working folder, so that spaces and percent signs need no escaping.
     command += ["--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db"]
     say(f"starting MLflow on {HOST}:{port}, data in {data} ...", end=" ")
-    began = time.monotonic()
+    start = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=data,
-            env=clean_environment() | SERVER_ENVIRONMENT,
+            env=make_environment() | SERVER_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A group of its own: it can be ended with its children, and a Ctrl-C reaches the demo alone.
+            # In its own process group, the server can be ended with its children, and Ctrl-C reaches only the demo.
             start_new_session=True,
         )
         try:
             server = Server(f"http://{HOST}:{port}", process)
             wait_until_ready(server)
-            say(f"version {server.get('/version').strip()} ready after {time.monotonic() - began:.1f} s")
+            say(f"version {server.get('/version').strip()} ready after {time.monotonic() - start:.1f} s")
             yield server
         finally:
             stop(process)
 
 
 def wait_until_ready(server: Server) -> None:
-    """Asks the server until it answers, or raises a DemoError if it ended or needs too long."""
+    """Poll the server until it answers. Raise DemoError if it ended or takes too long."""
     deadline = time.monotonic() + START_LIMIT
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
@@ -179,8 +179,8 @@ def wait_until_ready(server: Server) -> None:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and its whole group: politely, then by force."""
-    # A second Ctrl-C by an impatient user must not leave the server behind.
+    """End the process and its group: first with SIGTERM, then with SIGKILL."""
+    # Ignore a second Ctrl-C, which would leave the server running.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(ProcessLookupError):
@@ -192,11 +192,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def free_port(wanted: int) -> int:
-    """The wanted port if nobody listens on it, else one that the system picks."""
-    for port in (wanted, 0):
+def find_free_port(preferred: int) -> int:
+    """Return the preferred port if it is free, else a port that the system chooses."""
+    for port in (preferred, 0):
         with socket.socket() as probe:
-            # As the server itself does: connections of a demo that has just ended do not count as taken.
+            # The server sets the same option: connections of a demo that has just ended do not block the port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 probe.bind((HOST, port))
@@ -204,30 +204,30 @@ def free_port(wanted: int) -> int:
     raise DemoError(f"no free port on {HOST}")
 
 
-def clean_environment() -> dict[str, str]:
-    """The environment without the settings that would change what the demo shows."""
-    kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
-    return kept | {"NO_PROXY": HOST}
+def make_environment() -> dict[str, str]:
+    """Return the environment without settings that would change the demo."""
+    variables = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+    return variables | {"NO_PROXY": HOST}
 
 
 # --- the app ---
 
 
 def run_quickstart(server: Server) -> None:
-    """Runs quickstart.py as a user would: only the tracking URI is told to it.
+    """Run quickstart.py like a user, with only the tracking URI set.
 
     Args:
-        server: Where its trace shall go.
+        server: Receives the trace.
 
     Raises:
-        DemoError: If it fails or hangs.
+        DemoError: quickstart.py fails or hangs.
     """
     say("running examples/quickstart.py ...", end=" ")
-    began = time.monotonic()
+    start = time.monotonic()
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, str(HERE / "quickstart.py")],
-            env=clean_environment() | {"MLFLOW_TRACKING_URI": server.url},
+            env=make_environment() | {"MLFLOW_TRACKING_URI": server.url},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -235,44 +235,44 @@ def run_quickstart(server: Server) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise DemoError(f"quickstart.py was not done after {QUICKSTART_LIMIT:.0f} s") from error
-    if done.returncode != 0:
-        raise DemoError(f"quickstart.py ended with exit code {done.returncode}:\n{done.stderr.strip()}")
-    say(f"done after {time.monotonic() - began:.1f} s")
+        raise DemoError(f"quickstart.py did not end within {QUICKSTART_LIMIT:.0f} s") from error
+    if process.returncode != 0:
+        raise DemoError(f"quickstart.py ended with exit code {process.returncode}:\n{process.stderr.strip()}")
+    say(f"done after {time.monotonic() - start:.1f} s")
     say()
-    for line in (done.stdout + done.stderr).splitlines():
+    for line in (process.stdout + process.stderr).splitlines():
         say(f"    {line}")
     say()
 
 
 def wait_for_trace(server: Server, *, before: str | None) -> dict[str, Any]:
-    """Waits a moment for a trace that was not there before: an older one would prove nothing.
+    """Wait up to 10 s for a new trace.
 
     Args:
-        server: Where to look.
-        before: The id of the newest trace before the run.
+        server: The MLflow server.
+        before: Id of the newest trace before the run.
 
     Returns:
-        What MLflow's list of traces says about it.
+        The trace in MLflow's list of traces.
 
     Raises:
-        DemoError: If none comes.
+        DemoError: No new trace arrives.
     """
     deadline = time.monotonic() + 10.0
     while time.monotonic() < deadline:
-        trace = server.newest_trace()
+        trace = server.find_newest_trace()
         if trace is not None and trace["trace_id"] != before:
             return trace
         time.sleep(POLL)
-    raise DemoError("quickstart.py ended well, but MLflow has no new trace of it")
+    raise DemoError("quickstart.py succeeded, but MLflow has no new trace")
 
 
-# --- what MLflow gives back ---
+# --- the trace in MLflow ---
 
 
 @dataclass(frozen=True)
 class Span:
-    """A span as MLflow has stored it. Ids stay in base64, as they come: they are only compared."""
+    """A span as stored in MLflow. Ids stay in base64, because they are only compared."""
 
     id: str
     parent: str
@@ -284,7 +284,7 @@ class Span:
 
     @classmethod
     def read(cls, span: dict[str, Any]) -> Span:
-        """Reads one span of MLflow's answer, which is OTLP in JSON."""
+        """Parse one span of MLflow's response, which is OTLP in JSON."""
         return cls(
             id=span["span_id"],
             parent=span.get("parent_span_id", ""),
@@ -292,111 +292,111 @@ class Span:
             start=int(span["start_time_unix_nano"]),
             end=int(span["end_time_unix_nano"]),
             failed="ERROR" in str(span.get("status", {}).get("code", "")),
-            attributes=pairs(span.get("attributes", [])),
+            attributes=parse_attributes(span.get("attributes", [])),
         )
 
     @property
     def tokens(self) -> str:
-        """Tokens read and written, for spans of a model."""
+        """Input and output tokens of a model's span."""
         usage = self.attributes.get("mlflow.chat.tokenUsage")
         return f"{usage['input_tokens']} + {usage['output_tokens']}" if isinstance(usage, dict) else ""
 
 
-def pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """OTLP's list of keys and values as a dict."""
-    return {item["key"]: plain(item.get("value", {})) for item in items}
+def parse_attributes(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Convert OTLP's list of keys and values to a dict."""
+    return {item["key"]: parse_value(item.get("value", {})) for item in items}
 
 
-def plain(value: dict[str, Any]) -> Any:
-    """An OTLP value as the Python value that it stands for."""
+def parse_value(value: dict[str, Any]) -> Any:
+    """Convert an OTLP value to a Python value."""
     match value:
-        case {"kvlist_value": structure}:  # an empty one has no "values"
-            return pairs(structure.get("values", []))
+        case {"kvlist_value": structure}:  # without "values" if it is empty
+            return parse_attributes(structure.get("values", []))
         case {"array_value": array}:
-            return [plain(item) for item in array.get("values", [])]
+            return [parse_value(item) for item in array.get("values", [])]
         case {"string_value": str(text)} if text[:1] in ("{", "["):
-            return parsed(text)
-        case _:  # a plain value; the empty one is null
+            return parse_json(text)
+        case _:  # a plain value, or an empty one for null
             return next(iter(value.values()), None)
 
 
 def print_trace(server: Server, trace: dict[str, Any]) -> None:
-    """Prints the tree of spans with what went in and came out, and what MLflow says of the trace as a whole.
+    """Print the tree of spans with inputs and outputs, and MLflow's summary of the trace.
 
     Args:
-        server: Where the spans are.
-        trace: The trace's row in MLflow's list of traces.
+        server: The MLflow server.
+        trace: The trace in MLflow's list of traces.
 
     Raises:
-        DemoError: If MLflow has no spans for it.
+        DemoError: MLflow has no spans for the trace.
     """
     trace_id, experiment = trace["trace_id"], trace["trace_location"]["mlflow_experiment"]["experiment_id"]
-    rows = list(tree(server.spans(trace_id)))
+    rows = list(walk_tree(server.get_spans(trace_id)))
     if not rows:
         raise DemoError(f"MLflow lists the trace {trace_id} but has no spans for it")
     name_width = max(len(lead) + len(span.name) for lead, _, span in rows) + 2
     say(f"{'SPAN':{name_width}}{'TYPE':11}{'DURATION':>10}   TOKENS (in + out)")
     for lead, below, span in rows:
         kind = span.attributes.get("mlflow.spanType", "-")
-        took = duration((span.end - span.start) / 1e9)
+        took = format_duration((span.end - span.start) / 1e9)
         row = f"{lead + span.name:{name_width}}{kind:11}{took:>10}   {span.tokens}"
         say(row.rstrip() + ("  FAILED" if span.failed else ""))
         for label, key in (("in ", "mlflow.spanInputs"), ("out", "mlflow.spanOutputs")):
             if (content := span.attributes.get(key)) not in (None, ""):
-                say(cut(f"{below}  {label}  {brief(content)}"))
+                say(truncate(f"{below}  {label}  {summarize(content)}"))
 
     usage = json.loads(trace.get("trace_metadata", {}).get("mlflow.trace.tokenUsage", "{}"))
     totals = {
         "trace": trace_id,
         "name": trace.get("tags", {}).get("mlflow.traceName", "-"),
         "state": trace.get("state", "-"),
-        "duration": duration(float(str(trace.get("execution_duration", "0s")).rstrip("s"))),
+        "duration": format_duration(float(str(trace.get("execution_duration", "0s")).rstrip("s"))),
         "spans": str(len(rows)),
         "tokens": "{input_tokens} in + {output_tokens} out = {total_tokens}".format(**usage) if usage else "-",
-        "request": brief(parsed(trace.get("request_preview", "-"))),
-        "response": brief(parsed(trace.get("response_preview", "-"))),
+        "request": summarize(parse_json(trace.get("request_preview", "-"))),
+        "response": summarize(parse_json(trace.get("response_preview", "-"))),
     }
     say()
     for label, text in totals.items():
-        say(cut(f"{label:10}{text}"))
-    say(f"{'console':10}{server.console(experiment, trace_id)}")
+        say(truncate(f"{label:10}{text}"))
+    say(f"{'console':10}{server.console_url(experiment, trace_id)}")
 
 
-def tree(spans: list[Span]) -> Iterator[tuple[str, str, Span]]:
-    """Walks the spans from the root down.
+def walk_tree(spans: list[Span]) -> Iterator[tuple[str, str, Span]]:
+    """Walk the spans from the root down.
 
     Args:
-        spans: All spans of a trace, in the order of their start.
+        spans: All spans of a trace, ordered by start time.
 
     Yields:
-        The lines to draw before a span's name, those to draw below its name, and the span.
+        The prefix of the span's line, the prefix of the lines below it, and the span.
     """
-    known = {span.id for span in spans}
+    span_ids = {span.id for span in spans}
 
-    def walk(span: Span, lead: str, rest: str) -> Iterator[tuple[str, str, Span]]:
-        children = [each for each in spans if each.parent == span.id]
-        yield lead, rest + ("│" if children else " "), span
+    def walk(span: Span, lead: str, indent: str) -> Iterator[tuple[str, str, Span]]:
+        children = [child for child in spans if child.parent == span.id]
+        yield lead, indent + ("│" if children else " "), span
         for child in children:
-            last = child is children[-1]
-            yield from walk(child, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
+            is_last = child is children[-1]
+            yield from walk(child, indent + ("└─ " if is_last else "├─ "), indent + ("   " if is_last else "│  "))
 
-    for root in (span for span in spans if span.parent not in known):
+    for root in (span for span in spans if span.parent not in span_ids):
         yield from walk(root, "", "")
 
 
-def brief(value: Any) -> str:
-    """The gist of inputs or outputs in one line: the last message of a chat, the texts of documents."""
+def summarize(value: Any) -> str:
+    """Return inputs or outputs in one line: the last message of a chat, or the texts of documents."""
     match value:
         case {"messages": [only]}:
-            return message(only)
+            return format_message(only)
         case {"messages": [*_, last] as messages}:
-            return f"{len(messages)} messages, the last: {message(last)}"
-        case {"choices": [{"message": said}, *_]}:
-            return message(said)
+            return f"{len(messages)} messages, the last: {format_message(last)}"
+        case {"choices": [{"message": message}, *_]}:
+            return format_message(message)
         case {"data": {"content": _}}:  # LangChain's own form of a message
-            return message(value)
+            return format_message(value)
         case {"update": {"messages": _} as update} | [{"update": {"messages": _} as update}]:  # LangGraph's
-            return brief(update)
+            return summarize(update)
         case [{"page_content": _}, *_]:
             texts = (str(document.get("page_content")) for document in value)
             return f"{len(value)} documents: " + " | ".join(texts)
@@ -406,33 +406,33 @@ def brief(value: Any) -> str:
             return json.dumps(value, ensure_ascii=False)
 
 
-def message(value: Any) -> str:
-    """One chat message: who says what, and the tools it calls."""
+def format_message(value: Any) -> str:
+    """Return a chat message in one line: role, text and tool calls."""
     if not isinstance(value, dict):
-        return brief(value)
-    inner = value.get("data", value)
-    said = [brief(inner["content"])] if inner.get("content") else []
-    for call in inner.get("tool_calls") or []:
+        return summarize(value)
+    message = value.get("data", value)
+    parts = [summarize(message["content"])] if message.get("content") else []
+    for call in message.get("tool_calls") or []:
         function = call.get("function", call)
-        said.append(f"→ {function.get('name')}({brief(function.get('arguments', function.get('args', '')))})")
-    return f"{value.get('role') or value.get('type') or 'message'}: {' '.join(said)}"
+        parts.append(f"→ {function.get('name')}({summarize(function.get('arguments', function.get('args', '')))})")
+    return f"{value.get('role') or value.get('type') or 'message'}: {' '.join(parts)}"
 
 
-def parsed(text: str) -> Any:
-    """The value of a JSON text; the text itself if it is none, as a preview that MLflow has cut."""
+def parse_json(text: str) -> Any:
+    """Parse a JSON text. Return other texts unchanged, such as a preview that MLflow has truncated."""
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def duration(seconds: float) -> str:
-    """A duration for people."""
+def format_duration(seconds: float) -> str:
+    """Format a duration."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
 
 
-def cut(line: str) -> str:
-    """The line, not longer than the terminal is wide."""
+def truncate(line: str) -> str:
+    """Truncate the line to the width of the terminal."""
     width = shutil.get_terminal_size((110, 24)).columns
     return line if len(line) <= width else line[: width - 1] + "…"
 
@@ -441,61 +441,61 @@ def cut(line: str) -> str:
 
 
 def say(line: str = "", *, end: str = "\n") -> None:
-    """Prints at once, also into a pipe: half of what the demo prints is there to be waited for."""
+    """Print and flush, so that progress is visible in a pipe too."""
     print(line, end=end, flush=True)
 
 
 def demo(server: Server) -> None:
-    """Runs the app and shows its trace."""
-    earlier = server.newest_trace()
+    """Run the app and print its trace."""
+    earlier = server.find_newest_trace()
     run_quickstart(server)
     trace = wait_for_trace(server, before=earlier["trace_id"] if earlier else None)
-    say("the trace, as MLflow gives it back:")
+    say("the trace in MLflow:")
     say()
     print_trace(server, trace)
     say()
 
 
 def keep_running(server: Server) -> None:
-    """Leaves the server up until Ctrl-C, or raises a DemoError if it ends before."""
-    say("MLflow keeps running: open the console's address in a browser. Ctrl-C stops it.")
+    """Keep the server running until Ctrl-C. Raise DemoError if it ends earlier."""
+    say("MLflow keeps running. Open the address of the console in a browser. Press Ctrl-C to stop.")
     try:
         server.process.wait()
     except KeyboardInterrupt:
         say()
         return
-    raise DemoError(f"MLflow ended by itself, with exit code {server.process.returncode}")
+    raise DemoError(f"MLflow ended unexpectedly with exit code {server.process.returncode}")
 
 
-def tail(log: Path, lines: int = 20) -> str:
-    """The last lines of the server's log."""
+def read_tail(log: Path, lines: int = 20) -> str:
+    """Return the last lines of the server's log."""
     with contextlib.suppress(OSError):
         return "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-lines:])
     return "    (none)"
 
 
-def end_by_signal(number: int, _frame: FrameType | None) -> NoReturn:
-    """Turns a signal into an exit, so that the server is stopped on the way out."""
+def exit_on_signal(number: int, _frame: FrameType | None) -> NoReturn:
+    """Exit on a signal, so that the server is stopped."""
     raise SystemExit(128 + number)
 
 
 def main() -> int:
-    """Parses the command line and runs the demo.
+    """Parse the command line and run the demo.
 
     Returns:
-        The exit code.
+        Exit code.
     """
-    parser = argparse.ArgumentParser(description="Runs quickstart.py against a real MLflow server.")
-    parser.add_argument("--data", type=Path, default=HERE.parent / ".demo", help="the server's folder")
-    parser.add_argument("--port", type=int, default=0, help="port to listen on; another one if it is taken")
+    parser = argparse.ArgumentParser(description="Run quickstart.py against a real MLflow server.")
+    parser.add_argument("--data", type=Path, default=HERE.parent / ".demo", help="data folder of the server")
+    parser.add_argument("--port", type=int, default=0, help="preferred port; another one if it is not free")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end_by_signal)
+        signal.signal(number, exit_on_signal)
 
     data: Path = arguments.data.resolve()
     try:
         data.mkdir(parents=True, exist_ok=True)
-        with mlflow_server(data, arguments.port) as server:
+        with run_mlflow_server(data, arguments.port) as server:
             demo(server)
             if sys.stdin.isatty() and sys.stdout.isatty():
                 keep_running(server)
@@ -504,14 +504,14 @@ def main() -> int:
     except KeyboardInterrupt:
         say("\ninterrupted")
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader has gone, as in `make demo | head`: nobody is left to tell
+    except BrokenPipeError:  # the reader of the output has ended, as in `make demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (DemoError, OSError, ValueError, LookupError) as error:
-        # The last two are an answer of MLflow in a shape that the demo does not know.
-        what = str(error) if isinstance(error, DemoError) else f"{type(error).__name__}: {error}"
-        say(f"\n\nThe demo failed: {what}")
-        say(f"\nThe end of the server's log, {data / 'server.log'}:\n{tail(data / 'server.log')}")
+        # ValueError and LookupError: MLflow's response has an unexpected form.
+        reason = str(error) if isinstance(error, DemoError) else f"{type(error).__name__}: {error}"
+        say(f"\n\nThe demo failed: {reason}")
+        say(f"\nLast lines of the server's log, {data / 'server.log'}:\n{read_tail(data / 'server.log')}")
         return 1
     return 0
 

@@ -1,11 +1,11 @@
-"""MLflow's own SDK beside OpenTelemetry: `@mlflow.trace` and `@traced` in one trace.
+"""Use MLflow's own SDK and OpenTelemetry side by side: `@mlflow.trace` and `@traced` in one trace.
 
     pip install mlflow-tracing
     python examples/mlflow_sdk.py
 
-The variable makes MLflow's SDK use the app's tracer provider instead of one of its own. The SDK sends what it knows of
-the trace as well: as both name the same trace and spans, MLflow has them once. Both must name the same experiment: a
-trace cannot be in two.
+`MLFLOW_USE_DEFAULT_TRACER_PROVIDER=false` makes MLflow's SDK use the app's tracer provider instead of its own. The SDK
+also sends its data about the trace. Both use the same trace and span ids, so MLflow stores the trace once. Both must
+use the same experiment, because a trace belongs to one experiment.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from mlflow_otlp_exporter import configure, trace_context, traced
 
 @traced(kind="TOOL")
 def get_weather(city: str) -> str:
-    """A tool of the part of the app that speaks OpenTelemetry."""
+    """Return the weather: a function traced with OpenTelemetry."""
     return f"rain in {city}"
 
 
 @mlflow.trace(span_type="CHAIN")
 def plan(question: str) -> str:
-    """A step of the part that was written for MLflow's SDK; what it calls are its children."""
+    """Plan an answer: a function traced with MLflow's SDK. The calls inside become its child spans."""
     return f"{question} {get_weather('Lyon')}"
 
 
 @traced(kind="AGENT")
 def answer(question: str) -> str:
-    """The root of the trace."""
+    """Answer a question: the root span of the trace."""
     return plan(question)
 
 
 def main() -> None:
-    """Asks one question."""
+    """Ask one question."""
     telemetry = configure(experiment="side-by-side")
     mlflow.set_experiment("side-by-side")
-    mlflow.tracing.enable()  # now, so that the SDK knows of the spans that are its own spans' parents
+    mlflow.tracing.enable()  # after configure(), so that the SDK sees the parent spans of its own spans
     with trace_context(session="s-42", user="ada"):
         print(answer("Will it rain?"))
     print(telemetry.flush())

@@ -1,9 +1,9 @@
-"""An agent that plans, calls tools, searches documents and answers; every step of it a span in MLflow.
+"""Run an agent that plans, calls tools, searches documents and answers. Each step becomes a span in MLflow.
 
-What brings it to MLflow is one line in `main()`, and the instrumentation of LangChain that is installed, which it
-finds and switches on. All above is an ordinary LangChain agent that knows nothing of tracing. Its model is a script,
-so that the example needs no key and says the same thing each time: put a real chat model in the place of
-`LocalPlanner` and nothing else changes.
+One line in `main()` sends the spans to MLflow: `configure()` finds and enables the installed LangChain instrumentation.
+The code above `main()` is an ordinary LangChain agent without any tracing code. Its model is a script, so that the
+example needs no API key and gives the same answer every time. To use a real chat model, replace `LocalPlanner`; nothing
+else changes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def find_trains(origin: str, destination: str) -> list[dict[str, Any]]:
 
 
 class RuleBook(BaseRetriever):
-    """Finds the rules that share the most words with a query. A vector store would stand here."""
+    """Find the rules that share the most words with a query. A real app would use a vector store."""
 
     limit: int = 2
 
@@ -71,7 +71,7 @@ def search_rules(query: str) -> str:
 
 
 class LocalPlanner(BaseChatModel):
-    """A chat model by script: looks up trains and weather, then the rules, then answers from them."""
+    """A scripted chat model: looks up trains and weather, then the rules, then answers from the results."""
 
     model_name: str = "local-planner-1"
 
@@ -80,13 +80,13 @@ class LocalPlanner(BaseChatModel):
         return "local-planner"
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
-        """Tells the model which tools there are."""
-        # The script does not read them, but the trace shows what a real model would get.
-        return self.bind(tools=[convert_to_openai_tool(each) for each in tools])
+        """Pass the available tools to the model."""
+        # The script does not read the tools, but the trace shows the input of a real model.
+        return self.bind(tools=[convert_to_openai_tool(available_tool) for available_tool in tools])
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         text, calls = self._next_step(messages)
-        # A token is about four characters. A real model counts itself; MLflow adds up what the spans say.
+        # A token is about four characters. A real model returns its own counts. MLflow adds up the counts of the spans.
         read = sum(len(str(message.content)) for message in messages) // 4
         wrote = len(text + "".join(str(call["args"]) for call in calls)) // 4
         reply = AIMessage(
@@ -104,9 +104,9 @@ class LocalPlanner(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=reply)])
 
     def _next_step(self, messages: list[BaseMessage]) -> tuple[str, list[ToolCall]]:
-        question = next(str(each.content) for each in messages if isinstance(each, HumanMessage))
-        found = {each.name: str(each.content) for each in messages if isinstance(each, ToolMessage)}
-        if "find_trains" not in found:
+        question = next(str(message.content) for message in messages if isinstance(message, HumanMessage))
+        results = {message.name: str(message.content) for message in messages if isinstance(message, ToolMessage)}
+        if "find_trains" not in results:
             route = re.search(r"from (\w+) to (\w+)", question)
             origin, city = route.groups() if route else ("Lyon", "Paris")
             return "First the trains and the weather, then what the railway says about bicycles.", [
@@ -115,27 +115,27 @@ class LocalPlanner(BaseChatModel):
                 ),
                 ToolCall(name="get_weather", args={"city": city}, id="call_2", type="tool_call"),
             ]
-        if "search_rules" not in found:
+        if "search_rules" not in results:
             return "", [
                 ToolCall(name="search_rules", args={"query": "ticket for a bicycle"}, id="call_3", type="tool_call")
             ]
-        train = next(each for each in json.loads(found["find_trains"]) if each["bicycles"])
-        weather = json.loads(found["get_weather"])
+        train = next(train for train in json.loads(results["find_trains"]) if train["bicycles"])
+        weather = json.loads(results["get_weather"])
         return (
             f"Take {train['train']} ({train['leaves']}, {train['arrives']}), which has room for bicycles. "
-            f"{found['search_rules'].splitlines()[0]} "
+            f"{results['search_rules'].splitlines()[0]} "
             f"Expect {weather['sky']} in {weather['city']} at {weather['celsius']} degrees: pack a raincoat."
         ), []
 
 
 def answer(question: str) -> str:
-    """Answers a traveller's question.
+    """Answer a traveller's question.
 
     Args:
-        question: What the traveller wants to know, such as `QUESTION`.
+        question: The question, such as `QUESTION`.
 
     Returns:
-        The agent's last words.
+        The final answer of the agent.
     """
     tools = [get_weather, find_trains, search_rules]
     agent = create_agent(LocalPlanner(), tools, system_prompt=INSTRUCTIONS, name="travel-agent")
@@ -144,13 +144,13 @@ def answer(question: str) -> str:
 
 
 def main() -> None:
-    """Asks one question and says where its trace is."""
+    """Ask one question and print the address of its trace."""
     telemetry = configure(experiment="quickstart")  # to MLFLOW_TRACKING_URI, default http://localhost:5000
 
     print(f"Question  {QUESTION}")
     print(f"Answer    {answer(QUESTION)}")
 
-    telemetry.flush()  # spans leave in the background; a script that ends now waits for them
+    telemetry.flush()  # spans are sent in the background; wait for them before the script ends
     print(f"Trace     {telemetry.trace_url()}")
 
 

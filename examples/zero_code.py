@@ -1,11 +1,12 @@
-"""An agent without a line of tracing in it.
+"""Run an agent that contains no tracing code.
 
-What brings its traces to MLflow is how it is started:
+Its traces reach MLflow because of the command that starts it:
 
     pip install 'mlflow-otlp-exporter[auto,langchain]' langchain
     mlflow-otlp run python examples/zero_code.py
 
-`mlflow-otlp run` is OpenTelemetry's `opentelemetry-instrument` with all set that MLflow needs, and says what it sets.
+`mlflow-otlp run` is OpenTelemetry's `opentelemetry-instrument` with the settings that MLflow needs. It prints the
+settings.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolCall
 
 @tool
 def get_weather(city: str) -> str:
-    """Tells the weather of a city."""
+    """Return the weather of a city."""
     return f"rain in {city}"
 
 
 class Script(GenericFakeChatModel):
-    """A chat model that says what it is told to: no key, no network. A real one would stand here."""
+    """A chat model with scripted answers, without API key and network. A real app would use a real model."""
 
     def bind_tools(self, *_: object, **__: object) -> Script:
-        """The script knows its tools."""
+        """Ignore the tools: the answers are scripted."""
         return self
 
 
 def main() -> None:
-    """Asks one question."""
-    said = [
+    """Ask one question."""
+    answers = [
         AIMessage("", tool_calls=[ToolCall(name="get_weather", args={"city": "Lyon"}, id="call_1", type="tool_call")]),
         AIMessage("Take an umbrella."),
     ]
-    agent = create_agent(Script(messages=iter(said)), [get_weather], name="weather-agent")
+    agent = create_agent(Script(messages=iter(answers)), [get_weather], name="weather-agent")
     state = agent.invoke({"messages": [HumanMessage("Will it rain in Lyon?")]})
     print(state["messages"][-1].content)
 
