@@ -83,9 +83,11 @@ def test_codes_in_the_guide_and_in_other_documents_exist() -> None:
 
 
 def test_configuration_error_ends_with_its_code() -> None:
-    error = ConfigurationError("experiment_id= is 'x'", MessageCode.CONTRADICTION)
+    error = ConfigurationError("experiment_id= is 'x'", MessageCode.CONFLICTING_SETTINGS)
     assert (
-        str(error) == add_code(MessageCode.CONTRADICTION, "experiment_id= is 'x'") == "experiment_id= is 'x' [MLO-106]"
+        str(error)
+        == add_code(MessageCode.CONFLICTING_SETTINGS, "experiment_id= is 'x'")
+        == "experiment_id= is 'x' [MLO-106]"
     )
     assert str(ConfigurationError("x")) == "x [MLO-101]"
     copy = pickle.loads(pickle.dumps(error))

@@ -150,12 +150,12 @@ def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
 def test_code_stays_at_the_end_of_a_line(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     report = ProblemLog(clock)
-    report.waiting("x", add_code(MessageCode.AWAY, "waiting"), 2)
+    report.waiting("x", add_code(MessageCode.SERVER_UNAVAILABLE, "waiting"), 2)
     clock.now += 61
-    report.waiting("x", add_code(MessageCode.AWAY, "waiting"), 3)
-    report.problem("y", add_code(MessageCode.LOST, "lost"), 1)
-    report.problem("y", add_code(MessageCode.LOST, "lost"), 2)
-    report.solved("x", add_code(MessageCode.ACCEPTED_AGAIN, "accepted again"))
+    report.waiting("x", add_code(MessageCode.SERVER_UNAVAILABLE, "waiting"), 3)
+    report.problem("y", add_code(MessageCode.SPANS_DROPPED, "lost"), 1)
+    report.problem("y", add_code(MessageCode.SPANS_DROPPED, "lost"), 2)
+    report.solved("x", add_code(MessageCode.RECOVERED, "accepted again"))
     report.conclude()
     assert caplog.messages == [
         "waiting [2 spans] [MLO-501]",

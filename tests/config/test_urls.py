@@ -57,10 +57,10 @@ def test_tracking_uri(given: str, expected: str) -> None:
         ("databricks", MessageCode.DATABRICKS, "endpoint of its own"),
         ("sqlite:///x.db", MessageCode.NOT_A_SERVER, "mlflow server"),
         ("./mlruns", MessageCode.NOT_A_SERVER, "file store"),
-        ("m:5000", MessageCode.SETTING, "for example http://m:5000"),
-        ("http://m:5000?x=1", MessageCode.SETTING, "without '?'"),
-        ("http://[::1", MessageCode.SETTING, ""),
-        ("unix:///run/mlflow.sock", MessageCode.SETTING, "http://"),
+        ("m:5000", MessageCode.INVALID_SETTING, "for example http://m:5000"),
+        ("http://m:5000?x=1", MessageCode.INVALID_SETTING, "without '?'"),
+        ("http://[::1", MessageCode.INVALID_SETTING, ""),
+        ("unix:///run/mlflow.sock", MessageCode.INVALID_SETTING, "http://"),
     ],
 )
 def test_tracking_uri_that_cannot_be(given: str, code: MessageCode, said: str) -> None:

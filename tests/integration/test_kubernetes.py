@@ -512,9 +512,9 @@ def test_cluster_is_asked_for_what_the_example_grants(by_token: Platform) -> Non
     [
         (("get", "create", "update"), "team-a", None, None),
         (("update",), "team-a", None, None),
-        (("get", "create"), "team-a", "write", MessageCode.DENIED),
+        (("get", "create"), "team-a", "write", MessageCode.PERMISSION_DENIED),
         ((), "team-a", "credentials", MessageCode.UNAUTHENTICATED),
-        (("get", "create", "update"), "plain", "workspace", MessageCode.WORKSPACE_MISSING),
+        (("get", "create", "update"), "plain", "workspace", MessageCode.WORKSPACE_REQUIRED),
     ],
 )
 def test_doctor_names_the_step(

@@ -237,7 +237,7 @@ def test_failure_before_anything_was_sent(scripted_server: ScriptedServer) -> No
     assert isinstance(no_file, TransportError)
     assert no_file.credentials
     codes = [failure.code for failure in (refused, unknown, no_tls) if isinstance(failure, TransportError)]
-    assert codes == [MessageCode.REFUSED, MessageCode.NAME_UNKNOWN, MessageCode.NOT_TLS]
+    assert codes == [MessageCode.CONNECTION_REFUSED, MessageCode.NAME_NOT_RESOLVED, MessageCode.NOT_TLS]
 
 
 def test_session_of_the_user_is_used_as_it_is(scripted_server: ScriptedServer) -> None:

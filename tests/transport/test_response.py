@@ -24,7 +24,7 @@ from mlflow_otlp_exporter._internal.transport.response import (
 PROTOBUF = {"content-type": "application/x-protobuf"}
 JSON = {"content-type": "application/json"}
 HTML = {"content-type": "text/html; charset=utf-8"}
-AUTHORIZATION = MessageCode.AUTHORIZATION_CHECK
+AUTHORIZATION = MessageCode.AUTHORIZATION_CHECK_FAILED
 DELIVERED, PARTLY, RETRY, SPLIT, REFUSED = Disposition
 CONTENT, SIZE, DESTINATION, CREDENTIALS, NOT_MLFLOW, SERVER = FailureKind
 
@@ -240,75 +240,81 @@ def test_retry_after(value: str, seconds: float | None) -> None:
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (HttpResponse(200, HTML, b"<html>"), MessageCode.PAGE),
+        (HttpResponse(200, HTML, b"<html>"), MessageCode.HTML_PAGE),
         (HttpResponse(302, {"location": "https://login"}), MessageCode.REDIRECTED),
         (HttpResponse(401), MessageCode.UNAUTHENTICATED),
-        (HttpResponse(407), MessageCode.PROXY_CREDENTIAL),
-        (HttpResponse(413), MessageCode.TOO_LARGE),
-        (HttpResponse(404, HTML, b"<html>"), MessageCode.NO_TRACES_HERE),
-        (HttpResponse(404, JSON, body({"detail": "Not Found"})), MessageCode.NO_TRACES_HERE),
-        (HttpResponse(405, JSON), MessageCode.NO_TRACES_HERE),
+        (HttpResponse(407), MessageCode.PROXY_UNAUTHENTICATED),
+        (HttpResponse(413), MessageCode.REQUEST_TOO_LARGE),
+        (HttpResponse(404, HTML, b"<html>"), MessageCode.NO_OTLP_ENDPOINT),
+        (HttpResponse(404, JSON, body({"detail": "Not Found"})), MessageCode.NO_OTLP_ENDPOINT),
+        (HttpResponse(405, JSON), MessageCode.NO_OTLP_ENDPOINT),
         (
             HttpResponse(501, JSON, body({"detail": "REST OTLP span logging is not supported by FileStore"})),
             MessageCode.FILE_STORE,
         ),
-        (HttpResponse(501), MessageCode.NO_TRACES_HERE),
+        (HttpResponse(501), MessageCode.NO_OTLP_ENDPOINT),
         (
             HttpResponse(400, HTML, b"<title>400 The plain HTTP request was sent to HTTPS port</title>"),
-            MessageCode.TLS_WANTED,
+            MessageCode.TLS_REQUIRED,
         ),
         (
             HttpResponse(403, {}, b"Invalid Host header - possible DNS rebinding attack detected"),
             MessageCode.HOST_NOT_ALLOWED,
         ),
-        (HttpResponse(403, {}, b"Permission denied"), MessageCode.DENIED),
+        (HttpResponse(403, {}, b"Permission denied"), MessageCode.PERMISSION_DENIED),
         (
             HttpResponse(403, JSON, body({"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})),
-            MessageCode.DENIED,
+            MessageCode.PERMISSION_DENIED,
         ),
         (
             HttpResponse(500, JSON, mlflow_error("FEATURE_DISABLED", "workspaces are not enabled")),
-            MessageCode.WORKSPACES_OFF,
+            MessageCode.WORKSPACES_DISABLED,
         ),
         (
             HttpResponse(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "Workspace 'x' not found")),
-            MessageCode.WORKSPACE_UNKNOWN,
+            MessageCode.WORKSPACE_NOT_FOUND,
         ),
         (
             HttpResponse(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", "Workspace name 'X'")),
-            MessageCode.WORKSPACE_UNKNOWN,
+            MessageCode.WORKSPACE_NOT_FOUND,
         ),
         (
             HttpResponse(400, JSON, body({"error": {"message": "Workspace context is required"}})),
-            MessageCode.WORKSPACE_MISSING,
+            MessageCode.WORKSPACE_REQUIRED,
         ),
         (
             HttpResponse(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "No Experiment with id=9")),
-            MessageCode.EXPERIMENT_UNKNOWN,
+            MessageCode.EXPERIMENT_NOT_FOUND,
         ),
-        (HttpResponse(422, JSON, body({"detail": "No Experiment with id=9 exists"})), MessageCode.EXPERIMENT_UNKNOWN),
+        (HttpResponse(422, JSON, body({"detail": "No Experiment with id=9 exists"})), MessageCode.EXPERIMENT_NOT_FOUND),
         (
             HttpResponse(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", "Invalid experiment ID")),
-            MessageCode.EXPERIMENT_UNKNOWN,
+            MessageCode.EXPERIMENT_NOT_FOUND,
         ),
         (
             HttpResponse(422, JSON, body({"detail": [{"loc": ["x-mlflow-experiment-id"]}]})),
-            MessageCode.EXPERIMENT_MISSING,
+            MessageCode.EXPERIMENT_REQUIRED,
         ),
-        (HttpResponse(400, {}, b"Missing required header: X-Mlflow-Experiment-Id"), MessageCode.EXPERIMENT_MISSING),
-        (HttpResponse(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "something else")), MessageCode.DESTINATION),
-        (HttpResponse(503), MessageCode.AWAY),
-        (HttpResponse(503, JSON, mlflow_error("TEMPORARILY_UNAVAILABLE", "database is locked")), MessageCode.DATABASE),
+        (HttpResponse(400, {}, b"Missing required header: X-Mlflow-Experiment-Id"), MessageCode.EXPERIMENT_REQUIRED),
+        (
+            HttpResponse(404, JSON, mlflow_error("RESOURCE_DOES_NOT_EXIST", "something else")),
+            MessageCode.DESTINATION_REJECTED,
+        ),
+        (HttpResponse(503), MessageCode.SERVER_UNAVAILABLE),
+        (
+            HttpResponse(503, JSON, mlflow_error("TEMPORARILY_UNAVAILABLE", "database is locked")),
+            MessageCode.DATABASE_UNAVAILABLE,
+        ),
         (HttpResponse(400, JSON, mlflow_error("BAD_REQUEST", "file is not a database")), MessageCode.DATABASE_DAMAGED),
-        (HttpResponse(429), MessageCode.THROTTLED),
+        (HttpResponse(429), MessageCode.RATE_LIMITED),
         (HttpResponse(500), MessageCode.SERVER_ERROR),
         (
             HttpResponse(500, JSON, body({"error": {"message": "Failed to perform Kubernetes authorization check"}})),
             AUTHORIZATION,
         ),
-        (HttpResponse(400, JSON, body({"detail": "bad"})), MessageCode.CONTENT),
-        (HttpResponse(200, PROTOBUF, partial(2, "too old")), MessageCode.REJECTED),
-        (HttpResponse(200, PROTOBUF, partial(0, "be brief")), MessageCode.SAID),
+        (HttpResponse(400, JSON, body({"detail": "bad"})), MessageCode.SPAN_REJECTED),
+        (HttpResponse(200, PROTOBUF, partial(2, "too old")), MessageCode.PARTIAL_SUCCESS),
+        (HttpResponse(200, PROTOBUF, partial(0, "be brief")), MessageCode.SERVER_MESSAGE),
     ],
 )
 def test_code_that_explains(answer: HttpResponse, code: MessageCode) -> None:
@@ -316,5 +322,7 @@ def test_code_that_explains(answer: HttpResponse, code: MessageCode) -> None:
 
 
 def test_code_of_no_answer() -> None:
-    assert classify_error(TransportError("no token file", credentials=True)).code is MessageCode.NO_CREDENTIAL
-    assert classify_error(TransportError("late", code=MessageCode.NO_ANSWER)).code is MessageCode.NO_ANSWER
+    assert classify_error(TransportError("no token file", credentials=True)).code is MessageCode.CREDENTIAL_UNAVAILABLE
+    assert (
+        classify_error(TransportError("late", code=MessageCode.RESPONSE_TIMEOUT)).code is MessageCode.RESPONSE_TIMEOUT
+    )

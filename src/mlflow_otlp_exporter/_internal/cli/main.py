@@ -37,7 +37,7 @@ def _settings() -> int:
         print(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}".rstrip())
     print(f"\n{_WHOSE}")
     for line in describe_unknown_variables(os.environ):
-        print(f"mlflow-otlp: {add_code(MessageCode.SETTING, line)}", file=sys.stderr)
+        print(f"mlflow-otlp: {add_code(MessageCode.INVALID_SETTING, line)}", file=sys.stderr)
     return 0
 
 

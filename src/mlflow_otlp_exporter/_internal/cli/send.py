@@ -132,7 +132,7 @@ def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
             notes,
             size=lambda: settings.max_request_size,
             give_up=lambda _count, _spans, _kind, why: troubles.append(
-                add_code(MessageCode.LOST, f"spans are lost: {why}")
+                add_code(MessageCode.SPANS_DROPPED, f"spans are lost: {why}")
             ),
         )
         for batch in batching.batches(spans)[0]:
@@ -153,5 +153,5 @@ def _attempt(with_reach: Clients, settings: Settings, batch: Batch) -> ExportOut
 
 
 def _told(settings: Settings, outcome: ExportOutcome) -> str:
-    code = outcome.code if outcome.verdict is not Disposition.PARTLY else MessageCode.REJECTED
+    code = outcome.code if outcome.verdict is not Disposition.PARTLY else MessageCode.PARTIAL_SUCCESS
     return add_code(code, f"{settings.traces.address}: {outcome.message}; {hint_for(code).fix}")

@@ -186,7 +186,7 @@ class WorkQueue(Generic[_Item]):
         except BaseException:  # noqa: BLE001
             # A thread that dies takes all that comes after with it; upstream's dies for good on a SystemExit.
             said = "spans are lost by a mistake in this library; please report it [%s]"
-            logger.exception(said, MessageCode.MISTAKE)
+            logger.exception(said, MessageCode.INTERNAL_ERROR)
             self._give_up(item)
         with self._lock:
             del self._busy[key]
@@ -216,7 +216,8 @@ class WorkQueue(Generic[_Item]):
             self._abandon(item)
         except BaseException:  # noqa: BLE001 - likewise, and its destination would be busy for ever
             logger.exception(
-                "spans could not be kept, by a mistake in this library; please report it [%s]", MessageCode.MISTAKE
+                "spans could not be kept, by a mistake in this library; please report it [%s]",
+                MessageCode.INTERNAL_ERROR,
             )
 
     def queued(self, key: Hashable) -> list[_Item]:

@@ -91,7 +91,7 @@ def _experiment(resolver: Resolver, group: SettingGroup) -> tuple[dict[str, Any]
     number, number_source = resolver.value("experiment_id", group)
     if name_source.kind == number_source.kind == "argument":
         said = "experiment= and experiment_id= are both given: expected one of them"
-        raise ConfigurationError(said, MessageCode.CONTRADICTION)
+        raise ConfigurationError(said, MessageCode.CONFLICTING_SETTINGS)
     if number and name_source.kind != "argument":
         name, name_source = None, SettingSource("default")
     elif name:
@@ -243,7 +243,7 @@ def _disk(
     if values["durability"] == "every-span" and not values["spool"]:
         if sources["spool"].kind != "default":
             said = f"{sources['durability']} is 'every-span': expected spool to be on"
-            raise ConfigurationError(said, MessageCode.CONTRADICTION)
+            raise ConfigurationError(said, MessageCode.CONFLICTING_SETTINGS)
         values["spool"] = True
     return SpoolSettings(**values), sources
 

@@ -41,7 +41,7 @@ class RawValue:
         try:
             return setting.parse(self.value)
         except (ValueError, TypeError) as error:
-            why, code = str(error), getattr(error, "code", MessageCode.SETTING)
+            why, code = str(error), getattr(error, "code", MessageCode.INVALID_SETTING)
         # Out of the except block, or the error would carry the other one, and its text, as its context.
         shown = "not usable" if setting.secret else f"{_without_secrets(str(self.value))[:200]!r}"
         raise ConfigurationError(f"{self.source} is {shown}: {why}", code)

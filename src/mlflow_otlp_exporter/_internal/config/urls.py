@@ -29,7 +29,7 @@ class InvalidAddressError(ValueError):
         code: Under which it is explained.
     """
 
-    def __init__(self, message: str, code: MessageCode = MessageCode.SETTING) -> None:
+    def __init__(self, message: str, code: MessageCode = MessageCode.INVALID_SETTING) -> None:
         super().__init__(message)
         self.code = code
 

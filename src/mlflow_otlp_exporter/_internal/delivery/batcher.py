@@ -139,7 +139,7 @@ class Batcher:
             encoded = groups.setdefault(destination, [])
             for span in group:
                 if span.dropped_attributes:
-                    self._report.once(logging.WARNING, add_code(MessageCode.ATTRIBUTES_LOST, _TOO_FEW_ATTRIBUTES))
+                    self._report.once(logging.WARNING, add_code(MessageCode.ATTRIBUTES_DROPPED, _TOO_FEW_ATTRIBUTES))
                 try:
                     one = self._encoded(found := sent[id(span)])
                     if self._extraction is not None:
@@ -159,7 +159,7 @@ class Batcher:
             made += [(destination, batch) for batch in batch_by_size(encoded, self._size(), linked_to_run=linked)]
         if self.encoder.repairs.left_out:
             said = "attribute values of types that OpenTelemetry does not have are left out; stats() counts them"
-            self._report.once(logging.WARNING, add_code(MessageCode.VALUES_LEFT_OUT, said))
+            self._report.once(logging.WARNING, add_code(MessageCode.VALUES_DROPPED, said))
         return made
 
     def _encoded(self, sent: ReadableSpan | EnrichedSpan) -> EncodedSpan:

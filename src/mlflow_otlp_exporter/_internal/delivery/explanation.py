@@ -23,19 +23,19 @@ _ADVICE = {
 # Where the cause alone would send people to the wrong place: what the doctor says.
 _BY_CODE = frozenset(
     {
-        MessageCode.NAME_UNKNOWN,
-        MessageCode.REFUSED,
-        MessageCode.UNTRUSTED,
+        MessageCode.NAME_NOT_RESOLVED,
+        MessageCode.CONNECTION_REFUSED,
+        MessageCode.CERTIFICATE_UNTRUSTED,
         MessageCode.CERTIFICATE_EXPIRED,
-        MessageCode.OTHER_HOST,
+        MessageCode.CERTIFICATE_HOST_MISMATCH,
         MessageCode.NOT_TLS,
-        MessageCode.TLS_WANTED,
+        MessageCode.TLS_REQUIRED,
         MessageCode.PROXY,
         MessageCode.REDIRECTED,
-        MessageCode.PAGE,
+        MessageCode.HTML_PAGE,
         MessageCode.FILE_STORE,
         MessageCode.HOST_NOT_ALLOWED,
-        MessageCode.WORKSPACES_OFF,
+        MessageCode.WORKSPACES_DISABLED,
     }
 )
 

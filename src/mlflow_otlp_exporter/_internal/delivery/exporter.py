@@ -183,7 +183,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         pipeline = self._pipeline
         if pipeline is None or pipeline.closed:
             why = "is shut down" if pipeline else "is off"
-            logger.warning("%d spans are refused: the exporter %s [%s]", len(spans), why, MessageCode.OFF)
+            logger.warning("%d spans are refused: the exporter %s [%s]", len(spans), why, MessageCode.EXPORT_DISABLED)
             return SpanExportResult.FAILURE
         try:
             with suppressed_instrumentation():
@@ -191,7 +191,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
                 delivered = pipeline.deliver(batches)
         except Exception:  # noqa: BLE001 - nothing of this library raises into the app
             said = "%d spans are lost by a mistake in this library; please report it [%s]"
-            logger.exception(said, len(spans), MessageCode.MISTAKE)
+            logger.exception(said, len(spans), MessageCode.INTERNAL_ERROR)
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS if delivered and not broken else SpanExportResult.FAILURE
 
@@ -281,7 +281,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             return True
         why_not = why_not if assessment is None else "no MLflow is known beside the OTLP endpoint"
         pipeline.report.count(feedback_refused=1)
-        pipeline.report.once(logging.WARNING, add_code(MessageCode.FEEDBACK, f"feedback is lost: {why_not}"))
+        pipeline.report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"feedback is lost: {why_not}"))
         return False
 
     @property

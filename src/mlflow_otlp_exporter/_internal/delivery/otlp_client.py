@@ -116,7 +116,7 @@ class OTLPClient:
                 said = (
                     f"the server takes no bodies compressed with {self._compression}: they are sent plain from now on"
                 )
-                self._report.once(logging.WARNING, add_code(MessageCode.NO_COMPRESSION, said))
+                self._report.once(logging.WARNING, add_code(MessageCode.COMPRESSION_UNSUPPORTED, said))
                 self._compression = "none"
             return plain
         return outcome

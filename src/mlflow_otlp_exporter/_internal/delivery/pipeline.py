@@ -140,7 +140,7 @@ class Pipeline:
 
     def _found_at(self, url: str) -> None:
         said = f"the server has its OTLP endpoint at {url}, as MLflow before 3.16 does under a static prefix"
-        self.report.once(logging.INFO, add_code(MessageCode.CONFIGURED, said))
+        self.report.once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, said))
 
     @property
     def record(self) -> Callable[[ReadableSpan], None] | None:
@@ -186,7 +186,7 @@ class Pipeline:
 
     def solve(self, why: str, message: str) -> None:
         """Tells that what made spans be refused is over."""
-        self.report.solved(why, add_code(MessageCode.ACCEPTED_AGAIN, message))
+        self.report.solved(why, add_code(MessageCode.RECOVERED, message))
 
     def _size(self) -> int:
         sizes = [size for size in (self.settings.max_request_size, self.courier.size_limit) if size]
@@ -317,7 +317,7 @@ class Pipeline:
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""
         self.report.count(refused=count)
-        self.report.problem(why, add_code(MessageCode.LOST, f"spans are lost: {why}"), count)
+        self.report.problem(why, add_code(MessageCode.SPANS_DROPPED, f"spans are lost: {why}"), count)
 
     def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
         """Counts spans of traces that are left out as noise."""
@@ -328,7 +328,7 @@ class Pipeline:
             f"a trace is left out, as all its spans are of {', '.join(scopes[:5])}; stats() counts such spans, "
             "MLFLOW_OTLP_NOISE=none sends them"
         )
-        self.report.once(logging.INFO, add_code(MessageCode.NOISE, said))
+        self.report.once(logging.INFO, add_code(MessageCode.TRACE_FILTERED, said))
 
     def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> str | None:
         """The address of a trace in the MLflow console; None if it cannot be told now.

@@ -153,7 +153,9 @@ class RetrySender:
             said = f"spans are lost{_whose(shipment)}: {self._explain(outcome)}"
             self._report.problem(key, said, rejected)
         elif outcome.message:
-            self._report.once(logging.WARNING, add_code(MessageCode.SAID, f"the server says: {outcome.message}"))
+            self._report.once(
+                logging.WARNING, add_code(MessageCode.SERVER_MESSAGE, f"the server says: {outcome.message}")
+            )
         self._settle(shipment, count - rejected, rejected, outcome)
         return SendResult(next_half(shipment))
 
@@ -163,7 +165,7 @@ class RetrySender:
         self._again(destination.name, "spans are accepted again")
 
     def _again(self, key: str, said: str) -> None:
-        self._report.solved(key, add_code(MessageCode.ACCEPTED_AGAIN, said))
+        self._report.solved(key, add_code(MessageCode.RECOVERED, said))
 
     def _settle(
         self, shipment: ExportRequest, delivered: int, refused: int, outcome: ExportOutcome | None = None
@@ -389,7 +391,7 @@ class RetrySender:
             return
         trouble = self.patience.trouble(shipment.destination)
         said = "spans are lost: they could not be sent before the end"
-        said = add_code(MessageCode.ABANDONED, said) if trouble is None else f"{said}: {self._explain(trouble)}"
+        said = add_code(MessageCode.NOT_DELIVERED, said) if trouble is None else f"{said}: {self._explain(trouble)}"
         self._report.problem(f"abandoned {shipment.destination.name}", said, count)
         self._settle(shipment, 0, count)
 

@@ -112,7 +112,7 @@ class SpoolConsumer:
                     busy = self._turn()
                 except Exception:  # noqa: BLE001 - the thread must go on
                     said = "the spool is not drained for a moment, by a mistake in this library; please report it [%s]"
-                    logger.exception(said, MessageCode.MISTAKE)
+                    logger.exception(said, MessageCode.INTERNAL_ERROR)
                     busy = True
             self.has_looked = True
             self._wake.wait(_BUSY_SECONDS if busy else _IDLE_SECONDS)
@@ -155,7 +155,7 @@ class SpoolConsumer:
                 self._only_own, self._pending = True, {}
                 self._list(time.monotonic())  # without what others have put there
             said = f"each process sends only what it put into the spool itself, as {folder} cannot be locked: {error}"
-            self._report.once(logging.WARNING, add_code(MessageCode.DISK, said))
+            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_UNAVAILABLE, said))
             return False
         self._only_own = False
         return alone

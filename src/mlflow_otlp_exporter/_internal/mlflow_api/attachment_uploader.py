@@ -197,7 +197,7 @@ class AttachmentUploader:
         self._report.count(not_attached=len(files))
         said = "images, sound and files cannot be uploaded to MLflow: spans hold them where they are small enough, and"
         self._report.once(
-            logging.WARNING, add_code(MessageCode.ATTACHMENT, f"{said} name type and size where not: {why}")
+            logging.WARNING, add_code(MessageCode.ATTACHMENT_UPLOAD, f"{said} name type and size where not: {why}")
         )
         return not any(span.attachments for span in shipment.spans)
 

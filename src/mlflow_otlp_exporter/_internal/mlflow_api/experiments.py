@@ -79,7 +79,7 @@ class ExperimentResolver:
             with self._asking_for(destination):
                 return self._chosen(destination, seconds)
         except _Absent:
-            self._report.once(logging.WARNING, add_code(MessageCode.NOBODY_TO_ASK, _nobody_to_ask(destination)))
+            self._report.once(logging.WARNING, add_code(MessageCode.NO_MLFLOW_SERVER, _nobody_to_ask(destination)))
             return None
         except _Unresolved as error:
             return error.outcome
@@ -108,7 +108,7 @@ class ExperimentResolver:
         self._report.once(
             logging.WARNING if name == _DEFAULT_EXPERIMENT else logging.INFO,
             add_code(
-                MessageCode.EXPERIMENT_CHOSEN,
+                MessageCode.NO_EXPERIMENT_SET,
                 f"no experiment was given: traces go to {where}{', ' + why if why else ''}. "
                 "Give experiment= or MLFLOW_EXPERIMENT_NAME to choose",
             ),
@@ -124,7 +124,7 @@ class ExperimentResolver:
                 known = self._created(workspace, name, seconds) or self._look_up(workspace, name, seconds)
             if known is None:
                 said = f"there is no experiment {name!r}{_in(workspace)}: create it, or give another"
-                raise _Unresolved(_wrong(said, MessageCode.EXPERIMENT_UNKNOWN))
+                raise _Unresolved(_wrong(said, MessageCode.EXPERIMENT_NOT_FOUND))
             with self._lock:
                 evict_oldest(self._ids, _KEPT)[workspace, name] = known
         return known
@@ -155,7 +155,7 @@ class ExperimentResolver:
         found = _object(answer).get("experiment_id")
         if answer.status == 200 and found:
             said = f"created the experiment {name!r}{_in(workspace)} (id {found})"
-            self._report.once(logging.INFO, add_code(MessageCode.CREATED, said))
+            self._report.once(logging.INFO, add_code(MessageCode.EXPERIMENT_CREATED, said))
             return str(found)
         if error_code(answer) == "RESOURCE_ALREADY_EXISTS":
             return None
@@ -186,7 +186,7 @@ class ExperimentResolver:
             cause=outcome.cause or FailureKind.NOT_MLFLOW,
             message=message,
             ambiguous=False,
-            code=MessageCode.LOOK_UP_DENIED if outcome.status == 403 else outcome.code,
+            code=MessageCode.LOOKUP_DENIED if outcome.status == 403 else outcome.code,
         )
 
 

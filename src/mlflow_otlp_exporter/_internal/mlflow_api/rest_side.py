@@ -100,7 +100,7 @@ class MlflowRestClient:
             turn = self._follow_ups.delivered(destination, spans) if self._follow_ups is not None else None
         except Exception:  # noqa: BLE001 - what follows spans must never cost them
             said = "what follows spans is left out, by a mistake in this library; please report it"
-            logger.exception(add_code(MessageCode.MISTAKE, said))
+            logger.exception(add_code(MessageCode.INTERNAL_ERROR, said))
             return
         if turn is not None:
             self._desk.put(("traces", destination), turn, wait=_FOLLOW_UP_SECONDS)

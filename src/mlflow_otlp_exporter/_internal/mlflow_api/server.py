@@ -41,7 +41,7 @@ _NOT_STORED = ExportOutcome(
     FailureKind.NOT_MLFLOW,
     "200 with something else (a login page?) instead of what is stored",
     200,
-    code=MessageCode.PAGE,
+    code=MessageCode.HTML_PAGE,
 )
 
 
@@ -182,7 +182,7 @@ class ServerInfo:
                         Disposition.RETRY,
                         FailureKind.SERVER,
                         "the server's answer was cut off",
-                        code=MessageCode.CLOSED,
+                        code=MessageCode.CONNECTION_CLOSED,
                     )
                 raise ServerUnavailableError(outcome)
             pairs = _pairs(answer.body)
@@ -198,7 +198,7 @@ class ServerInfo:
         self._report.once(
             logging.WARNING,
             add_code(
-                MessageCode.SENT_AGAIN,
+                MessageCode.POSSIBLE_DUPLICATE,
                 f"spans that may have arrived are sent again without asking whether they did ({why}): MLflow before "
                 "3.17 may count their tokens twice",
             ),

@@ -202,7 +202,7 @@ class TraceUpdater:
         if reply.outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
             return reply.outcome
         said = f"traces are not linked to their prompts: {reply.outcome.message}"
-        self._report.once(logging.WARNING, add_code(MessageCode.FOLLOW_UP, said))
+        self._report.once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, said))
         return None
 
     @staticmethod
@@ -257,7 +257,7 @@ class TraceUpdater:
 
     def _lost(self, count: int, why: str) -> None:
         self._report.count(not_followed_up=count)
-        self._report.once(logging.WARNING, add_code(MessageCode.FOLLOW_UP, f"{_LACKING}: {why}"))
+        self._report.once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, f"{_LACKING}: {why}"))
 
     def give_up(self, destination: Destination) -> None:
         """Ends what is left for a destination undone."""

@@ -91,12 +91,12 @@ class NamespaceWorkspace:
         if exists:
             said = f"no workspace was given: traces go to {self._namespace!r}, which is the pod's namespace"
             more = "Give workspace= or MLFLOW_WORKSPACE to choose"
-            self._report.once(logging.INFO, add_code(MessageCode.CONFIGURED, f"{said}. {more}"))
+            self._report.once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, f"{said}. {more}"))
             self._until = float("inf")
             return self._namespace
         said = f"no workspace was given, and the pod's namespace {self._namespace!r} is none"
         more = f"({answer.status}: {server_message(answer)}). Give workspace= or MLFLOW_WORKSPACE"
-        self._report.once(logging.WARNING, add_code(MessageCode.WORKSPACE_UNKNOWN, f"{said} {more}"))
+        self._report.once(logging.WARNING, add_code(MessageCode.WORKSPACE_NOT_FOUND, f"{said} {more}"))
         self._until = self._clock() + _LOOK_AGAIN_SECONDS
         return None
 

@@ -51,7 +51,7 @@ class ExportOutcome:
     retry_after: float | None = None
     rejected: int = 0
     ambiguous: bool = False
-    code: MessageCode = MessageCode.DESTINATION
+    code: MessageCode = MessageCode.DESTINATION_REJECTED
 
 
 DELIVERED = ExportOutcome(Disposition.DELIVERED)

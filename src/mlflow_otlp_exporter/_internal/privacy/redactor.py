@@ -106,7 +106,7 @@ class Redactor:
     def _mask_failed(self, error: Exception) -> None:
         # Not the error's text: it may quote what was to be masked.
         said = f"a mask failed ({type(error).__name__}): what it was given is hidden, now and whenever it fails again"
-        self._report.once(logging.WARNING, add_code(MessageCode.MASK, said))
+        self._report.once(logging.WARNING, add_code(MessageCode.MASK_FAILED, said))
 
     def cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
         """Cleans spans.

@@ -128,7 +128,7 @@ class MLflowSpanProcessor(SpanProcessor):
                 apply_context(span, trace_id, parent_context, self._received)
             except Exception:  # noqa: BLE001 - nothing of this library raises into the app
                 said = "a span starts without its session and tags, by a mistake; please report it [%s]"
-                logger.exception(said, MessageCode.MISTAKE)
+                logger.exception(said, MessageCode.INTERNAL_ERROR)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Takes the span in."""

@@ -229,7 +229,7 @@ class TraceWorker:
         except BaseException:  # noqa: BLE001
             # Whatever an exporter raises, the next spans find the worker alive. Upstream's dies of a SystemExit.
             said = "spans could not be handed over, by a mistake in this library; please report it [%s]"
-            logger.exception(said, MessageCode.MISTAKE)
+            logger.exception(said, MessageCode.INTERNAL_ERROR)
 
     def _step(self) -> None:
         """Moves events into the buffer, and hands over what is due, or all if somebody flushes."""

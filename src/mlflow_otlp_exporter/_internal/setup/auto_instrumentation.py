@@ -52,7 +52,7 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
             buffer, app = resolve_buffer({}), resolve_app({})
             if not app.enabled:
                 self._silent = True
-                logger.info("no spans will be exported to MLflow: it is switched off [%s]", MessageCode.OFF)
+                logger.info("no spans will be exported to MLflow: it is switched off [%s]", MessageCode.EXPORT_DISABLED)
                 return
             super().__init__(**arguments)
             self._app = app
@@ -61,7 +61,11 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
             _made.add(self)
         except (ConfigurationError, TypeError) as error:
             # TypeError: an argument that does not exist, from a configuration file.
-            said = str(error) if isinstance(error, ConfigurationError) else add_code(MessageCode.SETTING, str(error))
+            said = (
+                str(error)
+                if isinstance(error, ConfigurationError)
+                else add_code(MessageCode.INVALID_SETTING, str(error))
+            )
             logger.error("no spans will be exported to MLflow: %s", said)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -144,7 +148,7 @@ class SpanStartListener(SpanProcessor):
                 apply_context(span, context.trace_id, parent_context, self._received)
             except Exception:  # noqa: BLE001 - nothing of this library raises into the app
                 said = "a span starts without its session and tags, by a mistake; please report it [%s]"
-                logger.exception(said, MessageCode.MISTAKE)
+                logger.exception(said, MessageCode.INTERNAL_ERROR)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Notes that a local root has ended."""
@@ -174,5 +178,5 @@ def disable_auto_exporters(provider: TracerProvider) -> None:
     if provider is not trace.get_tracer_provider():
         return
     for exporter in [each for each in _made if not each.silent]:
-        logger.info("configure() takes the place of OTEL_TRACES_EXPORTER=mlflow [%s]", MessageCode.REPLACED)
+        logger.info("configure() takes the place of OTEL_TRACES_EXPORTER=mlflow [%s]", MessageCode.PIPELINE_REPLACED)
         exporter.silence()

@@ -136,7 +136,7 @@ def configure(
     given = sorted(name for name, value in arguments.items() if value is not None)
     if exporter is not None and given:
         said = f"exporter= is given together with {', '.join(given)}: expected one or the other"
-        raise ConfigurationError(said, MessageCode.CONTRADICTION)
+        raise ConfigurationError(said, MessageCode.CONFLICTING_SETTINGS)
     settings = None if exporter else resolve({**arguments, **app}, defaults=DEFAULTS)
     about_app = resolve_app(app) if settings is None else settings.app
     global _current, _current_key
@@ -300,13 +300,13 @@ def _disabled(known: object, exporter: MLflowSpanExporter) -> Telemetry:
 def _announce(settings: Settings | None, app: AppSettings, joined: str) -> None:
     if not app.enabled:
         said = "nothing is sent: it is switched off by enabled=, MLFLOW_OTLP_ENABLED or OTEL_SDK_DISABLED"
-        logger.info("%s [%s]", said, MessageCode.OFF)
+        logger.info("%s [%s]", said, MessageCode.EXPORT_DISABLED)
     elif settings is None:
-        logger.info("traces go to an exporter made by hand; %s [%s]", joined, MessageCode.CONFIGURED)
+        logger.info("traces go to an exporter made by hand; %s [%s]", joined, MessageCode.EXPORT_CONFIGURED)
     else:
-        logger.info("traces go to %s; %s [%s]", summarize_settings(settings), joined, MessageCode.CONFIGURED)
+        logger.info("traces go to %s; %s [%s]", summarize_settings(settings), joined, MessageCode.EXPORT_CONFIGURED)
         for line in describe_unknown_variables(os.environ):
-            logger.warning("%s [%s]", line, MessageCode.SETTING)
+            logger.warning("%s [%s]", line, MessageCode.INVALID_SETTING)
 
 
 def _instrument(provider: TracerProvider, app: AppSettings) -> None:

@@ -142,7 +142,7 @@ def instrument(choice: bool | Sequence[str], provider: TracerProvider) -> list[s
         if unknown := [word for word in choice if library_of(word.removeprefix("-")) not in known]:
             installed = ", ".join(sorted(known)) or "none"
             said = "auto_instrument: no instrumentation of %s is installed (%s) [%s]"
-            logger.warning(said, ", ".join(unknown), installed, MessageCode.NOT_INSTALLED)
+            logger.warning(said, ", ".join(unknown), installed, MessageCode.INSTRUMENTATION_MISSING)
     return done
 
 
@@ -169,7 +169,7 @@ def _switched_on(candidate: Instrumentation, provider: TracerProvider) -> bool:
         return False
     except Exception as error:  # noqa: BLE001 - one that fails must not keep the others from working
         said, kind = "%s could not be switched on: %s: %s [%s]", type(error).__name__
-        logger.warning(said, candidate.package, kind, error, MessageCode.NOT_SWITCHED_ON)
+        logger.warning(said, candidate.package, kind, error, MessageCode.INSTRUMENTATION_FAILED)
         return False
     return True
 

@@ -37,7 +37,7 @@ def provider_to_use(given: TracerProvider | None, service_name: str | None) -> t
         ours = found.resource.attributes.get(SERVICE_NAME)
         if service_name and ours != service_name:
             said = "service_name=%r is not used: the tracer provider has service.name=%r [%s]"
-            logger.warning(said, service_name, ours, MessageCode.SERVICE_NAME)
+            logger.warning(said, service_name, ours, MessageCode.SERVICE_NAME_IGNORED)
         return found, "the tracer provider that was given" if given is not None else "the app's tracer provider, joined"
     if given is not None or not isinstance(found, trace.ProxyTracerProvider):
         where = "tracer_provider=" if given is not None else "the global tracer provider"

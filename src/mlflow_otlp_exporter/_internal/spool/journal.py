@@ -193,10 +193,10 @@ class Journal:
         if missed:
             why = f"{type(error).__name__}: {error}" if error else "too much waits in it already"
             said = f"ended spans are in memory only, as the journal cannot be written ({why})"
-            self._report.problem(_PROBLEM, add_code(MessageCode.JOURNAL, said), missed, logging.WARNING)
+            self._report.problem(_PROBLEM, add_code(MessageCode.JOURNAL_UNAVAILABLE, said), missed, logging.WARNING)
         elif not self._paused:
             self._report.solved(
-                _PROBLEM, add_code(MessageCode.ACCEPTED_AGAIN, "ended spans are written to the journal again")
+                _PROBLEM, add_code(MessageCode.RECOVERED, "ended spans are written to the journal again")
             )
 
     def close(self) -> None:

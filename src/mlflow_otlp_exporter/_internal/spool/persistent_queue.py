@@ -236,7 +236,7 @@ class PersistentQueue:
             except OSError as error:
                 safe = False
                 said = f"the journal of a killed process in {folder} cannot be read: {error}"
-                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
+                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
             if safe and orphan.damaged:
                 orphan.release()
                 self._set_aside(orphan)
@@ -280,7 +280,7 @@ class PersistentQueue:
         for path in orphan.paths:
             self.spool.set_aside(path)
         said = f"{orphan.damaged} lines of a killed process's journal cannot be read: it was set aside in {DAMAGED}/"
-        self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
+        self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
 
     def _hold_back(self, spans: list[ReadableSpan], encode: Encode) -> None:
         """Keeps what may belong to anybody for people to look at: another tenant must not get it."""
@@ -288,7 +288,9 @@ class PersistentQueue:
             self.refuse(destination, encoded, _NOWHERE)
         self._report.count(refused=len(spans))
         self._report.problem(
-            _NOWHERE, add_code(MessageCode.SPOOL_FILE, f"spans are set aside in refused/: {_NOWHERE}"), len(spans)
+            _NOWHERE,
+            add_code(MessageCode.SPOOL_FILE_UNREADABLE, f"spans are set aside in refused/: {_NOWHERE}"),
+            len(spans),
         )
 
     def close(self) -> None:

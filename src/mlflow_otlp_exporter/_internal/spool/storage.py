@@ -141,7 +141,7 @@ class SpoolStorage:
                 self._broken(error, len(spans))
                 return None
             self._failures, self._resume_at = 0, 0.0
-        self._report.solved(_BROKEN, add_code(MessageCode.ACCEPTED_AGAIN, "the spool can be used again"))
+        self._report.solved(_BROKEN, add_code(MessageCode.RECOVERED, "the spool can be used again"))
         return entry
 
     def _put(self, destination: Destination, span_count: int, content: bytes, created: float) -> Entry:
@@ -206,7 +206,7 @@ class SpoolStorage:
         self._report.problem(
             _BROKEN,
             add_code(
-                MessageCode.DISK,
+                MessageCode.SPOOL_UNAVAILABLE,
                 f"the spool in {where} cannot be used ({said}): what waits for the server waits in memory, and is lost "
                 "with the process; make room there, or set MLFLOW_OTLP_SPOOL_DIR",
             ),
@@ -314,11 +314,11 @@ class SpoolStorage:
             self._set_aside(entry, str(error))
         except UnsupportedVersionError as error:
             said = f"the spool in {folder} has files of an unknown format ({error}): they are left to a newer version"
-            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
+            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
             self._passed_over.add(entry.name)
         except (OSError, MemoryError) as error:
             said = f"a file of the spool in {folder} cannot be read: {error}"
-            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
+            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
             self._passed_over.add(entry.name)
         self.put_back(entry)
         return None
@@ -355,7 +355,7 @@ class SpoolStorage:
                 # It would be sent again and again.
                 self._passed_over.add(entry.name)
                 said = f"a file of the spool in {self._folder} cannot be removed: {error}"
-                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE, said))
+                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
             return False
         return True
 
@@ -382,7 +382,7 @@ class SpoolStorage:
         if (self._folder / entry.name).exists():
             self._passed_over.add(entry.name)
         said = f"a file of the spool is damaged ({why}) and was set aside in {DAMAGED}/"
-        self._lost(entry.spans, said, MessageCode.SPOOL_FILE)
+        self._lost(entry.spans, said, MessageCode.SPOOL_FILE_UNREADABLE)
 
     def set_aside(self, path: Path) -> None:
         """Moves what is damaged, and no request, out of the way.

@@ -168,7 +168,7 @@ class trace_context:  # noqa: N801 - used like a function
         unknown = sorted(set(self._baggage) - BAGGAGE.keys())
         if unknown:
             said = "trace_context(baggage=) has %s: expected some of %s [%s]"
-            logger.warning(said, unknown, ", ".join(BAGGAGE), MessageCode.CONTEXT)
+            logger.warning(said, unknown, ", ".join(BAGGAGE), MessageCode.INVALID_TRACE_CONTEXT)
 
     def _inside(self) -> Context:
         """The current context with what is said here."""
@@ -321,7 +321,7 @@ def _tell_of_running_trace(trace_id: int, route: Route) -> None:
         logger.warning(
             "trace_context() names a destination inside a trace that has begun: its spans go where their root went. "
             "Name it before the first span starts; where a web framework makes it, in a wrapper around the app [%s]",
-            MessageCode.TOO_LATE,
+            MessageCode.DESTINATION_TOO_LATE,
         )
 
 

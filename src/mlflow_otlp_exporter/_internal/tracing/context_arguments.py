@@ -24,7 +24,7 @@ def parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
         return (), {}
     if not isinstance(tags, Iterable):
         said = "trace_context(tags=) is a %s: expected a mapping or names [%s]"
-        logger.warning(said, type(tags).__name__, MessageCode.CONTEXT)
+        logger.warning(said, type(tags).__name__, MessageCode.INVALID_TRACE_CONTEXT)
         return (), {}
     names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
     refused = [name for name in names if not name or name.startswith("mlflow.") or len(name) > _LONGEST_TAG_NAME]
@@ -34,7 +34,7 @@ def parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
             "and takes %d characters [%s]",
             ", ".join(repr(name[:60]) for name in refused),
             _LONGEST_TAG_NAME,
-            MessageCode.CONTEXT,
+            MessageCode.INVALID_TRACE_CONTEXT,
         )
     kept = [name for name in names if name not in refused]
     if isinstance(tags, Mapping):
@@ -47,7 +47,7 @@ def parse_metadata(metadata: Any) -> dict[str, Any]:
     if metadata is None or isinstance(metadata, Mapping):
         return dict(metadata or {})
     said = "trace_context(metadata=) is a %s: expected a mapping [%s]"
-    logger.warning(said, type(metadata).__name__, MessageCode.CONTEXT)
+    logger.warning(said, type(metadata).__name__, MessageCode.INVALID_TRACE_CONTEXT)
     return {}
 
 
@@ -72,5 +72,5 @@ def parse_prompts(prompt: Any) -> tuple[tuple[str, str], ...]:
     elif isinstance(prompt, Iterable):
         return tuple(each for one in prompt for each in parse_prompts(one))
     said = "trace_context(prompt=) has a %s: expected 'name/version' [%s]"
-    logger.warning(said, type(prompt).__name__, MessageCode.CONTEXT)
+    logger.warning(said, type(prompt).__name__, MessageCode.INVALID_TRACE_CONTEXT)
     return ()

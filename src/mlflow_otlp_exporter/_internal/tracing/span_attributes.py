@@ -52,7 +52,7 @@ def set_documents(documents: Iterable[Any], *, span: Span | None = None) -> None
         _write(found, as_documents(documents, _kind(found)))
     except Exception as error:  # noqa: BLE001 - an app must not fail for what is said about it
         said, kind = "set_documents() leaves out what it was given: %s: %s [%s]", type(error).__name__
-        logger.warning(said, kind, error, MessageCode.NOT_KEPT)
+        logger.warning(said, kind, error, MessageCode.CONTENT_NOT_RECORDED)
 
 
 def set_usage(

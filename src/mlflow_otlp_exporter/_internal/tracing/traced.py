@@ -107,7 +107,7 @@ def _meant(kind: str) -> str | None:
 def _tell_of_mistyped(kind: str, function: str) -> None:
     if meant := _meant(kind):
         said = "@traced(kind=%r) of %s: is %s meant? MLflow knows no such kind; it is taken as it is [%s]"
-        logger.warning(said, kind, function, meant, MessageCode.KIND)
+        logger.warning(said, kind, function, meant, MessageCode.UNKNOWN_KIND)
 
 
 class _SpanMaker:
@@ -190,7 +190,10 @@ class _SpanMaker:
                 span.set_attributes(as_inputs(self._arguments.by_name(args, kwargs)))
             except Exception as error:  # noqa: BLE001 - the app must not fail for what is said about it
                 logger.warning(
-                    "the inputs of %s are not kept: %s [%s]", self._name, type(error).__name__, MessageCode.NOT_KEPT
+                    "the inputs of %s are not kept: %s [%s]",
+                    self._name,
+                    type(error).__name__,
+                    MessageCode.CONTENT_NOT_RECORDED,
                 )
         return span
 
@@ -207,7 +210,10 @@ class _SpanMaker:
                     span.set_attributes(found)
         except Exception as error:  # noqa: BLE001 - as above
             logger.warning(
-                "the outputs of %s are not kept: %s [%s]", self._name, type(error).__name__, MessageCode.NOT_KEPT
+                "the outputs of %s are not kept: %s [%s]",
+                self._name,
+                type(error).__name__,
+                MessageCode.CONTENT_NOT_RECORDED,
             )
 
     def failed(self, span: Span, error: BaseException) -> None:

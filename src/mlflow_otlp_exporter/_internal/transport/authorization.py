@@ -135,7 +135,7 @@ def _given(value: Any) -> Authorization:
             return _Fixed(_authorization(value), str(source))
         except ValueError:
             raise ConfigurationError(
-                f"{source} is not usable: expected a token of printable ASCII", MessageCode.CREDENTIAL_SETTING
+                f"{source} is not usable: expected a token of printable ASCII", MessageCode.INVALID_CREDENTIAL
             ) from None
     if isinstance(value, os.PathLike):
         return _TokenFile(str(Path(value).expanduser()), source)
@@ -146,7 +146,7 @@ def _given(value: Any) -> Authorization:
     raise ConfigurationError(
         f"{source} is a {type(value).__name__}: expected a token, a pathlib.Path of a token file, "
         "a (user, password) pair, or a function that returns a token or an Authorization header's value",
-        MessageCode.CREDENTIAL_SETTING,
+        MessageCode.INVALID_CREDENTIAL,
     )
 
 
@@ -171,7 +171,7 @@ def make_authorization(server: ServerSettings) -> Authorization:
             return _Fixed(_bearer(server.token), f"token ({sources['token']})")
         except ValueError:
             raise ConfigurationError(
-                f"{sources['token']} is not usable: expected a token of printable ASCII", MessageCode.CREDENTIAL_SETTING
+                f"{sources['token']} is not usable: expected a token of printable ASCII", MessageCode.INVALID_CREDENTIAL
             ) from None
     if server.credential_provider:
         provider = f"session of the credential provider {server.credential_provider}"

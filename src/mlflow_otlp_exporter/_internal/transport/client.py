@@ -214,7 +214,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _late(url: str) -> TransportError:
-    return TransportError(f"{urlsplit(url).netloc} did not answer in time", arrived=True, code=MessageCode.NO_ANSWER)
+    return TransportError(
+        f"{urlsplit(url).netloc} did not answer in time", arrived=True, code=MessageCode.RESPONSE_TIMEOUT
+    )
 
 
 def _failure(error: Exception, url: str) -> TransportError:
@@ -229,16 +231,18 @@ def _failure(error: Exception, url: str) -> TransportError:
     if isinstance(error, requests.exceptions.ProxyError):
         return TransportError(f"no connection to {host} through the proxy ({names[-1]})", code=MessageCode.PROXY)
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return TransportError(f"{host} did not accept a connection in time", code=MessageCode.NO_CONNECTION)
+        return TransportError(f"{host} did not accept a connection in time", code=MessageCode.CONNECT_TIMEOUT)
     if isinstance(error, requests.exceptions.Timeout):
         return _late(url)
     if "ConnectionRefusedError" in names:
-        return TransportError(f"{host} refuses connections: is the server running?", code=MessageCode.REFUSED)
+        return TransportError(
+            f"{host} refuses connections: is the server running?", code=MessageCode.CONNECTION_REFUSED
+        )
     if "gaierror" in names or "NameResolutionError" in names:
-        return TransportError(f"the name of {host} cannot be resolved", code=MessageCode.NAME_UNKNOWN)
+        return TransportError(f"the name of {host} cannot be resolved", code=MessageCode.NAME_NOT_RESOLVED)
     if isinstance(error, requests.ConnectionError):
         said = f"{host} closed the connection without an answer ({names[-1]})"
-        return TransportError(said, arrived=True, code=MessageCode.CLOSED)
+        return TransportError(said, arrived=True, code=MessageCode.CONNECTION_CLOSED)
     return TransportError(f"the request to {host} could not be made ({names[0]})")
 
 
@@ -251,6 +255,8 @@ def tls_code(error: ssl.SSLCertVerificationError | None) -> MessageCode:
     if error is None:
         return MessageCode.NOT_TLS
     # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED, and those of a host name and of an address that do not match.
-    return {10: MessageCode.CERTIFICATE_EXPIRED, 62: MessageCode.OTHER_HOST, 64: MessageCode.OTHER_HOST}.get(
-        error.verify_code, MessageCode.UNTRUSTED
-    )
+    return {
+        10: MessageCode.CERTIFICATE_EXPIRED,
+        62: MessageCode.CERTIFICATE_HOST_MISMATCH,
+        64: MessageCode.CERTIFICATE_HOST_MISMATCH,
+    }.get(error.verify_code, MessageCode.CERTIFICATE_UNTRUSTED)

@@ -43,7 +43,7 @@ class TransportError:
     message: str
     arrived: bool = False
     credentials: bool = False
-    code: MessageCode = MessageCode.NOT_SENT
+    code: MessageCode = MessageCode.INVALID_REQUEST
 
 
 class Transport(Protocol):

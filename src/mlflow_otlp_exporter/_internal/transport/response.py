@@ -39,7 +39,7 @@ _LONGEST_RETRY_AFTER = 3600.0
 def classify_error(failure: TransportError) -> ExportOutcome:
     """Decides for a request that got no answer."""
     cause = FailureKind.CREDENTIALS if failure.credentials else FailureKind.SERVER
-    code = MessageCode.NO_CREDENTIAL if failure.credentials else failure.code
+    code = MessageCode.CREDENTIAL_UNAVAILABLE if failure.credentials else failure.code
     return ExportOutcome(Disposition.RETRY, cause, failure.message, ambiguous=failure.arrived, code=code)
 
 
@@ -59,10 +59,10 @@ def classify_response(answer: HttpResponse) -> ExportOutcome:
         message = f"{status}: the server redirects to {where}, which is not followed with credentials"
         return ExportOutcome(Disposition.RETRY, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.REDIRECTED)
     if status in (401, 407):
-        code = MessageCode.UNAUTHENTICATED if status == 401 else MessageCode.PROXY_CREDENTIAL
+        code = MessageCode.UNAUTHENTICATED if status == 401 else MessageCode.PROXY_UNAUTHENTICATED
         return ExportOutcome(Disposition.RETRY, FailureKind.CREDENTIALS, message, status, code=code)
     if status == 413:
-        return ExportOutcome(Disposition.SPLIT, FailureKind.SIZE, message, status, code=MessageCode.TOO_LARGE)
+        return ExportOutcome(Disposition.SPLIT, FailureKind.SIZE, message, status, code=MessageCode.REQUEST_TOO_LARGE)
     if (is_html(answer) and status not in _TRANSIENT) or status in (405, 501):
         # 501: MLflow's file store; 404 as HTML and 405: another server, or MLflow under another path. A proxy's own 502
         # is HTML, too, but that is a server that is away.
@@ -80,7 +80,7 @@ def classify_response(answer: HttpResponse) -> ExportOutcome:
         return ExportOutcome(
             Disposition.RETRY, FailureKind.SERVER, message, status, wait, ambiguous=ambiguous, code=code
         )
-    return ExportOutcome(Disposition.REFUSED, FailureKind.CONTENT, message, status, code=MessageCode.CONTENT)
+    return ExportOutcome(Disposition.REFUSED, FailureKind.CONTENT, message, status, code=MessageCode.SPAN_REJECTED)
 
 
 def _may_be_stored(answer: HttpResponse, said: str) -> bool:
@@ -98,7 +98,7 @@ def _other_server_code(said: str) -> MessageCode:
     if "FileStore" in said:
         return MessageCode.FILE_STORE
     # What nginx answers to a request without TLS.
-    return MessageCode.TLS_WANTED if "sent to HTTPS port" in said else MessageCode.NO_TRACES_HERE
+    return MessageCode.TLS_REQUIRED if "sent to HTTPS port" in said else MessageCode.NO_OTLP_ENDPOINT
 
 
 def _destination_code(answer: HttpResponse, said: str) -> MessageCode:
@@ -106,29 +106,33 @@ def _destination_code(answer: HttpResponse, said: str) -> MessageCode:
     lowered = said.lower()
     found = error_code(answer)
     if answer.status == 403:
-        return MessageCode.HOST_NOT_ALLOWED if "invalid host header" in lowered else MessageCode.DENIED
+        return MessageCode.HOST_NOT_ALLOWED if "invalid host header" in lowered else MessageCode.PERMISSION_DENIED
     if found == "PERMISSION_DENIED":
-        return MessageCode.DENIED
+        return MessageCode.PERMISSION_DENIED
     if found == "FEATURE_DISABLED":
-        return MessageCode.WORKSPACES_OFF
+        return MessageCode.WORKSPACES_DISABLED
     if "workspace" in lowered:
-        return MessageCode.WORKSPACE_MISSING if "required" in lowered else MessageCode.WORKSPACE_UNKNOWN
+        return MessageCode.WORKSPACE_REQUIRED if "required" in lowered else MessageCode.WORKSPACE_NOT_FOUND
     if "experiment" in lowered:
         wanted = "x-mlflow-experiment-id" in lowered
-        return MessageCode.EXPERIMENT_MISSING if wanted else MessageCode.EXPERIMENT_UNKNOWN
-    return MessageCode.NO_TRACES_HERE if answer.status == 404 and not found else MessageCode.DESTINATION
+        return MessageCode.EXPERIMENT_REQUIRED if wanted else MessageCode.EXPERIMENT_NOT_FOUND
+    return MessageCode.NO_OTLP_ENDPOINT if answer.status == 404 and not found else MessageCode.DESTINATION_REJECTED
 
 
 def _server_code(answer: HttpResponse, said: str) -> MessageCode:
     if any(words in said for words in _DAMAGED):
         return MessageCode.DATABASE_DAMAGED
     if answer.status == 429:
-        return MessageCode.THROTTLED
+        return MessageCode.RATE_LIMITED
     if "authorization check" in said:
-        return MessageCode.AUTHORIZATION_CHECK
+        return MessageCode.AUTHORIZATION_CHECK_FAILED
     if answer.status == 500:
         return MessageCode.SERVER_ERROR
-    return MessageCode.DATABASE if error_code(answer) == "TEMPORARILY_UNAVAILABLE" else MessageCode.AWAY
+    return (
+        MessageCode.DATABASE_UNAVAILABLE
+        if error_code(answer) == "TEMPORARILY_UNAVAILABLE"
+        else MessageCode.SERVER_UNAVAILABLE
+    )
 
 
 def _success(answer: HttpResponse) -> ExportOutcome:
@@ -136,7 +140,9 @@ def _success(answer: HttpResponse) -> ExportOutcome:
     body = answer.body
     if is_html(answer):
         message = f"{answer.status} with an HTML page (a login page?) instead of an answer to OTLP"
-        return ExportOutcome(Disposition.RETRY, FailureKind.NOT_MLFLOW, message, answer.status, code=MessageCode.PAGE)
+        return ExportOutcome(
+            Disposition.RETRY, FailureKind.NOT_MLFLOW, message, answer.status, code=MessageCode.HTML_PAGE
+        )
     if not body or not answer.complete:
         # The status stands, whatever became of the body: sending again would store the spans twice.
         return DELIVERED
@@ -148,9 +154,9 @@ def _success(answer: HttpResponse) -> ExportOutcome:
             f"{rejected} spans rejected: {said}",
             answer.status,
             rejected=rejected,
-            code=MessageCode.REJECTED,
+            code=MessageCode.PARTIAL_SUCCESS,
         )
-    return ExportOutcome(Disposition.DELIVERED, message=said, status=answer.status, code=MessageCode.SAID)
+    return ExportOutcome(Disposition.DELIVERED, message=said, status=answer.status, code=MessageCode.SERVER_MESSAGE)
 
 
 def _partial_success(body: bytes) -> tuple[int, str]:

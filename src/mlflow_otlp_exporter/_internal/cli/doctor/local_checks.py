@@ -73,7 +73,9 @@ def _settings(settings: Settings) -> CheckResult:
         cause = f"{', '.join(name for name, _ in mistyped)}: none of this library's, and without effect"
         meant = ", ".join(f"{near} instead of {name}" for name, near in mistyped if near)
         fix = f"set {meant}" if meant else "unset it; docs/configuration.md has all variables"
-        return CheckResult("settings", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.SETTING)
+        return CheckResult(
+            "settings", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.INVALID_SETTING
+        )
     unused = settings.traces.unused
     if unused:
         names = ", ".join(unused)
@@ -102,7 +104,7 @@ def _packages() -> CheckResult:
             "",
             "OpenTelemetry is older than 1.30",
             fix,
-            MessageCode.NOT_INSTALLED,
+            MessageCode.INSTRUMENTATION_MISSING,
         )
     return CheckResult("packages", CheckStatus.OK, line)
 
@@ -130,7 +132,9 @@ def instrumentations(
     if lacking and not known & set(libraries):
         cause = f"{', '.join(sorted(libraries))} is installed, and no instrumentation of it: it makes no spans"
         fix = f"pip install {' '.join(lacking)}"
-        return CheckResult("instrumentations", CheckStatus.WARNING, line, "", cause, fix, MessageCode.NOT_INSTALLED)
+        return CheckResult(
+            "instrumentations", CheckStatus.WARNING, line, "", cause, fix, MessageCode.INSTRUMENTATION_MISSING
+        )
     return CheckResult(
         "instrumentations", CheckStatus.OK, line + (f"; not installed: {', '.join(lacking)}" if lacking else "")
     )
@@ -164,7 +168,11 @@ def _spool(settings: Settings) -> CheckResult:
     except OSError as error:
         said = error.strerror or str(error)
         where = settings.disk.spool_dir or "the usual places"
-        return failed("spool", MessageCode.DISK, f"{where} ({settings.sources['spool_dir']}) cannot be written: {said}")
+        return failed(
+            "spool",
+            MessageCode.SPOOL_UNAVAILABLE,
+            f"{where} ({settings.sources['spool_dir']}) cannot be written: {said}",
+        )
     totals = SpoolStorage(settings.disk, name, "", RecordingLog()).totals()
     free = shutil.disk_usage(folder).free // 1_000_000
     found = f"{folder}: {totals.spans} spans wait in {totals.files} requests; {free} MB of the disk are free"

@@ -140,7 +140,7 @@ def _addresses(host: str, port: int) -> list[str] | CheckResult:
     if found:
         return found
     reason = errors[0] if errors else f"no answer within {SECONDS:g} s"
-    return failed("name", MessageCode.NAME_UNKNOWN, f"{host} cannot be resolved: {reason}")
+    return failed("name", MessageCode.NAME_NOT_RESOLVED, f"{host} cannot be resolved: {reason}")
 
 
 def _connected(host: str, port: int) -> socket.socket | CheckResult:
@@ -148,14 +148,14 @@ def _connected(host: str, port: int) -> socket.socket | CheckResult:
     try:
         return socket.create_connection((host, port), timeout=SECONDS)
     except ConnectionRefusedError:
-        return failed("connection", MessageCode.REFUSED, f"{where} refuses connections")
+        return failed("connection", MessageCode.CONNECTION_REFUSED, f"{where} refuses connections")
     except TimeoutError:
         return failed(
-            "connection", MessageCode.NO_CONNECTION, f"{where} does not accept a connection within {SECONDS:g} s"
+            "connection", MessageCode.CONNECT_TIMEOUT, f"{where} does not accept a connection within {SECONDS:g} s"
         )
     except OSError as error:
         said = error.strerror or type(error).__name__
-        return failed("connection", MessageCode.NO_CONNECTION, f"{where} cannot be reached: {said}")
+        return failed("connection", MessageCode.CONNECT_TIMEOUT, f"{where} cannot be reached: {said}")
 
 
 def _tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> CheckResult | None:
@@ -176,7 +176,7 @@ def _tunnel(connection: socket.socket, proxy: Proxy, host: str, port: int) -> Ch
     status = line.split(" ")[1:2]
     if line.startswith("HTTP/") and status[:1] == ["200"]:
         return None
-    code = MessageCode.PROXY_CREDENTIAL if status[:1] == ["407"] else MessageCode.PROXY
+    code = MessageCode.PROXY_UNAUTHENTICATED if status[:1] == ["407"] else MessageCode.PROXY
     said = line if line.startswith("HTTP/") else ""
     return failed("proxy", code, f"{proxy} gives no way to {where}", said)
 
@@ -203,7 +203,9 @@ def _tls(connection: socket.socket, server: ServerSettings, host: str, environme
             context.load_cert_chain(server.client_certificate_file, server.client_key_file)
     except (OSError, ssl.SSLError) as error:
         return failed(
-            "tls", MessageCode.UNTRUSTED, f"{trusted} ({source}) has no usable certificates: {type(error).__name__}"
+            "tls",
+            MessageCode.CERTIFICATE_UNTRUSTED,
+            f"{trusted} ({source}) has no usable certificates: {type(error).__name__}",
         )
     connection.settimeout(SECONDS)
     try:
@@ -213,13 +215,15 @@ def _tls(connection: socket.socket, server: ServerSettings, host: str, environme
         return failed("tls", tls_code(error), f"{error.verify_message} (checked against {trusted}, {source})")
     except (OSError, ValueError) as error:
         late = isinstance(error, TimeoutError)
-        code = MessageCode.NO_ANSWER if late else MessageCode.NOT_TLS
+        code = MessageCode.RESPONSE_TIMEOUT if late else MessageCode.NOT_TLS
         return failed("tls", code, f"no TLS at this port ({getattr(error, 'reason', None) or type(error).__name__})")
     if insecure:
         cause = "a wrong certificate would not be noticed, and credentials could be read on the way"
         fix = "unset MLFLOW_TRACKING_INSECURE_TLS, and set MLFLOW_TRACKING_SERVER_CERT_PATH to the CA's file"
         found = f"{version}; the certificate is not checked ({server.sources['insecure_tls']})"
-        return CheckResult("tls", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.UNTRUSTED)
+        return CheckResult(
+            "tls", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.CERTIFICATE_UNTRUSTED
+        )
     days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / _DAY
     found = f"{version}, the certificate is trusted ({trusted}, {source}) and valid for {days:.0f} more days"
     if days < _SOON_DAYS:

@@ -67,12 +67,12 @@ _PROTOBUF = {"content-type": "application/x-protobuf"}
 # What a look at the endpoint can say about later steps.
 _STEP_OF = {
     MessageCode.UNAUTHENTICATED: "credentials",
-    MessageCode.NO_CREDENTIAL: "credentials",
-    MessageCode.DENIED: "write",
-    MessageCode.WORKSPACES_OFF: "workspace",
-    MessageCode.WORKSPACE_UNKNOWN: "workspace",
-    MessageCode.WORKSPACE_MISSING: "workspace",
-    MessageCode.AUTHORIZATION_CHECK: "credentials",
+    MessageCode.CREDENTIAL_UNAVAILABLE: "credentials",
+    MessageCode.PERMISSION_DENIED: "write",
+    MessageCode.WORKSPACES_DISABLED: "workspace",
+    MessageCode.WORKSPACE_NOT_FOUND: "workspace",
+    MessageCode.WORKSPACE_REQUIRED: "workspace",
+    MessageCode.AUTHORIZATION_CHECK_FAILED: "credentials",
 }
 # Clocks that differ by so much make expired tokens look good, and traces appear at the wrong time.
 _CLOCK_SECONDS = 30.0
@@ -140,7 +140,7 @@ class _Examination:
         try:
             self._reach.server.credentials.authorization()
         except CredentialsUnavailable as error:
-            yield failed("credentials", MessageCode.NO_CREDENTIAL, str(error))
+            yield failed("credentials", MessageCode.CREDENTIAL_UNAVAILABLE, str(error))
             return
         for step in (self._server, self._endpoint, self._experiment, self._write):
             for finding in step():
@@ -174,10 +174,10 @@ class _Examination:
         if info.get("store_type") == "FileStore":
             return failed("server", MessageCode.FILE_STORE, f"MLflow {number} with a file store")
         if self._version < _OLDEST:
-            advice = hint_for(MessageCode.NO_TRACES_HERE)
+            advice = hint_for(MessageCode.NO_OTLP_ENDPOINT)
             found = f"MLflow {number}, which takes no OpenTelemetry"
             fix = "use MLflow 3.6 or newer: pip install --upgrade mlflow"
-            return CheckResult("server", CheckStatus.FAILED, found, "", advice.cause, fix, MessageCode.NO_TRACES_HERE)
+            return CheckResult("server", CheckStatus.FAILED, found, "", advice.cause, fix, MessageCode.NO_OTLP_ENDPOINT)
         self._workspaces = info.get("workspaces_enabled")
         spoken = "" if self._workspaces is None else f", workspaces {'on' if self._workspaces else 'off'}"
         return CheckResult("server", CheckStatus.OK, f"MLflow {number}{spoken}")
@@ -187,9 +187,9 @@ class _Examination:
         outcome = classify_response(answer)
         if outcome.code in (
             MessageCode.REDIRECTED,
-            MessageCode.PAGE,
+            MessageCode.HTML_PAGE,
             MessageCode.HOST_NOT_ALLOWED,
-            MessageCode.TLS_WANTED,
+            MessageCode.TLS_REQUIRED,
         ):
             return failed("server", outcome.code, "no MLflow", outcome.message)
         by = f" (server: {answer.headers['server']})" if "server" in answer.headers else ""
@@ -207,11 +207,11 @@ class _Examination:
         answer = self._reach.traces.request("POST", "", headers=headers, body=_EMPTY, seconds=SECONDS)
         outcome = classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
         where = getattr(self._reach.traces, "url", self._reach.server.url).partition("?")[0]
-        passed = outcome.verdict is Disposition.DELIVERED or outcome.code is MessageCode.EXPERIMENT_MISSING
+        passed = outcome.verdict is Disposition.DELIVERED or outcome.code is MessageCode.EXPERIMENT_REQUIRED
         step = "" if passed else _STEP_OF.get(outcome.code, "endpoint")
         if step == "endpoint":
             found = failed("endpoint", outcome.code, f"{where} is no OTLP endpoint that can be used", outcome.message)
-            if outcome.code is MessageCode.NO_TRACES_HERE and not where.endswith(TRACES_PATH):
+            if outcome.code is MessageCode.NO_OTLP_ENDPOINT and not where.endswith(TRACES_PATH):
                 cause = "/v1/traces is put behind OTEL_EXPORTER_OTLP_ENDPOINT only, not behind the endpoint for traces"
                 fix = f"set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={where}{TRACES_PATH}"
                 found = replace(found, cause=cause, fix=fix)
@@ -248,10 +248,10 @@ class _Examination:
             yield CheckResult("workspace", CheckStatus.OK, f"none{note}")
             return
         if self._version is not None and self._version < (3, 10):
-            advice = hint_for(MessageCode.WORKSPACES_OFF)
+            advice = hint_for(MessageCode.WORKSPACES_DISABLED)
             found = f"{name} ({source}), which MLflow before 3.10 does not know: it is not looked at"
             yield CheckResult(
-                "workspace", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.WORKSPACES_OFF
+                "workspace", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.WORKSPACES_DISABLED
             )
             return
         yield CheckResult("workspace", CheckStatus.OK, f"{name} ({source})")
@@ -269,7 +269,7 @@ class _Examination:
             yield failed("experiment", found.code, f"{name!r} ({self._named()})", found.message)
         elif found is None:
             if self._needs_experiment:
-                yield failed("experiment", MessageCode.EXPERIMENT_MISSING, said)
+                yield failed("experiment", MessageCode.EXPERIMENT_REQUIRED, said)
             else:
                 yield CheckResult("experiment", CheckStatus.OK, said or "left to what takes the spans")
         else:
@@ -306,7 +306,7 @@ class _Examination:
             return CheckResult("experiment", CheckStatus.OK, f"{line}, {experiment.get('name')!r}")
         outcome = classify_response(answer)
         missing = error_code(answer) == "RESOURCE_DOES_NOT_EXIST"
-        code = MessageCode.EXPERIMENT_UNKNOWN if missing or outcome.verdict is Disposition.DELIVERED else outcome.code
+        code = MessageCode.EXPERIMENT_NOT_FOUND if missing or outcome.verdict is Disposition.DELIVERED else outcome.code
         return failed("experiment", code, line, outcome.message)
 
     # A trace
@@ -326,10 +326,10 @@ class _Examination:
     def _read_back(self, trace_id: str) -> Iterator[CheckResult]:
         api = self._reach.api
         if api is None or not (self._reach.certain or self._version):
-            advice = hint_for(MessageCode.NOBODY_TO_ASK)
+            advice = hint_for(MessageCode.NO_MLFLOW_SERVER)
             found = "whether it arrived in MLflow is not known: nothing says where MLflow is"
             yield CheckResult(
-                "read back", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.NOBODY_TO_ASK
+                "read back", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.NO_MLFLOW_SERVER
             )
             yield CheckResult("delete", CheckStatus.SKIPPED, f"{trace_id} stays where it arrived")
             return
@@ -343,7 +343,7 @@ class _Examination:
             return
         different = differences(self._spans, trace)
         if different:
-            yield failed("read back", MessageCode.ABANDONED, different)
+            yield failed("read back", MessageCode.NOT_DELIVERED, different)
             return
         compared = "as it was sent" if "spans" in trace else "there; MLflow before 3.8 does not give spans back"
         yield CheckResult("read back", CheckStatus.OK, compared)
@@ -357,7 +357,7 @@ class _Examination:
             yield CheckResult("delete", CheckStatus.NOT_PERMITTED, f"{trace_id} stays")
             return
         missing = answer.status == 404 and not self._needs_experiment
-        code = MessageCode.ABANDONED if missing else outcome.code
+        code = MessageCode.NOT_DELIVERED if missing else outcome.code
         found = "MLflow does not have the trace" if missing else "the trace is not there"
         yield failed("read back", code, found, outcome.message)
 
@@ -382,9 +382,9 @@ def _clock(answer: HttpResponse) -> CheckResult:
     difference = time.time() - theirs
     if abs(difference) < _CLOCK_SECONDS:
         return CheckResult("clock", CheckStatus.OK, "as the server's")
-    advice = hint_for(MessageCode.CLOCK)
+    advice = hint_for(MessageCode.CLOCK_SKEW)
     found = f"{abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} the server's"
-    return CheckResult("clock", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.CLOCK)
+    return CheckResult("clock", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.CLOCK_SKEW)
 
 
 def _lifetime(seconds: float) -> str:
