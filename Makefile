@@ -1,16 +1,18 @@
-# make demo    an agent's trace in a real local MLflow; no key, no account
-# make test    all tests that take seconds; says at its end what was left out and how to get it
-# Both do all the set-up that they need, in .venv, with Python 3.10 or newer. The other goals: CONTRIBUTING.md.
+# make demo    trace an agent into a real local MLflow; needs no key and no account
+# make test    run all fast tests; the end of the output lists the skipped tests and how to run them
+# Both create .venv and install what they need. They need Python 3.10 or newer. CONTRIBUTING.md lists the other targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Extra words for pytest: make test PYTEST="-k settings -x"
+# Extra arguments for pytest: make test PYTEST="-k settings -x"
 PYTEST ?=
-# Files of tests that run at a time, as most of them wait for servers and processes: make test WORKERS=0 for one by one.
+# The exact versions that `make` installs, for every Python. `make lock` renews them.
+CONSTRAINTS := .ci/constraints/dev.txt
+# Number of test files that run at the same time. `make test WORKERS=0` runs one test at a time.
 WORKERS ?= 2
 
-.PHONY: demo test test-matrix lint format bench dist configuration conventions parity screenshots clean
-# Also for an environment whose making was broken off.
+.PHONY: demo test test-matrix lint format bench dist lock configuration conventions parity screenshots clean
+# Deletes a virtual environment whose creation was interrupted.
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -37,24 +39,34 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py
 
-# The wheel and the sdist, into dist/: from the same files the same bytes.
+# Builds the sdist and the wheel in dist/. The same commit always gives the same bytes.
 dist: $(VENV)/.dev
 	rm -rf dist
 	env -u SOURCE_DATE_EPOCH $(BIN)/python -m build --no-isolation
 
-# The tables of docs/configuration.md, and README's, from the settings in the code.
+# Renews all versions in .ci/constraints. `make lock UPGRADE=` changes only the versions that no longer fit.
+UPGRADE ?= --upgrade
+COMPILE := $(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.10 --no-python-downloads \
+	--system-certs --no-annotate --custom-compile-command "make lock"
+lock: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.13"
+	$(COMPILE) --extra dev --output-file $(CONSTRAINTS) pyproject.toml
+	for name in $(basename $(wildcard .ci/constraints/*.in)); do \
+		$(COMPILE) --output-file $$name.txt $$name.in || exit 1; done
+
+# Generates the tables of docs/configuration.md and README.md from the settings in the code.
 configuration: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.settings_page
 
-# The table of docs/conventions.md, from the score of the recorded traces; needs node.
+# Generates the table of docs/conventions.md from the scores of the recorded traces. Needs node.
 conventions: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.corpus
 
-# The pictures and the table of docs/parity.md, from MLflow's console in a browser; needs chromium.
+# Generates the pictures and the table of docs/parity.md from MLflow's console in a browser. Needs chromium.
 screenshots: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.parity
 
-# The comparison with MLflow's autolog in docs/parity.md; needs node, and makes an environment of its own.
+# Generates the comparison with MLflow's autolog in docs/parity.md. Needs node; installs an environment of its own.
 parity: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.autolog
 
@@ -66,15 +78,18 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-# The markers are newer than pyproject.toml when what it asks for is installed. What dev installs serves the demo too.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location --editable
+# pip reads the constraints from the environment, because it then also uses them in the isolated environment that builds
+# this package. Newer releases of pip read the second variable for that.
+INSTALL := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location --editable
 
-$(VENV)/.demo: pyproject.toml | $(BIN)/python
-	@echo "Installing MLflow, LangChain and this library into $(VENV): 1 GB, one to three minutes without a word, once."
+# These markers are newer than the files that list the packages if the packages are installed. `dev` includes `demo`.
+$(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing MLflow, LangChain and this library into $(VENV): 1 GB, one to three minutes without output, once."
 	@$(INSTALL) ".[demo]"
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	@echo "Installing all that the tests need into $(VENV): 1.5 GB, two to five minutes without a word, once."
+$(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing the packages for the tests into $(VENV): 1.5 GB, two to five minutes without output, once."
 	@$(INSTALL) ".[dev]"
 	@touch $(VENV)/.demo $@
