@@ -25,7 +25,7 @@ from mlflow_otlp_exporter._internal.cli.doctor import local_checks, probe, serve
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import hint_for
 from support.certificates import Authority, TlsServer, self_signed
-from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
+from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.markers import SECRET, planted
 from support.mlflow_server import MLflowServer
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
@@ -684,7 +684,7 @@ def test_proxy_that_is_not_for_this_host(world: World) -> None:
 
 PREFIX, USERS = ("--static-prefix", "/mlf"), ("--app-name", "basic-auth")
 # The other versions' environments lack what basic-auth needs.
-REAL = [(release, options) for release in MLFLOW_REQUIREMENTS for options in ((), PREFIX, FILES)] + [("3.17.2", USERS)]
+REAL = [(release, options) for release in MLFLOW_VERSIONS for options in ((), PREFIX, FILES)] + [("3.17.2", USERS)]
 # Whose server-info does not exist, or does not tell.
 SILENT_ABOUT_FILES = ("3.6.0", "3.8.1")
 

@@ -9,15 +9,18 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from packaging.metadata import Metadata
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import mlflow_otlp_exporter
 from mlflow_otlp_exporter._internal.setup.auto_instrumentation import AutoInstrumentationSpanExporter
 from support.distributions import Distributions, build, copy_project
-from support.environments import ROOT, fresh_environment
+from support.environments import CONSTRAINTS, ROOT, fresh_environment, read_lock
 from support.mlflow_server import MLflowServer
 
 DISTRIBUTION = "mlflow-otlp-exporter"
@@ -90,6 +93,54 @@ def test_the_version_stands_in_one_place() -> None:
     assert 'dynamic = ["version"]' in project
     numbers = [path for path in sorted((ROOT / "src").rglob("*.py")) if f'"{VERSION}"' in path.read_text()]
     assert [path.name for path in numbers] == ["version.py"]
+
+
+def requirements_in(lines: Iterable[str]) -> list[Requirement]:
+    return [Requirement(line) for line in lines if not line.lstrip().startswith("#")]
+
+
+def development_requirements() -> list[Requirement]:
+    """The run-time requirements, and those of the extras that `make` installs."""
+    extras = {"dev"}
+    requirements = requirements_in(importlib.metadata.requires(DISTRIBUTION) or [])
+    for requirement in requirements:
+        if requirement.name == DISTRIBUTION:
+            extras |= requirement.extras
+    return [
+        requirement
+        for requirement in requirements
+        if requirement.name != DISTRIBUTION
+        and (requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras))
+    ]
+
+
+LOCKS = sorted(path.stem for path in CONSTRAINTS.glob("*.txt"))
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("name", LOCKS)
+def test_lock_has_a_version_for_each_requirement(name: str, python: str) -> None:
+    variables = {"python_version": python, "python_full_version": f"{python}.9", "extra": "dev"}
+    versions = {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in requirements_in(read_lock(name))
+        if pin.marker is None or pin.marker.evaluate(variables)
+    }
+    source = CONSTRAINTS / f"{name}.in"
+    requirements = requirements_in(source.read_text().splitlines()) if name != "dev" else development_requirements()
+    assert len(requirements) > 0
+    for requirement in requirements:
+        if requirement.marker is None or name == "dev" or requirement.marker.evaluate(variables):
+            version = versions[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version, prereleases=True), f"{requirement}: make lock"
+
+
+def test_lock_names_no_index_and_no_path() -> None:
+    assert {path.stem for path in CONSTRAINTS.glob("*.in")} == set(LOCKS) - {"dev"}
+    for name in LOCKS:
+        for line in read_lock(name):
+            assert re.fullmatch(r"[a-z0-9.-]+==[a-z0-9.]+( ; .+)?", line), line
+            assert "/" not in line
 
 
 # What is built

@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, configure, shutdown, trace_context
 from mlflow_otlp_exporter._internal.encoding.attachment import attached
-from support.environments import MLFLOW_REQUIREMENTS, ROOT, mlflow_python
+from support.environments import MLFLOW_VERSIONS, ROOT, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer, Recorded, ScriptedServer
 from support.spans import finished
@@ -394,7 +394,7 @@ def _texts(found: Any) -> list[str]:
     return references(json.loads(json.dumps(found)))
 
 
-VERSIONS: list[object] = [*sorted(MLFLOW_REQUIREMENTS, key=parsed)]
+VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parsed)]
 
 
 @pytest.mark.matrix

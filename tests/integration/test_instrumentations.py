@@ -16,22 +16,13 @@ import pytest
 
 from support.cells import Cell
 from support.corpus import apart
-from support.environments import ROOT, environment
+from support.environments import ROOT, environment, read_lock
 from support.mlflow_server import MLflowServer
 from support.openai_stub import OpenAIStub
 from support.truths import LANGGRAPH, PYDANTIC, Truth, openai_truths
 
 pytestmark = pytest.mark.needs("node")
 
-# What does not go together with the tests' own environment; this library itself is on the path.
-REQUIREMENTS = (
-    "openinference-semantic-conventions>=0.1.12",
-    "openai==3.54.0",
-    "opentelemetry-exporter-otlp-proto-http==1.45.2",
-    "opentelemetry-instrumentation-genai-openai==1.3b0",
-    "opentelemetry-instrumentation-openai==0.62.4",
-    "pydantic-ai-slim[openai]==2.68.0",
-)
 RUN_SECONDS = 300
 
 
@@ -123,5 +114,5 @@ def test_the_judge_tells_right_from_wrong(stub: OpenAIStub, mlflow_server: MLflo
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_instrumentation(name: str, stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path) -> None:
-    python = environment("instrumentations", REQUIREMENTS)
+    python = environment("instrumentations", read_lock("instrumentations"))
     check(OTHERS[name], python, stub, mlflow_server, tmp_path)

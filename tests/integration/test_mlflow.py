@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, configure, flush, shutdown, trace_context
-from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
+from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.odd_traces import traces
 from support.spans import finished
@@ -166,7 +166,7 @@ def test_each_batch_is_one_request(mlflow_server: MLflowServer) -> None:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("version", sorted(MLFLOW_REQUIREMENTS))
+@pytest.mark.parametrize("version", sorted(MLFLOW_VERSIONS))
 def test_each_batch_is_one_request_on(version: str, tmp_path: Path) -> None:
     server = MLflowServer.start(tmp_path, python=mlflow_python(version))
     try:

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
+from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.scripted_server import TRACES_PATH, Answer, Recorded, ScriptedServer
 from support.traces import ended, poisonous, stored
@@ -51,7 +51,7 @@ class Versioned:
         return [json.loads(info.get("trace_metadata", {}).get("mlflow.trace.tokenUsage", "null")) for info in found]
 
 
-VERSIONS: list[object] = [*sorted(MLFLOW_REQUIREMENTS, key=parsed)]
+VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parsed)]
 
 
 @pytest.fixture(scope="module", params=VERSIONS)

@@ -4,12 +4,18 @@ import subprocess
 
 import pytest
 
-from support.environments import ROOT, environment
+from support.environments import ROOT, environment, read_lock
 
-TESTS = ["pytest>=8.3", "hypothesis>=6.100", "opentelemetry-proto"]
 OPENTELEMETRY = {
-    "oldest": ["opentelemetry-sdk==1.30.0", "opentelemetry-exporter-otlp-proto-http==1.30.0"],
-    "newest": ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"],
+    "oldest": read_lock("opentelemetry-oldest"),
+    # Not locked, so that an incompatible release of OpenTelemetry fails here first.
+    "newest": [
+        "opentelemetry-sdk",
+        "opentelemetry-exporter-otlp-proto-http",
+        "opentelemetry-proto",
+        "pytest>=8.3",
+        "hypothesis>=6.100",
+    ],
 }
 # Those that need neither MLflow nor an instrumentation.
 FILES = [
@@ -41,7 +47,7 @@ FILES = [
 @pytest.mark.matrix
 @pytest.mark.parametrize("age", sorted(OPENTELEMETRY))
 def test_opentelemetry(age: str) -> None:
-    python = environment(f"opentelemetry-{age}", [*OPENTELEMETRY[age], *TESTS], editable=ROOT)
+    python = environment(f"opentelemetry-{age}", OPENTELEMETRY[age], editable=ROOT)
     files = [f"tests/{name}.py" for name in FILES]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

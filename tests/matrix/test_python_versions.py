@@ -4,10 +4,9 @@ import subprocess
 
 import pytest
 
-from support.environments import ROOT, environment
+from support.environments import ROOT, environment, read_lock
 from support.needs import executable
 
-REQUIREMENTS = ["pytest>=8.3", "hypothesis>=6.100", "opentelemetry-proto", "openinference-instrumentation", "pydantic"]
 PYTHONS = ["python3.10", "python3.12", "python3.13"]
 # Those that depend on the language most, and need neither MLflow nor an instrumentation.
 FILES = [
@@ -30,7 +29,7 @@ FILES = [
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs(name)) for name in PYTHONS])
 def test_python(name: str) -> None:
-    python = environment(name, REQUIREMENTS, editable=ROOT, base=executable(name))
+    python = environment(name, read_lock("pythons"), editable=ROOT, base=executable(name))
     files = [f"tests/{each}.py" for each in FILES]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

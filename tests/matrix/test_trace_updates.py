@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, trace_name
-from support.environments import MLFLOW_REQUIREMENTS, mlflow_python
+from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.spans import provider
 from support.traces import ended
@@ -51,7 +51,7 @@ def parsed(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-VERSIONS: list[object] = [*sorted(MLFLOW_REQUIREMENTS, key=parsed)]
+VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parsed)]
 
 
 class Versioned:

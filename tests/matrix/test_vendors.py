@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from support.documents import blocks
-from support.environments import ROOT, environment
+from support.environments import ROOT, environment, read_lock
 from support.scripted_server import ACCEPTED, ScriptedServer
 
 PATH = "/vendor/v1/traces"
@@ -55,10 +55,7 @@ BEFORE = {"arize-phoenix-otel": "from phoenix.otel import", "traceloop-sdk": "fr
 
 def python_with(vendor: str) -> str:
     """The Python of an environment with a vendor's SDK."""
-    known = ROOT / "tests" / "apps" / f"{vendor.partition('-')[0]}.txt"
-    # traceloop-sdk needs httpx without saying so.
-    more = ["httpx", "-c", str(known)] if known.exists() else []
-    return str(environment(f"vendor-{vendor}", [vendor, *more], editable=ROOT))
+    return str(environment(f"vendor-{vendor}", read_lock(vendor), editable=ROOT))
 
 
 @pytest.mark.matrix

@@ -21,24 +21,11 @@ from support import instrumented
 from support.cells import Cell
 from support.conventions import FEATURES, share
 from support.corpus import apart
-from support.environments import ROOT, environment
+from support.environments import ROOT, environment, read_lock
 from support.mlflow_server import MLflowServer
 from support.openai_stub import OpenAIStub
 from support.truths import LANGGRAPH, PYDANTIC, Truth, openai_truths
 
-REQUIREMENTS = (
-    "langchain==1.4.7",
-    "langchain-openai==1.7.3",
-    "langgraph==1.2.22",
-    "mlflow-tracing==3.17.2",
-    "openai==3.54.0",
-    "openai-agents==0.24.0",
-    "openinference-instrumentation-langchain==0.1.80",
-    "openinference-instrumentation-openai==0.1.66",
-    "openinference-instrumentation-openai-agents==2.6.0",
-    "opentelemetry-exporter-otlp-proto-http==1.45.2",
-    "pydantic-ai-slim[openai]==2.68.0",
-)
 PAGE = ROOT / "docs" / "parity.md"
 _BEGIN, _END = "<!-- Made by `make parity`; tests/matrix/test_autolog.py -->\n", "<!-- end of comparison -->\n"
 _SECONDS = 240
@@ -128,7 +115,7 @@ def compared(server: MLflowServer) -> dict[str, dict[str, Seen]]:
     Returns:
         By program and way (`sdk`, `ours`), what is seen.
     """
-    python, stub = environment("autolog", REQUIREMENTS), OpenAIStub()
+    python, stub = environment("autolog", read_lock("autolog")), OpenAIStub()
     found: dict[str, dict[str, Seen]] = {}
     try:
         for name, each in PROGRAMS.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mlflow_otlp_exporter._internal.cli.collector_config import CollectorConfig, as_yaml
-from support.environments import COLLECTOR_REQUIREMENTS, environment
+from support.environments import environment, read_lock
 from support.nginx import _free_ports
 
 START_SECONDS = 60.0
@@ -20,7 +20,7 @@ POLL_SECONDS = 0.05
 
 def collector_python() -> Path:
     """A Python with the Collector and with OpenTelemetry's exporter by gRPC."""
-    return environment("collector", COLLECTOR_REQUIREMENTS)
+    return environment("collector", read_lock("collector"))
 
 
 def otelcol() -> Path | None:

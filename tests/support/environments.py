@@ -14,23 +14,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "environments"
 
-MLFLOW_REQUIREMENTS: dict[str, list[str]] = {
-    # These three accept SQLAlchemy 2.1, and then die at start of an import that it no longer has.
-    "3.6.0": ["mlflow==3.6.0", "sqlalchemy<2.1"],
-    "3.8.1": ["mlflow==3.8.1", "sqlalchemy<2.1"],
-    "3.10.1": ["mlflow==3.10.1", "sqlalchemy<2.1"],
-    "3.13.0": ["mlflow==3.13.0"],
-    "3.17.2": ["mlflow==3.17.2"],
-}
+CONSTRAINTS = ROOT / ".ci" / "constraints"
 
-# What Kubeflow and OpenShift AI add to MLflow: workspaces that are namespaces, and Kubernetes' own permissions.
-KUBERNETES_REQUIREMENTS = ["mlflow==3.17.2", "mlflow-kubernetes-plugins==2.1.0"]
-# A Collector that PyPI has, and OpenTelemetry's own exporter by gRPC, which is not among what the tests run with.
-COLLECTOR_REQUIREMENTS = ["rotel==0.0.1a15", "opentelemetry-sdk==1.45.*", "opentelemetry-exporter-otlp-proto-grpc"]
+# The releases of MLflow that the matrix tests. The last one is in the environment that runs the tests.
+MLFLOW_VERSIONS = ("3.6.0", "3.8.1", "3.10.1", "3.13.0", "3.17.2")
 
 # Kept from when this module is loaded: during a test the variables pip may depend on (HOME with its settings,
 # proxies, certificates) are taken away. Without PYTHONPATH, whose packages pip would take for installed.
 _OUTSIDE = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
+def read_lock(name: str) -> list[str]:
+    """Return the exact versions in `.ci/constraints/NAME.txt`, which `make lock` resolved from `NAME.in`."""
+    lines = (CONSTRAINTS / f"{name}.txt").read_text().splitlines()
+    return [line for line in lines if not line.lstrip().startswith("#")]
 
 
 def environment(
@@ -74,7 +71,7 @@ def environment(
 
 
 def fresh_environment(folder: Path, *requirements: str) -> Path:
-    """Return the Python of an environment that nothing was installed into but these requirements.
+    """Return the Python of an environment with these requirements only, in the newest versions, as users get them.
 
     Args:
         folder: Where it is made, which is the test's own.
@@ -98,7 +95,7 @@ def mlflow_python(version: str, *more: str) -> Path:
             return Path(sys.executable)
     except importlib.metadata.PackageNotFoundError:
         pass
-    return environment("-".join(["mlflow", version, *more]), [*MLFLOW_REQUIREMENTS[version], *more])
+    return environment("-".join(["mlflow", version, *more]), [*read_lock(f"mlflow-{version}"), *more])
 
 
 @contextmanager

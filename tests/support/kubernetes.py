@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from support.environments import KUBERNETES_REQUIREMENTS, environment
+from support.environments import environment, read_lock
 from support.mlflow_server import MLflowServer
 from support.needs import executable
 
@@ -174,7 +174,7 @@ def kubernetes_mlflow(
         mode: Whom the plugin asks the cluster about: the owner of a token, or the user that a proxy names.
         cache_seconds: How long it believes an answer; 300 is its default.
     """
-    python = environment("mlflow-kubernetes", KUBERNETES_REQUIREMENTS, base=executable("python3.12"))
+    python = environment("mlflow-kubernetes", read_lock("mlflow-kubernetes"), base=executable("python3.12"))
     folder.mkdir(parents=True, exist_ok=True)
     with KubernetesAPI(cluster) as api:
         api.write_kubeconfig(folder / "kubeconfig")
