@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,13 +50,100 @@ def test_variable_that_is_mistyped_is_told(
     assert "planted" not in shown
 
 
-def test_reader_that_has_seen_enough_is_no_mistake() -> None:
+COMMANDS = {
+    "settings": "settings",
+    "doctor": "doctor",
+    "spool": "spool status",
+    "send": "send --test",
+    "collector-config": "collector-config --experiment-id 1",
+    "help": "--help",
+    "version": "--version",
+}
+
+
+@pytest.fixture(params=["buffered", "unbuffered"])
+def buffering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """PYTHONUNBUFFERED decides whether a failed write raises in print() or in the last flush."""
+    if request.param == "buffered":
+        monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    return str(request.param)
+
+
+def run_with(arguments: str, *, stdout: int, stderr: int = subprocess.PIPE) -> tuple[int, str]:
+    command = [sys.executable, "-m", "mlflow_otlp_exporter", *arguments.split()]
+    done = subprocess.run(command, stdout=stdout, stderr=stderr, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr or ""
+
+
+@contextmanager
+def broken_pipe() -> Iterator[int]:
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "wb") as closed:
-        command = [sys.executable, "-m", "mlflow_otlp_exporter", "settings"]
-        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "")
+    yield write
+    os.close(write)
+
+
+@contextmanager
+def full_disk() -> Iterator[int]:
+    full = os.open("/dev/full", os.O_WRONLY)
+    yield full
+    os.close(full)
+
+
+# In newer releases of Python, argparse ignores a failed write of --help and --version where output is unbuffered.
+def expected_status(command: str, buffering: str) -> tuple[int, ...]:
+    return (0, 1) if command in ("help", "version") and buffering == "unbuffered" else (1,)
+
+
+@pytest.fixture
+def mlflow_like(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server for the commands, and a spool on disk, so that each command prints something to stdout."""
+    scripted_server.answer_with("/version", lambda _: Answer(200, body=b"3.17.2"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
+
+
+@pytest.mark.usefixtures("mlflow_like")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_with_closed_stdout_pipe_ends_silently(command: str, buffering: str) -> None:
+    with broken_pipe() as stdout:
+        status, stderr = run_with(COMMANDS[command], stdout=stdout)
+    assert status in expected_status(command, buffering)
+    assert stderr == ""
+
+
+@pytest.mark.usefixtures("mlflow_like")
+@pytest.mark.parametrize("command", ["settings", "version"])
+def test_command_with_full_stdout_ends_with_one_message(command: str, buffering: str) -> None:
+    with full_disk() as stdout:
+        status, stderr = run_with(COMMANDS[command], stdout=stdout)
+    assert status in expected_status(command, buffering)
+    assert stderr in (("",) if status == 0 else ("mlflow-otlp: [Errno 28] No space left on device\n",))
+
+
+@pytest.mark.usefixtures("mlflow_like", "buffering")
+def test_command_with_broken_stdout_and_stderr_ends_with_1() -> None:
+    with broken_pipe() as pipe:
+        assert run_with("settings", stdout=pipe, stderr=pipe) == (1, "")
+    with full_disk() as full:
+        assert run_with("settings", stdout=full, stderr=full) == (1, "")
+
+
+@pytest.mark.usefixtures("mlflow_like", "buffering")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_command_without_standard_streams_ends_with_0(closed: str) -> None:
+    shell = f'"$0" -m mlflow_otlp_exporter settings {closed}'
+    done = subprocess.run(["sh", "-c", shell, sys.executable], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("mlflow_like", "buffering")
+def test_wrong_command_line_with_broken_stderr_ends_without_traceback() -> None:
+    with broken_pipe() as stderr:
+        status, _ = run_with("nonsense", stdout=subprocess.DEVNULL, stderr=stderr)
+    assert status in (1, 2)
 
 
 def test_wrong_setting_ends_with_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +112,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line's words; `sys.argv` if None.
 
     Returns:
-        The exit status: 0; 1 if something does not work or was not done; 2 for a wrong setting or a wrong command line.
+        The exit status: 0; 1 if something does not work or was not done, or if the output cannot be written; 2 for a
+        wrong setting or a wrong command line.
     """
+    try:
+        try:
+            return _run_command(arguments)
+        finally:
+            # Here, because at exit a failed flush ends with a traceback and status 120. Also after --help, which raises
+            # SystemExit.
+            _flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # a reader such as `head` closes the pipe when it has read enough
+            with suppress(OSError):
+                print(f"mlflow-otlp: {error}", file=sys.stderr)
+        _discard_output()
+        return 1
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # None if the process started with the stream closed
+            stream.flush()
+
+
+def _discard_output() -> None:
+    """Redirects what cannot be written to the null device, so that the flush at exit succeeds."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
     try:
         return _done(given)
     except ConfigurationError as error:
         print(f"mlflow-otlp: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # Who reads has seen enough (`| head`); without this Python would fail again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _done(given: argparse.Namespace) -> int:

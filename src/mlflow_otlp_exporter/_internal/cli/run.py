@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points
 
 from mlflow_otlp_exporter._internal.config.describe import summarize_settings
@@ -106,4 +107,5 @@ def _refused(message: str, status: int) -> int:
 
 
 def _say(message: str) -> None:
-    print(f"mlflow-otlp: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the command runs also if its stderr is a broken pipe or a full disk
+        print(f"mlflow-otlp: {message}", file=sys.stderr, flush=True)
