@@ -75,6 +75,15 @@ def test_command_that_cannot_be_run(
     assert said in capsys.readouterr().err
 
 
+def test_run_with_broken_stderr_starts_the_command() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as broken:
+        words = [sys.executable, "-m", "mlflow_otlp_exporter", "run", sys.executable, "-c", "print('started')"]
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=broken, text=True, timeout=60, check=False)
+    assert done.stdout == "started\n"
+
+
 def test_wrong_setting_is_told_before_the_command_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

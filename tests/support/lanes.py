@@ -54,7 +54,9 @@ def lanes() -> Lanes:
 
 def _files_of_ci() -> set[str]:
     script = (ROOT / ".ci" / "run").read_text()
-    # What a test needs and is not there fails it then: nothing is skipped.
-    assert re.search(r"^REQUIRE_ALL=1 make test$", script, re.MULTILINE)
-    words = re.findall(r'^REQUIRE_ALL=1 make test-matrix PYTEST="(.*?)"', script, re.MULTILINE | re.DOTALL)
-    return {match.replace("/", ".") for found in words for match in re.findall(r"tests/([\w/]+)\.py", found)}
+    assert re.search(r"^variables=\(.* REQUIRE_ALL=1\)$", script, re.MULTILINE), "CI must not skip tests"
+    assert re.search(r"^isolated make test$", script, re.MULTILINE)
+    assert re.search(r'^isolated make test-matrix PYTEST="\$\{matrix\[\*\]\}"$', script, re.MULTILINE)
+    files = re.search(r"^matrix=\(\n(.*?)^\)$", script, re.MULTILINE | re.DOTALL)
+    assert files is not None
+    return {path.replace("/", ".") for path in re.findall(r"^ *tests/([\w/]+)\.py$", files[1], re.MULTILINE)}
