@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_otlp_exporter._internal.common.backoff import LONGEST_IN_MEMORY, BackoffState, hurried
+from mlflow_otlp_exporter._internal.common.backoff import LONGEST_IN_MEMORY, BackoffState, compute_backoff, hurried
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 
@@ -287,3 +287,10 @@ def test_nobody_waits_for_ever_nor_for_another(
     assert patience.troubled is any(failures.values())
     clock.now += 60 * 1.2
     assert (patience.left(HERE), patience.left(THERE)) == (0.0, 0.0)
+
+
+def test_compute_backoff_with_growing_attempt_doubles_up_to_maximum() -> None:
+    assert [compute_backoff(attempt, 0.5) for attempt in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert [compute_backoff(attempt, 0.5, first_seconds=2, max_seconds=10) for attempt in range(4)] == [2, 4, 8, 10]
+    assert [compute_backoff(0, 0), compute_backoff(0, 1)] == pytest.approx([0.4, 0.6])
+    assert compute_backoff(10_000, 0.5) == 30

@@ -6,7 +6,7 @@ import zlib
 import pytest
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient, backoff, compress
+from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient, compress
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition
@@ -22,13 +22,6 @@ def delivery(script: Script, compression: str = "none", *, is_set: bool = False)
     experiments = ExperimentResolver(None, certain=False, create=False, report=report)
     made = OTLPClient(script, experiments, compression=compression, report=report, experiment_is_set=is_set)
     return made, report
-
-
-def test_backoff_doubles_to_a_limit_and_is_spread() -> None:
-    assert [backoff(attempt, 0.5) for attempt in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert [backoff(attempt, 0.5, first=2, longest=10) for attempt in range(4)] == [2, 4, 8, 10]
-    assert [backoff(0, 0), backoff(0, 1)] == pytest.approx([0.4, 0.6])
-    assert backoff(10_000, 0.5) == 30
 
 
 def test_headers() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from mlflow_otlp_exporter._internal.delivery.otlp_client import backoff
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 
@@ -101,7 +100,10 @@ class BackoffState:
         else:
             self._failures[destination] = failures + 1
             longest = _LONGEST_ON_DISK if self._on_disk else longest
-        wait = max(backoff(failures, self._jitter(), first=first, longest=longest), outcome.retry_after or 0.0)
+        wait = max(
+            compute_backoff(failures, self._jitter(), first_seconds=first, max_seconds=longest),
+            outcome.retry_after or 0.0,
+        )
         self._resume_at[destination] = now + wait
         return wait
 
@@ -146,3 +148,12 @@ class BackoffState:
     def relax(self) -> None:
         """Tells that nobody waits for the outcome any more: what begins to wait now waits for its time."""
         self._hurry_began = -math.inf
+
+
+def compute_backoff(attempt: int, jitter: float, *, first_seconds: float = 0.5, max_seconds: float = 30.0) -> float:
+    """Return the delay in seconds before a retry; attempt 0 is the first retry, and the delay doubles with each.
+
+    The jitter (0 to 1) spreads the clients that were thrown off by the same outage over -20 % to +20 % of the delay.
+    """
+    # No larger power: 2.0 ** 1024 does not fit into a float.
+    return min(first_seconds * 2.0 ** min(attempt, 16), max_seconds) * (0.8 + 0.4 * jitter)

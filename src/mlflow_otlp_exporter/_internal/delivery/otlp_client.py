@@ -51,19 +51,6 @@ class Server(Protocol):
         """Whether there is another one than that which it rejected."""
 
 
-def backoff(attempt: int, jitter: float, *, first: float = 0.5, longest: float = 30.0) -> float:
-    """Seconds to wait before a repetition.
-
-    Args:
-        attempt: 0 before the first repetition.
-        jitter: From 0 to 1; spreads the clients that were thrown off by the same outage.
-        first: Seconds before the first repetition; each further one waits twice as long.
-        longest: Seconds at most.
-    """
-    # No larger power: 2.0 ** 1024 does not fit into a float.
-    return min(first * 2.0 ** min(attempt, 16), longest) * (0.8 + 0.4 * jitter)
-
-
 def compress(body: bytes, compression: str) -> bytes:
     """The body as it goes over the wire."""
     if compression == "gzip":

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.delivery.otlp_client import backoff
 from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import AssessmentFiles
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
 from mlflow_otlp_exporter._internal.mlflow_api.background import TaskResult
@@ -73,7 +73,7 @@ class AssessmentSender:
         else:
             note.refused_at = None
         self._keep(note)
-        wait = max(backoff(note.failures, 0.5), outcome.retry_after or 0.0)
+        wait = max(compute_backoff(note.failures, 0.5), outcome.retry_after or 0.0)
         note.failures += 1
         return TaskResult((note,), wait=wait)
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Collection
 from urllib.parse import urlencode
 
+from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.delivery.otlp_client import backoff
 from mlflow_otlp_exporter._internal.model.destination import WORKSPACE_HEADER
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport
@@ -59,7 +59,7 @@ def pause_after(in_vain: int) -> float:
     Args:
         in_vain: How many such answers there were before it.
     """
-    return backoff(in_vain, 0.5, first=_ASK_AGAIN_SECONDS, longest=_LONGEST_SECONDS)
+    return compute_backoff(in_vain, 0.5, first_seconds=_ASK_AGAIN_SECONDS, max_seconds=_LONGEST_SECONDS)
 
 
 def version_of(api: Transport, seconds: float) -> Version | None:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.delivery.otlp_client import backoff
 from mlflow_otlp_exporter._internal.mlflow_api.background import TaskResult
 from mlflow_otlp_exporter._internal.mlflow_api.rest_client import RestResult, request_json
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
@@ -247,7 +247,7 @@ class TraceUpdater:
         return TaskResult()
 
     def _later(self, turn: UpdateTask, outcome: ExportOutcome) -> TaskResult:
-        wait = max(backoff(turn.failures, 0.5), outcome.retry_after or 0.0)
+        wait = max(compute_backoff(turn.failures, 0.5), outcome.retry_after or 0.0)
         turn.failures += 1
         return TaskResult((turn,), wait=wait)
 
