@@ -1,21 +1,17 @@
 """Shipments to disk and back, and what killed processes left of each span."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import resolve
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.mlflow_api.server import SLOWEST_WRITE
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
@@ -25,7 +21,6 @@ from mlflow_otlp_exporter._internal.spool.journal import Journal
 from mlflow_otlp_exporter._internal.spool.persistent_queue import (
     PersistentQueue,
     RecoveredSpans,
-    StoredRequest,
     open_queue,
 )
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
@@ -82,58 +77,28 @@ def state_on(path: Path) -> DeliveryState:
 # What was put there
 
 
-class Told:
-    """What is said of a request to whoever took it."""
-
-    def __init__(self) -> None:
-        self.ended: list[bool] = []
-
-    def __call__(self, origin: StoredRequest, ended: bool) -> None:
-        assert origin.kept
-        self.ended.append(ended)
-
-
 @pytest.mark.parametrize(("attempted", "uncertain"), [(False, False), (True, False), (True, True)])
-def test_what_is_put_there_comes_back_as_a_shipment(
-    made: Callable[..., PersistentQueue], attempted: bool, uncertain: bool
-) -> None:
+def test_read_returns_what_was_put(made: Callable[..., PersistentQueue], attempted: bool, uncertain: bool) -> None:
     depot, spans, changes = made(), encoded("a", "b"), list[bool]()
     depot.changed = lambda: changes.append(True)
     assert depot.put(HERE, spans, attempted=attempted, uncertain=uncertain)
     assert changes == [True]
     [entry] = depot.spool.entries()
-    shipment = depot.take(entry, Told())
-    assert shipment is not None
-    assert (shipment.destination, shipment.spans, shipment.origin.remaining) == (HERE, spans, 2)
-    assert (shipment.attempted, shipment.uncertain) == (attempted, uncertain)
-    # The server may still be writing what was sent just now: it is asked so long.
-    left = shipment.ask_until - time.monotonic()
-    assert SLOWEST_WRITE - 10 < left <= SLOWEST_WRITE if uncertain else shipment.ask_until == 0.0
+    stored = depot.read(entry)
+    assert stored is not None
+    assert (stored.destination, stored.spans, stored.state.uncertain) == (HERE, spans, uncertain)
+    assert (stored.state.attempts > 0, stored.state.sent > 0) == (attempted, attempted)
 
 
-@pytest.mark.parametrize(("seconds", "asks"), [(-3600.0, False), (3600.0, True)], ids=["long ago", "clock set back"])
-def test_a_server_is_asked_no_longer_than_it_may_write(
-    made: Callable[..., PersistentQueue], seconds: float, asks: bool
-) -> None:
-    depot = made()
-    assert depot.spool.put(HERE, encoded("a"), uncertain=True, sent=time.time() + seconds)
-    shipment = depot.take(depot.spool.entries()[0], Told())
-    assert shipment is not None
-    left = shipment.ask_until - time.monotonic()
-    assert (0 < left <= SLOWEST_WRITE) if asks else left <= 0
-
-
-def test_what_is_gone_or_damaged_makes_no_shipment(made: Callable[..., PersistentQueue], folder: Path) -> None:
+def test_read_of_missing_or_damaged_file_returns_none(made: Callable[..., PersistentQueue], folder: Path) -> None:
     depot = made()
     for name in "ab":
         assert depot.put(HERE, encoded(name), attempted=False, uncertain=False)
     gone, damaged = depot.spool.entries()
     (folder / gone.name).unlink()
     (folder / damaged.name).write_bytes(b"what")
-    told = Told()
-    assert depot.take(gone, told) is None
-    assert depot.take(damaged, told) is None
-    assert told.ended == []
+    assert depot.read(gone) is None
+    assert depot.read(damaged) is None
 
 
 def test_where_the_disk_takes_nothing_it_stays_with_the_caller(
@@ -158,87 +123,6 @@ def test_what_is_on_disk_as_a_request_is_needed_in_the_journal_no_more(
     depot.settled([encoder.encode(found[1])])  # delivered
     depot.close()
     assert list((folder / "journal").iterdir()) == []
-
-
-# What happens to it
-
-
-def taken(
-    made: Callable[..., PersistentQueue], *names: str, uncertain: bool = False
-) -> tuple[PersistentQueue, StoredRequest, Told]:
-    depot, told = made(), Told()
-    assert depot.put(HERE, encoded(*names), attempted=uncertain, uncertain=uncertain)
-    shipment = depot.take(depot.spool.entries()[0], told)
-    assert shipment is not None
-    assert isinstance(shipment.origin, StoredRequest)
-    return depot, shipment.origin, told
-
-
-def test_before_it_is_sent_its_file_says_that_it_may_have_arrived(
-    made: Callable[..., PersistentQueue], folder: Path
-) -> None:
-    _, origin, _ = taken(made, "a")
-    [path] = files(folder)
-    assert state_on(path) == DeliveryState(0, uncertain=False, sent=0.0)
-    before = time.time()
-    origin.sending()
-    state = state_on(path)
-    assert (state.attempts, state.uncertain) == (1, True)
-    assert before <= state.sent <= time.time()
-
-
-FATES: list[tuple[list[str], bool]] = [
-    (["lost"], False),
-    (["unclear"], True),
-    (["lost", "unclear"], True),
-    (["unclear", "lost"], True),  # what arrived once is not undone by a later failure
-    (["some delivered", "lost"], True),
-    (["some refused", "lost"], False),
-    (["lost", "lost", "lost"], False),
-]
-
-
-@pytest.mark.parametrize(("fates", "uncertain"), FATES)
-@pytest.mark.parametrize("before", [False, True])
-def test_whoever_finds_it_knows_whether_it_may_have_arrived(
-    made: Callable[..., PersistentQueue], folder: Path, fates: list[str], uncertain: bool, before: bool
-) -> None:
-    _, origin, told = taken(made, "a", "b", "c", uncertain=before)
-    for fate in fates:
-        origin.sending()
-        if fate.startswith("some"):
-            delivered = int(fate.endswith("delivered"))
-            origin.settle(delivered, 1 - delivered, LATER)
-        else:
-            origin.failed(uncertain=fate == "unclear")
-    [path] = files(folder)
-    state = state_on(path)
-    assert (state.attempts, state.uncertain) == (len(fates) + before, uncertain or before)
-    assert told.ended == []
-
-
-def test_it_goes_when_each_span_has_an_outcome(made: Callable[..., PersistentQueue], folder: Path) -> None:
-    depot, origin, told = taken(made, "a", "b", "c")
-    origin.settle(1, 0)
-    origin.settle(0, 1, LATER)
-    assert files(folder)
-    origin.settle(1, 0)
-    assert files(folder) == []
-    assert told.ended == [True]
-    assert depot.spool.totals().files == 0
-
-
-def test_what_waits_for_longer_lets_others_go_and_stays(made: Callable[..., PersistentQueue], folder: Path) -> None:
-    depot, origin, told = taken(made, "a", "b")
-    origin.deferred()
-    origin.suspect(10)
-    assert told.ended == [False]
-    origin.suspect(10)  # all that is left are suspects
-    assert told.ended == [False, False]
-    assert depot.spool.entries() == []  # in hand still
-    origin.release()
-    assert told.ended == [False, False, True]
-    assert [entry.name for entry in depot.spool.entries()] == [path.name for path in files(folder)]
 
 
 def test_refused_is_set_aside_with_its_message(made: Callable[..., PersistentQueue], folder: Path) -> None:
@@ -344,8 +228,8 @@ def test_where_nothing_is_nothing_is_made(made: Callable[..., PersistentQueue], 
 
 
 def whose(depot: PersistentQueue) -> list[str]:
-    shipments = [depot.take(entry, Told()) for entry in depot.spool.entries()]
-    return [shipment.origin.left for shipment in shipments if shipment is not None]
+    requests = [depot.read(entry) for entry in depot.spool.entries()]
+    return [request.origin_label for request in requests if request is not None]
 
 
 def test_whoever_takes_it_is_told_who_has_left_it(made: Callable[..., PersistentQueue]) -> None:
@@ -425,61 +309,17 @@ def test_exporters_that_cannot_be_told_apart_on_disk_are_told(
         assert depot.put(HERE, encoded("a"), attempted=False, uncertain=False)
     for depot in (one, other):
         for entry in depot.spool.own_entries():
-            depot.take(entry, Told())
+            depot.read(entry)
     assert "told apart" not in caplog.text
     for entry in other.spool.entries():
-        other.take(entry, Told())
+        other.read(entry)
     assert caplog.text.count("cannot be told apart on disk") == told
     assert "planted" not in caplog.text
     one.close()
     caplog.clear()
     third = open_queue(resolve({**given, "credentials": second}, environment={}), "somebody", ProblemLog())
     for entry in third.spool.entries():
-        third.take(entry, Told())
+        third.read(entry)
     assert "told apart" not in caplog.text  # as when configure() puts a new pipeline in the place of an old one
     for depot in (other, third):
         depot.close()
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from(["killed while it is sent", "lost", "unclear", "deferred", "delivered", "refused", "killed"]),
-        max_size=12,
-    )
-)
-def test_whatever_happens_to_a_request_nothing_is_sent_unasked_twice(
-    tmp_path_factory: pytest.TempPathFactory, events: list[str]
-) -> None:
-    """What is on disk says that it may have arrived whenever it was sent and is not known to be lost."""
-    settings = SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool")))
-
-    def take() -> StoredRequest | None:
-        depot = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
-        [*entries] = depot.spool.entries()
-        shipment = depot.take(entries[0], lambda _origin, _ended: None) if entries else None
-        return cast("StoredRequest", shipment.origin) if shipment else None
-
-    first = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
-    assert first.put(HERE, encoded("a", "b", "c"), attempted=False, uncertain=False)
-    origin, may_have_arrived = take(), False
-    for event in events:
-        if origin is None or origin.remaining <= 0:
-            break
-        if event == "killed":
-            origin = take()
-            continue
-        if event == "deferred":
-            origin.deferred()
-            continue
-        origin.sending()
-        if event in ("delivered", "refused"):
-            origin.settle(int(event == "delivered"), int(event == "refused"))
-        elif event != "killed while it is sent":
-            origin.failed(uncertain=event == "unclear")
-        may_have_arrived = may_have_arrived or event not in ("lost", "refused")
-        paths = files(Path(str(settings.spool_dir), "target"))
-        assert not paths or not may_have_arrived or state_on(paths[0]).uncertain
-        assert bool(paths) is (origin.remaining > 0)
-        if event == "killed while it is sent":
-            origin = take()

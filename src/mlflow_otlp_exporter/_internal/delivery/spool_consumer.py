@@ -18,10 +18,14 @@ from mlflow_otlp_exporter._internal.common.file_lock import FileLock
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
+from mlflow_otlp_exporter._internal.mlflow_api.server import SLOWEST_WRITE
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
+from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import Entry
 from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue, StoredRequest
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 
 # Between two looks: while something is on its way, and else.
 _BUSY_SECONDS, _IDLE_SECONDS = 0.5, 5.0
@@ -33,6 +37,72 @@ _POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 1.5
 _AT_ONCE = 2
 # In memory, at all destinations, with those that wait for longer while others go.
 _MOST_AT_ONCE, _MOST_BYTES = 64, 32 * 1024 * 1024
+
+
+class SpooledOrigin(RequestOrigin):
+    """The origin of a request read from the spool: its file stays until each of its spans has an outcome.
+
+    Args:
+        spool: Where the file is.
+        entry: The file.
+        stored: What was read from it.
+        on_done: Called with False when others may go meanwhile, and with True when the file is gone or left for later.
+    """
+
+    def __init__(
+        self, spool: SpoolStorage, entry: Entry, stored: StoredRequest, on_done: Callable[[Entry, bool], None]
+    ) -> None:
+        super().__init__(len(stored.spans), self._remove, suspected=lambda _spans, _size: self.deferred())
+        self.entry, self.left = entry, stored.origin_label
+        self._spool, self._state, self._on_done = spool, stored.state, on_done
+        self._arrived = stored.state.uncertain
+
+    @property
+    def kept(self) -> bool:
+        return True
+
+    def sending(self) -> None:
+        # Written before the request is sent: after a kill, the next run knows that it may have arrived.
+        self._state = DeliveryState(self._state.attempts + 1, uncertain=True, sent=time.time())
+        self._spool.mark(self.entry, self._state)
+
+    def failed(self, *, uncertain: bool) -> None:
+        self._arrived = self._arrived or uncertain
+        if not self._arrived:
+            self._state = DeliveryState(self._state.attempts, uncertain=False, sent=self._state.sent)
+            self._spool.mark(self.entry, self._state)
+
+    def settle(self, delivered: int, refused: int, outcome: ExportOutcome | None = None) -> None:
+        self._arrived = self._arrived or delivered > 0
+        super().settle(delivered, refused, outcome)
+
+    def _remove(self) -> None:
+        self._spool.remove(self.entry)
+        self._on_done(self.entry, True)
+
+    def deferred(self) -> None:
+        self._on_done(self.entry, False)
+
+    def release(self) -> None:
+        self._spool.put_back(self.entry)
+        self._on_done(self.entry, True)
+
+
+def read_export_request(
+    queue: PersistentQueue, entry: Entry, on_done: Callable[[Entry, bool], None]
+) -> ExportRequest | None:
+    """Read a request from the spool; None if it is gone or damaged."""
+    stored = queue.read(entry)
+    if stored is None:
+        return None
+    origin, state = SpooledOrigin(queue.spool, entry, stored, on_done), stored.state
+    request = ExportRequest(
+        stored.destination, stored.spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0
+    )
+    if state.uncertain:
+        seconds = min(max(state.sent + SLOWEST_WRITE - time.time(), 0.0), SLOWEST_WRITE)
+        request.ask_until = time.monotonic() + seconds
+    return request
 
 
 class SpoolConsumer:
@@ -177,7 +247,7 @@ class SpoolConsumer:
             entries = self._pending[key]
             while entries and self._room(key):
                 entry = entries.popleft()
-                shipment = self._depot.take(entry, self._told)
+                shipment = read_export_request(self._depot, entry, self._told)
                 if shipment is not None:
                     with self._changing:
                         self._out[entry.name] = shipment.size
@@ -193,9 +263,9 @@ class SpoolConsumer:
             few = self._slots.get(key, 0) < _AT_ONCE and len(self._out) < _MOST_AT_ONCE
             return few and (self._bytes < _MOST_BYTES or not self._out)
 
-    def _told(self, origin: StoredRequest, ended: bool) -> None:
+    def _told(self, entry: Entry, ended: bool) -> None:
         """Called by the senders: there is room for the next one."""
-        name, key = origin.entry.name, origin.entry.key
+        name, key = entry.name, entry.key
         with self._changing:
             if name in self._sending:
                 self._sending.discard(name)

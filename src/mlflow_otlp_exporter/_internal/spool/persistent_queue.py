@@ -16,11 +16,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
-from mlflow_otlp_exporter._internal.mlflow_api.server import SLOWEST_WRITE
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED
 from mlflow_otlp_exporter._internal.spool.directory import folder_name
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
@@ -58,64 +55,20 @@ class RecoveredSpans(NamedTuple):
 Encode = Callable[[RecoveredSpans], Sequence[tuple[Destination, list[EncodedSpan]]]]
 
 
-class StoredRequest(RequestOrigin):
-    """A request on disk, of which shipments are made; it stays there until each of its spans has an outcome.
+class StoredRequest(NamedTuple):
+    """A request as it lies on disk.
 
-    Args:
-        spool: Where it is.
-        entry: Its file.
-        span_count: How many spans it has.
-        state: What has happened to it before.
-        told: Called when others may go meanwhile, and when it is gone or left for later; the latter with true.
+    Attributes:
+        destination: Where it goes.
+        spans: Its spans.
+        state: What happened to it before.
+        origin_label: Who left it on disk, for the log; empty if this queue stored it.
     """
 
-    def __init__(
-        self,
-        spool: SpoolStorage,
-        entry: Entry,
-        span_count: int,
-        state: DeliveryState,
-        told: Callable[[StoredRequest, bool], None],
-    ) -> None:
-        super().__init__(span_count, self._remove, suspected=lambda _spans, _size: self.deferred())
-        self.entry = entry
-        self._spool, self._state, self._told = spool, state, told
-        self._arrived = state.uncertain
-
-    @property
-    def kept(self) -> bool:
-        """It is on disk."""
-        return True
-
-    def sending(self) -> None:
-        """Notes it before it is sent: whoever finds it after a kill knows that it may have arrived."""
-        self._state = DeliveryState(self._state.attempts + 1, uncertain=True, sent=time.time())
-        self._spool.mark(self.entry, self._state)
-
-    def failed(self, *, uncertain: bool) -> None:
-        """Notes that nothing of it can have arrived, if that is so."""
-        self._arrived = self._arrived or uncertain
-        if not self._arrived:
-            self._state = DeliveryState(self._state.attempts, uncertain=False, sent=self._state.sent)
-            self._spool.mark(self.entry, self._state)
-
-    def settle(self, delivered: int, refused: int, outcome: ExportOutcome | None = None) -> None:
-        """Counts spans that have an outcome."""
-        self._arrived = self._arrived or delivered > 0
-        super().settle(delivered, refused, outcome)
-
-    def _remove(self) -> None:
-        self._spool.remove(self.entry)
-        self._told(self, True)
-
-    def deferred(self) -> None:
-        """Lets others go meanwhile."""
-        self._told(self, False)
-
-    def release(self) -> None:
-        """Leaves it on disk for later."""
-        self._spool.put_back(self.entry)
-        self._told(self, True)
+    destination: Destination
+    spans: list[EncodedSpan]
+    state: DeliveryState
+    origin_label: str
 
 
 # Those of this process that have not been closed.
@@ -299,32 +252,19 @@ class PersistentQueue:
         if self.journal is not None:
             self.journal.close()
 
-    def take(self, entry: Entry, told: Callable[[StoredRequest, bool], None]) -> ExportRequest | None:
-        """Makes a shipment of a request on disk.
-
-        Args:
-            entry: The request's file.
-            told: See `StoredRequest`.
-
-        Returns:
-            None if it is gone, damaged, or cannot be read.
-        """
+    def read(self, entry: Entry) -> StoredRequest | None:
+        """Read a request from disk; None if it is gone or damaged."""
         if not self.spool.is_own(entry) and any(
-            each.place == self.place and each.secrets != self.secrets for each in list(_open)
+            queue.place == self.place and queue.secrets != self.secrets for queue in list(_open)
         ):
             self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_SHARED, _SHARED))
         loaded = self.spool.load(entry)
         if loaded is None:
             return None
         header, state, spans = loaded
-        origin = StoredRequest(self.spool, entry, len(spans), state, told)
-        origin.left = self._left(entry)
-        made = ExportRequest(header.destination, spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0)
-        if state.uncertain:
-            made.ask_until = time.monotonic() + min(max(state.sent + SLOWEST_WRITE - time.time(), 0.0), SLOWEST_WRITE)
-        return made
+        return StoredRequest(header.destination, spans, state, self._origin_label(entry))
 
-    def _left(self, entry: Entry) -> str:
+    def _origin_label(self, entry: Entry) -> str:
         """Who has left a request on disk, in words; empty for what this exporter was given.
 
         A reader of the log is not to search today's run for what was wrong with yesterday's.
