@@ -73,7 +73,7 @@ def measure_growth(variant: str, address: str) -> dict[str, float]:
     return {
         "growth": _read_memory("VmHWM") - before,
         "seconds": seconds,
-        "refused": exporter.stats().refused if variant == "ours" else -1,
+        "dropped": exporter.stats().dropped if variant == "ours" else -1,
     }
 
 

@@ -41,8 +41,8 @@ ATTRIBUTES: Mapping[str, str] = {
     "RecordedTrace": "root, session, spans, tags, trace_id, tree, user",
     "Recording": "assessments, endpoint, spans, telemetry, trace, traces",
     "RecordingEndpoint": "assessments, spans, status, traces, url",
-    "Stats": "attached, delivered, dropped, feedback, feedback_dropped, metadata_updates, metadata_updates_dropped, "
-    "noise, not_attached, requests, retries, spooled, values_left_out, values_repaired",
+    "Stats": "attachments_failed, attachments_uploaded, delivered, dropped, feedback, feedback_dropped, filtered, "
+    "metadata_updates, metadata_updates_dropped, requests, retries, spooled, values_dropped, values_repaired",
     "Telemetry": "exporter, is_closed, tracer_provider",
     "trace_context": "",
 }
@@ -83,11 +83,9 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 }
 # Classes that do not have the members above yet.
 UNFINISHED: Mapping[str, str] = {
-    "FlushResult": "refused is to become dropped",
     "MLflowSpanExporter": "what the processor calls is to move into the pipeline",
     "MLflowSpanProcessor": "attach and detach are to become private",
     "RecordingEndpoint": "seconds is to become timeout",
-    "Stats": "refused is to become dropped, followed_up metadata_updates",
     "Telemetry": "closed is to become is_closed, retire private",
 }
 

@@ -1,7 +1,7 @@
 """Traces of LLM agents into MLflow with plain OpenTelemetry."""
 
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.problem_log import Stats
+from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.setup.configure import configure, flush, log_expectation, log_feedback, shutdown

@@ -182,7 +182,7 @@ def spool(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> S
     for name in ("a", "b"):
         exporter.export(finished(name))
     exporter.shutdown()
-    assert exporter.stats().refused == 1
+    assert exporter.stats().dropped == 1
     return scripted_server
 
 

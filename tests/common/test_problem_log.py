@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, Stats
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.stats import Stats
 
 
 class Clock:
@@ -19,8 +20,8 @@ class Clock:
 def test_counts() -> None:
     report = ProblemLog()
     report.count(delivered=2, requests=1)
-    report.count(delivered=1, refused=4)
-    assert report.stats() == Stats(delivered=3, refused=4, requests=1)
+    report.count(delivered=1, dropped=4)
+    assert report.stats() == Stats(delivered=3, dropped=4, requests=1)
 
 
 def test_problem_is_told_in_full_then_summed_up_each_minute_then_solved(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ telemetry = configure(tracer_provider=TracerProvider(shutdown_on_exit=False))
 tracer = telemetry.tracer_provider.get_tracer("app")
 assert not process_exit.on_sigterm(print)
 def say(*results):
-    print(*(count for each in results for count in (each.delivered, each.spooled, each.refused)))
+    print(*(count for each in results for count in (each.delivered, each.spooled, each.dropped)))
 """
 ENDS = (
     APP

@@ -160,7 +160,7 @@ def test_what_may_succeed_later_is_a_failure_that_is_told_once_and_kept(
     scripted_server.answer(answer)
     with exporter(tracking_uri=scripted_server.url, experiment_id="1", credentials=SECRET) as made:
         assert made.export(finished("a", "b")) is FAILURE
-        assert made.stats().refused == made.stats().delivered == 0
+        assert made.stats().dropped == made.stats().delivered == 0
         scripted_server.answer(answer, then=Answer(200))
         assert made.force_flush(30_000)
         assert made.stats().delivered == 2
@@ -180,7 +180,7 @@ def test_what_never_will_is_refused_and_named(
     scripted_server.answer(answer)
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
         assert made.export(finished("culprit")) is FAILURE
-        assert made.stats().refused == 1
+        assert made.stats().dropped == 1
     assert caplog.text.count(words) == 1
     assert "span 'culprit' of trace tr-" in caplog.text
 
@@ -192,7 +192,7 @@ def test_what_is_left_at_the_end_is_counted_and_told(
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
         assert made.export(finished("a", "b")) is FAILURE
         made.shutdown(10_000)  # which tries once or twice more, however slowly
-        assert made.stats().refused == 2
+        assert made.stats().dropped == 2
     assert "could not be sent before the end" in caplog.text
 
 
@@ -204,7 +204,7 @@ def test_memory_for_what_waits_is_bounded(
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
         for _ in range(3):
             assert made.export(finished("a" * 1500)) is FAILURE
-        assert made.stats().refused == 2
+        assert made.stats().dropped == 2
         made.shutdown(10_000)
     assert "no more may wait in memory" in caplog.text
 
@@ -214,7 +214,7 @@ def test_partial_success_is_not_success(scripted_server: ScriptedServer, caplog:
     scripted_server.answer(Answer(200, headers=JSON, body=body))
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
         assert made.export(finished("a", "b")) is FAILURE
-        assert (made.stats().delivered, made.stats().refused) == (1, 1)
+        assert (made.stats().delivered, made.stats().dropped) == (1, 1)
     assert "1 spans rejected: too old" in caplog.text
 
 

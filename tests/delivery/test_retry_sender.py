@@ -153,7 +153,7 @@ class Round:
 
     @property
     def refused(self) -> int:
-        return self.report.stats().refused
+        return self.report.stats().dropped
 
     def lands_once(self, spans: list[EncodedSpan]) -> bool:
         return self.server.stored == Counter((span.trace_id, span.span_id) for span in spans)

@@ -580,7 +580,7 @@ class Exported:
 
 def counts(exporter: MLflowSpanExporter) -> Counts:
     stats = exporter.stats()
-    return stats.delivered, stats.refused, SPANS - stats.delivered - stats.refused
+    return stats.delivered, stats.dropped, SPANS - stats.delivered - stats.dropped
 
 
 def logs(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:

@@ -51,8 +51,8 @@ def test_python_blocks_run_in_their_order(
     names: dict[str, object] = {}
     for each in code("python"):
         exec(compile(each, "README.md", "exec"), names)
-    assert "FlushResult(delivered=1, spooled=0, refused=0, pending=0)" in README
-    assert repr(names["result"]) == "FlushResult(delivered=1, spooled=0, refused=0, pending=0)"
+    assert "FlushResult(delivered=1, spooled=0, dropped=0, pending=0)" in README
+    assert repr(names["result"]) == "FlushResult(delivered=1, spooled=0, dropped=0, pending=0)"
     assert f"{mlflow_server.uri}/#/experiments/" in capsys.readouterr().out
 
 

@@ -114,7 +114,7 @@ def test_pictures_are_uploaded_before_the_spans_that_refer_to_them(scripted_serv
     assert all(ref in fake.sent for ref in fake.refs)
     assert "base64," not in fake.sent
     stats = exporter.stats()
-    assert (stats.delivered, stats.attached, stats.not_attached) == (1, 2, 0)
+    assert (stats.delivered, stats.attachments_uploaded, stats.attachments_failed) == (1, 2, 0)
     for request in scripted_server.requests:
         if request.path != "/version":
             assert request.headers["authorization"] == "Bearer secret"
@@ -156,7 +156,7 @@ def test_refused_uploads_cost_no_span(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert f"name type and size where not: {answer.status}" in caplog.text
     assert "[MLO-516]" in caplog.text
-    assert exporter.stats().not_attached == 2
+    assert exporter.stats().attachments_failed == 2
     assert not [request for request in scripted_server.requests if request.path == "/login"]
 
 
@@ -188,7 +188,7 @@ def test_outage_is_waited_for_in_memory_too(scripted_server: ScriptedServer) -> 
     scripted_server.answer_with(EXPERIMENT, lambda _: Answer(body=record))
     assert exporter.force_flush()
     exporter.shutdown()
-    assert (fake.order, exporter.stats().delivered, exporter.stats().attached) == (["PUT", "spans"], 1, 1)
+    assert (fake.order, exporter.stats().delivered, exporter.stats().attachments_uploaded) == (["PUT", "spans"], 1, 1)
 
 
 def hidden(text: str) -> str:
@@ -274,7 +274,7 @@ def test_mlflow_shows_what_was_uploaded(mlflow_server: MLflowServer, monkeypatch
         tracer.start_span("sound", attributes=heard).end()
         tracer.start_span("words", attributes={"gen_ai.operation.name": "chat", "gen_ai.input.messages": spoken}).end()
     assert telemetry.flush()
-    assert telemetry.stats().attached == 2
+    assert telemetry.stats().attachments_uploaded == 2
     trace_id = f"tr-{root.get_span_context().trace_id:032x}"
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
@@ -352,7 +352,7 @@ def test_console_shows_what_otlp_cannot_carry(mlflow_server: MLflowServer, tmp_p
     found = ended(1, children=3, attributes=lambda _, number: kinds[number])
     assert exporter.export(found) is SpanExportResult.SUCCESS
     exporter.shutdown()
-    assert exporter.stats().attached == 3
+    assert exporter.stats().attachments_uploaded == 3
     assert found[0].context is not None
     trace_id, out = f"tr-{found[0].context.trace_id:032x}", tmp_path / "seen.json"
     wanted = {"child 0.1": [[300], [2], 0], "render": [[300], [], 1], "child 0.3": [[], [], 1]}
@@ -380,7 +380,7 @@ def test_each_workspace_has_its_own(workspace_server: MLflowServer) -> None:
         ):
             ids[workspace] = f"tr-{span.get_span_context().trace_id:032x}"
     assert telemetry.flush()
-    assert (telemetry.stats().attached, telemetry.stats().not_attached) == (3, 0)
+    assert (telemetry.stats().attachments_uploaded, telemetry.stats().attachments_failed) == (3, 0)
     for workspace, trace_id in ids.items():
         found = workspace_server.trace(trace_id, workspace)
         (ref,) = set(_texts(found))
@@ -409,7 +409,9 @@ def test_versions_that_know_none_do_without(version: str, tmp_path: Path, caplog
         assert exporter.export(found) is SpanExportResult.SUCCESS
         exporter.shutdown()
         stats = exporter.stats()
-        assert (stats.delivered, stats.attached, stats.not_attached) == ((1, 2, 0) if knows else (1, 0, 2))
+        assert (stats.delivered, stats.attachments_uploaded, stats.attachments_failed) == (
+            (1, 2, 0) if knows else (1, 0, 2)
+        )
         assert ("shows none; 3.11 and newer do" in caplog.text) is not knows
         assert found[0].context is not None
         trace_id = f"tr-{found[0].context.trace_id:032x}"

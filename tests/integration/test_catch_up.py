@@ -71,7 +71,7 @@ def test_outage_of_minutes(tmp_path: Path, seconds: int, bounds: Bounds) -> None
         )
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
-        assert (found["refused"], found["pending"]) == (0, 0), found
+        assert (found["dropped"], found["pending"]) == (0, 0), found
         assert found["spooled"] >= seconds * RATE
         assert found["grown"] < 50_000_000, found
         assert found["median"] < bounds.median, found

@@ -88,12 +88,12 @@ def test_only_what_is_refused_is_lost(
     assert time.monotonic() - started < 60  # no flush waits for those that nobody can be sure of
     # Of those that are answered 500 nobody can be sure yet: they are kept while the process lives, and named.
     unsure = {name for name, status in marked.items() if status == 500}
-    assert (exporter.stats().delivered, exporter.stats().refused) == (597, 3 - len(unsure))
+    assert (exporter.stats().delivered, exporter.stats().dropped) == (597, 3 - len(unsure))
     assert set(told("waits in memory")) == unsure
     exporter.shutdown()
     stats = exporter.stats()
     assert sorted(picky.taken) == sorted({span.name for span in spans} - set(marked))  # and each once
-    assert (stats.delivered, stats.refused) == (597, 3)
+    assert (stats.delivered, stats.dropped) == (597, 3)
     assert len(scripted_server.to(TRACES_PATH)) == stats.requests <= MOST_REQUESTS
     lost = told("is lost")
     assert set(lost) == set(marked)
@@ -123,7 +123,7 @@ def test_server_in_trouble_is_not_flooded_and_loses_nothing(scripted_server: Scr
     assert exporter.force_flush(60_000)
     stats = exporter.stats()
     exporter.shutdown()
-    assert (stats.delivered, stats.refused) == (600, 0)
+    assert (stats.delivered, stats.dropped) == (600, 0)
     assert sorted(taken) == sorted(span.name for span in spans)
     assert during <= 20
     assert stats.requests - during <= 20
@@ -149,7 +149,7 @@ def test_server_that_answers_now_and_then_loses_nothing(status: int, scripted_se
         until(lambda: exporter.stats().delivered >= len(spans), 120)
     stats = exporter.stats()
     exporter.shutdown()
-    assert (stats.delivered, stats.refused) == (len(spans), 0)
+    assert (stats.delivered, stats.dropped) == (len(spans), 0)
     assert sorted(taken) == sorted(span.name for span in spans)
 
 
@@ -172,7 +172,7 @@ def test_only_what_mlflow_refuses_is_lost_without_repairs(
     exporter.shutdown()
     lost = {"root 17", "child 90.1", "root 151"}
     assert stored(database(mlflow_server), number) == sorted({span.name for span in spans} - lost)
-    assert (stats.delivered, stats.refused) == (597, 3)
+    assert (stats.delivered, stats.dropped) == (597, 3)
     assert mlflow_server.count_requests() - before == stats.requests <= MOST_REQUESTS
     for name, reason in (
         ("root 17", "'Session ID' exceeds the maximum length of 250 characters"),
@@ -247,7 +247,12 @@ def test_right_to_edit_an_experiment_is_enough_for_all_that_goes_with_spans(
     assert exporter.export(ended(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     stats = exporter.stats()
-    assert (stats.attached, stats.not_attached, stats.followed_up, stats.not_followed_up) == (1, 0, 1, 0)
+    assert (
+        stats.attachments_uploaded,
+        stats.attachments_failed,
+        stats.metadata_updates,
+        stats.metadata_updates_dropped,
+    ) == (1, 0, 1, 0)
     place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}
     body = {"locations": [place], "filter": "prompt = 'greeting/1'", "max_results": 5}
     assert len(guarded_server.rest("POST", "/api/3.0/mlflow/traces/search", body)["traces"]) == 1
@@ -266,7 +271,7 @@ def test_wrong_password_is_told_without_it_and_waited_out(
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=guarded_server.uri, experiment_id=number)
     assert exporter.export(ended(1, children=1)) is SpanExportResult.FAILURE
     stats = exporter.stats()
-    assert (stats.delivered, stats.refused) == (0, 0)
+    assert (stats.delivered, stats.dropped) == (0, 0)
     assert caplog.text.count("spans wait in memory") == 1
     assert "You are not authenticated" in caplog.text
     assert "user bot (environment variable MLFLOW_TRACKING_USERNAME)" in caplog.text
@@ -362,7 +367,7 @@ def test_database_that_restarts_in_the_middle_costs_no_span_and_no_token(
     assert provider.force_flush(60_000)
     stats = exporter.stats()
     provider.shutdown()
-    assert (stats.delivered, stats.refused) == (2 * count, 0)
+    assert (stats.delivered, stats.dropped) == (2 * count, 0)
     assert 503 in postgres_server.answers()[before:]
     assert Counter(names_in(postgres, number)) == {"child": count, **{f"root {each}": 1 for each in range(count)}}
     infos = postgres_server.search_traces(number)

@@ -275,7 +275,7 @@ def test_what_is_not_taken_is_kept_and_explained(
         assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
         said = "\n".join(record.getMessage() for record in caplog.records)
         assert [part for part in trouble.said if part not in said] == []
-        assert exporter.stats().refused == 0
+        assert exporter.stats().dropped == 0
         if trouble.mend:
             trouble.mend(by_token, pod)
             wait_until_delivered(exporter)
@@ -346,7 +346,7 @@ def test_what_the_server_remembers_is_survived(by_token: Platform, pod: Path, mo
             break
         forgotten.clear()
         forgotten.wait(0.25)
-    assert agent.close().refused == 0
+    assert agent.close().dropped == 0
     assert by_token.names("remembered") == agent.names
 
 
@@ -400,7 +400,7 @@ def test_token_rotates_while_exporting_by_token(by_token: Platform, pod: Path, m
     agent = Agent(tracking_uri=by_token.server.uri, experiment="rotated")
     rotate_while_exporting(agent, rotations())
     result = agent.close()
-    assert (result.refused, result.pending) == (0, 0)
+    assert (result.dropped, result.pending) == (0, 0)
     assert by_token.names("rotated") == agent.names
 
 
@@ -434,7 +434,7 @@ def test_token_rotates_while_exporting_by_proxy(
         agent = Agent(tracking_uri=proxy.uri, experiment="rotated")
         rotate_while_exporting(agent, rotations())
         result = agent.close()
-        assert (result.refused, result.pending) == (0, 0)
+        assert (result.dropped, result.pending) == (0, 0)
         assert by_proxy.names("rotated") == agent.names
 
 
@@ -453,7 +453,7 @@ def test_proxy_that_names_nobody_or_a_stranger(
     exporter = MLflowSpanExporter(tracking_uri=uri, workspace="team-a", experiment_id=1, headers=headers, timeout=10)
     assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
     assert message in caplog.text
-    assert exporter.stats().refused == 0
+    assert exporter.stats().dropped == 0
     exporter.shutdown(500)
 
 
@@ -482,7 +482,11 @@ def test_what_goes_with_spans_takes_the_right_to_read_as_well(
     assert exporter.export(ended(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     stats = exporter.stats()
-    assert (stats.attached, stats.not_attached) == (stats.followed_up, stats.not_followed_up) == attached
+    assert (
+        (stats.attachments_uploaded, stats.attachments_failed)
+        == (stats.metadata_updates, stats.metadata_updates_dropped)
+        == attached
+    )
     assert by_token.names(name) == ["root 0"]
     codes = [line.getMessage()[-len("[MLO-516]") :] for line in caplog.records]
     assert codes == ([] if "get" in verbs else ["[MLO-516]", "[MLO-514]"])

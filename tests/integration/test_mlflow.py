@@ -218,7 +218,7 @@ def test_columns_and_prompts_that_otlp_cannot_carry(mlflow_server: MLflowServer)
     with trace_context(run_id=run), tracer.start_as_current_span("said by an instrumentation"):
         tracer.start_span("chat", attributes={"gen_ai.prompt.name": "greeting", "gen_ai.prompt.version": "3"}).end()
     assert telemetry.flush()
-    assert telemetry.stats().followed_up == 2
+    assert telemetry.stats().metadata_updates == 2
 
     def found(condition: str) -> list[dict[str, Any]]:
         location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}

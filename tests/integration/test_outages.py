@@ -110,7 +110,7 @@ def test_an_outage_is_survived_on_disk(app: App, switch: Switch) -> None:
     switch.down = DOWN
     app.end("a", "b")
     result = app.flush()
-    assert (result.delivered, result.spooled, result.refused, result.pending) == (0, 2, 0, 0)
+    assert (result.delivered, result.spooled, result.dropped, result.pending) == (0, 2, 0, 0)
     assert result
     assert app.telemetry.stats().spooled == 2
     assert len(on_disk()) == 1
@@ -177,7 +177,7 @@ def test_what_is_wrong_with_another_runs_spans_is_told_as_theirs(
     second = App(server)
     until(lambda: not on_disk())
     second.end("today")
-    assert second.telemetry.shutdown().refused == 2
+    assert second.telemetry.shutdown().dropped == 2
     told = {line.split(":")[0].split(" of trace ")[0]: line for line in caplog.messages if " is lost" in line}
     assert sorted(told) == ["span 'today'", "span 'yesterday'"]
     assert " is lost (left by an earlier run): " in told["span 'yesterday'"]
@@ -274,7 +274,7 @@ def test_at_the_end_what_is_being_sent_is_on_disk_too(server: ScriptedServer) ->
         begin = time.monotonic()
         result = app.telemetry.shutdown(0.5)
         assert time.monotonic() - begin < 15  # the request has 30
-        assert result.refused == 0
+        assert result.dropped == 0
         assert sum(int(path.name.split("-")[1]) for path in on_disk()) == 1
     finally:
         release.set()
@@ -302,7 +302,7 @@ def test_off_by_default_in_the_exporter(server: ScriptedServer, switch: Switch) 
     assert made.export(finished("a")) is SpanExportResult.FAILURE
     made.shutdown()
     assert on_disk() == []
-    assert made.stats().refused == 1
+    assert made.stats().dropped == 1
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_on_by_default_in_configure(
     provider.get_tracer("tests").start_span("a").end()
     result = telemetry.shutdown()
     provider.shutdown()
-    assert (result.spooled, result.refused) == ((1, 0) if spooled else (0, 1))
+    assert (result.spooled, result.dropped) == ((1, 0) if spooled else (0, 1))
     assert len(on_disk()) == spooled
     assert Path(os.environ["XDG_STATE_HOME"]).exists() is spooled
 
@@ -362,7 +362,7 @@ def test_an_experiment_that_is_not_known_yet_waits_by_its_name(server: ScriptedS
 def test_refused_for_good_is_kept_with_what_the_server_said(app: App, server: ScriptedServer) -> None:
     server.answer(then=Answer(400, headers={"Content-Type": "application/json"}, body=b'{"detail": "no such thing"}'))
     app.end("bad")
-    assert app.flush().refused == 1
+    assert app.flush().dropped == 1
     [path] = Path(os.environ["XDG_STATE_HOME"]).glob("*/*/refused/*.otlp")
     assert b"no such thing" in path.read_bytes()
     assert on_disk() == []
@@ -426,7 +426,7 @@ def test_damaged_files_do_not_keep_the_others(server: ScriptedServer, switch: Sw
     second = App(server)
     until(lambda: not on_disk())
     assert switch.taken == {"a": 1, "c": 1}
-    assert second.telemetry.shutdown().refused == 1
+    assert second.telemetry.shutdown().dropped == 1
 
 
 def test_with_a_broken_disk_all_waits_in_memory(

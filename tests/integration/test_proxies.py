@@ -57,7 +57,7 @@ def test_proxy_with_a_body_limit_is_adapted_to(mlflow_server: MLflowServer, tmp_
         exporter.shutdown()
         until(lambda: sum(nginx.counts().values()) == stats.requests, what="all answers in the access log")
         assert nginx.counts()[413] == learned[413]
-    assert (stats.delivered, stats.refused) == (160, 0)
+    assert (stats.delivered, stats.dropped) == (160, 0)
     expected = [f"root {trace}" for trace in itertools.chain(range(120), range(40))]
     assert stored(database(mlflow_server), number) == sorted(expected)
 
@@ -81,7 +81,7 @@ def test_login_page_in_between_is_not_taken_for_a_success(
         assert provider.force_flush()
         stats = exporter.stats()
         provider.shutdown()
-    assert (stats.delivered, stats.refused) == (2, 0)
+    assert (stats.delivered, stats.dropped) == (2, 0)
     assert stored(database(mlflow_server), number) == ["child", "root"]
     assert caplog.text.count("spans wait in memory") == 1
     assert caplog.text.count("spans are accepted again") == 1
@@ -101,7 +101,7 @@ def test_login_page_in_front_of_the_look_up_is_waited_out(
         assert exporter.force_flush()
         stats = exporter.stats()
         exporter.shutdown()
-    assert (stats.delivered, stats.refused) == (1, 0)
+    assert (stats.delivered, stats.dropped) == (1, 0)
     assert stored(database(mlflow_server), number) == ["root 0"]
 
 
@@ -172,7 +172,7 @@ def test_rotating_token_costs_no_span_and_one_refusal_each(mlflow_server: MLflow
         stats = exporter.stats()
         exporter.shutdown()
         rejected = nginx.rejected()
-    assert (stats.delivered, stats.refused) == (count, 0)
+    assert (stats.delivered, stats.dropped) == (count, 0)
     assert stored(database(mlflow_server), number) == [f"span {each:04}" for each in range(count)]
     assert rejected.keys() == allowed.keys()
     assert {token: count for token, count in rejected.items() if count > allowed[token]} == {}
@@ -243,7 +243,7 @@ def test_proxy_that_gives_up_in_the_middle_doubles_no_token(
             stats = exporter.stats()
             exporter.shutdown()
             assert nginx.counts()[504] >= 1
-            assert (stats.delivered, stats.refused) == (6, 0)
+            assert (stats.delivered, stats.dropped) == (6, 0)
             assert len(stored(database(server), number)) == 6
             assert read(server, number, "mlflow.trace.tokenUsage") == [ONCE] * 3
             if version == "3.13.0":

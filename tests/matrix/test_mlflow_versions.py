@@ -72,10 +72,10 @@ def waits(exporter: MLflowSpanExporter, spans: int) -> None:
     """Shows that spans are neither delivered nor given up, until the end."""
     assert exporter.export(ended(spans)) is SpanExportResult.FAILURE
     stats = exporter.stats()
-    assert (stats.delivered, stats.refused) == (0, 0)
+    assert (stats.delivered, stats.dropped) == (0, 0)
     exporter.shutdown(30_000)
     stats = exporter.stats()
-    assert (stats.delivered, stats.refused) == (0, spans)
+    assert (stats.delivered, stats.dropped) == (0, spans)
 
 
 def test_traces_land(mlflow: Versioned) -> None:
@@ -85,7 +85,7 @@ def test_traces_land(mlflow: Versioned) -> None:
     assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
     stats = exporter.stats()
-    assert (stats.delivered, stats.refused, stats.requests) == (60, 0, 1)
+    assert (stats.delivered, stats.dropped, stats.requests) == (60, 0, 1)
     assert mlflow.stored(number) == sorted(span.name for span in spans)
     assert mlflow.tokens(number) == [ONCE] * 20
 
@@ -142,7 +142,7 @@ def test_repaired_spans_land_in_one_request(mlflow: Versioned) -> None:
     exporter.shutdown()
     assert result is SpanExportResult.SUCCESS
     stats = exporter.stats()
-    assert (stats.delivered, stats.refused, stats.requests) == (len(spans), 0, 1)
+    assert (stats.delivered, stats.dropped, stats.requests) == (len(spans), 0, 1)
     assert len(mlflow.stored(number)) == len(spans)
 
 
@@ -159,7 +159,7 @@ def test_only_what_is_refused_is_lost_without_repairs(mlflow: Versioned, monkeyp
     stats = exporter.stats()
     lost = {"child 7.1"} if mlflow.version >= (3, 10) else set()
     assert mlflow.stored(number) == sorted({span.name for span in spans} - lost)
-    assert (stats.delivered, stats.refused) == (60 - len(lost), len(lost))
+    assert (stats.delivered, stats.dropped) == (60 - len(lost), len(lost))
     usages = [usage for usage in mlflow.tokens(number) if usage is not None]
     assert usages == [ONCE] * (20 - len(lost))
 
@@ -212,7 +212,7 @@ def test_lost_answer_doubles_no_token(
     exporter.shutdown()
     stats = exporter.stats()
     assert lossy.lost == 1
-    assert (stats.delivered, stats.refused) == (10, 0)
+    assert (stats.delivered, stats.dropped) == (10, 0)
     assert mlflow.stored(number) == sorted(span.name for span in spans)
     assert mlflow.tokens(number) == [ONCE] * 5
     assert "without asking" not in caplog.text

@@ -147,7 +147,7 @@ def test_agents_trace_has_all_and_is_found_by_all(mlflow: Versioned) -> None:
     exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
     unchanged(before, after)
-    assert exporter.stats().followed_up == (0 if mlflow.carries else 1)
+    assert exporter.stats().metadata_updates == (0 if mlflow.carries else 1)
     assert (after["execution_duration"], after["state"]) == ("2s", "OK")
     assert {NAME: "agent", "beta": "true", "release": "2.3.1"}.items() <= after["tags"].items()
     metadata = after["trace_metadata"]
@@ -296,7 +296,7 @@ def test_traces_are_found_by_the_prompts_that_were_used(mlflow: Versioned, monke
     unchanged(before, after)
     assert after["tags"][LINKED.removeprefix("mlflow.traceTag.")] == '[{"name": "greeting", "version": "2"}]'
     stats = exporter.stats()
-    assert (stats.followed_up, stats.not_followed_up) == (1, 0)
+    assert (stats.metadata_updates, stats.metadata_updates_dropped) == (1, 0)
     if mlflow.version >= (3, 8):  # 3.6 has neither the call nor the filter
         assert mlflow.found(number, "prompt = 'greeting/2'") == 1
         assert mlflow.found(number, "prompt = 'greeting/1'") == 0
@@ -354,7 +354,7 @@ def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
         exporter.assess(each)  # as after a lost answer
     assert exporter.told(20.0)
     exporter.shutdown(60_000)
-    assert (exporter.stats().feedback, exporter.stats().feedback_refused) == (14, 0)
+    assert (exporter.stats().feedback, exporter.stats().feedback_dropped) == (14, 0)
     found = {each["assessment_id"]: each for each in mlflow.record(agent.spans)["assessments"]}
     assert found.keys() == {each.id for each in made}
     assert [found[each.id]["feedback"]["value"] for each in made[:-1]] == values

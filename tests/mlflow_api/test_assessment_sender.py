@@ -216,7 +216,7 @@ class Story:
 
     def counts(self) -> tuple[int, int]:
         stats = self.report.stats()
-        return stats.feedback, stats.feedback_refused
+        return stats.feedback, stats.feedback_dropped
 
 
 def one(workspace: str | None = "team-a") -> Assessment:
@@ -356,7 +356,7 @@ def test_nothing_happens_before_configure_and_when_switched_off() -> None:
 def test_no_trace_is_told_and_not_raised(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     telemetry = configure(tracking_uri=scripted_server.url, experiment_id=0)
     assert telemetry.log_feedback(None, "helpful", value=True) is None
-    assert telemetry.stats().feedback_refused == 1
+    assert telemetry.stats().feedback_dropped == 1
     assert "no trace_id is given, and no span is current [MLO-515]" in caplog.text
 
 

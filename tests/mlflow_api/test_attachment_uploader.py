@@ -110,7 +110,7 @@ class Story:
 
     def counts(self) -> tuple[int, int]:
         stats = self.report.stats()
-        return stats.attached, stats.not_attached
+        return stats.attachments_uploaded, stats.attachments_failed
 
 
 def encoded(number: int, attributes: Mapping[str, Any], trace_id: int = 7) -> EncodedSpan:

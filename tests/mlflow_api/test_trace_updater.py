@@ -142,7 +142,7 @@ class Story:
 
     def counts(self) -> tuple[int, int]:
         stats = self.report.stats()
-        return stats.followed_up, stats.not_followed_up
+        return stats.metadata_updates, stats.metadata_updates_dropped
 
 
 def encoded(count: int = 1, *, children: int = 1, root: Mapping[str, str] | None = None) -> list[EncodedSpan]:
@@ -497,7 +497,7 @@ def test_exporter_tells_at_the_latest_when_it_is_shut_down(
     assert told == []
     exporter.shutdown()
     assert sorted(told) == sorted(ids)
-    assert exporter.stats().followed_up == 2
+    assert exporter.stats().metadata_updates == 2
 
 
 def test_traces_that_waited_on_disk_are_followed_up_by_the_next_run(
@@ -559,7 +559,7 @@ def test_version_that_is_told_later_brings_what_older_servers_need(
     exporter.export(spans[3:])
     exporter.shutdown()
     assert (len(scripted_server.to("/version")), set(mlflow.told)) == (2, {ids[3]})
-    assert exporter.stats().followed_up == 1
+    assert exporter.stats().metadata_updates == 1
 
 
 def test_collector_is_asked_nothing(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:

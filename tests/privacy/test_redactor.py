@@ -74,7 +74,7 @@ def test_what_cannot_be_cleaned_is_not_sent(caplog: pytest.LogCaptureFixture) ->
     pipeline = exporter._pipeline
     assert pipeline is not None
     batches, count = pipeline.batching.batches([good, broken])
-    assert ([len(batch) for _, batch in batches], count, exporter.stats().refused) == ([1], 1, 1)
+    assert ([len(batch) for _, batch in batches], count, exporter.stats().dropped) == ([1], 1, 1)
     assert "could not be taken out" in caplog.text
     exporter.shutdown(0)
 

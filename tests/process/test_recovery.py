@@ -189,7 +189,7 @@ def test_what_does_not_tell_where_to_goes_nowhere(server: ScriptedServer, caplog
     [path] = journals()
     path.write_bytes(b"\n".join(each for each in path.read_bytes().split(b"\n") if b'"origins"' not in each))
     with next_run(server.url) as exporter:
-        until(lambda: exporter.stats().refused == 1)
+        until(lambda: exporter.stats().dropped == 1)
     assert came(server) == {}
     [kept] = on_disk("refused")
     header, _, [span] = file_format.from_bytes(kept.read_bytes())
@@ -291,7 +291,7 @@ flask.start_span("part of another's", trace.set_span_in_context(trace.NonRecordi
     killed(server.url, code, MLFLOW_OTLP_NOISE=noise, MLFLOW_EXPERIMENT_NAME="one")
     with next_run(server.url) as exporter:
         until(lambda: exporter.stats().delivered == (4 if left_out else 6))
-        assert exporter.stats().noise == (2 if left_out else 0)
+        assert exporter.stats().filtered == (2 if left_out else 0)
     health = [] if left_out else ["GET", "GET /health"]
     rest = ["POST /ask", "agent", "call of an agent's whose root is open", "part of another's"]
     assert came(server) == {(None, "one's", None): sorted(health + rest)}

@@ -218,7 +218,7 @@ def test_burst_of_5000_spans_against_a_server_of_3_seconds_loses_none(scripted_s
         go.set()  # the app did not wait for the server
         assert made.processor.force_flush(60_000)
     assert len(made.names()) == len(set(made.names())) == 5000
-    assert made.exporter.stats().refused == 0
+    assert made.exporter.stats().dropped == 0
 
 
 def test_memory_stays_under_its_limit_with_a_dead_server(
@@ -238,7 +238,7 @@ def test_memory_stays_under_its_limit_with_a_dead_server(
             largest = max(largest, worker._buffer.byte_count + worker._in_flight.bytes)
         # One tick's worth of spans may come before the worker has seen the limit.
         assert 0.9 * limit < largest < limit + 300_000
-        refused = made.exporter.stats().refused
+        refused = made.exporter.stats().dropped
         assert refused > 300
         assert made.processor._worker is not None
         assert worker.pending() + refused == 600
@@ -259,10 +259,10 @@ def test_full_buffer_takes_spans_again_when_the_server_is_back(scripted_server: 
         scripted_server.wait_for(1)
         for number in range(10, 40):
             made.trace(str(number))
-        until(lambda: made.exporter.stats().refused)
+        until(lambda: made.exporter.stats().dropped)
         go.set()
         made.processor.force_flush()
-        refused = made.exporter.stats().refused
+        refused = made.exporter.stats().dropped
         made.trace("after")
         assert made.processor.force_flush()
     assert "after" in made.names()
@@ -316,7 +316,7 @@ def test_after_shutdown_spans_are_refused_and_counted(
     made.trace("late", children=2)
     assert made.processor.force_flush() is True
     made.processor.shutdown()
-    assert made.exporter.stats().refused == 3
+    assert made.exporter.stats().dropped == 3
     assert caplog.text.count("after the shutdown") == 1
     assert made.requests() == []
 
@@ -352,7 +352,7 @@ def test_worker_survives_whatever_the_exporter_raises(
     with bench(scripted_server, exporter) as made:
         made.trace("lost")
         assert made.processor.force_flush() is False
-        assert exporter.stats().refused == 1
+        assert exporter.stats().dropped == 1
         made.trace("after")
         assert made.processor.force_flush() is True
     assert made.names() == ["after"]
@@ -392,7 +392,7 @@ def test_span_that_cannot_be_encoded_takes_no_other_with_it(
             bad.end()
             assert root.is_recording()
         assert made.processor.force_flush() is False
-        assert (made.exporter.stats().delivered, made.exporter.stats().refused) == (1, 1)
+        assert (made.exporter.stats().delivered, made.exporter.stats().dropped) == (1, 1)
     assert made.names() == ["root"]
     assert "could not be encoded (KeyError)" in caplog.text
 
@@ -485,7 +485,7 @@ def test_span_that_ends_while_the_end_comes_is_delivered_or_counted(scripted_ser
     for thread in threads:
         thread.join()
     stats = made.exporter.stats()
-    assert stats.delivered + stats.refused == sum(ended)
+    assert stats.delivered + stats.dropped == sum(ended)
     assert stats.delivered == len(made.names())
 
 
@@ -514,7 +514,7 @@ def test_span_whose_thread_stands_still_until_all_is_over_is_counted(scripted_se
     made.processor.shutdown()
     exporter.go.set()
     agent.join()
-    assert (made.exporter.stats().delivered, made.exporter.stats().refused) == (0, 1)
+    assert (made.exporter.stats().delivered, made.exporter.stats().dropped) == (0, 1)
 
 
 class Settling:

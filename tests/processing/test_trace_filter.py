@@ -121,6 +121,6 @@ def test_left_out_is_counted_and_told_once(scripted_server: ScriptedServer, capl
     assert processor.force_flush()
     stats = exporter.stats()
     processor.shutdown()
-    assert (stats.noise, stats.delivered, stats.refused) == (2, 1, 0)
+    assert (stats.filtered, stats.delivered, stats.dropped) == (2, 1, 0)
     assert caplog.text.count("a trace is left out, as all its spans are of opentelemetry.instrumentation.fastapi") == 1
     assert [span.name for request in scripted_server.requests for span in request.spans()] == ["app"]

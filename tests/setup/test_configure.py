@@ -129,8 +129,8 @@ def test_flush_tells_the_truth(scripted_server: ScriptedServer) -> None:
     span("b")
     second = telemetry.flush()
     assert (first, bool(first)) == (FlushResult(delivered=1), True)
-    assert (second, bool(second)) == (FlushResult(refused=1), False)
-    assert (telemetry.stats().delivered, telemetry.stats().refused) == (1, 1)
+    assert (second, bool(second)) == (FlushResult(dropped=1), False)
+    assert (telemetry.stats().delivered, telemetry.stats().dropped) == (1, 1)
 
 
 def test_before_configure_and_after_shutdown_nothing_happens(scripted_server: ScriptedServer) -> None:

@@ -80,7 +80,7 @@ def held(spool: SpoolStorage) -> list[list[EncodedSpan]]:
 
 
 def refused(spool: SpoolStorage) -> int:
-    return spool._report.stats().refused
+    return spool._report.stats().dropped
 
 
 def files(folder: Path) -> list[Path]:

@@ -130,7 +130,7 @@ def main() -> None:
     with trace_context(session="s-7", user="ada", tags={"release": "2.3.1"}):
         APPS[app](url)
     result = shutdown()
-    assert (result.refused, result.pending) == (0, 0), result
+    assert (result.dropped, result.pending) == (0, 0), result
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def main(spans: str, rate: str) -> None:
         "median": longest[ends // 2],
         "p99": longest[ends * 99 // 100],
         "longest": longest[-1],
-        "refused": stats.refused,
+        "dropped": stats.dropped,
         "spooled": stats.spooled,
         "pending": result.pending,
     }

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.stats import Stats
 
 _SUMMARY_SECONDS = 60.0
 # A problem that is back within that time is not told anew, unless it lasts for so long.
@@ -27,45 +28,6 @@ _FACES = 20
 _VARYING = re.compile(r"\b(?:tr-)?[0-9a-f]{16,}\b|\d+")
 _CODE = re.compile(r" \[MLO-\d+\]$")
 logger = logging.getLogger("mlflow_otlp_exporter")
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counts since start.
-
-    Attributes:
-        delivered: Spans that the server accepted.
-        refused: Spans that were given up; the log says why.
-        spooled: Spans that were put on disk, as the server did not take them; those that are sent later count as
-            delivered, too.
-        requests: Requests that were sent to the OTLP endpoint.
-        retries: How many of those repeated an earlier one.
-        noise: Spans of traces that were left out, as they have nothing of an agent in them.
-        values_repaired: Attribute values that were changed to be encodable: characters that UTF-8 does not have,
-            integers beyond 64 bits.
-        values_left_out: Attribute values that were left out: types that OTLP does not have, too deep a nesting.
-        followed_up: Traces whose name, tags, session or user MLflow was told besides (docs/compatibility.md).
-        not_followed_up: Traces for which that was not possible.
-        attached: Images, sounds and files that were uploaded (`attachments`).
-        not_attached: Those that could not be.
-        feedback: Feedback and expectations that the server accepted.
-        feedback_refused: Those that were given up; the log says why.
-    """
-
-    delivered: int = 0
-    refused: int = 0
-    spooled: int = 0
-    requests: int = 0
-    retries: int = 0
-    noise: int = 0
-    values_repaired: int = 0
-    values_left_out: int = 0
-    followed_up: int = 0
-    not_followed_up: int = 0
-    attached: int = 0
-    not_attached: int = 0
-    feedback: int = 0
-    feedback_refused: int = 0
 
 
 @dataclass

@@ -16,7 +16,8 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
-from mlflow_otlp_exporter._internal.common.problem_log import Stats, logger
+from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
 from mlflow_otlp_exporter._internal.config.models import Settings, resolve
 from mlflow_otlp_exporter._internal.tracing.routing import route_of
@@ -280,7 +281,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             pipeline.rest_side.assess(assessment)
             return True
         why_not = why_not if assessment is None else "no MLflow is known beside the OTLP endpoint"
-        pipeline.report.count(feedback_refused=1)
+        pipeline.report.count(feedback_dropped=1)
         pipeline.report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"feedback is lost: {why_not}"))
         return False
 
@@ -319,7 +320,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
 
     def refused(self) -> int:
         """How many spans were given up since start."""
-        return self.stats().refused
+        return self.stats().dropped
 
     def solve(self, why: str, message: str) -> None:
         """Logs that what made a span processor give up spans is over.

@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._internal.common.backoff import LONGEST_IN_MEMORY
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, Stats
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher
@@ -316,12 +317,12 @@ class Pipeline:
 
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""
-        self.report.count(refused=count)
+        self.report.count(dropped=count)
         self.report.problem(why, add_code(MessageCode.SPANS_DROPPED, f"spans are lost: {why}"), count)
 
     def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
         """Counts spans of traces that are left out as noise."""
-        self.report.count(noise=len(spans))
+        self.report.count(filtered=len(spans))
         self._forget(spans)
         scopes = sorted({span.instrumentation_scope.name for span in spans if span.instrumentation_scope is not None})
         said = (
@@ -353,7 +354,7 @@ class Pipeline:
     def stats(self) -> Stats:
         """The counters now."""
         repairs = self.batching.encoder.repairs
-        return replace(self.report.stats(), values_repaired=repairs.repaired, values_left_out=repairs.left_out)
+        return replace(self.report.stats(), values_repaired=repairs.repaired, values_dropped=repairs.left_out)
 
     def format_outcome(self, outcome: ExportOutcome) -> str:
         """An outcome in words: where, what the server said, what to do, and the code."""

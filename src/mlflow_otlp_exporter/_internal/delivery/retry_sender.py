@@ -171,7 +171,7 @@ class RetrySender:
         self, shipment: ExportRequest, delivered: int, refused: int, outcome: ExportOutcome | None = None
     ) -> None:
         self._forget_suspect(shipment)
-        self._report.count(delivered=delivered, refused=refused)
+        self._report.count(delivered=delivered, dropped=refused)
         if delivered:
             self.delivered(shipment.destination, shipment.spans)
         if self._depot is not None:

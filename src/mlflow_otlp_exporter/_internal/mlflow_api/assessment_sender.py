@@ -87,7 +87,7 @@ class AssessmentSender:
 
     def _lose(self, note: AssessmentTask, why: str) -> None:
         self._forget(note)
-        self._report.count(feedback_refused=1)
+        self._report.count(feedback_dropped=1)
         self._report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"feedback is lost: {why}"))
 
     def give_up(self, note: AssessmentTask) -> None:

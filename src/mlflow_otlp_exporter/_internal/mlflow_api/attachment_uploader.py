@@ -124,7 +124,7 @@ class AttachmentUploader:
         outcome = self._put(folder, each, shipment, seconds)
         if outcome.verdict is Disposition.DELIVERED:
             self._failures.pop(shipment.destination.name, None)
-            self._report.count(attached=1)
+            self._report.count(attachments_uploaded=1)
             with self._lock:
                 self._done[each.id] = None
                 while len(self._done) > _KEPT:
@@ -194,7 +194,7 @@ class AttachmentUploader:
             else span
             for span in shipment.spans
         ]
-        self._report.count(not_attached=len(files))
+        self._report.count(attachments_failed=len(files))
         said = "images, sound and files cannot be uploaded to MLflow: spans hold them where they are small enough, and"
         self._report.once(
             logging.WARNING, add_code(MessageCode.ATTACHMENT_UPLOAD, f"{said} name type and size where not: {why}")

@@ -186,7 +186,7 @@ class TraceUpdater:
             reply = request_json(self._api, "PATCH", path, body, workspace=destination.workspace, seconds=seconds)
             if not reply.fine:
                 return None if reply.outcome.status == 404 else reply.outcome  # deleted in the meantime
-            self._report.count(followed_up=1)
+            self._report.count(metadata_updates=1)
         return self._link(told, version, destination, seconds)
 
     def _link(
@@ -256,7 +256,7 @@ class TraceUpdater:
             return len(self._pending.pop(destination, ()))
 
     def _lost(self, count: int, why: str) -> None:
-        self._report.count(not_followed_up=count)
+        self._report.count(metadata_updates_dropped=count)
         self._report.once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, f"{_LACKING}: {why}"))
 
     def give_up(self, destination: Destination) -> None:

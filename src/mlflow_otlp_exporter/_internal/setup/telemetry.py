@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.common.problem_log import Stats
+from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
@@ -30,17 +30,17 @@ class FlushResult:
     Attributes:
         delivered: Spans that the server accepted.
         spooled: Spans that are safe on disk now, to be sent when the server takes them.
-        refused: Spans that were given up; the log says why.
+        dropped: Spans that were dropped. The log says why.
         pending: Spans that have ended and have no outcome yet, as the time was up.
     """
 
     delivered: int = 0
     spooled: int = 0
-    refused: int = 0
+    dropped: int = 0
     pending: int = 0
 
     def __bool__(self) -> bool:
-        return not (self.refused or self.pending)
+        return not (self.dropped or self.pending)
 
 
 class Telemetry:
@@ -110,7 +110,7 @@ class Telemetry:
             self._told = now
         pending = 0 if all_delivered else self._worker.pending()
         spooled = self.exporter.drained(0.0)
-        return FlushResult(now.delivered - before.delivered, spooled, now.refused - before.refused, pending)
+        return FlushResult(now.delivered - before.delivered, spooled, now.dropped - before.dropped, pending)
 
     def stats(self) -> Stats:
         """Counts of spans and requests since start."""

@@ -239,7 +239,7 @@ class PersistentQueue:
         """Keeps what may belong to anybody for people to look at: another tenant must not get it."""
         for destination, encoded in encode(RecoveredSpans(Destination(), spans, clean=False)):
             self.refuse(destination, encoded, _NOWHERE)
-        self._report.count(refused=len(spans))
+        self._report.count(dropped=len(spans))
         self._report.problem(
             _NOWHERE,
             add_code(MessageCode.SPOOL_FILE_UNREADABLE, f"spans are set aside in refused/: {_NOWHERE}"),

@@ -195,7 +195,7 @@ class SpoolStorage:
         return freed >= size
 
     def _lost(self, spans: int, why: str, code: MessageCode) -> None:
-        self._report.count(refused=spans)
+        self._report.count(dropped=spans)
         self._report.problem(f"{_BROKEN} {why}", add_code(code, f"spans are lost: {why}"), spans)
 
     def _broken(self, error: OSError, spans: int) -> None:

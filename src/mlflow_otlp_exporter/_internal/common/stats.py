@@ -1,0 +1,46 @@
+"""Counters of one exporter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters of an exporter since its start, as returned by `stats()`.
+
+    Attributes:
+        delivered: Spans that the server accepted.
+        dropped: Spans that were dropped. The log says why.
+        spooled: Spans that were written to disk because the server did not accept them. Spans that are sent later
+            are counted in `delivered`, too.
+        requests: Requests to the OTLP endpoint.
+        retries: Requests that repeated an earlier one.
+        filtered: Spans of traces that the trace filter (`noise`, `MLFLOW_OTLP_NOISE`) left out.
+        values_repaired: Attribute values that were changed so that they can be encoded: surrogate characters,
+            integers beyond 64 bits.
+        values_dropped: Attribute values that OTLP cannot represent: unknown types, values nested too deeply.
+        metadata_updates: Traces whose name, tags, session or user were sent over MLflow's REST API
+            (`docs/compatibility.md`).
+        metadata_updates_dropped: Traces for which this update failed.
+        attachments_uploaded: Images, audio and other files that were uploaded (`attachments`,
+            `MLFLOW_OTLP_ATTACHMENTS`).
+        attachments_failed: Files whose upload failed; they were sent inside their span.
+        feedback: Feedback and expectations that the server accepted.
+        feedback_dropped: Feedback and expectations that were dropped. The log says why.
+    """
+
+    delivered: int = 0
+    dropped: int = 0
+    spooled: int = 0
+    requests: int = 0
+    retries: int = 0
+    filtered: int = 0
+    values_repaired: int = 0
+    values_dropped: int = 0
+    metadata_updates: int = 0
+    metadata_updates_dropped: int = 0
+    attachments_uploaded: int = 0
+    attachments_failed: int = 0
+    feedback: int = 0
+    feedback_dropped: int = 0
