@@ -11,12 +11,12 @@ from opentelemetry.trace import SpanContext, TraceFlags
 
 from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, Usage, merge
-from mlflow_otlp_exporter._internal.enrichment.providers import catalog_name, openinference_name, provider_of
+from mlflow_otlp_exporter._internal.enrichment.providers import to_catalog_provider, to_openinference_provider, resolve_provider
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS
-from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, flattened
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanSummary
-from mlflow_otlp_exporter._internal.enrichment.tool_values import call_id, is_dump, result_of
-from mlflow_otlp_exporter._internal.enrichment.tools import clean_schema, read_tools
+from mlflow_otlp_exporter._internal.enrichment.tool_values import find_call_id, is_repr, unwrap_result
+from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema, read_tools
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 
 
@@ -80,14 +80,14 @@ def test_kinds(own: Mapping[str, Any], mlflow: str, openinference: str | None) -
     ],
 )
 def test_providers(said: str | None, model: str | None, openinference: str, catalog: str) -> None:
-    provider = provider_of(said, model)
+    provider = resolve_provider(said, model)
     assert provider is not None
-    assert (openinference_name(provider), catalog_name(provider)) == (openinference, catalog)
+    assert (to_openinference_provider(provider), to_catalog_provider(provider)) == (openinference, catalog)
 
 
 def test_framework_is_no_provider() -> None:
-    assert provider_of("crewai", "my-model") is None
-    assert provider_of(None, None) is None
+    assert resolve_provider("crewai", "my-model") is None
+    assert resolve_provider(None, None) is None
 
 
 TOOLS = {
@@ -138,8 +138,8 @@ def test_no_tools(value: Any) -> None:
     ],
 )
 def test_schemas_as_mlflow_takes_them(schema: Any, cleaned: Any) -> None:
-    assert clean_schema(schema) == cleaned
-    assert clean_schema(cleaned) == cleaned
+    assert normalize_schema(schema) == cleaned
+    assert normalize_schema(cleaned) == cleaned
 
 
 @pytest.mark.parametrize(
@@ -160,13 +160,13 @@ def test_schemas_as_mlflow_takes_them(schema: Any, cleaned: Any) -> None:
     ],
 )
 def test_results_of_tools(written: Any, result: Any) -> None:
-    assert result_of(written) == result
+    assert unwrap_result(written) == result
 
 
 def test_call_that_a_result_answers() -> None:
-    assert call_id('{"type": "tool", "data": {"tool_call_id": "c1"}}') == "c1"
-    assert call_id('{"lc": 1, "kwargs": {"tool_call_id": "c1"}}') == "c1"
-    assert call_id("sunny") is None
+    assert find_call_id('{"type": "tool", "data": {"tool_call_id": "c1"}}') == "c1"
+    assert find_call_id('{"lc": 1, "kwargs": {"tool_call_id": "c1"}}') == "c1"
+    assert find_call_id("sunny") is None
 
 
 @pytest.mark.parametrize(
@@ -180,13 +180,13 @@ def test_call_that_a_result_answers() -> None:
     ],
 )
 def test_dumps(value: Any, dump: bool) -> None:
-    assert is_dump(value) is dump
+    assert is_repr(value) is dump
 
 
 def test_flattened_attributes_with_gaps() -> None:
     found = {"a.1.b": 1, "a.10.b": 3, "a.2.b": 2, "a.2.c.d": 4, "x": 5}
-    assert flattened(found, "a.") == [{"b": 1}, {"b": 2, "c": {"d": 4}}, {"b": 3}]
-    assert flattened(found, "y.") is None
+    assert unflatten(found, "a.") == [{"b": 1}, {"b": 2, "c": {"d": 4}}, {"b": 3}]
+    assert unflatten(found, "y.") is None
 
 
 def test_first_reader_wins_field_by_field() -> None:

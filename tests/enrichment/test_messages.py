@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, result_text, role_of, system_message
+from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, to_result_text, normalize_role, read_system_message
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part, ToolCall
 from mlflow_otlp_exporter._internal.enrichment.payloads import (
-    answer_of,
-    final_text,
-    last_user_text,
-    question_of,
+    read_answer,
+    find_final_text,
+    find_last_user_text,
+    read_question,
     read_request,
     read_response,
 )
@@ -359,7 +359,7 @@ def test_text_is_what_somebody_said() -> None:
     ],
 )
 def test_roles(written: Any, role: str) -> None:
-    assert role_of(written) == role
+    assert normalize_role(written) == role
 
 
 @pytest.mark.parametrize(
@@ -375,15 +375,15 @@ def test_roles(written: Any, role: str) -> None:
     ],
 )
 def test_results(value: Any, text: str) -> None:
-    assert result_text(value) == text
+    assert to_result_text(value) == text
 
 
 def test_system_instructions() -> None:
     expected = Message("system", (Part("text", "be terse"),))
-    assert system_message("be terse") == expected
-    assert system_message('[{"type": "text", "content": "be terse"}]') == expected
-    assert system_message([{"text": "be terse"}]) == expected
-    assert system_message("") is None
+    assert read_system_message("be terse") == expected
+    assert read_system_message('[{"type": "text", "content": "be terse"}]') == expected
+    assert read_system_message([{"text": "be terse"}]) == expected
+    assert read_system_message("") is None
 
 
 REQUESTS: dict[str, tuple[Any, bool, tuple[Message, ...] | None]] = {
@@ -503,15 +503,15 @@ def test_responses(name: str) -> None:
     ],
 )
 def test_question(value: Any, words: str | None) -> None:
-    assert question_of(value) == words
+    assert read_question(value) == words
 
 
 def test_answer() -> None:
-    assert answer_of('{"answer": "yes"}') == "yes"
-    assert answer_of('{"answer": "yes", "sources": ["a"]}') is None
+    assert read_answer('{"answer": "yes"}') == "yes"
+    assert read_answer('{"answer": "yes", "sources": ["a"]}') is None
 
 
 def test_last_words() -> None:
     messages = (user("a"), assistant("b"), user("c"), assistant("", PARIS), result("d"))
-    assert (last_user_text(messages), final_text(messages)) == ("c", "b")
-    assert (last_user_text(None), final_text(())) == (None, None)
+    assert (find_last_user_text(messages), find_final_text(messages)) == ("c", "b")
+    assert (find_last_user_text(None), find_final_text(())) == (None, None)

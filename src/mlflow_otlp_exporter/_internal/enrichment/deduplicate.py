@@ -12,13 +12,13 @@ from typing import Any
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
-from mlflow_otlp_exporter._internal.enrichment.tools import clean_schema
-from mlflow_otlp_exporter._internal.enrichment.values import decoded, structured
+from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured
 
 _INPUTS, _OUTPUTS, _TOOLS = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.chat.tools"
 _TOOL_KEYS = ("gen_ai.tool.definitions", "ai.prompt.tools", "model_request_parameters")
 _TOOL_PREFIXES = ("llm.tools.", "llm.request.functions.")
-_ARGUMENTS = (
+_ARGUMENT_KEYS = (
     "gen_ai.tool.call.arguments",
     "ai.toolCall.args",
     "ai.toolCall.input",
@@ -27,7 +27,7 @@ _ARGUMENTS = (
     "traceloop.entity.input",
     "input.value",
 )
-_RESULTS = (
+_RESULT_KEYS = (
     "gen_ai.tool.call.result",
     "ai.toolCall.result",
     "ai.toolCall.output",
@@ -37,13 +37,13 @@ _RESULTS = (
     "output.value",
 )
 # What a provider's request and answer hold besides messages and parameters, and the span has elsewhere or nobody needs.
-_OF_A_REQUEST = frozenset({"messages", "model", "tools", "functions"})
-_OF_AN_ANSWER = frozenset(
+_REQUEST_KEYS = frozenset({"messages", "model", "tools", "functions"})
+_ANSWER_KEYS = frozenset(
     {"id", "choices", "created", "model", "object", "usage", "service_tier", "system_fingerprint", "type", "role"}
 )
-_OF_A_CHOICE = frozenset({"finish_reason", "index", "logprobs", "message"})
-_OF_A_MESSAGE = frozenset({"role", "content", "tool_calls", "name", "tool_call_id", "reasoning", "reasoning_content"})
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_CHOICE_KEYS = frozenset({"finish_reason", "index", "logprobs", "message"})
+_MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "name", "tool_call_id", "reasoning", "reasoning_content"})
+_EMPTY_VALUES: tuple[Any, ...] = (None, "", [], {})
 
 
 def drop_duplicate_attributes(span: SpanState, written: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,11 +54,11 @@ def drop_duplicate_attributes(span: SpanState, written: Mapping[str, Any]) -> di
         written: MLflow's attributes as they were written for it; what the application set itself is not touched.
     """
     there = span.attributes
-    dropped = set(_copies(span, {key: value for key, value in written.items() if key not in there}))
+    dropped = set(_find_duplicates(span, {key: value for key, value in written.items() if key not in there}))
     return {key: value for key, value in there.items() if key not in dropped} if dropped else dict(there)
 
 
-def _copies(span: SpanState, written: Mapping[str, Any]) -> Iterator[str]:
+def _find_duplicates(span: SpanState, written: Mapping[str, Any]) -> Iterator[str]:
     there, found = span.attributes, span.observation
     if is_model(span.kind):
         if _INPUTS in written and (_OUTPUTS in written or not found.output_messages) and not _has_files(span):
@@ -67,14 +67,14 @@ def _copies(span: SpanState, written: Mapping[str, Any]) -> Iterator[str]:
                 yield from ("input.value", "input.mime_type")
             if found.output_messages and _is_plain_answer(there.get("output.value")):
                 yield from ("output.value", "output.mime_type")
-        if _TOOLS in written and all(clean_schema(tool.parameters) == tool.parameters for tool in found.tools or ()):
+        if _TOOLS in written and all(normalize_schema(tool.parameters) == tool.parameters for tool in found.tools or ()):
             yield from _TOOL_KEYS[:2]
             for key in there:
                 if key.startswith(_TOOL_PREFIXES):
                     yield key
     elif span.kind is Kind.TOOL:
-        yield from _same(_ARGUMENTS, there, written.get(_INPUTS))
-        yield from _same(_RESULTS, there, written.get(_OUTPUTS))
+        yield from _find_equal_values(_ARGUMENT_KEYS, there, written.get(_INPUTS))
+        yield from _find_equal_values(_RESULT_KEYS, there, written.get(_OUTPUTS))
     elif span.kind in (Kind.RETRIEVER, Kind.RERANKER) and found.documents and _OUTPUTS in written:
         for key in there:
             if key.startswith(("retrieval.documents.", "reranker.output_documents.", "reranker.input_documents.")):
@@ -87,34 +87,34 @@ def _has_files(span: SpanState) -> bool:
     return any(part.kind not in ("text", "image") for message in messages for part in message.parts)
 
 
-def _same(keys: tuple[str, ...], there: Mapping[str, Any], written: Any) -> Iterator[str]:
+def _find_equal_values(keys: tuple[str, ...], there: Mapping[str, Any], written: Any) -> Iterator[str]:
     """Keys whose value is the very value that was written."""
     if written is None:
         return
-    value = decoded(written)
+    value = decode_json(written)
     for key in keys:
-        if key in there and decoded(there[key]) == value:
+        if key in there and decode_json(there[key]) == value:
             yield key
             if key.endswith(".value"):
                 yield key.replace(".value", ".mime_type")
 
 
 def _is_plain_request(value: Any, parameters: Mapping[str, Any] | None) -> bool:
-    found = structured(value)
+    found = parse_structured(value)
     if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
         return False
-    known = _OF_A_REQUEST | (parameters or {}).keys()
+    known = _REQUEST_KEYS | (parameters or {}).keys()
     return found.keys() <= known and all(_is_plain_message(each) for each in found["messages"])
 
 
 def _is_plain_answer(value: Any) -> bool:
-    found = structured(value)
-    if not isinstance(found, dict) or not found.keys() <= _OF_AN_ANSWER:
+    found = parse_structured(value)
+    if not isinstance(found, dict) or not found.keys() <= _ANSWER_KEYS:
         return False
     choices = found.get("choices")
     return isinstance(choices, list) and all(
         isinstance(choice, dict)
-        and choice.keys() <= _OF_A_CHOICE
+        and choice.keys() <= _CHOICE_KEYS
         and not choice.get("logprobs")
         and _is_plain_message(choice.get("message"))
         for choice in choices
@@ -123,4 +123,4 @@ def _is_plain_answer(value: Any) -> bool:
 
 def _is_plain_message(message: Any) -> bool:
     """Whether a message holds nothing but what the normal form has."""
-    return isinstance(message, dict) and all(key in _OF_A_MESSAGE or value in _EMPTY for key, value in message.items())
+    return isinstance(message, dict) and all(key in _MESSAGE_KEYS or value in _EMPTY_VALUES for key, value in message.items())

@@ -18,19 +18,19 @@ from mlflow_otlp_exporter._internal.enrichment.readers import READERS
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
-from mlflow_otlp_exporter._internal.enrichment.trace_tree import TraceTree, complete
+from mlflow_otlp_exporter._internal.enrichment.trace_tree import TraceTree, propagate
 from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinference
 
 SPAN_NAME = "mlflow_otlp.span_name"
 _PREFIXES = frozenset().union(*(reader.prefixes for reader in READERS))
 # Usage that must not count is kept under these names: pydantic-ai's own for sums over the spans below.
-_RENAMED = (
+_RENAMED_PREFIXES = (
     ("gen_ai.usage.", "gen_ai.aggregated_usage."),
     ("llm.token_count.", "llm.aggregated_token_count."),
     ("llm.usage.", "llm.aggregated_usage."),
     ("llm.cost.", "llm.aggregated_cost."),
 )
-_MOST_TWINS = 10_000
+_MAX_RESPONSE_SCOPES = 10_000
 
 
 class EnrichedSpan(NamedTuple):
@@ -80,7 +80,7 @@ class Enricher:
         traces: dict[int, list[SpanState]] = {}
         for span in spans:
             try:
-                each: SpanState | None = observe(span)
+                each: SpanState | None = read_span(span)
             except Exception:  # noqa: BLE001 - what a foreign span holds must never cost the span
                 each = None
             observed.append(each)
@@ -90,7 +90,7 @@ class Enricher:
         for trace_id, members in traces.items():
             try:
                 tree = TraceTree(members, self._memory.of(trace_id))
-                complete(tree, twins)
+                propagate(tree, twins)
                 if tree.connected:
                     self._memory.forget(trace_id)
                 else:
@@ -106,7 +106,7 @@ class Enricher:
                 identity = span.observation.response_id
                 if identity and is_model(span.kind) and span.observation.input_messages:
                     self._twins[identity] = span.scope
-                    if len(self._twins) > _MOST_TWINS:
+                    if len(self._twins) > _MAX_RESPONSE_SCOPES:
                         self._twins.popitem(last=False)
             return dict(self._twins) if len(self._twins) < 100 else self._twins  # a small copy is cheap
 
@@ -119,7 +119,7 @@ class Enricher:
     def _write(self, span: SpanState) -> EnrichedSpan:
         there = span.attributes
         if not span.keeps_usage:
-            there = _without_usage(there)
+            there = _rename_usage_keys(there)
             span.attributes = there
         theirs = mlflow.write(span)
         written = theirs
@@ -129,7 +129,7 @@ class Enricher:
         if self._compact:
             there = drop_duplicate_attributes(span, theirs)
         attributes = {**written, **there}
-        if mlflow.USAGE not in there and openinference.counts_all(span.observation.usage, attributes):
+        if mlflow.USAGE not in there and openinference.has_all_counts(span.observation.usage, attributes):
             # Every MLflow reads those. 3.6 reads this one wrongly, and no other beside it.
             attributes.pop(mlflow.USAGE, None)
         name = span.span.name
@@ -142,12 +142,12 @@ class Enricher:
             span.span,
             attributes,
             name,
-            _with_exception(span) if code is StatusCode.ERROR else span.span.events,
+            _add_exception_event(span) if code is StatusCode.ERROR else span.span.events,
             code is StatusCode.UNSET and span.kind is not None,
         )
 
 
-def observe(span: ReadableSpan) -> SpanState:
+def read_span(span: ReadableSpan) -> SpanState:
     """Reads a span: what all readers together know of it."""
     found = span.attributes
     attributes: dict[str, Any] = {}
@@ -186,11 +186,11 @@ def observe(span: ReadableSpan) -> SpanState:
     return SpanState(span, attributes, observation, scope)
 
 
-def _without_usage(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _rename_usage_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes with counts and costs under names that no server adds up."""
     result: dict[str, Any] = {}
     for key, value in attributes.items():
-        for prefix, other in _RENAMED:
+        for prefix, other in _RENAMED_PREFIXES:
             if key.startswith(prefix):
                 result[other + key[len(prefix) :]] = value
                 break
@@ -204,7 +204,7 @@ def _without_usage(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _with_exception(span: SpanState) -> Sequence[Event]:
+def _add_exception_event(span: SpanState) -> Sequence[Event]:
     """A failed span's events, with an `exception` that says what its status says, without which no console shows it."""
     events = span.span.events
     if any(event.name == "exception" for event in events):

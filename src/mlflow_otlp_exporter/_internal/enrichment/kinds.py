@@ -42,7 +42,7 @@ _OPERATIONS = {
     "apply_guardrail": Kind.GUARDRAIL,
 }
 _TRACELOOP = {"workflow": Kind.WORKFLOW, "task": Kind.TASK, "agent": Kind.AGENT, "tool": Kind.TOOL}
-_REQUESTS = {
+_REQUEST_TYPES = {
     "chat": Kind.CHAT_MODEL,
     "completion": Kind.LLM,
     "embedding": Kind.EMBEDDING,
@@ -63,7 +63,7 @@ _OPENINFERENCE = {
     "UNKNOWN": Kind.UNKNOWN,
 }
 # What OpenInference calls each: it has fewer.
-_FOR_OPENINFERENCE = {
+_TO_OPENINFERENCE = {
     Kind.CHAT_MODEL: "LLM",
     Kind.WORKFLOW: "CHAIN",
     Kind.TASK: "CHAIN",
@@ -71,37 +71,37 @@ _FOR_OPENINFERENCE = {
     Kind.PARSER: "CHAIN",
 }
 # And MLflow: PROMPT would be shown as it is, with a generic icon, and is found by nobody.
-_FOR_MLFLOW = {Kind.PROMPT: "CHAIN", Kind.DECISION: "LLM"}
+_TO_MLFLOW = {Kind.PROMPT: "CHAIN", Kind.DECISION: "LLM"}
 
 
-def of_operation(name: Any) -> Kind | None:
+def parse_operation(name: Any) -> Kind | None:
     """The kind for `gen_ai.operation.name`."""
     return _OPERATIONS.get(name.strip().lower()) if isinstance(name, str) else None
 
 
-def of_traceloop(name: Any) -> Kind | None:
+def parse_traceloop_kind(name: Any) -> Kind | None:
     """The kind for `traceloop.span.kind`."""
     return _TRACELOOP.get(name.lower()) if isinstance(name, str) else None
 
 
-def of_request_type(name: Any) -> Kind | None:
+def parse_request_type(name: Any) -> Kind | None:
     """The kind for OpenLLMetry's older `llm.request.type`."""
-    return _REQUESTS.get(name.lower()) if isinstance(name, str) else None
+    return _REQUEST_TYPES.get(name.lower()) if isinstance(name, str) else None
 
 
-def of_openinference(name: Any) -> Kind | None:
+def parse_openinference_kind(name: Any) -> Kind | None:
     """The kind for `openinference.span.kind`, in whatever case."""
     return _OPENINFERENCE.get(name.strip().upper()) if isinstance(name, str) else None
 
 
-def for_openinference(kind: Kind) -> str:
+def to_openinference_kind(kind: Kind) -> str:
     """What OpenInference calls a kind."""
-    return _FOR_OPENINFERENCE.get(kind, kind.value)
+    return _TO_OPENINFERENCE.get(kind, kind.value)
 
 
-def for_mlflow(kind: Kind) -> str:
+def to_mlflow_span_type(kind: Kind) -> str:
     """MLflow's span type for a kind."""
-    return _FOR_MLFLOW.get(kind, kind.value)
+    return _TO_MLFLOW.get(kind, kind.value)
 
 
 def is_model(kind: Kind | None) -> bool:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.media import media
+from mlflow_otlp_exporter._internal.enrichment.media import read_media
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part, ToolCall
-from mlflow_otlp_exporter._internal.enrichment.values import as_json, as_text, first_text, structured
+from mlflow_otlp_exporter._internal.enrichment.values import to_json, to_text, select_text, parse_structured
 
 _ROLES = {
     "system": "system",
@@ -37,12 +37,12 @@ _ROLES = {
     "systemmessage": "system",
 }
 # What a model writes for itself, by the conventions' names.
-_THOUGHTS = frozenset({"reasoning", "thinking", "redacted_thinking", "reasoning_content"})
+_REASONING_TYPES = frozenset({"reasoning", "thinking", "redacted_thinking", "reasoning_content"})
 _WRAPPERS = ("message", "data", "kwargs")
-_MOST = 2000
+_MAX_ITEMS = 2000
 
 
-class _Draft:
+class _MessageDraft:
     """A message while its pieces are looked at; results of tools become messages of their own."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class _Draft:
     def say(self, value: Any) -> None:
         """Adds text."""
         if value is not None and value != "":
-            self.parts.append(Part("text", as_text(value)))
+            self.parts.append(Part("text", to_text(value)))
 
     def think(self, value: Any) -> None:
         """Adds reasoning."""
@@ -64,18 +64,18 @@ class _Draft:
     def call(self, identity: Any, name: Any, arguments: Any) -> None:
         """Adds a tool call."""
         if isinstance(name, str) and name:
-            given = "{}" if arguments is None or arguments == "" else as_text(arguments)
-            self.calls.append(ToolCall(as_text(identity) if identity else "", name, given))
+            given = "{}" if arguments is None or arguments == "" else to_text(arguments)
+            self.calls.append(ToolCall(to_text(identity) if identity else "", name, given))
 
     def result(self, identity: Any, value: Any, name: Any = "") -> None:
         """Adds what a tool returned."""
-        said = result_text(value)
+        said = to_result_text(value)
         parts = (Part("text", said),) if said else ()
         named = name if isinstance(name, str) else ""
-        self.results.append(Message("tool", parts, (), as_text(identity) if identity else "", named))
+        self.results.append(Message("tool", parts, (), to_text(identity) if identity else "", named))
 
 
-def role_of(value: Any, otherwise: str = "user") -> str:
+def normalize_role(value: Any, otherwise: str = "user") -> str:
     """A role as MLflow's console takes it; anything unknown is `otherwise`."""
     if not isinstance(value, str):
         return otherwise
@@ -90,25 +90,25 @@ def read_messages(value: Any, otherwise: str = "user") -> tuple[Message, ...] | 
             text or structured.
         otherwise: The role of what names none.
     """
-    found = structured(value) if not isinstance(value, (list, dict)) else value
+    found = parse_structured(value) if not isinstance(value, (list, dict)) else value
     if found is None:
         return (Message(otherwise, (Part("text", value),)),) if isinstance(value, str) and value.strip() else None
     if isinstance(found, dict):
         inner = found.get("messages")
         found = inner if isinstance(inner, (list, tuple)) else [found]
     messages: list[Message] = []
-    for item in found[:_MOST]:
+    for item in found[:_MAX_ITEMS]:
         if isinstance(item, list):
             messages += read_messages(item, otherwise) or ()
             continue
         if isinstance(item, str):
-            item = structured(item)  # noqa: PLW2901 - a repr, as LlamaIndex writes, is no message
+            item = parse_structured(item)  # noqa: PLW2901 - a repr, as LlamaIndex writes, is no message
         if isinstance(item, dict):
-            messages += _message(item, otherwise)
-    return joined(messages) or None
+            messages += _read_message(item, otherwise)
+    return merge_messages(messages) or None
 
 
-def joined(messages: Iterable[Message]) -> tuple[Message, ...]:
+def merge_messages(messages: Iterable[Message]) -> tuple[Message, ...]:
     """Messages with the pieces of one answer put together.
 
     OpenAI's Responses give each tool call, and the reasoning before it, as an item of its own; a model that calls a
@@ -134,7 +134,7 @@ def joined(messages: Iterable[Message]) -> tuple[Message, ...]:
     return tuple(result)
 
 
-def _message(item: dict[str, Any], otherwise: str) -> list[Message]:
+def _read_message(item: dict[str, Any], otherwise: str) -> list[Message]:
     """The messages that one object stands for: one, and one for each tool result in it."""
     role = item.get("role") or item.get("_role")
     kind = item.get("type") or item.get("kind")
@@ -144,11 +144,11 @@ def _message(item: dict[str, Any], otherwise: str) -> list[Message]:
             # OpenInference's `message`, LangChain's {"type": "human", "data": ..} and {"lc": 1, .., "kwargs": ..}.
             named = item.get("id")
             known = kind if kind != "constructor" else (named[-1] if isinstance(named, list) and named else None)
-            return _message({"type": known, **inner}, otherwise)
-    draft = _Draft()
-    if role is None and isinstance(kind, str) and _by_item_type(kind, item, draft):
-        return _finished(draft, "assistant", item)
-    settled = role_of(role if role is not None else kind, _default_role(kind, otherwise))
+            return _read_message({"type": known, **inner}, otherwise)
+    draft = _MessageDraft()
+    if role is None and isinstance(kind, str) and _read_responses_item(kind, item, draft):
+        return _build_messages(draft, "assistant", item)
+    settled = normalize_role(role if role is not None else kind, _default_role(kind, otherwise))
     content = item.get("contents")  # OpenInference repeats a lone text in `content`
     if content is None:
         content = item.get("content", item.get("_content"))
@@ -157,15 +157,15 @@ def _message(item: dict[str, Any], otherwise: str) -> list[Message]:
         if content is None and "message" in item and not isinstance(item["message"], dict):
             content = item["message"]  # the text of a choice event
     if settled == "tool":
-        identity = first_text(item.get("tool_call_id"), item.get("id"), item.get("call_id"))
-        if not _structured_result(content, draft):
+        identity = select_text(item.get("tool_call_id"), item.get("id"), item.get("call_id"))
+        if not _read_tool_results(content, draft):
             draft.result(identity, content, item.get("name"))
         return draft.results
-    _content(content, draft)
-    _calls(item, draft)
+    _read_content(content, draft)
+    _read_tool_calls(item, draft)
     for key in ("reasoning_content", "reasoning"):
         draft.think(item.get(key))
-    return _finished(draft, settled, item)
+    return _build_messages(draft, settled, item)
 
 
 def _default_role(kind: Any, otherwise: str) -> str:
@@ -174,7 +174,7 @@ def _default_role(kind: Any, otherwise: str) -> str:
     return "user" if kind == "request" else otherwise
 
 
-def _finished(draft: _Draft, role: str, item: Mapping[str, Any]) -> list[Message]:
+def _build_messages(draft: _MessageDraft, role: str, item: Mapping[str, Any]) -> list[Message]:
     name = item.get("name")
     if draft.calls and role == "user":
         role = "assistant"
@@ -192,7 +192,7 @@ def _finished(draft: _Draft, role: str, item: Mapping[str, Any]) -> list[Message
     return [message, *draft.results] if role == "assistant" else [*draft.results, message]
 
 
-def _by_item_type(kind: str, item: Mapping[str, Any], draft: _Draft) -> bool:
+def _read_responses_item(kind: str, item: Mapping[str, Any], draft: _MessageDraft) -> bool:
     """Items of OpenAI's Responses that are no messages; False if it is none."""
     if kind in ("function_call", "custom_tool_call", "mcp_call"):
         draft.call(item.get("call_id") or item.get("id"), item.get("name"), item.get("arguments", item.get("input")))
@@ -206,9 +206,9 @@ def _by_item_type(kind: str, item: Mapping[str, Any], draft: _Draft) -> bool:
     return True
 
 
-def _calls(item: Mapping[str, Any], draft: _Draft) -> None:
+def _read_tool_calls(item: Mapping[str, Any], draft: _MessageDraft) -> None:
     """Tool calls that stand beside the content: OpenAI, LangChain, LlamaIndex, OpenInference."""
-    found = structured(item.get("tool_calls")) if isinstance(item.get("tool_calls"), str) else item.get("tool_calls")
+    found = parse_structured(item.get("tool_calls")) if isinstance(item.get("tool_calls"), str) else item.get("tool_calls")
     extra = item.get("additional_kwargs")
     if not found and isinstance(extra, dict):
         found = extra.get("tool_calls")
@@ -227,10 +227,10 @@ def _calls(item: Mapping[str, Any], draft: _Draft) -> None:
         draft.call("", single.get("name"), single.get("arguments"))
 
 
-def _content(content: Any, draft: _Draft) -> None:
+def _read_content(content: Any, draft: _MessageDraft) -> None:
     if isinstance(content, str):
-        nested = structured(content) if content.lstrip()[:2] in ("[{", "[ ") else None
-        if not isinstance(nested, list) or not _is_parts(nested):
+        nested = parse_structured(content) if content.lstrip()[:2] in ("[{", "[ ") else None
+        if not isinstance(nested, list) or not _is_part_list(nested):
             draft.say(content)
             return
         content = nested  # parts as JSON text: OpenLLMetry's prompts, Strands' events
@@ -239,35 +239,35 @@ def _content(content: Any, draft: _Draft) -> None:
     if not isinstance(content, (list, tuple)):
         draft.say(content)
         return
-    for part in content[:_MOST]:
+    for part in content[:_MAX_ITEMS]:
         if isinstance(part, dict):
-            _part(part, draft)
+            _read_part(part, draft)
         else:
             draft.say(part)
 
 
-def _is_parts(items: list[Any]) -> bool:
+def _is_part_list(items: list[Any]) -> bool:
     marks = {"type", "text", "toolUse", "toolResult", "part_kind", "reasoningContent"}
     return all(isinstance(item, dict) and not marks.isdisjoint(item) for item in items)
 
 
-def _part(part: dict[str, Any], draft: _Draft) -> None:
+def _read_part(part: dict[str, Any], draft: _MessageDraft) -> None:
     inner = part.get("message_content")
     if isinstance(inner, dict):
         part = {**part, **inner}
     kind = part.get("type") or part.get("part_kind") or part.get("block_type") or ""
-    reader = _PARTS.get(kind)
+    reader = _PART_READERS.get(kind)
     if reader is not None:
         reader(part, draft)
-    elif kind in _THOUGHTS:
-        draft.think(first_text(part.get("content"), part.get("text"), part.get("thinking"), part.get("reasoning")))
-    elif (found := media(part, kind)) is not None:
+    elif kind in _REASONING_TYPES:
+        draft.think(select_text(part.get("content"), part.get("text"), part.get("thinking"), part.get("reasoning")))
+    elif (found := read_media(part, kind)) is not None:
         draft.parts.append(found)
-    elif not _untyped(part, draft):
-        draft.say(first_text(part.get("content"), part.get("text")) or as_json(part))
+    elif not _read_untyped_part(part, draft):
+        draft.say(select_text(part.get("content"), part.get("text")) or to_json(part))
 
 
-def _tool_call(part: Mapping[str, Any], draft: _Draft) -> None:
+def _read_tool_call(part: Mapping[str, Any], draft: _MessageDraft) -> None:
     function = part.get("function")
     inner = function if isinstance(function, dict) else part
     arguments = inner.get("arguments", inner.get("args", inner.get("input")))
@@ -275,14 +275,14 @@ def _tool_call(part: Mapping[str, Any], draft: _Draft) -> None:
     draft.call(identity, inner.get("name") or part.get("tool_name") or part.get("toolName"), arguments)
 
 
-def _tool_use(part: Mapping[str, Any], draft: _Draft) -> None:
+def _read_tool_use(part: Mapping[str, Any], draft: _MessageDraft) -> None:
     call = part.get("tool_call")  # OpenInference repeats each call among the message's tool_calls
     if not isinstance(call, dict):
         draft.call(part.get("id") or part.get("tool_call_id"), part.get("name"), part.get("input"))
 
 
-def _tool_result(part: Mapping[str, Any], draft: _Draft) -> None:
-    identity = first_text(
+def _read_tool_result(part: Mapping[str, Any], draft: _MessageDraft) -> None:
+    identity = select_text(
         part.get("id"), part.get("tool_use_id"), part.get("tool_call_id"), part.get("toolCallId"), part.get("call_id")
     )
     for key in ("response", "result", "output", "content"):
@@ -295,37 +295,37 @@ def _tool_result(part: Mapping[str, Any], draft: _Draft) -> None:
     draft.result(identity, None)
 
 
-def _request_text(part: Mapping[str, Any], draft: _Draft) -> None:
-    _content(part.get("content"), draft)
+def _read_nested_content(part: Mapping[str, Any], draft: _MessageDraft) -> None:
+    _read_content(part.get("content"), draft)
 
 
-def _plain_text(part: Mapping[str, Any], draft: _Draft) -> None:
+def _read_text(part: Mapping[str, Any], draft: _MessageDraft) -> None:
     draft.say(part.get("text", part.get("content")))
 
 
-_PARTS: dict[Any, Callable[[dict[str, Any], _Draft], None]] = {
-    "text": _plain_text,
-    "input_text": _plain_text,
-    "output_text": _plain_text,
-    "text-delta": _plain_text,
+_PART_READERS: dict[Any, Callable[[dict[str, Any], _MessageDraft], None]] = {
+    "text": _read_text,
+    "input_text": _read_text,
+    "output_text": _read_text,
+    "text-delta": _read_text,
     "refusal": lambda part, draft: draft.say(part.get("refusal")),
-    "tool_call": _tool_call,
-    "tool-call": _tool_call,
-    "function_call": _tool_call,
-    "server_tool_use": _tool_use,
-    "tool_use": _tool_use,
-    "tool_call_response": _tool_result,
-    "tool_result": _tool_result,
-    "tool-result": _tool_result,
-    "tool-return": _tool_result,
-    "function_call_output": _tool_result,
-    "user-prompt": _request_text,
-    "system-prompt": _request_text,
-    "retry-prompt": _request_text,
+    "tool_call": _read_tool_call,
+    "tool-call": _read_tool_call,
+    "function_call": _read_tool_call,
+    "server_tool_use": _read_tool_use,
+    "tool_use": _read_tool_use,
+    "tool_call_response": _read_tool_result,
+    "tool_result": _read_tool_result,
+    "tool-result": _read_tool_result,
+    "tool-return": _read_tool_result,
+    "function_call_output": _read_tool_result,
+    "user-prompt": _read_nested_content,
+    "system-prompt": _read_nested_content,
+    "retry-prompt": _read_nested_content,
 }
 
 
-def _untyped(part: dict[str, Any], draft: _Draft) -> bool:
+def _read_untyped_part(part: dict[str, Any], draft: _MessageDraft) -> bool:
     """Parts that have no type but a telling key: Gemini, Bedrock, Strands, Haystack; False if it is none."""
     thought = part.get("reasoningContent")
     if isinstance(thought, dict):
@@ -351,10 +351,10 @@ def _untyped(part: dict[str, Any], draft: _Draft) -> bool:
     return True
 
 
-def _structured_result(content: Any, draft: _Draft) -> bool:
+def _read_tool_results(content: Any, draft: _MessageDraft) -> bool:
     """Results that name their calls inside a `tool` message; False if the content is the result itself."""
     if isinstance(content, str) and content.lstrip()[:2] == "[{":
-        content = structured(content)
+        content = parse_structured(content)
     if not isinstance(content, list) or not content:
         return False
     marks = {"toolResult", "function_response", "functionResponse", "tool_call_result"}
@@ -363,29 +363,29 @@ def _structured_result(content: Any, draft: _Draft) -> bool:
         if not isinstance(part, dict) or not (part.get("type") in kinds or not marks.isdisjoint(part)):
             return False
     for part in content:
-        _part(part, draft)
+        _read_part(part, draft)
     return True
 
 
-def result_text(value: Any) -> str:
+def to_result_text(value: Any) -> str:
     """What a tool returned, as text: the text of content blocks, else JSON."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, dict) for item in value):
-        texts = [item.get("text", item.get("content")) for item in value if not item.keys() - _TEXT_BLOCK]
+        texts = [item.get("text", item.get("content")) for item in value if not item.keys() - _TEXT_BLOCK_KEYS]
         if len(texts) == len(value) and all(isinstance(item, str) for item in texts):
             return "\n".join(texts)
-    return as_json(value)
+    return to_json(value)
 
 
-_TEXT_BLOCK = {"type", "text", "content", "annotations", "citations", "block_type"}
+_TEXT_BLOCK_KEYS = {"type", "text", "content", "annotations", "citations", "block_type"}
 
 
-def system_message(value: Any) -> Message | None:
+def read_system_message(value: Any) -> Message | None:
     """The message that system instructions make, given as text, or as parts in JSON or structured."""
-    found = structured(value)
-    draft = _Draft()
-    _content(found if found is not None else value, draft)
+    found = parse_structured(value)
+    draft = _MessageDraft()
+    _read_content(found if found is not None else value, draft)
     return Message("system", tuple(draft.parts)) if draft.parts else None

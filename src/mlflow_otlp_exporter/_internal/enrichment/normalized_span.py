@@ -221,11 +221,11 @@ def merge(observations: Sequence[NormalizedSpan]) -> NormalizedSpan:
             elif index == _METADATA:
                 fields[index] = {**value, **fields[index]}
             elif index == _USAGE:
-                fields[index] = _filled(fields[index], value)
+                fields[index] = _fill_missing_counts(fields[index], value)
     return NormalizedSpan(*fields)
 
 
-def _filled(usage: Usage, other: Usage) -> Usage:
+def _fill_missing_counts(usage: Usage, other: Usage) -> Usage:
     if None not in usage or (usage.input is not None and other.input is not None and usage.input != other.input):
         return usage
     # Not the total: one source counts a model's thoughts into it, the other does not.

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.messages import joined, read_messages, system_message
+from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, read_messages, read_system_message
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part
-from mlflow_otlp_exporter._internal.enrichment.values import structured
+from mlflow_otlp_exporter._internal.enrichment.values import parse_structured
 
 # LangChain's names for who speaks, where another would have `role`.
-_SPEAKERS = frozenset(
+_LANGCHAIN_TYPES = frozenset(
     {
         "human",
         "ai",
@@ -27,9 +27,9 @@ _SPEAKERS = frozenset(
         "ToolMessage",
     }
 )
-_ITEMS = frozenset({"function_call", "function_call_output", "reasoning"})
+_RESPONSES_ITEM_TYPES = frozenset({"function_call", "function_call_output", "reasoning"})
 # Agents' inputs with nothing but the question in them.
-_QUESTIONS = (
+_QUESTION_KEYS = (
     "input",
     "question",
     "query",
@@ -45,7 +45,7 @@ _QUESTIONS = (
     "inputs",
     "request",
 )
-_ANSWERS = (
+_ANSWER_KEYS = (
     "output",
     "answer",
     "response",
@@ -80,29 +80,29 @@ def read_request(value: Any, *, model: bool) -> tuple[Message, ...] | None:
     """
     if isinstance(value, str) and not any(mark in value for mark in _REQUEST_MARKS):
         return None
-    found = structured(value)
+    found = parse_structured(value)
     if isinstance(found, list):
-        return read_messages(found) if looks_like_messages(found) else None
+        return read_messages(found) if is_message_list(found) else None
     if not isinstance(found, dict):
         return None
     for key in ("messages", "contents", "input", "chat_history"):
         listed = found.get(key)
-        if isinstance(listed, list) and looks_like_messages(listed):
+        if isinstance(listed, list) and is_message_list(listed):
             said = read_messages(listed) or ()
-            return _with_system(found, said) or None
+            return _add_system_message(found, said) or None
     if not model:
         inner = found.get("input") or found.get("inputs")
         return read_request(inner, model=False) if isinstance(inner, dict) else None
     prompt = found.get("input") if isinstance(found.get("input"), str) else found.get("prompt")
     if isinstance(prompt, str):
-        return _with_system(found, (Message("user", (Part("text", prompt),)),))
+        return _add_system_message(found, (Message("user", (Part("text", prompt),)),))
     prompts = found.get("prompts")
     if isinstance(prompts, list) and prompts and all(isinstance(each, str) for each in prompts):
         return tuple(Message("user", (Part("text", each),)) for each in prompts)
     return None
 
 
-def _with_system(found: Mapping[str, Any], said: tuple[Message, ...]) -> tuple[Message, ...]:
+def _add_system_message(found: Mapping[str, Any], said: tuple[Message, ...]) -> tuple[Message, ...]:
     """Messages with the instructions that stand beside them, unless one of them holds some."""
     if any(message.role == "system" for message in said):
         return said
@@ -113,17 +113,17 @@ def _with_system(found: Mapping[str, Any], said: tuple[Message, ...]) -> tuple[M
             value = holder.get(key)
             if isinstance(value, dict):
                 value = value.get("parts")
-            if value and (message := system_message(value)) is not None:
+            if value and (message := read_system_message(value)) is not None:
                 return (message, *said)
     return said
 
 
-def looks_like_messages(items: list[Any]) -> bool:
+def is_message_list(items: list[Any]) -> bool:
     """Whether a list holds messages, and not documents, tool calls or anything else that has a type."""
     seen = False
     for item in items[:50]:
         if isinstance(item, list):
-            if not looks_like_messages(item):
+            if not is_message_list(item):
                 return False
         elif isinstance(item, dict):
             if not _is_message(item):
@@ -138,9 +138,9 @@ def _is_message(item: Mapping[str, Any]) -> bool:
     if isinstance(item.get("role") or item.get("_role"), str):
         return True
     kind = item.get("type")
-    if kind in _ITEMS:
+    if kind in _RESPONSES_ITEM_TYPES:
         return True
-    if kind in _SPEAKERS:
+    if kind in _LANGCHAIN_TYPES:
         named = item.get("id")
         if kind == "constructor":
             return isinstance(named, list) and bool(named) and str(named[-1]).endswith(("Message", "MessageChunk"))
@@ -157,44 +157,44 @@ def read_response(value: Any, *, model: bool) -> tuple[Message, ...] | None:
     """
     if isinstance(value, str) and not any(mark in value for mark in _ANSWER_MARKS):
         return None
-    found = structured(value)
+    found = parse_structured(value)
     if isinstance(found, list):
-        return _of_list(found, model=model)
+        return _read_response_list(found, model=model)
     if not isinstance(found, dict):
         return None
     choices = found.get("choices")
     if isinstance(choices, list):
-        return _choices(choices)
+        return _read_choices(choices)
     for key in ("candidates", "generations", "replies"):
         listed = found.get(key)
         if isinstance(listed, list):
-            return _alternatives(listed)
+            return _read_candidates(listed)
     output = found.get("output")
     if isinstance(output, dict) and isinstance(output.get("message"), dict):  # Bedrock converse
         return read_messages([output["message"]], "assistant")
-    if isinstance(output, list) and looks_like_messages(output):
-        return _final(read_messages(output, "assistant"), model=model)
+    if isinstance(output, list) and is_message_list(output):
+        return _select_answer(read_messages(output, "assistant"), model=model)
     for key in ("messages", "update"):
         inner = found.get(key)
         if isinstance(inner, dict):
             return read_response(inner, model=model)
-        if isinstance(inner, list) and looks_like_messages(inner):
+        if isinstance(inner, list) and is_message_list(inner):
             said = read_messages(inner, "assistant")
-            return _final(said, model=False) or _latest(said)
+            return _select_answer(said, model=False) or _select_step_output(said)
     if _is_message(found):
-        return _final(read_messages([found], "assistant"), model=model)
+        return _select_answer(read_messages([found], "assistant"), model=model)
     return None
 
 
-def _of_list(found: list[Any], *, model: bool) -> tuple[Message, ...] | None:
-    if looks_like_messages(found):
-        return _final(read_messages(found, "assistant"), model=model)
+def _read_response_list(found: list[Any], *, model: bool) -> tuple[Message, ...] | None:
+    if is_message_list(found):
+        return _select_answer(read_messages(found, "assistant"), model=model)
     if found and isinstance(found[-1], dict) and isinstance(found[-1].get("update"), dict):  # LangGraph's commands
         return read_response(found[-1]["update"], model=False)
     return None
 
 
-def _choices(choices: list[Any]) -> tuple[Message, ...] | None:
+def _read_choices(choices: list[Any]) -> tuple[Message, ...] | None:
     """Several choices stay several messages."""
     said: list[Message] = []
     for choice in choices:
@@ -208,11 +208,11 @@ def _choices(choices: list[Any]) -> tuple[Message, ...] | None:
     return tuple(said) or None
 
 
-def _alternatives(listed: list[Any]) -> tuple[Message, ...] | None:
+def _read_candidates(listed: list[Any]) -> tuple[Message, ...] | None:
     said: list[Message] = []
     for item in listed:
         if isinstance(item, list):
-            said += _alternatives(item) or ()
+            said += _read_candidates(item) or ()
         elif isinstance(item, str):
             said.append(Message("assistant", (Part("text", item),)))
         elif isinstance(item, dict):
@@ -226,19 +226,19 @@ def _alternatives(listed: list[Any]) -> tuple[Message, ...] | None:
     return tuple(message._replace(role="assistant") for message in said) or None
 
 
-def _final(messages: tuple[Message, ...] | None, *, model: bool) -> tuple[Message, ...] | None:
+def _select_answer(messages: tuple[Message, ...] | None, *, model: bool) -> tuple[Message, ...] | None:
     """A model's answer as it is; of an agent's state the last answer."""
     if not messages:
         return None
     if model:
-        return joined(messages)
+        return merge_messages(messages)
     for message in reversed(messages):
         if message.role == "assistant" and message.text:
             return (message,)
     return None
 
 
-def _latest(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
+def _select_step_output(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
     """What a step added that comes before any answer: calls of tools, or their results."""
     if not messages:
         return None
@@ -248,18 +248,18 @@ def _latest(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
     return results[::-1] or None
 
 
-def question_of(value: Any) -> str | None:
+def read_question(value: Any) -> str | None:
     """The words that an agent or chain was given, if its input is nothing but them."""
-    return _words(value, _QUESTIONS)
+    return _read_only_text(value, _QUESTION_KEYS)
 
 
-def answer_of(value: Any) -> str | None:
+def read_answer(value: Any) -> str | None:
     """The words that an agent or chain returned, if its output is nothing but them."""
-    return _words(value, _ANSWERS)
+    return _read_only_text(value, _ANSWER_KEYS)
 
 
-def _words(value: Any, keys: tuple[str, ...]) -> str | None:
-    found = structured(value)
+def _read_only_text(value: Any, keys: tuple[str, ...]) -> str | None:
+    found = parse_structured(value)
     if found is None:
         return value if isinstance(value, str) and value.strip() else None
     if isinstance(found, dict):
@@ -271,7 +271,7 @@ def _words(value: Any, keys: tuple[str, ...]) -> str | None:
     return None
 
 
-def last_user_text(messages: tuple[Message, ...] | None) -> str | None:
+def find_last_user_text(messages: tuple[Message, ...] | None) -> str | None:
     """The user's last words."""
     for message in reversed(messages or ()):
         if message.role == "user" and message.text:
@@ -279,7 +279,7 @@ def last_user_text(messages: tuple[Message, ...] | None) -> str | None:
     return None
 
 
-def final_text(messages: tuple[Message, ...] | None) -> str | None:
+def find_final_text(messages: tuple[Message, ...] | None) -> str | None:
     """The assistant's last words."""
     for message in reversed(messages or ()):
         if message.role == "assistant" and message.text:

@@ -59,8 +59,8 @@ _CATALOG = {
     "mistralai": "mistral",
     "google": "gemini",
 }
-_VERTEX = frozenset({"gcp.vertex_ai", "google-vertex", "google_vertexai", "vertex_ai", "vertexai"})
-_BY_MODEL = (
+_VERTEX_AI = frozenset({"gcp.vertex_ai", "google-vertex", "google_vertexai", "vertex_ai", "vertexai"})
+_MODEL_PREFIXES = (
     ("gpt-", "openai"),
     ("o1", "openai"),
     ("o3", "openai"),
@@ -77,7 +77,7 @@ _BY_MODEL = (
 )
 
 
-def provider_of(said: str | None, model: str | None) -> str | None:
+def resolve_provider(said: str | None, model: str | None) -> str | None:
     """The provider in the words of the source, lower case, without an API's name behind it; never a framework's name.
 
     Args:
@@ -96,22 +96,22 @@ def provider_of(said: str | None, model: str | None) -> str | None:
             return "google"
     if model:
         bare = model.rpartition("/")[2].lower()
-        for prefix, provider in _BY_MODEL:
+        for prefix, provider in _MODEL_PREFIXES:
             if bare.startswith(prefix):
                 return provider
     return None
 
 
-def openinference_name(provider: str) -> str:
+def to_openinference_provider(provider: str) -> str:
     """A provider as OpenInference's `llm.provider` enumerates it."""
     return _OPENINFERENCE.get(provider, provider)
 
 
-def catalog_name(provider: str) -> str:
+def to_catalog_provider(provider: str) -> str:
     """A provider as MLflow's price catalog names it."""
-    if provider in _VERTEX:
+    if provider in _VERTEX_AI:
         return "vertex_ai"
     if provider in _CATALOG:
         return _CATALOG[provider]
-    name = openinference_name(provider)
+    name = to_openinference_provider(provider)
     return _CATALOG.get(name, name)

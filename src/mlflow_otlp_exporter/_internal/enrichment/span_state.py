@@ -15,11 +15,11 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     ToolCall,
     ToolDefinition,
 )
-from mlflow_otlp_exporter._internal.enrichment.payloads import answer_of, final_text, last_user_text, question_of
+from mlflow_otlp_exporter._internal.enrichment.payloads import read_answer, find_final_text, find_last_user_text, read_question
 
 # Longer questions and answers are not remembered whole: they are for previews of at most 1,000 characters.
-_LONGEST_WORDS = 32_768
-_MOST_CALLS = 64
+_MAX_TEXT_LENGTH = 32_768
+_MAX_TOOL_CALLS = 64
 
 
 class SpanSummary(NamedTuple):
@@ -98,8 +98,8 @@ class SpanState:
         self.kind = observation.kind
         self.scope = scope
         self.keeps_usage = True
-        self.question = _question(observation, self.kind)
-        self.answer = _answer(observation, self.kind)
+        self.question = _read_question(observation, self.kind)
+        self.answer = _read_answer(observation, self.kind)
         self.lifted: NormalizedSpan | None = None
         self.prompts: tuple[Prompt, ...] = ()
 
@@ -133,7 +133,7 @@ class SpanState:
     def raw_input(self) -> Any:
         """Its input, if it is short."""
         raw = self.observation.input
-        return raw if isinstance(raw, str) and len(raw) < _LONGEST_WORDS else None
+        return raw if isinstance(raw, str) and len(raw) < _MAX_TEXT_LENGTH else None
 
     def seen(self) -> SpanSummary:
         """What is remembered of it when its trace goes on."""
@@ -146,9 +146,9 @@ class SpanState:
             self.kind,
             self.scope,
             self.counts,
-            _cut(self.question),
-            _cut(self.answer),
-            self.calls[:_MOST_CALLS],
+            _truncate(self.question),
+            _truncate(self.answer),
+            self.calls[:_MAX_TOOL_CALLS],
             found.tools,
             self.raw_input,
             found._replace(
@@ -159,18 +159,18 @@ class SpanState:
         )
 
 
-def _cut(words: str | None) -> str | None:
-    return words[:_LONGEST_WORDS] if words else words
+def _truncate(words: str | None) -> str | None:
+    return words[:_MAX_TEXT_LENGTH] if words else words
 
 
-def _question(found: NormalizedSpan, kind: Kind | None) -> str | None:
+def _read_question(found: NormalizedSpan, kind: Kind | None) -> str | None:
     """The user's last words in a span's own input, if it has such."""
     if kind is None or kind in (Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING):
-        return last_user_text(found.input_messages)
-    return last_user_text(found.input_messages) or (None if is_model(kind) else question_of(found.input))
+        return find_last_user_text(found.input_messages)
+    return find_last_user_text(found.input_messages) or (None if is_model(kind) else read_question(found.input))
 
 
-def _answer(found: NormalizedSpan, kind: Kind | None) -> str | None:
+def _read_answer(found: NormalizedSpan, kind: Kind | None) -> str | None:
     if kind is None or kind in (Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING):
-        return final_text(found.output_messages)
-    return final_text(found.output_messages) or (None if is_model(kind) else answer_of(found.output))
+        return find_final_text(found.output_messages)
+    return find_final_text(found.output_messages) or (None if is_model(kind) else read_answer(found.output))

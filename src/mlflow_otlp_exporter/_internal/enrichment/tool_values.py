@@ -6,27 +6,27 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.messages import result_text
+from mlflow_otlp_exporter._internal.enrichment.messages import to_result_text
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan, ToolCall, ToolDefinition
-from mlflow_otlp_exporter._internal.enrichment.values import decoded, structured, text
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured, parse_text
 
 # A Python object's repr, which no person reads: `StopEvent(result=..`, `<Context object at 0x7f..>`.
 _REPR = re.compile(r"^\s*[A-Za-z_][\w.]*\(\w+=|<[A-Za-z_][\w.]*(?:\(| object at 0x| object>)")
-_LOOKED_AT = 20_000
+_MAX_SEARCHED_LENGTH = 20_000
 
 
-def is_dump(value: Any) -> bool:
+def is_repr(value: Any) -> bool:
     """Whether a value is a framework's inner state rather than something that was said."""
-    return isinstance(value, str) and _REPR.search(value[:_LOOKED_AT]) is not None
+    return isinstance(value, str) and _REPR.search(value[:_MAX_SEARCHED_LENGTH]) is not None
 
 
-def has_names(value: Any) -> bool:
+def has_named_arguments(value: Any) -> bool:
     """Whether a tool's input is an object of arguments by name already."""
-    found = structured(value)
+    found = parse_structured(value)
     return isinstance(found, dict) and not found.keys() & {"args", "kwargs", "input_str"}
 
 
-def arguments_for(
+def resolve_arguments(
     found: NormalizedSpan,
     calls: Sequence[ToolCall],
     tools: Sequence[ToolDefinition],
@@ -40,15 +40,15 @@ def arguments_for(
         tools: What they were offered.
         parent_input: The input of the span above.
     """
-    given = _unwrapped(decoded(found.input))
+    given = _unwrap_arguments(decode_json(found.input))
     if isinstance(given, dict) and not given.keys() <= {"args", "kwargs"}:
         return given
-    identity = found.tool_call_id or call_id(found.output)
+    identity = found.tool_call_id or find_call_id(found.output)
     if identity:
         for call in calls:
-            if call.id == identity and isinstance(asked := structured(call.arguments), dict):
+            if call.id == identity and isinstance(asked := parse_structured(call.arguments), dict):
                 return asked
-    above = structured(parent_input)
+    above = parse_structured(parent_input)
     if isinstance(above, list) and len(above) == 1 and isinstance(above[0], dict):
         named, asked = above[0].get("name"), above[0].get("args")
         if named == found.tool_name and isinstance(asked, dict):
@@ -56,27 +56,27 @@ def arguments_for(
     positional = given.get("args") if isinstance(given, dict) else ([given] if given is not None else None)
     if isinstance(positional, list) and positional:
         for tool in tools:
-            names = _parameters(tool) if tool.name == found.tool_name else ()
+            names = _parameter_names(tool) if tool.name == found.tool_name else ()
             if len(names) >= len(positional):
                 return dict(zip(names, positional, strict=False))
         for call in calls:
-            asked = structured(call.arguments) if call.name == found.tool_name else None
+            asked = parse_structured(call.arguments) if call.name == found.tool_name else None
             if isinstance(asked, dict) and list(asked.values()) == positional:
                 return asked
     return given
 
 
-def _parameters(tool: ToolDefinition) -> tuple[str, ...]:
+def _parameter_names(tool: ToolDefinition) -> tuple[str, ...]:
     properties = (tool.parameters or {}).get("properties")
     return tuple(properties) if isinstance(properties, Mapping) else ()
 
 
-def _unwrapped(value: Any) -> Any:
+def _unwrap_arguments(value: Any) -> Any:
     """Arguments without `kwargs` around them."""
     if not isinstance(value, dict):
         return value
     if isinstance(value.get("input_str"), str) and len(value) <= 2:  # beside LangChain's `inputs`
-        inner = decoded(value["input_str"])
+        inner = decode_json(value["input_str"])
         return inner if isinstance(inner, dict) else value
     kwargs, args = value.get("kwargs"), value.get("args")
     if isinstance(kwargs, dict) and (isinstance(args, list) or value.keys() == {"kwargs"}):
@@ -86,36 +86,36 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def call_id(output: Any) -> str | None:
+def find_call_id(output: Any) -> str | None:
     """The id of the call that a result names, as in LangChain's dump of a tool message."""
-    found = structured(output)
+    found = parse_structured(output)
     for _ in range(3):
         if not isinstance(found, dict):
             return None
-        if identity := text(found.get("tool_call_id")):
+        if identity := parse_text(found.get("tool_call_id")):
             return identity
         found = found.get("data") or found.get("kwargs")
     return None
 
 
-def result_of(output: Any) -> Any:
+def unwrap_result(output: Any) -> Any:
     """What a tool returned, without the message or object around it."""
-    found = decoded(output)
+    found = decode_json(output)
     if isinstance(found, str):
         # Vercel AI 7 encodes twice.
-        inner = decoded(found) if found[:1] == '"' else found
+        inner = decode_json(found) if found[:1] == '"' else found
         return inner if isinstance(inner, str) else found
     if isinstance(found, list) and found and all(isinstance(item, dict) for item in found):
-        blocks = result_text(found)
-        return found if blocks.startswith("[") and structured(blocks) is not None else blocks
+        blocks = to_result_text(found)
+        return found if blocks.startswith("[") and parse_structured(blocks) is not None else blocks
     if not isinstance(found, dict):
         return found
     if isinstance(found.get("data"), dict) and found.get("type") == "tool":
-        return result_of(found["data"].get("content"))
+        return unwrap_result(found["data"].get("content"))
     if isinstance(found.get("kwargs"), dict) and found.get("lc"):
-        return result_of(found["kwargs"].get("content"))
+        return unwrap_result(found["kwargs"].get("content"))
     if found.get("type") == "tool" and "content" in found:
-        return result_of(found["content"])
+        return unwrap_result(found["content"])
     if "raw_output" in found and "tool_name" in found:  # LlamaIndex
         return found["raw_output"]
     if found.keys() == {"type", "value"}:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanSummary
 
-_MOST_TRACES, _MOST_SPANS = 2_000, 2_000
-_LONGEST_SECONDS = 900.0
-_MOST_CHARACTERS = 16 * 1024 * 1024
-_EACH = 400
+_MAX_TRACES, _MAX_SPANS = 2_000, 2_000
+_MAX_AGE_SECONDS = 900.0
+_MAX_CHARACTERS = 16 * 1024 * 1024
+_SPAN_OVERHEAD_CHARACTERS = 400
 
 
-class _Trace:
+class _CachedTrace:
     def __init__(self) -> None:
         self.spans: dict[int, SpanSummary] = {}
         self.touched = 0.0
@@ -34,7 +34,7 @@ class TraceCache:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._traces: OrderedDict[int, _Trace] = OrderedDict()
+        self._traces: OrderedDict[int, _CachedTrace] = OrderedDict()
         self._size = 0
 
     def __len__(self) -> int:
@@ -62,13 +62,13 @@ class TraceCache:
             spans: What was seen of it now.
         """
         with self._lock:
-            trace = self._traces.pop(trace_id, None) or _Trace()
+            trace = self._traces.pop(trace_id, None) or _CachedTrace()
             self._traces[trace_id] = trace
             trace.touched = self._clock()
             for span in spans:
-                if len(trace.spans) >= _MOST_SPANS:
+                if len(trace.spans) >= _MAX_SPANS:
                     break
-                size = _EACH + len(span.question or "") + len(span.answer or "") + len(span.raw_input or "")
+                size = _SPAN_OVERHEAD_CHARACTERS + len(span.question or "") + len(span.answer or "") + len(span.raw_input or "")
                 size += sum(len(call.arguments) for call in span.calls)
                 trace.spans[span.span_id] = span
                 trace.size += size
@@ -76,10 +76,10 @@ class TraceCache:
             self._trim()
 
     def _trim(self) -> None:
-        oldest = self._clock() - _LONGEST_SECONDS
+        oldest = self._clock() - _MAX_AGE_SECONDS
         while self._traces:
             trace_id, trace = next(iter(self._traces.items()))
-            full = len(self._traces) > _MOST_TRACES or self._size > _MOST_CHARACTERS
+            full = len(self._traces) > _MAX_TRACES or self._size > _MAX_CHARACTERS
             if not full and trace.touched >= oldest:
                 return
             self._forget(trace_id)

@@ -17,13 +17,13 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     ToolDefinition,
 )
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary
-from mlflow_otlp_exporter._internal.enrichment.tool_values import arguments_for, has_names, is_dump
+from mlflow_otlp_exporter._internal.enrichment.tool_values import resolve_arguments, has_named_arguments, is_repr
 
 # Clients that make spans of their own for calls that an instrumentation tells of as well, and better.
 _CLIENTS = frozenset({"com.anthropic.sdk.python"})
 # A span of the trace: one that is enriched now, or what is remembered of one.
-Known: TypeAlias = SpanState | SpanSummary
-_ASKED = (Kind.AGENT, Kind.CHAT_MODEL, Kind.LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
+TreeSpan: TypeAlias = SpanState | SpanSummary
+_CONVERSATION_KINDS = (Kind.AGENT, Kind.CHAT_MODEL, Kind.LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 
 
 class TraceTree:
@@ -36,10 +36,10 @@ class TraceTree:
 
     def __init__(self, now: Sequence[SpanState], before: Iterable[SpanSummary]) -> None:
         self.now = {each.span_id: each for each in now}
-        self.known: dict[int, Known] = {each.span_id: each for each in before}
+        self.known: dict[int, TreeSpan] = {each.span_id: each for each in before}
         self.known.update(self.now)
         self.root = next((each for each in self.known.values() if each.parent_id is None), None)
-        self.children: dict[int | None, list[Known]] = {}
+        self.children: dict[int | None, list[TreeSpan]] = {}
         for seen in self.known.values():
             self.children.setdefault(self._parent(seen), []).append(seen)
 
@@ -50,7 +50,7 @@ class TraceTree:
             each.parent_id is None or each.parent_id in self.known for each in self.known.values()
         )
 
-    def _parent(self, span: Known) -> int | None:
+    def _parent(self, span: TreeSpan) -> int | None:
         """A span's parent as far as it is known: a span whose parent has not ended is below the root in any case."""
         if span.parent_id is None or span.parent_id in self.known or self.root is None:
             return span.parent_id
@@ -66,7 +66,7 @@ class TraceTree:
         """Tools that are declared."""
         return [tool for each in self.known.values() for tool in each.tools or ()]
 
-    def above(self, span: Known) -> Iterable[Known]:
+    def above(self, span: TreeSpan) -> Iterable[TreeSpan]:
         """The known spans above one, nearest first."""
         visited = {span.span_id}
         parent = self._parent(span)
@@ -75,7 +75,7 @@ class TraceTree:
             yield found
             parent = self._parent(found)
 
-    def levels(self, span_id: int) -> Iterable[list[Known]]:
+    def levels(self, span_id: int) -> Iterable[list[TreeSpan]]:
         """The known spans below one, level by level."""
         visited = {span_id}
         level = self.children.get(span_id, [])
@@ -87,7 +87,7 @@ class TraceTree:
             level = [child for each in level for child in self.children.get(each.span_id, ())]
 
 
-def complete(tree: TraceTree, twins: Mapping[str, str]) -> None:
+def propagate(tree: TraceTree, twins: Mapping[str, str]) -> None:
     """Fills in what spans can tell each other.
 
     Args:
@@ -108,7 +108,7 @@ def complete(tree: TraceTree, twins: Mapping[str, str]) -> None:
     for span in tree.now.values():
         if span.observation.wraps_calls and any(is_model(s.kind) for level in tree.levels(span.span_id) for s in level):
             span.kind = Kind.AGENT
-    _strip_parents(tree)
+    _clear_ancestor_usage(tree)
     _share_tools(tree)
     for span in tree.now.values():
         if span.kind is Kind.TOOL:
@@ -117,7 +117,7 @@ def complete(tree: TraceTree, twins: Mapping[str, str]) -> None:
         if span.parent_id is None:
             _fill_root(span, tree)
         elif span.kind is Kind.AGENT:
-            _fill_words(span, tree)
+            _fill_input_output(span, tree)
 
 
 def _strip_twin(span: SpanState, twins: Mapping[str, str]) -> None:
@@ -134,7 +134,7 @@ def _strip_duplicate(span: SpanState, tree: TraceTree, twins: Mapping[str, str])
         _strip_twin(span, twins)
 
 
-def _strip_parents(tree: TraceTree) -> None:
+def _clear_ancestor_usage(tree: TraceTree) -> None:
     """Usage counts where the call was: MLflow lets a parent's usage hide that of its children."""
     for seen in list(tree.known.values()):
         if not seen.counts:
@@ -154,11 +154,11 @@ def _share_tools(tree: TraceTree) -> None:
         found: tuple[ToolDefinition, ...] | None = None
         for above in tree.above(span):
             if above.kind is Kind.AGENT:
-                found = above.tools or _of_calls(tree, above.span_id)
+                found = above.tools or _collect_called_tools(tree, above.span_id)
                 break
         else:
             # The agent has not ended yet: what its calls have said so far.
-            found = _of_calls(tree, None) if span.parent_id not in tree.known else None
+            found = _collect_called_tools(tree, None) if span.parent_id not in tree.known else None
         if found and _may_have_tools(span, tree):
             span.observation = span.observation._replace(tools=found)
 
@@ -167,10 +167,10 @@ def _may_have_tools(span: SpanState, tree: TraceTree) -> bool:
     return span.scope not in _CLIENTS or not any(is_model(s.kind) for s in tree.above(span))
 
 
-def _of_calls(tree: TraceTree, agent: int | None) -> tuple[ToolDefinition, ...] | None:
+def _collect_called_tools(tree: TraceTree, agent: int | None) -> tuple[ToolDefinition, ...] | None:
     """The definitions on the spans of tool calls below an agent; anywhere if there is none."""
     if agent is None:
-        spans: Iterable[Known] = tree.known.values()
+        spans: Iterable[TreeSpan] = tree.known.values()
     else:
         spans = (each for level in tree.levels(agent) for each in level)
     found = {tool.name: tool for each in spans if each.kind is Kind.TOOL for tool in each.tools or ()}
@@ -179,27 +179,27 @@ def _of_calls(tree: TraceTree, agent: int | None) -> tuple[ToolDefinition, ...] 
 
 def _fill_arguments(span: SpanState, tree: TraceTree) -> None:
     """A tool's arguments as names and values, from the call of the model if the span has a bare value only."""
-    if has_names(span.observation.input) or span.observation.input == REDACTED:
+    if has_named_arguments(span.observation.input) or span.observation.input == REDACTED:
         return
     parent = tree.known.get(span.parent_id or 0)
-    arguments = arguments_for(span.observation, tree.calls, tree.tools, parent.raw_input if parent else None)
+    arguments = resolve_arguments(span.observation, tree.calls, tree.tools, parent.raw_input if parent else None)
     if arguments is not None and arguments != span.observation.input:
         span.observation = span.observation._replace(input=arguments)
 
 
-def _fill_words(span: SpanState, tree: TraceTree) -> None:
+def _fill_input_output(span: SpanState, tree: TraceTree) -> None:
     """Question and answer of a root or an agent that has none of its own: those of the nearest spans below."""
-    if span.question is None and (span.observation.input is None or is_dump(span.observation.input)):
+    if span.question is None and (span.observation.input is None or is_repr(span.observation.input)):
         for level in tree.levels(span.span_id):
-            asked = [each for each in level if each.question and each.kind in _ASKED]
+            asked = [each for each in level if each.question and each.kind in _CONVERSATION_KINDS]
             if asked:
                 span.question = min(asked, key=lambda each: each.start).question
                 break
-    dumped = is_dump(span.observation.output)
+    dumped = is_repr(span.observation.output)
     if (span.answer is None and span.observation.output is None) or dumped:
         span.answer = None
         for level in tree.levels(span.span_id):
-            said = [each for each in level if each.answer and each.kind in _ASKED and not is_dump(each.answer)]
+            said = [each for each in level if each.answer and each.kind in _CONVERSATION_KINDS and not is_repr(each.answer)]
             if said and level:
                 span.answer = max(said, key=lambda each: each.end).answer
                 break
@@ -207,7 +207,7 @@ def _fill_words(span: SpanState, tree: TraceTree) -> None:
 
 def _fill_root(span: SpanState, tree: TraceTree) -> None:
     if not is_model(span.kind):
-        _fill_words(span, tree)
+        _fill_input_output(span, tree)
     tags: dict[str, None] = {}
     metadata: dict[str, Any] = {}
     prompts: dict[Prompt, None] = {}

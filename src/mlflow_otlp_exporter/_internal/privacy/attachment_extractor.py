@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 from mlflow_otlp_exporter._internal.encoding.attachment import Attachment, attached
 from mlflow_otlp_exporter._internal.encoding.sanitizer import span_of
-from mlflow_otlp_exporter._internal.enrichment.media import media
-from mlflow_otlp_exporter._internal.enrichment.values import first_text
+from mlflow_otlp_exporter._internal.enrichment.media import read_media
+from mlflow_otlp_exporter._internal.enrichment.values import select_text
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, frame_span
 from mlflow_otlp_exporter._internal.model.span_data import replace_event
 from mlflow_otlp_exporter._internal.privacy.inline_data import (
@@ -178,7 +178,7 @@ def _decoded(text: str) -> bytes | None:
 
 def _declared(part: Mapping[str, Any], key: str) -> str | None:
     """The media type that a part of a message says."""
-    said = first_text(*(part.get(name) for name in _TYPES))
+    said = select_text(*(part.get(name) for name in _TYPES))
     if said is not None and _MEDIA_TYPE.fullmatch(said):
         return said
     form = part.get("format")
@@ -255,7 +255,7 @@ class _Return:
 
     def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
         """A part whose content is too long becomes one with a text."""
-        part = media(value, kind_of_part(value))
+        part = read_media(value, kind_of_part(value))
         found = self.by_ref.get(part.url) or self.by_ref.get(part.data) if part is not None else None
         if found is not None and self._is_long(found):
             return part_of_text(value, self._said(found)), False

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
-from mlflow_otlp_exporter._internal.enrichment.media import media
-from mlflow_otlp_exporter._internal.enrichment.messages import role_of
+from mlflow_otlp_exporter._internal.enrichment.media import read_media
+from mlflow_otlp_exporter._internal.enrichment.messages import normalize_role
 from mlflow_otlp_exporter._internal.privacy.inline_data import kind_of_part, part_of_text
 from mlflow_otlp_exporter._internal.privacy.json_walk import dump_json, parse_json, transform_json
 from mlflow_otlp_exporter._internal.privacy.structural_keys import is_structural_inside
@@ -135,7 +135,7 @@ class HideTexts:
         kind = kind_of_part(value)
         if key in _NO_TEXT or kind in _CALLS:
             return value, False
-        part = media(value, kind)
+        part = read_media(value, kind)
         return value, part is None or part.kind == "file"
 
     def text(self, value: str, key: str) -> str:
@@ -169,7 +169,7 @@ def _is_asked(value: Mapping[str, Any]) -> bool:
     if said == "constructor" and isinstance(path := value.get("id"), (list, tuple)) and path:
         said = path[-1]
     holds = any(name in value for name in ("content", "parts", "data", "kwargs", "_content", "blocks"))
-    return holds and isinstance(said, str) and role_of(said, "assistant") != "assistant"
+    return holds and isinstance(said, str) and normalize_role(said, "assistant") != "assistant"
 
 
 class HideImages:
@@ -181,7 +181,7 @@ class HideImages:
 
     def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
         """An image part, wherever it is."""
-        part = media(value, kind_of_part(value))
+        part = read_media(value, kind_of_part(value))
         if part is not None and part.kind == "image":
             return part_of_text(value, REDACTED), False
         return value, True

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.media import media
+from mlflow_otlp_exporter._internal.enrichment.media import read_media
 from mlflow_otlp_exporter._internal.privacy.json_walk import transform_json
 
 # The greatest number that an expression may repeat is 2 ** 32 - 2.
@@ -115,7 +115,7 @@ class InlineData:
 
     def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
         """A part with a payload becomes one with a text."""
-        part = media(value, kind_of_part(value)) if self.holds(value) else None
+        part = read_media(value, kind_of_part(value)) if self.holds(value) else None
         if part is None:
             return value, True
         data = part.url if part.url.startswith("data:") else part.data

@@ -193,9 +193,9 @@ class Redactor:
     def _hidden(
         self, span: ReadableSpan, attributes: dict[str, Any], events: Sequence[Event]
     ) -> tuple[dict[str, Any], list[Event]]:
-        from mlflow_otlp_exporter._internal.enrichment.enricher import observe  # see __init__
+        from mlflow_otlp_exporter._internal.enrichment.enricher import read_span  # see __init__
 
-        kind = observe(span).kind
+        kind = read_span(span).kind
         wishes = self._hiding.wishes(kind, attributes)
         kept, gone = self._hiding.events(events, kind, wishes)
         attributes = self._hiding.attributes(attributes, wishes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.media import KINDS
+from mlflow_otlp_exporter._internal.enrichment.media import MEDIA_TYPES
 
 # Attributes that say what a span is, who served it, and where it goes.
 _ATTRIBUTES = frozenset(
@@ -131,7 +131,7 @@ _VOCABULARY = frozenset(
         "thinking",
         "redacted_thinking",
         "reasoning_content",
-        *KINDS,
+        *MEDIA_TYPES,
         "constructor",
         "not_implemented",
         "message",

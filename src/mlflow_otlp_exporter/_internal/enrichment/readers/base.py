@@ -51,7 +51,7 @@ class Reader(NamedTuple):
     read: Callable[[SpanView], NormalizedSpan | None]
 
 
-def flattened(attributes: Mapping[str, Any], prefix: str) -> Any:
+def unflatten(attributes: Mapping[str, Any], prefix: str) -> Any:
     """What flattened attributes under a prefix stand for: `a.0.b.c` is a list of objects; None if there are none.
 
     Indexes need not begin at 0 and may have gaps, as with OpenAI's streamed Responses.
@@ -70,16 +70,16 @@ def flattened(attributes: Mapping[str, Any], prefix: str) -> Any:
             node = inner
         if not isinstance(node.get(segments[-1]), dict):
             node[segments[-1]] = value
-    return _listed(found) if found else None
+    return _to_lists(found) if found else None
 
 
-def _listed(node: Any) -> Any:
+def _to_lists(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     if all(key.isdigit() for key in node):
-        return [_listed(node[key]) for key in sorted(node, key=_index)]
-    return {key: _listed(value) for key, value in node.items()}
+        return [_to_lists(node[key]) for key in sorted(node, key=index_order)]
+    return {key: _to_lists(value) for key, value in node.items()}
 
 
-def _index(key: str) -> tuple[int, str]:
+def index_order(key: str) -> tuple[int, str]:
     return len(key), key

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
-from mlflow_otlp_exporter._internal.enrichment.values import first_text, objects, structured
+from mlflow_otlp_exporter._internal.enrichment.values import select_text, parse_objects, parse_structured
 
 
 def read(source: SpanView) -> NormalizedSpan | None:
     """Reads a crew's or a task's span as OpenInference's instrumentor writes it."""
     found = source.attributes
-    tasks = [task["description"] for task in objects(found.get("crew_tasks")) if _is_text(task.get("description"))]
-    result = structured(found.get("output.value"))
-    answer = first_text(result.get("raw")) if isinstance(result, dict) else None
+    tasks = [task["description"] for task in parse_objects(found.get("crew_tasks")) if _is_text(task.get("description"))]
+    result = parse_structured(found.get("output.value"))
+    answer = select_text(result.get("raw")) if isinstance(result, dict) else None
     asked = None
     if isinstance(result, dict) and not tasks and "task_id" in found:
-        asked = first_text(result.get("description"))
+        asked = select_text(result.get("description"))
     given = "\n".join(tasks) or asked
     return NormalizedSpan(input=given, output=answer) if given or answer else None
 

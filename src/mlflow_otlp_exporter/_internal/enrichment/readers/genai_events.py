@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import of_operation
-from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, result_text
+from mlflow_otlp_exporter._internal.enrichment.kinds import parse_operation
+from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, to_result_text
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import decoded, structured, text
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured, parse_text
 
 _ROLES = {
     "gen_ai.system.message": "system",
@@ -25,23 +25,23 @@ _CHOICE = "gen_ai.choice"
 
 def read(source: SpanView) -> NormalizedSpan | None:
     """Reads a span whose messages are events."""
-    kind = of_operation(source.attributes.get("gen_ai.operation.name"))
+    kind = parse_operation(source.attributes.get("gen_ai.operation.name"))
     if kind is Kind.TOOL:
-        return _tool(source)
+        return _read_tool(source)
     given: list[Message] = []
     answered: list[Message] = []
     reason = None
     for event in source.events:
         role = _ROLES.get(event.name)
         if role is not None:
-            given += _said(event.attributes, role)
+            given += _read_message(event.attributes, role)
         elif event.name == _CHOICE:
-            answered += _said(event.attributes, "assistant")
-            reason = text(event.attributes.get("finish_reason")) or reason
+            answered += _read_message(event.attributes, "assistant")
+            reason = parse_text(event.attributes.get("finish_reason")) or reason
         elif event.name == "gen_ai.content.prompt":
-            given += _content(event.attributes.get("gen_ai.prompt"), "user")
+            given += _read_content(event.attributes.get("gen_ai.prompt"), "user")
         elif event.name == "gen_ai.content.completion":
-            answered += _content(event.attributes.get("gen_ai.completion"), "assistant")
+            answered += _read_content(event.attributes.get("gen_ai.completion"), "assistant")
     if not given and not answered:
         return None
     return NormalizedSpan(
@@ -49,9 +49,9 @@ def read(source: SpanView) -> NormalizedSpan | None:
     )
 
 
-def _said(attributes: Any, role: str) -> list[Message]:
+def _read_message(attributes: Any, role: str) -> list[Message]:
     item = dict(attributes)
-    message = structured(item.get("message"))
+    message = parse_structured(item.get("message"))
     if isinstance(message, dict):
         item.update(message)
     elif "message" in item:
@@ -63,18 +63,18 @@ def _said(attributes: Any, role: str) -> list[Message]:
     return list(read_messages([item]) or ())
 
 
-def _content(value: Any, role: str) -> list[Message]:
+def _read_content(value: Any, role: str) -> list[Message]:
     return list(read_messages(value, role) or ())
 
 
-def _tool(source: SpanView) -> NormalizedSpan | None:
+def _read_tool(source: SpanView) -> NormalizedSpan | None:
     arguments = result = None
     for event in source.events:
         if event.name == "gen_ai.tool.message":
             arguments = event.attributes.get("content")
         elif event.name == _CHOICE:
-            said = decoded(event.attributes.get("message"))
-            result = result_text(said) if isinstance(said, list) else said
+            said = decode_json(event.attributes.get("message"))
+            result = to_result_text(said) if isinstance(said, list) else said
     tools = None
     name, schema = source.attributes.get("gen_ai.tool.name"), source.attributes.get("gen_ai.tool.json_schema")
     if name and schema:

@@ -10,17 +10,17 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Norm
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import integer, structured, text, texts
+from mlflow_otlp_exporter._internal.enrichment.values import parse_int, parse_structured, parse_text, parse_texts
 
-_OWN_TAGS = frozenset({"LLM"})
+_IGNORED_TAGS = frozenset({"LLM"})
 
 
 def read(source: SpanView) -> NormalizedSpan | None:
     """Reads the readable name, tags, the raw usage, and the request and response of versions before 5."""
     found = source.attributes
-    tags = texts(found.get("logfire.tags"))
-    request = structured(found.get("request_data"))
-    response = structured(found.get("response_data"))
+    tags = parse_texts(found.get("logfire.tags"))
+    request = parse_structured(found.get("request_data"))
+    response = parse_structured(found.get("response_data"))
     given = answered = tools = None
     if isinstance(request, dict):
         given, tools = read_request(request, model=True), read_tools(request.get("tools"))
@@ -31,39 +31,39 @@ def read(source: SpanView) -> NormalizedSpan | None:
     return NormalizedSpan(
         kind=Kind.CHAT_MODEL if given or answered else None,
         # The span's name is a template; the message is what it says with its values.
-        title=text(found.get("logfire.msg")) if "logfire.msg_template" in found else None,
+        title=parse_text(found.get("logfire.msg")) if "logfire.msg_template" in found else None,
         input_messages=given,
         output_messages=answered,
         tools=tools,
-        usage=_usage(found.get("gen_ai.usage.raw")),
-        tags=tuple(tag for tag in tags if tag not in _OWN_TAGS) or None if tags else None,
+        usage=_read_usage(found.get("gen_ai.usage.raw")),
+        tags=tuple(tag for tag in tags if tag not in _IGNORED_TAGS) or None if tags else None,
     )
 
 
-def _usage(value: Any) -> Usage | None:
-    raw = structured(value)
+def _read_usage(value: Any) -> Usage | None:
+    raw = parse_structured(value)
     if not isinstance(raw, dict):
         return None
     given = raw.get("prompt_tokens", raw.get("input_tokens"))
-    if integer(given) is None:
+    if parse_int(given) is None:
         return None
     inner, outer = (
-        _details(raw, "prompt_tokens_details", "input_tokens_details"),
-        _details(raw, "completion_tokens_details", "output_tokens_details"),
+        _select_details(raw, "prompt_tokens_details", "input_tokens_details"),
+        _select_details(raw, "completion_tokens_details", "output_tokens_details"),
     )
     return Usage(
-        integer(given),
-        integer(raw.get("completion_tokens", raw.get("output_tokens"))),
-        integer(raw.get("total_tokens")),
-        integer(inner.get("cached_tokens", raw.get("cache_read_input_tokens"))),
-        integer(raw.get("cache_creation_input_tokens")),
-        integer(outer.get("reasoning_tokens")),
-        integer(inner.get("audio_tokens")),
-        integer(outer.get("audio_tokens")),
+        parse_int(given),
+        parse_int(raw.get("completion_tokens", raw.get("output_tokens"))),
+        parse_int(raw.get("total_tokens")),
+        parse_int(inner.get("cached_tokens", raw.get("cache_read_input_tokens"))),
+        parse_int(raw.get("cache_creation_input_tokens")),
+        parse_int(outer.get("reasoning_tokens")),
+        parse_int(inner.get("audio_tokens")),
+        parse_int(outer.get("audio_tokens")),
     )
 
 
-def _details(raw: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+def _select_details(raw: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     for key in keys:
         if isinstance(raw.get(key), dict):
             return raw[key]  # type: ignore[no-any-return]  # just looked at

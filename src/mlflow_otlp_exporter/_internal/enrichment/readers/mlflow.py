@@ -9,7 +9,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Norm
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import decoded, integer, structured, text
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_int, parse_structured, parse_text
 
 # Not UNKNOWN, which says no more than no type at all.
 _KINDS = {kind.value: kind for kind in Kind if kind is not Kind.UNKNOWN}
@@ -18,35 +18,35 @@ _KINDS = {kind.value: kind for kind in Kind if kind is not Kind.UNKNOWN}
 def read(source: SpanView) -> NormalizedSpan | None:
     """Reads `mlflow.*`; the SDK writes each value as JSON, others write plain text."""
     found = source.attributes
-    said = decoded(found.get("mlflow.spanType"))
+    said = decode_json(found.get("mlflow.spanType"))
     kind = _KINDS.get(said.upper()) if isinstance(said, str) else None
     given, answered = found.get("mlflow.spanInputs"), found.get("mlflow.spanOutputs")
     return NormalizedSpan(
         kind=kind,
         input_messages=read_request(given, model=is_model(kind)) if given is not None else None,
         output_messages=read_response(answered, model=is_model(kind)) if answered is not None else None,
-        input=_value(given),
-        output=_value(answered),
+        input=_read_value(given),
+        output=_read_value(answered),
         tools=read_tools(found.get("mlflow.chat.tools")),
-        usage=_usage(found.get("mlflow.chat.tokenUsage")),
-        response_model=text(decoded(found.get("mlflow.llm.model"))),
-        provider=text(decoded(found.get("mlflow.llm.provider"))),
+        usage=_read_usage(found.get("mlflow.chat.tokenUsage")),
+        response_model=parse_text(decode_json(found.get("mlflow.llm.model"))),
+        provider=parse_text(decode_json(found.get("mlflow.llm.provider"))),
     )
 
 
-def _value(value: Any) -> Any:
-    return decoded(value) if value is not None else None
+def _read_value(value: Any) -> Any:
+    return decode_json(value) if value is not None else None
 
 
-def _usage(value: Any) -> Usage | None:
-    found = structured(value)
+def _read_usage(value: Any) -> Usage | None:
+    found = parse_structured(value)
     if not isinstance(found, dict):
         return None
     usage = Usage(
-        integer(found.get("input_tokens")),
-        integer(found.get("output_tokens")),
-        integer(found.get("total_tokens")),
-        integer(found.get("cache_read_input_tokens")),
-        integer(found.get("cache_creation_input_tokens")),
+        parse_int(found.get("input_tokens")),
+        parse_int(found.get("output_tokens")),
+        parse_int(found.get("total_tokens")),
+        parse_int(found.get("cache_read_input_tokens")),
+        parse_int(found.get("cache_creation_input_tokens")),
     )
     return usage if any(count is not None for count in usage) else None

@@ -11,8 +11,8 @@ from openinference.semconv.trace import (
     SpanAttributes,
 )
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model, of_openinference
-from mlflow_otlp_exporter._internal.enrichment.messages import joined, read_messages, role_of
+from mlflow_otlp_exporter._internal.enrichment.kinds import is_model, parse_openinference_kind
+from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, read_messages, normalize_role
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
     Document,
@@ -25,12 +25,12 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Usage,
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
-from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, flattened
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import first_text, integer, number, structured, text, texts
+from mlflow_otlp_exporter._internal.enrichment.values import select_text, parse_int, parse_float, parse_structured, parse_text, parse_texts
 
 _TOOLS = SpanAttributes.LLM_TOOLS + "."
-_GROUPS = frozenset(
+_GROUP_NAMES = frozenset(
     {
         "input_messages",
         "output_messages",
@@ -45,8 +45,8 @@ _GROUPS = frozenset(
         "embeddings",
     }
 )
-_Flat = tuple[str, str, str]
-_COUNTS = (
+_FlatKey = tuple[str, str, str]
+_COUNT_KEYS = (
     SpanAttributes.LLM_TOKEN_COUNT_PROMPT,
     SpanAttributes.LLM_TOKEN_COUNT_COMPLETION,
     SpanAttributes.LLM_TOKEN_COUNT_TOTAL,
@@ -57,72 +57,72 @@ _COUNTS = (
     SpanAttributes.LLM_TOKEN_COUNT_COMPLETION_DETAILS_AUDIO,
 )
 # LangGraph's configuration arrives as metadata.
-_SESSIONS, _USERS = ("session_id", "thread_id"), ("user_id",)
-_COSTS = ("llm.cost.prompt", "llm.cost.completion", "llm.cost.total")
+_SESSION_KEYS, _USER_KEYS = ("session_id", "thread_id"), ("user_id",)
+_COST_KEYS = ("llm.cost.prompt", "llm.cost.completion", "llm.cost.total")
 
 
 def read(source: SpanView) -> NormalizedSpan | None:
     """Reads a span that carries OpenInference attributes."""
     found = source.attributes
-    kind = of_openinference(found.get(SpanAttributes.OPENINFERENCE_SPAN_KIND))
-    groups = _groups(found)
-    given, answered, carried = _messages(found, kind, groups)
-    metadata = structured(found.get(SpanAttributes.METADATA))
+    kind = parse_openinference_kind(found.get(SpanAttributes.OPENINFERENCE_SPAN_KIND))
+    groups = _group_keys(found)
+    given, answered, carried = _read_all_messages(found, kind, groups)
+    metadata = parse_structured(found.get(SpanAttributes.METADATA))
     return NormalizedSpan(
         kind=kind,
         input_messages=given,
         output_messages=answered,
         input=found.get(SpanAttributes.INPUT_VALUE),
         output=found.get(SpanAttributes.OUTPUT_VALUE),
-        tools=_tools(found, kind, groups),
-        tool_name=text(found.get(SpanAttributes.TOOL_NAME)),
-        tool_description=text(found.get(SpanAttributes.TOOL_DESCRIPTION)),
-        tool_call_id=text(found.get("tool.id")),
-        documents=_documents(found, groups, kind),
-        query=text(found.get(RerankerAttributes.RERANKER_QUERY)),
-        input_documents=documents_of(flattened(found, RerankerAttributes.RERANKER_INPUT_DOCUMENTS + "."))
+        tools=_read_tools(found, kind, groups),
+        tool_name=parse_text(found.get(SpanAttributes.TOOL_NAME)),
+        tool_description=parse_text(found.get(SpanAttributes.TOOL_DESCRIPTION)),
+        tool_call_id=parse_text(found.get("tool.id")),
+        documents=_read_documents(found, groups, kind),
+        query=parse_text(found.get(RerankerAttributes.RERANKER_QUERY)),
+        input_documents=read_documents(unflatten(found, RerankerAttributes.RERANKER_INPUT_DOCUMENTS + "."))
         if "input_documents" in groups
         else None,
-        top_k=integer(found.get(RerankerAttributes.RERANKER_TOP_K)),
-        embedded_texts=_embedded(found) if "embeddings" in groups else None,
-        usage=_usage(found) if "token_count" in groups else None,
-        cost=_cost(found) if "cost" in groups else None,
-        request_model=text(found.get("llm.request.model_name")),
-        response_model=first_text(
+        top_k=parse_int(found.get(RerankerAttributes.RERANKER_TOP_K)),
+        embedded_texts=_read_embedded_texts(found) if "embeddings" in groups else None,
+        usage=_read_usage(found) if "token_count" in groups else None,
+        cost=_read_cost(found) if "cost" in groups else None,
+        request_model=parse_text(found.get("llm.request.model_name")),
+        response_model=select_text(
             found.get("llm.response.model_name"),
             found.get(SpanAttributes.LLM_MODEL_NAME),
             found.get(SpanAttributes.EMBEDDING_MODEL_NAME),
             found.get(RerankerAttributes.RERANKER_MODEL_NAME),
         )
-        or _model_of_parameters(found, kind),
-        provider=first_text(found.get(SpanAttributes.LLM_PROVIDER), found.get(SpanAttributes.LLM_SYSTEM)),
-        invocation_parameters=_parameters(found, kind),
-        finish_reason=text(found.get("llm.finish_reason")),
-        prompt=_prompt(found),
-        session=first_text(found.get(SpanAttributes.SESSION_ID), *_named(metadata, _SESSIONS)),
-        user=first_text(found.get(SpanAttributes.USER_ID), *_named(metadata, _USERS)),
-        tags=texts(found.get(SpanAttributes.TAG_TAGS)),
+        or _read_parameter_model(found, kind),
+        provider=select_text(found.get(SpanAttributes.LLM_PROVIDER), found.get(SpanAttributes.LLM_SYSTEM)),
+        invocation_parameters=_read_parameters(found, kind),
+        finish_reason=parse_text(found.get("llm.finish_reason")),
+        prompt=_read_prompt(found),
+        session=select_text(found.get(SpanAttributes.SESSION_ID), *_select_values(metadata, _SESSION_KEYS)),
+        user=select_text(found.get(SpanAttributes.USER_ID), *_select_values(metadata, _USER_KEYS)),
+        tags=parse_texts(found.get(SpanAttributes.TAG_TAGS)),
         metadata=metadata if isinstance(metadata, dict) else None,
-        agent_name=text(found.get("agent.name")),
+        agent_name=parse_text(found.get("agent.name")),
         carried=carried,
     )
 
 
-def _named(metadata: Any, names: tuple[str, ...]) -> list[Any]:
+def _select_values(metadata: Any, names: tuple[str, ...]) -> list[Any]:
     return [metadata.get(name) for name in names] if isinstance(metadata, dict) else []
 
 
-def _groups(found: Mapping[str, Any]) -> dict[str, list[_Flat]]:
+def _group_keys(found: Mapping[str, Any]) -> dict[str, list[_FlatKey]]:
     """Flattened attributes by group, found in one pass: key, index, what follows the index."""
-    groups: dict[str, list[_Flat]] = {}
+    groups: dict[str, list[_FlatKey]] = {}
     for key in found:
         segments = key.split(".", 3)
-        if len(segments) > 2 and segments[1] in _GROUPS:  # there is something below the group
+        if len(segments) > 2 and segments[1] in _GROUP_NAMES:  # there is something below the group
             groups.setdefault(segments[1], []).append((key, segments[2], segments[-1]))
     return groups
 
 
-def _flat_messages(found: Mapping[str, Any], keys: Sequence[_Flat], otherwise: str) -> tuple[Message, ...] | None:
+def _read_flat_messages(found: Mapping[str, Any], keys: Sequence[_FlatKey], otherwise: str) -> tuple[Message, ...] | None:
     """Messages from flattened attributes; those with nothing but text, nearly all, without a detour over objects."""
     roles: dict[str, Any] = {}
     contents: dict[str, Any] = {}
@@ -140,42 +140,42 @@ def _flat_messages(found: Mapping[str, Any], keys: Sequence[_Flat], otherwise: s
     messages: list[Message] = []
     said_something = False
     for index in order:
-        said, role = contents.get(index), role_of(roles.get(index), otherwise)
+        said, role = contents.get(index), normalize_role(roles.get(index), otherwise)
         if index not in others and isinstance(said, str) and said and said[0] != "[" and role != "tool":
             messages.append(Message(role, (Part("text", said),)))
             said_something = True
             continue
         item = others.get(index, {})
         item.update({"message.role": roles.get(index), "message.content": said})
-        made = read_messages([flattened(item, "")], otherwise) or ()
+        made = read_messages([unflatten(item, "")], otherwise) or ()
         # LangChain's root has a role and nothing else.
         said_something = said_something or any(each.parts or each.tool_calls or each.reasoning for each in made)
         messages += made
-    return joined(messages) if said_something else None
+    return merge_messages(messages) if said_something else None
 
 
 def _position(index: str) -> tuple[int, str]:
     return len(index), index
 
 
-def _messages(
-    found: Mapping[str, Any], kind: Kind | None, groups: Mapping[str, list[_Flat]]
+def _read_all_messages(
+    found: Mapping[str, Any], kind: Kind | None, groups: Mapping[str, list[_FlatKey]]
 ) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None, tuple[str, ...]]:
     """Messages in and out, and the keys whose content they carry."""
     given = answered = None
     carried: list[str] = []
     if keys := groups.get("input_messages"):
-        given = _flat_messages(found, keys, "user")
+        given = _read_flat_messages(found, keys, "user")
         carried += [key for key, _, _ in keys] if given else ()
     if keys := groups.get("output_messages"):
-        answered = _flat_messages(found, keys, "assistant")
+        answered = _read_flat_messages(found, keys, "assistant")
         carried += [key for key, _, _ in keys] if answered else ()
     if "prompts" in groups and given is None:
-        prompts = flattened(found, SpanAttributes.LLM_PROMPTS + ".")
+        prompts = unflatten(found, SpanAttributes.LLM_PROMPTS + ".")
         said = [each.get("prompt", {}).get("text") for each in prompts if isinstance(each, dict)]
         given = tuple(Message("user", (Part("text", each),)) for each in said if isinstance(each, str)) or None
     if "choices" in groups and answered is None:
-        choices = flattened(found, "llm.choices.")
+        choices = unflatten(found, "llm.choices.")
         said = [each.get("completion", {}).get("text") for each in choices if isinstance(each, dict)]
         answered = tuple(Message("assistant", (Part("text", each),)) for each in said if isinstance(each, str)) or None
     if kind in (Kind.LLM, Kind.AGENT, Kind.CHAIN, None):
@@ -186,11 +186,11 @@ def _messages(
     return given, answered, tuple(carried)
 
 
-def _tools(
-    found: Mapping[str, Any], kind: Kind | None, groups: Mapping[str, list[_Flat]]
+def _read_tools(
+    found: Mapping[str, Any], kind: Kind | None, groups: Mapping[str, list[_FlatKey]]
 ) -> tuple[ToolDefinition, ...] | None:
     if "tools" in groups:
-        listed = flattened(found, _TOOLS)
+        listed = unflatten(found, _TOOLS)
         schemas = [each.get("tool", {}).get("json_schema") for each in listed if isinstance(each, dict)]
         tools = read_tools([each for each in schemas if each])
         if tools:
@@ -201,7 +201,7 @@ def _tools(
         value = found.get(key)
         if isinstance(value, str) and '"tools"' not in value:
             continue
-        holder = structured(value)
+        holder = parse_structured(value)
         if isinstance(holder, dict):
             inner = holder.get("kwargs")
             tools = read_tools(holder.get("tools"))
@@ -211,20 +211,20 @@ def _tools(
     return None
 
 
-def _documents(
-    found: Mapping[str, Any], groups: Mapping[str, list[_Flat]], kind: Kind | None
+def _read_documents(
+    found: Mapping[str, Any], groups: Mapping[str, list[_FlatKey]], kind: Kind | None
 ) -> tuple[Document, ...] | None:
     if "documents" in groups:
-        return documents_of(flattened(found, SpanAttributes.RETRIEVAL_DOCUMENTS + "."))
+        return read_documents(unflatten(found, SpanAttributes.RETRIEVAL_DOCUMENTS + "."))
     if "output_documents" in groups:
-        return documents_of(flattened(found, RerankerAttributes.RERANKER_OUTPUT_DOCUMENTS + "."))
+        return read_documents(unflatten(found, RerankerAttributes.RERANKER_OUTPUT_DOCUMENTS + "."))
     if kind is Kind.RETRIEVER:
-        value = structured(found.get(SpanAttributes.OUTPUT_VALUE))
-        return documents_of(value.get("documents") if isinstance(value, dict) else value)
+        value = parse_structured(found.get(SpanAttributes.OUTPUT_VALUE))
+        return read_documents(value.get("documents") if isinstance(value, dict) else value)
     return None
 
 
-def documents_of(value: Any) -> tuple[Document, ...] | None:
+def read_documents(value: Any) -> tuple[Document, ...] | None:
     """Documents out of a list of objects; None if one of them has no content."""
     if not isinstance(value, list) or not value:
         return None
@@ -233,49 +233,49 @@ def documents_of(value: Any) -> tuple[Document, ...] | None:
         inner = item.get("document") if isinstance(item, dict) and isinstance(item.get("document"), dict) else item
         if not isinstance(inner, dict):
             return None
-        content = first_text(
+        content = select_text(
             inner.get(DocumentAttributes.DOCUMENT_CONTENT.rpartition(".")[2]),
             inner.get("page_content"),
             inner.get("text"),
         )
         if content is None:
             return None
-        metadata = structured(inner.get("metadata"))
+        metadata = parse_structured(inner.get("metadata"))
         documents.append(
             Document(
                 content,
                 str(inner["id"]) if inner.get("id") not in (None, "") else "",
-                number(inner.get("score")),
+                parse_float(inner.get("score")),
                 metadata if isinstance(metadata, dict) else None,
             )
         )
     return tuple(documents)
 
 
-def _embedded(found: Mapping[str, Any]) -> tuple[str, ...] | None:
-    embedded = flattened(found, "embedding.embeddings.")
+def _read_embedded_texts(found: Mapping[str, Any]) -> tuple[str, ...] | None:
+    embedded = unflatten(found, "embedding.embeddings.")
     said = [each.get("embedding", {}).get("text") for each in embedded if isinstance(each, dict)]
     return tuple(each for each in said if isinstance(each, str)) or None
 
 
-def _usage(found: Mapping[str, Any]) -> Usage | None:
-    usage = Usage(*(integer(found.get(key)) for key in _COUNTS))
+def _read_usage(found: Mapping[str, Any]) -> Usage | None:
+    usage = Usage(*(parse_int(found.get(key)) for key in _COUNT_KEYS))
     return usage if usage.input is not None or usage.output is not None or usage.total is not None else None
 
 
-def _cost(found: Mapping[str, Any]) -> Cost | None:
-    cost = Cost(*(number(found.get(key)) for key in _COSTS))
+def _read_cost(found: Mapping[str, Any]) -> Cost | None:
+    cost = Cost(*(parse_float(found.get(key)) for key in _COST_KEYS))
     return cost if any(cost) else None
 
 
-def _parameters(found: Mapping[str, Any], kind: Kind | None) -> Mapping[str, Any] | None:
+def _read_parameters(found: Mapping[str, Any], kind: Kind | None) -> Mapping[str, Any] | None:
     if kind is not Kind.LLM:
         return None
-    parameters = structured(found.get(SpanAttributes.LLM_INVOCATION_PARAMETERS))
+    parameters = parse_structured(found.get(SpanAttributes.LLM_INVOCATION_PARAMETERS))
     return parameters if isinstance(parameters, dict) else None
 
 
-def _model_of_parameters(found: Mapping[str, Any], kind: Kind | None) -> str | None:
+def _read_parameter_model(found: Mapping[str, Any], kind: Kind | None) -> str | None:
     """A failed call has its model among the parameters only."""
     if kind not in (Kind.LLM, Kind.EMBEDDING):
         return None
@@ -286,12 +286,12 @@ def _model_of_parameters(found: Mapping[str, Any], kind: Kind | None) -> str | N
     ):
         value = found.get(key)
         if isinstance(value, str) and '"model' in value:
-            holder = structured(value)
-            if isinstance(holder, dict) and (model := first_text(holder.get("model"), holder.get("model_name"))):
+            holder = parse_structured(value)
+            if isinstance(holder, dict) and (model := select_text(holder.get("model"), holder.get("model_name"))):
                 return model
     return None
 
 
-def _prompt(found: Mapping[str, Any]) -> Prompt | None:
-    name = first_text(found.get("prompt.id"), found.get("prompt.name"))
+def _read_prompt(found: Mapping[str, Any]) -> Prompt | None:
+    name = select_text(found.get("prompt.id"), found.get("prompt.name"))
     return Prompt(name, str(found.get("prompt.version") or "")) if name else None

@@ -9,17 +9,17 @@ from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Part
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import as_text, objects, structured, text
+from mlflow_otlp_exporter._internal.enrichment.values import to_text, parse_objects, parse_structured, parse_text
 
 
 def read(source: SpanView) -> NormalizedSpan | None:
     """Reads agent runs, tool calls, and the events that the first format keeps in an attribute."""
     found = source.attributes
-    given, answered = _events(found)
+    given, answered = _read_events(found)
     transcript = read_messages(found.get("pydantic_ai.all_messages")) or read_messages(found.get("all_messages_events"))
     if transcript:
-        given, answered = _of_run(found, transcript)
-    parameters = structured(found.get("model_request_parameters"))
+        given, answered = _split_run(found, transcript)
+    parameters = parse_structured(found.get("model_request_parameters"))
     tools = read_tools(parameters.get("function_tools")) if isinstance(parameters, dict) else None
     observation = NormalizedSpan(
         input_messages=given,
@@ -28,19 +28,19 @@ def read(source: SpanView) -> NormalizedSpan | None:
         input=found.get("tool_arguments"),
         output=found.get("tool_response"),
         tools=tools,
-        agent_name=text(found.get("agent_name")),
+        agent_name=parse_text(found.get("agent_name")),
         carried=("pydantic_ai.all_messages",) if transcript and "pydantic_ai.all_messages" in found else (),
     )
     return observation if any(observation) else None
 
 
-def _events(found: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None]:
+def _read_events(found: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None]:
     """Format 1: a JSON list of what later became messages."""
     if "events" not in found:
         return None, None
     given: list[Message] = []
     answered: list[Message] = []
-    for event in objects(found["events"]):
+    for event in parse_objects(found["events"]):
         name = event.get("event.name", "")
         if name == "gen_ai.choice":
             message = event.get("message")
@@ -50,14 +50,14 @@ def _events(found: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, tuple
     return tuple(given) or None, tuple(answered) or None
 
 
-def _of_run(
+def _split_run(
     found: Mapping[str, Any], transcript: tuple[Message, ...]
 ) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None]:
     """What a run was given and what it answered: everything up to the user's last words, and the result."""
     last = max((index for index, message in enumerate(transcript) if message.role == "user"), default=-1)
     result = found.get("final_result")
     if result is not None:
-        answered: tuple[Message, ...] | None = (Message("assistant", (Part("text", as_text(result)),)),)
+        answered: tuple[Message, ...] | None = (Message("assistant", (Part("text", to_text(result)),)),)
     elif transcript[-1].role == "assistant" and transcript[-1].text:
         answered = transcript[-1:]
     else:

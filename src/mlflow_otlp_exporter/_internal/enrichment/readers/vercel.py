@@ -18,20 +18,20 @@ from mlflow_otlp_exporter._internal.enrichment.payloads import read_request
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
-    as_text,
-    decoded,
-    first_text,
-    integer,
-    objects,
-    structured,
-    text,
-    texts,
+    to_text,
+    decode_json,
+    select_text,
+    parse_int,
+    parse_objects,
+    parse_structured,
+    parse_text,
+    parse_texts,
 )
 
 _METADATA, _SETTINGS = "ai.telemetry.metadata.", "ai.settings."
-_IDENTITIES = frozenset({"sessionId", "session_id", "threadId", "conversationId", "userId", "user_id", "tags"})
-_CALLS = (".doGenerate", ".doStream")
-_OUTER = frozenset({"ai.generateText", "ai.streamText", "ai.generateObject", "ai.streamObject"})
+_IDENTITY_KEYS = frozenset({"sessionId", "session_id", "threadId", "conversationId", "userId", "user_id", "tags"})
+_CALL_SUFFIXES = (".doGenerate", ".doStream")
+_OUTER_OPERATIONS = frozenset({"ai.generateText", "ai.streamText", "ai.generateObject", "ai.streamObject"})
 
 
 def read(source: SpanView) -> NormalizedSpan | None:
@@ -40,30 +40,30 @@ def read(source: SpanView) -> NormalizedSpan | None:
     operation = found.get("ai.operationId")
     if not isinstance(operation, str):
         return None
-    shared = _shared(found)
+    shared = _read_common(found)
     if operation == "ai.toolCall":
         return shared._replace(
             kind=Kind.TOOL,
-            tool_name=text(found.get("ai.toolCall.name")),
-            tool_call_id=text(found.get("ai.toolCall.id")),
+            tool_name=parse_text(found.get("ai.toolCall.name")),
+            tool_call_id=parse_text(found.get("ai.toolCall.id")),
             input=found.get("ai.toolCall.args", found.get("ai.toolCall.input")),
-            output=decoded(found.get("ai.toolCall.result", found.get("ai.toolCall.output"))),
+            output=decode_json(found.get("ai.toolCall.result", found.get("ai.toolCall.output"))),
         )
     if operation.startswith("ai.embed"):
         return shared._replace(
             kind=Kind.EMBEDDING,
-            embedded_texts=_embedded(found),
-            usage=_embedding_usage(found),
+            embedded_texts=_read_embedded_texts(found),
+            usage=_read_embedding_usage(found),
         )
     if operation.startswith("ai.rerank"):
         return shared._replace(kind=Kind.RERANKER)
-    if operation not in _OUTER and not operation.endswith(_CALLS):
+    if operation not in _OUTER_OPERATIONS and not operation.endswith(_CALL_SUFFIXES):
         return None
-    outer = operation in _OUTER
+    outer = operation in _OUTER_OPERATIONS
     given = (
         read_request(found.get("ai.prompt"), model=True) if outer else read_messages(found.get("ai.prompt.messages"))
     )
-    answered = _answer(found)
+    answered = _read_answer(found)
     carried = [key for key in ("ai.prompt.messages", "ai.prompt") if given and key in found]
     carried += [key for key in ("ai.response.text", "ai.response.toolCalls") if answered and key in found]
     return shared._replace(
@@ -73,75 +73,75 @@ def read(source: SpanView) -> NormalizedSpan | None:
         output_messages=answered,
         tools=read_tools(found.get("ai.prompt.tools")),
         # The outer span has the usage of the last step only.
-        usage=None if outer else _usage(found),
-        finish_reason=text(found.get("ai.response.finishReason")),
-        invocation_parameters=_parameters(found),
+        usage=None if outer else _read_usage(found),
+        finish_reason=parse_text(found.get("ai.response.finishReason")),
+        invocation_parameters=_read_parameters(found),
         carried=tuple(carried),
     )
 
 
-def _shared(found: Mapping[str, Any]) -> NormalizedSpan:
+def _read_common(found: Mapping[str, Any]) -> NormalizedSpan:
     start = len(_METADATA)
     metadata = {key[start:]: value for key, value in found.items() if key.startswith(_METADATA)}
-    rest = {key: as_text(value) for key, value in metadata.items() if key not in _IDENTITIES}
+    rest = {key: to_text(value) for key, value in metadata.items() if key not in _IDENTITY_KEYS}
     return NormalizedSpan(
-        request_model=text(found.get("ai.model.id")),
-        response_model=text(found.get("ai.response.model")),
-        provider=text(found.get("ai.model.provider")),
-        session=first_text(*(metadata.get(key) for key in ("sessionId", "session_id", "threadId", "conversationId"))),
-        user=first_text(metadata.get("userId"), metadata.get("user_id")),
-        tags=texts(metadata.get("tags")),
+        request_model=parse_text(found.get("ai.model.id")),
+        response_model=parse_text(found.get("ai.response.model")),
+        provider=parse_text(found.get("ai.model.provider")),
+        session=select_text(*(metadata.get(key) for key in ("sessionId", "session_id", "threadId", "conversationId"))),
+        user=select_text(metadata.get("userId"), metadata.get("user_id")),
+        tags=parse_texts(metadata.get("tags")),
         metadata=rest or None,
-        response_id=text(found.get("ai.response.id")),
+        response_id=parse_text(found.get("ai.response.id")),
     )
 
 
-def _answer(found: Mapping[str, Any]) -> tuple[Message, ...] | None:
-    said = first_text(found.get("ai.response.text"), found.get("ai.response.object"), found.get("ai.result.text"))
+def _read_answer(found: Mapping[str, Any]) -> tuple[Message, ...] | None:
+    said = select_text(found.get("ai.response.text"), found.get("ai.response.object"), found.get("ai.result.text"))
     calls = []
-    for call in objects(found.get("ai.response.toolCalls", found.get("ai.result.toolCalls"))):
-        name = text(call.get("toolName"))
+    for call in parse_objects(found.get("ai.response.toolCalls", found.get("ai.result.toolCalls"))):
+        name = parse_text(call.get("toolName"))
         if name:
             arguments = call.get("input", call.get("args"))
-            calls.append(ToolCall(as_text(call.get("toolCallId") or ""), name, as_text(arguments)))
-    reasoning = as_text(found.get("ai.response.reasoning") or "")
+            calls.append(ToolCall(to_text(call.get("toolCallId") or ""), name, to_text(arguments)))
+    reasoning = to_text(found.get("ai.response.reasoning") or "")
     if not said and not calls and not reasoning:
         return None
     parts = (Part("text", said),) if said else ()
     return (Message("assistant", parts, tuple(calls), reasoning=reasoning),)
 
 
-def _usage(found: Mapping[str, Any]) -> Usage | None:
-    given = integer(found.get("ai.usage.inputTokens", found.get("ai.usage.promptTokens")))
-    answered = integer(found.get("ai.usage.outputTokens", found.get("ai.usage.completionTokens")))
+def _read_usage(found: Mapping[str, Any]) -> Usage | None:
+    given = parse_int(found.get("ai.usage.inputTokens", found.get("ai.usage.promptTokens")))
+    answered = parse_int(found.get("ai.usage.outputTokens", found.get("ai.usage.completionTokens")))
     if given is None and answered is None:
         return None
     return Usage(
         given,
         answered,
-        integer(found.get("ai.usage.totalTokens")),
-        cache_read=integer(found.get("ai.usage.cachedInputTokens")),
-        reasoning=integer(found.get("ai.usage.reasoningTokens")),
+        parse_int(found.get("ai.usage.totalTokens")),
+        cache_read=parse_int(found.get("ai.usage.cachedInputTokens")),
+        reasoning=parse_int(found.get("ai.usage.reasoningTokens")),
     )
 
 
-def _embedding_usage(found: Mapping[str, Any]) -> Usage | None:
-    tokens = integer(found.get("ai.usage.tokens"))
+def _read_embedding_usage(found: Mapping[str, Any]) -> Usage | None:
+    tokens = parse_int(found.get("ai.usage.tokens"))
     is_call = str(found.get("ai.operationId")).endswith(".doEmbed")
     return Usage(tokens, 0, tokens) if tokens is not None and is_call else None
 
 
-def _embedded(found: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _read_embedded_texts(found: Mapping[str, Any]) -> tuple[str, ...] | None:
     values = found.get("ai.values")
     if values is None:
-        single = decoded(found.get("ai.value"))
+        single = decode_json(found.get("ai.value"))
         return (single,) if isinstance(single, str) else None
-    listed = structured(values) or []
-    said = tuple(each for item in listed if isinstance(each := decoded(item), str))
+    listed = parse_structured(values) or []
+    said = tuple(each for item in listed if isinstance(each := decode_json(item), str))
     return said or None
 
 
-def _parameters(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _read_parameters(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     start = len(_SETTINGS)
     settings = {key[start:]: value for key, value in found.items() if key.startswith(_SETTINGS)}
     settings.pop("maxRetries", None)

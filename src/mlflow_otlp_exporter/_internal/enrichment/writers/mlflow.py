@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
-from mlflow_otlp_exporter._internal.enrichment.kinds import for_mlflow, is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import to_mlflow_span_type, is_model
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
     Document,
@@ -18,11 +18,11 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Part,
     Usage,
 )
-from mlflow_otlp_exporter._internal.enrichment.providers import catalog_name, provider_of
+from mlflow_otlp_exporter._internal.enrichment.providers import to_catalog_provider, resolve_provider
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
-from mlflow_otlp_exporter._internal.enrichment.tool_values import is_dump, result_of
-from mlflow_otlp_exporter._internal.enrichment.tools import clean_schema
-from mlflow_otlp_exporter._internal.enrichment.values import as_json, as_text, decoded
+from mlflow_otlp_exporter._internal.enrichment.tool_values import is_repr, unwrap_result
+from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema
+from mlflow_otlp_exporter._internal.enrichment.values import to_json, to_text, decode_json
 
 INPUTS, OUTPUTS, TYPE = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.spanType"
 TOOLS, USAGE, COST, MESSAGES = (
@@ -34,17 +34,17 @@ TOOLS, USAGE, COST, MESSAGES = (
 LOG_LEVEL = "mlflow.spanLogLevel"
 MODEL, PROVIDER, TAG = "mlflow.llm.model", "mlflow.llm.provider", "mlflow.traceTag."
 TRACE_NAME, LINKED_PROMPTS = TAG + "mlflow.traceName", TAG + "mlflow.linkedPrompts"
-_LONGEST_NAME, _LONGEST_KEY, _LONGEST_TAG = 4096, 250, 4096
-_MOST_TAGS = 100
+_MAX_NAME_LENGTH, _MAX_KEY_LENGTH, _MAX_TAG_LENGTH = 4096, 250, 4096
+_MAX_TAGS = 100
 # What the console takes as sound.
-_SOUNDS = frozenset({"wav", "mp3"})
+_AUDIO_FORMATS = frozenset({"wav", "mp3"})
 # What frameworks put into metadata for themselves.
-_NOISE = ("langgraph_", "ls_", "lc_", "checkpoint_", "__pregel")
-_IDENTITIES = frozenset(
+_FRAMEWORK_PREFIXES = ("langgraph_", "ls_", "lc_", "checkpoint_", "__pregel")
+_IDENTITY_KEYS = frozenset(
     {"session_id", "thread_id", "user_id", "conversation_id", "sessionId", "userId", "checkpoint_ns"}
 )
 # Parameters that repeat what stands elsewhere, or that no person looks for.
-_NO_PARAMETERS = frozenset(
+_IGNORED_PARAMETERS = frozenset(
     {
         "messages",
         "input",
@@ -67,36 +67,36 @@ _NO_PARAMETERS = frozenset(
     }
 )
 # As MLflow's SDK has it: what stays when the console's filter leaves the plumbing out, which a span without a level is.
-_TELLING = frozenset({Kind.CHAT_MODEL, Kind.LLM, Kind.TOOL, Kind.RETRIEVER, Kind.AGENT, Kind.EMBEDDING})
-_INFO, _ERROR = 20, 40
-_COSTED = (Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER)
+_INFO_KINDS = frozenset({Kind.CHAT_MODEL, Kind.LLM, Kind.TOOL, Kind.RETRIEVER, Kind.AGENT, Kind.EMBEDDING})
+_LEVEL_INFO, _LEVEL_ERROR = 20, 40
+_PRICED_KINDS = (Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER)
 
 
 def write(span: SpanState) -> dict[str, Any]:
     """The attributes of MLflow's for a span; whoever adds them keeps what is there already."""
     found, kind = span.observation, span.kind
-    written: dict[str, Any] = {TYPE: for_mlflow(kind) if kind is not None else Kind.UNKNOWN.value}
+    written: dict[str, Any] = {TYPE: to_mlflow_span_type(kind) if kind is not None else Kind.UNKNOWN.value}
     if span.span.status.status_code is StatusCode.ERROR:
-        written[LOG_LEVEL] = _ERROR
-    elif kind in _TELLING:
-        written[LOG_LEVEL] = _INFO
+        written[LOG_LEVEL] = _LEVEL_ERROR
+    elif kind in _INFO_KINDS:
+        written[LOG_LEVEL] = _LEVEL_INFO
     if is_model(kind):
         _write_chat(span, written)
     elif kind is Kind.TOOL:
-        _write_values(found.input, result_of(found.output), written)
+        _write_values(found.input, unwrap_result(found.output), written)
     elif kind in (Kind.RETRIEVER, Kind.RERANKER, Kind.MEMORY) and (found.documents or found.query):
         _write_retrieval(found, kind, written)
     elif kind is Kind.EMBEDDING:
         if found.embedded_texts:
-            written[INPUTS] = as_json({"input": list(found.embedded_texts)})
+            written[INPUTS] = to_json({"input": list(found.embedded_texts)})
     else:
-        _write_words(span, written)
+        _write_input_output(span, written)
     if found.usage is not None and span.keeps_usage:
         _write_usage(found.usage, written)
-    if kind in _COSTED:
+    if kind in _PRICED_KINDS:
         _write_model(found, written)
-        if found.cost is not None and span.keeps_usage and (cost := _cost(found.cost, found.usage)):
-            written[COST] = as_json(cost)
+        if found.cost is not None and span.keeps_usage and (cost := _complete_cost(found.cost, found.usage)):
+            written[COST] = to_json(cost)
     if span.parent_id is None:
         _write_trace(span, written)
     return written
@@ -105,64 +105,64 @@ def write(span: SpanState) -> dict[str, Any]:
 def _write_chat(span: SpanState, written: dict[str, Any]) -> None:
     found = span.observation
     given, answered = found.input_messages, found.output_messages
-    tools = [_tool(each.name, each.description, each.parameters) for each in found.tools or ()]
+    tools = [_build_tool(each.name, each.description, each.parameters) for each in found.tools or ()]
     if given:
-        request: dict[str, Any] = {"messages": [chat_message(each) for each in given]}
+        request: dict[str, Any] = {"messages": [_build_message(each) for each in given]}
         if model := found.request_model or found.response_model:
             request["model"] = model
         request |= {
             key: value
             for key, value in (found.invocation_parameters or {}).items()
-            if key not in _NO_PARAMETERS and value not in (None, "", [], {})
+            if key not in _IGNORED_PARAMETERS and value not in (None, "", [], {})
         }
-        if files := _files(given):
+        if files := _collect_files(given):
             # A chat has no place for them; beside it the console shows them.
             request["files"] = files
-        if tools and _holds_tools(span.attributes.get("input.value")):
+        if tools and _has_tools(span.attributes.get("input.value")):
             # Before 3.13 MLflow takes no list in JSON text; what it shows without us must not go.
             request["tools"] = tools
-        written[INPUTS] = as_json(request)
+        written[INPUTS] = to_json(request)
     elif found.input is not None and not isinstance(found.input, str):
-        written[INPUTS] = as_json(found.input)
+        written[INPUTS] = to_json(found.input)
     if answered:
-        written[OUTPUTS] = as_json(_choices(answered, found.finish_reason))
+        written[OUTPUTS] = to_json(_build_choices(answered, found.finish_reason))
     elif given:
         # The console shows no chat for a side that is missing, as after a failed call.
-        written[MESSAGES] = as_json([chat_message(each) for each in given])
+        written[MESSAGES] = to_json([_build_message(each) for each in given])
     if tools:
-        written[TOOLS] = as_json(tools)
+        written[TOOLS] = to_json(tools)
 
 
-def _files(messages: Sequence[Message]) -> list[str]:
+def _collect_files(messages: Sequence[Message]) -> list[str]:
     """References to uploaded files that are neither images nor sounds that a chat shows."""
     parts = [part for message in messages for part in message.parts if part.url.startswith(ATTACHMENT)]
-    return list(dict.fromkeys(part.url for part in parts if _content_part(part)["type"] == "text"))
+    return list(dict.fromkeys(part.url for part in parts if _build_content_part(part)["type"] == "text"))
 
 
-def _holds_tools(request: Any) -> bool:
+def _has_tools(request: Any) -> bool:
     return isinstance(request, str) and '"tools"' in request
 
 
-def _choices(messages: Sequence[Message], reason: str | None) -> dict[str, Any]:
+def _build_choices(messages: Sequence[Message], reason: str | None) -> dict[str, Any]:
     choices: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
-        choice: dict[str, Any] = {"index": index, "message": chat_message(message)}
+        choice: dict[str, Any] = {"index": index, "message": _build_message(message)}
         if reason:
             choice["finish_reason"] = reason
         choices.append(choice)
     return {"choices": choices}
 
 
-def _tool(name: str, description: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": name, "parameters": clean_schema(parameters)}
+def _build_tool(name: str, description: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": name, "parameters": normalize_schema(parameters)}
     if description:
         function["description"] = description
     return {"type": "function", "function": function}
 
 
-def chat_message(message: Message) -> dict[str, Any]:
+def _build_message(message: Message) -> dict[str, Any]:
     """A message as MLflow's console takes it; one that it does not take would hide all others."""
-    made: dict[str, Any] = {"role": message.role, "content": _content(message)}
+    made: dict[str, Any] = {"role": message.role, "content": _build_content(message)}
     if message.tool_calls:
         made["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -177,20 +177,20 @@ def chat_message(message: Message) -> dict[str, Any]:
     return made
 
 
-def _content(message: Message) -> Any:
+def _build_content(message: Message) -> Any:
     if not message.parts:
         return None if message.tool_calls or message.reasoning else ""
     if len(message.parts) == 1 and message.parts[0].kind == "text":
         return message.parts[0].text
     if all(part.kind == "text" for part in message.parts):
         return message.text
-    return [_content_part(part) for part in message.parts]
+    return [_build_content_part(part) for part in message.parts]
 
 
-def _content_part(part: Part) -> dict[str, Any]:
+def _build_content_part(part: Part) -> dict[str, Any]:
     if part.kind == "image" and part.url:
         return {"type": "image_url", "image_url": {"url": part.url}}
-    if part.kind == "audio" and part.data and part.format in _SOUNDS:
+    if part.kind == "audio" and part.data and part.format in _AUDIO_FORMATS:
         return {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
     if part.kind == "text":
         return {"type": "text", "text": part.text}
@@ -200,9 +200,9 @@ def _content_part(part: Part) -> dict[str, Any]:
 
 def _write_values(given: Any, returned: Any, written: dict[str, Any]) -> None:
     if given is not None:
-        written[INPUTS] = as_json(decoded(given))
+        written[INPUTS] = to_json(decode_json(given))
     if returned is not None:
-        written[OUTPUTS] = as_json(returned)
+        written[OUTPUTS] = to_json(returned)
 
 
 def _write_retrieval(found: NormalizedSpan, kind: Kind, written: dict[str, Any]) -> None:
@@ -212,18 +212,18 @@ def _write_retrieval(found: NormalizedSpan, kind: Kind, written: dict[str, Any])
         if query is not None:
             request["query"] = query
         if found.input_documents:
-            request["documents"] = [_document(each) for each in found.input_documents]
+            request["documents"] = [_build_document(each) for each in found.input_documents]
         if found.top_k is not None:
             request["top_k"] = found.top_k
         if request:
-            written[INPUTS] = as_json(request)
+            written[INPUTS] = to_json(request)
     elif query is not None:
-        written[INPUTS] = as_json(decoded(query))
+        written[INPUTS] = to_json(decode_json(query))
     if found.documents:
-        written[OUTPUTS] = as_json([_document(each) for each in found.documents])
+        written[OUTPUTS] = to_json([_build_document(each) for each in found.documents])
 
 
-def _document(document: Document) -> dict[str, Any]:
+def _build_document(document: Document) -> dict[str, Any]:
     metadata = dict(document.metadata or {})
     if document.score is not None:
         metadata.setdefault("score", document.score)
@@ -235,7 +235,7 @@ def _document(document: Document) -> dict[str, Any]:
     return made
 
 
-def _write_words(span: SpanState, written: dict[str, Any]) -> None:
+def _write_input_output(span: SpanState, written: dict[str, Any]) -> None:
     """Inputs and outputs of agents and of what is around them.
 
     A root and an agent get the user's last words and the final answer only, which is what previews, sessions and
@@ -244,20 +244,20 @@ def _write_words(span: SpanState, written: dict[str, Any]) -> None:
     found = span.observation
     told = span.parent_id is None or span.kind is Kind.AGENT
     if told and span.question:
-        written[INPUTS] = as_json({"messages": [{"role": "user", "content": span.question}]})
+        written[INPUTS] = to_json({"messages": [{"role": "user", "content": span.question}]})
     elif found.input_messages and not told:
-        written[INPUTS] = as_json({"messages": [chat_message(each) for each in found.input_messages]})
+        written[INPUTS] = to_json({"messages": [_build_message(each) for each in found.input_messages]})
     elif found.input is not None and "input.value" not in span.attributes:
-        written[INPUTS] = as_json(decoded(found.input))
+        written[INPUTS] = to_json(decode_json(found.input))
     if told and span.answer:
         answer = {"role": "assistant", "content": span.answer}
-        written[OUTPUTS] = as_json({"choices": [{"index": 0, "message": answer}]})
+        written[OUTPUTS] = to_json({"choices": [{"index": 0, "message": answer}]})
     elif found.output_messages and not told:
-        written[OUTPUTS] = as_json(_choices(found.output_messages, found.finish_reason))
-    elif found.output is not None and "output.value" not in span.attributes and not is_dump(found.output):
-        written[OUTPUTS] = as_json(decoded(found.output))
+        written[OUTPUTS] = to_json(_build_choices(found.output_messages, found.finish_reason))
+    elif found.output is not None and "output.value" not in span.attributes and not is_repr(found.output):
+        written[OUTPUTS] = to_json(decode_json(found.output))
     if span.kind is Kind.AGENT and found.transcript and not told:
-        written[MESSAGES] = as_json([chat_message(each) for each in found.transcript])
+        written[MESSAGES] = to_json([_build_message(each) for each in found.transcript])
 
 
 def _write_usage(usage: Usage, written: dict[str, Any]) -> None:
@@ -275,18 +275,18 @@ def _write_usage(usage: Usage, written: dict[str, Any]) -> None:
         counts["cache_read_input_tokens"] = usage.cache_read
     if usage.cache_write:
         counts["cache_creation_input_tokens"] = usage.cache_write
-    written[USAGE] = as_json(counts)
+    written[USAGE] = to_json(counts)
 
 
 def _write_model(found: NormalizedSpan, written: dict[str, Any]) -> None:
     model = found.response_model or found.request_model
     if model:
         written[MODEL] = model
-    if provider := provider_of(found.provider, model):
-        written[PROVIDER] = catalog_name(provider)
+    if provider := resolve_provider(found.provider, model):
+        written[PROVIDER] = to_catalog_provider(provider)
 
 
-def _cost(cost: Cost, usage: Usage | None) -> dict[str, float] | None:
+def _complete_cost(cost: Cost, usage: Usage | None) -> dict[str, float] | None:
     """Costs with all three keys, without which MLflow takes none of them.
 
     A source that knows the total only has it divided by the tokens on each side.
@@ -311,7 +311,7 @@ def _write_trace(span: SpanState, written: dict[str, Any]) -> None:
     """What MLflow reads on the root only."""
     name = span.observation.title or span.span.name
     if name:
-        written[TRACE_NAME] = name[:_LONGEST_NAME]
+        written[TRACE_NAME] = name[:_MAX_NAME_LENGTH]
     lifted = span.lifted
     if lifted is None:
         return
@@ -321,11 +321,11 @@ def _write_trace(span: SpanState, written: dict[str, Any]) -> None:
         written["user.id"] = lifted.user
     tags: dict[str, str] = dict.fromkeys(lifted.tags or (), "true")
     for key, value in (lifted.metadata or {}).items():
-        if not key.startswith(_NOISE) and key not in _IDENTITIES and value is not None:
-            tags.setdefault(key, as_text(value))
-    for key, said in list(tags.items())[:_MOST_TAGS]:
+        if not key.startswith(_FRAMEWORK_PREFIXES) and key not in _IDENTITY_KEYS and value is not None:
+            tags.setdefault(key, to_text(value))
+    for key, said in list(tags.items())[:_MAX_TAGS]:
         # MLflow keeps keys of its own among the tags; nobody else's may look like them.
-        if key and len(key) <= _LONGEST_KEY and not key.startswith("mlflow."):
-            written[TAG + key] = said[:_LONGEST_TAG]
+        if key and len(key) <= _MAX_KEY_LENGTH and not key.startswith("mlflow."):
+            written[TAG + key] = said[:_MAX_TAG_LENGTH]
     if span.prompts:
-        written[LINKED_PROMPTS] = as_json([{"name": each.name, "version": each.version} for each in span.prompts])
+        written[LINKED_PROMPTS] = to_json([{"name": each.name, "version": each.version} for each in span.prompts])

@@ -14,15 +14,15 @@ from openinference.semconv.trace import (
     ToolCallAttributes,
 )
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import for_openinference, is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import to_openinference_kind, is_model
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Usage
-from mlflow_otlp_exporter._internal.enrichment.providers import openinference_name, provider_of
+from mlflow_otlp_exporter._internal.enrichment.providers import to_openinference_provider, resolve_provider
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
-from mlflow_otlp_exporter._internal.enrichment.tool_values import result_of
-from mlflow_otlp_exporter._internal.enrichment.values import as_json, as_text, decoded
+from mlflow_otlp_exporter._internal.enrichment.tool_values import unwrap_result
+from mlflow_otlp_exporter._internal.enrichment.values import to_json, to_text, decode_json
 
 _JSON, _TEXT = OpenInferenceMimeTypeValues.JSON.value, OpenInferenceMimeTypeValues.TEXT.value
-_COUNTS = (
+_COUNT_KEYS = (
     SpanAttributes.LLM_TOKEN_COUNT_PROMPT,
     SpanAttributes.LLM_TOKEN_COUNT_COMPLETION,
     SpanAttributes.LLM_TOKEN_COUNT_TOTAL,
@@ -46,7 +46,7 @@ def write(span: SpanState, *, messages: bool) -> dict[str, Any]:
     if kind is None:
         return {}
     there = span.attributes
-    written: dict[str, Any] = {SpanAttributes.OPENINFERENCE_SPAN_KIND: for_openinference(kind)}
+    written: dict[str, Any] = {SpanAttributes.OPENINFERENCE_SPAN_KIND: to_openinference_kind(kind)}
     if found.session:
         written[SpanAttributes.SESSION_ID] = found.session
     if found.user:
@@ -54,15 +54,15 @@ def write(span: SpanState, *, messages: bool) -> dict[str, Any]:
     if found.tags:
         written[SpanAttributes.TAG_TAGS] = list(found.tags)
     if found.metadata:
-        written[SpanAttributes.METADATA] = as_json(found.metadata)
+        written[SpanAttributes.METADATA] = to_json(found.metadata)
     if found.agent_name:
         written["agent.name"] = found.agent_name
     _write_model(found, kind, written)
-    if found.usage is not None and span.keeps_usage and not any(key in there for key in _COUNTS):
+    if found.usage is not None and span.keeps_usage and not any(key in there for key in _COUNT_KEYS):
         counts = found.usage
         if counts.total is None:
             counts = counts._replace(total=(counts.input or 0) + (counts.output or 0))
-        written.update((key, count) for key, count in zip(_COUNTS, counts, strict=True) if count is not None)
+        written.update((key, count) for key, count in zip(_COUNT_KEYS, counts, strict=True) if count is not None)
     if kind is Kind.TOOL:
         _write_tool(found, written)
     if messages:
@@ -72,7 +72,7 @@ def write(span: SpanState, *, messages: bool) -> dict[str, Any]:
     return written
 
 
-def counts_all(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
+def has_all_counts(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
     """Whether OpenInference's counts among a span's attributes say all that MLflow wants to know of its tokens.
 
     Args:
@@ -81,7 +81,7 @@ def counts_all(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
     """
     if usage is None or not usage.input or not usage.output or usage.cache_read or usage.cache_write:
         return False
-    given, answered, total = map(attributes.get, _COUNTS[:3])
+    given, answered, total = map(attributes.get, _COUNT_KEYS[:3])
     # MLflow adds up what has no total.
     totals = (None, usage.input + usage.output)
     return (given, answered) == (usage.input, usage.output) and total in totals and usage.total in totals
@@ -92,12 +92,12 @@ def _write_model(found: NormalizedSpan, kind: Kind, written: dict[str, Any]) -> 
     if is_model(kind):
         if model:
             written[SpanAttributes.LLM_MODEL_NAME] = model
-        if provider := provider_of(found.provider, model):
-            written[SpanAttributes.LLM_PROVIDER] = openinference_name(provider)
+        if provider := resolve_provider(found.provider, model):
+            written[SpanAttributes.LLM_PROVIDER] = to_openinference_provider(provider)
             if provider in _SYSTEMS:
                 written[SpanAttributes.LLM_SYSTEM] = provider
         if found.invocation_parameters:
-            written[SpanAttributes.LLM_INVOCATION_PARAMETERS] = as_json(found.invocation_parameters)
+            written[SpanAttributes.LLM_INVOCATION_PARAMETERS] = to_json(found.invocation_parameters)
         if found.finish_reason:
             written["llm.finish_reason"] = found.finish_reason
     elif model and kind is Kind.EMBEDDING:
@@ -121,16 +121,16 @@ def _write_values(span: SpanState, written: dict[str, Any]) -> None:
     given: Any = found.input
     answered: Any = found.output
     if kind is Kind.TOOL:
-        given, answered = decoded(given), result_of(answered)
+        given, answered = decode_json(given), unwrap_result(answered)
     elif found.query is not None and given is None:
         given = found.query
     elif found.embedded_texts and given is None:
         given = {"input": list(found.embedded_texts)}
     elif is_model(kind):
         if found.input_messages and SpanAttributes.INPUT_VALUE not in there:
-            given = {"messages": _plain_messages(found.input_messages)}
+            given = {"messages": _build_plain_messages(found.input_messages)}
         if found.output_messages and SpanAttributes.OUTPUT_VALUE not in there:
-            answered = {"messages": _plain_messages(found.output_messages)}
+            answered = {"messages": _build_plain_messages(found.output_messages)}
     elif kind is Kind.AGENT or span.parent_id is None:
         given, answered = (
             given if given is not None else span.question,
@@ -141,9 +141,9 @@ def _write_values(span: SpanState, written: dict[str, Any]) -> None:
         (answered, SpanAttributes.OUTPUT_VALUE, SpanAttributes.OUTPUT_MIME_TYPE),
     ):
         if value is not None and name not in there:
-            written[name] = as_text(value)
+            written[name] = to_text(value)
             written[mime] = _TEXT if isinstance(value, str) else _JSON
-    if found.documents and not _has(there, SpanAttributes.RETRIEVAL_DOCUMENTS + "."):
+    if found.documents and not _has_prefix(there, SpanAttributes.RETRIEVAL_DOCUMENTS + "."):
         for index, document in enumerate(found.documents):
             prefix = f"{SpanAttributes.RETRIEVAL_DOCUMENTS}.{index}."
             written[prefix + DocumentAttributes.DOCUMENT_CONTENT] = document.content
@@ -152,14 +152,14 @@ def _write_values(span: SpanState, written: dict[str, Any]) -> None:
             if document.score is not None:
                 written[prefix + DocumentAttributes.DOCUMENT_SCORE] = document.score
             if document.metadata:
-                written[prefix + DocumentAttributes.DOCUMENT_METADATA] = as_json(document.metadata)
+                written[prefix + DocumentAttributes.DOCUMENT_METADATA] = to_json(document.metadata)
 
 
-def _has(there: Mapping[str, Any], prefix: str) -> bool:
+def _has_prefix(there: Mapping[str, Any], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in there)
 
 
-def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _build_plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     made = []
     for message in messages:
         item: dict[str, Any] = {"role": message.role, "content": message.text}
@@ -179,13 +179,13 @@ def _write_messages(found: NormalizedSpan, there: Any, written: dict[str, Any]) 
         (found.input_messages, SpanAttributes.LLM_INPUT_MESSAGES),
         (found.output_messages, SpanAttributes.LLM_OUTPUT_MESSAGES),
     ):
-        if messages and f"{group}.0.message.role" not in there and not _has(there, group + "."):
+        if messages and f"{group}.0.message.role" not in there and not _has_prefix(there, group + "."):
             for index, message in enumerate(messages):
                 _write_message(message, f"{group}.{index}.", written)
-    if found.tools and not _has(there, SpanAttributes.LLM_TOOLS + "."):
+    if found.tools and not _has_prefix(there, SpanAttributes.LLM_TOOLS + "."):
         for index, tool in enumerate(found.tools):
             function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters or {}}
-            written[f"{SpanAttributes.LLM_TOOLS}.{index}.tool.json_schema"] = as_json(
+            written[f"{SpanAttributes.LLM_TOOLS}.{index}.tool.json_schema"] = to_json(
                 {"type": "function", "function": function}
             )
 
