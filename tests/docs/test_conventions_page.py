@@ -11,12 +11,21 @@ from opentelemetry.trace import SpanContext, TraceFlags
 
 from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, Usage, merge
-from mlflow_otlp_exporter._internal.enrichment.providers import to_catalog_provider, to_openinference_provider, resolve_provider
+from mlflow_otlp_exporter._internal.enrichment.providers import (
+    resolve_provider,
+    to_catalog_provider,
+    to_openinference_provider,
+)
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanSummary
-from mlflow_otlp_exporter._internal.enrichment.tool_values import find_call_id, is_repr, unwrap_result
-from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema, read_tools
+from mlflow_otlp_exporter._internal.enrichment.tools import (
+    find_call_id,
+    is_repr,
+    normalize_schema,
+    read_tools,
+    unwrap_result,
+)
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 
 

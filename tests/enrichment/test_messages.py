@@ -5,12 +5,17 @@ from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, to_result_text, normalize_role, read_system_message
+from mlflow_otlp_exporter._internal.enrichment.messages import (
+    normalize_role,
+    read_messages,
+    read_system_message,
+    to_result_text,
+)
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part, ToolCall
 from mlflow_otlp_exporter._internal.enrichment.payloads import (
-    read_answer,
     find_final_text,
     find_last_user_text,
+    read_answer,
     read_question,
     read_request,
     read_response,

@@ -67,7 +67,9 @@ def _find_duplicates(span: SpanState, written: Mapping[str, Any]) -> Iterator[st
                 yield from ("input.value", "input.mime_type")
             if found.output_messages and _is_plain_answer(there.get("output.value")):
                 yield from ("output.value", "output.mime_type")
-        if _TOOLS in written and all(normalize_schema(tool.parameters) == tool.parameters for tool in found.tools or ()):
+        if _TOOLS in written and all(
+            normalize_schema(tool.parameters) == tool.parameters for tool in found.tools or ()
+        ):
             yield from _TOOL_KEYS[:2]
             for key in there:
                 if key.startswith(_TOOL_PREFIXES):
@@ -123,4 +125,6 @@ def _is_plain_answer(value: Any) -> bool:
 
 def _is_plain_message(message: Any) -> bool:
     """Whether a message holds nothing but what the normal form has."""
-    return isinstance(message, dict) and all(key in _MESSAGE_KEYS or value in _EMPTY_VALUES for key, value in message.items())
+    return isinstance(message, dict) and all(
+        key in _MESSAGE_KEYS or value in _EMPTY_VALUES for key, value in message.items()
+    )

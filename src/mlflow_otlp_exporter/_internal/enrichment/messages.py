@@ -12,7 +12,7 @@ from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.media import read_media
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part, ToolCall
-from mlflow_otlp_exporter._internal.enrichment.values import to_json, to_text, select_text, parse_structured
+from mlflow_otlp_exporter._internal.enrichment.values import parse_structured, select_text, to_json, to_text
 
 _ROLES = {
     "system": "system",
@@ -208,7 +208,9 @@ def _read_responses_item(kind: str, item: Mapping[str, Any], draft: _MessageDraf
 
 def _read_tool_calls(item: Mapping[str, Any], draft: _MessageDraft) -> None:
     """Tool calls that stand beside the content: OpenAI, LangChain, LlamaIndex, OpenInference."""
-    found = parse_structured(item.get("tool_calls")) if isinstance(item.get("tool_calls"), str) else item.get("tool_calls")
+    found = (
+        parse_structured(item.get("tool_calls")) if isinstance(item.get("tool_calls"), str) else item.get("tool_calls")
+    )
     extra = item.get("additional_kwargs")
     if not found and isinstance(extra, dict):
         found = extra.get("tool_calls")

@@ -15,7 +15,12 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     ToolCall,
     ToolDefinition,
 )
-from mlflow_otlp_exporter._internal.enrichment.payloads import read_answer, find_final_text, find_last_user_text, read_question
+from mlflow_otlp_exporter._internal.enrichment.payloads import (
+    find_final_text,
+    find_last_user_text,
+    read_answer,
+    read_question,
+)
 
 # Longer questions and answers are not remembered whole: they are for previews of at most 1,000 characters.
 _MAX_TEXT_LENGTH = 32_768

@@ -68,7 +68,12 @@ class TraceCache:
             for span in spans:
                 if len(trace.spans) >= _MAX_SPANS:
                     break
-                size = _SPAN_OVERHEAD_CHARACTERS + len(span.question or "") + len(span.answer or "") + len(span.raw_input or "")
+                size = (
+                    _SPAN_OVERHEAD_CHARACTERS
+                    + len(span.question or "")
+                    + len(span.answer or "")
+                    + len(span.raw_input or "")
+                )
                 size += sum(len(call.arguments) for call in span.calls)
                 trace.spans[span.span_id] = span
                 trace.size += size

@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     ToolDefinition,
 )
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary
-from mlflow_otlp_exporter._internal.enrichment.tool_values import resolve_arguments, has_named_arguments, is_repr
+from mlflow_otlp_exporter._internal.enrichment.tools import has_named_arguments, is_repr, resolve_arguments
 
 # Clients that make spans of their own for calls that an instrumentation tells of as well, and better.
 _CLIENTS = frozenset({"com.anthropic.sdk.python"})
@@ -199,7 +199,9 @@ def _fill_input_output(span: SpanState, tree: TraceTree) -> None:
     if (span.answer is None and span.observation.output is None) or dumped:
         span.answer = None
         for level in tree.levels(span.span_id):
-            said = [each for each in level if each.answer and each.kind in _CONVERSATION_KINDS and not is_repr(each.answer)]
+            said = [
+                each for each in level if each.answer and each.kind in _CONVERSATION_KINDS and not is_repr(each.answer)
+            ]
             if said and level:
                 span.answer = max(said, key=lambda each: each.end).answer
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 # What is larger is content that no convention puts there as JSON, and would take milliseconds to parse.
@@ -117,12 +117,3 @@ def to_json(value: Any) -> str:
 def to_text(value: Any) -> str:
     """A value as what a person reads: a text as it is, all else as JSON."""
     return value if isinstance(value, str) else to_json(value)
-
-
-def only(value: Any, keys: Sequence[str]) -> str | None:
-    """The text that an object holds under one of some keys, if that is all it holds."""
-    if isinstance(value, dict) and len(value) == 1:
-        key, found = next(iter(value.items()))
-        if key in keys and isinstance(found, str):
-            return found
-    return None

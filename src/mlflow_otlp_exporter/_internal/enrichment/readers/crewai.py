@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
-from mlflow_otlp_exporter._internal.enrichment.values import select_text, parse_objects, parse_structured
+from mlflow_otlp_exporter._internal.enrichment.values import parse_objects, parse_structured, select_text
 
 
 def read(source: SpanView) -> NormalizedSpan | None:
     """Reads a crew's or a task's span as OpenInference's instrumentor writes it."""
     found = source.attributes
-    tasks = [task["description"] for task in parse_objects(found.get("crew_tasks")) if _is_text(task.get("description"))]
+    tasks = [
+        task["description"] for task in parse_objects(found.get("crew_tasks")) if _is_text(task.get("description"))
+    ]
     result = parse_structured(found.get("output.value"))
     answer = select_text(result.get("raw")) if isinstance(result, dict) else None
     asked = None

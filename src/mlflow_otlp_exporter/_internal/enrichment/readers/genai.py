@@ -16,13 +16,13 @@ from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
-    select_text,
-    parse_int,
     parse_float,
+    parse_int,
     parse_objects,
     parse_structured,
     parse_text,
     parse_texts,
+    select_text,
 )
 
 _DETAILS = "gen_ai.client.inference.operation.details"
@@ -185,7 +185,9 @@ def _read_cost(found: Mapping[str, Any]) -> Cost | None:
 def _read_parameters(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     start = len(_PARAMETERS)
     parameters = {
-        key[start:]: value for key, value in found.items() if key.startswith(_PARAMETERS) and key not in _IGNORED_PARAMETERS
+        key[start:]: value
+        for key, value in found.items()
+        if key.startswith(_PARAMETERS) and key not in _IGNORED_PARAMETERS
     }
     return parameters or None
 

@@ -12,7 +12,7 @@ from openinference.semconv.trace import (
 )
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model, parse_openinference_kind
-from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, read_messages, normalize_role
+from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, normalize_role, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
     Document,
@@ -27,7 +27,14 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import select_text, parse_int, parse_float, parse_structured, parse_text, parse_texts
+from mlflow_otlp_exporter._internal.enrichment.values import (
+    parse_float,
+    parse_int,
+    parse_structured,
+    parse_text,
+    parse_texts,
+    select_text,
+)
 
 _TOOLS = SpanAttributes.LLM_TOOLS + "."
 _GROUP_NAMES = frozenset(
@@ -122,7 +129,9 @@ def _group_keys(found: Mapping[str, Any]) -> dict[str, list[_FlatKey]]:
     return groups
 
 
-def _read_flat_messages(found: Mapping[str, Any], keys: Sequence[_FlatKey], otherwise: str) -> tuple[Message, ...] | None:
+def _read_flat_messages(
+    found: Mapping[str, Any], keys: Sequence[_FlatKey], otherwise: str
+) -> tuple[Message, ...] | None:
     """Messages from flattened attributes; those with nothing but text, nearly all, without a detour over objects."""
     roles: dict[str, Any] = {}
     contents: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Part
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import to_text, parse_objects, parse_structured, parse_text
+from mlflow_otlp_exporter._internal.enrichment.values import parse_objects, parse_structured, parse_text, to_text
 
 
 def read(source: SpanView) -> NormalizedSpan | None:

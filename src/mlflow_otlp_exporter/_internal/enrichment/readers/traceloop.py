@@ -8,7 +8,7 @@ from mlflow_otlp_exporter._internal.enrichment.kinds import parse_traceloop_kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Prompt
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
-from mlflow_otlp_exporter._internal.enrichment.values import to_text, decode_json, select_text, parse_text
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_text, select_text, to_text
 
 _ASSOCIATION = "traceloop.association.properties."
 _SESSION_KEYS, _USER_KEYS = ("session_id", "thread_id", "conversation_id"), ("user_id", "userId")
@@ -21,9 +21,14 @@ def read(source: SpanView) -> NormalizedSpan | None:
     kind = parse_traceloop_kind(found.get("traceloop.span.kind"))
     start = len(_ASSOCIATION)
     associated = {key[start:]: value for key, value in found.items() if key.startswith(_ASSOCIATION)}
-    given, answered = _unwrap_entity(found.get("traceloop.entity.input")), _unwrap_entity(found.get("traceloop.entity.output"))
+    given, answered = (
+        _unwrap_entity(found.get("traceloop.entity.input")),
+        _unwrap_entity(found.get("traceloop.entity.output")),
+    )
     rest = {
-        key: value for key, value in associated.items() if key not in _IDENTITY_KEYS and not key.startswith(("lc_", "ls_"))
+        key: value
+        for key, value in associated.items()
+        if key not in _IDENTITY_KEYS and not key.startswith(("lc_", "ls_"))
     }
     prompt = parse_text(found.get("traceloop.prompt.key"))
     return NormalizedSpan(

@@ -18,14 +18,14 @@ from mlflow_otlp_exporter._internal.enrichment.payloads import read_request
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
-    to_text,
     decode_json,
-    select_text,
     parse_int,
     parse_objects,
     parse_structured,
     parse_text,
     parse_texts,
+    select_text,
+    to_text,
 )
 
 _METADATA, _SETTINGS = "ai.telemetry.metadata.", "ai.settings."

@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
-from mlflow_otlp_exporter._internal.enrichment.kinds import to_mlflow_span_type, is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import is_model, to_mlflow_span_type
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
     Document,
@@ -18,11 +18,10 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Part,
     Usage,
 )
-from mlflow_otlp_exporter._internal.enrichment.providers import to_catalog_provider, resolve_provider
+from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, to_catalog_provider
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
-from mlflow_otlp_exporter._internal.enrichment.tool_values import is_repr, unwrap_result
-from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema
-from mlflow_otlp_exporter._internal.enrichment.values import to_json, to_text, decode_json
+from mlflow_otlp_exporter._internal.enrichment.tools import is_repr, normalize_schema, unwrap_result
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 
 INPUTS, OUTPUTS, TYPE = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.spanType"
 TOOLS, USAGE, COST, MESSAGES = (

@@ -14,12 +14,12 @@ from openinference.semconv.trace import (
     ToolCallAttributes,
 )
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import to_openinference_kind, is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import is_model, to_openinference_kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Usage
-from mlflow_otlp_exporter._internal.enrichment.providers import to_openinference_provider, resolve_provider
+from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, to_openinference_provider
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
-from mlflow_otlp_exporter._internal.enrichment.tool_values import unwrap_result
-from mlflow_otlp_exporter._internal.enrichment.values import to_json, to_text, decode_json
+from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 
 _JSON, _TEXT = OpenInferenceMimeTypeValues.JSON.value, OpenInferenceMimeTypeValues.TEXT.value
 _COUNT_KEYS = (
