@@ -23,7 +23,7 @@ from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.cli.doctor import local_checks, probe, server_checks
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.hints import hint_for
+from mlflow_otlp_exporter._internal.common.hints import HINTS
 from support.certificates import Authority, TlsServer, self_signed
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.markers import SECRET, planted
@@ -415,7 +415,7 @@ ROWS = [
         "MLFLOW_TRACKING_SERVER_CERT_PATH",
     ),
     Row("unknown CA", authority_unknown, "tls", MessageCode.CERTIFICATE_UNTRUSTED, "service-ca.crt"),
-    Row("expired", certificate_expired, "tls", MessageCode.CERTIFICATE_EXPIRED, "renew"),
+    Row("expired", certificate_expired, "tls", MessageCode.CERTIFICATE_EXPIRED, "Renew"),
     Row(
         "wrong host name",
         certificate_for_another_host,
@@ -511,8 +511,10 @@ ROWS = [
         MessageCode.LOOKUP_DENIED,
         "MLFLOW_EXPERIMENT_ID",
     ),
-    Row("database down", database_down, "experiment", MessageCode.DATABASE_UNAVAILABLE, "start it"),
-    Row("database locked", database_locked_for_writing, "write", MessageCode.DATABASE_UNAVAILABLE, "start it"),
+    Row("database down", database_down, "experiment", MessageCode.DATABASE_UNAVAILABLE, "Start the database"),
+    Row(
+        "database locked", database_locked_for_writing, "write", MessageCode.DATABASE_UNAVAILABLE, "Start the database"
+    ),
     Row("413", body_limit, "write", MessageCode.REQUEST_TOO_LARGE, "client_max_body_size"),
     Row("429", rate_limit, "write", MessageCode.RATE_LIMITED, "limit"),
     Row(
@@ -551,7 +553,7 @@ ROWS = [
         MessageCode.REST_PATH,
         "MLFLOW_TRACKING_URI",
     ),
-    Row("no address", tracking_uri("m:5000"), "settings", MessageCode.INVALID_SETTING, "expected"),
+    Row("no address", tracking_uri("m:5000"), "settings", MessageCode.INVALID_SETTING, "mlflow-otlp settings"),
     Row("SDK's plugin", sdk_plugin, "settings", MessageCode.SDK_PLUGIN, "MLFLOW_TRACKING_TOKEN_FILE"),
     # It works, but not all of it, or not well.
     Row("clock skew", clock_is_wrong, "clock", MessageCode.CLOCK_SKEW, "timedatectl", "warning", {"write": "ok"}),
@@ -614,8 +616,8 @@ def test_there_are_enough_rows() -> None:
 
 def test_every_failure_of_the_table_is_advised() -> None:
     for row in ROWS:
-        assert hint_for(row.code).cause
-        assert hint_for(row.code).fix
+        assert HINTS[row.code].cause
+        assert HINTS[row.code].fix
 
 
 @pytest.mark.needs("openssl")

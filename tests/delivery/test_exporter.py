@@ -234,7 +234,7 @@ def test_unused_credential_of_the_other_group_is_named(
     scripted_server.answer(Answer(401))
     with exporter(scripted_server.traces_url, experiment_id="1") as made:
         made.export(finished("a"))
-    assert "MLFLOW_TRACKING_TOKEN not used" in caplog.text
+    assert "not used, because set for another server: MLFLOW_TRACKING_TOKEN" in caplog.text
     assert not planted(caplog.text)
     assert "authorization" not in scripted_server.requests[0].headers
 

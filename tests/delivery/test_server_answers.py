@@ -25,6 +25,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.hints import HINTS
 from support.impatience import pressed
 from support.markers import PROMPT, SECRET
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
@@ -47,23 +49,48 @@ Counts = tuple[int, int, int]
 
 CODE = r" \[MLO-\d{3}\]"
 """Each line ends with one."""
-SERVER_ADVICE = "check that the server is up"
-NOT_MLFLOW_ADVICE = r"check the address: it should be that of an MLflow server with a database \(3.6 or newer\)"
-LOGIN_ADVICE = r"set MLFLOW_TRACKING_URI to the service inside the cluster, or .*a token \(MLFLOW_TRACKING_TOKEN_FILE\)"
-DESTINATION_ADVICE = "check experiment, workspace, and the permission to write there"
-CREDENTIALS_ADVICE = "credentials: argument credentials=; check the token, its file, or user and password"
-CONTENT_ADVICE = "the server is up, but refuses this content: see its message, or its own log"
-SIZE_ADVICE = "let the proxy in front of MLflow accept larger bodies"
+
+
+def advice_of(*codes: MessageCode) -> str:
+    """A pattern of the fix of one of the codes."""
+    return f"(?:{'|'.join(re.escape(HINTS[code].fix) for code in codes)})"
+
+
+SERVER_ADVICE = advice_of(
+    MessageCode.CONNECTION_CLOSED,
+    MessageCode.RESPONSE_TIMEOUT,
+    MessageCode.INVALID_REQUEST,
+    MessageCode.SERVER_UNAVAILABLE,
+    MessageCode.DATABASE_UNAVAILABLE,
+    MessageCode.DATABASE_DAMAGED,
+    MessageCode.RATE_LIMITED,
+    MessageCode.AUTHORIZATION_CHECK_FAILED,
+    MessageCode.SERVER_ERROR,
+)
+NOT_MLFLOW_ADVICE = advice_of(MessageCode.NO_OTLP_ENDPOINT)
+LOGIN_ADVICE = advice_of(MessageCode.REDIRECTED, MessageCode.HTML_PAGE)
+DESTINATION_ADVICE = advice_of(
+    MessageCode.NO_OTLP_ENDPOINT,
+    MessageCode.WORKSPACE_NOT_FOUND,
+    MessageCode.WORKSPACE_REQUIRED,
+    MessageCode.EXPERIMENT_NOT_FOUND,
+    MessageCode.EXPERIMENT_REQUIRED,
+    MessageCode.PERMISSION_DENIED,
+    MessageCode.DESTINATION_REJECTED,
+)
+CREDENTIALS_ADVICE = advice_of(MessageCode.UNAUTHENTICATED, MessageCode.PROXY_UNAUTHENTICATED)
+CONTENT_ADVICE = advice_of(MessageCode.SPAN_REJECTED, MessageCode.PARTIAL_SUCCESS, MessageCode.SERVER_ERROR)
+SIZE_ADVICE = advice_of(MessageCode.REQUEST_TOO_LARGE)
 ADDRESS = r"http://127\.0\.0\.1:\d+"
 
 
 def waits(said: str, advice: str) -> Line:
-    return logging.ERROR, rf"spans wait in memory: {ADDRESS}/v1/traces: {said}; {advice} \[2 spans\]"
+    return logging.ERROR, rf"spans wait in memory: {ADDRESS}/v1/traces: {said}\.? {advice} \[2 spans\]"
 
 
 def lost(name: str, said: str, advice: str = CONTENT_ADVICE) -> Line:
     where = rf"{ADDRESS}/v1/traces"
-    return logging.ERROR, rf"span '{name}' of trace tr-[0-9a-f]{{32}} is lost: {where}: {said}; {advice} \[1 span\]"
+    return logging.ERROR, rf"span '{name}' of trace tr-[0-9a-f]{{32}} is lost: {where}: {said}\.? {advice} \[1 span\]"
 
 
 def both_lost(said: str, advice: str = CONTENT_ADVICE) -> list[Line]:
@@ -117,7 +144,7 @@ def delivered(name: str, answer: Answer, *logged: Line, **more: Any) -> Row:
 
 def partly(name: str, answer: Answer, said: str, rejected: int = 1) -> Row:
     """Some are taken: one request."""
-    line = rf"spans are lost: {ADDRESS}/v1/traces: {rejected} spans rejected: {said}; {CONTENT_ADVICE} "
+    line = rf"spans are lost: {ADDRESS}/v1/traces: {rejected} spans rejected: {said}\.? {CONTENT_ADVICE} "
     logged = [(logging.ERROR, rf"{line}\[{min(rejected, SPANS)} spans?\]")]
     end = (SPANS - min(rejected, SPANS), min(rejected, SPANS), 0)
     return Row(name, then=answer, end=end, logged=logged, result=FAILURE)
@@ -157,7 +184,7 @@ def destination(name: str, answer: Answer, said: str, advice: str = DESTINATION_
 
 
 def credentials(name: str, answer: Answer, said: str, **more: Any) -> Row:
-    return retried(name, answer, said, CREDENTIALS_ADVICE, **more)
+    return retried(name, answer, f"{said}; credentials: argument credentials=", CREDENTIALS_ADVICE, **more)
 
 
 def refused(name: str, answer: Answer, said: str) -> Row:
@@ -330,7 +357,7 @@ ROWS = [
         "501: MLflow's file store",
         detail("REST OTLP span logging is not supported by FileStore", 501),
         "501: REST OTLP span logging is not supported by FileStore",
-        "start it with a database: mlflow server --backend-store-uri sqlite:///mlflow.db",
+        advice_of(MessageCode.FILE_STORE),
     ),
     # Credentials.
     credentials(
@@ -407,7 +434,7 @@ ROWS = [
         "500: a workspace where there are none",
         error(500, "FEATURE_DISABLED", "Workspace APIs are not available: workspaces are not enabled on this server"),
         "500: Workspace APIs are not available: workspaces are not enabled on this server",
-        "unset MLFLOW_WORKSPACE, or start the server with --enable-workspaces",
+        advice_of(MessageCode.WORKSPACES_DISABLED),
         times=4,
     ),
     destination("403: basic-auth", text(403, "Permission denied"), "403: Permission denied"),
@@ -420,7 +447,7 @@ ROWS = [
         "403: MLflow's allowed hosts",
         text(403, "Invalid Host header - possible DNS rebinding attack detected"),
         "403: Invalid Host header - possible DNS rebinding attack detected",
-        "start it with `mlflow server --allowed-hosts HOST:PORT`, HOST being that of MLFLOW_TRACKING_URI",
+        advice_of(MessageCode.HOST_NOT_ALLOWED),
     ),
     destination("404, JSON: another API", detail("Not Found", 404), "404: Not Found"),
     destination("404, empty", Answer(404), "404"),
@@ -720,8 +747,7 @@ def test_server_that_does_not_listen_yet(caplog: pytest.LogCaptureFixture) -> No
         assert exporter.force_flush(20_000)
         assert counts(exporter) == (SPANS, 0, 0)
     said = r"127\.0\.0\.1:\d+ refuses connections: is the server running\?"
-    advice = r"start it \(`mlflow server .*`\), or set MLFLOW_TRACKING_URI to where it is"
-    assert not unlike(logs(caplog), [waits(said, advice), AGAIN])
+    assert not unlike(logs(caplog), [waits(said, advice_of(MessageCode.CONNECTION_REFUSED)), AGAIN])
     assert [request.path for request in server.requests] == [TRACES_PATH]
 
 

@@ -19,6 +19,7 @@ from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, Telemetry, con
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckStatus
 from mlflow_otlp_exporter._internal.cli.doctor.server_checks import run_checks
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.hints import HINTS
 from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 from support.impatience import pressed
 from support.kubernetes import ALL_VERBS, Cluster, kubernetes_mlflow, rotate, service_account
@@ -200,20 +201,24 @@ def mend_the_cluster(platform: Platform, pod: Path) -> None:
     platform.cluster.broken = None
 
 
-CREDENTIALS = "check the token, its file, or user and password"
-DESTINATION = "check experiment, workspace, and the permission to write there"
+CREDENTIALS = HINTS[MessageCode.UNAUTHENTICATED].fix
+NO_WORKSPACE = HINTS[MessageCode.WORKSPACE_NOT_FOUND].fix
+NO_EXPERIMENT = HINTS[MessageCode.EXPERIMENT_NOT_FOUND].fix
 TROUBLES = {
-    "no such namespace": Trouble(("404: Workspace 'nope' not found in the Kubernetes cluster", DESTINATION), "nope"),
-    "excluded namespace": Trouble(("404: Workspace 'kube-system' not found", DESTINATION), "kube-system"),
-    "default": Trouble(("404: Workspace 'default' not found", DESTINATION), "default"),
-    "unlabelled namespace": Trouble(("'plain'", "mlflow-enabled=true", DESTINATION), "plain"),
-    "unknown experiment": Trouble(("404: No Experiment with id=999 exists", DESTINATION), experiment_id=999),
-    "experiment of another": Trouble(("404: No Experiment with id=0 exists", DESTINATION), experiment_id=0),
+    "no such namespace": Trouble(("404: Workspace 'nope' not found in the Kubernetes cluster", NO_WORKSPACE), "nope"),
+    "excluded namespace": Trouble(("404: Workspace 'kube-system' not found", NO_WORKSPACE), "kube-system"),
+    "default": Trouble(("404: Workspace 'default' not found", NO_WORKSPACE), "default"),
+    "unlabelled namespace": Trouble(("'plain'", "mlflow-enabled=true", NO_WORKSPACE), "plain"),
+    "unknown experiment": Trouble(("404: No Experiment with id=999 exists", NO_EXPERIMENT), experiment_id=999),
+    "experiment of another": Trouble(("404: No Experiment with id=0 exists", NO_EXPERIMENT), experiment_id=0),
     "denied": Trouble(
-        ("403: Permission denied for requested operation", DESTINATION), token="denied", break_it=deny, mend=grant
+        ("403: Permission denied for requested operation", HINTS[MessageCode.PERMISSION_DENIED].fix),
+        token="denied",
+        break_it=deny,
+        mend=grant,
     ),
     "update only, by name": Trouble(
-        ("403: Permission denied", "needs experiment_id= instead of a name"),
+        ("403: Permission denied", "(or `experiment_id=`) instead of a name"),
         token="update only",
         break_it=allow_only_update,
         mend=give_a_good_token,
@@ -240,7 +245,10 @@ TROUBLES = {
     ),
     **{
         f"cluster answers {status}": Trouble(
-            (f"500: Failed to perform Kubernetes authorization check: ({status})", "check that the server is up"),
+            (
+                f"500: Failed to perform Kubernetes authorization check: ({status})",
+                HINTS[MessageCode.AUTHORIZATION_CHECK_FAILED].fix,
+            ),
             token=f"good while {status}",
             break_it=break_the_cluster(status),
             mend=mend_the_cluster,
@@ -303,7 +311,7 @@ def test_bad_workspace_of_a_tenant_is_told(
     agent.answer()
     assert agent.telemetry.flush(20) == FlushResult(delivered=1, spooled=1)
     assert "400: Workspace name 'Team A!'" in caplog.text
-    assert DESTINATION in caplog.text
+    assert NO_WORKSPACE in caplog.text
     agent.telemetry.shutdown(0.5)
     agent.provider.shutdown()
 

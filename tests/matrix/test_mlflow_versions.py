@@ -95,7 +95,7 @@ def test_unknown_experiment_is_explained_in_the_servers_words(
 ) -> None:
     waits(MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=999), 3)
     assert caplog.text.count("spans wait in memory") == 1
-    assert "No Experiment with id=999 exists; check experiment, workspace" in caplog.text
+    assert "No Experiment with id=999 exists. Set `MLFLOW_EXPERIMENT_NAME`" in caplog.text
 
 
 def test_unknown_workspace_is_explained_in_the_servers_words(
@@ -116,7 +116,7 @@ def test_experiment_of_another_workspace_is_explained_in_the_servers_words(
         pytest.skip("no workspaces before 3.10")
     number = mlflow.server.create_experiment("of team-a", "team-a")
     waits(MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number, workspace="team-b"), 3)
-    assert f"No Experiment with id={number} exists; check experiment, workspace" in caplog.text
+    assert f"No Experiment with id={number} exists. Set `MLFLOW_EXPERIMENT_NAME`" in caplog.text
     assert mlflow.stored(number) == []
 
 

@@ -219,7 +219,7 @@ NOT_FOUND = HttpResponse(404, {"content-type": "text/html"}, b"<!doctype html>")
         (TransportError("refused"), FailureKind.SERVER, "refused"),
         (HttpResponse(503), FailureKind.SERVER, "503"),
         (HttpResponse(401), FailureKind.CREDENTIALS, "401"),
-        (HttpResponse(403), FailureKind.DESTINATION, "experiment_id= instead of a name"),
+        (HttpResponse(403), FailureKind.DESTINATION, "cannot be looked up: 403"),
         (UNKNOWN_WORKSPACE, FailureKind.DESTINATION, "Workspace 'x' not found"),
         (LOGIN_PAGE, FailureKind.NOT_MLFLOW, "HTML"),
         (NOT_FOUND, FailureKind.NOT_MLFLOW, "HTML"),

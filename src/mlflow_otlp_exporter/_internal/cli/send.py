@@ -16,7 +16,7 @@ from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import trace_id_of, two_spans
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.hints import hint_for
+from mlflow_otlp_exporter._internal.common.hints import add_fix
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
@@ -154,4 +154,4 @@ def _attempt(with_reach: Clients, settings: Settings, batch: Batch) -> ExportOut
 
 def _told(settings: Settings, outcome: ExportOutcome) -> str:
     code = outcome.code if outcome.verdict is not Disposition.PARTLY else MessageCode.PARTIAL_SUCCESS
-    return add_code(code, f"{settings.traces.address}: {outcome.message}; {hint_for(code).fix}")
+    return add_fix(code, f"{settings.traces.address}: {outcome.message}")

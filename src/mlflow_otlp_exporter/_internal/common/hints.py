@@ -1,6 +1,6 @@
-"""For what can be wrong: its most likely cause, and the command or variable that mends it; for `mlflow-otlp doctor`.
+"""Cause and fix of each message code: for log lines and `mlflow-otlp doctor`, and for docs/troubleshooting.md.
 
-docs/troubleshooting.md says the same at length.
+`make troubleshooting` writes the page from this table and from tests/support/troubleshooting_page.py.
 """
 
 from __future__ import annotations
@@ -8,192 +8,375 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 
 
 class Hint(NamedTuple):
-    """What to know and to do."""
+    """Likely cause of a message, and its fix, in Markdown."""
 
     cause: str
-    fix: str
+    fix: str = ""
 
 
-_ADDRESS = "set MLFLOW_TRACKING_URI to the address that the console is opened at, without what follows `#`"
-_NONE = Hint("", "see docs/troubleshooting.md")
-_ADVICE: Mapping[MessageCode, Hint] = {
+HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.INVALID_SETTING: Hint(
-        "the value was mistyped, or is meant for another program", "set it to what is expected"
+        "The value or the variable name has a typo, or the variable belongs to another program.",
+        "Set it to a value that the message names. `mlflow-otlp settings` lists all settings.",
     ),
     MessageCode.NOT_A_SERVER: Hint(
-        "the variable is set as for scripts that write into a database or folder without a server",
-        "mlflow server --backend-store-uri sqlite:///mlflow.db, and MLFLOW_TRACKING_URI=http://localhost:5000",
+        "The tracking URI names a database or a folder, as in scripts that use the MLflow SDK without a server.",
+        "Start a server for it (`mlflow server --backend-store-uri sqlite:///mlflow.db`) and set "
+        "`MLFLOW_TRACKING_URI=http://localhost:5000`.",
     ),
     MessageCode.DATABRICKS: Hint(
-        "Databricks' tracking server is reached by its own SDK",
-        "set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT and OTEL_EXPORTER_OTLP_TRACES_HEADERS as Databricks documents them",
+        "Only Databricks' own SDK can use its tracking server.",
+        "Unset `MLFLOW_TRACKING_URI`, and set `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` and "
+        "`OTEL_EXPORTER_OTLP_TRACES_HEADERS` as Databricks documents them.",
     ),
-    MessageCode.REST_PATH: Hint("the address was copied from a REST call, or from a page", _ADDRESS),
+    MessageCode.REST_PATH: Hint(
+        "The address was copied from a REST call (`/api/2.0/...`), or a console page was set as OTLP endpoint.",
+        "Set `MLFLOW_TRACKING_URI` to the address of the MLflow console without the part after `#`, such as "
+        "`http://host:5000`.",
+    ),
     MessageCode.SDK_PLUGIN: Hint(
-        "the MLflow SDK, which would run the plugin, is not in the app",
-        "set MLFLOW_TRACKING_TOKEN_FILE or MLFLOW_TRACKING_TOKEN, and unset the variable",
+        "The plugin runs inside the MLflow SDK, which the application does not use.",
+        "Set `MLFLOW_TRACKING_TOKEN_FILE` or `MLFLOW_TRACKING_TOKEN`, and unset the variable.",
     ),
-    MessageCode.CONFLICTING_SETTINGS: Hint("both are given", "take one of them away"),
+    MessageCode.CONFLICTING_SETTINGS: Hint("Two arguments or two variables exclude each other.", "Remove one of them."),
     MessageCode.INVALID_CREDENTIAL: Hint(
-        "what was copied has line breaks or other characters", "set MLFLOW_TRACKING_TOKEN to the token alone"
+        "The token contains line breaks or other characters, or `credentials=` is no token, path, pair or function.",
+        "Set `MLFLOW_TRACKING_TOKEN` to the token alone.",
     ),
-    MessageCode.CREDENTIALS_FILE: Hint("the file was edited by hand", "mend or remove ~/.mlflow/credentials"),
+    MessageCode.CREDENTIALS_FILE: Hint(
+        "The file `~/.mlflow/credentials` is malformed, usually after a manual edit.",
+        "Correct or remove `~/.mlflow/credentials`.",
+    ),
+    MessageCode.CREDENTIAL_PROVIDER: Hint(
+        "No installed package has an entry point of this name, or the entry point returns no `requests.Session`.",
+        "Install the package, or unset `OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER`.",
+    ),
+    MessageCode.TRACER_PROVIDER: Hint(
+        "Another library has set a tracer provider that is not the OpenTelemetry SDK's.",
+        "Call `configure()` before that library, or pass `tracer_provider=`.",
+    ),
     MessageCode.NAME_NOT_RESOLVED: Hint(
-        "the name is mistyped, or known only inside another network or cluster",
-        "set MLFLOW_TRACKING_URI to a name that is known here; in Kubernetes http://SERVICE.NAMESPACE.svc:PORT",
+        "The name has a typo, or exists only inside another network or cluster.",
+        "Set `MLFLOW_TRACKING_URI` to a name that resolves where the application runs; in Kubernetes "
+        "`http://SERVICE.NAMESPACE.svc:PORT`.",
     ),
     MessageCode.CONNECTION_REFUSED: Hint(
-        "no server is running there, or it listens at another port, or on 127.0.0.1 of another machine",
-        "start it (`mlflow server --host 0.0.0.0 --port 5000`), or set MLFLOW_TRACKING_URI to where it is",
+        "No server listens at this port, or it listens only on 127.0.0.1 of another machine.",
+        "Start it (`mlflow server --host 0.0.0.0 --port 5000`), or set `MLFLOW_TRACKING_URI` to its address.",
     ),
     MessageCode.CONNECT_TIMEOUT: Hint(
-        "a firewall or NetworkPolicy drops the packets, or the host is down",
-        "let connections to that port through, or set HTTPS_PROXY if a proxy is the only way out",
+        "A firewall or NetworkPolicy drops the packets, or the host is down.",
+        "Allow connections to this port, or set `HTTPS_PROXY` if only a proxy reaches the server.",
     ),
     MessageCode.CERTIFICATE_UNTRUSTED: Hint(
-        "the certificate is self-signed, or by a CA that is not among the known ones",
-        "set MLFLOW_TRACKING_SERVER_CERT_PATH (or OTEL_EXPORTER_OTLP_CERTIFICATE, or REQUESTS_CA_BUNDLE) to the CA's "
-        "file; in a pod /var/run/secrets/kubernetes.io/serviceaccount/service-ca.crt",
+        "The certificate is self-signed, or signed by a private CA.",
+        "Set `MLFLOW_TRACKING_SERVER_CERT_PATH` (for an OTLP endpoint `OTEL_EXPORTER_OTLP_CERTIFICATE`) to the CA "
+        "file; in an OpenShift pod `/var/run/secrets/kubernetes.io/serviceaccount/service-ca.crt`.",
     ),
     MessageCode.CERTIFICATE_EXPIRED: Hint(
-        "the server's certificate was not renewed, or the clock of this machine is wrong",
-        "renew the certificate on the server; compare `date -u` on both",
+        "The certificate was not renewed, or the clock of this machine is wrong.",
+        "Renew the certificate on the server; compare `date -u` on both machines.",
     ),
     MessageCode.CERTIFICATE_HOST_MISMATCH: Hint(
-        "the server is reached under a name that its certificate does not have",
-        "set MLFLOW_TRACKING_URI to a name of the certificate, or have one made with this name",
+        "The certificate does not contain the host name, or the IP address, of the URL.",
+        "Set `MLFLOW_TRACKING_URI` to a name of the certificate, or issue a certificate for this name.",
     ),
     MessageCode.NOT_TLS: Hint(
-        "the port speaks plain HTTP", "set MLFLOW_TRACKING_URI to http:// instead of https://, or to the TLS port"
+        "The port speaks plain HTTP.",
+        "Set `MLFLOW_TRACKING_URI` to `http://` instead of `https://`, or to the TLS port.",
     ),
-    MessageCode.TLS_REQUIRED: Hint("the port speaks TLS", "set MLFLOW_TRACKING_URI to https:// instead of http://"),
     MessageCode.PROXY: Hint(
-        "the proxy is down, or does not let connections to this server through",
-        "check HTTPS_PROXY and HTTP_PROXY, or add the host to NO_PROXY",
+        "The proxy of `HTTPS_PROXY` or `HTTP_PROXY` is down, or blocks this server.",
+        "Correct `HTTPS_PROXY` or `HTTP_PROXY`, or add the server's host to `NO_PROXY`.",
     ),
     MessageCode.CONNECTION_CLOSED: Hint(
-        "the port is not HTTP's, speaks TLS, or the server ends connections",
-        "check the port; if the server speaks TLS, set MLFLOW_TRACKING_URI to https://",
+        "The server stopped, the port does not speak HTTP, or it speaks TLS and the address says `http://`.",
+        "Check the port; if it speaks TLS, set `MLFLOW_TRACKING_URI` to `https://`.",
     ),
     MessageCode.RESPONSE_TIMEOUT: Hint(
-        "the server is overloaded, its database is locked, or a proxy in between holds the request",
-        "look into the server's log; raise MLFLOW_HTTP_REQUEST_TIMEOUT if it is only slow",
+        "The server is overloaded, its database is locked, or a proxy holds the request.",
+        "Read the server's log. If the server is only slow, raise `MLFLOW_HTTP_REQUEST_TIMEOUT` (10 s).",
     ),
-    MessageCode.INVALID_REQUEST: Hint("a header or the address is not usable", "check OTEL_EXPORTER_OTLP_HEADERS"),
+    MessageCode.INVALID_REQUEST: Hint(
+        "A header or the address contains characters that cannot be sent.",
+        "Check `OTEL_EXPORTER_OTLP_HEADERS`, or the argument `headers=`.",
+    ),
+    MessageCode.TLS_REQUIRED: Hint(
+        "The port speaks TLS.",
+        "Set `MLFLOW_TRACKING_URI` to `https://` instead of `http://`.",
+    ),
     MessageCode.UNAUTHENTICATED: Hint(
-        "no credential is set for this server, or it is wrong or expired",
-        "set MLFLOW_TRACKING_TOKEN_FILE or MLFLOW_TRACKING_TOKEN (`oc whoami --show-token`), or "
-        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        "No credential is set for this server, or the credential is incomplete, wrong or expired.",
+        "Set `MLFLOW_TRACKING_TOKEN_FILE` or `MLFLOW_TRACKING_TOKEN` (`oc whoami --show-token`), or "
+        "`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`.",
     ),
     MessageCode.CREDENTIAL_UNAVAILABLE: Hint(
-        "the file does not exist in this container, or is not readable for this user",
-        "mount the token, or set MLFLOW_TRACKING_TOKEN_FILE to where it is; in a pod "
-        "/var/run/secrets/kubernetes.io/serviceaccount/token",
+        "The token file does not exist yet or is not readable for this user, or the `credentials=` function failed.",
+        "Mount the token, or set `MLFLOW_TRACKING_TOKEN_FILE` to its path; in a pod "
+        "`/var/run/secrets/kubernetes.io/serviceaccount/token`.",
     ),
     MessageCode.PROXY_UNAUTHENTICATED: Hint(
-        "the proxy knows no user from here",
-        "set HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT, or add the host to NO_PROXY",
+        "The proxy requires a user and a password.",
+        "Set `HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT`, or add the server's host to `NO_PROXY`.",
     ),
     MessageCode.REDIRECTED: Hint(
-        "a login proxy (OAuth) or a redirect to https stands in front of MLflow",
-        "set MLFLOW_TRACKING_URI to the service inside the cluster, or to the address that is redirected to, and give "
-        "a token (MLFLOW_TRACKING_TOKEN_FILE)",
+        "A login proxy (OAuth) stands in front of MLflow, or the server redirects `http://` to `https://`.",
+        "Set `MLFLOW_TRACKING_URI` to the redirect's target if that is MLflow, otherwise to the service inside the "
+        "cluster, and set a token (`MLFLOW_TRACKING_TOKEN_FILE`).",
     ),
     MessageCode.HTML_PAGE: Hint(
-        "a login proxy, or another web site, answers at this address",
-        "set MLFLOW_TRACKING_URI to the service inside the cluster, or give a token (MLFLOW_TRACKING_TOKEN_FILE)",
+        "A login proxy or another web site answers at this address. No span was stored, whatever the status.",
+        "Set `MLFLOW_TRACKING_URI` to the service inside the cluster, or set a token (`MLFLOW_TRACKING_TOKEN_FILE`).",
     ),
     MessageCode.NO_OTLP_ENDPOINT: Hint(
-        "the address lacks the path that MLflow is under, or MLflow is older than 3.6, or runs with --gunicorn-opts",
-        "set MLFLOW_TRACKING_URI to the address with its prefix, such as https://host/mlflow; try `curl URI/version`",
+        "The address lacks MLflow's path prefix, or MLflow is older than 3.6 or runs with `--gunicorn-opts`, which "
+        "disables OTLP.",
+        "Set `MLFLOW_TRACKING_URI` to the address with its prefix, such as `https://host/mlflow`, of MLflow 3.6 or "
+        "newer; check with `curl $MLFLOW_TRACKING_URI/version`.",
     ),
     MessageCode.FILE_STORE: Hint(
-        "the server keeps its data in files, where MLflow takes no OpenTelemetry",
-        "start it with a database: mlflow server --backend-store-uri sqlite:///mlflow.db",
+        "The server stores its data in files (`./mlruns`), where MLflow does not support OpenTelemetry.",
+        "Start the server with a database: `mlflow server --backend-store-uri sqlite:///mlflow.db`.",
     ),
     MessageCode.HOST_NOT_ALLOWED: Hint(
-        "MLflow takes requests only for localhost and private addresses, unless it is told its names",
-        "start it with `mlflow server --allowed-hosts HOST:PORT`, HOST being that of MLFLOW_TRACKING_URI",
+        "MLflow accepts only localhost and private addresses as host, unless other host names are allowed.",
+        "Start it with `mlflow server --allowed-hosts HOST:PORT`, where HOST is the host of `MLFLOW_TRACKING_URI`.",
     ),
     MessageCode.WORKSPACES_DISABLED: Hint(
-        "a workspace is set, but the server was started without --enable-workspaces",
-        "unset MLFLOW_WORKSPACE, or start the server with --enable-workspaces",
+        "A workspace is set, but the server was started without `--enable-workspaces`.",
+        "Unset `MLFLOW_WORKSPACE`, or start the server with `--enable-workspaces` (MLflow 3.10 or newer).",
     ),
     MessageCode.WORKSPACE_NOT_FOUND: Hint(
-        "the name is mistyped, the workspace was never created, or the namespace lacks the label mlflow-enabled=true",
-        "set MLFLOW_WORKSPACE to one that exists; in Kubernetes `kubectl label namespace NAME mlflow-enabled=true`",
+        "The name has a typo, the workspace does not exist, or the namespace lacks the label `mlflow-enabled=true`.",
+        "Set `MLFLOW_WORKSPACE` to an existing workspace; in Kubernetes `kubectl label namespace NAME "
+        "mlflow-enabled=true`.",
     ),
     MessageCode.WORKSPACE_REQUIRED: Hint(
-        "the server has workspaces, and no default for those who name none", "set MLFLOW_WORKSPACE"
+        "The server has workspaces, but no default workspace.",
+        "Set `MLFLOW_WORKSPACE`; on OpenShift AI to the namespace.",
     ),
     MessageCode.EXPERIMENT_NOT_FOUND: Hint(
-        "the experiment's name or id is mistyped, or of another workspace, or it was never created",
-        "set MLFLOW_EXPERIMENT_NAME to one that exists, or MLFLOW_OTLP_CREATE_EXPERIMENT=true",
+        "The name or id has a typo or belongs to another workspace, or the experiment was never created.",
+        "Set `MLFLOW_EXPERIMENT_NAME` to an existing experiment, or set `MLFLOW_OTLP_CREATE_EXPERIMENT=true`.",
     ),
     MessageCode.EXPERIMENT_DELETED: Hint(
-        "somebody has deleted the experiment: its traces are not shown",
-        "mlflow experiments restore --experiment-id ID, or set MLFLOW_EXPERIMENT_NAME to another",
+        "The experiment was deleted. MLflow would still accept spans for its id, but does not show them.",
+        "Run `mlflow experiments restore --experiment-id ID`, or set `MLFLOW_EXPERIMENT_NAME` to another experiment.",
     ),
     MessageCode.EXPERIMENT_REQUIRED: Hint(
-        "nothing says which experiment spans go to", "set MLFLOW_EXPERIMENT_ID, or MLFLOW_EXPERIMENT_NAME"
+        "No setting names an experiment, and no MLflow server could be asked for its id.",
+        "Set `MLFLOW_EXPERIMENT_ID`, or `MLFLOW_EXPERIMENT_NAME` together with `MLFLOW_TRACKING_URI`.",
     ),
     MessageCode.PERMISSION_DENIED: Hint(
-        "the user may not write there: in Kubernetes verb `update` on experiments.mlflow.kubeflow.org is needed; in "
-        "basic-auth EDIT on the experiment",
-        "have it granted (`kubectl create rolebinding NAME --clusterrole=edit --serviceaccount=NAMESPACE:ACCOUNT`), "
-        "and wait 300 s, for which MLflow keeps a refusal",
+        "The user may not write there. Kubernetes: the verb `update` on `experiments.mlflow.kubeflow.org` is needed; "
+        "basic-auth: `EDIT` on the experiment.",
+        "Grant it (`kubectl create rolebinding NAME --clusterrole=edit --serviceaccount=NAMESPACE:ACCOUNT`), and wait "
+        "300 s, because MLflow caches a refusal for that long.",
     ),
     MessageCode.LOOKUP_DENIED: Hint(
-        "the token may write spans, but not read experiments",
-        "set MLFLOW_EXPERIMENT_ID instead of MLFLOW_EXPERIMENT_NAME",
+        "The token may write spans, but not read experiments (verb `get`).",
+        "Set `MLFLOW_EXPERIMENT_ID` (or `experiment_id=`) instead of a name, or grant `get`.",
     ),
     MessageCode.NO_MLFLOW_SERVER: Hint(
-        "spans go to a Collector, and nothing says where MLflow is",
-        "set MLFLOW_TRACKING_URI besides OTEL_EXPORTER_OTLP_TRACES_ENDPOINT (not OTEL_EXPORTER_OTLP_ENDPOINT, which it "
-        "beats), or MLFLOW_EXPERIMENT_ID",
+        "Spans go to a Collector, and no setting names the MLflow server.",
+        "Set `MLFLOW_TRACKING_URI` in addition to `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` (not to "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT`, over which it takes precedence), or set `MLFLOW_EXPERIMENT_ID`.",
+    ),
+    MessageCode.NO_EXPERIMENT_SET: Hint(
+        "Neither an experiment name nor an experiment id is set.",
+        "To send traces to another experiment, set `MLFLOW_EXPERIMENT_NAME`.",
     ),
     MessageCode.DESTINATION_REJECTED: Hint(
-        "workspace, experiment or permission is not what the server expects",
-        "check MLFLOW_WORKSPACE and MLFLOW_EXPERIMENT_ID",
+        "The server does not accept the workspace or the experiment; its message says which.",
+        "Check `MLFLOW_WORKSPACE` and `MLFLOW_EXPERIMENT_ID`, and the permission to write there.",
     ),
     MessageCode.SERVER_UNAVAILABLE: Hint(
-        "the server is starting or overloaded, or a proxy does not reach it", "look into the server's log"
+        "The server is starting or overloaded, or a proxy cannot reach it.",
+        "Check that the server is running, and read its log.",
     ),
     MessageCode.DATABASE_UNAVAILABLE: Hint(
-        "the database behind MLflow is down, locked or full", "start it, or make room; MLflow needs no restart then"
+        "The database of MLflow is down, locked or full.",
+        "Start the database, or free disk space there; MLflow needs no restart.",
     ),
-    MessageCode.DATABASE_DAMAGED: Hint("SQLite's file is damaged", "restore the server's database from its last copy"),
-    MessageCode.RATE_LIMITED: Hint("a proxy limits requests", "raise its limit, or wait"),
-    MessageCode.SERVER_ERROR: Hint("the server met what it does not expect", "look into the server's log"),
-    MessageCode.AUTHORIZATION_CHECK_FAILED: Hint(
-        "MLflow does not reach the Kubernetes API", "look into the server's log, and check the API server"
+    MessageCode.DATABASE_DAMAGED: Hint(
+        "The SQLite file of the server is damaged.",
+        "Restore the server's database from its last backup.",
     ),
-    MessageCode.SPAN_REJECTED: Hint("the server does not accept what was sent", "look into the server's log"),
-    MessageCode.REQUEST_TOO_LARGE: Hint("a proxy limits the size of bodies", "nginx: client_max_body_size 64m"),
-    MessageCode.PARTIAL_SUCCESS: Hint("the server took a part of the spans only", "look into the server's log"),
-    MessageCode.SPOOL_UNAVAILABLE: Hint(
-        "the disk is full, read-only, or the folder belongs to another user",
-        "make room there, or set MLFLOW_OTLP_SPOOL_DIR to a folder that can be written",
+    MessageCode.RATE_LIMITED: Hint("A proxy or a Collector limits the request rate.", "Raise its limit, or wait."),
+    MessageCode.SERVER_ERROR: Hint(
+        "The server failed unexpectedly, usually on one span. That span is isolated, and only it is delayed.",
+        "Read the server's log.",
     ),
-    MessageCode.INSTRUMENTATION_MISSING: Hint(
-        "instrumentations are packages of their own", "pip install what is named"
+    MessageCode.SPAN_REJECTED: Hint(
+        "The server rejects this span on every attempt. The other spans of its request were sent.",
+        "Read the server's message and its log.",
     ),
-    MessageCode.CLOCK_SKEW: Hint(
-        "the clock of this machine or of the server is wrong",
-        "switch on time synchronisation (`timedatectl set-ntp true`), on both",
+    MessageCode.REQUEST_TOO_LARGE: Hint(
+        "A proxy limits the size of request bodies.",
+        "Raise the limit of the proxy in front of MLflow; nginx: `client_max_body_size 64m`.",
+    ),
+    MessageCode.PARTIAL_SUCCESS: Hint(
+        "A Collector or another OTLP server accepted only a part of the spans (partial success).",
+        "Read the server's message and its log.",
+    ),
+    MessageCode.SERVER_MESSAGE: Hint(
+        "The server accepted the spans, and sent a message with its response.",
+        "Do what the message asks for.",
+    ),
+    MessageCode.COMPRESSION_UNSUPPORTED: Hint(
+        "MLflow before 3.7 does not accept compressed requests.",
+        "Unset `OTEL_EXPORTER_OTLP_COMPRESSION` for this server. No data is lost.",
+    ),
+    MessageCode.POSSIBLE_DUPLICATE: Hint(
+        "A request timed out, and which of its spans are stored is unknown: the token may not read, or no setting "
+        "names the MLflow server.",
+        "Use MLflow 3.17 or newer; or set `MLFLOW_TRACKING_URI` in addition to the endpoint, and grant permission to "
+        "read (`get`).",
     ),
     MessageCode.NOT_DELIVERED: Hint(
-        "what takes the spans does not pass them on to this MLflow",
-        "check the Collector's exporter, its log, and the headers x-mlflow-experiment-id and x-mlflow-workspace there "
-        "(`mlflow-otlp collector-config`)",
+        "The process ended before the spans were sent, or a Collector accepted them and did not forward them to "
+        "MLflow.",
+        "Enable the spool (`MLFLOW_OTLP_SPOOL=true`), or call `shutdown(timeout)` with more time. Behind a Collector, "
+        "check its exporter, its log, and its headers `x-mlflow-experiment-id` and `x-mlflow-workspace` (`mlflow-otlp "
+        "collector-config`).",
+    ),
+    MessageCode.AUTHORIZATION_CHECK_FAILED: Hint(
+        "MLflow cannot reach the Kubernetes API.",
+        "Read MLflow's log, and check the API server.",
+    ),
+    MessageCode.TRACE_METADATA: Hint(
+        "MLflow before 3.14 takes trace metadata in a separate call after the spans. The token may neither read nor "
+        "change traces, MLflow does not have the traces, or the process ended too early.",
+        "Grant the token permission to read and update the experiment, or set `MLFLOW_OTLP_TRACE_INFO=false` to omit "
+        "the call.",
+    ),
+    MessageCode.FEEDBACK_DROPPED: Hint(
+        "The message says which: for five minutes the server had no such trace or denied the call; no trace was "
+        "passed and none was current; MLflow is unknown behind a Collector; or the process ended without a spool.",
+        "Check the trace id and its workspace, set `MLFLOW_TRACKING_URI`, and grant the token permission to update "
+        "the experiment.",
+    ),
+    MessageCode.ATTACHMENT_UPLOAD: Hint(
+        "The message says which: MLflow is older than 3.11, or stores the experiment's artifacts elsewhere (a folder, "
+        "or S3 without the server in between); the token may not write artifacts; a proxy rejects a body of that size "
+        "(413) or returns a login page; or MLflow's artifact store is unavailable.",
+        "Start the server with `--serve-artifacts` and `--artifacts-destination`, and use an experiment created since "
+        "then; grant the token permission to update the experiment; raise the proxy's limit (`client_max_body_size`); "
+        "or set `MLFLOW_OTLP_ATTACHMENTS=false`.",
+    ),
+    MessageCode.JOURNAL_UNAVAILABLE: Hint(
+        "`durability` is `every-span`, and the disk is full, or spans end much faster than they are delivered.",
+        "Free disk space, or set `MLFLOW_OTLP_SPOOL_DIR`.",
+    ),
+    MessageCode.SPOOL_UNAVAILABLE: Hint(
+        "The disk is full or read-only, the folder belongs to another user, or its file system does not support locks.",
+        "Free disk space, or set `MLFLOW_OTLP_SPOOL_DIR` to a writable folder on a local disk.",
+    ),
+    MessageCode.SPOOL_FULL: Hint(
+        "The server was away until the spool reached `MLFLOW_OTLP_SPOOL_MAX_BYTES` (512 MiB), or the disk is nearly "
+        "full.",
+        "Restore the server, or raise `MLFLOW_OTLP_SPOOL_MAX_BYTES`.",
+    ),
+    MessageCode.SPOOL_EXPIRED: Hint(
+        "The server did not accept these spans for that long.",
+        "Find the reason with `mlflow-otlp doctor`, or raise `MLFLOW_OTLP_SPOOL_MAX_AGE` (7 days).",
+    ),
+    MessageCode.SPOOL_FILE_UNREADABLE: Hint(
+        "The disk failed, a newer version of this library wrote the file, or file permissions changed.",
+        "Check the disk and the owner of the folder; `mlflow-otlp spool list --refused` lists the spans in `refused/`.",
+    ),
+    MessageCode.SPOOL_SHARED: Hint(
+        "Two exporters for one server have different static tokens, or functions with the same name. Tokens are never "
+        "written to disk, so the exporters share a folder, and each sends the other's spans with its own permissions.",
+        "Give each exporter its own `spool_dir`, a token file (a `pathlib.Path` as `credentials=`), or a function "
+        "with its own name.",
+    ),
+    MessageCode.SPANS_DROPPED: Hint(
+        "Spans end faster than the server accepts them, for longer than memory lasts; or they ended after the "
+        "shutdown; or they could not be encoded or masked.",
+        "Enable the spool (`MLFLOW_OTLP_SPOOL=true`), raise `MLFLOW_OTLP_BUFFER_SPANS` and "
+        "`MLFLOW_OTLP_BUFFER_BYTES`, or sample with `MLFLOW_TRACE_SAMPLING_RATIO`.",
+    ),
+    MessageCode.EXPORT_DISABLED: Hint(
+        "`enabled=False`, `MLFLOW_OTLP_ENABLED=false` or `OTEL_SDK_DISABLED=true` is set, or spans ended after "
+        "`shutdown()`.",
+        "Unset the variable; call `shutdown()` last.",
+    ),
+    MessageCode.ATTRIBUTES_DROPPED: Hint(
+        "OpenTelemetry keeps 128 attributes per span by default; a conversation has more.",
+        "Set `OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000`.",
+    ),
+    MessageCode.VALUES_DROPPED: Hint(
+        "An attribute was set to an object.",
+        "Set the attribute to a string, a number, a boolean, or a list of these.",
+    ),
+    MessageCode.INSTRUMENTATION_MISSING: Hint(
+        "Each instrumentation is a package of its own.",
+        "Install it, such as `pip install openinference-instrumentation-openai`; `mlflow-otlp doctor` names the "
+        "packages.",
+    ),
+    MessageCode.INSTRUMENTATION_FAILED: Hint(
+        "The installed versions of the instrumentation and its library do not work together.",
+        "Update both, or exclude the instrumentation with `MLFLOW_OTLP_AUTO_INSTRUMENT=-NAME`.",
+    ),
+    MessageCode.SERVICE_NAME_IGNORED: Hint(
+        "The application had a tracer provider before `configure()`, and the resource of a provider cannot change.",
+        "Set `OTEL_SERVICE_NAME`, or pass the name where the provider is created.",
+    ),
+    MessageCode.CONTENT_NOT_RECORDED: Hint(
+        "A value could not be converted to JSON, because its own code raised.",
+        "Pass values that can be converted to JSON.",
+    ),
+    MessageCode.INVALID_TRACE_CONTEXT: Hint(
+        "An argument has the wrong type, or a tag has a name that MLflow reserves.",
+        "Pass what the message expects.",
+    ),
+    MessageCode.TRACE_FILTERED: Hint(
+        "A trace with only HTTP, database and messaging spans does not come from an agent.",
+        "Set `MLFLOW_OTLP_NOISE=none` to send such traces.",
+    ),
+    MessageCode.CLOCK_SKEW: Hint(
+        "The clock of this machine or of the server is wrong: traces appear at the wrong time, and tokens seem "
+        "expired.",
+        "Enable time synchronisation on both machines (`timedatectl set-ntp true`).",
+    ),
+    MessageCode.DESTINATION_TOO_LATE: Hint(
+        "A trace is never split, and its first span had already started, usually the span of a web framework.",
+        "Set workspace and experiment before the first span starts: in a middleware around the application (ASGI, "
+        "WSGI).",
+    ),
+    MessageCode.MASK_FAILED: Hint(
+        "The function passed as `mask=` raised an exception, or returned an invalid value.",
+        "Correct the function. No unmasked value was sent.",
+    ),
+    MessageCode.UNKNOWN_KIND: Hint(
+        "`kind=` differs by one or two letters from a kind that MLflow knows.",
+        "Correct the kind, or ignore the message if the kind is your own.",
+    ),
+    MessageCode.EXPORT_CONFIGURED: Hint(
+        "`configure()` was called, the pod's namespace is the workspace, or a server with a static prefix has its "
+        "endpoint at the root.",
+    ),
+    MessageCode.INSTRUMENTED: Hint("`configure()` has enabled these instrumentations."),
+    MessageCode.EXPERIMENT_CREATED: Hint(
+        "The experiment did not exist; `configure()` or `MLFLOW_OTLP_CREATE_EXPERIMENT=true` creates it.",
+    ),
+    MessageCode.RECOVERED: Hint("A problem that was logged before is over."),
+    MessageCode.PIPELINE_REPLACED: Hint(
+        "`configure()` replaces the pipeline of `OTEL_TRACES_EXPORTER=mlflow`, because both would send the same spans.",
+    ),
+    MessageCode.INTERNAL_ERROR: Hint(
+        "A bug in this library. The application continues.",
+        "Report it, with the traceback and the version (`mlflow-otlp --version`).",
     ),
 }
 
 
-def hint_for(code: MessageCode) -> Hint:
-    """The likeliest cause of what a code stands for, and what mends it."""
-    return _ADVICE.get(code, _NONE)
+def add_fix(code: MessageCode, message: str) -> str:
+    """Append the fix and the code to a message."""
+    end = "" if message.endswith((".", "?", "!")) else "."
+    return add_code(code, f"{message}{end} {HINTS[code].fix}")

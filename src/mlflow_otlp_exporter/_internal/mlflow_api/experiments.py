@@ -173,11 +173,10 @@ class ExperimentResolver:
 
     @staticmethod
     def _explained(outcome: ExportOutcome, name: str) -> ExportOutcome:
-        hint = "; a token that may only export needs experiment_id= instead of a name" if outcome.status == 403 else ""
         # An answer that is fine for spans is none to this question.
         verdict = Disposition.RETRY if outcome.verdict is Disposition.DELIVERED else outcome.verdict
         said = outcome.message or "an answer that is not MLflow's"
-        message = f"the experiment {name!r} cannot be looked up: {said}{hint}"
+        message = f"the experiment {name!r} cannot be looked up: {said}"
         # Without its status: a 500 to this question is no reason to look for a span that the server trips over.
         return replace(
             outcome,

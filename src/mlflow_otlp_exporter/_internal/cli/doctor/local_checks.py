@@ -70,17 +70,17 @@ def _settings(settings: Settings) -> CheckResult:
     found = summarize_settings(settings)
     mistyped = list(unknown_variables(os.environ))
     if mistyped:
-        cause = f"{', '.join(name for name, _ in mistyped)}: none of this library's, and without effect"
+        cause = f"Unknown variables are ignored: {', '.join(name for name, _ in mistyped)}."
         meant = ", ".join(f"{near} instead of {name}" for name, near in mistyped if near)
-        fix = f"set {meant}" if meant else "unset it; docs/configuration.md has all variables"
+        fix = f"Set {meant}." if meant else "Unset it; docs/configuration.md lists all variables."
         return CheckResult(
             "settings", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.INVALID_SETTING
         )
     unused = settings.traces.unused
     if unused:
         names = ", ".join(unused)
-        cause = f"{names}: set for another server than the one that spans are sent to, and not used for it"
-        fix = "none is needed if they are meant for metrics or logs of another backend; else set MLFLOW_TRACKING_*"
+        cause = f"{names}: not used, because set for another server than the one that receives the spans."
+        fix = "Nothing, if they are for metrics or logs of another backend; otherwise set `MLFLOW_TRACKING_*`."
         return CheckResult("settings", CheckStatus.OK, found, cause=cause, fix=fix)
     return CheckResult("settings", CheckStatus.OK, found)
 
@@ -96,13 +96,13 @@ def _packages() -> CheckResult:
     line = f"mlflow-otlp-exporter {__version__}, {listed}, Python {platform.python_version()}"
     old = [name for name in _PACKAGES[1:3] if _number(found[name]) < _OLDEST]
     if old:
-        fix = f"pip install --upgrade {' '.join(old)}"
+        fix = f"Run `pip install --upgrade {' '.join(old)}`."
         return CheckResult(
             "packages",
             CheckStatus.WARNING,
             line,
             "",
-            "OpenTelemetry is older than 1.30",
+            "OpenTelemetry is older than 1.30.",
             fix,
             MessageCode.INSTRUMENTATION_MISSING,
         )
@@ -130,8 +130,8 @@ def instrumentations(
     on = "" if choice is True else " (MLFLOW_OTLP_AUTO_INSTRUMENT)"
     line = f"configure() switches on: {', '.join(names) or 'none'}{on}"
     if lacking and not known & set(libraries):
-        cause = f"{', '.join(sorted(libraries))} is installed, and no instrumentation of it: it makes no spans"
-        fix = f"pip install {' '.join(lacking)}"
+        cause = f"No instrumentation of {', '.join(sorted(libraries))} is installed, so it creates no spans."
+        fix = f"Run `pip install {' '.join(lacking)}`."
         return CheckResult(
             "instrumentations", CheckStatus.WARNING, line, "", cause, fix, MessageCode.INSTRUMENTATION_MISSING
         )
@@ -177,8 +177,10 @@ def _spool(settings: Settings) -> CheckResult:
     free = shutil.disk_usage(folder).free // 1_000_000
     found = f"{folder}: {totals.spans} spans wait in {totals.files} requests; {free} MB of the disk are free"
     if totals.files:
-        cause = "they could not be delivered when they came; whatever uses the exporter next sends them"
-        fix = "none, if they are to arrive; `mlflow-otlp spool list` shows where they go, `spool purge` removes them"
+        cause = "The server did not accept these spans. The next process that uses the exporter sends them."
+        fix = (
+            "Nothing, if they should arrive; `mlflow-otlp spool list` shows where they go, `spool purge` removes them."
+        )
         return CheckResult("spool", CheckStatus.OK, found, cause=cause, fix=fix)
     return CheckResult("spool", CheckStatus.OK, found)
 

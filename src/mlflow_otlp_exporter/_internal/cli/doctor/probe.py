@@ -18,7 +18,7 @@ import requests.utils
 
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.hints import hint_for
+from mlflow_otlp_exporter._internal.common.hints import HINTS
 from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
 from mlflow_otlp_exporter._internal.config.source import SettingSource
 from mlflow_otlp_exporter._internal.transport.client import tls_code
@@ -49,8 +49,7 @@ class Proxy:
 
 def failed(step: str, code: MessageCode, found: str, said: str = "") -> CheckResult:
     """A step that failed, with what is known of such failures."""
-    advice = hint_for(code)
-    return CheckResult(step, CheckStatus.FAILED, found, said, advice.cause, advice.fix, code)
+    return CheckResult(step, CheckStatus.FAILED, found, said, *HINTS[code], code)
 
 
 def probe(server: ServerSettings, environment: Mapping[str, str]) -> Iterator[CheckResult]:
@@ -218,8 +217,8 @@ def _tls(connection: socket.socket, server: ServerSettings, host: str, environme
         code = MessageCode.RESPONSE_TIMEOUT if late else MessageCode.NOT_TLS
         return failed("tls", code, f"no TLS at this port ({getattr(error, 'reason', None) or type(error).__name__})")
     if insecure:
-        cause = "a wrong certificate would not be noticed, and credentials could be read on the way"
-        fix = "unset MLFLOW_TRACKING_INSECURE_TLS, and set MLFLOW_TRACKING_SERVER_CERT_PATH to the CA's file"
+        cause = "The certificate is not verified: an attacker on the network could read credentials."
+        fix = "Unset `MLFLOW_TRACKING_INSECURE_TLS`, and set `MLFLOW_TRACKING_SERVER_CERT_PATH` to the CA file."
         found = f"{version}; the certificate is not checked ({server.sources['insecure_tls']})"
         return CheckResult(
             "tls", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.CERTIFICATE_UNTRUSTED
@@ -227,8 +226,6 @@ def _tls(connection: socket.socket, server: ServerSettings, host: str, environme
     days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / _DAY
     found = f"{version}, the certificate is trusted ({trusted}, {source}) and valid for {days:.0f} more days"
     if days < _SOON_DAYS:
-        advice = hint_for(MessageCode.CERTIFICATE_EXPIRED)
-        return CheckResult(
-            "tls", CheckStatus.WARNING, found, "", "it ends soon", advice.fix, MessageCode.CERTIFICATE_EXPIRED
-        )
+        code, cause = MessageCode.CERTIFICATE_EXPIRED, "The certificate expires soon."
+        return CheckResult("tls", CheckStatus.WARNING, found, "", cause, HINTS[code].fix, code)
     return CheckResult("tls", CheckStatus.OK, found)

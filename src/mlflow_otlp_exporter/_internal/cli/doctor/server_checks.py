@@ -27,7 +27,7 @@ from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
 )
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.hints import hint_for
+from mlflow_otlp_exporter._internal.common.hints import HINTS
 from mlflow_otlp_exporter._internal.config.models import Settings, resolve
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
@@ -174,10 +174,9 @@ class _Examination:
         if info.get("store_type") == "FileStore":
             return failed("server", MessageCode.FILE_STORE, f"MLflow {number} with a file store")
         if self._version < _OLDEST:
-            advice = hint_for(MessageCode.NO_OTLP_ENDPOINT)
             found = f"MLflow {number}, which takes no OpenTelemetry"
-            fix = "use MLflow 3.6 or newer: pip install --upgrade mlflow"
-            return CheckResult("server", CheckStatus.FAILED, found, "", advice.cause, fix, MessageCode.NO_OTLP_ENDPOINT)
+            fix = "Use MLflow 3.6 or newer: `pip install --upgrade mlflow`."
+            return replace(failed("server", MessageCode.NO_OTLP_ENDPOINT, found), fix=fix)
         self._workspaces = info.get("workspaces_enabled")
         spoken = "" if self._workspaces is None else f", workspaces {'on' if self._workspaces else 'off'}"
         return CheckResult("server", CheckStatus.OK, f"MLflow {number}{spoken}")
@@ -212,8 +211,10 @@ class _Examination:
         if step == "endpoint":
             found = failed("endpoint", outcome.code, f"{where} is no OTLP endpoint that can be used", outcome.message)
             if outcome.code is MessageCode.NO_OTLP_ENDPOINT and not where.endswith(TRACES_PATH):
-                cause = "/v1/traces is put behind OTEL_EXPORTER_OTLP_ENDPOINT only, not behind the endpoint for traces"
-                fix = f"set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={where}{TRACES_PATH}"
+                cause = (
+                    "`/v1/traces` is appended only to `OTEL_EXPORTER_OTLP_ENDPOINT`, not to the endpoint for traces."
+                )
+                fix = f"Set `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={where}{TRACES_PATH}`."
                 found = replace(found, cause=cause, fix=fix)
             yield found
             return
@@ -248,11 +249,9 @@ class _Examination:
             yield CheckResult("workspace", CheckStatus.OK, f"none{note}")
             return
         if self._version is not None and self._version < (3, 10):
-            advice = hint_for(MessageCode.WORKSPACES_DISABLED)
+            code = MessageCode.WORKSPACES_DISABLED
             found = f"{name} ({source}), which MLflow before 3.10 does not know: it is not looked at"
-            yield CheckResult(
-                "workspace", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.WORKSPACES_DISABLED
-            )
+            yield CheckResult("workspace", CheckStatus.WARNING, found, "", *HINTS[code], code)
             return
         yield CheckResult("workspace", CheckStatus.OK, f"{name} ({source})")
 
@@ -326,11 +325,9 @@ class _Examination:
     def _read_back(self, trace_id: str) -> Iterator[CheckResult]:
         api = self._reach.api
         if api is None or not (self._reach.certain or self._version):
-            advice = hint_for(MessageCode.NO_MLFLOW_SERVER)
+            code = MessageCode.NO_MLFLOW_SERVER
             found = "whether it arrived in MLflow is not known: nothing says where MLflow is"
-            yield CheckResult(
-                "read back", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.NO_MLFLOW_SERVER
-            )
+            yield CheckResult("read back", CheckStatus.WARNING, found, "", *HINTS[code], code)
             yield CheckResult("delete", CheckStatus.SKIPPED, f"{trace_id} stays where it arrived")
             return
         wait = 0.0 if self._needs_experiment else _COLLECTOR_SECONDS
@@ -382,9 +379,9 @@ def _clock(answer: HttpResponse) -> CheckResult:
     difference = time.time() - theirs
     if abs(difference) < _CLOCK_SECONDS:
         return CheckResult("clock", CheckStatus.OK, "as the server's")
-    advice = hint_for(MessageCode.CLOCK_SKEW)
+    code = MessageCode.CLOCK_SKEW
     found = f"{abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} the server's"
-    return CheckResult("clock", CheckStatus.WARNING, found, "", advice.cause, advice.fix, MessageCode.CLOCK_SKEW)
+    return CheckResult("clock", CheckStatus.WARNING, found, "", *HINTS[code], code)
 
 
 def _lifetime(seconds: float) -> str:
