@@ -20,7 +20,7 @@ OPENTELEMETRY = {
 # Those that need neither MLflow nor an instrumentation.
 FILES = [
     "delivery/test_server_answers",
-    "delivery/test_blame",
+    "delivery/test_failure_evidence",
     "processing/test_trace_buffer",
     "setup/test_configure",
     "transport/test_client",
@@ -32,7 +32,7 @@ FILES = [
     "encoding/test_span_encoder",
     "delivery/test_exporter",
     "delivery/test_exporter_metrics",
-    "delivery/test_packing",
+    "delivery/test_batcher",
     "processing/test_processor",
     "transport/test_credential_provider",
     "common/test_problem_log",

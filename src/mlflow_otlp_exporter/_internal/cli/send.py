@@ -18,10 +18,9 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.hints import add_fix
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher
+from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher, batch_by_size
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
 from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch
-from mlflow_otlp_exporter._internal.delivery.packing import batch_by_size
 from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
+from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.setting import SettingGroup
-from mlflow_otlp_exporter._internal.delivery.packing import batch_by_size, iter_chunks
 from mlflow_otlp_exporter._internal.encoding.sanitizer import sanitize_attributes, sanitize_name
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -21,7 +22,6 @@ from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.tracing.routing import group_by_destination
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.delivery.resources import DestinationResources
     from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
     from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
     from mlflow_otlp_exporter._internal.spool.persistent_queue import RecoveredSpans
@@ -83,8 +83,6 @@ class Batcher:
         # What has resources say where traces go, towards what may be a Collector.
         self._resources: DestinationResources | None = None
         if settings.traces.group is not SettingGroup.MLFLOW:
-            from mlflow_otlp_exporter._internal.delivery.resources import DestinationResources  # few apps need it
-
             self._resources = DestinationResources(self.encoder)
 
     def batches(self, spans: Sequence[ReadableSpan]) -> tuple[list[Batch], int]:
@@ -174,3 +172,102 @@ class Batcher:
             name = sanitize_name(name) or name
         status = _OK if sent.ok else None
         return self.encoder.encode(sent.span, attributes, name=name, events=sent.events, status=status)
+
+
+# MLflow links a request's root traces to a run only up to this many, and answers 200 beyond (3.17.2).
+_ROOTS_PER_RUN = 100
+# Spans that are read and encoded at once; more only if a trace has more.
+_PORTION = 64
+
+
+def batch_by_size(
+    spans: Sequence[EncodedSpan], size: int, *, linked_to_run: bool = False
+) -> Iterator[list[EncodedSpan]]:
+    """Groups spans into requests.
+
+    MLflow pays 1.7 to 30 times more for a trace that arrives in pieces, so a trace is cut only if it is larger than a
+    request may be.
+
+    Args:
+        spans: In the order in which they ended.
+        size: Bytes that a request aims at; 0 for no limit. A single larger span is a request of its own.
+        linked_to_run: Whether the requests name a run.
+    """
+    traces: dict[int, list[EncodedSpan]] = {}
+    for span in spans:
+        traces.setdefault(span.trace_id, []).append(span)
+    batch: list[EncodedSpan] = []
+    length = roots = 0
+    for trace in traces.values():
+        needed = sum(len(span.body) for span in trace)
+        rooted = linked_to_run and any(span.is_root for span in trace)
+        if batch and ((size and length + needed > size) or (rooted and roots == _ROOTS_PER_RUN)):
+            yield batch
+            batch, length, roots = [], 0, 0
+        roots += rooted
+        for span in trace:
+            if size and batch and length + len(span.body) > size:
+                yield batch
+                batch, length, roots = [], 0, int(rooted)
+            batch.append(span)
+            length += len(span.body)
+    if batch:
+        yield batch
+
+
+def iter_chunks(spans: list[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
+    """Takes spans out of a list, a few whole traces at a time, so that what has been dealt with is not kept.
+
+    Args:
+        spans: In the order of their traces; empty at the end.
+    """
+    while spans:
+        end = min(_PORTION, len(spans))
+        while end < len(spans) and spans[end].context.trace_id == spans[end - 1].context.trace_id:
+            end += 1
+        taken = spans[:end]
+        del spans[:end]
+        yield taken
+
+
+_CACHED = 1000
+
+
+class DestinationResources:
+    """Puts destinations into encoded resources.
+
+    Args:
+        encoder: Encodes them.
+    """
+
+    def __init__(self, encoder: SpanEncoder) -> None:
+        self._encoder = encoder
+        # By identity, as the encoder keeps them; the object is kept so that its id stays its own.
+        self._told: dict[tuple[int, Destination], tuple[Resource, Resource]] = {}
+
+    def telling(self, span: EncodedSpan, resource: Resource, destination: Destination) -> EncodedSpan:
+        """A span whose resource says where it goes.
+
+        Args:
+            span: The span.
+            resource: Its resource.
+            destination: Where it goes.
+        """
+        found = self._told.get((id(resource), destination))
+        if found is None:
+            said = _said(destination)
+            made = Resource({**resource.attributes, **said}, resource.schema_url) if said else resource
+            if len(self._told) >= _CACHED:
+                self._told.clear()
+            found = self._told[id(resource), destination] = (resource, made)
+        return span if found[1] is resource else span._replace(resource=self._encoder.resource(found[1]))
+
+
+def _said(destination: Destination) -> dict[str, Any]:
+    found = {
+        WORKSPACE: destination.workspace,
+        EXPERIMENT: destination.experiment,
+        EXPERIMENT_ID: destination.experiment_id,
+        RUN_ID: destination.run_id,
+    }
+    return {name: value for name, value in found.items() if value}

@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING
 from mlflow_otlp_exporter._internal.common.backoff import BackoffState
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.delivery.bisection import bisect, merge_deferred, next_half, split_spans
-from mlflow_otlp_exporter._internal.delivery.blame import CONFIRM_SECONDS
-from mlflow_otlp_exporter._internal.delivery.export_request import Bisection, ExportRequest, SendResult
+from mlflow_otlp_exporter._internal.delivery.export_request import (
+    Bisection,
+    ExportRequest,
+    SendResult,
+    bisect,
+    merge_deferred,
+    next_half,
+    split_spans,
+)
+from mlflow_otlp_exporter._internal.delivery.failure_evidence import CONFIRM_SECONDS, TRIES, SuspectRegistry
 from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient, Server
-from mlflow_otlp_exporter._internal.delivery.suspects import TRIES, SuspectRegistry
 from mlflow_otlp_exporter._internal.encoding.sanitizer import describe_span, truncate_span
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
     ALL_OR_NOTHING,

@@ -3,8 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_otlp_exporter._internal.delivery.bisection import bisect, merge_deferred, next_half, split_spans
-from mlflow_otlp_exporter._internal.delivery.export_request import Bisection, ExportRequest, RequestOrigin
+from mlflow_otlp_exporter._internal.delivery.export_request import (
+    Bisection,
+    ExportRequest,
+    RequestOrigin,
+    bisect,
+    merge_deferred,
+    next_half,
+    split_spans,
+)
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
