@@ -2,12 +2,12 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from mlflow_otlp_exporter._internal.common.work_queue import WorkQueue
+from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from support.children import in_child
 
 LONG = 30.0
@@ -21,13 +21,6 @@ class Parcel:
     not_before: float = 0.0
 
 
-@dataclass(frozen=True)
-class Done:
-    shipments: Sequence[Parcel] = ()
-    wait: float = 0.0
-    at_the_end: bool = False
-
-
 class Gate:
     """Parcels pass when their key is let through; notes what is under way."""
 
@@ -38,14 +31,14 @@ class Gate:
         self.done: list[tuple[str, int]] = []
         self.abandoned: list[tuple[str, int]] = []
 
-    def step(self, parcel: Parcel) -> Done:
+    def step(self, parcel: Parcel) -> SendResult[Parcel]:
         with self.condition:
             self.begun.append((parcel.key, parcel.number))
             self.condition.notify_all()
             assert self.condition.wait_for(lambda: parcel.key in self.open, LONG)
             self.done.append((parcel.key, parcel.number))
             self.condition.notify_all()
-        return Done()
+        return SendResult()
 
     def abandon(self, parcel: Parcel) -> None:
         self.abandoned.append((parcel.key, parcel.number))
@@ -108,18 +101,18 @@ def test_no_more_threads_than_said(gate: Gate, senders: WorkQueue[Parcel]) -> No
 class Script:
     """Says what comes after the step of each parcel, once; then it is done."""
 
-    def __init__(self, **steps: Done) -> None:
+    def __init__(self, **steps: SendResult[Parcel]) -> None:
         self.steps = steps
         self.seen: list[tuple[str, int]] = []
         self.times: list[float] = []
         self.condition = threading.Condition()
 
-    def __call__(self, parcel: Parcel) -> Done:
+    def __call__(self, parcel: Parcel) -> SendResult[Parcel]:
         with self.condition:
             self.seen.append((parcel.key, parcel.number))
             self.times.append(time.monotonic())
             self.condition.notify_all()
-            return self.steps.pop(f"{parcel.key}{parcel.number}", Done())
+            return self.steps.pop(f"{parcel.key}{parcel.number}", SendResult())
 
     def wait(self, count: int) -> None:
         with self.condition:
@@ -127,7 +120,7 @@ class Script:
 
 
 def test_what_is_left_of_a_parcel_goes_before_the_next_one() -> None:
-    script = Script(a0=Done([Parcel("a", 7), Parcel("a", 8)]))
+    script = Script(a0=SendResult([Parcel("a", 7), Parcel("a", 8)]))
     senders = WorkQueue(script, lambda _: None, count=1)
     senders.put("a", Parcel("a", 0))
     senders.put("a", Parcel("a", 1))
@@ -156,7 +149,7 @@ def test_parcel_that_must_wait_goes_when_its_time_has_come() -> None:
 
 
 def test_destination_that_waits_occupies_no_thread_and_is_hurried_by_a_flush() -> None:
-    script = Script(a0=Done([Parcel("a", 5)], wait=30), b0=Done([Parcel("b", 5)], wait=0.1))
+    script = Script(a0=SendResult([Parcel("a", 5)], retry_after=30), b0=SendResult([Parcel("b", 5)], retry_after=0.1))
     senders = WorkQueue(script, lambda _: None, count=1)
     for key in "ab":
         senders.put(key, Parcel(key, 0))
@@ -171,7 +164,7 @@ def test_destination_that_waits_occupies_no_thread_and_is_hurried_by_a_flush() -
 def test_parcel_that_raises_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
     script, lost = Script(), list[Parcel]()
 
-    def step(parcel: Parcel) -> Done:
+    def step(parcel: Parcel) -> SendResult[Parcel]:
         if parcel.number == 0:
             raise SystemExit(3)
         return script(parcel)
@@ -188,7 +181,7 @@ def test_parcel_that_raises_takes_no_other_with_it(caplog: pytest.LogCaptureFixt
 def test_parcel_that_cannot_even_be_given_up_keeps_no_other_waiting(caplog: pytest.LogCaptureFixture) -> None:
     script = Script()
 
-    def step(parcel: Parcel) -> Done:
+    def step(parcel: Parcel) -> SendResult[Parcel]:
         if parcel.number == 0:
             raise SystemExit(3)
         return script(parcel)
@@ -225,7 +218,7 @@ def test_where_no_thread_can_start_parcels_are_sent_here(monkeypatch: pytest.Mon
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    script, lost = Script(a1=Done([Parcel("a", 9)], wait=60)), list[Parcel]()
+    script, lost = Script(a1=SendResult([Parcel("a", 9)], retry_after=60)), list[Parcel]()
     senders = WorkQueue(script, lost.append)
     senders.put("a", Parcel("a", 0))
     senders.put("a", Parcel("a", 1))

@@ -147,8 +147,8 @@ class Round:
                 continue
             queue.remove(ready)
             step = self.courier.step(ready, 5.0)
-            queue = [*queue, *step.shipments] if step.at_the_end else [*step.shipments, *queue]
-            self.server.clock += step.wait
+            queue = [*queue, *step.remaining] if step.requeue_last else [*step.remaining, *queue]
+            self.server.clock += step.retry_after
         self.left = queue
 
     @property
@@ -695,7 +695,7 @@ def test_at_the_end_what_a_search_has_put_aside_is_counted_as_well() -> None:
     origin = RequestOrigin(len(spans))
     queue = [ExportRequest(Destination(experiment_id="1"), spans, origin)]
     for _ in range(3):
-        queue = [*story.courier.step(queue.pop(0), 5.0).shipments, *queue]
+        queue = [*story.courier.step(queue.pop(0), 5.0).remaining, *queue]
     for each in queue:
         story.courier.abandon(each)
     assert (story.refused, origin.remaining) == (16, 0)
@@ -708,7 +708,7 @@ def test_at_the_end_nothing_waits_for_a_server_that_was_away_before() -> None:
     story.courier.closing = True
     for each in story.left:
         story.server.clock += 100
-        assert not story.courier.step(each, 1).shipments
+        assert not story.courier.step(each, 1).remaining
     assert (story.settled, story.refused) == (1, 1)
 
 

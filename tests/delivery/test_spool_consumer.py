@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.common.work_queue import WorkQueue
+from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import resolve
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
 from mlflow_otlp_exporter._internal.delivery import spool_consumer as spool_consumer_module
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin, SendResult
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -243,7 +243,7 @@ def test_live_traffic_waits_behind_two_at_most(process: Callable[..., Process]) 
     one, sent = process(), list[str]()
     begin, done = threading.Event(), threading.Event()
 
-    def step(shipment: ExportRequest) -> SendResult:
+    def step(shipment: ExportRequest) -> SendResult[ExportRequest]:
         begin.wait(20)
         sent.append("live" if not shipment.origin.kept else name(shipment))
         shipment.origin.settle(len(shipment.spans), 0)

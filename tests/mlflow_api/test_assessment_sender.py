@@ -209,9 +209,9 @@ class Story:
         """Runs to the end; how many steps it took."""
         for step in range(1, steps + 1):
             after = self.note.run(1.0)
-            if not after.shipments:
+            if not after.remaining:
                 return step
-            self.now += after.wait
+            self.now += after.retry_after
         return 0
 
     def counts(self) -> tuple[int, int]:

@@ -14,8 +14,9 @@ import pytest
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks, TaskResult
+from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks, Task
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater, UpdateTask
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -134,10 +135,10 @@ class Story:
         waits: list[float] = []
         for _ in range(steps):
             after = turn.run(1.0)
-            if not after.shipments:
+            if not after.remaining:
                 return waits
-            waits.append(after.wait)
-            self.now += after.wait
+            waits.append(after.retry_after)
+            self.now += after.retry_after
         raise AssertionError("it does not end")
 
     def counts(self) -> tuple[int, int]:
@@ -234,7 +235,7 @@ def test_prompts_are_linked_later_where_that_fails_now(answer: HttpResponse | Tr
     turn = story.delivered(spans)
     assert turn is not None
     story.api.links = answer
-    assert turn.run(1.0).wait == 0.5
+    assert turn.run(1.0).retry_after == 0.5
     story.api.links = json_answer(200, {})
     story.runs(turn)
     assert set(story.api.linked) == set(names(spans))
@@ -256,7 +257,7 @@ def test_server_that_is_away_is_asked_again(answer: HttpResponse | TransportErro
     turn = story.delivered(spans)
     assert turn is not None
     story.api.always = answer
-    waits = [turn.run(1.0).wait for _ in range(3)]
+    waits = [turn.run(1.0).retry_after for _ in range(3)]
     assert waits == [0.5, 1.0, 2.0]
     story.api.always = None
     story.runs(turn)
@@ -270,10 +271,10 @@ def test_unknown_version_and_experiment_are_asked_again() -> None:
     turn = story.delivered(spans)
     assert turn is not None
     story.api.version = DOWN
-    assert turn.run(1.0).wait == 0.5
+    assert turn.run(1.0).retry_after == 0.5
     story.api.version = "3.10.1"
     story.experiment = ExportOutcome(Disposition.RETRY, FailureKind.SERVER, "away")
-    assert turn.run(1.0).wait == 1.0
+    assert turn.run(1.0).retry_after == 1.0
     story.experiment = "7"
     story.runs(turn)
     assert set(story.api.told) == set(names(spans))
@@ -284,7 +285,7 @@ def test_trace_that_fails_in_the_middle_is_told_later_and_none_twice() -> None:
     turn, third = story.delivered(spans), names(spans)[2]
     assert turn is not None
     story.api.tells[third] = json_answer(503, {})
-    assert turn.run(1.0).wait == 0.5
+    assert turn.run(1.0).retry_after == 0.5
     del story.api.tells[third]
     story.runs(turn)
     assert set(story.api.told) == set(names(spans))
@@ -336,7 +337,7 @@ def test_trace_that_a_collector_still_has_is_waited_for() -> None:
     story.api.absent = {late}
     turn = story.delivered(spans)
     assert turn is not None
-    assert turn.run(1.0).wait == 2.0
+    assert turn.run(1.0).retry_after == 2.0
     assert set(story.api.told) == {names(spans)[1]}
     story.api.absent = set()
     story.runs(turn)
@@ -390,13 +391,13 @@ class Asked:
         self.waits = 0.01
         self.fails, self.given_up, self.ran = fails, False, threading.Event()
 
-    def run(self, seconds: float) -> TaskResult:
+    def run(self, seconds: float) -> SendResult[Task]:
         assert seconds > 0
         self.ran.set()
         if self.fails:
             self.failures += 1
-            return TaskResult((self,), wait=self.waits if self.failures > 1 else 0.01)
-        return TaskResult()
+            return SendResult((self,), retry_after=self.waits if self.failures > 1 else 0.01, requeue_last=True)
+        return SendResult()
 
     def give_up(self) -> None:
         self.given_up = True
@@ -419,7 +420,7 @@ def test_who_hurries_while_an_errand_runs_waits_for_one_more_try_at_most() -> No
     begun, hurried = threading.Event(), threading.Event()
     run = errand.run
 
-    def held(seconds: float) -> TaskResult:
+    def held(seconds: float) -> SendResult[Task]:
         if not begun.is_set():
             begun.set()
             assert hurried.wait(30.0)

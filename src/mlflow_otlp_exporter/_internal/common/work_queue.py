@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
@@ -28,23 +29,21 @@ class Item(Protocol):
 
 
 _Item = TypeVar("_Item", bound=Item)
-_Item_co = TypeVar("_Item_co", bound=Item, covariant=True)
 
 
-class Step(Protocol[_Item_co]):
-    """What comes after a step: what is left, and for how long the destination waits."""
+@dataclass(frozen=True)
+class SendResult(Generic[_Item]):
+    """What remains of an item after one attempt.
 
-    @property
-    def shipments(self) -> Sequence[_Item_co]:
-        """In the place of the item."""
+    Attributes:
+        remaining: Items that take the place of the attempted one.
+        retry_after: Seconds for which the whole destination waits.
+        requeue_last: True if other items of the destination go first.
+    """
 
-    @property
-    def wait(self) -> float:
-        """Seconds."""
-
-    @property
-    def at_the_end(self) -> bool:
-        """Whether others go first."""
+    remaining: Sequence[_Item] = ()
+    retry_after: float = 0.0
+    requeue_last: bool = False
 
 
 class _Queue(Generic[_Item]):
@@ -72,7 +71,7 @@ class WorkQueue(Generic[_Item]):
     """
 
     def __init__(
-        self, step: Callable[[_Item], Step[_Item]], abandon: Callable[[_Item], None], *, count: int = 4
+        self, step: Callable[[_Item], SendResult[_Item]], abandon: Callable[[_Item], None], *, count: int = 4
     ) -> None:
         self._step, self._abandon, self._count = step, abandon, count
         self._closed = False
@@ -177,12 +176,10 @@ class WorkQueue(Generic[_Item]):
         if taken is None:
             return False
         key, item = taken
-        shipments: Sequence[_Item] = ()
-        wait, at_the_end = 0.0, False
+        result = SendResult[_Item]()
         try:
             with suppressed_instrumentation():
-                step = self._step(item)
-            shipments, wait, at_the_end = step.shipments, step.wait, step.at_the_end
+                result = self._step(item)
         except BaseException:  # noqa: BLE001
             # A thread that dies takes all that comes after with it; upstream's dies for good on a SystemExit.
             said = "spans are lost by a mistake in this library; please report it [%s]"
@@ -191,15 +188,14 @@ class WorkQueue(Generic[_Item]):
         with self._lock:
             del self._busy[key]
             queue = self._queues[key]
-            queue.resume_at = time.monotonic() + wait if wait else 0.0
+            queue.resume_at = time.monotonic() + result.retry_after if result.retry_after else 0.0
+            left: Sequence[_Item] = ()
             if self._stopped:
-                left, shipments = shipments, ()
+                left = result.remaining
+            elif result.requeue_last:
+                queue.items.extend(result.remaining)
             else:
-                left = ()
-                if at_the_end:
-                    queue.items.extend(shipments)
-                else:
-                    queue.items.extendleft(reversed(shipments))
+                queue.items.extendleft(reversed(result.remaining))
             if queue.items:
                 self._schedule(key, queue)
                 self._lock.notify()

@@ -172,21 +172,6 @@ class ExportRequest:
         return sum(len(span.body) for span in self.spans)
 
 
-@dataclass(frozen=True)
-class SendResult:
-    """What comes after a step.
-
-    Attributes:
-        shipments: What is left of the shipment, to be sent in its place.
-        wait: Seconds for which the whole destination waits.
-        at_the_end: True if others of the destination go first.
-    """
-
-    shipments: Sequence[ExportRequest] = ()
-    wait: float = 0.0
-    at_the_end: bool = False
-
-
 def split_spans(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[EncodedSpan]]:
     """Cuts between traces as near to the middle as can be; a single trace between its spans.
 

@@ -19,11 +19,11 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.stats import Stats
-from mlflow_otlp_exporter._internal.common.work_queue import WorkQueue
+from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher
 from mlflow_otlp_exporter._internal.delivery.explanation import format_outcome
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin, SendResult
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.delivery.wait import both, suspects, waker
@@ -162,7 +162,7 @@ class Pipeline:
         if self.depot is not None and self.depot.journal is not None:
             self.depot.journal.note_noise(noise)
 
-    def _step(self, shipment: ExportRequest) -> SendResult:
+    def _step(self, shipment: ExportRequest) -> SendResult[ExportRequest]:
         left = max(0.2, self._until - time.monotonic())
         return self.courier.step(shipment, min(self.settings.timeout, left))
 

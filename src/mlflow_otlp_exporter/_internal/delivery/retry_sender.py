@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from mlflow_otlp_exporter._internal.common.backoff import BackoffState
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.delivery.export_request import (
     Bisection,
     ExportRequest,
-    SendResult,
     bisect,
     merge_deferred,
     next_half,
@@ -48,6 +48,7 @@ _LOOK_SECONDS, _PAUSE_BETWEEN_ASKING = 0.25, 1.0
 # Seconds between two suspects at least, however many there are.
 _BETWEEN_SUSPECTS = 0.5
 _SMALLEST_REQUEST = 16 * 1024
+_Result = SendResult[ExportRequest]
 
 
 class RetrySender:
@@ -93,7 +94,7 @@ class RetrySender:
         self.size_limit: int | None = None
         self.closing = False
 
-    def step(self, shipment: ExportRequest, seconds: float) -> SendResult:
+    def step(self, shipment: ExportRequest, seconds: float) -> _Result:
         """Asks or sends once, and decides.
 
         Args:
@@ -104,7 +105,7 @@ class RetrySender:
             return SendResult()  # put aside by a search
         shipment.began = self.clock()
         if shipment.began < self._locked_until and not self.closing and not self._server.has_new_credential():
-            return SendResult((shipment,), wait=_LOOK_SECONDS)
+            return SendResult((shipment,), retry_after=_LOOK_SECONDS)
         self._locked_until = 0.0
         decided = self._decided(shipment)
         if decided is None and shipment.uncertain:
@@ -127,14 +128,14 @@ class RetrySender:
             return self._refused(shipment, outcome, seconds)
         return self._postponed(shipment, outcome)
 
-    def _upload(self, uploads: AttachmentUploader, shipment: ExportRequest, seconds: float) -> SendResult | None:
+    def _upload(self, uploads: AttachmentUploader, shipment: ExportRequest, seconds: float) -> _Result | None:
         """Upload a file that the spans refer to; None when they may be sent."""
         done = uploads.step(shipment, seconds, hurried=self.closing and self._depot is None)
         if isinstance(done, ExportOutcome):
             return self._postponed(shipment, done)
         return None if done else SendResult((shipment,))
 
-    def _decided(self, shipment: ExportRequest) -> SendResult | None:
+    def _decided(self, shipment: ExportRequest) -> _Result | None:
         """What can be said without sending; None if nothing can."""
         if shipment.named and shipment.suspect and self.closing:
             evidence = self._suspects.evidence_at(shipment.destination)
@@ -146,7 +147,7 @@ class RetrySender:
             return self._found(shipment, shipment.search)
         return None
 
-    def _arrived(self, shipment: ExportRequest, outcome: ExportOutcome) -> SendResult:
+    def _arrived(self, shipment: ExportRequest, outcome: ExportOutcome) -> _Result:
         self._suspects.passed(shipment)
         self._recovered(shipment.destination)
         count = len(shipment.spans)
@@ -191,7 +192,7 @@ class RetrySender:
             shipment.named = None
         self._suspects.remove(shipment)
 
-    def _ask(self, shipment: ExportRequest, seconds: float) -> SendResult | None:
+    def _ask(self, shipment: ExportRequest, seconds: float) -> _Result | None:
         """Leaves out of a shipment what has arrived; None when it may be sent.
 
         A server behind a proxy that gave up may still be writing: it is asked until its answer no longer changes.
@@ -209,7 +210,7 @@ class RetrySender:
             shipment.seen = found
             shipment.not_before = self.clock() + _PAUSE_BETWEEN_ASKING
             shipment.origin.deferred()
-            return SendResult((shipment,), at_the_end=True)
+            return SendResult((shipment,), requeue_last=True)
         shipment.uncertain, shipment.seen = False, None
         if not found:
             return None
@@ -224,7 +225,7 @@ class RetrySender:
         self._recovered(shipment.destination)
         return SendResult(next_half(shipment))
 
-    def _cut(self, shipment: ExportRequest, *, after_500: bool = False) -> SendResult:
+    def _cut(self, shipment: ExportRequest, *, after_500: bool = False) -> _Result:
         """Looks for the culprit in halves of a shipment; what was beside it is put aside."""
         search = shipment.search or self._search(shipment, after_500=after_500)
         return SendResult(bisect(shipment, search, self._jitter()))
@@ -234,7 +235,7 @@ class RetrySender:
         called_off = before.called_off + 1 if before is not None and before.delivered == delivered else 0
         return Bisection(delivered, after_500, called_off)
 
-    def _too_large(self, shipment: ExportRequest, outcome: ExportOutcome, size: int) -> SendResult:
+    def _too_large(self, shipment: ExportRequest, outcome: ExportOutcome, size: int) -> _Result:
         """413: smaller requests from now on; a single span is shortened. What is small already waits, if it is safe."""
         if self._depot is not None and size <= _SMALLEST_REQUEST:
             return self._postponed(shipment, outcome)
@@ -251,7 +252,7 @@ class RetrySender:
         shipment.spans = [shorter]
         return SendResult((shipment,))
 
-    def _refused(self, shipment: ExportRequest, outcome: ExportOutcome, seconds: float) -> SendResult:
+    def _refused(self, shipment: ExportRequest, outcome: ExportOutcome, seconds: float) -> _Result:
         """The content is refused: cut until the culprit is alone, which is refused when that is repeated."""
         if len(shipment.spans) > 1:
             try:
@@ -265,9 +266,9 @@ class RetrySender:
             self._give_up(shipment, outcome)
             return SendResult(aside)
         shipment.not_before = self.clock() + CONFIRM_SECONDS
-        return SendResult((*aside, shipment), at_the_end=True)
+        return SendResult((*aside, shipment), requeue_last=True)
 
-    def _give_up(self, shipment: ExportRequest, outcome: ExportOutcome) -> SendResult:
+    def _give_up(self, shipment: ExportRequest, outcome: ExportOutcome) -> _Result:
         what = describe_span(shipment.spans[0]) if len(shipment.spans) == 1 else f"{len(shipment.spans)} spans"
         said = f"{what} is lost{_whose(shipment)}: {self._explain(outcome)}"
         self._report.problem(_refusal(outcome, what), said, len(shipment.spans))
@@ -276,7 +277,7 @@ class RetrySender:
         self._settle(shipment, 0, len(shipment.spans), outcome)
         return SendResult()
 
-    def _postponed(self, shipment: ExportRequest, outcome: ExportOutcome) -> SendResult:
+    def _postponed(self, shipment: ExportRequest, outcome: ExportOutcome) -> _Result:
         """It may succeed later: the destination waits, the data stays."""
         destination, cause = shipment.destination, outcome.cause or FailureKind.SERVER
         if self.closing and self.patience.failures(destination) > 1:
@@ -291,8 +292,8 @@ class RetrySender:
         if live and (self.closing or self.patience.is_over(destination, shipment.postponed, shipment.since)):
             wait = self._waiting(shipment, outcome, cause)
             if self.put_away(shipment):
-                return SendResult(wait=0.0 if self.closing else wait)
-            return SendResult((shipment,), wait=wait)
+                return SendResult(retry_after=0.0 if self.closing else wait)
+            return SendResult((shipment,), retry_after=wait)
         if outcome.status == 500 and cause is FailureKind.SERVER:
             return self._answered_500(shipment, outcome)
         wait = self._waiting(shipment, outcome, cause)
@@ -303,7 +304,7 @@ class RetrySender:
         if cause is FailureKind.CREDENTIALS and self._server.credentials.watchable:
             self._locked_until = self.clock() + wait
             wait = _LOOK_SECONDS
-        return SendResult((shipment,), wait=wait)
+        return SendResult((shipment,), retry_after=wait)
 
     def put_away(self, shipment: ExportRequest) -> bool:
         """Puts a shipment on disk, with all that a search has put aside for it; whether nothing of it is left."""
@@ -334,7 +335,7 @@ class RetrySender:
         shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
         return wait
 
-    def _answered_500(self, shipment: ExportRequest, outcome: ExportOutcome) -> SendResult:
+    def _answered_500(self, shipment: ExportRequest, outcome: ExportOutcome) -> _Result:
         """A 500 may be a server in trouble, or a span that it trips over.
 
         What stays 500 is searched like a refusal. Where nothing passes during the search, not even what it has put
@@ -347,21 +348,21 @@ class RetrySender:
         others_pass = since is not None and evidence.delivered > since.delivered
         if len(shipment.spans) > 1:
             if shipment.errors < self._suspects.tries(shipment, others_pass=others_pass):
-                return SendResult((shipment,), wait=self._waiting(shipment, outcome, FailureKind.SERVER))
+                return SendResult((shipment,), retry_after=self._waiting(shipment, outcome, FailureKind.SERVER))
             wait = 0.0 if others_pass else self._waiting(shipment, outcome, FailureKind.SERVER)
-            return replace(self._cut(shipment, after_500=True), wait=wait)
+            return replace(self._cut(shipment, after_500=True), retry_after=wait)
         wait = 0.0 if others_pass else self._waiting(shipment, outcome, FailureKind.SERVER)
         if since is None and shipment.errors < TRIES:
-            return SendResult((shipment,), wait=wait)
+            return SendResult((shipment,), retry_after=wait)
         return self._alone(shipment, outcome, wait)
 
-    def _found(self, shipment: ExportRequest, search: Bisection) -> SendResult:
+    def _found(self, shipment: ExportRequest, search: Bisection) -> _Result:
         """All else of a search has passed: the span that is left is to blame for its 500, if anything is."""
         self._suspects.add(shipment, search)
         shipment.not_before = self.clock() + CONFIRM_SECONDS
-        return SendResult((*merge_deferred(shipment), shipment), at_the_end=True)
+        return SendResult((*merge_deferred(shipment), shipment), requeue_last=True)
 
-    def _alone(self, shipment: ExportRequest, outcome: ExportOutcome, wait: float) -> SendResult:
+    def _alone(self, shipment: ExportRequest, outcome: ExportOutcome, wait: float) -> _Result:
         """A single span was answered 500: it is sent again now and then, and others go first."""
         evidence, now = self._suspects.evidence_at(shipment.destination), self.clock()
         suspect = shipment.suspect or self._suspects.add(shipment, shipment.search)
@@ -378,7 +379,7 @@ class RetrySender:
             shipment.origin.suspect(shipment.size)
         others = self._suspects.count(shipment.destination)
         shipment.not_before = now + max(evidence.pause(suspect, now), others * _BETWEEN_SUSPECTS)
-        return SendResult((*aside, shipment), wait=wait, at_the_end=True)
+        return SendResult((*aside, shipment), retry_after=wait, requeue_last=True)
 
     def abandon(self, shipment: ExportRequest) -> None:
         """Gives up what the process's end has left no time for."""

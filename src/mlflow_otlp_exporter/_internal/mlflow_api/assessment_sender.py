@@ -12,9 +12,10 @@ from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import AssessmentFiles
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
-from mlflow_otlp_exporter._internal.mlflow_api.background import TaskResult
+from mlflow_otlp_exporter._internal.mlflow_api.background import Task
 from mlflow_otlp_exporter._internal.mlflow_api.rest_client import request_json
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.messages import Transport
@@ -43,7 +44,7 @@ class AssessmentSender:
     ) -> None:
         self._api, self._report, self._files, self._clock = api, report, files, clock
 
-    def step(self, note: AssessmentTask, seconds: float) -> TaskResult:
+    def step(self, note: AssessmentTask, seconds: float) -> SendResult[Task]:
         """Sends one, and decides."""
         found = note.assessment
         path = f"/api/3.0/mlflow/traces/{quote(found.trace)}/assessments"
@@ -59,23 +60,23 @@ class AssessmentSender:
         if reply.fine:
             self._report.count(feedback=1)
             self._forget(note)
-            return TaskResult()
+            return SendResult()
         missing = _lacks_trace(outcome)
         if outcome.verdict is not Disposition.RETRY and not missing:
             self._lose(note, outcome.message)
-            return TaskResult()
+            return SendResult()
         if missing or outcome.cause in (FailureKind.DESTINATION, FailureKind.NOT_MLFLOW):
             now = self._clock()
             note.refused_at = now if note.refused_at is None else note.refused_at
             if now - note.refused_at > _PATIENCE:
                 self._lose(note, outcome.message)
-                return TaskResult()
+                return SendResult()
         else:
             note.refused_at = None
         self._keep(note)
         wait = max(compute_backoff(note.failures, 0.5), outcome.retry_after or 0.0)
         note.failures += 1
-        return TaskResult((note,), wait=wait)
+        return SendResult((note,), retry_after=wait, requeue_last=True)
 
     def _keep(self, note: AssessmentTask) -> None:
         if self._files is not None and not note.kept:
@@ -119,7 +120,7 @@ class AssessmentTask:
     refused_at: float | None = None
     kept: bool = False
 
-    def run(self, seconds: float) -> TaskResult:
+    def run(self, seconds: float) -> SendResult[Task]:
         """Sends it."""
         return self.owner.step(self, seconds)
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Protocol
 
 from mlflow_otlp_exporter._internal.common.backoff import hurried
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
-from mlflow_otlp_exporter._internal.common.work_queue import WorkQueue
+from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 
 # At the end each request has this many seconds at least.
 _LEAST_SECONDS = 0.2
-# TaskResult so many failures no flush waits for an errand any more.
+# After so many failures no flush waits for an errand any more.
 _WAITED_FOR = 2
 
 
@@ -29,7 +30,7 @@ class Task(Protocol):
     failures: int
     ticket: Ticket | None
 
-    def run(self, seconds: float) -> TaskResult:
+    def run(self, seconds: float) -> SendResult[Task]:
         """Takes it a step further.
 
         Args:
@@ -38,20 +39,6 @@ class Task(Protocol):
 
     def give_up(self) -> None:
         """Ends it undone."""
-
-
-class TaskResult(NamedTuple):
-    """What comes after a step of an errand.
-
-    Attributes:
-        shipments: The errand itself if it is to go on.
-        wait: Seconds for which it waits.
-        at_the_end: True if others go first.
-    """
-
-    shipments: Sequence[Task] = ()
-    wait: float = 0.0
-    at_the_end: bool = True
 
 
 class BackgroundTasks:
@@ -93,17 +80,17 @@ class BackgroundTasks:
         """How many errands are not done."""
         return self._in_flight.spans
 
-    def _step(self, errand: Task) -> TaskResult:
+    def _step(self, errand: Task) -> SendResult[Task]:
         failures, began = errand.failures, time.monotonic()
         after = errand.run(min(self._timeout, max(_LEAST_SECONDS, self._until - time.monotonic())))
-        if after.shipments and errand.failures and self._closing:
+        if after.remaining and errand.failures and self._closing:
             self._abandon(errand)
-            return TaskResult()
-        if not after.shipments:
+            return SendResult[Task]()
+        if not after.remaining:
             self._settle(errand)
         elif errand.failures > failures:
             self._fail(errand)
-        return after._replace(wait=hurried(after.wait, began, self._hurry_began))
+        return replace(after, retry_after=hurried(after.retry_after, began, self._hurry_began))
 
     def _fail(self, errand: Task) -> None:
         with self._lock:

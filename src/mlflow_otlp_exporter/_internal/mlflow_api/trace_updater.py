@@ -17,7 +17,8 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.mlflow_api.background import TaskResult
+from mlflow_otlp_exporter._internal.common.work_queue import SendResult
+from mlflow_otlp_exporter._internal.mlflow_api.background import Task
 from mlflow_otlp_exporter._internal.mlflow_api.rest_client import RestResult, request_json
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
 from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import (
@@ -40,7 +41,7 @@ _LONGEST_ABSENCE = 60.0
 _PAUSE = 2.0
 # How often a trace is told that is answered 500.
 _MOST_ERRORS = 4
-# TaskResult a refusal nothing is asked for so long: what is forbidden now may be allowed later.
+# After a refusal nothing is asked for so long: what is forbidden now may be allowed later.
 _FORBIDDEN_SECONDS = 600.0
 _SEARCH = "/api/3.0/mlflow/traces/search"
 _LINK = "/api/2.0/mlflow/traces/link-prompts"
@@ -116,7 +117,7 @@ class TraceUpdater:
             self._lost(too_many, "the server takes them more slowly than they come")
         return UpdateTask(self, destination) if waiting is None else None
 
-    def step(self, turn: UpdateTask, seconds: float) -> TaskResult:
+    def step(self, turn: UpdateTask, seconds: float) -> SendResult[Task]:
         """Reads what MLflow has of some traces, and tells it what is lacking."""
         try:
             version = self._stored.version(seconds)
@@ -126,13 +127,13 @@ class TraceUpdater:
             # Who does not tell its version may do so later: until then traces are left as they are.
             self._off = version is not None
             self._take(turn.destination)
-            return TaskResult()
+            return SendResult()
         experiment = self._experiment(turn.destination, seconds)
         if isinstance(experiment, ExportOutcome):
             return self._later(turn, experiment)
         if experiment is None:
             self._lost(self._take(turn.destination), "no MLflow server answers beside the OTLP endpoint")
-            return TaskResult()
+            return SendResult()
         with self._lock:
             batch = list(self._pending.get(turn.destination, {}).values())[:_AT_ONCE]
         reply = self._search(experiment, [each.told for each in batch], turn.destination, seconds)
@@ -217,7 +218,7 @@ class TraceUpdater:
             if waiting.get(each.told.trace_id) is each:
                 del waiting[each.told.trace_id]
 
-    def _rest(self, turn: UpdateTask, absent: Sequence[_Pending]) -> TaskResult:
+    def _rest(self, turn: UpdateTask, absent: Sequence[_Pending]) -> SendResult[Task]:
         """What comes after a batch: the next one; those that MLflow does not have yet come last."""
         now = self._clock()
         for each in absent:
@@ -233,23 +234,23 @@ class TraceUpdater:
                     waiting.setdefault(each.told.trace_id, each)
             if not waiting:
                 self._pending.pop(turn.destination, None)
-                return TaskResult()
+                return SendResult()
         if not more:
             turn.failures += 1  # nothing but absent ones: no flush waits for long, and the end not at all
-        return TaskResult((turn,), wait=0.0 if more else _PAUSE)
+        return SendResult((turn,), retry_after=0.0 if more else _PAUSE, requeue_last=True)
 
-    def _failed(self, turn: UpdateTask, outcome: ExportOutcome) -> TaskResult:
+    def _failed(self, turn: UpdateTask, outcome: ExportOutcome) -> SendResult[Task]:
         if outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
             return self._later(turn, outcome)
         lost = self._take(turn.destination)
         self._forbidden_until[turn.destination.workspace] = self._clock() + _FORBIDDEN_SECONDS
         self._lost(lost, f"{outcome.message}; spans are not affected. MLFLOW_OTLP_TRACE_INFO=false does without")
-        return TaskResult()
+        return SendResult()
 
-    def _later(self, turn: UpdateTask, outcome: ExportOutcome) -> TaskResult:
+    def _later(self, turn: UpdateTask, outcome: ExportOutcome) -> SendResult[Task]:
         wait = max(compute_backoff(turn.failures, 0.5), outcome.retry_after or 0.0)
         turn.failures += 1
-        return TaskResult((turn,), wait=wait)
+        return SendResult((turn,), retry_after=wait, requeue_last=True)
 
     def _take(self, destination: Destination) -> int:
         with self._lock:
@@ -283,7 +284,7 @@ class UpdateTask:
     failures: int = 0
     ticket: Ticket | None = None
 
-    def run(self, seconds: float) -> TaskResult:
+    def run(self, seconds: float) -> SendResult[Task]:
         """Reads and tells some."""
         return self.owner.step(self, seconds)
 
