@@ -11,13 +11,8 @@ CONSTRAINTS := .ci/constraints/dev.txt
 # Number of test files that run at the same time. `make test WORKERS=0` runs one test at a time.
 WORKERS ?= 2
 
-<<<<<<< HEAD
-.PHONY: demo test test-matrix lint format bench dist lock configuration conventions parity screenshots clean
+.PHONY: demo test test-matrix lint format bench dist lock configuration troubleshooting conventions parity screenshots clean
 # Deletes a virtual environment whose creation was interrupted.
-=======
-.PHONY: demo test test-matrix lint format bench dist configuration troubleshooting conventions parity screenshots clean
-# Also for an environment whose making was broken off.
->>>>>>> acaf47c (Keep cause and fix of every message code in one table and generate docs/troubleshooting.md from it)
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -63,15 +58,11 @@ lock: $(BIN)/python
 configuration: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.settings_page
 
-<<<<<<< HEAD
-# Generates the table of docs/conventions.md from the scores of the recorded traces. Needs node.
-=======
-# docs/troubleshooting.md, from the message codes and their hints.
+# Generates docs/troubleshooting.md from the message codes and their hints.
 troubleshooting: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.troubleshooting_page
 
-# The table of docs/conventions.md, from the score of the recorded traces; needs node.
->>>>>>> acaf47c (Keep cause and fix of every message code in one table and generate docs/troubleshooting.md from it)
+# Generates the table of docs/conventions.md from the scores of the recorded traces. Needs node.
 conventions: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.corpus
 
