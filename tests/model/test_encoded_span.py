@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
-from mlflow_otlp_exporter._internal.encoding.attachment import Attachment
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.attachment import Attachment
 from mlflow_otlp_exporter._internal.model.encoded_span import (
     EncodedSpan,
     Framing,

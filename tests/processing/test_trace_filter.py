@@ -10,7 +10,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
-from mlflow_otlp_exporter._internal.processing.trace_filter import make_trace_filter
+from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 from support.scripted_server import ScriptedServer
 
 OTEL = "opentelemetry.instrumentation."

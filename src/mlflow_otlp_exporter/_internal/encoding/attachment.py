@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -14,29 +13,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 from mlflow_otlp_exporter._internal.encoding.request_decoder import without_spans
+from mlflow_otlp_exporter._internal.model.attachment import Attachment
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """A file of a trace.
-
-    Attributes:
-        id: Its id, a UUID made of the trace's id and the content: the same content is uploaded once a trace, and
-            uploading it again changes nothing.
-        ref: What stands in spans instead, as MLflow's SDK writes it and its console reads it.
-        content_type: Its media type.
-        data: Its bytes.
-        is_url: Whether it stood in spans as a data URL; else as base64 alone.
-    """
-
-    id: str
-    ref: str
-    content_type: str
-    data: bytes = field(repr=False)
-    is_url: bool = True
 
 
 def attached(trace_id: int, content_type: str, data: bytes, *, is_url: bool = True) -> Attachment:

@@ -20,9 +20,9 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest
-from mlflow_otlp_exporter._internal.encoding.attachment import Attachment
 from mlflow_otlp_exporter._internal.mlflow_api.rest_client import request_json
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
+from mlflow_otlp_exporter._internal.model.attachment import Attachment
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import inline_attachments

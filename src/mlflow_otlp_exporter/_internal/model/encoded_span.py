@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.encoding.attachment import Attachment
+    from mlflow_otlp_exporter._internal.model.attachment import Attachment
 
 
 class Framing(NamedTuple):

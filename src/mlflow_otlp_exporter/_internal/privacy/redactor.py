@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.privacy.inline_data import InlineData
 from mlflow_otlp_exporter._internal.privacy.mask import Mask, make_mask
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.encoding.attachment import Attachment
+    from mlflow_otlp_exporter._internal.model.attachment import Attachment
 
 _SCALARS = (int, float, bool)
 _MOST_OWNERS = 256

@@ -13,11 +13,11 @@ from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
 from mlflow_otlp_exporter._internal.config.models import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.processing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import closed
 from mlflow_otlp_exporter._internal.tracing.span_context import IS_REMOTE, TRACE_FLAGS, TRACE_ID
+from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
 _SAMPLED = 1
 # What sampling by trace id looks at: its last 64 bits.

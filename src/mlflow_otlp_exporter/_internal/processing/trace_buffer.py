@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.processing.trace_filter import TraceFilter
+from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
 # How long a root that has ended waits for its open children: a streamed answer is often read to its end after it.
 _GRACE = 5.0

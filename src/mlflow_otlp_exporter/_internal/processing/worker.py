@@ -21,7 +21,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
 from mlflow_otlp_exporter._internal.config.buffer_settings import BufferSettings
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
-from mlflow_otlp_exporter._internal.processing.trace_filter import TraceFilter
+from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
 # Between two looks at the queue: spans that end in a burst wake the worker once.
 _TICK = 0.05

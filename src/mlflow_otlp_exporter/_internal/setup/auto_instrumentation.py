@@ -18,10 +18,10 @@ from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
 from mlflow_otlp_exporter._internal.config.models import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import is_sampled, sampling_bound
-from mlflow_otlp_exporter._internal.processing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import closed
+from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
 _SILENCE_MILLISECONDS = 5000
 _made: weakref.WeakSet[AutoInstrumentationSpanExporter] = weakref.WeakSet()

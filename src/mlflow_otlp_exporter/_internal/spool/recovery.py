@@ -13,10 +13,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.file_lock import locked, remove_if_locked
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route
-from mlflow_otlp_exporter._internal.processing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.spool.journal import SUFFIX
 from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader, origins_of, records, route_in, span_of
 from mlflow_otlp_exporter._internal.tracing.routing import read_routes
+from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
 
 @dataclass
