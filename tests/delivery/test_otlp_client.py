@@ -10,14 +10,16 @@ from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OT
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse
-from support.transport import Script
+from mlflow_otlp_exporter._internal.transport.messages import MAX_RESPONSE_BYTES, HttpResponse
+from support.transport import ScriptedTransport
 
 LARGE = b"body" * 1000
 REQUEST = EncodedBatch(Destination(experiment_id="1"), b"body", 1)
 
 
-def delivery(script: Script, compression: str = "none", *, is_set: bool = False) -> tuple[OTLPClient, ProblemLog]:
+def delivery(
+    script: ScriptedTransport, compression: str = "none", *, is_set: bool = False
+) -> tuple[OTLPClient, ProblemLog]:
     report = ProblemLog()
     experiments = ExperimentResolver(None, certain=False, create=False, report=report)
     made = OTLPClient(script, experiments, compression=compression, report=report, experiment_is_set=is_set)
@@ -25,11 +27,11 @@ def delivery(script: Script, compression: str = "none", *, is_set: bool = False)
 
 
 def test_headers() -> None:
-    script = Script(HttpResponse(200))
+    script = ScriptedTransport(HttpResponse(200))
     sender, report = delivery(script, "gzip")
     sender.attempt(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
-    [asked] = script.seen
-    assert (asked.method, asked.path, asked.longest) == ("POST", "", 0)
+    [asked] = script.requests
+    assert (asked.method, asked.path, asked.max_response_bytes) == ("POST", "", MAX_RESPONSE_BYTES)
     assert asked.headers == {
         "content-type": "application/x-protobuf",
         "content-encoding": "gzip",
@@ -41,35 +43,35 @@ def test_headers() -> None:
 
 
 def test_experiment_is_left_to_the_header_of_the_user() -> None:
-    script = Script(HttpResponse(200))
+    script = ScriptedTransport(HttpResponse(200))
     delivery(script, is_set=True)[0].attempt(EncodedBatch(Destination(experiment="by name"), b"body", 1), 10)
-    assert [asked.headers for asked in script.seen] == [{"content-type": "application/x-protobuf"}]
+    assert [asked.headers for asked in script.requests] == [{"content-type": "application/x-protobuf"}]
 
 
 def test_small_body_is_not_compressed() -> None:
-    script = Script(HttpResponse(200))
+    script = ScriptedTransport(HttpResponse(200))
     delivery(script, "gzip")[0].attempt(REQUEST, 10)
-    assert "content-encoding" not in script.seen[0].headers
+    assert "content-encoding" not in script.requests[0].headers
 
 
 @pytest.mark.parametrize("status", [400, 415])
 def test_server_that_takes_no_compressed_body_is_sent_plain_ones_from_then_on(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    script = Script(HttpResponse(status), HttpResponse(200))
+    script = ScriptedTransport(HttpResponse(status), HttpResponse(200))
     sender, _ = delivery(script, "gzip")
     for _ in range(2):
         assert sender.attempt(EncodedBatch(REQUEST.destination, LARGE, 1), 10).verdict is Disposition.DELIVERED
-    assert ["content-encoding" in asked.headers for asked in script.seen] == [True, False, False]
+    assert ["content-encoding" in asked.headers for asked in script.requests] == [True, False, False]
     assert caplog.text.count("sent plain from now on") == 1
 
 
 def test_content_that_is_refused_plain_too_says_nothing_of_compression() -> None:
-    script = Script(HttpResponse(400))
+    script = ScriptedTransport(HttpResponse(400))
     sender, _ = delivery(script, "gzip")
     for _ in range(2):
         assert sender.attempt(EncodedBatch(REQUEST.destination, LARGE, 1), 10).verdict is Disposition.REFUSED
-    assert ["content-encoding" in asked.headers for asked in script.seen] == [True, False, True, False]
+    assert ["content-encoding" in asked.headers for asked in script.requests] == [True, False, True, False]
 
 
 def test_compression_keeps_the_body() -> None:

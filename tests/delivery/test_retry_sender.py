@@ -27,15 +27,14 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.transport.authorization import Authorization
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
-from support.transport import Call, FakeTransport
+from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
 
 JSON = {"content-type": "application/json"}
 Pair = tuple[int, int]
 Judge = Callable[[list[str]], HttpResponse | TransportError]
 
 
-class FakeMLflow(FakeTransport):
+class FakeMLflow:
     """Stores spans as a version of MLflow does, and answers as it is told."""
 
     def __init__(self, version: str = "3.17.2") -> None:
@@ -56,12 +55,12 @@ class FakeMLflow(FakeTransport):
         found, self.new_credential = self.new_credential, False
         return found
 
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
+    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
         assert "authorization" not in asked.headers
         if asked.path == "/version":
             return HttpResponse(200, {"content-type": "text/html"}, self.version.encode())
         if asked.path.startswith("/api/3.0/mlflow/traces/batchGet"):
-            return self._read_back(parse_qs(urlsplit(asked.path).query)["trace_ids"], asked.longest)
+            return self._read_back(parse_qs(urlsplit(asked.path).query)["trace_ids"], asked.max_response_bytes)
         assert (asked.method, asked.path) == ("POST", "")
         spans = [
             span
@@ -97,7 +96,7 @@ class FakeMLflow(FakeTransport):
 
 
 class FakeCredentials:
-    watchable = False
+    can_watch = False
 
     def authorization(self) -> str | None:
         return None
@@ -492,7 +491,7 @@ def test_single_span_that_cannot_be_shortened_is_refused(caplog: pytest.LogCaptu
 
 # Exactly once to MLflow's eyes
 
-AMBIGUOUS = [HttpResponse(504), HttpResponse(502), HttpResponse(500), TransportError("reset", arrived=True)]
+AMBIGUOUS = [HttpResponse(504), HttpResponse(502), HttpResponse(500), TransportError("reset", may_have_arrived=True)]
 
 
 @pytest.mark.parametrize("answer", AMBIGUOUS)
@@ -658,7 +657,7 @@ def test_new_credential_is_used_at_once() -> None:
 def test_token_file_is_watched_and_the_rejected_token_not_sent_again_meanwhile() -> None:
     story, spans = Round(), encoded("a")
     story.server.judge = failing(1, HttpResponse(401))
-    story.server.credentials.watchable = True  # type: ignore[misc]
+    story.server.credentials.can_watch = True  # type: ignore[misc]
     looked: list[float] = []
 
     def rotated() -> bool:

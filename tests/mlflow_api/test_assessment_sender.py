@@ -25,13 +25,18 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import AssessmentFiles
 from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import AssessmentSender, AssessmentTask
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment, build_assessment, trace_name
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.messages import (
+    MAX_RESPONSE_BYTES,
+    HttpRequest,
+    HttpResponse,
+    TransportError,
+)
 from mlflow_otlp_exporter.testing import recording
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import Recorded, ScriptedServer
 from support.traces import until
-from support.transport import Call, Script, json_answer
+from support.transport import ScriptedTransport, json_of, json_response, workspace_of
 
 TRACE = "tr-" + "0" * 30 + "ab"
 NO_TRACE = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": f"Trace with ID '{TRACE}' not found."}
@@ -174,29 +179,29 @@ def test_value_that_holds_itself_is_told() -> None:
 # One step
 
 
-class Assessments(Script):
+class Assessments(ScriptedTransport):
     """MLflow's calls about feedback."""
 
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
+    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
         calls = f"/api/3.0/mlflow/traces/{TRACE}/assessments"
-        assert asked.longest
+        assert asked.max_response_bytes > MAX_RESPONSE_BYTES
         if asked.method == "GET":
             assert not asked.body
             assert asked.path.startswith(f"{calls}/a-")
         else:
             assert (asked.method, asked.path) == ("POST", calls)
-        return super().answer(asked)
+        return super().send(asked)
 
     @property
     def looked(self) -> int:
         """How often it was asked whether it has some."""
-        return sum(asked.method == "GET" for asked in self.seen)
+        return sum(asked.method == "GET" for asked in self.requests)
 
     @property
     def told(self) -> list[tuple[str, str | None]]:
         """What it was sent: ids and workspaces."""
-        posted = [asked for asked in self.seen if asked.method == "POST"]
-        return [(asked.json["assessment"]["assessment_id"], asked.workspace) for asked in posted]
+        posted = [asked for asked in self.requests if asked.method == "POST"]
+        return [(json_of(asked)["assessment"]["assessment_id"], workspace_of(asked)) for asked in posted]
 
 
 class Story:
@@ -223,7 +228,7 @@ def one(workspace: str | None = "team-a") -> Assessment:
     return Assessment(workspace, TRACE, body())
 
 
-OK = json_answer(200, {"assessment": {}})
+OK = json_response(200, {"assessment": {}})
 
 
 def test_assessment_is_sent_with_its_workspace() -> None:
@@ -237,11 +242,11 @@ def test_assessment_is_sent_with_its_workspace() -> None:
     "answer",
     [
         TransportError("it is down"),
-        json_answer(503, {}),
-        json_answer(401, {}),
-        json_answer(403, {}),
-        json_answer(404, NO_TRACE),
-        json_answer(400, FOREIGN_KEY),
+        json_response(503, {}),
+        json_response(401, {}),
+        json_response(403, {}),
+        json_response(404, NO_TRACE),
+        json_response(400, FOREIGN_KEY),
     ],
     ids=str,
 )
@@ -252,22 +257,22 @@ def test_what_may_end_is_waited_for(answer: HttpResponse | TransportError) -> No
     assert story.counts() == (1, 0)
 
 
-@pytest.mark.parametrize("answer", [json_answer(400, THERE), json_answer(500, VIOLATION)], ids=str)
+@pytest.mark.parametrize("answer", [json_response(400, THERE), json_response(500, VIOLATION)], ids=str)
 def test_what_has_arrived_before_is_not_there_twice(answer: HttpResponse) -> None:
-    story = Story(TransportError("no answer", arrived=True), answer, OK)
+    story = Story(TransportError("no answer", may_have_arrived=True), answer, OK)
     assert story.run() == 2
     assert (len(story.api.told), story.api.looked) == (2, 1)
     assert story.counts() == (1, 0)
 
 
 def test_violation_of_something_else_is_an_error_like_others() -> None:
-    story = Story(json_answer(500, VIOLATION), json_answer(404, {"message": "no such assessment"}), OK)
+    story = Story(json_response(500, VIOLATION), json_response(404, {"message": "no such assessment"}), OK)
     assert story.run() == 2
     assert story.counts() == (1, 0)
 
 
 @pytest.mark.parametrize(
-    "answer", [json_answer(404, NO_TRACE), json_answer(400, FOREIGN_KEY), json_answer(403, {})], ids=str
+    "answer", [json_response(404, NO_TRACE), json_response(400, FOREIGN_KEY), json_response(403, {})], ids=str
 )
 def test_trace_that_never_comes_is_waited_for_five_minutes(
     answer: HttpResponse, caplog: pytest.LogCaptureFixture
@@ -280,7 +285,7 @@ def test_trace_that_never_comes_is_waited_for_five_minutes(
 
 
 def test_outage_is_waited_for_longer_and_a_new_refusal_begins_anew() -> None:
-    down, refusal = json_answer(503, {}), json_answer(404, NO_TRACE)
+    down, refusal = json_response(503, {}), json_response(404, NO_TRACE)
     story = Story(*[refusal] * 5, *[down] * 50, *[refusal] * 5, OK)
     assert story.run() == 61
     assert story.now > 600
@@ -288,7 +293,7 @@ def test_outage_is_waited_for_longer_and_a_new_refusal_begins_anew() -> None:
 
 
 def test_content_that_is_refused_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    story = Story(json_answer(400, {"message": "Assessment name is odd"}))
+    story = Story(json_response(400, {"message": "Assessment name is odd"}))
     assert story.run() == 1
     assert story.counts() == (0, 1)
     assert "feedback is lost: 400: Assessment name is odd [MLO-515]" in caplog.text
@@ -298,7 +303,7 @@ def test_content_that_is_refused_is_lost(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_what_waits_is_on_disk_until_it_is_sent(tmp_path: Path) -> None:
-    story = Story(json_answer(503, {}), json_answer(503, {}), OK, folder=tmp_path)
+    story = Story(json_response(503, {}), json_response(503, {}), OK, folder=tmp_path)
     story.note.run(1.0)
     assert story.files is not None
     assert list(story.files.left()) == [story.note.assessment]

@@ -22,8 +22,13 @@ from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
-from support.transport import Call, FakeTransport, json_answer
+from mlflow_otlp_exporter._internal.transport.messages import (
+    MAX_RESPONSE_BYTES,
+    HttpRequest,
+    HttpResponse,
+    TransportError,
+)
+from support.transport import json_response, workspace_of
 
 LIMIT = 20_000
 TEAM_A = Destination("team-a", experiment_id="7")
@@ -40,10 +45,10 @@ SAID = (
 
 
 def located(where: str) -> HttpResponse:
-    return json_answer(200, {"experiment": {"experiment_id": "7", "artifact_location": where}})
+    return json_response(200, {"experiment": {"experiment_id": "7", "artifact_location": where}})
 
 
-class FakeMLflow(FakeTransport):
+class FakeMLflow:
     """MLflow's calls about artifacts.
 
     Attributes:
@@ -61,13 +66,13 @@ class FakeMLflow(FakeTransport):
         self.calls: list[tuple[str, str]] = []
         self.files: dict[str, bytes] = {}
 
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
+    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
         self.calls.append((asked.method, asked.path))
         if asked.path == "/version":
             return self.version
-        assert asked.workspace == "team-a"
+        assert workspace_of(asked) == "team-a"
         if asked.path == "/api/2.0/mlflow/experiments/get?experiment_id=7":
-            assert asked.longest
+            assert asked.max_response_bytes > MAX_RESPONSE_BYTES
             return self.location
         assert (asked.method, asked.headers["content-type"]) == ("PUT", "application/octet-stream")
         answer = self.takes(asked.body)
@@ -183,10 +188,10 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("location", located("s3://bucket/7"), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
     ("location", located("/var/mlruns/7"), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
     ("location", located("mlflow-artifacts://elsewhere:5000/7"), "the artifacts of experiment 7 are not kept by"),
-    ("location", json_answer(200, {}), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
-    ("location", json_answer(403, {"message": "Permission denied"}), "403: Permission denied"),
-    ("takes", json_answer(403, {"message": "Permission denied"}), "403: Permission denied"),
-    ("takes", json_answer(404, {"detail": "Not Found"}), "404: Not Found"),
+    ("location", json_response(200, {}), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
+    ("location", json_response(403, {"message": "Permission denied"}), "403: Permission denied"),
+    ("takes", json_response(403, {"message": "Permission denied"}), "403: Permission denied"),
+    ("takes", json_response(404, {"detail": "Not Found"}), "404: Not Found"),
     ("takes", HttpResponse(405), "405"),
     (
         "takes",
@@ -194,8 +199,8 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
         "302: the server redirects to https://login",
     ),
     ("takes", HttpResponse(200, {"content-type": "text/html"}, b"<html>login</html>"), "200 with an HTML page"),
-    ("takes", json_answer(400, {"message": "no"}), "400: no"),
-    ("takes", json_answer(503, {"detail": "Artifact serving is disabled."}), "503: Artifact serving is disabled."),
+    ("takes", json_response(400, {"message": "no"}), "400: no"),
+    ("takes", json_response(503, {"detail": "Artifact serving is disabled."}), "503: Artifact serving is disabled."),
 ]
 
 

@@ -13,14 +13,19 @@ from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentReso
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.tracing.routing import group_by_destination
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.messages import (
+    MAX_RESPONSE_BYTES,
+    HttpRequest,
+    HttpResponse,
+    TransportError,
+)
 from support.spans import provider
-from support.transport import Call, FakeTransport, json_answer
+from support.transport import json_of, json_response, workspace_of
 
 DELETED, ACTIVE = "deleted", "active"
 
 
-class FakeMLflow(FakeTransport):
+class FakeMLflow:
     """MLflow's two experiment calls, as 3.17.2 answers them; or one answer to everything."""
 
     def __init__(self, *names: str, always: HttpResponse | TransportError | None = None) -> None:
@@ -29,22 +34,22 @@ class FakeMLflow(FakeTransport):
         self.calls: list[tuple[str, str, str | None]] = []
         self.created_by_others: set[str] = set()
 
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
-        assert not asked.longest
-        name = asked.json["name"] if asked.body else parse_qs(urlsplit(asked.path).query)["experiment_name"][0]
-        self.calls.append((asked.method, name, asked.workspace))
+    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
+        assert asked.max_response_bytes == MAX_RESPONSE_BYTES
+        name = json_of(asked)["name"] if asked.body else parse_qs(urlsplit(asked.path).query)["experiment_name"][0]
+        self.calls.append((asked.method, name, workspace_of(asked)))
         if self.always is not None:
             return self.always
         if asked.method == "POST":
             if name in self.created_by_others:
                 self.experiments[name] = ("77", ACTIVE)
-                return json_answer(400, {"error_code": "RESOURCE_ALREADY_EXISTS", "message": "exists"})
+                return json_response(400, {"error_code": "RESOURCE_ALREADY_EXISTS", "message": "exists"})
             self.experiments[name] = (str(len(self.experiments)), ACTIVE)
-            return json_answer(200, {"experiment_id": self.experiments[name][0]})
+            return json_response(200, {"experiment_id": self.experiments[name][0]})
         if name not in self.experiments:
-            return json_answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": f"Could not find {name}"})
+            return json_response(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": f"Could not find {name}"})
         number, stage = self.experiments[name]
-        return json_answer(200, {"experiment": {"experiment_id": number, "lifecycle_stage": stage}})
+        return json_response(200, {"experiment": {"experiment_id": number, "lifecycle_stage": stage}})
 
 
 def experiments(api: FakeMLflow | None, *, certain: bool = True, create: bool = False) -> ExperimentResolver:
@@ -180,11 +185,11 @@ class Slow(FakeMLflow):
         super().__init__(*names)
         self.asked, self.go_on = threading.Event(), threading.Event()
 
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
+    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
         if "slow" in asked.path:
             self.asked.set()
             assert self.go_on.wait(60)
-        return super().answer(asked)
+        return super().send(asked)
 
 
 def test_look_up_that_hangs_delays_no_other() -> None:
@@ -208,7 +213,7 @@ def test_ids_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found._ids) == len(found._asking) == 3
 
 
-UNKNOWN_WORKSPACE = json_answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Workspace 'x' not found"})
+UNKNOWN_WORKSPACE = json_response(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Workspace 'x' not found"})
 LOGIN_PAGE = HttpResponse(200, {"content-type": "text/html"}, b"<html>")
 NOT_FOUND = HttpResponse(404, {"content-type": "text/html"}, b"<!doctype html>")
 

@@ -8,8 +8,12 @@ import pytest
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
-from support.transport import Call, FakeTransport
+from mlflow_otlp_exporter._internal.transport.messages import (
+    MAX_RESPONSE_BYTES,
+    HttpRequest,
+    HttpResponse,
+    TransportError,
+)
 
 HTML = {"content-type": "text/html; charset=utf-8"}
 JSON = {"content-type": "application/json"}
@@ -17,7 +21,7 @@ PAGE = HttpResponse(200, HTML, b"<!doctype html><title>Sign in</title>")
 BATCH = "/api/3.0/mlflow/traces/batchGet?trace_ids=tr-"
 
 
-class Server(FakeTransport):
+class Server:
     """Answers as it is told, and counts.
 
     Attributes:
@@ -29,10 +33,12 @@ class Server(FakeTransport):
         self.says = says
         self.asked = 0
 
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
+    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
         assert (asked.method, dict(asked.headers), asked.body) == ("GET", {}, b"")
-        path, longest = asked.path, asked.longest
-        assert (path, longest) == ("/version", 0) or (path.startswith(BATCH) and longest > 1_000_000)
+        path, max_bytes = asked.path, asked.max_response_bytes
+        assert (path, max_bytes) == ("/version", MAX_RESPONSE_BYTES) or (
+            path.startswith(BATCH) and max_bytes > 1_000_000
+        )
         self.asked += 1
         return self.says
 
@@ -99,7 +105,7 @@ def test_answer_that_tells_none_counts_for_a_while(answer: HttpResponse) -> None
         story.now = 1000.0 + 30 * half_minute
         before = story.server.asked
         assert story.version() is None
-        assert story.stored.before((3, 17), 1.0)
+        assert story.stored.is_older_than((3, 17), 1.0)
         if story.server.asked > before:
             assert story.server.asked == before + 1
             asked.append(story.now - 1000.0)
@@ -109,7 +115,7 @@ def test_answer_that_tells_none_counts_for_a_while(answer: HttpResponse) -> None
     story.server.says = HttpResponse(200, HTML, b"3.10.1")
     assert story.version() == (3, 10, 1)
     story.now += 100_000
-    assert not story.stored.before((3, 10), 1.0)
+    assert not story.stored.is_older_than((3, 10), 1.0)
     assert story.server.asked == len(asked) + 1
 
 
@@ -131,22 +137,22 @@ def test_server_that_is_away_is_asked_by_each_use(answer: HttpResponse | Transpo
 
 def test_version_that_another_thread_was_told_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     story = Story(PAGE)
-    ask = story.server.request
+    send = story.server.send
 
-    def crossed(*_args: str, **_more: object) -> HttpResponse | TransportError:
-        monkeypatch.setattr(story.server, "request", ask)
+    def crossed(_: HttpRequest) -> HttpResponse | TransportError:
+        monkeypatch.setattr(story.server, "send", send)
         story.server.says = HttpResponse(200, HTML, b"3.10.1")
         assert story.version() == (3, 10, 1)
         return PAGE
 
-    monkeypatch.setattr(story.server, "request", crossed)
+    monkeypatch.setattr(story.server, "send", crossed)
     assert story.version() == (3, 10, 1)
 
 
 def test_where_there_is_no_server_nobody_is_asked() -> None:
     stored = ServerInfo(None, ProblemLog())
     assert stored.version(1.0) is None
-    assert stored.before((3, 12), 1.0)
+    assert stored.is_older_than((3, 12), 1.0)
 
 
 def stored(*traces: object) -> HttpResponse:
@@ -170,7 +176,7 @@ def span(trace_id: int, span_id: int) -> dict[str, str]:
     ids=str,
 )
 def test_what_is_stored(answer: HttpResponse, found: frozenset[tuple[int, int]]) -> None:
-    assert Story(answer).stored.spans([1, 4], None, 1.0) == found
+    assert Story(answer).stored.stored_spans([1, 4], None, 1.0) == found
 
 
 NOT_STORED = [
@@ -197,7 +203,7 @@ def test_answer_that_does_not_say_what_is_stored_is_none(answer: HttpResponse) -
     story = Story(answer)
     for _ in range(2):
         with pytest.raises(ServerUnavailableError) as unanswered:
-            story.stored.spans([1], None, 1.0)
+            story.stored.stored_spans([1], None, 1.0)
         assert (unanswered.value.outcome.verdict, unanswered.value.outcome.cause) == (
             Disposition.RETRY,
             FailureKind.NOT_MLFLOW,
@@ -207,5 +213,5 @@ def test_answer_that_does_not_say_what_is_stored_is_none(answer: HttpResponse) -
 
 def test_behind_a_guessed_address_such_an_answer_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
     stored = ServerInfo(Server(PAGE), ProblemLog(), certain=False)
-    assert stored.spans([1], None, 1.0) is None
+    assert stored.stored_spans([1], None, 1.0) is None
     assert "sent again without asking whether they did (200 with something else" in caplog.text

@@ -22,11 +22,16 @@ from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.messages import (
+    MAX_RESPONSE_BYTES,
+    HttpRequest,
+    HttpResponse,
+    TransportError,
+)
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import Recorded, ScriptedServer
 from support.traces import ended, until
-from support.transport import Call, FakeTransport, json_answer
+from support.transport import json_of, json_response, workspace_of
 
 DESTINATION = Destination("team-a", experiment_id="7")
 SEARCH = "/api/3.0/mlflow/traces/search"
@@ -51,7 +56,7 @@ def record(trace_id: str) -> dict[str, Any]:
     }
 
 
-class FakeMLflow(FakeTransport):
+class FakeMLflow:
     """MLflow's calls about traces.
 
     Attributes:
@@ -72,13 +77,13 @@ class FakeMLflow(FakeTransport):
         self.tells: dict[str, HttpResponse | TransportError] = {}
         self.calls: list[tuple[str, str]] = []
         self.told: dict[str, dict[str, str]] = {}
-        self.links: HttpResponse | TransportError = json_answer(200, {})
+        self.links: HttpResponse | TransportError = json_response(200, {})
         self.linked: dict[str, list[dict[str, str]]] = {}
         self.workspaces: set[str | None] = set()
 
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
+    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
         method, path = asked.method, asked.path
-        assert asked.longest or path == "/version"
+        assert asked.max_response_bytes > MAX_RESPONSE_BYTES or path == "/version"
         self.calls.append((method, path))
         if path == "/version":
             return (
@@ -86,17 +91,17 @@ class FakeMLflow(FakeTransport):
                 if isinstance(self.version, TransportError)
                 else HttpResponse(200, body=self.version.encode())
             )
-        self.workspaces.add(asked.workspace)
+        self.workspaces.add(workspace_of(asked))
         if self.always is not None:
             return self.always
-        wanted = asked.json
+        wanted = json_of(asked)
         if path == SEARCH:
             assert wanted["locations"][0]["mlflow_experiment"]["experiment_id"] == "7"
             found = re.findall(r"'([^']+)'", wanted["filter"])
             assert wanted["max_results"] == len(found)
-            return json_answer(200, {"traces": [record(each) for each in found if each not in self.absent]})
+            return json_response(200, {"traces": [record(each) for each in found if each not in self.absent]})
         if path == LINK:
-            if self.links == json_answer(200, {}):
+            if self.links == json_response(200, {}):
                 self.linked[wanted["trace_id"]] = wanted["prompt_versions"]
             return self.links
         assert method == "PATCH"
@@ -104,7 +109,7 @@ class FakeMLflow(FakeTransport):
         if (answer := self.tells.get(name)) is not None:
             return answer
         self.told[name] = {each["key"]: each["value"] for each in wanted["tags"]}
-        return json_answer(200, {})
+        return json_response(200, {})
 
     def count(self, method: str) -> int:
         return sum(each == method for each, _ in self.calls)
@@ -229,21 +234,21 @@ def test_server_without_a_call_for_prompts_is_not_asked_for_it() -> None:
     assert (story.api.linked, story.api.count("PATCH"), story.counts()) == ({}, 1, (1, 0))
 
 
-@pytest.mark.parametrize("answer", [DOWN, json_answer(503, {}), json_answer(500, {})], ids=str)
+@pytest.mark.parametrize("answer", [DOWN, json_response(503, {}), json_response(500, {})], ids=str)
 def test_prompts_are_linked_later_where_that_fails_now(answer: HttpResponse | TransportError) -> None:
     story, spans = Story(), encoded(1, root=PROMPT)
     turn = story.delivered(spans)
     assert turn is not None
     story.api.links = answer
     assert turn.run(1.0).retry_after == 0.5
-    story.api.links = json_answer(200, {})
+    story.api.links = json_response(200, {})
     story.runs(turn)
     assert set(story.api.linked) == set(names(spans))
 
 
 def test_prompts_that_may_not_be_linked_keep_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     story, spans = Story(), encoded(3, root=PROMPT)
-    story.api.links = json_answer(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
+    story.api.links = json_response(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
     story.runs(story.delivered(spans))
     assert (set(story.api.told), story.counts()) == (set(names(spans)), (3, 0))
     assert [line.getMessage() for line in caplog.records] == [
@@ -251,7 +256,9 @@ def test_prompts_that_may_not_be_linked_keep_nothing_else(caplog: pytest.LogCapt
     ]
 
 
-@pytest.mark.parametrize("answer", [DOWN, json_answer(503, {}), json_answer(401, {}), json_answer(500, {})], ids=str)
+@pytest.mark.parametrize(
+    "answer", [DOWN, json_response(503, {}), json_response(401, {}), json_response(500, {})], ids=str
+)
 def test_server_that_is_away_is_asked_again(answer: HttpResponse | TransportError) -> None:
     story, spans = Story(), encoded(3)
     turn = story.delivered(spans)
@@ -284,7 +291,7 @@ def test_trace_that_fails_in_the_middle_is_told_later_and_none_twice() -> None:
     story, spans = Story(), encoded(5)
     turn, third = story.delivered(spans), names(spans)[2]
     assert turn is not None
-    story.api.tells[third] = json_answer(503, {})
+    story.api.tells[third] = json_response(503, {})
     assert turn.run(1.0).retry_after == 0.5
     del story.api.tells[third]
     story.runs(turn)
@@ -296,7 +303,7 @@ def test_trace_that_fails_in_the_middle_is_told_later_and_none_twice() -> None:
 def test_trace_that_the_server_does_not_take_keeps_no_other_waiting(status: int, attempts: int) -> None:
     story, spans = Story(), encoded(5)
     bad = names(spans)[2]
-    story.api.tells[bad] = json_answer(status, {"message": "no"})
+    story.api.tells[bad] = json_response(status, {"message": "no"})
     story.runs(story.delivered(spans))
     assert set(story.api.told) == set(names(spans)) - {bad}
     assert story.api.count("PATCH") == 4 + attempts
@@ -306,7 +313,7 @@ def test_trace_that_the_server_does_not_take_keeps_no_other_waiting(status: int,
 def test_refusal_is_said_once_and_ends_it_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
     """A token that may only write."""
     story = Story()
-    story.api.always = json_answer(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
+    story.api.always = json_response(403, {"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})
     story.runs(story.delivered(encoded(3)))
     assert story.delivered(encoded()) is None
     assert story.delivered(encoded(), Destination("team-b", experiment_id="7")) is not None
@@ -323,7 +330,7 @@ def test_refusal_is_said_once_and_ends_it_for_a_while(caplog: pytest.LogCaptureF
 
 def test_trace_that_was_deleted_meanwhile_is_left_alone() -> None:
     story, spans = Story(), encoded(2)
-    story.api.tells[names(spans)[0]] = json_answer(
+    story.api.tells[names(spans)[0]] = json_response(
         404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "not found"}
     )
     story.runs(story.delivered(spans))
@@ -540,7 +547,15 @@ def test_version_that_is_told_later_brings_what_older_servers_need(
     mlflow = FakeMLflow()
 
     def asked(request: Recorded) -> Scripted:
-        found = mlflow.request(request.method, request.path, headers={}, body=request.body, seconds=1.0, longest=1)
+        found = mlflow.send(
+            HttpRequest(
+                request.method,
+                request.path,
+                body=request.body,
+                timeout_seconds=1.0,
+                max_response_bytes=1 << 20,
+            )
+        )
         assert isinstance(found, HttpResponse)
         return Scripted(found.status, headers=dict(found.headers), body=found.body)
 

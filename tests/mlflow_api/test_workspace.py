@@ -7,8 +7,12 @@ import pytest
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace, WorkspaceTransport
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
-from support.transport import Call, FakeTransport
+from mlflow_otlp_exporter._internal.transport.messages import (
+    HttpRequest,
+    HttpResponse,
+    TransportError,
+)
+from support.transport import workspace_of
 
 INFO, VERSION = "/api/3.0/mlflow/server-info", "/version"
 TOLD = HttpResponse(200, {"content-type": "text/html"}, b"3.17.2")
@@ -16,15 +20,15 @@ PAGE = HttpResponse(200, {"content-type": "text/html"}, b"<!doctype html><title>
 HEADER = "x-mlflow-workspace"
 
 
-class Server(FakeTransport):
+class Server:
     """Answers each path as told, and remembers what was asked with which workspace."""
 
     def __init__(self, answers: Mapping[str, HttpResponse | TransportError]) -> None:
         self.answers = dict(answers)
         self.asked: list[tuple[str, str | None]] = []
 
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
-        self.asked.append((asked.path, asked.workspace))
+    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
+        self.asked.append((asked.path, workspace_of(asked)))
         return self.answers.get(asked.path, HttpResponse(200))
 
 
@@ -45,7 +49,9 @@ def made(server: Server, clock: Clock | None = None) -> NamespaceWorkspace:
 
 def sent_with(workspace: NamespaceWorkspace, server: Server, headers: Mapping[str, str] | None = None) -> str | None:
     """The workspace that a request goes out with."""
-    answer = WorkspaceTransport(server, workspace).request("POST", "/v1/traces", headers=headers or {}, seconds=1)
+    answer = WorkspaceTransport(server, workspace).send(
+        HttpRequest("POST", "/v1/traces", headers=headers or {}, timeout_seconds=1)
+    )
     assert isinstance(answer, HttpResponse)
     assert server.asked[-1][0] == "/v1/traces"
     return server.asked[-1][1]
@@ -63,12 +69,12 @@ def sent_with(workspace: NamespaceWorkspace, server: Server, headers: Mapping[st
 def test_what_a_request_goes_out_with(about: HttpResponse, version: HttpResponse, expected: str | None) -> None:
     server = Server({INFO: about, VERSION: version})
     workspace = made(server)
-    assert workspace.known is None
+    assert workspace.cached_name is None
     assert sent_with(workspace, server) == expected
     first = len(server.asked)
     assert sent_with(workspace, server) == expected
     assert len(server.asked) == first + 1
-    assert workspace.known == expected
+    assert workspace.cached_name == expected
 
 
 def test_a_workspace_that_is_named_stays_and_nothing_is_asked() -> None:
@@ -79,14 +85,14 @@ def test_a_workspace_that_is_named_stays_and_nothing_is_asked() -> None:
 
 @pytest.mark.parametrize("path", [INFO, VERSION])
 @pytest.mark.parametrize(
-    "away", [TransportError("refused", arrived=True), HttpResponse(503, body=b"busy"), HttpResponse(429)]
+    "away", [TransportError("refused", may_have_arrived=True), HttpResponse(503, body=b"busy"), HttpResponse(429)]
 )
 def test_nothing_is_sent_while_it_cannot_be_told(path: str, away: HttpResponse | TransportError) -> None:
     server = Server({INFO: info(True), VERSION: TOLD, path: away})
     workspace = made(server)
-    found = WorkspaceTransport(server, workspace).request("POST", "/v1/traces", headers={}, seconds=1)
+    found = WorkspaceTransport(server, workspace).send(HttpRequest("POST", "/v1/traces", timeout_seconds=1))
     assert isinstance(found, TransportError)
-    assert not found.arrived  # the spans were not sent
+    assert not found.may_have_arrived  # the spans were not sent
     assert "/v1/traces" not in [path for path, _ in server.asked]
     server.answers = {INFO: info(True), VERSION: TOLD}
     assert sent_with(workspace, server) == "team-a"
@@ -125,8 +131,8 @@ def test_answer_that_tells_nothing_says_nothing_about_the_next_one(
     for _ in range(3):
         assert sent_with(workspace, server) is None
     assert [each for each, _ in server.asked].count(path) == 3
-    assert workspace.known is None
+    assert workspace.cached_name is None
     assert caplog.messages == []
     # At once: what went without a workspace now would land in another one.
     server.answers = {INFO: info(True), VERSION: TOLD}
-    assert sent_with(workspace, server) == workspace.known == "team-a"
+    assert sent_with(workspace, server) == workspace.cached_name == "team-a"

@@ -1,75 +1,36 @@
-"""A server without sockets, for what is given a `Transport`."""
+"""Transports without sockets."""
 
 import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
-
-
-class Call(NamedTuple):
-    """A request.
-
-    Attributes:
-        method: Its method.
-        path: Its path and query.
-        headers: Its headers.
-        body: Its body; empty if there is none.
-        longest: How many bytes of the answer are wanted; 0 if that was not said.
-    """
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-    longest: int
-
-    @property
-    def workspace(self) -> str | None:
-        """The workspace that it names."""
-        return self.headers.get("x-mlflow-workspace")
-
-    @property
-    def json(self) -> Any:
-        """What its body says."""
-        return json.loads(self.body)
+from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
 
 
-class FakeTransport:
-    """Answers as a subclass says."""
-
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
-        raise NotImplementedError
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        seconds: float,
-        longest: int = 0,
-    ) -> HttpResponse | TransportError:
-        assert seconds > 0
-        return self.answer(Call(method, path, headers, body or b"", longest))
+def workspace_of(request: HttpRequest) -> str | None:
+    """The workspace that a request names."""
+    return request.headers.get("x-mlflow-workspace")
 
 
-class Script(FakeTransport):
-    """Answers in turn, the last one for ever.
+def json_of(request: HttpRequest) -> Any:
+    """The JSON body of a request."""
+    return json.loads(request.body)
+
+
+class ScriptedTransport:
+    """Returns responses in order, the last one for ever.
 
     Attributes:
-        seen: What was asked.
+        requests: The requests that were sent.
     """
 
-    def __init__(self, *answers: HttpResponse | TransportError) -> None:
-        self.answers, self.seen = list(answers), list[Call]()
+    def __init__(self, *responses: HttpResponse | TransportError) -> None:
+        self.responses, self.requests = list(responses), list[HttpRequest]()
 
-    def answer(self, asked: Call) -> HttpResponse | TransportError:
-        self.seen.append(asked)
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+    def send(self, request: HttpRequest) -> HttpResponse | TransportError:
+        self.requests.append(request)
+        return self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
 
 
-def json_answer(status: int, found: Any) -> HttpResponse:
-    """An answer in JSON, as MLflow's REST API gives it."""
-    return HttpResponse(status, {"content-type": "application/json"}, json.dumps(found).encode())
+def json_response(status: int, content: Any) -> HttpResponse:
+    """A response in JSON, as MLflow's REST API returns it."""
+    return HttpResponse(status, {"content-type": "application/json"}, json.dumps(content).encode())

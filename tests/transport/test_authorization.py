@@ -1,4 +1,4 @@
-"""The Authorization header: which credential counts, and when it is looked up."""
+"""The Authorization header: which credential is used, and when it is read."""
 
 import base64
 import os
@@ -11,13 +11,13 @@ from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.config.models import resolve
 from mlflow_otlp_exporter._internal.transport.authorization import (
     Authorization,
-    CredentialsUnavailable,
-    expiry_of,
+    CredentialsUnavailableError,
     make_authorization,
+    read_token_expiry,
 )
 
 
-def chosen(**arguments: Any) -> Authorization:
+def make(**arguments: Any) -> Authorization:
     return make_authorization(resolve(arguments, environment={"HOME": "/nowhere"}).traces)
 
 
@@ -38,11 +38,11 @@ def basic(text: str) -> str:
         ({"credentials": lambda: "t", "token": "other"}, "Bearer t"),
         ({"credentials": lambda: "Bearer t"}, "Bearer t"),
         ({"credentials": lambda: None}, None),
-        ({"headers": {"Authorization": "x"}, "token": "t"}, None),  # the user's header goes out as it is
+        ({"headers": {"Authorization": "x"}, "token": "t"}, None),  # the user's own header is sent unchanged
     ],
 )
-def test_header(arguments: dict[str, Any], header: str | None) -> None:
-    assert chosen(**arguments).authorization() == header
+def test_authorization_with_settings_returns_header(arguments: dict[str, Any], header: str | None) -> None:
+    assert make(**arguments).authorization() == header
 
 
 @pytest.mark.parametrize(
@@ -53,50 +53,50 @@ def test_header(arguments: dict[str, Any], header: str | None) -> None:
         ({"password": "planted"}, "none (argument password= without MLFLOW_TRACKING_USERNAME)"),
     ],
 )
-def test_what_lacks_is_told(arguments: dict[str, Any], words: str) -> None:
-    assert str(chosen(**arguments)) == words
+def test_str_with_incomplete_settings_names_missing_variable(arguments: dict[str, Any], words: str) -> None:
+    assert str(make(**arguments)) == words
 
 
-def test_token_file_is_read_again_when_it_changed_and_beats_a_token(tmp_path: Path) -> None:
+def test_token_file_auth_after_change_reads_file_again(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    credentials = chosen(token_file=str(file), token="stale")
-    with pytest.raises(CredentialsUnavailable, match="No such file"):
+    credentials = make(token_file=str(file), token="stale")
+    with pytest.raises(CredentialsUnavailableError, match="No such file"):
         credentials.authorization()
     file.write_text("one\n")
     assert credentials.authorization() == "Bearer one"
-    # As the kubelet does it: another file under the same name, with the same size, and even the same time.
+    # As the kubelet does: another file under the same name, with the same size, and even the same time.
     other = tmp_path / "other"
     other.write_text("two\n")
     os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
     other.replace(file)
     assert credentials.authorization() == "Bearer two"
     file.write_text("")
-    with pytest.raises(CredentialsUnavailable, match="no token"):
+    with pytest.raises(CredentialsUnavailableError, match="no token"):
         credentials.authorization()
 
 
-def test_path_given_as_credentials_is_a_token_file(tmp_path: Path) -> None:
+def test_make_authorization_with_path_reads_token_file(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("one")
-    assert chosen(credentials=tmp_path / "token").authorization() == "Bearer one"
+    assert make(credentials=tmp_path / "token").authorization() == "Bearer one"
 
 
-def test_function_that_fails_is_told_without_its_text() -> None:
-    def ask() -> str:
+def test_callable_auth_with_exception_hides_its_text() -> None:
+    def fail() -> str:
         raise RuntimeError("planted-secret")
 
-    with pytest.raises(CredentialsUnavailable, match="RuntimeError") as raised:
-        chosen(credentials=ask).authorization()
+    with pytest.raises(CredentialsUnavailableError, match="RuntimeError") as raised:
+        make(credentials=fail).authorization()
     assert "planted" not in str(raised.value)
 
 
 @pytest.mark.parametrize("value", [5, ("a",), ("a", 1), b"t", "planted\nsecret", "plänted"])
-def test_unusable_credentials_are_refused_without_being_shown(value: Any) -> None:
+def test_make_authorization_with_unusable_credentials_raises_without_value(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="argument credentials=") as raised:
-        chosen(credentials=value)
+        make(credentials=value)
     assert "planted" not in str(raised.value)
 
 
-def test_nothing_secret_in_words(tmp_path: Path) -> None:
+def test_str_with_any_credential_contains_no_secret(tmp_path: Path) -> None:
     for arguments in (
         {"credentials": "planted"},
         {"credentials": ("ada", "planted")},
@@ -104,9 +104,9 @@ def test_nothing_secret_in_words(tmp_path: Path) -> None:
         {"username": "ada", "password": "planted"},
         {"token_file": str(tmp_path / "file")},
     ):
-        found = chosen(**arguments)
-        assert "planted" not in str(found) + repr(found)
-        assert str(found)
+        authorization = make(**arguments)
+        assert "planted" not in str(authorization) + repr(authorization)
+        assert str(authorization)
 
 
 def jwt(payload: str) -> str:
@@ -127,5 +127,5 @@ def jwt(payload: str) -> str:
         (None, None),
     ],
 )
-def test_end_of_a_token(authorization: str | None, expected: float | None) -> None:
-    assert expiry_of(authorization) == expected
+def test_read_token_expiry_with_header_value_returns_expiry(authorization: str | None, expected: float | None) -> None:
+    assert read_token_expiry(authorization) == expected

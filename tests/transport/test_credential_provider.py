@@ -1,4 +1,4 @@
-"""Credential providers of upstream: real entry points of a real, if small, distribution."""
+"""Credential providers of upstream: entry points of a small installed distribution."""
 
 import importlib
 import sys
@@ -64,7 +64,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     sys.modules.pop(NAME, None)
 
 
-def test_session_of_the_provider_makes_the_requests(
+def test_export_with_provider_uses_its_session(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", scripted_server.url)
@@ -77,7 +77,7 @@ def test_session_of_the_provider_makes_the_requests(
     assert importlib.import_module(NAME).Session.closed
 
 
-def test_general_variable_wins_as_upstream_has_it(
+def test_export_with_both_variables_prefers_general_one_like_upstream(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TRACES, "signing")
@@ -88,7 +88,9 @@ def test_general_variable_wins_as_upstream_has_it(
     assert scripted_server.requests[0].headers["x-session"] == "other"
 
 
-def test_session_of_the_user_wins(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_with_user_session_ignores_provider(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(GENERAL, "missing")
     exporter = MLflowSpanExporter(scripted_server.traces_url, session=requests.Session(), experiment_id=1)
     exporter.export(finished("root"))
@@ -96,7 +98,7 @@ def test_session_of_the_user_wins(scripted_server: ScriptedServer, monkeypatch: 
     assert "authorization" not in scripted_server.requests[0].headers
 
 
-def test_provider_of_the_other_group_gets_no_request_of_mlflows(
+def test_export_with_mlflow_settings_ignores_provider_of_otlp_settings(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
@@ -108,7 +110,7 @@ def test_provider_of_the_other_group_gets_no_request_of_mlflows(
     assert resolve({}).traces.unused == (GENERAL,)
 
 
-def test_rejected_session_is_named(
+def test_export_with_rejected_session_names_provider(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(GENERAL, "signing")
@@ -131,7 +133,7 @@ def test_rejected_session_is_named(
         ("missing", "which raised ModuleNotFoundError"),
     ],
 )
-def test_provider_that_cannot_be_used(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exporter_with_unusable_provider_raises(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(GENERAL, name)
     with pytest.raises(ConfigurationError) as caught:
         MLflowSpanExporter("http://127.0.0.1:9/v1/traces")

@@ -1,4 +1,4 @@
-"""What an answer means: the table of docs/answers.md, row by row."""
+"""Classification of responses: the table of docs/answers.md, row by row."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ from mlflow_otlp_exporter._internal.transport.response import (
     classify_error,
     classify_response,
     error_code,
-    retry_after,
+    parse_retry_after,
     sanitize_server_text,
     server_message,
 )
@@ -34,8 +34,8 @@ def partial(rejected: int, message: str) -> bytes:
     return ExportTraceServiceResponse(partial_success=success).SerializeToString()
 
 
-def body(found: Any) -> bytes:
-    return json.dumps(found).encode()
+def body(content: Any) -> bytes:
+    return json.dumps(content).encode()
 
 
 def mlflow_error(code: str, message: str) -> bytes:
@@ -43,9 +43,9 @@ def mlflow_error(code: str, message: str) -> bytes:
 
 
 TABLE: list[tuple[int, dict[str, str], bytes, Disposition, FailureKind | None]] = [
-    # Accepted, in all the forms that servers have for it.
+    # Accepted, in every format that servers use.
     (200, PROTOBUF, b"", DELIVERED, None),
-    (200, PROTOBUF, b'{"partialSuccess":null}', DELIVERED, None),  # MLflow 3.4 to 3.6: the label lies
+    (200, PROTOBUF, b'{"partialSuccess":null}', DELIVERED, None),  # MLflow 3.4 to 3.6 label JSON as protobuf
     (200, JSON, b'{"partialSuccess":null}', DELIVERED, None),
     (200, JSON, b"{}", DELIVERED, None),
     (200, JSON, b"[]", DELIVERED, None),
@@ -58,7 +58,7 @@ TABLE: list[tuple[int, dict[str, str], bytes, Disposition, FailureKind | None]] 
     (200, PROTOBUF, partial(0, "a warning"), DELIVERED, None),
     (200, PROTOBUF, b"\xff\xff\xff", DELIVERED, None),
     (200, JSON, b'{"partialSuccess":', DELIVERED, None),
-    # Accepted in part.
+    # Partial success.
     (200, PROTOBUF, partial(2, "too old"), PARTLY, CONTENT),
     (200, PROTOBUF, partial(2, "x" * 87), PARTLY, CONTENT),  # its second byte is a bracket
     (200, PROTOBUF, partial(2, "x" * 119), PARTLY, CONTENT),  # its second byte is a brace
@@ -125,7 +125,7 @@ TABLE: list[tuple[int, dict[str, str], bytes, Disposition, FailureKind | None]] 
 
 
 @pytest.mark.parametrize(("status", "headers", "content", "verdict", "cause"), TABLE)
-def test_answer(
+def test_classify_response_with_table_row_returns_disposition_and_cause(
     status: int, headers: dict[str, str], content: bytes, verdict: Disposition, cause: FailureKind | None
 ) -> None:
     outcome = classify_response(HttpResponse(status, headers, content))
@@ -134,8 +134,8 @@ def test_answer(
     assert outcome.rejected == (2 if verdict is PARTLY else 0)
 
 
-def test_success_whose_body_could_not_be_read_is_one() -> None:
-    assert classify_response(HttpResponse(200, PROTOBUF, b"\x0a", complete=False)).verdict is DELIVERED
+def test_classify_response_with_unreadable_success_body_is_delivered() -> None:
+    assert classify_response(HttpResponse(200, PROTOBUF, b"\x0a", is_complete=False)).verdict is DELIVERED
 
 
 ENVOY = b"upstream connect error or disconnect/reset before headers. reset reason: connection termination"
@@ -160,15 +160,17 @@ ENVOY = b"upstream connect error or disconnect/reset before headers. reset reaso
         (HttpResponse(429), False),
     ],
 )
-def test_what_may_have_been_stored_all_the_same(answer: HttpResponse, ambiguous: bool) -> None:
+def test_classify_response_with_server_error_tells_whether_spans_may_be_stored(
+    answer: HttpResponse, ambiguous: bool
+) -> None:
     assert classify_response(answer).ambiguous is ambiguous
 
 
-def test_no_answer() -> None:
+def test_classify_error_with_kinds_of_failure_returns_cause_and_ambiguity() -> None:
     assert classify_error(TransportError("refused")).cause is SERVER
     assert not classify_error(TransportError("refused")).ambiguous
-    assert classify_error(TransportError("closed", arrived=True)).ambiguous
-    assert classify_error(TransportError("no token file", credentials=True)).cause is CREDENTIALS
+    assert classify_error(TransportError("closed", may_have_arrived=True)).ambiguous
+    assert classify_error(TransportError("no token file", is_credential_error=True)).cause is CREDENTIALS
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_no_answer() -> None:
             "",
         ),
         (HttpResponse(404, HTML, b"<title>404 Not\nFound</title>"), "an HTML page (404 Not Found)", ""),
-        # As MLflow's basic auth labels its sentences.
+        # MLflow's basic auth labels plain sentences as HTML.
         (HttpResponse(401, HTML, b"You are not authenticated."), "You are not authenticated.", ""),
         (HttpResponse(403, HTML, b"Permission denied"), "Permission denied", ""),
         (HttpResponse(403, HTML, b""), "an HTML page", ""),
@@ -193,20 +195,22 @@ def test_no_answer() -> None:
         (HttpResponse(500, JSON, b"[1]"), "[1]", ""),
     ],
 )
-def test_server_message_from_every_shape(answer: HttpResponse, message: str, code: str) -> None:
+def test_server_message_with_every_error_format_returns_text_and_code(
+    answer: HttpResponse, message: str, code: str
+) -> None:
     assert (server_message(answer), error_code(answer)) == (message, code)
 
 
-def test_logged_text_has_no_sql_parameters_and_is_cut() -> None:
-    said = "(psycopg2.DataError) out of range\n[SQL: INSERT INTO spans VALUES (%s)]\n[parameters: {'a': 'planted'}]"
-    assert sanitize_server_text(said) == "(psycopg2.DataError) out of range"
+def test_sanitize_server_text_with_private_parts_removes_them_and_cuts() -> None:
+    text = "(psycopg2.DataError) out of range\n[SQL: INSERT INTO spans VALUES (%s)]\n[parameters: {'a': 'planted'}]"
+    assert sanitize_server_text(text) == "(psycopg2.DataError) out of range"
     row = "null value\nDETAIL:  Failing row contains (1, planted).\nCONTEXT: COPY spans\n"
     assert sanitize_server_text(row) == "null value"
     assert sanitize_server_text("syntax error\nLINE 1: INSERT INTO spans VALUES ('planted')") == "syntax error"
     value = "planted " * 20
     for quote in "'\"`":
-        said = f"Value {quote}{value}{quote} of tag 'first' is too long"
-        assert sanitize_server_text(said) == f"Value {quote}...{quote} of tag 'first' is too long"
+        text = f"Value {quote}{value}{quote} of tag 'first' is too long"
+        assert sanitize_server_text(text) == f"Value {quote}...{quote} of tag 'first' is too long"
         assert sanitize_server_text(f"Value {quote}{value}") == f"Value {quote}...{quote}"
     assert sanitize_server_text("'a short name' is missing, and it's 'another' that is here") == (
         "'a short name' is missing, and it's 'another' that is here"
@@ -222,7 +226,7 @@ def test_logged_text_has_no_sql_parameters_and_is_cut() -> None:
         ("0", 0.0),
         ("Wed, 21 Oct 2015 07:28:10 GMT", 10.0),
         ("Wed, 21 Oct 2015 07:27:50 GMT", 0.0),
-        # A wait without end is none that anybody meant.
+        # Delays beyond an hour are cut.
         ("86400", 3600.0),
         ("9" * 400, 3600.0),
         ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
@@ -233,8 +237,8 @@ def test_logged_text_has_no_sql_parameters_and_is_cut() -> None:
         ("²", None),
     ],
 )
-def test_retry_after(value: str, seconds: float | None) -> None:
-    assert retry_after({"retry-after": value}, now=1445412480.0) == seconds
+def test_parse_retry_after_with_header_returns_seconds(value: str, seconds: float | None) -> None:
+    assert parse_retry_after({"retry-after": value}, now=1445412480.0) == seconds
 
 
 @pytest.mark.parametrize(
@@ -317,12 +321,15 @@ def test_retry_after(value: str, seconds: float | None) -> None:
         (HttpResponse(200, PROTOBUF, partial(0, "be brief")), MessageCode.SERVER_MESSAGE),
     ],
 )
-def test_code_that_explains(answer: HttpResponse, code: MessageCode) -> None:
+def test_classify_response_with_known_cause_returns_its_code(answer: HttpResponse, code: MessageCode) -> None:
     assert classify_response(answer).code is code
 
 
-def test_code_of_no_answer() -> None:
-    assert classify_error(TransportError("no token file", credentials=True)).code is MessageCode.CREDENTIAL_UNAVAILABLE
+def test_classify_error_with_kinds_of_failure_returns_code() -> None:
+    assert (
+        classify_error(TransportError("no token file", is_credential_error=True)).code
+        is MessageCode.CREDENTIAL_UNAVAILABLE
+    )
     assert (
         classify_error(TransportError("late", code=MessageCode.RESPONSE_TIMEOUT)).code is MessageCode.RESPONSE_TIMEOUT
     )

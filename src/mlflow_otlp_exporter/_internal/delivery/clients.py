@@ -12,8 +12,8 @@ from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentReso
 from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import with_static_prefix
 from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
+from mlflow_otlp_exporter._internal.transport.authorization import load_credential_provider_session
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
-from mlflow_otlp_exporter._internal.transport.credential_provider import load_credential_provider_session
 from mlflow_otlp_exporter._internal.transport.messages import Transport
 
 

@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentReso
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
 from mlflow_otlp_exporter._internal.transport.authorization import Authorization
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 # A body that fits into one packet gains nothing from being smaller.
@@ -110,7 +110,7 @@ class OTLPClient:
 
     def _post(self, headers: Mapping[str, str], content: bytes, seconds: float) -> ExportOutcome:
         self._report.count(requests=1)
-        answer = self._server.request("POST", "", headers=headers, body=content, seconds=seconds)
+        answer = self._server.send(HttpRequest("POST", "", headers=headers, body=content, timeout_seconds=seconds))
         return classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
 
     def forget(self, destination: Destination) -> None:

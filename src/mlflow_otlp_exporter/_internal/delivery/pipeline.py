@@ -62,8 +62,8 @@ class Pipeline:
         self, settings: Settings, session: requests.Session | None, metrics: ExporterMetrics | None = None
     ) -> None:
         # Here, not at the top: requests is half of the import time, and an app that only imports should not pay it.
+        from mlflow_otlp_exporter._internal.transport.authorization import load_credential_provider_session
         from mlflow_otlp_exporter._internal.transport.client import HttpClient
-        from mlflow_otlp_exporter._internal.transport.credential_provider import load_credential_provider_session
 
         self.settings, self._metrics = settings, metrics
         self.report = ProblemLog()
@@ -346,7 +346,7 @@ class Pipeline:
             return None
         # The console itself writes both names: older ones read the first, newer ones the second.
         query = {"selectedEvaluationId": f"tr-{trace_id:032x}", "traceId": f"tr-{trace_id:032x}"}
-        workspace = destination.workspace or (self.namespace.known if self.namespace else None)
+        workspace = destination.workspace or (self.namespace.cached_name if self.namespace else None)
         if workspace:
             query["workspace"] = workspace
         return f"{self.settings.api.url}/#/experiments/{experiment}/traces?{urlencode(query)}"

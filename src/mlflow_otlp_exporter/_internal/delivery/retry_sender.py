@@ -29,9 +29,9 @@ from mlflow_otlp_exporter._internal.delivery.failure_evidence import CONFIRM_SEC
 from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient, Server
 from mlflow_otlp_exporter._internal.encoding.sanitizer import describe_span, truncate_span
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
-    ALL_OR_NOTHING,
-    COUNTS_ONCE,
-    SLOWEST_WRITE,
+    ALL_OR_NOTHING_SINCE,
+    COUNTS_ONCE_SINCE,
+    MAX_WRITE_SECONDS,
     ServerInfo,
     ServerUnavailableError,
 )
@@ -198,11 +198,11 @@ class RetrySender:
         A server behind a proxy that gave up may still be writing: it is asked until its answer no longer changes.
         """
         try:
-            if not self._stored.before(COUNTS_ONCE, seconds):
+            if not self._stored.is_older_than(COUNTS_ONCE_SINCE, seconds):
                 shipment.uncertain = False
                 return None
             ids = {span.trace_id for span in shipment.spans}
-            found = self._stored.spans(ids, shipment.destination.workspace, seconds)
+            found = self._stored.stored_spans(ids, shipment.destination.workspace, seconds)
         except ServerUnavailableError as error:
             return self._postponed(shipment, error.outcome)
         complete = found is not None and all((span.trace_id, span.span_id) in found for span in shipment.spans)
@@ -256,7 +256,7 @@ class RetrySender:
         """The content is refused: cut until the culprit is alone, which is refused when that is repeated."""
         if len(shipment.spans) > 1:
             try:
-                shipment.uncertain = self._stored.before(ALL_OR_NOTHING, seconds)
+                shipment.uncertain = self._stored.is_older_than(ALL_OR_NOTHING_SINCE, seconds)
             except ServerUnavailableError:
                 shipment.uncertain = True
             return self._cut(shipment)
@@ -285,7 +285,7 @@ class RetrySender:
             return SendResult()
         shipment.uncertain = shipment.uncertain or outcome.ambiguous
         if outcome.ambiguous and outcome.status in (None, 504):
-            shipment.ask_until = self.clock() + SLOWEST_WRITE
+            shipment.ask_until = self.clock() + MAX_WRITE_SECONDS
         shipment.origin.failed(uncertain=shipment.uncertain)
         shipment.postponed += 1
         live = self._depot is not None and not shipment.origin.kept
@@ -301,7 +301,7 @@ class RetrySender:
             return SendResult((shipment,))
         if cause is FailureKind.DESTINATION:
             self._delivery.forget(destination)
-        if cause is FailureKind.CREDENTIALS and self._server.credentials.watchable:
+        if cause is FailureKind.CREDENTIALS and self._server.credentials.can_watch:
             self._locked_until = self.clock() + wait
             wait = _LOOK_SECONDS
         return SendResult((shipment,), retry_after=wait)

@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
-from mlflow_otlp_exporter._internal.mlflow_api.server import SLOWEST_WRITE
+from mlflow_otlp_exporter._internal.mlflow_api.server import MAX_WRITE_SECONDS
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import Entry
@@ -100,7 +100,7 @@ def read_export_request(
         stored.destination, stored.spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0
     )
     if state.uncertain:
-        seconds = min(max(state.sent + SLOWEST_WRITE - time.time(), 0.0), SLOWEST_WRITE)
+        seconds = min(max(state.sent + MAX_WRITE_SECONDS - time.time(), 0.0), MAX_WRITE_SECONDS)
         request.ask_until = time.monotonic() + seconds
     return request
 

@@ -26,7 +26,7 @@ from mlflow_otlp_exporter._internal.model.attachment import Attachment
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import inline_attachments
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 # Older consoles do not know them (seen on 3.10.1 and 3.11.1).
@@ -137,7 +137,7 @@ class AttachmentUploader:
         trace_id = next(span.trace_id for span in shipment.spans if each in span.attachments)
         path = f"{_ARTIFACTS}{folder}/traces/tr-{trace_id:032x}/artifacts/attachments/{each.id}"
         headers = {"content-type": "application/octet-stream", **_headers(shipment.destination)}
-        answer = self._api.request("PUT", path, headers=headers, body=each.data, seconds=seconds)
+        answer = self._api.send(HttpRequest("PUT", path, headers=headers, body=each.data, timeout_seconds=seconds))
         return classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
 
     def _failed(

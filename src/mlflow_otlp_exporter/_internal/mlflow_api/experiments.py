@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
 
 _DEFAULT_EXPERIMENT = "Default"
@@ -165,8 +165,8 @@ class ExperimentResolver:
         if self._api is None:
             raise _Absent
         headers = {"content-type": "application/json", **Destination(workspace=workspace).headers(None)}
-        content = None if body is None else json.dumps(body).encode()
-        answer = self._api.request(method, path, headers=headers, body=content, seconds=seconds)
+        content = b"" if body is None else json.dumps(body).encode()
+        answer = self._api.send(HttpRequest(method, path, headers=headers, body=content, timeout_seconds=seconds))
         if isinstance(answer, HttpResponse):
             return answer
         raise _Unresolved(classify_error(answer))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 # Twenty traces with previews and tags.
@@ -46,12 +46,14 @@ def request_json(
         seconds: How long it may take.
     """
     headers = {"content-type": "application/json", **Destination(workspace=workspace).headers(None)}
-    content = None if body is None else json.dumps(body).encode()
-    answer = api.request(method, path, headers=headers, body=content, seconds=seconds, longest=_LONGEST)
+    content = b"" if body is None else json.dumps(body).encode()
+    answer = api.send(
+        HttpRequest(method, path, headers=headers, body=content, timeout_seconds=seconds, max_response_bytes=_LONGEST)
+    )
     if not isinstance(answer, HttpResponse):
         return RestResult(classify_error(answer), {})
     try:
-        found = json.loads(answer.body) if answer.complete else None
+        found = json.loads(answer.body) if answer.is_complete else None
     except ValueError:
         found = None
     return RestResult(classify_response(answer), found if isinstance(found, dict) else {})

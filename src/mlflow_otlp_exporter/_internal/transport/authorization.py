@@ -1,7 +1,8 @@
-"""The `Authorization` header of a request, looked up anew for each one: tokens expire and are rotated.
+"""The `Authorization` header of a request, looked up for each request, because tokens expire and are rotated.
 
 The order is that of MLflow's own client (3.17): user and password, then a token. A token file, which MLflow does not
-know but OpenShift AI's agents set, comes before a static token, which is most often a stale copy of it.
+know but OpenShift AI's agents set, precedes a static token, which is usually a stale copy of the file. Sessions of
+upstream's credential providers (an entry point whose function returns a `requests.Session`) are loaded here, too.
 """
 
 from __future__ import annotations
@@ -10,139 +11,148 @@ import base64
 import json
 import os
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
+
+import requests
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
 from mlflow_otlp_exporter._internal.config.source import SettingSource
 
+_PROVIDER_GROUP = "opentelemetry_otlp_credential_provider"
 
-class CredentialsUnavailable(Exception):
-    """No credential can be had right now; the message says why and holds no secret."""
+
+class CredentialsUnavailableError(Exception):
+    """No credential is available now; the message holds no secret."""
 
 
 class Authorization(Protocol):
-    """Where the `Authorization` header comes from."""
+    """Source of the `Authorization` header; `str()` describes it without secrets."""
 
     def authorization(self) -> str | None:
-        """The header's value for the next request, or None for no header.
+        """Return the header value of the next request; None for no header.
 
         Raises:
-            CredentialsUnavailable: There should be one, but it cannot be had now.
+            CredentialsUnavailableError: A credential is configured, but not available now.
         """
 
     @property
-    def watchable(self) -> bool:
-        """Whether it costs nothing to look for a new one."""
+    def can_watch(self) -> bool:
+        """Whether looking for a new credential costs nothing."""
 
     def __str__(self) -> str: ...
 
 
-class _Fixed:
-    """A value that never changes."""
+class StaticAuth:
+    """A header value that never changes."""
 
-    watchable = False
+    can_watch = False
 
-    def __init__(self, value: str | None, what: str) -> None:
-        self._value, self._what = value, what
+    def __init__(self, value: str | None, description: str) -> None:
+        self._value, self._description = value, description
 
     def authorization(self) -> str | None:
         return self._value
 
     def __str__(self) -> str:
-        return self._what
+        return self._description
 
 
-class _TokenFile:
-    """A file with a token, read again whenever it changed.
+class TokenFileAuth:
+    """A file with a token, which is read again when the file has changed.
 
-    The kubelet rotates a projected token about once an hour by swapping a symbolic link, so the file behind the path
-    is another one then: its inode is compared besides time and size.
+    The kubelet rotates a projected token about once an hour by replacing a symbolic link, so the path leads to another
+    file then. Therefore the inode is compared, too, not only time and size.
     """
 
-    watchable = True
+    can_watch = True
 
     def __init__(self, path: str, source: SettingSource) -> None:
         self._path, self._source = path, source
-        # Both in one tuple, so that threads need no lock: at worst two of them read the file.
-        self._read: tuple[tuple[int, int, int], str] | None = None
+        # File state and header in one tuple, so that threads need no lock: at worst two threads read the file.
+        self._cache: tuple[tuple[int, int, int], str] | None = None
 
     def authorization(self) -> str:
         try:
-            found = Path(self._path).stat()
-            seen = (found.st_ino, found.st_mtime_ns, found.st_size)
-            read = self._read
-            if read is None or read[0] != seen:
-                read = self._read = (seen, _bearer(Path(self._path).read_text(encoding="ascii")))
-            return read[1]
+            stat = Path(self._path).stat()
+            state = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            cache = self._cache
+            if cache is None or cache[0] != state:
+                cache = self._cache = (state, _bearer(Path(self._path).read_text(encoding="ascii")))
+            return cache[1]
         except OSError as error:
             reason = error.strerror or type(error).__name__
         except ValueError:
             reason = "it holds no token"
-        raise CredentialsUnavailable(f"the token file {self._path} ({self._source}) cannot be used: {reason}")
+        raise CredentialsUnavailableError(f"the token file {self._path} ({self._source}) cannot be used: {reason}")
 
     def __str__(self) -> str:
         return f"token file {self._path} ({self._source})"
 
 
-class _Asked:
-    """A function of the app, asked before every request."""
+class CallableAuth:
+    """A function of the application, which is called before every request."""
 
-    watchable = False
+    can_watch = False
 
-    def __init__(self, ask: Callable[[], str | None]) -> None:
-        self._ask = ask
+    def __init__(self, function: Callable[[], str | None]) -> None:
+        self._function = function
 
     def authorization(self) -> str | None:
         try:
-            found = self._ask()
-            return None if found is None else _authorization(found)
-        except Exception as error:  # noqa: BLE001 - the app's function may raise anything; its text may hold a secret
+            value = self._function()
+            return None if value is None else _to_header(value)
+        except Exception as error:  # noqa: BLE001 - the function may raise anything, and its text may hold a secret
             kind = type(error).__name__
-        raise CredentialsUnavailable(f"the function given as credentials= raised {kind}")
+        raise CredentialsUnavailableError(f"the function given as credentials= raised {kind}")
 
     def __str__(self) -> str:
         return "the function given as credentials="
 
 
-def _checked(value: str) -> str:
+def _check_header_value(value: str) -> str:
     if not value or not value.isprintable() or not value.isascii():
         raise ValueError("not a token")
     return value
 
 
 def _bearer(token: str) -> str:
-    return f"Bearer {_checked(token.strip())}"
+    return f"Bearer {_check_header_value(token.strip())}"
 
 
-def _authorization(value: str) -> str:
-    """A whole header value (`Bearer abc`, `Basic xyz`) as it is; a bare token with its scheme."""
+def _to_header(value: str) -> str:
+    """A whole header value (`Bearer abc`, `Basic xyz`) unchanged; a bare token with its scheme."""
     value = value.strip()
-    return _checked(value) if " " in value else _bearer(value)
+    return _check_header_value(value) if " " in value else _bearer(value)
 
 
 def _basic(username: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
-def _given(value: Any) -> Authorization:
-    """What was given as `credentials=`."""
+def _static_token(token: str, source: object, to_header: Callable[[str], str], description: str) -> StaticAuth:
+    try:
+        return StaticAuth(to_header(token), description)
+    except ValueError:
+        raise ConfigurationError(
+            f"{source} is not usable: expected a token of printable ASCII", MessageCode.INVALID_CREDENTIAL
+        ) from None
+
+
+def _parse_credentials(value: Any) -> Authorization:
+    """The value of the argument `credentials=`."""
     source = SettingSource("argument", "credentials")
     if isinstance(value, str):
-        try:
-            return _Fixed(_authorization(value), str(source))
-        except ValueError:
-            raise ConfigurationError(
-                f"{source} is not usable: expected a token of printable ASCII", MessageCode.INVALID_CREDENTIAL
-            ) from None
+        return _static_token(value, source, _to_header, str(source))
     if isinstance(value, os.PathLike):
-        return _TokenFile(str(Path(value).expanduser()), source)
+        return TokenFileAuth(str(Path(value).expanduser()), source)
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value):
-        return _Fixed(_basic(*value), f"{source} (user {value[0]})")
+        return StaticAuth(_basic(*value), f"{source} (user {value[0]})")
     if callable(value):
-        return _Asked(value)
+        return CallableAuth(value)
     raise ConfigurationError(
         f"{source} is a {type(value).__name__}: expected a token, a pathlib.Path of a token file, "
         "a (user, password) pair, or a function that returns a token or an Authorization header's value",
@@ -151,50 +161,78 @@ def _given(value: Any) -> Authorization:
 
 
 def make_authorization(server: ServerSettings) -> Authorization:
-    """Chooses the credentials of a server.
+    """Choose the credentials of a server.
 
     Raises:
-        ConfigurationError: What was given as `credentials=` or as a token cannot be used.
+        ConfigurationError: The argument `credentials=` or the token cannot be used.
     """
     sources = server.sources
     if server.credentials is not None:
-        return _given(server.credentials)
+        return _parse_credentials(server.credentials)
     if "authorization" in server.headers:
-        # The user's own header counts, and goes out with the other headers.
-        return _Fixed(None, f"{sources['headers']} (authorization)")
+        # The user's own header is sent with the other headers.
+        return StaticAuth(None, f"{sources['headers']} (authorization)")
     if server.username and server.password:
-        return _Fixed(_basic(server.username, server.password), f"user {server.username} ({sources['username']})")
+        return StaticAuth(_basic(server.username, server.password), f"user {server.username} ({sources['username']})")
     if server.token_file:
-        return _TokenFile(server.token_file, sources["token_file"])
+        return TokenFileAuth(server.token_file, sources["token_file"])
     if server.token:
-        try:
-            return _Fixed(_bearer(server.token), f"token ({sources['token']})")
-        except ValueError:
-            raise ConfigurationError(
-                f"{sources['token']} is not usable: expected a token of printable ASCII", MessageCode.INVALID_CREDENTIAL
-            ) from None
+        return _static_token(server.token, sources["token"], _bearer, f"token ({sources['token']})")
     if server.credential_provider:
         provider = f"session of the credential provider {server.credential_provider}"
-        return _Fixed(None, f"{provider} ({sources['credential_provider']})")
+        return StaticAuth(None, f"{provider} ({sources['credential_provider']})")
     if server.username or server.password:
-        there, lacking = ("username", "password") if server.username else ("password", "username")
-        return _Fixed(None, f"none ({sources[there]} without MLFLOW_TRACKING_{lacking.upper()})")
-    return _Fixed(None, "none")
+        present, missing = ("username", "password") if server.username else ("password", "username")
+        return StaticAuth(None, f"none ({sources[present]} without MLFLOW_TRACKING_{missing.upper()})")
+    return StaticAuth(None, "none")
+
+
+def load_credential_provider_session(server: ServerSettings) -> requests.Session | None:
+    """The session of the server's credential provider; None if no provider is configured.
+
+    Raises:
+        ConfigurationError: There is no such provider, or it returns no session.
+    """
+    name = server.credential_provider
+    if name is None:
+        return None
+    setting = f"{server.sources['credential_provider']} is {name!r}"
+    matches = list(entry_points(group=_PROVIDER_GROUP, name=name))
+    if not matches:
+        names = {entry_point.name for entry_point in entry_points(group=_PROVIDER_GROUP)}
+        installed = ", ".join(sorted(names)) or "none is installed"
+        raise ConfigurationError(
+            f"{setting}: expected an entry point of the group {_PROVIDER_GROUP} ({installed})",
+            MessageCode.CREDENTIAL_PROVIDER,
+        )
+    try:
+        session = matches[0].load()()
+        result = f"returned a {type(session).__name__}"
+    except Exception as error:  # noqa: BLE001 - the provider may raise anything
+        # Only the type of the exception, and not as the cause: its text may hold a secret.
+        session, result = None, f"raised {type(error).__name__}"
+    if isinstance(session, requests.Session):
+        return session
+    raise ConfigurationError(
+        f"{setting}, which {result}: expected a function that returns a requests.Session",
+        MessageCode.CREDENTIAL_PROVIDER,
+    )
 
 
 def credential_fingerprint(server: ServerSettings) -> str:
-    """Whose credentials these are: who they are told apart by on disk, where no credential may lie.
+    """Identify the credentials of a server on disk, where no credential may be stored.
 
-    The path of a token file or a user's name, wherever it was given; for the rest the kind and its source.
+    The path of a token file or a user's name, whatever setting it comes from; otherwise the kind of credential.
     """
-    given = server.credentials
-    if isinstance(given, os.PathLike):
-        return f"token file {Path(given).expanduser().absolute()}"
-    if isinstance(given, tuple):
-        return f"user {given[0]}"
-    if given is not None and callable(given):
-        return f"function {getattr(given, '__module__', '')}.{getattr(given, '__qualname__', type(given).__qualname__)}"
-    if given is not None:
+    credentials = server.credentials
+    if isinstance(credentials, os.PathLike):
+        return f"token file {Path(credentials).expanduser().absolute()}"
+    if isinstance(credentials, tuple):
+        return f"user {credentials[0]}"
+    if credentials is not None and callable(credentials):
+        name = getattr(credentials, "__qualname__", type(credentials).__qualname__)
+        return f"function {getattr(credentials, '__module__', '')}.{name}"
+    if credentials is not None:
         return "token"
     if "authorization" in server.headers:
         return "header"
@@ -205,12 +243,8 @@ def credential_fingerprint(server: ServerSettings) -> str:
     return "token" if server.token else "none"
 
 
-def expiry_of(authorization: str | None) -> float | None:
-    """When a bearer token expires, in seconds since 1970, if it is one that says so (RFC 7519).
-
-    Args:
-        authorization: An Authorization header's value.
-    """
+def read_token_expiry(authorization: str | None) -> float | None:
+    """When a bearer token expires, in seconds since 1970; None if the header value is no JWT with `exp` (RFC 7519)."""
     scheme, _, token = (authorization or "").partition(" ")
     parts = token.split(".")
     if scheme.lower() != "bearer" or len(parts) != 3:  # header, payload, signature

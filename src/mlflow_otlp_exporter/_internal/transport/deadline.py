@@ -1,7 +1,7 @@
-"""One deadline for a whole request: whoever drips a status line or headers is cut off when it is over.
+"""One deadline for a whole request, so that a server that drips a status line or headers is cut off.
 
-A time-out of `requests` begins anew with every byte that comes, and with every piece of a body that goes out over TLS.
-So a timer shuts the request's socket down; what waits for it wakes with an error then.
+A timeout of `requests` restarts with every byte that arrives, and with every part of a body that is sent over TLS.
+Therefore a timer shuts down the socket of the request; a thread that waits for the socket wakes with an error then.
 """
 
 from __future__ import annotations
@@ -22,26 +22,19 @@ _current = threading.local()
 
 @final
 class Deadline:
-    """Cuts off the request that is made in its block by its thread.
+    """Cuts off the request that its thread makes within the `with` block."""
 
-    Args:
-        seconds: From now.
-
-    Attributes:
-        cut: Whether it has cut the request off.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.cut = False
-        self._over = False
+    def __init__(self, timeout_seconds: float) -> None:
+        self.has_cut = False
+        self._is_over = False
         self._socket: Any = None
         self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._end)
+        self._timer = threading.Timer(timeout_seconds, self._on_timeout)
         self._timer.daemon = True
 
     def __enter__(self) -> Deadline:
         _current.deadline = self
-        # While the interpreter exits no thread can be started: each wait has its own limit all the same.
+        # No thread can be started while the interpreter exits; the timeouts of `requests` still apply.
         with suppress(RuntimeError):
             self._timer.start()
         return self
@@ -55,47 +48,47 @@ class Deadline:
         self._timer.cancel()
 
     def watch(self, sock: Any) -> None:
-        """Takes over the socket that the request goes through."""
+        """Set the socket of the request."""
         with self._lock:
             self._socket = sock
-            if self._over:
-                self._shut()
+            if self._is_over:
+                self._shut_down_socket()
 
-    def _end(self) -> None:
+    def _on_timeout(self) -> None:
         with self._lock:
-            self._over = True
+            self._is_over = True
             if self._socket is not None:
-                self._shut()
+                self._shut_down_socket()
 
-    def _shut(self) -> None:
-        self.cut = True
+    def _shut_down_socket(self) -> None:
+        self.has_cut = True
         with suppress(OSError):  # it is closed already
             if isinstance(self._socket, socket.socket):
-                # Not TLS's own method, which takes the encryption from under whoever is reading.
+                # Not the method of SSLSocket, which removes the encryption while another thread reads.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
             else:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Watched(HTTPConnection):
-    """Tells its thread's deadline which socket a request goes through: a new one, or one that is used again."""
+    """Registers the socket of each request, new or reused, with the deadline of its thread."""
 
     def connect(self) -> None:
         super().connect()
-        self._tell()
+        self._register_socket()
 
     def putrequest(self, *args: Any, **kwargs: Any) -> None:
-        self._tell()
+        self._register_socket()
         super().putrequest(*args, **kwargs)
 
-    def _tell(self) -> None:
+    def _register_socket(self) -> None:
         deadline = getattr(_current, "deadline", None)
         if deadline is not None and self.sock is not None:
             deadline.watch(self.sock)
 
 
 class _WatchedTLS(_Watched, HTTPSConnection):
-    """The same over TLS."""
+    """The same connection over TLS."""
 
 
 class _Pool(urllib3.HTTPConnectionPool):
@@ -107,13 +100,13 @@ class _TLSPool(urllib3.HTTPSConnectionPool):
 
 
 def _watch(manager: Any) -> None:
-    """Makes the connections of a pool manager watched ones, unless somebody has put in others."""
+    """Replace the connection classes of a pool manager, unless the user has replaced them already."""
     if getattr(manager, "pool_classes_by_scheme", None) is pool_classes_by_scheme:
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
 
 
 class WatchedAdapter(HTTPAdapter):
-    """An adapter whose requests keep a `Deadline`, through a proxy, too."""
+    """Adapter whose requests keep a `Deadline`, also through a proxy."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -126,10 +119,6 @@ class WatchedAdapter(HTTPAdapter):
 
 
 def watch_adapters(adapters: Any) -> None:
-    """Makes requests of a user's session keep a `Deadline`, where its adapters are ordinary ones.
-
-    Args:
-        adapters: The session's.
-    """
+    """Make the requests of a user's session keep a `Deadline`, if its adapters are standard ones."""
     for adapter in adapters:
         _watch(getattr(adapter, "poolmanager", None))

@@ -1,62 +1,53 @@
-"""What passes between this library and a server: an answer, or the reason why there is none."""
+"""HTTP requests and responses as plain values, and the interface of what sends them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
-# An answer is a few bytes, an error a few kB; 3,204 bytes is the longest that was seen (a bad time on PostgreSQL).
-LONGEST_ANSWER = 65_536
+# A response has a few bytes, an error a few kB; the longest that was seen has 3,204 (an invalid time on PostgreSQL).
+MAX_RESPONSE_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """One request to a server, whose URL the transport knows."""
+
+    method: str
+    path: str  # appended to the server's URL; may be empty
+    _: KW_ONLY
+    timeout_seconds: float  # for the whole request: a response that arrives in drips is cut off then
+    headers: Mapping[str, str] = field(default_factory=dict)  # headers that the user configured win
+    body: bytes = b""
+    max_response_bytes: int = MAX_RESPONSE_BYTES
+    base_url: str | None = None  # another URL of the same server
 
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """What a server answered.
-
-    Attributes:
-        status: The HTTP status.
-        headers: Header values by lower-case name.
-        body: The body, uncompressed, as much of it as was asked for.
-        complete: False if the body could not be read to its end.
-    """
+    """The response of a server: header names in lower case, body decompressed and possibly cut."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-    complete: bool = True
+    is_complete: bool = True  # False if the body could not be read to its end
 
 
 @dataclass(frozen=True)
 class TransportError:
-    """Why there is no answer.
-
-    Attributes:
-        message: What happened, for people; holds no secret.
-        arrived: True if the request may have reached the server.
-        credentials: True if nothing was sent for lack of a credential.
-        code: Under which it is explained.
-    """
+    """The reason why there is no response. The message holds no secret."""
 
     message: str
-    arrived: bool = False
-    credentials: bool = False
+    may_have_arrived: bool = False
+    is_credential_error: bool = False  # nothing was sent, because no credential is available
     code: MessageCode = MessageCode.INVALID_REQUEST
 
 
 class Transport(Protocol):
-    """What sends a request: `Connection`, or a test's stand-in."""
+    """Sends requests: `HttpClient`, a decorator of it, or a fake in tests."""
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        seconds: float,
-        longest: int = LONGEST_ANSWER,
-    ) -> HttpResponse | TransportError:
-        """Sends one request to the server's address followed by `path`."""
+    def send(self, request: HttpRequest) -> HttpResponse | TransportError:
+        """Send one request; never raises."""

@@ -33,12 +33,12 @@ from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
 from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.mlflow_api.server import read_version
+from mlflow_otlp_exporter._internal.mlflow_api.server import parse_version
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUnavailable, expiry_of
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUnavailableError, read_token_expiry
+from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
 
 SECONDS = 5.0
@@ -139,7 +139,7 @@ class _Examination:
         """From the server's kind to the deleted trace."""
         try:
             self._reach.server.credentials.authorization()
-        except CredentialsUnavailable as error:
+        except CredentialsUnavailableError as error:
             yield failed("credentials", MessageCode.CREDENTIAL_UNAVAILABLE, str(error))
             return
         for step in (self._server, self._endpoint, self._experiment, self._write):
@@ -154,11 +154,11 @@ class _Examination:
         if self._reach.api is None:
             yield CheckResult("server", CheckStatus.OK, "an OTLP endpoint; nothing says where MLflow is")
             return
-        answer = self._reach.api.request("GET", "/version", headers={}, seconds=SECONDS)
+        answer = self._reach.api.send(HttpRequest("GET", "/version", timeout_seconds=SECONDS))
         if isinstance(answer, TransportError):
             yield failed("server", answer.code, answer.message)
             return
-        self._version = read_version(answer)
+        self._version = parse_version(answer)
         if self._version:
             yield self._mlflow()
         else:
@@ -169,7 +169,7 @@ class _Examination:
         assert self._reach.api is not None
         assert self._version is not None
         number = ".".join(map(str, self._version))
-        features = self._reach.api.request("GET", "/api/3.0/mlflow/server-info", headers={}, seconds=SECONDS)
+        features = self._reach.api.send(HttpRequest("GET", "/api/3.0/mlflow/server-info", timeout_seconds=SECONDS))
         info = _object(features)
         if info.get("store_type") == "FileStore":
             return failed("server", MessageCode.FILE_STORE, f"MLflow {number} with a file store")
@@ -203,7 +203,7 @@ class _Examination:
     def _endpoint(self) -> Iterator[CheckResult]:
         """One request without a span and without an experiment tells of all these."""
         headers = {**_PROTOBUF, **Destination(self._destination.workspace).headers(None)}
-        answer = self._reach.traces.request("POST", "", headers=headers, body=_EMPTY, seconds=SECONDS)
+        answer = self._reach.traces.send(HttpRequest("POST", "", headers=headers, body=_EMPTY, timeout_seconds=SECONDS))
         outcome = classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
         where = getattr(self._reach.traces, "url", self._reach.server.url).partition("?")[0]
         passed = outcome.verdict is Disposition.DELIVERED or outcome.code is MessageCode.EXPERIMENT_REQUIRED
@@ -230,7 +230,7 @@ class _Examination:
 
     def _credentials(self, refused: ExportOutcome | None) -> CheckResult:
         given = self._reach.server.credentials
-        ends = expiry_of(given.authorization())
+        ends = read_token_expiry(given.authorization())
         life = "" if ends is None else f", {_lifetime(ends - time.time())}"
         if refused is not None:
             return failed("credentials", refused.code, f"{given}{life}", refused.message)
@@ -289,7 +289,7 @@ class _Examination:
             return CheckResult("experiment", CheckStatus.OK, f"{line}, not checked: no MLflow to ask")
         headers = Destination(self._destination.workspace).headers(None)
         path = f"/api/2.0/mlflow/experiments/get?experiment_id={number}"
-        answer = api.request("GET", path, headers=headers, seconds=SECONDS)
+        answer = api.send(HttpRequest("GET", path, headers=headers, timeout_seconds=SECONDS))
         if isinstance(answer, TransportError):
             return failed("experiment", answer.code, line, answer.message)
         if answer.status in (401, 403):

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import set_span_in_context
 
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, Transport, TransportError
+from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport, TransportError
 
 _STEP = "a step of it"
 _QUESTION = "Does a trace arrive?"
@@ -70,7 +70,7 @@ def read_back(
     while True:
         # MLflow before 3.8 has the second one only, which has no spans.
         for path in (f"traces/get?trace_id={trace_id}", f"traces/{trace_id}"):
-            answer = api.request("GET", f"/api/3.0/mlflow/{path}", headers=headers, seconds=seconds)
+            answer = api.send(HttpRequest("GET", f"/api/3.0/mlflow/{path}", headers=headers, timeout_seconds=seconds))
             if isinstance(answer, TransportError) or answer.status != 404:
                 break
         trace = _trace_in(answer) if isinstance(answer, HttpResponse) else None
@@ -135,4 +135,4 @@ def delete(
     body = json.dumps({"experiment_id": experiment_id, "request_ids": [trace_id]}).encode()
     headers = {"content-type": "application/json", **destination.headers(None)}
     path = "/api/3.0/mlflow/traces/delete-traces"
-    return api.request("POST", path, headers=headers, body=body, seconds=seconds)
+    return api.send(HttpRequest("POST", path, headers=headers, body=body, timeout_seconds=seconds))
