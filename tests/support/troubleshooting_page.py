@@ -187,6 +187,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "200 with an HTML page (a login page?) instead of an answer to OTLP",
             "200 with something else (a login page?) instead of what is stored",
+            "the experiment '...' cannot be looked up: an answer that is not MLflow's",
         ),
         "After the second message, it is unknown whether spans were stored.",
     ),
@@ -267,7 +268,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "400: ...",
             "404: ...",
         ),
-        "This code is also used for other responses that name neither the experiment nor the workspace.",
+        "Responses that name the experiment or the workspace have codes of their own.",
     ),
     MessageCode.SERVER_UNAVAILABLE: Entry(
         (
@@ -444,6 +445,9 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.INVALID_TRACE_CONTEXT: Entry(
         (
             "trace_context(tags=) is a ...: expected a mapping or names",
+            "trace_context(metadata=) is a ...: expected a mapping",
+            "trace_context(prompt=) has a ...: expected ...",
+            "trace_context(baggage=) has ...: expected some of ...",
             "tags ... are left out: ...",
         ),
     ),
@@ -456,7 +460,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ),
     ),
     MessageCode.CLOCK_SKEW: Entry(
-        ("... s ... the server's",),
+        ("... s ahead of the server's clock", "... s behind the server's clock"),
         "Only `doctor` shows this message.",
     ),
     MessageCode.DESTINATION_TOO_LATE: Entry(
@@ -484,7 +488,12 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ("created the experiment '...' (id ...)",),
     ),
     MessageCode.RECOVERED: Entry(
-        ("spans are accepted again, after ... of trouble",),
+        (
+            "spans are accepted again, after ... of trouble",
+            "spans are taken in again",
+            "the spool can be used again",
+            "ended spans are written to the journal again",
+        ),
     ),
     MessageCode.PIPELINE_REPLACED: Entry(
         ("configure() takes the place of OTEL_TRACES_EXPORTER=mlflow",),

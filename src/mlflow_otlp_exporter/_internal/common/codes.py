@@ -41,7 +41,7 @@ class MessageCode(enum.Enum):
     PROXY_UNAUTHENTICATED = "MLO-303", "Proxy authentication required"
 
     REDIRECTED = "MLO-401", "Redirect"
-    HTML_PAGE = "MLO-402", "HTML page instead of a response"
+    HTML_PAGE = "MLO-402", "Response not from MLflow"
     NO_OTLP_ENDPOINT = "MLO-403", "No OTLP endpoint at this address"
     FILE_STORE = "MLO-404", "MLflow with a file store"
     HOST_NOT_ALLOWED = "MLO-405", "Host name not allowed by MLflow"

@@ -21,11 +21,11 @@ class Hint(NamedTuple):
 HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.INVALID_SETTING: Hint(
         "The value or the variable name has a typo, or the variable belongs to another program.",
-        "Set it to a value that the message names. `mlflow-otlp settings` lists all settings.",
+        "Correct the variable as the message says. `mlflow-otlp settings` lists all settings.",
     ),
     MessageCode.NOT_A_SERVER: Hint(
         "The tracking URI names a database or a folder, as in scripts that use the MLflow SDK without a server.",
-        "Start a server for it (`mlflow server --backend-store-uri sqlite:///mlflow.db`) and set "
+        "Start a server (`mlflow server --backend-store-uri sqlite:///mlflow.db`) and set "
         "`MLFLOW_TRACKING_URI=http://localhost:5000`.",
     ),
     MessageCode.DATABRICKS: Hint(
@@ -66,7 +66,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.CONNECTION_REFUSED: Hint(
         "No server listens at this port, or it listens only on 127.0.0.1 of another machine.",
-        "Start it (`mlflow server --host 0.0.0.0 --port 5000`), or set `MLFLOW_TRACKING_URI` to its address.",
+        "Start the server (`mlflow server --host 0.0.0.0 --port 5000`), or set `MLFLOW_TRACKING_URI` to its address.",
     ),
     MessageCode.CONNECT_TIMEOUT: Hint(
         "A firewall or NetworkPolicy drops the packets, or the host is down.",
@@ -144,7 +144,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.HOST_NOT_ALLOWED: Hint(
         "MLflow accepts only localhost and private addresses as host, unless other host names are allowed.",
-        "Start it with `mlflow server --allowed-hosts HOST:PORT`, where HOST is the host of `MLFLOW_TRACKING_URI`.",
+        "Start MLflow with `mlflow server --allowed-hosts HOST:PORT`, where HOST is the host of `MLFLOW_TRACKING_URI`.",
     ),
     MessageCode.WORKSPACES_DISABLED: Hint(
         "A workspace is set, but the server was started without `--enable-workspaces`.",
@@ -174,8 +174,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.PERMISSION_DENIED: Hint(
         "The user may not write there. Kubernetes: the verb `update` on `experiments.mlflow.kubeflow.org` is needed; "
         "basic-auth: `EDIT` on the experiment.",
-        "Grant it (`kubectl create rolebinding NAME --clusterrole=edit --serviceaccount=NAMESPACE:ACCOUNT`), and wait "
-        "300 s, because MLflow caches a refusal for that long.",
+        "Grant the permission (`kubectl create rolebinding NAME --clusterrole=edit --serviceaccount=NAMESPACE:ACCOUNT`)"
+        ", and wait 300 s, because MLflow caches a refusal for that long.",
     ),
     MessageCode.LOOKUP_DENIED: Hint(
         "The token may write spans, but not read experiments (verb `get`).",
@@ -206,7 +206,9 @@ HINTS: Mapping[MessageCode, Hint] = {
         "The SQLite file of the server is damaged.",
         "Restore the server's database from its last backup.",
     ),
-    MessageCode.RATE_LIMITED: Hint("A proxy or a Collector limits the request rate.", "Raise its limit, or wait."),
+    MessageCode.RATE_LIMITED: Hint(
+        "A proxy or a Collector limits the request rate.", "Raise the limit of the proxy or Collector, or wait."
+    ),
     MessageCode.SERVER_ERROR: Hint(
         "The server failed unexpectedly, usually on one span. That span is isolated, and only it is delayed.",
         "Read the server's log.",
@@ -316,12 +318,11 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.INSTRUMENTATION_MISSING: Hint(
         "Each instrumentation is a package of its own.",
-        "Install it, such as `pip install openinference-instrumentation-openai`; `mlflow-otlp doctor` names the "
-        "packages.",
+        "Install the package that `mlflow-otlp doctor` names, such as `openinference-instrumentation-openai`.",
     ),
     MessageCode.INSTRUMENTATION_FAILED: Hint(
         "The installed versions of the instrumentation and its library do not work together.",
-        "Update both, or exclude the instrumentation with `MLFLOW_OTLP_AUTO_INSTRUMENT=-NAME`.",
+        "Update the instrumentation and its library, or exclude it with `MLFLOW_OTLP_AUTO_INSTRUMENT=-NAME`.",
     ),
     MessageCode.SERVICE_NAME_IGNORED: Hint(
         "The application had a tracer provider before `configure()`, and the resource of a provider cannot change.",
@@ -371,7 +372,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.INTERNAL_ERROR: Hint(
         "A bug in this library. The application continues.",
-        "Report it, with the traceback and the version (`mlflow-otlp --version`).",
+        "Report the bug, with the traceback and the version (`mlflow-otlp --version`).",
     ),
 }
 

@@ -173,8 +173,12 @@ class ExperimentResolver:
 
     @staticmethod
     def _explained(outcome: ExportOutcome, name: str) -> ExportOutcome:
-        # An answer that is fine for spans is none to this question.
-        verdict = Disposition.RETRY if outcome.verdict is Disposition.DELIVERED else outcome.verdict
+        verdict, code = outcome.verdict, outcome.code
+        if verdict is Disposition.DELIVERED:
+            # A response that is a success for spans does not answer this question.
+            verdict, code = Disposition.RETRY, MessageCode.HTML_PAGE
+        elif code is MessageCode.PERMISSION_DENIED:
+            code = MessageCode.LOOKUP_DENIED
         said = outcome.message or "an answer that is not MLflow's"
         message = f"the experiment {name!r} cannot be looked up: {said}"
         # Without its status: a 500 to this question is no reason to look for a span that the server trips over.
@@ -185,7 +189,7 @@ class ExperimentResolver:
             cause=outcome.cause or FailureKind.NOT_MLFLOW,
             message=message,
             ambiguous=False,
-            code=MessageCode.LOOKUP_DENIED if outcome.status == 403 else outcome.code,
+            code=code,
         )
 
 

@@ -375,12 +375,17 @@ def _clock(answer: HttpResponse) -> CheckResult:
     try:
         theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
     except (TypeError, ValueError):
-        return CheckResult("clock", CheckStatus.SKIPPED, "the server does not tell its time")
+        return CheckResult("clock", CheckStatus.SKIPPED, "the server's response has no date")
     difference = time.time() - theirs
     if abs(difference) < _CLOCK_SECONDS:
-        return CheckResult("clock", CheckStatus.OK, "as the server's")
+        return CheckResult("clock", CheckStatus.OK, "matches the server's clock")
     code = MessageCode.CLOCK_SKEW
-    found = f"{abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} the server's"
+    seconds = abs(difference)
+    found = (
+        f"{seconds:.0f} s ahead of the server's clock"
+        if difference > 0
+        else f"{seconds:.0f} s behind the server's clock"
+    )
     return CheckResult("clock", CheckStatus.WARNING, found, "", *HINTS[code], code)
 
 
