@@ -1,4 +1,4 @@
-"""Recorded traces against a real MLflow server and the code of its console: everything that can be right is right."""
+"""Recorded traces, sent to a real MLflow server and parsed by the code of its console, give the expected cells."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,43 +12,43 @@ from support.recordings import cases
 
 pytestmark = pytest.mark.needs("node")
 
-# What is wrong and is known to be: way, trace, column. A cell that is right now must not stand here.
-KNOWN: set[tuple[str, str, str]] = set()
+# Cells known to be wrong: way, trace, column. Remove a cell from here as soon as it is right.
+KNOWN_WRONG: set[tuple[str, str, str]] = set()
 CELLS, APART, STOCK = 1275, 36, 702
 
 Scored = Mapping[str, Sequence[Cell]]
 
 
-@pytest.fixture(scope="module")
-def scored(mlflow_server: MLflowServer) -> Scored:
+@pytest.fixture(name="scored", scope="module")
+def score_recordings(mlflow_server: MLflowServer) -> Scored:
     return scored_apart(mlflow_server.uri, list(WAYS))
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "stock"])
-def test_all_that_can_be_right_is_right(way: str, scored: Scored) -> None:
+def test_console_of_recorded_traces_displays_expected_cells(way: str, scored: Scored) -> None:
     counted = [cell for cell in scored[way] if not cell.apart]
     wrong = {(way, cell.trace, cell.column): (cell.expected, cell.found) for cell in counted if not cell.right}
-    known = {each for each in KNOWN if each[0] == way}
-    assert not {where: what for where, what in wrong.items() if where not in known}
-    assert known <= wrong.keys(), "these are right now"
+    known_wrong = {key for key in KNOWN_WRONG if key[0] == way}
+    assert not {key: values for key, values in wrong.items() if key not in known_wrong}
+    assert known_wrong <= wrong.keys(), "these are right now"
     assert (len(counted), len(scored[way]) - len(counted)) == (CELLS, APART)
 
 
-def test_the_scorer_tells_right_from_wrong(scored: Scored) -> None:
+def test_scorer_of_stock_exporter_counts_right_cells(scored: Scored) -> None:
     assert sum(cell.right for cell in scored["stock"] if not cell.apart) == STOCK
 
 
-def test_whole_agrees_with_stock_where_that_is_right(scored: Scored) -> None:
-    """Also where nothing could be expected: what upstream's exporter happens to get right is not lost."""
+def test_console_of_whole_traces_keeps_right_cells_of_stock_exporter(scored: Scored) -> None:
+    """Also where nothing is expected: what is right with upstream's exporter stays right."""
     right = {(cell.trace, cell.column) for cell in scored["stock"] if cell.right}
     assert right <= {(cell.trace, cell.column) for cell in scored["whole"] if cell.right}
 
 
-def test_table_of_the_page_is_the_score(scored: Scored) -> None:
+def test_conventions_page_has_current_scores(scored: Scored) -> None:
     assert conventions.written() == conventions.tables(scored["stock"], scored["whole"], truths()), "make conventions"
 
 
-def test_every_truth_is_of_a_recording() -> None:
+def test_truths_belong_to_recordings() -> None:
     recorded = cases()
     assert {key.partition("#")[0] for key in truths()} <= recorded.keys()
     assert len(recorded) == 103

@@ -1,4 +1,4 @@
-"""Messages of every shape that providers and frameworks write, as the one of the normal form."""
+"""Messages of every shape that providers and frameworks write."""
 
 import json
 from typing import Any
@@ -13,8 +13,7 @@ from mlflow_otlp_exporter._internal.enrichment.messages import (
 )
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part, ToolCall
 from mlflow_otlp_exporter._internal.enrichment.payloads import (
-    find_final_text,
-    find_last_user_text,
+    find_last_text,
     read_answer,
     read_question,
     read_request,
@@ -333,24 +332,24 @@ SHAPES: dict[str, tuple[Any, tuple[Message, ...]]] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("form", ["structured", "as JSON text"])
-def test_messages_of_any_shape(name: str, form: str) -> None:
+@pytest.mark.parametrize("encoding", ["structured", "as JSON text"])
+def test_read_messages_of_each_shape_returns_normal_form(name: str, encoding: str) -> None:
     value, expected = SHAPES[name]
-    assert read_messages(value if form == "structured" else json.dumps(value)) == expected
+    assert read_messages(value if encoding == "structured" else json.dumps(value)) == expected
 
 
 @pytest.mark.parametrize("value", [None, "", "[]", "{}", 3, [], "[1, 2]", ["a repr"], "   "])
-def test_no_messages(value: Any) -> None:
+def test_read_messages_without_content_returns_no_message(value: Any) -> None:
     assert not [message for message in read_messages(value) or () if message.parts or message.tool_calls]
 
 
-def test_text_is_what_somebody_said() -> None:
+def test_read_messages_of_text_returns_one_message() -> None:
     assert read_messages("hi") == (user("hi"),)
     assert read_messages("hi", "assistant") == (assistant("hi"),)
 
 
 @pytest.mark.parametrize(
-    ("written", "role"),
+    ("name", "role"),
     [
         ("user", "user"),
         ("HUMAN", "user"),
@@ -363,8 +362,8 @@ def test_text_is_what_somebody_said() -> None:
         (7, "user"),
     ],
 )
-def test_roles(written: Any, role: str) -> None:
-    assert normalize_role(written) == role
+def test_normalize_role_of_any_name_returns_mlflow_role(name: Any, role: str) -> None:
+    assert normalize_role(name) == role
 
 
 @pytest.mark.parametrize(
@@ -379,11 +378,11 @@ def test_roles(written: Any, role: str) -> None:
         (5, "5"),
     ],
 )
-def test_results(value: Any, text: str) -> None:
+def test_to_result_text_returns_text_or_json(value: Any, text: str) -> None:
     assert to_result_text(value) == text
 
 
-def test_system_instructions() -> None:
+def test_read_system_message_reads_text_and_parts() -> None:
     expected = Message("system", (Part("text", "be terse"),))
     assert read_system_message("be terse") == expected
     assert read_system_message('[{"type": "text", "content": "be terse"}]') == expected
@@ -425,11 +424,11 @@ REQUESTS: dict[str, tuple[Any, bool, tuple[Message, ...] | None]] = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_requests(name: str) -> None:
-    value, model, expected = REQUESTS[name]
-    assert read_request(value, model=model) == expected
+def test_read_request_of_each_shape_returns_messages(name: str) -> None:
+    value, is_model, expected = REQUESTS[name]
+    assert read_request(value, is_model=is_model) == expected
     if not isinstance(value, str):
-        assert read_request(json.dumps(value), model=model) == expected
+        assert read_request(json.dumps(value), is_model=is_model) == expected
 
 
 LC_CALL = {"name": "f", "args": {"x": 1}, "id": "c1", "type": "tool_call"}
@@ -472,12 +471,12 @@ RESPONSES: dict[str, tuple[Any, bool, tuple[Message, ...] | None]] = {
         False,
         (assistant("a"),),
     ),
-    "a step's calls": (
+    "calls of a step": (
         [{"update": {"messages": [{"type": "ai", "data": {"content": "", "tool_calls": [LC_CALL]}}]}}],
         False,
         (assistant("", ToolCall("c1", "f", '{"x": 1}')),),
     ),
-    "a step's results": (
+    "results of a step": (
         {"messages": [{"type": "human", "data": {"content": "q"}}, LC_RESULT, LC_RESULT]},
         False,
         (result("r"), result("r")),
@@ -490,13 +489,13 @@ RESPONSES: dict[str, tuple[Any, bool, tuple[Message, ...] | None]] = {
 
 
 @pytest.mark.parametrize("name", RESPONSES)
-def test_responses(name: str) -> None:
-    value, model, expected = RESPONSES[name]
-    assert read_response(value, model=model) == expected
+def test_read_response_of_each_shape_returns_messages(name: str) -> None:
+    value, is_model, expected = RESPONSES[name]
+    assert read_response(value, is_model=is_model) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "question"),
     [
         ("hi", "hi"),
         ('{"question": "hi"}', "hi"),
@@ -507,16 +506,16 @@ def test_responses(name: str) -> None:
         (None, None),
     ],
 )
-def test_question(value: Any, words: str | None) -> None:
-    assert read_question(value) == words
+def test_read_question_returns_only_text(value: Any, question: str | None) -> None:
+    assert read_question(value) == question
 
 
-def test_answer() -> None:
+def test_read_answer_returns_only_text() -> None:
     assert read_answer('{"answer": "yes"}') == "yes"
     assert read_answer('{"answer": "yes", "sources": ["a"]}') is None
 
 
-def test_last_words() -> None:
+def test_find_last_text_skips_messages_without_text() -> None:
     messages = (user("a"), assistant("b"), user("c"), assistant("", PARIS), result("d"))
-    assert (find_last_user_text(messages), find_final_text(messages)) == ("c", "b")
-    assert (find_last_user_text(None), find_final_text(())) == (None, None)
+    assert (find_last_text(messages, "user"), find_last_text(messages, "assistant")) == ("c", "b")
+    assert (find_last_text(None, "user"), find_last_text((), "assistant")) == (None, None)

@@ -1,4 +1,4 @@
-"""Enrichment: conventions are read into one normal form, and written as OpenInference and as MLflow's attributes."""
+"""Enrichment: readers of conventions, one normal form, and writers of OpenInference's and MLflow's attributes."""
 
 from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan, Enricher
 

@@ -1,7 +1,7 @@
-"""Dropping attributes whose content stands wholly in those that were added.
+"""Removal of attributes whose whole content is in attributes that enrichment added.
 
-The same text otherwise stands up to four times on a span: in `input.value`, in flattened messages, in the source's own
-attributes and in MLflow's; MLflow 3.16 even shows it twice (mlflow #25718).
+Otherwise a span holds the same text up to four times: in `input.value`, in flattened messages, in the source's own
+attributes and in MLflow's; MLflow 3.16 even displays it twice (mlflow #25718).
 """
 
 from __future__ import annotations
@@ -19,24 +19,14 @@ _INPUTS, _OUTPUTS, _TOOLS = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.c
 _TOOL_KEYS = ("gen_ai.tool.definitions", "ai.prompt.tools", "model_request_parameters")
 _TOOL_PREFIXES = ("llm.tools.", "llm.request.functions.")
 _ARGUMENT_KEYS = (
-    "gen_ai.tool.call.arguments",
-    "ai.toolCall.args",
-    "ai.toolCall.input",
-    "tool_arguments",
-    "gcp.vertex.agent.tool_call_args",
-    "traceloop.entity.input",
-    "input.value",
+    *("gen_ai.tool.call.arguments", "ai.toolCall.args", "ai.toolCall.input", "tool_arguments"),
+    *("gcp.vertex.agent.tool_call_args", "traceloop.entity.input", "input.value"),
 )
 _RESULT_KEYS = (
-    "gen_ai.tool.call.result",
-    "ai.toolCall.result",
-    "ai.toolCall.output",
-    "tool_response",
-    "gcp.vertex.agent.tool_response",
-    "traceloop.entity.output",
-    "output.value",
+    *("gen_ai.tool.call.result", "ai.toolCall.result", "ai.toolCall.output", "tool_response"),
+    *("gcp.vertex.agent.tool_response", "traceloop.entity.output", "output.value"),
 )
-# What a provider's request and answer hold besides messages and parameters, and the span has elsewhere or nobody needs.
+# Keys of a provider's request and response that the span has elsewhere, or that are not needed.
 _REQUEST_KEYS = frozenset({"messages", "model", "tools", "functions"})
 _ANSWER_KEYS = frozenset(
     {"id", "choices", "created", "model", "object", "usage", "service_tier", "system_fingerprint", "type", "role"}
@@ -46,74 +36,74 @@ _MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "name", "tool_call_i
 _EMPTY_VALUES: tuple[Any, ...] = (None, "", [], {})
 
 
-def drop_duplicate_attributes(span: SpanState, written: Mapping[str, Any]) -> dict[str, Any]:
-    """A span's attributes without those that the written ones carry.
+def drop_duplicate_attributes(span: SpanState, added: Mapping[str, Any]) -> dict[str, Any]:
+    """The span's own attributes without those that are covered by `added`, MLflow's attributes from enrichment.
 
-    Args:
-        span: The span.
-        written: MLflow's attributes as they were written for it; what the application set itself is not touched.
+    MLflow's attributes that the application set itself cover nothing.
     """
-    there = span.attributes
-    dropped = set(_find_duplicates(span, {key: value for key, value in written.items() if key not in there}))
-    return {key: value for key, value in there.items() if key not in dropped} if dropped else dict(there)
+    own = span.attributes
+    duplicates = set(_find_duplicates(span, {key: value for key, value in added.items() if key not in own}))
+    return {key: value for key, value in own.items() if key not in duplicates} if duplicates else dict(own)
 
 
-def _find_duplicates(span: SpanState, written: Mapping[str, Any]) -> Iterator[str]:
-    there, found = span.attributes, span.observation
+def _find_duplicates(span: SpanState, added: Mapping[str, Any]) -> Iterator[str]:
+    own, normalized = span.attributes, span.normalized
     if is_model(span.kind):
-        if _INPUTS in written and (_OUTPUTS in written or not found.output_messages) and not _has_files(span):
-            yield from found.carried
-            if found.input_messages and _is_plain_request(there.get("input.value"), found.invocation_parameters):
+        if _INPUTS in added and (_OUTPUTS in added or not normalized.output_messages) and not _has_files(span):
+            yield from normalized.covered_keys
+            if normalized.input_messages and _is_plain_request(
+                own.get("input.value"), normalized.invocation_parameters
+            ):
                 yield from ("input.value", "input.mime_type")
-            if found.output_messages and _is_plain_answer(there.get("output.value")):
+            if normalized.output_messages and _is_plain_answer(own.get("output.value")):
                 yield from ("output.value", "output.mime_type")
-        if _TOOLS in written and all(
-            normalize_schema(tool.parameters) == tool.parameters for tool in found.tools or ()
+        if _TOOLS in added and all(
+            normalize_schema(tool.parameters) == tool.parameters for tool in normalized.tools or ()
         ):
             yield from _TOOL_KEYS[:2]
-            for key in there:
+            for key in own:
                 if key.startswith(_TOOL_PREFIXES):
                     yield key
     elif span.kind is Kind.TOOL:
-        yield from _find_equal_values(_ARGUMENT_KEYS, there, written.get(_INPUTS))
-        yield from _find_equal_values(_RESULT_KEYS, there, written.get(_OUTPUTS))
-    elif span.kind in (Kind.RETRIEVER, Kind.RERANKER) and found.documents and _OUTPUTS in written:
-        for key in there:
+        yield from _find_equal_values(_ARGUMENT_KEYS, own, added.get(_INPUTS))
+        yield from _find_equal_values(_RESULT_KEYS, own, added.get(_OUTPUTS))
+    elif span.kind in (Kind.RETRIEVER, Kind.RERANKER) and normalized.documents and _OUTPUTS in added:
+        for key in own:
             if key.startswith(("retrieval.documents.", "reranker.output_documents.", "reranker.input_documents.")):
                 yield key
 
 
 def _has_files(span: SpanState) -> bool:
-    """Whether a message holds what MLflow's console has no form for, so that only its name was written."""
-    messages = (*(span.observation.input_messages or ()), *(span.observation.output_messages or ()))
+    """Whether a message holds a part that MLflow's console cannot display, so that only its name was written."""
+    messages = (*(span.normalized.input_messages or ()), *(span.normalized.output_messages or ()))
     return any(part.kind not in ("text", "image") for message in messages for part in message.parts)
 
 
-def _find_equal_values(keys: tuple[str, ...], there: Mapping[str, Any], written: Any) -> Iterator[str]:
-    """Keys whose value is the very value that was written."""
-    if written is None:
+def _find_equal_values(keys: tuple[str, ...], own: Mapping[str, Any], added: Any) -> Iterator[str]:
+    """Keys whose value equals the value that was added."""
+    if added is None:
         return
-    value = decode_json(written)
+    value = decode_json(added)
     for key in keys:
-        if key in there and decode_json(there[key]) == value:
+        if key in own and decode_json(own[key]) == value:
             yield key
             if key.endswith(".value"):
                 yield key.replace(".value", ".mime_type")
 
 
 def _is_plain_request(value: Any, parameters: Mapping[str, Any] | None) -> bool:
-    found = parse_structured(value)
-    if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
+    request = parse_structured(value)
+    if not isinstance(request, dict) or not isinstance(request.get("messages"), list):
         return False
-    known = _REQUEST_KEYS | (parameters or {}).keys()
-    return found.keys() <= known and all(_is_plain_message(each) for each in found["messages"])
+    known_keys = _REQUEST_KEYS | (parameters or {}).keys()
+    return request.keys() <= known_keys and all(_is_plain_message(message) for message in request["messages"])
 
 
 def _is_plain_answer(value: Any) -> bool:
-    found = parse_structured(value)
-    if not isinstance(found, dict) or not found.keys() <= _ANSWER_KEYS:
+    answer = parse_structured(value)
+    if not isinstance(answer, dict) or not answer.keys() <= _ANSWER_KEYS:
         return False
-    choices = found.get("choices")
+    choices = answer.get("choices")
     return isinstance(choices, list) and all(
         isinstance(choice, dict)
         and choice.keys() <= _CHOICE_KEYS
@@ -124,7 +114,7 @@ def _is_plain_answer(value: Any) -> bool:
 
 
 def _is_plain_message(message: Any) -> bool:
-    """Whether a message holds nothing but what the normal form has."""
+    """Whether a message holds nothing that the normal form lacks."""
     return isinstance(message, dict) and all(
         key in _MESSAGE_KEYS or value in _EMPTY_VALUES for key, value in message.items()
     )

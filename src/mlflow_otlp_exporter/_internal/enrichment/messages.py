@@ -1,8 +1,8 @@
-"""Messages of any shape to the one of the normal form.
+"""Parsing of messages in any shape.
 
-The shapes tell themselves apart, so one tolerant reader serves all conventions: OpenAI chat and Responses, OTel GenAI
-parts, Anthropic blocks, Gemini, Bedrock and Strands, LangChain's three dumps, Vercel AI, LlamaIndex, Haystack,
-pydantic-ai, and OpenInference's flattened attributes after they were unflattened.
+The shapes are distinguishable, so one tolerant parser serves all conventions: OpenAI chat and Responses, OTel GenAI
+parts, Anthropic blocks, Gemini, Bedrock and Strands, LangChain's three serializations, Vercel AI, LlamaIndex, Haystack,
+pydantic-ai, and OpenInference's unflattened attributes.
 """
 
 from __future__ import annotations
@@ -15,104 +15,88 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, P
 from mlflow_otlp_exporter._internal.enrichment.values import parse_structured, select_text, to_json, to_text
 
 _ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "humanmessage": "user",
-    "assistant": "assistant",
-    "ai": "assistant",
-    "aimessage": "assistant",
-    "aimessagechunk": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "tool-call": "assistant",
-    "tool": "tool",
-    "toolmessage": "tool",
-    "function": "tool",
-    "functionmessage": "tool",
-    "ipython": "tool",
-    "tool-response": "user",
-    "systemmessage": "system",
+    alias: role
+    for role, aliases in {
+        "system": ("system", "developer", "systemmessage"),
+        "user": ("user", "human", "humanmessage", "tool-response"),
+        "assistant": ("assistant", "ai", "aimessage", "aimessagechunk", "model", "bot", "chatbot", "tool-call"),
+        "tool": ("tool", "toolmessage", "function", "functionmessage", "ipython"),
+    }.items()
+    for alias in aliases
 }
-# What a model writes for itself, by the conventions' names.
+# Types of parts that hold a model's reasoning.
 _REASONING_TYPES = frozenset({"reasoning", "thinking", "redacted_thinking", "reasoning_content"})
+_TOOL_RESULT_TYPES = ("tool_call_response", "tool_result", "tool-result", "tool-return", "function_call_output")
+_TEXT_BLOCK_KEYS = {"type", "text", "content", "annotations", "citations", "block_type"}
 _WRAPPERS = ("message", "data", "kwargs")
 _MAX_ITEMS = 2000
 
 
 class _MessageDraft:
-    """A message while its pieces are looked at; results of tools become messages of their own."""
+    """A message under construction; tool results become messages of their own."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self.calls: list[ToolCall] = []
-        self.thoughts: list[str] = []
-        self.results: list[Message] = []
+        self.tool_calls: list[ToolCall] = []
+        self.reasoning: list[str] = []
+        self.tool_results: list[Message] = []
 
-    def say(self, value: Any) -> None:
-        """Adds text."""
+    def add_text(self, value: Any) -> None:
         if value is not None and value != "":
             self.parts.append(Part("text", to_text(value)))
 
-    def think(self, value: Any) -> None:
-        """Adds reasoning."""
+    def add_reasoning(self, value: Any) -> None:
         if isinstance(value, str) and value:
-            self.thoughts.append(value)
+            self.reasoning.append(value)
 
-    def call(self, identity: Any, name: Any, arguments: Any) -> None:
-        """Adds a tool call."""
+    def add_tool_call(self, call_id: Any, name: Any, arguments: Any) -> None:
         if isinstance(name, str) and name:
-            given = "{}" if arguments is None or arguments == "" else to_text(arguments)
-            self.calls.append(ToolCall(to_text(identity) if identity else "", name, given))
+            arguments_text = "{}" if arguments is None or arguments == "" else to_text(arguments)
+            self.tool_calls.append(ToolCall(to_text(call_id) if call_id else "", name, arguments_text))
 
-    def result(self, identity: Any, value: Any, name: Any = "") -> None:
-        """Adds what a tool returned."""
-        said = to_result_text(value)
-        parts = (Part("text", said),) if said else ()
-        named = name if isinstance(name, str) else ""
-        self.results.append(Message("tool", parts, (), to_text(identity) if identity else "", named))
+    def add_tool_result(self, call_id: Any, value: Any, name: Any = "") -> None:
+        text = to_result_text(value)
+        parts = (Part("text", text),) if text else ()
+        tool_name = name if isinstance(name, str) else ""
+        self.tool_results.append(Message("tool", parts, (), to_text(call_id) if call_id else "", tool_name))
 
 
-def normalize_role(value: Any, otherwise: str = "user") -> str:
-    """A role as MLflow's console takes it; anything unknown is `otherwise`."""
+def normalize_role(value: Any, default_role: str = "user") -> str:
+    """The role as MLflow's console accepts it."""
     if not isinstance(value, str):
-        return otherwise
-    return _ROLES.get(value) or _ROLES.get(value.rpartition(".")[2].strip().lower(), otherwise)
+        return default_role
+    return _ROLES.get(value) or _ROLES.get(value.rpartition(".")[2].strip().lower(), default_role)
 
 
-def read_messages(value: Any, otherwise: str = "user") -> tuple[Message, ...] | None:
-    """Messages out of whatever holds them; None if there are none.
+def read_messages(value: Any, default_role: str = "user") -> tuple[Message, ...] | None:
+    """The messages in a value; None if there are none.
 
-    Args:
-        value: A list of messages, a list of such lists, an object with `messages`, a single message, or text; as JSON
-            text or structured.
-        otherwise: The role of what names none.
+    The value is a list of messages, a list of such lists, an object with `messages`, a single message, or text; as JSON
+    text or structured. `default_role` is the role of messages that have none.
     """
-    found = parse_structured(value) if not isinstance(value, (list, dict)) else value
-    if found is None:
-        return (Message(otherwise, (Part("text", value),)),) if isinstance(value, str) and value.strip() else None
-    if isinstance(found, dict):
-        inner = found.get("messages")
-        found = inner if isinstance(inner, (list, tuple)) else [found]
+    parsed = parse_structured(value) if not isinstance(value, (list, dict)) else value
+    if parsed is None:
+        return (Message(default_role, (Part("text", value),)),) if isinstance(value, str) and value.strip() else None
+    if isinstance(parsed, dict):
+        nested = parsed.get("messages")
+        parsed = nested if isinstance(nested, (list, tuple)) else [parsed]
     messages: list[Message] = []
-    for item in found[:_MAX_ITEMS]:
+    for item in parsed[:_MAX_ITEMS]:
         if isinstance(item, list):
-            messages += read_messages(item, otherwise) or ()
+            messages += read_messages(item, default_role) or ()
             continue
         if isinstance(item, str):
             item = parse_structured(item)  # noqa: PLW2901 - a repr, as LlamaIndex writes, is no message
         if isinstance(item, dict):
-            messages += _read_message(item, otherwise)
+            messages += _read_message(item, default_role)
     return merge_messages(messages) or None
 
 
 def merge_messages(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """Messages with the pieces of one answer put together.
+    """Merge the pieces of one answer into one message.
 
-    OpenAI's Responses give each tool call, and the reasoning before it, as an item of its own; a model that calls a
-    tool says nothing more until the result is there, so that calls which follow each other are of one message.
+    OpenAI's Responses have an item for each tool call and for the reasoning before it. A model that calls a tool writes
+    nothing more until the result arrives, so consecutive calls belong to one message.
     """
     result: list[Message] = []
     for message in messages:
@@ -134,157 +118,160 @@ def merge_messages(messages: Iterable[Message]) -> tuple[Message, ...]:
     return tuple(result)
 
 
-def _read_message(item: dict[str, Any], otherwise: str) -> list[Message]:
+def _read_message(item: dict[str, Any], default_role: str) -> list[Message]:
     """The messages that one object stands for: one, and one for each tool result in it."""
     role = item.get("role") or item.get("_role")
     kind = item.get("type") or item.get("kind")
     for wrapper in _WRAPPERS:
-        inner = item.get(wrapper)
-        if isinstance(inner, dict) and role is None and "content" not in item:
+        nested = item.get(wrapper)
+        if isinstance(nested, dict) and role is None and "content" not in item:
             # OpenInference's `message`, LangChain's {"type": "human", "data": ..} and {"lc": 1, .., "kwargs": ..}.
-            named = item.get("id")
-            known = kind if kind != "constructor" else (named[-1] if isinstance(named, list) and named else None)
-            return _read_message({"type": known, **inner}, otherwise)
+            class_path = item.get("id")
+            if kind == "constructor":
+                kind = class_path[-1] if isinstance(class_path, list) and class_path else None
+            return _read_message({"type": kind, **nested}, default_role)
     draft = _MessageDraft()
     if role is None and isinstance(kind, str) and _read_responses_item(kind, item, draft):
         return _build_messages(draft, "assistant", item)
-    settled = normalize_role(role if role is not None else kind, _default_role(kind, otherwise))
-    content = item.get("contents")  # OpenInference repeats a lone text in `content`
+    if kind in ("request", "response"):  # pydantic-ai's messages
+        default_role = "user" if kind == "request" else "assistant"
+    final_role = normalize_role(role if role is not None else kind, default_role)
+    content = item.get("contents")  # OpenInference repeats a single text in `content`
     if content is None:
         content = item.get("content", item.get("_content"))
     if content is None:
         content = item.get("parts", item.get("blocks"))
         if content is None and "message" in item and not isinstance(item["message"], dict):
-            content = item["message"]  # the text of a choice event
-    if settled == "tool":
-        identity = select_text(item.get("tool_call_id"), item.get("id"), item.get("call_id"))
+            content = item["message"]  # the text of a choice event of the GenAI conventions
+    if final_role == "tool":
+        call_id = select_text(item.get("tool_call_id"), item.get("id"), item.get("call_id"))
         if not _read_tool_results(content, draft):
-            draft.result(identity, content, item.get("name"))
-        return draft.results
+            draft.add_tool_result(call_id, content, item.get("name"))
+        return draft.tool_results
     _read_content(content, draft)
     _read_tool_calls(item, draft)
     for key in ("reasoning_content", "reasoning"):
-        draft.think(item.get(key))
-    return _build_messages(draft, settled, item)
-
-
-def _default_role(kind: Any, otherwise: str) -> str:
-    if kind == "response":  # pydantic-ai's messages are requests and responses
-        return "assistant"
-    return "user" if kind == "request" else otherwise
+        draft.add_reasoning(item.get(key))
+    return _build_messages(draft, final_role, item)
 
 
 def _build_messages(draft: _MessageDraft, role: str, item: Mapping[str, Any]) -> list[Message]:
-    name = item.get("name")
-    if draft.calls and role == "user":
+    sender = item.get("name")
+    if draft.tool_calls and role == "user":
         role = "assistant"
     message = Message(
         role,
         tuple(draft.parts),
-        tuple(draft.calls),
+        tuple(draft.tool_calls),
         "",
-        name if isinstance(name, str) and item.get("type") != "function_call" else "",
-        "\n".join(draft.thoughts),
+        sender if isinstance(sender, str) and item.get("type") != "function_call" else "",
+        "\n".join(draft.reasoning),
     )
-    if draft.results and not (message.parts or message.tool_calls or message.reasoning):
-        return draft.results
-    # What a user says beside a tool's result was said after it; a model's calls come before their results.
-    return [message, *draft.results] if role == "assistant" else [*draft.results, message]
+    if draft.tool_results and not (message.parts or message.tool_calls or message.reasoning):
+        return draft.tool_results
+    # A user's text beside a tool's result comes after it; a model's calls come before their results.
+    return [message, *draft.tool_results] if role == "assistant" else [*draft.tool_results, message]
 
 
 def _read_responses_item(kind: str, item: Mapping[str, Any], draft: _MessageDraft) -> bool:
-    """Items of OpenAI's Responses that are no messages; False if it is none."""
+    """Read an item of OpenAI's Responses that is no message; False if it is another object."""
     if kind in ("function_call", "custom_tool_call", "mcp_call"):
-        draft.call(item.get("call_id") or item.get("id"), item.get("name"), item.get("arguments", item.get("input")))
+        draft.add_tool_call(
+            item.get("call_id") or item.get("id"), item.get("name"), item.get("arguments", item.get("input"))
+        )
     elif kind in ("function_call_output", "custom_tool_call_output"):
-        draft.result(item.get("call_id"), item.get("output"))
+        draft.add_tool_result(item.get("call_id"), item.get("output"))
     elif kind == "reasoning":
         for summary in item.get("summary") or item.get("content") or ():
-            draft.think(summary.get("text") if isinstance(summary, dict) else summary)
+            draft.add_reasoning(summary.get("text") if isinstance(summary, dict) else summary)
     else:
         return False
     return True
 
 
 def _read_tool_calls(item: Mapping[str, Any], draft: _MessageDraft) -> None:
-    """Tool calls that stand beside the content: OpenAI, LangChain, LlamaIndex, OpenInference."""
-    found = (
-        parse_structured(item.get("tool_calls")) if isinstance(item.get("tool_calls"), str) else item.get("tool_calls")
-    )
-    extra = item.get("additional_kwargs")
-    if not found and isinstance(extra, dict):
-        found = extra.get("tool_calls")
-    seen = {call.id for call in draft.calls if call.id}
-    for each in found if isinstance(found, (list, tuple)) else ():
-        if not isinstance(each, dict):
+    """Read tool calls beside the content: OpenAI, LangChain, LlamaIndex, OpenInference."""
+    tool_calls = item.get("tool_calls")
+    if isinstance(tool_calls, str):
+        tool_calls = parse_structured(tool_calls)
+    additional = item.get("additional_kwargs")
+    if not tool_calls and isinstance(additional, dict):
+        tool_calls = additional.get("tool_calls")
+    known_ids = {call.id for call in draft.tool_calls if call.id}
+    for entry in tool_calls if isinstance(tool_calls, (list, tuple)) else ():
+        if not isinstance(entry, dict):
             continue
-        call: dict[str, Any] = each["tool_call"] if isinstance(each.get("tool_call"), dict) else each
+        call: dict[str, Any] = entry["tool_call"] if isinstance(entry.get("tool_call"), dict) else entry
         function: dict[str, Any] = call["function"] if isinstance(call.get("function"), dict) else call
         arguments = function.get("arguments", function.get("args", function.get("input")))
-        identity = call.get("id") or call.get("tool_call_id") or call.get("toolCallId")
-        if identity not in seen:
-            draft.call(identity, function.get("name") or call.get("tool_name") or call.get("toolName"), arguments)
+        call_id = call.get("id") or call.get("tool_call_id") or call.get("toolCallId")
+        if call_id not in known_ids:
+            draft.add_tool_call(
+                call_id, function.get("name") or call.get("tool_name") or call.get("toolName"), arguments
+            )
     single = item.get("function_call")
-    if isinstance(single, dict) and not draft.calls:
-        draft.call("", single.get("name"), single.get("arguments"))
+    if isinstance(single, dict) and not draft.tool_calls:
+        draft.add_tool_call("", single.get("name"), single.get("arguments"))
 
 
 def _read_content(content: Any, draft: _MessageDraft) -> None:
     if isinstance(content, str):
         nested = parse_structured(content) if content.lstrip()[:2] in ("[{", "[ ") else None
         if not isinstance(nested, list) or not _is_part_list(nested):
-            draft.say(content)
+            draft.add_text(content)
             return
         content = nested  # parts as JSON text: OpenLLMetry's prompts, Strands' events
     if isinstance(content, dict):
         content = [content]
     if not isinstance(content, (list, tuple)):
-        draft.say(content)
+        draft.add_text(content)
         return
     for part in content[:_MAX_ITEMS]:
         if isinstance(part, dict):
             _read_part(part, draft)
         else:
-            draft.say(part)
+            draft.add_text(part)
 
 
 def _is_part_list(items: list[Any]) -> bool:
-    marks = {"type", "text", "toolUse", "toolResult", "part_kind", "reasoningContent"}
-    return all(isinstance(item, dict) and not marks.isdisjoint(item) for item in items)
+    part_keys = {"type", "text", "toolUse", "toolResult", "part_kind", "reasoningContent"}
+    return all(isinstance(item, dict) and not part_keys.isdisjoint(item) for item in items)
 
 
 def _read_part(part: dict[str, Any], draft: _MessageDraft) -> None:
-    inner = part.get("message_content")
-    if isinstance(inner, dict):
-        part = {**part, **inner}
+    message_content = part.get("message_content")
+    if isinstance(message_content, dict):
+        part = {**part, **message_content}
     kind = part.get("type") or part.get("part_kind") or part.get("block_type") or ""
     reader = _PART_READERS.get(kind)
     if reader is not None:
         reader(part, draft)
     elif kind in _REASONING_TYPES:
-        draft.think(select_text(part.get("content"), part.get("text"), part.get("thinking"), part.get("reasoning")))
-    elif (found := read_media(part, kind)) is not None:
-        draft.parts.append(found)
+        draft.add_reasoning(
+            select_text(part.get("content"), part.get("text"), part.get("thinking"), part.get("reasoning"))
+        )
+    elif (media := read_media(part, kind)) is not None:
+        draft.parts.append(media)
     elif not _read_untyped_part(part, draft):
-        draft.say(select_text(part.get("content"), part.get("text")) or to_json(part))
+        draft.add_text(select_text(part.get("content"), part.get("text")) or to_json(part))
 
 
 def _read_tool_call(part: Mapping[str, Any], draft: _MessageDraft) -> None:
     function = part.get("function")
-    inner = function if isinstance(function, dict) else part
-    arguments = inner.get("arguments", inner.get("args", inner.get("input")))
-    identity = part.get("id") or part.get("tool_call_id") or part.get("toolCallId") or part.get("call_id")
-    draft.call(identity, inner.get("name") or part.get("tool_name") or part.get("toolName"), arguments)
+    call = function if isinstance(function, dict) else part
+    arguments = call.get("arguments", call.get("args", call.get("input")))
+    call_id = part.get("id") or part.get("tool_call_id") or part.get("toolCallId") or part.get("call_id")
+    draft.add_tool_call(call_id, call.get("name") or part.get("tool_name") or part.get("toolName"), arguments)
 
 
 def _read_tool_use(part: Mapping[str, Any], draft: _MessageDraft) -> None:
-    call = part.get("tool_call")  # OpenInference repeats each call among the message's tool_calls
+    call = part.get("tool_call")  # OpenInference repeats each call in the message's tool_calls
     if not isinstance(call, dict):
-        draft.call(part.get("id") or part.get("tool_call_id"), part.get("name"), part.get("input"))
+        draft.add_tool_call(part.get("id") or part.get("tool_call_id"), part.get("name"), part.get("input"))
 
 
 def _read_tool_result(part: Mapping[str, Any], draft: _MessageDraft) -> None:
-    identity = select_text(
+    call_id = select_text(
         part.get("id"), part.get("tool_use_id"), part.get("tool_call_id"), part.get("toolCallId"), part.get("call_id")
     )
     for key in ("response", "result", "output", "content"):
@@ -292,9 +279,9 @@ def _read_tool_result(part: Mapping[str, Any], draft: _MessageDraft) -> None:
             value = part[key]
             if isinstance(value, dict) and set(value) <= {"type", "value"}:
                 value = value.get("value")  # Vercel AI
-            draft.result(identity, value, part.get("name") or part.get("tool_name") or part.get("toolName"))
+            draft.add_tool_result(call_id, value, part.get("name") or part.get("tool_name") or part.get("toolName"))
             return
-    draft.result(identity, None)
+    draft.add_tool_result(call_id, None)
 
 
 def _read_nested_content(part: Mapping[str, Any], draft: _MessageDraft) -> None:
@@ -302,67 +289,56 @@ def _read_nested_content(part: Mapping[str, Any], draft: _MessageDraft) -> None:
 
 
 def _read_text(part: Mapping[str, Any], draft: _MessageDraft) -> None:
-    draft.say(part.get("text", part.get("content")))
+    draft.add_text(part.get("text", part.get("content")))
 
 
 _PART_READERS: dict[Any, Callable[[dict[str, Any], _MessageDraft], None]] = {
-    "text": _read_text,
-    "input_text": _read_text,
-    "output_text": _read_text,
-    "text-delta": _read_text,
-    "refusal": lambda part, draft: draft.say(part.get("refusal")),
-    "tool_call": _read_tool_call,
-    "tool-call": _read_tool_call,
-    "function_call": _read_tool_call,
-    "server_tool_use": _read_tool_use,
-    "tool_use": _read_tool_use,
-    "tool_call_response": _read_tool_result,
-    "tool_result": _read_tool_result,
-    "tool-result": _read_tool_result,
-    "tool-return": _read_tool_result,
-    "function_call_output": _read_tool_result,
-    "user-prompt": _read_nested_content,
-    "system-prompt": _read_nested_content,
-    "retry-prompt": _read_nested_content,
+    **dict.fromkeys(("text", "input_text", "output_text", "text-delta"), _read_text),
+    "refusal": lambda part, draft: draft.add_text(part.get("refusal")),
+    **dict.fromkeys(("tool_call", "tool-call", "function_call"), _read_tool_call),
+    **dict.fromkeys(("server_tool_use", "tool_use"), _read_tool_use),
+    **dict.fromkeys(_TOOL_RESULT_TYPES, _read_tool_result),
+    **dict.fromkeys(("user-prompt", "system-prompt", "retry-prompt"), _read_nested_content),
 }
 
 
 def _read_untyped_part(part: dict[str, Any], draft: _MessageDraft) -> bool:
-    """Parts that have no type but a telling key: Gemini, Bedrock, Strands, Haystack; False if it is none."""
-    thought = part.get("reasoningContent")
-    if isinstance(thought, dict):
-        inner = thought.get("reasoningText")
-        draft.think(inner.get("text") if isinstance(inner, dict) else inner)
+    """Read a part that is identified by a key: Gemini, Bedrock, Strands, Haystack; False if there is none."""
+    reasoning = part.get("reasoningContent")
+    if isinstance(reasoning, dict):
+        reasoning_text = reasoning.get("reasoningText")
+        draft.add_reasoning(reasoning_text.get("text") if isinstance(reasoning_text, dict) else reasoning_text)
     elif isinstance(use := part.get("toolUse"), dict):
-        draft.call(use.get("toolUseId"), use.get("name"), use.get("input"))
+        draft.add_tool_call(use.get("toolUseId"), use.get("name"), use.get("input"))
     elif isinstance(result := part.get("toolResult"), dict):
-        draft.result(result.get("toolUseId"), result.get("content"))
+        draft.add_tool_result(result.get("toolUseId"), result.get("content"))
     elif isinstance(call := part.get("function_call", part.get("functionCall")), dict):
-        draft.call(call.get("id"), call.get("name"), call.get("args"))
+        draft.add_tool_call(call.get("id"), call.get("name"), call.get("args"))
     elif isinstance(response := part.get("function_response", part.get("functionResponse")), dict):
-        draft.result(response.get("id"), response.get("response"), response.get("name"))
+        draft.add_tool_result(response.get("id"), response.get("response"), response.get("name"))
     elif isinstance(call := part.get("tool_call"), dict):
-        draft.call(call.get("id"), call.get("tool_name"), call.get("arguments"))
+        draft.add_tool_call(call.get("id"), call.get("tool_name"), call.get("arguments"))
     elif isinstance(result := part.get("tool_call_result"), dict):
         origin = result.get("origin")
-        draft.result(origin.get("id") if isinstance(origin, dict) else "", result.get("result"))
+        draft.add_tool_result(origin.get("id") if isinstance(origin, dict) else "", result.get("result"))
     elif isinstance(part.get("text"), str):
-        (draft.think if part.get("thought") is True else draft.say)(part["text"])
+        (draft.add_reasoning if part.get("thought") is True else draft.add_text)(part["text"])
     else:
         return False
     return True
 
 
 def _read_tool_results(content: Any, draft: _MessageDraft) -> bool:
-    """Results that name their calls inside a `tool` message; False if the content is the result itself."""
+    """Read results that name their calls in a `tool` message; False if the content is the result itself."""
     if isinstance(content, str) and content.lstrip()[:2] == "[{":
         content = parse_structured(content)
     if not isinstance(content, list) or not content:
         return False
-    marks = {"toolResult", "function_response", "functionResponse", "tool_call_result"}
-    kinds = {"tool_call_response", "tool_result", "tool-result", "tool-return", "function_call_output"}
+    result_keys = {"toolResult", "function_response", "functionResponse", "tool_call_result"}
     for part in content:
-        if not isinstance(part, dict) or not (part.get("type") in kinds or not marks.isdisjoint(part)):
+        if not isinstance(part, dict) or not (
+            part.get("type") in _TOOL_RESULT_TYPES or not result_keys.isdisjoint(part)
+        ):
             return False
     for part in content:
         _read_part(part, draft)
@@ -370,7 +346,7 @@ def _read_tool_results(content: Any, draft: _MessageDraft) -> bool:
 
 
 def to_result_text(value: Any) -> str:
-    """What a tool returned, as text: the text of content blocks, else JSON."""
+    """A tool's result as text: that of content blocks, otherwise JSON."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -382,12 +358,9 @@ def to_result_text(value: Any) -> str:
     return to_json(value)
 
 
-_TEXT_BLOCK_KEYS = {"type", "text", "content", "annotations", "citations", "block_type"}
-
-
 def read_system_message(value: Any) -> Message | None:
-    """The message that system instructions make, given as text, or as parts in JSON or structured."""
-    found = parse_structured(value)
+    """A message from system instructions: a text, or parts as JSON text or structured."""
+    parsed = parse_structured(value)
     draft = _MessageDraft()
-    _read_content(found if found is not None else value, draft)
+    _read_content(parsed if parsed is not None else value, draft)
     return Message("system", tuple(draft.parts)) if draft.parts else None

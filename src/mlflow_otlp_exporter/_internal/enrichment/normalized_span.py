@@ -1,4 +1,4 @@
-"""The normal form: what a span about a language model says, whatever convention it was written in."""
+"""The normal form: the content of a span about a language model, in whatever convention the span was written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Kind(str, Enum):
-    """What a span is; the value is MLflow's span type."""
+    """The operation that a span stands for; the value is MLflow's span type."""
 
     CHAT_MODEL = "CHAT_MODEL"
     LLM = "LLM"
@@ -30,25 +30,17 @@ class Kind(str, Enum):
 
 
 class Part(NamedTuple):
-    """A piece of a message's content.
+    """A piece of a message's content."""
 
-    Attributes:
-        kind: `text`, `image`, `audio` or `file`.
-        text: The text of a text part; what is shown for others.
-        url: Where it is: http, https or a data URL.
-        data: Base64 of an audio part.
-        format: An audio part's format, such as `wav`; a file's media type.
-    """
-
-    kind: str
-    text: str = ""
-    url: str = ""
-    data: str = ""
-    format: str = ""
+    kind: str  # `text`, `image`, `audio` or `file`
+    text: str = ""  # the text of a text part, the label of others
+    url: str = ""  # http, https or a data URL
+    data: str = ""  # Base64 of an audio part
+    format: str = ""  # an audio part's format, such as `wav`; a file's media type
 
 
 class ToolCall(NamedTuple):
-    """A call that a model asked for; arguments are JSON text."""
+    """A tool call that a model requested; `arguments` is JSON text."""
 
     id: str
     name: str
@@ -67,7 +59,7 @@ class Message(NamedTuple):
 
     @property
     def text(self) -> str:
-        """All its text."""
+        """The text of all text parts, one per line."""
         if len(self.parts) == 1:
             part = self.parts[0]
             return part.text if part.kind == "text" else ""
@@ -75,7 +67,7 @@ class Message(NamedTuple):
 
 
 class ToolDefinition(NamedTuple):
-    """A tool that a model was offered; `parameters` is a JSON schema."""
+    """A tool that was offered to a model; `parameters` is a JSON schema."""
 
     name: str
     description: str = ""
@@ -83,7 +75,7 @@ class ToolDefinition(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A document that was found."""
+    """A document that a retriever or a reranker returned."""
 
     content: str
     id: str = ""
@@ -92,7 +84,7 @@ class Document(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Counts of tokens; None if unknown. `input` includes what was read from a cache."""
+    """Token counts; None if unknown. `input` includes the tokens that were read from a cache."""
 
     input: int | None = None
     output: int | None = None
@@ -120,66 +112,30 @@ class Prompt(NamedTuple):
 
 
 class NormalizedSpan(NamedTuple):
-    """What is known of a span. None: this source does not say.
-
-    Attributes:
-        kind: What it is.
-        title: What the trace should be called if this is its root; the span's name otherwise.
-        input_messages: What the model, or the agent, was given.
-        output_messages: What it answered.
-        transcript: All messages of an agent's run.
-        input: Another input than messages: a text, or what JSON can say.
-        output: Another output.
-        tools: What the model was offered.
-        tool_name: Which tool this is.
-        tool_description: What it does.
-        tool_call_id: Which call of the model it answers.
-        documents: What was found.
-        query: What was looked for.
-        input_documents: What a reranker was given.
-        top_k: How many it should return.
-        embedded_texts: What was embedded.
-        usage: Tokens.
-        cost: Cost.
-        request_model: The model that was asked for.
-        response_model: The model that answered.
-        provider: Who serves it, in the words of the source.
-        invocation_parameters: Temperature and the like.
-        finish_reason: Why the model stopped.
-        prompt: The prompt that was used.
-        session: The conversation.
-        user: The user.
-        tags: Words.
-        metadata: More about the trace.
-        agent_name: The agent's name.
-        error_type: What failed.
-        response_id: The provider's id of the answer.
-        wraps_calls: True if the spans of the calls themselves are below.
-        carried: Keys of attributes whose content is wholly in the other fields.
-    """
+    """The content of a span. None: the source does not say."""
 
     kind: Kind | None = None
-    title: str | None = None
+    trace_name: str | None = None  # the trace's name if this is its root; otherwise MLflow gets the span's name
     input_messages: tuple[Message, ...] | None = None
     output_messages: tuple[Message, ...] | None = None
-    transcript: tuple[Message, ...] | None = None
-    input: Any = None
+    transcript: tuple[Message, ...] | None = None  # all messages of an agent's run
+    input: Any = None  # an input that is no list of messages: a text, or a value that JSON can hold
     output: Any = None
-    tools: tuple[ToolDefinition, ...] | None = None
+    tools: tuple[ToolDefinition, ...] | None = None  # the tools that were offered to the model
     tool_name: str | None = None
     tool_description: str | None = None
-    tool_call_id: str | None = None
-    documents: tuple[Document, ...] | None = None
+    tool_call_id: str | None = None  # the model's call that this tool span executes
+    documents: tuple[Document, ...] | None = None  # the output of a retriever or a reranker
     query: str | None = None
-    input_documents: tuple[Document, ...] | None = None
-    top_k: int | None = None
+    input_documents: tuple[Document, ...] | None = None  # the input of a reranker
+    top_k: int | None = None  # how many documents a reranker should return
     embedded_texts: tuple[str, ...] | None = None
     usage: Usage | None = None
     cost: Cost | None = None
     request_model: str | None = None
     response_model: str | None = None
-    provider: str | None = None
-    invocation_parameters: Mapping[str, Any] | None = None
+    provider: str | None = None  # as the source writes it
+    invocation_parameters: Mapping[str, Any] | None = None  # temperature, for example
     finish_reason: str | None = None
     prompt: Prompt | None = None
     session: str | None = None
@@ -188,35 +144,35 @@ class NormalizedSpan(NamedTuple):
     metadata: Mapping[str, Any] | None = None
     agent_name: str | None = None
     error_type: str | None = None
-    response_id: str | None = None
-    wraps_calls: bool | None = None
-    carried: tuple[str, ...] = ()
+    response_id: str | None = None  # the provider's id of the response
+    wraps_calls: bool | None = None  # True if the model calls themselves are spans below this one
+    covered_keys: tuple[str, ...] = ()  # keys of attributes whose whole content is in the other fields
 
 
 EMPTY = NormalizedSpan()
-_CARRIED = NormalizedSpan._fields.index("carried")
+_COVERED_KEYS = NormalizedSpan._fields.index("covered_keys")
 _METADATA = NormalizedSpan._fields.index("metadata")
 _USAGE = NormalizedSpan._fields.index("usage")
 
 
-def merge(observations: Sequence[NormalizedSpan]) -> NormalizedSpan:
-    """One observation of several: the first that says something wins, field by field.
+def merge(candidates: Sequence[NormalizedSpan]) -> NormalizedSpan:
+    """Merge the results of several readers: the first that has a field wins.
 
-    Details that the winning usage leaves open (cached tokens, say) come from the next, as long as both tell of the same
-    input; metadata is put together.
+    If two usages agree on the input tokens, the second fills in counts that the first lacks, such as cached tokens.
+    The metadata of all readers is combined.
     """
-    if not observations:
+    if not candidates:
         return EMPTY
-    if len(observations) == 1:
-        return observations[0]
-    fields: list[Any] = list(observations[0])
-    for other in observations[1:]:
-        for index, value in enumerate(other):
+    if len(candidates) == 1:
+        return candidates[0]
+    fields: list[Any] = list(candidates[0])
+    for candidate in candidates[1:]:
+        for index, value in enumerate(candidate):
             if value is None:
                 continue
             if fields[index] is None:
                 fields[index] = value
-            elif index == _CARRIED:
+            elif index == _COVERED_KEYS:
                 fields[index] = (*fields[index], *value)
             elif index == _METADATA:
                 fields[index] = {**value, **fields[index]}
@@ -228,6 +184,6 @@ def merge(observations: Sequence[NormalizedSpan]) -> NormalizedSpan:
 def _fill_missing_counts(usage: Usage, other: Usage) -> Usage:
     if None not in usage or (usage.input is not None and other.input is not None and usage.input != other.input):
         return usage
-    # Not the total: one source counts a model's thoughts into it, the other does not.
-    filled = Usage(*(theirs if ours is None else ours for ours, theirs in zip(usage, other, strict=True)))
-    return filled._replace(total=usage.total)
+    merged = Usage(*(b if a is None else a for a, b in zip(usage, other, strict=True)))
+    # Not the total: some sources count reasoning tokens into it, others do not.
+    return merged._replace(total=usage.total)

@@ -1,4 +1,4 @@
-"""What stands in `input.value` and `output.value`: providers' requests and answers, and the state of agents."""
+"""Parsing of `input.value` and `output.value`: providers' requests and responses, and the state of agents."""
 
 from __future__ import annotations
 
@@ -10,54 +10,21 @@ from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, r
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part
 from mlflow_otlp_exporter._internal.enrichment.values import parse_structured
 
-# LangChain's names for who speaks, where another would have `role`.
+# LangChain's types of messages, instead of a role.
 _LANGCHAIN_TYPES = frozenset(
-    {
-        "human",
-        "ai",
-        "system",
-        "tool",
-        "function",
-        "constructor",
-        "message",
-        "HumanMessage",
-        "AIMessage",
-        "AIMessageChunk",
-        "SystemMessage",
-        "ToolMessage",
-    }
+    {"human", "ai", "system", "tool", "function", "constructor", "message"}
+    | {"HumanMessage", "AIMessage", "AIMessageChunk", "SystemMessage", "ToolMessage"}
 )
 _RESPONSES_ITEM_TYPES = frozenset({"function_call", "function_call_output", "reasoning"})
-# Agents' inputs with nothing but the question in them.
-_QUESTION_KEYS = (
-    "input",
-    "question",
-    "query",
-    "prompt",
-    "message",
-    "text",
-    "user_msg",
-    "user_message",
-    "user_input",
-    "query_str",
-    "task",
-    "content",
-    "inputs",
-    "request",
+# Keys of a question that is the whole input of an agent.
+_QUESTION_KEYS = frozenset(
+    {"input", "inputs", "question", "query", "query_str", "prompt", "message", "text", "content", "request", "task"}
+    | {"user_msg", "user_message", "user_input"}
 )
-_ANSWER_KEYS = (
-    "output",
-    "answer",
-    "response",
-    "result",
-    "text",
-    "message",
-    "content",
-    "final_answer",
-    "output_text",
-    "raw",
+_ANSWER_KEYS = frozenset(
+    {"output", "output_text", "answer", "final_answer", "response", "result", "text", "message", "content", "raw"}
 )
-# One of these in a JSON text: without them it holds no messages, and need not be parsed.
+# JSON text without any of these holds no messages, and need not be parsed.
 _REQUEST_MARKS = ('"messages"', '"role"', '"contents"', '"prompt', '"input"', '"type"', '"_role"')
 _ANSWER_MARKS = (
     '"choices"',
@@ -71,56 +38,54 @@ _ANSWER_MARKS = (
 )
 
 
-def read_request(value: Any, *, model: bool) -> tuple[Message, ...] | None:
-    """The messages of a request; None if it holds none.
+def read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
+    """The messages of a request to a provider, or of an agent's input: JSON text or structured.
 
-    Args:
-        value: A request to a provider, or what an agent was given: JSON text or structured.
-        model: Whether it went to a model, so that a prompt without a role is the user's.
+    `is_model` tells that a model received the request, so that a prompt without a role is the user's.
     """
     if isinstance(value, str) and not any(mark in value for mark in _REQUEST_MARKS):
         return None
-    found = parse_structured(value)
-    if isinstance(found, list):
-        return read_messages(found) if is_message_list(found) else None
-    if not isinstance(found, dict):
+    request = parse_structured(value)
+    if isinstance(request, list):
+        return read_messages(request) if is_message_list(request) else None
+    if not isinstance(request, dict):
         return None
     for key in ("messages", "contents", "input", "chat_history"):
-        listed = found.get(key)
-        if isinstance(listed, list) and is_message_list(listed):
-            said = read_messages(listed) or ()
-            return _add_system_message(found, said) or None
-    if not model:
-        inner = found.get("input") or found.get("inputs")
-        return read_request(inner, model=False) if isinstance(inner, dict) else None
-    prompt = found.get("input") if isinstance(found.get("input"), str) else found.get("prompt")
+        items = request.get(key)
+        if isinstance(items, list) and is_message_list(items):
+            messages = read_messages(items) or ()
+            return _add_system_message(request, messages) or None
+    if not is_model:
+        nested = request.get("input") or request.get("inputs")
+        return read_request(nested, is_model=False) if isinstance(nested, dict) else None
+    prompt = request.get("input") if isinstance(request.get("input"), str) else request.get("prompt")
     if isinstance(prompt, str):
-        return _add_system_message(found, (Message("user", (Part("text", prompt),)),))
-    prompts = found.get("prompts")
-    if isinstance(prompts, list) and prompts and all(isinstance(each, str) for each in prompts):
-        return tuple(Message("user", (Part("text", each),)) for each in prompts)
+        return _add_system_message(request, (Message("user", (Part("text", prompt),)),))
+    prompts = request.get("prompts")
+    if isinstance(prompts, list) and prompts and all(isinstance(prompt_text, str) for prompt_text in prompts):
+        return tuple(Message("user", (Part("text", prompt_text),)) for prompt_text in prompts)
     return None
 
 
-def _add_system_message(found: Mapping[str, Any], said: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Messages with the instructions that stand beside them, unless one of them holds some."""
-    if any(message.role == "system" for message in said):
-        return said
-    config = found.get("config")
-    holders = (found, config) if isinstance(config, dict) else (found,)
+def _add_system_message(request: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Add the instructions that stand beside messages, unless a message holds some."""
+    if any(message.role == "system" for message in messages):
+        return messages
+    config = request.get("config")
+    holders = (request, config) if isinstance(config, dict) else (request,)
     for holder in holders:
         for key in ("system", "instructions", "system_instruction", "systemInstruction"):
             value = holder.get(key)
             if isinstance(value, dict):
                 value = value.get("parts")
             if value and (message := read_system_message(value)) is not None:
-                return (message, *said)
-    return said
+                return (message, *messages)
+    return messages
 
 
 def is_message_list(items: list[Any]) -> bool:
-    """Whether a list holds messages, and not documents, tool calls or anything else that has a type."""
-    seen = False
+    """Whether a list holds messages, and not documents, tool calls or other typed objects."""
+    has_messages = False
     for item in items[:50]:
         if isinstance(item, list):
             if not is_message_list(item):
@@ -130,8 +95,8 @@ def is_message_list(items: list[Any]) -> bool:
                 return False
         else:
             continue
-        seen = True
-    return seen
+        has_messages = True
+    return has_messages
 
 
 def _is_message(item: Mapping[str, Any]) -> bool:
@@ -141,96 +106,98 @@ def _is_message(item: Mapping[str, Any]) -> bool:
     if kind in _RESPONSES_ITEM_TYPES:
         return True
     if kind in _LANGCHAIN_TYPES:
-        named = item.get("id")
+        class_path = item.get("id")
         if kind == "constructor":
-            return isinstance(named, list) and bool(named) and str(named[-1]).endswith(("Message", "MessageChunk"))
+            return (
+                isinstance(class_path, list)
+                and bool(class_path)
+                and str(class_path[-1]).endswith(("Message", "MessageChunk"))
+            )
         return "content" in item or isinstance(item.get("data"), dict)
     return item.get("kind") in ("request", "response") and isinstance(item.get("parts"), list)
 
 
-def read_response(value: Any, *, model: bool) -> tuple[Message, ...] | None:
-    """The messages of an answer; None if it holds none.
+def read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
+    """The messages of a provider's response, or of an agent's output: JSON text or structured.
 
-    Args:
-        value: A provider's answer, or what an agent returned: JSON text or structured.
-        model: Whether it came from a model; of an agent's state only the final answer is taken.
+    If `is_model` is false, only the final answer is taken from an agent's state.
     """
     if isinstance(value, str) and not any(mark in value for mark in _ANSWER_MARKS):
         return None
-    found = parse_structured(value)
-    if isinstance(found, list):
-        return _read_response_list(found, model=model)
-    if not isinstance(found, dict):
+    response = parse_structured(value)
+    if isinstance(response, list):
+        return _read_response_list(response, is_model=is_model)
+    if not isinstance(response, dict):
         return None
-    choices = found.get("choices")
+    choices = response.get("choices")
     if isinstance(choices, list):
         return _read_choices(choices)
     for key in ("candidates", "generations", "replies"):
-        listed = found.get(key)
-        if isinstance(listed, list):
-            return _read_candidates(listed)
-    output = found.get("output")
+        candidates = response.get(key)
+        if isinstance(candidates, list):
+            return _read_candidates(candidates)
+    output = response.get("output")
     if isinstance(output, dict) and isinstance(output.get("message"), dict):  # Bedrock converse
         return read_messages([output["message"]], "assistant")
     if isinstance(output, list) and is_message_list(output):
-        return _select_answer(read_messages(output, "assistant"), model=model)
+        return _select_answer(read_messages(output, "assistant"), is_model=is_model)
     for key in ("messages", "update"):
-        inner = found.get(key)
-        if isinstance(inner, dict):
-            return read_response(inner, model=model)
-        if isinstance(inner, list) and is_message_list(inner):
-            said = read_messages(inner, "assistant")
-            return _select_answer(said, model=False) or _select_step_output(said)
-    if _is_message(found):
-        return _select_answer(read_messages([found], "assistant"), model=model)
+        nested = response.get(key)
+        if isinstance(nested, dict):
+            return read_response(nested, is_model=is_model)
+        if isinstance(nested, list) and is_message_list(nested):
+            messages = read_messages(nested, "assistant")
+            return _select_answer(messages, is_model=False) or _select_step_output(messages)
+    if _is_message(response):
+        return _select_answer(read_messages([response], "assistant"), is_model=is_model)
     return None
 
 
-def _read_response_list(found: list[Any], *, model: bool) -> tuple[Message, ...] | None:
-    if is_message_list(found):
-        return _select_answer(read_messages(found, "assistant"), model=model)
-    if found and isinstance(found[-1], dict) and isinstance(found[-1].get("update"), dict):  # LangGraph's commands
-        return read_response(found[-1]["update"], model=False)
+def _read_response_list(items: list[Any], *, is_model: bool) -> tuple[Message, ...] | None:
+    if is_message_list(items):
+        return _select_answer(read_messages(items, "assistant"), is_model=is_model)
+    if items and isinstance(items[-1], dict) and isinstance(items[-1].get("update"), dict):  # LangGraph's commands
+        return read_response(items[-1]["update"], is_model=False)
     return None
 
 
 def _read_choices(choices: list[Any]) -> tuple[Message, ...] | None:
     """Several choices stay several messages."""
-    said: list[Message] = []
+    messages: list[Message] = []
     for choice in choices:
         if not isinstance(choice, dict):
             continue
         message = choice.get("message") or choice.get("delta")
         if isinstance(message, dict):
-            said += read_messages([{"role": "assistant", **message}], "assistant") or ()
+            messages += read_messages([{"role": "assistant", **message}], "assistant") or ()
         elif isinstance(choice.get("text"), str):
-            said.append(Message("assistant", (Part("text", choice["text"]),)))
-    return tuple(said) or None
+            messages.append(Message("assistant", (Part("text", choice["text"]),)))
+    return tuple(messages) or None
 
 
-def _read_candidates(listed: list[Any]) -> tuple[Message, ...] | None:
-    said: list[Message] = []
-    for item in listed:
-        if isinstance(item, list):
-            said += _read_candidates(item) or ()
-        elif isinstance(item, str):
-            said.append(Message("assistant", (Part("text", item),)))
-        elif isinstance(item, dict):
-            inner = item.get("message") or item.get("content")
-            if isinstance(inner, dict):
-                said += read_messages([inner], "assistant") or ()
-            elif isinstance(item.get("text"), str):
-                said.append(Message("assistant", (Part("text", item["text"]),)))
+def _read_candidates(candidates: list[Any]) -> tuple[Message, ...] | None:
+    messages: list[Message] = []
+    for candidate in candidates:
+        if isinstance(candidate, list):
+            messages += _read_candidates(candidate) or ()
+        elif isinstance(candidate, str):
+            messages.append(Message("assistant", (Part("text", candidate),)))
+        elif isinstance(candidate, dict):
+            content = candidate.get("message") or candidate.get("content")
+            if isinstance(content, dict):
+                messages += read_messages([content], "assistant") or ()
+            elif isinstance(candidate.get("text"), str):
+                messages.append(Message("assistant", (Part("text", candidate["text"]),)))
             else:
-                said += read_messages([item], "assistant") or ()
-    return tuple(message._replace(role="assistant") for message in said) or None
+                messages += read_messages([candidate], "assistant") or ()
+    return tuple(message._replace(role="assistant") for message in messages) or None
 
 
-def _select_answer(messages: tuple[Message, ...] | None, *, model: bool) -> tuple[Message, ...] | None:
-    """A model's answer as it is; of an agent's state the last answer."""
+def _select_answer(messages: tuple[Message, ...] | None, *, is_model: bool) -> tuple[Message, ...] | None:
+    """All messages of a model, merged; the last answer in an agent's state."""
     if not messages:
         return None
-    if model:
+    if is_model:
         return merge_messages(messages)
     for message in reversed(messages):
         if message.role == "assistant" and message.text:
@@ -239,7 +206,7 @@ def _select_answer(messages: tuple[Message, ...] | None, *, model: bool) -> tupl
 
 
 def _select_step_output(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
-    """What a step added that comes before any answer: calls of tools, or their results."""
+    """The end of a step without an answer: tool calls, or the results of tools."""
     if not messages:
         return None
     if messages[-1].tool_calls:
@@ -249,39 +216,31 @@ def _select_step_output(messages: tuple[Message, ...] | None) -> tuple[Message, 
 
 
 def read_question(value: Any) -> str | None:
-    """The words that an agent or chain was given, if its input is nothing but them."""
+    """The question of an agent or chain, if its input holds nothing else."""
     return _read_only_text(value, _QUESTION_KEYS)
 
 
 def read_answer(value: Any) -> str | None:
-    """The words that an agent or chain returned, if its output is nothing but them."""
+    """The answer of an agent or chain, if its output holds nothing else."""
     return _read_only_text(value, _ANSWER_KEYS)
 
 
-def _read_only_text(value: Any, keys: tuple[str, ...]) -> str | None:
-    found = parse_structured(value)
-    if found is None:
+def _read_only_text(value: Any, keys: frozenset[str]) -> str | None:
+    parsed = parse_structured(value)
+    if parsed is None:
         return value if isinstance(value, str) and value.strip() else None
-    if isinstance(found, dict):
-        filled = {key: item for key, item in found.items() if item not in (None, "", [], {})}
-        if len(filled) == 1:
-            key, inner = next(iter(filled.items()))
-            if key in keys and isinstance(inner, str):
-                return inner
+    if isinstance(parsed, dict):
+        non_empty = {key: item for key, item in parsed.items() if item not in (None, "", [], {})}
+        if len(non_empty) == 1:
+            key, text = next(iter(non_empty.items()))
+            if key in keys and isinstance(text, str):
+                return text
     return None
 
 
-def find_last_user_text(messages: tuple[Message, ...] | None) -> str | None:
-    """The user's last words."""
+def find_last_text(messages: tuple[Message, ...] | None, role: str) -> str | None:
+    """The text of the role's last message that has one."""
     for message in reversed(messages or ()):
-        if message.role == "user" and message.text:
-            return message.text
-    return None
-
-
-def find_final_text(messages: tuple[Message, ...] | None) -> str | None:
-    """The assistant's last words."""
-    for message in reversed(messages or ()):
-        if message.role == "assistant" and message.text:
+        if message.role == role and message.text:
             return message.text
     return None

@@ -1,94 +1,52 @@
-"""Names of providers: OpenInference's, and those of MLflow's price catalog."""
+"""Names of providers: those of OpenInference and of MLflow's price catalog."""
 
 from __future__ import annotations
 
-# Frameworks name themselves as provider; none of them sells tokens.
+# Frameworks that write their own name as the provider.
 _FRAMEWORKS = frozenset(
-    {
-        "strands-agents",
-        "microsoft.agent_framework",
-        "langgraph",
-        "langchain",
-        "gcp.vertex.agent",
-        "autogen",
-        "crewai",
-        "llama_index",
-        "llamaindex",
-        "haystack",
-        "dspy",
-        "semantic_kernel",
-        "agno",
-        "smolagents",
-        "litellm_proxy",
-    }
+    {"strands-agents", "microsoft.agent_framework", "langgraph", "langchain", "gcp.vertex.agent", "autogen", "crewai"}
+    | {"llama_index", "llamaindex", "haystack", "dspy", "semantic_kernel", "agno", "smolagents", "litellm_proxy"}
 )
-_OPENINFERENCE = {
-    "azure.ai.openai": "azure",
-    "az.ai.openai": "azure",
-    "azure.ai.inference": "azure",
-    "az.ai.inference": "azure",
-    "azure_openai": "azure",
-    "azureopenai": "azure",
-    "azure-openai": "azure",
-    "azure_ai": "azure",
-    "aws.bedrock": "aws",
-    "aws_bedrock": "aws",
-    "bedrock": "aws",
-    "amazon-bedrock": "aws",
-    "bedrock_converse": "aws",
-    "gemini": "google",
-    "gcp.gemini": "google",
-    "gcp.gen_ai": "google",
-    "gcp.vertex_ai": "google",
-    "google_genai": "google",
-    "google-gla": "google",
-    "google-vertex": "google",
-    "google_vertexai": "google",
-    "vertex_ai": "google",
-    "vertexai": "google",
-    "x_ai": "xai",
-    "mistral_ai": "mistralai",
-    "mistral": "mistralai",
+_VERTEX_AI = frozenset({"gcp.vertex_ai", "google-vertex", "google_vertexai", "vertex_ai", "vertexai"})
+_ALIASES = {
+    "azure": {"azure.ai.openai", "az.ai.openai", "azure.ai.inference", "az.ai.inference"}
+    | {"azure_openai", "azureopenai", "azure-openai", "azure_ai"},
+    "aws": {"aws.bedrock", "aws_bedrock", "bedrock", "amazon-bedrock", "bedrock_converse"},
+    "google": {"gemini", "gcp.gemini", "gcp.gen_ai", "google_genai", "google-gla"} | _VERTEX_AI,
+    "xai": {"x_ai"},
+    "mistralai": {"mistral_ai", "mistral"},
 }
+_OPENINFERENCE = {alias: provider for provider, aliases in _ALIASES.items() for alias in aliases}
 _CATALOG = {
     "azure.ai.inference": "azure_ai",
     "az.ai.inference": "azure_ai",
     "azure_ai": "azure_ai",
-    "azure": "azure",
     "aws": "bedrock",
     "mistralai": "mistral",
     "google": "gemini",
 }
-_VERTEX_AI = frozenset({"gcp.vertex_ai", "google-vertex", "google_vertexai", "vertex_ai", "vertexai"})
-_MODEL_PREFIXES = (
-    ("gpt-", "openai"),
-    ("o1", "openai"),
-    ("o3", "openai"),
-    ("o4", "openai"),
-    ("chatgpt-", "openai"),
-    ("text-embedding-", "openai"),
-    ("claude-", "anthropic"),
-    ("gemini-", "google"),
-    ("mistral-", "mistralai"),
-    ("codestral-", "mistralai"),
-    ("command-", "cohere"),
-    ("deepseek-", "deepseek"),
-    ("grok-", "xai"),
-)
+
+_MODEL_PREFIXES = {
+    "openai": ("gpt-", "o1", "o3", "o4", "chatgpt-", "text-embedding-"),
+    "anthropic": ("claude-",),
+    "google": ("gemini-",),
+    "mistralai": ("mistral-", "codestral-"),
+    "cohere": ("command-",),
+    "deepseek": ("deepseek-",),
+    "xai": ("grok-",),
+}
 
 
-def resolve_provider(said: str | None, model: str | None) -> str | None:
-    """The provider in the words of the source, lower case, without an API's name behind it; never a framework's name.
+def resolve_provider(source_name: str | None, model: str | None) -> str | None:
+    """The provider as the source names it, in lower case and without the API behind it; never a framework.
 
-    Args:
-        said: What the span says.
-        model: The model, whose name tells the provider if the span does not.
+    If the span names no provider, the name of the model is used.
     """
-    if said:
-        name = said.strip().lower()
-        known = name in _OPENINFERENCE or name in _FRAMEWORKS
-        if not known and "." in name:
-            # Vercel AI names provider and API: openai.chat, anthropic.messages, azure-openai.responses.
+    if source_name:
+        name = source_name.strip().lower()
+        is_known = name in _OPENINFERENCE or name in _FRAMEWORKS
+        if not is_known and "." in name:
+            # Vercel AI writes provider and API: openai.chat, anthropic.messages, azure-openai.responses.
             name = name.partition(".")[0]
         if name and name not in _FRAMEWORKS and name != "gcp":
             return name
@@ -96,19 +54,19 @@ def resolve_provider(said: str | None, model: str | None) -> str | None:
             return "google"
     if model:
         bare = model.rpartition("/")[2].lower()
-        for prefix, provider in _MODEL_PREFIXES:
-            if bare.startswith(prefix):
+        for provider, prefixes in _MODEL_PREFIXES.items():
+            if bare.startswith(prefixes):
                 return provider
     return None
 
 
 def to_openinference_provider(provider: str) -> str:
-    """A provider as OpenInference's `llm.provider` enumerates it."""
+    """The provider as a value of OpenInference's `llm.provider`."""
     return _OPENINFERENCE.get(provider, provider)
 
 
 def to_catalog_provider(provider: str) -> str:
-    """A provider as MLflow's price catalog names it."""
+    """The provider as MLflow's price catalog names it."""
     if provider in _VERTEX_AI:
         return "vertex_ai"
     if provider in _CATALOG:

@@ -1,4 +1,4 @@
-"""Tool definitions of any shape, and arguments and results of tools without the envelopes of frameworks."""
+"""Tool definitions in any shape, and arguments and results of tools without the envelopes of frameworks."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _SCHEMA_KEYS = (
 _JSON_TYPES = frozenset({"string", "number", "integer", "object", "array", "boolean", "null"})
 _MAX_DEPTH = 12
 _MAX_TOOLS = 512
-# A Python object's repr, which no person reads: `StopEvent(result=..`, `<Context object at 0x7f..>`.
+# A Python object's repr: `StopEvent(result=..`, `<Context object at 0x7f..>`.
 _REPR = re.compile(r"^\s*[A-Za-z_][\w.]*\(\w+=|<[A-Za-z_][\w.]*(?:\(| object at 0x| object>)")
 _MAX_SEARCHED_LENGTH = 20_000
 
 
 def read_tools(value: Any) -> tuple[ToolDefinition, ...] | None:
-    """Tool definitions out of a list in any provider's shape, as JSON text or structured; None if there are none.
+    """The tool definitions in a list in any provider's shape, as JSON text or structured; None if there are none.
 
     OpenAI nests them under `function`, Gemini under `function_declarations`, Bedrock under `toolSpec`; OTel GenAI and
     Anthropic have them flat. An item may be JSON text itself (Vercel AI).
     """
-    found = parse_structured(value)
-    if isinstance(found, dict):
-        inner = found.get("tools")
-        found = inner if isinstance(inner, list) else [found]
-    if not isinstance(found, list):
+    parsed = parse_structured(value)
+    if isinstance(parsed, dict):
+        nested = parsed.get("tools")
+        parsed = nested if isinstance(nested, list) else [parsed]
+    if not isinstance(parsed, list):
         return None
     tools: list[ToolDefinition] = []
-    for item in found[:_MAX_TOOLS]:
-        each = parse_structured(item) if isinstance(item, str) else item
-        if isinstance(each, dict):
-            _collect_tools(each, tools)
+    for item in parsed[:_MAX_TOOLS]:
+        definition = parse_structured(item) if isinstance(item, str) else item
+        if isinstance(definition, dict):
+            _collect_tools(definition, tools)
     return tuple(tools) or None
 
 
@@ -50,42 +50,42 @@ def _collect_tools(item: dict[str, Any], tools: list[ToolDefinition]) -> None:
     for key in ("function_declarations", "functionDeclarations"):
         declared = item.get(key)
         if isinstance(declared, list):
-            for each in declared:
-                if isinstance(each, dict):
-                    _collect_tools(each, tools)
+            for declaration in declared:
+                if isinstance(declaration, dict):
+                    _collect_tools(declaration, tools)
             return
-    inner: dict[str, Any] = item
+    definition: dict[str, Any] = item
     for key in ("function", "toolSpec", "tool", "custom"):
         nested = item.get(key)
         if isinstance(nested, dict):
-            inner = nested
+            definition = nested
             break
-    name = select_text(inner.get("name"), item.get("name"))
+    name = select_text(definition.get("name"), item.get("name"))
     if not name:
         return
     schema: Any = None
     for key in _SCHEMA_KEYS:
-        schema = parse_structured(inner.get(key))
+        schema = parse_structured(definition.get(key))
         if isinstance(schema, dict):
             nested = schema.get("json")
             schema = nested if isinstance(nested, dict) else schema
             break
-    description = select_text(inner.get("description"), item.get("description")) or ""
+    description = select_text(definition.get("description"), item.get("description")) or ""
     tools.append(ToolDefinition(name, description, schema if isinstance(schema, dict) else None))
 
 
 def normalize_schema(schema: Mapping[str, Any] | None, depth: int = 0) -> dict[str, Any]:
-    """A JSON schema as MLflow's tool model takes it, or it drops the tool (measured on 3.17.2).
+    """A JSON schema that MLflow's tool model accepts; it drops tools with other schemas (measured on 3.17.2).
 
-    `properties` must be there; types are lower case and known; `additionalProperties` is a boolean; an enumeration
-    holds no null; a property is an object.
+    `properties` must exist and hold objects; types are lower case and known; `additionalProperties` is a boolean; an
+    enumeration holds no null.
     """
-    cleaned: dict[str, Any] = {"type": "object", "properties": {}}
-    cleaned.update(_normalize_node(schema or {}, depth))
-    if not isinstance(cleaned.get("properties"), dict):
-        cleaned["properties"] = {}
-    cleaned["type"] = "object"
-    return cleaned
+    normalized: dict[str, Any] = {"type": "object", "properties": {}}
+    normalized.update(_normalize_node(schema or {}, depth))
+    if not isinstance(normalized.get("properties"), dict):
+        normalized["properties"] = {}
+    normalized["type"] = "object"
+    return normalized
 
 
 def _normalize_node(schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
@@ -103,10 +103,10 @@ def _normalize_node(schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
         elif key == "properties":
             if isinstance(value, Mapping):
                 result[key] = {
-                    str(name): _normalize_node(each, depth + 1)
-                    if isinstance(each, Mapping) and depth < _MAX_DEPTH
+                    str(name): _normalize_node(child, depth + 1)
+                    if isinstance(child, Mapping) and depth < _MAX_DEPTH
                     else {}
-                    for name, each in value.items()
+                    for name, child in value.items()
                 }
         elif key == "required":
             if isinstance(value, list):
@@ -116,7 +116,7 @@ def _normalize_node(schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
                 result[key] = _normalize_node(value, depth + 1)
         elif key in ("anyOf", "oneOf", "allOf"):
             if isinstance(value, list) and depth < _MAX_DEPTH:
-                result[key] = [_normalize_node(each, depth + 1) for each in value if isinstance(each, Mapping)]
+                result[key] = [_normalize_node(child, depth + 1) for child in value if isinstance(child, Mapping)]
         else:
             result[str(key)] = value
     return result
@@ -133,54 +133,49 @@ def _normalize_type(value: Any) -> Any:
 
 
 def is_repr(value: Any) -> bool:
-    """Whether a value is a framework's inner state rather than something that was said."""
+    """Whether a value is the internal state of a framework rather than text for people."""
     return isinstance(value, str) and _REPR.search(value[:_MAX_SEARCHED_LENGTH]) is not None
 
 
 def has_named_arguments(value: Any) -> bool:
     """Whether a tool's input is an object of arguments by name already."""
-    found = parse_structured(value)
-    return isinstance(found, dict) and not found.keys() & {"args", "kwargs", "input_str"}
+    arguments = parse_structured(value)
+    return isinstance(arguments, dict) and not arguments.keys() & {"args", "kwargs", "input_str"}
 
 
 def resolve_arguments(
-    found: NormalizedSpan,
-    calls: Sequence[ToolCall],
-    tools: Sequence[ToolDefinition],
-    parent_input: Any,
+    normalized: NormalizedSpan, calls: Sequence[ToolCall], tools: Sequence[ToolDefinition], parent_input: Any
 ) -> Any:
-    """A tool's arguments as an object; what is given if nothing better is known, None if nothing is.
+    """A tool's arguments as an object if `calls` or `tools` of the trace tell the names; otherwise its input.
 
-    Args:
-        found: The tool's span.
-        calls: What models in the trace asked for.
-        tools: What they were offered.
-        parent_input: The input of the span above.
+    `parent_input` is the input of the span above.
     """
-    given = _unwrap_arguments(decode_json(found.input))
-    if isinstance(given, dict) and not given.keys() <= {"args", "kwargs"}:
-        return given
-    identity = found.tool_call_id or find_call_id(found.output)
-    if identity:
+    arguments = _unwrap_arguments(decode_json(normalized.input))
+    if isinstance(arguments, dict) and not arguments.keys() <= {"args", "kwargs"}:
+        return arguments
+    call_id = normalized.tool_call_id or find_call_id(normalized.output)
+    if call_id:
         for call in calls:
-            if call.id == identity and isinstance(asked := parse_structured(call.arguments), dict):
-                return asked
-    above = parse_structured(parent_input)
-    if isinstance(above, list) and len(above) == 1 and isinstance(above[0], dict):
-        named, asked = above[0].get("name"), above[0].get("args")
-        if named == found.tool_name and isinstance(asked, dict):
-            return asked
-    positional = given.get("args") if isinstance(given, dict) else ([given] if given is not None else None)
+            if call.id == call_id and isinstance(requested := parse_structured(call.arguments), dict):
+                return requested
+    parent = parse_structured(parent_input)
+    if isinstance(parent, list) and len(parent) == 1 and isinstance(parent[0], dict):
+        parent_tool, requested = parent[0].get("name"), parent[0].get("args")
+        if parent_tool == normalized.tool_name and isinstance(requested, dict):
+            return requested
+    positional = (
+        arguments.get("args") if isinstance(arguments, dict) else ([arguments] if arguments is not None else None)
+    )
     if isinstance(positional, list) and positional:
         for tool in tools:
-            names = _parameter_names(tool) if tool.name == found.tool_name else ()
+            names = _parameter_names(tool) if tool.name == normalized.tool_name else ()
             if len(names) >= len(positional):
                 return dict(zip(names, positional, strict=False))
         for call in calls:
-            asked = parse_structured(call.arguments) if call.name == found.tool_name else None
-            if isinstance(asked, dict) and list(asked.values()) == positional:
-                return asked
-    return given
+            requested = parse_structured(call.arguments) if call.name == normalized.tool_name else None
+            if isinstance(requested, dict) and list(requested.values()) == positional:
+                return requested
+    return arguments
 
 
 def _parameter_names(tool: ToolDefinition) -> tuple[str, ...]:
@@ -192,9 +187,9 @@ def _unwrap_arguments(value: Any) -> Any:
     """Arguments without `kwargs` around them."""
     if not isinstance(value, dict):
         return value
-    if isinstance(value.get("input_str"), str) and len(value) <= 2:  # beside LangChain's `inputs`
-        inner = decode_json(value["input_str"])
-        return inner if isinstance(inner, dict) else value
+    if isinstance(value.get("input_str"), str) and len(value) <= 2:  # LangChain has `inputs` beside it
+        decoded = decode_json(value["input_str"])
+        return decoded if isinstance(decoded, dict) else value
     kwargs, args = value.get("kwargs"), value.get("args")
     if isinstance(kwargs, dict) and (isinstance(args, list) or value.keys() == {"kwargs"}):
         if kwargs and not args:
@@ -204,37 +199,37 @@ def _unwrap_arguments(value: Any) -> Any:
 
 
 def find_call_id(output: Any) -> str | None:
-    """The id of the call that a result names, as in LangChain's dump of a tool message."""
-    found = parse_structured(output)
+    """The id of the call that a result names, as in LangChain's serialized tool messages."""
+    node = parse_structured(output)
     for _ in range(3):
-        if not isinstance(found, dict):
+        if not isinstance(node, dict):
             return None
-        if identity := parse_text(found.get("tool_call_id")):
-            return identity
-        found = found.get("data") or found.get("kwargs")
+        if call_id := parse_text(node.get("tool_call_id")):
+            return call_id
+        node = node.get("data") or node.get("kwargs")
     return None
 
 
 def unwrap_result(output: Any) -> Any:
-    """What a tool returned, without the message or object around it."""
-    found = decode_json(output)
-    if isinstance(found, str):
-        # Vercel AI 7 encodes twice.
-        inner = decode_json(found) if found[:1] == '"' else found
-        return inner if isinstance(inner, str) else found
-    if isinstance(found, list) and found and all(isinstance(item, dict) for item in found):
-        blocks = to_result_text(found)
-        return found if blocks.startswith("[") and parse_structured(blocks) is not None else blocks
-    if not isinstance(found, dict):
-        return found
-    if isinstance(found.get("data"), dict) and found.get("type") == "tool":
-        return unwrap_result(found["data"].get("content"))
-    if isinstance(found.get("kwargs"), dict) and found.get("lc"):
-        return unwrap_result(found["kwargs"].get("content"))
-    if found.get("type") == "tool" and "content" in found:
-        return unwrap_result(found["content"])
-    if "raw_output" in found and "tool_name" in found:  # LlamaIndex
-        return found["raw_output"]
-    if found.keys() == {"type", "value"}:
-        return found["value"]
-    return found
+    """A tool's result without the message or object around it."""
+    result = decode_json(output)
+    if isinstance(result, str):
+        # Vercel AI 7 encodes results twice.
+        decoded = decode_json(result) if result[:1] == '"' else result
+        return decoded if isinstance(decoded, str) else result
+    if isinstance(result, list) and result and all(isinstance(item, dict) for item in result):
+        text = to_result_text(result)
+        return result if text.startswith("[") and parse_structured(text) is not None else text
+    if not isinstance(result, dict):
+        return result
+    if isinstance(result.get("data"), dict) and result.get("type") == "tool":
+        return unwrap_result(result["data"].get("content"))
+    if isinstance(result.get("kwargs"), dict) and result.get("lc"):
+        return unwrap_result(result["kwargs"].get("content"))
+    if result.get("type") == "tool" and "content" in result:
+        return unwrap_result(result["content"])
+    if "raw_output" in result and "tool_name" in result:  # LlamaIndex
+        return result["raw_output"]
+    if result.keys() == {"type", "value"}:
+        return result["value"]
+    return result

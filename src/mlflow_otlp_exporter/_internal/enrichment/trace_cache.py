@@ -1,4 +1,4 @@
-"""What is remembered of traces that arrive in pieces; bounded by count, size and age."""
+"""Summaries of spans of traces that arrive in pieces; bounded by count, size and age."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from mlflow_otlp_exporter._internal.enrichment.span_state import SpanSummary
 _MAX_TRACES, _MAX_SPANS = 2_000, 2_000
 _MAX_AGE_SECONDS = 900.0
 _MAX_CHARACTERS = 16 * 1024 * 1024
-_SPAN_OVERHEAD_CHARACTERS = 400
+_SPAN_OVERHEAD = 400
 
 
 class _CachedTrace:
     def __init__(self) -> None:
         self.spans: dict[int, SpanSummary] = {}
-        self.touched = 0.0
+        self.last_used = 0.0
         self.size = 0
 
 
 class TraceCache:
-    """Remembers the spans of traces whose root has not come yet, for 15 minutes; may be used by several threads.
+    """Keeps the spans of traces whose root has not arrived yet, for 15 minutes; may be used by several threads.
 
-    At most 2,000 traces of 2,000 spans, and texts of 16 million characters in all; the longest untouched go first.
-
-    Args:
-        clock: Monotonic seconds.
+    At most 2,000 traces of 2,000 spans, and 16 million characters of text in all; the least recently used go first.
+    The clock returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,56 +38,44 @@ class TraceCache:
     def __len__(self) -> int:
         return len(self._traces)
 
-    def of(self, trace_id: int) -> Sequence[SpanSummary]:
-        """What was seen of a trace before."""
+    def get(self, trace_id: int) -> Sequence[SpanSummary]:
         if trace_id not in self._traces:
             return ()
         with self._lock:
             trace = self._traces.get(trace_id)
             return tuple(trace.spans.values()) if trace else ()
 
-    def forget(self, trace_id: int) -> None:
-        """Forgets a trace of which nothing is expected any more."""
-        if trace_id in self._traces:
-            with self._lock:
-                self._forget(trace_id)
-
     def add(self, trace_id: int, spans: Sequence[SpanSummary]) -> None:
-        """Remembers spans.
-
-        Args:
-            trace_id: The trace.
-            spans: What was seen of it now.
-        """
         with self._lock:
             trace = self._traces.pop(trace_id, None) or _CachedTrace()
             self._traces[trace_id] = trace
-            trace.touched = self._clock()
+            trace.last_used = self._clock()
             for span in spans:
                 if len(trace.spans) >= _MAX_SPANS:
                     break
-                size = (
-                    _SPAN_OVERHEAD_CHARACTERS
-                    + len(span.question or "")
-                    + len(span.answer or "")
-                    + len(span.raw_input or "")
-                )
-                size += sum(len(call.arguments) for call in span.calls)
+                size = _SPAN_OVERHEAD + sum(len(call.arguments) for call in span.tool_calls)
+                size += sum(len(text or "") for text in (span.question, span.answer, span.raw_input))
                 trace.spans[span.span_id] = span
                 trace.size += size
                 self._size += size
-            self._trim()
+            self._evict()
 
-    def _trim(self) -> None:
+    def remove(self, trace_id: int) -> None:
+        """Remove a trace that is complete."""
+        if trace_id in self._traces:
+            with self._lock:
+                self._remove(trace_id)
+
+    def _evict(self) -> None:
         oldest = self._clock() - _MAX_AGE_SECONDS
         while self._traces:
             trace_id, trace = next(iter(self._traces.items()))
-            full = len(self._traces) > _MAX_TRACES or self._size > _MAX_CHARACTERS
-            if not full and trace.touched >= oldest:
+            is_full = len(self._traces) > _MAX_TRACES or self._size > _MAX_CHARACTERS
+            if not is_full and trace.last_used >= oldest:
                 return
-            self._forget(trace_id)
+            self._remove(trace_id)
 
-    def _forget(self, trace_id: int) -> None:
+    def _remove(self, trace_id: int) -> None:
         trace = self._traces.pop(trace_id, None)
         if trace is not None:
             self._size -= trace.size

@@ -1,4 +1,4 @@
-"""From attribute values, which may be JSON text, structured values or Python reprs, to plain values."""
+"""Parsing of attribute values: JSON text, structured values or Python reprs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# What is larger is content that no convention puts there as JSON, and would take milliseconds to parse.
+# No convention has larger JSON text; parsing it would take milliseconds.
 _MAX_JSON_LENGTH = 4 * 1024 * 1024
 _MAX_DEPTH = 40
-# One encoder: json.dumps makes a new one for each call that does not have its defaults.
+# json.dumps creates an encoder for each call with other than its default arguments.
 _encode_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 def parse_structured(value: Any) -> Any:
-    """What a value holds: JSON text parsed, anything else as it is; None if it is text that is no JSON object or array.
+    """Parse JSON text, and copy a structured value; None for text that is no JSON object or array.
 
-    Since OpenTelemetry 1.45 a structured value may stand where older versions have JSON text.
+    Since OpenTelemetry 1.45 an attribute may hold a structured value where older versions have JSON text.
     """
     if isinstance(value, str):
         stripped = value.lstrip()
@@ -32,7 +32,7 @@ def parse_structured(value: Any) -> Any:
 
 
 def to_plain(value: Any, depth: int = 0) -> Any:
-    """A structured value as dicts and lists; what is nested too deeply becomes None."""
+    """Copy a structured value into dicts and lists; what is nested too deeply becomes None."""
     if isinstance(value, Mapping):
         return {str(key): to_plain(item, depth + 1) for key, item in value.items()} if depth < _MAX_DEPTH else None
     if isinstance(value, (list, tuple)):
@@ -41,18 +41,18 @@ def to_plain(value: Any, depth: int = 0) -> Any:
 
 
 def parse_objects(value: Any) -> list[dict[str, Any]]:
-    """The objects of a list, given as text or structure; a single object counts as a list of one."""
-    found = parse_structured(value)
-    if isinstance(found, dict):
-        return [found]
-    if not isinstance(found, list):
+    """The objects of a list, as JSON text or structured; a single object counts as a list of one."""
+    parsed = parse_structured(value)
+    if isinstance(parsed, dict):
+        return [parsed]
+    if not isinstance(parsed, list):
         return []
-    items = [parse_structured(item) if isinstance(item, str) else item for item in found]
+    items = [parse_structured(item) if isinstance(item, str) else item for item in parsed]
     return [item for item in items if isinstance(item, dict)]
 
 
 def decode_json(value: Any) -> Any:
-    """JSON text of any kind, a string in quotes included, as its value; anything else as it is."""
+    """Decode JSON text of any kind, a quoted string included; any other value stays as it is."""
     if isinstance(value, str) and value[:1] in ('"', "{", "[") and len(value) <= _MAX_JSON_LENGTH:
         try:
             return json.loads(value)
@@ -62,12 +62,11 @@ def decode_json(value: Any) -> Any:
 
 
 def parse_text(value: Any) -> str | None:
-    """A text that is not empty, else None."""
     return value if isinstance(value, str) and value else None
 
 
 def select_text(*values: Any) -> str | None:
-    """The first of some values that is a text and not empty."""
+    """The first value that is a text and not empty."""
     for value in values:
         if isinstance(value, str) and value:
             return value
@@ -75,15 +74,15 @@ def select_text(*values: Any) -> str | None:
 
 
 def parse_texts(value: Any) -> tuple[str, ...] | None:
-    """The texts of a list, which may be given as JSON text; a single text counts as one."""
-    found = parse_structured(value)
-    if isinstance(found, list):
-        return tuple(str(item) for item in found if isinstance(item, (str, int, float))) or None
+    """The texts of a list, as JSON text or structured; a single text counts as a list of one."""
+    parsed = parse_structured(value)
+    if isinstance(parsed, list):
+        return tuple(str(item) for item in parsed if isinstance(item, (str, int, float))) or None
     return (value,) if isinstance(value, str) and value else None
 
 
 def parse_int(value: Any) -> int | None:
-    """A count: an int, a float or text that is one; None for anything else."""
+    """A count: an int, a float, or text that holds one."""
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int):
@@ -96,18 +95,17 @@ def parse_int(value: Any) -> int | None:
 
 
 def parse_float(value: Any) -> float | None:
-    """An amount; None if it is none, or not finite."""
+    """A finite number, or None."""
     if isinstance(value, bool) or value is None:
         return None
     try:
-        found = float(value)
+        converted = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if abs(found) < float("inf") else None
+    return converted if abs(converted) < float("inf") else None
 
 
 def to_json(value: Any) -> str:
-    """A value as JSON text; what JSON does not have, as text."""
     try:
         return _encode_json(value)
     except (TypeError, ValueError, RecursionError):
@@ -115,5 +113,5 @@ def to_json(value: Any) -> str:
 
 
 def to_text(value: Any) -> str:
-    """A value as what a person reads: a text as it is, all else as JSON."""
+    """A text as it is, any other value as JSON."""
     return value if isinstance(value, str) else to_json(value)

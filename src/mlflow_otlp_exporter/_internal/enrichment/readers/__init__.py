@@ -1,6 +1,6 @@
-"""All readers, in the order of their precedence: the first that says something about a field wins.
+"""All readers, in order of precedence: the first reader that has a field wins.
 
-To add a convention, add a module here with a function `read(source)` and a line to `READERS`.
+To add a convention, add a module with a function `read(span)` here, and a line to `READERS`.
 """
 
 from __future__ import annotations
@@ -22,29 +22,19 @@ from mlflow_otlp_exporter._internal.enrichment.readers import (
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader
 
 _OPENINFERENCE = frozenset(
-    {
-        "openinference",
-        "input",
-        "output",
-        "llm",
-        "tool",
-        "retrieval",
-        "reranker",
-        "embedding",
-        "session",
-        "user",
-        "tag",
-        "metadata",
-        "prompt",
-        "agent",
-    }
+    {"openinference", "input", "output", "llm", "tool", "retrieval", "reranker", "embedding", "prompt", "agent"}
+    | {"session", "user", "tag", "metadata"}
+)
+_PYDANTIC_AI = frozenset(
+    {"pydantic_ai", "final_result", "all_messages_events", "events", "agent_name", "model_request_parameters"}
+    | {"tool_arguments", "tool_response"}
 )
 
 READERS = (
     Reader("MLflow", frozenset({"mlflow"}), mlflow.read),
-    # Before OpenInference, whose output.value is the crew's whole state.
+    # Before OpenInference, whose output.value is the whole state of the crew.
     Reader("CrewAI", frozenset({"crew_tasks", "task_id"}), crewai.read),
-    # Before GenAI's attributes, which say that it is a tool.
+    # Before GenAI's attributes, which mark the span as a tool.
     Reader("Google ADK, merged tools", frozenset({"gcp"}), google_adk.read_merged),
     Reader("OpenInference", _OPENINFERENCE, openinference.read),
     Reader("OpenTelemetry GenAI", frozenset({"gen_ai", "operation", "enduser"}), genai.read),
@@ -52,22 +42,7 @@ READERS = (
     Reader("OpenTelemetry GenAI, message events", frozenset({"gen_ai"}), genai_events.read),
     Reader("OpenTelemetry GenAI, flattened prompts", frozenset({"gen_ai"}), genai_legacy.read),
     Reader("Vercel AI SDK", frozenset({"ai"}), vercel.read),
-    Reader(
-        "pydantic-ai",
-        frozenset(
-            {
-                "pydantic_ai",
-                "final_result",
-                "all_messages_events",
-                "events",
-                "agent_name",
-                "model_request_parameters",
-                "tool_arguments",
-                "tool_response",
-            }
-        ),
-        pydantic_ai.read,
-    ),
+    Reader("pydantic-ai", _PYDANTIC_AI, pydantic_ai.read),
     Reader("Google ADK", frozenset({"gcp"}), google_adk.read),
     Reader("logfire", frozenset({"logfire", "request_data", "response_data"}), logfire.read),
     Reader("OpenLLMetry", frozenset({"traceloop"}), traceloop.read),

@@ -1,4 +1,4 @@
-"""What a reader gets to see of a span."""
+"""What a reader gets of a span, and what it may use."""
 
 from __future__ import annotations
 
@@ -16,61 +16,44 @@ class EventView(NamedTuple):
 
 
 class SpanView(NamedTuple):
-    """A span as its instrumentation wrote it.
-
-    Attributes:
-        name: The span's name.
-        scope: The name of its instrumentation scope.
-        attributes: Its attributes.
-        events: Its events.
-        failed: True if its status is ERROR.
-        description: What the status says.
-    """
+    """A span as its instrumentation wrote it; `scope` is the name of the instrumentation scope."""
 
     name: str
     scope: str
     attributes: Mapping[str, Any]
     events: Sequence[EventView] = ()
-    failed: bool = False
-    description: str = ""
 
 
 class Reader(NamedTuple):
-    """Reads one convention.
-
-    Attributes:
-        name: What it is called in the documents.
-        prefixes: First segments of the attribute keys (up to the first dot) that it reads; it is not called for a span
-            that has none of them, nor an event whose name begins so.
-        read: From a span to what is known of it; None if it does not know this span. Must not raise, and must not
-            change what it is given.
-    """
+    """Reads one convention; `name` is its name in the documentation."""
 
     name: str
+    # First segments (before the first dot) of attribute keys or event names; spans with none of them are not read.
     prefixes: frozenset[str]
+    # None: not a span of this convention. Must not raise, and must not change the span.
     read: Callable[[SpanView], NormalizedSpan | None]
 
 
 def unflatten(attributes: Mapping[str, Any], prefix: str) -> Any:
-    """What flattened attributes under a prefix stand for: `a.0.b.c` is a list of objects; None if there are none.
+    """Turn flattened attributes below a prefix into objects and lists: `a.0.b.c` is a list; None if there are none.
 
-    Indexes need not begin at 0 and may have gaps, as with OpenAI's streamed Responses.
+    Indexes need not begin at 0 and may have gaps, as in OpenAI's streamed Responses.
     """
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     start = len(prefix)
     for key, value in attributes.items():
         if not key.startswith(prefix):
             continue
-        node = found
+        node = tree
         segments = key[start:].split(".")
         for segment in segments[:-1]:
-            inner = node.get(segment)
-            if not isinstance(inner, dict):
-                inner = node[segment] = {}
-            node = inner
+            child = node.get(segment)
+            if not isinstance(child, dict):
+                child = node[segment] = {}
+            node = child
         if not isinstance(node.get(segments[-1]), dict):
             node[segments[-1]] = value
-    return _to_lists(found) if found else None
+    return _to_lists(tree) if tree else None
 
 
 def _to_lists(node: Any) -> Any:
@@ -81,5 +64,6 @@ def _to_lists(node: Any) -> Any:
     return {key: _to_lists(value) for key, value in node.items()}
 
 
-def index_order(key: str) -> tuple[int, str]:
-    return len(key), key
+def index_order(index: str) -> tuple[int, str]:
+    """Sort key that orders indexes by value without converting them."""
+    return len(index), index

@@ -1,7 +1,7 @@
-"""OpenTelemetry's semantic conventions for generative AI, attributes and operation details.
+"""OpenTelemetry's semantic conventions for generative AI: attributes and operation details.
 
-Serves the GenAI instrumentations, OpenLLMetry from 0.47, OpenLIT, logfire, pydantic-ai, Strands, Google ADK 2,
-Microsoft Agent Framework, Semantic Kernel and Vercel AI 7, which all write these attributes, and older names beside.
+Written by the GenAI instrumentations, OpenLLMetry from 0.47, OpenLIT, logfire, pydantic-ai, Strands, Google ADK 2,
+Microsoft Agent Framework, Semantic Kernel and Vercel AI 7, some of which use older names beside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DETAILS = "gen_ai.client.inference.operation.details"
 _IN, _OUT, _SYSTEM = "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions"
 _PARAMETERS = "gen_ai.request."
 _IGNORED_PARAMETERS = frozenset({"gen_ai.request.model", "gen_ai.request.choice.count", "gen_ai.request.user"})
-# Each count by all the names that it has had, the newest first.
+# All names of each count, the newest first.
 _INPUT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
 _OUTPUT = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
 _TOTAL = ("gen_ai.usage.total_tokens", "llm.usage.total_tokens")
@@ -65,149 +65,153 @@ _COUNT_KEYS = (
 )
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads a span that carries `gen_ai.*` attributes."""
-    found = source.attributes
-    kind = parse_operation(found.get("gen_ai.operation.name"))
-    given = read_messages(found.get(_IN))
-    answered = read_messages(found.get(_OUT), "assistant")
-    carried = [key for key, said in ((_IN, given), (_OUT, answered)) if said]
+def read(span: SpanView) -> NormalizedSpan | None:
+    attributes = span.attributes
+    kind = parse_operation(attributes.get("gen_ai.operation.name"))
+    input_messages = read_messages(attributes.get(_IN))
+    output_messages = read_messages(attributes.get(_OUT), "assistant")
+    covered_keys = [key for key, messages in ((_IN, input_messages), (_OUT, output_messages)) if messages]
     transcript = None
-    if answered and any(message.role == "tool" for message in answered):
-        # An agent's output may be its whole run; what it answered is the end of it.
-        transcript = (*(given or ()), *answered)
-        answered = tuple(m for m in answered if m.role == "assistant" and m.text)[-1:] or answered
-    if given and kind is not Kind.AGENT and (instructions := _read_instructions(found, given)) is not None:
-        given = (instructions, *given)
-        carried.append(_SYSTEM)
+    if output_messages and any(message.role == "tool" for message in output_messages):
+        # An agent's output may be its whole run, which ends with the answer.
+        transcript = (*(input_messages or ()), *output_messages)
+        output_messages = tuple(m for m in output_messages if m.role == "assistant" and m.text)[-1:] or output_messages
+    if (
+        input_messages
+        and kind is not Kind.AGENT
+        and (instructions := _read_instructions(attributes, input_messages)) is not None
+    ):
+        input_messages = (instructions, *input_messages)
+        covered_keys.append(_SYSTEM)
     is_tool = kind is Kind.TOOL
     return NormalizedSpan(
         kind=kind,
-        input_messages=given,
-        output_messages=answered,
+        input_messages=input_messages,
+        output_messages=output_messages,
         transcript=transcript,
-        input=_read_arguments(found, given) if is_tool else None,
-        output=_read_result(found, answered) if is_tool else None,
-        tools=read_tools(found.get("gen_ai.tool.definitions")),
-        # OpenLIT names the tools that a model asked for on the model's span.
-        tool_name=parse_text(found.get("gen_ai.tool.name")) if is_tool or kind is None else None,
-        tool_description=parse_text(found.get("gen_ai.tool.description")) if is_tool else None,
-        tool_call_id=parse_text(found.get("gen_ai.tool.call.id")) if is_tool else None,
-        documents=_read_documents(found),
-        query=parse_text(found.get("gen_ai.retrieval.query.text")),
-        embedded_texts=parse_texts(found.get("gen_ai.embeddings.input")) if kind is Kind.EMBEDDING else None,
-        usage=_read_usage(found),
-        cost=_read_cost(found),
-        request_model=parse_text(found.get("gen_ai.request.model")),
-        response_model=parse_text(found.get("gen_ai.response.model")),
-        provider=select_text(found.get("gen_ai.provider.name"), found.get("gen_ai.system")),
-        invocation_parameters=_read_parameters(found),
-        finish_reason=_read_finish_reason(found),
-        prompt=_read_prompt(found),
-        session=parse_text(found.get("gen_ai.conversation.id")),
-        user=select_text(found.get("user.id"), found.get("enduser.id"), found.get("gen_ai.request.user")),
-        agent_name=parse_text(found.get("gen_ai.agent.name")),
-        response_id=parse_text(found.get("gen_ai.response.id")),
-        carried=tuple(carried),
+        input=_read_arguments(attributes, input_messages) if is_tool else None,
+        output=_read_result(attributes, output_messages) if is_tool else None,
+        tools=read_tools(attributes.get("gen_ai.tool.definitions")),
+        # OpenLIT writes the names of requested tools on the model's span.
+        tool_name=parse_text(attributes.get("gen_ai.tool.name")) if is_tool or kind is None else None,
+        tool_description=parse_text(attributes.get("gen_ai.tool.description")) if is_tool else None,
+        tool_call_id=parse_text(attributes.get("gen_ai.tool.call.id")) if is_tool else None,
+        documents=_read_documents(attributes),
+        query=parse_text(attributes.get("gen_ai.retrieval.query.text")),
+        embedded_texts=parse_texts(attributes.get("gen_ai.embeddings.input")) if kind is Kind.EMBEDDING else None,
+        usage=_read_usage(attributes),
+        cost=_read_cost(attributes),
+        request_model=parse_text(attributes.get("gen_ai.request.model")),
+        response_model=parse_text(attributes.get("gen_ai.response.model")),
+        provider=select_text(attributes.get("gen_ai.provider.name"), attributes.get("gen_ai.system")),
+        invocation_parameters=_read_parameters(attributes),
+        finish_reason=_read_finish_reason(attributes),
+        prompt=_read_prompt(attributes),
+        session=parse_text(attributes.get("gen_ai.conversation.id")),
+        user=select_text(
+            attributes.get("user.id"), attributes.get("enduser.id"), attributes.get("gen_ai.request.user")
+        ),
+        agent_name=parse_text(attributes.get("gen_ai.agent.name")),
+        response_id=parse_text(attributes.get("gen_ai.response.id")),
+        covered_keys=tuple(covered_keys),
     )
 
 
-def read_details(source: SpanView) -> NormalizedSpan | None:
-    """Reads the event in which newer instrumentations put what is too large for attributes; Strands has one a part."""
-    together: dict[str, Any] = {}
-    for event in source.events:
+def read_details(span: SpanView) -> NormalizedSpan | None:
+    """Read the events in which newer instrumentations put large values; Strands writes one event per part."""
+    attributes: dict[str, Any] = {}
+    for event in span.events:
         if event.name != _DETAILS:
             continue
         for key, value in event.attributes.items():
-            if key in together and key in (_IN, _OUT):
-                together[key] = [*parse_objects(together[key]), *parse_objects(value)]
+            if key in attributes and key in (_IN, _OUT):
+                attributes[key] = [*parse_objects(attributes[key]), *parse_objects(value)]
             else:
-                together.setdefault(key, value)
-    if not together:
+                attributes.setdefault(key, value)
+    if not attributes:
         return None
-    operation = source.attributes.get("gen_ai.operation.name")
-    if _SYSTEM not in together and _SYSTEM in source.attributes:
-        together[_SYSTEM] = source.attributes[_SYSTEM]
+    operation = span.attributes.get("gen_ai.operation.name")
+    if _SYSTEM not in attributes and _SYSTEM in span.attributes:
+        attributes[_SYSTEM] = span.attributes[_SYSTEM]
     if operation is not None:
-        together.setdefault("gen_ai.operation.name", operation)
-    return read(source._replace(attributes=together))
+        attributes.setdefault("gen_ai.operation.name", operation)
+    return read(span._replace(attributes=attributes))
 
 
-def _select_value(found: Mapping[str, Any], *keys: str) -> Any:
-    """The first value that is there, whatever it is."""
+def _select_value(attributes: Mapping[str, Any], *keys: str) -> Any:
     for key in keys:
-        if found.get(key) is not None:
-            return found[key]
+        if attributes.get(key) is not None:
+            return attributes[key]
     return None
 
 
-def _read_arguments(found: Mapping[str, Any], given: tuple[Message, ...] | None) -> Any:
-    """A tool's arguments; Strands has them as a message with one call."""
-    value = found.get("gen_ai.tool.call.arguments")
-    calls = [call for message in given or () for call in message.tool_calls]
+def _read_arguments(attributes: Mapping[str, Any], input_messages: tuple[Message, ...] | None) -> Any:
+    """A tool's arguments; Strands writes them as a message with one call."""
+    value = attributes.get("gen_ai.tool.call.arguments")
+    calls = [call for message in input_messages or () for call in message.tool_calls]
     return calls[0].arguments if value is None and len(calls) == 1 else value
 
 
-def _read_result(found: Mapping[str, Any], answered: tuple[Message, ...] | None) -> Any:
-    value = found.get("gen_ai.tool.call.result")
-    results = [message.text for message in answered or () if message.role == "tool"]
+def _read_result(attributes: Mapping[str, Any], output_messages: tuple[Message, ...] | None) -> Any:
+    value = attributes.get("gen_ai.tool.call.result")
+    results = [message.text for message in output_messages or () if message.role == "tool"]
     return results[0] if value is None and len(results) == 1 else value
 
 
-def _read_instructions(found: Mapping[str, Any], given: tuple[Message, ...]) -> Message | None:
-    if any(message.role == "system" for message in given):
-        return None  # OpenLIT sends them twice
-    value = found.get(_SYSTEM)
+def _read_instructions(attributes: Mapping[str, Any], input_messages: tuple[Message, ...]) -> Message | None:
+    if any(message.role == "system" for message in input_messages):
+        return None  # OpenLIT writes the instructions twice
+    value = attributes.get(_SYSTEM)
     return read_system_message(value) if value else None
 
 
-def _read_usage(found: Mapping[str, Any]) -> Usage | None:
-    """Token counts, by whatever name; None if neither input nor output is there."""
-    counts = [_select_count(found, names) for names in _COUNT_KEYS[:2]]
+def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:
+    """Token counts under any of their names; None if neither input nor output is there."""
+    counts = [_select_count(attributes, names) for names in _COUNT_KEYS[:2]]
     if counts[0] is None and counts[1] is None:
         return None
-    return Usage(*counts, *(_select_count(found, names) for names in _COUNT_KEYS[2:]))
+    return Usage(*counts, *(_select_count(attributes, names) for names in _COUNT_KEYS[2:]))
 
 
-def _select_count(found: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+def _select_count(attributes: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
-        value = found.get(name)
+        value = attributes.get(name)
         if value is not None and (count := parse_int(value)) is not None:
             return count
     return None
 
 
-def _read_cost(found: Mapping[str, Any]) -> Cost | None:
-    total = parse_float(_select_value(found, "operation.cost", "gen_ai.usage.cost"))
-    return Cost(total=total) if total else None  # OpenLIT writes 0 for a model that it does not know
+def _read_cost(attributes: Mapping[str, Any]) -> Cost | None:
+    total = parse_float(_select_value(attributes, "operation.cost", "gen_ai.usage.cost"))
+    return Cost(total=total) if total else None  # OpenLIT writes 0 for models without a known price
 
 
-def _read_parameters(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _read_parameters(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
     start = len(_PARAMETERS)
     parameters = {
         key[start:]: value
-        for key, value in found.items()
+        for key, value in attributes.items()
         if key.startswith(_PARAMETERS) and key not in _IGNORED_PARAMETERS
     }
     return parameters or None
 
 
-def _read_finish_reason(found: Mapping[str, Any]) -> str | None:
-    reasons = found.get("gen_ai.response.finish_reasons")
+def _read_finish_reason(attributes: Mapping[str, Any]) -> str | None:
+    reasons = attributes.get("gen_ai.response.finish_reasons")
     if reasons is None:
-        single = parse_text(found.get("gen_ai.response.finish_reason"))
+        single = parse_text(attributes.get("gen_ai.response.finish_reason"))
         return single.rpartition(".")[2].lower() if single else None  # Semantic Kernel's FinishReason.STOP
-    listed = parse_texts(reasons)  # a JSON text with logfire and Microsoft Agent Framework
-    return listed[0] if listed else None
+    parsed = parse_texts(reasons)  # JSON text from logfire and Microsoft Agent Framework
+    return parsed[0] if parsed else None
 
 
-def _read_documents(found: Mapping[str, Any]) -> Any:
+def _read_documents(attributes: Mapping[str, Any]) -> Any:
     for key in ("gen_ai.retrieval.documents", "gen_ai.output.documents"):
-        if found.get(key) is not None and (documents := read_documents(parse_structured(found[key]))):
+        if attributes.get(key) is not None and (documents := read_documents(parse_structured(attributes[key]))):
             return documents
     return None
 
 
-def _read_prompt(found: Mapping[str, Any]) -> Prompt | None:
-    name = parse_text(found.get("gen_ai.prompt.name"))
-    return Prompt(name, str(found.get("gen_ai.prompt.version") or "")) if name else None
+def _read_prompt(attributes: Mapping[str, Any]) -> Prompt | None:
+    name = parse_text(attributes.get("gen_ai.prompt.name"))
+    return Prompt(name, str(attributes.get("gen_ai.prompt.version") or "")) if name else None

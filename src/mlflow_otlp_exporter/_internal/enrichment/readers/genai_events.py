@@ -1,6 +1,6 @@
-"""Events of the GenAI conventions before messages became attributes: `gen_ai.user.message`, `gen_ai.choice` and others.
+"""Events that the GenAI conventions had before message attributes: `gen_ai.user.message`, `gen_ai.choice` and others.
 
-Strands writes them by default; older instrumentations of OpenTelemetry and Azure do.
+Written by Strands by default, and by older instrumentations of OpenTelemetry and Azure.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ _ROLES = {
 _CHOICE = "gen_ai.choice"
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads a span whose messages are events."""
-    kind = parse_operation(source.attributes.get("gen_ai.operation.name"))
+def read(span: SpanView) -> NormalizedSpan | None:
+    kind = parse_operation(span.attributes.get("gen_ai.operation.name"))
     if kind is Kind.TOOL:
-        return _read_tool(source)
-    given: list[Message] = []
-    answered: list[Message] = []
+        return _read_tool(span)
+    input_messages: list[Message] = []
+    output_messages: list[Message] = []
     reason = None
-    for event in source.events:
+    for event in span.events:
         role = _ROLES.get(event.name)
         if role is not None:
-            given += _read_message(event.attributes, role)
+            input_messages += _read_message(event.attributes, role)
         elif event.name == _CHOICE:
-            answered += _read_message(event.attributes, "assistant")
+            output_messages += _read_message(event.attributes, "assistant")
             reason = parse_text(event.attributes.get("finish_reason")) or reason
         elif event.name == "gen_ai.content.prompt":
-            given += _read_content(event.attributes.get("gen_ai.prompt"), "user")
+            input_messages += read_messages(event.attributes.get("gen_ai.prompt"), "user") or ()
         elif event.name == "gen_ai.content.completion":
-            answered += _read_content(event.attributes.get("gen_ai.completion"), "assistant")
-    if not given and not answered:
+            output_messages += read_messages(event.attributes.get("gen_ai.completion"), "assistant") or ()
+    if not input_messages and not output_messages:
         return None
     return NormalizedSpan(
-        input_messages=tuple(given) or None, output_messages=tuple(answered) or None, finish_reason=reason
+        input_messages=tuple(input_messages) or None,
+        output_messages=tuple(output_messages) or None,
+        finish_reason=reason,
     )
 
 
-def _read_message(attributes: Any, role: str) -> list[Message]:
+def _read_message(attributes: Any, role: str) -> tuple[Message, ...]:
     item = dict(attributes)
     message = parse_structured(item.get("message"))
     if isinstance(message, dict):
@@ -57,28 +58,24 @@ def _read_message(attributes: Any, role: str) -> list[Message]:
     elif "message" in item:
         item["content"] = item.pop("message")
     item["role"] = role
-    item.pop("tool.result", None)  # Strands repeats there what follows as a tool message
+    item.pop("tool.result", None)  # Strands repeats the result in the tool message that follows
     if isinstance(content := item.get("content"), str):
         item["content"] = content.rstrip("\n") if role == "assistant" else content
-    return list(read_messages([item]) or ())
+    return read_messages([item]) or ()
 
 
-def _read_content(value: Any, role: str) -> list[Message]:
-    return list(read_messages(value, role) or ())
-
-
-def _read_tool(source: SpanView) -> NormalizedSpan | None:
+def _read_tool(span: SpanView) -> NormalizedSpan | None:
     arguments = result = None
-    for event in source.events:
+    for event in span.events:
         if event.name == "gen_ai.tool.message":
             arguments = event.attributes.get("content")
         elif event.name == _CHOICE:
-            said = decode_json(event.attributes.get("message"))
-            result = to_result_text(said) if isinstance(said, list) else said
+            message = decode_json(event.attributes.get("message"))
+            result = to_result_text(message) if isinstance(message, list) else message
     tools = None
-    name, schema = source.attributes.get("gen_ai.tool.name"), source.attributes.get("gen_ai.tool.json_schema")
+    name, schema = span.attributes.get("gen_ai.tool.name"), span.attributes.get("gen_ai.tool.json_schema")
     if name and schema:
-        description = source.attributes.get("gen_ai.tool.description")
+        description = span.attributes.get("gen_ai.tool.description")
         tools = read_tools([{"name": name, "description": description, "parameters": schema}])
     if arguments is None and result is None and tools is None:
         return None

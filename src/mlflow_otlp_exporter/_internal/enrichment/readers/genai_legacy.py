@@ -1,4 +1,4 @@
-"""`gen_ai.prompt.N` and `gen_ai.completion.N`: OpenLLMetry before 0.47, and what follows its example."""
+"""`gen_ai.prompt.N` and `gen_ai.completion.N`: OpenLLMetry before 0.47, and instrumentations modelled on it."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ _PROMPT, _COMPLETION, _FUNCTIONS = "gen_ai.prompt.", "gen_ai.completion.", "llm.
 _PREFIXES = (_PROMPT, _COMPLETION, "llm.request.")
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads flattened prompts and completions."""
-    found = source.attributes
-    if not any(key.startswith(_PREFIXES) for key in found):
+def read(span: SpanView) -> NormalizedSpan | None:
+    attributes = span.attributes
+    if not any(key.startswith(_PREFIXES) for key in attributes):
         return None
-    given, answered = _read_messages(found, _PROMPT, "user"), _read_messages(found, _COMPLETION, "assistant")
-    functions = unflatten(found, _FUNCTIONS)
+    input_messages = _read_messages(attributes, _PROMPT, "user")
+    output_messages = _read_messages(attributes, _COMPLETION, "assistant")
+    functions = unflatten(attributes, _FUNCTIONS)
     tools = read_tools(functions) if isinstance(functions, list) else None
-    kind = parse_request_type(found.get("llm.request.type"))
-    if given is None and answered is None and tools is None and kind is None:
+    kind = parse_request_type(attributes.get("llm.request.type"))
+    if input_messages is None and output_messages is None and tools is None and kind is None:
         return None
-    carried = [
+    covered_keys = [
         key
-        for key in found
-        if (given and key.startswith(_PROMPT))
-        or (answered and key.startswith(_COMPLETION))
+        for key in attributes
+        if (input_messages and key.startswith(_PROMPT))
+        or (output_messages and key.startswith(_COMPLETION))
         or (tools and key.startswith(_FUNCTIONS))
     ]
-    reasons = [item.get("finish_reason") for item in _read_items(found, _COMPLETION)]
-    reason = next((each for each in reasons if isinstance(each, str) and each), None)
+    reasons = [item.get("finish_reason") for item in _read_items(attributes, _COMPLETION)]
+    finish_reason = next((reason for reason in reasons if isinstance(reason, str) and reason), None)
     return NormalizedSpan(
         kind=kind,
-        input_messages=given,
-        output_messages=answered,
+        input_messages=input_messages,
+        output_messages=output_messages,
         tools=tools,
-        finish_reason=reason,
-        carried=tuple(carried),
+        finish_reason=finish_reason,
+        covered_keys=tuple(covered_keys),
     )
 
 
-def _read_items(found: Any, prefix: str) -> list[dict[str, Any]]:
-    listed = unflatten(found, prefix)
-    return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+def _read_items(attributes: Any, prefix: str) -> list[dict[str, Any]]:
+    items = unflatten(attributes, prefix)
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def _read_messages(found: Any, prefix: str, role: str) -> tuple[Message, ...] | None:
-    items = [item for item in _read_items(found, prefix) if item.keys() & {"role", "content", "tool_calls"}]
+def _read_messages(attributes: Any, prefix: str, role: str) -> tuple[Message, ...] | None:
+    items = [item for item in _read_items(attributes, prefix) if item.keys() & {"role", "content", "tool_calls"}]
     messages: list[Message] = []
     for item in items:
         messages += read_messages([item], role) or ()
-    said = merge_messages(messages) if role == "user" else tuple(messages)
-    return said if any(each.parts or each.tool_calls for each in said) else None
+    result = merge_messages(messages) if role == "user" else tuple(messages)
+    return result if any(message.parts or message.tool_calls for message in result) else None

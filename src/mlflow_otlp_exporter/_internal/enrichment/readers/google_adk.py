@@ -1,4 +1,4 @@
-"""Google's Agent Development Kit: `gcp.vertex.agent.*`, where version 1 keeps requests and answers as JSON."""
+"""Google's Agent Development Kit: `gcp.vertex.agent.*`; version 1 keeps requests and responses as JSON."""
 
 from __future__ import annotations
 
@@ -16,42 +16,39 @@ _MERGED_TOOLS = "(merged tools)"
 _PLACEHOLDERS = frozenset({"N/A", "<not serializable>", "{}", ""})
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads calls of models and of tools."""
-    found = source.attributes
-    request = parse_structured(found.get(_PREFIX + "llm_request")) or {}
-    response = parse_structured(found.get(_PREFIX + "llm_response")) or {}
+def read(span: SpanView) -> NormalizedSpan | None:
+    """Read model and tool calls."""
+    attributes = span.attributes
+    request = parse_structured(attributes.get(_PREFIX + "llm_request")) or {}
+    response = parse_structured(attributes.get(_PREFIX + "llm_response")) or {}
     if not isinstance(request, dict) or not isinstance(response, dict):
         return None
     content, config = response.get("content"), request.get("config")
-    given = read_request(request, model=True) if request else None
-    answered = read_messages([{"role": "model", **content}], "assistant") if isinstance(content, dict) else None
+    input_messages = read_request(request, is_model=True) if request else None
+    output_messages = read_messages([{"role": "model", **content}], "assistant") if isinstance(content, dict) else None
     reason = parse_text(response.get("finish_reason"))
-    carried = [_PREFIX + "llm_request"] if given else []
-    carried += [_PREFIX + "llm_response"] if answered else []
-    observation = NormalizedSpan(
+    covered_keys = [_PREFIX + "llm_request"] if input_messages else []
+    covered_keys += [_PREFIX + "llm_response"] if output_messages else []
+    normalized = NormalizedSpan(
         kind=Kind.CHAT_MODEL if request.get("model") else None,
-        input_messages=given,
-        output_messages=answered,
-        input=_drop_placeholder(found.get(_PREFIX + "tool_call_args")),
-        output=_drop_placeholder(found.get(_PREFIX + "tool_response")),
+        input_messages=input_messages,
+        output_messages=output_messages,
+        input=_drop_placeholder(attributes.get(_PREFIX + "tool_call_args")),
+        output=_drop_placeholder(attributes.get(_PREFIX + "tool_response")),
         tools=read_tools(config.get("tools")) if isinstance(config, dict) else None,
         usage=_read_usage(response.get("usage_metadata")),
         request_model=parse_text(request.get("model")),
         provider="gemini" if str(request.get("model", "")).startswith("gemini") else None,
         finish_reason=reason.lower() if reason else None,
-        session=parse_text(found.get(_PREFIX + "session_id")),
-        carried=tuple(carried),
+        session=parse_text(attributes.get(_PREFIX + "session_id")),
+        covered_keys=tuple(covered_keys),
     )
-    return observation if any(observation) else None
+    return normalized if any(normalized) else None
 
 
-def read_merged(source: SpanView) -> NormalizedSpan | None:
-    """Reads the span that follows tools which ran at once: it is called a tool, and is none.
-
-    MLflow's scorers would take it for one more call.
-    """
-    if source.attributes.get("gen_ai.tool.name") == _MERGED_TOOLS:
+def read_merged(span: SpanView) -> NormalizedSpan | None:
+    """Read the span after parallel tool calls: it is named like a tool, but MLflow's scorers must not count it."""
+    if span.attributes.get("gen_ai.tool.name") == _MERGED_TOOLS:
         return NormalizedSpan(kind=Kind.CHAIN)
     return None
 

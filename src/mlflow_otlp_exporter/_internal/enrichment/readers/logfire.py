@@ -15,27 +15,27 @@ from mlflow_otlp_exporter._internal.enrichment.values import parse_int, parse_st
 _IGNORED_TAGS = frozenset({"LLM"})
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads the readable name, tags, the raw usage, and the request and response of versions before 5."""
-    found = source.attributes
-    tags = parse_texts(found.get("logfire.tags"))
-    request = parse_structured(found.get("request_data"))
-    response = parse_structured(found.get("response_data"))
-    given = answered = tools = None
+def read(span: SpanView) -> NormalizedSpan | None:
+    """Read the message, tags, the raw usage, and the request and response of versions before 5."""
+    attributes = span.attributes
+    tags = parse_texts(attributes.get("logfire.tags"))
+    request = parse_structured(attributes.get("request_data"))
+    response = parse_structured(attributes.get("response_data"))
+    input_messages = output_messages = tools = None
     if isinstance(request, dict):
-        given, tools = read_request(request, model=True), read_tools(request.get("tools"))
+        input_messages, tools = read_request(request, is_model=True), read_tools(request.get("tools"))
     if isinstance(response, dict):
         message = response.get("message")
-        answered = read_messages([message], "assistant") if isinstance(message, dict) else None
-        answered = answered or read_response(response, model=True)
+        output_messages = read_messages([message], "assistant") if isinstance(message, dict) else None
+        output_messages = output_messages or read_response(response, is_model=True)
     return NormalizedSpan(
-        kind=Kind.CHAT_MODEL if given or answered else None,
-        # The span's name is a template; the message is what it says with its values.
-        title=parse_text(found.get("logfire.msg")) if "logfire.msg_template" in found else None,
-        input_messages=given,
-        output_messages=answered,
+        kind=Kind.CHAT_MODEL if input_messages or output_messages else None,
+        # The span's name is a template; the message is the template with its values.
+        trace_name=parse_text(attributes.get("logfire.msg")) if "logfire.msg_template" in attributes else None,
+        input_messages=input_messages,
+        output_messages=output_messages,
         tools=tools,
-        usage=_read_usage(found.get("gen_ai.usage.raw")),
+        usage=_read_usage(attributes.get("gen_ai.usage.raw")),
         tags=tuple(tag for tag in tags if tag not in _IGNORED_TAGS) or None if tags else None,
     )
 
@@ -44,27 +44,25 @@ def _read_usage(value: Any) -> Usage | None:
     raw = parse_structured(value)
     if not isinstance(raw, dict):
         return None
-    given = raw.get("prompt_tokens", raw.get("input_tokens"))
-    if parse_int(given) is None:
+    input_tokens = raw.get("prompt_tokens", raw.get("input_tokens"))
+    if parse_int(input_tokens) is None:
         return None
-    inner, outer = (
-        _select_details(raw, "prompt_tokens_details", "input_tokens_details"),
-        _select_details(raw, "completion_tokens_details", "output_tokens_details"),
-    )
+    input_details = _select_details(raw, "prompt_tokens_details", "input_tokens_details")
+    output_details = _select_details(raw, "completion_tokens_details", "output_tokens_details")
     return Usage(
-        parse_int(given),
+        parse_int(input_tokens),
         parse_int(raw.get("completion_tokens", raw.get("output_tokens"))),
         parse_int(raw.get("total_tokens")),
-        parse_int(inner.get("cached_tokens", raw.get("cache_read_input_tokens"))),
+        parse_int(input_details.get("cached_tokens", raw.get("cache_read_input_tokens"))),
         parse_int(raw.get("cache_creation_input_tokens")),
-        parse_int(outer.get("reasoning_tokens")),
-        parse_int(inner.get("audio_tokens")),
-        parse_int(outer.get("audio_tokens")),
+        parse_int(output_details.get("reasoning_tokens")),
+        parse_int(input_details.get("audio_tokens")),
+        parse_int(output_details.get("audio_tokens")),
     )
 
 
 def _select_details(raw: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     for key in keys:
         if isinstance(raw.get(key), dict):
-            return raw[key]  # type: ignore[no-any-return]  # just looked at
+            return raw[key]  # type: ignore[no-any-return]  # checked above
     return {}

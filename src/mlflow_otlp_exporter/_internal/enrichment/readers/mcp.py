@@ -1,4 +1,4 @@
-"""The Model Context Protocol's SDK, which makes spans of its own."""
+"""The Model Context Protocol's SDK, which creates spans of its own."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from mlflow_otlp_exporter._internal.enrichment.values import select_text
 _CALL = "tools/call"
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads the call of a tool; the tool's name is the end of the span's name."""
-    found = source.attributes
-    if found.get("mcp.method.name") != _CALL:
+def read(span: SpanView) -> NormalizedSpan | None:
+    """Read a tool call; the tool's name is the end of the span's name."""
+    attributes = span.attributes
+    if attributes.get("mcp.method.name") != _CALL:
         return None
-    _, called, name = source.name.rpartition(_CALL + " ")
-    tool = select_text(found.get("gen_ai.tool.name"), found.get("mcp.tool.name"), name if called else None)
+    _, separator, name = span.name.rpartition(_CALL + " ")
+    tool_name = select_text(
+        attributes.get("gen_ai.tool.name"), attributes.get("mcp.tool.name"), name if separator else None
+    )
     return NormalizedSpan(
         kind=Kind.TOOL,
-        tool_name=tool,
-        input=found.get("gen_ai.tool.call.arguments", found.get("mcp.request.argument")),
-        output=found.get("gen_ai.tool.call.result"),
-        session=select_text(found.get("mcp.session.id")),
+        tool_name=tool_name,
+        input=attributes.get("gen_ai.tool.call.arguments", attributes.get("mcp.request.argument")),
+        output=attributes.get("gen_ai.tool.call.result"),
+        session=select_text(attributes.get("mcp.session.id")),
     )

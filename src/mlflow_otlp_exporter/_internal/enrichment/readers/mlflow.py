@@ -1,4 +1,4 @@
-"""MLflow's own attributes: what the application set itself, or MLflow's SDK in the same application."""
+"""MLflow's own attributes, set by the application or by MLflow's SDK in the same application."""
 
 from __future__ import annotations
 
@@ -11,42 +11,38 @@ from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_int, parse_structured, parse_text
 
-# Not UNKNOWN, which says no more than no type at all.
+# Without UNKNOWN, which is the same as no type.
 _KINDS = {kind.value: kind for kind in Kind if kind is not Kind.UNKNOWN}
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads `mlflow.*`; the SDK writes each value as JSON, others write plain text."""
-    found = source.attributes
-    said = decode_json(found.get("mlflow.spanType"))
-    kind = _KINDS.get(said.upper()) if isinstance(said, str) else None
-    given, answered = found.get("mlflow.spanInputs"), found.get("mlflow.spanOutputs")
+def read(span: SpanView) -> NormalizedSpan | None:
+    """Read `mlflow.*`: JSON if the SDK wrote them, plain text from others."""
+    attributes = span.attributes
+    span_type = decode_json(attributes.get("mlflow.spanType"))
+    kind = _KINDS.get(span_type.upper()) if isinstance(span_type, str) else None
+    inputs, outputs = attributes.get("mlflow.spanInputs"), attributes.get("mlflow.spanOutputs")
     return NormalizedSpan(
         kind=kind,
-        input_messages=read_request(given, model=is_model(kind)) if given is not None else None,
-        output_messages=read_response(answered, model=is_model(kind)) if answered is not None else None,
-        input=_read_value(given),
-        output=_read_value(answered),
-        tools=read_tools(found.get("mlflow.chat.tools")),
-        usage=_read_usage(found.get("mlflow.chat.tokenUsage")),
-        response_model=parse_text(decode_json(found.get("mlflow.llm.model"))),
-        provider=parse_text(decode_json(found.get("mlflow.llm.provider"))),
+        input_messages=read_request(inputs, is_model=is_model(kind)) if inputs is not None else None,
+        output_messages=read_response(outputs, is_model=is_model(kind)) if outputs is not None else None,
+        input=decode_json(inputs),
+        output=decode_json(outputs),
+        tools=read_tools(attributes.get("mlflow.chat.tools")),
+        usage=_read_usage(attributes.get("mlflow.chat.tokenUsage")),
+        response_model=parse_text(decode_json(attributes.get("mlflow.llm.model"))),
+        provider=parse_text(decode_json(attributes.get("mlflow.llm.provider"))),
     )
 
 
-def _read_value(value: Any) -> Any:
-    return decode_json(value) if value is not None else None
-
-
 def _read_usage(value: Any) -> Usage | None:
-    found = parse_structured(value)
-    if not isinstance(found, dict):
+    counts = parse_structured(value)
+    if not isinstance(counts, dict):
         return None
     usage = Usage(
-        parse_int(found.get("input_tokens")),
-        parse_int(found.get("output_tokens")),
-        parse_int(found.get("total_tokens")),
-        parse_int(found.get("cache_read_input_tokens")),
-        parse_int(found.get("cache_creation_input_tokens")),
+        parse_int(counts.get("input_tokens")),
+        parse_int(counts.get("output_tokens")),
+        parse_int(counts.get("total_tokens")),
+        parse_int(counts.get("cache_read_input_tokens")),
+        parse_int(counts.get("cache_creation_input_tokens")),
     )
     return usage if any(count is not None for count in usage) else None

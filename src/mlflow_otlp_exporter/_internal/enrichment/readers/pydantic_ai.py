@@ -1,4 +1,4 @@
-"""pydantic-ai's own attributes, in all versions of its data format; the keys tell them apart, not the version."""
+"""pydantic-ai's own attributes, in all versions of its data format; keys distinguish them, not the version number."""
 
 from __future__ import annotations
 
@@ -12,54 +12,56 @@ from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import parse_objects, parse_structured, parse_text, to_text
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads agent runs, tool calls, and the events that the first format keeps in an attribute."""
-    found = source.attributes
-    given, answered = _read_events(found)
-    transcript = read_messages(found.get("pydantic_ai.all_messages")) or read_messages(found.get("all_messages_events"))
-    if transcript:
-        given, answered = _split_run(found, transcript)
-    parameters = parse_structured(found.get("model_request_parameters"))
-    tools = read_tools(parameters.get("function_tools")) if isinstance(parameters, dict) else None
-    observation = NormalizedSpan(
-        input_messages=given,
-        output_messages=answered,
-        transcript=transcript,
-        input=found.get("tool_arguments"),
-        output=found.get("tool_response"),
-        tools=tools,
-        agent_name=parse_text(found.get("agent_name")),
-        carried=("pydantic_ai.all_messages",) if transcript and "pydantic_ai.all_messages" in found else (),
+def read(span: SpanView) -> NormalizedSpan | None:
+    """Read agent runs, tool calls, and the events that the first format keeps in an attribute."""
+    attributes = span.attributes
+    input_messages, output_messages = _read_events(attributes)
+    transcript = read_messages(attributes.get("pydantic_ai.all_messages")) or read_messages(
+        attributes.get("all_messages_events")
     )
-    return observation if any(observation) else None
+    if transcript:
+        input_messages, output_messages = _split_run(attributes, transcript)
+    parameters = parse_structured(attributes.get("model_request_parameters"))
+    tools = read_tools(parameters.get("function_tools")) if isinstance(parameters, dict) else None
+    normalized = NormalizedSpan(
+        input_messages=input_messages,
+        output_messages=output_messages,
+        transcript=transcript,
+        input=attributes.get("tool_arguments"),
+        output=attributes.get("tool_response"),
+        tools=tools,
+        agent_name=parse_text(attributes.get("agent_name")),
+        covered_keys=("pydantic_ai.all_messages",) if transcript and "pydantic_ai.all_messages" in attributes else (),
+    )
+    return normalized if any(normalized) else None
 
 
-def _read_events(found: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None]:
-    """Format 1: a JSON list of what later became messages."""
-    if "events" not in found:
+def _read_events(attributes: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None]:
+    """Format 1: a JSON list of events, which later versions replaced by messages."""
+    if "events" not in attributes:
         return None, None
-    given: list[Message] = []
-    answered: list[Message] = []
-    for event in parse_objects(found["events"]):
+    input_messages: list[Message] = []
+    output_messages: list[Message] = []
+    for event in parse_objects(attributes["events"]):
         name = event.get("event.name", "")
         if name == "gen_ai.choice":
             message = event.get("message")
-            answered += read_messages([message] if isinstance(message, dict) else None, "assistant") or ()
+            output_messages += read_messages([message] if isinstance(message, dict) else None, "assistant") or ()
         elif isinstance(name, str) and name.startswith("gen_ai."):
-            given += read_messages([event]) or ()
-    return tuple(given) or None, tuple(answered) or None
+            input_messages += read_messages([event]) or ()
+    return tuple(input_messages) or None, tuple(output_messages) or None
 
 
 def _split_run(
-    found: Mapping[str, Any], transcript: tuple[Message, ...]
+    attributes: Mapping[str, Any], transcript: tuple[Message, ...]
 ) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None]:
-    """What a run was given and what it answered: everything up to the user's last words, and the result."""
-    last = max((index for index, message in enumerate(transcript) if message.role == "user"), default=-1)
-    result = found.get("final_result")
+    """The input of a run, up to the user's last message, and its result."""
+    last_user_index = max((index for index, message in enumerate(transcript) if message.role == "user"), default=-1)
+    result = attributes.get("final_result")
     if result is not None:
-        answered: tuple[Message, ...] | None = (Message("assistant", (Part("text", to_text(result)),)),)
+        output_messages: tuple[Message, ...] | None = (Message("assistant", (Part("text", to_text(result)),)),)
     elif transcript[-1].role == "assistant" and transcript[-1].text:
-        answered = transcript[-1:]
+        output_messages = transcript[-1:]
     else:
-        answered = None
-    return transcript[: last + 1] or None, answered
+        output_messages = None
+    return transcript[: last_user_index + 1] or None, output_messages

@@ -15,58 +15,56 @@ _SESSION_KEYS, _USER_KEYS = ("session_id", "thread_id", "conversation_id"), ("us
 _IDENTITY_KEYS = frozenset((*_SESSION_KEYS, *_USER_KEYS))
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads workflows, tasks, agents, tools, and the properties of an association."""
-    found = source.attributes
-    kind = parse_traceloop_kind(found.get("traceloop.span.kind"))
+def read(span: SpanView) -> NormalizedSpan | None:
+    """Read workflows, tasks, agents, tools, and association properties."""
+    attributes = span.attributes
+    kind = parse_traceloop_kind(attributes.get("traceloop.span.kind"))
     start = len(_ASSOCIATION)
-    associated = {key[start:]: value for key, value in found.items() if key.startswith(_ASSOCIATION)}
-    given, answered = (
-        _unwrap_entity(found.get("traceloop.entity.input")),
-        _unwrap_entity(found.get("traceloop.entity.output")),
-    )
-    rest = {
-        key: value
-        for key, value in associated.items()
+    properties = {key[start:]: value for key, value in attributes.items() if key.startswith(_ASSOCIATION)}
+    input_value = _unwrap_entity(attributes.get("traceloop.entity.input"))
+    output_value = _unwrap_entity(attributes.get("traceloop.entity.output"))
+    metadata = {
+        key: to_text(value)
+        for key, value in properties.items()
         if key not in _IDENTITY_KEYS and not key.startswith(("lc_", "ls_"))
     }
-    prompt = parse_text(found.get("traceloop.prompt.key"))
+    prompt_name = parse_text(attributes.get("traceloop.prompt.key"))
     return NormalizedSpan(
         kind=kind,
-        input_messages=read_request(given, model=False) if given is not None else None,
-        output_messages=read_response(answered, model=False) if answered is not None else None,
-        input=_read_arguments(given) if kind is Kind.TOOL else _unwrap_call(given),
-        output=answered if kind is Kind.TOOL else _unwrap_call(answered),
-        tool_name=parse_text(found.get("traceloop.entity.name")) if kind is Kind.TOOL else None,
-        prompt=Prompt(prompt, str(found.get("traceloop.prompt.version") or "")) if prompt else None,
-        session=select_text(*(associated.get(key) for key in _SESSION_KEYS)),
-        user=select_text(*(associated.get(key) for key in _USER_KEYS)),
-        metadata={key: to_text(value) for key, value in rest.items()} or None,
-        agent_name=parse_text(found.get("traceloop.entity.name")) if kind is Kind.AGENT else None,
+        input_messages=read_request(input_value, is_model=False) if input_value is not None else None,
+        output_messages=read_response(output_value, is_model=False) if output_value is not None else None,
+        input=_unwrap_arguments(input_value) if kind is Kind.TOOL else _unwrap_call(input_value),
+        output=output_value if kind is Kind.TOOL else _unwrap_call(output_value),
+        tool_name=parse_text(attributes.get("traceloop.entity.name")) if kind is Kind.TOOL else None,
+        prompt=Prompt(prompt_name, str(attributes.get("traceloop.prompt.version") or "")) if prompt_name else None,
+        session=select_text(*(properties.get(key) for key in _SESSION_KEYS)),
+        user=select_text(*(properties.get(key) for key in _USER_KEYS)),
+        metadata=metadata or None,
+        agent_name=parse_text(attributes.get("traceloop.entity.name")) if kind is Kind.AGENT else None,
     )
 
 
 def _unwrap_entity(value: Any) -> Any:
-    """What an entity was given or returned, out of its envelope; `null` is nothing."""
-    found = decode_json(value)
-    if found is None or found == "null":
+    """The input or output of an entity without its envelope; None for `null`."""
+    decoded = decode_json(value)
+    if decoded is None or decoded == "null":
         return None
-    if isinstance(found, dict):
+    if isinstance(decoded, dict):
         for key in ("inputs", "outputs"):
-            if key in found:
-                return _unwrap_entity(found[key]) if isinstance(found[key], str) else found[key]
-    return found
+            if key in decoded:
+                return _unwrap_entity(decoded[key]) if isinstance(decoded[key], str) else decoded[key]
+    return decoded
 
 
-def _read_arguments(given: Any) -> Any:
-    """A tool's arguments; a lone positional one stays for whoever knows the tool's parameters."""
-    if isinstance(given, dict) and isinstance(given.get("input_str"), str):
-        return decode_json(given["input_str"])
-    return given
+def _unwrap_arguments(value: Any) -> Any:
+    """A tool's arguments; a single positional one stays, because only the trace tells the tool's parameters."""
+    if isinstance(value, dict) and isinstance(value.get("input_str"), str):
+        return decode_json(value["input_str"])
+    return value
 
 
 def _unwrap_call(value: Any) -> Any:
-    """The one positional argument, if that is all there is."""
+    """The single positional argument or the keyword arguments of a call, if it has nothing else."""
     if isinstance(value, dict) and value.keys() == {"args", "kwargs"}:
         args, kwargs = value["args"], value["kwargs"]
         if isinstance(args, list) and len(args) == 1 and not kwargs:

@@ -34,115 +34,120 @@ _CALL_SUFFIXES = (".doGenerate", ".doStream")
 _OUTER_OPERATIONS = frozenset({"ai.generateText", "ai.streamText", "ai.generateObject", "ai.streamObject"})
 
 
-def read(source: SpanView) -> NormalizedSpan | None:
-    """Reads calls of models, their outer spans, tool calls, embeddings and reranking."""
-    found = source.attributes
-    operation = found.get("ai.operationId")
+def read(span: SpanView) -> NormalizedSpan | None:
+    """Read model calls, their outer spans, tool calls, embeddings and reranking."""
+    attributes = span.attributes
+    operation = attributes.get("ai.operationId")
     if not isinstance(operation, str):
         return None
-    shared = _read_common(found)
+    common = _read_common(attributes)
     if operation == "ai.toolCall":
-        return shared._replace(
+        return common._replace(
             kind=Kind.TOOL,
-            tool_name=parse_text(found.get("ai.toolCall.name")),
-            tool_call_id=parse_text(found.get("ai.toolCall.id")),
-            input=found.get("ai.toolCall.args", found.get("ai.toolCall.input")),
-            output=decode_json(found.get("ai.toolCall.result", found.get("ai.toolCall.output"))),
+            tool_name=parse_text(attributes.get("ai.toolCall.name")),
+            tool_call_id=parse_text(attributes.get("ai.toolCall.id")),
+            input=attributes.get("ai.toolCall.args", attributes.get("ai.toolCall.input")),
+            output=decode_json(attributes.get("ai.toolCall.result", attributes.get("ai.toolCall.output"))),
         )
     if operation.startswith("ai.embed"):
-        return shared._replace(
+        return common._replace(
             kind=Kind.EMBEDDING,
-            embedded_texts=_read_embedded_texts(found),
-            usage=_read_embedding_usage(found),
+            embedded_texts=_read_embedded_texts(attributes),
+            usage=_read_embedding_usage(attributes),
         )
     if operation.startswith("ai.rerank"):
-        return shared._replace(kind=Kind.RERANKER)
+        return common._replace(kind=Kind.RERANKER)
     if operation not in _OUTER_OPERATIONS and not operation.endswith(_CALL_SUFFIXES):
         return None
-    outer = operation in _OUTER_OPERATIONS
-    given = (
-        read_request(found.get("ai.prompt"), model=True) if outer else read_messages(found.get("ai.prompt.messages"))
-    )
-    answered = _read_answer(found)
-    carried = [key for key in ("ai.prompt.messages", "ai.prompt") if given and key in found]
-    carried += [key for key in ("ai.response.text", "ai.response.toolCalls") if answered and key in found]
-    return shared._replace(
+    is_outer = operation in _OUTER_OPERATIONS
+    if is_outer:
+        input_messages = read_request(attributes.get("ai.prompt"), is_model=True)
+    else:
+        input_messages = read_messages(attributes.get("ai.prompt.messages"))
+    output_messages = _read_answer(attributes)
+    covered_keys = [key for key in ("ai.prompt.messages", "ai.prompt") if input_messages and key in attributes]
+    covered_keys += [
+        key for key in ("ai.response.text", "ai.response.toolCalls") if output_messages and key in attributes
+    ]
+    return common._replace(
         kind=Kind.CHAT_MODEL,
-        wraps_calls=outer or None,
-        input_messages=given,
-        output_messages=answered,
-        tools=read_tools(found.get("ai.prompt.tools")),
+        wraps_calls=is_outer or None,
+        input_messages=input_messages,
+        output_messages=output_messages,
+        tools=read_tools(attributes.get("ai.prompt.tools")),
         # The outer span has the usage of the last step only.
-        usage=None if outer else _read_usage(found),
-        finish_reason=parse_text(found.get("ai.response.finishReason")),
-        invocation_parameters=_read_parameters(found),
-        carried=tuple(carried),
+        usage=None if is_outer else _read_usage(attributes),
+        finish_reason=parse_text(attributes.get("ai.response.finishReason")),
+        invocation_parameters=_read_parameters(attributes),
+        covered_keys=tuple(covered_keys),
     )
 
 
-def _read_common(found: Mapping[str, Any]) -> NormalizedSpan:
+def _read_common(attributes: Mapping[str, Any]) -> NormalizedSpan:
     start = len(_METADATA)
-    metadata = {key[start:]: value for key, value in found.items() if key.startswith(_METADATA)}
-    rest = {key: to_text(value) for key, value in metadata.items() if key not in _IDENTITY_KEYS}
+    metadata = {key[start:]: value for key, value in attributes.items() if key.startswith(_METADATA)}
+    other_metadata = {key: to_text(value) for key, value in metadata.items() if key not in _IDENTITY_KEYS}
     return NormalizedSpan(
-        request_model=parse_text(found.get("ai.model.id")),
-        response_model=parse_text(found.get("ai.response.model")),
-        provider=parse_text(found.get("ai.model.provider")),
+        request_model=parse_text(attributes.get("ai.model.id")),
+        response_model=parse_text(attributes.get("ai.response.model")),
+        provider=parse_text(attributes.get("ai.model.provider")),
         session=select_text(*(metadata.get(key) for key in ("sessionId", "session_id", "threadId", "conversationId"))),
         user=select_text(metadata.get("userId"), metadata.get("user_id")),
         tags=parse_texts(metadata.get("tags")),
-        metadata=rest or None,
-        response_id=parse_text(found.get("ai.response.id")),
+        metadata=other_metadata or None,
+        response_id=parse_text(attributes.get("ai.response.id")),
     )
 
 
-def _read_answer(found: Mapping[str, Any]) -> tuple[Message, ...] | None:
-    said = select_text(found.get("ai.response.text"), found.get("ai.response.object"), found.get("ai.result.text"))
+def _read_answer(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
+    answer = select_text(
+        attributes.get("ai.response.text"), attributes.get("ai.response.object"), attributes.get("ai.result.text")
+    )
     calls = []
-    for call in parse_objects(found.get("ai.response.toolCalls", found.get("ai.result.toolCalls"))):
+    for call in parse_objects(attributes.get("ai.response.toolCalls", attributes.get("ai.result.toolCalls"))):
         name = parse_text(call.get("toolName"))
         if name:
             arguments = call.get("input", call.get("args"))
             calls.append(ToolCall(to_text(call.get("toolCallId") or ""), name, to_text(arguments)))
-    reasoning = to_text(found.get("ai.response.reasoning") or "")
-    if not said and not calls and not reasoning:
+    reasoning = to_text(attributes.get("ai.response.reasoning") or "")
+    if not answer and not calls and not reasoning:
         return None
-    parts = (Part("text", said),) if said else ()
+    parts = (Part("text", answer),) if answer else ()
     return (Message("assistant", parts, tuple(calls), reasoning=reasoning),)
 
 
-def _read_usage(found: Mapping[str, Any]) -> Usage | None:
-    given = parse_int(found.get("ai.usage.inputTokens", found.get("ai.usage.promptTokens")))
-    answered = parse_int(found.get("ai.usage.outputTokens", found.get("ai.usage.completionTokens")))
-    if given is None and answered is None:
+def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:
+    input_tokens = parse_int(attributes.get("ai.usage.inputTokens", attributes.get("ai.usage.promptTokens")))
+    output_tokens = parse_int(attributes.get("ai.usage.outputTokens", attributes.get("ai.usage.completionTokens")))
+    if input_tokens is None and output_tokens is None:
         return None
     return Usage(
-        given,
-        answered,
-        parse_int(found.get("ai.usage.totalTokens")),
-        cache_read=parse_int(found.get("ai.usage.cachedInputTokens")),
-        reasoning=parse_int(found.get("ai.usage.reasoningTokens")),
+        input_tokens,
+        output_tokens,
+        parse_int(attributes.get("ai.usage.totalTokens")),
+        cache_read=parse_int(attributes.get("ai.usage.cachedInputTokens")),
+        reasoning=parse_int(attributes.get("ai.usage.reasoningTokens")),
     )
 
 
-def _read_embedding_usage(found: Mapping[str, Any]) -> Usage | None:
-    tokens = parse_int(found.get("ai.usage.tokens"))
-    is_call = str(found.get("ai.operationId")).endswith(".doEmbed")
+def _read_embedding_usage(attributes: Mapping[str, Any]) -> Usage | None:
+    tokens = parse_int(attributes.get("ai.usage.tokens"))
+    is_call = str(attributes.get("ai.operationId")).endswith(".doEmbed")
     return Usage(tokens, 0, tokens) if tokens is not None and is_call else None
 
 
-def _read_embedded_texts(found: Mapping[str, Any]) -> tuple[str, ...] | None:
-    values = found.get("ai.values")
+def _read_embedded_texts(attributes: Mapping[str, Any]) -> tuple[str, ...] | None:
+    values = attributes.get("ai.values")
     if values is None:
-        single = decode_json(found.get("ai.value"))
+        single = decode_json(attributes.get("ai.value"))
         return (single,) if isinstance(single, str) else None
-    listed = parse_structured(values) or []
-    said = tuple(each for item in listed if isinstance(each := decode_json(item), str))
-    return said or None
+    values = parse_structured(values) or []
+    embedded_texts = tuple(decoded for item in values if isinstance(decoded := decode_json(item), str))
+    return embedded_texts or None
 
 
-def _read_parameters(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _read_parameters(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
     start = len(_SETTINGS)
-    settings = {key[start:]: value for key, value in found.items() if key.startswith(_SETTINGS)}
+    settings = {key[start:]: value for key, value in attributes.items() if key.startswith(_SETTINGS)}
     settings.pop("maxRetries", None)
     return settings or None

@@ -1,4 +1,4 @@
-"""OpenInference's attributes, for spans that were written in another convention."""
+"""OpenInference's attributes, for spans in another convention."""
 
 from __future__ import annotations
 
@@ -35,132 +35,125 @@ _COUNT_KEYS = (
 _SYSTEMS = frozenset({"openai", "anthropic", "cohere", "mistralai", "vertexai"})
 
 
-def write(span: SpanState, *, messages: bool) -> dict[str, Any]:
-    """The attributes of OpenInference's for a span.
+def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
+    """OpenInference's attributes for a span.
 
-    Args:
-        span: The span.
-        messages: Whether to write messages and tools too, and the values that MLflow has in attributes of its own.
+    `with_messages` includes messages, tools and the values that MLflow has in attributes of its own.
     """
-    found, kind = span.observation, span.kind
+    normalized, kind = span.normalized, span.kind
     if kind is None:
         return {}
-    there = span.attributes
-    written: dict[str, Any] = {SpanAttributes.OPENINFERENCE_SPAN_KIND: to_openinference_kind(kind)}
-    if found.session:
-        written[SpanAttributes.SESSION_ID] = found.session
-    if found.user:
-        written[SpanAttributes.USER_ID] = found.user
-    if found.tags:
-        written[SpanAttributes.TAG_TAGS] = list(found.tags)
-    if found.metadata:
-        written[SpanAttributes.METADATA] = to_json(found.metadata)
-    if found.agent_name:
-        written["agent.name"] = found.agent_name
-    _write_model(found, kind, written)
-    if found.usage is not None and span.keeps_usage and not any(key in there for key in _COUNT_KEYS):
-        counts = found.usage
+    own = span.attributes
+    attributes: dict[str, Any] = {SpanAttributes.OPENINFERENCE_SPAN_KIND: to_openinference_kind(kind)}
+    if normalized.session:
+        attributes[SpanAttributes.SESSION_ID] = normalized.session
+    if normalized.user:
+        attributes[SpanAttributes.USER_ID] = normalized.user
+    if normalized.tags:
+        attributes[SpanAttributes.TAG_TAGS] = list(normalized.tags)
+    if normalized.metadata:
+        attributes[SpanAttributes.METADATA] = to_json(normalized.metadata)
+    if normalized.agent_name:
+        attributes["agent.name"] = normalized.agent_name
+    _write_model(normalized, kind, attributes)
+    if normalized.usage is not None and span.counts_usage and not any(key in own for key in _COUNT_KEYS):
+        counts = normalized.usage
         if counts.total is None:
             counts = counts._replace(total=(counts.input or 0) + (counts.output or 0))
-        written.update((key, count) for key, count in zip(_COUNT_KEYS, counts, strict=True) if count is not None)
+        attributes.update((key, count) for key, count in zip(_COUNT_KEYS, counts, strict=True) if count is not None)
     if kind is Kind.TOOL:
-        _write_tool(found, written)
-    if messages:
-        _write_values(span, written)
+        _write_tool(normalized, attributes)
+    if with_messages:
+        _write_values(span, attributes)
         if is_model(kind):
-            _write_messages(found, there, written)
-    return written
+            _write_messages(normalized, own, attributes)
+    return attributes
 
 
 def has_all_counts(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
-    """Whether OpenInference's counts among a span's attributes say all that MLflow wants to know of its tokens.
-
-    Args:
-        usage: What is known.
-        attributes: All attributes of the span.
-    """
+    """Whether OpenInference's counts among a span's attributes hold everything that MLflow reads about its tokens."""
     if usage is None or not usage.input or not usage.output or usage.cache_read or usage.cache_write:
         return False
-    given, answered, total = map(attributes.get, _COUNT_KEYS[:3])
-    # MLflow adds up what has no total.
+    input_tokens, output_tokens, total = map(attributes.get, _COUNT_KEYS[:3])
+    # Without a total, MLflow adds input and output tokens.
     totals = (None, usage.input + usage.output)
-    return (given, answered) == (usage.input, usage.output) and total in totals and usage.total in totals
+    return (input_tokens, output_tokens) == (usage.input, usage.output) and total in totals and usage.total in totals
 
 
-def _write_model(found: NormalizedSpan, kind: Kind, written: dict[str, Any]) -> None:
-    model = found.response_model or found.request_model
+def _write_model(normalized: NormalizedSpan, kind: Kind, attributes: dict[str, Any]) -> None:
+    model = normalized.response_model or normalized.request_model
     if is_model(kind):
         if model:
-            written[SpanAttributes.LLM_MODEL_NAME] = model
-        if provider := resolve_provider(found.provider, model):
-            written[SpanAttributes.LLM_PROVIDER] = to_openinference_provider(provider)
+            attributes[SpanAttributes.LLM_MODEL_NAME] = model
+        if provider := resolve_provider(normalized.provider, model):
+            attributes[SpanAttributes.LLM_PROVIDER] = to_openinference_provider(provider)
             if provider in _SYSTEMS:
-                written[SpanAttributes.LLM_SYSTEM] = provider
-        if found.invocation_parameters:
-            written[SpanAttributes.LLM_INVOCATION_PARAMETERS] = to_json(found.invocation_parameters)
-        if found.finish_reason:
-            written["llm.finish_reason"] = found.finish_reason
+                attributes[SpanAttributes.LLM_SYSTEM] = provider
+        if normalized.invocation_parameters:
+            attributes[SpanAttributes.LLM_INVOCATION_PARAMETERS] = to_json(normalized.invocation_parameters)
+        if normalized.finish_reason:
+            attributes["llm.finish_reason"] = normalized.finish_reason
     elif model and kind is Kind.EMBEDDING:
-        written[SpanAttributes.EMBEDDING_MODEL_NAME] = model
+        attributes[SpanAttributes.EMBEDDING_MODEL_NAME] = model
     elif model and kind is Kind.RERANKER:
-        written[RerankerAttributes.RERANKER_MODEL_NAME] = model
+        attributes[RerankerAttributes.RERANKER_MODEL_NAME] = model
 
 
-def _write_tool(found: NormalizedSpan, written: dict[str, Any]) -> None:
-    if found.tool_name:
-        written[SpanAttributes.TOOL_NAME] = found.tool_name
-    if found.tool_description:
-        written[SpanAttributes.TOOL_DESCRIPTION] = found.tool_description
-    if found.tool_call_id:
-        written["tool.id"] = found.tool_call_id
+def _write_tool(normalized: NormalizedSpan, attributes: dict[str, Any]) -> None:
+    if normalized.tool_name:
+        attributes[SpanAttributes.TOOL_NAME] = normalized.tool_name
+    if normalized.tool_description:
+        attributes[SpanAttributes.TOOL_DESCRIPTION] = normalized.tool_description
+    if normalized.tool_call_id:
+        attributes["tool.id"] = normalized.tool_call_id
 
 
-def _write_values(span: SpanState, written: dict[str, Any]) -> None:
-    """`input.value` and `output.value`, each with what it is; documents."""
-    found, kind, there = span.observation, span.kind, span.attributes
-    given: Any = found.input
-    answered: Any = found.output
+def _write_values(span: SpanState, attributes: dict[str, Any]) -> None:
+    """`input.value` and `output.value` with their media types, and documents."""
+    normalized, kind, own = span.normalized, span.kind, span.attributes
+    input_value: Any = normalized.input
+    output_value: Any = normalized.output
     if kind is Kind.TOOL:
-        given, answered = decode_json(given), unwrap_result(answered)
-    elif found.query is not None and given is None:
-        given = found.query
-    elif found.embedded_texts and given is None:
-        given = {"input": list(found.embedded_texts)}
+        input_value, output_value = decode_json(input_value), unwrap_result(output_value)
+    elif normalized.query is not None and input_value is None:
+        input_value = normalized.query
+    elif normalized.embedded_texts and input_value is None:
+        input_value = {"input": list(normalized.embedded_texts)}
     elif is_model(kind):
-        if found.input_messages and SpanAttributes.INPUT_VALUE not in there:
-            given = {"messages": _build_plain_messages(found.input_messages)}
-        if found.output_messages and SpanAttributes.OUTPUT_VALUE not in there:
-            answered = {"messages": _build_plain_messages(found.output_messages)}
+        if normalized.input_messages and SpanAttributes.INPUT_VALUE not in own:
+            input_value = {"messages": _build_plain_messages(normalized.input_messages)}
+        if normalized.output_messages and SpanAttributes.OUTPUT_VALUE not in own:
+            output_value = {"messages": _build_plain_messages(normalized.output_messages)}
     elif kind is Kind.AGENT or span.parent_id is None:
-        given, answered = (
-            given if given is not None else span.question,
-            answered if answered is not None else span.answer,
+        input_value, output_value = (
+            input_value if input_value is not None else span.question,
+            output_value if output_value is not None else span.answer,
         )
     for value, name, mime in (
-        (given, SpanAttributes.INPUT_VALUE, SpanAttributes.INPUT_MIME_TYPE),
-        (answered, SpanAttributes.OUTPUT_VALUE, SpanAttributes.OUTPUT_MIME_TYPE),
+        (input_value, SpanAttributes.INPUT_VALUE, SpanAttributes.INPUT_MIME_TYPE),
+        (output_value, SpanAttributes.OUTPUT_VALUE, SpanAttributes.OUTPUT_MIME_TYPE),
     ):
-        if value is not None and name not in there:
-            written[name] = to_text(value)
-            written[mime] = _TEXT if isinstance(value, str) else _JSON
-    if found.documents and not _has_prefix(there, SpanAttributes.RETRIEVAL_DOCUMENTS + "."):
-        for index, document in enumerate(found.documents):
+        if value is not None and name not in own:
+            attributes[name] = to_text(value)
+            attributes[mime] = _TEXT if isinstance(value, str) else _JSON
+    if normalized.documents and not _has_prefix(own, SpanAttributes.RETRIEVAL_DOCUMENTS + "."):
+        for index, document in enumerate(normalized.documents):
             prefix = f"{SpanAttributes.RETRIEVAL_DOCUMENTS}.{index}."
-            written[prefix + DocumentAttributes.DOCUMENT_CONTENT] = document.content
+            attributes[prefix + DocumentAttributes.DOCUMENT_CONTENT] = document.content
             if document.id:
-                written[prefix + DocumentAttributes.DOCUMENT_ID] = document.id
+                attributes[prefix + DocumentAttributes.DOCUMENT_ID] = document.id
             if document.score is not None:
-                written[prefix + DocumentAttributes.DOCUMENT_SCORE] = document.score
+                attributes[prefix + DocumentAttributes.DOCUMENT_SCORE] = document.score
             if document.metadata:
-                written[prefix + DocumentAttributes.DOCUMENT_METADATA] = to_json(document.metadata)
+                attributes[prefix + DocumentAttributes.DOCUMENT_METADATA] = to_json(document.metadata)
 
 
-def _has_prefix(there: Mapping[str, Any], prefix: str) -> bool:
-    return any(key.startswith(prefix) for key in there)
+def _has_prefix(attributes: Mapping[str, Any], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in attributes)
 
 
 def _build_plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    made = []
+    result = []
     for message in messages:
         item: dict[str, Any] = {"role": message.role, "content": message.text}
         if message.tool_calls:
@@ -170,48 +163,48 @@ def _build_plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
             ]
         if message.tool_call_id:
             item["tool_call_id"] = message.tool_call_id
-        made.append(item)
-    return made
+        result.append(item)
+    return result
 
 
-def _write_messages(found: NormalizedSpan, there: Any, written: dict[str, Any]) -> None:
+def _write_messages(normalized: NormalizedSpan, own: Any, attributes: dict[str, Any]) -> None:
     for messages, group in (
-        (found.input_messages, SpanAttributes.LLM_INPUT_MESSAGES),
-        (found.output_messages, SpanAttributes.LLM_OUTPUT_MESSAGES),
+        (normalized.input_messages, SpanAttributes.LLM_INPUT_MESSAGES),
+        (normalized.output_messages, SpanAttributes.LLM_OUTPUT_MESSAGES),
     ):
-        if messages and f"{group}.0.message.role" not in there and not _has_prefix(there, group + "."):
+        if messages and f"{group}.0.message.role" not in own and not _has_prefix(own, group + "."):
             for index, message in enumerate(messages):
-                _write_message(message, f"{group}.{index}.", written)
-    if found.tools and not _has_prefix(there, SpanAttributes.LLM_TOOLS + "."):
-        for index, tool in enumerate(found.tools):
+                _write_message(message, f"{group}.{index}.", attributes)
+    if normalized.tools and not _has_prefix(own, SpanAttributes.LLM_TOOLS + "."):
+        for index, tool in enumerate(normalized.tools):
             function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters or {}}
-            written[f"{SpanAttributes.LLM_TOOLS}.{index}.tool.json_schema"] = to_json(
+            attributes[f"{SpanAttributes.LLM_TOOLS}.{index}.tool.json_schema"] = to_json(
                 {"type": "function", "function": function}
             )
 
 
-def _write_message(message: Message, prefix: str, written: dict[str, Any]) -> None:
-    written[prefix + MessageAttributes.MESSAGE_ROLE] = message.role
+def _write_message(message: Message, prefix: str, attributes: dict[str, Any]) -> None:
+    attributes[prefix + MessageAttributes.MESSAGE_ROLE] = message.role
     if all(part.kind == "text" for part in message.parts):
         if message.parts:
-            written[prefix + MessageAttributes.MESSAGE_CONTENT] = message.text
+            attributes[prefix + MessageAttributes.MESSAGE_CONTENT] = message.text
     else:
         for index, part in enumerate(message.parts):
-            inner = f"{prefix}{MessageAttributes.MESSAGE_CONTENTS}.{index}.message_content."
-            written[inner + "type"] = part.kind if part.kind != "file" else "document"
+            part_prefix = f"{prefix}{MessageAttributes.MESSAGE_CONTENTS}.{index}.message_content."
+            attributes[part_prefix + "type"] = part.kind if part.kind != "file" else "document"
             if part.kind == "text":
-                written[inner + "text"] = part.text
+                attributes[part_prefix + "text"] = part.text
             elif part.kind == "image":
-                written[inner + "image.image.url"] = part.url
+                attributes[part_prefix + "image.image.url"] = part.url
             elif part.url or part.text:
-                written[inner + "text"] = part.text or part.url
+                attributes[part_prefix + "text"] = part.text or part.url
     if message.name:
-        written[prefix + MessageAttributes.MESSAGE_NAME] = message.name
+        attributes[prefix + MessageAttributes.MESSAGE_NAME] = message.name
     if message.tool_call_id:
-        written[prefix + MessageAttributes.MESSAGE_TOOL_CALL_ID] = message.tool_call_id
+        attributes[prefix + MessageAttributes.MESSAGE_TOOL_CALL_ID] = message.tool_call_id
     for index, call in enumerate(message.tool_calls):
-        inner = f"{prefix}{MessageAttributes.MESSAGE_TOOL_CALLS}.{index}."
+        part_prefix = f"{prefix}{MessageAttributes.MESSAGE_TOOL_CALLS}.{index}."
         if call.id:
-            written[inner + "tool_call.id"] = call.id
-        written[inner + ToolCallAttributes.TOOL_CALL_FUNCTION_NAME] = call.name
-        written[inner + ToolCallAttributes.TOOL_CALL_FUNCTION_ARGUMENTS_JSON] = call.arguments
+            attributes[part_prefix + "tool_call.id"] = call.id
+        attributes[part_prefix + ToolCallAttributes.TOOL_CALL_FUNCTION_NAME] = call.name
+        attributes[part_prefix + ToolCallAttributes.TOOL_CALL_FUNCTION_ARGUMENTS_JSON] = call.arguments
