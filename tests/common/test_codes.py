@@ -46,9 +46,9 @@ def messages(tree: ast.AST) -> Iterator[tuple[ast.Call, ast.AST]]:
 
 def has_code(call: ast.Call, function: ast.AST) -> bool:
     """Whether a message has a code where it is logged, or where its text is put together."""
-    names = {each.id for each in ast.walk(call) if isinstance(each, ast.Name)}
-    assigned = [each for each in ast.walk(function) if isinstance(each, ast.Assign)]
-    texts = [ast.unparse(each.value) for each in assigned if {ast.unparse(one) for one in each.targets} & names]
+    names = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
+    assignments = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+    texts = [ast.unparse(node.value) for node in assignments if {ast.unparse(name) for name in node.targets} & names]
     texts.append(ast.unparse(call))
     return any(word in text for text in texts for word in ("MessageCode.", "add_code(", "_explain("))
 
@@ -143,9 +143,9 @@ def test_add_fix_ends_the_message_with_a_full_stop() -> None:
 
 
 def test_codes_in_the_guide_and_in_other_documents_exist() -> None:
-    known = {code.number for code in MessageCode}
+    numbers = {code.number for code in MessageCode}
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        assert set(re.findall(r"MLO-\d{3}", path.read_text())) <= known, path.name
+        assert set(re.findall(r"MLO-\d{3}", path.read_text())) <= numbers, path.name
 
 
 def test_configuration_error_ends_with_its_code() -> None:
