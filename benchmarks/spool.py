@@ -61,16 +61,16 @@ def _measure_requests(
     written, read = [], []
     for number in range(_RUNS):
         spool = SpoolStorage(settings, f"{kind} {fsync} {number}", "", ProblemLog())
-        spool.put(_HERE, encoded)
+        spool.append(_HERE, encoded)
         writes, reads = [], []
 
         def write(spool: SpoolStorage = spool) -> None:
             for _ in range(_REQUESTS):
-                assert spool.put(_HERE, encoded)
+                assert spool.append(_HERE, encoded)
 
         def take(spool: SpoolStorage = spool) -> None:
             for entry in spool.entries()[:_REQUESTS]:
-                assert spool.load(entry) is not None
+                assert spool.checkout(entry) is not None
                 spool.remove(entry)
 
         for _ in range(_TRIES):
@@ -88,12 +88,12 @@ def _measure_journal(folder: Path, kind: str) -> list[float]:
     for _ in range(_RUNS):
         journal = Journal(lambda: folder, ProblemLog())
 
-        def write(record: Callable[[Any], None] = journal.record) -> None:
+        def write(record: Callable[[Any], None] = journal.append) -> None:
             for span in spans:
                 record(span)
 
         times.append(min(_measure_seconds(write) for _ in range(_TRIES)) * 1e6 / _SPANS)
-        journal.forget([(span.context.trace_id, span.context.span_id) for span in spans if span.context])
+        journal.acknowledge([(span.context.trace_id, span.context.span_id) for span in spans if span.context])
         journal.close()
     return times
 

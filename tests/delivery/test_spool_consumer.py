@@ -40,8 +40,8 @@ PLACES = [Destination(experiment_id=str(number)) for number in range(4)]
 
 @pytest.fixture(autouse=True)
 def _always_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(storage_module, "_LOOK_SHARE", 0.0)
+    monkeypatch.setattr(storage_module, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(storage_module, "_REFRESH_FACTOR", 0.0)
     monkeypatch.setattr(spool_consumer_module, "_BUSY_SECONDS", 0.0)
 
 
@@ -84,7 +84,7 @@ class Process:
         return self.drainer._turn()
 
     def put(self, name: str, place: Destination = PLACES[0]) -> None:
-        assert self.depot.put(place, encoded(name), attempted=False, uncertain=False)
+        assert self.depot.append(place, encoded(name), attempted=False, uncertain=False)
 
     @property
     def names(self) -> list[str]:
@@ -408,7 +408,7 @@ def test_without_a_thread_what_is_on_disk_stays_there(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         one.drainer.wake()
-    assert len(one.depot.spool.entries()) == 1
+    assert len(one.depot.storage.entries()) == 1
     one.drainer.wake()  # as soon as there is one again
     until(lambda: one.given)
 
@@ -497,7 +497,7 @@ def test_what_may_have_arrived_is_asked_for_on_servers_that_count_twice(
     settings = resolve({"tracking_uri": scripted_server.url, "spool": True, "spool_dir": tmp_path})
     depot = open_queue(settings, "none", ProblemLog())
     long_ago = time.time() - 3600
-    assert depot.spool.put(PLACES[1], spans, uncertain=uncertain, sent=long_ago)
+    assert depot.storage.append(PLACES[1], spans, uncertain=uncertain, sent_at=long_ago)
 
     def stored(_: Recorded) -> Answer:
         ids = {"trace_id": spans[0].trace_id.to_bytes(16, "big"), "span_id": spans[0].span_id.to_bytes(8, "big")}
@@ -509,7 +509,7 @@ def test_what_may_have_arrived_is_asked_for_on_servers_that_count_twice(
     scripted_server.answer_with("/api/3.0/mlflow/traces/batchGet", stored)
     scripted_server.answer_with("/v1/traces", lambda _: ACCEPTED)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, spool=True, spool_dir=tmp_path)
-    until(lambda: depot.spool.totals().files == 0)
+    until(lambda: depot.storage.totals().file_count == 0)
     exporter.shutdown(5000)
     came = [span.name for request in scripted_server.to("/v1/traces") for span in request.spans()]
     assert came == (sent if uncertain else ["s00", "s01"])

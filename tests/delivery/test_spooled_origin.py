@@ -35,8 +35,8 @@ def encoded(*names: str) -> list[EncodedSpan]:
 
 @pytest.fixture(autouse=True)
 def _always_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(storage_module, "_LOOK_SHARE", 0.0)
+    monkeypatch.setattr(storage_module, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(storage_module, "_REFRESH_FACTOR", 0.0)
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_read_export_request_returns_what_was_put(
     made: Callable[[], PersistentQueue], attempted: bool, uncertain: bool
 ) -> None:
     depot, spans = made(), encoded("a", "b")
-    assert depot.put(HERE, spans, attempted=attempted, uncertain=uncertain)
-    shipment = read_export_request(depot, depot.spool.entries()[0], Told())
+    assert depot.append(HERE, spans, attempted=attempted, uncertain=uncertain)
+    shipment = read_export_request(depot, depot.storage.entries()[0], Told())
     assert shipment is not None
     assert shipment.origin.kept
     assert (shipment.destination, shipment.spans, shipment.origin.remaining) == (HERE, spans, 2)
@@ -96,8 +96,8 @@ def test_a_server_is_asked_no_longer_than_it_may_write(
     made: Callable[[], PersistentQueue], seconds: float, asks: bool
 ) -> None:
     depot = made()
-    assert depot.spool.put(HERE, encoded("a"), uncertain=True, sent=time.time() + seconds)
-    shipment = read_export_request(depot, depot.spool.entries()[0], Told())
+    assert depot.storage.append(HERE, encoded("a"), uncertain=True, sent_at=time.time() + seconds)
+    shipment = read_export_request(depot, depot.storage.entries()[0], Told())
     assert shipment is not None
     left = shipment.ask_until - time.monotonic()
     assert (0 < left <= MAX_WRITE_SECONDS) if asks else left <= 0
@@ -110,8 +110,8 @@ def taken(
     made: Callable[[], PersistentQueue], *names: str, uncertain: bool = False
 ) -> tuple[PersistentQueue, SpooledOrigin, Told]:
     depot, told = made(), Told()
-    assert depot.put(HERE, encoded(*names), attempted=uncertain, uncertain=uncertain)
-    shipment = read_export_request(depot, depot.spool.entries()[0], told)
+    assert depot.append(HERE, encoded(*names), attempted=uncertain, uncertain=uncertain)
+    shipment = read_export_request(depot, depot.storage.entries()[0], told)
     assert shipment is not None
     assert isinstance(shipment.origin, SpooledOrigin)
     return depot, shipment.origin, told
@@ -122,12 +122,12 @@ def test_before_it_is_sent_its_file_says_that_it_may_have_arrived(
 ) -> None:
     _, origin, _ = taken(made, "a")
     [path] = files(folder)
-    assert state_on(path) == DeliveryState(0, uncertain=False, sent=0.0)
+    assert state_on(path) == DeliveryState(0, uncertain=False, sent_at=0.0)
     before = time.time()
     origin.sending()
     state = state_on(path)
     assert (state.attempts, state.uncertain) == (1, True)
-    assert before <= state.sent <= time.time()
+    assert before <= state.sent_at <= time.time()
 
 
 FATES: list[tuple[list[str], bool]] = [
@@ -168,7 +168,7 @@ def test_it_goes_when_each_span_has_an_outcome(made: Callable[[], PersistentQueu
     origin.settle(1, 0)
     assert files(folder) == []
     assert told.ended == [True]
-    assert depot.spool.totals().files == 0
+    assert depot.storage.totals().file_count == 0
 
 
 def test_what_waits_for_longer_lets_others_go_and_stays(made: Callable[[], PersistentQueue], folder: Path) -> None:
@@ -178,10 +178,10 @@ def test_what_waits_for_longer_lets_others_go_and_stays(made: Callable[[], Persi
     assert told.ended == [False]
     origin.suspect(10)  # all that is left are suspects
     assert told.ended == [False, False]
-    assert depot.spool.entries() == []  # in hand still
+    assert depot.storage.entries() == []  # in hand still
     origin.release()
     assert told.ended == [False, False, True]
-    assert [entry.name for entry in depot.spool.entries()] == [path.name for path in files(folder)]
+    assert [entry.name for entry in depot.storage.entries()] == [path.name for path in files(folder)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -199,12 +199,12 @@ def test_whatever_happens_to_a_request_nothing_is_sent_unasked_twice(
 
     def take() -> SpooledOrigin | None:
         depot = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
-        [*entries] = depot.spool.entries()
+        [*entries] = depot.storage.entries()
         shipment = read_export_request(depot, entries[0], lambda _entry, _ended: None) if entries else None
         return cast("SpooledOrigin", shipment.origin) if shipment else None
 
     first = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
-    assert first.put(HERE, encoded("a", "b", "c"), attempted=False, uncertain=False)
+    assert first.append(HERE, encoded("a", "b", "c"), attempted=False, uncertain=False)
     origin, may_have_arrived = take(), False
     for event in events:
         if origin is None or origin.remaining <= 0:

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, configure, shutdown, trace_context
-from mlflow_otlp_exporter._internal.encoding.attachment import attached
+from mlflow_otlp_exporter._internal.encoding.attachment import create_attachment
 from support.environments import MLFLOW_VERSIONS, ROOT, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer, Recorded, ScriptedServer
@@ -82,7 +82,7 @@ class FakeMLflow:
         for span in found:
             assert span.context is not None
             for each in pictures:
-                made = attached(span.context.trace_id, "image/png", each)
+                made = create_attachment(span.context.trace_id, "image/png", each)
                 self.refs.append(made.ref)
                 folder = f"/7/traces/tr-{span.context.trace_id:032x}/artifacts/attachments/{made.id}"
                 server.answer_with(f"/api/2.0/mlflow-artifacts/artifacts{folder}", self._file)

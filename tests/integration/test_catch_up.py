@@ -102,7 +102,7 @@ def catch_up(server: MLflowServer, experiment: str, root: Path) -> float:
     headers = {"content-type": "application/x-protobuf", "x-mlflow-experiment-id": experiment}
     with requests.Session() as session:
         for one, other in zip(parts[::2], parts[1::2], strict=True):
-            bodies = [encode_request(file_format.from_bytes(path.read_bytes())[2]) for path in one]
+            bodies = [encode_request(file_format.decode_file(path.read_bytes())[2]) for path in one]
             begin = time.monotonic()
             for body in bodies:
                 session.post(f"{server.uri}/v1/traces", data=body, headers=headers, timeout=60).raise_for_status()

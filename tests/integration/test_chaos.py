@@ -78,7 +78,7 @@ def test_four_processes_share_a_spool_while_they_are_killed(
     depot = open_queue(settings, "none", ProblemLog())
     encoder = SpanEncoder()
     for span in finished(*map(str, range(2000))):
-        assert depot.put(Destination(experiment_id="1"), [encoder.encode(span)], attempted=False, uncertain=False)
+        assert depot.append(Destination(experiment_id="1"), [encoder.encode(span)], attempted=False, uncertain=False)
     [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 

@@ -491,16 +491,16 @@ def test_a_drainer_that_stands_still_at_the_end_does_not_keep_the_lock(
     pipeline = app.exporter._pipeline
     assert pipeline is not None
     assert pipeline.depot is not None
-    drainer, spool = pipeline.drainer, pipeline.depot.spool
+    drainer, spool = pipeline.drainer, pipeline.depot.storage
     assert drainer is not None
-    look, reached, go = spool.existing_folder, threading.Event(), threading.Event()
+    look, reached, go = spool.find_folder, threading.Event(), threading.Event()
 
     def slow() -> Path | None:
         reached.set()
         assert go.wait(60)
         return look()
 
-    monkeypatch.setattr(spool, "existing_folder", slow)
+    monkeypatch.setattr(spool, "find_folder", slow)
     drainer.wake()
     assert reached.wait(30)
     app.telemetry.shutdown(1)

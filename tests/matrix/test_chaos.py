@@ -31,8 +31,8 @@ TOKEN = 'location / { if ($http_authorization != "Bearer {token}") { return 401;
 PASS = "proxy_pass {upstream};"
 ANSWERS = (502, 503, 504, 413, 302)
 # What agents say of a disk without room, and of one that has some again; with `every-span` there is a journal, too.
-_FULL = {False: ("cannot be used",), True: ("cannot be used", "the journal cannot be written")}
-_ROOM = {False: ("the spool can be used again",), True: ("the spool can be used again", "to the journal again")}
+_FULL = {False: ("cannot be used",), True: ("cannot be used", "Journal cannot be written")}
+_ROOM = {False: ("Spool recovered",), True: ("Spool recovered", "Journal recovered")}
 pause = threading.Event().wait
 
 

@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
-from mlflow_otlp_exporter._internal.encoding.sanitizer import span_of
+from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
@@ -131,7 +131,7 @@ def shipment(*attributes: Mapping[str, Any], trace_id: int = 7) -> ExportRequest
 
 
 def shown(found: ExportRequest) -> list[dict[str, str]]:
-    return [{each.key: each.value.string_value for each in span_of(span).attributes} for span in found.spans]
+    return [{each.key: each.value.string_value for each in parse_span(span).attributes} for span in found.spans]
 
 
 def place(found: ExportRequest, number: int = 0) -> str:

@@ -14,8 +14,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._internal.encoding.attachment import attached
-from mlflow_otlp_exporter._internal.encoding.sanitizer import span_of
+from mlflow_otlp_exporter._internal.encoding.attachment import create_attachment
+from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.attachment import Attachment
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -175,23 +175,27 @@ def test_the_same_content_is_one_file_of_a_trace() -> None:
 
 
 def test_references_are_those_of_mlflows_sdk() -> None:
-    made = attached(7, "image/svg+xml", NOISE)
+    made = create_attachment(7, "image/svg+xml", NOISE)
     assert TheirAttachment.parse_ref(made.ref) == {
         "attachment_id": made.id,
         "content_type": "image/svg+xml",
         "trace_id": "tr-" + "0" * 31 + "7",
         "size": len(NOISE),
     }
-    others = {attached(8, "image/svg+xml", NOISE).id, attached(7, "image/svg", NOISE).id, attached(7, "a/b", b"").id}
+    others = {
+        create_attachment(8, "image/svg+xml", NOISE).id,
+        create_attachment(7, "image/svg", NOISE).id,
+        create_attachment(7, "a/b", b"").id,
+    }
     assert made.id not in others
-    assert attached(7, "image/svg+xml", NOISE) == made
+    assert create_attachment(7, "image/svg+xml", NOISE) == made
     assert str(NOISE[:3]) not in repr(made)
-    bare = attached(7, "image/svg+xml", NOISE, is_url=False)
+    bare = create_attachment(7, "image/svg+xml", NOISE, is_url=False)
     assert (bare.id, TheirAttachment.parse_ref(bare.ref)) == (made.id, TheirAttachment.parse_ref(made.ref))
 
 
 def test_base64_that_enrichment_made_a_url_of_comes_back_as_one() -> None:
-    bare = attached(7, "image/png", PNG, is_url=False)
+    bare = create_attachment(7, "image/png", PNG, is_url=False)
     said = {"image_url": {"url": bare.ref}, "data": bare.ref}
     made = SpanEncoder().encode(span(1, {"mlflow.spanInputs": json.dumps(said)}))
     back = shown(inline_attachments(made._replace(attachments=(bare,)), [bare], LIMIT))
@@ -211,7 +215,7 @@ def encoded(attributes: Mapping[str, Any], limit: int = LIMIT, events: tuple[Eve
 
 
 def shown(found: EncodedSpan) -> dict[str, Any]:
-    return {each.key: each.value.string_value for each in span_of(found).attributes}
+    return {each.key: each.value.string_value for each in parse_span(found).attributes}
 
 
 @pytest.mark.parametrize(("part", "kind", "data"), PARTS, ids=named)
@@ -280,7 +284,7 @@ def test_only_what_cannot_be_uploaded_comes_back() -> None:
 def test_events_and_lists_come_back() -> None:
     url = url_of("image/png", PNG)
     found = encoded({"list": [url, "x"]}, events=(Event("e", {"content": url}, 1),))
-    made = span_of(inline_attachments(found, found.attachments, LIMIT))
+    made = parse_span(inline_attachments(found, found.attachments, LIMIT))
     assert [each.string_value for each in made.attributes[0].value.array_value.values] == [url, "x"]
     assert made.events[0].attributes[0].value.string_value == url
 
@@ -303,7 +307,7 @@ def test_whatever_is_between_stays(files: list[bytes], words: list[str]) -> None
 
 def through_disk(spans: list[EncodedSpan]) -> list[EncodedSpan]:
     header = FileHeader(Destination(experiment_id="1"), len(spans), tuple(each.trace_id for each in spans), 1.0)
-    return file_format_module.from_bytes(file_format_module.to_bytes(header, spans, DeliveryState()))[2]
+    return file_format_module.decode_file(file_format_module.encode_file(header, spans, DeliveryState()))[2]
 
 
 def test_files_lie_on_disk_with_their_spans_each_once() -> None:
@@ -325,5 +329,5 @@ def test_files_lie_on_disk_with_their_spans_each_once() -> None:
 
 
 def test_references_that_others_wrote_are_no_files() -> None:
-    (made,) = [SpanEncoder().encode(span(1, {"input.value": attached(1, "image/png", PNG).ref}))]
+    (made,) = [SpanEncoder().encode(span(1, {"input.value": create_attachment(1, "image/png", PNG).ref}))]
     assert through_disk([made]) == [made]

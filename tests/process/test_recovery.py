@@ -24,7 +24,13 @@ from mlflow_otlp_exporter._internal.delivery import spool_consumer
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool import file_format
 from mlflow_otlp_exporter._internal.spool.journal import Journal
-from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader, line, origins_of, origins_record, records
+from mlflow_otlp_exporter._internal.spool.journal_format import (
+    JournalHeader,
+    build_header_record,
+    encode_line,
+    parse_header,
+    parse_lines,
+)
 from mlflow_otlp_exporter._internal.spool.recovery import AbandonedJournal, RecoveredTrace, find_abandoned_journals
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer, Recorded, ScriptedServer
@@ -192,10 +198,10 @@ def test_what_does_not_tell_where_to_goes_nowhere(server: ScriptedServer, caplog
         until(lambda: exporter.stats().dropped == 1)
     assert came(server) == {}
     [kept] = on_disk("refused")
-    header, _, [span] = file_format.from_bytes(kept.read_bytes())
-    assert "does not tell where" in header.message
+    header, _, [span] = file_format.decode_file(kept.read_bytes())
+    assert "does not name their destination" in header.message
     assert b"whose" in span.body
-    assert caplog.text.count("does not tell where") == 1
+    assert caplog.text.count("does not name their destination") == 1
 
 
 def test_nothing_is_removed_that_could_not_be_read(
@@ -204,14 +210,14 @@ def test_nothing_is_removed_that_could_not_be_read(
     killed(server.url, "tracer.start_span('a').end()", MLFLOW_EXPERIMENT_NAME="one")
     broken = threading.Event()
     broken.set()
-    read = AbandonedJournal.traces
+    read = AbandonedJournal.read_traces
 
     def traces(orphan: AbandonedJournal) -> list[RecoveredTrace]:
         if broken.is_set():
             raise OSError(5, "Input/output error")
         return read(orphan)
 
-    monkeypatch.setattr(AbandonedJournal, "traces", traces)
+    monkeypatch.setattr(AbandonedJournal, "read_traces", traces)
     exporter = MLflowSpanExporter(tracking_uri=server.url, spool=True)
     until(lambda: "cannot be read" in caplog.text)
     assert journals()
@@ -231,7 +237,8 @@ def test_what_cannot_be_read_is_set_aside_and_blocks_nothing(
         pass
     assert came(server) == {(None, "one's", None): ["a", "c"]}
     assert len(on_disk("damaged")) == 2
-    assert caplog.text.count("1 lines of a killed process's journal cannot be read: it was set aside in damaged/") == 1
+    message = "1 lines in the journal of a killed process cannot be read. The journal was moved to damaged/."
+    assert caplog.text.count(message) == 1
     assert "damaged  0 spans in 2 files" in said_by_status(server.url)
 
 
@@ -298,19 +305,19 @@ flask.start_span("part of another's", trace.set_span_in_context(trace.NonRecordi
 
 
 def test_a_trace_of_which_a_part_was_sent_is_not_cut(tmp_path: Path) -> None:
-    journal = Journal(lambda: tmp_path / "journal", ProblemLog(), JournalHeader(noise=("tests",)))
+    journal = Journal(lambda: tmp_path / "journal", ProblemLog(), JournalHeader(trace_filter=("tests",)))
     child, root = ended(1, children=1)
     for span in (child, root):
-        journal.record(span)
-    journal.forget([(child.context.trace_id, child.context.span_id)])
+        journal.append(span)
+    journal.acknowledge([(child.context.trace_id, child.context.span_id)])
     journal.close()
     [orphan] = find_abandoned_journals(tmp_path / "journal", "nobody")
-    [trace] = orphan.traces()
-    orphan.release()
+    [trace] = orphan.read_traces()
+    orphan.release_files()
     assert [span.name for span in trace.spans.values()] == ["root 0"]
-    assert not trace.is_noise
-    trace.begun = False
-    assert trace.is_noise
+    assert not trace.is_filtered
+    trace.has_settled_spans = False
+    assert trace.is_filtered
 
 
 def test_a_mask_is_applied_once(server: ScriptedServer) -> None:
@@ -362,11 +369,14 @@ def test_what_was_written_as_it_was_is_cleaned(server: ScriptedServer) -> None:
 
 @pytest.mark.parametrize(
     "origins",
-    [JournalHeader(), JournalHeader(Destination("w", "é", "7", "r"), clean=True, noise=("default", "my.*"))],
+    [
+        JournalHeader(),
+        JournalHeader(Destination("w", "é", "7", "r"), is_redacted=True, trace_filter=("default", "my.*")),
+    ],
 )
 def test_what_holds_for_all_comes_back(origins: JournalHeader) -> None:
-    [record] = records(line(origins_record(origins)))
-    assert origins_of(record) == origins
+    [record] = parse_lines(encode_line(build_header_record(origins)))
+    assert parse_header(record) == origins
 
 
 def test_no_credential_is_in_the_journal(tmp_path: Path) -> None:
@@ -404,13 +414,13 @@ def test_each_identity_finds_its_own_journal_only(server: ScriptedServer, tmp_pa
 def test_new_words_for_noise_hold_for_what_comes_after(tmp_path: Path) -> None:
     journal = Journal(lambda: tmp_path / "journal", ProblemLog())
     before, after = finished("before", "after")
-    journal.record(before)
-    journal.note_noise(["tests"])
-    journal.record(after)
+    journal.append(before)
+    journal.set_trace_filter(["tests"])
+    journal.append(after)
     journal.close()
     [orphan] = find_abandoned_journals(tmp_path / "journal", "nobody")
-    assert {span.name: trace.is_noise for trace in orphan.traces() for span in trace.spans.values()} == {
+    assert {span.name: trace.is_filtered for trace in orphan.read_traces() for span in trace.spans.values()} == {
         "before": False,
         "after": True,
     }
-    orphan.release()
+    orphan.release_files()

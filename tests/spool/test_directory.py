@@ -10,7 +10,7 @@ from mlflow_otlp_exporter._internal.spool.directory import (
     candidate_roots,
     create_private_directory,
     create_spool_directory,
-    existing_spool_directory,
+    find_spool_directory,
     folder_name,
 )
 
@@ -82,7 +82,7 @@ def test_a_link_or_a_file_is_no_folder(tmp_path: Path) -> None:
     for name in ("link", "file"):
         with pytest.raises(NotADirectoryError):
             create_private_directory(tmp_path / name)
-        assert existing_spool_directory(str(tmp_path), name, {}) is None
+        assert find_spool_directory(str(tmp_path), name, {}) is None
 
 
 def test_somebody_elses_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_somebody_elses_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "getuid", lambda: other)
     with pytest.raises(PermissionError):
         create_private_directory(tmp_path / NAME)
-    assert existing_spool_directory(str(tmp_path), NAME, {}) is None
+    assert find_spool_directory(str(tmp_path), NAME, {}) is None
 
 
 def test_the_next_place_where_the_first_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,11 +100,11 @@ def test_the_next_place_where_the_first_cannot_be_used(tmp_path: Path, monkeypat
     environment = {"XDG_STATE_HOME": str(tmp_path / "file")}
     folder = create_spool_directory(None, NAME, environment)
     assert folder == tmp_path / f"mlflow-otlp-exporter-{os.getuid()}" / NAME
-    assert existing_spool_directory(None, NAME, environment) == folder
+    assert find_spool_directory(None, NAME, environment) == folder
     with pytest.raises(OSError, match="Not a directory"):
         create_spool_directory(str(tmp_path / "file"), NAME, {})
 
 
 def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
-    assert existing_spool_directory(str(tmp_path / "root"), NAME, {}) is None
+    assert find_spool_directory(str(tmp_path / "root"), NAME, {}) is None
     assert list(tmp_path.iterdir()) == []

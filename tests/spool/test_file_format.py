@@ -25,7 +25,7 @@ destinations = st.builds(Destination, texts, texts, texts, texts, texts)
 
 
 def file(destination: Destination = Destination(), state: DeliveryState = DeliveryState(), message: str = "") -> bytes:  # noqa: B008
-    return spool_file.to_bytes(FileHeader(destination, len(SPANS), TRACES, 12.5, message), SPANS, state)
+    return spool_file.encode_file(FileHeader(destination, len(SPANS), TRACES, 12.5, message), SPANS, state)
 
 
 @given(destinations, st.integers(0, 2**40), st.booleans(), st.text(max_size=20))
@@ -34,11 +34,11 @@ def test_a_file_says_all_that_is_needed_to_send_it(
 ) -> None:
     state = DeliveryState(attempts, uncertain, 34.5)
     content = file(destination, state, message)
-    header, found, spans = spool_file.from_bytes(content)
+    header, found, spans = spool_file.decode_file(content)
     assert header == FileHeader(destination, 9, TRACES, 12.5, message)
     assert found == DeliveryState(min(attempts, 2**32 - 1), uncertain, 34.5)
     assert spans == SPANS
-    assert spool_file.read_header(content[: spool_file.HEAD_SIZE]) == (header, found)
+    assert spool_file.read_header(content[: spool_file.MAX_HEADER_BYTES]) == (header, found)
 
 
 def test_the_body_is_smaller_than_what_it_holds() -> None:
@@ -47,9 +47,9 @@ def test_the_body_is_smaller_than_what_it_holds() -> None:
 
 def test_the_state_is_changed_in_place() -> None:
     content = bytearray(file())
-    state = DeliveryState(7, uncertain=True, sent=1e9)
-    content[spool_file.STATE_OFFSET : spool_file.STATE_OFFSET + len(state.to_bytes())] = state.to_bytes()
-    assert spool_file.from_bytes(bytes(content))[1] == state
+    state = DeliveryState(7, uncertain=True, sent_at=1e9)
+    content[spool_file.STATE_OFFSET : spool_file.STATE_OFFSET + len(state.pack())] = state.pack()
+    assert spool_file.decode_file(bytes(content))[1] == state
 
 
 @given(st.data())
@@ -57,25 +57,25 @@ def test_a_changed_byte_is_noticed_but_in_the_state(data: st.DataObject) -> None
     content = bytearray(file())
     position = data.draw(st.integers(0, len(content) - 1))
     content[position] ^= data.draw(st.integers(1, 255))
-    if spool_file.STATE_OFFSET <= position < spool_file.STATE_OFFSET + len(DeliveryState().to_bytes()):
-        spool_file.from_bytes(bytes(content))
+    if spool_file.STATE_OFFSET <= position < spool_file.STATE_OFFSET + len(DeliveryState().pack()):
+        spool_file.decode_file(bytes(content))
     else:
         with pytest.raises((CorruptFileError, UnsupportedVersionError)):
-            spool_file.from_bytes(bytes(content))
+            spool_file.decode_file(bytes(content))
 
 
 @given(st.integers(0, 2000))
 def test_a_file_that_was_cut_off_is_noticed(length: int) -> None:
     content = file()
     with pytest.raises(CorruptFileError):
-        spool_file.from_bytes(content[: length % len(content)])
+        spool_file.decode_file(content[: length % len(content)])
     with pytest.raises(CorruptFileError):
-        spool_file.from_bytes(content + b"x")
+        spool_file.decode_file(content + b"x")
 
 
 @given(st.binary(max_size=300))
 def test_anything_may_lie_there(content: bytes) -> None:
-    for read in (spool_file.from_bytes, spool_file.read_header):
+    for read in (spool_file.decode_file, spool_file.read_header):
         with pytest.raises((CorruptFileError, UnsupportedVersionError)):
             read(content)
 
@@ -84,14 +84,14 @@ def test_another_version_is_told_from_damage() -> None:
     content = bytearray(file())
     content[7] = 2
     with pytest.raises(UnsupportedVersionError, match="version 2"):
-        spool_file.from_bytes(bytes(content))
+        spool_file.decode_file(bytes(content))
 
 
 def test_a_body_that_grows_without_end_is_damaged() -> None:
     said = json.dumps({"destination": {}, "spans": 9, "traces": [], "created": 1, "size": 10}).encode()
     body = zlib.compress(bytes(10_000_000))
     fixed = spool_file._FIXED.pack(b"MLFOTLP", 1, len(said), len(body), zlib.crc32(body, zlib.crc32(said)))
-    content = fixed + DeliveryState().to_bytes() + said + body
+    content = fixed + DeliveryState().pack() + said + body
     assert spool_file.read_header(content)[0].span_count == 9
     with pytest.raises(CorruptFileError, match=r"cut off|missing|not a request"):
-        spool_file.from_bytes(content)
+        spool_file.decode_file(content)

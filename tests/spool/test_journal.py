@@ -25,14 +25,14 @@ from mlflow_otlp_exporter._internal.spool import journal as journal_module
 from mlflow_otlp_exporter._internal.spool.journal import Journal
 from mlflow_otlp_exporter._internal.spool.journal_format import (
     JournalHeader,
-    line,
-    origins_of,
-    origins_record,
-    owner_record,
-    records,
-    route_in,
-    span_of,
-    span_record,
+    build_header_record,
+    build_owner_record,
+    build_span_record,
+    encode_line,
+    parse_header,
+    parse_lines,
+    parse_route,
+    parse_span,
 )
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
 from support.children import in_child
@@ -78,9 +78,11 @@ spans = st.builds(
 
 
 def read_back(span: ReadableSpan) -> ReadableSpan:
-    content = line(owner_record(span.resource, 0)) + line(owner_record(span.instrumentation_scope, 1))
-    owner, scope, found = records(content + line(span_record(span, 0, 1)))
-    return span_of(found, {0: owner, 1: scope})
+    content = encode_line(build_owner_record(span.resource, 0)) + encode_line(
+        build_owner_record(span.instrumentation_scope, 1)
+    )
+    owner, scope, found = parse_lines(content + encode_line(build_span_record(span, 0, 1)))
+    return parse_span(found, {0: owner, 1: scope})
 
 
 def all_of(span: ReadableSpan) -> dict[str, object]:
@@ -126,7 +128,7 @@ def test_where_nothing_was_dropped_nothing_is_written_of_it() -> None:
         links=[LinkData(SpanContext(3, 4, is_remote=True), {}, 0)],
     )
     context, link = [1, 2, False, 0], [3, 4, True, 0]
-    assert span_record(span, 0, 1) == [
+    assert build_span_record(span, 0, 1) == [
         *("span", 0, 1, context, None, "a", 0, None, None, {}, [0, None], [["b", 5, {}]], [[link, {}]], None)
     ]
 
@@ -154,23 +156,23 @@ SILENT = [*BEFORE[:2], [*BEFORE[2], None, "?"]]
     ids=["before", "later", "later, with nothing dropped"],
 )
 def test_other_versions_journals_are_read(written: list[list[Any]], dropped: tuple[int, ...]) -> None:
-    owner, scope, record = records(b"".join(map(line, written)))
-    span = span_of(record, {0: owner, 1: scope})
+    owner, scope, record = parse_lines(b"".join(map(encode_line, written)))
+    span = parse_span(record, {0: owner, 1: scope})
     assert lost(span) == dropped
-    assert all_of(span) == all_of(span_of(BEFORE[2], dict(enumerate(BEFORE)))) | {"lost": dropped}
-    assert route_in(record) == tuple(ROUTE)
+    assert all_of(span) == all_of(parse_span(BEFORE[2], dict(enumerate(BEFORE)))) | {"lost": dropped}
+    assert parse_route(record) == tuple(ROUTE)
 
 
 def test_what_another_version_says_of_all_is_read() -> None:
-    assert origins_of([*origins_record(JournalHeader(clean=True)), "?"]) == JournalHeader(clean=True)
+    assert parse_header([*build_header_record(JournalHeader(is_redacted=True)), "?"]) == JournalHeader(is_redacted=True)
 
 
 def test_a_destination_of_another_kind_is_no_destination() -> None:
     """With a part of it another tenant might get the spans."""
     with pytest.raises(TypeError):
-        origins_of(["origins", [*ROUTE, "?"], False, []])
+        parse_header(["origins", [*ROUTE, "?"], False, []])
     with pytest.raises(TypeError):
-        route_in([*BEFORE[2][:-1], [*ROUTE, "?"]])
+        parse_route([*BEFORE[2][:-1], [*ROUTE, "?"]])
 
 
 def test_odd_spans_come_back() -> None:
@@ -184,19 +186,19 @@ def test_odd_spans_come_back() -> None:
 
 @given(st.data())
 def test_a_damaged_line_spoils_no_other(data: st.DataObject) -> None:
-    lines = [line(["span", number, "x" * 20]) for number in range(4)]
+    lines = [encode_line(["span", number, "x" * 20]) for number in range(4)]
     broken = bytearray(lines[1])
     position = data.draw(st.integers(1, len(broken) - 2))
     broken[position] = data.draw(st.sampled_from(b"\n\x00\xff ax0").filter(lambda byte: byte != broken[position]))
     content = lines[0] + bytes(broken[: data.draw(st.integers(1, len(broken)))]) + lines[2] + lines[3]
-    assert [found[1] for found in records(content) if found[1] != 1] == [0, 2, 3]
+    assert [found[1] for found in parse_lines(content) if found[1] != 1] == [0, 2, 3]
 
 
 def test_endless_nesting_is_told() -> None:
     endless: list[object] = []
     endless.append(endless)
     with pytest.raises(ValueError, match="nested"):
-        line(endless)
+        encode_line(endless)
 
 
 @pytest.fixture
@@ -214,8 +216,8 @@ def journal(folder: Path) -> Iterator[Journal]:
 def names(folder: Path) -> list[str]:
     found = []
     for orphan in find_abandoned_journals(folder, "nobody"):
-        found += [span.name for trace in orphan.traces() for span in trace.spans.values()]
-        orphan.release()
+        found += [span.name for trace in orphan.read_traces() for span in trace.spans.values()]
+        orphan.release_files()
     return sorted(found)
 
 
@@ -232,7 +234,7 @@ def killed(folder: Path, code: str) -> None:
         "from support.spans import finished\n"
         "j = Journal(lambda: Path(sys.argv[1]), ProblemLog()); s = finished('a', 'b', 'c')\n"
         "key = lambda span: (span.context.trace_id, span.context.span_id)\n"
-        "[j.record(each) for each in s]\n"
+        "[j.append(span) for span in s]\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", start + code + "\nos.kill(os.getpid(), signal.SIGKILL)", str(folder)],
@@ -248,15 +250,15 @@ def test_what_ended_before_a_kill_is_found(folder: Path) -> None:
     folder.mkdir()
     killed(folder, "")
     assert names(folder) == ["a", "b", "c"]
-    killed(folder, "j.forget([key(s[0])])")
+    killed(folder, "j.acknowledge([key(s[0])])")
     assert names(folder) == ["a", "b", "b", "c", "c"]
     for orphan in find_abandoned_journals(folder, "nobody"):
-        orphan.remove()
+        orphan.remove_files()
     assert list(folder.iterdir()) == []
 
 
 def test_the_living_are_left_alone(journal: Journal, folder: Path) -> None:
-    journal.record(finished("a")[0])
+    journal.append(finished("a")[0])
     assert names(folder) == []
     assert list(find_abandoned_journals(folder, journal.unique)) == []
     assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())] == [0o700, 0o600]
@@ -267,17 +269,17 @@ def test_the_living_are_left_alone(journal: Journal, folder: Path) -> None:
 def test_a_file_goes_when_it_is_full_and_nothing_in_it_waits(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_FULL", 10)
+    monkeypatch.setattr(journal_module, "_MAX_SEGMENT_BYTES", 10)
     a, b, c = finished("a", "b", "c")
     for span in (a, b, c):
-        journal.record(span)
-        journal.turn()
+        journal.append(span)
+        journal.rotate()
     assert len(list(folder.iterdir())) == 3
-    journal.forget([key(b)])
-    journal.turn()
+    journal.acknowledge([key(b)])
+    journal.rotate()
     assert len(list(folder.iterdir())) == 3  # in their order only
-    journal.forget([key(a)])
-    journal.turn()
+    journal.acknowledge([key(a)])
+    journal.rotate()
     assert len(list(folder.iterdir())) == 1
     journal.close()
     assert names(folder) == ["c"]
@@ -286,16 +288,16 @@ def test_a_file_goes_when_it_is_full_and_nothing_in_it_waits(
 def test_nothing_is_left_when_all_have_an_outcome(journal: Journal, folder: Path) -> None:
     found = finished("a", "b")
     for span in found:
-        journal.record(span)
-    journal.forget(map(key, found))
-    journal.forget(map(key, finished("unknown")))
+        journal.append(span)
+    journal.acknowledge(map(key, found))
+    journal.acknowledge(map(key, finished("unknown")))
     journal.close()
     assert list(folder.iterdir()) == []
 
 
 def test_many_threads_write_while_files_come_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_FULL", 2000)
-    monkeypatch.setattr(journal_module, "_MOST_FILES", 10_000)
+    monkeypatch.setattr(journal_module, "_MAX_SEGMENT_BYTES", 2000)
+    monkeypatch.setattr(journal_module, "_MAX_SEGMENTS", 10_000)
     journal = Journal(lambda: folder, ProblemLog())
     kept: list[ReadableSpan] = []
     found = finished(*map(str, range(2000)))
@@ -303,15 +305,15 @@ def test_many_threads_write_while_files_come_and_go(folder: Path, monkeypatch: p
 
     def write(part: list[ReadableSpan]) -> None:
         for number, span in enumerate(part):
-            journal.record(span)
+            journal.append(span)
             if number % 5:
-                journal.forget([key(span)])
+                journal.acknowledge([key(span)])
             else:
                 kept.append(span)
 
     def turn() -> None:
         while not stop.is_set():
-            journal.turn()
+            journal.rotate()
 
     turner = threading.Thread(target=turn)
     writers = [threading.Thread(target=write, args=(found[start::4],)) for start in range(4)]
@@ -327,14 +329,14 @@ def test_many_threads_write_while_files_come_and_go(folder: Path, monkeypatch: p
 
 def test_a_forked_child_writes_to_files_of_its_own(journal: Journal, folder: Path) -> None:
     a, b, c = finished("a", "b", "c")
-    journal.record(a)
+    journal.append(a)
 
     def child() -> bool:
-        journal.record(b)
+        journal.append(b)
         return len(list(folder.iterdir())) == 2
 
     assert in_child(child)
-    journal.record(c)
+    journal.append(c)
     assert names(folder) == ["b"]
 
 
@@ -344,13 +346,13 @@ def test_where_nothing_can_be_written_one_line_says_so(tmp_path: Path, caplog: p
     journal = Journal(lambda: place[0], ProblemLog())
     a, b = finished("a", "b")
     for _ in range(5):
-        journal.record(a)
-        journal.turn()
+        journal.append(a)
+        journal.rotate()
     assert len(caplog.messages) == 1
     assert "in memory only" in caplog.text
     place[0] = tmp_path / "journal"
-    journal.record(b)
-    journal.turn()
+    journal.append(b)
+    journal.rotate()
     assert "again" in caplog.messages[-1]
     journal.close()
     assert names(place[0]) == ["b"]
@@ -358,12 +360,12 @@ def test_where_nothing_can_be_written_one_line_says_so(tmp_path: Path, caplog: p
 
 def test_a_removed_folder_is_made_again(journal: Journal, folder: Path) -> None:
     a, b = finished("a", "b")
-    journal.record(a)
+    journal.append(a)
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    journal.turn()
-    journal.record(b)
+    journal.rotate()
+    journal.append(b)
     journal.close()
     assert names(folder) == ["b"]
 
@@ -372,30 +374,32 @@ def test_an_odd_span_does_not_reach_the_app(journal: Journal) -> None:
     class Odd:
         context = None
 
-    journal.record(Odd())  # type: ignore[arg-type]
-    journal.turn()
+    journal.append(Odd())  # type: ignore[arg-type]
+    journal.rotate()
 
 
 def test_the_journal_is_bounded(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(journal_module, "_FULL", 10)
-    monkeypatch.setattr(journal_module, "_MOST_FILES", 3)
+    monkeypatch.setattr(journal_module, "_MAX_SEGMENT_BYTES", 10)
+    monkeypatch.setattr(journal_module, "_MAX_SEGMENTS", 3)
     found = finished(*map(str, range(10)))
     for span in found:
-        journal.record(span)
-        journal.turn()
+        journal.append(span)
+        journal.rotate()
     assert len(list(folder.iterdir())) == 4
-    assert "too much waits" in caplog.text
-    journal.forget(map(key, found))
-    journal.turn()
-    journal.record(found[0])
-    journal.turn()
+    assert "too many spans in it have no outcome" in caplog.text
+    journal.acknowledge(map(key, found))
+    journal.rotate()
+    journal.append(found[0])
+    journal.rotate()
     assert "again" in caplog.messages[-1]
 
 
 def test_files_that_are_no_journal_are_passed_over(folder: Path) -> None:
     folder.mkdir()
-    (folder / "x-000000.journal").write_bytes(b"\x00\xff\n" + line(["gone", 5]) + line(["span", 1]) + line(["what"]))
+    (folder / "x-000000.journal").write_bytes(
+        b"\x00\xff\n" + encode_line(["gone", 5]) + encode_line(["span", 1]) + encode_line(["what"])
+    )
     (folder / "notes.txt").write_text(json.dumps({}))
     assert names(folder) == []

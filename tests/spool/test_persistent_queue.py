@@ -38,8 +38,8 @@ def encoded(*names: str) -> list[EncodedSpan]:
 
 @pytest.fixture(autouse=True)
 def _always_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(storage_module, "_LOOK_SHARE", 0.0)
+    monkeypatch.setattr(storage_module, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(storage_module, "_REFRESH_FACTOR", 0.0)
 
 
 @pytest.fixture
@@ -80,21 +80,21 @@ def state_on(path: Path) -> DeliveryState:
 @pytest.mark.parametrize(("attempted", "uncertain"), [(False, False), (True, False), (True, True)])
 def test_read_returns_what_was_put(made: Callable[..., PersistentQueue], attempted: bool, uncertain: bool) -> None:
     depot, spans, changes = made(), encoded("a", "b"), list[bool]()
-    depot.changed = lambda: changes.append(True)
-    assert depot.put(HERE, spans, attempted=attempted, uncertain=uncertain)
+    depot.on_append = lambda: changes.append(True)
+    assert depot.append(HERE, spans, attempted=attempted, uncertain=uncertain)
     assert changes == [True]
-    [entry] = depot.spool.entries()
+    [entry] = depot.storage.entries()
     stored = depot.read(entry)
     assert stored is not None
     assert (stored.destination, stored.spans, stored.state.uncertain) == (HERE, spans, uncertain)
-    assert (stored.state.attempts > 0, stored.state.sent > 0) == (attempted, attempted)
+    assert (stored.state.attempts > 0, stored.state.sent_at > 0) == (attempted, attempted)
 
 
 def test_read_of_missing_or_damaged_file_returns_none(made: Callable[..., PersistentQueue], folder: Path) -> None:
     depot = made()
     for name in "ab":
-        assert depot.put(HERE, encoded(name), attempted=False, uncertain=False)
-    gone, damaged = depot.spool.entries()
+        assert depot.append(HERE, encoded(name), attempted=False, uncertain=False)
+    gone, damaged = depot.storage.entries()
     (folder / gone.name).unlink()
     (folder / damaged.name).write_bytes(b"what")
     assert depot.read(gone) is None
@@ -106,8 +106,8 @@ def test_where_the_disk_takes_nothing_it_stays_with_the_caller(
 ) -> None:
     (tmp_path / "file").write_text("")
     depot = made(spool_dir=str(tmp_path / "file" / "spool"))
-    depot.changed = lambda: pytest.fail("nothing is there")
-    assert not depot.put(HERE, encoded("a"), attempted=True, uncertain=True)
+    depot.on_append = lambda: pytest.fail("nothing is there")
+    assert not depot.append(HERE, encoded("a"), attempted=True, uncertain=True)
     assert not depot.has_leftovers()
 
 
@@ -117,17 +117,17 @@ def test_what_is_on_disk_as_a_request_is_needed_in_the_journal_no_more(
     depot, found = made(every_span=True), finished("a", "b")
     assert depot.journal is not None
     for span in found:
-        depot.journal.record(span)
+        depot.journal.append(span)
     encoder = SpanEncoder()
-    assert depot.put(HERE, [encoder.encode(found[0])], attempted=False, uncertain=False)
-    depot.settled([encoder.encode(found[1])])  # delivered
+    assert depot.append(HERE, [encoder.encode(found[0])], attempted=False, uncertain=False)
+    depot.acknowledge([encoder.encode(found[1])])  # delivered
     depot.close()
     assert list((folder / "journal").iterdir()) == []
 
 
 def test_refused_is_set_aside_with_its_message(made: Callable[..., PersistentQueue], folder: Path) -> None:
     depot = made()
-    depot.refuse(HERE, encoded("a"), "400: no")
+    depot.dead_letter(HERE, encoded("a"), "400: no")
     [path] = files(folder / "refused")
     assert read_header(path.read_bytes())[0].message == "400: no"
     assert not depot.has_leftovers()
@@ -148,7 +148,7 @@ def test_leftovers_are_requests_and_journals(
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_bytes(b"")
     assert made().has_leftovers() is there
-    assert made().put(HERE, encoded("a"), attempted=False, uncertain=False)
+    assert made().append(HERE, encoded("a"), attempted=False, uncertain=False)
     assert made().has_leftovers()
 
 
@@ -173,7 +173,7 @@ def left_behind(made: Callable[..., PersistentQueue], spans: Sequence[ReadableSp
     dead = made(every_span=True)
     assert dead.journal is not None
     for span in spans:
-        dead.journal.record(span)
+        dead.journal.append(span)
     dead.close()
 
 
@@ -184,12 +184,12 @@ def test_what_the_dead_have_left_becomes_requests_that_may_have_arrived(
     left_behind(made, found)
     left_behind(made, [])
     depot = made(every_span=True)
-    depot.adopt(encoding, encoding.leave_out)
+    depot.recover_journals(encoding, encoding.leave_out)
     assert sorted(span.name for left in encoding.given for span in left.spans) == sorted(span.name for span in found)
     assert [state_on(path).uncertain and state_on(path).attempts for path in files(folder)] == [1] * 6
     assert list((folder / "journal").iterdir()) == []
     encoding.given.clear()
-    depot.adopt(encoding, encoding.leave_out)
+    depot.recover_journals(encoding, encoding.leave_out)
     assert encoding.given == []
 
 
@@ -197,12 +197,12 @@ def test_the_living_keep_what_they_have(made: Callable[..., PersistentQueue], fo
     living, depot, encoding = made(every_span=True), made(every_span=True), Encoding()
     for each in (living, depot):
         assert each.journal is not None
-        each.journal.record(finished("a")[0])
-    depot.adopt(encoding, encoding.leave_out)
+        each.journal.append(finished("a")[0])
+    depot.recover_journals(encoding, encoding.leave_out)
     assert encoding.given == []
     assert len(list((folder / "journal").iterdir())) == 2
     living.close()  # now it is dead
-    depot.adopt(encoding, encoding.leave_out)
+    depot.recover_journals(encoding, encoding.leave_out)
     assert len(encoding.given) == 1
     assert len(list((folder / "journal").iterdir())) == 1
 
@@ -213,33 +213,33 @@ def test_what_cannot_be_made_a_request_now_is_left_for_later(
     left_behind(made, finished("a", "b"))
     depot, encoding = made(), Encoding()
     with monkeypatch.context() as patch:
-        patch.setattr(depot.spool, "put", lambda *_, **__: None)
-        depot.adopt(encoding, encoding.leave_out)
+        patch.setattr(depot.storage, "append", lambda *_, **__: None)
+        depot.recover_journals(encoding, encoding.leave_out)
     assert len(list((folder / "journal").iterdir())) == 1
-    depot.adopt(encoding, encoding.leave_out)  # it is not locked any more
+    depot.recover_journals(encoding, encoding.leave_out)  # it is not locked any more
     assert len(files(folder)) == 2
     assert list((folder / "journal").iterdir()) == []
 
 
 def test_where_nothing_is_nothing_is_made(made: Callable[..., PersistentQueue], folder: Path) -> None:
     encoding = Encoding()
-    made().adopt(encoding, encoding.leave_out)
+    made().recover_journals(encoding, encoding.leave_out)
     assert not folder.parent.exists()
 
 
 def whose(depot: PersistentQueue) -> list[str]:
-    requests = [depot.read(entry) for entry in depot.spool.entries()]
+    requests = [depot.read(entry) for entry in depot.storage.entries()]
     return [request.origin_label for request in requests if request is not None]
 
 
 def test_whoever_takes_it_is_told_who_has_left_it(made: Callable[..., PersistentQueue]) -> None:
     left_behind(made, finished("killed"))
     earlier = made()
-    assert earlier.put(HERE, encoded("a"), attempted=False, uncertain=False)
+    assert earlier.append(HERE, encoded("a"), attempted=False, uncertain=False)
     depot, beside, encoding = made(), made(), Encoding()
-    assert depot.put(HERE, encoded("b"), attempted=False, uncertain=False)
-    assert beside.put(HERE, encoded("c"), attempted=False, uncertain=False)
-    depot.adopt(encoding, encoding.leave_out)
+    assert depot.append(HERE, encoded("b"), attempted=False, uncertain=False)
+    assert beside.append(HERE, encoded("c"), attempted=False, uncertain=False)
+    depot.recover_journals(encoding, encoding.leave_out)
     assert whose(depot) == ["left by an earlier run", "", "left by another exporter", "left by a killed process"]
     # The next run has made none of them.
     assert whose(made()) == ["left by an earlier run"] * 4
@@ -274,13 +274,13 @@ def test_each_target_and_identity_has_a_folder_without_any_credential(tmp_path: 
     for arguments in IDENTITIES.values():
         given = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path, **arguments}
         depot = open_queue(resolve(given, environment={}), "somebody", ProblemLog())
-        assert depot.put(HERE, encoded("a"), attempted=False, uncertain=False)
+        assert depot.append(HERE, encoded("a"), attempted=False, uncertain=False)
     assert len(list(tmp_path.iterdir())) == len(IDENTITIES)
     rotated = {"credentials": ("ada", "planted-3"), "tracking_uri": "http://mlflow:5000"}
     again = open_queue(
         resolve({**rotated, "spool": True, "spool_dir": tmp_path}, environment={}), "somebody", ProblemLog()
     )
-    assert again.spool.totals().files == 1  # a new password is no new user
+    assert again.storage.totals().file_count == 1  # a new password is no new user
     for path in tmp_path.rglob("*"):
         assert "planted" not in str(path)
         assert path.is_dir() or b"planted" not in path.read_bytes()
@@ -306,19 +306,19 @@ def test_exporters_that_cannot_be_told_apart_on_disk_are_told(
         for each in (first, second)
     )
     for depot in (one, other):
-        assert depot.put(HERE, encoded("a"), attempted=False, uncertain=False)
+        assert depot.append(HERE, encoded("a"), attempted=False, uncertain=False)
     for depot in (one, other):
-        for entry in depot.spool.own_entries():
+        for entry in depot.storage.entries_of_this_process():
             depot.read(entry)
     assert "told apart" not in caplog.text
-    for entry in other.spool.entries():
+    for entry in other.storage.entries():
         other.read(entry)
     assert caplog.text.count("cannot be told apart on disk") == told
     assert "planted" not in caplog.text
     one.close()
     caplog.clear()
     third = open_queue(resolve({**given, "credentials": second}, environment={}), "somebody", ProblemLog())
-    for entry in third.spool.entries():
+    for entry in third.storage.entries():
         third.read(entry)
     assert "told apart" not in caplog.text  # as when configure() puts a new pipeline in the place of an old one
     for depot in (other, third):

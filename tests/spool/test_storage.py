@@ -54,8 +54,8 @@ def clock() -> Clock:
 @pytest.fixture
 def made(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpoolStorage]:
     """Makes spools in one folder, as several processes have them; each looks at the disk every time."""
-    monkeypatch.setattr(storage_module, "_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(storage_module, "_LOOK_SHARE", 0.0)
+    monkeypatch.setattr(storage_module, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(storage_module, "_REFRESH_FACTOR", 0.0)
 
     def make(**changes: Any) -> SpoolStorage:
         settings = replace(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), **changes)
@@ -72,10 +72,10 @@ def folder(tmp_path: Path) -> Path:
 def held(spool: SpoolStorage) -> list[list[EncodedSpan]]:
     found = []
     for entry in spool.entries():
-        loaded = spool.load(entry)
+        loaded = spool.checkout(entry)
         if loaded is not None:
             found.append(loaded[2])
-            spool.put_back(entry)
+            spool.release(entry)
     return found
 
 
@@ -94,20 +94,20 @@ def test_what_is_put_in_comes_out_oldest_first(made: Callable[..., SpoolStorage]
     spool, requests = made(), [spans(number) for number in (1, 2, 3)]
     for number, request in enumerate(requests):
         clock.now += 1
-        assert spool.put(HERE, request, uncertain=number == 2, sent=5.0 * number)
+        assert spool.append(HERE, request, uncertain=number == 2, sent_at=5.0 * number)
     entries = spool.entries()
-    assert [entry.spans for entry in entries] == [1, 2, 3]
-    assert len({entry.key for entry in entries}) == 1
+    assert [entry.span_count for entry in entries] == [1, 2, 3]
+    assert len({entry.destination_hash for entry in entries}) == 1
     for entry, request in zip(entries, requests, strict=True):
-        loaded = spool.load(entry)
+        loaded = spool.checkout(entry)
         assert loaded is not None
         header, state, found = loaded
         assert found == request
         assert (header.destination, header.span_count) == (HERE, len(request))
         assert header.trace_ids == tuple(span.trace_id for span in request)
-    assert (header.created, state) == (clock.now, DeliveryState(1, uncertain=True, sent=10.0))
+    assert (header.created_at, state) == (clock.now, DeliveryState(1, uncertain=True, sent_at=10.0))
     assert spool.entries() == []  # in hand
-    spool.put_back(entries[1])
+    spool.release(entries[1])
     assert spool.entries() == [entries[1]]
     assert spool.totals()[:2] == (3, 6)
     for entry in entries:
@@ -128,7 +128,7 @@ def test_files_are_private_from_the_start(made: Callable[..., SpoolStorage], fol
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "write", look)
-            assert made().put(HERE, spans())
+            assert made().append(HERE, spans())
     finally:
         os.umask(before)
     assert seen == [0o600] * len(seen)
@@ -139,47 +139,47 @@ def test_files_are_private_from_the_start(made: Callable[..., SpoolStorage], fol
 
 def test_another_process_sees_it_and_what_is_noted_on_it(made: Callable[..., SpoolStorage]) -> None:
     first, second = made(), made()
-    assert first.put(HERE, spans())
+    assert first.append(HERE, spans())
     [entry] = second.entries()
-    second.mark(entry, DeliveryState(3, uncertain=True, sent=7.0))
-    loaded = first.load(entry)
+    second.write_state(entry, DeliveryState(3, uncertain=True, sent_at=7.0))
+    loaded = first.checkout(entry)
     assert loaded is not None
-    assert loaded[1] == DeliveryState(3, uncertain=True, sent=7.0)
+    assert loaded[1] == DeliveryState(3, uncertain=True, sent_at=7.0)
     second.remove(entry)
-    first.put_back(entry)
+    first.release(entry)
     assert first.entries() == []
-    assert first.load(entry) is None
-    first.mark(entry, DeliveryState())
+    assert first.checkout(entry) is None
+    first.write_state(entry, DeliveryState())
     first.remove(entry)
     assert (refused(first), refused(second)) == (0, 0)
 
 
 def test_what_this_process_put_in_is_told_apart(made: Callable[..., SpoolStorage]) -> None:
     first, second = made(), made()
-    assert first.put(HERE, spans(2))
-    assert second.put(HERE, spans(5))
-    assert first.put(HERE, spans(3))
-    assert (first.spans_of_this_process(), second.spans_of_this_process()) == (5, 5)
+    assert first.append(HERE, spans(2))
+    assert second.append(HERE, spans(5))
+    assert first.append(HERE, spans(3))
+    assert (first.pending_span_count(), second.pending_span_count()) == (5, 5)
     second.remove(second.entries()[0])
-    assert first.spans_of_this_process() == 3
-    assert in_child(lambda: first.spans_of_this_process() == 0 and first.put(HERE, spans(4)))
-    assert (first.spans_of_this_process(), first.totals().spans) == (3, 12)
+    assert first.pending_span_count() == 3
+    assert in_child(lambda: first.pending_span_count() == 0 and first.append(HERE, spans(4)))
+    assert (first.pending_span_count(), first.totals().span_count) == (3, 12)
 
 
 def test_nothing_is_made_before_something_is_put_in(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spool = made()
     assert spool.entries() == []
-    spool.sweep()
-    spool.expire()
+    spool.remove_temporary_files()
+    spool.remove_expired()
     assert not folder.parent.exists()
 
 
 def test_fsync_is_a_setting(made: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    assert made().put(HERE, spans())
+    assert made().append(HERE, spans())
     assert synced == []
-    assert made(spool_fsync=True).put(HERE, spans())
+    assert made(spool_fsync=True).append(HERE, spans())
     assert len(synced) >= 2
 
 
@@ -191,7 +191,7 @@ def test_at_the_bound_of_bytes_the_oldest_go_first(
 ) -> None:
     spool, requests = made(spool_max_bytes=35_000), [spans(2, 5_000) for _ in range(10)]
     for request in requests:
-        assert spool.put(HERE, request)
+        assert spool.append(HERE, request)
         assert sum(path.stat().st_size for path in files(folder)) <= 35_000
     kept = held(spool)
     assert kept == requests[-len(kept) :]
@@ -205,19 +205,19 @@ def test_at_the_bound_of_bytes_the_oldest_go_first(
 def test_the_bound_counts_what_other_processes_put_in(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spools = [made(spool_max_bytes=35_000) for _ in range(4)]
     for number in range(12):
-        assert spools[number % 4].put(HERE, spans(2, 5_000))
+        assert spools[number % 4].append(HERE, spans(2, 5_000))
         assert sum(path.stat().st_size for path in files(folder)) <= 35_000
 
 
 def test_what_is_in_hand_is_not_given_up(made: Callable[..., SpoolStorage]) -> None:
     spool = made(spool_max_bytes=35_000)
     first = spans(2, 5_000)
-    assert spool.put(HERE, first)
+    assert spool.append(HERE, first)
     [entry] = spool.entries()
-    assert spool.load(entry) is not None
+    assert spool.checkout(entry) is not None
     for _ in range(9):
-        assert spool.put(HERE, spans(2, 5_000))
-    spool.put_back(entry)
+        assert spool.append(HERE, spans(2, 5_000))
+    spool.release(entry)
     assert held(spool)[0] == first
 
 
@@ -225,18 +225,18 @@ def test_a_request_that_is_larger_than_the_bound_displaces_nothing(
     made: Callable[..., SpoolStorage], caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = made(spool_max_bytes=35_000)
-    assert spool.put(HERE, spans())
-    assert not spool.put(HERE, spans(1, 60_000))
+    assert spool.append(HERE, spans())
+    assert not spool.append(HERE, spans(1, 60_000))
     assert len(held(spool)) == 1
     assert refused(spool) == 0
-    assert "larger than all that may lie there" in caplog.text
+    assert "larger than the spool may be" in caplog.text
 
 
 def test_the_bound_of_files(made: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "_MOST_FILES", 3)
+    monkeypatch.setattr(storage_module, "_MAX_FILES", 3)
     spool, requests = made(), [spans() for _ in range(5)]
     for request in requests:
-        assert spool.put(HERE, request)
+        assert spool.append(HERE, request)
     assert held(spool) == requests[2:]
     assert refused(spool) == 2
 
@@ -245,13 +245,13 @@ def test_what_is_too_old_is_given_up(
     made: Callable[..., SpoolStorage], clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool, new = made(), spans(2)
-    assert spool.put(HERE, spans(3))
+    assert spool.append(HERE, spans(3))
     clock.now += 4 * DAY
-    assert spool.put(HERE, new)
-    spool.expire()
+    assert spool.append(HERE, new)
+    spool.remove_expired()
     assert refused(spool) == 0
     clock.now += 4 * DAY
-    spool.expire()
+    spool.remove_expired()
     assert held(spool) == [new]
     assert refused(spool) == 3
     assert "more than 7 days" in caplog.text
@@ -271,21 +271,21 @@ def test_the_disk_is_never_filled(
 ) -> None:
     spool = made()
     disk(monkeypatch, total, lambda: floor)
-    assert not spool.put(HERE, spans())
+    assert not spool.append(HERE, spans())
     assert "of the disk are free" in caplog.text
     caplog.clear()
     disk(monkeypatch, total, lambda: floor + 10_000)
-    spool._resume_at = 0.0
+    spool._retry_at = 0.0
     requests = [spans(size=2000) for _ in range(3)]
     for request in requests:
-        assert spool.put(HERE, request)
+        assert spool.append(HERE, request)
     disk(monkeypatch, total, lambda: floor - 5)
     newest = spans(size=1000)
-    assert not spool.put(HERE, newest)  # there is room in memory
+    assert not spool.append(HERE, newest)  # there is room in memory
     assert held(spool) == requests
-    spool._resume_at = 0.0
-    spool.pressed = lambda: True
-    assert spool.put(HERE, newest)  # it takes the place of the oldest
+    spool._retry_at = 0.0
+    spool.is_memory_full = lambda: True
+    assert spool.append(HERE, newest)  # it takes the place of the oldest
     assert held(spool) == [*requests[1:], newest]
     assert refused(spool) == 1
 
@@ -295,19 +295,19 @@ def test_the_disk_is_never_filled(
 
 def test_the_order_stands_when_the_clock_is_set_back(made: Callable[..., SpoolStorage], clock: Clock) -> None:
     first, requests = made(), [spans() for _ in range(4)]
-    assert first.put(HERE, requests[0])
+    assert first.append(HERE, requests[0])
     clock.now -= 400 * DAY
-    assert first.put(HERE, requests[1])
+    assert first.append(HERE, requests[1])
     second = made()
-    assert second.put(HERE, requests[2])
-    assert second.put(HERE, requests[3])
-    second.expire()
+    assert second.append(HERE, requests[2])
+    assert second.append(HERE, requests[3])
+    second.remove_expired()
     assert held(made()) == requests
     clock.now += 406 * DAY
-    second.expire()
+    second.remove_expired()
     assert held(second) == requests
     clock.now += 2 * DAY
-    second.expire()
+    second.remove_expired()
     assert held(second) == []
 
 
@@ -319,8 +319,8 @@ def test_damaged_files_are_set_aside_and_block_nothing(
     made: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     spool, good = made(), spans(2)
-    assert spool.put(HERE, spans(3))
-    assert spool.put(HERE, good)
+    assert spool.append(HERE, spans(3))
+    assert spool.append(HERE, good)
     [path, _] = files(folder)
     content = path.read_bytes()
     path.write_bytes(
@@ -336,10 +336,10 @@ def test_damaged_files_are_set_aside_and_block_nothing(
 
 def test_what_was_refused_is_kept_with_what_the_server_said(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spool, request = made(), spans(2)
-    spool.put_refused(HERE, request, "400: the session is too long")
+    spool.dead_letter(HERE, request, "400: the session is too long")
     [entry] = list_entries(folder / "refused")
     content = (folder / "refused" / entry.name).read_bytes()
-    header, _, found = spool_file.from_bytes(content)
+    header, _, found = spool_file.decode_file(content)
     assert (header.destination, header.message, found) == (HERE, "400: the session is too long", request)
     assert spool.entries() == []
 
@@ -349,8 +349,8 @@ def test_files_of_another_version_are_left_alone(
 ) -> None:
     spool, good = made(), spans()
     for _ in range(2):
-        assert spool.put(HERE, spans())
-    assert spool.put(HERE, good)
+        assert spool.append(HERE, spans())
+    assert spool.append(HERE, good)
     for path in files(folder)[:2]:
         content = bytearray(path.read_bytes())
         content[7] = 9
@@ -365,16 +365,16 @@ def test_files_of_another_version_are_left_alone(
 
 def test_foreign_files_are_nobodys_business(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spool = made(spool_max_bytes=2_000)
-    assert spool.put(HERE, spans())
+    assert spool.append(HERE, spans())
     name = files(folder)[0].name
     foreign = [folder / other for other in ("notes.txt", "x.otlp", f"{name}.bak", f"x{name}", "00000000.tmp")]
     for path in foreign:
         path.write_bytes(bytes(5_000))
     (folder / "folder.otlp").mkdir()
     for _ in range(5):
-        assert spool.put(HERE, spans())
+        assert spool.append(HERE, spans())
     held(spool)
-    spool.sweep()
+    spool.remove_temporary_files()
     assert all(path.stat().st_size == 5_000 for path in foreign)
 
 
@@ -382,14 +382,14 @@ def test_what_a_killed_process_had_begun_to_write_goes_after_a_while(
     made: Callable[..., SpoolStorage], folder: Path, clock: Clock
 ) -> None:
     spool = made()
-    assert spool.put(HERE, spans())
+    assert spool.append(HERE, spans())
     path = folder / f"{files(folder)[0].name}.1a-0123abcd.tmp"
     path.write_bytes(b"half")
     os.utime(path, (clock.now, clock.now))
-    spool.sweep()
+    spool.remove_temporary_files()
     assert path.exists()
     clock.now += 4000
-    spool.sweep()
+    spool.remove_temporary_files()
     assert not path.exists()
     assert len(spool.entries()) == 1
 
@@ -436,7 +436,7 @@ def test_a_fault_is_told_once_and_the_disk_tried_again(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, name, fail)
         for _ in range(600):
-            assert not spool.put(HERE, spans())
+            assert not spool.append(HERE, spans())
             now.now += 0.5
     assert 5 < len(set(tries)) < 20  # after 1 s, 2 s, 4 s up to a minute
     assert sum("cannot be used" in line for line in caplog.messages) < 7  # at once, then summed up each minute
@@ -444,20 +444,20 @@ def test_a_fault_is_told_once_and_the_disk_tried_again(
     assert os.strerror(number) in caplog.messages[0]
     assert refused(spool) == 0
     now.now += 60
-    assert spool.put(HERE, spans())
-    assert "can be used again" in caplog.messages[-1]
+    assert spool.append(HERE, spans())
+    assert "Spool recovered" in caplog.messages[-1]
     assert len(held(spool)) == 1
     assert list(folder.glob("*.tmp")) == []
 
 
 def test_a_removed_folder_is_made_again(made: Callable[..., SpoolStorage], folder: Path) -> None:
     spool, request = made(), spans(2)
-    assert spool.put(HERE, spans())
+    assert spool.append(HERE, spans())
     [entry] = spool.entries()
     shutil.rmtree(folder.parent)
-    assert spool.load(entry) is None
+    assert spool.checkout(entry) is None
     assert spool.entries() == []
-    assert spool.put(HERE, request)
+    assert spool.append(HERE, request)
     assert held(spool) == [request]
     assert folder.stat().st_mode & 0o777 == 0o700
 
@@ -466,7 +466,7 @@ def test_a_folder_that_is_removed_in_between_is_made_again(
     made: Callable[..., SpoolStorage], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool, request = made(), spans(2)
-    assert spool.put(HERE, spans())
+    assert spool.append(HERE, spans())
     usage = shutil.disk_usage
 
     def remove(path: Path) -> object:
@@ -476,7 +476,7 @@ def test_a_folder_that_is_removed_in_between_is_made_again(
         return found
 
     monkeypatch.setattr(shutil, "disk_usage", remove)
-    assert spool.put(HERE, request)
+    assert spool.append(HERE, request)
     assert held(spool) == [request]
 
 
@@ -485,7 +485,7 @@ def test_what_cannot_be_read_or_removed_blocks_nothing(
 ) -> None:
     spool, requests = made(), [spans(number) for number in (1, 2, 3)]
     for request in requests:
-        assert spool.put(HERE, request)
+        assert spool.append(HERE, request)
     [first, second, _] = spool.entries()
     read, unlink = Path.read_bytes, Path.unlink
 
@@ -526,10 +526,10 @@ def test_a_real_disk_that_is_full(
     made: Callable[..., SpoolStorage], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = made(spool_dir=str(small_disk))
-    spool.pressed = lambda: True
+    spool.is_memory_full = lambda: True
     requests = [spans(2, 15_000) for _ in range(20)]
     for request in requests:
-        assert spool.put(HERE, request)
+        assert spool.append(HERE, request)
     kept = held(spool)
     assert kept == requests[-len(kept) :]
     assert 3 < len(kept) < 20
@@ -539,29 +539,29 @@ def test_a_real_disk_that_is_full(
     with suppress(OSError), (small_disk / "others").open("wb", buffering=0) as file:
         while file.write(bytes(1000)):
             pass
-    assert not spool.put(HERE, spans(2, 15_000))
+    assert not spool.append(HERE, spans(2, 15_000))
     assert "cannot be used" in caplog.text
     (small_disk / "others").unlink()
-    spool._resume_at = 0.0
-    assert spool.put(HERE, requests[0])
-    assert "can be used again" in caplog.messages[-1]
+    spool._retry_at = 0.0
+    assert spool.append(HERE, requests[0])
+    assert "Spool recovered" in caplog.messages[-1]
 
 
 def test_a_real_disk_that_becomes_read_only(
     made: Callable[..., SpoolStorage], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = made(spool_dir=str(small_disk))
-    assert spool.put(HERE, spans())
+    assert spool.append(HERE, spans())
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert not spool.put(HERE, spans())
+    assert not spool.append(HERE, spans())
     assert "Read-only file system" in caplog.text
     [entry] = spool.entries()
-    assert spool.load(entry) is not None
+    assert spool.checkout(entry) is not None
     spool.remove(entry)
     assert spool.entries() == []
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    spool._resume_at = 0.0
-    assert spool.put(HERE, spans())
+    spool._retry_at = 0.0
+    assert spool.append(HERE, spans())
 
 
 def test_where_no_folder_can_be_had_one_line_says_so(
@@ -570,9 +570,9 @@ def test_where_no_folder_can_be_had_one_line_says_so(
     (tmp_path / "file").write_text("")
     spool = made(spool_dir=str(tmp_path / "file"))
     for _ in range(3):
-        assert not spool.put(HERE, spans())
+        assert not spool.append(HERE, spans())
     assert spool.entries() == []
-    spool.put_refused(HERE, spans(), "no")
+    spool.dead_letter(HERE, spans(), "no")
     [line] = caplog.messages
     assert "MLFLOW_OTLP_SPOOL_DIR" in line
 
@@ -585,14 +585,14 @@ def test_many_threads_at_once(made: Callable[..., SpoolStorage], folder: Path) -
 
     def put(part: list[list[EncodedSpan]]) -> None:
         for request in part:
-            assert spool.put(HERE, request)
+            assert spool.append(HERE, request)
 
     def take() -> None:
         for _ in itertools.count():
             finished = done.is_set()
             entries = spool.entries()
             for entry in entries:
-                loaded = spool.load(entry)
+                loaded = spool.checkout(entry)
                 assert loaded is not None
                 taken.append(loaded[2])
                 spool.remove(entry)

@@ -85,8 +85,8 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(storage_module, "_LOOK_SECONDS", 0.0)
-        self._patch.setattr(storage_module, "_LOOK_SHARE", 0.0)
+        self._patch.setattr(storage_module, "_REFRESH_SECONDS", 0.0)
+        self._patch.setattr(storage_module, "_REFRESH_FACTOR", 0.0)
         self.root = Path(tempfile.mkdtemp())
         self.now = 1e9
         self.acknowledged: dict[int, list[EncodedSpan]] = {}  # by the span's id
@@ -123,7 +123,7 @@ class Machine(RuleBasedStateMachine):
     @rule(process=processes)
     def put(self, process: Process) -> None:
         request = self._request()
-        assert process.spool.put(Destination(), request)
+        assert process.spool.append(Destination(), request)
         self.acknowledged[request[0].span_id] = request
 
     @rule(process=consumes(processes), calls=st.integers(0, 12), before=st.booleans())
@@ -131,7 +131,7 @@ class Machine(RuleBasedStateMachine):
         request = self._request()
         try:
             with Kill(calls, before=before):
-                acknowledged = process.spool.put(Destination(), request)
+                acknowledged = process.spool.append(Destination(), request)
         except Killed:
             self.maybe[request[0].span_id] = request
         else:
@@ -143,9 +143,11 @@ class Machine(RuleBasedStateMachine):
         if not process.lock.acquire():
             return None
         for entry in process.spool.entries():
-            loaded = process.spool.load(entry)
+            loaded = process.spool.checkout(entry)
             if loaded is not None:
-                process.spool.mark(entry, DeliveryState(loaded[1].attempts + 1, uncertain=True, sent=self.now))
+                process.spool.write_state(
+                    entry, DeliveryState(loaded[1].attempts + 1, uncertain=True, sent_at=self.now)
+                )
                 return entry, loaded[2]
         return None
 
@@ -182,7 +184,7 @@ class Machine(RuleBasedStateMachine):
     def take_and_put_back(self, process: Process) -> None:
         taken = self._take(process)
         if taken is not None:
-            process.spool.put_back(taken[0])
+            process.spool.release(taken[0])
 
     @rule(process=consumes(processes))
     def killed(self, process: Process) -> None:
@@ -190,7 +192,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(process=processes)
     def sweep(self, process: Process) -> None:
-        process.spool.sweep()
+        process.spool.remove_temporary_files()
 
     @rule(seconds=st.sampled_from([-86_400.0, 0.1, 5_000.0]))
     def clock(self, seconds: float) -> None:
@@ -203,7 +205,7 @@ class Machine(RuleBasedStateMachine):
             content = files[position].read_bytes()
             # Seldom the file of a request that nobody knows of; then nothing is missing afterwards.
             known = {**self.acknowledged, **self.maybe}
-            span_id = spool_file.from_bytes(content)[2][0].span_id if _whole(content) else None
+            span_id = spool_file.decode_file(content)[2][0].span_id if _whole(content) else None
             files[position].write_bytes(content[: keep % max(1, len(content))])
             if span_id in known:
                 self.damaged.add(span_id)
@@ -221,7 +223,7 @@ class Machine(RuleBasedStateMachine):
         for path in sorted(self.root.glob("target/*.otlp")):
             content = path.read_bytes()
             if _whole(content):
-                found.append(spool_file.from_bytes(content)[2][0].span_id)
+                found.append(spool_file.decode_file(content)[2][0].span_id)
         assert len(found) == len(set(found))
         assert set(self.acknowledged) <= set(found)
         assert set(found) <= set(self.acknowledged) | set(self.maybe)
@@ -229,7 +231,7 @@ class Machine(RuleBasedStateMachine):
 
 def _whole(content: bytes) -> bool:
     try:
-        spool_file.from_bytes(content)
+        spool_file.decode_file(content)
     except (spool_file.CorruptFileError, spool_file.UnsupportedVersionError):
         return False
     return True

@@ -358,41 +358,38 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         "([attachments.md](attachments.md)).",
     ),
     MessageCode.JOURNAL_UNAVAILABLE: Entry(
-        ("ended spans are in memory only, as the journal cannot be written (...)",),
+        ("Journal cannot be written: ...",),
         "Spans are still sent; only a killed process would lose them.",
     ),
     MessageCode.SPOOL_UNAVAILABLE: Entry(
         (
-            (
-                "the spool in ... cannot be used (...): what waits for the server waits in memory, and is lost with "
-                "the process; ..."
-            ),
+            "Spool in ... cannot be used: ...",
             "each process sends only what it put into the spool itself, as ... cannot be locked: ...",
         ),
     ),
     MessageCode.SPOOL_FULL: Entry(
-        ("spans are lost: the spool is full: its oldest spans went first",),
+        ("Spans dropped: the spool is full. Its oldest requests were removed.",),
     ),
     MessageCode.SPOOL_EXPIRED: Entry(
-        ("spans are lost: they waited on disk for more than ... days",),
+        ("Spans dropped: they were queued on disk for more than ... days.",),
     ),
     MessageCode.SPOOL_FILE_UNREADABLE: Entry(
         (
-            "spans are lost: a file of the spool is damaged (...) and was set aside in ...",
-            "the spool in ... has files of an unknown format (...): they are left to a newer version",
-            "a file of the spool in ... cannot be read: ...",
-            "a file of the spool in ... cannot be removed: ...",
-            "the journal of a killed process in ... cannot be read: ...",
-            "... lines of a killed process's journal cannot be read: it was set aside in ...",
-            "spans are set aside in refused/: the journal of a killed process does not tell where they belong",
+            "Spans dropped: a spool file is damaged (...). It was moved to ...",
+            "Spool in ... has files of an unsupported format (...). A newer version may send them.",
+            "Spool file in ... cannot be read: ...",
+            "Spool file in ... cannot be removed: ...",
+            "Journal of a killed process in ... cannot be read: ...",
+            "... lines in the journal of a killed process cannot be read. The journal was moved to ...",
+            "Spans dropped: the journal of a killed process does not name their destination.",
         ),
         "A newer version of this library sends the files that it wrote.",
     ),
     MessageCode.SPOOL_SHARED: Entry(
         (
             (
-                "two exporters of this app have credentials that cannot be told apart on disk: each sends with its own "
-                "what the other has put there; ..."
+                "Two exporters of this application have credentials that cannot be told apart on disk: each sends "
+                "spans of the other with its own credential. ..."
             ),
         ),
         "Spans still go to their own workspace and experiment.",
@@ -491,8 +488,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "spans are accepted again, after ... of trouble",
             "spans are taken in again",
-            "the spool can be used again",
-            "ended spans are written to the journal again",
+            "Spool recovered: it is writable again",
+            "Journal recovered: ended spans are written to it again",
         ),
     ),
     MessageCode.PIPELINE_REPLACED: Entry(

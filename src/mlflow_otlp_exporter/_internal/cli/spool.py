@@ -15,10 +15,10 @@ from mlflow_otlp_exporter._internal.common.file_lock import FileLock
 from mlflow_otlp_exporter._internal.config.models import Settings, resolve
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
-from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED, REFUSED
+from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED_FOLDER, REJECTED_FOLDER
 from mlflow_otlp_exporter._internal.spool.directory import candidate_roots
 from mlflow_otlp_exporter._internal.spool.index import Index, list_entries
-from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL, folder_name_for
+from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL_FOLDER, folder_name_for
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
 
 _POLL_SECONDS = 0.1
@@ -55,7 +55,7 @@ def act(given: argparse.Namespace) -> int:
     if given.action == "status":
         return _status(settings)
     if given.action == "list":
-        return _list(settings, REFUSED if given.refused else "")
+        return _list(settings, REJECTED_FOLDER if given.refused else "")
     if given.action == "flush":
         return _flush(settings, given.timeout)
     return _purge(settings, refused=given.refused, really=given.yes)
@@ -75,12 +75,14 @@ def _status(settings: Settings) -> int:
         about = (folder / _ABOUT).read_text(encoding="utf-8").strip()
         print(f"{about}{' (the settings in force here)' if folder.name == own else ''}")
         print(f"  folder   {folder}")
-        since = f", the oldest for {_ago(waiting.oldest)}" if waiting.files else ""
-        print(f"  waiting  {waiting.spans} spans in {waiting.files} requests, {waiting.size} bytes{since}")
-        for name in (REFUSED, DAMAGED):
+        since = f", the oldest for {_ago(waiting.oldest_at)}" if waiting.file_count else ""
+        print(
+            f"  waiting  {waiting.span_count} spans in {waiting.file_count} requests, {waiting.size_bytes} bytes{since}"
+        )
+        for name in (REJECTED_FOLDER, DAMAGED_FOLDER):
             aside = Index(list_entries(folder / name)).totals
-            print(f"  {name:8} {aside.spans} spans in {aside.files} files, {aside.size} bytes")
-        journals = list((folder / JOURNAL).glob("*"))
+            print(f"  {name:8} {aside.span_count} spans in {aside.file_count} files, {aside.size_bytes} bytes")
+        journals = list((folder / JOURNAL_FOLDER).glob("*"))
         if journals:
             print(f"  journal  {sum(path.stat().st_size for path in journals)} bytes in {len(journals)} files")
         print(f"  sender   {_holder(folder)}")
@@ -124,14 +126,14 @@ def _list(settings: Settings, where: str) -> int:
         for entry in Index(list_entries(folder / where)):
             try:
                 with (folder / where / entry.name).open("rb") as file:
-                    header, state = spool_file.read_header(file.read(spool_file.HEAD_SIZE))
+                    header, state = spool_file.read_header(file.read(spool_file.MAX_HEADER_BYTES))
             except (OSError, spool_file.CorruptFileError, spool_file.UnsupportedVersionError) as error:
                 print(f"{entry.name}  cannot be read: {error}")
                 continue
             destination = header.destination
             place = destination.experiment or destination.experiment_id or destination.service_name or "Default"
             words = [
-                _when(header.created),
+                _when(header.created_at),
                 f"{header.span_count} spans of {len(header.trace_ids)} traces",
                 f"tr-{header.trace_ids[0]:032x}" if header.trace_ids else "-",
                 f"experiment {place}" + (f" of workspace {destination.workspace}" if destination.workspace else ""),
@@ -147,18 +149,18 @@ def _flush(settings: Settings, seconds: float) -> int:
     try:
         assert pipeline.depot is not None
         assert pipeline.drainer is not None
-        spool, courier = pipeline.depot.spool, pipeline.courier
+        spool, courier = pipeline.depot.storage, pipeline.courier
         pipeline.drainer.wake()
         # What killed processes left of each span becomes requests when it looks first.
-        while (not pipeline.drainer.has_looked or spool.totals().files) and time.monotonic() < deadline:
+        while (not pipeline.drainer.has_looked or spool.totals().file_count) and time.monotonic() < deadline:
             if courier.patience.troubled and courier.failures:
                 break  # the log has said why
             pause.wait(_POLL_SECONDS)
         left = spool.totals()
     finally:
         pipeline.close(1.0)
-    print(f"{pipeline.stats().delivered} spans sent, {left.spans} wait in {left.files} requests")
-    return 1 if left.files else 0
+    print(f"{pipeline.stats().delivered} spans sent, {left.span_count} wait in {left.file_count} requests")
+    return 1 if left.file_count else 0
 
 
 def _purge(settings: Settings, *, refused: bool, really: bool) -> int:
@@ -166,16 +168,19 @@ def _purge(settings: Settings, *, refused: bool, really: bool) -> int:
     for folder in _folders(settings):
         if folder.name != folder_name_for(settings):
             continue
-        for orphan in find_abandoned_journals(folder / JOURNAL, "") if not refused else ():
+        for orphan in find_abandoned_journals(folder / JOURNAL_FOLDER, "") if not refused else ():
             with suppress(OSError):
-                spans, files = spans + sum(len(trace.spans) for trace in orphan.traces()), files + len(orphan.paths)
+                spans, files = (
+                    spans + sum(len(trace.spans) for trace in orphan.read_traces()),
+                    files + len(orphan.paths),
+                )
             if really:
-                orphan.remove()
+                orphan.remove_files()
             else:
-                orphan.release()
-        for where in (REFUSED, DAMAGED) if refused else ("",):
+                orphan.release_files()
+        for where in (REJECTED_FOLDER, DAMAGED_FOLDER) if refused else ("",):
             for entry in list_entries(folder / where):
-                spans, files = spans + entry.spans, files + 1
+                spans, files = spans + entry.span_count, files + 1
                 if really:
                     (folder / where / entry.name).unlink(missing_ok=True)
     print(f"{spans} spans in {files} files {'removed' if really else 'would be removed: say it again with --yes'}")

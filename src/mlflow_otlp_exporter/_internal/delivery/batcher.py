@@ -117,7 +117,7 @@ class Batcher:
 
     def recovered(self, left: RecoveredSpans) -> list[Batch]:
         """What a killed process has left: it goes where that would have sent it, and is not masked once more."""
-        spans = left.spans if left.clean else self._cleaned(left.spans)[0]
+        spans = left.spans if left.is_redacted else self._cleaned(left.spans)[0]
         groups: dict[Destination, list[EncodedSpan]] = {}
         self._encode(spans, {left.destination: spans}, groups)
         return self._packed(groups)

@@ -93,8 +93,8 @@ class Pipeline:
             from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader
             from mlflow_otlp_exporter._internal.spool.persistent_queue import open_queue
 
-            origins = JournalHeader(self.destination, not self.batching.cleaner.is_idle)
-            self.depot = open_queue(settings, str(self.server.credentials), self.report, origins)
+            header = JournalHeader(self.destination, not self.batching.cleaner.is_idle)
+            self.depot = open_queue(settings, str(self.server.credentials), self.report, header)
         self.courier = RetrySender(
             self.server,
             delivery,
@@ -108,7 +108,7 @@ class Pipeline:
         if rest is not None:
             from mlflow_otlp_exporter._internal.mlflow_api.rest_side import MlflowRestClient
 
-            spool = self.depot.spool if self.depot is not None else None
+            spool = self.depot.storage if self.depot is not None else None
             self.rest_side = MlflowRestClient(rest, settings, self.experiments, stored, self.report, spool)
             self.courier.delivered, self.courier.uploads = self.rest_side.delivered, self.rest_side.uploads
         self.senders: WorkQueue[ExportRequest] = WorkQueue(self._step, self.courier.abandon)
@@ -119,8 +119,8 @@ class Pipeline:
             self.drainer = SpoolConsumer(
                 self.depot, send=self._send, spill=self._spill, tidy=self._tidy, report=self.report
             )
-            self.depot.changed = self.drainer.wake
-            self.depot.spool.pressed = self._is_pressed
+            self.depot.on_append = self.drainer.wake
+            self.depot.storage.is_memory_full = self._is_pressed
         self.in_flight = InFlightRequests()
         self.closed = False
         self._until = math.inf
@@ -148,8 +148,8 @@ class Pipeline:
         """What puts an ended span on disk at once; None unless every span is to be there."""
         journal = self.depot.journal if self.depot is not None else None
         if journal is None or self.batching.cleaner.is_idle:
-            return journal.record if journal is not None else None
-        write, clean = journal.record, self.batching.cleaner.clean
+            return journal.append if journal is not None else None
+        write, clean = journal.append, self.batching.cleaner.clean
 
         def record(span: ReadableSpan) -> None:
             with suppress(Exception):  # then it is in memory only, until it is refused
@@ -160,7 +160,7 @@ class Pipeline:
     def note_noise(self, noise: Sequence[str]) -> None:
         """Writes beside the spans on disk which traces are left out: whoever finds them after a kill judges alike."""
         if self.depot is not None and self.depot.journal is not None:
-            self.depot.journal.note_noise(noise)
+            self.depot.journal.set_trace_filter(noise)
 
     def _step(self, shipment: ExportRequest) -> SendResult[ExportRequest]:
         left = max(0.2, self._until - time.monotonic())
@@ -168,7 +168,7 @@ class Pipeline:
 
     def _queued(self, destination: Destination) -> int:
         queued = sum(len(each.spans) for each in self.senders.queued(destination) if not each.origin.kept)
-        return queued if self.depot is None else queued + self.depot.spool.totals().spans
+        return queued if self.depot is None else queued + self.depot.storage.totals().span_count
 
     def hurry(self, seconds: float) -> None:
         """Ends waits between attempts, as somebody waits for the outcome, and keeps requests within that time.
@@ -228,13 +228,13 @@ class Pipeline:
         """
         for destination, encoded in self.batching.batches(spans)[0]:
             depot = self.depot
-            if depot is None or not depot.put(destination, encoded, attempted=False, uncertain=False):
+            if depot is None or not depot.append(destination, encoded, attempted=False, uncertain=False):
                 self.refuse(len(encoded), why)
 
     def _spill(self) -> bool:
         """Puts on disk what has waited in memory for long, or would have to; whether anything waits there."""
         depot, courier = self.depot, self.courier
-        if depot is not None and depot.spool.usable:
+        if depot is not None and depot.storage.is_writable:
             now = courier.clock()
 
             def late(shipment: ExportRequest) -> bool:
@@ -256,8 +256,8 @@ class Pipeline:
         """Gives up what has waited on disk for too long, and takes over what killed processes left of each span."""
         if self.depot is not None:
             if self.courier.patience.troubled:
-                self.depot.spool.expire()
-            self.depot.adopt(self.batching.recovered, self.leave_out)
+                self.depot.storage.remove_expired()
+            self.depot.recover_journals(self.batching.recovered, self.leave_out)
 
     def drained(self, seconds: float) -> int:
         """Waits until what this process has put on disk is sent, or it shows that this will take longer.
@@ -313,7 +313,7 @@ class Pipeline:
         """Says that spans that no request has are not to be sent after a kill either."""
         if self.depot is not None and self.depot.journal is not None:
             keys = [(span.context.trace_id, span.context.span_id) for span in spans if span.context is not None]
-            self.depot.journal.forget(keys)
+            self.depot.journal.acknowledge(keys)
 
     def refuse(self, count: int, why: str) -> None:
         """Counts spans that are given up, and says why."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
 
 # Between two looks at a token file that the server has rejected, and two questions for what has arrived.
-_LOOK_SECONDS, _PAUSE_BETWEEN_ASKING = 0.25, 1.0
+_REFRESH_SECONDS, _PAUSE_BETWEEN_ASKING = 0.25, 1.0
 # Seconds between two suspects at least, however many there are.
 _BETWEEN_SUSPECTS = 0.5
 _SMALLEST_REQUEST = 16 * 1024
@@ -105,7 +105,7 @@ class RetrySender:
             return SendResult()  # put aside by a search
         shipment.began = self.clock()
         if shipment.began < self._locked_until and not self.closing and not self._server.has_new_credential():
-            return SendResult((shipment,), retry_after=_LOOK_SECONDS)
+            return SendResult((shipment,), retry_after=_REFRESH_SECONDS)
         self._locked_until = 0.0
         decided = self._decided(shipment)
         if decided is None and shipment.uncertain:
@@ -182,7 +182,7 @@ class RetrySender:
         if delivered:
             self.delivered(shipment.destination, shipment.spans)
         if self._depot is not None:
-            self._depot.settled(shipment.spans)
+            self._depot.acknowledge(shipment.spans)
         shipment.spans = []  # whatever goes wrong from here on: it has its outcome, and is not sent again
         shipment.origin.settle(delivered, refused, outcome)
 
@@ -273,7 +273,7 @@ class RetrySender:
         said = f"{what} is lost{_whose(shipment)}: {self._explain(outcome)}"
         self._report.problem(_refusal(outcome, what), said, len(shipment.spans))
         if self._depot is not None:
-            self._depot.refuse(shipment.destination, shipment.spans, outcome.message)
+            self._depot.dead_letter(shipment.destination, shipment.spans, outcome.message)
         self._settle(shipment, 0, len(shipment.spans), outcome)
         return SendResult()
 
@@ -303,7 +303,7 @@ class RetrySender:
             self._delivery.forget(destination)
         if cause is FailureKind.CREDENTIALS and self._server.credentials.can_watch:
             self._locked_until = self.clock() + wait
-            wait = _LOOK_SECONDS
+            wait = _REFRESH_SECONDS
         return SendResult((shipment,), retry_after=wait)
 
     def put_away(self, shipment: ExportRequest) -> bool:
@@ -316,7 +316,7 @@ class RetrySender:
         count = len(shipment.spans)
         if count:
             spans, attempted = shipment.spans, shipment.attempted
-            if not self._depot.put(shipment.destination, spans, attempted=attempted, uncertain=shipment.uncertain):
+            if not self._depot.append(shipment.destination, spans, attempted=attempted, uncertain=shipment.uncertain):
                 return False
             self._forget_suspect(shipment)
             shipment.spans = []

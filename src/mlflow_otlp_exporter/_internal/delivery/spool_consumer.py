@@ -63,14 +63,14 @@ class SpooledOrigin(RequestOrigin):
 
     def sending(self) -> None:
         # Written before the request is sent: after a kill, the next run knows that it may have arrived.
-        self._state = DeliveryState(self._state.attempts + 1, uncertain=True, sent=time.time())
-        self._spool.mark(self.entry, self._state)
+        self._state = DeliveryState(self._state.attempts + 1, uncertain=True, sent_at=time.time())
+        self._spool.write_state(self.entry, self._state)
 
     def failed(self, *, uncertain: bool) -> None:
         self._arrived = self._arrived or uncertain
         if not self._arrived:
-            self._state = DeliveryState(self._state.attempts, uncertain=False, sent=self._state.sent)
-            self._spool.mark(self.entry, self._state)
+            self._state = DeliveryState(self._state.attempts, uncertain=False, sent_at=self._state.sent_at)
+            self._spool.write_state(self.entry, self._state)
 
     def settle(self, delivered: int, refused: int, outcome: ExportOutcome | None = None) -> None:
         self._arrived = self._arrived or delivered > 0
@@ -84,7 +84,7 @@ class SpooledOrigin(RequestOrigin):
         self._on_done(self.entry, False)
 
     def release(self) -> None:
-        self._spool.put_back(self.entry)
+        self._spool.release(self.entry)
         self._on_done(self.entry, True)
 
 
@@ -95,12 +95,12 @@ def read_export_request(
     stored = queue.read(entry)
     if stored is None:
         return None
-    origin, state = SpooledOrigin(queue.spool, entry, stored, on_done), stored.state
+    origin, state = SpooledOrigin(queue.storage, entry, stored, on_done), stored.state
     request = ExportRequest(
         stored.destination, stored.spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0
     )
     if state.uncertain:
-        seconds = min(max(state.sent + MAX_WRITE_SECONDS - time.time(), 0.0), MAX_WRITE_SECONDS)
+        seconds = min(max(state.sent_at + MAX_WRITE_SECONDS - time.time(), 0.0), MAX_WRITE_SECONDS)
         request.ask_until = time.monotonic() + seconds
     return request
 
@@ -194,7 +194,7 @@ class SpoolConsumer:
         """One look at memory and disk; whether there is more to do soon."""
         waiting = self._spill()
         if self._depot.journal is not None:
-            self._depot.journal.turn()
+            self._depot.journal.rotate()
         now = time.monotonic()
         sweep = now - self._swept_at >= _SWEEP_SECONDS
         self._list(now)
@@ -205,16 +205,16 @@ class SpoolConsumer:
         alone = self._acquire()
         if alone and sweep:
             self._swept_at = now
-            self._depot.spool.sweep()
+            self._depot.storage.remove_temporary_files()
             self._tidy()
         if alone or self._only_own:
             self._fill()
         return waiting or bool(self._pending or self._out)
 
     def _acquire(self) -> bool:
-        spool = self._depot.spool
+        spool = self._depot.storage
         try:
-            folder = spool.existing_folder()
+            folder = spool.find_folder()
             if folder is None:
                 return False
             if self._lock is None or self._lock.path.parent != folder:
@@ -236,9 +236,9 @@ class SpoolConsumer:
             return
         self._listed_at = now
         pending: dict[str, deque[Entry]] = {}
-        spool = self._depot.spool
-        for entry in spool.own_entries() if self._only_own else spool.entries():
-            pending.setdefault(entry.key, deque()).append(entry)
+        spool = self._depot.storage
+        for entry in spool.entries_of_this_process() if self._only_own else spool.entries():
+            pending.setdefault(entry.destination_hash, deque()).append(entry)
         self._pending = pending
 
     def _fill(self) -> None:
@@ -265,7 +265,7 @@ class SpoolConsumer:
 
     def _told(self, entry: Entry, ended: bool) -> None:
         """Called by the senders: there is room for the next one."""
-        name, key = entry.name, entry.key
+        name, key = entry.name, entry.destination_hash
         with self._changing:
             if name in self._sending:
                 self._sending.discard(name)
@@ -286,10 +286,10 @@ class SpoolConsumer:
         Returns:
             How many spans that this process has put on disk are there still.
         """
-        spool, pause = self._depot.spool, threading.Event()
+        spool, pause = self._depot.storage, threading.Event()
         moved = time.monotonic()
-        deadline, before, least = moved + seconds, courier.failures, spool.spans_of_this_process()
-        while left := spool.spans_of_this_process():
+        deadline, before, least = moved + seconds, courier.failures, spool.pending_span_count()
+        while left := spool.pending_span_count():
             now = time.monotonic()
             if left < least:
                 least, moved = left, now

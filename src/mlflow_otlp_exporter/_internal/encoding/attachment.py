@@ -12,14 +12,14 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
-from mlflow_otlp_exporter._internal.encoding.request_decoder import without_spans
+from mlflow_otlp_exporter._internal.encoding.request_decoder import parts_without_spans
 from mlflow_otlp_exporter._internal.model.attachment import Attachment
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 
 
-def attached(trace_id: int, content_type: str, data: bytes, *, is_url: bool = True) -> Attachment:
+def create_attachment(trace_id: int, content_type: str, data: bytes, *, is_url: bool = True) -> Attachment:
     """Makes a file of a trace.
 
     Args:
@@ -37,7 +37,7 @@ def attached(trace_id: int, content_type: str, data: bytes, *, is_url: bool = Tr
     return Attachment(identity, f"{ATTACHMENT}{identity}?{query}", content_type, data, is_url)
 
 
-def section(spans: Iterable[EncodedSpan]) -> bytes:
+def encode_attachments(spans: Iterable[EncodedSpan]) -> bytes:
     """The files that spans refer to, as a part of a request on disk that has no spans; each once.
 
     Args:
@@ -49,7 +49,7 @@ def section(spans: Iterable[EncodedSpan]) -> bytes:
     return TracesData(resource_spans=[made]).SerializeToString() if made.resource.attributes else b""
 
 
-def with_attachments(spans: list[EncodedSpan], body: bytes) -> list[EncodedSpan]:
+def restore_attachments(spans: list[EncodedSpan], body: bytes) -> list[EncodedSpan]:
     """Spans of a request on disk with the files that they refer to.
 
     Args:
@@ -62,7 +62,7 @@ def with_attachments(spans: list[EncodedSpan], body: bytes) -> list[EncodedSpan]
     if ATTACHMENT.encode() not in body:
         return spans
     found: list[Attachment] = []
-    for part in without_spans(body):
+    for part in parts_without_spans(body):
         try:
             attributes = ResourceSpans.FromString(part).resource.attributes
         except DecodeError:

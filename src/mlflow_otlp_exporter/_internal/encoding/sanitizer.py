@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, frame_span
 
-NOTE = "mlflow_otlp.repaired"
+REPAIRED_ATTRIBUTE = "mlflow_otlp.repaired"
 _TRACE_NAME = "mlflow.traceTag.mlflow.traceName"
 _TRACE_TAG, _SPAN_TYPE, _COST, _USAGE = (
     "mlflow.traceTag.",
@@ -24,9 +24,9 @@ _TRACE_TAG, _SPAN_TYPE, _COST, _USAGE = (
 )
 # 3.17 refuses a request with a longer session, any version one with a longer trace name; PostgreSQL a user of 9,000
 # characters and a type of over 500.
-_LONGEST = {"session.id": 250, "gen_ai.conversation.id": 250, "user.id": 4096, _TRACE_NAME: 4096, _SPAN_TYPE: 500}
+_MAX_LENGTHS = {"session.id": 250, "gen_ai.conversation.id": 250, "user.id": 4096, _TRACE_NAME: 4096, _SPAN_TYPE: 500}
 # What MLflow puts into columns of its own, where PostgreSQL takes no NUL, neither plain nor as JSON's escape.
-_COLUMNS = frozenset(_LONGEST) | {
+_COLUMN_KEYS = frozenset(_MAX_LENGTHS) | {
     "embedding.model_name",
     "gen_ai.provider.name",
     "gen_ai.request.model",
@@ -39,7 +39,7 @@ _COLUMNS = frozenset(_LONGEST) | {
 }
 # What tells MLflow a span's kind: it looks each up in a table, where a list or an object, as value or as JSON text,
 # costs the whole request (422 on 3.17.2).
-_KINDS = frozenset(
+_KIND_KEYS = frozenset(
     {
         "ai.operationId",
         "entity.type",
@@ -54,7 +54,7 @@ _KINDS = frozenset(
 _SHORTEST_CUT, _LONGEST_MARK = 256, 64
 
 
-def without_nul(text: str) -> str:
+def replace_nul(text: str) -> str:
     """A text without NUL characters, which PostgreSQL refuses with a 500, in itself and in JSON."""
     return text.replace("\x00", "\ufffd").replace("\\u0000", "\\ufffd")
 
@@ -72,11 +72,11 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None) -> Mapping[str, An
     changes: dict[str, Any] = {}
     notes: list[str] = []
     for key, value in found.items():
-        if key in _COLUMNS or key.startswith(_TRACE_TAG):
-            changed, note = _for_column(key, value)
+        if key in _COLUMN_KEYS or key.startswith(_TRACE_TAG):
+            changed, note = _sanitize_column(key, value)
         elif key in (_COST, _USAGE):
-            changed, note = _numbers(key, value)
-        elif key in _KINDS and _is_structured(value):
+            changed, note = _sanitize_numbers(key, value)
+        elif key in _KIND_KEYS and _is_structured(value):
             changed, note = None, f"{key} left out: no text"
         else:
             continue
@@ -85,20 +85,20 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None) -> Mapping[str, An
             notes.append(note)
     if not notes:
         return None
-    merged = {**found, **changes, NOTE: "; ".join(notes)}
+    merged = {**found, **changes, REPAIRED_ATTRIBUTE: "; ".join(notes)}
     return {key: value for key, value in merged.items() if not (value is None and key in changes)}
 
 
-def _for_column(key: str, value: Any) -> tuple[Any, str]:
+def _sanitize_column(key: str, value: Any) -> tuple[Any, str]:
     """The value for a column of MLflow's, and what was changed; None to leave it out."""
     if key == _SPAN_TYPE and _is_structured(value):
         return None, f"{key} left out: no text"
     if not isinstance(value, str):
         return value, ""
-    changed, notes = without_nul(value), []
+    changed, notes = replace_nul(value), []
     if changed != value:
         notes.append(f"{key}: NUL characters replaced")
-    longest = _LONGEST.get(key)
+    longest = _MAX_LENGTHS.get(key)
     if longest and len(changed) > longest:
         changed = changed[:longest]
         notes.append(f"{key} cut from {len(value)} characters")
@@ -109,7 +109,7 @@ def _is_structured(value: Any) -> bool:
     return value.lstrip()[:1] in ("[", "{") if isinstance(value, str) else isinstance(value, (Sequence, Mapping))
 
 
-def _numbers(key: str, value: Any) -> tuple[Any, str]:
+def _sanitize_numbers(key: str, value: Any) -> tuple[Any, str]:
     """Cost and usage must be JSON objects of numbers: 3.10 to 3.17 refuse the request for anything else."""
     found: Any = None
     if isinstance(value, str):
@@ -132,7 +132,7 @@ def truncate_span(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
     Returns:
         The smaller span; None if cutting texts does not make it small enough.
     """
-    span = span_of(encoded)
+    span = parse_span(encoded)
     values = [attribute.value for attribute in span.attributes]
     values += [attribute.value for event in span.events for attribute in event.attributes]
     texts = sorted(
@@ -152,17 +152,17 @@ def truncate_span(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
         value.string_value = cut
     if excess > 0:
         return None
-    note = span.attributes.add(key=NOTE)
+    note = span.attributes.add(key=REPAIRED_ATTRIBUTE)
     note.value.string_value = f"texts cut: the span had {len(encoded.body)} bytes, more than the way to MLflow takes"
     return encoded._replace(body=frame_span(span.SerializeToString()))
 
 
 def describe_span(encoded: EncodedSpan) -> str:
     """A span's name and its trace, for a log line."""
-    return f"span {span_of(encoded).name[:80]!r} of trace tr-{encoded.trace_id:032x}"
+    return f"span {parse_span(encoded).name[:80]!r} of trace tr-{encoded.trace_id:032x}"
 
 
-def span_of(encoded: EncodedSpan) -> Span:
+def parse_span(encoded: EncodedSpan) -> Span:
     """An encoded span as protobuf's."""
     # The body is the field of a ScopeSpans; wrapped so, it parses as one.
     data = TracesData()

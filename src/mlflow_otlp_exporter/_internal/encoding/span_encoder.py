@@ -30,17 +30,17 @@ from mlflow_otlp_exporter._internal.model.encoded_span import (
 )
 
 # A parser gives up at 100 nested messages; a map inside a map is three, and the request around the value is seven.
-_DEEPEST = 24
-_CACHED_KEYS, _LONGEST_CACHED_KEY = 4096, 128
-_CACHED_RESOURCES = 256
+_MAX_DEPTH = 24
+_MAX_CACHED_KEYS, _MAX_CACHED_KEY_BYTES = 4096, 128
+_MAX_CACHED_OWNERS = 256
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
-_ALL_64_BITS, _LATEST = (1 << 64) - 1, (1 << 63) - 1
-_times = struct.Struct("<BQBQ").pack
+_MASK_64_BITS, _MAX_TIME = (1 << 64) - 1, (1 << 63) - 1
+_pack_times = struct.Struct("<BQBQ").pack
 # Flags as field 16 of a span and field 6 of a link, fixed32: bit 8 says that bit 9 tells whether the parent is remote.
-_LOCAL, _REMOTE = (b"\x85\x01" + struct.pack("<I", flags) for flags in (0x100, 0x300))
-_LINK_LOCAL, _LINK_REMOTE = (b"\x35" + struct.pack("<I", flags) for flags in (0x100, 0x300))
-_double = struct.Struct("<d").pack
-_fixed64 = struct.Struct("<Q").pack
+_LOCAL_FLAGS, _REMOTE_FLAGS = (b"\x85\x01" + struct.pack("<I", flags) for flags in (0x100, 0x300))
+_LOCAL_LINK_FLAGS, _REMOTE_LINK_FLAGS = (b"\x35" + struct.pack("<I", flags) for flags in (0x100, 0x300))
+_pack_double = struct.Struct("<d").pack
+_pack_fixed64 = struct.Struct("<Q").pack
 
 
 @dataclass
@@ -83,7 +83,7 @@ class SpanEncoder:
             str: lambda value, _: encode_field(b"\x0a", self._utf8(value)),
             bool: lambda value, _: b"\x10\x01" if value else b"\x10\x00",
             int: lambda value, _: self._integer(value),
-            float: lambda value, _: b"\x21" + _double(value),
+            float: lambda value, _: b"\x21" + _pack_double(value),
             bytes: lambda value, _: encode_field(b"\x3a", value),
             bytearray: lambda value, _: encode_field(b"\x3a", bytes(value)),
             tuple: self._array,
@@ -138,7 +138,7 @@ class SpanEncoder:
             encoded_name,
             b"\x30",
             SHORT_VARINTS[_KINDS[span.kind]],
-            _times(0x39, _time(span.start_time), 0x41, _time(span.end_time)),
+            _pack_times(0x39, _clamp_time(span.start_time), 0x41, _clamp_time(span.end_time)),
         )
         # A copy, as iterating over the SDK's own mapping takes ten times as long.
         found = span.attributes if attributes is None else attributes
@@ -153,14 +153,18 @@ class SpanEncoder:
             if code := status.status_code.value:
                 inner += (b"\x18", SHORT_VARINTS[code])
             pieces.append(encode_field(b"\x7a", b"".join(inner)))
-        pieces.append(_REMOTE if parent is not None and parent.is_remote else _LOCAL)
+        pieces.append(_REMOTE_FLAGS if parent is not None and parent.is_remote else _LOCAL_FLAGS)
         body = frame_span(b"".join(pieces))
         resource, scope = self.resource(span.resource), self._scope(span.instrumentation_scope)
         return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body)
 
     def _events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
         for event in events:
-            inner = [b"\x09", _fixed64(_time(event.timestamp)), encode_field(b"\x12", self._utf8(event.name))]
+            inner = [
+                b"\x09",
+                _pack_fixed64(_clamp_time(event.timestamp)),
+                encode_field(b"\x12", self._utf8(event.name)),
+            ]
             if event.attributes:
                 self._attributes(dict(event.attributes), b"\x1a", inner)
             if event.dropped_attributes:
@@ -227,8 +231,8 @@ class SpanEncoder:
     def _key(self, key: Any) -> bytes:
         """A key as the first field of a `KeyValue`, kept if it is a short one."""
         named = encode_field(b"\x0a", self._utf8(key))
-        if len(named) <= _LONGEST_CACHED_KEY:
-            if len(self._keys) >= _CACHED_KEYS:
+        if len(named) <= _MAX_CACHED_KEY_BYTES:
+            if len(self._keys) >= _MAX_CACHED_KEYS:
                 self._keys.clear()
             self._keys[key] = named
         return named
@@ -252,14 +256,14 @@ class SpanEncoder:
         return encoder(value, depth)
 
     def _array(self, values: Iterable[Any], depth: int) -> bytes:
-        if depth >= _DEEPEST:
+        if depth >= _MAX_DEPTH:
             raise _Unencodable
         return encode_field(
             b"\x2a", b"".join([encode_field(b"\x0a", self._value(value, depth + 1)) for value in values])
         )
 
     def _mapping(self, values: Mapping[Any, Any], depth: int) -> bytes:
-        if depth >= _DEEPEST:
+        if depth >= _MAX_DEPTH:
             raise _Unencodable
         items = [
             encode_field(
@@ -274,7 +278,7 @@ class SpanEncoder:
         if 0 <= value < 128:  # one byte
             return b"\x18" + SHORT_VARINTS[value]
         if -(1 << 63) <= value < 1 << 63:
-            return b"\x18" + varint(value & _ALL_64_BITS)
+            return b"\x18" + varint(value & _MASK_64_BITS)
         self.repairs.repaired += 1
         try:
             return encode_field(b"\x0a", str(value).encode())
@@ -307,7 +311,7 @@ class SpanEncoder:
             self._attributes(dict(link.attributes), b"\x22", pieces)
         if dropped := getattr(link, "dropped_attributes", 0):
             pieces += (b"\x28", varint(dropped))
-        pieces.append(_LINK_REMOTE if context.is_remote else _LINK_LOCAL)
+        pieces.append(_REMOTE_LINK_FLAGS if context.is_remote else _LOCAL_LINK_FLAGS)
         return b"".join(pieces)
 
     def resource(self, resource: Resource) -> Framing:
@@ -324,7 +328,7 @@ class SpanEncoder:
                 self.repairs.repaired += 1
         self._attributes(attributes, b"\x0a", inner)
         framing = Framing(encode_field(b"\x0a", b"".join(inner)), self._schema(resource.schema_url))
-        if len(self._resources) >= _CACHED_RESOURCES:
+        if len(self._resources) >= _MAX_CACHED_OWNERS:
             self._resources.clear()
         self._resources[id(resource)] = (resource, framing)
         return framing
@@ -341,7 +345,7 @@ class SpanEncoder:
             if scope.attributes:
                 self._attributes(dict(scope.attributes), b"\x1a", inner)
         framing = Framing(encode_field(b"\x0a", b"".join(inner)), self._schema(scope.schema_url if scope else None))
-        if len(self._scopes) >= _CACHED_RESOURCES:
+        if len(self._scopes) >= _MAX_CACHED_OWNERS:
             self._scopes.clear()
         self._scopes[id(scope)] = (scope, framing)
         return framing
@@ -350,6 +354,6 @@ class SpanEncoder:
         return encode_field(b"\x1a", self._utf8(url)) if url else b""
 
 
-def _time(nanoseconds: int | None) -> int:
+def _clamp_time(nanoseconds: int | None) -> int:
     # What does not fit into 63 bits, MLflow's databases refuse, and the whole request with it.
-    return min(max(nanoseconds or 0, 0), _LATEST)
+    return min(max(nanoseconds or 0, 0), _MAX_TIME)

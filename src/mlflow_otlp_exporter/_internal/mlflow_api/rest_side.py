@@ -61,7 +61,7 @@ class MlflowRestClient:
         self._own_experiment = settings.traces.headers.get(EXPERIMENT_HEADER)
         self._files: AssessmentFiles | None = None
         if spool is not None:
-            self._files = AssessmentFiles(spool.folder, spool.existing_folder, settings.disk.spool_max_age)
+            self._files = AssessmentFiles(spool.ensure_folder, spool.find_folder, settings.disk.spool_max_age)
         self._feedback = AssessmentSender(api, report, self._files)
         self._looked = self._files is None
         self.uploads: AttachmentUploader | None = None

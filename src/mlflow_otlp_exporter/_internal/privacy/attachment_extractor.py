@@ -16,8 +16,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
-from mlflow_otlp_exporter._internal.encoding.attachment import attached
-from mlflow_otlp_exporter._internal.encoding.sanitizer import span_of
+from mlflow_otlp_exporter._internal.encoding.attachment import create_attachment
+from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.enrichment.media import read_media
 from mlflow_otlp_exporter._internal.enrichment.values import select_text
 from mlflow_otlp_exporter._internal.model.attachment import Attachment
@@ -131,7 +131,7 @@ class _Finding:
         return len(content) >= self._smallest
 
     def _ref(self, kind: str, data: bytes, *, is_url: bool = False) -> str:
-        made = attached(self._trace_id, kind, data, is_url=is_url)
+        made = create_attachment(self._trace_id, kind, data, is_url=is_url)
         # The same content in many spans of a trace takes memory once.
         made = replace(made, data=self._known.setdefault(made.id, made.data))
         self.found[made.ref] = made
@@ -209,7 +209,7 @@ def inline_attachments(encoded: EncodedSpan, attachments: Sequence[Attachment], 
         longest: Characters of base64 that may stay in a span; instead of more there is a text with type and size.
     """
     change = _Return({each.ref: each for each in attachments}, longest)
-    span = span_of(encoded)
+    span = parse_span(encoded)
     for attributes in (span.attributes, *(event.attributes for event in span.events)):
         for attribute in list(attributes):
             for value in _texts(attribute.value):

@@ -1,6 +1,6 @@
-"""What a spool has set aside for people to look at, and sends no more: what was refused for good, and what is damaged.
+"""Files beside the queue that are never sent again: rejected requests with the server's message, and damaged files.
 
-Both are bounded, the oldest go first.
+Both folders are bounded; the oldest files are removed first.
 """
 
 from __future__ import annotations
@@ -10,79 +10,51 @@ from pathlib import Path
 
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState, FileHeader, to_bytes
-from mlflow_otlp_exporter._internal.spool.index import Entry, Index, destination_hash, list_entries
+from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState, FileHeader, encode_file
+from mlflow_otlp_exporter._internal.spool.index import Entry, Index, hash_destination, list_entries
 
-REFUSED, DAMAGED = "refused", "damaged"
-_MOST_FILES, _SHARE = 1000, 8
+# "refused" is the name that version 0.1.0 gave the folder.
+REJECTED_FOLDER, DAMAGED_FOLDER = "refused", "damaged"
+# Each folder may hold an eighth of the bytes of the spool, in addition to them.
+_MAX_FILES, _SHARE = 1000, 8
 
 
 class DeadLetterDirectory:
-    """The folders beside a spool's requests with what was set aside.
+    """The folders of dead letters; all methods raise OSError.
 
     Args:
-        max_bytes: How many bytes the spool may have, of which each folder may have a share besides.
-        unique: Makes what tells a file from all others.
+        max_bytes: Size limit of the spool.
+        new_unique: Returns a part of a file name that no other file has.
         write: Writes a file.
     """
 
-    def __init__(self, max_bytes: int, unique: Callable[[], str], write: Callable[[Path, bytes], None]) -> None:
-        self._max_bytes, self._unique, self._write = max_bytes, unique, write
+    def __init__(self, max_bytes: int, new_unique: Callable[[], str], write: Callable[[Path, bytes], None]) -> None:
+        self._max_folder_bytes, self._new_unique, self._write = max_bytes // _SHARE, new_unique, write
 
-    def keep_refused(
+    def add_rejected(
         self, folder: Path, destination: Destination, spans: Sequence[EncodedSpan], message: str, now: float
     ) -> None:
-        """Keeps spans that the server has refused for good.
-
-        Args:
-            folder: The spool's.
-            destination: Where they were to go.
-            spans: The spans.
-            message: What the server said.
-            now: Seconds since 1970.
-
-        Raises:
-            OSError: They could not be written.
-        """
         header = FileHeader(destination, len(spans), tuple({span.trace_id for span in spans}), now, message)
-        content = to_bytes(header, spans, DeliveryState(1, uncertain=False, sent=now))
-        entry = Entry(int(now * 1e9), len(spans), destination_hash(destination), self._unique(), len(content))
-        self._write(self._place(folder / REFUSED, entry), content)
+        content = encode_file(header, spans, DeliveryState(1, uncertain=False, sent_at=now))
+        entry = Entry(int(now * 1e9), len(spans), hash_destination(destination), self._new_unique(), len(content))
+        self._write(self._make_room(folder / REJECTED_FOLDER, entry), content)
 
-    def keep_request(self, folder: Path, entry: Entry) -> None:
-        """Moves a damaged request.
+    def quarantine_request(self, folder: Path, entry: Entry) -> None:
+        (folder / entry.name).replace(self._make_room(folder / DAMAGED_FOLDER, entry))
 
-        Args:
-            folder: The spool's.
-            entry: The request.
+    def quarantine_file(self, folder: Path, path: Path, now: float) -> None:
+        """Move a damaged file that is not a request."""
+        entry = Entry(int(now * 1e9), 0, "0" * 8, self._new_unique(), path.stat().st_size)
+        path.replace(self._make_room(folder / DAMAGED_FOLDER, entry))
 
-        Raises:
-            OSError: It could not be moved.
-        """
-        (folder / entry.name).replace(self._place(folder / DAMAGED, entry))
-
-    def keep_file(self, folder: Path, path: Path, now: float) -> None:
-        """Moves what is damaged, and no request.
-
-        Args:
-            folder: The spool's.
-            path: The file.
-            now: Seconds since 1970.
-
-        Raises:
-            OSError: It could not be moved.
-        """
-        entry = Entry(int(now * 1e9), 0, "0" * 8, self._unique(), path.stat().st_size)
-        path.replace(self._place(folder / DAMAGED, entry))
-
-    def _place(self, folder: Path, entry: Entry) -> Path:
-        """Where a file is to lie, with room for it."""
+    def _make_room(self, folder: Path, new_entry: Entry) -> Path:
+        """Remove old files for a new one, and return the path of the new one."""
         folder.mkdir(0o700, exist_ok=True)
         index = Index(list_entries(folder))
-        for each in list(index):
-            too_much = index.totals.size + entry.size > self._max_bytes // _SHARE
-            if index.totals.files < _MOST_FILES and not too_much:
+        for entry in list(index):
+            is_too_large = index.totals.size_bytes + new_entry.size_bytes > self._max_folder_bytes
+            if index.totals.file_count < _MAX_FILES and not is_too_large:
                 break
-            (folder / each.name).unlink(missing_ok=True)
-            index.discard(each)
-        return folder / entry.name
+            (folder / entry.name).unlink(missing_ok=True)
+            index.discard(entry)
+        return folder / new_entry.name

@@ -1,8 +1,8 @@
-"""A request on disk: one file that says all that is needed to send it, but for the credential.
+"""The file of a request: all that is needed to send it, except the credential.
 
     magic, version, lengths, checksum      20 bytes
-    state                                  16 bytes, the only part that is ever changed: in place, by whoever sends it
-    header                                 JSON: where the spans go, how many, of which traces, since when
+    state                                  16 bytes, the only part that changes: the sender writes it in place
+    header                                 JSON: destination, number of spans, trace ids, time of writing
     body                                   an `ExportTraceServiceRequest`, compressed with zlib
 
 The checksum covers header and body.
@@ -10,11 +10,11 @@ The checksum covers header and body.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
@@ -28,139 +28,129 @@ _FIXED = struct.Struct("<7sBIII")
 _STATE = struct.Struct("<I?3xd")
 STATE_OFFSET = _FIXED.size
 _HEADER_OFFSET = STATE_OFFSET + _STATE.size
-# Enough for the head of a file in one read.
-HEAD_SIZE = 64 * 1024
-# The fastest: level 4 takes twice as long, which is more than a request may cost here, and saves 5 %.
-_LEVEL = 1
-# No request is larger: what claims to be so is damaged, and must not fill the memory.
-_LARGEST = 1 << 30
-_REFERENCE = ATTACHMENT.encode()
-_DESTINATION_FIELDS = frozenset(field.name for field in fields(Destination))
+# Enough for everything before the body in one read.
+MAX_HEADER_BYTES = 64 * 1024
+# The fastest level: level 4 takes twice as long, which is more than a request may cost here, and saves 5 %.
+_COMPRESSION_LEVEL = 1
+# No request is larger: a file that claims more is damaged, and must not fill the memory.
+_MAX_BODY_BYTES = 1 << 30
+_ATTACHMENT_MARKER = ATTACHMENT.encode()
+_DESTINATION_FIELDS = frozenset(field.name for field in dataclasses.fields(Destination))
 
 
 class CorruptFileError(Exception):
-    """The file is cut off or changed."""
+    """The file is truncated or changed."""
 
 
 class UnsupportedVersionError(Exception):
-    """The file is of a version that this one does not know: it is left to those that do."""
+    """Another version of this library wrote the file."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class FileHeader:
-    """What is known of a request without its spans.
+    """A request without its spans.
 
-    Attributes:
-        destination: Where it goes; the experiment may be a name.
-        span_count: How many spans it has.
-        trace_ids: Their traces.
-        created: When it was written, in seconds since 1970.
-        message: What the server said, if it was refused.
+    `created_at` is in seconds since 1970; `message` is the server's, for a rejected request; the experiment of the
+    destination may be a name.
     """
 
     destination: Destination
     span_count: int
     trace_ids: tuple[int, ...]
-    created: float
+    created_at: float
     message: str = ""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class DeliveryState:
-    """What has happened to a request.
+    """The attempts to send a request.
 
-    Attributes:
-        attempts: How often it was sent.
-        uncertain: Whether it may have arrived.
-        sent: When it was sent last, in seconds since 1970.
+    `uncertain` is true if the request may have arrived; `sent_at` is the last attempt in seconds since 1970.
     """
 
     attempts: int = 0
     uncertain: bool = False
-    sent: float = 0.0
+    sent_at: float = 0.0
 
-    def to_bytes(self) -> bytes:
-        """As it stands in the file, at `STATE_OFFSET`."""
-        return _STATE.pack(min(self.attempts, (1 << 32) - 1), self.uncertain, self.sent)
+    def pack(self) -> bytes:
+        return _STATE.pack(min(self.attempts, (1 << 32) - 1), self.uncertain, self.sent_at)
 
 
-def to_bytes(header: FileHeader, spans: Sequence[EncodedSpan], state: DeliveryState) -> bytes:
-    """The file of a request."""
+def encode_file(header: FileHeader, spans: Sequence[EncodedSpan], state: DeliveryState) -> bytes:
     body = encode_request(spans)
     if any(span.attachments for span in spans):
-        from mlflow_otlp_exporter._internal.encoding.attachment import section  # few apps have attachments
+        from mlflow_otlp_exporter._internal.encoding.attachment import encode_attachments  # few apps have attachments
 
-        body += section(spans)
-    said: dict[str, Any] = {
-        "destination": {name: value for name, value in asdict(header.destination).items() if value is not None},
+        body += encode_attachments(spans)
+    values: dict[str, Any] = {
+        "destination": {
+            name: value for name, value in dataclasses.asdict(header.destination).items() if value is not None
+        },
         "spans": header.span_count,
         "traces": [f"{trace_id:032x}" for trace_id in header.trace_ids],
-        "created": header.created,
+        "created": header.created_at,
         "size": len(body),
     }
     if header.message:
-        said["message"] = header.message
-    head, packed = json.dumps(said).encode(), zlib.compress(body, _LEVEL)
-    fixed = _FIXED.pack(_MAGIC, VERSION, len(head), len(packed), zlib.crc32(packed, zlib.crc32(head)))
-    return b"".join((fixed, state.to_bytes(), head, packed))
+        values["message"] = header.message
+    encoded_header, compressed_body = json.dumps(values).encode(), zlib.compress(body, _COMPRESSION_LEVEL)
+    checksum = zlib.crc32(compressed_body, zlib.crc32(encoded_header))
+    fixed = _FIXED.pack(_MAGIC, VERSION, len(encoded_header), len(compressed_body), checksum)
+    return b"".join((fixed, state.pack(), encoded_header, compressed_body))
 
 
 def read_header(content: bytes) -> tuple[FileHeader, DeliveryState]:
-    """FileHeader and state, from a file's first bytes; the checksum is not looked at.
+    """Read header and state from the first bytes of a file, without checking the checksum.
 
-    Raises:
-        CorruptFileError: It is no such file, or cut off.
-        UnsupportedVersionError: Another version wrote it.
+    Raises CorruptFileError or UnsupportedVersionError.
     """
-    header, state, _ = _head(content)
+    header, state, _ = _parse_header(content)
     return header, state
 
 
-def from_bytes(content: bytes) -> tuple[FileHeader, DeliveryState, list[EncodedSpan]]:
-    """A whole file.
-
-    Raises:
-        CorruptFileError: It is no such file, cut off or changed.
-        UnsupportedVersionError: Another version wrote it.
-    """
-    header, state, size = _head(content)
-    _, _, head_length, body_length, checksum = _FIXED.unpack_from(content)
-    rest = content[_HEADER_OFFSET:]
-    if len(rest) != head_length + body_length or zlib.crc32(rest) != checksum:
-        raise CorruptFileError("the checksum is wrong")
+def decode_file(content: bytes) -> tuple[FileHeader, DeliveryState, list[EncodedSpan]]:
+    """Decode a whole file; raises CorruptFileError or UnsupportedVersionError."""
+    header, state, body_bytes = _parse_header(content)
+    _, _, header_length, body_length, checksum = _FIXED.unpack_from(content)
+    checked = content[_HEADER_OFFSET:]
+    if len(checked) != header_length + body_length or zlib.crc32(checked) != checksum:
+        raise CorruptFileError("wrong checksum")
     try:
-        body = zlib.decompressobj().decompress(rest[head_length:], size + 1)
+        body = zlib.decompressobj().decompress(checked[header_length:], body_bytes + 1)
         spans = decode_request(body)
-        if _REFERENCE in body:
-            from mlflow_otlp_exporter._internal.encoding.attachment import with_attachments  # few apps have attachments
+        if _ATTACHMENT_MARKER in body:
+            from mlflow_otlp_exporter._internal.encoding.attachment import restore_attachments  # few apps have them
 
-            spans = with_attachments(spans, body)
+            spans = restore_attachments(spans, body)
     except (zlib.error, ValueError) as error:
         raise CorruptFileError(str(error)) from None
-    if len(body) != size or len(spans) != header.span_count:
-        raise CorruptFileError("something is missing")
+    if len(body) != body_bytes or len(spans) != header.span_count:
+        raise CorruptFileError("spans are missing")
     return header, state, spans
 
 
-def _head(content: bytes) -> tuple[FileHeader, DeliveryState, int]:
+def _parse_header(content: bytes) -> tuple[FileHeader, DeliveryState, int]:
     if len(content) < _HEADER_OFFSET:
-        raise CorruptFileError("cut off")
-    magic, version, head_length, _, _ = _FIXED.unpack_from(content)
+        raise CorruptFileError("truncated")
+    magic, version, header_length, _, _ = _FIXED.unpack_from(content)
     if magic != _MAGIC:
-        raise CorruptFileError("not a file of a spool")
+        raise CorruptFileError("not a spool file")
     if version != VERSION:
         raise UnsupportedVersionError(f"version {version}")
     try:
-        said = json.loads(content[_HEADER_OFFSET : _HEADER_OFFSET + head_length])
-        names = {name: value for name, value in said["destination"].items() if name in _DESTINATION_FIELDS}
-        traces = tuple(int(each, 16) for each in said["traces"])
+        values = json.loads(content[_HEADER_OFFSET : _HEADER_OFFSET + header_length])
+        destination = {name: value for name, value in values["destination"].items() if name in _DESTINATION_FIELDS}
         header = FileHeader(
-            Destination(**names), int(said["spans"]), traces, float(said["created"]), str(said.get("message", ""))
+            Destination(**destination),
+            int(values["spans"]),
+            tuple(int(trace_id, 16) for trace_id in values["traces"]),
+            float(values["created"]),
+            str(values.get("message", "")),
         )
-        size = int(said["size"])
+        body_bytes = int(values["size"])
         state = DeliveryState(*_STATE.unpack_from(content, STATE_OFFSET))
     except (ValueError, TypeError, KeyError, AttributeError, struct.error):
-        raise CorruptFileError("the header cannot be read") from None
-    if not 0 <= size <= _LARGEST:
-        raise CorruptFileError("the header cannot be right")
-    return header, state, size
+        raise CorruptFileError("unreadable header") from None
+    if not 0 <= body_bytes <= _MAX_BODY_BYTES:
+        raise CorruptFileError("impossible size in the header")
+    return header, state, body_bytes

@@ -1,4 +1,4 @@
-"""The names of a spool's files, which tell what must be known without opening them: age, spans, where they go."""
+"""The names of spool files: they tell age, number of spans and destination without opening the files."""
 
 from __future__ import annotations
 
@@ -16,82 +16,60 @@ _PATTERN = re.compile(r"(\d{20})-(\d{1,9})-([0-9a-f]{8})-([0-9a-f]+-[0-9a-f]{8}-
 
 
 class Entry(NamedTuple):
-    """A file of a spool; they are in the order in which they were written.
+    """A spool file; entries sort in the order in which the files were written.
 
-    Attributes:
-        stamp: When it was written, in nanoseconds since 1970, or one more than that of the newest file before.
-        spans: How many spans it has.
-        key: Stands for its destination.
-        unique: Tells it from all others.
-        size: Its bytes.
+    `created_ns` counts from 1970, but is at least one more than that of the newest file before.
     """
 
-    stamp: int
-    spans: int
-    key: str
+    created_ns: int
+    span_count: int
+    destination_hash: str
     unique: str
-    size: int
+    size_bytes: int
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return f"{self.stamp:020d}-{self.spans}-{self.key}-{self.unique}.otlp"
+        return f"{self.created_ns:020d}-{self.span_count}-{self.destination_hash}-{self.unique}.otlp"
 
 
-def destination_hash(destination: Destination) -> str:
-    """A few characters that stand for a destination in a file's name."""
+def hash_destination(destination: Destination) -> str:
     return hashlib.sha256(repr(destination).encode()).hexdigest()[:8]
 
 
 def list_entries(folder: Path) -> list[Entry]:
-    """The files of a spool, in no order; all else that lies there is nobody's business here.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
-    found: list[Entry] = []
+    """List the spool files of a folder, unordered; raises OSError. Other files are ignored."""
+    entries: list[Entry] = []
     try:
-        with os.scandir(folder) as names:
-            for each in names:
-                match = _PATTERN.fullmatch(each.name)
+        with os.scandir(folder) as files:
+            for file in files:
+                match = _PATTERN.fullmatch(file.name)
                 if match:
                     try:
-                        size = each.stat(follow_symlinks=False).st_size
+                        size_bytes = file.stat(follow_symlinks=False).st_size
                     except FileNotFoundError:
-                        continue  # sent by somebody just now
-                    found.append(Entry(int(match[1]), int(match[2]), match[3], match[4], size))
+                        continue  # another process sent and removed it meanwhile
+                    entries.append(Entry(int(match[1]), int(match[2]), match[3], match[4], size_bytes))
     except FileNotFoundError:
         return []
-    return found
+    return entries
 
 
 class Totals(NamedTuple):
-    """How much there is.
+    """Sums over a folder; `oldest_at` is in seconds since 1970, 0 without files."""
 
-    Attributes:
-        files: How many files.
-        spans: How many spans they have.
-        size: Their bytes.
-        oldest: When the oldest was written, in seconds since 1970; 0 if there is none.
-    """
-
-    files: int
-    spans: int
-    size: int
-    oldest: float
+    file_count: int
+    span_count: int
+    size_bytes: int
+    oldest_at: float
 
 
 class Index:
-    """The files of a folder, oldest first, with their sums; nothing here takes longer the more there are.
-
-    Args:
-        entries: What is there.
-    """
+    """The files of a folder, oldest first, with their sums; no operation takes longer with more files."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
-        self._size = self._spans = 0
-        self.newest = 0
+        self._size_bytes = self._span_count = 0
+        self.newest_ns = 0
         for entry in sorted(entries):
             self.add(entry)
 
@@ -103,19 +81,18 @@ class Index:
 
     @property
     def totals(self) -> Totals:
-        """How much there is."""
         oldest = next(iter(self), None)
-        return Totals(len(self._entries), self._spans, self._size, oldest.stamp / 1e9 if oldest else 0.0)
+        oldest_at = oldest.created_ns / 1e9 if oldest else 0.0
+        return Totals(len(self._entries), self._span_count, self._size_bytes, oldest_at)
 
     def add(self, entry: Entry) -> None:
-        """Adds the newest."""
+        """Add an entry that is newer than all others."""
         self._entries[entry.name] = entry
-        self._size += entry.size
-        self._spans += entry.spans
-        self.newest = max(self.newest, entry.stamp)
+        self._size_bytes += entry.size_bytes
+        self._span_count += entry.span_count
+        self.newest_ns = max(self.newest_ns, entry.created_ns)
 
     def discard(self, entry: Entry) -> None:
-        """Takes one out, if it is there."""
         if self._entries.pop(entry.name, None) is not None:
-            self._size -= entry.size
-            self._spans -= entry.spans
+            self._size_bytes -= entry.size_bytes
+            self._span_count -= entry.span_count

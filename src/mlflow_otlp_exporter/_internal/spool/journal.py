@@ -1,7 +1,7 @@
 """The journal of `durability="every-span"`: each span is on disk before its `end()` returns, until it has an outcome.
 
-One process appends to files of its own, each in the page cache, none synced: what `kill -9` leaves. It holds a lock on
-each, which the kernel frees with it, so that another process can tell what is left behind.
+Each process appends to files of its own, in the page cache, without sync: that is what `kill -9` leaves. It locks each
+file; the kernel frees the lock when the process dies, so that another process recognises abandoned files.
 """
 
 from __future__ import annotations
@@ -24,29 +24,27 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.spool.journal_format import (
     JournalHeader,
-    line,
-    origins_record,
-    owner_record,
-    span_record,
+    build_header_record,
+    build_owner_record,
+    build_span_record,
+    encode_line,
 )
 
 SUFFIX = ".journal"
-_FULL = 4 * 1024 * 1024
-_MOST_FILES = 64
-_PROBLEM = "the journal"
-Key = tuple[int, int]
+_MAX_SEGMENT_BYTES = 4 * 1024 * 1024
+_MAX_SEGMENTS = 64
+_PROBLEM_KEY = "the journal"
+SpanKey = tuple[int, int]
 
 
 class Segment:
-    """A file of the journal, open and locked.
+    """A file of the journal, open for appending and locked.
 
     Attributes:
-        path: Where it is.
-        descriptor: Open for appending.
-        waiting: Spans in it that have no outcome yet.
-        origins: What it says of all its spans; None if it does not yet.
-        owners: Numbers of the resources and scopes that it has, by identity; the objects are kept so that it stays so.
-        size: Bytes, about.
+        pending: Spans in it that have no outcome yet.
+        header: The header in it; None before the first span.
+        owners: Numbers of the resources and scopes in it, by identity; holding the objects keeps their ids unique.
+        size_bytes: Approximate size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,155 +54,157 @@ class Segment:
         if not locked(self.descriptor):
             os.close(self.descriptor)
             raise OSError(f"{path} cannot be locked")
-        self.waiting: dict[Key, None] = {}
-        self.origins: JournalHeader | None = None
+        self.pending: dict[SpanKey, None] = {}
+        self.header: JournalHeader | None = None
         self.owners: dict[int, tuple[int, Any]] = {}
-        self.numbers = itertools.count()
-        self.size = 0
+        self.owner_numbers = itertools.count()
+        self.size_bytes = 0
 
-    def write(self, record: Any) -> None:
-        content = line(record)
-        written = os.write(self.descriptor, content)
-        self.size += written
-        if written != len(content):
-            raise OSError("the disk took a part of it only")
+    def write_record(self, record: Any) -> None:
+        content = encode_line(record)
+        written_bytes = os.write(self.descriptor, content)
+        self.size_bytes += written_bytes
+        if written_bytes != len(content):
+            raise OSError("only a part of the line was written")
 
-    def begin(self, origins: JournalHeader) -> None:
-        """Says what holds for all its spans. Two threads at once say it twice, which does no harm."""
-        if self.origins is None:
-            self.write(origins_record(origins))
-            self.origins = origins
+    def write_header(self, header: JournalHeader) -> None:
+        """Write the header once; two threads at once write it twice, which does no harm."""
+        if self.header is None:
+            self.write_record(build_header_record(header))
+            self.header = header
 
-    def number_of(self, owner: Any) -> int:
-        known = self.owners.get(id(owner))
-        if known is None:
-            # Two threads at once write it twice, under two numbers. First written, then known.
-            known = (next(self.numbers), owner)
-            self.write(owner_record(owner, known[0]))
-            self.owners[id(owner)] = known
-        return known[0]
+    def get_owner_number(self, owner: Any) -> int:
+        numbered = self.owners.get(id(owner))
+        if numbered is None:
+            # Two threads at once write the owner twice, with two numbers. It is remembered after it was written.
+            numbered = (next(self.owner_numbers), owner)
+            self.write_record(build_owner_record(owner, numbered[0]))
+            self.owners[id(owner)] = numbered
+        return numbered[0]
 
 
 class Journal:
     """Ended spans on disk, until they have an outcome.
 
     Args:
-        folder: Says where; may raise `OSError`.
-        report: Where to say that the disk takes nothing.
-        origins: What holds for all spans that are written here; None for the defaults.
+        folder: Returns the folder; may raise OSError.
+        report: Gets the problems with the disk.
+        header: What holds for all spans that are written here; None for the defaults.
     """
 
-    def __init__(self, folder: Callable[[], Path], report: ProblemLog, origins: JournalHeader | None = None) -> None:
-        self._folder, self._report, self._origins = folder, report, origins or JournalHeader()
+    def __init__(self, folder: Callable[[], Path], report: ProblemLog, header: JournalHeader | None = None) -> None:
+        self._folder, self._report, self._header = folder, report, header or JournalHeader()
         self._segments: deque[Segment] = deque()
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Also in a forked child: the parent's files are the parent's, and so are its locks, which closing leaves."""
+        # The files stay the parent's, and so do their locks: closing the descriptors in a child does not free them.
         for segment in self._segments:
             os.close(segment.descriptor)
         self.unique = f"{os.getpid():x}-{os.urandom(4).hex()}"
         self._segments = deque()
         self._current: Segment | None = None
-        self._numbers = itertools.count()
-        self._opening = threading.RLock()
+        self._segment_numbers = itertools.count()
+        self._lock = threading.RLock()
         self._error: Exception | None = None
-        self._missed = 0
-        self._closed = self._paused = False
+        self._missed_span_count = 0
+        self._is_closed = self._is_paused = False
 
-    def note_noise(self, noise: Iterable[str]) -> None:
-        """Says which traces are left out; it holds for what is written from now on."""
-        with self._opening:
-            self._origins = self._origins._replace(noise=tuple(noise))
-            self._current = None  # a new file says it
+    def set_trace_filter(self, words: Iterable[str]) -> None:
+        """Set the trace filter of the spans that are written from now on."""
+        with self._lock:
+            self._header = self._header._replace(trace_filter=tuple(words))
+            self._current = None  # the header stands at the beginning of a file
 
-    # In the app's threads
+    # Called by application threads
 
-    def record(self, span: ReadableSpan) -> None:
-        """Writes an ended span; never raises. What cannot be written is in memory only, which `turn` tells."""
-        if self._closed or self._paused:
-            self._missed += 1
+    def append(self, span: ReadableSpan) -> None:
+        """Write an ended span; never raises. A span that cannot be written is in memory only, which `rotate` logs."""
+        if self._is_closed or self._is_paused:
+            self._missed_span_count += 1
             return
         try:
-            self._record(span)
-        except Exception as error:  # noqa: BLE001 - an odd span, a full disk: nothing of it is the app's business
+            self._append(span)
+        except Exception as error:  # noqa: BLE001 - a malformed span or a full disk must not raise into the application
             self._error = error
-            self._missed += 1
+            self._missed_span_count += 1
 
-    def _record(self, span: ReadableSpan) -> None:
+    def _append(self, span: ReadableSpan) -> None:
         context = span.context
         key = (context.trace_id, context.span_id)
-        segment = self._current or self._open()
+        segment = self._current or self._open_segment()
         while True:
-            # First entered, then looked at again: a file that is no longer current may be gone as soon as nothing in it
-            # waits, but nobody takes it away between these two.
-            segment.waiting[key] = None
+            # First add the key, then check the segment again: a segment that is no longer current may be removed as
+            # soon as no span in it is pending, but not between these two steps.
+            segment.pending[key] = None
             current = self._current
             if segment is current:
                 break
-            segment.waiting.pop(key, None)
-            segment = current or self._open()
+            segment.pending.pop(key, None)
+            segment = current or self._open_segment()
         try:
-            segment.begin(self._origins)
-            segment.write(
-                span_record(span, segment.number_of(span.resource), segment.number_of(span.instrumentation_scope))
-            )
+            segment.write_header(self._header)
+            resource_number = segment.get_owner_number(span.resource)
+            scope_number = segment.get_owner_number(span.instrumentation_scope)
+            segment.write_record(build_span_record(span, resource_number, scope_number))
         except BaseException:
-            segment.waiting.pop(key, None)
+            segment.pending.pop(key, None)
             raise
 
-    def _open(self) -> Segment:
-        with self._opening:
+    def _open_segment(self) -> Segment:
+        with self._lock:
             if self._current is None:
                 folder = self._folder()
                 folder.mkdir(0o700, exist_ok=True)
-                segment = Segment(folder / f"{self.unique}-{next(self._numbers):06d}{SUFFIX}")
+                segment = Segment(folder / f"{self.unique}-{next(self._segment_numbers):06d}{SUFFIX}")
                 self._segments.append(segment)
                 self._current = segment
             return self._current
 
-    # In threads of this library
+    # Called by threads of this library
 
-    def forget(self, keys: Iterable[Key]) -> None:
-        """Tells that spans have an outcome: delivered, refused, or on disk in another form."""
-        with self._opening:
+    def acknowledge(self, keys: Iterable[SpanKey]) -> None:
+        """Record that spans have an outcome: delivered, dropped, or stored in a spool file."""
+        with self._lock:
             segments = tuple(self._segments)
-            gone = [key for key in keys if any(key in segment.waiting for segment in segments)]
-            if gone:
+            settled = [key for key in keys if any(key in segment.pending for segment in segments)]
+            if settled:
                 with suppress(OSError):
-                    segments[-1].write(["gone", gone])
+                    segments[-1].write_record(["gone", settled])
             for segment in segments:
-                for key in gone:
-                    segment.waiting.pop(key, None)
+                for key in settled:
+                    segment.pending.pop(key, None)
 
-    def turn(self) -> None:
-        """Begins a new file when the last one is full, removes those that nothing waits in, tells what went wrong."""
-        with self._opening:
+    def rotate(self) -> None:
+        """Replace a full file, remove files without pending spans, and log problems since the last call."""
+        with self._lock:
             current = self._current
-            if current is not None and (current.size > _FULL or not current.path.exists()):
+            if current is not None and (current.size_bytes > _MAX_SEGMENT_BYTES or not current.path.exists()):
                 self._current = None
-            # In their order only: what a later one says to be gone may stand in an earlier one.
-            while self._segments and self._segments[0] is not self._current and not self._segments[0].waiting:
+            # Oldest first only: a later file may acknowledge spans of an earlier one.
+            while self._segments and self._segments[0] is not self._current and not self._segments[0].pending:
                 segment = self._segments.popleft()
                 remove_if_locked(segment.path, segment.descriptor)
-            self._paused = len(self._segments) > _MOST_FILES
-        error, self._error, missed, self._missed = self._error, None, self._missed, 0
-        if missed:
-            why = f"{type(error).__name__}: {error}" if error else "too much waits in it already"
-            said = f"ended spans are in memory only, as the journal cannot be written ({why})"
-            self._report.problem(_PROBLEM, add_code(MessageCode.JOURNAL_UNAVAILABLE, said), missed, logging.WARNING)
-        elif not self._paused:
-            self._report.solved(
-                _PROBLEM, add_code(MessageCode.RECOVERED, "ended spans are written to the journal again")
+            self._is_paused = len(self._segments) > _MAX_SEGMENTS
+        error, self._error = self._error, None
+        missed_span_count, self._missed_span_count = self._missed_span_count, 0
+        if missed_span_count:
+            reason = f"{type(error).__name__}: {error}" if error else "too many spans in it have no outcome"
+            message = f"Journal cannot be written: {reason}. Ended spans are in memory only."
+            self._report.problem(
+                _PROBLEM_KEY, add_code(MessageCode.JOURNAL_UNAVAILABLE, message), missed_span_count, logging.WARNING
             )
+        elif not self._is_paused:
+            message = "Journal recovered: ended spans are written to it again."
+            self._report.solved(_PROBLEM_KEY, add_code(MessageCode.RECOVERED, message))
 
     def close(self) -> None:
-        """Writes nothing more. What has no outcome stays for the next process."""
-        with self._opening:
-            self._closed = True
+        """Stop writing; spans without an outcome stay for the next process."""
+        with self._lock:
+            self._is_closed = True
             self._current = None
-            while self._segments and not self._segments[0].waiting:
+            while self._segments and not self._segments[0].pending:
                 segment = self._segments.popleft()
                 remove_if_locked(segment.path, segment.descriptor)
             for segment in self._segments:

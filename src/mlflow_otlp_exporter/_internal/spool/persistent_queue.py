@@ -1,6 +1,6 @@
-"""What the courier cannot deliver now, on disk: put there from memory, and taken out again as shipments like any other.
+"""The persistent queue of a target: requests in files, and with `durability="every-span"` a journal of ended spans.
 
-Without a depot all waits in memory.
+Without a persistent queue, spans are queued in memory only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED
+from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED_FOLDER, REJECTED_FOLDER
 from mlflow_otlp_exporter._internal.spool.directory import folder_name
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import Entry
@@ -28,41 +28,37 @@ from mlflow_otlp_exporter._internal.spool.recovery import AbandonedJournal, find
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from mlflow_otlp_exporter._internal.transport.authorization import credential_fingerprint
 
-JOURNAL = "journal"
-_SHARED = (
-    "two exporters of this app have credentials that cannot be told apart on disk: each sends with its own what the "
-    "other has put there; give each a spool_dir, a token file, or a function of another name"
+JOURNAL_FOLDER = "journal"
+_SHARED_FOLDER = (
+    "Two exporters of this application have credentials that cannot be told apart on disk: each sends spans of the "
+    "other with its own credential. Give each exporter its own spool_dir, a token file, or a function of another name."
 )
-_NOWHERE = "the journal of a killed process does not tell where they belong"
-# Who has left what this exporter finds on disk. "Earlier" is before it was made, whoever that was.
-_EARLIER, _ANOTHER, _KILLED = "left by an earlier run", "left by another exporter", "left by a killed process"
+_NO_DESTINATION = "the journal of a killed process does not name their destination"
+# A reader of the log must not search today's run for the cause of yesterday's problem.
+_EARLIER_RUN, _OTHER_EXPORTER, _KILLED_PROCESS = (
+    "left by an earlier run",
+    "left by another exporter",
+    "left by a killed process",
+)
 
 
 class RecoveredSpans(NamedTuple):
-    """Spans that a killed process has left.
-
-    Attributes:
-        destination: Where it would have sent them.
-        spans: The spans.
-        clean: Whether what must not leave the app was taken out of them before they were written.
-    """
+    """Spans of a killed process; `is_redacted` is true if private content was removed before they were written."""
 
     destination: Destination
     spans: list[ReadableSpan]
-    clean: bool
+    is_redacted: bool
 
 
-Encode = Callable[[RecoveredSpans], Sequence[tuple[Destination, list[EncodedSpan]]]]
+EncodeRecovered = Callable[[RecoveredSpans], Sequence[tuple[Destination, list[EncodedSpan]]]]
 
 
 class StoredRequest(NamedTuple):
-    """A request as it lies on disk.
+    """A request read from disk.
 
     Attributes:
-        destination: Where it goes.
-        spans: Its spans.
-        state: What happened to it before.
-        origin_label: Who left it on disk, for the log; empty if this queue stored it.
+        state: Earlier attempts to send it.
+        origin_label: Who left it on disk, for the log; empty for a request of this queue.
     """
 
     destination: Destination
@@ -71,206 +67,185 @@ class StoredRequest(NamedTuple):
     origin_label: str
 
 
-# Those of this process that have not been closed.
-_open: weakref.WeakSet[PersistentQueue] = weakref.WeakSet()
+# Open queues of this process.
+_open_queues: weakref.WeakSet[PersistentQueue] = weakref.WeakSet()
 
 
 def open_queue(
-    settings: Settings, credentials: str, report: ProblemLog, origins: JournalHeader | None = None
+    settings: Settings, credentials: str, report: ProblemLog, header: JournalHeader | None = None
 ) -> PersistentQueue:
-    """The depot of a target.
+    """Open the queue of a target.
 
-    Args:
-        settings: All settings.
-        credentials: Whose they are and where they come from, for people; never the credential.
-        report: Where to tell what goes wrong.
-        origins: What holds for all spans that the journal gets; None for the defaults.
+    `credentials` describes owner and source of the credential for readers of the folder, never the credential. `header`
+    holds for all spans in the journal; None for the defaults.
     """
     name = folder_name_for(settings)
     about = f"spans for {settings.traces.address}, sent with the credentials of: {credentials}\n"
-    spool = SpoolStorage(settings.disk, name, about, report)
-    every_span = settings.disk.durability == "every-span"
-    depot = PersistentQueue(
-        spool, Journal(lambda: spool.folder() / JOURNAL, report, origins) if every_span else None, report
-    )
-    depot.place = settings.disk.spool_dir, name
+    storage = SpoolStorage(settings.disk, name, about, report)
+    journal = None
+    if settings.disk.durability == "every-span":
+        journal = Journal(lambda: storage.ensure_folder() / JOURNAL_FOLDER, report, header)
+    queue = PersistentQueue(storage, journal, report)
+    queue.location = settings.disk.spool_dir, name
     server = settings.traces
-    depot.secrets = server.credentials, server.token, server.password, server.headers.get("authorization")
-    _open.add(depot)
-    return depot
+    queue.secrets = server.credentials, server.token, server.password, server.headers.get("authorization")
+    _open_queues.add(queue)
+    return queue
 
 
 def folder_name_for(settings: Settings) -> str:
-    """The name of the folder of a target."""
     server = settings.traces
     return folder_name(server.address, credential_fingerprint(server), settings.namespace)
 
 
 class PersistentQueue:
-    """Puts shipments on disk and takes them out.
-
-    Args:
-        spool: The disk.
-        journal: What tells each span that has an outcome; None without `every-span`.
-        report: Where spans are counted that are put on disk.
+    """Requests on disk.
 
     Attributes:
-        changed: Called when something was put on disk.
-        place: Where the disk is.
-        secrets: What the credentials are made of, as far as this app knows it; only ever compared.
+        journal: The journal of ended spans; None without `every-span`.
+        on_append: Called when a request was written.
+        location: `spool_dir` and the name of the folder.
+        secrets: The credential's parts as far as they are known; only compared, never written.
     """
 
-    def __init__(self, spool: SpoolStorage, journal: Journal | None, report: ProblemLog) -> None:
-        self.spool, self.journal = spool, journal
+    def __init__(self, storage: SpoolStorage, journal: Journal | None, report: ProblemLog) -> None:
+        self.storage, self.journal = storage, journal
         self._report = report
-        self.changed: Callable[[], None] = lambda: None
-        self.place: tuple[str | None, str] = (None, "")
+        self.on_append: Callable[[], None] = lambda: None
+        self.location: tuple[str | None, str] = (None, "")
         self.secrets: tuple[object, ...] = ()
-        self._made_at = time.time_ns()
-        self._adopted: set[str] = set()
+        self._created_ns = time.time_ns()
+        self._recovered_names: set[str] = set()
 
-    def put(self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool) -> bool:
-        """Puts spans on disk.
+    def append(
+        self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool
+    ) -> bool:
+        """Write spans to disk; `uncertain` if they may have arrived. Returns False if the disk takes nothing now."""
+        return self._append(destination, spans, attempted=attempted, uncertain=uncertain) is not None
 
-        Args:
-            destination: Where they go.
-            spans: The spans.
-            attempted: Whether they were sent.
-            uncertain: Whether they may have arrived.
-
-        Returns:
-            Whether they are there.
-        """
-        return self._put(destination, spans, attempted=attempted, uncertain=uncertain) is not None
-
-    def _put(
+    def _append(
         self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool
     ) -> Entry | None:
-        entry = self.spool.put(destination, spans, uncertain=uncertain, sent=time.time() if attempted else 0.0)
+        sent_at = time.time() if attempted else 0.0
+        entry = self.storage.append(destination, spans, uncertain=uncertain, sent_at=sent_at)
         if entry is None:
             return None
         self._report.count(spooled=len(spans))
-        self.settled(spans)
-        self.changed()
+        self.acknowledge(spans)
+        self.on_append()
         return entry
 
-    def refuse(self, destination: Destination, spans: Sequence[EncodedSpan], message: str) -> None:
-        """Keeps what the server has refused for good, for people to look at."""
-        self.spool.put_refused(destination, spans, message)
+    def dead_letter(self, destination: Destination, spans: Sequence[EncodedSpan], message: str) -> None:
+        """Keep spans that the server rejected for good, with its message."""
+        self.storage.dead_letter(destination, spans, message)
 
-    def settled(self, spans: Sequence[EncodedSpan]) -> None:
-        """Tells that spans have an outcome: what is in the journal of them is needed no more."""
+    def acknowledge(self, spans: Sequence[EncodedSpan]) -> None:
+        """Remove spans that have an outcome from the journal."""
         if self.journal is not None:
-            self.journal.forget([(span.trace_id, span.span_id) for span in spans])
+            self.journal.acknowledge([(span.trace_id, span.span_id) for span in spans])
 
     def has_leftovers(self) -> bool:
-        """Whether something is on disk already."""
+        """Whether requests or journals are on disk already."""
         try:
-            folder = self.spool.existing_folder()
-            return bool(self.spool.entries()) or (folder is not None and any((folder / JOURNAL).glob("*")))
+            folder = self.storage.find_folder()
+            return bool(self.storage.entries()) or (folder is not None and any((folder / JOURNAL_FOLDER).glob("*")))
         except OSError:
             return False
 
-    def adopt(self, encode: Encode, leave_out: Callable[[Sequence[ReadableSpan]], None]) -> None:
-        """Makes requests of the spans that killed processes left in their journals.
+    def recover_journals(self, encode: EncodeRecovered, on_filtered: Callable[[Sequence[ReadableSpan]], None]) -> None:
+        """Turn the spans in journals of killed processes into requests.
 
-        Args:
-            encode: Makes them.
-            leave_out: Told of spans that the process would have left out as noise.
+        `on_filtered` gets the spans of traces that the killed process would have filtered.
         """
-        folder = self.spool.existing_folder()
+        folder = self.storage.find_folder()
         if folder is None:
             return
-        for orphan in find_abandoned_journals(
-            folder / JOURNAL, self.journal.unique if self.journal is not None else ""
-        ):
+        own_unique = self.journal.unique if self.journal is not None else ""
+        for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, own_unique):
             try:
-                safe = self._adopt(orphan, encode, leave_out)
+                is_stored = self._recover(journal, encode, on_filtered)
             except OSError as error:
-                safe = False
-                said = f"the journal of a killed process in {folder} cannot be read: {error}"
-                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
-            if safe and orphan.damaged:
-                orphan.release()
-                self._set_aside(orphan)
-            elif safe:
-                orphan.remove()
-            else:
-                orphan.release()
-
-    def _adopt(
-        self, orphan: AbandonedJournal, encode: Encode, leave_out: Callable[[Sequence[ReadableSpan]], None]
-    ) -> bool:
-        """Whether all of it is on disk in another form."""
-        groups: dict[tuple[Destination | None, bool], list[ReadableSpan]] = {}
-        for trace in orphan.traces():
-            if trace.is_noise:
-                leave_out(list(trace.spans.values()))
+                is_stored = False
+                message = f"Journal of a killed process in {folder} cannot be read: {error}. Reading it is retried."
+                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
+            if is_stored and not journal.damaged_line_count:
+                journal.remove_files()
                 continue
-            clean = trace.origins is not None and trace.origins.clean
-            for destination, spans in trace.by_destination().items():
-                groups.setdefault((destination, clean), []).extend(spans)
-        nowhere = [spans for (destination, _), spans in groups.items() if destination is None]
-        safe = all(
-            self._put_adopted(where, encoded)
-            for (destination, clean), spans in groups.items()
-            if destination is not None
-            for where, encoded in encode(RecoveredSpans(destination, spans, clean))
-        )
-        if safe:
-            for spans in nowhere:
-                self._hold_back(spans, encode)
-        return safe
+            journal.release_files()
+            if is_stored:
+                self._quarantine_journal(journal)
 
-    def _put_adopted(self, destination: Destination, spans: Sequence[EncodedSpan]) -> bool:
-        # They may have been on their way when the process was killed.
-        entry = self._put(destination, spans, attempted=True, uncertain=True)
+    def _recover(
+        self,
+        journal: AbandonedJournal,
+        encode: EncodeRecovered,
+        on_filtered: Callable[[Sequence[ReadableSpan]], None],
+    ) -> bool:
+        """Store the spans of a journal in another form; False if that failed for some of them."""
+        groups: dict[tuple[Destination | None, bool], list[ReadableSpan]] = {}
+        for trace in journal.read_traces():
+            if trace.is_filtered:
+                on_filtered(list(trace.spans.values()))
+                continue
+            is_redacted = trace.header is not None and trace.header.is_redacted
+            for destination, spans in trace.group_by_destination().items():
+                groups.setdefault((destination, is_redacted), []).extend(spans)
+        is_stored = all(
+            self._append_recovered(encoded_destination, encoded_spans)
+            for (destination, is_redacted), spans in groups.items()
+            if destination is not None
+            for encoded_destination, encoded_spans in encode(RecoveredSpans(destination, spans, is_redacted))
+        )
+        if is_stored:
+            for (destination, _), spans in groups.items():
+                if destination is None:
+                    self._quarantine_spans(spans, encode)
+        return is_stored
+
+    def _append_recovered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> bool:
+        # They may have been in flight when the process was killed.
+        entry = self._append(destination, spans, attempted=True, uncertain=True)
         if entry is not None:
-            self._adopted.add(entry.name)
+            self._recovered_names.add(entry.name)
         return entry is not None
 
-    def _set_aside(self, orphan: AbandonedJournal) -> None:
-        for path in orphan.paths:
-            self.spool.set_aside(path)
-        said = f"{orphan.damaged} lines of a killed process's journal cannot be read: it was set aside in {DAMAGED}/"
-        self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
-
-    def _hold_back(self, spans: list[ReadableSpan], encode: Encode) -> None:
-        """Keeps what may belong to anybody for people to look at: another tenant must not get it."""
-        for destination, encoded in encode(RecoveredSpans(Destination(), spans, clean=False)):
-            self.refuse(destination, encoded, _NOWHERE)
-        self._report.count(dropped=len(spans))
-        self._report.problem(
-            _NOWHERE,
-            add_code(MessageCode.SPOOL_FILE_UNREADABLE, f"spans are set aside in refused/: {_NOWHERE}"),
-            len(spans),
+    def _quarantine_journal(self, journal: AbandonedJournal) -> None:
+        for path in journal.paths:
+            self.storage.quarantine_file(path)
+        message = (
+            f"{journal.damaged_line_count} lines in the journal of a killed process cannot be read. The journal was "
+            f"moved to {DAMAGED_FOLDER}/."
         )
+        self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
+
+    def _quarantine_spans(self, spans: list[ReadableSpan], encode: EncodeRecovered) -> None:
+        # Their tenant is unknown, and another one must not get them.
+        for destination, encoded in encode(RecoveredSpans(Destination(), spans, is_redacted=False)):
+            self.dead_letter(destination, encoded, _NO_DESTINATION)
+        self._report.count(dropped=len(spans))
+        message = f"Spans dropped: {_NO_DESTINATION}. They were moved to {REJECTED_FOLDER}/."
+        self._report.problem(_NO_DESTINATION, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message), len(spans))
 
     def close(self) -> None:
-        """Ends the journal."""
-        _open.discard(self)
+        _open_queues.discard(self)
         if self.journal is not None:
             self.journal.close()
 
     def read(self, entry: Entry) -> StoredRequest | None:
-        """Read a request from disk; None if it is gone or damaged."""
-        if not self.spool.is_own(entry) and any(
-            queue.place == self.place and queue.secrets != self.secrets for queue in list(_open)
+        """Check out a request; None if its file is gone, damaged or unreadable."""
+        if not self.storage.is_own(entry) and any(
+            queue.location == self.location and queue.secrets != self.secrets for queue in list(_open_queues)
         ):
-            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_SHARED, _SHARED))
-        loaded = self.spool.load(entry)
-        if loaded is None:
+            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_SHARED, _SHARED_FOLDER))
+        content = self.storage.checkout(entry)
+        if content is None:
             return None
-        header, state, spans = loaded
+        header, state, spans = content
         return StoredRequest(header.destination, spans, state, self._origin_label(entry))
 
     def _origin_label(self, entry: Entry) -> str:
-        """Who has left a request on disk, in words; empty for what this exporter was given.
-
-        A reader of the log is not to search today's run for what was wrong with yesterday's.
-        """
-        if entry.name in self._adopted:
-            return _KILLED
-        if self.spool.is_own(entry):
+        if entry.name in self._recovered_names:
+            return _KILLED_PROCESS
+        if self.storage.is_own(entry):
             return ""
-        return _EARLIER if entry.stamp < self._made_at else _ANOTHER
+        return _EARLIER_RUN if entry.created_ns < self._created_ns else _OTHER_EXPORTER

@@ -1,4 +1,4 @@
-"""What a killed process left in its journal: the spans that had no outcome, trace by trace, and what held for them."""
+"""Spans without an outcome in the journals of killed processes, grouped by trace, with the headers of the journals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._internal.common.file_lock import locked, remove_if_locked
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route
 from mlflow_otlp_exporter._internal.spool.journal import SUFFIX
-from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader, origins_of, records, route_in, span_of
+from mlflow_otlp_exporter._internal.spool.journal_format import (
+    JournalHeader,
+    parse_header,
+    parse_lines,
+    parse_route,
+    parse_span,
+)
 from mlflow_otlp_exporter._internal.tracing.routing import read_routes
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
@@ -24,123 +30,107 @@ class RecoveredTrace:
     """Spans of one trace.
 
     Attributes:
-        spans: Those that had no outcome; they may have arrived all the same.
-        route: Where the trace goes; None for where all of the process's went.
-        origins: What held for the process; None if that cannot be told.
-        begun: Whether others of its spans had an outcome.
+        spans: Spans without an outcome, by span id; they may have arrived.
+        route: Where the trace goes; None for the destination of the header.
+        header: Header of the journal; None if it is missing or damaged.
+        has_settled_spans: True if other spans of the trace had an outcome.
     """
 
     spans: dict[int, ReadableSpan] = field(default_factory=dict)
     route: Route | None = None
-    origins: JournalHeader | None = None
-    begun: bool = False
+    header: JournalHeader | None = None
+    has_settled_spans: bool = False
 
     @property
-    def is_noise(self) -> bool:
-        """Whether the process would have left it out: a whole trace, of which nothing was sent."""
-        is_noise = make_trace_filter(self.origins.noise) if self.origins is not None else None
+    def is_filtered(self) -> bool:
+        """Whether the killed process would have filtered the trace, which it does only with whole traces."""
+        trace_filter = make_trace_filter(self.header.trace_filter) if self.header is not None else None
         spans = list(self.spans.values())
-        whole = not self.begun and any(span.parent is None for span in spans)
-        return is_noise is not None and whole and is_noise(spans)
+        is_whole = not self.has_settled_spans and any(span.parent is None for span in spans)
+        return trace_filter is not None and is_whole and trace_filter(spans)
 
-    def by_destination(self) -> dict[Destination | None, list[ReadableSpan]]:
-        """The spans by where the process would have sent them; None where that cannot be told."""
+    def group_by_destination(self) -> dict[Destination | None, list[ReadableSpan]]:
+        """Group the spans by where the killed process would have sent them; None where that is unknown."""
+        default = self.header.destination if self.header is not None else None
         groups: dict[Destination | None, list[ReadableSpan]] = {}
         for span in self.spans.values():
-            own = self.origins.destination if self.origins is not None else None
-            found = None if own is None else own.for_trace(span.resource.attributes, self.route)
-            groups.setdefault(found, []).append(span)
+            destination = None if default is None else default.for_trace(span.resource.attributes, self.route)
+            groups.setdefault(destination, []).append(span)
         return groups
 
 
 class AbandonedJournal:
-    """The files of one journal whose process is no more, locked here.
+    """The files of the journal of a dead process, in order, open and locked by this process.
 
-    Args:
-        paths: Its files in order.
-        descriptors: The same, open and locked.
-
-    Attributes:
-        paths: As given.
-        damaged: How many lines could not be read, besides a last one that the kill has cut off.
+    `damaged_line_count` excludes a last line that was truncated by the kill.
     """
 
     def __init__(self, paths: list[Path], descriptors: list[int]) -> None:
         self.paths, self._descriptors = paths, descriptors
-        self.damaged = 0
+        self.damaged_line_count = 0
 
-    def traces(self) -> list[RecoveredTrace]:
-        """The traces of which there are spans that had no outcome.
-
-        Raises:
-            OSError: A file cannot be read.
-        """
-        found: dict[int, RecoveredTrace] = {}
-        ended: list[ReadableSpan] = []
-        self.damaged = 0
+    def read_traces(self) -> list[RecoveredTrace]:
+        """Read the traces that have spans without an outcome; raises OSError if a file is unreadable."""
+        traces: dict[int, RecoveredTrace] = {}
+        spans: list[ReadableSpan] = []
+        self.damaged_line_count = 0
         for path in self.paths:
             owners: dict[int, list[Any]] = {}
-            origins: JournalHeader | None = None
+            header: JournalHeader | None = None
             content = path.read_bytes()
-            read = list(records(content))
-            cut_off = bool(content) and not content.endswith(b"\n")
-            self.damaged += max(0, sum(map(bool, content.split(b"\n"))) - len(read) - cut_off)
-            for record in read:
+            records = list(parse_lines(content))
+            is_truncated = bool(content) and not content.endswith(b"\n")
+            self.damaged_line_count += max(0, sum(map(bool, content.split(b"\n"))) - len(records) - is_truncated)
+            for record in records:
                 try:
                     if record[0] == "origins":
-                        origins = origins_of(record)
+                        header = parse_header(record)
                     elif record[0] == "owner":
                         owners[record[1]] = record
                     elif record[0] == "span":
-                        span, route = span_of(record, owners), route_in(record)
-                        trace = found.setdefault(span.context.trace_id, RecoveredTrace())
+                        span, route = parse_span(record, owners), parse_route(record)
+                        trace = traces.setdefault(span.context.trace_id, RecoveredTrace())
                         trace.spans[span.context.span_id] = span
-                        trace.route, trace.origins = trace.route or route, trace.origins or origins
-                        ended.append(span)
+                        trace.route, trace.header = trace.route or route, trace.header or header
+                        spans.append(span)
                     elif record[0] == "gone":
                         for trace_id, span_id in record[1]:
-                            trace = found.setdefault(trace_id, RecoveredTrace())
-                            trace.begun = True
+                            trace = traces.setdefault(trace_id, RecoveredTrace())
+                            trace.has_settled_spans = True
                             trace.spans.pop(span_id, None)
-                except Exception:  # noqa: BLE001 - one that is damaged must not keep the others
-                    self.damaged += 1
-        # Of those with an outcome, too: where the root has said where to, the others go there.
-        for trace_id, route in read_routes(ended).items():
-            found[trace_id].route = found[trace_id].route or route
-        return [trace for trace in found.values() if trace.spans]
+                except Exception:  # noqa: BLE001 - a damaged record must not affect the others
+                    self.damaged_line_count += 1
+        # Settled spans, too: where the root names a destination, its other spans go there.
+        for trace_id, route in read_routes(spans).items():
+            traces[trace_id].route = traces[trace_id].route or route
+        return [trace for trace in traces.values() if trace.spans]
 
-    def remove(self) -> None:
-        """Forgets them: they are on disk in another form now."""
+    def remove_files(self) -> None:
         for path, descriptor in zip(self.paths, self._descriptors, strict=True):
             remove_if_locked(path, descriptor)
         self._descriptors = []
 
-    def release(self) -> None:
-        """Leaves them for later."""
+    def release_files(self) -> None:
+        """Leave the files for a later attempt."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
 
 
-def find_abandoned_journals(folder: Path, own: str) -> Iterator[AbandonedJournal]:
-    """The journals of processes that are no more.
-
-    Args:
-        folder: Where they are.
-        own: The `unique` of this process's.
-    """
+def find_abandoned_journals(folder: Path, own_unique: str) -> Iterator[AbandonedJournal]:
+    """Yield the journals of dead processes; `own_unique` is that of this process's journal."""
     journals: dict[str, list[Path]] = {}
     with suppress(OSError):
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             journals.setdefault(path.stem.rpartition("-")[0], []).append(path)
     for unique, paths in journals.items():
-        if unique != own:
-            descriptors = _lock_all(paths)
+        if unique != own_unique:
+            descriptors = _lock_files(paths)
             if descriptors is not None:
                 yield AbandonedJournal(paths, descriptors)
 
 
-def _lock_all(paths: list[Path]) -> list[int] | None:
+def _lock_files(paths: list[Path]) -> list[int] | None:
     descriptors: list[int] = []
     try:
         for path in paths:

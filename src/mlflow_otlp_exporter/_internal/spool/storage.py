@@ -1,6 +1,6 @@
-"""The spool: requests on disk, one file each, bounded; used by any number of threads and processes at once.
+"""Requests on disk, one file each, bounded; used by any number of threads and processes at once.
 
-Nothing here raises: what cannot be written stays with the caller, and the disk is tried again later.
+Disk errors are not raised: spans that cannot be written stay with the caller, and the disk is tried again later.
 """
 
 from __future__ import annotations
@@ -24,41 +24,43 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.spool import file_format as spool_file
-from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED, DeadLetterDirectory
-from mlflow_otlp_exporter._internal.spool.directory import create_spool_directory, existing_spool_directory
+from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED_FOLDER, DeadLetterDirectory
+from mlflow_otlp_exporter._internal.spool.directory import create_spool_directory, find_spool_directory
 from mlflow_otlp_exporter._internal.spool.file_format import (
+    STATE_OFFSET,
     CorruptFileError,
     DeliveryState,
     FileHeader,
     UnsupportedVersionError,
+    decode_file,
+    encode_file,
 )
-from mlflow_otlp_exporter._internal.spool.index import Entry, Index, Totals, destination_hash, list_entries
+from mlflow_otlp_exporter._internal.spool.index import Entry, Index, Totals, hash_destination, list_entries
 
-_TEMPORARY = re.compile(r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp")
-_ABANDONED_SECONDS = 3600.0  # a file that nobody has finished to write for so long
-_MOST_FILES = 100_000
-_MOST_DROPPED = 10_000  # to make room for one
-# Of the disk this much is left to others: a twentieth, as in a container it may be small, but not more than that.
-_FLOOR_SHARE, _LARGEST_FLOOR = 20, 256 * 1024 * 1024
-# What other processes put in and take out is seen this often; more rarely where looking takes long.
-_LOOK_SECONDS, _LOOK_SHARE = 1.0, 20.0
-_RETRY_FIRST, _RETRY_LONGEST = 1.0, 60.0
-_BROKEN = "the spool"
+_TEMPORARY_NAME = re.compile(r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp")
+_ABANDONED_SECONDS = 3600.0  # age of a temporary file whose writer has died
+_MAX_FILES = 100_000
+_MAX_EVICTED_FILES = 10_000  # for one new file
+# Free disk space for others: a twentieth, because the disk of a container may be small, but at most this.
+_RESERVED_SHARE, _MAX_RESERVED_BYTES = 20, 256 * 1024 * 1024
+# Changes by other processes are noticed after a second, or after 20 times the time of listing, if that is longer.
+_REFRESH_SECONDS, _REFRESH_FACTOR = 1.0, 20.0
+_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 1.0, 60.0
+_PROBLEM_KEY = "the spool"
 
 
 class SpoolStorage:
-    """Requests on disk for one target and one identity.
+    """Request files of one target and identity.
 
     Args:
-        settings: Where, how much, how long.
-        name: The folder's name.
-        about: What the folder is for, for people: one line.
-        report: Where losses are counted and told.
+        settings: Location, size and age limits.
+        name: Name of the folder.
+        about: One line on the purpose of the folder, for its readers.
+        report: Counts and logs dropped spans.
         clock: Seconds since 1970.
 
     Attributes:
-        pressed: Says whether memory has no room for what does not fit onto the disk.
+        is_memory_full: Returns True if requests that the full disk does not take have no room in memory either.
     """
 
     def __init__(
@@ -71,338 +73,313 @@ class SpoolStorage:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._name, self._about, self._report, self._clock = settings, name, about, report, clock
-        self.pressed: Callable[[], bool] = lambda: False
+        self.is_memory_full: Callable[[], bool] = lambda: False
         self._folder: Path | None = None
         self._index = Index()
-        self._passed_over: set[str] = set()
-        self._looked_at, self._look_took = -_LOOK_SECONDS, 0.0
-        self._resume_at, self._failures = 0.0, 0
-        self._aside = DeadLetterDirectory(settings.spool_max_bytes, self._new_unique, self._write)
+        self._skipped: set[str] = set()
+        self._refreshed_at, self._refresh_took_seconds = -_REFRESH_SECONDS, 0.0
+        self._retry_at, self._failure_count = 0.0, 0
+        self._dead_letters = DeadLetterDirectory(settings.spool_max_bytes, self._new_unique, self._write_file)
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.RLock()
         self._unique = f"{os.getpid():x}-{os.urandom(4).hex()}"
-        self._numbers = itertools.count()
-        self._in_hand: set[str] = set()
-        self._own: dict[str, int] = {}
+        self._file_numbers = itertools.count()
+        self._checked_out: set[str] = set()
+        self._own_span_counts: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"SpoolStorage({self._name!r})"
 
-    # The folder
+    # Folder
 
-    def folder(self) -> Path:
-        """The folder, made if it is missing.
-
-        Raises:
-            OSError: There is none that can be used.
-        """
+    def ensure_folder(self) -> Path:
+        """Return the folder, created if it is missing; raises OSError if no candidate is usable."""
         with self._lock:
             if self._folder is None or not self._folder.is_dir():
-                # What was chosen once stays: what lies there is not looked for anywhere else.
-                given = str(self._folder.parent) if self._folder else self._settings.spool_dir
-                self._folder = create_spool_directory(given, self._name, os.environ)
-                self._write(self._folder / "about.txt", self._about.encode())
+                # A folder that was chosen once stays chosen: the files in it are not searched elsewhere.
+                spool_dir = str(self._folder.parent) if self._folder else self._settings.spool_dir
+                self._folder = create_spool_directory(spool_dir, self._name, os.environ)
+                self._write_file(self._folder / "about.txt", self._about.encode())
             return self._folder
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def find_folder(self) -> Path | None:
+        """Return the folder if it exists; raises OSError if it is unreadable."""
+        with self._lock:
+            self._refresh()
+            return self._folder if self._folder is not None and self._folder.is_dir() else None
+
+    def _write_file(self, path: Path, content: bytes) -> None:
         atomic_write(path, content, self._unique, sync=self._settings.spool_fsync)
 
     def _new_unique(self) -> str:
-        return f"{self._unique}-{next(self._numbers)}"
+        return f"{self._unique}-{next(self._file_numbers)}"
 
-    # In
+    # Writing
 
-    def put(
-        self, destination: Destination, spans: Sequence[EncodedSpan], *, uncertain: bool = False, sent: float = 0.0
+    @property
+    def is_writable(self) -> bool:
+        """False for a while after an error of the disk."""
+        return time.monotonic() >= self._retry_at
+
+    def append(
+        self, destination: Destination, spans: Sequence[EncodedSpan], *, uncertain: bool = False, sent_at: float = 0.0
     ) -> Entry | None:
-        """Writes a request to disk.
+        """Write a request; returns None if the disk takes nothing now.
 
-        Args:
-            destination: Where it goes.
-            spans: Its spans.
-            uncertain: Whether it may have arrived.
-            sent: When it was sent last, in seconds since 1970; 0 if it never was.
-
-        Returns:
-            Its file; None if that is not possible now.
+        `uncertain` is true if the request may have arrived; `sent_at` is in seconds since 1970, 0 if it was never sent.
         """
-        if not self.usable:
+        if not self.is_writable:
             return None
-        created = self._clock()
-        header = FileHeader(destination, len(spans), tuple(dict.fromkeys(span.trace_id for span in spans)), created)
-        content = spool_file.to_bytes(header, spans, DeliveryState(int(sent > 0), uncertain, sent))
+        created_at = self._clock()
+        trace_ids = tuple(dict.fromkeys(span.trace_id for span in spans))
+        header = FileHeader(destination, len(spans), trace_ids, created_at)
+        content = encode_file(header, spans, DeliveryState(int(sent_at > 0), uncertain, sent_at))
         with self._lock:
             try:
-                entry = self._put(destination, len(spans), content, created)
+                entry = self._append(header, content)
             except OSError as error:
-                self._broken(error, len(spans))
+                self._on_io_error(error, len(spans))
                 return None
-            self._failures, self._resume_at = 0, 0.0
-        self._report.solved(_BROKEN, add_code(MessageCode.RECOVERED, "the spool can be used again"))
+            self._failure_count, self._retry_at = 0, 0.0
+        self._report.solved(_PROBLEM_KEY, add_code(MessageCode.RECOVERED, "Spool recovered: it is writable again"))
         return entry
 
-    def _put(self, destination: Destination, span_count: int, content: bytes, created: float) -> Entry:
-        folder = self.folder()
-        self._look()
+    def _append(self, header: FileHeader, content: bytes) -> Entry:
+        folder = self.ensure_folder()
+        self._refresh()
         self._make_room(folder, len(content))
-        # After all that is there, also when the clock was set back.
-        stamp = max(int(created * 1e9), self._index.newest + 1)
-        entry = Entry(stamp, span_count, destination_hash(destination), self._new_unique(), len(content))
+        # Newer than all other files, also after the clock was set back.
+        created_ns = max(int(header.created_at * 1e9), self._index.newest_ns + 1)
+        key = hash_destination(header.destination)
+        entry = Entry(created_ns, header.span_count, key, self._new_unique(), len(content))
         try:
-            self._write(folder / entry.name, content)
-        except FileNotFoundError:  # removed just now
-            self._write(self.folder() / entry.name, content)
+            self._write_file(folder / entry.name, content)
+        except FileNotFoundError:  # the folder was removed meanwhile
+            self._write_file(self.ensure_folder() / entry.name, content)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._displaced(len(content)):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._evict(len(content)):
                 raise
-            self._write(folder / entry.name, content)
+            self._write_file(folder / entry.name, content)
         self._index.add(entry)
-        self._own[entry.name] = span_count
+        self._own_span_counts[entry.name] = header.span_count
         return entry
 
-    def _make_room(self, folder: Path, size: int) -> None:
-        settings, totals = self._settings, self._index.totals
-        if size > settings.spool_max_bytes:
-            raise OSError(
-                errno.EFBIG, f"a request is larger than all that may lie there ({settings.spool_max_bytes} bytes)"
-            )
-        excess = max(totals.size + size - settings.spool_max_bytes, int(totals.files >= _MOST_FILES))
+    def _make_room(self, folder: Path, size_bytes: int) -> None:
+        max_bytes, totals = self._settings.spool_max_bytes, self._index.totals
+        if size_bytes > max_bytes:
+            raise OSError(errno.EFBIG, f"a request is larger than the spool may be ({max_bytes} bytes)")
+        excess = max(totals.size_bytes + size_bytes - max_bytes, int(totals.file_count >= _MAX_FILES))
         if excess > 0:
             self._drop_oldest(excess)
         disk = shutil.disk_usage(folder)
-        floor = min(disk.total // _FLOOR_SHARE, _LARGEST_FLOOR)
-        if disk.total and disk.free - size < floor and not self._displaced(size):
-            raise OSError(errno.ENOSPC, f"less than {floor // 1_000_000} MB of the disk are free")
+        reserved_bytes = min(disk.total // _RESERVED_SHARE, _MAX_RESERVED_BYTES)
+        if disk.total and disk.free - size_bytes < reserved_bytes and not self._evict(size_bytes):
+            raise OSError(errno.ENOSPC, f"less than {reserved_bytes // 1_000_000} MB of the disk are free")
 
-    def _displaced(self, size: int) -> bool:
-        """On a full disk: what is new waits in memory; where that has no room, it takes the place of what is oldest."""
-        return self.pressed() and self._drop_oldest(size)
+    def _evict(self, size_bytes: int) -> bool:
+        # On a full disk, new requests are queued in memory; when that is full, too, they replace the oldest on disk.
+        return self.is_memory_full() and self._drop_oldest(size_bytes)
 
-    def _drop_oldest(self, size: int) -> bool:
-        """Makes room by giving up what is oldest; whether there was so much."""
-        freed = spans = 0
-        for entry in list(itertools.islice(self._index, _MOST_DROPPED)):
-            if freed >= size:
+    def _drop_oldest(self, size_bytes: int) -> bool:
+        """Drop the oldest requests to free that many bytes; False if there were not enough."""
+        freed_bytes = span_count = 0
+        for entry in list(itertools.islice(self._index, _MAX_EVICTED_FILES)):
+            if freed_bytes >= size_bytes:
                 break
-            if entry.name not in self._in_hand and self._unlink(entry):
-                freed += entry.size
-                spans += entry.spans
-        if spans:
-            self._lost(spans, "the spool is full: its oldest spans went first", MessageCode.SPOOL_FULL)
-        return freed >= size
+            if entry.name not in self._checked_out and self._unlink(entry):
+                freed_bytes += entry.size_bytes
+                span_count += entry.span_count
+        if span_count:
+            self._record_dropped(
+                span_count, "the spool is full. Its oldest requests were removed.", MessageCode.SPOOL_FULL
+            )
+        return freed_bytes >= size_bytes
 
-    def _lost(self, spans: int, why: str, code: MessageCode) -> None:
-        self._report.count(dropped=spans)
-        self._report.problem(f"{_BROKEN} {why}", add_code(code, f"spans are lost: {why}"), spans)
+    def _record_dropped(self, span_count: int, reason: str, code: MessageCode) -> None:
+        self._report.count(dropped=span_count)
+        self._report.problem(f"{_PROBLEM_KEY} {reason}", add_code(code, f"Spans dropped: {reason}"), span_count)
 
-    def _broken(self, error: OSError, spans: int) -> None:
-        wait = min(_RETRY_FIRST * 2.0 ** min(self._failures, 16), _RETRY_LONGEST)
-        self._failures, self._resume_at = self._failures + 1, time.monotonic() + wait
-        where = self._folder or self._settings.spool_dir or "the usual places"
-        said = error.strerror or str(error) or type(error).__name__
+    def _on_io_error(self, error: OSError, span_count: int) -> None:
+        delay_seconds = min(_MIN_RETRY_SECONDS * 2.0 ** min(self._failure_count, 16), _MAX_RETRY_SECONDS)
+        self._failure_count, self._retry_at = self._failure_count + 1, time.monotonic() + delay_seconds
+        folder = self._folder or self._settings.spool_dir or "the default folders"
+        reason = error.strerror or str(error) or type(error).__name__
+        message = (
+            f"Spool in {folder} cannot be used: {reason}. Spans are queued in memory, and lost if the process ends. "
+            "Free disk space, or set MLFLOW_OTLP_SPOOL_DIR."
+        )
         self._report.problem(
-            _BROKEN,
-            add_code(
-                MessageCode.SPOOL_UNAVAILABLE,
-                f"the spool in {where} cannot be used ({said}): what waits for the server waits in memory, and is lost "
-                "with the process; make room there, or set MLFLOW_OTLP_SPOOL_DIR",
-            ),
-            spans,
-            logging.WARNING,
+            _PROBLEM_KEY, add_code(MessageCode.SPOOL_UNAVAILABLE, message), span_count, logging.WARNING
         )
 
-    # What is there
+    # Listing
 
     def entries(self) -> list[Entry]:
-        """What waits, oldest first, as it was seen lately; without what is in hand here or cannot be read."""
+        """List requests, oldest first, without those that are checked out by this process or unreadable."""
         with self._lock:
             try:
-                self._look()
+                self._refresh()
             except OSError:
                 return []
-            kept = self._in_hand | self._passed_over
-            return [entry for entry in self._index if entry.name not in kept]
+            hidden = self._checked_out | self._skipped
+            return [entry for entry in self._index if entry.name not in hidden]
 
-    @property
-    def usable(self) -> bool:
-        """Whether nothing speaks against putting something in."""
-        return time.monotonic() >= self._resume_at
-
-    def own_entries(self) -> list[Entry]:
-        """The same, but only what this process has put in."""
+    def entries_of_this_process(self) -> list[Entry]:
         return [entry for entry in self.entries() if self.is_own(entry)]
 
     def is_own(self, entry: Entry) -> bool:
-        """Whether this process has put it in."""
-        return entry.name in self._own
-
-    def existing_folder(self) -> Path | None:
-        """The folder, if there is one.
-
-        Raises:
-            OSError: It cannot be looked at.
-        """
-        with self._lock:
-            self._look()
-            return self._folder if self._folder is not None and self._folder.is_dir() else None
+        """Whether this process wrote the request."""
+        return entry.name in self._own_span_counts
 
     def totals(self) -> Totals:
-        """How much waits."""
         with self._lock:
-            self.look_again()
+            self.invalidate()
             with suppress(OSError):
-                self._look()
+                self._refresh()
             return self._index.totals
 
-    def look_again(self) -> None:
-        """The next look is at the disk itself."""
-        self._looked_at = -_LOOK_SECONDS
-
-    def spans_of_this_process(self) -> int:
-        """How many spans that were put in here wait still, and nobody has delivered."""
+    def pending_span_count(self) -> int:
+        """Count the spans that this process wrote and no process has sent."""
         with self._lock:
-            if self._own:
-                self.look_again()
+            if self._own_span_counts:
+                self.invalidate()
                 with suppress(OSError):
-                    self._look()
-                self._own = {name: spans for name, spans in self._own.items() if name in self._index}
-            return sum(self._own.values())
+                    self._refresh()
+                self._own_span_counts = {
+                    name: count for name, count in self._own_span_counts.items() if name in self._index
+                }
+            return sum(self._own_span_counts.values())
 
-    def _look(self) -> None:
-        begin = time.monotonic()
-        if begin - self._looked_at < max(_LOOK_SECONDS, _LOOK_SHARE * self._look_took):
+    def invalidate(self) -> None:
+        """Make the next refresh list the folder."""
+        self._refreshed_at = -_REFRESH_SECONDS
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._refreshed_at < max(_REFRESH_SECONDS, _REFRESH_FACTOR * self._refresh_took_seconds):
             return
         if self._folder is None:
-            self._folder = existing_spool_directory(self._settings.spool_dir, self._name, os.environ)
+            self._folder = find_spool_directory(self._settings.spool_dir, self._name, os.environ)
         self._index = Index(list_entries(self._folder) if self._folder is not None else ())
-        self._passed_over = {name for name in self._passed_over if name in self._index}
-        self._looked_at = time.monotonic()
-        self._look_took = self._looked_at - begin
+        self._skipped = {name for name in self._skipped if name in self._index}
+        self._refreshed_at = time.monotonic()
+        self._refresh_took_seconds = self._refreshed_at - now
 
-    def expire(self) -> None:
-        """Gives up what is too old; to be called when an attempt to send has just failed."""
-        with self._lock:
-            oldest = int((self._clock() - self._settings.spool_max_age) * 1e9)
-            old = list(itertools.takewhile(lambda entry: entry.stamp < oldest, self._index))
-            spans = sum(entry.spans for entry in old if entry.name not in self._in_hand and self._unlink(entry))
-        if spans:
-            days = self._settings.spool_max_age / 86_400
-            self._lost(spans, f"they waited on disk for more than {days:g} days", MessageCode.SPOOL_EXPIRED)
+    # Reading and removing
 
-    # Out
+    def checkout(self, entry: Entry) -> tuple[FileHeader, DeliveryState, list[EncodedSpan]] | None:
+        """Read a request, which this process holds until `remove` or `release`.
 
-    def load(self, entry: Entry) -> tuple[FileHeader, DeliveryState, list[EncodedSpan]] | None:
-        """Takes a request in hand; `remove` or `put_back` ends that.
-
-        Returns:
-            None if it is gone or cannot be read; what is damaged has been set aside then.
+        Returns None if the file is gone or unreadable; a damaged one is quarantined.
         """
         with self._lock:
             folder = self._folder
             if folder is None:
                 return None
-            self._in_hand.add(entry.name)
+            self._checked_out.add(entry.name)
         try:
-            return spool_file.from_bytes((folder / entry.name).read_bytes())
+            return decode_file((folder / entry.name).read_bytes())
         except FileNotFoundError:
             with self._lock:
                 self._index.discard(entry)
         except CorruptFileError as error:
-            self._set_aside(entry, str(error))
+            self._quarantine(entry, str(error))
         except UnsupportedVersionError as error:
-            said = f"the spool in {folder} has files of an unknown format ({error}): they are left to a newer version"
-            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
-            self._passed_over.add(entry.name)
+            message = f"Spool in {folder} has files of an unsupported format ({error}). A newer version may send them."
+            self._skip(entry, message)
         except (OSError, MemoryError) as error:
-            said = f"a file of the spool in {folder} cannot be read: {error}"
-            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
-            self._passed_over.add(entry.name)
-        self.put_back(entry)
+            self._skip(entry, f"Spool file in {folder} cannot be read: {error}. It is skipped.")
+        self.release(entry)
         return None
 
-    def put_back(self, entry: Entry) -> None:
-        """Says that a request is no longer in hand here, and stays on disk."""
-        with self._lock:
-            self._in_hand.discard(entry.name)
+    def _skip(self, entry: Entry, message: str) -> None:
+        self._skipped.add(entry.name)
+        self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
 
-    def mark(self, entry: Entry, state: DeliveryState) -> None:
-        """Notes in a request's file what has happened to it: it counts for whoever sends it next."""
+    def release(self, entry: Entry) -> None:
+        """Leave a request that was checked out on disk for a later attempt."""
+        with self._lock:
+            self._checked_out.discard(entry.name)
+
+    def write_state(self, entry: Entry, state: DeliveryState) -> None:
+        """Update the state in the file of a request, for the process that sends it next."""
         with self._lock:
             folder = self._folder
         if folder is not None:
             with suppress(OSError), (folder / entry.name).open("r+b", buffering=0) as file:
-                file.seek(spool_file.STATE_OFFSET)
-                file.write(state.to_bytes())
+                file.seek(STATE_OFFSET)
+                file.write(state.pack())
 
     def remove(self, entry: Entry) -> None:
-        """Forgets a request that has been delivered, or refused for good."""
+        """Remove a request that has an outcome."""
         with self._lock:
             self._unlink(entry)
-            self._in_hand.discard(entry.name)
+            self._checked_out.discard(entry.name)
+
+    def remove_expired(self) -> None:
+        """Drop requests that are too old; to be called when an attempt to send has just failed."""
+        with self._lock:
+            min_created_ns = int((self._clock() - self._settings.spool_max_age) * 1e9)
+            expired = list(itertools.takewhile(lambda entry: entry.created_ns < min_created_ns, self._index))
+            removable = [entry for entry in expired if entry.name not in self._checked_out]
+            span_count = sum(entry.span_count for entry in removable if self._unlink(entry))
+        if span_count:
+            days = self._settings.spool_max_age / 86_400
+            reason = f"they were queued on disk for more than {days:g} days."
+            self._record_dropped(span_count, reason, MessageCode.SPOOL_EXPIRED)
 
     def _unlink(self, entry: Entry) -> bool:
         self._index.discard(entry)
-        self._own.pop(entry.name, None)
+        self._own_span_counts.pop(entry.name, None)
         if self._folder is None:
             return False
         try:
             (self._folder / entry.name).unlink()
+        except FileNotFoundError:
+            return False
         except OSError as error:
-            if not isinstance(error, FileNotFoundError):
-                # It would be sent again and again.
-                self._passed_over.add(entry.name)
-                said = f"a file of the spool in {self._folder} cannot be removed: {error}"
-                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, said))
+            # Skipped, because the request would be sent again and again.
+            self._skip(entry, f"Spool file in {self._folder} cannot be removed: {error}. It is not sent again.")
             return False
         return True
 
-    # Set aside
+    # Dead letters
 
-    def put_refused(self, destination: Destination, spans: Sequence[EncodedSpan], message: str) -> None:
-        """Keeps spans that the server has refused for good, for people to look at.
-
-        Args:
-            destination: Where they were to go.
-            spans: The spans.
-            message: What the server said.
-        """
+    def dead_letter(self, destination: Destination, spans: Sequence[EncodedSpan], message: str) -> None:
+        """Keep spans that the server rejected for good, with its message."""
         with suppress(OSError):
-            self._aside.keep_refused(self.folder(), destination, spans, message, self._clock())
+            self._dead_letters.add_rejected(self.ensure_folder(), destination, spans, message, self._clock())
 
-    def _set_aside(self, entry: Entry, why: str) -> None:
-        """Moves what is damaged out of the way. Needs no lock: who has it in hand is alone with it."""
+    def _quarantine(self, entry: Entry, reason: str) -> None:
+        # Without the lock, because the request is checked out.
         self._index.discard(entry)
-        self._own.pop(entry.name, None)
+        self._own_span_counts.pop(entry.name, None)
         assert self._folder is not None
         with suppress(OSError):
-            self._aside.keep_request(self._folder, entry)
+            self._dead_letters.quarantine_request(self._folder, entry)
         if (self._folder / entry.name).exists():
-            self._passed_over.add(entry.name)
-        said = f"a file of the spool is damaged ({why}) and was set aside in {DAMAGED}/"
-        self._lost(entry.spans, said, MessageCode.SPOOL_FILE_UNREADABLE)
+            self._skipped.add(entry.name)
+        reason = f"a spool file is damaged ({reason}). It was moved to {DAMAGED_FOLDER}/."
+        self._record_dropped(entry.span_count, reason, MessageCode.SPOOL_FILE_UNREADABLE)
 
-    def set_aside(self, path: Path) -> None:
-        """Moves what is damaged, and no request, out of the way.
-
-        Args:
-            path: The file, in the folder or one below it.
-        """
+    def quarantine_file(self, path: Path) -> None:
+        """Move a damaged file that is not a request, in the folder or below it."""
         with suppress(OSError):
-            self._aside.keep_file(self.folder(), path, self._clock())
+            self._dead_letters.quarantine_file(self.ensure_folder(), path, self._clock())
         with suppress(OSError):
-            path.unlink()  # where it cannot be moved: it would be read again and again
+            path.unlink()  # if it could not be moved: it would be read again and again
 
-    def sweep(self) -> None:
-        """Removes what processes that died had begun to write."""
+    def remove_temporary_files(self) -> None:
+        """Remove the unfinished files of dead processes."""
         with self._lock:
             folder = self._folder
         if folder is None:
             return
         now = self._clock()
         with suppress(OSError):
-            for each in list(folder.iterdir()):
-                if _TEMPORARY.fullmatch(each.name) and abs(now - each.stat().st_mtime) > _ABANDONED_SECONDS:
-                    each.unlink()
+            for path in list(folder.iterdir()):
+                if _TEMPORARY_NAME.fullmatch(path.name) and abs(now - path.stat().st_mtime) > _ABANDONED_SECONDS:
+                    path.unlink()

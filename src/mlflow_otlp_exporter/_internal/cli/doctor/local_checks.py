@@ -175,8 +175,8 @@ def _spool(settings: Settings) -> CheckResult:
         )
     totals = SpoolStorage(settings.disk, name, "", RecordingLog()).totals()
     free = shutil.disk_usage(folder).free // 1_000_000
-    found = f"{folder}: {totals.spans} spans wait in {totals.files} requests; {free} MB of the disk are free"
-    if totals.files:
+    found = f"{folder}: {totals.span_count} spans wait in {totals.file_count} requests; {free} MB of the disk are free"
+    if totals.file_count:
         cause = "The server did not accept these spans. The next process that uses the exporter sends them."
         fix = (
             "Nothing, if they should arrive; `mlflow-otlp spool list` shows where they go, `spool purge` removes them."
