@@ -12,8 +12,8 @@ from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unf
 from support.odd_traces import span
 
 
-def enrich_attributes(own: Mapping[str, Any], *, compact: bool = False) -> Mapping[str, Any]:
-    (enriched,) = Enricher(compact=compact).enrich([span(1, own)])
+def enrich_attributes(own: Mapping[str, Any]) -> Mapping[str, Any]:
+    (enriched,) = Enricher().enrich([span(1, own)])
     assert isinstance(enriched, EnrichedSpan)
     return enriched.attributes
 

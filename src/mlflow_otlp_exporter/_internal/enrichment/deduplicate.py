@@ -14,9 +14,9 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured
+from mlflow_otlp_exporter._internal.enrichment.writers.mlflow import INPUTS, OUTPUTS, TOOLS
 
-_INPUTS, _OUTPUTS, _TOOLS = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.chat.tools"
-_TOOL_KEYS = ("gen_ai.tool.definitions", "ai.prompt.tools", "model_request_parameters")
+_TOOL_KEYS = ("gen_ai.tool.definitions", "ai.prompt.tools")
 _TOOL_PREFIXES = ("llm.tools.", "llm.request.functions.")
 _ARGUMENT_KEYS = (
     *("gen_ai.tool.call.arguments", "ai.toolCall.args", "ai.toolCall.input", "tool_arguments"),
@@ -49,7 +49,7 @@ def drop_duplicate_attributes(span: SpanState, added: Mapping[str, Any]) -> dict
 def _find_duplicates(span: SpanState, added: Mapping[str, Any]) -> Iterator[str]:
     own, normalized = span.attributes, span.normalized
     if is_model(span.kind):
-        if _INPUTS in added and (_OUTPUTS in added or not normalized.output_messages) and not _has_files(span):
+        if INPUTS in added and (OUTPUTS in added or not normalized.output_messages) and not _has_files(span):
             yield from normalized.covered_keys
             if normalized.input_messages and _is_plain_request(
                 own.get("input.value"), normalized.invocation_parameters
@@ -57,17 +57,17 @@ def _find_duplicates(span: SpanState, added: Mapping[str, Any]) -> Iterator[str]
                 yield from ("input.value", "input.mime_type")
             if normalized.output_messages and _is_plain_answer(own.get("output.value")):
                 yield from ("output.value", "output.mime_type")
-        if _TOOLS in added and all(
+        if TOOLS in added and all(
             normalize_schema(tool.parameters) == tool.parameters for tool in normalized.tools or ()
         ):
-            yield from _TOOL_KEYS[:2]
+            yield from _TOOL_KEYS
             for key in own:
                 if key.startswith(_TOOL_PREFIXES):
                     yield key
     elif span.kind is Kind.TOOL:
-        yield from _find_equal_values(_ARGUMENT_KEYS, own, added.get(_INPUTS))
-        yield from _find_equal_values(_RESULT_KEYS, own, added.get(_OUTPUTS))
-    elif span.kind in (Kind.RETRIEVER, Kind.RERANKER) and normalized.documents and _OUTPUTS in added:
+        yield from _find_equal_values(_ARGUMENT_KEYS, own, added.get(INPUTS))
+        yield from _find_equal_values(_RESULT_KEYS, own, added.get(OUTPUTS))
+    elif span.kind in (Kind.RETRIEVER, Kind.RERANKER) and normalized.documents and OUTPUTS in added:
         for key in own:
             if key.startswith(("retrieval.documents.", "reranker.output_documents.", "reranker.input_documents.")):
                 yield key

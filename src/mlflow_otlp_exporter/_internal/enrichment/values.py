@@ -89,7 +89,7 @@ def parse_int(value: Any) -> int | None:
         return value
     try:
         converted = float(value)
-        return int(converted) if converted == converted and abs(converted) < 1e15 else None  # noqa: PLR0124 - NaN; no count
+        return int(converted) if abs(converted) < 1e15 else None  # larger values are no counts
     except (TypeError, ValueError):
         return None
 

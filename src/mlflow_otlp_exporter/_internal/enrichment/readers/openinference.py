@@ -38,7 +38,7 @@ _GROUP_NAMES = frozenset(
     | {"documents", "input_documents", "output_documents", "embeddings"}
 )
 _FlatKey = tuple[str, str, str]
-_COUNT_KEYS = (
+COUNT_KEYS = (
     SpanAttributes.LLM_TOKEN_COUNT_PROMPT,
     SpanAttributes.LLM_TOKEN_COUNT_COMPLETION,
     SpanAttributes.LLM_TOKEN_COUNT_TOTAL,
@@ -251,7 +251,7 @@ def _read_texts(attributes: Mapping[str, Any], prefix: str, name: str) -> list[s
 
 
 def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:
-    usage = Usage(*(parse_int(attributes.get(key)) for key in _COUNT_KEYS))
+    usage = Usage(*(parse_int(attributes.get(key)) for key in COUNT_KEYS))
     return usage if usage.input is not None or usage.output is not None or usage.total is not None else None
 
 

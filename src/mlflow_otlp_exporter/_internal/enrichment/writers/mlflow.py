@@ -47,7 +47,7 @@ _IGNORED_PARAMETERS = frozenset(
     {"messages", "input", "inputs", "prompt", "prompts", "tools", "functions", "instructions", "system", "output"}
     | {"model", "model_name", "id", "created_at", "metadata", "_type", "extra_body", "response_format"}
 )
-# Levels as in MLflow's SDK: the console's filter can hide spans of a lower level, and those without a level.
+# As in MLflow's SDK: the console's filter can hide all other spans, because a span without a level counts as DEBUG.
 _INFO_KINDS = frozenset({Kind.CHAT_MODEL, Kind.LLM, Kind.TOOL, Kind.RETRIEVER, Kind.AGENT, Kind.EMBEDDING})
 _LEVEL_INFO, _LEVEL_ERROR = 20, 40
 _PRICED_KINDS = (Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER)

@@ -17,21 +17,12 @@ from openinference.semconv.trace import (
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model, to_openinference_kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, to_openinference_provider
+from mlflow_otlp_exporter._internal.enrichment.readers.openinference import COUNT_KEYS
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 
 _JSON, _TEXT = OpenInferenceMimeTypeValues.JSON.value, OpenInferenceMimeTypeValues.TEXT.value
-_COUNT_KEYS = (
-    SpanAttributes.LLM_TOKEN_COUNT_PROMPT,
-    SpanAttributes.LLM_TOKEN_COUNT_COMPLETION,
-    SpanAttributes.LLM_TOKEN_COUNT_TOTAL,
-    "llm.token_count.prompt_details.cache_read",
-    "llm.token_count.prompt_details.cache_write",
-    "llm.token_count.completion_details.reasoning",
-    "llm.token_count.prompt_details.audio",
-    "llm.token_count.completion_details.audio",
-)
 _SYSTEMS = frozenset({"openai", "anthropic", "cohere", "mistralai", "vertexai"})
 
 
@@ -56,11 +47,11 @@ def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
     if normalized.agent_name:
         attributes["agent.name"] = normalized.agent_name
     _write_model(normalized, kind, attributes)
-    if normalized.usage is not None and span.counts_usage and not any(key in own for key in _COUNT_KEYS):
+    if normalized.usage is not None and span.counts_usage and not any(key in own for key in COUNT_KEYS):
         counts = normalized.usage
         if counts.total is None:
             counts = counts._replace(total=(counts.input or 0) + (counts.output or 0))
-        attributes.update((key, count) for key, count in zip(_COUNT_KEYS, counts, strict=True) if count is not None)
+        attributes.update((key, count) for key, count in zip(COUNT_KEYS, counts, strict=True) if count is not None)
     if kind is Kind.TOOL:
         _write_tool(normalized, attributes)
     if with_messages:
@@ -74,7 +65,7 @@ def has_all_counts(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
     """Whether OpenInference's counts among a span's attributes hold everything that MLflow reads about its tokens."""
     if usage is None or not usage.input or not usage.output or usage.cache_read or usage.cache_write:
         return False
-    input_tokens, output_tokens, total = map(attributes.get, _COUNT_KEYS[:3])
+    input_tokens, output_tokens, total = map(attributes.get, COUNT_KEYS[:3])
     # Without a total, MLflow adds input and output tokens.
     totals = (None, usage.input + usage.output)
     return (input_tokens, output_tokens) == (usage.input, usage.output) and total in totals and usage.total in totals
