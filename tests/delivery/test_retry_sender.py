@@ -566,7 +566,7 @@ def test_where_asking_is_not_possible_it_is_said_once_and_sent_again(
     story.server.judge = failing(2, HttpResponse(504))
     story.send(spans)
     assert story.lands_once(spans)
-    assert caplog.text.count("sent again without asking") == 1
+    assert caplog.text.count("sent again without checking") == 1
 
 
 def test_while_the_server_cannot_answer_nothing_is_sent() -> None:
@@ -604,7 +604,7 @@ def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCapt
     story.server.judge = failing(2, HttpResponse(504))
     story.send(spans)
     assert story.lands_once(spans)
-    assert caplog.text.count("sent again without asking") == 1
+    assert caplog.text.count("sent again without checking") == 1
 
 
 def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
@@ -673,7 +673,7 @@ def test_token_file_is_watched_and_the_rejected_token_not_sent_again_meanwhile()
 def test_wrong_destination_is_looked_up_anew() -> None:
     story = Round()
     forgotten: list[Destination] = []
-    story.experiments.forget = forgotten.append  # type: ignore[method-assign,assignment]
+    story.experiments.invalidate = forgotten.append  # type: ignore[method-assign,assignment]
     story.server.judge = failing(2, HttpResponse(404))
     story.send(encoded("a"))
     assert len(forgotten) == 2

@@ -98,7 +98,7 @@ def both_lost(said: str, advice: str = CONTENT_ADVICE) -> list[Line]:
 
 
 AGAIN: Line = (logging.WARNING, r"spans are accepted again, after \d+ s of trouble")
-SENT_AGAIN = r"spans that may have arrived are sent again without asking whether they did \(404: Not Found\)"
+SENT_AGAIN = r"spans that may have arrived are sent again without checking whether they are stored \(404: Not Found\)"
 WITHOUT_ASKING: Line = (logging.WARNING, f"{SENT_AGAIN}: MLflow before 3.17 may count their tokens twice")
 
 

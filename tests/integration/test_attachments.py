@@ -412,7 +412,7 @@ def test_versions_that_know_none_do_without(version: str, tmp_path: Path, caplog
         assert (stats.delivered, stats.attachments_uploaded, stats.attachments_failed) == (
             (1, 2, 0) if knows else (1, 0, 2)
         )
-        assert ("shows none; 3.11 and newer do" in caplog.text) is not knows
+        assert ("attachments need MLflow 3.11 or newer" in caplog.text) is not knows
         assert found[0].context is not None
         trace_id = f"tr-{found[0].context.trace_id:032x}"
         stored = server.trace(trace_id)

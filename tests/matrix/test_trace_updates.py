@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, trace_name
+from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, mlflow_trace_id
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.spans import provider
@@ -327,7 +327,7 @@ def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
     exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="feedback"), Agent()
     context = agent.spans[0].context
     assert context is not None
-    trace_id = trace_name(context.trace_id)
+    trace_id = mlflow_trace_id(context.trace_id)
     values: list[Any] = [True, 0.5, 3, "good", ["a", 1], {"stars": 4}]
     made = [
         build_assessment(

@@ -1,4 +1,4 @@
-"""AssessmentSender and expectations: from arguments to MLflow, whatever happens on the way."""
+"""Feedback and expectations, from arguments to MLflow."""
 
 import json
 import math
@@ -22,9 +22,12 @@ from mlflow_otlp_exporter import (
     traced,
 )
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import AssessmentFiles
-from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import AssessmentSender, AssessmentTask
-from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment, build_assessment, trace_name
+from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import (
+    AssessmentFiles,
+    AssessmentSender,
+    AssessmentTask,
+)
+from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment, build_assessment, mlflow_trace_id
 from mlflow_otlp_exporter._internal.transport.messages import (
     MAX_RESPONSE_BYTES,
     HttpRequest,
@@ -44,7 +47,7 @@ FOREIGN_KEY = {
     "error_code": "BAD_REQUEST",
     "message": "(sqlite3.IntegrityError) FOREIGN KEY constraint failed\n[SQL: INSERT INTO assessments (assessment_id",
 }
-THERE = {
+ALREADY_STORED = {
     "error_code": "BAD_REQUEST",
     "message": "(sqlite3.IntegrityError) UNIQUE constraint failed: assessments.assessment_id\n[SQL: INSERT",
 }
@@ -55,8 +58,8 @@ VIOLATION = {
 
 
 @pytest.fixture(autouse=True)
-def ended() -> Iterator[None]:
-    """Nothing is left running."""
+def shut_down() -> Iterator[None]:
+    """Shut down the exporters of each test."""
     yield
     shutdown()
 
@@ -65,21 +68,21 @@ def ended() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "given", [0xAB, TRACE, TRACE.upper().replace("TR-", "tr-"), TRACE.removeprefix("tr-"), f" {TRACE} "], ids=str
+    "value", [0xAB, TRACE, TRACE.upper().replace("TR-", "tr-"), TRACE.removeprefix("tr-"), f" {TRACE} "], ids=str
 )
-def test_trace_is_named_in_any_form(given: int | str) -> None:
-    assert trace_name(given) == TRACE
+def test_mlflow_trace_id_with_any_form_returns_it(value: int | str) -> None:
+    assert mlflow_trace_id(value) == TRACE
 
 
 @pytest.mark.parametrize(
-    "given", [0, -1, 1 << 128, True, "", "tr-", "ab", "tr-" + "x" * 32, "0" * 32, 1.5, b"a"], ids=str
+    "value", [0, -1, 1 << 128, True, "", "tr-", "ab", "tr-" + "x" * 32, "0" * 32, 1.5, b"a"], ids=str
 )
-def test_trace_that_is_none_is_refused(given: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"trace_id is .*: expected OpenTelemetry's"):
-        trace_name(given)
+def test_mlflow_trace_id_with_invalid_value_raises(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"trace_id is .*: expected an id of OpenTelemetry"):
+        mlflow_trace_id(value)
 
 
-def body(kind: str = "feedback", value: Any = True, **more: Any) -> Mapping[str, Any]:
+def body(kind: str = "feedback", value: Any = True, **changes: Any) -> Mapping[str, Any]:
     arguments = {
         "workspace": None,
         "rationale": None,
@@ -87,13 +90,13 @@ def body(kind: str = "feedback", value: Any = True, **more: Any) -> Mapping[str,
         "source_type": "HUMAN",
         "metadata": None,
         "span_id": None,
-        **more,
+        **changes,
     }
     return build_assessment(kind, TRACE, "helpful", value, **arguments).body
 
 
-def test_feedback_has_all_that_was_said() -> None:
-    found = dict(
+def test_build_assessment_with_all_arguments_contains_them() -> None:
+    assessment = dict(
         body(
             value={"stars": 4},
             rationale="short",
@@ -103,9 +106,9 @@ def test_feedback_has_all_that_was_said() -> None:
             span_id=7,
         )
     )
-    assert found.pop("assessment_id").startswith("a-")
-    assert found.pop("create_time") == found.pop("last_update_time")
-    assert found == {
+    assert assessment.pop("assessment_id").startswith("a-")
+    assert assessment.pop("create_time") == assessment.pop("last_update_time")
+    assert assessment == {
         "assessment_name": "helpful",
         "trace_id": TRACE,
         "source": {"source_type": "LLM_JUDGE", "source_id": "ada"},
@@ -116,7 +119,7 @@ def test_feedback_has_all_that_was_said() -> None:
     }
 
 
-def test_each_has_an_id_of_its_own() -> None:
+def test_build_assessment_twice_creates_different_ids() -> None:
     assert body()["assessment_id"] != body()["assessment_id"]
 
 
@@ -128,17 +131,17 @@ def test_each_has_an_id_of_its_own() -> None:
         (["a"], {"serialized_value": {"serialization_format": "JSON_FORMAT", "value": '["a"]'}}),
     ],
 )
-def test_expectation(value: Any, expectation: Any) -> None:
+def test_build_assessment_with_expectation_serializes_lists(value: Any, expectation: Any) -> None:
     assert body("expectation", value)["expectation"] == expectation
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"value": None}, "value is None"),
-        ({"value": math.nan}, "value is or holds nan"),
-        ({"value": {"a": [object()]}}, "value is or holds object"),
-        ({"metadata": {"a": object()}}, "value is or holds object"),
+        ({"value": math.nan}, "value is or contains nan"),
+        ({"value": {"a": [object()]}}, "value is or contains object"),
+        ({"metadata": {"a": object()}}, "value is or contains object"),
         ({"metadata": ["a"]}, "metadata is list"),
         ({"source_type": "PERSON"}, "source_type is 'PERSON'"),
         ({"rationale": 3}, "rationale is 3"),
@@ -146,33 +149,33 @@ def test_expectation(value: Any, expectation: Any) -> None:
         ({"span_id": 1 << 64}, "span_id is 184467"),
     ],
 )
-def test_wrong_argument_is_told(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_build_assessment_with_invalid_argument_raises(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         body(**arguments)
 
 
 @pytest.mark.parametrize("name", ["", "n" * 251, 3, None])
-def test_wrong_name_is_told(name: Any) -> None:
+def test_log_feedback_with_invalid_name_raises(name: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"name is .*expected 1 to 250 characters"):
         Telemetry.log_feedback(configure(enabled=False), TRACE, name, value=True)
 
 
-def test_what_cannot_be_looked_at_is_not_raised(
+def test_log_feedback_with_failing_value_logs_and_returns_none(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Odd(dict[str, Any]):
+    class FailingMapping(dict[str, Any]):
         def items(self) -> Any:
-            raise RuntimeError("odd")
+            raise RuntimeError("failure")
 
     telemetry = configure(tracking_uri=scripted_server.url, experiment_id=0)
-    assert telemetry.log_feedback(TRACE, "helpful", Odd(a=1)) is None
+    assert telemetry.log_feedback(TRACE, "helpful", FailingMapping(a=1)) is None
     assert "it could not be made (RuntimeError)" in caplog.text
 
 
-def test_value_that_holds_itself_is_told() -> None:
+def test_build_assessment_with_recursive_value_raises() -> None:
     value: list[Any] = []
     value.append(value)
-    with pytest.raises(ConfigurationError, match="value is or holds list"):
+    with pytest.raises(ConfigurationError, match="value is or contains list"):
         body(value=value)
 
 
@@ -180,43 +183,45 @@ def test_value_that_holds_itself_is_told() -> None:
 
 
 class Assessments(ScriptedTransport):
-    """MLflow's calls about feedback."""
+    """MLflow's requests about feedback."""
 
-    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
-        calls = f"/api/3.0/mlflow/traces/{TRACE}/assessments"
-        assert asked.max_response_bytes > MAX_RESPONSE_BYTES
-        if asked.method == "GET":
-            assert not asked.body
-            assert asked.path.startswith(f"{calls}/a-")
+    def send(self, request: HttpRequest) -> HttpResponse | TransportError:
+        path = f"/api/3.0/mlflow/traces/{TRACE}/assessments"
+        assert request.max_response_bytes > MAX_RESPONSE_BYTES
+        if request.method == "GET":
+            assert not request.body
+            assert request.path.startswith(f"{path}/a-")
         else:
-            assert (asked.method, asked.path) == ("POST", calls)
-        return super().send(asked)
+            assert (request.method, request.path) == ("POST", path)
+        return super().send(request)
 
     @property
-    def looked(self) -> int:
-        """How often it was asked whether it has some."""
-        return sum(asked.method == "GET" for asked in self.requests)
+    def lookup_count(self) -> int:
+        """Number of requests for a stored assessment."""
+        return sum(request.method == "GET" for request in self.requests)
 
     @property
-    def told(self) -> list[tuple[str, str | None]]:
-        """What it was sent: ids and workspaces."""
-        posted = [asked for asked in self.requests if asked.method == "POST"]
-        return [(json_of(asked)["assessment"]["assessment_id"], workspace_of(asked)) for asked in posted]
+    def sent(self) -> list[tuple[str, str | None]]:
+        """Ids and workspaces of the assessments that were sent."""
+        posts = [request for request in self.requests if request.method == "POST"]
+        return [(json_of(request)["assessment"]["assessment_id"], workspace_of(request)) for request in posts]
 
 
 class Story:
     def __init__(self, *answers: HttpResponse | TransportError, folder: Path | None = None) -> None:
         self.now, self.api, self.report = 0.0, Assessments(*answers), ProblemLog()
         self.files = AssessmentFiles(lambda: folder, lambda: folder, 60.0) if folder is not None else None
-        self.note = AssessmentTask(AssessmentSender(self.api, self.report, self.files, clock=lambda: self.now), one())
+        self.task = AssessmentTask(
+            AssessmentSender(self.api, self.report, self.files, clock=lambda: self.now), make_assessment()
+        )
 
     def run(self, steps: int = 100) -> int:
-        """Runs to the end; how many steps it took."""
+        """Run to the end, and return the number of steps."""
         for step in range(1, steps + 1):
-            after = self.note.run(1.0)
-            if not after.remaining:
+            result = self.task.run(1.0)
+            if not result.remaining:
                 return step
-            self.now += after.retry_after
+            self.now += result.retry_after
         return 0
 
     def counts(self) -> tuple[int, int]:
@@ -224,17 +229,17 @@ class Story:
         return stats.feedback, stats.feedback_dropped
 
 
-def one(workspace: str | None = "team-a") -> Assessment:
+def make_assessment(workspace: str | None = "team-a") -> Assessment:
     return Assessment(workspace, TRACE, body())
 
 
 OK = json_response(200, {"assessment": {}})
 
 
-def test_assessment_is_sent_with_its_workspace() -> None:
+def test_send_with_workspace_names_it() -> None:
     story = Story(OK)
     assert story.run() == 1
-    assert story.api.told == [(story.note.assessment.id, "team-a")]
+    assert story.api.sent == [(story.task.assessment.id, "team-a")]
     assert story.counts() == (1, 0)
 
 
@@ -250,22 +255,22 @@ def test_assessment_is_sent_with_its_workspace() -> None:
     ],
     ids=str,
 )
-def test_what_may_end_is_waited_for(answer: HttpResponse | TransportError) -> None:
+def test_send_with_temporary_failure_is_retried(answer: HttpResponse | TransportError) -> None:
     story = Story(answer, answer, OK)
     assert story.run() == 3
-    assert len(set(story.api.told)) == 1
+    assert len(set(story.api.sent)) == 1
     assert story.counts() == (1, 0)
 
 
-@pytest.mark.parametrize("answer", [json_response(400, THERE), json_response(500, VIOLATION)], ids=str)
-def test_what_has_arrived_before_is_not_there_twice(answer: HttpResponse) -> None:
+@pytest.mark.parametrize("answer", [json_response(400, ALREADY_STORED), json_response(500, VIOLATION)], ids=str)
+def test_send_after_lost_response_accepts_stored_assessment(answer: HttpResponse) -> None:
     story = Story(TransportError("no answer", may_have_arrived=True), answer, OK)
     assert story.run() == 2
-    assert (len(story.api.told), story.api.looked) == (2, 1)
+    assert (len(story.api.sent), story.api.lookup_count) == (2, 1)
     assert story.counts() == (1, 0)
 
 
-def test_violation_of_something_else_is_an_error_like_others() -> None:
+def test_send_with_other_constraint_violation_is_retried() -> None:
     story = Story(json_response(500, VIOLATION), json_response(404, {"message": "no such assessment"}), OK)
     assert story.run() == 2
     assert story.counts() == (1, 0)
@@ -274,83 +279,83 @@ def test_violation_of_something_else_is_an_error_like_others() -> None:
 @pytest.mark.parametrize(
     "answer", [json_response(404, NO_TRACE), json_response(400, FOREIGN_KEY), json_response(403, {})], ids=str
 )
-def test_trace_that_never_comes_is_waited_for_five_minutes(
+def test_send_with_missing_trace_is_dropped_after_five_minutes(
     answer: HttpResponse, caplog: pytest.LogCaptureFixture
 ) -> None:
     story = Story(answer)
     assert 10 < story.run() < 30
     assert 300 < story.now < 340
     assert story.counts() == (0, 1)
-    assert "feedback is lost: 40" in caplog.text
+    assert "feedback is dropped: 40" in caplog.text
 
 
-def test_outage_is_waited_for_longer_and_a_new_refusal_begins_anew() -> None:
-    down, refusal = json_response(503, {}), json_response(404, NO_TRACE)
-    story = Story(*[refusal] * 5, *[down] * 50, *[refusal] * 5, OK)
+def test_send_with_outage_between_rejections_restarts_waiting_time() -> None:
+    outage, rejection = json_response(503, {}), json_response(404, NO_TRACE)
+    story = Story(*[rejection] * 5, *[outage] * 50, *[rejection] * 5, OK)
     assert story.run() == 61
     assert story.now > 600
     assert story.counts() == (1, 0)
 
 
-def test_content_that_is_refused_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+def test_send_with_rejected_content_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     story = Story(json_response(400, {"message": "Assessment name is odd"}))
     assert story.run() == 1
     assert story.counts() == (0, 1)
-    assert "feedback is lost: 400: Assessment name is odd [MLO-515]" in caplog.text
+    assert "feedback is dropped: 400: Assessment name is odd [MLO-515]" in caplog.text
 
 
 # On disk
 
 
-def test_what_waits_is_on_disk_until_it_is_sent(tmp_path: Path) -> None:
+def test_send_with_failure_stores_assessment_until_it_is_sent(tmp_path: Path) -> None:
     story = Story(json_response(503, {}), json_response(503, {}), OK, folder=tmp_path)
-    story.note.run(1.0)
+    story.task.run(1.0)
     assert story.files is not None
-    assert list(story.files.left()) == [story.note.assessment]
+    assert list(story.files.read()) == [story.task.assessment]
     (path,) = (tmp_path / "feedback").iterdir()
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     story.run()
-    assert not list(story.files.left())
+    assert not list(story.files.read())
     assert story.counts() == (1, 0)
 
 
-def test_end_leaves_it_on_disk(tmp_path: Path) -> None:
+def test_give_up_with_files_keeps_assessment(tmp_path: Path) -> None:
     story = Story(OK, folder=tmp_path)
-    story.note.give_up()
+    story.task.give_up()
     assert story.files is not None
-    assert list(story.files.left()) == [story.note.assessment]
+    assert list(story.files.read()) == [story.task.assessment]
     assert story.counts() == (0, 0)
 
 
-def test_end_without_a_disk_loses_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_give_up_without_files_drops_assessment(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     story = Story(OK)
-    story.note.give_up()
+    story.task.give_up()
     blocked = tmp_path / "file"
     blocked.touch()
     other = Story(OK, folder=blocked)
-    other.note.give_up()
+    other.task.give_up()
     assert story.counts() == other.counts() == (0, 1)
-    assert "could not be sent before the end" in caplog.text
+    assert "could not be sent before shutdown" in caplog.text
 
 
-def test_damaged_and_old_files_are_taken_away(tmp_path: Path) -> None:
+def test_read_with_damaged_and_old_files_deletes_them(tmp_path: Path) -> None:
     now = 0.0
     files = AssessmentFiles(lambda: tmp_path, lambda: tmp_path, 60.0, clock=lambda: now)
-    kept = one()
-    assert files.put(kept)
+    assessment = make_assessment()
+    assert files.write(assessment)
     (tmp_path / "feedback" / "a-1.json").write_text("{")
     (tmp_path / "feedback" / "a-2.json").write_text('{"workspace": null, "assessment": {"assessment_id": "a-3"}}')
-    assert list(files.left()) == [kept]
-    assert [path.name for path in (tmp_path / "feedback").iterdir()] == [f"{kept.id}.json"]
-    now = (tmp_path / "feedback" / f"{kept.id}.json").stat().st_mtime + 61
-    assert not list(files.left())
+    assert list(files.read()) == [assessment]
+    assert [path.name for path in (tmp_path / "feedback").iterdir()] == [f"{assessment.id}.json"]
+    now = (tmp_path / "feedback" / f"{assessment.id}.json").stat().st_mtime + 61
+    assert not list(files.read())
     assert not list((tmp_path / "feedback").iterdir())
 
 
 # With a server
 
 
-def test_nothing_happens_before_configure_and_when_switched_off() -> None:
+def test_log_feedback_without_configure_or_when_disabled_returns_none() -> None:
     assert log_feedback(TRACE, "helpful", value=True) is None
     assert log_expectation(TRACE, "answer", "Paris") is None
     telemetry = configure(enabled=False)
@@ -358,20 +363,24 @@ def test_nothing_happens_before_configure_and_when_switched_off() -> None:
     assert telemetry.log_feedback(None, "helpful", value=True) is None
 
 
-def test_no_trace_is_told_and_not_raised(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_feedback_without_trace_logs_and_returns_none(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
     telemetry = configure(tracking_uri=scripted_server.url, experiment_id=0)
     assert telemetry.log_feedback(None, "helpful", value=True) is None
     assert telemetry.stats().feedback_dropped == 1
     assert "no trace_id is given, and no span is current [MLO-515]" in caplog.text
 
 
-def test_collector_without_mlflow_is_told(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_feedback_with_collector_only_logs_and_returns_none(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
     telemetry = configure(exporter=MLflowSpanExporter(f"{scripted_server.url}/v1/traces?key=x", experiment_id=0))
     assert telemetry.log_feedback(TRACE, "helpful", value=True) is None
     assert "no MLflow is known beside the OTLP endpoint" in caplog.text
 
 
-def test_texts_are_masked(scripted_server: ScriptedServer) -> None:
+def test_log_feedback_with_mask_masks_texts(scripted_server: ScriptedServer) -> None:
     bodies: list[Any] = []
 
     def answer(request: Recorded) -> Scripted:
@@ -388,18 +397,18 @@ def test_texts_are_masked(scripted_server: ScriptedServer) -> None:
     assert bodies[0]["source"]["source_id"] == "ada"
 
 
-def test_recording_has_feedback() -> None:
+def test_recording_with_feedback_contains_it() -> None:
     with recording(experiment="agents") as recorded:
         answer_to("Why?")
         assert recorded.trace.root.name == "answer_to"
-        (found,) = recorded.assessments
+        (assessment,) = recorded.assessments
         recorded.clear()
         assert recorded.assessments == []
-    assert (found["assessment_name"], found["feedback"]) == ("automatic", {"value": 4})
-    assert found["trace_id"].startswith("tr-")
+    assert (assessment["assessment_name"], assessment["feedback"]) == ("automatic", {"value": 4})
+    assert assessment["trace_id"].startswith("tr-")
 
 
-def test_nobody_waits_for_a_server_that_stalls(scripted_server: ScriptedServer) -> None:
+def test_log_feedback_with_stalled_server_does_not_wait(scripted_server: ScriptedServer) -> None:
     stalled = threading.Event()
     path = f"/api/3.0/mlflow/traces/{TRACE}/assessments"
     scripted_server.answer_with(path, lambda _: Scripted(body=b"{}", hold=stalled))
@@ -412,7 +421,7 @@ def test_nobody_waits_for_a_server_that_stalls(scripted_server: ScriptedServer) 
     assert telemetry.stats().feedback == 1
 
 
-def test_what_one_run_leaves_the_next_sends(scripted_server: ScriptedServer) -> None:
+def test_next_run_after_outage_sends_stored_feedback(scripted_server: ScriptedServer) -> None:
     path = f"/api/3.0/mlflow/traces/{TRACE}/assessments"
     scripted_server.answer_with(path, lambda _: Scripted(503))
     configure(tracking_uri=scripted_server.url, experiment_id=0).log_feedback(TRACE, "helpful", value=True)
@@ -437,38 +446,40 @@ def answer_to(question: str) -> str:
 
 
 def assessments(server: MLflowServer, trace_id: str, count: int, workspace: str | None = None) -> dict[str, Any]:
-    found = server.wait_for_trace(
+    trace = server.wait_for_trace(
         trace_id, workspace, until=lambda trace: len(trace["trace_info"].get("assessments", [])) >= count
     )
-    return {each["assessment_name"]: each for each in found["trace_info"]["assessments"]}
+    return {item["assessment_name"]: item for item in trace["trace_info"]["assessments"]}
 
 
-def test_feedback_lands_after_its_trace(mlflow_server: MLflowServer) -> None:
+def test_log_feedback_on_trace_is_stored_by_mlflow(mlflow_server: MLflowServer) -> None:
     telemetry = configure(tracking_uri=mlflow_server.uri, experiment="feedback")
     answer_to("What is the capital of France?")
     url = telemetry.trace_url()
     assert url is not None
     trace_id = url.partition("tr-")[2][:32]
-    given = log_feedback(trace_id, "helpful", value=True, rationale="to the point", source="ada", metadata={"a": 1})
+    assessment_id = log_feedback(
+        trace_id, "helpful", value=True, rationale="to the point", source="ada", metadata={"a": 1}
+    )
     assert log_expectation(trace_id, "expected_response", {"city": "Paris"})
     telemetry.flush()
-    found = assessments(mlflow_server, trace_id, 3)
-    assert found["automatic"]["feedback"]["value"] == 30
-    assert found["automatic"]["source"] == {"source_type": "CODE", "source_id": "length"}
-    assert (found["helpful"]["assessment_id"], found["helpful"]["feedback"]["value"]) == (given, True)
-    assert (found["helpful"]["rationale"], found["helpful"]["metadata"]) == ("to the point", {"a": "1"})
-    assert found["helpful"]["source"] == {"source_type": "HUMAN", "source_id": "ada"}
-    assert json.loads(found["expected_response"]["expectation"]["serialized_value"]["value"]) == {"city": "Paris"}
+    stored = assessments(mlflow_server, trace_id, 3)
+    assert stored["automatic"]["feedback"]["value"] == 30
+    assert stored["automatic"]["source"] == {"source_type": "CODE", "source_id": "length"}
+    assert (stored["helpful"]["assessment_id"], stored["helpful"]["feedback"]["value"]) == (assessment_id, True)
+    assert (stored["helpful"]["rationale"], stored["helpful"]["metadata"]) == ("to the point", {"a": "1"})
+    assert stored["helpful"]["source"] == {"source_type": "HUMAN", "source_id": "ada"}
+    assert json.loads(stored["expected_response"]["expectation"]["serialized_value"]["value"]) == {"city": "Paris"}
     assert telemetry.stats().feedback == 3
 
 
-def test_page_says_what_works(mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_feedback_page_code_works(mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "feedback.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
-    found: dict[str, Any] = {}
-    exec(compile(code, str(page), "exec"), found)
-    telemetry = found["configure"](experiment="support-agent")
+    namespace: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), namespace)
+    telemetry = namespace["configure"](experiment="support-agent")
     telemetry.flush()
     url = telemetry.trace_url()
     assert url is not None
@@ -476,7 +487,7 @@ def test_page_says_what_works(mlflow_server: MLflowServer, monkeypatch: pytest.M
     assert assessments(mlflow_server, trace_id, 1)["short"]["source"]["source_id"] == "length check"
 
 
-def test_feedback_goes_to_the_workspace_of_its_trace(workspace_server: MLflowServer) -> None:
+def test_log_feedback_on_trace_of_other_workspace_is_stored_there(workspace_server: MLflowServer) -> None:
     telemetry = configure(tracking_uri=workspace_server.uri, experiment="feedback", workspace="team-a")
     with trace_context(workspace="team-b"):
         answer_to("What?")

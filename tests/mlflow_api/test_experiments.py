@@ -1,4 +1,4 @@
-"""Experiment names become ids, without an MLflow at hand: its answers are those of docs/answers.md."""
+"""Resolution of experiment names to ids, with the responses of MLflow from docs/answers.md."""
 
 import logging
 import threading
@@ -26,22 +26,24 @@ DELETED, ACTIVE = "deleted", "active"
 
 
 class FakeMLflow:
-    """MLflow's two experiment calls, as 3.17.2 answers them; or one answer to everything."""
+    """MLflow's two experiment requests as 3.17.2 answers them, or one response to everything."""
 
     def __init__(self, *names: str, always: HttpResponse | TransportError | None = None) -> None:
         self.experiments = {name: (str(number), ACTIVE) for number, name in enumerate(names)}
         self.always = always
         self.calls: list[tuple[str, str, str | None]] = []
-        self.created_by_others: set[str] = set()
+        self.concurrently_created: set[str] = set()
 
-    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
-        assert asked.max_response_bytes == MAX_RESPONSE_BYTES
-        name = json_of(asked)["name"] if asked.body else parse_qs(urlsplit(asked.path).query)["experiment_name"][0]
-        self.calls.append((asked.method, name, workspace_of(asked)))
+    def send(self, request: HttpRequest) -> HttpResponse | TransportError:
+        assert request.max_response_bytes == MAX_RESPONSE_BYTES
+        name = (
+            json_of(request)["name"] if request.body else parse_qs(urlsplit(request.path).query)["experiment_name"][0]
+        )
+        self.calls.append((request.method, name, workspace_of(request)))
         if self.always is not None:
             return self.always
-        if asked.method == "POST":
-            if name in self.created_by_others:
+        if request.method == "POST":
+            if name in self.concurrently_created:
                 self.experiments[name] = ("77", ACTIVE)
                 return json_response(400, {"error_code": "RESOURCE_ALREADY_EXISTS", "message": "exists"})
             self.experiments[name] = (str(len(self.experiments)), ACTIVE)
@@ -52,45 +54,45 @@ class FakeMLflow:
         return json_response(200, {"experiment": {"experiment_id": number, "lifecycle_stage": stage}})
 
 
-def experiments(api: FakeMLflow | None, *, certain: bool = True, create: bool = False) -> ExperimentResolver:
+def make_resolver(api: FakeMLflow | None, *, certain: bool = True, create: bool = False) -> ExperimentResolver:
     return ExperimentResolver(api, certain=certain, create=create, report=ProblemLog())
 
 
-def test_id_needs_no_look_up() -> None:
+def test_resolve_with_id_sends_no_request() -> None:
     api = FakeMLflow()
-    assert experiments(api).id_of(Destination(experiment_id="7"), 1) == "7"
+    assert make_resolver(api).resolve(Destination(experiment_id="7"), 1) == "7"
     assert not api.calls
 
 
-def test_name_is_looked_up_once_in_its_workspace() -> None:
+def test_resolve_with_name_looks_it_up_once_in_its_workspace() -> None:
     api = FakeMLflow("Default", "agents")
-    found = experiments(api)
+    resolver = make_resolver(api)
     for _ in range(3):
-        assert found.id_of(Destination("team-a", "agents"), 1) == "1"
+        assert resolver.resolve(Destination("team-a", "agents"), 1) == "1"
     assert api.calls == [("GET", "agents", "team-a")]
 
 
-def test_missing_one_is_created_only_when_asked() -> None:
+def test_resolve_with_missing_experiment_creates_it_only_if_configured() -> None:
     api = FakeMLflow("Default")
-    refused = experiments(api).id_of(Destination(experiment="agents"), 1)
-    assert isinstance(refused, ExportOutcome)
-    assert refused.cause is FailureKind.DESTINATION
-    assert "there is no experiment 'agents'" in refused.message
-    assert experiments(api, create=True).id_of(Destination(experiment="agents"), 1) == "1"
+    outcome = make_resolver(api).resolve(Destination(experiment="agents"), 1)
+    assert isinstance(outcome, ExportOutcome)
+    assert outcome.cause is FailureKind.DESTINATION
+    assert "there is no experiment 'agents'" in outcome.message
+    assert make_resolver(api, create=True).resolve(Destination(experiment="agents"), 1) == "1"
 
 
-def test_create_that_comes_second_takes_the_first_ones() -> None:
+def test_resolve_after_concurrent_creation_returns_existing_id() -> None:
     api = FakeMLflow("Default")
-    api.created_by_others.add("agents")
-    assert experiments(api, create=True).id_of(Destination(experiment="agents"), 1) == "77"
+    api.concurrently_created.add("agents")
+    assert make_resolver(api, create=True).resolve(Destination(experiment="agents"), 1) == "77"
 
 
-def test_deleted_one_is_refused_in_words() -> None:
+def test_resolve_with_deleted_experiment_returns_failure_with_name_and_workspace() -> None:
     api = FakeMLflow("agents")
     api.experiments["agents"] = ("0", DELETED)
-    refused = experiments(api, create=True).id_of(Destination("team-a", "agents"), 1)
-    assert isinstance(refused, ExportOutcome)
-    assert refused.message.startswith("the experiment 'agents' in workspace 'team-a' is deleted")
+    outcome = make_resolver(api, create=True).resolve(Destination("team-a", "agents"), 1)
+    assert isinstance(outcome, ExportOutcome)
+    assert outcome.message.startswith("the experiment 'agents' in workspace 'team-a' is deleted")
 
 
 @pytest.mark.parametrize(
@@ -104,27 +106,27 @@ def test_deleted_one_is_refused_in_words() -> None:
         ((), None, True, "0"),
     ],
 )
-def test_without_one_it_is_named_like_the_service_else_default(
+def test_resolve_without_experiment_uses_service_name_or_default(
     existing: tuple[str, ...], service: str | None, create: bool, expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     destination = Destination().for_trace({"service.name": service} if service else {})
-    found = experiments(FakeMLflow(*existing), create=create)
+    resolver = make_resolver(FakeMLflow(*existing), create=create)
     for _ in range(2):
-        assert found.id_of(destination, 1) == expected
-    assert caplog.text.count("no experiment was given") == 1
+        assert resolver.resolve(destination, 1) == expected
+    assert caplog.text.count("no experiment is configured") == 1
 
 
-def test_without_one_and_nothing_to_fall_back_to() -> None:
-    refused = experiments(FakeMLflow()).id_of(Destination("team-a", service_name="bot"), 1)
-    assert isinstance(refused, ExportOutcome)
-    assert "'Default' in workspace 'team-a'" in refused.message
+def test_resolve_without_experiment_and_default_returns_failure() -> None:
+    outcome = make_resolver(FakeMLflow()).resolve(Destination("team-a", service_name="bot"), 1)
+    assert isinstance(outcome, ExportOutcome)
+    assert "'Default' in workspace 'team-a'" in outcome.message
 
 
-def test_service_name_does_not_matter_where_an_experiment_is_given() -> None:
-    given = Destination(experiment="agents")
-    assert given.for_trace({"service.name": "bot"}) == given
-    assert Destination().for_trace({"service.name": "bot"}, Route(experiment="agents")) == given
+def test_for_trace_with_experiment_ignores_service_name() -> None:
+    destination = Destination(experiment="agents")
+    assert destination.for_trace({"service.name": "bot"}) == destination
+    assert Destination().for_trace({"service.name": "bot"}, Route(experiment="agents")) == destination
 
 
 DEFAULT = Destination("team-a", None, "7", "run")
@@ -146,16 +148,16 @@ IN_TEAM_B = {"mlflow.workspace": "team-b"}
         ({**IN_TEAM_B, "service.name": "bot"}, None, Destination("team-b", service_name="bot")),
     ],
 )
-def test_route_beats_resource_beats_default(
+def test_for_trace_with_route_and_resource_prefers_route(
     resource: dict[str, str], route: Route | None, expected: Destination
 ) -> None:
     assert DEFAULT.for_trace(resource, route) == expected
 
 
-def test_all_of_a_trace_goes_where_its_root_tells_or_any_span_of_it() -> None:
+def test_group_by_destination_with_route_on_one_span_routes_whole_trace() -> None:
     memory = InMemorySpanExporter()
-    with provider(memory) as made:
-        tracer = made.get_tracer("tests")
+    with provider(memory) as tracer_provider:
+        tracer = tracer_provider.get_tracer("tests")
         with tracer.start_as_current_span("root", attributes={"mlflow.experiment": "of the root"}):
             tracer.start_span("child", attributes={"mlflow.experiment": "of a child"}).end()
         with tracer.start_as_current_span("plain root"):
@@ -170,47 +172,47 @@ def test_all_of_a_trace_goes_where_its_root_tells_or_any_span_of_it() -> None:
         Destination("team-b", None, "8"): ["child", "sibling", "plain root"],
         default: ["elsewhere"],
     }
-    # Also what comes later, without the span that told it.
+    # Also later spans of the trace, without the span that has the route.
     assert list(group_by_destination(spans[3:4], default)) == [Destination("team-b", None, "8")]
 
 
-def test_name_that_no_header_can_hold_is_not_taken_for_the_default() -> None:
+def test_headers_with_unencodable_name_quotes_it() -> None:
     assert Destination("team\n\u2603").headers("1")["x-mlflow-workspace"] == "team%0A%E2%98%83"
 
 
-class Slow(FakeMLflow):
-    """Never answers for one experiment, until told to."""
+class SlowMLflow(FakeMLflow):
+    """Answers for one experiment only after `resume` is set."""
 
     def __init__(self, *names: str) -> None:
         super().__init__(*names)
-        self.asked, self.go_on = threading.Event(), threading.Event()
+        self.has_request, self.resume = threading.Event(), threading.Event()
 
-    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
-        if "slow" in asked.path:
-            self.asked.set()
-            assert self.go_on.wait(60)
-        return super().send(asked)
+    def send(self, request: HttpRequest) -> HttpResponse | TransportError:
+        if "slow" in request.path:
+            self.has_request.set()
+            assert self.resume.wait(60)
+        return super().send(request)
 
 
-def test_look_up_that_hangs_delays_no_other() -> None:
-    api = Slow("slow", "quick")
-    found = experiments(api)
-    waiting = threading.Thread(target=found.id_of, args=(Destination(experiment="slow"), 5))
+def test_resolve_during_slow_lookup_of_another_experiment_does_not_wait() -> None:
+    api = SlowMLflow("slow", "quick")
+    resolver = make_resolver(api)
+    waiting = threading.Thread(target=resolver.resolve, args=(Destination(experiment="slow"), 5))
     waiting.start()
-    assert api.asked.wait(30)
-    assert found.id_of(Destination(experiment="quick"), 5) == "1"
-    api.go_on.set()
+    assert api.has_request.wait(30)
+    assert resolver.resolve(Destination(experiment="quick"), 5) == "1"
+    api.resume.set()
     waiting.join()
 
 
-def test_ids_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments_module, "_KEPT", 3)
+def test_resolve_with_many_experiments_caches_limited_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments_module, "_MAX_CACHED", 3)
     api = FakeMLflow(*map(str, range(10)))
-    found = experiments(api)
+    resolver = make_resolver(api)
     for number in [*range(10), 9, 8, 0]:
-        assert found.id_of(Destination(experiment=str(number)), 1) == str(number)
+        assert resolver.resolve(Destination(experiment=str(number)), 1) == str(number)
     assert len(api.calls) == 11
-    assert len(found._ids) == len(found._asking) == 3
+    assert len(resolver._ids) == len(resolver._lookup_locks) == 3
 
 
 UNKNOWN_WORKSPACE = json_response(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Workspace 'x' not found"})
@@ -232,37 +234,39 @@ NOT_FOUND = HttpResponse(404, {"content-type": "text/html"}, b"<!doctype html>")
         (HttpResponse(200, {}, b"{}"), FailureKind.NOT_MLFLOW, "not MLflow's"),
     ],
 )
-def test_what_stands_in_the_way(answer: HttpResponse | TransportError, cause: FailureKind, words: str) -> None:
-    found = experiments(FakeMLflow(always=answer), create=True).id_of(Destination("x", "agents"), 1)
-    assert isinstance(found, ExportOutcome)
-    assert found.cause is cause
-    assert words in found.message
-    assert not found.ambiguous
+def test_resolve_with_failed_lookup_returns_cause_and_message(
+    answer: HttpResponse | TransportError, cause: FailureKind, words: str
+) -> None:
+    outcome = make_resolver(FakeMLflow(always=answer), create=True).resolve(Destination("x", "agents"), 1)
+    assert isinstance(outcome, ExportOutcome)
+    assert outcome.cause is cause
+    assert words in outcome.message
+    assert not outcome.ambiguous
 
 
 @pytest.mark.parametrize("answer", [LOGIN_PAGE, NOT_FOUND, HttpResponse(405), HttpResponse(200, {}, b"ok")])
-def test_where_a_guess_is_no_mlflow_spans_go_on_without_an_experiment(
+def test_resolve_with_guessed_address_of_other_server_returns_none(
     answer: HttpResponse, caplog: pytest.LogCaptureFixture
 ) -> None:
     api = FakeMLflow(always=answer)
-    found = experiments(api, certain=False)
+    resolver = make_resolver(api, certain=False)
     for _ in range(2):
-        assert found.id_of(Destination(experiment="agents"), 1) is None
+        assert resolver.resolve(Destination(experiment="agents"), 1) is None
     assert len(api.calls) == 1
     assert caplog.text.count("MLFLOW_TRACKING_URI") == 1
 
 
-def test_where_there_is_nobody_to_ask() -> None:
-    assert experiments(None, certain=False).id_of(Destination(), 1) is None
+def test_resolve_without_rest_api_returns_none() -> None:
+    assert make_resolver(None, certain=False).resolve(Destination(), 1) is None
 
 
-def test_a_guess_that_is_away_is_asked_again() -> None:
-    found = experiments(FakeMLflow(always=TransportError("refused")), certain=False).id_of(Destination(), 1)
-    assert isinstance(found, ExportOutcome)
-    assert found.cause is FailureKind.SERVER
+def test_resolve_with_unavailable_guessed_server_returns_retryable_failure() -> None:
+    outcome = make_resolver(FakeMLflow(always=TransportError("refused")), certain=False).resolve(Destination(), 1)
+    assert isinstance(outcome, ExportOutcome)
+    assert outcome.cause is FailureKind.SERVER
 
 
-def test_an_empty_header_is_never_made() -> None:
+def test_headers_with_empty_values_omits_them() -> None:
     assert Destination(workspace="", run_id="").headers("") == {}
     assert Destination("w", run_id="r").headers("1") == {
         "x-mlflow-experiment-id": "1",

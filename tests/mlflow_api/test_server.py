@@ -1,4 +1,4 @@
-"""The version of a server, and what it has: what counts as one, and when it is asked for again."""
+"""Version and stored spans of a server: which responses are accepted, and when they are requested again."""
 
 import base64
 import json
@@ -22,60 +22,55 @@ BATCH = "/api/3.0/mlflow/traces/batchGet?trace_ids=tr-"
 
 
 class Server:
-    """Answers as it is told, and counts.
+    """Returns one response, and counts requests."""
 
-    Attributes:
-        says: What it says.
-        asked: How often it was asked.
-    """
+    def __init__(self, response: HttpResponse | TransportError) -> None:
+        self.response = response
+        self.request_count = 0
 
-    def __init__(self, says: HttpResponse | TransportError) -> None:
-        self.says = says
-        self.asked = 0
-
-    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
-        assert (asked.method, dict(asked.headers), asked.body) == ("GET", {}, b"")
-        path, max_bytes = asked.path, asked.max_response_bytes
+    def send(self, request: HttpRequest) -> HttpResponse | TransportError:
+        assert (request.method, dict(request.headers), request.body) == ("GET", {}, b"")
+        path, max_bytes = request.path, request.max_response_bytes
         assert (path, max_bytes) == ("/version", MAX_RESPONSE_BYTES) or (
             path.startswith(BATCH) and max_bytes > 1_000_000
         )
-        self.asked += 1
-        return self.says
+        self.request_count += 1
+        return self.response
 
 
 class Story:
-    """A server, and a clock of the test's."""
+    """A server, and a clock that the test controls."""
 
     def __init__(self, answer: HttpResponse | TransportError) -> None:
         self.now = 1000.0
         self.server = Server(answer)
-        self.stored = ServerInfo(self.server, ProblemLog(), lambda: self.now)
+        self.info = ServerInfo(self.server, ProblemLog(), lambda: self.now)
 
     def version(self) -> Version | None:
-        return self.stored.version(1.0)
+        return self.info.version(1.0)
 
 
 @pytest.mark.parametrize(
     ("answer", "version"),
     [
-        (HttpResponse(200, HTML, b"3.10.1"), (3, 10, 1)),  # as MLflow labels it
+        (HttpResponse(200, HTML, b"3.10.1"), (3, 10, 1)),  # MLflow's own label
         (HttpResponse(200, {"content-type": "text/plain"}, b"3.17.2\n"), (3, 17, 2)),
         (HttpResponse(200, {}, b"3.18.0rc1"), (3, 18, 0)),
         (HttpResponse(200, {}, b"4.0"), (4, 0)),
     ],
     ids=str,
 )
-def test_version_that_is_told_is_kept_for_ever(answer: HttpResponse, version: Version) -> None:
+def test_version_with_valid_response_is_cached_for_ever(answer: HttpResponse, version: Version) -> None:
     story = Story(answer)
     assert story.version() == version
-    story.server.says = PAGE
+    story.server.response = PAGE
     for _ in range(5):
         story.now += 100_000
         assert story.version() == version
-    assert story.server.asked == 1
+    assert story.server.request_count == 1
 
 
-UNTOLD = [
+WITHOUT_VERSION = [
     HttpResponse(301, {"location": "https://sso.invalid/"}),
     HttpResponse(302, {"location": "https://sso.invalid/"}),
     HttpResponse(304),
@@ -92,31 +87,31 @@ UNTOLD = [
     HttpResponse(200, {}, b"3.10.1 is what a long page with another beginning says, too"),
     HttpResponse(200, {}, b"ok"),
     HttpResponse(200, {"content-type": "application/json"}, b"{}"),
-    # The body of an error is none, whatever it looks like.
+    # The body of an error is no version, whatever it contains.
     HttpResponse(401, {}, b"3.10.1"),
 ]
 
 
-@pytest.mark.parametrize("answer", UNTOLD, ids=str)
-def test_answer_that_tells_none_counts_for_a_while(answer: HttpResponse) -> None:
+@pytest.mark.parametrize("answer", WITHOUT_VERSION, ids=str)
+def test_version_with_unusable_response_is_requested_again_after_interval(answer: HttpResponse) -> None:
     story = Story(answer)
-    asked = []
+    request_times = []
     for half_minute in range(120):
         story.now = 1000.0 + 30 * half_minute
-        before = story.server.asked
+        before = story.server.request_count
         assert story.version() is None
-        assert story.stored.is_older_than((3, 17), 1.0)
-        if story.server.asked > before:
-            assert story.server.asked == before + 1
-            asked.append(story.now - 1000.0)
-    # In seconds: after one minute, two, four, eight, then every ten.
-    assert asked == [0, 60, 180, 420, 900, 1500, 2100, 2700, 3300]
+        assert story.info.is_older_than((3, 17), 1.0)
+        if story.server.request_count > before:
+            assert story.server.request_count == before + 1
+            request_times.append(story.now - 1000.0)
+    # In seconds: after 1, 2, 4 and 8 minutes, then every 10 minutes.
+    assert request_times == [0, 60, 180, 420, 900, 1500, 2100, 2700, 3300]
     story.now += 601
-    story.server.says = HttpResponse(200, HTML, b"3.10.1")
+    story.server.response = HttpResponse(200, HTML, b"3.10.1")
     assert story.version() == (3, 10, 1)
     story.now += 100_000
-    assert not story.stored.is_older_than((3, 10), 1.0)
-    assert story.server.asked == len(asked) + 1
+    assert not story.info.is_older_than((3, 10), 1.0)
+    assert story.server.request_count == len(request_times) + 1
 
 
 @pytest.mark.parametrize(
@@ -124,24 +119,23 @@ def test_answer_that_tells_none_counts_for_a_while(answer: HttpResponse) -> None
     [HttpResponse(500), HttpResponse(502), HttpResponse(503), HttpResponse(429), TransportError("refused")],
     ids=str,
 )
-def test_server_that_is_away_is_asked_by_each_use(answer: HttpResponse | TransportError) -> None:
-    """Each of them waits before it comes again."""
+def test_version_during_outage_raises_and_is_requested_by_each_use(answer: HttpResponse | TransportError) -> None:
     story = Story(answer)
     for _ in range(3):
         with pytest.raises(ServerUnavailableError):
             story.version()
-    assert story.server.asked == 3
-    story.server.says = HttpResponse(200, HTML, b"3.10.1")
+    assert story.server.request_count == 3
+    story.server.response = HttpResponse(200, HTML, b"3.10.1")
     assert story.version() == (3, 10, 1)
 
 
-def test_version_that_another_thread_was_told_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_that_another_thread_received_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     story = Story(PAGE)
     send = story.server.send
 
     def crossed(_: HttpRequest) -> HttpResponse | TransportError:
         monkeypatch.setattr(story.server, "send", send)
-        story.server.says = HttpResponse(200, HTML, b"3.10.1")
+        story.server.response = HttpResponse(200, HTML, b"3.10.1")
         assert story.version() == (3, 10, 1)
         return PAGE
 
@@ -149,13 +143,13 @@ def test_version_that_another_thread_was_told_meanwhile_stays(monkeypatch: pytes
     assert story.version() == (3, 10, 1)
 
 
-def test_where_there_is_no_server_nobody_is_asked() -> None:
-    stored = ServerInfo(None, ProblemLog())
-    assert stored.version(1.0) is None
-    assert stored.is_older_than((3, 12), 1.0)
+def test_version_without_rest_api_is_none() -> None:
+    info = ServerInfo(None, ProblemLog())
+    assert info.version(1.0) is None
+    assert info.is_older_than((3, 12), 1.0)
 
 
-def stored(*traces: object) -> HttpResponse:
+def stored_traces(*traces: object) -> HttpResponse:
     return HttpResponse(200, JSON, json.dumps({"traces": traces}).encode())
 
 
@@ -165,23 +159,23 @@ def span(trace_id: int, span_id: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "found"),
+    ("answer", "spans"),
     [
-        (HttpResponse(200, JSON, b"{}"), frozenset()),  # what MLflow says where it has none of the traces
-        (stored(), frozenset()),
-        (stored({"trace_info": {}}), frozenset()),
-        (stored({"spans": []}, {"spans": [span(1, 2), span(1, 3)]}), frozenset({(1, 2), (1, 3)})),
-        (stored({"spans": [span(1, 2)]}, {"spans": [span(4, 5)]}), frozenset({(1, 2), (4, 5)})),
+        (HttpResponse(200, JSON, b"{}"), frozenset()),  # MLflow's response if it has none of the traces
+        (stored_traces(), frozenset()),
+        (stored_traces({"trace_info": {}}), frozenset()),
+        (stored_traces({"spans": []}, {"spans": [span(1, 2), span(1, 3)]}), frozenset({(1, 2), (1, 3)})),
+        (stored_traces({"spans": [span(1, 2)]}, {"spans": [span(4, 5)]}), frozenset({(1, 2), (4, 5)})),
     ],
     ids=str,
 )
-def test_what_is_stored(answer: HttpResponse, found: frozenset[tuple[int, int]]) -> None:
-    assert Story(answer).stored.stored_spans([1, 4], None, 1.0) == found
+def test_stored_spans_with_valid_response_returns_ids(answer: HttpResponse, spans: frozenset[tuple[int, int]]) -> None:
+    assert Story(answer).info.stored_spans([1, 4], None, 1.0) == spans
 
 
 NOT_STORED = [
     PAGE,
-    HttpResponse(200, JSON, b"<html>"),  # whatever it is labelled as
+    HttpResponse(200, JSON, b"<html>"),  # despite its label
     HttpResponse(200),
     HttpResponse(200, {}, b"3.10.1"),
     HttpResponse(200, {}, b"ok"),
@@ -199,19 +193,19 @@ NOT_STORED = [
 
 
 @pytest.mark.parametrize("answer", NOT_STORED, ids=str)
-def test_answer_that_does_not_say_what_is_stored_is_none(answer: HttpResponse) -> None:
+def test_stored_spans_with_unusable_response_raises(answer: HttpResponse) -> None:
     story = Story(answer)
     for _ in range(2):
-        with pytest.raises(ServerUnavailableError) as unanswered:
-            story.stored.stored_spans([1], None, 1.0)
-        assert (unanswered.value.outcome.verdict, unanswered.value.outcome.cause) == (
+        with pytest.raises(ServerUnavailableError) as raised:
+            story.info.stored_spans([1], None, 1.0)
+        assert (raised.value.outcome.verdict, raised.value.outcome.cause) == (
             Disposition.RETRY,
             FailureKind.NOT_MLFLOW,
         )
-    assert story.server.asked == 2
+    assert story.server.request_count == 2
 
 
-def test_behind_a_guessed_address_such_an_answer_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
-    stored = ServerInfo(Server(PAGE), ProblemLog(), certain=False)
-    assert stored.stored_spans([1], None, 1.0) is None
-    assert "sent again without asking whether they did (200 with something else" in caplog.text
+def test_stored_spans_with_unusable_response_of_guessed_server_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    info = ServerInfo(Server(PAGE), ProblemLog(), certain=False)
+    assert info.stored_spans([1], None, 1.0) is None
+    assert "sent again without checking whether they are stored (200 with an unexpected body" in caplog.text

@@ -1,4 +1,4 @@
-"""Static prefixes: where a server has its OTLP endpoint and its REST calls."""
+"""Static prefixes: below or outside of which path a server has its OTLP endpoint and its REST API."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from support.spans import finished
 PREFIX = "/mlf"
 JSON = {"Content-Type": "application/json"}
 PAGE = Answer(404, headers={"Content-Type": "text/html"}, body=b"<!doctype html><title>404 Not Found</title>")
-FOUND = Answer(headers=JSON, body=b'{"experiment":{"experiment_id":"7","lifecycle_stage":"active"}}')
+EXPERIMENT = Answer(headers=JSON, body=b'{"experiment":{"experiment_id":"7","lifecycle_stage":"active"}}')
 BY_NAME = "/api/2.0/mlflow/experiments/get-by-name"
 
 
@@ -24,12 +24,12 @@ def version(text: str) -> Answer:
     return Answer(headers={"Content-Type": "text/html"}, body=text.encode())
 
 
-def absent(server: ScriptedServer, *paths: str) -> None:
+def answer_not_found(server: ScriptedServer, *paths: str) -> None:
     for path in paths:
         server.answer(path=path, then=PAGE)
 
 
-def exported(server: ScriptedServer, **arguments: str) -> MLflowSpanExporter:
+def export_spans(server: ScriptedServer, **arguments: str) -> MLflowSpanExporter:
     uri = server.url + PREFIX
     exporter = MLflowSpanExporter(tracking_uri=uri, timeout=5, **arguments)  # type: ignore[arg-type]
     exporter.export(finished("first"))
@@ -38,74 +38,76 @@ def exported(server: ScriptedServer, **arguments: str) -> MLflowSpanExporter:
     return exporter
 
 
-def posted(server: ScriptedServer) -> dict[str, int]:
+def count_posts(server: ScriptedServer) -> dict[str, int]:
     paths = (TRACES_PATH, PREFIX + TRACES_PATH)
     return {path: len(server.to(path)) for path in paths}
 
 
-def test_traces_at_the_root_of_an_older_server(
+def test_export_to_older_server_sends_traces_to_root(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    absent(scripted_server, PREFIX + TRACES_PATH)
+    answer_not_found(scripted_server, PREFIX + TRACES_PATH)
     scripted_server.answer(path=PREFIX + "/version", then=version("3.13.0"))
     scripted_server.answer(then=ACCEPTED)
-    assert exported(scripted_server, experiment_id="1").stats().delivered == 2
-    # Tried below the prefix once, and remembered.
-    assert posted(scripted_server) == {PREFIX + TRACES_PATH: 1, TRACES_PATH: 2}
+    assert export_spans(scripted_server, experiment_id="1").stats().delivered == 2
+    # One request below the prefix; the result is remembered.
+    assert count_posts(scripted_server) == {PREFIX + TRACES_PATH: 1, TRACES_PATH: 2}
     assert "OTLP endpoint at http://127.0.0.1" in caplog.text
 
 
-@pytest.mark.parametrize("said", [version("3.16.0"), PAGE, Answer(401), Answer(503), version("welcome")])
-def test_root_is_left_alone_unless_the_server_is_known_to_have_it_there(
-    said: Answer, scripted_server: ScriptedServer
+@pytest.mark.parametrize("version_answer", [version("3.16.0"), PAGE, Answer(401), Answer(503), version("welcome")])
+def test_export_with_unknown_version_does_not_send_to_root(
+    version_answer: Answer, scripted_server: ScriptedServer
 ) -> None:
-    absent(scripted_server, PREFIX + TRACES_PATH)
-    scripted_server.answer(path=PREFIX + "/version", then=said)
+    answer_not_found(scripted_server, PREFIX + TRACES_PATH)
+    scripted_server.answer(path=PREFIX + "/version", then=version_answer)
     scripted_server.answer(path="/version", then=PAGE)
     scripted_server.answer(then=ACCEPTED)
-    assert exported(scripted_server, experiment_id="1").stats().delivered == 0
-    assert posted(scripted_server)[TRACES_PATH] == 0
+    assert export_spans(scripted_server, experiment_id="1").stats().delivered == 0
+    assert count_posts(scripted_server)[TRACES_PATH] == 0
 
 
-def test_server_that_is_updated_moves_it(scripted_server: ScriptedServer) -> None:
+def test_export_after_server_update_follows_moved_endpoint(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(PAGE, path=PREFIX + TRACES_PATH, then=ACCEPTED)
     scripted_server.answer(ACCEPTED, then=PAGE)
     scripted_server.answer(version("3.15.0"), path=PREFIX + "/version", then=version("3.16.0"))
-    assert exported(scripted_server, experiment_id="1").stats().delivered == 2
-    assert posted(scripted_server) == {PREFIX + TRACES_PATH: 2, TRACES_PATH: 2}
+    assert export_spans(scripted_server, experiment_id="1").stats().delivered == 2
+    assert count_posts(scripted_server) == {PREFIX + TRACES_PATH: 2, TRACES_PATH: 2}
 
 
-def test_rest_calls_at_the_root(scripted_server: ScriptedServer) -> None:
-    absent(scripted_server, PREFIX + BY_NAME, PREFIX + TRACES_PATH, PREFIX + "/version")
-    scripted_server.answer(path=BY_NAME, then=FOUND)
+def test_export_with_rest_api_at_root_finds_experiment(scripted_server: ScriptedServer) -> None:
+    answer_not_found(scripted_server, PREFIX + BY_NAME, PREFIX + TRACES_PATH, PREFIX + "/version")
+    scripted_server.answer(path=BY_NAME, then=EXPERIMENT)
     scripted_server.answer(path="/version", then=version("3.6.0"))
     scripted_server.answer(then=ACCEPTED)
-    assert exported(scripted_server, experiment="agents").stats().delivered == 2
-    assert [each.headers["x-mlflow-experiment-id"] for each in scripted_server.to(TRACES_PATH)] == ["7", "7"]
+    assert export_spans(scripted_server, experiment="agents").stats().delivered == 2
+    assert [request.headers["x-mlflow-experiment-id"] for request in scripted_server.to(TRACES_PATH)] == ["7", "7"]
 
 
-def test_page_at_the_root_is_no_rest_call(scripted_server: ScriptedServer) -> None:
-    absent(scripted_server, PREFIX + BY_NAME)
+def test_export_with_page_at_root_ignores_it(scripted_server: ScriptedServer) -> None:
+    answer_not_found(scripted_server, PREFIX + BY_NAME)
     scripted_server.answer(path=BY_NAME, then=Answer(headers={"Content-Type": "text/html"}, body=b"<html>Hello</html>"))
-    assert exported(scripted_server, experiment="agents").stats().delivered == 0
-    assert posted(scripted_server) == {PREFIX + TRACES_PATH: 0, TRACES_PATH: 0}
+    assert export_spans(scripted_server, experiment="agents").stats().delivered == 0
+    assert count_posts(scripted_server) == {PREFIX + TRACES_PATH: 0, TRACES_PATH: 0}
 
 
-def test_experiment_that_is_missing_is_not_looked_for_at_the_root(scripted_server: ScriptedServer) -> None:
+def test_export_with_missing_experiment_does_not_ask_root(scripted_server: ScriptedServer) -> None:
     def missing(_: Recorded) -> Answer:
         body = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "No Experiment"}).encode()
         return Answer(404, headers=JSON, body=body)
 
     scripted_server.answer_with(PREFIX + BY_NAME, missing)
-    assert exported(scripted_server, experiment="agents").stats().delivered == 0
+    assert export_spans(scripted_server, experiment="agents").stats().delivered == 0
     assert scripted_server.to(BY_NAME) == []
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("release", ["3.6.0", "3.8.1", "3.10.1", "3.13.0", "3.17.2"])
 @pytest.mark.parametrize("end", ["", "/", TRACES_PATH])
-def test_real_servers(release: str, end: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_export_to_real_server_with_prefix_is_delivered(
+    release: str, end: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     server = _prefixed(release, tmp_path_factory)
     exporter = MLflowSpanExporter(
         timeout=60, tracking_uri=server.uri + PREFIX + end, experiment="agents", create_experiment=True

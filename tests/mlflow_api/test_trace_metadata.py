@@ -1,4 +1,4 @@
-"""What roots say of their traces, and what MLflow is asked for: decisions only."""
+"""Trace metadata in root spans, and the bodies of the requests that update MLflow's records."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from support.traces import ended
 
 SESSION, USER, RUN = "mlflow.trace.session", "mlflow.trace.user", "mlflow.sourceRun"
-STORED: Mapping[str, Any] = {
+RECORD: Mapping[str, Any] = {
     "trace_id": "tr-" + "0" * 31 + "7",
     "request_time": "2026-11-22T15:31:58.349Z",
     "execution_duration": "0.103s",
@@ -28,7 +28,7 @@ STORED: Mapping[str, Any] = {
 }
 OLD = (3, 10, 1)
 END = 1795361518452
-TOLD = TraceMetadata(7, {"mlflow.traceName": "agent", "a": "b"}, {SESSION: "s-1", USER: "ada"})
+UPDATE = TraceMetadata(7, {"mlflow.traceName": "agent", "a": "b"}, {SESSION: "s-1", USER: "ada"})
 
 
 def root(attributes: Mapping[str, Any]) -> EncodedSpan:
@@ -36,14 +36,16 @@ def root(attributes: Mapping[str, Any]) -> EncodedSpan:
     return SpanEncoder().encode(span)
 
 
-def told(attributes: Mapping[str, Any], *, run_id: str | None = None, everything: bool = False) -> TraceMetadata:
+def read_metadata(
+    attributes: Mapping[str, Any], *, run_id: str | None = None, everything: bool = False
+) -> TraceMetadata:
     return read_root(root(attributes), run_id=run_id, everything=everything)
 
 
-def asked(body: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str, str]]:
+def parse_body(body: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str, str]]:
     """Metadata and tags of a request's body."""
     assert body is not None
-    metadata, tags = ({each["key"]: each["value"] for each in body[name]} for name in ("request_metadata", "tags"))
+    metadata, tags = ({pair["key"]: pair["value"] for pair in body[name]} for name in ("request_metadata", "tags"))
     return metadata, tags
 
 
@@ -63,15 +65,15 @@ def asked(body: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str, str
         ({"metadata": '{"release": "2"}', "input.value": "hi"}, {}, {}),
     ],
 )
-def test_root_says_tags_session_and_user(
+def test_read_root_with_attributes_returns_tags_session_and_user(
     attributes: Mapping[str, Any], tags: dict[str, str], metadata: dict[str, str]
 ) -> None:
-    found = told(attributes)
-    assert (dict(found.tags), dict(found.metadata)) == (tags, metadata)
+    result = read_metadata(attributes)
+    assert (dict(result.tags), dict(result.metadata)) == (tags, metadata)
 
 
-def test_run_is_told() -> None:
-    assert told({}, run_id="r").metadata == {RUN: "r"}
+def test_read_root_with_run_returns_it() -> None:
+    assert read_metadata({}, run_id="r").metadata == {RUN: "r"}
 
 
 @pytest.mark.parametrize(
@@ -83,11 +85,15 @@ def test_run_is_told() -> None:
         ("-c", "<console>"),
     ],
 )
-def test_everything_has_the_source_and_the_metadata(program: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_root_with_everything_adds_source_and_metadata(
+    program: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", [program])
-    own = json.dumps({"release": "2.3", "depth": 3, "more": {"a": 1}, "mlflow.sourceRun": "forged", SESSION: "forged"})
-    found = told({"metadata": own, "session.id": "s"}, run_id="r", everything=True)
-    assert found.metadata == {
+    user_metadata = json.dumps(
+        {"release": "2.3", "depth": 3, "more": {"a": 1}, "mlflow.sourceRun": "forged", SESSION: "forged"}
+    )
+    metadata = read_metadata({"metadata": user_metadata, "session.id": "s"}, run_id="r", everything=True)
+    assert metadata.metadata == {
         "release": "2.3",
         "depth": "3",
         "more": '{"a": 1}',
@@ -98,20 +104,23 @@ def test_everything_has_the_source_and_the_metadata(program: str, source: str, m
     }
 
 
-@pytest.mark.parametrize("own", ["no json", "[1]", '"text"', "null"])
-def test_metadata_that_is_no_object_is_left_out(own: str) -> None:
-    assert set(told({"metadata": own}, everything=True).metadata) == {"mlflow.source.name", "mlflow.source.type"}
+@pytest.mark.parametrize("user_metadata", ["no json", "[1]", '"text"', "null"])
+def test_read_root_with_invalid_metadata_ignores_it(user_metadata: str) -> None:
+    assert set(read_metadata({"metadata": user_metadata}, everything=True).metadata) == {
+        "mlflow.source.name",
+        "mlflow.source.type",
+    }
 
 
-def test_a_hundred_tags_are_told_at_most() -> None:
-    assert len(told({f"mlflow.traceTag.t{number}": "v" for number in range(120)}).tags) == 100
+def test_read_root_with_many_tags_keeps_hundred() -> None:
+    assert len(read_metadata({f"mlflow.traceTag.t{number}": "v" for number in range(120)}).tags) == 100
 
 
-def test_what_is_lacking_is_asked_for_and_end_and_state_are_those_that_are_stored() -> None:
-    body = diff_metadata(TOLD, STORED, OLD)
-    assert asked(body) == ({SESSION: "s-1", USER: "ada"}, {"mlflow.traceName": "agent", "a": "b"})
+def test_diff_metadata_with_missing_values_adds_them_and_keeps_end_and_state() -> None:
+    body = diff_metadata(UPDATE, RECORD, OLD)
+    assert parse_body(body) == ({SESSION: "s-1", USER: "ada"}, {"mlflow.traceName": "agent", "a": "b"})
     assert body is not None
-    assert (body["request_id"], body["timestamp_ms"], body["status"]) == (STORED["trace_id"], END, "OK")
+    assert (body["request_id"], body["timestamp_ms"], body["status"]) == (RECORD["trace_id"], END, "OK")
 
 
 @pytest.mark.parametrize(
@@ -123,14 +132,14 @@ def test_what_is_lacking_is_asked_for_and_end_and_state_are_those_that_are_store
         ("2026-11-22T15:31:58.349Z", "-1795361518.349s", 0),  # a root without an end
     ],
 )
-def test_end_is_told_to_the_millisecond(time: str, duration: str, end: int) -> None:
-    body = diff_metadata(TOLD, {**STORED, "request_time": time, "execution_duration": duration}, OLD)
+def test_diff_metadata_with_times_computes_end_in_milliseconds(time: str, duration: str, end: int) -> None:
+    body = diff_metadata(UPDATE, {**RECORD, "request_time": time, "execution_duration": duration}, OLD)
     assert body is not None
     assert body["timestamp_ms"] == end
 
 
 @pytest.mark.parametrize(
-    "lacking",
+    "missing",
     [
         {"execution_duration": None},
         {"request_time": None},
@@ -139,8 +148,8 @@ def test_end_is_told_to_the_millisecond(time: str, duration: str, end: int) -> N
         {"request_time": "2026-99-22T15:31:58Z"},
     ],
 )
-def test_nothing_is_asked_for_where_end_is_not_known(lacking: Mapping[str, Any]) -> None:
-    assert diff_metadata(TOLD, {**STORED, **lacking}, OLD) is None
+def test_diff_metadata_with_unknown_end_returns_none(missing: Mapping[str, Any]) -> None:
+    assert diff_metadata(UPDATE, {**RECORD, **missing}, OLD) is None
 
 
 @pytest.mark.parametrize(
@@ -153,28 +162,30 @@ def test_nothing_is_asked_for_where_end_is_not_known(lacking: Mapping[str, Any])
         (None, "TRACE_STATUS_UNSPECIFIED"),
     ],
 )
-def test_state_is_said_again(state: str | None, status: str) -> None:
-    body = diff_metadata(TOLD, {**STORED, "state": state}, OLD)
+def test_diff_metadata_with_state_repeats_it(state: str | None, status: str) -> None:
+    body = diff_metadata(UPDATE, {**RECORD, "state": state}, OLD)
     assert body is not None
     assert body["status"] == status
 
 
-def test_what_is_there_stays() -> None:
-    stored = {**STORED, "tags": {"a": "theirs"}, "trace_metadata": {SESSION: "theirs"}}
-    assert asked(diff_metadata(TOLD, stored, OLD)) == ({USER: "ada"}, {"mlflow.traceName": "agent"})
+def test_diff_metadata_with_existing_values_keeps_them() -> None:
+    stored = {**RECORD, "tags": {"a": "theirs"}, "trace_metadata": {SESSION: "theirs"}}
+    assert parse_body(diff_metadata(UPDATE, stored, OLD)) == ({USER: "ada"}, {"mlflow.traceName": "agent"})
 
 
 @pytest.mark.parametrize(("version", "name"), [((3, 12), None), ((3, 13, 0), "agent"), ((3, 14), None), (None, None)])
-def test_tags_of_a_neighbour_are_put_right(version: tuple[int, ...] | None, name: str | None) -> None:
-    stored = {**STORED, "tags": {"mlflow.traceName": "another", "a": "b"}}
-    assert asked(diff_metadata(TOLD, stored, version))[1] == ({"mlflow.traceName": name} if name else {})
+def test_diff_metadata_with_tags_of_another_trace_corrects_them(
+    version: tuple[int, ...] | None, name: str | None
+) -> None:
+    stored = {**RECORD, "tags": {"mlflow.traceName": "another", "a": "b"}}
+    assert parse_body(diff_metadata(UPDATE, stored, version))[1] == ({"mlflow.traceName": name} if name else {})
 
 
 @pytest.mark.parametrize(
-    ("found", "quoted", "plain"),
+    ("stored", "is_quoted", "plain"),
     [
         ('"s-1"', True, "s-1"),
-        ('"theirs"', True, "theirs"),  # the first session of a trace counts, whoever sent it
+        ('"theirs"', True, "theirs"),  # the first session of a trace counts, also that of another client
         ('"with \\"quotes\\""', True, 'with "quotes"'),
         ('"s-1"', False, None),
         ("s-1", True, None),
@@ -183,19 +194,21 @@ def test_tags_of_a_neighbour_are_put_right(version: tuple[int, ...] | None, name
         ('"no" json"', True, None),
     ],
 )
-def test_quotes_of_older_servers_are_taken_away(found: str, quoted: bool, plain: str | None) -> None:
-    stored = {**STORED, "trace_metadata": {SESSION: found}}
-    assert asked(diff_metadata(TOLD, stored, OLD if quoted else (3, 14)))[0].get(SESSION) == plain
+def test_diff_metadata_with_quotes_of_older_servers_removes_them(
+    stored: str, is_quoted: bool, plain: str | None
+) -> None:
+    record = {**RECORD, "trace_metadata": {SESSION: stored}}
+    assert parse_body(diff_metadata(UPDATE, record, OLD if is_quoted else (3, 14)))[0].get(SESSION) == plain
 
 
-def test_nothing_is_asked_for_where_nothing_is_lacking() -> None:
-    stored = {**STORED, "tags": dict(TOLD.tags), "trace_metadata": dict(TOLD.metadata)}
-    assert diff_metadata(TOLD, stored, OLD) is None
+def test_diff_metadata_without_missing_values_returns_none() -> None:
+    stored = {**RECORD, "tags": dict(UPDATE.tags), "trace_metadata": dict(UPDATE.metadata)}
+    assert diff_metadata(UPDATE, stored, OLD) is None
 
 
-def test_record_without_tags_and_metadata_lacks_all() -> None:
-    stored = {**STORED, "tags": None, "trace_metadata": []}
-    assert asked(diff_metadata(TOLD, stored, OLD)) == (dict(TOLD.metadata), dict(TOLD.tags))
+def test_diff_metadata_with_empty_record_adds_everything() -> None:
+    stored = {**RECORD, "tags": None, "trace_metadata": []}
+    assert parse_body(diff_metadata(UPDATE, stored, OLD)) == (dict(UPDATE.metadata), dict(UPDATE.tags))
 
 
 # Prompts
@@ -204,12 +217,12 @@ PROMPTS = "mlflow.traceTag.mlflow.linkedPrompts"
 
 
 @pytest.mark.parametrize(
-    ("said", "prompts"),
+    ("tag", "prompts"),
     [
         ('[{"name": "greeting", "version": "2"}]', (("greeting", "2"),)),
         ('[{"name": "a", "version": 1}, {"name": "b/c", "version": "10"}]', (("a", "1"), ("b/c", "10"))),
         ('[{"name": "a", "version": "1"}, {"name": "a", "version": 1}]', (("a", "1"),)),
-        # What MLflow's registry cannot have: it answers 500 to a version that is no number.
+        # MLflow's registry answers 500 to a version that is no number.
         ('[{"name": "a", "version": "latest"}, {"name": "b", "version": "0"}, {"name": "c"}]', ()),
         ('[{"name": "", "version": "1"}, {"name": 3, "version": "1"}, {"version": "1"}, "a/1", null]', ()),
         ('[{"name": "a", "version": "12345678901"}]', ()),
@@ -217,20 +230,22 @@ PROMPTS = "mlflow.traceTag.mlflow.linkedPrompts"
         ("no json", ()),
         ("", ()),
         (
-            json.dumps([{"name": "p", "version": each} for each in range(1, 150)]),
+            json.dumps([{"name": "p", "version": number} for number in range(1, 150)]),
             tuple(("p", str(n)) for n in range(1, 101)),
         ),
     ],
 )
-def test_root_says_which_prompts_were_used(said: str, prompts: tuple[tuple[str, str], ...]) -> None:
-    assert told({PROMPTS: said}).prompts == prompts
+def test_read_root_with_linked_prompts_returns_valid_ones(tag: str, prompts: tuple[tuple[str, str], ...]) -> None:
+    assert read_metadata({PROMPTS: tag}).prompts == prompts
 
 
 @pytest.mark.parametrize(
-    ("version", "links_them"), [((3, 6, 0), False), ((3, 8, 1), True), ((3, 17, 2), True), (None, True)]
+    ("version", "can_link"), [((3, 6, 0), False), ((3, 8, 1), True), ((3, 17, 2), True), (None, True)]
 )
-def test_prompts_are_linked_where_the_server_can(version: tuple[int, ...] | None, links_them: bool) -> None:
-    found = prompt_links(TOLD._replace(prompts=(("greeting", "2"), ("b", "1"))), version)
-    wanted = [{"name": "greeting", "version": "2"}, {"name": "b", "version": "1"}]
-    assert found == ({"trace_id": TOLD.name, "prompt_versions": wanted} if links_them else None)
-    assert prompt_links(TOLD, version) is None
+def test_prompt_links_with_server_version_returns_body_if_supported(
+    version: tuple[int, ...] | None, can_link: bool
+) -> None:
+    body = prompt_links(UPDATE._replace(prompts=(("greeting", "2"), ("b", "1"))), version)
+    versions = [{"name": "greeting", "version": "2"}, {"name": "b", "version": "1"}]
+    assert body == ({"trace_id": UPDATE.mlflow_id, "prompt_versions": versions} if can_link else None)
+    assert prompt_links(UPDATE, version) is None

@@ -1,4 +1,4 @@
-"""The workspace of a pod's namespace: asked about once, and only used where it is one."""
+"""The workspace of a pod's namespace: requested once, and used only if it exists."""
 
 import json
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ from mlflow_otlp_exporter._internal.transport.messages import (
 from support.transport import workspace_of
 
 INFO, VERSION = "/api/3.0/mlflow/server-info", "/version"
-TOLD = HttpResponse(200, {"content-type": "text/html"}, b"3.17.2")
+VERSION_RESPONSE = HttpResponse(200, {"content-type": "text/html"}, b"3.17.2")
 PAGE = HttpResponse(200, {"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>")
 HEADER = "x-mlflow-workspace"
 
 
 class Server:
-    """Answers each path as told, and remembers what was asked with which workspace."""
+    """Answers each path from a table, and records the workspace of each request."""
 
     def __init__(self, answers: Mapping[str, HttpResponse | TransportError]) -> None:
         self.answers = dict(answers)
-        self.asked: list[tuple[str, str | None]] = []
+        self.calls: list[tuple[str, str | None]] = []
 
-    def send(self, asked: HttpRequest) -> HttpResponse | TransportError:
-        self.asked.append((asked.path, workspace_of(asked)))
-        return self.answers.get(asked.path, HttpResponse(200))
+    def send(self, request: HttpRequest) -> HttpResponse | TransportError:
+        self.calls.append((request.path, workspace_of(request)))
+        return self.answers.get(request.path, HttpResponse(200))
 
 
 def info(enabled: bool) -> HttpResponse:
@@ -43,69 +43,73 @@ class Clock:
         return self.now
 
 
-def made(server: Server, clock: Clock | None = None) -> NamespaceWorkspace:
+def make_workspace(server: Server, clock: Clock | None = None) -> NamespaceWorkspace:
     return NamespaceWorkspace(server, "team-a", ProblemLog(), clock or Clock())
 
 
-def sent_with(workspace: NamespaceWorkspace, server: Server, headers: Mapping[str, str] | None = None) -> str | None:
-    """The workspace that a request goes out with."""
+def send_and_read_workspace(
+    workspace: NamespaceWorkspace, server: Server, headers: Mapping[str, str] | None = None
+) -> str | None:
+    """The workspace with which a request is sent."""
     answer = WorkspaceTransport(server, workspace).send(
         HttpRequest("POST", "/v1/traces", headers=headers or {}, timeout_seconds=1)
     )
     assert isinstance(answer, HttpResponse)
-    assert server.asked[-1][0] == "/v1/traces"
-    return server.asked[-1][1]
+    assert server.calls[-1][0] == "/v1/traces"
+    return server.calls[-1][1]
 
 
 @pytest.mark.parametrize(
     ("about", "version", "expected"),
     [
-        (info(True), TOLD, "team-a"),
-        (info(False), TOLD, None),
-        (HttpResponse(404, body=b"<html>"), TOLD, None),  # MLflow before 3.10
-        (info(True), HttpResponse(404), None),  # within the minute
+        (info(True), VERSION_RESPONSE, "team-a"),
+        (info(False), VERSION_RESPONSE, None),
+        (HttpResponse(404, body=b"<html>"), VERSION_RESPONSE, None),  # MLflow before 3.10
+        (info(True), HttpResponse(404), None),
     ],
 )
-def test_what_a_request_goes_out_with(about: HttpResponse, version: HttpResponse, expected: str | None) -> None:
+def test_send_with_known_server_info_adds_existing_workspace(
+    about: HttpResponse, version: HttpResponse, expected: str | None
+) -> None:
     server = Server({INFO: about, VERSION: version})
-    workspace = made(server)
+    workspace = make_workspace(server)
     assert workspace.cached_name is None
-    assert sent_with(workspace, server) == expected
-    first = len(server.asked)
-    assert sent_with(workspace, server) == expected
-    assert len(server.asked) == first + 1
+    assert send_and_read_workspace(workspace, server) == expected
+    first = len(server.calls)
+    assert send_and_read_workspace(workspace, server) == expected
+    assert len(server.calls) == first + 1
     assert workspace.cached_name == expected
 
 
-def test_a_workspace_that_is_named_stays_and_nothing_is_asked() -> None:
+def test_send_with_named_workspace_keeps_it_without_request() -> None:
     server = Server({})
-    assert sent_with(made(server), server, {HEADER: "team-b"}) == "team-b"
-    assert len(server.asked) == 1
+    assert send_and_read_workspace(make_workspace(server), server, {HEADER: "team-b"}) == "team-b"
+    assert len(server.calls) == 1
 
 
 @pytest.mark.parametrize("path", [INFO, VERSION])
 @pytest.mark.parametrize(
     "away", [TransportError("refused", may_have_arrived=True), HttpResponse(503, body=b"busy"), HttpResponse(429)]
 )
-def test_nothing_is_sent_while_it_cannot_be_told(path: str, away: HttpResponse | TransportError) -> None:
-    server = Server({INFO: info(True), VERSION: TOLD, path: away})
-    workspace = made(server)
-    found = WorkspaceTransport(server, workspace).send(HttpRequest("POST", "/v1/traces", timeout_seconds=1))
-    assert isinstance(found, TransportError)
-    assert not found.may_have_arrived  # the spans were not sent
-    assert "/v1/traces" not in [path for path, _ in server.asked]
-    server.answers = {INFO: info(True), VERSION: TOLD}
-    assert sent_with(workspace, server) == "team-a"
+def test_send_during_outage_returns_error_without_sending(path: str, away: HttpResponse | TransportError) -> None:
+    server = Server({INFO: info(True), VERSION: VERSION_RESPONSE, path: away})
+    workspace = make_workspace(server)
+    result = WorkspaceTransport(server, workspace).send(HttpRequest("POST", "/v1/traces", timeout_seconds=1))
+    assert isinstance(result, TransportError)
+    assert not result.may_have_arrived
+    assert "/v1/traces" not in [path for path, _ in server.calls]
+    server.answers = {INFO: info(True), VERSION: VERSION_RESPONSE}
+    assert send_and_read_workspace(workspace, server) == "team-a"
 
 
-def test_namespace_that_becomes_a_workspace_is_found() -> None:
+def test_send_after_namespace_becomes_workspace_adds_it() -> None:
     server, clock = Server({INFO: info(True), VERSION: HttpResponse(404)}), Clock()
-    workspace = made(server, clock)
-    assert sent_with(workspace, server) is None
-    server.answers[VERSION] = TOLD
-    assert sent_with(workspace, server) is None
+    workspace = make_workspace(server, clock)
+    assert send_and_read_workspace(workspace, server) is None
+    server.answers[VERSION] = VERSION_RESPONSE
+    assert send_and_read_workspace(workspace, server) is None
     clock.now += 61
-    assert sent_with(workspace, server) == "team-a"
+    assert send_and_read_workspace(workspace, server) == "team-a"
 
 
 @pytest.mark.parametrize(
@@ -122,17 +126,17 @@ def test_namespace_that_becomes_a_workspace_is_found() -> None:
     ],
     ids=str,
 )
-def test_answer_that_tells_nothing_says_nothing_about_the_next_one(
+def test_send_after_unusable_response_requests_workspace_again(
     path: str, answer: HttpResponse, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    server = Server({INFO: info(True), VERSION: TOLD, path: answer})
-    workspace = made(server)
+    server = Server({INFO: info(True), VERSION: VERSION_RESPONSE, path: answer})
+    workspace = make_workspace(server)
     for _ in range(3):
-        assert sent_with(workspace, server) is None
-    assert [each for each, _ in server.asked].count(path) == 3
+        assert send_and_read_workspace(workspace, server) is None
+    assert [request_path for request_path, _ in server.calls].count(path) == 3
     assert workspace.cached_name is None
     assert caplog.messages == []
-    # At once: what went without a workspace now would land in another one.
-    server.answers = {INFO: info(True), VERSION: TOLD}
-    assert sent_with(workspace, server) == workspace.cached_name == "team-a"
+    # Immediately, because spans that are sent without a workspace would be stored in another one.
+    server.answers = {INFO: info(True), VERSION: VERSION_RESPONSE}
+    assert send_and_read_workspace(workspace, server) == workspace.cached_name == "team-a"

@@ -215,7 +215,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "404: Workspace '...' not found",
             "400: Workspace name '...' must match the pattern ...",
-            "no workspace was given, and the pod's namespace ... is none",
+            "no workspace is configured, and the pod's namespace ... is not a workspace (...). ...",
         ),
     ),
     MessageCode.WORKSPACE_REQUIRED: Entry(
@@ -254,14 +254,14 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.NO_MLFLOW_SERVER: Entry(
         (
             (
-                "experiment '...' cannot be looked up, as no MLflow server answers beside the OTLP endpoint: spans are "
-                "sent without an experiment header. ..."
+                "experiment '...' cannot be looked up, because no MLflow server answers next to the OTLP endpoint: "
+                "spans are sent without an experiment header. ..."
             ),
         ),
         "Or let the Collector add the header `x-mlflow-experiment-id`.",
     ),
     MessageCode.NO_EXPERIMENT_SET: Entry(
-        ("no experiment was given: traces go to ... (id ...) ...",),
+        ("no experiment is configured: traces go to ... (id ...) ...",),
     ),
     MessageCode.DESTINATION_REJECTED: Entry(
         (
@@ -329,8 +329,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.POSSIBLE_DUPLICATE: Entry(
         (
             (
-                "spans that may have arrived are sent again without asking whether they did (...): MLflow before 3.17 "
-                "may count their tokens twice"
+                "spans that may have arrived are sent again without checking whether they are stored (...): MLflow "
+                "before 3.17 may count their tokens twice"
             ),
         ),
     ),
@@ -344,16 +344,16 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.TRACE_METADATA: Entry(
         (
-            "names, tags, sessions and users of traces are lacking in MLflow: ...",
+            "names, tags, sessions and users of traces are missing in MLflow: ...",
             "traces are not linked to their prompts: ...",
         ),
         "Spans are not affected. [compatibility.md](compatibility.md) explains the call.",
     ),
     MessageCode.FEEDBACK_DROPPED: Entry(
-        ("feedback is lost: ...",),
+        ("feedback is dropped: ...",),
     ),
     MessageCode.ATTACHMENT_UPLOAD: Entry(
-        ("images, sound and files cannot be uploaded to MLflow: ...",),
+        ("images, audio and files cannot be uploaded to MLflow: ...",),
         "Spans are delivered: they hold small files themselves, and name the type and size of larger ones "
         "([attachments.md](attachments.md)).",
     ),
@@ -475,7 +475,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "traces go to ...; ...",
             "the server has its OTLP endpoint at ...",
-            "no workspace was given: traces go to ..., which is the pod's namespace",
+            "no workspace is configured: traces go to workspace ..., the pod's namespace. ...",
         ),
     ),
     MessageCode.INSTRUMENTED: Entry(

@@ -278,11 +278,11 @@ class MLflowSpanExporter(OTLPSpanExporter):
         if pipeline is None:
             return False
         if assessment is not None and pipeline.rest_side is not None:
-            pipeline.rest_side.assess(assessment)
+            pipeline.rest_side.send_assessment(assessment)
             return True
         why_not = why_not if assessment is None else "no MLflow is known beside the OTLP endpoint"
         pipeline.report.count(feedback_dropped=1)
-        pipeline.report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"feedback is lost: {why_not}"))
+        pipeline.report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"feedback is dropped: {why_not}"))
         return False
 
     @property

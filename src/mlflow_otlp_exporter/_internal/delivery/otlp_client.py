@@ -88,7 +88,7 @@ class OTLPClient:
             request: What to send.
             seconds: For looking up the experiment, and again for the request.
         """
-        experiment = None if self._experiment_is_set else self._experiments.id_of(request.destination, seconds)
+        experiment = None if self._experiment_is_set else self._experiments.resolve(request.destination, seconds)
         if isinstance(experiment, ExportOutcome):
             return experiment
         headers = {"content-type": "application/x-protobuf", **request.destination.headers(experiment)}
@@ -115,4 +115,4 @@ class OTLPClient:
 
     def forget(self, destination: Destination) -> None:
         """Looks the experiment up anew the next time: it may have been deleted, or made again under its name."""
-        self._experiments.forget(destination)
+        self._experiments.invalidate(destination)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics
     from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
-    from mlflow_otlp_exporter._internal.mlflow_api.rest_side import MlflowRestClient
+    from mlflow_otlp_exporter._internal.mlflow_api.client import MlflowRestClient
     from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
     from mlflow_otlp_exporter._internal.transport.messages import Transport
@@ -106,11 +106,15 @@ class Pipeline:
         )
         self.rest_side: MlflowRestClient | None = None
         if rest is not None:
-            from mlflow_otlp_exporter._internal.mlflow_api.rest_side import MlflowRestClient
+            from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import AssessmentFiles
+            from mlflow_otlp_exporter._internal.mlflow_api.client import MlflowRestClient
 
-            spool = self.depot.storage if self.depot is not None else None
-            self.rest_side = MlflowRestClient(rest, settings, self.experiments, stored, self.report, spool)
-            self.courier.delivered, self.courier.uploads = self.rest_side.delivered, self.rest_side.uploads
+            files: AssessmentFiles | None = None
+            if self.depot is not None:
+                storage = self.depot.storage
+                files = AssessmentFiles(storage.ensure_folder, storage.find_folder, settings.disk.spool_max_age)
+            self.rest_side = MlflowRestClient(rest, settings, self.experiments, stored, self.report, files)
+            self.courier.delivered, self.courier.uploads = self.rest_side.on_delivered, self.rest_side.uploader
         self.senders: WorkQueue[ExportRequest] = WorkQueue(self._step, self.courier.abandon)
         self.drainer: SpoolConsumer | None = None
         if self.depot is not None:
@@ -341,7 +345,7 @@ class Pipeline:
         if self.settings.api is None:
             return None
         destination = self.destination.for_trace(resource_attributes, route_of(trace_id))
-        experiment = self.experiments.id_of(destination, self.settings.timeout)
+        experiment = self.experiments.resolve(destination, self.settings.timeout)
         if not isinstance(experiment, str):
             return None
         # The console itself writes both names: older ones read the first, newer ones the second.

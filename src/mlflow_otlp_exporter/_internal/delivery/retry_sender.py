@@ -130,10 +130,12 @@ class RetrySender:
 
     def _upload(self, uploads: AttachmentUploader, shipment: ExportRequest, seconds: float) -> _Result | None:
         """Upload a file that the spans refer to; None when they may be sent."""
-        done = uploads.step(shipment, seconds, hurried=self.closing and self._depot is None)
-        if isinstance(done, ExportOutcome):
-            return self._postponed(shipment, done)
-        return None if done else SendResult((shipment,))
+        is_last_attempt = self.closing and self._depot is None
+        spans = uploads.upload_next(shipment.spans, shipment.destination, seconds, is_last_attempt=is_last_attempt)
+        if isinstance(spans, ExportOutcome):
+            return self._postponed(shipment, spans)
+        shipment.spans = spans
+        return SendResult((shipment,)) if any(span.attachments for span in spans) else None
 
     def _decided(self, shipment: ExportRequest) -> _Result | None:
         """What can be said without sending; None if nothing can."""

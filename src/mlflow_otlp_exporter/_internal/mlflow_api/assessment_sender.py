@@ -1,38 +1,97 @@
-"""Send feedback and expectations to MLflow in the background, with retries; meanwhile they are stored on disk."""
+"""Sending of feedback and expectations in the background, with retries; meanwhile they are stored on disk."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote
 
 from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.files import atomic_write
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
-from mlflow_otlp_exporter._internal.mlflow_api.assessment_files import AssessmentFiles
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
 from mlflow_otlp_exporter._internal.mlflow_api.background import Task
-from mlflow_otlp_exporter._internal.mlflow_api.rest_client import request_json
+from mlflow_otlp_exporter._internal.mlflow_api.rest_request import request_json
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.messages import Transport
 
-# How long a trace is waited for, and how long a refusal is taken for one that may end.
-_PATIENCE = 300.0
+# How long the sender waits for a missing trace, and for the end of a rejection.
+_MAX_REJECTED_SECONDS = 300.0
+_DIRECTORY_NAME, _SUFFIX = "feedback", ".json"
+_MAX_FILES = 10_000
+
+
+class AssessmentFiles:
+    """Assessments in the spool directory, one small file each, which the next run reads; never raises.
+
+    The files need no lock: every process that reads a file sends it, and MLflow stores an assessment once by its id.
+    Both functions return the spool directory, which `create_directory` creates if necessary.
+    """
+
+    def __init__(
+        self,
+        create_directory: Callable[[], Path],
+        find_directory: Callable[[], Path | None],
+        max_age_seconds: float,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._create_directory, self._find_directory = create_directory, find_directory
+        self._max_age_seconds, self._clock = max_age_seconds, clock
+
+    def write(self, assessment: Assessment) -> bool:
+        """Store an assessment; whether that succeeded."""
+        try:
+            directory = self._create_directory() / _DIRECTORY_NAME
+            directory.mkdir(mode=0o700, exist_ok=True)
+            with os.scandir(directory) as entries:
+                if sum(1 for _ in entries) >= _MAX_FILES:
+                    return False
+            path = directory / f"{assessment.id}{_SUFFIX}"
+            content = json.dumps({"workspace": assessment.workspace, "assessment": assessment.body}).encode()
+            atomic_write(path, content, f"{os.getpid():x}-{os.urandom(4).hex()}", sync=False)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def delete(self, assessment: Assessment) -> None:
+        with suppress(OSError):
+            directory = self._find_directory()
+            if directory is not None:
+                (directory / _DIRECTORY_NAME / f"{assessment.id}{_SUFFIX}").unlink(missing_ok=True)
+
+    def read(self) -> Iterator[Assessment]:
+        """Yield the stored assessments; damaged and old files are deleted."""
+        try:
+            directory = self._find_directory()
+            paths = sorted((directory / _DIRECTORY_NAME).glob(f"*{_SUFFIX}")) if directory is not None else []
+        except OSError:
+            return
+        for path in paths:
+            try:
+                if self._clock() - path.stat().st_mtime <= self._max_age_seconds:
+                    content = json.loads(path.read_text(encoding="utf-8"))
+                    body, workspace = dict(content["assessment"]), content["workspace"]
+                    if f"{body['assessment_id']}{_SUFFIX}" == path.name:
+                        yield Assessment(workspace, str(body["trace_id"]), body)
+                        continue
+            except (OSError, ValueError, KeyError, TypeError):
+                pass
+            with suppress(OSError):
+                path.unlink()
 
 
 class AssessmentSender:
-    """Sends assessments.
-
-    Args:
-        api: MLflow's REST side.
-        report: Where they are counted.
-        files: Where they are kept; None to keep them in memory only.
-        clock: Monotonic seconds.
-    """
+    """Sends assessments; `files=None` keeps those that wait in memory only."""
 
     def __init__(
         self,
@@ -44,97 +103,89 @@ class AssessmentSender:
     ) -> None:
         self._api, self._report, self._files, self._clock = api, report, files, clock
 
-    def step(self, note: AssessmentTask, seconds: float) -> SendResult[Task]:
-        """Sends one, and decides."""
-        found = note.assessment
-        path = f"/api/3.0/mlflow/traces/{quote(found.trace)}/assessments"
-        reply = request_json(
-            self._api, "POST", path, {"assessment": found.body}, workspace=found.workspace, seconds=seconds
-        )
-        outcome = reply.outcome
-        if not reply.fine and _may_be_there(outcome):
-            # Its id is taken: an earlier answer was lost, or another process has sent what was on disk.
-            reply = request_json(
-                self._api, "GET", f"{path}/{found.id}", None, workspace=found.workspace, seconds=seconds
+    def send(self, task: AssessmentTask, timeout_seconds: float) -> SendResult[Task]:
+        assessment = task.assessment
+        workspace = assessment.workspace
+        path = f"/api/3.0/mlflow/traces/{quote(assessment.trace_id)}/assessments"
+        body = {"assessment": assessment.body}
+        result = request_json(self._api, "POST", path, body, workspace=workspace, timeout_seconds=timeout_seconds)
+        outcome = result.outcome
+        if not result.is_ok and _may_be_stored(outcome):
+            # Its id is taken: an earlier response was lost, or another process has sent the file.
+            result = request_json(
+                self._api,
+                "GET",
+                f"{path}/{assessment.id}",
+                None,
+                workspace=workspace,
+                timeout_seconds=timeout_seconds,
             )
-        if reply.fine:
+        if result.is_ok:
             self._report.count(feedback=1)
-            self._forget(note)
+            self._delete(task)
             return SendResult()
-        missing = _lacks_trace(outcome)
-        if outcome.verdict is not Disposition.RETRY and not missing:
-            self._lose(note, outcome.message)
+        is_missing = _is_trace_missing(outcome)
+        if outcome.verdict is not Disposition.RETRY and not is_missing:
+            self._drop(task, outcome.message)
             return SendResult()
-        if missing or outcome.cause in (FailureKind.DESTINATION, FailureKind.NOT_MLFLOW):
+        if is_missing or outcome.cause in (FailureKind.DESTINATION, FailureKind.NOT_MLFLOW):
             now = self._clock()
-            note.refused_at = now if note.refused_at is None else note.refused_at
-            if now - note.refused_at > _PATIENCE:
-                self._lose(note, outcome.message)
+            task.rejected_since = now if task.rejected_since is None else task.rejected_since
+            if now - task.rejected_since > _MAX_REJECTED_SECONDS:
+                self._drop(task, outcome.message)
                 return SendResult()
         else:
-            note.refused_at = None
-        self._keep(note)
-        wait = max(compute_backoff(note.failures, 0.5), outcome.retry_after or 0.0)
-        note.failures += 1
-        return SendResult((note,), retry_after=wait, requeue_last=True)
+            task.rejected_since = None
+        self._persist(task)
+        delay = max(compute_backoff(task.failures, 0.5), outcome.retry_after or 0.0)
+        task.failures += 1
+        return SendResult((task,), retry_after=delay, requeue_last=True)
 
-    def _keep(self, note: AssessmentTask) -> None:
-        if self._files is not None and not note.kept:
-            note.kept = self._files.put(note.assessment)
+    def _persist(self, task: AssessmentTask) -> None:
+        if self._files is not None and not task.is_stored:
+            task.is_stored = self._files.write(task.assessment)
 
-    def _forget(self, note: AssessmentTask) -> None:
+    def _delete(self, task: AssessmentTask) -> None:
         if self._files is not None:
-            self._files.remove(note.assessment)
+            self._files.delete(task.assessment)
 
-    def _lose(self, note: AssessmentTask, why: str) -> None:
-        self._forget(note)
+    def _drop(self, task: AssessmentTask, reason: str) -> None:
+        self._delete(task)
         self._report.count(feedback_dropped=1)
-        self._report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"feedback is lost: {why}"))
+        self._report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"feedback is dropped: {reason}"))
 
-    def give_up(self, note: AssessmentTask) -> None:
-        """Ends undone: it stays on disk for later, or is lost."""
-        self._keep(note)
-        if not note.kept:
-            self._lose(note, "it could not be sent before the end, or too much waits")
+    def give_up(self, task: AssessmentTask) -> None:
+        """End a task unfinished: the assessment stays on disk for the next run, or is dropped."""
+        self._persist(task)
+        if not task.is_stored:
+            self._drop(task, "it could not be sent before shutdown, or too many requests are queued")
 
 
 @dataclass(eq=False)
 class AssessmentTask:
-    """An assessment that is to be sent.
+    """An assessment to be sent."""
 
-    Attributes:
-        owner: Sends it.
-        assessment: What is sent.
-        not_before: When its turn is.
-        failures: How often in a row that was in vain.
-        ticket: Counts it.
-        refused_at: Since when it was answered, but not taken.
-        kept: Whether it is on disk.
-    """
-
-    owner: AssessmentSender
+    sender: AssessmentSender
     assessment: Assessment
     not_before: float = 0.0
-    failures: int = 0
+    failures: int = 0  # consecutive
     ticket: Ticket | None = None
-    refused_at: float | None = None
-    kept: bool = False
+    rejected_since: float | None = None
+    is_stored: bool = False  # on disk
 
-    def run(self, seconds: float) -> SendResult[Task]:
-        """Sends it."""
-        return self.owner.step(self, seconds)
+    def run(self, timeout_seconds: float) -> SendResult[Task]:
+        return self.sender.send(self, timeout_seconds)
 
     def give_up(self) -> None:
-        """Ends undone."""
-        self.owner.give_up(self)
+        self.sender.give_up(self)
 
 
-def _may_be_there(outcome: ExportOutcome) -> bool:
-    """Whether the server may have this very assessment: the words are its database's, or those of 3.17."""
-    said = outcome.message.lower()
-    return any(words in said for words in ("unique constraint", "duplicate", "constraint violation"))
+def _may_be_stored(outcome: ExportOutcome) -> bool:
+    """Whether the server may have this assessment; the words are those of its database, or of MLflow 3.17."""
+    message = outcome.message.lower()
+    return any(words in message for words in ("unique constraint", "duplicate", "constraint violation"))
 
 
-def _lacks_trace(outcome: ExportOutcome) -> bool:
-    """Whether the trace is not there yet. MLflow 3.10 and 3.13 leave that to the database to say."""
+def _is_trace_missing(outcome: ExportOutcome) -> bool:
+    """MLflow 3.10 and 3.13 return the message of the database."""
     return outcome.status == 404 or "foreign key" in outcome.message.lower()

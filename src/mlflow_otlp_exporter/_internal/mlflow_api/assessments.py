@@ -1,4 +1,4 @@
-"""Feedback and expectations as MLflow takes them: from arguments to a request's body; pure functions."""
+"""Feedback and expectations as request bodies of MLflow; pure functions."""
 
 from __future__ import annotations
 
@@ -15,47 +15,39 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.privacy.mask import Mask
 
 SOURCE_TYPES = ("HUMAN", "CODE", "LLM_JUDGE")
-_SOMEBODY = "default"  # as MLflow's SDK names a source that nobody named
-# What the columns of MLflow's databases hold.
-_LONGEST_NAME, _LONGEST_SOURCE = 250, 250
-_TRACE_BITS, _SPAN_BITS = 128, 64
-_DEEPEST = 32
+_DEFAULT_SOURCE_ID = "default"  # as in MLflow's SDK
+# Limits of the columns in MLflow's databases.
+_MAX_NAME_LENGTH, _MAX_SOURCE_LENGTH = 250, 250
+_TRACE_ID_BITS, _SPAN_ID_BITS = 128, 64
+_MAX_DEPTH = 32
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 
 class Assessment(NamedTuple):
-    """An assessment on its way.
-
-    Attributes:
-        workspace: The workspace of its trace; None for the server's default.
-        trace: Its trace's id in MLflow.
-        body: What MLflow is sent.
-    """
+    """A request body, with the MLflow id of the trace; `workspace=None` is the server's default."""
 
     workspace: str | None
-    trace: str
+    trace_id: str
     body: Mapping[str, Any]
 
     @property
     def id(self) -> str:
-        """Its own id, made here, so that MLflow takes it once however often it is sent."""
+        """The id of the assessment, generated here, so that MLflow stores it once however often it is sent."""
         return str(self.body["assessment_id"])
 
 
-def trace_name(trace_id: int | str) -> str:
-    """A trace's id in MLflow.
-
-    Args:
-        trace_id: OpenTelemetry's as a number or in hexadecimal, or MLflow's.
+def mlflow_trace_id(trace_id: int | str) -> str:
+    """MLflow's id of a trace, from OpenTelemetry's id (number or hexadecimal) or MLflow's.
 
     Raises:
         ConfigurationError: It is neither.
     """
-    return f"tr-{_number('trace_id', trace_id, _TRACE_BITS, 'tr-'):032x}"
+    return f"tr-{_parse_id('trace_id', trace_id, _TRACE_ID_BITS, 'tr-'):032x}"
 
 
 def build_assessment(
     kind: str,
-    trace: str,
+    trace_id: str,
     name: str,
     value: Any,
     *,
@@ -67,105 +59,89 @@ def build_assessment(
     span_id: int | str | None = None,
     mask: Mask | None = None,
 ) -> Assessment:
-    """Makes an assessment.
+    """Build an assessment from the arguments of `log_feedback` and `log_expectation`.
 
-    Args:
-        kind: `feedback` or `expectation`.
-        trace: What `trace_name` gave.
-        name: What is judged.
-        value: The judgement: anything that JSON has.
-        workspace: The workspace of the trace.
-        rationale: Why.
-        source: Who says so.
-        source_type: What that is.
-        metadata: More, by name.
-        span_id: The span that is judged; None for the trace.
-        mask: What masks values, rationale and metadata.
+    `kind` is `feedback` or `expectation`; `trace_id` is MLflow's id. The mask applies to value, rationale and metadata.
 
     Raises:
-        ConfigurationError: An argument is wrong.
+        ConfigurationError: An argument is invalid.
     """
-    _check(name, value, rationale, source_type, metadata)
-    value = _plain(value, 0)
-    more = {str(key): _plain(each, 0) for key, each in (metadata or {}).items()}
+    _check_arguments(name, value, rationale, source_type, metadata)
+    value = _to_json_value(value, 0)
+    details = {str(key): _to_json_value(item, 0) for key, item in (metadata or {}).items()}
     if mask is not None:
         value, rationale = mask.value(name, value), mask.text(rationale) if rationale else None
-        more = {key: mask.value(key, each) for key, each in more.items()}
+        details = {key: mask.value(key, item) for key, item in details.items()}
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body: dict[str, Any] = {
         "assessment_id": f"a-{uuid.uuid4().hex}",
         "assessment_name": name,
-        "trace_id": trace,
-        "source": {"source_type": source_type, "source_id": str(source or _SOMEBODY)[:_LONGEST_SOURCE]},
+        "trace_id": trace_id,
+        "source": {"source_type": source_type, "source_id": str(source or _DEFAULT_SOURCE_ID)[:_MAX_SOURCE_LENGTH]},
         "create_time": now,
         "last_update_time": now,
     }
     if kind == "expectation" and isinstance(value, (dict, list)):
-        # As MLflow's SDK sends what is no scalar.
+        # MLflow's SDK serializes lists and mappings in the same way.
         body[kind] = {"serialized_value": {"serialization_format": "JSON_FORMAT", "value": json.dumps(value)}}
     else:
         body[kind] = {"value": value}
     if rationale:
         body["rationale"] = rationale
-    if more:
-        body["metadata"] = {key: each if isinstance(each, str) else json.dumps(each) for key, each in more.items()}
+    if details:
+        body["metadata"] = {key: item if isinstance(item, str) else json.dumps(item) for key, item in details.items()}
     if span_id is not None:
-        body["span_id"] = f"{_number('span_id', span_id, _SPAN_BITS):016x}"
-    return Assessment(workspace, trace, body)
+        body["span_id"] = f"{_parse_id('span_id', span_id, _SPAN_ID_BITS):016x}"
+    return Assessment(workspace, trace_id, body)
 
 
-def _check(name: Any, value: Any, rationale: Any, source_type: Any, metadata: Any) -> None:
-    if not isinstance(name, str) or not name or len(name) > _LONGEST_NAME:
-        raise ConfigurationError(f"name is {_short(name)}: expected 1 to {_LONGEST_NAME} characters")
+def _check_arguments(name: Any, value: Any, rationale: Any, source_type: Any, metadata: Any) -> None:
+    if not isinstance(name, str) or not name or len(name) > _MAX_NAME_LENGTH:
+        raise ConfigurationError(f"name is {_describe(name)}: expected 1 to {_MAX_NAME_LENGTH} characters")
     if source_type not in SOURCE_TYPES:
-        raise ConfigurationError(f"source_type is {_short(source_type)}: expected one of {', '.join(SOURCE_TYPES)}")
+        raise ConfigurationError(f"source_type is {_describe(source_type)}: expected one of {', '.join(SOURCE_TYPES)}")
     if rationale is not None and not isinstance(rationale, str):
-        raise ConfigurationError(f"rationale is {_short(rationale)}: expected a text")
+        raise ConfigurationError(f"rationale is {_describe(rationale)}: expected a string")
     if metadata is not None and not isinstance(metadata, Mapping):
-        raise ConfigurationError(f"metadata is {_short(metadata)}: expected a mapping")
+        raise ConfigurationError(f"metadata is {_describe(metadata)}: expected a mapping")
     if value is None:
-        raise ConfigurationError("value is None: expected a truth value, a number, a text, a list or a mapping")
+        raise ConfigurationError("value is None: expected a boolean, a number, a string, a list or a mapping")
 
 
-def _number(what: str, given: int | str, bits: int, prefix: str = "") -> int:
-    found: int | None = None
-    if isinstance(given, int) and not isinstance(given, bool):
-        found = given
-    elif isinstance(given, str):
-        digits = given.strip().removeprefix(prefix)
-        if len(digits) == bits // 4 and all(each in "0123456789abcdefABCDEF" for each in digits):
-            found = int(digits, 16)
-    if found is None or not 0 < found < 1 << bits:
-        ours = f", or MLflow's ({prefix}...)" if prefix else ""
+def _parse_id(argument: str, value: int | str, bits: int, prefix: str = "") -> int:
+    number: int | None = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, str):
+        digits = value.strip().removeprefix(prefix)
+        if len(digits) == bits // 4 and _HEX_DIGITS.issuperset(digits):
+            number = int(digits, 16)
+    if number is None or not 0 < number < 1 << bits:
+        or_mlflow_id = f", or an id of MLflow ({prefix}...)" if prefix else ""
         raise ConfigurationError(
-            f"{what} is {_short(given)}: expected OpenTelemetry's, as a number or as {bits // 4} hexadecimal "
-            f"digits{ours}"
+            f"{argument} is {_describe(value)}: expected an id of OpenTelemetry, as a number or as {bits // 4} "
+            f"hexadecimal digits{or_mlflow_id}"
         )
-    return found
+    return number
 
 
-def _plain(value: Any, depth: int) -> Any:
-    """A value as JSON has it.
-
-    Raises:
-        ConfigurationError: It is nothing that JSON has.
-    """
+def _to_json_value(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
-    if depth < _DEEPEST:
+    if depth < _MAX_DEPTH:
         if isinstance(value, Mapping):
-            return {str(key): _plain(each, depth + 1) for key, each in value.items()}
+            return {str(key): _to_json_value(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [_plain(each, depth + 1) for each in value]
+            return [_to_json_value(item, depth + 1) for item in value]
     raise ConfigurationError(
-        f"value is or holds {_short(value)}: expected truth values, finite numbers, texts, lists and mappings"
+        f"value is or contains {_describe(value)}: expected booleans, finite numbers, strings, lists and mappings"
     )
 
 
-def _short(value: Any) -> str:
-    """What was given, by its type where it may be long or private."""
+def _describe(value: Any) -> str:
+    """The value, or only its type if the value may be long or private."""
     return repr(value) if isinstance(value, (str, int, float)) and len(str(value)) <= 50 else type(value).__name__

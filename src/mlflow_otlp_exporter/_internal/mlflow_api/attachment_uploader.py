@@ -1,8 +1,8 @@
-"""Upload attachments through MLflow's REST API before the spans that refer to them.
+"""Upload of attachments through MLflow's REST API before the spans that refer to them.
 
-MLflow's SDK uploads after the spans; here it is before, so that no span refers to what is not there. Where nothing can
-be uploaded, spans say it themselves, or that it is not kept. What cannot be uploaded just now waits as spans do, with
-them.
+MLflow's SDK uploads after the spans; uploading first ensures that no span refers to a missing file. If nothing can be
+uploaded, spans contain the files themselves, or say that a file was not kept. During an outage, spans wait with the
+files that they refer to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -19,260 +19,259 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest
-from mlflow_otlp_exporter._internal.mlflow_api.rest_client import request_json
+from mlflow_otlp_exporter._internal.mlflow_api.rest_request import request_json
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
 from mlflow_otlp_exporter._internal.model.attachment import Attachment
 from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import inline_attachments
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
-# Older consoles do not know them (seen on 3.10.1 and 3.11.1).
-_KNOWN_SINCE: Version = (3, 11)
-_ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
-# How often uploading may fail, while spans wait, before it is asked whether uploading alone is what fails.
-_TRIES = 3
-# For so long nothing is uploaded after uploading alone has failed, and after it was refused.
-_PAUSE_SECONDS, _REFUSED_SECONDS = 60.0, 600.0
-_KEPT, _MOST_DESTINATIONS = 10_000, 1000
+# Older consoles cannot show attachments (seen on 3.10.1 and 3.11.1).
+_SHOWS_ATTACHMENTS_SINCE: Version = (3, 11)
+_ARTIFACTS_PATH = "/api/2.0/mlflow-artifacts/artifacts"
+# After this many failures while spans wait, the uploader checks whether only uploading fails.
+_MAX_FAILURES = 3
+# Pauses after only uploading has failed, and after uploading was rejected.
+_PAUSE_SECONDS, _REJECTED_PAUSE_SECONDS = 60.0, 600.0
+_MAX_UPLOADED, _MAX_DESTINATIONS = 10_000, 1000
 
 
 def create_uploader(
     settings: Settings,
     api: Transport,
-    experiment: Callable[[Destination, float], str | ExportOutcome | None],
-    stored: ServerInfo,
+    resolve_experiment: Callable[[Destination, float], str | ExportOutcome | None],
+    server: ServerInfo,
     report: ProblemLog,
 ) -> AttachmentUploader:
-    """What uploads, as the settings want it; the other arguments are those of `AttachmentUploader`."""
-    same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
-    longest = settings.privacy.base64_max_length
-    return AttachmentUploader(api, experiment, stored, report, longest=longest, same_server=same)
+    same_server = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
+    max_inline_length = settings.privacy.base64_max_length
+    return AttachmentUploader(
+        api, resolve_experiment, server, report, max_inline_length=max_inline_length, same_server=same_server
+    )
+
+
+class _UploadsUnavailable(Exception):
+    """Nothing can be uploaded for some time."""
+
+    def __init__(self, reason: str, pause_seconds: float = _REJECTED_PAUSE_SECONDS) -> None:
+        super().__init__(reason)
+        self.pause_seconds = pause_seconds
 
 
 class AttachmentUploader:
-    """Uploads the files that the spans of export requests refer to.
+    """Uploads the files to which the spans of export requests refer.
 
-    Args:
-        api: MLflow's REST side.
-        experiment: The id of a destination's experiment, within some seconds; or why there is none.
-        stored: Tells the server's version.
-        report: Where files are counted.
-        longest: Characters of base64 that may stay in a span where nothing can be uploaded.
-        same_server: Whether spans go to the same server, so that they must wait while it is away.
-        clock: Monotonic seconds.
+    If nothing can be uploaded, `max_inline_length` characters of base64 may stay in a span. `same_server` means that
+    spans are sent to the same server, so that they have to wait for it anyway.
     """
 
     def __init__(
         self,
         api: Transport,
-        experiment: Callable[[Destination, float], str | ExportOutcome | None],
-        stored: ServerInfo,
+        resolve_experiment: Callable[[Destination, float], str | ExportOutcome | None],
+        server: ServerInfo,
         report: ProblemLog,
         *,
-        longest: int,
+        max_inline_length: int,
         same_server: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._api, self._experiment, self._stored, self._report = api, experiment, stored, report
-        self._longest, self._same_server, self._clock = longest, same_server, clock
-        self._folders: dict[tuple[str | None, str], str] = {}
-        # By the name of a destination.
+        self._api, self._resolve_experiment, self._server, self._report = api, resolve_experiment, server, report
+        self._max_inline_length, self._same_server, self._clock = max_inline_length, same_server, clock
+        self._directories: dict[tuple[str | None, str], str] = {}
+        # By name of the destination: consecutive failures; end and reason of a pause.
         self._failures: dict[str, int] = {}
-        self._paused: dict[str, tuple[float, str]] = {}
-        self._smallest_refused: int | None = None
-        self._done: dict[str, None] = {}
+        self._pauses: dict[str, tuple[float, str]] = {}
+        self._min_rejected_bytes: int | None = None
+        self._uploaded: dict[str, None] = {}
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
-    def step(self, shipment: ExportRequest, seconds: float, *, hurried: bool = False) -> ExportOutcome | bool:
-        """Upload one file at most.
+    def upload_next(
+        self,
+        spans: list[EncodedSpan],
+        destination: Destination,
+        timeout_seconds: float,
+        *,
+        is_last_attempt: bool = False,
+    ) -> list[EncodedSpan] | ExportOutcome:
+        """Upload one file at most, and return the spans without the attachments that are uploaded or inlined.
 
-        Args:
-            shipment: Its spans lose what they do not need any more.
-            seconds: How long each request may take.
-            hurried: True if there is no time for other tries.
-
-        Returns:
-            Whether the spans can be sent; or what stands in the way, and may pass.
+        The spans can be sent if no attachment remains. A failure is returned if uploading may succeed later.
         """
-        wanted = {each.id: each for span in shipment.spans for each in span.attachments}
-        if not wanted:
-            return True
+        pending = {attachment.id: attachment for span in spans for attachment in span.attachments}
+        if not pending:
+            return spans
         with self._lock:
-            done = self._done.keys() & wanted.keys()
-        if done:
-            _settle(shipment, done)
-            return done == wanted.keys()
-        until, why = self._paused.get(shipment.destination.name, (0.0, ""))
-        if self._clock() < until:
-            return self._without(shipment, wanted, why)
+            uploaded = self._uploaded.keys() & pending.keys()
+        if uploaded:
+            return _remove_attachments(spans, uploaded)
+        paused_until, reason = self._pauses.get(destination.name, (0.0, ""))
+        if self._clock() < paused_until:
+            return self._inline_instead(spans, pending, reason)
         try:
-            folder = self._folder(shipment.destination, seconds)
+            directory = self._directory(destination, timeout_seconds)
         except ServerUnavailableError as error:
-            return self._later(shipment, wanted, error.outcome, hurried=hurried)
-        except _Impossible as error:
-            return self._refused(shipment, wanted, str(error), error.seconds)
-        each = next(iter(wanted.values()))
-        if self._smallest_refused is not None and len(each.data) >= self._smallest_refused:
-            return self._without(shipment, {each.id: each}, "it is too large for what is between here and MLflow")
-        outcome = self._put(folder, each, shipment, seconds)
+            return self._retry_later(spans, destination, error.outcome, pending, is_last_attempt=is_last_attempt)
+        except _UploadsUnavailable as error:
+            return self._pause(spans, destination, pending, str(error), error.pause_seconds)
+        attachment = next(iter(pending.values()))
+        if self._min_rejected_bytes is not None and len(attachment.data) >= self._min_rejected_bytes:
+            return self._inline_instead(spans, {attachment.id}, "a proxy has rejected a file of this size")
+        outcome = self._upload(directory, attachment, spans, destination, timeout_seconds)
         if outcome.verdict is Disposition.DELIVERED:
-            self._failures.pop(shipment.destination.name, None)
+            self._failures.pop(destination.name, None)
             self._report.count(attachments_uploaded=1)
             with self._lock:
-                self._done[each.id] = None
-                while len(self._done) > _KEPT:
-                    del self._done[next(iter(self._done))]
-            _settle(shipment, {each.id})
-            return len(wanted) == 1
-        return self._failed(shipment, wanted, each, outcome, seconds, hurried=hurried)
-
-    def _put(self, folder: str, each: Attachment, shipment: ExportRequest, seconds: float) -> ExportOutcome:
-        trace_id = next(span.trace_id for span in shipment.spans if each in span.attachments)
-        path = f"{_ARTIFACTS}{folder}/traces/tr-{trace_id:032x}/artifacts/attachments/{each.id}"
-        headers = {"content-type": "application/octet-stream", **_headers(shipment.destination)}
-        answer = self._api.send(HttpRequest("PUT", path, headers=headers, body=each.data, timeout_seconds=seconds))
-        return classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
-
-    def _failed(
-        self,
-        shipment: ExportRequest,
-        wanted: dict[str, Attachment],
-        each: Attachment,
-        outcome: ExportOutcome,
-        seconds: float,
-        *,
-        hurried: bool,
-    ) -> ExportOutcome | bool:
+                evict_oldest(self._uploaded, _MAX_UPLOADED)[attachment.id] = None
+            return _remove_attachments(spans, {attachment.id})
         if outcome.verdict is Disposition.SPLIT:
-            size = len(each.data)
-            self._smallest_refused = min(self._smallest_refused or size, size)
-            return self._without(shipment, {each.id: each}, outcome.message)
+            size = len(attachment.data)
+            self._min_rejected_bytes = min(self._min_rejected_bytes or size, size)
+            return self._inline_instead(spans, {attachment.id}, outcome.message)
         if outcome.cause not in (FailureKind.SERVER, FailureKind.CREDENTIALS) or "rtifact serving" in outcome.message:
-            return self._refused(shipment, wanted, outcome.message)
-        return self._later(shipment, wanted, outcome, hurried=hurried, is_up=lambda: self._is_up(shipment, seconds))
+            return self._pause(spans, destination, pending, outcome.message, _REJECTED_PAUSE_SECONDS)
+        return self._retry_later(
+            spans,
+            destination,
+            outcome,
+            pending,
+            is_last_attempt=is_last_attempt,
+            is_server_healthy=lambda: self._is_server_healthy(destination, timeout_seconds),
+        )
 
-    def _later(
+    def _upload(
         self,
-        shipment: ExportRequest,
-        wanted: dict[str, Attachment],
+        directory: str,
+        attachment: Attachment,
+        spans: list[EncodedSpan],
+        destination: Destination,
+        timeout_seconds: float,
+    ) -> ExportOutcome:
+        trace_id = next(span.trace_id for span in spans if attachment in span.attachments)
+        path = f"{_ARTIFACTS_PATH}{directory}/traces/tr-{trace_id:032x}/artifacts/attachments/{attachment.id}"
+        headers = Destination(workspace=destination.workspace).headers(None)
+        headers["content-type"] = "application/octet-stream"
+        response = self._api.send(
+            HttpRequest("PUT", path, headers=headers, body=attachment.data, timeout_seconds=timeout_seconds)
+        )
+        return classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
+
+    def _retry_later(
+        self,
+        spans: list[EncodedSpan],
+        destination: Destination,
         outcome: ExportOutcome,
+        pending: Mapping[str, Attachment],
         *,
-        hurried: bool,
-        is_up: Callable[[], bool] = lambda: False,
-    ) -> ExportOutcome | bool:
-        """Spans wait with what is to be uploaded; not for long where it is no outage that they would wait for too."""
-        name = shipment.destination.name
-        failures = evict_oldest(self._failures, _MOST_DESTINATIONS)[name] = self._failures.get(name, 0) + 1
-        if (hurried or failures >= _TRIES) and (not self._same_server or is_up()):
-            self._pause(shipment, _PAUSE_SECONDS, outcome.message)
-            return self._without(shipment, wanted, outcome.message)
-        # Without its status: a 500 to this is no reason to look for a span that the server trips over.
+        is_last_attempt: bool,
+        is_server_healthy: Callable[[], bool] = lambda: False,
+    ) -> list[EncodedSpan] | ExportOutcome:
+        """Let the spans wait; not for long unless an outage makes them wait anyway."""
+        name = destination.name
+        failures = evict_oldest(self._failures, _MAX_DESTINATIONS)[name] = self._failures.get(name, 0) + 1
+        if (is_last_attempt or failures >= _MAX_FAILURES) and (not self._same_server or is_server_healthy()):
+            return self._pause(spans, destination, pending, outcome.message, _PAUSE_SECONDS)
+        # Without the status: a 500 to an upload is no reason to search for a span at which the server fails.
         return replace(outcome, status=None, ambiguous=False)
 
-    def _refused(
-        self, shipment: ExportRequest, wanted: dict[str, Attachment], why: str, seconds: float = _REFUSED_SECONDS
-    ) -> bool:
-        self._pause(shipment, seconds, why)
-        return self._without(shipment, wanted, why)
+    def _pause(
+        self,
+        spans: list[EncodedSpan],
+        destination: Destination,
+        pending: Mapping[str, Attachment],
+        reason: str,
+        pause_seconds: float,
+    ) -> list[EncodedSpan]:
+        pauses = evict_oldest(self._pauses, _MAX_DESTINATIONS)
+        pauses[destination.name] = (self._clock() + pause_seconds, reason)
+        return self._inline_instead(spans, pending, reason)
 
-    def _pause(self, shipment: ExportRequest, seconds: float, why: str) -> None:
-        evict_oldest(self._paused, _MOST_DESTINATIONS)[shipment.destination.name] = (self._clock() + seconds, why)
-
-    def _without(self, shipment: ExportRequest, wanted: dict[str, Attachment], why: str) -> bool:
-        """Has the spans say themselves what is not uploaded; whether that was all."""
-        files = list(wanted.values())
-        shipment.spans = [
-            inline_attachments(span, [each for each in span.attachments if each.id in wanted], self._longest)
-            if any(each.id in wanted for each in span.attachments)
-            else span
-            for span in shipment.spans
-        ]
-        self._report.count(attachments_failed=len(files))
-        said = "images, sound and files cannot be uploaded to MLflow: spans hold them where they are small enough, and"
-        self._report.once(
-            logging.WARNING, add_code(MessageCode.ATTACHMENT_UPLOAD, f"{said} name type and size where not: {why}")
+    def _inline_instead(
+        self, spans: list[EncodedSpan], attachment_ids: Collection[str], reason: str
+    ) -> list[EncodedSpan]:
+        """Put files into the spans that refer to them, as if attachments were off."""
+        result = []
+        for span in spans:
+            attachments = [attachment for attachment in span.attachments if attachment.id in attachment_ids]
+            result.append(inline_attachments(span, attachments, self._max_inline_length) if attachments else span)
+        self._report.count(attachments_failed=len(attachment_ids))
+        message = (
+            "images, audio and files cannot be uploaded to MLflow: spans contain small ones, and name type and size of "
+            f"others: {reason}"
         )
-        return not any(span.attachments for span in shipment.spans)
+        self._report.once(logging.WARNING, add_code(MessageCode.ATTACHMENT_UPLOAD, message))
+        return result
 
-    def _folder(self, destination: Destination, seconds: float) -> str:
-        """Where the server keeps the files of an experiment, as its artifacts' proxy names it.
+    def _directory(self, destination: Destination, timeout_seconds: float) -> str:
+        """The directory of an experiment's files, as MLflow's artifact proxy names it.
 
         Raises:
-            ServerUnavailableError: The server cannot say so now.
-            _Impossible: It keeps them elsewhere, or knows no attachments.
+            ServerUnavailableError: The server cannot answer now.
+            _UploadsUnavailable: The files are stored elsewhere, or the server knows no attachments.
         """
-        version = self._stored.version(seconds)
+        version = self._server.version(timeout_seconds)
         if version is None:
-            # It may tell soon, and is not asked each time.
-            raise _Impossible("an unknown version of MLflow shows none; 3.11 and newer do", _PAUSE_SECONDS)
-        if version < _KNOWN_SINCE:
-            raise _Impossible(f"MLflow {'.'.join(map(str, version))} shows none; 3.11 and newer do")
-        experiment = self._experiment(destination, seconds)
+            # The server may tell its version soon, and `ServerInfo` limits the requests for it.
+            raise _UploadsUnavailable(
+                "attachments need MLflow 3.11 or newer, and its version is unknown", _PAUSE_SECONDS
+            )
+        if version < _SHOWS_ATTACHMENTS_SINCE:
+            number = ".".join(map(str, version))
+            raise _UploadsUnavailable(f"attachments need MLflow 3.11 or newer, and the server has {number}")
+        experiment = self._resolve_experiment(destination, timeout_seconds)
         if isinstance(experiment, ExportOutcome):
             raise ServerUnavailableError(experiment)
         if experiment is None:
-            raise _Impossible("no MLflow server answers beside the OTLP endpoint")
+            raise _UploadsUnavailable("no MLflow server answers next to the OTLP endpoint")
         key = (destination.workspace, experiment)
-        found = self._folders.get(key)
-        if found is None:
-            found = self._asked(experiment, destination, seconds)
-            evict_oldest(self._folders, _MOST_DESTINATIONS)[key] = found
-        return found
+        directory = self._directories.get(key)
+        if directory is None:
+            directory = self._request_directory(experiment, destination, timeout_seconds)
+            evict_oldest(self._directories, _MAX_DESTINATIONS)[key] = directory
+        return directory
 
-    def _asked(self, experiment: str, destination: Destination, seconds: float) -> str:
-        query = urlencode({"experiment_id": experiment})
-        path = f"/api/2.0/mlflow/experiments/get?{query}"
-        reply = request_json(self._api, "GET", path, None, workspace=destination.workspace, seconds=seconds)
-        if not reply.fine:
-            if reply.outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
-                raise ServerUnavailableError(reply.outcome)
-            raise _Impossible(reply.outcome.message)
-        record = reply.content.get("experiment")
+    def _request_directory(self, experiment: str, destination: Destination, timeout_seconds: float) -> str:
+        path = f"/api/2.0/mlflow/experiments/get?{urlencode({'experiment_id': experiment})}"
+        result = request_json(
+            self._api, "GET", path, None, workspace=destination.workspace, timeout_seconds=timeout_seconds
+        )
+        if not result.is_ok:
+            if result.outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
+                raise ServerUnavailableError(result.outcome)
+            raise _UploadsUnavailable(result.outcome.message)
+        record = result.content.get("experiment")
         location = urlsplit(str(record.get("artifact_location", "")) if isinstance(record, dict) else "")
         if location.scheme != "mlflow-artifacts" or location.netloc:
-            raise _Impossible(
+            raise _UploadsUnavailable(
                 f"the artifacts of experiment {experiment} are not kept by the MLflow server itself "
                 "(`mlflow server --serve-artifacts` with a location of `mlflow-artifacts:/`)"
             )
-        path = quote(location.path.strip("/"))
-        return f"/{path}" if path else ""
+        directory = quote(location.path.strip("/"))
+        return f"/{directory}" if directory else ""
 
-    def _is_up(self, shipment: ExportRequest, seconds: float) -> bool:
-        """Whether the server answers, and its database, so that uploading alone is what fails."""
-        self._folders.clear()
+    def _is_server_healthy(self, destination: Destination, timeout_seconds: float) -> bool:
+        """Whether the server and its database answer, so that only uploading fails."""
+        self._directories.clear()
         try:
-            self._folder(shipment.destination, seconds)
+            self._directory(destination, timeout_seconds)
         except ServerUnavailableError:
             return False
-        except _Impossible:
+        except _UploadsUnavailable:
             return True
         return True
 
 
-class _Impossible(Exception):
-    """Nothing can be uploaded, for some seconds."""
-
-    def __init__(self, why: str, seconds: float = _REFUSED_SECONDS) -> None:
-        super().__init__(why)
-        self.seconds = seconds
-
-
-def _headers(destination: Destination) -> dict[str, str]:
-    return Destination(workspace=destination.workspace).headers(None)
-
-
-def _settle(shipment: ExportRequest, done: set[str]) -> None:
-    """Spans need these files no longer."""
-    shipment.spans = [
-        span._replace(attachments=tuple(each for each in span.attachments if each.id not in done))
+def _remove_attachments(spans: list[EncodedSpan], attachment_ids: Collection[str]) -> list[EncodedSpan]:
+    return [
+        span._replace(attachments=tuple(item for item in span.attachments if item.id not in attachment_ids))
         if span.attachments
         else span
-        for span in shipment.spans
+        for span in spans
     ]

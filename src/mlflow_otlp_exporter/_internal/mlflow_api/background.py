@@ -1,6 +1,6 @@
-"""What is asked of MLflow's REST API besides spans, in a thread of its own: no span waits for it, nor does the app.
+"""Background requests to MLflow's REST API besides spans, in one thread: neither spans nor the application wait for it.
 
-An errand is taken step by step, and repeated as long as it may succeed; what is left at the end is given up.
+A task runs step by step, and is repeated as long as it may succeed; tasks that remain at shutdown are given up.
 """
 
 from __future__ import annotations
@@ -17,142 +17,114 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 
-# At the end each request has this many seconds at least.
-_LEAST_SECONDS = 0.2
-# After so many failures no flush waits for an errand any more.
-_WAITED_FOR = 2
+# The minimum for each request at shutdown.
+_MIN_TIMEOUT_SECONDS = 0.2
+# No flush waits for a task after this many failures.
+_MAX_AWAITED_FAILURES = 2
 
 
 class Task(Protocol):
-    """What is to be asked."""
+    """A sequence of requests; `failures` counts consecutive failed steps."""
 
     not_before: float
     failures: int
     ticket: Ticket | None
 
-    def run(self, seconds: float) -> SendResult[Task]:
-        """Takes it a step further.
-
-        Args:
-            seconds: How long each request may take.
-        """
+    def run(self, timeout_seconds: float) -> SendResult[Task]:
+        """Run one step; the timeout applies to each request."""
 
     def give_up(self) -> None:
-        """Ends it undone."""
+        """End the task unfinished."""
 
 
 class BackgroundTasks:
-    """Takes errands further in the background, those of one key one after the other.
+    """Runs tasks in the background, those of one key one after the other."""
 
-    Args:
-        timeout: Seconds for a request.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout, self._until, self._hurry_began = timeout, math.inf, -math.inf
-        self._closing = False
-        self._senders: WorkQueue[Task] = WorkQueue(self._step, self._abandon, count=1)
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds, self._deadline, self._flush_began = timeout_seconds, math.inf, -math.inf
+        self._is_closing = False
+        self._queue: WorkQueue[Task] = WorkQueue(self._step, self._give_up, count=1)
         self._in_flight = InFlightRequests()
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Also in a forked child: what the parent has to ask, the parent asks."""
+        # The parent process runs its own tasks.
         self._lock = threading.Lock()
-        # Errands, and how often each failed since somebody waits for it.
-        self._open: dict[Task, int] = {}
+        # How often each task failed since the last flush began.
+        self._failures: dict[Task, int] = {}
 
-    def put(self, key: Hashable, errand: Task, *, wait: float = 0.0) -> None:
-        """Takes an errand in.
-
-        Args:
-            key: Errands of the same key wait for each other.
-            errand: What is to be asked.
-            wait: Seconds to wait before, unless somebody hurries.
-        """
+    def enqueue(self, key: Hashable, task: Task, *, delay_seconds: float = 0.0) -> None:
+        """Queue a task; a flush cancels the delay."""
         with self._lock:
-            self._open[errand] = 0
-            errand.ticket = self._in_flight.opened(1, 0)
-        self._senders.put(key, errand, wait=wait)
+            self._failures[task] = 0
+            task.ticket = self._in_flight.opened(1, 0)
+        self._queue.put(key, task, wait=delay_seconds)
 
     @property
     def count(self) -> int:
-        """How many errands are not done."""
+        """Number of unfinished tasks."""
         return self._in_flight.spans
 
-    def _step(self, errand: Task) -> SendResult[Task]:
-        failures, began = errand.failures, time.monotonic()
-        after = errand.run(min(self._timeout, max(_LEAST_SECONDS, self._until - time.monotonic())))
-        if after.remaining and errand.failures and self._closing:
-            self._abandon(errand)
+    def _step(self, task: Task) -> SendResult[Task]:
+        failures, began = task.failures, time.monotonic()
+        remaining_seconds = max(_MIN_TIMEOUT_SECONDS, self._deadline - time.monotonic())
+        result = task.run(min(self._timeout_seconds, remaining_seconds))
+        if result.remaining and task.failures and self._is_closing:
+            self._give_up(task)
             return SendResult[Task]()
-        if not after.remaining:
-            self._settle(errand)
-        elif errand.failures > failures:
-            self._fail(errand)
-        return replace(after, retry_after=hurried(after.retry_after, began, self._hurry_began))
+        if not result.remaining:
+            self._complete(task)
+        elif task.failures > failures:
+            self._count_failure(task)
+        return replace(result, retry_after=hurried(result.retry_after, began, self._flush_began))
 
-    def _fail(self, errand: Task) -> None:
+    def _count_failure(self, task: Task) -> None:
         with self._lock:
-            self._open[errand] = self._open.get(errand, 0) + 1
-            if self._open[errand] >= _WAITED_FOR and errand.ticket is not None:
-                errand.ticket.suspected(1, 0)
+            self._failures[task] = self._failures.get(task, 0) + 1
+            if self._failures[task] >= _MAX_AWAITED_FAILURES and task.ticket is not None:
+                task.ticket.suspected(1, 0)
 
-    def _abandon(self, errand: Task) -> None:
-        errand.give_up()
-        self._settle(errand)
+    def _give_up(self, task: Task) -> None:
+        task.give_up()
+        self._complete(task)
 
-    def _settle(self, errand: Task) -> None:
+    def _complete(self, task: Task) -> None:
         with self._lock:
-            self._open.pop(errand, None)
-            if errand.ticket is not None:
-                errand.ticket()
+            self._failures.pop(task, None)
+            if task.ticket is not None:
+                task.ticket()
 
-    def hurry(self, seconds: float) -> None:
-        """Ends waits, as somebody waits for the outcome.
-
-        Args:
-            seconds: How long somebody waits.
-        """
-        self._hurry_began = time.monotonic()
-        self._until = self._hurry_began + seconds
+    def begin_flush(self, timeout_seconds: float) -> None:
+        """Cancel delays, and limit the time of each request to that of the flush."""
+        self._flush_began = time.monotonic()
+        self._deadline = self._flush_began + timeout_seconds
         with self._lock:
-            for errand, failures in self._open.items():
-                if failures and errand.ticket is not None:
-                    # Counted anew: it may succeed now.
-                    errand.ticket()
-                    errand.ticket = self._in_flight.opened(1, 0)
-                    self._open[errand] = 0
-        self._senders.hurry()
+            for task, failures in self._failures.items():
+                if failures and task.ticket is not None:
+                    # A new ticket, because the task may succeed now.
+                    task.ticket()
+                    task.ticket = self._in_flight.opened(1, 0)
+                    self._failures[task] = 0
+        self._queue.hurry()
 
-    def relax(self) -> None:
-        """Gives requests and waits their own time again."""
-        self._until, self._hurry_began = math.inf, -math.inf
+    def end_flush(self) -> None:
+        """Restore the normal timeouts and delays."""
+        self._deadline, self._flush_began = math.inf, -math.inf
 
-    def wait(self, seconds: float) -> bool:
-        """Waits for what was taken in until now, as long as it does not fail again and again.
-
-        Args:
-            seconds: How long to wait at most.
-
-        Returns:
-            Whether all of it is done.
-        """
-        if seconds <= 0:
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for the tasks that are queued now, except those that fail repeatedly; whether all are finished."""
+        if timeout_seconds <= 0:
             return self._in_flight.wait(0.0)
-        self.hurry(seconds)
+        self.begin_flush(timeout_seconds)
         try:
-            return self._in_flight.wait(seconds)
+            return self._in_flight.wait(timeout_seconds)
         finally:
-            self.relax()
+            self.end_flush()
 
-    def close(self, seconds: float) -> None:
-        """Does what can be done within the time, and gives up the rest.
-
-        Args:
-            seconds: How long to wait at most.
-        """
-        self._closing = True
-        self._hurry_began = time.monotonic()
-        self._until = self._hurry_began + seconds
-        self._senders.close(seconds)
+    def close(self, timeout_seconds: float) -> None:
+        """Finish tasks within the time, and give up the remaining ones."""
+        self._is_closing = True
+        self._flush_began = time.monotonic()
+        self._deadline = self._flush_began + timeout_seconds
+        self._queue.close(timeout_seconds)

@@ -1,4 +1,4 @@
-"""Where spans go inside MLflow: workspace, experiment, run; and how an experiment's name becomes its id.
+"""Resolution of experiment names to ids over MLflow's REST API.
 
 An empty experiment header is never sent: MLflow answers it with 200 from 3.13 on, and stores nothing.
 """
@@ -22,13 +22,13 @@ from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpR
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
 
 _DEFAULT_EXPERIMENT = "Default"
-# ExperimentResolver whose ids are known at a time: an app with more of them looks those up again that it used first.
-_KEPT = 4096
-_EXPERIMENTS = "/api/2.0/mlflow/experiments"
+# An application with more experiments looks the oldest ones up again.
+_MAX_CACHED = 4096
+_EXPERIMENTS_PATH = "/api/2.0/mlflow/experiments"
 
 
-class _Absent(Exception):
-    """There is no MLflow REST side at the guessed address."""
+class _NoRestApi(Exception):
+    """No MLflow REST API exists at the guessed address."""
 
 
 class _Unresolved(Exception):
@@ -38,13 +38,9 @@ class _Unresolved(Exception):
 
 
 class ExperimentResolver:
-    """Experiment names and their ids, looked up through MLflow's REST side when they are first needed, and kept.
+    """Looks up the ids of experiments when they are first needed, and caches them.
 
-    Args:
-        api: MLflow's REST side; None if there is none.
-        certain: False if `api` is only a guess, behind which a Collector may be.
-        create: Whether a missing experiment is created.
-        report: Where to say what was chosen.
+    `certain=False` means that `api` is a guess, behind which a Collector may be.
     """
 
     def __init__(self, api: Transport | None, *, certain: bool, create: bool, report: ProblemLog) -> None:
@@ -55,168 +51,166 @@ class ExperimentResolver:
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.Lock()
-        self._asking: dict[tuple[str | None, str], threading.Lock] = {}
+        self._lookup_locks: dict[tuple[str | None, str], threading.Lock] = {}
 
-    def _asking_for(self, destination: Destination) -> threading.Lock:
-        """Held by the thread that asks for an experiment: others that need it wait, those that need another do not."""
+    def _lookup_lock(self, destination: Destination) -> threading.Lock:
+        """A lock per experiment, so that a slow lookup delays only the threads that need the same experiment."""
         key = (destination.workspace, destination.experiment or destination.service_name or _DEFAULT_EXPERIMENT)
         with self._lock:
-            return evict_oldest(self._asking, _KEPT).setdefault(key, threading.Lock())
+            return evict_oldest(self._lookup_locks, _MAX_CACHED).setdefault(key, threading.Lock())
 
-    def id_of(self, destination: Destination, seconds: float) -> str | ExportOutcome | None:
-        """The experiment's id.
-
-        Args:
-            destination: Where spans go.
-            seconds: How long a request may take.
-
-        Returns:
-            The id; None if there is no MLflow to ask, so that spans go on without one; or what stands in the way.
-        """
+    def resolve(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
+        """The id of the experiment; None if no MLflow is known, so that spans are sent without id; or a failure."""
         if destination.experiment_id:
             return destination.experiment_id
         try:
-            with self._asking_for(destination):
-                return self._chosen(destination, seconds)
-        except _Absent:
-            self._report.once(logging.WARNING, add_code(MessageCode.NO_MLFLOW_SERVER, _nobody_to_ask(destination)))
+            with self._lookup_lock(destination):
+                return self._from_settings(destination, timeout_seconds)
+        except _NoRestApi:
+            message = _no_rest_api_message(destination)
+            self._report.once(logging.WARNING, add_code(MessageCode.NO_MLFLOW_SERVER, message))
             return None
         except _Unresolved as error:
             return error.outcome
 
-    def forget(self, destination: Destination) -> None:
-        """Looks a destination's experiment up anew the next time."""
+    def invalidate(self, destination: Destination) -> None:
+        """Look up the destination's experiment again the next time."""
         names = (destination.experiment, destination.service_name, _DEFAULT_EXPERIMENT)
         for name in filter(None, names):
             self._ids.pop((destination.workspace, name), None)
 
-    def _chosen(self, destination: Destination, seconds: float) -> str:
+    def _from_settings(self, destination: Destination, timeout_seconds: float) -> str:
         workspace = destination.workspace
         if destination.experiment:
-            return self._id(workspace, destination.experiment, seconds)
+            return self._find_or_create(workspace, destination.experiment, timeout_seconds)
         service = destination.service_name
         name = service or _DEFAULT_EXPERIMENT
         try:
-            found = self._id(workspace, name, seconds)
+            experiment_id = self._find_or_create(workspace, name, timeout_seconds)
         except _Unresolved as error:
             if error.outcome.cause is not FailureKind.DESTINATION or name == _DEFAULT_EXPERIMENT:
                 raise
             name = _DEFAULT_EXPERIMENT
-            found = self._id(workspace, name, seconds)
-        why = "named like service.name" if name == service else "as none is named like service.name" if service else ""
-        where = f"experiment {name!r} (id {found})" + (f" of workspace {workspace!r}" if workspace else "")
-        self._report.once(
-            logging.WARNING if name == _DEFAULT_EXPERIMENT else logging.INFO,
-            add_code(
-                MessageCode.NO_EXPERIMENT_SET,
-                f"no experiment was given: traces go to {where}{', ' + why if why else ''}. "
-                "Give experiment= or MLFLOW_EXPERIMENT_NAME to choose",
-            ),
+            experiment_id = self._find_or_create(workspace, name, timeout_seconds)
+        reason = ""
+        if service:
+            reason = ", named after service.name" if name == service else ", because none is named after service.name"
+        of_workspace = f" of workspace {workspace!r}" if workspace else ""
+        message = (
+            f"no experiment is configured: traces go to experiment {name!r} (id {experiment_id}){of_workspace}{reason}"
+            ". Set experiment= or MLFLOW_EXPERIMENT_NAME to choose another"
         )
-        return found
+        level = logging.WARNING if name == _DEFAULT_EXPERIMENT else logging.INFO
+        self._report.once(level, add_code(MessageCode.NO_EXPERIMENT_SET, message))
+        return experiment_id
 
-    def _id(self, workspace: str | None, name: str, seconds: float) -> str:
-        known = self._ids.get((workspace, name))
-        if known is None:
-            known = self._look_up(workspace, name, seconds)
-            if known is None and self._create:
-                # Of creates at the same time one wins; the others get RESOURCE_ALREADY_EXISTS, and can look it up.
-                known = self._created(workspace, name, seconds) or self._look_up(workspace, name, seconds)
-            if known is None:
-                said = f"there is no experiment {name!r}{_in(workspace)}: create it, or give another"
-                raise _Unresolved(_wrong(said, MessageCode.EXPERIMENT_NOT_FOUND))
+    def _find_or_create(self, workspace: str | None, name: str, timeout_seconds: float) -> str:
+        experiment_id = self._ids.get((workspace, name))
+        if experiment_id is None:
+            experiment_id = self._look_up(workspace, name, timeout_seconds)
+            if experiment_id is None and self._create:
+                # Of concurrent creations one succeeds; the others get RESOURCE_ALREADY_EXISTS, and can look it up.
+                experiment_id = self._create_experiment(workspace, name, timeout_seconds) or self._look_up(
+                    workspace, name, timeout_seconds
+                )
+            if experiment_id is None:
+                message = f"there is no experiment {name!r}{_in_workspace(workspace)}: create it, or give another"
+                raise _Unresolved(_destination_error(message, MessageCode.EXPERIMENT_NOT_FOUND))
             with self._lock:
-                evict_oldest(self._ids, _KEPT)[workspace, name] = known
-        return known
+                evict_oldest(self._ids, _MAX_CACHED)[workspace, name] = experiment_id
+        return experiment_id
 
-    def _look_up(self, workspace: str | None, name: str, seconds: float) -> str | None:
-        path = f"{_EXPERIMENTS}/get-by-name?experiment_name={quote(name, safe='')}"
-        answer = self._ask("GET", path, workspace, None, seconds)
-        experiment = _object(answer).get("experiment")
-        if answer.status == 200 and isinstance(experiment, dict) and experiment.get("experiment_id"):
+    def _look_up(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
+        path = f"{_EXPERIMENTS_PATH}/get-by-name?experiment_name={quote(name, safe='')}"
+        response = self._request("GET", path, workspace, b"", timeout_seconds)
+        experiment = _parse_object(response).get("experiment")
+        if response.status == 200 and isinstance(experiment, dict) and experiment.get("experiment_id"):
             if experiment.get("lifecycle_stage") == "deleted":
-                said = f"the experiment {name!r}{_in(workspace)} is deleted: restore it, or give another"
-                raise _Unresolved(_wrong(said, MessageCode.EXPERIMENT_DELETED))
+                message = f"the experiment {name!r}{_in_workspace(workspace)} is deleted: restore it, or give another"
+                raise _Unresolved(_destination_error(message, MessageCode.EXPERIMENT_DELETED))
             return str(experiment["experiment_id"])
-        outcome = classify_response(answer)
-        missing = error_code(answer) == "RESOURCE_DOES_NOT_EXIST"
-        if missing and "workspace" not in outcome.message.lower():
+        outcome = classify_response(response)
+        is_missing = error_code(response) == "RESOURCE_DOES_NOT_EXIST"
+        if is_missing and "workspace" not in outcome.message.lower():
             return None
-        if not self._certain and not missing:
-            # A Collector, a login page or something else that is not MLflow: it is not asked again.
+        if not self._certain and not is_missing:
+            # A Collector, a login page or another server that is not MLflow is not asked again.
             if outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
                 raise _Unresolved(outcome)
             self._api = None
-            raise _Absent
-        raise _Unresolved(self._explained(outcome, name))
+            raise _NoRestApi
+        raise _Unresolved(_lookup_error(outcome, name))
 
-    def _created(self, workspace: str | None, name: str, seconds: float) -> str | None:
-        answer = self._ask("POST", f"{_EXPERIMENTS}/create", workspace, {"name": name}, seconds)
-        found = _object(answer).get("experiment_id")
-        if answer.status == 200 and found:
-            said = f"created the experiment {name!r}{_in(workspace)} (id {found})"
-            self._report.once(logging.INFO, add_code(MessageCode.EXPERIMENT_CREATED, said))
-            return str(found)
-        if error_code(answer) == "RESOURCE_ALREADY_EXISTS":
+    def _create_experiment(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
+        body = json.dumps({"name": name}).encode()
+        response = self._request("POST", f"{_EXPERIMENTS_PATH}/create", workspace, body, timeout_seconds)
+        experiment_id = _parse_object(response).get("experiment_id")
+        if response.status == 200 and experiment_id:
+            message = f"created the experiment {name!r}{_in_workspace(workspace)} (id {experiment_id})"
+            self._report.once(logging.INFO, add_code(MessageCode.EXPERIMENT_CREATED, message))
+            return str(experiment_id)
+        if error_code(response) == "RESOURCE_ALREADY_EXISTS":
             return None
-        raise _Unresolved(self._explained(classify_response(answer), name))
+        raise _Unresolved(_lookup_error(classify_response(response), name))
 
-    def _ask(self, method: str, path: str, workspace: str | None, body: Any, seconds: float) -> HttpResponse:
+    def _request(
+        self, method: str, path: str, workspace: str | None, body: bytes, timeout_seconds: float
+    ) -> HttpResponse:
         if self._api is None:
-            raise _Absent
+            raise _NoRestApi
         headers = {"content-type": "application/json", **Destination(workspace=workspace).headers(None)}
-        content = b"" if body is None else json.dumps(body).encode()
-        answer = self._api.send(HttpRequest(method, path, headers=headers, body=content, timeout_seconds=seconds))
-        if isinstance(answer, HttpResponse):
-            return answer
-        raise _Unresolved(classify_error(answer))
-
-    @staticmethod
-    def _explained(outcome: ExportOutcome, name: str) -> ExportOutcome:
-        verdict, code = outcome.verdict, outcome.code
-        if verdict is Disposition.DELIVERED:
-            # A response that is a success for spans does not answer this question.
-            verdict, code = Disposition.RETRY, MessageCode.HTML_PAGE
-        elif code is MessageCode.PERMISSION_DENIED:
-            code = MessageCode.LOOKUP_DENIED
-        said = outcome.message or "an answer that is not MLflow's"
-        message = f"the experiment {name!r} cannot be looked up: {said}"
-        # Without its status: a 500 to this question is no reason to look for a span that the server trips over.
-        return replace(
-            outcome,
-            status=None,
-            verdict=verdict,
-            cause=outcome.cause or FailureKind.NOT_MLFLOW,
-            message=message,
-            ambiguous=False,
-            code=code,
+        response = self._api.send(
+            HttpRequest(method, path, headers=headers, body=body, timeout_seconds=timeout_seconds)
         )
+        if isinstance(response, HttpResponse):
+            return response
+        raise _Unresolved(classify_error(response))
 
 
-def _in(workspace: str | None) -> str:
+def _in_workspace(workspace: str | None) -> str:
     return f" in workspace {workspace!r}" if workspace else ""
 
 
-def _object(answer: HttpResponse) -> dict[str, Any]:
+def _parse_object(response: HttpResponse) -> dict[str, Any]:
     try:
-        found = json.loads(answer.body)
+        content = json.loads(response.body)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _wrong(message: str, code: MessageCode) -> ExportOutcome:
+def _destination_error(message: str, code: MessageCode) -> ExportOutcome:
     return ExportOutcome(Disposition.RETRY, FailureKind.DESTINATION, message, code=code)
 
 
-def _nobody_to_ask(destination: Destination) -> str:
-    wanted = (
-        f"experiment {destination.experiment!r} cannot"
+def _lookup_error(outcome: ExportOutcome, name: str) -> ExportOutcome:
+    verdict, code = outcome.verdict, outcome.code
+    if verdict is Disposition.DELIVERED:
+        # A response that means success for spans does not answer a lookup.
+        verdict, code = Disposition.RETRY, MessageCode.HTML_PAGE
+    elif code is MessageCode.PERMISSION_DENIED:
+        code = MessageCode.LOOKUP_DENIED
+    reason = outcome.message or "an answer that is not MLflow's"
+    # Without the status: a 500 to a lookup is no reason to search for a span at which the server fails.
+    return replace(
+        outcome,
+        status=None,
+        verdict=verdict,
+        cause=outcome.cause or FailureKind.NOT_MLFLOW,
+        message=f"the experiment {name!r} cannot be looked up: {reason}",
+        ambiguous=False,
+        code=code,
+    )
+
+
+def _no_rest_api_message(destination: Destination) -> str:
+    problem = (
+        f"experiment {destination.experiment!r} cannot be looked up"
         if destination.experiment
-        else "no experiment was given and none can"
+        else "no experiment is configured, and none can be looked up"
     )
     return (
-        f"{wanted} be looked up, as no MLflow server answers beside the OTLP endpoint: spans are sent without an "
-        "experiment header. Behind a Collector, let it add the header x-mlflow-experiment-id; else give experiment_id= "
-        "or, for the look-up, MLFLOW_TRACKING_URI"
+        f"{problem}, because no MLflow server answers next to the OTLP endpoint: spans are sent without an experiment "
+        "header. Behind a Collector, configure the Collector to add the header x-mlflow-experiment-id; otherwise set "
+        "experiment_id=, or MLFLOW_TRACKING_URI for the lookup"
     )

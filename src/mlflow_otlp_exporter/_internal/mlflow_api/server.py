@@ -40,7 +40,7 @@ _MAX_VERSION_LENGTH = 39
 _UNUSABLE_RESPONSE = ExportOutcome(
     Disposition.RETRY,
     FailureKind.NOT_MLFLOW,
-    "200 with something else (a login page?) instead of what is stored",
+    "200 with an unexpected body (a login page?) instead of stored traces",
     200,
     code=MessageCode.HTML_PAGE,
 )
@@ -96,14 +96,7 @@ def has_traces_at_root(api: Transport, timeout_seconds: float) -> bool | None:
 
 
 class ServerInfo:
-    """Reads version and stored spans from MLflow's REST API.
-
-    Args:
-        api: MLflow's REST API; None if there is none.
-        report: Logs once that stored spans cannot be read.
-        clock: Monotonic seconds.
-        certain: False if the REST API is a guess, so that another web site may respond.
-    """
+    """Reads version and stored spans from MLflow's REST API; another web site may respond if it is not `certain`."""
 
     def __init__(
         self,
@@ -153,7 +146,7 @@ class ServerInfo:
             ServerUnavailableError: The server cannot answer now.
         """
         if self._api is None:
-            self._warn_unreadable("there is no MLflow server to ask")
+            self._warn_unreadable("no MLflow server is known")
             return None
         stored: set[tuple[int, int]] = set()
         names = [f"tr-{trace_id:032x}" for trace_id in sorted(trace_ids)]
@@ -188,8 +181,8 @@ class ServerInfo:
 
     def _warn_unreadable(self, reason: str) -> None:
         message = (
-            f"spans that may have arrived are sent again without asking whether they did ({reason}): MLflow before "
-            "3.17 may count their tokens twice"
+            f"spans that may have arrived are sent again without checking whether they are stored ({reason}): MLflow "
+            "before 3.17 may count their tokens twice"
         )
         self._report.once(logging.WARNING, add_code(MessageCode.POSSIBLE_DUPLICATE, message))
 

@@ -67,10 +67,7 @@ def _is_mlflow_response(response: HttpResponse) -> bool:
 class PrefixedTracesTransport:
     """MLflow's OTLP endpoint, below the prefix or at the root.
 
-    Args:
-        server: Its URL has the prefix, and ends with `/v1/traces`.
-        is_at_root: Called with a timeout in seconds; whether the endpoint is at the root, None if unknown.
-        on_moved: Called with the URL of the endpoint each time it changes.
+    `is_at_root` gets a timeout in seconds, and returns None if the place is unknown; `on_moved` gets each new URL.
     """
 
     def __init__(
@@ -100,13 +97,7 @@ class PrefixedTracesTransport:
 def with_static_prefix(
     traces: ServerTransport, api: ServerTransport | None, on_moved: Callable[[str], None]
 ) -> tuple[Transport, Transport | None]:
-    """Wrap the transports of a server's OTLP endpoint and REST API, if the server has a static prefix.
-
-    Args:
-        traces: The OTLP endpoint.
-        api: The REST API; None if it is uncertain whether there is one.
-        on_moved: Called with the URL of the OTLP endpoint each time it changes.
-    """
+    """Wrap the transports of a server's OTLP endpoint and REST API, if the server has a static prefix."""
     if api is None or not path_prefix(api.url) or traces.url != api.url + TRACES_PATH:
         return traces, api
     rest = PrefixedRestTransport(api)

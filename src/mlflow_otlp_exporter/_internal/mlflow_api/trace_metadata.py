@@ -1,10 +1,9 @@
-"""What OTLP has no place for: what a root says of its trace, and what MLflow's record of the trace still lacks.
+"""Trace metadata that OTLP cannot carry: what a root span says of its trace, and what MLflow's record still lacks.
 
-Decisions only. What is asked of MLflow is `PATCH /api/2.0/mlflow/traces/{id}`, the end of a trace in its older API:
-from 3.6.0 to 3.17.2 it adds tags and metadata to those that are there, and sets end and state, which are said as they
-stand.
-The newer `POST /api/3.0/mlflow/traces` takes away tags (3.6 to 3.10) and metadata (3.6, 3.8) that it is not told,
-empties previews before 3.13, and from 3.13 on freezes tokens and cost.
+Pure functions. The request is `PATCH /api/2.0/mlflow/traces/{id}`, the end of a trace in MLflow's older API: from 3.6.0
+to 3.17.2 it adds tags and metadata to the existing ones, and sets end and state, which are sent as they are stored. The
+newer `POST /api/3.0/mlflow/traces` removes tags (3.6 to 3.10) and metadata (3.6, 3.8) that are not sent, empties
+previews before 3.13, and from 3.13 on freezes tokens and cost.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -33,202 +32,179 @@ from mlflow_otlp_exporter._internal.common.attribute_names import (
 from mlflow_otlp_exporter._internal.mlflow_api.server import Version
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 
-# From this version on OTLP carries names, tags, sessions, users and runs.
-CARRIED: Version = (3, 14)
-_TAGS_MIXED_UP: Version = (3, 13)
-# Older ones have no call for it (seen on 3.6.0 and 3.8.1).
-_LINKS_PROMPTS: Version = (3, 8)
+# From this version on MLflow reads names, tags, sessions, users and runs from OTLP.
+READS_METADATA_SINCE: Version = (3, 14)
+_CONFUSES_TAGS_SINCE: Version = (3, 13)
+# Older servers have no request for it (seen on 3.6.0 and 3.8.1).
+_LINKS_PROMPTS_SINCE: Version = (3, 8)
 _SESSION, _USER, _RUN = "mlflow.trace.session", "mlflow.trace.user", "mlflow.sourceRun"
 _SOURCE, _SOURCE_TYPE = "mlflow.source.name", "mlflow.source.type"
 _CONVERSATION_ID = "gen_ai.conversation.id"
 _STATES = {"OK": "OK", "ERROR": "ERROR", "IN_PROGRESS": "IN_PROGRESS"}
-# What the columns of MLflow's databases hold.
-_LONGEST_KEY, _LONGEST_ID, _LONGEST_VALUE = 250, 250, 4096
-_MOST = 100
-_COUNTED = re.compile(r"[1-9][0-9]{0,8}")
-_MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z")
+# Limits of the columns in MLflow's databases.
+_MAX_KEY_LENGTH, _MAX_ID_LENGTH, _MAX_VALUE_LENGTH = 250, 250, 4096
+_MAX_COUNT = 100
+_PROMPT_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z")
 
 
 class TraceMetadata(NamedTuple):
-    """What a root says of its trace.
-
-    Attributes:
-        trace_id: OpenTelemetry's trace id.
-        tags: Tags, the trace's name among them.
-        metadata: What MLflow calls the metadata of a trace: session, user, run and more.
-        prompts: Name and version of the prompts of MLflow's registry that were used.
-    """
+    """What a root span says of its trace."""
 
     trace_id: int
-    tags: Mapping[str, str]
-    metadata: Mapping[str, str]
-    prompts: tuple[tuple[str, str], ...] = ()
+    tags: Mapping[str, str]  # the trace's name, too
+    metadata: Mapping[str, str]  # session, user, run and others
+    prompts: tuple[tuple[str, str], ...] = ()  # names and versions in MLflow's registry
 
     @property
-    def name(self) -> str:
-        """The trace's id in MLflow."""
+    def mlflow_id(self) -> str:
+        """MLflow's id of the trace."""
         return f"tr-{self.trace_id:032x}"
 
 
 def read_root(root: EncodedSpan, *, run_id: str | None, everything: bool) -> TraceMetadata:
-    """Reads what a root says of its trace.
-
-    Args:
-        root: The root, encoded.
-        run_id: The run that the trace belongs to.
-        everything: Whether the source and the metadata are told, too, which OTLP carries to no MLflow.
-
-    Raises:
-        google.protobuf.message.DecodeError: It is no span.
-    """
+    """Read what a root span says of its trace; `everything` adds what MLflow reads from OTLP in no version."""
     tags: dict[str, str] = {}
     metadata: dict[str, str] = {}
-    own: dict[str, str] = {}
+    user_metadata: dict[str, str] = {}
     prompts: tuple[tuple[str, str], ...] = ()
     for attribute in ScopeSpans.FromString(root.body).spans[0].attributes:
         key, value = attribute.key, attribute.value
         if key.startswith(TRACE_TAG):
-            tags[key[len(TRACE_TAG) :]] = _text(value)
+            tags[key[len(TRACE_TAG) :]] = _to_text(value)
             if key == LINKED_PROMPTS:
-                prompts = _prompts(_text(value))
+                prompts = _parse_prompts(_to_text(value))
         elif key == SESSION_ID or (key == _CONVERSATION_ID and _SESSION not in metadata):
-            metadata[_SESSION] = _text(value)[:_LONGEST_ID]
+            metadata[_SESSION] = _to_text(value)[:_MAX_ID_LENGTH]
         elif key == USER_ID:
-            metadata[_USER] = _text(value)[:_LONGEST_ID]
+            metadata[_USER] = _to_text(value)[:_MAX_ID_LENGTH]
         elif key == METADATA and everything:
-            own = _flat(_text(value))
+            user_metadata = _parse_metadata(_to_text(value))
     if run_id:
         metadata[_RUN] = run_id
     if everything:
-        metadata |= {_SOURCE: _program(), _SOURCE_TYPE: "LOCAL"}
-        metadata = {**own, **metadata}
-    return TraceMetadata(root.trace_id, _fitting(tags), _fitting(metadata), prompts)
+        metadata |= {_SOURCE: _program_name(), _SOURCE_TYPE: "LOCAL"}
+        metadata = {**user_metadata, **metadata}
+    return TraceMetadata(root.trace_id, _truncate(tags), _truncate(metadata), prompts)
 
 
-def prompt_links(told: TraceMetadata, version: Version | None) -> dict[str, Any] | None:
-    """What links a trace to its prompts, which `prompt = 'name/1'` in MLflow's search looks at; a tag does not.
+def prompt_links(metadata: TraceMetadata, version: Version | None) -> dict[str, Any] | None:
+    """The body of `POST /api/2.0/mlflow/traces/link-prompts`; None without prompts, or if the server cannot link them.
 
-    Args:
-        told: What its root says.
-        version: The server's version; None if it does not tell.
-
-    Returns:
-        The body of `POST /api/2.0/mlflow/traces/link-prompts`, which may be sent again; None if there is nothing to
-        link, or if the server cannot.
+    The search `prompt = 'name/1'` needs these links; a tag is not enough. The request may be repeated.
     """
-    if not told.prompts or (version is not None and version < _LINKS_PROMPTS):
+    if not metadata.prompts or (version is not None and version < _LINKS_PROMPTS_SINCE):
         return None
-    return {"trace_id": told.name, "prompt_versions": [{"name": name, "version": each} for name, each in told.prompts]}
+    versions = [{"name": name, "version": prompt_version} for name, prompt_version in metadata.prompts]
+    return {"trace_id": metadata.mlflow_id, "prompt_versions": versions}
 
 
-def diff_metadata(told: TraceMetadata, stored: Mapping[str, Any], version: Version | None) -> dict[str, Any] | None:
-    """What MLflow is to be asked for a trace.
+def diff_metadata(metadata: TraceMetadata, record: Mapping[str, Any], version: Version | None) -> dict[str, Any] | None:
+    """The body that adds missing tags and metadata; None if none are, or if the record does not tell the trace's end.
 
-    What is there stays as it is: tags and metadata are added only where there are none, and end and state are those
-    that are stored, as the call cannot do without them. Two mistakes of servers are mended: before 3.14 there are
-    quotes around sessions and users, and 3.13 gives all traces of a request the tags of the last one.
-
-    Args:
-        told: What its root says.
-        stored: MLflow's `trace_info` of it.
-        version: The server's version.
-
-    Returns:
-        The body of the request; None if nothing is lacking, or if nobody can say what has to stay.
+    Existing tags and metadata are not changed; end and state are sent as stored, because the request needs them. Two
+    faults of servers are corrected: before 3.14 sessions and users are stored with quotes, and 3.13 gives all traces of
+    a request the tags of the last one.
     """
-    end = _end(stored)
+    end = _parse_end(record)
     if end is None:
         return None
-    tags, metadata = _object(stored.get("tags")), _object(stored.get("trace_metadata"))
-    added = {key: value for key, value in told.metadata.items() if key not in metadata}
-    if version is not None and version < CARRIED:
+    stored_tags, stored_metadata = _to_object(record.get("tags")), _to_object(record.get("trace_metadata"))
+    new_metadata = {key: value for key, value in metadata.metadata.items() if key not in stored_metadata}
+    if version is not None and version < READS_METADATA_SINCE:
         for key in (_SESSION, _USER):
-            found = metadata.get(key)
-            if isinstance(found, str) and (plain := _unquoted(found)) != found:
-                added[key] = plain
-    mixed_up = version is not None and _TAGS_MIXED_UP <= version < CARRIED
-    new = {key: said for key, said in told.tags.items() if key not in tags or (mixed_up and tags[key] != said)}
-    if not added and not new:
+            stored = stored_metadata.get(key)
+            if isinstance(stored, str) and (unquoted := _unquote(stored)) != stored:
+                new_metadata[key] = unquoted
+    may_be_confused = version is not None and _CONFUSES_TAGS_SINCE <= version < READS_METADATA_SINCE
+    new_tags = {
+        key: value
+        for key, value in metadata.tags.items()
+        if key not in stored_tags or (may_be_confused and stored_tags[key] != value)
+    }
+    if not new_metadata and not new_tags:
         return None
     return {
-        "request_id": told.name,
+        "request_id": metadata.mlflow_id,
         "timestamp_ms": end,
-        "status": _STATES.get(str(stored.get("state")), "TRACE_STATUS_UNSPECIFIED"),
-        "request_metadata": _pairs(added),
-        "tags": _pairs(new),
+        "status": _STATES.get(str(record.get("state")), "TRACE_STATUS_UNSPECIFIED"),
+        "request_metadata": _to_pairs(new_metadata),
+        "tags": _to_pairs(new_tags),
     }
 
 
-def _end(stored: Mapping[str, Any]) -> int | None:
-    """When a stored trace has ended, in milliseconds since 1970; None if it does not say."""
-    moment, duration = _MOMENT.fullmatch(str(stored.get("request_time"))), str(stored.get("execution_duration"))
-    if moment is None:
+def _parse_end(record: Mapping[str, Any]) -> int | None:
+    """When a stored trace has ended, in milliseconds since 1970; None if the record does not say."""
+    start, duration = _TIMESTAMP.fullmatch(str(record.get("request_time"))), str(record.get("execution_duration"))
+    if start is None:
         return None
     try:
-        seconds = calendar.timegm(time.strptime(moment[1], "%Y-%m-%dT%H:%M:%S"))
-        return int((seconds + Decimal(moment[2] or 0) + Decimal(duration.removesuffix("s"))) * 1000)
+        epoch_seconds = calendar.timegm(time.strptime(start[1], "%Y-%m-%dT%H:%M:%S"))
+        return int((epoch_seconds + Decimal(start[2] or 0) + Decimal(duration.removesuffix("s"))) * 1000)
     except (ValueError, InvalidOperation):
         return None
 
 
-def _pairs(found: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"key": key, "value": value} for key, value in found.items()]
+def _to_pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in values.items()]
 
 
-def _object(found: Any) -> Mapping[str, Any]:
-    return found if isinstance(found, dict) else {}
+def _to_object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def _unquoted(text: str) -> str:
-    """A text out of JSON's quotes."""
+def _unquote(text: str) -> str:
+    """The string in a JSON text that is one; other texts unchanged."""
     if len(text) > 1 and text.startswith('"') and text.endswith('"'):
         try:
-            found = json.loads(text)
+            value = json.loads(text)
         except ValueError:
             return text
-        return found if isinstance(found, str) and found else text
+        return value if isinstance(value, str) and value else text
     return text
 
 
-def _text(value: AnyValue) -> str:
+def _to_text(value: AnyValue) -> str:
     kind = value.WhichOneof("value")
     return value.string_value if kind == "string_value" else "" if kind is None else str(getattr(value, kind))
 
 
-def _prompts(text: str) -> tuple[tuple[str, str], ...]:
-    """Names and versions in the tag that has them; MLflow's registry counts versions, and answers 500 to another."""
+def _parse_prompts(text: str) -> tuple[tuple[str, str], ...]:
+    """Names and versions of prompts; MLflow's registry answers 500 to a version that is not a positive number."""
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except ValueError:
         return ()
-    listed = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-    pairs = ((each.get("name"), str(each.get("version"))) for each in listed)
-    kept = ((name, each) for name, each in pairs if isinstance(name, str) and name and _COUNTED.fullmatch(each))
-    return tuple(dict.fromkeys(itertools.islice(kept, _MOST)))
+    items = [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
+    pairs = ((item.get("name"), str(item.get("version"))) for item in items)
+    prompts = (
+        (name, version)
+        for name, version in pairs
+        if isinstance(name, str) and name and _PROMPT_VERSION.fullmatch(version)
+    )
+    return tuple(dict.fromkeys(itertools.islice(prompts, _MAX_COUNT)))
 
 
-def _flat(text: str) -> dict[str, str]:
-    """OpenInference's metadata, a JSON object, as MLflow's: texts by name."""
+def _parse_metadata(text: str) -> dict[str, str]:
+    """OpenInference's metadata, a JSON object, as MLflow's: strings by name. Names of MLflow's own are left out."""
     try:
-        found = _object(json.loads(text))
+        content = _to_object(json.loads(text))
     except ValueError:
         return {}
-    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
-    # Names of MLflow's own are nobody else's.
-    return {key: value for key, value in values.items() if not key.startswith("mlflow.")}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in content.items()
+        if not key.startswith("mlflow.")
+    }
 
 
-def _fitting(found: Mapping[str, str]) -> dict[str, str]:
-    kept = ((key, value) for key, value in found.items() if key and value and len(key) <= _LONGEST_KEY)
-    return {key: value[:_LONGEST_VALUE] for key, value in _first(kept)}
+def _truncate(values: Mapping[str, str]) -> dict[str, str]:
+    valid = ((key, value) for key, value in values.items() if key and value and len(key) <= _MAX_KEY_LENGTH)
+    return {key: value[:_MAX_VALUE_LENGTH] for key, value in itertools.islice(valid, _MAX_COUNT)}
 
 
-def _first(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [pair for pair, _ in zip(pairs, range(_MOST), strict=False)]
-
-
-def _program() -> str:
-    """What runs here, as MLflow's SDK names it, but without the folder, which may hold a person's name."""
+def _program_name() -> str:
+    """The program's name as in MLflow's SDK, but without the directory, which may contain a person's name."""
     path = PurePath(sys.argv[0] if sys.argv else "")
     name = path.parent.name if path.name == "__main__.py" else path.name
     return name if name and name != "-c" else "<console>"

@@ -1,6 +1,6 @@
-"""Tells MLflow of delivered traces what OTLP has no place for: one call a trace, some seconds after its root.
+"""Updates of trace metadata in MLflow: one request per delivered trace, some seconds after its root was delivered.
 
-Servers before 3.14 take names, tags, sessions and users of traces this way only; newer ones the source and metadata.
+Servers before 3.14 get names, tags, sessions and users of traces only in this way; newer ones source and metadata.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.background import Task
-from mlflow_otlp_exporter._internal.mlflow_api.rest_client import RestResult, request_json
+from mlflow_otlp_exporter._internal.mlflow_api.rest_request import RestResult, request_json
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
 from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import (
-    CARRIED,
+    READS_METADATA_SINCE,
     TraceMetadata,
     diff_metadata,
     prompt_links,
@@ -33,265 +33,256 @@ from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.messages import Transport
 
-# Traces whose records are read at a time, and are then told one after the other.
-_AT_ONCE = 20
-_MOST = 10_000
-# A Collector in between may keep spans for a while.
-_LONGEST_ABSENCE = 60.0
-_PAUSE = 2.0
-# How often a trace is told that is answered 500.
-_MOST_ERRORS = 4
-# After a refusal nothing is asked for so long: what is forbidden now may be allowed later.
-_FORBIDDEN_SECONDS = 600.0
-_SEARCH = "/api/3.0/mlflow/traces/search"
-_LINK = "/api/2.0/mlflow/traces/link-prompts"
-_LACKING = "names, tags, sessions and users of traces are lacking in MLflow"
+# Traces whose records are read with one search.
+_BATCH_SIZE = 20
+_MAX_PENDING = 10_000
+# A Collector in between may hold spans for a while.
+_MAX_ABSENT_SECONDS = 60.0
+_ABSENT_DELAY_SECONDS = 2.0
+# Attempts for a trace whose update is answered with 500.
+_MAX_SERVER_ERRORS = 4
+# Pause after a rejection; the permission may be granted later.
+_REJECTED_PAUSE_SECONDS = 600.0
+_SEARCH_PATH = "/api/3.0/mlflow/traces/search"
+_LINK_PATH = "/api/2.0/mlflow/traces/link-prompts"
 
 
 @dataclass
-class _Pending:
-    told: TraceMetadata
+class _PendingUpdate:
+    metadata: TraceMetadata
     since: float
-    errors: int = 0
+    server_error_count: int = 0
 
 
 class TraceUpdater:
-    """What is still to be told, by destination.
-
-    Args:
-        api: MLflow's REST side.
-        experiment: The id of a destination's experiment, within some seconds; or why there is none.
-        stored: Tells the server's version.
-        report: Where traces are counted.
-        everything: True to tell servers of any version, and the source and the metadata, too; else older ones only.
-        clock: Monotonic seconds.
-    """
+    """Pending updates by destination; `everything` updates servers of any version, with source and metadata, too."""
 
     def __init__(
         self,
         api: Transport,
-        experiment: Callable[[Destination, float], str | ExportOutcome | None],
-        stored: ServerInfo,
+        resolve_experiment: Callable[[Destination, float], str | ExportOutcome | None],
+        server: ServerInfo,
         report: ProblemLog,
         *,
         everything: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._api, self._experiment, self._stored, self._report = api, experiment, stored, report
+        self._api, self._resolve_experiment, self._server, self._report = api, resolve_experiment, server, report
         self._everything, self._clock = everything, clock
-        self._off = False
+        self._is_off = False
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Also in a forked child: what the parent has sent, the parent follows up."""
+        # The parent process updates the traces that it has sent.
         self._lock = threading.Lock()
-        self._pending: dict[Destination, dict[int, _Pending]] = {}
-        self._forbidden_until: dict[str | None, float] = {}
+        self._pending: dict[Destination, dict[int, _PendingUpdate]] = {}
+        self._rejected_until: dict[str | None, float] = {}
 
-    def delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> UpdateTask | None:
-        """Takes note of spans that have arrived.
-
-        Returns:
-            What is to be done in some seconds; None if there is nothing to do, or it is to be done already.
-        """
-        if self._off or self._clock() < self._forbidden_until.get(destination.workspace, 0.0):
+    def add_delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> UpdateTask | None:
+        """Add the traces whose roots were delivered; a task if the destination has none yet."""
+        if self._is_off or self._clock() < self._rejected_until.get(destination.workspace, 0.0):
             return None
-        run, now = destination.run_id, self._clock()
-        told = [read_root(span, run_id=run, everything=self._everything) for span in spans if span.is_root]
-        found = {each.trace_id: _Pending(each, now) for each in told if each.tags or each.metadata}
-        if not found:
+        run_id, now = destination.run_id, self._clock()
+        roots = [read_root(span, run_id=run_id, everything=self._everything) for span in spans if span.is_root]
+        updates = {root.trace_id: _PendingUpdate(root, now) for root in roots if root.tags or root.metadata}
+        if not updates:
             return None
         with self._lock:
-            waiting = self._pending.get(destination)
-            if waiting is not None:
-                waiting.update(found)
+            pending = self._pending.get(destination)
+            if pending is not None:
+                pending.update(updates)
             else:
-                self._pending[destination] = found
-            too_many = sum(map(len, self._pending.values())) - _MOST
-            if too_many > 0:
-                oldest = self._pending[destination]
-                for trace_id in list(oldest)[:too_many]:
-                    del oldest[trace_id]
-        if too_many > 0:
-            self._lost(too_many, "the server takes them more slowly than they come")
-        return UpdateTask(self, destination) if waiting is None else None
+                self._pending[destination] = updates
+            excess = sum(map(len, self._pending.values())) - _MAX_PENDING
+            if excess > 0:
+                own_updates = self._pending[destination]
+                for trace_id in list(own_updates)[:excess]:
+                    del own_updates[trace_id]
+        if excess > 0:
+            self._drop(excess, "traces arrive faster than the server accepts updates")
+        return UpdateTask(self, destination) if pending is None else None
 
-    def step(self, turn: UpdateTask, seconds: float) -> SendResult[Task]:
-        """Reads what MLflow has of some traces, and tells it what is lacking."""
+    def update_batch(self, task: UpdateTask, timeout_seconds: float) -> SendResult[Task]:
+        """Read MLflow's records of some traces, and send what the records lack."""
+        destination = task.destination
         try:
-            version = self._stored.version(seconds)
+            version = self._server.version(timeout_seconds)
         except ServerUnavailableError as error:
-            return self._later(turn, error.outcome)
-        if not self._everything and (version is None or version >= CARRIED):
-            # Who does not tell its version may do so later: until then traces are left as they are.
-            self._off = version is not None
-            self._take(turn.destination)
+            return self._reschedule(task, error.outcome)
+        if not self._everything and (version is None or version >= READS_METADATA_SINCE):
+            # A server that does not tell its version may do so later; until then its traces stay unchanged.
+            self._is_off = version is not None
+            self._discard(destination)
             return SendResult()
-        experiment = self._experiment(turn.destination, seconds)
+        experiment = self._resolve_experiment(destination, timeout_seconds)
         if isinstance(experiment, ExportOutcome):
-            return self._later(turn, experiment)
+            return self._reschedule(task, experiment)
         if experiment is None:
-            self._lost(self._take(turn.destination), "no MLflow server answers beside the OTLP endpoint")
+            self._drop(self._discard(destination), "no MLflow server answers next to the OTLP endpoint")
             return SendResult()
         with self._lock:
-            batch = list(self._pending.get(turn.destination, {}).values())[:_AT_ONCE]
-        reply = self._search(experiment, [each.told for each in batch], turn.destination, seconds)
-        if not reply.fine:
-            return self._failed(turn, reply.outcome)
-        records = {str(each.get("trace_id")): each for each in _objects(reply.content.get("traces"))}
-        present = [(each, records[each.told.name]) for each in batch if each.told.name in records]
-        if (outcome := self._tell_all(present, version, turn.destination, seconds)) is not None:
-            return self._failed(turn, outcome)
+            batch = list(self._pending.get(destination, {}).values())[:_BATCH_SIZE]
+        result = self._search(experiment, [update.metadata for update in batch], destination, timeout_seconds)
+        if not result.is_ok:
+            return self._on_failure(task, result.outcome)
+        records = {str(record.get("trace_id")): record for record in _objects_in(result.content.get("traces"))}
+        present = [
+            (update, records[update.metadata.mlflow_id]) for update in batch if update.metadata.mlflow_id in records
+        ]
+        if (outcome := self._update_all(present, version, destination, timeout_seconds)) is not None:
+            return self._on_failure(task, outcome)
         if present:
-            turn.failures = 0
-        return self._rest(turn, [each for each in batch if each.told.name not in records])
+            task.failures = 0
+        return self._remaining(task, [update for update in batch if update.metadata.mlflow_id not in records])
 
-    def _tell_all(
+    def _update_all(
         self,
-        present: Iterable[tuple[_Pending, Mapping[str, Any]]],
+        present: Iterable[tuple[_PendingUpdate, Mapping[str, Any]]],
         version: Version | None,
         destination: Destination,
-        seconds: float,
+        timeout_seconds: float,
     ) -> ExportOutcome | None:
-        """Tells what is lacking of each; returns what stands in the way of the rest."""
-        for each, record in present:
-            outcome = self._tell(each.told, record, version, destination, seconds)
+        """Update traces; return the failure that stops the others."""
+        for update, record in present:
+            outcome = self._update(update.metadata, record, version, destination, timeout_seconds)
             if outcome is not None:
-                if not self._is_over(each, outcome):
+                if not self._is_permanent(update, outcome):
                     return outcome
-                self._lost(1, outcome.message)
-            self._done(destination, each)
+                self._drop(1, outcome.message)
+            self._remove(destination, update)
         return None
 
     def _search(
-        self, experiment: str, told: Sequence[TraceMetadata], destination: Destination, seconds: float
+        self, experiment: str, traces: Sequence[TraceMetadata], destination: Destination, timeout_seconds: float
     ) -> RestResult:
         location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
-        wanted = ", ".join(f"'{each.name}'" for each in told)
-        body = {"locations": [location], "filter": f"trace.request_id IN ({wanted})", "max_results": len(told)}
-        return request_json(self._api, "POST", _SEARCH, body, workspace=destination.workspace, seconds=seconds)
+        ids = ", ".join(f"'{metadata.mlflow_id}'" for metadata in traces)
+        body = {"locations": [location], "filter": f"trace.request_id IN ({ids})", "max_results": len(traces)}
+        return self._request("POST", _SEARCH_PATH, body, destination, timeout_seconds)
 
-    def _tell(
+    def _update(
         self,
-        told: TraceMetadata,
+        metadata: TraceMetadata,
         record: Mapping[str, Any],
         version: Version | None,
         destination: Destination,
-        seconds: float,
+        timeout_seconds: float,
     ) -> ExportOutcome | None:
-        """Tells what is lacking of one trace; returns what stands in the way."""
-        body = diff_metadata(told, record, version)
+        """Send what a trace's record lacks; return the failure."""
+        body = diff_metadata(metadata, record, version)
         if body is not None:
-            path = f"/api/2.0/mlflow/traces/{told.name}"
-            reply = request_json(self._api, "PATCH", path, body, workspace=destination.workspace, seconds=seconds)
-            if not reply.fine:
-                return None if reply.outcome.status == 404 else reply.outcome  # deleted in the meantime
+            path = f"/api/2.0/mlflow/traces/{metadata.mlflow_id}"
+            result = self._request("PATCH", path, body, destination, timeout_seconds)
+            if not result.is_ok:
+                return None if result.outcome.status == 404 else result.outcome  # 404: deleted in the meantime
             self._report.count(metadata_updates=1)
-        return self._link(told, version, destination, seconds)
+        return self._link_prompts(metadata, version, destination, timeout_seconds)
 
-    def _link(
-        self, told: TraceMetadata, version: Version | None, destination: Destination, seconds: float
+    def _link_prompts(
+        self, metadata: TraceMetadata, version: Version | None, destination: Destination, timeout_seconds: float
     ) -> ExportOutcome | None:
-        """Links a trace to its prompts; returns what stands in the way now, and says what always will."""
-        body = prompt_links(told, version)
+        """Link a trace to its prompts; return a temporary failure, and log a permanent one."""
+        body = prompt_links(metadata, version)
         if body is None:
             return None
-        reply = request_json(self._api, "POST", _LINK, body, workspace=destination.workspace, seconds=seconds)
-        if reply.fine or reply.outcome.status == 404:  # deleted in the meantime
+        result = self._request("POST", _LINK_PATH, body, destination, timeout_seconds)
+        if result.is_ok or result.outcome.status == 404:  # deleted in the meantime
             return None
-        if reply.outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
-            return reply.outcome
-        said = f"traces are not linked to their prompts: {reply.outcome.message}"
-        self._report.once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, said))
+        if result.outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
+            return result.outcome
+        message = f"traces are not linked to their prompts: {result.outcome.message}"
+        self._report.once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, message))
         return None
 
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any], destination: Destination, timeout_seconds: float
+    ) -> RestResult:
+        return request_json(
+            self._api, method, path, body, workspace=destination.workspace, timeout_seconds=timeout_seconds
+        )
+
     @staticmethod
-    def _is_over(each: _Pending, outcome: ExportOutcome) -> bool:
-        """Whether a trace itself is what the server does not take, so that others must not wait for it."""
-        each.errors += outcome.status == 500  # any other error is the server's own
-        return outcome.verdict is Disposition.REFUSED or each.errors >= _MOST_ERRORS
+    def _is_permanent(update: _PendingUpdate, outcome: ExportOutcome) -> bool:
+        """Whether the server rejects this trace, so that others must not wait for it."""
+        update.server_error_count += outcome.status == 500  # other errors concern the whole server
+        return outcome.verdict is Disposition.REFUSED or update.server_error_count >= _MAX_SERVER_ERRORS
 
-    def _done(self, destination: Destination, each: _Pending) -> None:
+    def _remove(self, destination: Destination, update: _PendingUpdate) -> None:
         with self._lock:
-            waiting = self._pending.get(destination, {})
-            if waiting.get(each.told.trace_id) is each:
-                del waiting[each.told.trace_id]
+            pending = self._pending.get(destination, {})
+            if pending.get(update.metadata.trace_id) is update:
+                del pending[update.metadata.trace_id]
 
-    def _rest(self, turn: UpdateTask, absent: Sequence[_Pending]) -> SendResult[Task]:
-        """What comes after a batch: the next one; those that MLflow does not have yet come last."""
+    def _remaining(self, task: UpdateTask, absent: Sequence[_PendingUpdate]) -> SendResult[Task]:
+        """Continue with the next batch; traces that MLflow does not have yet go last."""
         now = self._clock()
-        for each in absent:
-            self._done(turn.destination, each)
-        late = [each for each in absent if now - each.since > _LONGEST_ABSENCE]
-        if late:
-            self._lost(len(late), "MLflow does not have these traces, or not in the experiment that they were sent to")
+        for update in absent:
+            self._remove(task.destination, update)
+        expired = [update for update in absent if now - update.since > _MAX_ABSENT_SECONDS]
+        if expired:
+            reason = "MLflow does not have these traces, or not in the experiment that they were sent to"
+            self._drop(len(expired), reason)
         with self._lock:
-            waiting = self._pending.get(turn.destination, {})
-            more = bool(waiting)
-            for each in absent:
-                if now - each.since <= _LONGEST_ABSENCE:
-                    waiting.setdefault(each.told.trace_id, each)
-            if not waiting:
-                self._pending.pop(turn.destination, None)
+            pending = self._pending.get(task.destination, {})
+            has_others = bool(pending)
+            for update in absent:
+                if now - update.since <= _MAX_ABSENT_SECONDS:
+                    pending.setdefault(update.metadata.trace_id, update)
+            if not pending:
+                self._pending.pop(task.destination, None)
                 return SendResult()
-        if not more:
-            turn.failures += 1  # nothing but absent ones: no flush waits for long, and the end not at all
-        return SendResult((turn,), retry_after=0.0 if more else _PAUSE, requeue_last=True)
+        if not has_others:
+            # Only absent traces remain: no flush waits for long, and shutdown not at all.
+            task.failures += 1
+        delay = 0.0 if has_others else _ABSENT_DELAY_SECONDS
+        return SendResult((task,), retry_after=delay, requeue_last=True)
 
-    def _failed(self, turn: UpdateTask, outcome: ExportOutcome) -> SendResult[Task]:
+    def _on_failure(self, task: UpdateTask, outcome: ExportOutcome) -> SendResult[Task]:
         if outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
-            return self._later(turn, outcome)
-        lost = self._take(turn.destination)
-        self._forbidden_until[turn.destination.workspace] = self._clock() + _FORBIDDEN_SECONDS
-        self._lost(lost, f"{outcome.message}; spans are not affected. MLFLOW_OTLP_TRACE_INFO=false does without")
+            return self._reschedule(task, outcome)
+        count = self._discard(task.destination)
+        self._rejected_until[task.destination.workspace] = self._clock() + _REJECTED_PAUSE_SECONDS
+        advice = "spans are not affected. Set MLFLOW_OTLP_TRACE_INFO=false to switch these updates off"
+        self._drop(count, f"{outcome.message}; {advice}")
         return SendResult()
 
-    def _later(self, turn: UpdateTask, outcome: ExportOutcome) -> SendResult[Task]:
-        wait = max(compute_backoff(turn.failures, 0.5), outcome.retry_after or 0.0)
-        turn.failures += 1
-        return SendResult((turn,), retry_after=wait, requeue_last=True)
+    def _reschedule(self, task: UpdateTask, outcome: ExportOutcome) -> SendResult[Task]:
+        delay = max(compute_backoff(task.failures, 0.5), outcome.retry_after or 0.0)
+        task.failures += 1
+        return SendResult((task,), retry_after=delay, requeue_last=True)
 
-    def _take(self, destination: Destination) -> int:
+    def _discard(self, destination: Destination) -> int:
         with self._lock:
             return len(self._pending.pop(destination, ()))
 
-    def _lost(self, count: int, why: str) -> None:
+    def _drop(self, count: int, reason: str) -> None:
         self._report.count(metadata_updates_dropped=count)
-        self._report.once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, f"{_LACKING}: {why}"))
+        message = f"names, tags, sessions and users of traces are missing in MLflow: {reason}"
+        self._report.once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, message))
 
     def give_up(self, destination: Destination) -> None:
-        """Ends what is left for a destination undone."""
-        if count := self._take(destination):
-            self._lost(count, "they could not be told before the end")
+        """Drop the pending updates of a destination."""
+        if count := self._discard(destination):
+            self._drop(count, "the updates could not be sent before shutdown")
 
 
 @dataclass(eq=False)
 class UpdateTask:
-    """The traces of a destination that are to be followed up, some at a time.
+    """The pending updates of a destination, some at a time."""
 
-    Attributes:
-        owner: Has the traces.
-        destination: Where they went.
-        not_before: When its turn is.
-        failures: How often in a row that was in vain.
-        ticket: Counts it.
-    """
-
-    owner: TraceUpdater
+    updater: TraceUpdater
     destination: Destination
     not_before: float = 0.0
-    failures: int = 0
+    failures: int = 0  # consecutive
     ticket: Ticket | None = None
 
-    def run(self, seconds: float) -> SendResult[Task]:
-        """Reads and tells some."""
-        return self.owner.step(self, seconds)
+    def run(self, timeout_seconds: float) -> SendResult[Task]:
+        return self.updater.update_batch(self, timeout_seconds)
 
     def give_up(self) -> None:
-        """Ends undone."""
-        self.owner.give_up(self.destination)
+        self.updater.give_up(self.destination)
 
 
-def _objects(found: Any) -> Iterable[Mapping[str, Any]]:
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+def _objects_in(value: Any) -> Iterable[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -79,15 +79,15 @@ class NamespaceWorkspace:
             return None
         if exists:
             message = (
-                f"no workspace was given: traces go to {self._namespace!r}, which is the pod's namespace. "
-                "Give workspace= or MLFLOW_WORKSPACE to choose"
+                f"no workspace is configured: traces go to workspace {self._namespace!r}, the pod's namespace. "
+                "Set workspace= or MLFLOW_WORKSPACE to choose another"
             )
             self._report.once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, message))
             self._valid_until = float("inf")
             return self._namespace
         message = (
-            f"no workspace was given, and the pod's namespace {self._namespace!r} is none "
-            f"({response.status}: {server_message(response)}). Give workspace= or MLFLOW_WORKSPACE"
+            f"no workspace is configured, and the pod's namespace {self._namespace!r} is not a workspace "
+            f"({response.status}: {server_message(response)}). Set workspace= or MLFLOW_WORKSPACE"
         )
         self._report.once(logging.WARNING, add_code(MessageCode.WORKSPACE_NOT_FOUND, message))
         self._valid_until = self._clock() + _RECHECK_SECONDS
@@ -99,7 +99,7 @@ class NamespaceWorkspace:
             # The request of the caller was not sent, so it cannot have arrived.
             raise _Unavailable(TransportError(response.message, is_credential_error=response.is_credential_error))
         if response.status >= 500 or response.status == 429:
-            message = f"it cannot be told whether there are workspaces: {classify_response(response).message}"
+            message = f"cannot determine whether the server has workspaces: {classify_response(response).message}"
             raise _Unavailable(TransportError(message))
         return response
 

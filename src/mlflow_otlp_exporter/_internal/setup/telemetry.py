@@ -211,11 +211,11 @@ class Telemetry:
         self, kind: str, trace_id: int | str | None, name: str, value: Any, *, workspace: str | None, **more: Any
     ) -> str | None:
         # Here, as few apps do so, and importing this library must stay cheap.
-        from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, trace_name
+        from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, mlflow_trace_id
 
         current = trace.get_current_span().get_span_context()
         given = trace_id if trace_id is not None else current.trace_id or _NO_TRACE
-        found = trace_name(given)
+        found = mlflow_trace_id(given)
         if workspace is None:
             workspace = self.exporter.workspace_of(int(found[3:], 16), self.tracer_provider.resource.attributes)
         try:

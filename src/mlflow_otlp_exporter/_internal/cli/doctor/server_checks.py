@@ -261,7 +261,7 @@ class _Examination:
         if self._destination.experiment_id:
             yield self._by_id(self._destination.experiment_id)
             return
-        found = self._reach.experiments.id_of(self._destination, SECONDS)
+        found = self._reach.experiments.resolve(self._destination, SECONDS)
         said = "; ".join(self._notes.said)
         if isinstance(found, ExportOutcome):
             name = self._destination.experiment or self._destination.service_name or "Default"

@@ -1,0 +1,106 @@
+"""MLflow's REST API as the pipeline uses it besides spans: trace metadata, assessments and attachments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import (
+    AssessmentFiles,
+    AssessmentSender,
+    AssessmentTask,
+)
+from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
+from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks
+from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
+from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
+from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
+from mlflow_otlp_exporter._internal.transport.messages import Transport
+
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
+
+# Delay of metadata updates after a trace's root was delivered: one search serves many traces, and spans go first.
+_UPDATE_DELAY_SECONDS = 2.0
+# Delay of feedback, which may be given on a trace that is still in progress.
+_FEEDBACK_DELAY_SECONDS = 1.0
+_MAX_TASKS = 10_000
+
+
+class MlflowRestClient:
+    """Sends trace metadata updates and assessments in the background; `files=None` keeps assessments in memory."""
+
+    def __init__(
+        self,
+        api: Transport,
+        settings: Settings,
+        experiments: ExperimentResolver,
+        server: ServerInfo,
+        report: ProblemLog,
+        files: AssessmentFiles | None = None,
+    ) -> None:
+        self._tasks = BackgroundTasks(settings.timeout)
+        self._experiments = experiments
+        self._header_experiment_id = settings.traces.headers.get(EXPERIMENT_HEADER)
+        self._files, self._has_loaded_files = files, files is None
+        self._assessments = AssessmentSender(api, report, files)
+        self.uploader: AttachmentUploader | None = None  # None if attachments are off
+        if settings.uploads:
+            # Imported here, because few applications need it.
+            from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import create_uploader
+
+            self.uploader = create_uploader(settings, api, self.resolve_experiment, server, report)
+        self._updater: TraceUpdater | None = None
+        trace_info = settings.enrichment.trace_info
+        # A REST API that is only guessed, behind a Collector's address, is used only if the user asks for it.
+        if trace_info or (trace_info is None and settings.api_certain):
+            self._updater = TraceUpdater(api, self.resolve_experiment, server, report, everything=bool(trace_info))
+
+    def resolve_experiment(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
+        """The id of a destination's experiment; see `ExperimentResolver.resolve`."""
+        return self._header_experiment_id or self._experiments.resolve(destination, timeout_seconds)
+
+    def on_delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> None:
+        """Schedule the metadata updates of delivered spans; never raises."""
+        try:
+            self._load_pending_assessments()
+            task = self._updater.add_delivered(destination, spans) if self._updater is not None else None
+        except Exception:  # noqa: BLE001 - a failed update must never affect the spans
+            message = "internal error: trace metadata is not updated; please report this"
+            logger.exception(add_code(MessageCode.INTERNAL_ERROR, message))
+            return
+        if task is not None:
+            self._tasks.enqueue(("traces", destination), task, delay_seconds=_UPDATE_DELAY_SECONDS)
+
+    def send_assessment(self, assessment: Assessment) -> None:
+        """Send an assessment in the background."""
+        self._load_pending_assessments()
+        if self._tasks.count >= _MAX_TASKS:
+            self._assessments.give_up(AssessmentTask(self._assessments, assessment))
+            return
+        self._enqueue_assessment(assessment)
+
+    def _load_pending_assessments(self) -> None:
+        """Load once what another run has stored; not at start, because an application may fork before its first use."""
+        if not self._has_loaded_files and self._files is not None:
+            self._has_loaded_files = True
+            for assessment in self._files.read():
+                self._enqueue_assessment(assessment, is_stored=True)
+
+    def _enqueue_assessment(self, assessment: Assessment, *, is_stored: bool = False) -> None:
+        task = AssessmentTask(self._assessments, assessment, is_stored=is_stored)
+        self._tasks.enqueue(("feedback", assessment.id), task, delay_seconds=_FEEDBACK_DELAY_SECONDS)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for the queued tasks; see `BackgroundTasks.wait`."""
+        return self._tasks.wait(timeout_seconds)
+
+    def close(self, timeout_seconds: float) -> None:
+        """Finish tasks within the time, and give up the remaining ones."""
+        self._tasks.close(timeout_seconds)

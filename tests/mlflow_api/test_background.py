@@ -1,0 +1,95 @@
+"""Background tasks: delays, flushes and shutdown."""
+
+import threading
+
+from mlflow_otlp_exporter._internal.common.in_flight import Ticket
+from mlflow_otlp_exporter._internal.common.work_queue import SendResult
+from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks, Task
+from support.traces import until
+
+
+class FakeTask:
+    """A task that fails as long as `fails` is set."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.not_before, self.failures = 0.0, 0
+        self.ticket: Ticket | None = None
+        self.delay_seconds = 0.01
+        self.fails, self.has_given_up, self.has_run = fails, False, threading.Event()
+
+    def run(self, timeout_seconds: float) -> SendResult[Task]:
+        assert timeout_seconds > 0
+        self.has_run.set()
+        if self.fails:
+            self.failures += 1
+            return SendResult((self,), retry_after=self.delay_seconds if self.failures > 1 else 0.01, requeue_last=True)
+        return SendResult()
+
+    def give_up(self) -> None:
+        self.has_given_up = True
+
+
+def test_wait_with_delayed_task_cancels_delay() -> None:
+    tasks, task = BackgroundTasks(1.0), FakeTask()
+    tasks.enqueue("a", task, delay_seconds=60.0)
+    assert not tasks.wait(0.0)
+    assert not task.has_run.is_set()
+    assert tasks.wait(30.0)
+    assert task.has_run.is_set()
+    tasks.close(1.0)
+
+
+def test_begin_flush_during_failing_step_shortens_next_delay() -> None:
+    """Without the flush, the delay is a minute."""
+    tasks, task = BackgroundTasks(60.0), FakeTask(fails=True)
+    task.failures, task.delay_seconds = 1, 60.0
+    has_begun, is_flushing = threading.Event(), threading.Event()
+    run = task.run
+
+    def run_after_flush_began(timeout_seconds: float) -> SendResult[Task]:
+        if not has_begun.is_set():
+            has_begun.set()
+            assert is_flushing.wait(30.0)
+            return run(timeout_seconds)
+        task.fails = False
+        return run(timeout_seconds)
+
+    task.run = run_after_flush_began  # type: ignore[method-assign]
+    tasks.enqueue("a", task)
+    assert has_begun.wait(30.0)
+    tasks.begin_flush(60.0)
+    is_flushing.set()
+    assert tasks._in_flight.wait(30.0)
+    assert task.failures == 2
+    tasks.close(1.0)
+
+
+def test_wait_with_repeatedly_failing_task_returns() -> None:
+    tasks, task = BackgroundTasks(1.0), FakeTask(fails=True)
+    tasks.enqueue("a", task)
+    assert not tasks.wait(30.0)
+    task.fails = False
+    until(lambda: tasks.wait(0.0))
+    tasks.close(1.0)
+    assert not task.has_given_up
+
+
+def test_wait_again_after_failures_waits_for_another_attempt() -> None:
+    """A task that failed because its trace was in progress succeeds when the trace has been sent."""
+    tasks, task = BackgroundTasks(1.0), FakeTask(fails=True)
+    task.delay_seconds = 60.0
+    tasks.enqueue("a", task)
+    assert not tasks.wait(30.0)
+    assert task.failures >= 2
+    task.fails = False
+    assert tasks.wait(30.0)
+    tasks.close(1.0)
+
+
+def test_close_with_delayed_tasks_runs_them_and_gives_up_failing_ones() -> None:
+    tasks, bad, good = BackgroundTasks(1.0), FakeTask(fails=True), FakeTask()
+    tasks.enqueue("a", bad, delay_seconds=60.0)
+    tasks.enqueue("b", good, delay_seconds=60.0)
+    tasks.close(30.0)
+    assert (bad.has_given_up, good.has_given_up) == (True, False)
+    assert good.has_run.is_set()
