@@ -590,7 +590,7 @@ def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFi
     story.send(spans, until=120)
     assert len(story.server.names) == 1
     assert story.server.asked > 1
-    assert "spans wait in memory: 200 with something else (a login page?) instead of what is stored" in caplog.text
+    assert "spans wait in memory: 200 with an unexpected body (a login page?) instead of stored traces" in caplog.text
     story.server.may_ask = None
     story.send([], until=180)
     assert len(story.server.names) == 1
