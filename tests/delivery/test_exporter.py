@@ -325,4 +325,4 @@ def test_info_is_logged_when_a_created_experiment_is_used(
     scripted_server.answer_with(GET_BY_NAME, answer)
     with exporter(tracking_uri=scripted_server.url) as made:
         made.export(finished("a"))
-    assert "traces go to experiment 'bot' (id 3), named like service.name" in caplog.text
+    assert "traces go to experiment 'bot' (id 3), named after service.name" in caplog.text

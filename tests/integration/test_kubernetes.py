@@ -324,7 +324,7 @@ def test_namespace_that_is_no_workspace_is_told(
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes")
     exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, experiment="any", timeout=10)
     assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
-    assert "the pod's namespace 'plain' is none (404: Workspace 'plain' not found" in caplog.text
+    assert "the pod's namespace 'plain' is not a workspace (404: Workspace 'plain' not found" in caplog.text
     assert "400: Workspace context is required for this request." in caplog.text
     exporter.shutdown(500)
 
