@@ -193,7 +193,7 @@ def test_members_of_a_class_are_pinned(name: str) -> None:
 def documented_objects() -> Iterator[tuple[str, Any]]:
     for name, item in public_objects().items():
         yield name, item
-        for member_name in public_members(item) if isinstance(item, type) else ():
+        for member_name in sorted(public_members(item)) if isinstance(item, type) else ():
             member = inspect.getattr_static(item, member_name, None)
             is_inherited = any(hasattr(base, member_name) for base in item.__mro__[1:])
             if isinstance(member, property) or (inspect.isfunction(member) and not is_inherited):
