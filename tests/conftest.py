@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from opentelemetry.util._once import Once
 
-from mlflow_otlp_exporter._internal.tracing.tracers import use_provider
+from mlflow_otlp_exporter._internal.tracing.traced import use_provider
 from support.markers import Watch, watching
 from support.mlflow_server import MLflowServer
 from support.needs import NEEDS

@@ -434,17 +434,17 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.CONTENT_NOT_RECORDED: Entry(
         (
-            "the inputs of ... are not kept: ...",
-            "the outputs of ... are not kept: ...",
-            "set_documents() leaves out what it was given: ...",
+            "Inputs of ... could not be recorded: ...",
+            "Outputs of ... could not be recorded: ...",
+            "set_documents() ignores its argument: ...",
         ),
     ),
     MessageCode.INVALID_TRACE_CONTEXT: Entry(
         (
-            "trace_context(tags=) is a ...: expected a mapping or names",
-            "trace_context(metadata=) is a ...: expected a mapping",
-            "trace_context(prompt=) has a ...: expected ...",
-            "trace_context(baggage=) has ...: expected some of ...",
+            "trace_context(tags=) is a ... and is ignored: expected a mapping or names",
+            "trace_context(metadata=) is a ... and is ignored: expected a mapping",
+            "trace_context(prompt=) ignores a ...: expected ...",
+            "trace_context(baggage=) ignores ...: expected names among ...",
             "tags ... are left out: ...",
         ),
     ),
@@ -461,13 +461,15 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         "Only `doctor` shows this message.",
     ),
     MessageCode.DESTINATION_TOO_LATE: Entry(
-        ("trace_context() names a destination inside a trace that has begun: its spans go where their root went. ...",),
+        (
+            "trace_context() names a destination inside a running trace; the spans of that trace stay with their root. ...",
+        ),
     ),
     MessageCode.MASK_FAILED: Entry(
         ("a mask failed (...): what it was given is hidden, now and whenever it fails again",),
     ),
     MessageCode.UNKNOWN_KIND: Entry(
-        ("@traced(kind=...) of ...: is ... meant? MLflow knows no such kind; it is taken as it is",),
+        ("@traced(kind=...) of ...: unknown kind, used as it is. Did you mean ...?",),
         "Your own kinds, such as `PLANNER` or `ROUTER`, cause no message. A search for agents does not find spans of "
         "the kind `AGNET`.",
     ),

@@ -22,7 +22,7 @@ from mlflow_otlp_exporter._internal.model.destination import Route
 from mlflow_otlp_exporter._internal.tracing import context as context_module
 from mlflow_otlp_exporter._internal.tracing import routing as routing_module
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
-from mlflow_otlp_exporter._internal.tracing.routing import closed, route_of
+from mlflow_otlp_exporter._internal.tracing.routing import on_root_end, route_of
 
 
 class Stamping(SpanProcessor):
@@ -59,14 +59,14 @@ def route(span: trace.Span) -> Route | None:
     return route_of(span.get_span_context().trace_id)
 
 
-def test_names_are_those_of_openinference() -> None:
+def test_attribute_names_match_openinference() -> None:
     theirs = {
         value
         for owner in (SpanAttributes, DocumentAttributes)
         for name, value in vars(owner).items()
         if not name.startswith("_")
     }
-    theirs |= {each.value for each in OpenInferenceMimeTypeValues} | {"reranker.output_documents"}
+    theirs |= {member.value for member in OpenInferenceMimeTypeValues} | {"reranker.output_documents"}
     ours = {
         value
         for name, value in vars(attribute_names).items()
@@ -76,7 +76,7 @@ def test_names_are_those_of_openinference() -> None:
     assert ours <= theirs
 
 
-def test_every_span_inside_and_none_outside(tracer: Tracer) -> None:
+def test_trace_context_reaches_spans_inside_only(tracer: Tracer) -> None:
     with trace_context(session="s-1", user="ada", metadata={"plan": "pro", "seats": {3}}):
         root = tracer.start_span("root")
         child = tracer.start_span("child", set_span_in_context(root))
@@ -85,19 +85,19 @@ def test_every_span_inside_and_none_outside(tracer: Tracer) -> None:
     assert attributes(tracer.start_span("outside")) == {}
 
 
-def test_inner_wins_and_tags_and_metadata_add_up(tracer: Tracer) -> None:
+def test_nested_context_overrides_values_and_merges_tags_and_metadata(tracer: Tracer) -> None:
     with (
         trace_context(session="s-1", user="ada", tags=["a", "b"], metadata={"x": 1, "y": 1}),
         trace_context(session="s-2", tags=["b", "c"], metadata={"y": 2}),
     ):
-        inner = attributes(tracer.start_span("inner"))
-    assert (inner["session.id"], inner["user.id"]) == ("s-2", "ada")
-    assert inner["tag.tags"] == ("a", "b", "c")
-    assert json.loads(inner["metadata"]) == {"x": 1, "y": 2}
-    assert inner["mlflow.traceTag.c"] == "true"
+        inner_attributes = attributes(tracer.start_span("inner"))
+    assert (inner_attributes["session.id"], inner_attributes["user.id"]) == ("s-2", "ada")
+    assert inner_attributes["tag.tags"] == ("a", "b", "c")
+    assert json.loads(inner_attributes["metadata"]) == {"x": 1, "y": 2}
+    assert inner_attributes["mlflow.traceTag.c"] == "true"
 
 
-def test_tags_with_values_stand_on_the_root_only(tracer: Tracer, caplog: pytest.LogCaptureFixture) -> None:
+def test_tags_with_values_are_set_on_root_only(tracer: Tracer, caplog: pytest.LogCaptureFixture) -> None:
     with trace_context(tags={"release": "2.3.1", "beta": True, "ids": [1, 2], "mlflow.user": "mallory", "": "x"}):
         root = tracer.start_span("root")
         child = tracer.start_span("child", set_span_in_context(root))
@@ -107,10 +107,10 @@ def test_tags_with_values_stand_on_the_root_only(tracer: Tracer, caplog: pytest.
         "mlflow.traceTag.beta": "true",
         "mlflow.traceTag.ids": "[1, 2]",
     }
-    assert "tags 'mlflow.user', '' are left out" in caplog.text
+    assert "trace_context(tags=) ignores tags 'mlflow.user', ''" in caplog.text
 
 
-def test_given_inside_a_running_trace_reaches_its_open_root(tracer: Tracer) -> None:
+def test_context_inside_running_trace_updates_open_root(tracer: Tracer) -> None:
     with tracer.start_as_current_span("root", attributes={"user.id": "of the app"}) as root:
         with trace_context(session="s-1", user="ada", tags={"release": "1"}):
             child = tracer.start_span("child")
@@ -122,7 +122,7 @@ def test_given_inside_a_running_trace_reaches_its_open_root(tracer: Tracer) -> N
     }
 
 
-def test_root_that_has_ended_is_left_alone(tracer: Tracer, caplog: pytest.LogCaptureFixture) -> None:
+def test_context_after_root_ended_changes_nothing(tracer: Tracer, caplog: pytest.LogCaptureFixture) -> None:
     root = tracer.start_span("root")
     root.end()
     with trace.use_span(root), trace_context(tags={"late": "1"}):
@@ -143,14 +143,14 @@ def test_root_that_has_ended_is_left_alone(tracer: Tracer, caplog: pytest.LogCap
         (type("Prompt", (), {"name": "greeting", "version": 3})(), [("greeting", "3")]),
     ],
 )
-def test_prompts(tracer: Tracer, prompt: Any, expected: list[tuple[str, str]]) -> None:
+def test_prompt_argument_links_prompts(tracer: Tracer, prompt: Any, expected: list[tuple[str, str]]) -> None:
     with trace_context(prompt=prompt), trace_context(prompt="greeting/3"):
-        found = attributes(tracer.start_span("root"))["mlflow.traceTag.mlflow.linkedPrompts"]
-    assert json.loads(found) == [{"name": name, "version": version} for name, version in expected]
+        linked_prompts = attributes(tracer.start_span("root"))["mlflow.traceTag.mlflow.linkedPrompts"]
+    assert json.loads(linked_prompts) == [{"name": name, "version": version} for name, version in expected]
 
 
 @pytest.mark.parametrize("odd", [{"prompt": "greeting"}, {"prompt": 5}, {"metadata": 5}, {"tags": 5}, {"baggage": "x"}])
-def test_what_cannot_be_used_is_said_and_does_not_raise(
+def test_unusable_argument_is_logged_and_does_not_raise(
     tracer: Tracer, odd: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with trace_context(session="s-1", **odd):
@@ -158,14 +158,14 @@ def test_what_cannot_be_used_is_said_and_does_not_raise(
     assert f"trace_context({next(iter(odd))}=) " in caplog.text
 
 
-def test_what_the_app_set_itself_wins(tracer: Tracer) -> None:
+def test_attributes_of_application_win(tracer: Tracer) -> None:
     with trace_context(session="s-1", user="ada"):
         span = tracer.start_span("root", attributes={"session.id": "of the app"})
         span.set_attribute("user.id", "of the app")
     assert attributes(span) == {"session.id": "of the app", "user.id": "of the app"}
 
 
-def test_openinferences_own_context_reaches_every_span_and_the_inner_one_wins(tracer: Tracer) -> None:
+def test_openinference_context_managers_nest_with_trace_context(tracer: Tracer) -> None:
     with (
         trace_context(session="s-1", tags=["a"], metadata={"x": 1}),
         using_session("s-2"),
@@ -187,19 +187,19 @@ def test_openinferences_own_context_reaches_every_span_and_the_inner_one_wins(tr
 # Every kind of function
 
 
-def test_decorator_of_a_function_and_its_name_stays(tracer: Tracer) -> None:
+def test_decorated_function_runs_inside_and_keeps_its_name(tracer: Tracer) -> None:
     @trace_context(session="s-1")
     def answer(question: str, *, loud: bool = False) -> tuple[str, trace.Span]:
         """Answers."""
         return question.upper() if loud else question, tracer.start_span("inside")
 
-    said, span = answer("hi", loud=True)
-    assert (said, attributes(span)) == ("HI", {"session.id": "s-1"})
+    text, span = answer("hi", loud=True)
+    assert (text, attributes(span)) == ("HI", {"session.id": "s-1"})
     assert (answer.__name__, answer.__doc__) == ("answer", "Answers.")
     assert attributes(tracer.start_span("outside")) == {}
 
 
-def test_decorator_of_a_coroutine_and_async_with(tracer: Tracer) -> None:
+def test_decorated_coroutine_and_async_with_run_inside(tracer: Tracer) -> None:
     @trace_context(session="s-1")
     async def answer() -> trace.Span:
         await asyncio.sleep(0)
@@ -212,13 +212,13 @@ def test_decorator_of_a_coroutine_and_async_with(tracer: Tracer) -> None:
     assert asyncio.run(main()) == [{"user.id": "ada", "session.id": "s-1"}, {"user.id": "ada"}]
 
 
-def test_decorator_of_a_generator_is_not_current_between_its_steps(tracer: Tracer) -> None:
+def test_decorated_generator_context_is_not_current_between_steps(tracer: Tracer) -> None:
     @trace_context(session="s-1")
     def words() -> Generator[trace.Span, str, str]:
-        said = yield tracer.start_span("first")
+        name = yield tracer.start_span("first")
         try:
             with trace_context(user="ada"):
-                yield tracer.start_span(said)
+                yield tracer.start_span(name)
         except ValueError:
             yield tracer.start_span("thrown")
         return "done"
@@ -234,7 +234,7 @@ def test_decorator_of_a_generator_is_not_current_between_its_steps(tracer: Trace
     assert stop.value.value == "done"
 
 
-def test_decorator_of_an_async_generator(tracer: Tracer) -> None:
+def test_decorated_async_generator_context_is_not_current_between_steps(tracer: Tracer) -> None:
     closed_by: list[str] = []
 
     @trace_context(session="s-1")
@@ -257,7 +257,7 @@ def test_decorator_of_an_async_generator(tracer: Tracer) -> None:
     assert closed_by == ["s-1"]
 
 
-def test_tasks_of_one_instance_do_not_mix(tracer: Tracer) -> None:
+def test_one_context_instance_in_two_tasks_stays_separate(tracer: Tracer) -> None:
     shared = trace_context(session="s-1")
 
     async def agent(number: int) -> dict[str, Any]:
@@ -274,11 +274,11 @@ def test_tasks_of_one_instance_do_not_mix(tracer: Tracer) -> None:
     assert asyncio.run(main()) == [{"user.id": str(number), "session.id": "s-1", "after": {}} for number in range(50)]
 
 
-def test_another_thread_sees_it_if_the_context_is_carried(tracer: Tracer) -> None:
-    found: list[dict[str, Any]] = []
+def test_thread_with_copied_context_sees_values(tracer: Tracer) -> None:
+    attributes_in_thread: list[dict[str, Any]] = []
 
     def work() -> None:
-        found.append(attributes(tracer.start_span("in a thread")))
+        attributes_in_thread.append(attributes(tracer.start_span("in a thread")))
 
     with trace_context(session="s-1"):
         carried = contextvars.copy_context()
@@ -286,10 +286,10 @@ def test_another_thread_sees_it_if_the_context_is_carried(tracer: Tracer) -> Non
         for thread in threads:
             thread.start()
             thread.join()
-    assert found == [{}, {"session.id": "s-1"}]
+    assert attributes_in_thread == [{}, {"session.id": "s-1"}]
 
 
-def test_left_elsewhere_than_entered_does_nothing(tracer: Tracer, caplog: pytest.LogCaptureFixture) -> None:
+def test_exit_in_another_thread_does_nothing(tracer: Tracer, caplog: pytest.LogCaptureFixture) -> None:
     manager = trace_context(session="s-1")
     contextvars.copy_context().run(manager.__enter__)
     with trace_context(user="ada"):
@@ -298,7 +298,7 @@ def test_left_elsewhere_than_entered_does_nothing(tracer: Tracer, caplog: pytest
     assert caplog.text == ""
 
 
-def test_instrumentation_that_replaces_the_context_loses_nothing(tracer: Tracer) -> None:
+def test_replaced_opentelemetry_context_keeps_values(tracer: Tracer) -> None:
     # As OpenTelemetry's own of ASGI do it with what they extract from a request.
     with trace_context(session="s-1", tags={"a": "1"}, experiment="support"):
         token = attach(Context())
@@ -319,7 +319,7 @@ def test_instrumentation_that_replaces_the_context_loses_nothing(tracer: Tracer)
 # Destinations
 
 
-def test_destination_is_fixed_when_the_root_starts(tracer: Tracer) -> None:
+def test_destination_is_fixed_when_root_starts(tracer: Tracer) -> None:
     with trace_context(workspace="team-a", experiment="support"):
         root = tracer.start_span("root")
     with trace.use_span(root), trace_context(experiment="elsewhere"):
@@ -329,7 +329,7 @@ def test_destination_is_fixed_when_the_root_starts(tracer: Tracer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outer", "inner", "expected"),
+    ("outer", "nested", "expected"),
     [
         ({"experiment": "a"}, {"workspace": "w"}, Route("w", "a")),
         ({"experiment_id": 1, "run_id": "r"}, {"workspace": "w"}, Route("w")),
@@ -339,15 +339,17 @@ def test_destination_is_fixed_when_the_root_starts(tracer: Tracer) -> None:
         ({"experiment": "a", "run_id": "r"}, {"session": "s"}, Route(None, "a", None, "r")),
     ],
 )
-def test_nested_destinations(tracer: Tracer, outer: dict[str, Any], inner: dict[str, Any], expected: Route) -> None:
-    with trace_context(**outer), trace_context(**inner):
+def test_nested_destinations_are_merged(
+    tracer: Tracer, outer: dict[str, Any], nested: dict[str, Any], expected: Route
+) -> None:
+    with trace_context(**outer), trace_context(**nested):
         span = tracer.start_span("root")
     assert route(span) == expected
     span.end()
 
 
-def test_first_use_of_all_is_seen_by_the_trace_that_is_running(tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context_module, "_in_use", False)
+def test_first_context_of_process_reaches_running_trace(tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context_module, "_is_used", False)
     with tracer.start_as_current_span("root") as root:
         with trace_context(session="s-1", tags={"a": "1"}):
             child = tracer.start_span("child")
@@ -358,10 +360,10 @@ def test_first_use_of_all_is_seen_by_the_trace_that_is_running(tracer: Tracer, m
     assert (attributes(child), attributes(later)) == ({"session.id": "s-1"}, {})
 
 
-def test_destination_that_comes_too_late_is_told_once(
+def test_late_destination_is_logged_once(
     tracer: Tracer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context_module, "_told", False)
+    monkeypatch.setattr(context_module, "_has_warned_late_destination", False)
     with trace_context(experiment="support"):
         root = tracer.start_span("root")
     with trace.use_span(root), trace_context(experiment="support", user="ada"):
@@ -369,28 +371,28 @@ def test_destination_that_comes_too_late_is_told_once(
     for _ in range(2):
         with trace.use_span(root), trace_context(experiment="elsewhere"):
             pass
-    assert caplog.text.count("inside a trace that has begun") == 1
+    assert caplog.text.count("inside a running trace") == 1
     root.end()
 
 
-def test_attributes_of_the_root_tell_it_unless_the_context_does(tracer: Tracer) -> None:
-    told = {"mlflow.workspace": "team-b", "mlflow.experiment": "mail"}
-    by_attributes = tracer.start_span("root", attributes=told)
+def test_destination_of_context_wins_over_root_attributes(tracer: Tracer) -> None:
+    destination = {"mlflow.workspace": "team-b", "mlflow.experiment": "mail"}
+    by_attributes = tracer.start_span("root", attributes=destination)
     with trace_context(experiment="support"):
-        by_context = tracer.start_span("root", attributes=told)
+        by_context = tracer.start_span("root", attributes=destination)
     assert (route(by_attributes), route(by_context)) == (Route("team-b", "mail"), Route(None, "support"))
 
 
-def test_without_any_nothing_is_kept(tracer: Tracer) -> None:
+def test_trace_without_destination_stores_no_route(tracer: Tracer) -> None:
     assert route(tracer.start_span("root")) is None
 
 
-def test_late_spans_and_a_second_local_root_find_the_way_of_the_first(tracer: Tracer) -> None:
+def test_late_span_and_second_local_root_share_route(tracer: Tracer) -> None:
     with trace_context(experiment="support"):
         first = tracer.start_span("first")
     assert isinstance(first, Span)
     first.end()
-    closed(first.get_span_context().trace_id)
+    on_root_end(first.get_span_context().trace_id)
     assert route(first) == Route(None, "support")
     remote = SpanContext(first.get_span_context().trace_id, 7, is_remote=True, trace_flags=TraceFlags(1))
     with trace_context(experiment="elsewhere"):
@@ -398,17 +400,17 @@ def test_late_spans_and_a_second_local_root_find_the_way_of_the_first(tracer: Tr
     assert route(second) == Route(None, "support")
 
 
-def test_what_is_kept_is_bounded(tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, most in (("_OPEN_TRACES", 5), ("_ENDED_TRACES", 3), ("_OPEN_ROOTS", 4)):
-        monkeypatch.setattr(routing_module, name, most)
-    for kept in (routing_module._open, routing_module._ended, routing_module._roots):
-        kept.clear()
+def test_stored_routes_are_bounded(tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, max_count in (("_MAX_OPEN_TRACES", 5), ("_MAX_ENDED_TRACES", 3), ("_MAX_OPEN_ROOTS", 4)):
+        monkeypatch.setattr(routing_module, name, max_count)
+    for routes in (routing_module._open, routing_module._ended, routing_module._roots):
+        routes.clear()
     with trace_context(experiment="support"):
         spans = [tracer.start_span("root") for _ in range(20)]
     assert [route(span) is not None for span in spans] == [False] * 15 + [True] * 5
     for span in spans[15:]:
         assert isinstance(span, Span)
-        closed(span.get_span_context().trace_id)
+        on_root_end(span.get_span_context().trace_id)
     assert [route(span) is not None for span in spans[15:]] == [False, False, True, True, True]
     assert len(routing_module._roots) <= 4
     assert not routing_module._open
@@ -417,12 +419,12 @@ def test_what_is_kept_is_bounded(tracer: Tracer, monkeypatch: pytest.MonkeyPatch
 # Baggage
 
 
-def test_nothing_goes_into_the_baggage_unasked() -> None:
+def test_baggage_is_empty_by_default() -> None:
     with trace_context(session="s-1", user="ada", experiment="support"):
         assert get_all() == {}
 
 
-def test_named_values_cross_to_another_process(tracer: Tracer, processor: Stamping) -> None:
+def test_baggage_values_reach_another_process(tracer: Tracer, processor: Stamping) -> None:
     with trace_context(session="s-1", user="ada", workspace="team-a", baggage=("session", "workspace", "run_id")):
         sent = dict(get_all())
     assert sent == {"session.id": "s-1", "mlflow.workspace": "team-a"}

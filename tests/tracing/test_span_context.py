@@ -4,18 +4,18 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from mlflow_otlp_exporter._internal.tracing.span_context import IS_REMOTE, TRACE_FLAGS, TRACE_ID
+from mlflow_otlp_exporter._internal.tracing.context import IS_REMOTE, TRACE_FLAGS, TRACE_ID
 
 
 @pytest.mark.parametrize("is_remote", [True, False])
 @pytest.mark.parametrize("flags", [TraceFlags.DEFAULT, TraceFlags.SAMPLED])
-def test_it_says_what_its_properties_say(is_remote: bool, flags: int) -> None:
+def test_span_context_indices_match_properties(is_remote: bool, flags: int) -> None:
     context = SpanContext(7, 8, is_remote, TraceFlags(flags))
     assert (context[TRACE_ID], context[IS_REMOTE], context[TRACE_FLAGS]) == (7, is_remote, flags)
     assert (context.trace_id, context.is_remote, context.trace_flags) == (7, is_remote, flags)
 
 
-def test_that_of_a_span_does_too() -> None:
+def test_span_context_of_span_matches_indices() -> None:
     span = TracerProvider(shutdown_on_exit=False).get_tracer("x").start_span("span")
     context = span.get_span_context()
     assert context[TRACE_ID] == context.trace_id

@@ -20,15 +20,15 @@ from opentelemetry.trace import StatusCode
 from mlflow_otlp_exporter import set_documents, set_inputs, set_outputs, set_usage, traced
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 from mlflow_otlp_exporter._internal.tracing import traced as traced_module
-from mlflow_otlp_exporter._internal.tracing.tracers import use_provider
+from mlflow_otlp_exporter._internal.tracing.traced import use_provider
 
 
 @contextmanager
 def provider(exporter: InMemorySpanExporter) -> Iterator[TracerProvider]:
-    made = TracerProvider(shutdown_on_exit=False)
-    made.add_span_processor(SimpleSpanProcessor(exporter))
-    yield made
-    made.shutdown()
+    tracer_provider = TracerProvider(shutdown_on_exit=False)
+    tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield tracer_provider
+    tracer_provider.shutdown()
 
 
 class Memory:
@@ -49,8 +49,8 @@ class Memory:
 @pytest.fixture
 def memory() -> Iterator[Memory]:
     exporter = InMemorySpanExporter()
-    with provider(exporter) as made:
-        trace.set_tracer_provider(made)
+    with provider(exporter) as tracer_provider:
+        trace.set_tracer_provider(tracer_provider)
         yield Memory(exporter)
 
 
@@ -65,7 +65,7 @@ def inputs(span: ReadableSpan) -> Any:
     return json.loads(str(span.attributes["input.value"]))
 
 
-def test_function(memory: Memory) -> None:
+def test_traced_function_records_inputs_and_outputs(memory: Memory) -> None:
     @traced
     def answer(question: str, style: str = "short") -> str:
         """Answers."""
@@ -83,7 +83,7 @@ def test_function(memory: Memory) -> None:
     assert memory.only().status.status_code is StatusCode.UNSET
 
 
-def test_result_that_is_no_text_is_json_and_none_is_none(memory: Memory) -> None:
+def test_result_is_recorded_as_json_and_none_is_not_recorded(memory: Memory) -> None:
     traced(lambda: {"a": (1, 2)})()
     traced(lambda: None)()
     first, second = (dict(span.attributes or {}) for span in memory.spans())
@@ -103,13 +103,13 @@ def test_result_that_is_no_text_is_json_and_none_is_none(memory: Memory) -> None
         (Kinds.AGENT, {"openinference.span.kind": "AGENT"}),
     ],
 )
-def test_kinds(memory: Memory, kind: str, expected: dict[str, str]) -> None:
+def test_kind_sets_span_kind_and_span_type(memory: Memory, kind: str, expected: dict[str, str]) -> None:
     traced(kind=kind, capture_inputs=False)(lambda: None)()
     assert memory.attributes() == expected
 
 
-def test_all_kinds_that_enrichment_has_are_known() -> None:
-    assert sorted(traced_module._KNOWN) == sorted(kind.value for kind in Kind)
+def test_known_kinds_match_enrichment() -> None:
+    assert sorted(traced_module._KNOWN_KINDS) == sorted(kind.value for kind in Kind)
 
 
 # What is probably meant, if anything; the same in small letters.
@@ -150,28 +150,27 @@ MEANT: list[tuple[str, str | None]] = [
 
 
 @pytest.mark.parametrize(("kind", "meant"), MEANT)
-def test_mistyped_kinds_are_told_of_and_taken_as_they_are(
+def test_mistyped_kind_is_logged_and_used_as_is(
     memory: Memory, caplog: pytest.LogCaptureFixture, kind: str, meant: str | None
 ) -> None:
-    traced_module._tell_of_mistyped.cache_clear()
+    traced_module._warn_unknown_kind.cache_clear()
 
     def answer() -> None: ...
 
-    for given in (kind, kind.lower(), f" {kind.title()} "):
-        decorated = traced(kind=given)(answer)
-    said = (
-        f"@traced(kind={kind!r}) of {answer.__qualname__}: is {meant} meant? MLflow knows no such kind; "
-        "it is taken as it is [MLO-714]"
+    for spelling in (kind, kind.lower(), f" {kind.title()} "):
+        decorated = traced(kind=spelling)(answer)
+    expected = (
+        f"@traced(kind={kind!r}) of {answer.__qualname__}: unknown kind, used as it is. Did you mean {meant}? [MLO-714]"
     )
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert told == ([] if meant is None else [("WARNING", said)])
+    messages = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert messages == ([] if meant is None else [("WARNING", expected)])
     decorated()
-    found = memory.attributes()
-    assert found.get("mlflow.spanType", found["openinference.span.kind"]) == kind
+    attributes = memory.attributes()
+    assert attributes.get("mlflow.spanType", attributes["openinference.span.kind"]) == kind
 
 
-def test_each_function_with_a_mistyped_kind_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    traced_module._tell_of_mistyped.cache_clear()
+def test_mistyped_kind_is_logged_once_per_function(caplog: pytest.LogCaptureFixture) -> None:
+    traced_module._warn_unknown_kind.cache_clear()
 
     def one() -> None: ...
 
@@ -182,7 +181,7 @@ def test_each_function_with_a_mistyped_kind_is_told_of_once(caplog: pytest.LogCa
     assert [line.split(":")[0].rpartition(".")[2] for line in caplog.messages] == ["one", "other"]
 
 
-def test_tool_has_its_name_and_what_it_is_for(memory: Memory) -> None:
+def test_tool_has_name_and_description(memory: Memory) -> None:
     @traced(kind="TOOL", name="get_weather", attributes={"team": "a"}, capture_inputs=False, capture_outputs=False)
     def weather(city: str) -> str:
         """Tells the weather of a city."""
@@ -219,7 +218,7 @@ class Agent:
         return self_like
 
 
-def test_methods_leave_self_and_cls_out(memory: Memory) -> None:
+def test_methods_omit_self_and_cls(memory: Memory) -> None:
     assert Agent().method("a") == "a"
     assert (Agent.below("b"), Agent.above("c"), Agent().above("c")) == ("bAgent", "cAgent", "cAgent")
     assert Agent.static("d") == "d"
@@ -232,24 +231,24 @@ def test_methods_leave_self_and_cls_out(memory: Memory) -> None:
     ]
 
 
-def several(first: int, /, second: int = 2, *rest: int, key: str = "k", **more: Any) -> None: ...
+def several(first: int, /, second: int = 2, *others: int, key: str = "k", **more: Any) -> None: ...
 
 
 @pytest.mark.parametrize(
     ("args", "kwargs", "expected"),
     [
-        ((1,), {}, {"first": 1, "second": 2, "rest": [], "key": "k"}),
-        ((1, 3, 4, 5), {"key": "x", "a": 1}, {"first": 1, "second": 3, "rest": [4, 5], "key": "x", "a": 1}),
+        ((1,), {}, {"first": 1, "second": 2, "others": [], "key": "k"}),
+        ((1, 3, 4, 5), {"key": "x", "a": 1}, {"first": 1, "second": 3, "others": [4, 5], "key": "x", "a": 1}),
     ],
 )
-def test_arguments_of_every_kind(
+def test_arguments_are_recorded_by_name(
     memory: Memory, args: tuple[int, ...], kwargs: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     traced(several)(*args, **kwargs)
     assert inputs(memory.only()) == expected
 
 
-def test_wrong_call_raises_as_it_does_without(memory: Memory) -> None:
+def test_call_with_wrong_arguments_raises_type_error(memory: Memory) -> None:
     def one(question: str) -> str:
         return question
 
@@ -260,12 +259,12 @@ def test_wrong_call_raises_as_it_does_without(memory: Memory) -> None:
     assert memory.spans()[0].status.status_code is StatusCode.ERROR
 
 
-def test_function_without_a_signature(memory: Memory) -> None:
+def test_function_without_signature_records_args_and_kwargs(memory: Memory) -> None:
     assert traced(max)(3, 4) == 4
     assert inputs(memory.only()) == {"args": [3, 4], "kwargs": {}}
 
 
-def test_exception_is_recorded_and_goes_on(memory: Memory) -> None:
+def test_exception_is_recorded_and_raised(memory: Memory) -> None:
     @traced
     def fail() -> None:
         raise ValueError("no umbrella")
@@ -279,7 +278,7 @@ def test_exception_is_recorded_and_goes_on(memory: Memory) -> None:
     assert span.events[0].attributes["exception.message"] == "no umbrella"
 
 
-def test_values_that_cannot_be_shown_change_nothing(memory: Memory) -> None:
+def test_values_without_repr_do_not_change_the_call(memory: Memory) -> None:
     class Mean:
         def __repr__(self) -> str:
             raise RuntimeError
@@ -289,9 +288,9 @@ def test_values_that_cannot_be_shown_change_nothing(memory: Memory) -> None:
     assert inputs(memory.only()) == {"value": "<Mean: no repr (RuntimeError)>"}
 
 
-def test_calls_inside_are_children(memory: Memory) -> None:
-    inner = traced(name="inner")(trace.get_current_span)
-    traced(name="outer", capture_outputs=False)(inner)()
+def test_nested_calls_are_child_spans(memory: Memory) -> None:
+    inner_function = traced(name="inner")(trace.get_current_span)
+    traced(name="outer", capture_outputs=False)(inner_function)()
     child, parent = memory.spans()
     assert child.parent is not None
     assert parent.context is not None
@@ -301,7 +300,7 @@ def test_calls_inside_are_children(memory: Memory) -> None:
 # Asynchronous ones and generators
 
 
-def test_coroutine(memory: Memory) -> None:
+def test_coroutine_span_lasts_until_result(memory: Memory) -> None:
     @traced(kind="AGENT")
     async def answer(question: str) -> str:
         await asyncio.sleep(0)
@@ -317,7 +316,7 @@ def test_coroutine(memory: Memory) -> None:
     assert all((span.attributes or {})["seen"] for span in memory.spans())
 
 
-def test_task_that_is_cancelled_has_failed(memory: Memory) -> None:
+def test_cancelled_task_is_error(memory: Memory) -> None:
     @traced
     async def endless() -> None:
         await asyncio.Event().wait()
@@ -330,13 +329,13 @@ def test_task_that_is_cancelled_has_failed(memory: Memory) -> None:
     assert memory.only().status.description == "CancelledError: "
 
 
-def test_generator_lasts_to_its_end_and_joins_its_texts(memory: Memory) -> None:
+def test_generator_span_lasts_to_its_end_and_joins_strings(memory: Memory) -> None:
     @traced(kind="LLM")
     def words(count: int) -> Generator[str, str | None, str]:
         for number in range(count):
-            said = yield f"{number} "
-            if said:
-                traced(name=said)(lambda: None)()
+            name = yield f"{number} "
+            if name:
+                traced(name=name)(lambda: None)()
         return "done"
 
     generator = words(3)
@@ -356,7 +355,7 @@ def test_generator_lasts_to_its_end_and_joins_its_texts(memory: Memory) -> None:
 @pytest.mark.parametrize(
     ("items", "expected"), [(["a", 1], '["a", 1]'), ([], '"the result"'), ([{"delta": "x"}], '[{"delta": "x"}]')]
 )
-def test_generator_of_something_else(memory: Memory, items: list[Any], expected: str) -> None:
+def test_generator_items_are_recorded_as_json(memory: Memory, items: list[Any], expected: str) -> None:
     @traced
     def things() -> Generator[Any, None, list[str] | str]:
         yield from items
@@ -366,7 +365,7 @@ def test_generator_of_something_else(memory: Memory, items: list[Any], expected:
     assert memory.attributes()["output.value"] == expected.strip('"')
 
 
-def test_generator_that_is_closed_or_dropped_ends_well(memory: Memory) -> None:
+def test_generator_closed_or_dropped_ends_without_error(memory: Memory) -> None:
     @traced
     def words() -> Iterator[str]:
         while True:
@@ -382,7 +381,7 @@ def test_generator_that_is_closed_or_dropped_ends_well(memory: Memory) -> None:
     ] * 2
 
 
-def test_generator_that_raises(memory: Memory) -> None:
+def test_generator_exception_is_recorded(memory: Memory) -> None:
     @traced
     def words() -> Iterator[str]:
         yield "a"
@@ -394,7 +393,7 @@ def test_generator_that_raises(memory: Memory) -> None:
     assert memory.attributes()["output.value"] == "a"
 
 
-def test_async_generator(memory: Memory) -> None:
+def test_async_generator_joins_strings(memory: Memory) -> None:
     @traced
     async def words(count: int) -> AsyncIterator[str]:
         for number in range(count):
@@ -402,10 +401,10 @@ def test_async_generator(memory: Memory) -> None:
             yield str(number)
 
     async def main() -> list[str]:
-        found = [word async for word in words(3)]
+        words_of_generator = [word async for word in words(3)]
         async for _ in words(9):
             break
-        return found
+        return words_of_generator
 
     assert inspect.isasyncgenfunction(words)
     assert asyncio.run(main()) == ["0", "1", "2"]
@@ -415,7 +414,7 @@ def test_async_generator(memory: Memory) -> None:
 # What goes without saying
 
 
-def test_without_a_provider_nothing_is_looked_at() -> None:
+def test_call_without_provider_reads_no_arguments() -> None:
     class Costly:
         def __repr__(self) -> str:
             raise AssertionError("looked at")
@@ -423,16 +422,16 @@ def test_without_a_provider_nothing_is_looked_at() -> None:
     assert traced(id)(Costly())
 
 
-def test_unsampled_spans_have_unsampled_children() -> None:
+def test_unsampled_span_has_unsampled_children() -> None:
     exporter = InMemorySpanExporter()
-    made = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
-    trace.set_tracer_provider(made)
+    tracer_provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+    trace.set_tracer_provider(tracer_provider)
     valid = traced(lambda: trace.get_current_span().get_span_context().is_valid)()
     assert valid
     assert exporter.get_finished_spans() == ()
 
 
-def test_provider_that_was_chosen(memory: Memory) -> None:
+def test_use_provider_replaces_global_provider(memory: Memory) -> None:
     exporter = InMemorySpanExporter()
     function = traced(name="moved")(lambda: None)
     with provider(exporter) as other:
@@ -446,7 +445,7 @@ def test_provider_that_was_chosen(memory: Memory) -> None:
     assert memory.only().name == "moved"
 
 
-def test_partial_and_callable_objects(memory: Memory) -> None:
+def test_partial_and_callable_object_are_traced(memory: Memory) -> None:
     class Tool:
         def __call__(self, city: str) -> str:
             return city
@@ -461,7 +460,7 @@ def test_partial_and_callable_objects(memory: Memory) -> None:
 # Spans made by hand
 
 
-def test_inputs_and_outputs_that_are_set_win(memory: Memory) -> None:
+def test_inputs_and_outputs_set_by_hand_win(memory: Memory) -> None:
     @traced
     def answer(question: str) -> str:
         set_inputs({"asked": question})
@@ -475,7 +474,7 @@ def test_inputs_and_outputs_that_are_set_win(memory: Memory) -> None:
     )
 
 
-def test_usage(memory: Memory) -> None:
+def test_set_usage_writes_token_counts(memory: Memory) -> None:
     with trace.get_tracer("app").start_as_current_span("chat") as span:
         set_usage(
             input_tokens=10, output_tokens=5, cache_read_tokens=4, reasoning_tokens=2, model="m", provider="openai"
@@ -516,22 +515,22 @@ EXPECTED = {
     ("kind", "prefix"),
     [("RETRIEVER", "retrieval.documents"), ("RERANKER", "reranker.output_documents"), ("CHAIN", "retrieval.documents")],
 )
-def test_documents_by_hand(memory: Memory, kind: str, prefix: str) -> None:
+def test_set_documents_writes_documents(memory: Memory, kind: str, prefix: str) -> None:
     @traced(kind=kind, capture_inputs=False)
     def search() -> None:
         set_documents(DOCUMENTS)
 
     search()
-    found = {name: value for name, value in memory.attributes().items() if ".document." in name}
-    assert found == {f"{prefix}.{name}": value for name, value in EXPECTED.items()}
+    documents = {name: value for name, value in memory.attributes().items() if ".document." in name}
+    assert documents == {f"{prefix}.{name}": value for name, value in EXPECTED.items()}
 
 
-def test_documents_that_a_retriever_returns(memory: Memory) -> None:
+def test_retriever_result_is_recorded_as_documents(memory: Memory) -> None:
     traced(kind="RETRIEVER")(lambda: DOCUMENTS)()
     assert memory.attributes()["retrieval.documents.1.document.content"] == "mapped"
 
 
-def test_documents_that_are_none_are_said(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+def test_set_documents_with_unusable_value_is_logged(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
     traced(lambda: set_documents(5))()  # type: ignore[arg-type]
-    assert "set_documents() leaves out" in caplog.text
+    assert "set_documents() ignores its argument" in caplog.text
     assert memory.only().status.status_code is StatusCode.UNSET

@@ -14,9 +14,8 @@ from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
 from mlflow_otlp_exporter._internal.config.models import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
-from mlflow_otlp_exporter._internal.tracing.context import apply_context
-from mlflow_otlp_exporter._internal.tracing.routing import closed
-from mlflow_otlp_exporter._internal.tracing.span_context import IS_REMOTE, TRACE_FLAGS, TRACE_ID
+from mlflow_otlp_exporter._internal.tracing.context import IS_REMOTE, TRACE_FLAGS, TRACE_ID, apply_context
+from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
 _SAMPLED = 1
@@ -138,7 +137,7 @@ class MLflowSpanProcessor(SpanProcessor):
         if context[TRACE_FLAGS] & _SAMPLED if self._sends_all else is_sampled(context, self._bound):
             parent = span.parent
             if parent is None or parent[IS_REMOTE]:
-                closed(context[TRACE_ID])
+                on_root_end(context[TRACE_ID])
             worker.ended(span)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:

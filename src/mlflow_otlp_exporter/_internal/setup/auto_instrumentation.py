@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import is_sampled, sampling_bound
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
-from mlflow_otlp_exporter._internal.tracing.routing import closed
+from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
 _SILENCE_MILLISECONDS = 5000
@@ -154,7 +154,7 @@ class SpanStartListener(SpanProcessor):
         """Notes that a local root has ended."""
         context = span.context
         if context is not None and not self._exporter.silent and (span.parent is None or span.parent.is_remote):
-            closed(context.trace_id)
+            on_root_end(context.trace_id)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
         """Has the exporter send what the batch processor, which is flushed before, has given to it."""

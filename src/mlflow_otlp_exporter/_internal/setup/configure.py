@@ -26,7 +26,7 @@ from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_au
 from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook, on_sigterm
 from mlflow_otlp_exporter._internal.setup.telemetry import FLUSH_SECONDS, SHUTDOWN_SECONDS, FlushResult, Telemetry
 from mlflow_otlp_exporter._internal.setup.tracer_provider import add_processor, provider_to_use, sdk_provider
-from mlflow_otlp_exporter._internal.tracing.tracers import use_provider
+from mlflow_otlp_exporter._internal.tracing.traced import use_provider
 
 DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spool": True, "handle_sigterm": True}
 

@@ -1,8 +1,8 @@
-"""`trace_context()`: session, user, tags, metadata and destination for all spans that start inside of it.
+"""`trace_context()`: session, user, tags, metadata and destination for all spans that start inside it.
 
-What OpenInference's own context managers can say (`using_session` and so on) is kept under their keys of
-OpenTelemetry's context: each sees what the other one says, the inner one wins, and OpenInference's instrumentations
-read it as well. The rest has a key of this library's.
+Session, user, tags and metadata are stored under the context keys of OpenInference's `using_session` and its siblings.
+Both see each other's values, the inner one wins, and OpenInference's instrumentations read them. Everything else is
+stored under a key of this library.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from mlflow_otlp_exporter._internal.common.bounded_json import bounded_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.model.destination import Route, read_route
-from mlflow_otlp_exporter._internal.tracing import routing as routing_module
+from mlflow_otlp_exporter._internal.tracing import routing
 from mlflow_otlp_exporter._internal.tracing.context_arguments import (
     parse_metadata,
     parse_prompts,
@@ -47,25 +47,28 @@ from mlflow_otlp_exporter._internal.tracing.context_arguments import (
 )
 from mlflow_otlp_exporter._internal.tracing.generators import (
     GeneratorContext,
-    surroundings,
-    wrapped_async_generator,
-    wrapped_generator,
+    entered_contexts,
+    wrap_async_generator,
+    wrap_generator,
 )
-from mlflow_otlp_exporter._internal.tracing.span_context import IS_REMOTE
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The names that `baggage=` takes, and what they are called in the baggage.
-BAGGAGE = {
+# Indices of a span context, which the API defines as a tuple of trace id, span id, `is_remote`, flags, state, validity.
+# The properties of these names cost five times as much, six times per span.
+TRACE_ID, IS_REMOTE, TRACE_FLAGS = 0, 2, 3
+
+# Names that `baggage=` accepts, and their keys in the baggage.
+BAGGAGE_KEYS = {
     "session": SESSION_ID,
     "user": USER_ID,
     "workspace": WORKSPACE,
     "experiment": EXPERIMENT,
     "run_id": RUN_ID,
 }
-# In OpenInference's order; what `openinference.instrumentation` itself puts onto spans.
-_ON_EVERY_SPAN = (
+# Attributes that `openinference.instrumentation` puts on every span, in its order.
+_SPAN_ATTRIBUTES = (
     SESSION_ID,
     USER_ID,
     METADATA,
@@ -74,71 +77,61 @@ _ON_EVERY_SPAN = (
     PROMPT_TEMPLATE_VERSION,
     PROMPT_TEMPLATE_VARIABLES,
 )
-_ANY_OF_THEM = frozenset(_ON_EVERY_SPAN)
+_SPAN_ATTRIBUTE_SET = frozenset(_SPAN_ATTRIBUTES)
 _KEY = create_key("mlflow-otlp-trace")
 
 
-class _OfTrace(NamedTuple):
-    """What belongs to the trace as a whole.
-
-    Attributes:
-        route: Where it goes.
-        attributes: For its root span.
-        prompts: Name and version of prompts that it is linked to; `attributes` has them as JSON.
-    """
+class TraceAttributes(NamedTuple):
+    """Route of a trace, attributes of its root span, and linked prompts (also in `attributes`, as JSON)."""
 
     route: Route = Route()
     attributes: Mapping[str, str] = {}
     prompts: tuple[tuple[str, str], ...] = ()
 
 
-class _Entered(NamedTuple):
-    """A `trace_context` that was entered here and not left yet.
+class EnteredContext(NamedTuple):
+    """A `trace_context` that was entered here and not left yet; `outer` is the one around it."""
 
-    Attributes:
-        by: Which one.
-        token: What undoes it.
-        context: The context inside of it. Kept besides OpenTelemetry's own current one, which instrumentations of
-            servers replace by what they extract from a request: what was said outside of them would be lost.
-        before: The one around it.
-    """
-
-    by: object
+    owner: object
     token: Any
+    # Stored beside OpenTelemetry's current context: server instrumentations replace that one with what they extract
+    # from a request, and the values of a `trace_context` around the server would be lost.
     context: Context
-    before: _Entered | None
+    outer: EnteredContext | None
 
 
-_told = False
-# Whether there was ever one: until then no span's start looks for what is around it.
-_in_use = False
-_entered: ContextVar[_Entered | None] = surroundings
+_has_warned_late_destination = False
+# Set by the first `trace_context`; until then the start of a span reads no context variable.
+_is_used = False
+_entered: ContextVar[EnteredContext | None] = entered_contexts
 
 
 class trace_context:  # noqa: N801 - used like a function
-    """Says to whom and where the spans belong that start inside of it, in this thread or task.
+    """Set session, user, tags, metadata and destination for all spans that start inside, in this thread or task.
 
-    A context manager, an async context manager, and a decorator of functions, coroutines and generators of both kinds.
-    It nests: the inner one wins, tags and metadata add up. Other threads see it if OpenTelemetry's context is carried
-    there, as by `asyncio`, `contextvars.copy_context` or OpenTelemetry's threading instrumentation.
+    Works as a context manager, as an async context manager, and as a decorator of functions, coroutines, generators and
+    async generators. Contexts nest: the inner value wins; tags and metadata are merged. Other threads see the context
+    if OpenTelemetry's context is propagated to them, for example by `asyncio`, `contextvars.copy_context` or
+    OpenTelemetry's threading instrumentation.
 
-    What the app sets on a span itself wins. Where a trace goes is fixed when its local root starts: a destination
-    that is given inside a trace counts for traces that begin there, not for the one that is running. Tags that are
-    given inside a trace reach its root as long as that is open.
+    Attributes that the application sets on a span itself win. The destination of a trace is fixed when its local root
+    starts: a destination inside a running trace applies to traces that start there, not to the running one. Tags inside
+    a running trace are added to its local root while that span is open.
 
     Args:
-        session: The session or conversation: MLflow shows the traces of one session together.
-        user: The user.
-        tags: Tags of the trace: a mapping, or names alone. Names that begin with `mlflow.` are left out.
-        metadata: Anything more to know, put onto each span as JSON.
-        experiment: The experiment's name.
-        workspace: The workspace.
-        experiment_id: The experiment's id, instead of its name.
-        run_id: A run that the traces are linked to.
-        prompt: The prompts of MLflow's registry that were used: `"name/version"`, a pair of both, an object that has
-            them, or several of these.
-        baggage: Which of `session`, `user`, `experiment`, `workspace` and `run_id` go with outgoing requests, as
-            OpenTelemetry's baggage. The receiving process takes those that `MLFLOW_OTLP_BAGGAGE` names there.
+        session: Id of the session or conversation; MLflow groups the traces of one session (`session.id`).
+        user: Id of the user (`user.id`).
+        tags: Tags of the trace, as a mapping or as names without values. Names that begin with `mlflow.` are ignored.
+        metadata: Further values, written to each span as JSON (`metadata`).
+        experiment: Name of the experiment.
+        workspace: Name of the MLflow workspace.
+        experiment_id: Id of the experiment, instead of its name.
+        run_id: Id of the MLflow run that the traces are linked to.
+        prompt: Prompts of MLflow's registry that were used: `"name/version"`, a pair of name and version, an object
+            with the attributes `name` and `version`, or an iterable of these.
+        baggage: Names among `session`, `user`, `experiment`, `workspace` and `run_id` whose values are sent with
+            outgoing requests as OpenTelemetry baggage. The receiving process accepts those that its
+            `MLFLOW_OTLP_BAGGAGE` names.
     """
 
     def __init__(
@@ -155,8 +148,8 @@ class trace_context:  # noqa: N801 - used like a function
         prompt: Any = None,
         baggage: Iterable[str] = (),
     ) -> None:
-        global _in_use  # noqa: PLW0603 - once for the process
-        _in_use = True
+        global _is_used  # noqa: PLW0603 - once for the process
+        _is_used = True
         self._session, self._user = parse_text(session), parse_text(user)
         self._names, self._tags = parse_tags(tags)
         self._metadata = parse_metadata(metadata)
@@ -165,52 +158,58 @@ class trace_context:  # noqa: N801 - used like a function
         )
         self._prompts = parse_prompts(prompt)
         self._baggage = (baggage,) if isinstance(baggage, str) else tuple(baggage)
-        unknown = sorted(set(self._baggage) - BAGGAGE.keys())
+        unknown = sorted(set(self._baggage) - BAGGAGE_KEYS.keys())
         if unknown:
-            said = "trace_context(baggage=) has %s: expected some of %s [%s]"
-            logger.warning(said, unknown, ", ".join(BAGGAGE), MessageCode.INVALID_TRACE_CONTEXT)
+            logger.warning(
+                "trace_context(baggage=) ignores %s: expected names among %s [%s]",
+                unknown,
+                ", ".join(BAGGAGE_KEYS),
+                MessageCode.INVALID_TRACE_CONTEXT,
+            )
 
-    def _inside(self) -> Context:
-        """The current context with what is said here."""
-        context = _with_surroundings(get_current())
+    def _build_context(self) -> Context:
+        context = _restore_entered_values(get_current())
         outer = context.get(_KEY)
-        of_trace = self._of_trace(outer if isinstance(outer, _OfTrace) else _OfTrace())
+        trace_attributes = self._merge_trace_attributes(
+            outer if isinstance(outer, TraceAttributes) else TraceAttributes()
+        )
         own: dict[str, Any] = {SESSION_ID: self._session, USER_ID: self._user}
         if self._names:
-            own[TAGS] = list(dict.fromkeys((*_listed(context.get(TAGS)), *self._names)))
+            own[TAGS] = list(dict.fromkeys((*_as_list(context.get(TAGS)), *self._names)))
         if self._metadata:
-            own[METADATA] = bounded_json({**_object(context.get(METADATA)), **self._metadata})
+            own[METADATA] = bounded_json({**_parse_object(context.get(METADATA)), **self._metadata})
         for key, value in own.items():
             if value:
                 context = set_value(key, value, context)
         for name in self._baggage:
-            said = {**own, **dict(zip((WORKSPACE, EXPERIMENT, RUN_ID), _sendable(of_trace.route), strict=True))}
-            if value := said.get(BAGGAGE.get(name, "")):
-                context = otel_baggage.set_baggage(BAGGAGE[name], value, context)
-        return set_value(_KEY, of_trace, context)
+            route = trace_attributes.route
+            values = {**own, WORKSPACE: route.workspace, EXPERIMENT: route.experiment, RUN_ID: route.run_id}
+            if value := values.get(BAGGAGE_KEYS.get(name, "")):
+                context = otel_baggage.set_baggage(BAGGAGE_KEYS[name], value, context)
+        return set_value(_KEY, trace_attributes, context)
 
-    def _of_trace(self, outer: _OfTrace) -> _OfTrace:
+    def _merge_trace_attributes(self, outer: TraceAttributes) -> TraceAttributes:
         prompts = tuple(dict.fromkeys((*outer.prompts, *self._prompts)))
-        own = {**dict.fromkeys(self._names, "true"), **self._tags}
-        attributes = {**outer.attributes, **{TRACE_TAG + name: value for name, value in own.items()}}
+        tags = {**dict.fromkeys(self._names, "true"), **self._tags}
+        attributes = {**outer.attributes, **{TRACE_TAG + name: value for name, value in tags.items()}}
         if prompts:
             attributes[LINKED_PROMPTS] = json.dumps([{"name": name, "version": version} for name, version in prompts])
-        return _OfTrace(self._route.inside(outer.route), attributes, prompts)
+        return TraceAttributes(self._route.inside(outer.route), attributes, prompts)
 
     def __enter__(self) -> trace_context:
-        context = self._inside()
-        _tell_open_root(context, self._route)
-        _entered.set(_Entered(self, attach(context), context, _entered.get()))
+        context = self._build_context()
+        _update_open_root(context, self._route)
+        _entered.set(EnteredContext(self, attach(context), context, _entered.get()))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        last = _entered.get()
-        # Left elsewhere than it was entered, as frameworks do that run both ends in threads: nothing to undo there.
-        if last is not None and last.by is self:
-            _entered.set(last.before)
-            detach(last.token)
+        entered = _entered.get()
+        # Frameworks that run both ends in threads leave the context in another thread: nothing to undo there.
+        if entered is not None and entered.owner is self:
+            _entered.set(entered.outer)
+            detach(entered.token)
 
     async def __aenter__(self) -> trace_context:
         return self.__enter__()
@@ -221,11 +220,18 @@ class trace_context:  # noqa: N801 - used like a function
         self.__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Wraps a function: it runs inside, whatever kind of function it is."""
+        """Decorate a function, coroutine function, generator or async generator; its body runs inside this context.
+
+        Args:
+            function: The function to decorate.
+
+        Returns:
+            A function of the same kind and signature.
+        """
         if inspect.isasyncgenfunction(function):
-            return cast("Callable[P, R]", wrapped_async_generator(function, self._begin))
+            return cast("Callable[P, R]", wrap_async_generator(function, self._begin))
         if inspect.isgeneratorfunction(function):
-            return cast("Callable[P, R]", wrapped_generator(function, self._begin))
+            return cast("Callable[P, R]", wrap_generator(function, self._begin))
         if inspect.iscoroutinefunction(function):
 
             @wraps(function)
@@ -243,118 +249,114 @@ class trace_context:  # noqa: N801 - used like a function
         return call
 
     def _begin(self, _args: tuple[Any, ...], _kwargs: Mapping[str, Any]) -> GeneratorContext:
-        context = self._inside()
-        _tell_open_root(context, self._route)
-        return GeneratorContext(context, _Entered(None, None, context, _entered.get()))
+        context = self._build_context()
+        _update_open_root(context, self._route)
+        return GeneratorContext(context, EnteredContext(None, None, context, _entered.get()))
 
 
 def apply_context(span: Span, trace_id: int, parent_context: Context | None, received: Iterable[str] = ()) -> None:
-    """Puts what the context says onto a span that starts; what the span has already, stays.
+    """Write the values of the context to a span that starts; attributes that the span already has win.
 
-    Args:
-        span: The span.
-        trace_id: Its trace.
-        parent_context: The context that it starts in; None for the current one.
-        received: Which names are taken from the baggage.
+    `parent_context` is the context in which the span starts (None: the current one), `received` the names that are
+    accepted from the baggage.
     """
     context = get_current() if parent_context is None else parent_context
-    entered = _entered.get() if _in_use else None
+    entered = _entered.get() if _is_used else None
     parent = span.parent if context else None  # an empty context has none
     if entered is None and not received and len(context) == (parent is not None):
-        # Nobody says anything: the context has the parent alone. Most apps pay for no more than this with each span.
+        # The context holds nothing but the parent. Most applications pay only for this check with each span.
         if parent is None or parent[IS_REMOTE]:
-            routing_module.opened(trace_id, span, read_route(_plain(span)) if span.attributes else None)
+            routing.on_root_start(trace_id, span, read_route(_copy_attributes(span)) if span.attributes else None)
         return
     if entered is not None and _KEY not in context:
-        context = _with_surroundings(context)
-    carried = _carried(context, received) if received else {}
-    found: dict[str, Any] = {key: carried[key] for key in (SESSION_ID, USER_ID) if key in carried} if carried else {}
-    if not _ANY_OF_THEM.isdisjoint(context):
-        found |= {key: value for key in _ON_EVERY_SPAN if (value := context.get(key)) is not None}
+        context = _restore_entered_values(context)
+    baggage = _read_baggage(context, received) if received else {}
+    attributes: dict[str, Any] = (
+        {key: baggage[key] for key in (SESSION_ID, USER_ID) if key in baggage} if baggage else {}
+    )
+    if not _SPAN_ATTRIBUTE_SET.isdisjoint(context):
+        attributes |= {key: value for key in _SPAN_ATTRIBUTES if (value := context.get(key)) is not None}
     if parent is None or parent[IS_REMOTE]:
         route: Route | None = None
-        of_trace = context.get(_KEY)
-        if isinstance(of_trace, _OfTrace):
-            found |= of_trace.attributes
-            route = of_trace.route
-        if carried:
-            told = Route(carried.get(WORKSPACE), carried.get(EXPERIMENT), None, carried.get(RUN_ID))
-            route = told if route is None else route.inside(told)
+        trace_attributes = context.get(_KEY)
+        if isinstance(trace_attributes, TraceAttributes):
+            attributes |= trace_attributes.attributes
+            route = trace_attributes.route
+        if baggage:
+            baggage_route = Route(baggage.get(WORKSPACE), baggage.get(EXPERIMENT), None, baggage.get(RUN_ID))
+            route = baggage_route if route is None else route.inside(baggage_route)
         if route is None or not any(route):
-            route = read_route(_plain(span)) if span.attributes else None
-        routing_module.opened(trace_id, span, route)
-    if found:
-        _add(span, found)
+            route = read_route(_copy_attributes(span)) if span.attributes else None
+        routing.on_root_start(trace_id, span, route)
+    if attributes:
+        _add_missing_attributes(span, attributes)
 
 
-def _with_surroundings(context: Context) -> Context:
-    """A context with what is said by the `trace_context` around, if something in between has replaced the context."""
+def _restore_entered_values(context: Context) -> Context:
+    # Instrumentations between the `trace_context` and here may have replaced OpenTelemetry's context.
     if _KEY in context:
         return context
-    around = _entered.get()
-    if around is None:
+    entered = _entered.get()
+    if entered is None:
         return context
-    for key in (_KEY, *_ON_EVERY_SPAN):
-        if key in around.context and key not in context:
-            context = set_value(key, around.context[key], context)
+    for key in (_KEY, *_SPAN_ATTRIBUTES):
+        if key in entered.context and key not in context:
+            context = set_value(key, entered.context[key], context)
     return context
 
 
-def _tell_open_root(context: Context, route: Route) -> None:
-    """Tags that are given inside a trace: MLflow reads them on the root, which has started already."""
-    running = trace.get_current_span().get_span_context()
-    of_trace = context.get(_KEY)
-    root = routing_module.open_root(running.trace_id) if running.is_valid else None
+def _update_open_root(context: Context, route: Route) -> None:
+    # MLflow reads the tags of a trace on its root span, which has already started.
+    current = trace.get_current_span().get_span_context()
+    trace_attributes = context.get(_KEY)
+    root = routing.open_root(current.trace_id) if current.is_valid else None
     if root is not None and any(route):
-        _tell_of_running_trace(running.trace_id, route)
-    if root is not None and root.is_recording() and isinstance(of_trace, _OfTrace):
-        found = {key: value for key in (SESSION_ID, USER_ID) if (value := context.get(key))}
-        _add(root, {**of_trace.attributes, **found})
+        _warn_late_destination(current.trace_id, route)
+    if root is not None and root.is_recording() and isinstance(trace_attributes, TraceAttributes):
+        identity = {key: value for key in (SESSION_ID, USER_ID) if (value := context.get(key))}
+        _add_missing_attributes(root, {**trace_attributes.attributes, **identity})
 
 
-def _tell_of_running_trace(trace_id: int, route: Route) -> None:
-    """A destination that comes too late, said once: a tenant's trace in another place is not to go unnoticed."""
-    global _told  # noqa: PLW0603 - once for the process
-    known = routing_module.route_of(trace_id) or Route()
-    if not _told and route.inside(known) != known:
-        _told = True
+def _warn_late_destination(trace_id: int, route: Route) -> None:
+    # Logged once: a tenant's trace must not reach another destination unnoticed.
+    global _has_warned_late_destination  # noqa: PLW0603 - once for the process
+    current = routing.route_of(trace_id) or Route()
+    if not _has_warned_late_destination and route.inside(current) != current:
+        _has_warned_late_destination = True
         logger.warning(
-            "trace_context() names a destination inside a trace that has begun: its spans go where their root went. "
-            "Name it before the first span starts; where a web framework makes it, in a wrapper around the app [%s]",
+            "trace_context() names a destination inside a running trace; the spans of that trace stay with their root. "
+            "Enter trace_context() before the first span starts; if a web framework starts that span, use a wrapper "
+            "around the application [%s]",
             MessageCode.DESTINATION_TOO_LATE,
         )
 
 
-def _add(span: Span, found: Mapping[str, Any]) -> None:
-    present = _plain(span)
-    span.set_attributes({key: value for key, value in found.items() if key not in present})
+def _add_missing_attributes(span: Span, attributes: Mapping[str, Any]) -> None:
+    present = _copy_attributes(span)
+    span.set_attributes({key: value for key, value in attributes.items() if key not in present})
 
 
-def _plain(span: Span) -> Mapping[str, Any]:
-    """A span's attributes, copied: each look into the SDK's own mapping takes a lock and a microsecond."""
+def _copy_attributes(span: Span) -> Mapping[str, Any]:
+    # Copied, because each access to the SDK's own mapping takes a lock and a microsecond.
     attributes = span.attributes
     return attributes.copy() if isinstance(attributes, MappingProxyType) else attributes or {}
 
 
-def _carried(context: Context, received: Iterable[str]) -> dict[str, str]:
+def _read_baggage(context: Context, received: Iterable[str]) -> dict[str, str]:
     entries = otel_baggage.get_all(context)
     if not entries:
         return {}
-    names = (BAGGAGE[name] for name in received)
+    names = (BAGGAGE_KEYS[name] for name in received)
     return {name: text for name in names if (text := parse_text(entries.get(name)))}
 
 
-def _sendable(route: Route) -> tuple[str | None, str | None, str | None]:
-    return route.workspace, route.experiment, route.run_id
-
-
-def _listed(value: Any) -> tuple[str, ...]:
+def _as_list(value: Any) -> tuple[str, ...]:
     return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _parse_object(value: Any) -> dict[str, Any]:
     try:
-        found = json.loads(value) if isinstance(value, str) else {}
+        parsed = json.loads(value) if isinstance(value, str) else {}
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,4 +1,4 @@
-"""What an app gives to `trace_context`, read in the forms in which people have it; what is not understood is told."""
+"""Parsers for the arguments of `trace_context`; values that cannot be used are logged and left out."""
 
 from __future__ import annotations
 
@@ -9,54 +9,59 @@ from mlflow_otlp_exporter._internal.common.bounded_json import bounded_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 
-_LONGEST_TAG_NAME = 250  # MLflow drops what is longer, without a word
+_MAX_TAG_NAME_LENGTH = 250  # MLflow silently drops tags with longer names
 
 
 def parse_text(value: Any) -> str | None:
-    """A name without what is around it; None if there is none."""
+    """Return the stripped text; None if it is empty."""
     text = "" if value is None else str(value).strip()
     return text or None
 
 
 def parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Names alone, and names with values."""
+    """Return tags without values and tags with values."""
     if tags is None:
         return (), {}
     if not isinstance(tags, Iterable):
-        said = "trace_context(tags=) is a %s: expected a mapping or names [%s]"
-        logger.warning(said, type(tags).__name__, MessageCode.INVALID_TRACE_CONTEXT)
-        return (), {}
-    names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
-    refused = [name for name in names if not name or name.startswith("mlflow.") or len(name) > _LONGEST_TAG_NAME]
-    if refused:
         logger.warning(
-            "tags %s are left out: MLflow keeps names that begin with `mlflow.` for itself, "
-            "and takes %d characters [%s]",
-            ", ".join(repr(name[:60]) for name in refused),
-            _LONGEST_TAG_NAME,
+            "trace_context(tags=) is a %s and is ignored: expected a mapping or names [%s]",
+            type(tags).__name__,
             MessageCode.INVALID_TRACE_CONTEXT,
         )
-    kept = [name for name in names if name not in refused]
+        return (), {}
+    names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
+    invalid = [name for name in names if not name or name.startswith("mlflow.") or len(name) > _MAX_TAG_NAME_LENGTH]
+    if invalid:
+        logger.warning(
+            "trace_context(tags=) ignores tags %s: MLflow reserves names that begin with `mlflow.` "
+            "and accepts at most %d characters [%s]",
+            ", ".join(repr(name[:60]) for name in invalid),
+            _MAX_TAG_NAME_LENGTH,
+            MessageCode.INVALID_TRACE_CONTEXT,
+        )
+    valid = [name for name in names if name not in invalid]
     if isinstance(tags, Mapping):
-        return (), {name: _value(tags[names[name]]) for name in kept}
-    return tuple(kept), {}
+        return (), {name: _tag_value(tags[names[name]]) for name in valid}
+    return tuple(valid), {}
 
 
 def parse_metadata(metadata: Any) -> dict[str, Any]:
-    """What more there is to know."""
     if metadata is None or isinstance(metadata, Mapping):
         return dict(metadata or {})
-    said = "trace_context(metadata=) is a %s: expected a mapping [%s]"
-    logger.warning(said, type(metadata).__name__, MessageCode.INVALID_TRACE_CONTEXT)
+    logger.warning(
+        "trace_context(metadata=) is a %s and is ignored: expected a mapping [%s]",
+        type(metadata).__name__,
+        MessageCode.INVALID_TRACE_CONTEXT,
+    )
     return {}
 
 
-def _value(value: Any) -> str:
+def _tag_value(value: Any) -> str:
     return value if isinstance(value, str) else bounded_json(value).strip('"')
 
 
 def parse_prompts(prompt: Any) -> tuple[tuple[str, str], ...]:
-    """Names and versions, from the forms in which people have them."""
+    """Return names and versions; the accepted forms are documented at `trace_context`."""
     if prompt is None:
         return ()
     if isinstance(prompt, str):
@@ -70,7 +75,10 @@ def parse_prompts(prompt: Any) -> tuple[tuple[str, str], ...]:
             return ((str(prompt[0]), str(prompt[1])),)
         return (*parse_prompts(prompt[0]), *parse_prompts(prompt[1]))
     elif isinstance(prompt, Iterable):
-        return tuple(each for one in prompt for each in parse_prompts(one))
-    said = "trace_context(prompt=) has a %s: expected 'name/version' [%s]"
-    logger.warning(said, type(prompt).__name__, MessageCode.INVALID_TRACE_CONTEXT)
+        return tuple(pair for item in prompt for pair in parse_prompts(item))
+    logger.warning(
+        "trace_context(prompt=) ignores a %s: expected 'name/version' [%s]",
+        type(prompt).__name__,
+        MessageCode.INVALID_TRACE_CONTEXT,
+    )
     return ()

@@ -1,7 +1,7 @@
-"""Generators whose body runs inside an OpenTelemetry context, which is not current between its steps.
+"""Run generators inside an OpenTelemetry context that is current only while their body runs.
 
-A generator shares its caller's context variables: what it attached and left attached over a `yield` would be current in
-the caller, too, and in whatever the caller does before the next step.
+A generator shares the context variables of its caller: a context that stays attached over a `yield` would be current in
+the caller, too, until the next step.
 """
 
 from __future__ import annotations
@@ -13,143 +13,123 @@ from typing import Any
 
 from opentelemetry.context import Context, attach, detach, get_current
 
-# What `trace_context` was entered around here; its own business, but a generator's body may leave it set, too.
-surroundings: ContextVar[Any] = ContextVar("mlflow-otlp-surroundings", default=None)
+# The innermost `trace_context` that was entered here. It is set and reset with the generator's context.
+entered_contexts: ContextVar[Any] = ContextVar("mlflow-otlp-surroundings", default=None)
 
 
 class GeneratorContext:
-    """One run of a generator.
+    """Context of one run of a generator; subclasses observe what the body yields and how it ends."""
 
-    Args:
-        context: What is current in the body's first step; later, what the body left there.
-        around: What is in `surroundings` there; None for what is there now.
-    """
+    __slots__ = ("_context", "_entered")
 
-    __slots__ = ("_around", "_context")
-
-    def __init__(self, context: Context, around: Any = None) -> None:
+    def __init__(self, context: Context, entered: Any = None) -> None:
         self._context = context
-        self._around = surroundings.get() if around is None else around
+        self._entered = entered_contexts.get() if entered is None else entered
 
-    def enter(self) -> tuple[Any, Any]:
-        """Makes the body's context current."""
-        before = surroundings.get()
-        surroundings.set(self._around)
-        return attach(self._context), before
+    def attach(self) -> tuple[Any, Any]:
+        """Make the context of the body current; return what `detach` needs."""
+        previous = entered_contexts.get()
+        entered_contexts.set(self._entered)
+        return attach(self._context), previous
 
-    def leave(self, entered: tuple[Any, Any]) -> None:
-        """Makes the caller's context current again, and keeps what the body left."""
-        token, before = entered
-        self._context, self._around = get_current(), surroundings.get()
+    def detach(self, tokens: tuple[Any, Any]) -> None:
+        """Make the caller's context current again and store the one that the body left."""
+        token, previous = tokens
+        self._context, self._entered = get_current(), entered_contexts.get()
         detach(token)
-        surroundings.set(before)
+        entered_contexts.set(previous)
 
-    def yielded(self, item: Any) -> None:
-        """Tells what the body yields."""
+    def on_yield(self, item: Any) -> None:
+        """Called with each item that the body yields."""
 
-    def ended(self, error: BaseException | None, result: Any = None) -> None:
-        """Tells that the body has ended.
-
-        Args:
-            error: What it raised; None if it returned or was closed.
-            result: What it returned.
-        """
+    def on_end(self, error: BaseException | None, result: Any = None) -> None:
+        """Called with the exception or the return value of the body; without both when the body was closed."""
 
 
-Begin = Callable[[tuple[Any, ...], Mapping[str, Any]], GeneratorContext]
+BeginFunction = Callable[[tuple[Any, ...], Mapping[str, Any]], GeneratorContext]
 
 
-def wrapped_generator(function: Callable[..., Generator[Any, Any, Any]], begin: Begin) -> Callable[..., Any]:
-    """A generator function that runs in steps.
-
-    Args:
-        function: The generator function.
-        begin: Called with a call's arguments at the first step.
-    """
+def wrap_generator(function: Callable[..., Generator[Any, Any, Any]], begin: BeginFunction) -> Callable[..., Any]:
+    """Wrap a generator function; `begin` is called with the arguments at the first step."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        steps, body = begin(args, kwargs), function(*args, **kwargs)
+        run, body = begin(args, kwargs), function(*args, **kwargs)
         resume, value = body.send, None
         while True:
-            entered = steps.enter()
+            tokens = run.attach()
             try:
                 item = resume(value)
             except StopIteration as stop:
-                steps.ended(None, stop.value)
+                run.on_end(None, stop.value)
                 return stop.value
             except BaseException as error:
-                steps.ended(error)
+                run.on_end(error)
                 raise
             finally:
-                steps.leave(entered)
-            steps.yielded(item)
+                run.detach(tokens)
+            run.on_yield(item)
             try:
                 resume, value = body.send, (yield item)
             except GeneratorExit:
-                _closed(steps, body)
+                _close(run, body)
                 raise
-            except BaseException as error:  # noqa: BLE001 - whatever is thrown in, is the body's to handle
+            except BaseException as error:  # noqa: BLE001 - the body handles what is thrown in
                 resume, value = body.throw, error
 
     return wrapper
 
 
-def _closed(steps: GeneratorContext, body: Generator[Any, Any, Any]) -> None:
-    entered = steps.enter()
+def _close(run: GeneratorContext, body: Generator[Any, Any, Any]) -> None:
+    tokens = run.attach()
     try:
         body.close()
     except BaseException as error:
-        steps.ended(error)
+        run.on_end(error)
         raise
     finally:
-        steps.leave(entered)
-    steps.ended(None)
+        run.detach(tokens)
+    run.on_end(None)
 
 
-def wrapped_async_generator(function: Callable[..., AsyncGenerator[Any, Any]], begin: Begin) -> Callable[..., Any]:
-    """An async generator function that runs in steps.
-
-    Args:
-        function: The async generator function.
-        begin: Called with a call's arguments at the first step.
-    """
+def wrap_async_generator(function: Callable[..., AsyncGenerator[Any, Any]], begin: BeginFunction) -> Callable[..., Any]:
+    """Wrap an async generator function; `begin` is called with the arguments at the first step."""
 
     @wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        steps, body = begin(args, kwargs), function(*args, **kwargs)
+        run, body = begin(args, kwargs), function(*args, **kwargs)
         resume, value = body.asend, None
         while True:
-            entered = steps.enter()
+            tokens = run.attach()
             try:
                 item = await resume(value)
             except StopAsyncIteration:
-                steps.ended(None)
+                run.on_end(None)
                 return
             except BaseException as error:
-                steps.ended(error)
+                run.on_end(error)
                 raise
             finally:
-                steps.leave(entered)
-            steps.yielded(item)
+                run.detach(tokens)
+            run.on_yield(item)
             try:
                 resume, value = body.asend, (yield item)
             except GeneratorExit:
-                await _aclosed(steps, body)
+                await _aclose(run, body)
                 raise
-            except BaseException as error:  # noqa: BLE001 - whatever is thrown in, is the body's to handle
+            except BaseException as error:  # noqa: BLE001 - the body handles what is thrown in
                 resume, value = body.athrow, error
 
     return wrapper
 
 
-async def _aclosed(steps: GeneratorContext, body: AsyncGenerator[Any, Any]) -> None:
-    entered = steps.enter()
+async def _aclose(run: GeneratorContext, body: AsyncGenerator[Any, Any]) -> None:
+    tokens = run.attach()
     try:
         await body.aclose()
     except BaseException as error:
-        steps.ended(error)
+        run.on_end(error)
         raise
     finally:
-        steps.leave(entered)
-    steps.ended(None)
+        run.detach(tokens)
+    run.on_end(None)

@@ -1,4 +1,4 @@
-"""Which traces are left out: health checks, polling, and whatever else has nothing of an agent in it."""
+"""Filter for traces without agent spans, such as health checks and polling."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 TraceFilter = Callable[[Sequence[ReadableSpan]], bool]
 
-# Instrumentations of HTTP, databases and messaging, by the last part of OpenTelemetry's names for them. The clients of
-# clouds are not among them: `botocore` traces Bedrock's models, too.
+# Instrumentations of HTTP, databases and messaging, by the last part of their scope name. Cloud clients are not in the
+# list: `botocore` also traces models on Bedrock.
 _INFRASTRUCTURE = frozenset(
     {
-        # HTTP and RPC, both ends
+        # HTTP and RPC, client and server
         *("asgi", "wsgi", "fastapi", "starlette", "flask", "django", "falcon", "pyramid", "tornado"),
         *("aiohttp_client", "aiohttp_server", "requests", "urllib", "urllib3", "httpx", "httpx2", "grpc"),
         # databases and caches
@@ -42,56 +42,48 @@ _INFRASTRUCTURE = frozenset(
             "remoulade",
             "boto3sqs",
         ),
-        # the inside of a process
+        # inside a process
         *("asyncio", "threading", "jinja2", "asyncclick", "click", "logging", "system_metrics"),
     }
 )
 _PREFIX = "opentelemetry.instrumentation."
-# Frameworks that make such spans themselves.
+# Frameworks that create such spans without an instrumentation package.
 _NATIVE = frozenset({"fastapi"})
-_AGENTS_SCOPES = ("openinference.", "mlflow_otlp_exporter")
-_AGENTS_ATTRIBUTES = ("openinference.", "gen_ai.", "llm.", "traceloop.", "ai.", "mlflow.span", "gcp.vertex.agent.")
+_AGENT_SCOPES = ("openinference.", "mlflow_otlp_exporter")
+_AGENT_ATTRIBUTES = ("openinference.", "gen_ai.", "llm.", "traceloop.", "ai.", "mlflow.span", "gcp.vertex.agent.")
 
 
-def make_trace_filter(noise: Sequence[str]) -> TraceFilter | None:
-    """Makes what decides about a trace.
-
-    Args:
-        noise: The setting.
-
-    Returns:
-        What is called with the spans of a whole trace, and says whether to leave it out; None if nothing is.
-    """
-    words = [word.strip() for word in noise]
+def make_trace_filter(entries: Sequence[str]) -> TraceFilter | None:
+    """Build the predicate over the spans of a trace for the entries of the setting; None if nothing is filtered."""
+    words = [word.strip() for word in entries]
     if not words or words == ["none"]:
         return None
     if "all" in words:
-        return lambda spans: not any(_of_an_agent(span) for span in spans)
+        return lambda spans: not any(_is_agent_span(span) for span in spans)
     patterns = [word for word in words if word not in ("default", "none")]
     default = "default" in words
 
-    def is_noise(spans: Sequence[ReadableSpan]) -> bool:
-        return all(_listed(span, patterns, default=default) for span in spans)
+    def is_filtered(spans: Sequence[ReadableSpan]) -> bool:
+        return all(_matches_pattern(span, patterns, default=default) for span in spans)
 
-    return is_noise
+    return is_filtered
 
 
-def _listed(span: ReadableSpan, patterns: Sequence[str], *, default: bool) -> bool:
+def _matches_pattern(span: ReadableSpan, patterns: Sequence[str], *, default: bool) -> bool:
     name = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
-    known = name.startswith(_PREFIX) and name[len(_PREFIX) :].partition(".")[0] in _INFRASTRUCTURE
-    if default and (known or name in _NATIVE):
-        return not _marked(span)
+    is_infrastructure = name.startswith(_PREFIX) and name[len(_PREFIX) :].partition(".")[0] in _INFRASTRUCTURE
+    if default and (is_infrastructure or name in _NATIVE):
+        return not _has_agent_attributes(span)
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _of_an_agent(span: ReadableSpan) -> bool:
+def _is_agent_span(span: ReadableSpan) -> bool:
     scope = span.instrumentation_scope
-    return (scope is not None and scope.name.startswith(_AGENTS_SCOPES)) or _marked(span)
+    return (scope is not None and scope.name.startswith(_AGENT_SCOPES)) or _has_agent_attributes(span)
 
 
-def _marked(span: ReadableSpan) -> bool:
-    """Whether it says of itself that it belongs to an agent: an app may have put that onto a span of any kind."""
+def _has_agent_attributes(span: ReadableSpan) -> bool:
     attributes = span.attributes
-    # A copy, as iterating over the SDK's own mapping takes ten times as long.
+    # Copied, because iterating over the SDK's own mapping takes ten times as long.
     keys = attributes.copy() if attributes is not None and hasattr(attributes, "copy") else attributes or {}
-    return any(key.startswith(_AGENTS_ATTRIBUTES) for key in keys)
+    return any(key.startswith(_AGENT_ATTRIBUTES) for key in keys)

@@ -55,7 +55,7 @@ def trace_of(*scopes: str, attributes: dict[str, str] | None = None, remote: boo
         ("my.*", ["my.scope", "my.other"], True),
     ],
 )
-def test_scopes(noise: str, scopes: Sequence[str], left_out: bool) -> None:
+def test_trace_filter_matches_scopes(noise: str, scopes: Sequence[str], left_out: bool) -> None:
     decide = make_trace_filter([word for word in noise.split(",") if word])
     assert (decide is not None and decide(trace_of(*scopes))) is left_out
 
@@ -64,7 +64,7 @@ def test_scopes(noise: str, scopes: Sequence[str], left_out: bool) -> None:
 @pytest.mark.parametrize(
     "key", ["gen_ai.request.model", "openinference.span.kind", "llm.model_name", "mlflow.spanType"]
 )
-def test_span_that_says_it_is_an_agents_is_none(noise: str, key: str) -> None:
+def test_span_marked_as_agent_is_not_filtered(noise: str, key: str) -> None:
     decide = make_trace_filter([noise])
     assert decide is not None
     assert not decide(trace_of(FASTAPI, attributes={key: "x"}))
@@ -80,37 +80,39 @@ def names(spans: list[ReadableSpan]) -> list[str]:
 
 
 @pytest.mark.parametrize("sees_starts", [True, False])
-def test_whole_trace_is_left_out(sees_starts: bool) -> None:
-    found = buffer(sees_starts=sees_starts)
+def test_infrastructure_trace_is_filtered(sees_starts: bool) -> None:
+    trace_buffer = buffer(sees_starts=sees_starts)
     for span in trace_of(FASTAPI, HTTPX):
-        found.ended(span, 0.0)
-    assert found.take(1.0) == []
-    assert names(found.left_out) == ["child", "root"]
-    assert (found.span_count, found.byte_count) == (0, 0)
+        trace_buffer.ended(span, 0.0)
+    assert trace_buffer.take(1.0) == []
+    assert names(trace_buffer.left_out) == ["child", "root"]
+    assert (trace_buffer.span_count, trace_buffer.byte_count) == (0, 0)
 
 
 @pytest.mark.parametrize("sees_starts", [True, False])
-def test_trace_that_was_handed_over_in_part_is_not_cut(sees_starts: bool) -> None:
-    found = buffer(sees_starts=sees_starts)
+def test_trace_exported_in_part_is_not_filtered(sees_starts: bool) -> None:
+    trace_buffer = buffer(sees_starts=sees_starts)
     child, root = trace_of(FASTAPI, HTTPX)
     assert child.context is not None
     for _ in range(2 * sees_starts):
-        found.started(child.context.trace_id)
-    found.ended(child, 0.0)
-    assert names(found.take_all()) == ["child"]
-    found.ended(root, 1.0)
-    assert names(found.take(3.0)) == ["root"]
-    assert found.left_out == []
+        trace_buffer.started(child.context.trace_id)
+    trace_buffer.ended(child, 0.0)
+    assert names(trace_buffer.take_all()) == ["child"]
+    trace_buffer.ended(root, 1.0)
+    assert names(trace_buffer.take(3.0)) == ["root"]
+    assert trace_buffer.left_out == []
 
 
-def test_part_of_another_processes_trace_is_not_cut() -> None:
-    found = buffer()
+def test_trace_with_remote_parent_is_not_filtered() -> None:
+    trace_buffer = buffer()
     for span in trace_of(FASTAPI, HTTPX, remote=True):
-        found.ended(span, 0.0)
-    assert names(found.take(1.0)) == ["child", "root"]
+        trace_buffer.ended(span, 0.0)
+    assert names(trace_buffer.take(1.0)) == ["child", "root"]
 
 
-def test_left_out_is_counted_and_told_once(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_filtered_traces_are_counted_and_logged_once(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="1")
     processor = MLflowSpanProcessor(exporter)
