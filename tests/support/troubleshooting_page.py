@@ -461,9 +461,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         "Only `doctor` shows this message.",
     ),
     MessageCode.DESTINATION_TOO_LATE: Entry(
-        (
-            "trace_context() names a destination inside a running trace; the spans of that trace stay with their root. ...",
-        ),
+        ("trace_context() names a destination inside a running trace; the spans of that trace ...",),
     ),
     MessageCode.MASK_FAILED: Entry(
         ("a mask failed (...): what it was given is hidden, now and whenever it fails again",),
