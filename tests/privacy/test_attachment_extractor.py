@@ -14,10 +14,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._internal.encoding.attachment import create_attachment
 from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.model.attachment import Attachment
+from mlflow_otlp_exporter._internal.model.attachment import Attachment, create_attachment
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, memory_bytes_of
 from mlflow_otlp_exporter._internal.model.span_data import EventData

@@ -440,7 +440,7 @@ def test_a_fault_is_told_once_and_the_disk_tried_again(
             now.now += 0.5
     assert 5 < len(set(tries)) < 20  # after 1 s, 2 s, 4 s up to a minute
     assert sum("cannot be used" in line for line in caplog.messages) < 7  # at once, then summed up each minute
-    assert caplog.messages[0].startswith(f"the spool in {folder.parent}")
+    assert caplog.messages[0].startswith(f"Spool in {folder.parent}")
     assert os.strerror(number) in caplog.messages[0]
     assert refused(spool) == 0
     now.now += 60

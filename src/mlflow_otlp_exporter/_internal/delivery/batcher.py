@@ -260,7 +260,7 @@ class DestinationResources:
             if len(self._told) >= _CACHED:
                 self._told.clear()
             found = self._told[id(resource), destination] = (resource, made)
-        return span if found[1] is resource else span._replace(resource=self._encoder.resource(found[1]))
+        return span if found[1] is resource else span._replace(resource=self._encoder.encode_resource(found[1]))
 
 
 def _said(destination: Destination) -> dict[str, Any]:

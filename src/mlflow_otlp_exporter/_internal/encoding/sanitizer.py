@@ -1,80 +1,64 @@
-"""Content that MLflow is known to refuse, made acceptable before it is sent: nothing is refused that could have landed.
+"""Repairs content that MLflow is known to reject, before it is sent.
 
-Measured on MLflow 3.6.0 to 3.17.2, SQLite and PostgreSQL. What is changed is noted on the span, in
-`mlflow_otlp.repaired`.
+Measured with MLflow 3.6.0 to 3.17.2, SQLite and PostgreSQL. Each repair is noted on the span: `mlflow_otlp.repaired`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, frame_span
 
 REPAIRED_ATTRIBUTE = "mlflow_otlp.repaired"
-_TRACE_NAME = "mlflow.traceTag.mlflow.traceName"
-_TRACE_TAG, _SPAN_TYPE, _COST, _USAGE = (
-    "mlflow.traceTag.",
-    "mlflow.spanType",
-    "mlflow.llm.cost",
-    "mlflow.chat.tokenUsage",
-)
-# 3.17 refuses a request with a longer session, any version one with a longer trace name; PostgreSQL a user of 9,000
-# characters and a type of over 500.
+_TRACE_NAME, _SPAN_TYPE = "mlflow.traceTag.mlflow.traceName", "mlflow.spanType"
+_TRACE_TAG_PREFIX = "mlflow.traceTag."
+# MLflow 3.10 to 3.17 reject a request in which these are anything but JSON objects of numbers.
+_NUMBER_KEYS = frozenset({"mlflow.llm.cost", "mlflow.chat.tokenUsage"})
+# MLflow 3.17 rejects a request with a longer session, every version one with a longer trace name; PostgreSQL rejects a
+# user of 9,000 characters and a type of over 500.
 _MAX_LENGTHS = {"session.id": 250, "gen_ai.conversation.id": 250, "user.id": 4096, _TRACE_NAME: 4096, _SPAN_TYPE: 500}
-# What MLflow puts into columns of its own, where PostgreSQL takes no NUL, neither plain nor as JSON's escape.
+# MLflow stores these in columns, where PostgreSQL accepts no NUL, neither plain nor as a JSON escape.
 _COLUMN_KEYS = frozenset(_MAX_LENGTHS) | {
-    "embedding.model_name",
-    "gen_ai.provider.name",
-    "gen_ai.request.model",
-    "gen_ai.response.model",
-    "gen_ai.system",
-    "llm.model_name",
-    "llm.provider",
-    "mlflow.llm.model",
-    "mlflow.llm.provider",
+    *("embedding.model_name", "llm.model_name", "llm.provider", "mlflow.llm.model", "mlflow.llm.provider"),
+    *("gen_ai.provider.name", "gen_ai.request.model", "gen_ai.response.model", "gen_ai.system"),
 }
-# What tells MLflow a span's kind: it looks each up in a table, where a list or an object, as value or as JSON text,
-# costs the whole request (422 on 3.17.2).
+# MLflow looks the kind of a span up in a table by these; a list or an object, as value or as JSON text, costs the whole
+# request (422 on 3.17.2).
 _KIND_KEYS = frozenset(
     {
-        "ai.operationId",
-        "entity.type",
-        "gen_ai.operation.name",
-        "langfuse.observation.type",
-        "lmnr.span.type",
-        "openinference.span.kind",
-        "span.type",
-        "traceloop.span.kind",
+        *("ai.operationId", "entity.type", "gen_ai.operation.name", "langfuse.observation.type", "lmnr.span.type"),
+        *("openinference.span.kind", "span.type", "traceloop.span.kind"),
     }
 )
-_SHORTEST_CUT, _LONGEST_MARK = 256, 64
+_MIN_CUT_CHARACTERS, _MAX_MARK_BYTES = 256, 64
 
 
 def replace_nul(text: str) -> str:
-    """A text without NUL characters, which PostgreSQL refuses with a 500, in itself and in JSON."""
+    """Replace NUL characters, plain and JSON-escaped: PostgreSQL answers them with 500."""
     return text.replace("\x00", "\ufffd").replace("\\u0000", "\\ufffd")
 
 
 def sanitize_name(name: str) -> str | None:
-    """A span's name without NUL characters; None if it has none."""
+    """Replace NUL characters; None if there are none."""
     return name.replace("\x00", "\ufffd") if "\x00" in name else None
 
 
 def sanitize_attributes(attributes: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A span's attributes as MLflow takes them; None if they need no repair."""
+    """Repair attributes; None if they need no repair."""
     if not attributes:
         return None
-    found = attributes.copy() if hasattr(attributes, "copy") else dict(attributes)
+    original = attributes.copy() if hasattr(attributes, "copy") else dict(attributes)
     changes: dict[str, Any] = {}
     notes: list[str] = []
-    for key, value in found.items():
-        if key in _COLUMN_KEYS or key.startswith(_TRACE_TAG):
+    for key, value in original.items():
+        if key in _COLUMN_KEYS or key.startswith(_TRACE_TAG_PREFIX):
             changed, note = _sanitize_column(key, value)
-        elif key in (_COST, _USAGE):
+        elif key in _NUMBER_KEYS:
             changed, note = _sanitize_numbers(key, value)
         elif key in _KIND_KEYS and _is_structured(value):
             changed, note = None, f"{key} left out: no text"
@@ -85,12 +69,12 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None) -> Mapping[str, An
             notes.append(note)
     if not notes:
         return None
-    merged = {**found, **changes, REPAIRED_ATTRIBUTE: "; ".join(notes)}
+    merged = {**original, **changes, REPAIRED_ATTRIBUTE: "; ".join(notes)}
     return {key: value for key, value in merged.items() if not (value is None and key in changes)}
 
 
 def _sanitize_column(key: str, value: Any) -> tuple[Any, str]:
-    """The value for a column of MLflow's, and what was changed; None to leave it out."""
+    """Return the value and a note on its changes; the value None drops the attribute."""
     if key == _SPAN_TYPE and _is_structured(value):
         return None, f"{key} left out: no text"
     if not isinstance(value, str):
@@ -98,9 +82,9 @@ def _sanitize_column(key: str, value: Any) -> tuple[Any, str]:
     changed, notes = replace_nul(value), []
     if changed != value:
         notes.append(f"{key}: NUL characters replaced")
-    longest = _MAX_LENGTHS.get(key)
-    if longest and len(changed) > longest:
-        changed = changed[:longest]
+    max_length = _MAX_LENGTHS.get(key)
+    if max_length and len(changed) > max_length:
+        changed = changed[:max_length]
         notes.append(f"{key} cut from {len(value)} characters")
     return changed, "; ".join(notes)
 
@@ -110,62 +94,45 @@ def _is_structured(value: Any) -> bool:
 
 
 def _sanitize_numbers(key: str, value: Any) -> tuple[Any, str]:
-    """Cost and usage must be JSON objects of numbers: 3.10 to 3.17 refuse the request for anything else."""
-    found: Any = None
-    if isinstance(value, str):
-        try:
-            found = json.loads(value)
-        except ValueError:
-            found = None
-    if isinstance(found, dict) and all(isinstance(each, (int, float)) for each in found.values()):
-        return value, ""
+    with suppress(ValueError):
+        numbers = json.loads(value) if isinstance(value, str) else None
+        if isinstance(numbers, dict) and all(isinstance(number, (int, float)) for number in numbers.values()):
+            return value, ""
     return None, f"{key} left out: no JSON object of numbers"
 
 
-def truncate_span(encoded: EncodedSpan, size: int) -> EncodedSpan | None:
-    """A span that no proxy on the way takes, with its largest texts cut.
-
-    Args:
-        encoded: The span.
-        size: Bytes that it may have.
-
-    Returns:
-        The smaller span; None if cutting texts does not make it small enough.
-    """
+def truncate_span(encoded: EncodedSpan, max_bytes: int) -> EncodedSpan | None:
+    """Cut the largest texts of a span that a proxy rejects as too large; None if that is not enough."""
     span = parse_span(encoded)
     values = [attribute.value for attribute in span.attributes]
     values += [attribute.value for event in span.events for attribute in event.attributes]
-    texts = sorted(
-        (each for each in values if len(each.string_value) > _SHORTEST_CUT), key=lambda each: -len(each.string_value)
-    )
-    excess = span.ByteSize() - size + 200
-    for value in texts:
-        if excess <= 0:
+    texts = [value for value in values if len(value.string_value) > _MIN_CUT_CHARACTERS]
+    excess_bytes = span.ByteSize() - max_bytes + 200
+    for value in sorted(texts, key=lambda value: -len(value.string_value)):
+        if excess_bytes <= 0:
             break
         text = value.string_value
-        # Characters take up to four bytes: what is cut is measured in bytes, not guessed.
-        whole = text.encode()
-        keep = max(len(whole) - excess - _LONGEST_MARK, _SHORTEST_CUT - _LONGEST_MARK)
-        head = whole[:keep].decode("utf-8", "ignore")
+        # In bytes, because a character takes up to four.
+        content = text.encode()
+        head_bytes = max(len(content) - excess_bytes - _MAX_MARK_BYTES, _MIN_CUT_CHARACTERS - _MAX_MARK_BYTES)
+        head = content[:head_bytes].decode("utf-8", "ignore")
         cut = f"{head}... [cut, {len(text)} characters originally]"
-        excess -= len(whole) - len(cut.encode())
+        excess_bytes -= len(content) - len(cut.encode())
         value.string_value = cut
-    if excess > 0:
+    if excess_bytes > 0:
         return None
-    note = span.attributes.add(key=REPAIRED_ATTRIBUTE)
-    note.value.string_value = f"texts cut: the span had {len(encoded.body)} bytes, more than the way to MLflow takes"
+    note = f"texts cut: the span had {len(encoded.body)} bytes, more than a proxy accepts"
+    span.attributes.add(key=REPAIRED_ATTRIBUTE).value.string_value = note
     return encoded._replace(body=frame_span(span.SerializeToString()))
 
 
 def describe_span(encoded: EncodedSpan) -> str:
-    """A span's name and its trace, for a log line."""
+    """Return name and trace of a span for a log line."""
     return f"span {parse_span(encoded).name[:80]!r} of trace tr-{encoded.trace_id:032x}"
 
 
 def parse_span(encoded: EncodedSpan) -> Span:
-    """An encoded span as protobuf's."""
-    # The body is the field of a ScopeSpans; wrapped so, it parses as one.
-    data = TracesData()
-    scope = data.resource_spans.add().scope_spans.add()
-    scope.MergeFromString(encoded.body)
-    return scope.spans[0]
+    # The body is the field of a ScopeSpans, and parses as one.
+    scope_spans = ScopeSpans()
+    scope_spans.MergeFromString(encoded.body)
+    return scope_spans.spans[0]

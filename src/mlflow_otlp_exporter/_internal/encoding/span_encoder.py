@@ -1,6 +1,4 @@
-"""Spans to the bytes of OTLP, straight to the wire.
-
-Upstream builds a protobuf object per attribute, which is nine tenths of what an export costs the app's process.
+"""Encodes spans directly to OTLP bytes; upstream's protobuf object per attribute takes nine tenths of an export's time.
 
 Field numbers are those of `opentelemetry/proto/trace/v1/trace.proto` and `common/v1/common.proto` (OTLP 1.x, stable). A
 tag is `number << 3 | wire type`; wire types are 0 varint, 1 fixed64, 2 length-delimited, 5 fixed32.
@@ -29,14 +27,14 @@ from mlflow_otlp_exporter._internal.model.encoded_span import (
     varint,
 )
 
-# A parser gives up at 100 nested messages; a map inside a map is three, and the request around the value is seven.
+# Parsers stop at 100 nested messages: a map inside a map adds three, and the request around the value has seven.
 _MAX_DEPTH = 24
 _MAX_CACHED_KEYS, _MAX_CACHED_KEY_BYTES = 4096, 128
 _MAX_CACHED_OWNERS = 256
 _KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
 _MASK_64_BITS, _MAX_TIME = (1 << 64) - 1, (1 << 63) - 1
 _pack_times = struct.Struct("<BQBQ").pack
-# Flags as field 16 of a span and field 6 of a link, fixed32: bit 8 says that bit 9 tells whether the parent is remote.
+# Flags as field 16 of a span and field 6 of a link, fixed32. Bit 8: bit 9 is valid. Bit 9: the parent is remote.
 _LOCAL_FLAGS, _REMOTE_FLAGS = (b"\x85\x01" + struct.pack("<I", flags) for flags in (0x100, 0x300))
 _LOCAL_LINK_FLAGS, _REMOTE_LINK_FLAGS = (b"\x35" + struct.pack("<I", flags) for flags in (0x100, 0x300))
 _pack_double = struct.Struct("<d").pack
@@ -45,15 +43,10 @@ _pack_fixed64 = struct.Struct("<Q").pack
 
 @dataclass
 class Repairs:
-    """Counts what could not be encoded as it was.
+    """Values that could not be encoded unchanged, since start."""
 
-    Attributes:
-        repaired: Values that were changed: characters that UTF-8 does not have, integers beyond 64 bits as text.
-        left_out: Values that were left out: types that OTLP does not have, values nested too deeply.
-    """
-
-    repaired: int = 0
-    left_out: int = 0
+    repaired: int = 0  # characters that UTF-8 does not have, integers beyond 64 bits
+    left_out: int = 0  # types that OTLP does not have, values nested too deeply
 
 
 class _Unencodable(Exception):
@@ -61,34 +54,28 @@ class _Unencodable(Exception):
 
 
 class SpanEncoder:
-    """Encodes spans.
+    """Encodes spans, with bounded caches of resources, scopes and attribute keys; thread-safe.
 
-    Holds bounded caches of encoded resources, scopes and attribute keys; may be used by several threads.
-
-    Args:
-        owned: What is kept of a resource's attributes; None for all.
-
-    Attributes:
-        repairs: What could not be encoded as it was, since start.
+    `select_resource_attributes` returns the attributes of a resource that are encoded; None for all.
     """
 
-    def __init__(self, owned: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None) -> None:
+    def __init__(self, select_resource_attributes: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None) -> None:
         self.repairs = Repairs()
-        self._owned = owned or dict
+        self._select_resource_attributes = select_resource_attributes or dict
         self._keys: dict[str, bytes] = {}
-        # By identity, as a resource's own hash dumps JSON; the object is kept so that its id stays its own.
+        # By identity, because a resource's own hash dumps JSON; holding the object keeps its id unique.
         self._resources: dict[int, tuple[Resource, Framing]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, Framing]] = {}
         self._encoders: dict[type, Callable[[Any, int], bytes]] = {
-            str: lambda value, _: encode_field(b"\x0a", self._utf8(value)),
+            str: lambda value, _: encode_field(b"\x0a", self._encode_text(value)),
             bool: lambda value, _: b"\x10\x01" if value else b"\x10\x00",
-            int: lambda value, _: self._integer(value),
+            int: lambda value, _: self._encode_integer(value),
             float: lambda value, _: b"\x21" + _pack_double(value),
             bytes: lambda value, _: encode_field(b"\x3a", value),
             bytearray: lambda value, _: encode_field(b"\x3a", bytes(value)),
-            tuple: self._array,
-            list: self._array,
-            dict: self._mapping,
+            tuple: self._encode_array,
+            list: self._encode_array,
+            dict: self._encode_mapping,
             type(None): lambda _value, _depth: b"",
         }
         register_fork_reset(self._reset_after_fork)
@@ -105,21 +92,13 @@ class SpanEncoder:
         events: Sequence[Event] | None = None,
         status: Status | None = None,
     ) -> EncodedSpan:
-        """Encodes a span.
+        """Encode a span; arguments replace the values of the span.
 
-        Args:
-            span: The span.
-            attributes: Attributes instead of the span's own.
-            name: A name instead of the span's own.
-            events: Events instead of the span's own.
-            status: A status instead of the span's own.
-
-        Raises:
-            Exception: The object lacks what every span has; the rest of what is wrong with it is repaired or left out.
+        Raises any exception for an object that is not a span; all other faults are repaired or left out.
         """
         context, parent = span.get_span_context(), span.parent
         assert context is not None
-        encoded_name = self._utf8(span.name if name is None else name)
+        encoded_name = self._encode_text(span.name if name is None else name)
         pieces = [
             b"\x0a\x10",
             context.trace_id.to_bytes(16, "big"),
@@ -128,7 +107,7 @@ class SpanEncoder:
         ]
         if context.trace_state:
             pieces.append(
-                encode_field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items())))
+                encode_field(b"\x1a", self._encode_text(",".join(f"{k}={v}" for k, v in context.trace_state.items())))
             )
         if parent is not None:
             pieces += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
@@ -140,105 +119,103 @@ class SpanEncoder:
             SHORT_VARINTS[_KINDS[span.kind]],
             _pack_times(0x39, _clamp_time(span.start_time), 0x41, _clamp_time(span.end_time)),
         )
-        # A copy, as iterating over the SDK's own mapping takes ten times as long.
-        found = span.attributes if attributes is None else attributes
-        if found:
-            self._attributes(found.copy() if hasattr(found, "copy") else dict(found), b"\x4a", pieces)
+        # A copy, because iterating over the SDK's own mapping takes ten times as long.
+        source: Any = span.attributes if attributes is None else attributes
+        if source:
+            self._append_attributes(source.copy() if hasattr(source, "copy") else dict(source), b"\x4a", pieces)
         if dropped := span.dropped_attributes:
             pieces += (b"\x50", varint(dropped))
-        self._events_and_links(span, span.events if events is None else events, pieces)
+        self._append_events_and_links(span, span.events if events is None else events, pieces)
         status = span.status if status is None else status
         if status is not None:
-            inner = [encode_field(b"\x12", self._utf8(status.description))] if status.description else []
+            status_pieces = [encode_field(b"\x12", self._encode_text(status.description))] if status.description else []
             if code := status.status_code.value:
-                inner += (b"\x18", SHORT_VARINTS[code])
-            pieces.append(encode_field(b"\x7a", b"".join(inner)))
+                status_pieces += (b"\x18", SHORT_VARINTS[code])
+            pieces.append(encode_field(b"\x7a", b"".join(status_pieces)))
         pieces.append(_REMOTE_FLAGS if parent is not None and parent.is_remote else _LOCAL_FLAGS)
         body = frame_span(b"".join(pieces))
-        resource, scope = self.resource(span.resource), self._scope(span.instrumentation_scope)
+        resource, scope = self.encode_resource(span.resource), self._encode_scope(span.instrumentation_scope)
         return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body)
 
-    def _events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
+    def _append_events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
         for event in events:
-            inner = [
+            event_pieces = [
                 b"\x09",
                 _pack_fixed64(_clamp_time(event.timestamp)),
-                encode_field(b"\x12", self._utf8(event.name)),
+                encode_field(b"\x12", self._encode_text(event.name)),
             ]
             if event.attributes:
-                self._attributes(dict(event.attributes), b"\x1a", inner)
+                self._append_attributes(dict(event.attributes), b"\x1a", event_pieces)
             if event.dropped_attributes:
-                inner += (b"\x20", varint(event.dropped_attributes))
-            pieces.append(encode_field(b"\x5a", b"".join(inner)))
+                event_pieces += (b"\x20", varint(event.dropped_attributes))
+            pieces.append(encode_field(b"\x5a", b"".join(event_pieces)))
         if dropped := span.dropped_events:
             pieces += (b"\x60", varint(dropped))
-        pieces += [encode_field(b"\x6a", self._link(link)) for link in span.links]
+        pieces += [encode_field(b"\x6a", self._encode_link(link)) for link in span.links]
         if dropped := span.dropped_links:
             pieces += (b"\x70", varint(dropped))
 
-    def _attributes(self, attributes: dict[Any, Any], tag: bytes, pieces: list[bytes]) -> None:
-        """Appends each attribute as a field with this tag. Texts, nearly all there is, are encoded right here."""
-        keys, short = self._keys, SHORT_VARINTS
+    def _append_attributes(self, attributes: dict[Any, Any], tag: bytes, pieces: list[bytes]) -> None:
+        # Strings, which are nearly all values, are encoded without another call.
+        keys, short_varints = self._keys, SHORT_VARINTS
         for key, value in attributes.items():
-            named = keys.get(key)
-            if named is None:
-                named = self._key(key)
+            encoded_key = keys.get(key)
+            if encoded_key is None:
+                encoded_key = self._encode_key(key)
             if value.__class__ is str:
                 try:
                     content = value.encode()
                 except UnicodeEncodeError:
-                    content = self._utf8(value)
+                    content = self._encode_text(value)
                 size = len(content)
-                if size < 126:  # the two inner lengths take one byte each
+                if size < 126:  # both lengths of the value take one byte each
                     pieces += (
                         tag,
-                        short[size + len(named) + 4],
-                        named,
+                        short_varints[size + len(encoded_key) + 4],
+                        encoded_key,
                         b"\x12",
-                        short[size + 2],
+                        short_varints[size + 2],
                         b"\x0a",
-                        short[size],
+                        short_varints[size],
                         content,
                     )
                     continue
-                inner = encode_length(size)
-                outer = encode_length(size + len(inner) + 1)
+                string_length = encode_length(size)
+                value_length = encode_length(size + len(string_length) + 1)
                 pieces += (
                     tag,
-                    encode_length(size + len(inner) + 1 + len(outer) + 1 + len(named)),
-                    named,
+                    encode_length(size + len(string_length) + 1 + len(value_length) + 1 + len(encoded_key)),
+                    encoded_key,
                     b"\x12",
-                    outer,
+                    value_length,
                     b"\x0a",
-                    inner,
+                    string_length,
                     content,
                 )
                 continue
             try:
-                encoded = self._value(value, 0)
+                encoded = self._encode_value(value, 0)
             except _Unencodable:
                 self.repairs.left_out += 1
                 continue
             pieces += (
                 tag,
-                encode_length(len(named) + 1 + len(encode_length(len(encoded))) + len(encoded)),
-                named,
+                encode_length(len(encoded_key) + 1 + len(encode_length(len(encoded))) + len(encoded)),
+                encoded_key,
                 b"\x12",
                 encode_length(len(encoded)),
                 encoded,
             )
 
-    def _key(self, key: Any) -> bytes:
-        """A key as the first field of a `KeyValue`, kept if it is a short one."""
-        named = encode_field(b"\x0a", self._utf8(key))
-        if len(named) <= _MAX_CACHED_KEY_BYTES:
+    def _encode_key(self, key: Any) -> bytes:
+        encoded_key = encode_field(b"\x0a", self._encode_text(key))
+        if len(encoded_key) <= _MAX_CACHED_KEY_BYTES:
             if len(self._keys) >= _MAX_CACHED_KEYS:
                 self._keys.clear()
-            self._keys[key] = named
-        return named
+            self._keys[key] = encoded_key
+        return encoded_key
 
-    def _value(self, value: Any, depth: int) -> bytes:
-        """The content of an `AnyValue`."""
+    def _encode_value(self, value: Any, depth: int) -> bytes:
         encoder = self._encoders.get(value.__class__)
         if encoder is None:
             # Subclasses: enumerations, numpy's float64, and mappings and sequences of any kind.
@@ -248,33 +225,34 @@ class SpanEncoder:
                     break
             else:
                 if isinstance(value, Mapping):
-                    encoder = self._mapping
+                    encoder = self._encode_mapping
                 elif isinstance(value, Sequence):
-                    encoder = self._array
+                    encoder = self._encode_array
                 else:
                     raise _Unencodable
         return encoder(value, depth)
 
-    def _array(self, values: Iterable[Any], depth: int) -> bytes:
+    def _encode_array(self, values: Iterable[Any], depth: int) -> bytes:
         if depth >= _MAX_DEPTH:
             raise _Unencodable
         return encode_field(
-            b"\x2a", b"".join([encode_field(b"\x0a", self._value(value, depth + 1)) for value in values])
+            b"\x2a", b"".join([encode_field(b"\x0a", self._encode_value(value, depth + 1)) for value in values])
         )
 
-    def _mapping(self, values: Mapping[Any, Any], depth: int) -> bytes:
+    def _encode_mapping(self, values: Mapping[Any, Any], depth: int) -> bytes:
         if depth >= _MAX_DEPTH:
             raise _Unencodable
         items = [
             encode_field(
                 b"\x0a",
-                encode_field(b"\x0a", self._utf8(str(key))) + encode_field(b"\x12", self._value(value, depth + 1)),
+                encode_field(b"\x0a", self._encode_text(str(key)))
+                + encode_field(b"\x12", self._encode_value(value, depth + 1)),
             )
             for key, value in values.items()
         ]
         return encode_field(b"\x32", b"".join(items))
 
-    def _integer(self, value: int) -> bytes:
+    def _encode_integer(self, value: int) -> bytes:
         if 0 <= value < 128:  # one byte
             return b"\x18" + SHORT_VARINTS[value]
         if -(1 << 63) <= value < 1 << 63:
@@ -285,11 +263,9 @@ class SpanEncoder:
         except ValueError:  # thousands of digits
             return encode_field(b"\x0a", hex(value).encode())
 
-    def _utf8(self, text: Any) -> bytes:
-        """A text as UTF-8. Two halves of a surrogate pair are joined, a lone half becomes the replacement character.
-
-        Upstream raises here, which loses the whole batch for a lone half in a name.
-        """
+    def _encode_text(self, text: Any) -> bytes:
+        # Two halves of a surrogate pair are joined; a lone half becomes the replacement character. Upstream raises, and
+        # loses the whole batch for a lone half in a name.
         try:
             return bytes(text.encode())
         except UnicodeEncodeError:
@@ -297,63 +273,63 @@ class SpanEncoder:
             return bytes(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode())
         except AttributeError:
             self.repairs.repaired += 1
-            return self._utf8("" if text is None else str(text))
+            return self._encode_text("" if text is None else str(text))
 
-    def _link(self, link: Link) -> bytes:
+    def _encode_link(self, link: Link) -> bytes:
         context = link.context
         pieces = [b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big")]
         if context.trace_state:
-            # Upstream leaves it out; the specification has it.
+            # Required by the specification; upstream omits it.
             pieces.append(
-                encode_field(b"\x1a", self._utf8(",".join(f"{k}={v}" for k, v in context.trace_state.items())))
+                encode_field(b"\x1a", self._encode_text(",".join(f"{k}={v}" for k, v in context.trace_state.items())))
             )
         if link.attributes:
-            self._attributes(dict(link.attributes), b"\x22", pieces)
+            self._append_attributes(dict(link.attributes), b"\x22", pieces)
         if dropped := getattr(link, "dropped_attributes", 0):
             pieces += (b"\x28", varint(dropped))
         pieces.append(_REMOTE_LINK_FLAGS if context.is_remote else _LOCAL_LINK_FLAGS)
         return b"".join(pieces)
 
-    def resource(self, resource: Resource) -> Framing:
-        """A resource on the wire."""
-        known = self._resources.get(id(resource))
-        if known is not None:
-            return known[1]
-        inner: list[bytes] = []
-        attributes: dict[str, Any] = self._owned(resource.attributes)
+    def encode_resource(self, resource: Resource) -> Framing:
+        cached = self._resources.get(id(resource))
+        if cached is not None:
+            return cached[1]
+        pieces: list[bytes] = []
+        attributes: dict[str, Any] = self._select_resource_attributes(resource.attributes)
         for key, value in attributes.items():
             if isinstance(value, str) and "\x00" in value:
-                # MLflow makes a trace's tag of it, and PostgreSQL takes no NUL.
+                # MLflow stores it as a tag of the trace, and PostgreSQL takes no NUL.
                 attributes[key] = value.replace("\x00", "\ufffd")
                 self.repairs.repaired += 1
-        self._attributes(attributes, b"\x0a", inner)
-        framing = Framing(encode_field(b"\x0a", b"".join(inner)), self._schema(resource.schema_url))
+        self._append_attributes(attributes, b"\x0a", pieces)
+        framing = Framing(encode_field(b"\x0a", b"".join(pieces)), self._encode_schema_url(resource.schema_url))
         if len(self._resources) >= _MAX_CACHED_OWNERS:
             self._resources.clear()
         self._resources[id(resource)] = (resource, framing)
         return framing
 
-    def _scope(self, scope: InstrumentationScope | None) -> Framing:
-        known = self._scopes.get(id(scope))
-        if known is not None:
-            return known[1]
-        inner: list[bytes] = []
+    def _encode_scope(self, scope: InstrumentationScope | None) -> Framing:
+        cached = self._scopes.get(id(scope))
+        if cached is not None:
+            return cached[1]
+        pieces: list[bytes] = []
         if scope is not None:
-            inner.append(encode_field(b"\x0a", self._utf8(scope.name)))
+            pieces.append(encode_field(b"\x0a", self._encode_text(scope.name)))
             if scope.version:
-                inner.append(encode_field(b"\x12", self._utf8(scope.version)))
+                pieces.append(encode_field(b"\x12", self._encode_text(scope.version)))
             if scope.attributes:
-                self._attributes(dict(scope.attributes), b"\x1a", inner)
-        framing = Framing(encode_field(b"\x0a", b"".join(inner)), self._schema(scope.schema_url if scope else None))
+                self._append_attributes(dict(scope.attributes), b"\x1a", pieces)
+        schema_url = self._encode_schema_url(scope.schema_url if scope else None)
+        framing = Framing(encode_field(b"\x0a", b"".join(pieces)), schema_url)
         if len(self._scopes) >= _MAX_CACHED_OWNERS:
             self._scopes.clear()
         self._scopes[id(scope)] = (scope, framing)
         return framing
 
-    def _schema(self, url: str | None) -> bytes:
-        return encode_field(b"\x1a", self._utf8(url)) if url else b""
+    def _encode_schema_url(self, url: str | None) -> bytes:
+        return encode_field(b"\x1a", self._encode_text(url)) if url else b""
 
 
 def _clamp_time(nanoseconds: int | None) -> int:
-    # What does not fit into 63 bits, MLflow's databases refuse, and the whole request with it.
+    # MLflow's databases reject a time beyond 63 bits, and with it the whole request.
     return min(max(nanoseconds or 0, 0), _MAX_TIME)

@@ -1,4 +1,4 @@
-"""The file of a request: all that is needed to send it, except the credential.
+"""The file of a request: it has everything that sending needs, except the credential.
 
     magic, version, lengths, checksum      20 bytes
     state                                  16 bytes, the only part that changes: the sender writes it in place
@@ -79,7 +79,9 @@ class DeliveryState:
 def encode_file(header: FileHeader, spans: Sequence[EncodedSpan], state: DeliveryState) -> bytes:
     body = encode_request(spans)
     if any(span.attachments for span in spans):
-        from mlflow_otlp_exporter._internal.encoding.attachment import encode_attachments  # few apps have attachments
+        from mlflow_otlp_exporter._internal.spool.attachment_section import (
+            encode_attachments,
+        )  # few apps have attachments
 
         body += encode_attachments(spans)
     values: dict[str, Any] = {
@@ -119,7 +121,9 @@ def decode_file(content: bytes) -> tuple[FileHeader, DeliveryState, list[Encoded
         body = zlib.decompressobj().decompress(checked[header_length:], body_bytes + 1)
         spans = decode_request(body)
         if _ATTACHMENT_MARKER in body:
-            from mlflow_otlp_exporter._internal.encoding.attachment import restore_attachments  # few apps have them
+            from mlflow_otlp_exporter._internal.spool.attachment_section import (
+                restore_attachments,
+            )  # few apps have them
 
             spans = restore_attachments(spans, body)
     except (zlib.error, ValueError) as error:

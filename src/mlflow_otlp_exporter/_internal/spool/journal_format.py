@@ -32,7 +32,7 @@ _STATUS_CODES = {code.value: code for code in StatusCode}
 
 
 class JournalHeader(NamedTuple):
-    """What holds for all spans of a file: whoever recovers them treats them like the process that wrote them.
+    """What holds for all spans of a file, for the process that recovers them.
 
     `destination` is that of spans without a route; `is_redacted` is true if private content was removed before writing;
     `trace_filter` has the words of the setting `noise`.
