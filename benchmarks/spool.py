@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from benchmarks.rows import row
 from benchmarks.workloads import KINDS, llm, make_agent_trace, make_spans, small
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
+from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool.journal import Journal
@@ -50,17 +49,15 @@ def _make_agent_traces() -> list[ReadableSpan]:
     return list(memory.get_finished_spans())
 
 
-def _measure_requests(
-    folder: Path, kind: str, spans: Sequence[ReadableSpan], *, fsync: bool = False
-) -> tuple[list[float], list[float]]:
+def _measure_requests(folder: Path, kind: str, spans: Sequence[ReadableSpan]) -> tuple[list[float], list[float]]:
     """Return the milliseconds to write and to read 100 kB, one value per run."""
     encoder = SpanEncoder()
     encoded = [encoder.encode(span) for span in spans]
     share = sum(len(span.body) for span in encoded) / 100_000
-    settings = replace(SpoolSettings(spool=True, spool_dir=str(folder)), spool_fsync=fsync)
+    settings = SpoolSettings(spool=True, spool_dir=str(folder))
     written, read = [], []
     for number in range(_RUNS):
-        spool = SpoolStorage(settings, f"{kind} {fsync} {number}", "", ProblemLog())
+        spool = SpoolStorage(settings, f"{kind} {number}", "", ProblemLog())
         spool.append(_HERE, encoded)
         writes, reads = [], []
 
@@ -114,8 +111,6 @@ def measure() -> Mapping[str, Any]:
             bound = None if kind == "random prose" else 1.0
             rows.append(row(f"100 kB of {kind} written", "ms", written, [0.0], ours_bound=bound))
             rows.append(row(f"100 kB of {kind} read and removed", "ms", read, [0.0]))
-        synced, _ = _measure_requests(folder, "with fsync", kinds["agents' traces"], fsync=True)
-        rows.append(row("100 kB of agents' traces written, with fsync", "ms", synced, [0.0]))
         for kind in KINDS:
             bound = 25.0 if kind == "small" else None
             times = _measure_journal(folder, kind)

@@ -6,12 +6,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import opentelemetry.trace
 import pytest
 from hypothesis import HealthCheck, settings
 from opentelemetry.util._once import Once
 
+from mlflow_otlp_exporter._internal.mlflow_api import client as api_client
+from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
 from mlflow_otlp_exporter._internal.tracing.traced import use_provider
 from support.markers import Watch, watching
 from support.mlflow_server import MLflowServer
@@ -87,8 +90,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) -> I
             patch.delenv(name)
         # Instrumentations stay on for the rest of the process: tests of them say so.
         patch.setenv("MLFLOW_OTLP_AUTO_INSTRUMENT", "false")
-        # A call that follows spans would be among the requests that tests count: tests of it ask for it.
-        patch.setenv("MLFLOW_OTLP_TRACE_INFO", "false")
+        # Trace metadata updates of older servers would be among the requests that tests count: see `trace_updates`.
+        patch.setattr(api_client, "TraceUpdater", _updater_if_requested)
         # The tests may run in a pod.
         patch.setenv("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR", "none")
         home = tmp_path_factory.mktemp("home")
@@ -118,6 +121,16 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) -> I
         pytest.fail("the test left behind " + "; ".join(complaints), pytrace=False)
     if watched_logs.found:
         pytest.fail("planted prompts or credentials are in the log: " + "; ".join(watched_logs.found), pytrace=False)
+
+
+def _updater_if_requested(*arguments: Any, everything: bool) -> TraceUpdater | None:
+    return TraceUpdater(*arguments, everything=everything) if everything else None
+
+
+@pytest.fixture
+def trace_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send trace metadata updates to older servers, as without tests."""
+    monkeypatch.setattr(api_client, "TraceUpdater", TraceUpdater)
 
 
 # Servers

@@ -124,6 +124,6 @@ def test_what_a_kill_left_is_sent(server: ScriptedServer) -> None:
 
 
 def test_with_every_span_nothing_is_left_of_what_was_sent(server: ScriptedServer) -> None:
-    done = run(server.url, ENDS, "a", "b", MLFLOW_OTLP_DURABILITY="every-span", MLFLOW_OTLP_SPOOL_FSYNC="true")
+    done = run(server.url, ENDS, "a", "b", MLFLOW_OTLP_DURABILITY="every-span")
     assert done.stdout.split() == ["2", "0", "0", "0", "0", "0"], done.stderr
     assert on_disk("*/journal/*") == []

@@ -1,12 +1,12 @@
-"""Variables that are named like a setting and are none."""
+"""Settings as text, and unknown variables."""
 
 import logging
 
 import pytest
 
 from mlflow_otlp_exporter import configure
+from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, unknown_variables
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
-from mlflow_otlp_exporter._internal.config.unknown_variables import describe_unknown_variables, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -18,24 +18,27 @@ from mlflow_otlp_exporter._internal.config.unknown_variables import describe_unk
         ("MLFLOW_TRACKING_URL", "http://m", []),  # MLflow's are not ours to know
     ],
 )
-def test_unknown(name: str, value: str, expected: list[tuple[str, str | None]]) -> None:
+def test_unknown_variables_returns_most_similar_setting(
+    name: str, value: str, expected: list[tuple[str, str | None]]
+) -> None:
     assert list(unknown_variables({name: value})) == expected
 
 
-def test_all_settings_are_known() -> None:
+def test_unknown_variables_knows_every_setting() -> None:
     assert not list(unknown_variables({name: "x" for setting in SETTINGS for name in setting.variables}))
 
 
-def test_words() -> None:
-    (said,) = describe_unknown_variables({"MLFLOW_OTLP_SPOL_DIR": "planted"})
-    assert said == (
-        "environment variable MLFLOW_OTLP_SPOL_DIR is none of this library's, and has no effect: is "
-        "MLFLOW_OTLP_SPOOL_DIR meant?"
+def test_describe_unknown_variables_suggests_setting_without_value() -> None:
+    (message,) = describe_unknown_variables({"MLFLOW_OTLP_SPOL_DIR": "planted"})
+    assert message == (
+        "Unknown environment variable MLFLOW_OTLP_SPOL_DIR is ignored. Did you mean MLFLOW_OTLP_SPOOL_DIR?"
     )
 
 
-def test_configure_tells(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_configure_unknown_variable_warns_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_NOIZE", "none")
     configure(tracking_uri="http://127.0.0.1:9", auto_instrument=False).shutdown(0.1)
-    told = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert ["MLFLOW_OTLP_NOISE meant?" in record.getMessage() for record in told] == [True]
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert ["Did you mean MLFLOW_OTLP_NOISE?" in record.getMessage() for record in warnings] == [True]

@@ -7,8 +7,9 @@ import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.config.describe import describe_settings
-from mlflow_otlp_exporter._internal.config.models import Settings, resolve
-from mlflow_otlp_exporter._internal.config.service_account import ServiceAccount, is_service
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.resolver import resolve
+from mlflow_otlp_exporter._internal.config.service_account import ServiceAccount, is_cluster_service
 from mlflow_otlp_exporter._internal.transport.authorization import make_authorization
 from support.kubernetes import rotate, service_account
 
@@ -22,7 +23,7 @@ def pod(tmp_path: Path) -> Path:
     return folder
 
 
-def resolved(pod: Path, variables: dict[str, str], **arguments: Any) -> Settings:
+def resolve_settings(pod: Path, variables: dict[str, str], **arguments: Any) -> Settings:
     environment = {"HOME": str(pod), "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": str(pod), **variables}
     return resolve(arguments, environment=environment)
 
@@ -46,8 +47,8 @@ def resolved(pod: Path, variables: dict[str, str], **arguments: Any) -> Settings
         ("https://mlflowsvc", False),
     ],
 )
-def test_services_of_the_cluster(url: str, expected: bool) -> None:
-    assert is_service(url) is expected
+def test_is_cluster_service_checks_host_name(url: str, expected: bool) -> None:
+    assert is_cluster_service(url) is expected
 
 
 @pytest.mark.parametrize(
@@ -74,23 +75,25 @@ def test_services_of_the_cluster(url: str, expected: bool) -> None:
         ({"MLFLOW_TRACKING_URI": SERVICE, "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": "/nowhere"}, {}, False),
     ],
 )
-def test_where_the_token_goes(pod: Path, variables: dict[str, str], arguments: dict[str, Any], goes: bool) -> None:
-    settings = resolved(pod, variables, **arguments)
+def test_resolve_service_account_token_goes_to_allowed_servers_only(
+    pod: Path, variables: dict[str, str], arguments: dict[str, Any], goes: bool
+) -> None:
+    settings = resolve_settings(pod, variables, **arguments)
     assert (settings.traces.token_file == str(pod / "token")) is goes
     if goes:
         assert make_authorization(settings.traces).authorization() == "Bearer planted-token"
 
 
-def test_token_goes_to_mlflow_beside_a_collector_and_not_to_the_collector(pod: Path) -> None:
-    settings = resolved(pod, {"MLFLOW_TRACKING_URI": SERVICE}, endpoint="https://collector.svc/v1/traces")
+def test_resolve_service_account_token_is_not_sent_to_collector(pod: Path) -> None:
+    settings = resolve_settings(pod, {"MLFLOW_TRACKING_URI": SERVICE}, endpoint="https://collector.svc/v1/traces")
     assert settings.traces.token_file is None
     assert settings.traces.certificate_file is None
     assert settings.api is not None
     assert settings.api.token_file == str(pod / "token")
 
 
-def test_rotated_token_is_read_again(pod: Path) -> None:
-    credentials = make_authorization(resolved(pod, {"MLFLOW_TRACKING_URI": SERVICE}).traces)
+def test_authorization_rotated_token_is_read_again(pod: Path) -> None:
+    credentials = make_authorization(resolve_settings(pod, {"MLFLOW_TRACKING_URI": SERVICE}).traces)
     assert credentials.authorization() == "Bearer planted-token"
     rotate(pod, "planted-another", "team-a")
     assert credentials.authorization() == "Bearer planted-another"
@@ -110,14 +113,14 @@ def test_rotated_token_is_read_again(pod: Path) -> None:
         ({"MLFLOW_TRACKING_URI": SERVICE, "MLFLOW_TRACKING_SERVER_CERT_PATH": __file__}, False),
     ],
 )
-def test_certificates_of_the_clusters_services(pod: Path, variables: dict[str, str], used: bool) -> None:
-    settings = resolved(pod, variables)
+def test_resolve_service_ca_is_used_for_cluster_services_only(pod: Path, variables: dict[str, str], used: bool) -> None:
+    settings = resolve_settings(pod, variables)
     assert (settings.traces.certificate_file == str(pod / "service-ca.crt")) is used
 
 
-def test_no_certificates_on_other_clusters(pod: Path) -> None:
+def test_resolve_without_service_ca_has_no_certificate_file(pod: Path) -> None:
     (pod / "service-ca.crt").unlink()
-    assert resolved(pod, {"MLFLOW_TRACKING_URI": SERVICE}).traces.certificate_file is None
+    assert resolve_settings(pod, {"MLFLOW_TRACKING_URI": SERVICE}).traces.certificate_file is None
 
 
 @pytest.mark.parametrize(
@@ -133,31 +136,31 @@ def test_no_certificates_on_other_clusters(pod: Path) -> None:
         ({"MLFLOW_TRACKING_URI": SERVICE, "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": "none"}, {}, None, None),
     ],
 )
-def test_namespace_as_workspace(
+def test_resolve_namespace_is_used_as_workspace(
     pod: Path, variables: dict[str, str], arguments: dict[str, Any], workspace: str | None, namespace: str | None
 ) -> None:
-    settings = resolved(pod, variables, **arguments)
+    settings = resolve_settings(pod, variables, **arguments)
     assert (settings.workspace, settings.namespace) == (workspace, namespace)
 
 
-def test_settings_show_what_came_from_the_pod(pod: Path) -> None:
+def test_describe_settings_shows_values_of_pod(pod: Path) -> None:
     rows = {
         name: (value, source)
-        for name, value, source in describe_settings(resolved(pod, {"MLFLOW_TRACKING_URI": SERVICE}))
+        for name, value, source in describe_settings(resolve_settings(pod, {"MLFLOW_TRACKING_URI": SERVICE}))
     }
     assert rows["token_file"] == (str(pod / "token"), f"service account {pod / 'token'}")
     assert rows["workspace"] == ("team-a (if there is one)", f"service account {pod / 'namespace'}")
     assert rows["certificate_file"][1] == f"service account {pod / 'service-ca.crt'}"
 
 
-def test_account_without_a_namespace(pod: Path) -> None:
+def test_read_service_account_without_namespace(pod: Path) -> None:
     (pod / "namespace").unlink()
-    account = ServiceAccount.found_in(str(pod))
+    account = ServiceAccount.read(str(pod))
     assert account is not None
     assert account.namespace is None
 
 
-def test_mlflows_own_word_needs_a_pod(pod: Path) -> None:
+def test_resolve_kubernetes_auth_outside_pod_raises(pod: Path) -> None:
     variables = {"MLFLOW_TRACKING_AUTH": "kubernetes", "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": "none"}
-    with pytest.raises(ConfigurationError, match="there is none here: expected MLFLOW_TRACKING_TOKEN"):
-        resolved(pod, variables)
+    with pytest.raises(ConfigurationError, match="no pod's service account: expected MLFLOW_TRACKING_TOKEN"):
+        resolve_settings(pod, variables)

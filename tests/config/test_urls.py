@@ -1,25 +1,25 @@
-"""Addresses as people have them."""
+"""Parsing of URLs."""
 
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.config import urls as urls_module
-from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.config.source import SettingSource
+from mlflow_otlp_exporter._internal.config.models import SettingSource
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.urls import (
     InvalidAddressError,
-    base_endpoint,
-    endpoint,
+    parse_base_endpoint,
     parse_console_url,
-    tracking_uri,
+    parse_endpoint,
+    parse_tracking_uri,
 )
 
 CONSOLE = "http://mlflow:5000/#/experiments/7/traces"
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("text", "expected"),
     [
         ("http://m:5000", "http://m:5000"),
         ("http://m:5000/", "http://m:5000"),
@@ -37,12 +37,12 @@ CONSOLE = "http://mlflow:5000/#/experiments/7/traces"
         ("http://host/api", "http://host/api"),
     ],
 )
-def test_tracking_uri(given: str, expected: str) -> None:
-    assert tracking_uri(given) == expected
+def test_parse_tracking_uri_normalizes(text: str, expected: str) -> None:
+    assert parse_tracking_uri(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "said"),
+    ("text", "code", "message"),
     [
         (
             "http://m:5000/api/2.0/mlflow/experiments/search",
@@ -63,32 +63,32 @@ def test_tracking_uri(given: str, expected: str) -> None:
         ("unix:///run/mlflow.sock", MessageCode.INVALID_SETTING, "http://"),
     ],
 )
-def test_tracking_uri_that_cannot_be(given: str, code: MessageCode, said: str) -> None:
+def test_parse_tracking_uri_invalid_raises_with_code(text: str, code: MessageCode, message: str) -> None:
     with pytest.raises(ConfigurationError, match=r"\[MLO-\d{3}\]$") as raised:
-        resolve({}, environment={"MLFLOW_TRACKING_URI": given})
+        resolve({}, environment={"MLFLOW_TRACKING_URI": text})
     assert raised.value.code is code
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "planted" not in str(raised.value)
 
 
-def test_endpoint_is_taken_as_it_is() -> None:
-    assert endpoint("http://c:4318") == "http://c:4318"
+def test_parse_endpoint_keeps_path() -> None:
+    assert parse_endpoint("http://c:4318") == "http://c:4318"
     otel = "https://adb-1.azuredatabricks.net/api/2.0/otel/v1/traces"
-    assert endpoint(otel) == otel
+    assert parse_endpoint(otel) == otel
 
 
-@pytest.mark.parametrize("given", [CONSOLE, "http://m/api/2.0/mlflow/traces"])
-def test_endpoint_that_is_a_page_or_a_rest_call(given: str) -> None:
+@pytest.mark.parametrize("text", [CONSOLE, "http://m/api/2.0/mlflow/traces"])
+def test_parse_endpoint_page_or_rest_call_raises(text: str) -> None:
     with pytest.raises(InvalidAddressError) as raised:
-        endpoint(given)
+        parse_endpoint(text)
     assert raised.value.code is MessageCode.REST_PATH
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1/traces", "/v1/traces/"])
-def test_base_endpoint_gets_its_path_once(end: str) -> None:
-    given = f"http://c:4318{end}"
-    assert base_endpoint(given) == "http://c:4318/v1/traces"
-    assert resolve({}, environment={"OTEL_EXPORTER_OTLP_ENDPOINT": given}).traces.url == "http://c:4318/v1/traces"
+def test_parse_base_endpoint_appends_path_once(end: str) -> None:
+    text = f"http://c:4318{end}"
+    assert parse_base_endpoint(text) == "http://c:4318/v1/traces"
+    assert resolve({}, environment={"OTEL_EXPORTER_OTLP_ENDPOINT": text}).traces.url == "http://c:4318/v1/traces"
 
 
 @pytest.mark.parametrize(
@@ -105,34 +105,36 @@ def test_base_endpoint_gets_its_path_once(end: str) -> None:
         ("http://m", {}),
     ],
 )
-def test_page_of_the_console(page: str, expected: dict[str, str]) -> None:
+def test_parse_console_url_returns_destination(page: str, expected: dict[str, str]) -> None:
     assert parse_console_url(page) == expected
 
 
-def test_experiment_of_a_page_counts_unless_another_is_set() -> None:
+def test_resolve_experiment_of_console_url_is_weaker_than_settings() -> None:
     from_page = SettingSource("variable", "MLFLOW_TRACKING_URI")
-    found = resolve({}, environment={"MLFLOW_TRACKING_URI": CONSOLE})
-    assert (found.experiment_id, found.sources["experiment_id"]) == ("7", from_page)
+    settings = resolve({}, environment={"MLFLOW_TRACKING_URI": CONSOLE})
+    assert (settings.experiment_id, settings.sources["experiment_id"]) == ("7", from_page)
     for variable, expected in (("MLFLOW_EXPERIMENT_ID", (None, "9")), ("MLFLOW_EXPERIMENT_NAME", ("9", None))):
-        found = resolve({}, environment={"MLFLOW_TRACKING_URI": CONSOLE, variable: "9"})
-        assert (found.experiment, found.experiment_id) == expected
-    found = resolve({"experiment": "agents"}, environment={"MLFLOW_TRACKING_URI": CONSOLE})
-    assert (found.experiment, found.experiment_id) == ("agents", None)
+        settings = resolve({}, environment={"MLFLOW_TRACKING_URI": CONSOLE, variable: "9"})
+        assert (settings.experiment, settings.experiment_id) == expected
+    settings = resolve({"experiment": "agents"}, environment={"MLFLOW_TRACKING_URI": CONSOLE})
+    assert (settings.experiment, settings.experiment_id) == ("agents", None)
 
 
-def test_page_as_an_argument_beats_variables() -> None:
+def test_resolve_console_url_argument_beats_variables() -> None:
     environment = {"MLFLOW_EXPERIMENT_NAME": "agents", "MLFLOW_EXPERIMENT_ID": "9", "MLFLOW_WORKSPACE": "team-b"}
-    found = resolve({"tracking_uri": f"{CONSOLE}?workspace=team-a"}, environment=environment)
-    assert (found.experiment, found.experiment_id, found.workspace) == (None, "7", "team-a")
-    assert found.sources["experiment_id"] == found.sources["workspace"] == SettingSource("argument", "tracking_uri")
+    settings = resolve({"tracking_uri": f"{CONSOLE}?workspace=team-a"}, environment=environment)
+    assert (settings.experiment, settings.experiment_id, settings.workspace) == (None, "7", "team-a")
+    assert (
+        settings.sources["experiment_id"] == settings.sources["workspace"] == SettingSource("argument", "tracking_uri")
+    )
     assert resolve({"tracking_uri": CONSOLE}, environment=environment).workspace == "team-b"
 
 
-def test_workspace_of_a_page() -> None:
-    found = resolve({"tracking_uri": f"{CONSOLE}?workspace=team-a"}, environment={})
-    assert (found.workspace, found.sources["workspace"]) == ("team-a", SettingSource("argument", "tracking_uri"))
+def test_resolve_workspace_of_console_url() -> None:
+    settings = resolve({"tracking_uri": f"{CONSOLE}?workspace=team-a"}, environment={})
+    assert (settings.workspace, settings.sources["workspace"]) == ("team-a", SettingSource("argument", "tracking_uri"))
 
 
-def test_parts() -> None:
+def test_path_prefix_and_without_path_split_url() -> None:
     assert urls_module.path_prefix("http://h:1/mlf") == "/mlf"
     assert urls_module.without_path("http://[::1]:1/mlf") == "http://[::1]:1"

@@ -19,8 +19,8 @@ from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
-from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
+from mlflow_otlp_exporter._internal.config.models import SpoolSettings
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.delivery import spool_consumer as spool_consumer_module
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer

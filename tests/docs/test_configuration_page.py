@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure
-from mlflow_otlp_exporter._internal.config.mlflow_client_env import credentials_in_file
-from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.config.mlflow_client_env import read_credentials_file
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 from support import settings_page
@@ -32,7 +32,7 @@ def test_every_setting_has_a_row_with_all_its_variables() -> None:
     assert rows.keys() == {setting.name for setting in SETTINGS}
     for setting in SETTINGS:
         assert [name for name in setting.variables if f"`{name}`" not in rows[setting.name]] == []
-        assert setting.help.split("docs/")[0] in rows[setting.name]
+        assert setting.description.split("docs/")[0] in rows[setting.name]
 
 
 def test_every_argument_belongs_to_somebody() -> None:
@@ -89,10 +89,10 @@ def test_variables_of_one_group_do_not_count_for_the_others_server() -> None:
     common = {**MLFLOWS, **OTLPS}
     mlflow = resolve({}, environment={**common, "MLFLOW_TRACKING_URI": "https://mlflow"}).traces
     assert (mlflow.token, mlflow.insecure_tls, mlflow.headers) == ("of-mlflow", True, {})
-    assert mlflow.unused == ("OTEL_EXPORTER_OTLP_HEADERS",)
+    assert mlflow.ignored_variables == ("OTEL_EXPORTER_OTLP_HEADERS",)
     otlp = resolve({}, environment={**common, "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector"}).traces
     assert (otlp.token, otlp.insecure_tls, otlp.headers) == (None, False, {"x-key": "of-otlp"})
-    assert set(otlp.unused) == set(MLFLOWS)
+    assert set(otlp.ignored_variables) == set(MLFLOWS)
 
 
 def test_other_defaults_of_configure_are_as_told() -> None:
@@ -120,4 +120,4 @@ def test_credentials_file_is_read_as_it_is_shown(tmp_path: Path) -> None:
     (block,) = blocks(PAGE, "ini")
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow" / "credentials").write_text(block.code)
-    assert credentials_in_file(str(tmp_path)) == {"username": "ada", "password": "..."}
+    assert read_credentials_file(str(tmp_path)) == {"username": "ada", "password": "..."}

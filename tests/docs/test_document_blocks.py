@@ -18,7 +18,8 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter import shutdown
 from mlflow_otlp_exporter._internal.cli import main
-from mlflow_otlp_exporter._internal.config.models import Settings, resolve
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 from mlflow_otlp_exporter.testing import RecordingEndpoint
@@ -244,7 +245,7 @@ def test_topology_is_what_its_section_says(name: str, tmp_path: Path) -> None:
     given = {"file": server.token_file, "user": server.username, "token": server.token}
     credential = next((what for what, value in given.items() if value), "none")
     experiment = settings.experiment or settings.experiment_id
-    found = (server.url, credential, experiment, settings.workspace, settings.disk.spool, settings.api_certain)
+    found = (server.url, credential, experiment, settings.workspace, settings.disk.spool, settings.is_api_certain)
     assert found == TOPOLOGIES[name]
 
 

@@ -7,7 +7,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
 FILES = sorted(EXAMPLES.glob("*.yaml"))

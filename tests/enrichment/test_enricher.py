@@ -81,9 +81,6 @@ def test_enrich_tool_span_takes_name_of_tool_and_keeps_old_name() -> None:
     enriched = enrich_spans(span(2, attributes, parent=1, name="execute_tool search"))[0]
     assert (enriched.name, enriched.attributes["mlflow_otlp.span_name"]) == ("search", "execute_tool search")
     assert (parse_inputs(enriched), parse_outputs(enriched), enriched.ok) == ({"q": "x"}, "found", True)
-    not_renamed = enrich_spans(span(2, attributes, parent=1, name="execute_tool search"), rename_tools=False)[0]
-    assert not_renamed.name == "execute_tool search"
-    assert "mlflow_otlp.span_name" not in not_renamed.attributes
 
 
 @pytest.mark.parametrize(

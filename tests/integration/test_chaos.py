@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool.persistent_queue import open_queue

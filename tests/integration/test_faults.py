@@ -156,7 +156,9 @@ def test_server_that_answers_now_and_then_loses_nothing(status: int, scripted_se
 def test_only_what_mlflow_refuses_is_lost_without_repairs(
     mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MLFLOW_OTLP_REPAIR", "false")
+    # Without the sanitizer, as if these values were not known to be rejected.
+    monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_attributes", lambda _: None)
+    monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_name", lambda _: None)
     poison: dict[tuple[int, int], Mapping[str, Any]] = {
         (17, 0): {"session.id": "s" * 600},
         (90, 1): {"mlflow.llm.cost": "much"},

@@ -148,7 +148,9 @@ def test_repaired_spans_land_in_one_request(mlflow: Versioned) -> None:
 
 def test_only_what_is_refused_is_lost_without_repairs(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
     """3.10 answers 500 here, and has stored the traces before the bad one."""
-    monkeypatch.setenv("MLFLOW_OTLP_REPAIR", "false")
+    # Without the sanitizer, as if these values were not known to be rejected.
+    monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_attributes", lambda _: None)
+    monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_name", lambda _: None)
     number = mlflow.server.create_experiment("not repaired")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number)
     bad = {**LLM_CALL, "mlflow.llm.cost": "much"}

@@ -90,12 +90,6 @@ def mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     server.stop()
 
 
-@pytest.fixture(autouse=True)
-def default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Follow-ups as they are where nobody says anything."""
-    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
-
-
 class Agent:
     """Spans of one agent's trace, with times of the test's."""
 

@@ -324,7 +324,6 @@ def test_update_after_rejection_is_logged_once_and_pauses(caplog: pytest.LogCapt
     assert story.counts() == (0, 3)
     assert [line.levelno for line in caplog.records] == [logging.WARNING]
     assert "403: Permission denied; spans are not affected" in caplog.text
-    assert "MLFLOW_OTLP_TRACE_INFO=false" in caplog.text
     story.now += 601
     story.api.always = None
     spans = encode_traces()
@@ -393,10 +392,10 @@ def test_add_delivered_with_too_many_traces_drops_excess() -> None:
 # The exporter
 
 
+@pytest.mark.usefixtures("trace_updates")
 def test_shutdown_of_exporter_sends_pending_updates(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
     monkeypatch.setattr("mlflow_otlp_exporter._internal.mlflow_api.client._UPDATE_DELAY_SECONDS", 60.0)
     updates: list[str] = []
 
@@ -422,10 +421,10 @@ def test_shutdown_of_exporter_sends_pending_updates(
     assert exporter.stats().metadata_updates == 2
 
 
+@pytest.mark.usefixtures("trace_updates")
 def test_next_run_after_spooling_updates_traces(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
     (span,) = ended(1)
     assert span.context is not None
     trace_id = f"tr-{span.context.trace_id:032x}"
@@ -453,11 +452,11 @@ def test_next_run_after_spooling_updates_traces(
     assert updates == ["root 0"]
 
 
+@pytest.mark.usefixtures("trace_updates")
 @pytest.mark.parametrize("answer", WITHOUT_VERSION, ids=lambda answer: str(answer.status))
 def test_update_after_version_becomes_known_is_sent(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, answer: Scripted
 ) -> None:
-    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
     mlflow = FakeMLflow()
 
     def forward(request: Recorded) -> Scripted:
@@ -492,8 +491,8 @@ def test_update_after_version_becomes_known_is_sent(
     assert exporter.stats().metadata_updates == 1
 
 
+@pytest.mark.usefixtures("trace_updates")
 def test_export_to_collector_sends_no_update(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_OTLP_TRACE_INFO")
     exporter = MLflowSpanExporter(f"{scripted_server.url}/v1/traces", experiment_id=7)
     exporter.export(ended(1))
     exporter.shutdown()

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
-from mlflow_otlp_exporter._internal.config.privacy_settings import HIDEABLE
+from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
 from support.exported import sent
 from support.planted import (
     CHATS,

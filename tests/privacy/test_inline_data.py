@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter
-from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.privacy.inline_data import InlineData, marker
 from support.exported import recorded, sent
 from support.planted import CHATS, EVERY, IN, PICTURE, Made, span

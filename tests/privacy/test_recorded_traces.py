@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._internal.config.privacy_settings import HIDEABLE
+from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
 from support.exported import sent
 from support.recordings import CORPUS, cases, load
 

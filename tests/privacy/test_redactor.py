@@ -13,8 +13,8 @@ from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowS
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.describe import describe_settings
-from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.config.privacy_settings import HIDEABLE
+from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.model.span_data import EventData
 from mlflow_otlp_exporter._internal.privacy import Redactor, resource_filter
 from support.exported import sent

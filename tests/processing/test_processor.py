@@ -17,7 +17,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
-from mlflow_otlp_exporter._internal.config.buffer_settings import BufferSettings
+from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from support.children import in_child
 from support.markers import SECRET

@@ -291,8 +291,7 @@ def test_one_line_says_where_traces_go_and_why(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    for name in ("MLFLOW_OTLP_TRACE_INFO", "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR"):  # set for all tests
-        monkeypatch.delenv(name)
+    monkeypatch.delenv("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR")  # set for all tests
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted-token")
     configure(experiment="agents")

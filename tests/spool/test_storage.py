@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
+from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
@@ -172,15 +172,6 @@ def test_nothing_is_made_before_something_is_put_in(made: Callable[..., SpoolSto
     spool.remove_temporary_files()
     spool.remove_expired()
     assert not folder.parent.exists()
-
-
-def test_fsync_is_a_setting(made: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", synced.append)
-    assert made().append(HERE, spans())
-    assert synced == []
-    assert made(spool_fsync=True).append(HERE, spans())
-    assert len(synced) >= 2
 
 
 # Bounds
@@ -417,7 +408,6 @@ FAULTS: dict[str, tuple[str, int]] = {
     "no permission": ("open", errno.EACCES),
     "no descriptors": ("open", errno.EMFILE),
     "rename": ("replace", errno.EIO),
-    "sync": ("fsync", errno.EIO),
 }
 
 
@@ -425,7 +415,7 @@ FAULTS: dict[str, tuple[str, int]] = {
 def test_a_fault_is_told_once_and_the_disk_tried_again(
     made: Callable[..., SpoolStorage], folder: Path, now: Clock, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    spool, name, number = made(spool_fsync=True), *FAULTS[fault]
+    spool, name, number = made(), *FAULTS[fault]
     tries: list[float] = []
 
     def fail(*_: object, **__: object) -> None:

@@ -18,7 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
+from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure
-from mlflow_otlp_exporter._internal.config import parsers, privacy_settings, urls
-from mlflow_otlp_exporter._internal.config.schema import SETTINGS
-from mlflow_otlp_exporter._internal.config.setting import Setting, written
+from mlflow_otlp_exporter._internal.config import parsers, urls
+from mlflow_otlp_exporter._internal.config.schema import SETTINGS, Setting, format_value
 from support.environments import ROOT
 
 PAGE, README = ROOT / "docs" / "configuration.md", ROOT / "README.md"
@@ -29,34 +28,32 @@ MOST_USED = (
 )
 # How people write what each parser reads. One that is missing here is named by the KeyError.
 TYPES: Mapping[Any, str] = {
-    urls.endpoint: "address",
-    urls.tracking_uri: "address",
-    privacy_settings.characters: "integer from 0",
-    privacy_settings.globs: "patterns, or `none`",
-    privacy_settings.hidden: "true or false each",
-    privacy_settings.mask: "names",
-    parsers.boolean: "true or false",
-    parsers.boolean_or_names: "true, false or names",
-    parsers.compression: "word",
-    parsers.durability: "word",
-    parsers.experiment_id: "number",
-    parsers.experiment_name: "text",
-    parsers.file_to_be: "file",
-    parsers.folder: "folder",
-    parsers.folder_or_none: "folder, or `none`",
-    parsers.headers: "`name=value` pairs",
-    parsers.positive_integer: "integer above 0",
-    parsers.ratio: "number from 0 to 1",
-    parsers.readable_file: "file",
-    parsers.seconds: "seconds above 0",
-    parsers.size_limit: "bytes",
-    parsers.text: "text",
-    parsers.words: "names",
-    parsers.workspace: "text",
+    urls.parse_endpoint: "address",
+    urls.parse_tracking_uri: "address",
+    parsers.parse_length: "integer from 0",
+    parsers.parse_globs: "patterns, or `none`",
+    parsers.parse_hidden: "true or false each",
+    parsers.parse_mask: "names",
+    parsers.parse_boolean: "true or false",
+    parsers.parse_boolean_or_names: "true, false or names",
+    parsers.parse_experiment_id: "number",
+    parsers.parse_experiment_name: "text",
+    parsers.parse_optional_file: "file",
+    parsers.parse_directory: "folder",
+    parsers.parse_directory_or_none: "folder, or `none`",
+    parsers.parse_headers: "`name=value` pairs",
+    parsers.parse_positive_integer: "integer above 0",
+    parsers.parse_ratio: "number from 0 to 1",
+    parsers.parse_readable_file: "file",
+    parsers.parse_seconds: "seconds above 0",
+    parsers.parse_size_limit: "bytes",
+    parsers.parse_text: "text",
+    parsers.parse_names: "names",
+    parsers.parse_workspace: "text",
     str: "text",
 }
-# Made by functions, so that they cannot be looked up: what they make is a reader of names.
-_NAMES = "names"
+# Parsers that are made by a function.
+_MADE_TYPES = {"choices": "names", "one_of": "word"}
 _OWNERS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("`configure()`", configure),
     ("exporter", MLflowSpanExporter.__init__),
@@ -69,7 +66,7 @@ def settings_table() -> str:
     """All settings."""
     rows = ["| setting | argument of | environment variables | type | default | description |", "|---" * 6 + "|"]
     for setting in SETTINGS:
-        of, said = _owners(setting), _linked(setting.help, "")
+        of, said = _owners(setting), _linked(setting.description, "")
         cells = (f"`{setting.name}`", of, _variables(setting), _type(setting), _default(setting), said)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
@@ -80,7 +77,7 @@ def short_table() -> str:
     by_name = {setting.name: setting for setting in SETTINGS}
     # The first variable is the one to take; the others are for those who have them already.
     rows = [
-        f"| `{setting.variables[0]}` | {_default(setting)} | {_linked(setting.help, 'docs/')} |"
+        f"| `{setting.variables[0]}` | {_default(setting)} | {_linked(setting.description, 'docs/')} |"
         for setting in (by_name[name] for name in MOST_USED)
     ]
     return "\n".join(["| variable | default | description |", "|---|---|---|", *rows]) + "\n"
@@ -112,11 +109,12 @@ def _variables(setting: Setting) -> str:
 
 
 def _type(setting: Setting) -> str:
-    return TYPES[setting.parse] if "<locals>" not in setting.parse.__qualname__ else _NAMES
+    maker, is_made, _ = setting.parse.__qualname__.partition(".<locals>")
+    return _MADE_TYPES[maker] if is_made else TYPES[setting.parse]
 
 
 def _default(setting: Setting) -> str:
-    return f"`{written(setting.default).lower()}`" if setting.default not in (None, {}, ()) else "-"
+    return f"`{format_value(setting.default).lower()}`" if setting.default not in (None, {}, ()) else "-"
 
 
 def _linked(said: str, folder: str) -> str:

@@ -64,7 +64,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.INVALID_SETTING: Entry(
         (
             "environment variable ... is ...: expected ...",
-            "environment variable ... is none of this library's, and has no effect",
+            "Unknown environment variable ... is ignored. Did you mean ...?",
             "no spans will be exported to MLflow: ...",
         ),
     ),
@@ -90,7 +90,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.CONFLICTING_SETTINGS: Entry(
         (
-            "experiment= and experiment_id= are both given: expected one of them",
+            "experiment= and experiment_id= are both set: expected one of them",
             "exporter= is given together with ...: expected one or the other",
             "... is 'every-span': expected spool to be on",
         ),
@@ -309,9 +309,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "span '...' of trace ... is lost: ...: 400: ...",
             "span '...' of trace ... is lost (left by an earlier run): ...",
         ),
-        "Values that MLflow is known to reject are repaired, unless `MLFLOW_OTLP_REPAIR=false`. `(left by an earlier "
-        "run)` means that the span is not from this run: it was found [on "
-        "disk](spool.md#whose-spans-a-message-is-about).",
+        "Values that MLflow is known to reject are repaired. `(left by an earlier run)` means that the span is not "
+        "from this run: it was found [on disk](spool.md#whose-spans-a-message-is-about).",
     ),
     MessageCode.REQUEST_TOO_LARGE: Entry(
         ("413: ...",),

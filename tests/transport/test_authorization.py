@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
-from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.transport.authorization import (
     Authorization,
     CredentialsUnavailableError,

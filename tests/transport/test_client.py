@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
 from support.children import in_child

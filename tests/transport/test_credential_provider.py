@@ -10,7 +10,7 @@ import requests
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter
-from mlflow_otlp_exporter._internal.config.models import resolve
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from support.markers import SECRET
 from support.scripted_server import Answer, ScriptedServer
 from support.spans import finished
@@ -107,7 +107,7 @@ def test_export_with_mlflow_settings_ignores_provider_of_otlp_settings(
     exporter.export(finished("root"))
     exporter.shutdown()
     assert "authorization" not in scripted_server.requests[0].headers
-    assert resolve({}).traces.unused == (GENERAL,)
+    assert resolve({}).traces.ignored_variables == (GENERAL,)
 
 
 def test_export_with_rejected_session_names_provider(

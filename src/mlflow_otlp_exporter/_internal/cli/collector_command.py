@@ -6,7 +6,8 @@ import argparse
 
 from mlflow_otlp_exporter._internal.cli.collector_config import CollectorConfig, as_resource, as_yaml
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.config.models import Settings, resolve
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 
 _SETTINGS = ("tracking_uri", "endpoint", "experiment_id", "workspace")
 

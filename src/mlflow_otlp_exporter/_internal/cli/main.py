@@ -17,9 +17,8 @@ from mlflow_otlp_exporter._internal.cli.spool import act as act_on_spool
 from mlflow_otlp_exporter._internal.cli.spool import add_to as add_spool_to
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.config.describe import describe_settings
-from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.config.unknown_variables import describe_unknown_variables
+from mlflow_otlp_exporter._internal.config.describe import describe_settings, describe_unknown_variables
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.version import __version__
 
 _WHOSE = (

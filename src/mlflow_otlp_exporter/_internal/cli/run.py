@@ -10,9 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import entry_points
 
-from mlflow_otlp_exporter._internal.config.describe import summarize_settings
-from mlflow_otlp_exporter._internal.config.models import resolve
-from mlflow_otlp_exporter._internal.config.unknown_variables import describe_unknown_variables
+from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, summarize_settings
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.setup.instrumentation import Instrumentation, find_instrumentations
 
 _INSTRUMENT = "opentelemetry.instrumentation.auto_instrumentation"

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
-from mlflow_otlp_exporter._internal.config.models import Settings, resolve
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
 from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED_FOLDER, REJECTED_FOLDER

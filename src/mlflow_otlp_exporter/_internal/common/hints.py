@@ -253,8 +253,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.TRACE_METADATA: Hint(
         "MLflow before 3.14 takes trace metadata in a separate call after the spans. The token may neither read nor "
         "change traces, MLflow does not have the traces, or the process ended too early.",
-        "Grant the token permission to read and update the experiment, or set `MLFLOW_OTLP_TRACE_INFO=false` to omit "
-        "the call.",
+        "Grant the token permission to read and update the experiment.",
     ),
     MessageCode.FEEDBACK_DROPPED: Hint(
         "The message says which: for five minutes the server had no such trace or denied the call; no trace was "

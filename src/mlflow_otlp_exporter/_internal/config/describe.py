@@ -1,40 +1,71 @@
-"""The settings in force, for people."""
+"""Settings and unknown environment variables as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.config.schema import SETTINGS
-from mlflow_otlp_exporter._internal.config.setting import written
+from mlflow_otlp_exporter._internal.config.schema import OWN_VARIABLE, SETTINGS, format_value
 
 
 def describe_settings(settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """Name, value and source of every setting, for people: a secret's value is replaced by `***`."""
+    """Yield name, value and source of every setting; a secret's value is replaced by `***`."""
     yield "target", settings.traces.address, str(settings.sources["url"])
-    api = "none" if settings.api is None else settings.api.address + ("" if settings.api_certain else " (a guess)")
+    guess = "" if settings.is_api_certain else " (a guess)"
+    api = "none" if settings.api is None else settings.api.address + guess
     yield "mlflow", api, str(settings.api.sources["url"]) if settings.api else "default"
+    sections = (
+        settings,
+        settings.traces,
+        settings.buffer,
+        settings.disk,
+        settings.enrichment,
+        settings.privacy,
+        settings.app,
+    )
     for setting in SETTINGS:
-        if setting.name in ("endpoint", "tracking_uri"):
+        if setting.model is None:
             continue
-        first = settings.traces if setting.guarded else settings
-        owners = (first, settings.buffer, settings.disk, settings.enrichment, settings.privacy, settings.app)
-        value = getattr(next(owner for owner in owners if hasattr(owner, setting.name)), setting.name)
-        if setting.name == "headers":
-            # Not even the names: a key that was written without one reads as a name.
-            value = f"{len(value)}, hidden" if value else None
-        elif setting.secret and value:
-            value = "***"
         if setting.name == "workspace" and settings.namespace:
-            # Whether it is a workspace, the server is asked when the first spans are sent.
+            # The server is asked whether it has this workspace when the first spans are sent.
             yield "workspace", f"{settings.namespace} (if there is one)", str(settings.sources["namespace"])
             continue
-        yield setting.name, "-" if value in (None, ()) else written(value), str(settings.sources[setting.name])
+        value = getattr(next(section for section in sections if type(section) is setting.model), setting.name)
+        if setting.name == "headers":
+            # Without names: a key that was written without a name reads as one.
+            value = f"{len(value)}, hidden" if value else None
+        elif setting.is_secret and value:
+            value = "***"
+        yield setting.name, "-" if value in (None, ()) else format_value(value), str(settings.sources[setting.name])
 
 
 def summarize_settings(settings: Settings) -> str:
-    """Where spans go and all that was set, each with its source, in one line."""
-    rows = list(describe_settings(settings))
-    found = [f"{rows[0][1]} ({rows[0][2]})"]
-    found += [f"{name} {value} ({source})" for name, value, source in rows[2:] if source != "default"]
-    return ", ".join(found)
+    """Describe the target and all settings that differ from their default, in one line."""
+    target, _, *rows = describe_settings(settings)
+    parts = [f"{target[1]} ({target[2]})"]
+    parts += [f"{name} {value} ({source})" for name, value, source in rows if source != "default"]
+    return ", ".join(parts)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+    """Yield `MLFLOW_OTLP_*` variables that are no settings, each with the most similar variable."""
+    suffixes = {
+        name.removeprefix(OWN_VARIABLE)
+        for setting in SETTINGS
+        for name in setting.variables
+        if name.startswith(OWN_VARIABLE)
+    }
+    for name in sorted(environment):
+        suffix = name.removeprefix(OWN_VARIABLE)
+        if name.startswith(OWN_VARIABLE) and suffix not in suffixes and environment[name].strip():
+            import difflib  # only for a mistyped name
+
+            matches = difflib.get_close_matches(suffix, sorted(suffixes), 1)
+            yield name, OWN_VARIABLE + matches[0] if matches else None
+
+
+def describe_unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """Describe them without their values."""
+    for name, suggestion in unknown_variables(environment):
+        message = f"Unknown environment variable {name} is ignored."
+        yield f"{message} Did you mean {suggestion}?" if suggestion else message

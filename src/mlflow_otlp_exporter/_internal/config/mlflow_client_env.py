@@ -1,4 +1,4 @@
-"""Settings of MLflow's own SDK that are read here, or cannot be: its credentials file, its plugins."""
+"""Settings of MLflow's own client: its credentials file, and its plugins, which need the MLflow SDK."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ from mlflow_otlp_exporter._internal.config import parsers
 CREDENTIALS_FILE = "~/.mlflow/credentials"
 
 
-def credentials_in_file(home: str) -> dict[str, str]:
-    """User and password of `~/.mlflow/credentials`, as far as they are in there.
-
-    Args:
-        home: The home folder; empty for this user's.
-
-    Raises:
-        ConfigurationError: The file cannot be read.
-    """
+def read_credentials_file(home: str) -> dict[str, str]:
+    """Read user and password of `~/.mlflow/credentials`; an empty `home` stands for this user's."""
     path = Path(home or str(Path("~").expanduser()), ".mlflow", "credentials")
     if not path.is_file():
         return {}
@@ -39,26 +32,18 @@ def credentials_in_file(home: str) -> dict[str, str]:
             MessageCode.CREDENTIALS_FILE,
         )
     names = ("username", "password")
-    found = {name: parser.get("mlflow", f"mlflow_tracking_{name}", fallback=None) for name in names}
-    return {name: value for name, value in found.items() if value}
+    values = {name: parser.get("mlflow", f"mlflow_tracking_{name}", fallback=None) for name in names}
+    return {name: value for name, value in values.items() if value}
 
 
-def refuse_auth_plugin(source: object, value: str) -> None:
-    """`MLFLOW_TRACKING_AUTH` names code of the MLflow SDK, which is not in the app.
-
-    Args:
-        source: Where it was set.
-        value: The plugin's name.
-
-    Raises:
-        ConfigurationError: Always.
-    """
+def reject_auth_plugin(source: object, value: str) -> None:
+    """Explain what to set instead of `MLFLOW_TRACKING_AUTH`, which names code of the MLflow SDK."""
     if value.startswith("kubernetes"):
         raise ConfigurationError(
-            f"{source} is {value!r}, which means a pod's service account, and there is none here: expected "
+            f"{source} is {value!r}, but this process has no pod's service account: expected "
             "MLFLOW_TRACKING_TOKEN (as from `oc whoami --show-token`), MLFLOW_TRACKING_TOKEN_FILE, or "
-            "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR for one in another folder than the usual one; and, for "
-            "kubernetes-namespaced, MLFLOW_WORKSPACE=<the namespace>",
+            "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR for one in another folder; and, for kubernetes-namespaced, "
+            "MLFLOW_WORKSPACE=<the namespace>",
             MessageCode.SDK_PLUGIN,
         )
     raise ConfigurationError(
@@ -69,23 +54,15 @@ def refuse_auth_plugin(source: object, value: str) -> None:
     )
 
 
-def refuse_sigv4(source: object, value: str) -> None:
-    """`MLFLOW_TRACKING_AWS_SIGV4` needs the MLflow SDK, if it is true.
-
-    Args:
-        source: Where it was set.
-        value: What it was set to.
-
-    Raises:
-        ConfigurationError: It is true, or nothing that can be read.
-    """
+def reject_sigv4(source: object, value: str) -> None:
+    """Explain what to set instead of `MLFLOW_TRACKING_AWS_SIGV4`, which needs the MLflow SDK, if it is true."""
     try:
-        wanted, why = parsers.boolean(value), ""
+        is_enabled, reason = parsers.parse_boolean(value), ""
     except ValueError as error:
-        wanted, why = True, str(error)
-    if why:
-        raise ConfigurationError(f"{source} is {value!r}: {why}")
-    if wanted:
+        is_enabled, reason = True, str(error)
+    if reason:
+        raise ConfigurationError(f"{source} is {value!r}: {reason}")
+    if is_enabled:
         raise ConfigurationError(
             f"{source} is {value!r}, which needs the MLflow SDK: expected session= with a "
             "requests.Session that signs (for example with requests-aws4auth), and this variable unset",

@@ -1,9 +1,10 @@
-"""From what users write to values: a function per kind of setting; each raises `ValueError` with what it expected."""
+"""Parsers of arguments and of variables' texts. Each raises `ValueError` with what it expected."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,35 @@ from urllib.parse import unquote
 
 Parser = Callable[[Any], Any]
 
+MASK_PATTERNS = ("email", "keys", "cards", "phones")
+# What can be hidden: OpenInference's variables (0.1.72) without `OPENINFERENCE_HIDE_`, in lower case. The last two are
+# older names, which its documentation still has.
+HIDEABLE = (
+    "inputs",
+    "outputs",
+    "input_messages",
+    "output_messages",
+    "input_images",
+    "input_text",
+    "output_text",
+    "prompts",
+    "choices",
+    "retrieval_documents",
+    "llm_invocation_parameters",
+    "llm_tools",
+    "embeddings_vectors",
+    "embeddings_text",
+    "embedding_vectors",
+    "llm_prompts",
+)
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
-_COMPRESSIONS = ("none", "gzip", "deflate")
-_DURABILITIES = ("request", "every-span")
 # Characters that RFC 9110 (5.6.2) allows in a header's name.
-_TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
+_HEADER_NAME = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 _WORKSPACE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_MAX_EXPERIMENT_NAME = 500  # MLflow 3.17
 
 
-def boolean(value: Any) -> bool:
-    """Reads `True`, `"true"`, `"1"`, `"yes"`, `"on"` and their opposites."""
+def parse_boolean(value: Any) -> bool:
     text = str(value).strip().lower()
     if text in _TRUE:
         return True
@@ -29,119 +49,161 @@ def boolean(value: Any) -> bool:
     raise ValueError("expected true or false")
 
 
-def seconds(value: Any) -> float:
-    """Reads a positive, finite number of seconds."""
+def parse_boolean_or_names(value: Any) -> bool | tuple[str, ...]:
+    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _TRUE | _FALSE):
+        return parse_boolean(value)
+    return parse_names(value) or False
+
+
+def _to_number(value: Any) -> float:
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
-        number = math.nan
+        return math.nan
+
+
+def parse_seconds(value: Any) -> float:
+    number = _to_number(value)
     if not 0 < number < math.inf:
         raise ValueError("expected a number of seconds above 0")
     return number
 
 
-def ratio(value: Any) -> float:
-    """Reads a number from 0 to 1."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+def parse_ratio(value: Any) -> float:
+    number = _to_number(value)
     if not 0 <= number <= 1:
         raise ValueError("expected a number from 0 to 1")
     return number
 
 
-def words(value: Any) -> tuple[str, ...]:
-    """Reads names: a sequence, or a text with commas between them."""
-    found = value.split(",") if isinstance(value, str) else value
-    try:
-        return tuple(word for each in found if (word := str(each).strip()))
-    except TypeError:
-        raise ValueError("expected names, with commas between") from None
-
-
-def names_among(*known: str) -> Parser:
-    """Makes a reader of names of which only some are known."""
-
-    def parse(value: Any) -> tuple[str, ...]:
-        found = words(value)
-        if set(found) - set(known):
-            raise ValueError(f"expected some of {', '.join(known)}")
-        return found
-
-    return parse
-
-
-def boolean_or_names(value: Any) -> bool | tuple[str, ...]:
-    """Reads true, false, or names; one that begins with `-` is left out of all."""
-    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _TRUE | _FALSE):
-        return boolean(value)
-    return words(value) or False
-
-
-def positive_integer(value: Any) -> int:
-    """Reads a whole number above 0."""
+def _parse_integer(value: Any, minimum: int, expected: str) -> int:
     try:
         number = int(str(value).strip())
     except ValueError:
-        number = 0
-    if number < 1:
-        raise ValueError("expected a whole number above 0")
+        number = minimum - 1
+    if number < minimum:
+        raise ValueError(f"expected {expected}")
     return number
 
 
-def size_limit(value: Any) -> int:
-    """Reads a number of bytes; 0 and below mean no limit, as for upstream's `max_request_size`."""
+def parse_positive_integer(value: Any) -> int:
+    return _parse_integer(value, 1, "a whole number above 0")
+
+
+def parse_length(value: Any) -> int:
+    return _parse_integer(value, 0, "a whole number of characters, 0 to keep none")
+
+
+def parse_size_limit(value: Any) -> int:
+    """Parse a number of bytes; 0 and below mean no limit, as for upstream's `max_request_size`."""
     try:
         return max(0, int(str(value).strip()))
     except ValueError:
         raise ValueError("expected a whole number of bytes, 0 for no limit") from None
 
 
-def text(value: Any) -> str:
-    """Reads a text that is not blank and can stand in a header."""
-    found = str(value).strip()
-    if not found or not found.isprintable():
+def parse_names(value: Any) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(name for item in names if (name := str(item).strip()))
+    except TypeError:
+        raise ValueError("expected names, with commas between") from None
+
+
+def choices(*allowed: str) -> Parser:
+    """Make a parser of names that accepts only these."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        names = parse_names(value)
+        if set(names) - set(allowed):
+            raise ValueError(f"expected some of {', '.join(allowed)}")
+        return names
+
+    return parse
+
+
+def one_of(*allowed: str) -> Parser:
+    """Make a parser of one name, also as a member of an enum such as upstream's `Compression`."""
+
+    def parse(value: Any) -> str:
+        name = str(getattr(value, "value", value)).strip().lower()
+        if name not in allowed:
+            raise ValueError(f"expected one of {', '.join(allowed)}")
+        return name
+
+    return parse
+
+
+def parse_globs(value: Any) -> tuple[str, ...]:
+    """Parse shell patterns; `none` for no pattern."""
+    patterns = tuple(str(item).strip() for item in (value.split(",") if isinstance(value, str) else value))
+    return tuple(pattern for pattern in patterns if pattern and pattern.lower() != "none")
+
+
+def parse_hidden(value: Any) -> tuple[str, ...]:
+    names = _split_names(value)
+    if not set(names) <= set(HIDEABLE):
+        raise ValueError(f"expected some of {', '.join(HIDEABLE)}")
+    return names
+
+
+def parse_mask(value: Any) -> Callable[[str], str] | tuple[str | re.Pattern[str], ...]:
+    """Parse a function from text to text, or names of built-in patterns and compiled expressions."""
+    if callable(value):
+        return value  # type: ignore[no-any-return]  # its result is checked when it is called
+    patterns = _split_names(value) if isinstance(value, (str, Iterable)) and not isinstance(value, bytes) else (value,)
+    for pattern in patterns:
+        if not (pattern in MASK_PATTERNS if isinstance(pattern, str) else _is_text_pattern(pattern)):
+            raise ValueError(
+                f"expected a function from text to text, or some of {', '.join(MASK_PATTERNS)} and compiled expressions"
+            )
+    return patterns
+
+
+def _is_text_pattern(value: Any) -> bool:
+    return isinstance(value, re.Pattern) and isinstance(value.pattern, str)
+
+
+def _split_names(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        return tuple(name for item in value.split(",") if (name := item.strip().lower()))
+    return tuple(value)
+
+
+def parse_text(value: Any) -> str:
+    """Parse a text that a header can hold."""
+    text = str(value).strip()
+    if not text or not text.isprintable():
         raise ValueError("expected a text that is not blank and has no control characters")
-    return found
+    return text
 
 
-def experiment_id(value: Any) -> str:
-    """Reads an experiment's id: MLflow's SQL stores number them (`422` or `400` for anything else)."""
-    found = str(value).strip()
-    if not (found.isascii() and found.isdigit()):
+def parse_experiment_id(value: Any) -> str:
+    """Parse a number: MLflow's SQL stores answer 422 or 400 to any other id."""
+    number = str(value).strip()
+    if not (number.isascii() and number.isdigit()):
         raise ValueError(
             "expected the number that the console shows as the experiment's id; a name goes into experiment="
         )
-    return found
+    return number
 
 
-def experiment_name(value: Any) -> str:
-    """Reads an experiment's name: at most 500 characters (MLflow 3.17)."""
-    found = text(value)
-    if len(found) > 500:  # the limit is named in the docstring
-        raise ValueError(f"expected at most 500 characters, got {len(found)}")
-    return found
+def parse_experiment_name(value: Any) -> str:
+    name = parse_text(value)
+    if len(name) > _MAX_EXPERIMENT_NAME:
+        raise ValueError(f"expected at most {_MAX_EXPERIMENT_NAME} characters, got {len(name)}")
+    return name
 
 
-def workspace(value: Any) -> str:
-    """Reads a workspace's name by MLflow's rule: 2 to 63 of a-z, 0-9 and -, not beginning or ending with -."""
-    found = str(value).strip()
-    if not 2 <= len(found) <= 63 or not _WORKSPACE.issuperset(found) or "-" in (found[0], found[-1]):
+def parse_workspace(value: Any) -> str:
+    """Parse a workspace's name by MLflow's own rule."""
+    name = str(value).strip()
+    if not 2 <= len(name) <= 63 or not _WORKSPACE.issuperset(name) or "-" in (name[0], name[-1]):
         raise ValueError("expected 2 to 63 of a-z, 0-9 and '-', not beginning or ending with '-'")
-    return found
+    return name
 
 
-def compression(value: Any) -> str:
-    """Reads `none`, `gzip` or `deflate`, or upstream's `Compression` members."""
-    found = str(getattr(value, "value", value)).strip().lower()
-    if found not in _COMPRESSIONS:
-        raise ValueError(f"expected one of {', '.join(_COMPRESSIONS)}")
-    return found
-
-
-def readable_file(value: Any) -> str:
-    """Reads the path of a file that can be opened now, as certificates must be."""
+def parse_readable_file(value: Any) -> str:
     path = Path(os.fspath(value)).expanduser()
     try:
         with path.open("rb"):
@@ -150,22 +212,32 @@ def readable_file(value: Any) -> str:
         raise ValueError(f"expected a file that can be read ({error.strerror or type(error).__name__})") from error
 
 
-def file_to_be(value: Any) -> str:
-    """Reads the path of a file that may not exist yet, as a projected token may at start."""
+def parse_optional_file(value: Any) -> str:
+    """Parse the path of a file that may not exist yet, as a projected token may not at start."""
     return str(Path(os.fspath(value)).expanduser())
 
 
-def _header(name: Any, value: Any) -> tuple[str, str]:
-    name, value = str(name).strip().lower(), str(value).strip()
-    if not name or not _TOKEN.issuperset(name):
-        # Never the name itself: `Authorization: Bearer abc=` has the secret in what stands before the equals sign.
-        raise ValueError("expected header names of letters, digits and '-'")
-    if not value.isprintable() or not all(ord(character) < 256 for character in value):  # latin-1
-        raise ValueError("expected header values of printable latin-1 characters")
-    return name, value
+def parse_directory(value: Any) -> str:
+    """Parse the path of a folder, which may not exist yet."""
+    path = os.path.abspath(os.path.expanduser(str(value).strip()))  # noqa: PTH100, PTH111 - no link is followed
+    if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 - as above
+        raise ValueError("expected the path of a folder")
+    return path
 
 
-def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
+def parse_directory_or_none(value: Any) -> str | None:
+    return None if str(value).strip().lower() == "none" else parse_directory(value)
+
+
+def parse_headers(value: Any) -> dict[str, str]:
+    """Parse a mapping, pairs, declarative `{name, value}` items, or OpenTelemetry's `a=1,b=2` with %-escapes."""
+    try:
+        return dict(_parse_header(name, content) for name, content in _header_items(value))
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("expected a mapping of header names to values") from error
+
+
+def _header_items(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, str):
         for number, item in enumerate(value.split(","), 1):
             if not item.strip():
@@ -182,39 +254,11 @@ def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
             yield (item["name"], item["value"]) if isinstance(item, Mapping) else (item[0], item[1])
 
 
-def headers(value: Any) -> dict[str, str]:
-    """Reads headers: a mapping, pairs, declarative `{name, value}` items, or OpenTelemetry's `a=1,b=2` with %-escapes.
-
-    Returns:
-        Header values by lower-case name.
-    """
-    try:
-        return dict(_header(name, content) for name, content in _pairs(value))
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError("expected a mapping of header names to values") from error
-
-
-def user_agent_safe(value: str) -> str:
-    """Drops what may not stand in a header."""
-    return "".join(character for character in value if character.isascii() and character.isprintable())
-
-
-def durability(value: Any) -> str:
-    """Reads what is to survive a killed process."""
-    found = str(value).strip().lower()
-    if found not in _DURABILITIES:
-        raise ValueError(f"expected one of {', '.join(_DURABILITIES)}")
-    return found
-
-
-def folder(value: Any) -> str:
-    """Reads the path of a folder, which need not exist yet."""
-    found = os.path.abspath(os.path.expanduser(str(value).strip()))  # noqa: PTH100, PTH111 - no link is followed
-    if os.path.exists(found) and not os.path.isdir(found):  # noqa: PTH110, PTH112 - as above
-        raise ValueError("expected the path of a folder")
-    return found
-
-
-def folder_or_none(value: Any) -> str | None:
-    """Reads the path of a folder; `none` for no folder."""
-    return None if str(value).strip().lower() == "none" else folder(value)
+def _parse_header(name: Any, value: Any) -> tuple[str, str]:
+    name, value = str(name).strip().lower(), str(value).strip()
+    if not name or not _HEADER_NAME.issuperset(name):
+        # Never the name itself: in `Authorization: Bearer abc=` the secret stands before the equals sign.
+        raise ValueError("expected header names of letters, digits and '-'")
+    if not value.isprintable() or not all(ord(character) < 256 for character in value):  # latin-1
+        raise ValueError("expected header values of printable latin-1 characters")
+    return name, value

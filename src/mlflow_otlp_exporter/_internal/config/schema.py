@@ -1,360 +1,401 @@
-"""The table of settings: arguments, environment variables, types, defaults, help.
+"""The table of settings. Each setting is declared here once.
 
-The tables of docs/configuration.md and README are made from it (`make configuration`), and `mlflow-otlp settings` walks
-it.
+`make configuration` generates the tables of docs/configuration.md and README from it.
 """
 
 from __future__ import annotations
 
-from mlflow_otlp_exporter._internal.config import parsers, privacy_settings, urls
-from mlflow_otlp_exporter._internal.config.setting import Setting, otlp_variables
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_otlp_exporter._internal.config import parsers, urls
+from mlflow_otlp_exporter._internal.config.models import (
+    AppSettings,
+    BufferSettings,
+    EnrichmentSettings,
+    PrivacySettings,
+    ServerSettings,
+    SettingGroup,
+    Settings,
+    SpoolSettings,
+)
+from mlflow_otlp_exporter._internal.config.parsers import Parser
 
 DEFAULT_TRACKING_URI = "http://localhost:5000"
-_text, _file = parsers.text, parsers.readable_file
+HIDE_VARIABLE = "OPENINFERENCE_HIDE_"
+OWN_VARIABLE = "MLFLOW_OTLP_"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting. `name` is both the argument's name and the field's name in `model`."""
+
+    name: str
+    # The dataclass with the value; None for the two settings that the resolver combines to a server's URL.
+    model: type | None
+    parse: Parser
+    # In the order of the documentation: this library's own, MLflow's, OpenTelemetry's.
+    variables: tuple[str, ...]
+    description: str
+    default: Any = None
+    is_secret: bool = False
+
+    @property
+    def is_bound_to_server(self) -> bool:
+        """Whether variables of one group must not be used for a server that the other group names."""
+        return self.model is ServerSettings
+
+    def variables_for(self, group: SettingGroup) -> tuple[str, ...]:
+        """The variables that apply to a server of this group, in descending precedence."""
+        own = tuple(name for name in self.variables if name.startswith((OWN_VARIABLE, "OPENINFERENCE_")))
+        otlp = tuple(name for name in self.variables if name.startswith("OTEL_"))
+        mlflow = tuple(name for name in self.variables if name not in own + otlp)
+        same, other = (mlflow, otlp) if group is SettingGroup.MLFLOW else (otlp, mlflow)
+        return own + same if self.is_bound_to_server else own + same + other
+
+
+def otlp_variables(name: str) -> tuple[str, str]:
+    return f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         "endpoint",
-        urls.endpoint,
         None,
-        "The full address of an OTLP/HTTP endpoint: MLflow's own or a Collector's.",
-        otlp=otlp_variables("ENDPOINT"),
+        urls.parse_endpoint,
+        otlp_variables("ENDPOINT"),
+        "The full URL of an OTLP/HTTP endpoint: MLflow's own or a Collector's.",
     ),
     Setting(
         "tracking_uri",
-        urls.tracking_uri,
+        None,
+        urls.parse_tracking_uri,
+        ("MLFLOW_TRACKING_URI",),
+        "The URL of the MLflow server.",
         DEFAULT_TRACKING_URI,
-        "The address of the MLflow server.",
-        mlflow=("MLFLOW_TRACKING_URI",),
     ),
     Setting(
         "experiment",
-        parsers.experiment_name,
-        None,
+        Settings,
+        parsers.parse_experiment_name,
+        ("MLFLOW_EXPERIMENT_NAME",),
         "The experiment's name. Without one: the experiment named like `service.name`, else `Default`.",
-        mlflow=("MLFLOW_EXPERIMENT_NAME",),
     ),
     Setting(
         "experiment_id",
-        parsers.experiment_id,
-        None,
+        Settings,
+        parsers.parse_experiment_id,
+        ("MLFLOW_EXPERIMENT_ID",),
         "The experiment's id, instead of a name: saves the look-up.",
-        mlflow=("MLFLOW_EXPERIMENT_ID",),
     ),
     Setting(
         "workspace",
-        parsers.workspace,
-        None,
+        Settings,
+        parsers.parse_workspace,
+        ("MLFLOW_WORKSPACE",),
         "The workspace (OpenShift AI, Kubeflow: the Kubernetes namespace).",
-        mlflow=("MLFLOW_WORKSPACE",),
     ),
-    Setting("run_id", _text, None, "A run to link the traces to (MLflow 3.14 and newer)."),
+    Setting("run_id", Settings, parsers.parse_text, (), "A run to link the traces to (MLflow 3.14 and newer)."),
     Setting(
         "create_experiment",
-        parsers.boolean,
-        False,
+        Settings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_CREATE_EXPERIMENT",),
         "Create the experiment if it does not exist. On in `configure()` and in the zero-code path.",
-        own=("MLFLOW_OTLP_CREATE_EXPERIMENT",),
+        default=False,
     ),
-    Setting(
-        "token",
-        _text,
-        None,
-        "A bearer token.",
-        mlflow=("MLFLOW_TRACKING_TOKEN",),
-        guarded=True,
-        secret=True,
-    ),
+    Setting("token", ServerSettings, parsers.parse_text, ("MLFLOW_TRACKING_TOKEN",), "A bearer token.", is_secret=True),
     Setting(
         "token_file",
-        parsers.file_to_be,
-        None,
+        ServerSettings,
+        parsers.parse_optional_file,
+        ("MLFLOW_TRACKING_TOKEN_FILE",),
         "A file with a bearer token; read again when it changes.",
-        mlflow=("MLFLOW_TRACKING_TOKEN_FILE",),
-        guarded=True,
     ),
     Setting(
         "service_account_dir",
-        parsers.folder_or_none,
+        Settings,
+        parsers.parse_directory_or_none,
+        ("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR",),
+        "The pod's service account. Its token, its namespace (as workspace) and the CA of the cluster's services are "
+        "used where no other value is set. The token is sent only over https to `*.svc` and `*.svc.cluster.local`, or "
+        "to the tracking URI with `MLFLOW_TRACKING_AUTH=kubernetes`. `none`: not used.",
         "/var/run/secrets/kubernetes.io/serviceaccount",
-        "The pod's service account: its token, its namespace as workspace, and the CA of the cluster's services, where "
-        "nothing else is given. The token goes over https to `*.svc` and `*.svc.cluster.local` alone, or to the "
-        "tracking URI with `MLFLOW_TRACKING_AUTH=kubernetes`. `none`: not used.",
-        own=("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR",),
     ),
-    Setting("username", _text, None, "The user's name.", mlflow=("MLFLOW_TRACKING_USERNAME",), guarded=True),
-    Setting(
-        "password",
-        str,
-        None,
-        "The user's password.",
-        mlflow=("MLFLOW_TRACKING_PASSWORD",),
-        guarded=True,
-        secret=True,
-    ),
+    Setting("username", ServerSettings, parsers.parse_text, ("MLFLOW_TRACKING_USERNAME",), "The user's name."),
+    Setting("password", ServerSettings, str, ("MLFLOW_TRACKING_PASSWORD",), "The user's password.", is_secret=True),
     Setting(
         "credential_provider",
-        _text,
-        None,
-        "An entry point of `opentelemetry_otlp_credential_provider`, whose `requests.Session` is used.",
-        # In upstream's order, which has the general one win.
-        otlp=(
+        ServerSettings,
+        parsers.parse_text,
+        # In upstream's order, in which the general variable has precedence.
+        (
             "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
             "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
         ),
-        guarded=True,
+        "An entry point of `opentelemetry_otlp_credential_provider`, whose `requests.Session` is used.",
     ),
     Setting(
         "headers",
-        parsers.headers,
-        {},
+        ServerSettings,
+        parsers.parse_headers,
+        otlp_variables("HEADERS"),
         "More request headers, `name=value` with commas between.",
-        otlp=otlp_variables("HEADERS"),
-        guarded=True,
-        secret=True,
+        {},
+        is_secret=True,
     ),
     Setting(
         "timeout",
-        parsers.seconds,
-        10.0,
+        Settings,
+        parsers.parse_seconds,
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", *otlp_variables("TIMEOUT")),
         "Seconds for the export of one request, with its retries.",
-        mlflow=("MLFLOW_HTTP_REQUEST_TIMEOUT",),
-        otlp=otlp_variables("TIMEOUT"),
+        10.0,
     ),
     Setting(
         "compression",
-        parsers.compression,
-        "none",
+        Settings,
+        parsers.one_of("none", "gzip", "deflate"),
+        otlp_variables("COMPRESSION"),
         "How bodies over 1 KiB are compressed: `none`, `gzip` or `deflate`.",
-        otlp=otlp_variables("COMPRESSION"),
+        "none",
     ),
     Setting(
         "max_request_size",
-        parsers.size_limit,
+        Settings,
+        parsers.parse_size_limit,
+        ("MLFLOW_OTLP_MAX_REQUEST_SIZE",),
+        "Target size of a request in bytes, before compression; 0 for no limit. A larger trace is split, a larger span "
+        "is not.",
         4 * 1024 * 1024,
-        "Bytes that a request aims at, before compression; 0 for no limit. A larger trace is cut, a larger span not.",
-        own=("MLFLOW_OTLP_MAX_REQUEST_SIZE",),
-    ),
-    Setting(
-        "repair",
-        parsers.boolean,
-        True,
-        "Cut or leave out what MLflow is known to refuse, such as a session of over 250 characters, and note it.",
-        own=("MLFLOW_OTLP_REPAIR",),
     ),
     Setting(
         "enrich",
-        parsers.boolean,
-        True,
+        EnrichmentSettings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_ENRICH",),
         "Add what MLflow's console, search and scorers read; see docs/enrichment.md.",
-        own=("MLFLOW_OTLP_ENRICH",),
+        default=True,
     ),
     Setting(
         "compact",
-        parsers.boolean,
-        False,
-        "Drop attributes whose content the added ones carry; `configure()` does so towards MLflow.",
-        own=("MLFLOW_OTLP_COMPACT",),
-    ),
-    Setting(
-        "rename_tools",
-        parsers.boolean,
-        True,
-        "Name a tool's span like the tool, which is what MLflow counts tools by; the old name stays in an attribute.",
-        own=("MLFLOW_OTLP_RENAME_TOOLS",),
+        EnrichmentSettings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_COMPACT",),
+        "Drop attributes whose content is also in the added ones. On in `configure()` towards MLflow.",
+        default=False,
     ),
     Setting(
         "mask",
-        privacy_settings.mask,
-        None,
-        "What is masked before anything is read or written: `email`, `keys`, `cards`, `phones`; as an argument also "
+        PrivacySettings,
+        parsers.parse_mask,
+        ("MLFLOW_OTLP_MASK",),
+        "What is masked before spans are read or written: `email`, `keys`, `cards`, `phones`; as an argument also "
         "compiled expressions, or a function; see docs/privacy.md.",
-        own=("MLFLOW_OTLP_MASK",),
     ),
     Setting(
         "hide",
-        privacy_settings.hidden,
-        (),
+        PrivacySettings,
+        parsers.parse_hidden,
+        tuple(HIDE_VARIABLE + name.upper() for name in parsers.HIDEABLE),
         "What is hidden, as OpenInference's instrumentations do it, in every convention; see docs/privacy.md.",
-        own=privacy_settings.HIDE_VARIABLES,
+        (),
     ),
     Setting(
         "base64_max_length",
-        privacy_settings.characters,
+        PrivacySettings,
+        parsers.parse_length,
+        ("MLFLOW_OTLP_BASE64_MAX_LENGTH", "OPENINFERENCE_BASE64_IMAGE_MAX_LENGTH"),
+        "Characters of base64 that an image, audio or another file may have; a larger one is replaced by its size.",
         512 * 1024,
-        "Characters of base64 that an image, a sound or a file may have; a larger one becomes a text with its size.",
-        own=("MLFLOW_OTLP_BASE64_MAX_LENGTH", "OPENINFERENCE_BASE64_IMAGE_MAX_LENGTH"),
     ),
     Setting(
         "attachments",
-        parsers.boolean,
-        False,
-        "Upload images, sounds and files of 10,000 characters of base64 and more to MLflow (3.11 and newer), and refer "
+        EnrichmentSettings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_ATTACHMENTS",),
+        "Upload images, audio and files of 10,000 characters of base64 and more to MLflow (3.11 and newer), and refer "
         "to them in spans; see docs/attachments.md.",
-        own=("MLFLOW_OTLP_ATTACHMENTS",),
+        default=False,
     ),
     Setting(
         "drop_resource",
-        privacy_settings.globs,
+        PrivacySettings,
+        parsers.parse_globs,
+        ("MLFLOW_OTLP_DROP_RESOURCE",),
+        "Resource attributes that `compact` drops, because MLflow makes a tag of each; `none` for none.",
         ("service.instance.id", "process.*", "host.*", "telemetry.sdk.*", "telemetry.auto.*"),
-        "Resource attributes that `compact` leaves out, as MLflow makes a tag of each; `none` for none.",
-        own=("MLFLOW_OTLP_DROP_RESOURCE",),
     ),
     Setting(
         "trace_info",
-        parsers.boolean,
-        None,
-        "Tell MLflow over its REST API what OTLP has no place for. Without it: servers before 3.14, the names, tags, "
-        "sessions and users of traces. True: all servers, source and metadata, too. False: none.",
-        own=("MLFLOW_OTLP_TRACE_INFO",),
+        EnrichmentSettings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_TRACE_INFO",),
+        "Send the source and OpenInference's metadata of each trace over MLflow's REST API, to servers of all "
+        "versions. Servers before 3.14 get names, tags, sessions and users in any case; see docs/compatibility.md.",
+        default=False,
     ),
     Setting(
         "linger",
-        parsers.seconds,
+        BufferSettings,
+        parsers.parse_seconds,
+        ("MLFLOW_OTLP_LINGER",),
+        "Seconds that a complete trace waits for others to share a request with.",
         0.1,
-        "Seconds that a whole trace waits for others to share a request with.",
-        own=("MLFLOW_OTLP_LINGER",),
     ),
     Setting(
         "hold",
-        parsers.seconds,
+        BufferSettings,
+        parsers.parse_seconds,
+        ("MLFLOW_OTLP_HOLD",),
+        "Seconds that an ended span waits at most for its trace to be complete.",
         45.0,
-        "Seconds that an ended span waits for its trace to be whole, at most.",
-        own=("MLFLOW_OTLP_HOLD",),
     ),
     Setting(
         "buffer_spans",
-        parsers.positive_integer,
+        BufferSettings,
+        parsers.parse_positive_integer,
+        ("MLFLOW_OTLP_BUFFER_SPANS",),
+        "How many spans may wait in memory; further spans are dropped.",
         65_536,
-        "How many spans may wait in memory; those that come then are refused.",
-        own=("MLFLOW_OTLP_BUFFER_SPANS",),
     ),
     Setting(
         "buffer_bytes",
-        parsers.positive_integer,
+        BufferSettings,
+        parsers.parse_positive_integer,
+        ("MLFLOW_OTLP_BUFFER_BYTES",),
+        "How many bytes of spans, as estimated, may wait in memory; further spans are dropped.",
         64 * 1024 * 1024,
-        "How many bytes of spans, as estimated, may wait in memory.",
-        own=("MLFLOW_OTLP_BUFFER_BYTES",),
     ),
     Setting(
         "spool",
-        parsers.boolean,
-        False,
-        "Keep on disk what the server does not take now. On in `configure()` and in the zero-code path towards MLflow.",
-        own=("MLFLOW_OTLP_SPOOL",),
+        SpoolSettings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_SPOOL",),
+        "Store spans on disk while the server does not accept them. On in `configure()` and in the zero-code path "
+        "towards MLflow.",
+        default=False,
     ),
     Setting(
         "spool_dir",
-        parsers.folder,
-        None,
-        "The folder for what is kept on disk. Without one: `mlflow-otlp-exporter` in `$XDG_STATE_HOME`, else in "
-        "`~/.local/state`, else a temporary folder.",
-        own=("MLFLOW_OTLP_SPOOL_DIR",),
+        SpoolSettings,
+        parsers.parse_directory,
+        ("MLFLOW_OTLP_SPOOL_DIR",),
+        "The folder of the spool. Without one: `mlflow-otlp-exporter` in `$XDG_STATE_HOME`, else in `~/.local/state`, "
+        "else a temporary folder.",
     ),
     Setting(
         "spool_max_bytes",
-        parsers.positive_integer,
+        SpoolSettings,
+        parsers.parse_positive_integer,
+        ("MLFLOW_OTLP_SPOOL_MAX_BYTES",),
+        "How many bytes the spool of one target may have; the oldest requests are dropped first.",
         512 * 1024 * 1024,
-        "How many bytes may lie on disk for a target; the oldest go first.",
-        own=("MLFLOW_OTLP_SPOOL_MAX_BYTES",),
     ),
     Setting(
         "spool_max_age",
-        parsers.seconds,
+        SpoolSettings,
+        parsers.parse_seconds,
+        ("MLFLOW_OTLP_SPOOL_MAX_AGE",),
+        "Seconds after which spans on disk are dropped if the server still does not accept them.",
         7 * 86_400.0,
-        "Seconds after which spans on disk are given up, if the server still does not take them.",
-        own=("MLFLOW_OTLP_SPOOL_MAX_AGE",),
-    ),
-    Setting(
-        "spool_fsync",
-        parsers.boolean,
-        False,
-        "Wait until the disk itself has the spans: survives a power cut, not only a killed process.",
-        own=("MLFLOW_OTLP_SPOOL_FSYNC",),
     ),
     Setting(
         "durability",
-        parsers.durability,
+        SpoolSettings,
+        parsers.one_of("request", "every-span"),
+        ("MLFLOW_OTLP_DURABILITY",),
+        "What survives `kill -9`: each `request` that was written to disk, or `every-span` from its end on.",
         "request",
-        "What survives `kill -9`: each `request` that was put on disk, or `every-span` from its end on.",
-        own=("MLFLOW_OTLP_DURABILITY",),
     ),
     Setting(
         "handle_sigterm",
-        parsers.boolean,
-        False,
-        "Put on disk what is in memory when SIGTERM comes and the app does not handle it. On in `configure()`.",
-        own=("MLFLOW_OTLP_HANDLE_SIGTERM",),
+        SpoolSettings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_HANDLE_SIGTERM",),
+        "Write spans in memory to disk on SIGTERM, if the app does not handle it. On in `configure()`.",
+        default=False,
     ),
     Setting(
         "enabled",
-        parsers.boolean,
-        True,
-        "False: `configure()` and the zero-code path do nothing. So they do with `OTEL_SDK_DISABLED=true`.",
-        own=("MLFLOW_OTLP_ENABLED",),
+        AppSettings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_ENABLED",),
+        "False: `configure()` and the zero-code path do nothing. `OTEL_SDK_DISABLED=true` has the same effect.",
+        default=True,
     ),
     Setting(
         "auto_instrument",
-        parsers.boolean_or_names,
-        True,
-        "Whether `configure()` switches on the instrumentations that are installed; or the names of some; `-name`: all "
-        "but that one.",
-        own=("MLFLOW_OTLP_AUTO_INSTRUMENT",),
+        AppSettings,
+        parsers.parse_boolean_or_names,
+        ("MLFLOW_OTLP_AUTO_INSTRUMENT",),
+        "Whether `configure()` activates the installed instrumentations; or the names of some; `-name`: all but that "
+        "one.",
+        default=True,
     ),
     Setting(
         "sampling_ratio",
-        parsers.ratio,
+        AppSettings,
+        parsers.parse_ratio,
+        ("MLFLOW_TRACE_SAMPLING_RATIO",),
+        "Share of the traces that is sent, from 0 to 1; by trace id, so that all processes choose the same ones.",
         1.0,
-        "Which part of the traces is sent, from 0 to 1; by trace id, so that all processes choose the same ones.",
-        mlflow=("MLFLOW_TRACE_SAMPLING_RATIO",),
     ),
     Setting(
         "noise",
-        parsers.words,
+        AppSettings,
+        parsers.parse_names,
+        ("MLFLOW_OTLP_NOISE",),
+        "Traces that are filtered out: `default`, those of HTTP, database and messaging spans only; `all`, those "
+        "without a span of an agent or model; `none`; or names of instrumentation scopes that make up the whole trace.",
         ("default",),
-        "Traces that are left out: `default`, those of HTTP, database and messaging spans alone; `all`, those without "
-        "any span of an agent or model; `none`; or names of instrumentation scopes that make up the whole of a trace.",
-        own=("MLFLOW_OTLP_NOISE",),
     ),
     Setting(
         "baggage",
-        parsers.names_among("session", "user", "workspace", "experiment", "run_id"),
-        (),
-        "What is taken from the baggage of incoming requests: some of `session`, `user`, `workspace`, `experiment`, "
+        AppSettings,
+        parsers.choices("session", "user", "workspace", "experiment", "run_id"),
+        ("MLFLOW_OTLP_BAGGAGE",),
+        "What is read from the baggage of incoming requests: some of `session`, `user`, `workspace`, `experiment`, "
         "`run_id`.",
-        own=("MLFLOW_OTLP_BAGGAGE",),
+        (),
     ),
     Setting(
         "certificate_file",
-        _file,
-        None,
-        "A file with the certificates (CA) that the server's is checked against.",
-        mlflow=("MLFLOW_TRACKING_SERVER_CERT_PATH",),
-        otlp=otlp_variables("CERTIFICATE"),
-        guarded=True,
+        ServerSettings,
+        parsers.parse_readable_file,
+        ("MLFLOW_TRACKING_SERVER_CERT_PATH", *otlp_variables("CERTIFICATE")),
+        "A file with the CA certificates that the server's certificate is verified against.",
     ),
     Setting(
         "client_certificate_file",
-        _file,
-        None,
+        ServerSettings,
+        parsers.parse_readable_file,
+        ("MLFLOW_TRACKING_CLIENT_CERT_PATH", *otlp_variables("CLIENT_CERTIFICATE")),
         "A file with the client's certificate (mTLS).",
-        mlflow=("MLFLOW_TRACKING_CLIENT_CERT_PATH",),
-        otlp=otlp_variables("CLIENT_CERTIFICATE"),
-        guarded=True,
     ),
     Setting(
         "client_key_file",
-        _file,
-        None,
+        ServerSettings,
+        parsers.parse_readable_file,
+        otlp_variables("CLIENT_KEY"),
         "A file with the client's key, if it is not in the certificate's file.",
-        otlp=otlp_variables("CLIENT_KEY"),
-        guarded=True,
     ),
     Setting(
         "insecure_tls",
-        parsers.boolean,
-        False,
-        "Accept any certificate: for tries only.",
-        mlflow=("MLFLOW_TRACKING_INSECURE_TLS",),
-        guarded=True,
+        ServerSettings,
+        parsers.parse_boolean,
+        ("MLFLOW_TRACKING_INSECURE_TLS",),
+        "Disable certificate verification (testing only).",
+        default=False,
     ),
 )
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def fields_of(model: type) -> tuple[Setting, ...]:
+    return tuple(setting for setting in SETTINGS if setting.model is model)
+
+
+def format_value(value: Any) -> str:
+    """Format a value as it is written in a variable."""
+    return ",".join(str(getattr(item, "pattern", item)) for item in value) if isinstance(value, tuple) else str(value)

@@ -1,6 +1,6 @@
-"""Addresses as people have them: with and without `/v1/traces`, copied from the console, from Databricks' documents.
+"""Parsers of URLs: with and without `/v1/traces`, copied from MLflow's console or from Databricks' documentation.
 
-What can be understood is; what cannot, is refused with a `InvalidAddressError` that says what to write instead.
+Any other URL raises `InvalidAddressError`, whose message says what to write instead.
 """
 
 from __future__ import annotations
@@ -22,23 +22,18 @@ _CONSOLE = re.compile(r"/(?:workspaces/(?P<workspace>[^/?]+)/)?experiments/(?P<e
 
 
 class InvalidAddressError(ValueError):
-    """An address is wrong.
-
-    Args:
-        message: What was expected.
-        code: Under which it is explained.
-    """
+    """A URL is invalid; the message says what was expected."""
 
     def __init__(self, message: str, code: MessageCode = MessageCode.INVALID_SETTING) -> None:
         super().__init__(message)
         self.code = code
 
 
-def _http_url(value: Any) -> str:
-    found = str(value).strip()
-    parts = urlsplit(found)
+def _parse_http_url(value: Any) -> str:
+    url = str(value).strip()
+    parts = urlsplit(url)
     if parts.scheme.lower() not in ("http", "https"):
-        hint = f", for example http://{found}" if "://" not in found and "." not in parts.scheme else ""
+        hint = f", for example http://{url}" if "://" not in url and "." not in parts.scheme else ""
         raise InvalidAddressError(f"expected an address that begins with http:// or https://{hint}")
     try:
         port = parts.port
@@ -49,7 +44,7 @@ def _http_url(value: Any) -> str:
     return urlunsplit((parts.scheme.lower(), parts.netloc, parts.path.rstrip("/"), parts.query, ""))
 
 
-def _databricks() -> InvalidAddressError:
+def _databricks_error() -> InvalidAddressError:
     return InvalidAddressError(
         "expected the http(s) address of an MLflow server: Databricks takes OpenTelemetry at an endpoint of its "
         "own. Set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT and OTEL_EXPORTER_OTLP_TRACES_HEADERS as it documents them",
@@ -57,19 +52,19 @@ def _databricks() -> InvalidAddressError:
     )
 
 
-def _refuse_rest_path(url: str, expected: str) -> None:
-    """A REST call's address, as somebody tried it with curl, is no server's."""
+def _reject_rest_path(url: str, expected: str) -> None:
+    """Reject the URL of a REST call, which users copy from a command with curl."""
     parts = urlsplit(url)
-    found = _REST_PATH.search(parts.path)
-    if found and not parts.path.endswith(TRACES_PATH):  # Databricks has its OTLP below /api/2.0/otel
-        server = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path[: found.start()], "", ""))
+    match = _REST_PATH.search(parts.path)
+    if match and not parts.path.endswith(TRACES_PATH):  # Databricks has its OTLP below /api/2.0/otel
+        server = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path[: match.start()], "", ""))
         raise InvalidAddressError(f"expected {expected}, not that of a REST call: {server}", MessageCode.REST_PATH)
 
 
-def tracking_uri(value: Any) -> str:
-    """Reads the address of an MLflow server; explains what to do for MLflow's other kinds of tracking URI."""
-    found = os.fspath(value) if isinstance(value, os.PathLike) else str(value).strip()
-    scheme = found.partition(":")[0].lower().partition("+")[0]
+def parse_tracking_uri(value: Any) -> str:
+    """Parse the URL of an MLflow server; explain what to do instead of MLflow's other kinds of tracking URI."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else str(value).strip()
+    scheme = text.partition(":")[0].lower().partition("+")[0]
     if scheme in _DATABASES:
         raise InvalidAddressError(
             "expected the http(s) address of an MLflow server: spans cannot be sent into a database. "
@@ -78,41 +73,36 @@ def tracking_uri(value: Any) -> str:
             MessageCode.NOT_A_SERVER,
         )
     if scheme in _DATABRICKS:
-        raise _databricks()
-    if scheme == "file" or ("://" not in found and (found[:1] in "./~" or os.sep in found or ":" not in found)):
+        raise _databricks_error()
+    if scheme == "file" or ("://" not in text and (text[:1] in "./~" or os.sep in text or ":" not in text)):
         raise InvalidAddressError(
             "expected the http(s) address of an MLflow server: MLflow's file store takes no OpenTelemetry spans. "
             "Start a server with a database, `mlflow server --backend-store-uri sqlite:///mlflow.db`, "
             "and give its address, http://localhost:5000 by default",
             MessageCode.NOT_A_SERVER,
         )
-    url = _http_url(found)
+    url = _parse_http_url(text)
     parts = urlsplit(url)
     if (parts.hostname or "").endswith(_DATABRICKS_HOSTS):
-        raise _databricks()
-    _refuse_rest_path(url, "the address of the MLflow server")
+        raise _databricks_error()
+    _reject_rest_path(url, "the address of the MLflow server")
     if parts.query:
         raise InvalidAddressError("expected an address without '?'")
     return url.removesuffix(TRACES_PATH)
 
 
 def parse_console_url(value: Any) -> dict[str, str]:
-    """What the address of a console's page says of experiment and workspace, as settings.
-
-    Args:
-        value: Such as `http://host:5000/#/experiments/1/traces`.
-    """
+    """Read experiment and workspace from a URL such as `http://host:5000/#/experiments/1/traces`."""
     path, _, query = urlsplit(str(value).strip()).fragment.partition("?")
-    found = _CONSOLE.match(path)
-    if found is None:
+    match = _CONSOLE.match(path)
+    if match is None:
         return {}
-    workspace = found["workspace"] or parse_qs(query).get("workspace", [""])[0]
-    return {"experiment_id": found["experiment"]} | ({"workspace": unquote(workspace)} if workspace else {})
+    workspace = match["workspace"] or parse_qs(query).get("workspace", [""])[0]
+    return {"experiment_id": match["experiment"]} | ({"workspace": unquote(workspace)} if workspace else {})
 
 
-def endpoint(value: Any) -> str:
-    """Reads the full address of an OTLP/HTTP traces endpoint."""
-    url = _http_url(value)
+def parse_endpoint(value: Any) -> str:
+    url = _parse_http_url(value)
     if urlsplit(str(value).strip()).fragment:
         page = urlsplit(url)
         server = urlunsplit((page.scheme, page.netloc.rpartition("@")[2], page.path, "", ""))
@@ -121,17 +111,17 @@ def endpoint(value: Any) -> str:
             "tracking_uri= or MLFLOW_TRACKING_URI",
             MessageCode.REST_PATH,
         )
-    _refuse_rest_path(url, "an OTLP endpoint, such as that of an MLflow server with /v1/traces behind it")
+    _reject_rest_path(url, "an OTLP endpoint, such as that of an MLflow server with /v1/traces behind it")
     return url
 
 
-def base_endpoint(value: Any) -> str:
-    """Reads the base address of an OTLP endpoint, behind which `/v1/traces` is put; not twice."""
-    return endpoint(value).removesuffix(TRACES_PATH) + TRACES_PATH
+def parse_base_endpoint(value: Any) -> str:
+    """Append `/v1/traces` to the base URL of an OTLP endpoint, unless it is there already."""
+    return parse_endpoint(value).removesuffix(TRACES_PATH) + TRACES_PATH
 
 
 def split_userinfo(url: str) -> tuple[str, dict[str, str]]:
-    """An address without user and password, and those by name."""
+    """Return a URL without user and password, and these by setting name."""
     parts = urlsplit(url)
     userinfo, at, host = parts.netloc.rpartition("@")
     if not at:
@@ -141,11 +131,10 @@ def split_userinfo(url: str) -> tuple[str, dict[str, str]]:
 
 
 def path_prefix(url: str) -> str:
-    """The path of a server's address: `--static-prefix`, or what a proxy has put the server under; often empty."""
+    """Return the path below which a server is: `--static-prefix`, or a proxy's prefix."""
     return urlsplit(url).path
 
 
 def without_path(url: str) -> str:
-    """A server's address without its path."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc, "", "", ""))

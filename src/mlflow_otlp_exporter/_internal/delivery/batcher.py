@@ -13,8 +13,7 @@ from opentelemetry.trace import Status, StatusCode
 from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.config.setting import SettingGroup
+from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
 from mlflow_otlp_exporter._internal.encoding.sanitizer import sanitize_attributes, sanitize_name
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -66,14 +65,12 @@ class Batcher:
         if settings.enrichment.enrich:
             from mlflow_otlp_exporter._internal.enrichment import Enricher
 
-            self._enricher = Enricher(
-                compact=settings.enrichment.compact, rename_tools=settings.enrichment.rename_tools
-            )
-        self._destination, self._report, self._repair = destination, report, settings.repair
+            self._enricher = Enricher(compact=settings.enrichment.compact)
+        self._destination, self._report = destination, report
         self._size, self._give_up = size, give_up
         self.cleaner = Redactor(settings.privacy, report, base64_max_length=settings.base64_max_length)
         self._extraction: AttachmentExtractor | None = None
-        if settings.uploads:
+        if settings.uploads_attachments:
             # Few apps need it.
             from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
 
@@ -161,15 +158,10 @@ class Batcher:
         return made
 
     def _encoded(self, sent: ReadableSpan | EnrichedSpan) -> EncodedSpan:
-        repair = self._repair
         if isinstance(sent, ReadableSpan):
-            if not repair:
-                return self.encoder.encode(sent)
             return self.encoder.encode(sent, sanitize_attributes(sent.attributes), name=sanitize_name(sent.name))
-        attributes, name = sent.attributes, sent.name
-        if repair:
-            attributes = sanitize_attributes(attributes) or attributes
-            name = sanitize_name(name) or name
+        attributes = sanitize_attributes(sent.attributes) or sent.attributes
+        name = sanitize_name(sent.name) or sent.name
         status = _OK if sent.ok else None
         return self.encoder.encode(sent.span, attributes, name=name, events=sent.events, status=status)
 

@@ -63,11 +63,11 @@ def build_clients(settings: Settings, report: ProblemLog) -> Clients:
     server = HttpClient(settings.traces, session)
     same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
     connection = HttpClient(settings.api, session if same else None) if settings.api else None
-    traces, api = with_static_prefix(server, connection if settings.api_certain else None, lambda _: None)
+    traces, api = with_static_prefix(server, connection if settings.is_api_certain else None, lambda _: None)
     api = api or connection
     if settings.namespace is not None and api is not None:
         traces, api, _ = with_namespace_workspace(settings.namespace, traces, api, report)
-    certain = settings.api_certain
+    certain = settings.is_api_certain
     experiments = ExperimentResolver(api, certain=certain, create=settings.create_experiment, report=report)
     delivery = OTLPClient(
         traces,

@@ -19,7 +19,8 @@ from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
-from mlflow_otlp_exporter._internal.config.models import Settings, resolve
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.tracing.routing import route_of
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
         create_experiment: Create the experiment if it does not exist (`MLFLOW_OTLP_CREATE_EXPERIMENT`; false).
         enrich: Add what MLflow's console, search and scorers read (`MLFLOW_OTLP_ENRICH`; true).
         compact: Drop attributes whose content the added ones carry (`MLFLOW_OTLP_COMPACT`; false).
-        trace_info: Tell MLflow over its REST API, after a trace's root was accepted, what OTLP has no place for. None:
-            servers before 3.14, the names, tags, sessions, users and runs of traces. True: all servers, source and
-            metadata, too (`MLFLOW_OTLP_TRACE_INFO`; none).
+        trace_info: Send the source and OpenInference's metadata of each trace over MLflow's REST API, to servers of all
+            versions. Servers before 3.14 get names, tags, sessions, users and runs in any case
+            (`MLFLOW_OTLP_TRACE_INFO`; false).
         attachments: Upload large images, sounds and files to MLflow, and refer to them in spans (docs/attachments.md;
             `MLFLOW_OTLP_ATTACHMENTS`; false).
         spool: Keep on disk what the server does not take now, and send it later (`MLFLOW_OTLP_SPOOL`; false).

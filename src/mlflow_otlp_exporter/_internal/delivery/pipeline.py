@@ -77,7 +77,7 @@ class Pipeline:
         self.namespace: NamespaceWorkspace | None = None
         traces, rest = self._servers()
         self.experiments = ExperimentResolver(
-            rest, certain=settings.api_certain, create=settings.create_experiment, report=self.report
+            rest, certain=settings.is_api_certain, create=settings.create_experiment, report=self.report
         )
         delivery = OTLPClient(
             traces,
@@ -86,7 +86,7 @@ class Pipeline:
             report=self.report,
             experiment_is_set=EXPERIMENT_HEADER in self.server.header_names,
         )
-        stored = ServerInfo(rest, self.report, certain=settings.api_certain)
+        stored = ServerInfo(rest, self.report, certain=settings.is_api_certain)
         self.depot: PersistentQueue | None = None
         if settings.disk.spool:
             # Here, as most of what it needs is imported by nobody else.
@@ -135,7 +135,9 @@ class Pipeline:
 
     def _servers(self) -> tuple[Transport, Transport | None]:
         """The OTLP endpoint and the REST side, wherever they lie, and in the workspace of a pod."""
-        traces, rest = with_static_prefix(self.server, self.api if self.settings.api_certain else None, self._found_at)
+        traces, rest = with_static_prefix(
+            self.server, self.api if self.settings.is_api_certain else None, self._found_at
+        )
         rest = rest or self.api
         if self.settings.namespace is not None and rest is not None:
             from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace  # only in pods

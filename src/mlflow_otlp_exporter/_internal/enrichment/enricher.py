@@ -47,12 +47,11 @@ class EnrichedSpan(NamedTuple):
 class Enricher:
     """Enriches spans; may be used by several threads.
 
-    `compact` drops attributes whose content is in MLflow's attributes. `rename_tools` gives a tool's span the name of
-    the tool, because MLflow counts and scores tools by the name of the span.
+    `compact` drops attributes whose content is in MLflow's attributes.
     """
 
-    def __init__(self, *, compact: bool = False, rename_tools: bool = True) -> None:
-        self._compact, self._rename_tools = compact, rename_tools
+    def __init__(self, *, compact: bool = False) -> None:
+        self._compact = compact
         self._response_scopes: dict[str, str] = {}
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
@@ -128,7 +127,8 @@ class Enricher:
             attributes.pop(mlflow.USAGE, None)
         name = state.span.name
         tool_name = state.normalized.tool_name
-        if self._rename_tools and state.kind is Kind.TOOL and tool_name and tool_name != name:
+        # MLflow counts and scores tools by the name of the span.
+        if state.kind is Kind.TOOL and tool_name and tool_name != name:
             attributes.setdefault(SPAN_NAME, name)
             name = tool_name
         code = state.span.status.status_code

@@ -58,7 +58,7 @@ class AssessmentFiles:
                     return False
             path = directory / f"{assessment.id}{_SUFFIX}"
             content = json.dumps({"workspace": assessment.workspace, "assessment": assessment.body}).encode()
-            atomic_write(path, content, f"{os.getpid():x}-{os.urandom(4).hex()}", sync=False)
+            atomic_write(path, content, f"{os.getpid():x}-{os.urandom(4).hex()}")
         except (OSError, ValueError):
             return False
         return True

@@ -51,7 +51,7 @@ class MlflowRestClient:
         self._files, self._has_loaded_files = files, files is None
         self._assessments = AssessmentSender(api, report, files)
         self.uploader: AttachmentUploader | None = None  # None if attachments are off
-        if settings.uploads:
+        if settings.uploads_attachments:
             # Imported here, because few applications need it.
             from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import create_uploader
 
@@ -59,8 +59,8 @@ class MlflowRestClient:
         self._updater: TraceUpdater | None = None
         trace_info = settings.enrichment.trace_info
         # A REST API that is only guessed, behind a Collector's address, is used only if the user asks for it.
-        if trace_info or (trace_info is None and settings.api_certain):
-            self._updater = TraceUpdater(api, self.resolve_experiment, server, report, everything=bool(trace_info))
+        if trace_info or settings.is_api_certain:
+            self._updater = TraceUpdater(api, self.resolve_experiment, server, report, everything=trace_info)
 
     def resolve_experiment(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
         """The id of a destination's experiment; see `ExperimentResolver.resolve`."""

@@ -243,8 +243,7 @@ class TraceUpdater:
             return self._reschedule(task, outcome)
         count = self._discard(task.destination)
         self._rejected_until[task.destination.workspace] = self._clock() + _REJECTED_PAUSE_SECONDS
-        advice = "spans are not affected. Set MLFLOW_OTLP_TRACE_INFO=false to switch these updates off"
-        self._drop(count, f"{outcome.message}; {advice}")
+        self._drop(count, f"{outcome.message}; spans are not affected")
         return SendResult()
 
     def _reschedule(self, task: UpdateTask, outcome: ExportOutcome) -> SendResult[Task]:

@@ -14,7 +14,7 @@ from opentelemetry.trace import Link, Status
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.privacy_settings import PrivacySettings
+from mlflow_otlp_exporter._internal.config.models import PrivacySettings
 from mlflow_otlp_exporter._internal.model.span_data import SpanData, dropped_counts_of, replace_event, replace_link
 from mlflow_otlp_exporter._internal.privacy.inline_data import InlineData
 from mlflow_otlp_exporter._internal.privacy.mask import Mask, make_mask

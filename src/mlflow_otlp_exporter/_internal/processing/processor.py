@@ -10,8 +10,8 @@ from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
-from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
-from mlflow_otlp_exporter._internal.config.models import resolve_app, resolve_buffer
+from mlflow_otlp_exporter._internal.config.models import AppSettings
+from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.tracing.context import IS_REMOTE, TRACE_FLAGS, TRACE_ID, apply_context

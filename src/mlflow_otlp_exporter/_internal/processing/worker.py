@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
-from mlflow_otlp_exporter._internal.config.buffer_settings import BufferSettings
+from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 

@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
-from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
-from mlflow_otlp_exporter._internal.config.models import resolve_app, resolve_buffer
+from mlflow_otlp_exporter._internal.config.models import AppSettings
+from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import is_sampled, sampling_bound
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker

@@ -16,10 +16,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
-from mlflow_otlp_exporter._internal.config.app_settings import AppSettings
-from mlflow_otlp_exporter._internal.config.describe import summarize_settings
-from mlflow_otlp_exporter._internal.config.models import Settings, resolve, resolve_app
-from mlflow_otlp_exporter._internal.config.unknown_variables import describe_unknown_variables
+from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, summarize_settings
+from mlflow_otlp_exporter._internal.config.models import AppSettings, Settings
+from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_app
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
@@ -92,9 +91,9 @@ def configure(
         credentials: A token, a `pathlib.Path` of a token file, a (user, password) pair, or a function that returns a
             token or an Authorization header's value (`MLFLOW_TRACKING_TOKEN` and others).
         headers: More request headers.
-        trace_info: Tell MLflow over its REST API, after a trace's root was accepted, what OTLP has no place for. None:
-            servers before 3.14, the names, tags, sessions, users and runs of traces. True: all servers, source and
-            metadata, too (`MLFLOW_OTLP_TRACE_INFO`; none).
+        trace_info: Send the source and OpenInference's metadata of each trace over MLflow's REST API, to servers of all
+            versions. Servers before 3.14 get names, tags, sessions, users and runs in any case
+            (`MLFLOW_OTLP_TRACE_INFO`; false).
         attachments: Upload large images, sounds and files to MLflow, and refer to them in spans (docs/attachments.md;
             `MLFLOW_OTLP_ATTACHMENTS`; false).
         spool: Keep on disk what the server does not take now, and send it later, also in another run of the app

@@ -21,7 +21,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.files import atomic_write
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.spool_settings import SpoolSettings
+from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED_FOLDER, DeadLetterDirectory
@@ -112,7 +112,7 @@ class SpoolStorage:
             return self._folder if self._folder is not None and self._folder.is_dir() else None
 
     def _write_file(self, path: Path, content: bytes) -> None:
-        atomic_write(path, content, self._unique, sync=self._settings.spool_fsync)
+        atomic_write(path, content, self._unique)
 
     def _new_unique(self) -> str:
         return f"{self._unique}-{next(self._file_numbers)}"

@@ -19,8 +19,7 @@ import requests
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
-from mlflow_otlp_exporter._internal.config.source import SettingSource
+from mlflow_otlp_exporter._internal.config.models import ServerSettings, SettingSource
 
 _PROVIDER_GROUP = "opentelemetry_otlp_credential_provider"
 

@@ -21,7 +21,7 @@ import urllib3
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
+from mlflow_otlp_exporter._internal.config.models import ServerSettings
 from mlflow_otlp_exporter._internal.transport.authorization import (
     Authorization,
     CredentialsUnavailableError,
@@ -67,7 +67,7 @@ class HttpClient:
     def __init__(self, server: ServerSettings, session: requests.Session | None = None) -> None:
         self.url, self.address = server.url, server.address
         self.credentials: Authorization = make_authorization(server)
-        self.unused_variables = server.unused
+        self.unused_variables = server.ignored_variables
         self._headers = {"user-agent": USER_AGENT, **server.headers}
         self._session = session or _new_session()
         self._owns_session = session is None

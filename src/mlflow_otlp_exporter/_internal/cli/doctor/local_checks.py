@@ -15,9 +15,8 @@ from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckS
 from mlflow_otlp_exporter._internal.cli.doctor.probe import failed
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.describe import summarize_settings
+from mlflow_otlp_exporter._internal.config.describe import summarize_settings, unknown_variables
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.config.unknown_variables import unknown_variables
 from mlflow_otlp_exporter._internal.setup.instrumentation import (
     Instrumentation,
     find_instrumentations,
@@ -76,7 +75,7 @@ def _settings(settings: Settings) -> CheckResult:
         return CheckResult(
             "settings", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.INVALID_SETTING
         )
-    unused = settings.traces.unused
+    unused = settings.traces.ignored_variables
     if unused:
         names = ", ".join(unused)
         cause = f"{names}: not used, because set for another server than the one that receives the spans."

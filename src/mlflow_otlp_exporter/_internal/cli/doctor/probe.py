@@ -19,8 +19,7 @@ import requests.utils
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
-from mlflow_otlp_exporter._internal.config.server_settings import ServerSettings
-from mlflow_otlp_exporter._internal.config.source import SettingSource
+from mlflow_otlp_exporter._internal.config.models import ServerSettings, SettingSource
 from mlflow_otlp_exporter._internal.transport.client import tls_code
 
 SECONDS = 4.0

@@ -28,7 +28,8 @@ from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.hints import HINTS
-from mlflow_otlp_exporter._internal.config.models import Settings, resolve
+from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
 from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch
