@@ -201,7 +201,7 @@ class Assessments(ScriptedTransport):
         return sum(request.method == "GET" for request in self.requests)
 
     @property
-    def sent(self) -> list[tuple[str, str | None]]:
+    def sent_assessments(self) -> list[tuple[str, str | None]]:
         """Ids and workspaces of the assessments that were sent."""
         posts = [request for request in self.requests if request.method == "POST"]
         return [(json_of(request)["assessment"]["assessment_id"], workspace_of(request)) for request in posts]
@@ -239,7 +239,7 @@ OK = json_response(200, {"assessment": {}})
 def test_send_with_workspace_names_it() -> None:
     story = Story(OK)
     assert story.run() == 1
-    assert story.api.sent == [(story.task.assessment.id, "team-a")]
+    assert story.api.sent_assessments == [(story.task.assessment.id, "team-a")]
     assert story.counts() == (1, 0)
 
 
@@ -258,7 +258,7 @@ def test_send_with_workspace_names_it() -> None:
 def test_send_with_temporary_failure_is_retried(answer: HttpResponse | TransportError) -> None:
     story = Story(answer, answer, OK)
     assert story.run() == 3
-    assert len(set(story.api.sent)) == 1
+    assert len(set(story.api.sent_assessments)) == 1
     assert story.counts() == (1, 0)
 
 
@@ -266,7 +266,7 @@ def test_send_with_temporary_failure_is_retried(answer: HttpResponse | Transport
 def test_send_after_lost_response_accepts_stored_assessment(answer: HttpResponse) -> None:
     story = Story(TransportError("no answer", may_have_arrived=True), answer, OK)
     assert story.run() == 2
-    assert (len(story.api.sent), story.api.lookup_count) == (2, 1)
+    assert (len(story.api.sent_assessments), story.api.lookup_count) == (2, 1)
     assert story.counts() == (1, 0)
 
 

@@ -133,13 +133,13 @@ def test_version_that_another_thread_received_is_returned(monkeypatch: pytest.Mo
     story = Story(PAGE)
     send = story.server.send
 
-    def crossed(_: HttpRequest) -> HttpResponse | TransportError:
+    def send_after_other_thread(_: HttpRequest) -> HttpResponse | TransportError:
         monkeypatch.setattr(story.server, "send", send)
         story.server.response = HttpResponse(200, HTML, b"3.10.1")
         assert story.version() == (3, 10, 1)
         return PAGE
 
-    monkeypatch.setattr(story.server, "send", crossed)
+    monkeypatch.setattr(story.server, "send", send_after_other_thread)
     assert story.version() == (3, 10, 1)
 
 

@@ -108,7 +108,7 @@ def test_export_with_missing_experiment_does_not_ask_root(scripted_server: Scrip
 def test_export_to_real_server_with_prefix_is_delivered(
     release: str, end: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    server = _prefixed(release, tmp_path_factory)
+    server = _start_prefixed_server(release, tmp_path_factory)
     exporter = MLflowSpanExporter(
         timeout=60, tracking_uri=server.uri + PREFIX + end, experiment="agents", create_experiment=True
     )
@@ -120,7 +120,7 @@ def test_export_to_real_server_with_prefix_is_delivered(
 _SERVERS: dict[str, MLflowServer] = {}
 
 
-def _prefixed(release: str, folders: pytest.TempPathFactory) -> MLflowServer:
+def _start_prefixed_server(release: str, folders: pytest.TempPathFactory) -> MLflowServer:
     if release not in _SERVERS:
         folder = folders.mktemp(f"prefixed-{release}")
         extra = ["--static-prefix", PREFIX]

@@ -186,7 +186,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.HTML_PAGE: Entry(
         (
             "200 with an HTML page (a login page?) instead of an answer to OTLP",
-            "200 with something else (a login page?) instead of what is stored",
+            "200 with an unexpected body (a login page?) instead of stored traces",
             "the experiment '...' cannot be looked up: an answer that is not MLflow's",
         ),
         "After the second message, it is unknown whether spans were stored.",

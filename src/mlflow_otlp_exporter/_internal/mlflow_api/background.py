@@ -1,4 +1,4 @@
-"""Background requests to MLflow's REST API besides spans, in one thread: neither spans nor the application wait for it.
+"""Background requests to MLflow's REST API in one thread, so that neither spans nor the application wait for them.
 
 A task runs step by step, and is repeated as long as it may succeed; tasks that remain at shutdown are given up.
 """

@@ -1,4 +1,4 @@
-"""MLflow's REST API as the pipeline uses it besides spans: trace metadata, assessments and attachments."""
+"""MLflow's REST API as the pipeline uses it: trace metadata, assessments and attachments."""
 
 from __future__ import annotations
 

@@ -100,5 +100,5 @@ def with_static_prefix(
     """Wrap the transports of a server's OTLP endpoint and REST API, if the server has a static prefix."""
     if api is None or not path_prefix(api.url) or traces.url != api.url + TRACES_PATH:
         return traces, api
-    rest = PrefixedRestTransport(api)
-    return PrefixedTracesTransport(traces, lambda timeout: has_traces_at_root(rest, timeout), on_moved), rest
+    rest_api = PrefixedRestTransport(api)
+    return PrefixedTracesTransport(traces, lambda timeout: has_traces_at_root(rest_api, timeout), on_moved), rest_api
