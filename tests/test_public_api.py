@@ -86,7 +86,6 @@ UNFINISHED: Mapping[str, str] = {
     "MLflowSpanExporter": "what the processor calls is to move into the pipeline",
     "MLflowSpanProcessor": "attach and detach are to become private",
     "RecordingEndpoint": "seconds is to become timeout",
-    "Telemetry": "closed is to become is_closed, retire private",
 }
 
 

@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._internal.setup import process_exit
 spool_consumer._SWEEP_SECONDS = 0.5
 telemetry = configure(tracer_provider=TracerProvider(shutdown_on_exit=False))
 tracer = telemetry.tracer_provider.get_tracer("app")
-assert not process_exit.on_sigterm(print)
+assert not process_exit.install_sigterm_handler(print)
 def say(*results):
     print(*(count for each in results for count in (each.delivered, each.spooled, each.dropped)))
 """

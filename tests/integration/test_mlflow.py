@@ -144,7 +144,7 @@ def test_zero_code_with_a_wrong_setting_runs_on_and_says_so(mlflow_server: MLflo
     wrong = {"MLFLOW_TRACKING_URI": "sqlite:///x.db", "OTEL_TRACES_EXPORTER": "mlflow,console"}
     done = instrumented(mlflow_server, tmp_path, **wrong)
     assert done.returncode == 0
-    assert "no spans will be exported to MLflow: environment variable MLFLOW_TRACKING_URI" in done.stderr
+    assert "No spans will be exported to MLflow: environment variable MLFLOW_TRACKING_URI" in done.stderr
     assert '"name": "zero code"' in done.stdout  # the other exporter works on
 
 

@@ -169,7 +169,7 @@ def test_log_feedback_with_failing_value_logs_and_returns_none(
 
     telemetry = configure(tracking_uri=scripted_server.url, experiment_id=0)
     assert telemetry.log_feedback(TRACE, "helpful", FailingMapping(a=1)) is None
-    assert "it could not be made (RuntimeError)" in caplog.text
+    assert "it could not be built (RuntimeError)" in caplog.text
 
 
 def test_build_assessment_with_recursive_value_raises() -> None:
@@ -369,7 +369,7 @@ def test_log_feedback_without_trace_logs_and_returns_none(
     telemetry = configure(tracking_uri=scripted_server.url, experiment_id=0)
     assert telemetry.log_feedback(None, "helpful", value=True) is None
     assert telemetry.stats().feedback_dropped == 1
-    assert "no trace_id is given, and no span is current [MLO-515]" in caplog.text
+    assert "no trace_id was passed, and no span is current [MLO-515]" in caplog.text
 
 
 def test_log_feedback_with_collector_only_logs_and_returns_none(

@@ -1,4 +1,4 @@
-"""The entry point's exporter: never raises when it is made."""
+"""The exporter behind `OTEL_TRACES_EXPORTER=mlflow`; its constructor never raises."""
 
 import json
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ from support.spans import finished
 
 
 @contextmanager
-def attached(other: Context) -> Iterator[None]:
+def attach_context(other: Context) -> Iterator[None]:
     token = context.attach(other)
     yield
     context.detach(token)
 
 
 @pytest.mark.parametrize("arguments", [{"timeout": "soon"}, {"tracking_uri": "databricks"}, {"nonsense": 1}])
-def test_wrong_setting_is_logged_and_leaves_it_off(
+def test_wrong_setting_is_logged_and_the_exporter_is_off(
     arguments: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = AutoInstrumentationSpanExporter(**arguments)
@@ -40,7 +40,7 @@ def test_wrong_setting_is_logged_and_leaves_it_off(
     exporter.shutdown()
 
 
-def test_arguments_as_a_configuration_file_gives_them(scripted_server: ScriptedServer) -> None:
+def test_arguments_of_a_configuration_file_are_applied(scripted_server: ScriptedServer) -> None:
     headers = [{"name": "x-a", "value": "1"}]
     arguments = {"experiment_id": "77", "timeout": 5, "compression": "gzip", "headers": headers}
     exporter = AutoInstrumentationSpanExporter(endpoint=scripted_server.traces_url, **arguments)
@@ -50,9 +50,7 @@ def test_arguments_as_a_configuration_file_gives_them(scripted_server: ScriptedS
     assert (sent["x-a"], sent["content-encoding"], sent["x-mlflow-experiment-id"]) == ("1", "gzip", "77")
 
 
-def test_creates_the_experiment_as_configure_does(
-    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_experiment_is_created(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     api, kind = "/api/2.0/mlflow/experiments", {"Content-Type": "application/json"}
     missing = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST"}).encode()
     scripted_server.answer(Answer(404, headers=kind, body=missing), path=f"{api}/get-by-name")
@@ -65,16 +63,16 @@ def test_creates_the_experiment_as_configure_does(
     assert scripted_server.requests[-1].headers["x-mlflow-experiment-id"] == "5"
 
 
-def test_what_the_batch_processor_cut_leaves_as_whole_traces(scripted_server: ScriptedServer) -> None:
+def test_spans_of_several_batches_are_sent_as_whole_traces(scripted_server: ScriptedServer) -> None:
     one, other = (TracerProvider(shutdown_on_exit=False) for _ in range(2))
     exporter = AutoInstrumentationSpanExporter(endpoint=scripted_server.traces_url, experiment_id="1")
     one.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = one.get_tracer("tests")
     with tracer.start_as_current_span("root"):
         tracer.start_span("first").end()
-        # A trace of another thread is whole, while this one is not.
+        # A second trace is complete while the first one is not.
         other.add_span_processor(SimpleSpanProcessor(exporter))
-        with attached(Context()):
+        with attach_context(Context()):
             other.get_tracer("tests").start_span("small").end()
         scripted_server.wait_for(1)
         tracer.start_span("second").end()
@@ -84,7 +82,7 @@ def test_what_the_batch_processor_cut_leaves_as_whole_traces(scripted_server: Sc
     assert names == [["small"], ["first", "second", "root"]]
 
 
-def test_shutdown_sends_what_has_no_root_yet(scripted_server: ScriptedServer) -> None:
+def test_shutdown_sends_spans_without_a_root(scripted_server: ScriptedServer) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     exporter = AutoInstrumentationSpanExporter(endpoint=scripted_server.traces_url, experiment_id="1")
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -104,19 +102,19 @@ def global_provider() -> Iterator[TracerProvider]:
     provider.shutdown()
 
 
-def zero_code(server: ScriptedServer, provider: TracerProvider) -> AutoInstrumentationSpanExporter:
-    """As `opentelemetry-instrument` sets it up."""
+def instrument_without_code(server: ScriptedServer, provider: TracerProvider) -> AutoInstrumentationSpanExporter:
+    """Set up the exporter like `opentelemetry-instrument`."""
     exporter = AutoInstrumentationSpanExporter(endpoint=server.traces_url, experiment_id="1")
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=50))
     after_instrumentation()
     return exporter
 
 
-def test_context_sampling_and_noise_as_with_configure(
+def test_context_sampling_and_trace_filter_apply(
     scripted_server: ScriptedServer, global_provider: TracerProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACE_SAMPLING_RATIO", "0.5")
-    exporter = zero_code(scripted_server, global_provider)
+    exporter = instrument_without_code(scripted_server, global_provider)
     expected = 0
     with trace_context(session="s-1", experiment_id=7):
         for _ in range(40):
@@ -124,7 +122,7 @@ def test_context_sampling_and_noise_as_with_configure(
             root.end()
             expected += root.get_span_context().trace_id & (1 << 64) - 1 < 1 << 63
             global_provider.get_tracer("opentelemetry.instrumentation.flask").start_span("GET /health").end()
-    # The provider's own flush delivers, which the batch processor alone would not.
+    # The flush of the batch processor alone would not deliver.
     assert global_provider.force_flush()
     requests = scripted_server.to("/v1/traces")
     spans = [span for request in requests for span in request.spans()]
@@ -134,8 +132,10 @@ def test_context_sampling_and_noise_as_with_configure(
     assert exporter.stats().filtered > 0
 
 
-def test_open_spans_are_known(scripted_server: ScriptedServer, global_provider: TracerProvider) -> None:
-    zero_code(scripted_server, global_provider)
+def test_trace_with_an_open_span_is_not_complete(
+    scripted_server: ScriptedServer, global_provider: TracerProvider
+) -> None:
+    instrument_without_code(scripted_server, global_provider)
     tracer = global_provider.get_tracer("app")
     root = tracer.start_span("root")
     child = tracer.start_span("child", trace.set_span_in_context(root))
@@ -149,11 +149,11 @@ def test_open_spans_are_known(scripted_server: ScriptedServer, global_provider: 
     assert names == [["other"], ["root", "child"]]
 
 
-def test_configure_takes_its_place(
+def test_configure_disables_the_exporter(
     scripted_server: ScriptedServer, global_provider: TracerProvider, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    exporter = zero_code(scripted_server, global_provider)
+    exporter = instrument_without_code(scripted_server, global_provider)
     tracer = global_provider.get_tracer("app")
     tracer.start_span("before").end()
     global_provider.force_flush()
@@ -161,18 +161,18 @@ def test_configure_takes_its_place(
     tracer.start_span("after").end()
     assert global_provider.force_flush()
     assert telemetry.flush()
-    found = [
+    sent = [
         (request.headers["x-mlflow-experiment-id"], span.name)
         for request in scripted_server.requests
         for span in request.spans()
     ]
-    assert found == [("1", "before"), ("2", "after")]
-    assert exporter.silent
-    assert "configure() takes the place of OTEL_TRACES_EXPORTER=mlflow" in caplog.text
+    assert sent == [("1", "before"), ("2", "after")]
+    assert exporter.is_disabled
+    assert "configure() replaces the exporter of OTEL_TRACES_EXPORTER=mlflow" in caplog.text
 
 
 @pytest.mark.parametrize("variable", [("MLFLOW_OTLP_ENABLED", "false"), ("OTEL_SDK_DISABLED", "true")])
-def test_switched_off(
+def test_disabled_exporter_sends_nothing(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]
 ) -> None:
     monkeypatch.setenv(*variable)

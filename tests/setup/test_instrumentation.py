@@ -1,4 +1,4 @@
-"""Instrumentations are found by their entry points, one for each library, each on its own."""
+"""Instrumentations are found by their entry points; one per library is enabled."""
 
 import sys
 import types
@@ -12,9 +12,9 @@ from mlflow_otlp_exporter import configure, shutdown
 from mlflow_otlp_exporter._internal.setup import instrumentation as instrumentation_module
 from mlflow_otlp_exporter._internal.setup.instrumentation import (
     Instrumentation,
+    get_priority,
     instrument,
-    library_of,
-    priority_of,
+    normalize_library_name,
     select_instrumentations,
 )
 from support.scripted_server import ScriptedServer
@@ -34,12 +34,12 @@ from support.scripted_server import ScriptedServer
         ("redis", "redis"),
     ],
 )
-def test_one_name_for_a_library(name: str, library: str) -> None:
-    assert library_of(name) == library
+def test_library_name_is_normalized(name: str, library: str) -> None:
+    assert normalize_library_name(name) == library
 
 
 @pytest.mark.parametrize(
-    ("value", "distribution", "rank"),
+    ("value", "distribution", "priority"),
     [
         ("openinference.instrumentation.openai:OpenAIInstrumentor", "openinference-instrumentation-openai", 0),
         ("opentelemetry.instrumentation.openai_v2:OpenAIInstrumentor", "opentelemetry-instrumentation-openai-v2", 1),
@@ -48,12 +48,14 @@ def test_one_name_for_a_library(name: str, library: str) -> None:
         ("vendor.genai:X", "vendor", 2),
     ],
 )
-def test_order(value: str, distribution: str, rank: int) -> None:
-    assert priority_of(value, distribution) == rank
+def test_priority_by_package(value: str, distribution: str, priority: int) -> None:
+    assert get_priority(value, distribution) == priority
 
 
-def candidate(name: str, value: str, rank: int = 2) -> Instrumentation:
-    return Instrumentation(library_of(name), name, value, rank, EntryPoint(name, value, "opentelemetry_instrumentor"))
+def candidate(name: str, value: str, priority: int = 2) -> Instrumentation:
+    return Instrumentation(
+        normalize_library_name(name), name, value, priority, EntryPoint(name, value, "opentelemetry_instrumentor")
+    )
 
 
 INSTALLED = [
@@ -78,83 +80,89 @@ INSTALLED = [
         (("openai",), ("*",), []),
     ],
 )
-def test_choice(choice: bool | tuple[str, ...], disabled: tuple[str, ...], expected: list[str]) -> None:
-    found = select_instrumentations(INSTALLED, choice, disabled)
-    assert [several[0].library for several in found] == expected
-    for several in found:
-        assert [one.rank for one in several] == sorted(one.rank for one in several)
+def test_select_instrumentations_by_choice(
+    choice: bool | tuple[str, ...], disabled: tuple[str, ...], expected: list[str]
+) -> None:
+    selected = select_instrumentations(INSTALLED, choice, disabled)
+    assert [candidates[0].library for candidates in selected] == expected
+    for candidates in selected:
+        priorities = [candidate.priority for candidate in candidates]
+        assert priorities == sorted(priorities)
 
 
 class Instrumentor:
-    """What an instrumentation's class does: one object, which remembers whether it is on."""
+    """A minimal instrumentor, which remembers whether it is active."""
 
     error: Exception | None = None
-    done: dict[str, Any] | None = None
+    options: dict[str, Any] | None = None
 
     @property
     def is_instrumented_by_opentelemetry(self) -> bool:
-        return type(self).done is not None
+        return type(self).options is not None
 
     def instrument(self, **options: Any) -> None:
         if self.error:
             raise self.error
-        type(self).done = options
+        type(self).options = options
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Instrumentor]]:
-    """Three libraries, one with two instrumentations."""
-    made: dict[str, type[Instrumentor]] = {}
-    found = []
-    for name, rank in (("first.openai", 0), ("second.openai", 2), ("only.redis", 2)):
-        made[name] = type("X", (Instrumentor,), {})
+def instrumentors(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Instrumentor]]:
+    """Three installed instrumentations of two libraries, and one whose library is missing."""
+    classes: dict[str, type[Instrumentor]] = {}
+    instrumentations = []
+    for name, priority in (("first.openai", 0), ("second.openai", 2), ("only.redis", 2)):
+        classes[name] = type("X", (Instrumentor,), {})
         module = types.ModuleType(name)
-        module.X = made[name]  # type: ignore[attr-defined]
+        module.X = classes[name]  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, name, module)
-        found.append(candidate(name.partition(".")[2], f"{name}:X", rank))
-    found.append(candidate("absent", "no.such.module:X"))
-    monkeypatch.setattr(instrumentation_module, "find_instrumentations", lambda: found)
-    return made
+        instrumentations.append(candidate(name.partition(".")[2], f"{name}:X", priority))
+    instrumentations.append(candidate("absent", "no.such.module:X"))
+    monkeypatch.setattr(instrumentation_module, "find_instrumentations", lambda: instrumentations)
+    return classes
 
 
-def on(installed: dict[str, type[Instrumentor]]) -> list[str]:
-    return [name for name, each in installed.items() if each.done is not None]
+def active_names(instrumentors: dict[str, type[Instrumentor]]) -> list[str]:
+    return [name for name, instrumentor in instrumentors.items() if instrumentor.options is not None]
 
 
-def test_one_for_each_library(installed: dict[str, type[Instrumentor]]) -> None:
+def test_instrument_enables_one_per_library(instrumentors: dict[str, type[Instrumentor]]) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     assert instrument(choice=True, provider=provider) == ["openai (first.openai)", "redis (only.redis)"]
-    assert on(installed) == ["first.openai", "only.redis"]
-    done = installed["first.openai"].done
-    assert done is not None
-    assert done["tracer_provider"] is provider
+    assert active_names(instrumentors) == ["first.openai", "only.redis"]
+    options = instrumentors["first.openai"].options
+    assert options is not None
+    assert options["tracer_provider"] is provider
     assert instrument(choice=True, provider=provider) == []
 
 
-def test_one_that_fails_is_told_and_the_next_one_is_taken(
-    installed: dict[str, type[Instrumentor]], caplog: pytest.LogCaptureFixture
+def test_failing_instrumentation_is_logged_and_the_next_one_is_enabled(
+    instrumentors: dict[str, type[Instrumentor]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    installed["first.openai"].error = RuntimeError("no")
+    instrumentors["first.openai"].error = RuntimeError("no")
     instrument(choice=True, provider=TracerProvider(shutdown_on_exit=False))
-    assert on(installed) == ["second.openai", "only.redis"]
-    assert "first.openai could not be switched on: RuntimeError: no" in caplog.text
+    assert active_names(instrumentors) == ["second.openai", "only.redis"]
+    assert "Instrumentation first.openai failed: RuntimeError: no" in caplog.text
     assert "no.such.module" not in caplog.text
 
 
-def test_library_that_somebody_has_instrumented_is_left_alone(installed: dict[str, type[Instrumentor]]) -> None:
-    installed["second.openai"].done = {}
+def test_instrumented_library_is_skipped(instrumentors: dict[str, type[Instrumentor]]) -> None:
+    instrumentors["second.openai"].options = {}
     assert instrument(choice=True, provider=TracerProvider(shutdown_on_exit=False)) == ["redis (only.redis)"]
-    assert installed["first.openai"].done is None
+    assert instrumentors["first.openai"].options is None
 
 
-def test_name_of_none_is_told(installed: dict[str, type[Instrumentor]], caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_instrumentation_name_is_logged(
+    instrumentors: dict[str, type[Instrumentor]], caplog: pytest.LogCaptureFixture
+) -> None:
     instrument(choice=("openia",), provider=TracerProvider(shutdown_on_exit=False))
-    assert on(installed) == []
-    assert "no instrumentation of openia is installed (absent, openai, redis)" in caplog.text
+    assert active_names(instrumentors) == []
+    message = "No instrumentation of openia (auto_instrument) is installed. Installed: absent, openai, redis. [MLO-705]"
+    assert message in caplog.text
 
 
-def test_configure_switches_them_on_and_says_so(
-    installed: dict[str, type[Instrumentor]],
+def test_configure_enables_instrumentations_and_logs_them_once(
+    instrumentors: dict[str, type[Instrumentor]],
     scripted_server: ScriptedServer,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -164,14 +172,14 @@ def test_configure_switches_them_on_and_says_so(
     provider = TracerProvider(shutdown_on_exit=False)
     for _ in range(2):
         configure(tracking_uri=scripted_server.url, experiment_id=1, auto_instrument=True, tracer_provider=provider)
-    assert caplog.text.count("instrumented: openai (first.openai) [MLO-802]\n") == 1
-    assert on(installed) == ["first.openai"]
+    assert caplog.text.count("Instrumented openai (first.openai) [MLO-802]\n") == 1
+    assert active_names(instrumentors) == ["first.openai"]
     shutdown()
     provider.shutdown()
 
 
-def test_what_is_installed_here_is_found() -> None:
-    found = {each.library: each for each in instrumentation_module.find_instrumentations()}
-    assert found["langchain"].rank == 0
-    assert found["langchain"].package.startswith("openinference-instrumentation-langchain ")
-    assert found["requests"].rank == 2
+def test_find_instrumentations_reads_installed_packages() -> None:
+    installed = {candidate.library: candidate for candidate in instrumentation_module.find_instrumentations()}
+    assert installed["langchain"].priority == 0
+    assert installed["langchain"].package.startswith("openinference-instrumentation-langchain ")
+    assert installed["requests"].priority == 2

@@ -65,7 +65,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "environment variable ... is ...: expected ...",
             "Unknown environment variable ... is ignored. Did you mean ...?",
-            "no spans will be exported to MLflow: ...",
+            "No spans will be exported to MLflow: ...",
         ),
     ),
     MessageCode.NOT_A_SERVER: Entry(
@@ -91,7 +91,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.CONFLICTING_SETTINGS: Entry(
         (
             "experiment= and experiment_id= are both set: expected one of them",
-            "exporter= is given together with ...: expected one or the other",
+            "exporter= cannot be combined with ...: expected one or the other",
             "... is 'every-span': expected spool to be on",
         ),
     ),
@@ -403,11 +403,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ),
     ),
     MessageCode.EXPORT_DISABLED: Entry(
-        (
-            "nothing is sent: it is switched off by ...",
-            "no spans will be exported to MLflow: it is switched off",
-            "... spans are refused: the exporter is shut down",
-        ),
+        ("Export to MLflow is disabled by ...", "... spans are refused: the exporter is shut down"),
     ),
     MessageCode.ATTRIBUTES_DROPPED: Entry(
         (
@@ -422,14 +418,14 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ("attribute values of types that OpenTelemetry does not have are left out; stats() counts them",),
     ),
     MessageCode.INSTRUMENTATION_MISSING: Entry(
-        ("auto_instrument: no instrumentation of ... is installed (...)",),
+        ("No instrumentation of ... (auto_instrument) is installed. Installed: ...",),
         "In `doctor`, the message is `configure() switches on: ...`.",
     ),
     MessageCode.INSTRUMENTATION_FAILED: Entry(
-        ("... could not be switched on: ...",),
+        ("Instrumentation ... failed: ...",),
     ),
     MessageCode.SERVICE_NAME_IGNORED: Entry(
-        ("service_name=... is not used: the tracer provider has service.name=...",),
+        ("service_name=... is ignored: the tracer provider already has service.name=...",),
     ),
     MessageCode.CONTENT_NOT_RECORDED: Entry(
         (
@@ -472,13 +468,13 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.EXPORT_CONFIGURED: Entry(
         (
-            "traces go to ...; ...",
+            "Sending traces to ...; tracer provider: ...",
             "the server has its OTLP endpoint at ...",
             "no workspace is configured: traces go to workspace ..., the pod's namespace. ...",
         ),
     ),
     MessageCode.INSTRUMENTED: Entry(
-        ("instrumented: ...",),
+        ("Instrumented ...",),
     ),
     MessageCode.EXPERIMENT_CREATED: Entry(
         ("created the experiment '...' (id ...)",),
@@ -492,7 +488,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ),
     ),
     MessageCode.PIPELINE_REPLACED: Entry(
-        ("configure() takes the place of OTEL_TRACES_EXPORTER=mlflow",),
+        ("configure() replaces the exporter of OTEL_TRACES_EXPORTER=mlflow",),
     ),
     MessageCode.INTERNAL_ERROR: Entry(
         ("... by a mistake in this library; please report it",),

@@ -23,160 +23,130 @@ from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
-_SILENCE_MILLISECONDS = 5000
-_made: weakref.WeakSet[AutoInstrumentationSpanExporter] = weakref.WeakSet()
+_DISABLE_TIMEOUT_MILLIS = 5000
+_exporters: weakref.WeakSet[AutoInstrumentationSpanExporter] = weakref.WeakSet()
 
 
 class AutoInstrumentationSpanExporter(MLflowSpanExporter):
     """`MLflowSpanExporter` with the defaults of `configure()`, whole traces, and a constructor that never raises.
 
-    OpenTelemetry's auto-instrumentation puts its own batch processor before every exporter, which cuts traces at 512
-    spans or 5 s. What it gives goes into the same buffer as that of `MLflowSpanProcessor` and leaves it trace by trace.
-    Span starts are reported by `SpanStartListener`, which is added after set-up; until then a trace is complete when
-    its root has ended.
+    OpenTelemetry's auto-instrumentation adds its own batch processor before every exporter, which splits traces at 512
+    spans or 5 s. The spans therefore pass the trace buffer of `MLflowSpanProcessor`. `SpanStartListener`, which is
+    added after set-up, reports span starts to the buffer; until then a trace is complete when its root has ended.
 
-    `opentelemetry-instrument` switches off all tracing, other exporters included, when a constructor raises. A wrong
-    setting is logged as an error instead, and this exporter alone stays off.
-
-    Args:
-        **arguments: Those of `MLflowSpanExporter`, as a declarative configuration file gives them.
+    If a constructor raises, `opentelemetry-instrument` disables all tracing, other exporters included. So a wrong
+    setting is logged as an error, and only this exporter is off. A declarative configuration file passes `arguments`.
     """
 
     _defaults: ClassVar[Mapping[str, Any]] = {"create_experiment": True, "compact": True, "spool": True}
     _worker: TraceWorker | None = None
-    _silent = False
     _app: AppSettings | None = None
+    is_disabled = False
 
     def __init__(self, **arguments: Any) -> None:
         try:
             buffer, app = resolve_buffer({}), resolve_app({})
             if not app.enabled:
-                self._silent = True
-                logger.info("no spans will be exported to MLflow: it is switched off [%s]", MessageCode.EXPORT_DISABLED)
+                self.is_disabled = True
+                logger.info(
+                    "Export to MLflow is disabled by MLFLOW_OTLP_ENABLED or OTEL_SDK_DISABLED. [%s]",
+                    MessageCode.EXPORT_DISABLED,
+                )
                 return
             super().__init__(**arguments)
             self._app = app
             self.note_noise(app.noise)
             self._worker = TraceWorker(self, buffer, sees_starts=False, is_noise=make_trace_filter(app.noise))
-            _made.add(self)
+            _exporters.add(self)
         except (ConfigurationError, TypeError) as error:
-            # TypeError: an argument that does not exist, from a configuration file.
-            said = (
-                str(error)
-                if isinstance(error, ConfigurationError)
-                else add_code(MessageCode.INVALID_SETTING, str(error))
-            )
-            logger.error("no spans will be exported to MLflow: %s", said)
+            # TypeError: a configuration file names an argument that does not exist. It has no code yet.
+            is_coded = isinstance(error, ConfigurationError)
+            message = str(error) if is_coded else add_code(MessageCode.INVALID_SETTING, str(error))
+            logger.error("No spans will be exported to MLflow: %s", message)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Takes spans in; they are sent in the background.
-
-        Returns:
-            `FAILURE` if some are refused, as the buffer is full or the exporter is off.
-        """
-        if self._silent:
+        """Add spans to the trace buffer; `FAILURE` if some are dropped, because it is full or the exporter is off."""
+        if self.is_disabled:
             return SpanExportResult.SUCCESS
         if self._worker is None or self._app is None:
             return super().export(spans)
         bound = sampling_bound(self._app.sampling_ratio)
-        taken = [
+        accepted = [
             self._worker.ended(span)
             for span in spans
             if (context := span.get_span_context()) is None or is_sampled(context, bound)
         ]
-        return SpanExportResult.SUCCESS if all(taken) else SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS if all(accepted) else SpanExportResult.FAILURE
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
-        """Sends all that was taken in, and waits for it.
-
-        Args:
-            timeout_millis: How long to wait at most.
-
-        Returns:
-            True if all of it was delivered within the time.
-        """
+        """Send the buffered spans; True if all were delivered within the time."""
         return self._worker.flush(timeout_millis / 1000) if self._worker else True
 
     def shutdown(self, timeout_millis: float = 10_000) -> None:
-        """Sends all that was taken in, then shuts down.
-
-        Args:
-            timeout_millis: How long to wait at most, all in all.
-        """
+        """Send the buffered spans, then shut down, within the time."""
         if self._worker is None:
             super().shutdown(timeout_millis)
         else:
             self._worker.close(timeout_millis / 1000, super().shutdown)
 
-    def watch(self, provider: TracerProvider) -> None:
-        """Has the provider tell of starts from now on."""
-        if self._worker is not None and self._app is not None and not self._silent:
+    def listen(self, provider: TracerProvider) -> None:
+        """Receive the span starts of the provider from now on."""
+        if self._worker is not None and self._app is not None and not self.is_disabled:
             provider.add_span_processor(SpanStartListener(self, self._worker, self._app))
             self._worker.see_starts()
 
-    def silence(self) -> None:
-        """Sends what was taken in, and nothing more: `configure()` sends the spans of the same provider now."""
-        self.force_flush(_SILENCE_MILLISECONDS)
-        self._silent = True
-
-    @property
-    def silent(self) -> bool:
-        """Whether it takes nothing in."""
-        return self._silent
+    def disable(self) -> None:
+        """Send the buffered spans and ignore later ones, which the pipeline of `configure()` sends."""
+        self.force_flush(_DISABLE_TIMEOUT_MILLIS)
+        self.is_disabled = True
 
 
 class SpanStartListener(SpanProcessor):
-    """Tells the exporter's worker of starts, and puts onto spans what the context says; ends come by the exporter.
-
-    Args:
-        exporter: The exporter.
-        worker: Its worker.
-        app: What becomes of the spans before they are sent.
-    """
+    """Reports span starts to the exporter's worker and applies the trace context; the exporter receives the ends."""
 
     def __init__(self, exporter: AutoInstrumentationSpanExporter, worker: TraceWorker, app: AppSettings) -> None:
         self._exporter, self._worker, self._received = exporter, worker, app.baggage
         self._bound = sampling_bound(app.sampling_ratio)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """As `MLflowSpanProcessor` does it."""
+        """Do the same as `MLflowSpanProcessor.on_start`."""
         context = span.context
-        if context is not None and is_sampled(context, self._bound) and not self._exporter.silent:
+        if context is not None and is_sampled(context, self._bound) and not self._exporter.is_disabled:
             self._worker.last_trace_id = context.trace_id
             self._worker.started(context.trace_id)
             try:
                 apply_context(span, context.trace_id, parent_context, self._received)
-            except Exception:  # noqa: BLE001 - nothing of this library raises into the app
-                said = "a span starts without its session and tags, by a mistake; please report it [%s]"
-                logger.exception(said, MessageCode.INTERNAL_ERROR)
+            except Exception:  # noqa: BLE001 - nothing of this library raises into the application
+                logger.exception(
+                    "Internal error: could not apply trace context to a span. Please report this. [%s]",
+                    MessageCode.INTERNAL_ERROR,
+                )
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Notes that a local root has ended."""
+        """Record the end of a local root."""
         context = span.context
-        if context is not None and not self._exporter.silent and (span.parent is None or span.parent.is_remote):
+        if context is not None and not self._exporter.is_disabled and (span.parent is None or span.parent.is_remote):
             on_root_end(context.trace_id)
 
     def force_flush(self, timeout_millis: float = 30_000) -> bool:
-        """Has the exporter send what the batch processor, which is flushed before, has given to it."""
-        return self._exporter.silent or self._exporter.force_flush(timeout_millis)
+        """Send what the batch processor, which was added and flushed before this processor, has exported."""
+        return self._exporter.is_disabled or self._exporter.force_flush(timeout_millis)
 
 
 def after_instrumentation() -> None:
-    """What `opentelemetry-instrument` calls at the end (entry point `opentelemetry_post_instrument`)."""
+    """Add the span start listeners; `opentelemetry-instrument` calls this last (`opentelemetry_post_instrument`)."""
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
-        for exporter in list(_made):
-            exporter.watch(provider)
+        for exporter in list(_exporters):
+            exporter.listen(provider)
 
 
 def disable_auto_exporters(provider: TracerProvider) -> None:
-    """Silences the exporters behind `OTEL_TRACES_EXPORTER=mlflow`: else each span would be sent twice.
-
-    Args:
-        provider: Where `configure()` sends spans from; only the global one has such exporters.
-    """
+    """Disable the exporters behind `OTEL_TRACES_EXPORTER=mlflow`, because each span would be sent twice."""
     if provider is not trace.get_tracer_provider():
-        return
-    for exporter in [each for each in _made if not each.silent]:
-        logger.info("configure() takes the place of OTEL_TRACES_EXPORTER=mlflow [%s]", MessageCode.PIPELINE_REPLACED)
-        exporter.silence()
+        return  # only the global provider has such exporters
+    for exporter in [exporter for exporter in _exporters if not exporter.is_disabled]:
+        logger.info(
+            "configure() replaces the exporter of OTEL_TRACES_EXPORTER=mlflow. [%s]", MessageCode.PIPELINE_REPLACED
+        )
+        exporter.disable()

@@ -1,7 +1,7 @@
-"""Instrumentations that are installed: found by their entry points, one for each library, and switched on.
+"""Finds the installed instrumentations by their entry points, and enables one of them for each library.
 
-The same library may have several: OpenInference's are taken before those that follow OpenTelemetry's conventions for
-generative AI, these before others, as MLflow and its console understand them in this order.
+If a library has several, OpenInference's come first, then those that follow OpenTelemetry's conventions for generative
+AI, then others: MLflow and its console understand them in this order.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 
 _GROUPS = ("openinference_instrumentor", "opentelemetry_instrumentor")
-_DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
-# They make no spans.
-_NOT_FOR_TRACES = frozenset({"logging", "system_metrics"})
-_SAME = {
+_DISABLED_VARIABLE = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
+# These create no spans.
+_WITHOUT_SPANS = frozenset({"logging", "system_metrics"})
+_LIBRARY_ALIASES = {
     "llamaindex": "llama_index",
     "openai_agents_v2": "openai_agents",
     "agents": "openai_agents",
@@ -33,44 +33,36 @@ _SAME = {
     "mistral": "mistralai",
     "aws_bedrock": "bedrock",
 }
-_ADDED = re.compile(r"^(?:genai|gen_ai)_|_(?:v\d+|instrumentor|genai)$")
+_AFFIXES = re.compile(r"^(?:genai|gen_ai)_|_(?:v\d+|instrumentor|genai)$")
 
 
 @dataclass(frozen=True)
 class Instrumentation:
-    """An instrumentation that is installed.
-
-    Attributes:
-        library: What it instruments, by one name for all that instrument the same.
-        name: What its package calls it.
-        value: Module and class.
-        rank: 0 for OpenInference's, 1 for generative AI's conventions, 2 for others.
-        entry_point: Where it was found.
-    """
+    """An installed instrumentation; `library` is one name for all instrumentations of the same library."""
 
     library: str
     name: str
-    value: str
-    rank: int
+    value: str  # module:class
+    priority: int  # 0: OpenInference, 1: conventions for generative AI, 2: others
     entry_point: EntryPoint
 
     @property
     def package(self) -> str:
-        """The distribution that it comes from, for people."""
+        """The distribution and its version, else the module."""
         dist = self.entry_point.dist
         return f"{dist.name} {dist.version}" if dist is not None else self.value.partition(":")[0]
 
 
-def library_of(name: str) -> str:
-    """The library that an instrumentation of this name is for."""
-    found = name.strip().lower().replace("-", "_")
-    while (shorter := _ADDED.sub("", found)) != found:
-        found = shorter
-    return _SAME.get(found, found)
+def normalize_library_name(name: str) -> str:
+    """Return the library that an instrumentation with this name is for."""
+    library = name.strip().lower().replace("-", "_")
+    while (shorter := _AFFIXES.sub("", library)) != library:
+        library = shorter
+    return _LIBRARY_ALIASES.get(library, library)
 
 
-def priority_of(value: str, distribution: str) -> int:
-    """How early an instrumentation is taken, 0 first."""
+def get_priority(value: str, distribution: str) -> int:
+    """Return 0 for OpenInference's instrumentations, 1 for OpenTelemetry's for generative AI, 2 for others."""
     if value.startswith("openinference."):
         return 0
     genai = re.search(r"genai|gen_ai|[_-]v2\b", f"{value.partition(':')[0]} {distribution}")
@@ -78,106 +70,108 @@ def priority_of(value: str, distribution: str) -> int:
 
 
 def find_instrumentations() -> list[Instrumentation]:
-    """All that are installed, each once."""
-    found: dict[str, Instrumentation] = {}
+    """Return the installed instrumentations, without duplicates."""
+    instrumentations: dict[str, Instrumentation] = {}
     for group in _GROUPS:
         for point in entry_points(group=group):
-            distribution = point.dist.name if point.dist is not None else ""
-            rank = priority_of(point.value, distribution)
-            found.setdefault(point.value, Instrumentation(library_of(point.name), point.name, point.value, rank, point))
-    return list(found.values())
+            priority = get_priority(point.value, point.dist.name if point.dist is not None else "")
+            library = normalize_library_name(point.name)
+            instrumentations.setdefault(point.value, Instrumentation(library, point.name, point.value, priority, point))
+    return list(instrumentations.values())
 
 
 def select_instrumentations(
-    found: Iterable[Instrumentation], choice: bool | Sequence[str], disabled: Iterable[str] = ()
+    instrumentations: Iterable[Instrumentation], choice: bool | Sequence[str], disabled: Iterable[str] = ()
 ) -> list[list[Instrumentation]]:
-    """Which are to be tried, library by library, the best of each first.
+    """Return the instrumentations to try for each library, sorted by priority.
 
-    Args:
-        found: What is installed.
-        choice: True for all, False for none, names of some, or `-name` for all but some.
-        disabled: Names that another setting forbids; `*` forbids all.
+    `choice` is True for all, False for none, names of some, or `-name` for all but some. `disabled` are names that
+    another setting excludes; `*` excludes all.
     """
     if choice is False:
         return []
-    words = [] if choice is True else list(choice)
-    left_out = {library_of(word[1:]) for word in words if word.startswith("-")}
-    left_out |= {library_of(word) for word in disabled}
-    wanted = {library_of(word) for word in words if not word.startswith("-")}
-    if "*" in left_out:
+    names = [] if choice is True else list(choice)
+    excluded = {normalize_library_name(name[1:]) for name in names if name.startswith("-")}
+    excluded |= {normalize_library_name(name) for name in disabled}
+    included = {normalize_library_name(name) for name in names if not name.startswith("-")}
+    if "*" in excluded:
         return []
     libraries: dict[str, list[Instrumentation]] = {}
-    for candidate in found:
+    for candidate in instrumentations:
         library = candidate.library
-        if library in left_out or (wanted and library not in wanted) or library in _NOT_FOR_TRACES:
+        if library in excluded or (included and library not in included) or library in _WITHOUT_SPANS:
             continue
         libraries.setdefault(library, []).append(candidate)
-    return [sorted(each, key=lambda one: (one.rank, one.value)) for _, each in sorted(libraries.items())]
+    return [
+        sorted(candidates, key=lambda candidate: (candidate.priority, candidate.value))
+        for _, candidates in sorted(libraries.items())
+    ]
 
 
 def instrument(choice: bool | Sequence[str], provider: TracerProvider) -> list[str]:
-    """Switches instrumentations on; never raises.
-
-    Args:
-        choice: As for `chosen`.
-        provider: The provider that they are to use.
-
-    Returns:
-        For each that is on, the library and the package, for people.
-    """
+    """Enable instrumentations; never raises. Returns library and package of each that was enabled, for the log."""
     if choice is False:
         return []
-    disabled = [word for word in os.environ.get(_DISABLED, "").split(",") if word.strip()]
-    found = find_instrumentations()
-    done: list[str] = []
-    for several in select_instrumentations(found, choice, disabled):
-        if any(_is_on(candidate) for candidate in several):
+    disabled = [name for name in os.environ.get(_DISABLED_VARIABLE, "").split(",") if name.strip()]
+    instrumentations = find_instrumentations()
+    enabled: list[str] = []
+    for candidates in select_instrumentations(instrumentations, choice, disabled):
+        if any(_is_active(candidate) for candidate in candidates):
             continue
-        for candidate in several:
-            if _switched_on(candidate, provider):
-                done.append(f"{candidate.library} ({candidate.package})")
+        for candidate in candidates:
+            if _activate(candidate, provider):
+                enabled.append(f"{candidate.library} ({candidate.package})")
                 break
     if choice is not True:
-        known = {candidate.library for candidate in found}
-        if unknown := [word for word in choice if library_of(word.removeprefix("-")) not in known]:
-            installed = ", ".join(sorted(known)) or "none"
-            said = "auto_instrument: no instrumentation of %s is installed (%s) [%s]"
-            logger.warning(said, ", ".join(unknown), installed, MessageCode.INSTRUMENTATION_MISSING)
-    return done
+        libraries = {candidate.library for candidate in instrumentations}
+        if unknown := [name for name in choice if normalize_library_name(name.removeprefix("-")) not in libraries]:
+            logger.warning(
+                "No instrumentation of %s (auto_instrument) is installed. Installed: %s. [%s]",
+                ", ".join(unknown),
+                ", ".join(sorted(libraries)) or "none",
+                MessageCode.INSTRUMENTATION_MISSING,
+            )
+    return enabled
 
 
-def _is_on(candidate: Instrumentation) -> bool:
-    """Whether somebody has switched it on already; what was never imported was not."""
+def _is_active(candidate: Instrumentation) -> bool:
     module, _, attribute = candidate.value.partition(":")
-    made = getattr(sys.modules.get(module), attribute, None)
+    # A module that was never imported cannot be active, and an import takes time.
+    instrumentor_class = getattr(sys.modules.get(module), attribute, None)
     try:
-        return made is not None and bool(getattr(made(), "is_instrumented_by_opentelemetry", False))
+        return instrumentor_class is not None and bool(
+            getattr(instrumentor_class(), "is_instrumented_by_opentelemetry", False)
+        )
     except Exception:  # noqa: BLE001 - code of others
         return False
 
 
-def _switched_on(candidate: Instrumentation, provider: TracerProvider) -> bool:
+def _activate(candidate: Instrumentation, provider: TracerProvider) -> bool:
     try:
-        if conflict := _conflict(candidate):
-            logger.debug("%s is left out: %s", candidate.package, conflict)
+        if conflict := _find_conflict(candidate):
+            logger.debug("Skipped instrumentation %s: %s", candidate.package, conflict)
             return False
         instrumentor: Any = candidate.entry_point.load()()
-        # What it needs was checked above: its own check logs an error for each library that is not installed.
+        # The instrumentation's own check logs an error for each library that is not installed; it was done above.
         instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
     except ModuleNotFoundError as error:
-        logger.debug("%s is left out: %s", candidate.package, error)
+        logger.debug("Skipped instrumentation %s: %s", candidate.package, error)
         return False
-    except Exception as error:  # noqa: BLE001 - one that fails must not keep the others from working
-        said, kind = "%s could not be switched on: %s: %s [%s]", type(error).__name__
-        logger.warning(said, candidate.package, kind, error, MessageCode.INSTRUMENTATION_FAILED)
+    except Exception as error:  # noqa: BLE001 - a broken instrumentation must not affect the others
+        logger.warning(
+            "Instrumentation %s failed: %s: %s. Other instrumentations are unaffected. [%s]",
+            candidate.package,
+            type(error).__name__,
+            error,
+            MessageCode.INSTRUMENTATION_FAILED,
+        )
         return False
     return True
 
 
-def _conflict(candidate: Instrumentation) -> Any:
-    from opentelemetry.instrumentation.dependencies import (  # installed if any instrumentation is
-        get_dist_dependency_conflicts,
-    )
+def _find_conflict(candidate: Instrumentation) -> Any:
+    # This package is a dependency of every instrumentation, not of this library.
+    from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
 
     dist = candidate.entry_point.dist
     return get_dist_dependency_conflicts(dist) if dist is not None else None

@@ -1,4 +1,4 @@
-"""The ends of a process besides an ordinary one: SIGTERM, and children of `multiprocessing` and Celery."""
+"""Export at ends of a process without `atexit`: SIGTERM, children of `multiprocessing`, Celery workers."""
 
 from __future__ import annotations
 
@@ -9,36 +9,30 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-# Docker waits 10 s before it kills, Kubernetes 30 s; what is not sent by then is on disk.
-_SIGTERM_SECONDS = 4.0
-
-Shutdown = Callable[[float], object]
+# Docker kills a container after 10 s, Kubernetes a pod after 30 s. What is not sent by then is on disk.
+_SIGTERM_TIMEOUT_SECONDS = 4.0
 
 
-def on_sigterm(shutdown: Shutdown) -> bool:
-    """Has SIGTERM call a function before it does what it does by default, unless the app handles it itself.
+def install_sigterm_handler(shutdown: Callable[[float], object]) -> bool:
+    """Call a function with a timeout in seconds at SIGTERM, before the default action; return whether that is so now.
 
-    A handler that the app sets later takes this one's place.
-
-    Args:
-        shutdown: Is given the seconds that it may take.
-
-    Returns:
-        Whether it is so now.
+    An application's own handler is kept, and a handler that the application sets later replaces this one.
     """
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
-        return False  # there is no such signal, or none may be handled
+        return False  # Windows has no SIGTERM, and only the main thread may set a handler
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return False
 
     def handle(number: int, _: object) -> None:
-        # In a thread of its own: the one that is interrupted here may hold any lock, also one that is needed now.
-        thread = threading.Thread(target=shutdown, args=(_SIGTERM_SECONDS,), name="mlflow-otlp-end", daemon=True)
+        # In another thread, because the interrupted thread may hold a lock that the shutdown needs.
+        thread = threading.Thread(
+            target=shutdown, args=(_SIGTERM_TIMEOUT_SECONDS,), name="mlflow-otlp-end", daemon=True
+        )
         try:
             thread.start()
-            thread.join(_SIGTERM_SECONDS + 1.0)
-        except RuntimeError:  # no more threads
-            shutdown(_SIGTERM_SECONDS)
+            thread.join(_SIGTERM_TIMEOUT_SECONDS + 1.0)
+        except RuntimeError:  # the system allows no more threads
+            shutdown(_SIGTERM_TIMEOUT_SECONDS)
         finally:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -48,45 +42,41 @@ def on_sigterm(shutdown: Shutdown) -> bool:
 
 
 class MultiprocessingExitHook:
-    """Has a function called when a child of `multiprocessing` ends, which leaves without running `atexit`'s.
-
-    Args:
-        shutdown: Is called without arguments.
-    """
+    """Calls a function when a child of `multiprocessing` or a Celery worker ends, which run no `atexit` handlers."""
 
     def __init__(self, shutdown: Callable[[], object]) -> None:
         self._shutdown = shutdown
-        self._arranged_in = 0
-        if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-            os.register_at_fork(after_in_child=self.arrange)
+        self._installed_pid = 0
+        if hasattr(os, "register_at_fork"):  # Windows has no fork
+            os.register_at_fork(after_in_child=self.install)
 
-    def arrange(self) -> None:
-        """Arranges it for this process and its children; whether it is such a child itself shows when it ends."""
-        util = _multiprocessing("util")
-        if util is not None and self._arranged_in != os.getpid():
-            self._arranged_in = os.getpid()
-            # Most children forget when they start what is to be called at their end, then call this.
-            util.register_after_fork(self, MultiprocessingExitHook._at_end)
-            self._at_end()
+    def install(self) -> None:
+        """Install the hook for this process and its children. The parent process skips the call at its end."""
+        util = _loaded_multiprocessing_module("util")
+        if util is not None and self._installed_pid != os.getpid():
+            self._installed_pid = os.getpid()
+            # At their start, most children clear all finalizers, and then run the functions registered here.
+            util.register_after_fork(self, MultiprocessingExitHook._register_finalizer)
+            self._register_finalizer()
         signals = sys.modules.get("celery.signals")
         if signals is not None:
-            # Celery's children come of a copy of `multiprocessing`, and leave by `os._exit` when this was sent.
-            signals.worker_process_shutdown.connect(self._worker_ends, weak=False, dispatch_uid="mlflow-otlp")
+            # Celery's workers use a copy of `multiprocessing`, and call `os._exit` after they have sent this signal.
+            signals.worker_process_shutdown.connect(self._on_worker_exit, weak=False, dispatch_uid="mlflow-otlp")
 
-    def _worker_ends(self, **_: Any) -> None:
+    def _on_worker_exit(self, **_: Any) -> None:
         self._shutdown()
 
-    def _at_end(self) -> None:
-        util = _multiprocessing("util")
-        # After the app's own, whose last spans are to be sent.
-        util.Finalize(None, self._end, exitpriority=-1000)
+    def _register_finalizer(self) -> None:
+        util = _loaded_multiprocessing_module("util")
+        # After the application's finalizers, whose last spans are sent, too.
+        util.Finalize(None, self._on_process_exit, exitpriority=-1000)
 
-    def _end(self) -> None:
-        process = _multiprocessing("process")
+    def _on_process_exit(self) -> None:
+        process = _loaded_multiprocessing_module("process")
         if process is not None and process.parent_process() is not None:
             self._shutdown()
 
 
-def _multiprocessing(name: str) -> Any:
-    """The module, if the app uses it: to import it for nothing takes as long as half of this library."""
+def _loaded_multiprocessing_module(name: str) -> Any:
+    # Not imported here: an import of `multiprocessing` takes half as long as the import of this library.
     return sys.modules.get(f"multiprocessing.{name}")

@@ -1,4 +1,4 @@
-"""`Telemetry`: what `configure()` returns, a handle on the running pipeline."""
+"""`Telemetry`, the handle of a running pipeline that `configure()` returns, and `FlushResult`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 
-# Stands for the trace where there is none, while arguments are looked at.
+# A trace id for the check of the other arguments if there is no trace.
 _NO_TRACE = "tr-" + "f" * 32
-FLUSH_SECONDS, SHUTDOWN_SECONDS = 30.0, 10.0
+FLUSH_TIMEOUT_SECONDS, SHUTDOWN_TIMEOUT_SECONDS = 30.0, 10.0
 
 
 @dataclass(frozen=True)
 class FlushResult:
-    """What became of the spans that were settled since the last flush; true if all that ended is safe.
+    """Outcome of the spans since the last flush; true if no span was dropped and none is pending.
 
     Attributes:
-        delivered: Spans that the server accepted.
-        spooled: Spans that are safe on disk now, to be sent when the server takes them.
-        dropped: Spans that were dropped. The log says why.
-        pending: Spans that have ended and have no outcome yet, as the time was up.
+        delivered: Number of spans that the server accepted.
+        spooled: Number of spans on disk, which are sent when the server accepts them.
+        dropped: Number of spans that were dropped. The log says why.
+        pending: Number of ended spans that had no outcome when the timeout was over.
     """
 
     delivered: int = 0
@@ -44,11 +44,11 @@ class FlushResult:
 
 
 class Telemetry:
-    """A running pipeline from the app's spans to MLflow.
+    """A running pipeline from the application's spans to MLflow.
 
     Attributes:
         tracer_provider: The provider whose spans are exported.
-        exporter: The exporter.
+        exporter: The exporter of the pipeline.
     """
 
     def __init__(
@@ -65,55 +65,56 @@ class Telemetry:
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Also in a forked child, whose counters begin anew."""
         self._lock = threading.Lock()
-        self._told = Stats()
+        self._last_stats = Stats()
 
     @property
-    def closed(self) -> bool:
-        """Whether it takes no spans in any more: after `shutdown`, its own or the provider's."""
+    def is_closed(self) -> bool:
+        """Whether it accepts no more spans, because it or the tracer provider was shut down."""
         return self._worker.closed
 
-    def flush(self, timeout: float = FLUSH_SECONDS) -> FlushResult:
-        """Sends what has ended, traces in progress too, and waits for it.
+    def flush(self, timeout: float = FLUSH_TIMEOUT_SECONDS) -> FlushResult:
+        """Send all ended spans, also those of traces in progress, and wait for their outcome.
 
         Args:
-            timeout: Seconds to wait at most.
+            timeout: Maximum time to wait, in seconds.
+
+        Returns:
+            The outcome of the spans since the last flush.
         """
         deadline = time.monotonic() + timeout
-        delivered = self._worker.flush(timeout)
+        all_delivered = self._worker.flush(timeout)
         self.exporter.told(deadline - time.monotonic())
-        return self._settled(all_delivered=delivered)
+        return self._flush_result(all_delivered=all_delivered)
 
-    def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> FlushResult:
-        """Flushes, then stops exporting. Spans that end later are not exported.
+    def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT_SECONDS) -> FlushResult:
+        """Flush, then stop exporting. Spans that end later are not exported.
 
         Args:
-            timeout: Seconds to wait at most.
+            timeout: Maximum time to wait, in seconds.
+
+        Returns:
+            The outcome of the spans since the last flush.
         """
         self._processor.detach(self._worker)
         self._worker.close(timeout, self.exporter.shutdown)
-        return self._settled(all_delivered=True)
+        return self._flush_result(all_delivered=True)
 
-    def retire(self, timeout: float = SHUTDOWN_SECONDS) -> None:
-        """Flushes and takes no more spans in, but leaves the exporter as it is: another pipeline has it.
-
-        Args:
-            timeout: Seconds to wait at most.
-        """
+    def _detach(self) -> None:
+        """Flush and accept no more spans, but keep the exporter open for another pipeline."""
         self._processor.detach(self._worker)
-        self._worker.close(timeout, lambda _: None)
+        self._worker.close(SHUTDOWN_TIMEOUT_SECONDS, lambda _: None)
 
-    def _settled(self, *, all_delivered: bool) -> FlushResult:
+    def _flush_result(self, *, all_delivered: bool) -> FlushResult:
         with self._lock:
-            now, before = self.stats(), self._told
-            self._told = now
+            stats, last = self.stats(), self._last_stats
+            self._last_stats = stats
         pending = 0 if all_delivered else self._worker.pending()
         spooled = self.exporter.drained(0.0)
-        return FlushResult(now.delivered - before.delivered, spooled, now.dropped - before.dropped, pending)
+        return FlushResult(stats.delivered - last.delivered, spooled, stats.dropped - last.dropped, pending)
 
     def stats(self) -> Stats:
-        """Counts of spans and requests since start."""
+        """Return the counters of spans and requests since start."""
         return self.exporter.stats()
 
     def log_feedback(
@@ -129,41 +130,39 @@ class Telemetry:
         span_id: int | str | None = None,
         workspace: str | None = None,
     ) -> str | None:
-        """Sends feedback on a trace to MLflow, as the MLflow SDK's `log_feedback` does (docs/feedback.md).
+        """Send feedback on a trace to MLflow, like the MLflow SDK's `log_feedback` (docs/feedback.md).
 
-        Waits for nothing: it is sent in the background, repeated while the server is away or has no such trace yet, and
-        kept on disk meanwhile where spans are (`spool`).
+        Returns at once. The feedback is sent in the background, retried while the server is unavailable or does not
+        have the trace yet, and kept on disk meanwhile if the spool is enabled. The package's function of this name uses
+        the pipeline of `configure()`, and returns None before `configure()`.
 
         Args:
-            trace_id: OpenTelemetry's trace id, as a number or in hexadecimal, or MLflow's (`tr-...`); None for the
-                current span's trace.
-            name: What is judged, such as `helpful`; 250 characters at most.
-            value: The judgement: a truth value, a number, a text, a list or a mapping.
-            rationale: Why.
-            source: Who says so, such as a user's name.
+            trace_id: OpenTelemetry's trace id as a number or in hexadecimal, or MLflow's (`tr-...`); None for the trace
+                of the current span.
+            name: What is assessed, such as `helpful`; at most 250 characters.
+            value: The assessment: a boolean, a number, a string, a list or a mapping.
+            rationale: The reason for the assessment.
+            source: Who assessed, such as a username.
             source_type: `HUMAN`, `CODE` or `LLM_JUDGE`.
-            metadata: More, by name.
-            span_id: The span that is judged, as a number or in hexadecimal; None for the trace.
-            workspace: The trace's workspace; None for the one that its spans went to from here, else the default.
+            metadata: More details, by name.
+            span_id: The assessed span as a number or in hexadecimal; None for the whole trace.
+            workspace: The workspace of the trace; None for the one that this process sent the trace's spans to, else
+                the default.
 
         Returns:
-            The id of the assessment; None if it cannot be sent, which the log says.
+            The id of the assessment; None if it cannot be sent. The log says why.
 
         Raises:
-            ConfigurationError: An argument is wrong.
+            ConfigurationError: An argument is invalid.
         """
-        return self._assess(
-            "feedback",
-            trace_id,
-            name,
-            value,
-            rationale=rationale,
-            source=source,
-            source_type=source_type,
-            metadata=metadata,
-            span_id=span_id,
-            workspace=workspace,
-        )
+        details = {
+            "rationale": rationale,
+            "source": source,
+            "source_type": source_type,
+            "metadata": metadata,
+            "span_id": span_id,
+        }
+        return self._log_assessment("feedback", trace_id, name, value, workspace, details)
 
     def log_expectation(
         self,
@@ -177,68 +176,65 @@ class Telemetry:
         span_id: int | str | None = None,
         workspace: str | None = None,
     ) -> str | None:
-        """Sends what a trace should have answered to MLflow, for scorers; see `log_feedback`.
+        """Send the expected result of a trace to MLflow, for scorers; see `log_feedback`.
 
         Args:
-            trace_id: The trace; None for the current span's.
+            trace_id: The trace; None for the trace of the current span.
             name: What is expected, such as `expected_response`.
-            value: What it should have been.
-            source: Who says so.
+            value: The expected value.
+            source: Who expects it.
             source_type: `HUMAN`, `CODE` or `LLM_JUDGE`.
-            metadata: More, by name.
-            span_id: The span; None for the trace.
-            workspace: The trace's workspace.
+            metadata: More details, by name.
+            span_id: The span; None for the whole trace.
+            workspace: The workspace of the trace.
 
         Returns:
-            The id of the assessment; None if it cannot be sent, which the log says.
+            The id of the assessment; None if it cannot be sent. The log says why.
 
         Raises:
-            ConfigurationError: An argument is wrong.
+            ConfigurationError: An argument is invalid.
         """
-        return self._assess(
-            "expectation",
-            trace_id,
-            name,
-            value,
-            source=source,
-            source_type=source_type,
-            metadata=metadata,
-            span_id=span_id,
-            workspace=workspace,
-        )
+        details = {"source": source, "source_type": source_type, "metadata": metadata, "span_id": span_id}
+        return self._log_assessment("expectation", trace_id, name, value, workspace, details)
 
-    def _assess(
-        self, kind: str, trace_id: int | str | None, name: str, value: Any, *, workspace: str | None, **more: Any
+    def _log_assessment(
+        self,
+        kind: str,
+        trace_id: int | str | None,
+        name: str,
+        value: Any,
+        workspace: str | None,
+        details: Mapping[str, Any],
     ) -> str | None:
-        # Here, as few apps do so, and importing this library must stay cheap.
+        # Imported here, because few applications use it, and importing this library must stay cheap.
         from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, mlflow_trace_id
 
-        current = trace.get_current_span().get_span_context()
-        given = trace_id if trace_id is not None else current.trace_id or _NO_TRACE
-        found = mlflow_trace_id(given)
+        if trace_id is None:
+            trace_id = trace.get_current_span().get_span_context().trace_id or _NO_TRACE
+        mlflow_id = mlflow_trace_id(trace_id)
         if workspace is None:
-            workspace = self.exporter.workspace_of(int(found[3:], 16), self.tracer_provider.resource.attributes)
+            workspace = self.exporter.workspace_of(int(mlflow_id[3:], 16), self.tracer_provider.resource.attributes)
         try:
-            made = build_assessment(kind, found, name, value, workspace=workspace, mask=self.exporter.mask, **more)
+            mask = self.exporter.mask
+            assessment = build_assessment(kind, mlflow_id, name, value, workspace=workspace, mask=mask, **details)
         except ConfigurationError:
             raise
-        except Exception as error:  # noqa: BLE001 - nothing else of this library raises into the app
-            self.exporter.assess(None, f"it could not be made ({type(error).__name__})")
+        except Exception as error:  # noqa: BLE001 - nothing else of this library raises into the application
+            self.exporter.assess(None, f"it could not be built ({type(error).__name__})")
             return None
-        if given is _NO_TRACE:
-            self.exporter.assess(None, "no trace_id is given, and no span is current")
+        if trace_id is _NO_TRACE:
+            self.exporter.assess(None, "no trace_id was passed, and no span is current")
             return None
-        return made.id if self.exporter.assess(made) else None
+        return assessment.id if self.exporter.assess(assessment) else None
 
     def trace_url(self, trace_id: int | None = None) -> str | None:
-        """The address of a trace in the MLflow console.
+        """Return the address of a trace in the MLflow console.
 
         Args:
-            trace_id: OpenTelemetry's trace id; None for the current span's trace, else that of the span that started
-                last.
+            trace_id: OpenTelemetry's trace id; None for the trace of the current span, else of the last started span.
 
         Returns:
-            None if there was no trace, or if no MLflow server can be asked for the experiment.
+            The URL; None if there was no trace, or without an MLflow server that returns the experiment's id.
         """
         if trace_id is None:
             current = trace.get_current_span().get_span_context()

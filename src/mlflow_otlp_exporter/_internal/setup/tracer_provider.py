@@ -1,4 +1,4 @@
-"""The tracer provider: the app's own is joined, else one is made."""
+"""The tracer provider of the pipeline: the application's own, or a new one."""
 
 from __future__ import annotations
 
@@ -13,61 +13,55 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 
-# OpenTelemetry's default is 128, and the first attributes of a span are the first to go: a conversation of 30 messages
-# loses the kind of its span.
-_ATTRIBUTES = 10_000
-_LIMITS = ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_COUNT_LIMIT")
+# OpenTelemetry's default is 128, and a span drops its first attributes first: a conversation of 30 messages loses the
+# kind of its span.
+_MAX_ATTRIBUTE_COUNT = 10_000
+_LIMIT_VARIABLES = ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_COUNT_LIMIT")
 
 
-def provider_to_use(given: TracerProvider | None, service_name: str | None) -> tuple[TracerProvider, str]:
-    """The provider to send the spans of.
+def resolve_provider(argument: TracerProvider | None, service_name: str | None) -> tuple[TracerProvider, str]:
+    """Return the tracer provider to use, and its origin for the log.
 
-    Args:
-        given: The one that the caller wants; None for the global one, or a new one, which becomes the global one.
-        service_name: The `service.name` of a new one.
-
-    Returns:
-        The provider, and where it comes from, for people.
-
-    Raises:
-        ConfigurationError: It takes no span processor.
+    The provider is the argument, else the global one, else a new one that becomes the global one.
     """
-    found = sdk_provider(given if given is not None else trace.get_tracer_provider())
-    if isinstance(found, TracerProvider):
-        ours = found.resource.attributes.get(SERVICE_NAME)
-        if service_name and ours != service_name:
-            said = "service_name=%r is not used: the tracer provider has service.name=%r [%s]"
-            logger.warning(said, service_name, ours, MessageCode.SERVICE_NAME_IGNORED)
-        return found, "the tracer provider that was given" if given is not None else "the app's tracer provider, joined"
-    if given is not None or not isinstance(found, trace.ProxyTracerProvider):
-        where = "tracer_provider=" if given is not None else "the global tracer provider"
+    provider = unwrap_provider(argument if argument is not None else trace.get_tracer_provider())
+    if isinstance(provider, TracerProvider):
+        current_name = provider.resource.attributes.get(SERVICE_NAME)
+        if service_name and current_name != service_name:
+            logger.warning(
+                "service_name=%r is ignored: the tracer provider already has service.name=%r. [%s]",
+                service_name,
+                current_name,
+                MessageCode.SERVICE_NAME_IGNORED,
+            )
+        return provider, "argument tracer_provider=" if argument is not None else "the application's"
+    if argument is not None or not isinstance(provider, trace.ProxyTracerProvider):
+        origin = "tracer_provider=" if argument is not None else "the global tracer provider"
         raise ConfigurationError(
-            f"{where} is a {type(found).__module__}.{type(found).__qualname__}: expected a TracerProvider of "
-            "opentelemetry-sdk, as no other lets a span processor be added",
+            f"{origin} is a {type(provider).__module__}.{type(provider).__qualname__}: expected a TracerProvider of "
+            "opentelemetry-sdk, because only that one accepts span processors",
             MessageCode.TRACER_PROVIDER,
         )
-    # With OTEL_RESOURCE_ATTRIBUTES and the detectors of OTEL_EXPERIMENTAL_RESOURCE_DETECTORS.
+    # Resource.create() adds OTEL_RESOURCE_ATTRIBUTES and the detectors of OTEL_EXPERIMENTAL_RESOURCE_DETECTORS.
     resource = Resource.create({SERVICE_NAME: service_name} if service_name else None)
-    limited = any(os.environ.get(name, "").strip() for name in _LIMITS)
-    limits = SpanLimits() if limited else SpanLimits(max_span_attributes=_ATTRIBUTES)
-    provider = TracerProvider(resource=resource, span_limits=limits)
-    trace.set_tracer_provider(provider)
-    return provider, "a new tracer provider"
+    has_limit = any(os.environ.get(name, "").strip() for name in _LIMIT_VARIABLES)
+    limits = SpanLimits() if has_limit else SpanLimits(max_span_attributes=_MAX_ATTRIBUTE_COUNT)
+    created = TracerProvider(resource=resource, span_limits=limits)
+    trace.set_tracer_provider(created)
+    return created, "new"
 
 
 def add_processor(provider: TracerProvider, processor: SpanProcessor) -> None:
-    """Adds a span processor beside those that are there.
-
-    Phoenix's provider takes its own exporter away when another processor is added, unless told not to.
-    """
+    """Add a span processor to those of the provider."""
     add = provider.add_span_processor
+    # Phoenix's provider otherwise removes its own exporter when a processor is added.
     if "replace_default_processor" in inspect.signature(add).parameters:
         add(processor, replace_default_processor=False)  # type: ignore[call-arg]
     else:
         add(processor)
 
 
-def sdk_provider(provider: object) -> object:
-    """The SDK's provider behind one that wraps it, as that of logfire does; else the provider itself."""
-    inner = getattr(provider, "provider", None)
-    return inner if not isinstance(provider, TracerProvider) and isinstance(inner, TracerProvider) else provider
+def unwrap_provider(provider: object) -> object:
+    """Return the SDK's provider behind a wrapper such as logfire's, else the provider itself."""
+    wrapped = getattr(provider, "provider", None)
+    return wrapped if not isinstance(provider, TracerProvider) and isinstance(wrapped, TracerProvider) else provider
