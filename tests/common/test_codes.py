@@ -11,6 +11,7 @@ import pytest
 from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.hints import HINTS, add_fix
+from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from support.environments import ROOT
 from support.troubleshooting_page import ENTRIES, PAGE, troubleshooting_page
 
@@ -110,7 +111,7 @@ def strings(*folders: str) -> str:
 def fragments(pattern: str) -> Iterator[str]:
     """The parts of a pattern between values, status and punctuation, at which a message is put together."""
     text = re.sub(r"^\d{3}:? |(environment variable|argument) \S+", "...", pattern)
-    for part in re.split(r"'?\.\.\.'?|: |, | \(", text):
+    for part in re.split(r"'?\.\.\.'?|: |, |\. | \(", text):
         fragment = part.strip(" :;,.()[]'")
         if re.search(r"[A-Za-z]{2}", fragment):
             yield fragment
@@ -133,6 +134,11 @@ def test_message_patterns_occur_in_the_source(code: MessageCode, strings_of_sour
         texts = strings_of_source + (strings_of_tests if re.match(r"\d{3}", pattern) else "")
         missing = [text for text in fragments(pattern) if text not in texts and text not in FOREIGN]
         assert missing == [], f"update ENTRIES[MessageCode.{code.name}] in tests/support/troubleshooting_page.py"
+
+
+def test_troubleshooting_page_names_only_variables_that_exist() -> None:
+    variables = {name for setting in SETTINGS for name in setting.variables}
+    assert set(re.findall(r"\bMLFLOW_OTLP_\w+", troubleshooting_page())) <= variables
 
 
 def test_add_fix_ends_the_message_with_a_full_stop() -> None:
