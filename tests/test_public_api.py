@@ -85,7 +85,6 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 UNFINISHED: Mapping[str, str] = {
     "MLflowSpanExporter": "what the processor calls is to move into the pipeline",
     "MLflowSpanProcessor": "attach and detach are to become private",
-    "RecordingEndpoint": "seconds is to become timeout",
 }
 
 

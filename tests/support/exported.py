@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
-from mlflow_otlp_exporter.testing.recorded import RecordedSpan, recorded_spans
+from mlflow_otlp_exporter.testing.recorded import RecordedSpan, parse_spans
 
 
 def sent(spans: Sequence[ReadableSpan], **arguments: Any) -> bytes:
@@ -33,5 +33,5 @@ def recorded(span: ReadableSpan, **arguments: Any) -> RecordedSpan:
         span: The span.
         **arguments: Those of the exporter.
     """
-    (found,) = recorded_spans(sent([span], **arguments), dict.fromkeys(("experiment", "workspace", "run_id")))
+    (found,) = parse_spans(sent([span], **arguments), dict.fromkeys(("experiment", "workspace", "run_id")))
     return found

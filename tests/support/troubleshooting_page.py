@@ -64,7 +64,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.INVALID_SETTING: Entry(
         (
             "environment variable ... is ...: expected ...",
-            "Unknown environment variable ... is ignored. Did you mean ...?",
+            "Unknown environment variable ... is ignored. ...",
             "No spans will be exported to MLflow: ...",
         ),
     ),

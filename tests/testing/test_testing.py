@@ -1,4 +1,4 @@
-"""What users test their agents with."""
+"""The public testing package."""
 
 import os
 import re
@@ -35,14 +35,14 @@ def agent(question: str) -> str:
     return question.upper()
 
 
-def test_page_runs() -> None:
-    found = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "testing.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert len(found) == 2
-    for code in found:
+def test_code_of_the_testing_page_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "testing.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
         exec(compile(code, "testing.md", "exec"), {"__name__": "page"})
 
 
-def test_what_is_recorded() -> None:
+def test_recording_returns_spans_traces_and_destination() -> None:
     with recording(experiment="agents", workspace="team-a", service_name="bot") as recorded:
         with trace_context(session="s-1", user="ada", tags={"release": "1"}, run_id="r-1"):
             agent("rain?")
@@ -61,7 +61,7 @@ def test_what_is_recorded() -> None:
         trace.span("x")
 
 
-def test_failure_is_recorded() -> None:
+def test_recording_of_an_exception_has_status_and_event() -> None:
     @traced
     def fail() -> None:
         raise ValueError("no")
@@ -75,7 +75,7 @@ def test_failure_is_recorded() -> None:
     assert event[1]["exception.type"] == "ValueError"
 
 
-def test_one_after_the_other_in_one_process() -> None:
+def test_recording_twice_in_one_process_separates_traces() -> None:
     for _ in range(2):
         with recording() as recorded:
             agent("a")
@@ -88,7 +88,7 @@ def test_one_after_the_other_in_one_process() -> None:
             _ = recorded.trace
 
 
-def test_apps_own_configure_leads_here_and_the_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configure_inside_recording_is_recorded_and_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector.example/v1/traces")
     with recording() as recorded:
@@ -99,7 +99,7 @@ def test_apps_own_configure_leads_here_and_the_environment_is_restored(monkeypat
     assert os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "http://collector.example/v1/traces"
 
 
-def test_outage_and_its_end() -> None:
+def test_endpoint_status_503_keeps_spans_until_200() -> None:
     with recording() as recorded:
         recorded.endpoint.status = 503
         agent("a")
@@ -110,7 +110,7 @@ def test_outage_and_its_end() -> None:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
-def test_app_in_another_process(compression: str) -> None:
+def test_endpoint_records_another_process(compression: str) -> None:
     code = (
         "from mlflow_otlp_exporter import configure, traced\n"
         "configure(experiment_id=7)\n"
@@ -119,13 +119,13 @@ def test_app_in_another_process(compression: str) -> None:
     with RecordingEndpoint() as endpoint:
         variables = {"MLFLOW_TRACKING_URI": endpoint.url, "OTEL_EXPORTER_OTLP_COMPRESSION": compression}
         subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, check=True)
-        (trace,) = endpoint.wait_for(1, seconds=30)
+        (trace,) = endpoint.wait_for(1, timeout=30)
         assert (trace.root.name, trace.root.experiment) == ("x" * 2000, "7")
-        with pytest.raises(TimeoutError, match="1 whole traces"):
-            endpoint.wait_for(2, seconds=0.05)
+        with pytest.raises(TimeoutError, match="1 traces with a root after"):
+            endpoint.wait_for(2, timeout=0.05)
 
 
-def test_answers_like_mlflow() -> None:
+def test_endpoint_answers_like_mlflow() -> None:
     with RecordingEndpoint() as endpoint:
         assert requests.get(endpoint.url + "/version", timeout=5).text.count(".") == 2
         assert requests.get(endpoint.url + "/health", timeout=5).text == "OK"
@@ -133,7 +133,7 @@ def test_answers_like_mlflow() -> None:
             assert (answer.status_code, answer.json()["error_code"]) == (404, "ENDPOINT_NOT_FOUND")
 
 
-def test_says_what_it_is() -> None:
+def test_recording_has_its_public_type_and_repr() -> None:
     with recording() as recorded:
         assert isinstance(recorded, Recording)
-        assert "_open" not in repr(recorded)
+        assert "_is_open" not in repr(recorded)

@@ -1,4 +1,4 @@
-"""For your own tests: an endpoint that answers like MLflow and remembers what your agent sent.
+"""For your own tests: an endpoint that answers like MLflow and records what your agent sends.
 
 ```python
 from mlflow_otlp_exporter.testing import recording
@@ -13,62 +13,61 @@ def test_agent():
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from mlflow_otlp_exporter._internal.setup.configure import configure, flush, shutdown
 from mlflow_otlp_exporter._internal.setup.telemetry import Telemetry
-from mlflow_otlp_exporter.testing.recorded import RecordedSpan, RecordedTrace, recorded_spans
+from mlflow_otlp_exporter.testing.recorded import RecordedSpan, RecordedTrace, parse_spans
 
 __all__ = ["RecordedSpan", "RecordedTrace", "Recording", "RecordingEndpoint", "recording"]
 
-_VERSION = "3.17.2"
-_POLL = 0.01
+_TEXTS = {"/version": b"3.17.2", "/health": b"OK"}
+_NOT_FOUND = {"error_code": "ENDPOINT_NOT_FOUND", "message": "a recording endpoint of a test"}
+_POLL_SECONDS = 0.01
 
 
 class RecordingEndpoint:
-    """A server on the loopback that takes spans and experiments as MLflow does, and keeps them in memory.
+    """A context manager: an HTTP server on 127.0.0.1 that accepts spans like MLflow, and keeps them in memory.
 
-    A context manager. For `MLflowSpanExporter`, or an app in another process; in one's own, `recording()` does more.
+    For tests of `MLflowSpanExporter` and of applications in other processes. For the test's own process, `recording()`
+    also calls `configure()`.
 
     Attributes:
-        url: Its address, a tracking URI.
+        url: The server's address, which is a tracking URI.
     """
 
     def __init__(self) -> None:
         self._server = _Server()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": _POLL}, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
         self._thread.start()
 
     def __enter__(self) -> RecordingEndpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends the server; what it recorded stays."""
+        """Stop the server; its records remain."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
     @property
     def status(self) -> int:
-        """What `/v1/traces` answers; set it to 503 to see what an outage does."""
+        """HTTP status of the responses to spans: 200, or such as 503 to simulate an outage."""
         return self._server.status
 
     @status.setter
@@ -77,53 +76,53 @@ class RecordingEndpoint:
 
     @property
     def spans(self) -> list[RecordedSpan]:
-        """All spans so far, as they came."""
+        """All spans so far, in order of arrival."""
         with self._server.lock:
             return list(self._server.spans)
 
     @property
     def traces(self) -> list[RecordedTrace]:
-        """All traces so far, by the start of their first span."""
-        found: dict[str, list[RecordedSpan]] = {}
-        for span in sorted(self.spans, key=lambda each: each.start):
-            found.setdefault(span.trace_id, []).append(span)
-        return [RecordedTrace(spans) for spans in found.values()]
+        """All traces so far, ordered by the start of their first span."""
+        traces: dict[str, list[RecordedSpan]] = {}
+        for span in sorted(self.spans, key=lambda span: span.start):
+            traces.setdefault(span.trace_id, []).append(span)
+        return [RecordedTrace(spans) for spans in traces.values()]
 
     @property
     def assessments(self) -> list[dict[str, Any]]:
-        """Feedback and expectations so far, as MLflow gets them."""
+        """All feedback and expectations so far, in MLflow's JSON format."""
         with self._server.lock:
             return list(self._server.assessments)
 
     def clear(self) -> None:
-        """Forgets all spans, feedback and expectations."""
+        """Delete all recorded spans, feedback and expectations."""
         with self._server.lock:
             self._server.spans.clear()
             self._server.assessments.clear()
 
-    def wait_for(self, count: int, *, seconds: float = 10.0) -> list[RecordedTrace]:
-        """Waits until so many traces have their root.
+    def wait_for(self, count: int, *, timeout: float = 10.0) -> list[RecordedTrace]:
+        """Wait until this number of traces have their root span.
 
         Args:
-            count: How many.
-            seconds: How long to wait at most.
+            count: Number of traces.
+            timeout: Maximum time to wait, in seconds.
 
         Returns:
             All traces so far.
 
         Raises:
-            TimeoutError: They did not come in time.
+            TimeoutError: There are fewer such traces after the timeout.
         """
-        end = time.monotonic() + seconds
+        deadline = time.monotonic() + timeout
         pause = threading.Event()
         while True:
-            found = self.traces
-            whole = sum(any(not span.parent_id for span in trace.spans) for trace in found)
-            if whole >= count:
-                return found
-            if time.monotonic() > end:
-                raise TimeoutError(f"{whole} whole traces within {seconds} s, not {count}")
-            pause.wait(_POLL)
+            traces = self.traces
+            complete_count = sum(any(not span.parent_id for span in trace.spans) for trace in traces)
+            if complete_count >= count:
+                return traces
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{complete_count} traces with a root after {timeout} s, expected {count}")
+            pause.wait(_POLL_SECONDS)
 
 
 class _Server(ThreadingHTTPServer):
@@ -135,25 +134,24 @@ class _Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.spans: list[RecordedSpan] = []
         self.assessments: list[dict[str, Any]] = []
-        self._ids: dict[tuple[str | None, str], str] = {}
+        self._experiment_ids: dict[tuple[str | None, str], str] = {}
 
-    def take(self, body: bytes, headers: Mapping[str, str]) -> None:
-        workspace = headers.get("x-mlflow-workspace")
-        number = headers.get("x-mlflow-experiment-id")
+    def record_spans(self, body: bytes, headers: Message) -> None:
+        experiment_id = headers.get("x-mlflow-experiment-id")
         with self.lock:
-            known = {each: name for (_, name), each in self._ids.items()}
+            names = {number: name for (_, name), number in self._experiment_ids.items()}
             destination = {
-                "experiment": known.get(number, number) if number else None,
-                "workspace": workspace,
+                "experiment": names.get(experiment_id, experiment_id) if experiment_id else None,
+                "workspace": headers.get("x-mlflow-workspace"),
                 "run_id": headers.get("x-mlflow-run-id"),
             }
-            self.spans += recorded_spans(body, destination)
+            self.spans += parse_spans(body, destination)
 
-    def experiment(self, workspace: str | None, name: str, *, create: bool) -> str | None:
+    def experiment_id(self, workspace: str | None, name: str, *, create: bool) -> str | None:
         with self.lock:
-            if create and (workspace, name) not in self._ids:
-                self._ids[workspace, name] = str(len(self._ids) + 1)
-            return self._ids.get((workspace, name))
+            if create and (workspace, name) not in self._experiment_ids:
+                self._experiment_ids[workspace, name] = str(len(self._experiment_ids) + 1)
+            return self._experiment_ids.get((workspace, name))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -161,47 +159,44 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
-        if path == "/version":
-            self._answer(200, _VERSION.encode(), "text/plain")
-        elif path == "/health":
-            self._answer(200, b"OK", "text/plain")
+        if path in _TEXTS:
+            self._respond(200, _TEXTS[path], "text/plain")
         elif path.endswith("/experiments/get-by-name"):
             name = query.get("experiment_name", [""])[0]
-            number = self.server.experiment(self.headers.get("x-mlflow-workspace"), name, create=False)
+            number = self.server.experiment_id(self.headers.get("x-mlflow-workspace"), name, create=False)
             if number is None:
-                said = f"Could not find experiment with name '{name}'"
-                self._json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": said})
+                message = f"Could not find experiment with name '{name}'"
+                self._respond_json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": message})
             else:
-                found = {"experiment_id": number, "name": name, "lifecycle_stage": "active"}
-                self._json(200, {"experiment": found})
+                experiment = {"experiment_id": number, "name": name, "lifecycle_stage": "active"}
+                self._respond_json(200, {"experiment": experiment})
         else:
-            self._json(404, {"error_code": "ENDPOINT_NOT_FOUND", "message": "a recording endpoint of a test"})
+            self._respond_json(404, _NOT_FOUND)
 
     def do_POST(self) -> None:
         path = urlsplit(self.path).path
         body = self.rfile.read(int(self.headers.get("content-length", "0")))
-        encoding = self.headers.get("content-encoding", "")
-        body = gzip.decompress(body) if encoding == "gzip" else body
-        body = zlib.decompress(body) if encoding == "deflate" else body
+        if self.headers.get("content-encoding") in ("gzip", "deflate"):
+            body = zlib.decompress(body, zlib.MAX_WBITS | 32)  # 32: detect gzip or deflate by the header
         if path.endswith("/v1/traces"):
             if self.server.status == 200:
-                self.server.take(body, {name.lower(): value for name, value in self.headers.items()})
-            self._answer(self.server.status, b"", "application/x-protobuf")
+                self.server.record_spans(body, self.headers)
+            self._respond(self.server.status, b"", "application/x-protobuf")
         elif path.endswith("/experiments/create"):
             name = str(json.loads(body)["name"])
-            number = self.server.experiment(self.headers.get("x-mlflow-workspace"), name, create=True)
-            self._json(200, {"experiment_id": number})
+            number = self.server.experiment_id(self.headers.get("x-mlflow-workspace"), name, create=True)
+            self._respond_json(200, {"experiment_id": number})
         elif path.endswith("/assessments"):
             with self.server.lock:
                 self.server.assessments.append(json.loads(body)["assessment"])
-            self._json(200, {})
+            self._respond_json(200, {})
         else:
-            self._json(404, {"error_code": "ENDPOINT_NOT_FOUND", "message": "a recording endpoint of a test"})
+            self._respond_json(404, _NOT_FOUND)
 
-    def _json(self, status: int, content: Any) -> None:
-        self._answer(status, json.dumps(content).encode(), "application/json")
+    def _respond_json(self, status: int, content: Any) -> None:
+        self._respond(status, json.dumps(content).encode(), "application/json")
 
-    def _answer(self, status: int, body: bytes, content_type: str) -> None:
+    def _respond(self, status: int, body: bytes, content_type: str) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
@@ -209,24 +204,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing: a test's output is not the place."""
+        """Log nothing: the lines would appear in the output of tests."""
 
 
 @dataclass
 class Recording:
-    """What an agent sent while it was recorded.
+    """The spans of the code inside `recording()`. Reading an attribute flushes the pipeline first.
 
     Attributes:
         endpoint: The server; its `status` can be set.
-        telemetry: What `configure()` returned at the beginning.
+        telemetry: The pipeline, which `configure()` returned.
     """
 
     endpoint: RecordingEndpoint
     telemetry: Telemetry
-    _open: bool = field(default=True, repr=False)
+    _is_open: bool = field(default=True, repr=False)
 
     def _flush(self) -> None:
-        if self._open:
+        if self._is_open:
             flush(10)
 
     @property
@@ -237,13 +232,13 @@ class Recording:
 
     @property
     def traces(self) -> list[RecordedTrace]:
-        """All traces so far, by the start of their first span."""
+        """All traces so far, ordered by the start of their first span."""
         self._flush()
         return self.endpoint.traces
 
     @property
     def assessments(self) -> list[dict[str, Any]]:
-        """Feedback and expectations so far, as MLflow gets them."""
+        """All feedback and expectations so far, in MLflow's JSON format."""
         self._flush()
         return self.endpoint.assessments
 
@@ -252,48 +247,49 @@ class Recording:
         """The only trace.
 
         Raises:
-            LookupError: There is none, or several; the message shows them.
+            LookupError: There is no trace, or more than one; the message contains their span names.
         """
-        found = self.traces
-        if len(found) != 1:
-            raise LookupError(f"{len(found)} traces, not one: {[trace.tree for trace in found]}")
-        return found[0]
+        traces = self.traces
+        if len(traces) != 1:
+            raise LookupError(f"{len(traces)} traces, not one: {[trace.tree for trace in traces]}")
+        return traces[0]
 
     def clear(self) -> None:
-        """Forgets what was sent so far."""
+        """Flush, then delete all records."""
         self._flush()
         self.endpoint.clear()
 
 
-_OTHER_TARGETS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_TARGET_VARIABLES = ("MLFLOW_TRACKING_URI", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 @contextmanager
 def recording(**arguments: Any) -> Iterator[Recording]:
-    """Records what the code inside would send to MLflow; the network is not touched beyond the loopback.
+    """Record the spans of the code inside the `with` block, without any connection to another machine.
 
-    Calls `configure()`, and lets the app's own calls of it lead here as well, as long as they take the address from
-    the environment (`MLFLOW_TRACKING_URI` is set meanwhile). What was configured before ends with it.
+    Sets `MLFLOW_TRACKING_URI` for the time of the block and calls `configure()`. Calls of `configure()` in the
+    application also send to the recording, unless they pass an address. A pipeline that was configured before is
+    replaced.
 
     Args:
-        **arguments: Those of `configure()`, but for the target.
+        **arguments: Arguments of `configure()`, except those of the target.
+
+    Yields:
+        The recording.
     """
-    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", *_OTHER_TARGETS)}
     with RecordingEndpoint() as endpoint:
+        previous = {name: os.environ.pop(name, None) for name in _TARGET_VARIABLES}
         os.environ["MLFLOW_TRACKING_URI"] = endpoint.url
-        for name in _OTHER_TARGETS:
-            os.environ.pop(name, None)
         try:
             recorded = Recording(endpoint, configure(**arguments))
             try:
                 yield recorded
             finally:
                 recorded._flush()  # noqa: SLF001 - of this module
-                recorded._open = False  # noqa: SLF001
+                recorded._is_open = False  # noqa: SLF001
                 shutdown()
         finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
+            for name, value in previous.items():
+                os.environ.pop(name, None)
+                if value is not None:
                     os.environ[name] = value

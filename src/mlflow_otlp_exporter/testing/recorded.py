@@ -1,4 +1,4 @@
-"""Spans and traces as they came over the wire, for tests."""
+"""`RecordedSpan` and `RecordedTrace`: spans and traces as the exporter sent them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _STATUS = {0: "UNSET", 1: "OK", 2: "ERROR"}
 
 @dataclass(frozen=True)
 class RecordedSpan:
-    """A span as it came over the wire.
+    """A span as the exporter sent it.
 
     Attributes:
-        name: Its name.
-        trace_id: OpenTelemetry's trace id, in hex.
-        span_id: Its id, in hex.
-        parent_id: Its parent's id, in hex; empty for a root.
-        attributes: Its attributes; arrays are lists.
+        name: Name of the span.
+        trace_id: OpenTelemetry's trace id, in hexadecimal.
+        span_id: Id of the span, in hexadecimal.
+        parent_id: Id of the parent span, in hexadecimal; empty for a root span.
+        attributes: Attributes of the span; arrays are lists.
         events: Name and attributes of each event.
         status: `UNSET`, `OK` or `ERROR`.
-        message: What came with the status.
-        start: When it started, in nanoseconds since 1970.
-        end: When it ended.
-        scope: The name of the instrumentation that made it.
-        resource: The resource's attributes.
-        experiment: The experiment's name, or its id if it was given by id.
-        workspace: The workspace; None for the server's default.
-        run_id: The run that its trace is linked to.
+        message: Description of the status.
+        start: Start time, in nanoseconds since 1970.
+        end: End time, in nanoseconds since 1970.
+        scope: Name of the instrumentation scope.
+        resource: Attributes of the resource.
+        experiment: Name of the experiment; its id if the setting was an id.
+        workspace: Name of the workspace; None for the server's default.
+        run_id: Id of the run that the trace is linked to.
     """
 
     name: str
@@ -55,23 +55,23 @@ class RecordedSpan:
 
     @property
     def kind(self) -> str:
-        """OpenInference's kind, such as `AGENT`; empty if it has none."""
+        """OpenInference's span kind, such as `AGENT`; empty if the span has none."""
         return str(self.attributes.get(names.SPAN_KIND, ""))
 
     @property
     def inputs(self) -> Any:
-        """What went in: a text, or the value that its JSON stands for; None if nothing was kept."""
+        """The inputs: a text, or the parsed value if they are JSON; None if the span has none."""
         return self._value(names.INPUT_VALUE, names.INPUT_MIME_TYPE, names.SPAN_INPUTS)
 
     @property
     def outputs(self) -> Any:
-        """What came out, likewise."""
+        """The outputs: a text, or the parsed value if they are JSON; None if the span has none."""
         return self._value(names.OUTPUT_VALUE, names.OUTPUT_MIME_TYPE, names.SPAN_OUTPUTS)
 
     def _value(self, name: str, mime_type: str, mlflow: str) -> Any:
         if name in self.attributes:
             value, is_json = self.attributes[name], self.attributes.get(mime_type) == names.JSON
-        else:  # left out, as MLflow's own attribute has the same
+        else:  # removed (`compact`), because MLflow's attribute has the same content
             value = self.attributes.get(mlflow)
             is_json = isinstance(value, str) and value[:1] in ("{", "[", '"')
         if is_json:
@@ -82,33 +82,36 @@ class RecordedSpan:
 
 @dataclass(frozen=True)
 class RecordedTrace:
-    """A trace as it came over the wire, in however many requests.
+    """A trace as the exporter sent it, in one or more requests.
 
     Attributes:
-        spans: Its spans by their start.
+        spans: The spans, ordered by start time.
     """
 
     spans: Sequence[RecordedSpan]
 
     @property
     def trace_id(self) -> str:
-        """OpenTelemetry's trace id, in hex."""
+        """OpenTelemetry's trace id, in hexadecimal."""
         return self.spans[0].trace_id
 
     @property
     def root(self) -> RecordedSpan:
-        """The span whose parent is not among the recorded ones."""
-        known = {span.span_id for span in self.spans}
-        return next(span for span in self.spans if span.parent_id not in known)
+        """The first span whose parent was not recorded."""
+        span_ids = {span.span_id for span in self.spans}
+        return next(span for span in self.spans if span.parent_id not in span_ids)
 
     def span(self, name: str) -> RecordedSpan:
-        """The first span of a name.
+        """Return the first span with this name.
 
         Args:
-            name: The span's name.
+            name: Name of the span.
+
+        Returns:
+            The span.
 
         Raises:
-            LookupError: There is none; the message names those that there are.
+            LookupError: There is no such span; the message contains the names of all spans.
         """
         for span in self.spans:
             if span.name == name:
@@ -117,14 +120,14 @@ class RecordedTrace:
 
     @property
     def tree(self) -> list[str]:
-        """The names of all spans from the root down, two blanks deeper for each level."""
-        known = {span.span_id for span in self.spans}
-        below: dict[str, list[RecordedSpan]] = {}
+        """The names of all spans, depth first, indented by two spaces per level."""
+        span_ids = {span.span_id for span in self.spans}
+        children: dict[str, list[RecordedSpan]] = {}
         for span in self.spans:
-            below.setdefault(span.parent_id if span.parent_id in known else "", []).append(span)
+            children.setdefault(span.parent_id if span.parent_id in span_ids else "", []).append(span)
 
         def walk(parent: str, depth: int) -> Iterator[str]:
-            for span in below.get(parent, []):
+            for span in children.get(parent, []):
                 yield "  " * depth + span.name
                 yield from walk(span.span_id, depth + 1)
 
@@ -132,51 +135,46 @@ class RecordedTrace:
 
     @property
     def session(self) -> str | None:
-        """The session that any span names."""
-        return self._any(names.SESSION_ID)
+        """The session id of the first span that has one."""
+        return self._first_value(names.SESSION_ID)
 
     @property
     def user(self) -> str | None:
-        """The user that any span names."""
-        return self._any(names.USER_ID)
+        """The user id of the first span that has one."""
+        return self._first_value(names.USER_ID)
 
     @property
     def tags(self) -> dict[str, str]:
-        """The trace's tags, without those that MLflow keeps for itself."""
-        found = {name.removeprefix(names.TRACE_TAG): value for name, value in self.root.attributes.items()}
+        """The trace's tags, without those that MLflow reserves (`mlflow.`)."""
+        prefix = names.TRACE_TAG
         return {
-            name: str(value)
-            for name, value in found.items()
-            if names.TRACE_TAG + name in self.root.attributes and not name.startswith("mlflow.")
+            name.removeprefix(prefix): str(value)
+            for name, value in self.root.attributes.items()
+            if name.startswith(prefix) and not name.startswith(f"{prefix}mlflow.")
         }
 
-    def _any(self, name: str) -> str | None:
+    def _first_value(self, name: str) -> str | None:
         return next((str(span.attributes[name]) for span in self.spans if name in span.attributes), None)
 
 
-def recorded_spans(body: bytes, destination: Mapping[str, Any]) -> list[RecordedSpan]:
-    """The spans of a request.
-
-    Args:
-        body: An `ExportTraceServiceRequest`.
-        destination: Experiment, workspace and run.
-    """
+def parse_spans(body: bytes, destination: Mapping[str, Any]) -> list[RecordedSpan]:
+    """Return the spans of an encoded `ExportTraceServiceRequest`; `destination` is experiment, workspace and run."""
     return [
-        _span(span, scope.scope.name, _pairs(resource.resource.attributes), destination)
+        _parse_span(span, scope.scope.name, _to_dict(resource.resource.attributes), destination)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
     ]
 
 
-def _span(span: Any, scope: str, resource: Mapping[str, Any], destination: Mapping[str, Any]) -> RecordedSpan:
+def _parse_span(span: Any, scope: str, resource: Mapping[str, Any], destination: Mapping[str, Any]) -> RecordedSpan:
     return RecordedSpan(
         name=span.name,
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         parent_id=span.parent_span_id.hex(),
-        attributes=_pairs(span.attributes),
-        events=[(event.name, _pairs(event.attributes)) for event in span.events],
+        attributes=_to_dict(span.attributes),
+        events=[(event.name, _to_dict(event.attributes)) for event in span.events],
         status=_STATUS[span.status.code],
         message=span.status.message,
         start=span.start_time_unix_nano,
@@ -187,15 +185,15 @@ def _span(span: Any, scope: str, resource: Mapping[str, Any], destination: Mappi
     )
 
 
-def _pairs(items: Any) -> dict[str, Any]:
-    return {item.key: _plain(item.value) for item in items}
+def _to_dict(items: Any) -> dict[str, Any]:
+    return {item.key: _to_value(item.value) for item in items}
 
 
-def _plain(value: Any) -> Any:
-    which = value.WhichOneof("value")
-    if which is None:
+def _to_value(value: Any) -> Any:
+    kind = value.WhichOneof("value")
+    if kind is None:
         return None
-    found = getattr(value, which)
-    if which == "array_value":
-        return [_plain(item) for item in found.values]
-    return _pairs(found.values) if which == "kvlist_value" else found
+    content = getattr(value, kind)
+    if kind == "array_value":
+        return [_to_value(item) for item in content.values]
+    return _to_dict(content.values) if kind == "kvlist_value" else content
