@@ -1,4 +1,4 @@
-"""Requests taken apart: what comes out is what went in, and anything else is told from it."""
+"""Decoding requests: a lossless round trip, and rejection of other content."""
 
 import pytest
 from hypothesis import given
@@ -18,9 +18,9 @@ SCOPES = [None, InstrumentationScope("s", "1", "https://scope"), Instrumentation
 
 
 @st.composite
-def spans(draw: st.DrawFn) -> list[EncodedSpan]:
+def encoded_spans(draw: st.DrawFn) -> list[EncodedSpan]:
     encoder = SpanEncoder()
-    found = []
+    decoded = []
     for number in range(draw(st.integers(0, 8))):
         state = TraceState([("k", "v")]) if draw(st.booleans()) else None
         context = SpanContext(draw(st.integers(1, 2**128 - 1)), number + 1, False, trace_state=state)
@@ -28,26 +28,26 @@ def spans(draw: st.DrawFn) -> list[EncodedSpan]:
         text = "t" * draw(st.sampled_from([0, 5, 127, 128, 20_000]))
         resource, scope = draw(st.sampled_from(RESOURCES)), draw(st.sampled_from(SCOPES))
         span = ReadableSpan("n", context, parent, resource, {"text": text}, instrumentation_scope=scope)
-        found.append(encoder.encode(span))
-    return found
+        decoded.append(encoder.encode(span))
+    return decoded
 
 
-@given(spans())
-def test_what_was_assembled_comes_apart_again(encoded: list[EncodedSpan]) -> None:
+@given(encoded_spans())
+def test_decode_request_reverses_encode_request(encoded: list[EncodedSpan]) -> None:
     body = encode_request(encoded)
-    found = decode_request(body)
-    assert sorted(found) == sorted(encoded)
-    assert encode_request(found) == body
+    decoded = decode_request(body)
+    assert sorted(decoded) == sorted(encoded)
+    assert encode_request(decoded) == body
 
 
-def test_spans_of_every_kind_come_apart_again() -> None:
+def test_decode_request_reverses_encode_request_for_all_kinds_of_spans() -> None:
     encoder = SpanEncoder()
     encoded = [encoder.encode(span) for span in [*ended(3, children=2), *poisonous()]]
     assert decode_request(encode_request(encoded)) == encoded
 
 
 @given(st.binary(max_size=200))
-def test_anything_else_is_told_from_a_request(content: bytes) -> None:
+def test_decode_random_content_raises_only_value_error(content: bytes) -> None:
     try:
         decode_request(content)
     except ValueError:
@@ -59,6 +59,6 @@ def test_anything_else_is_told_from_a_request(content: bytes) -> None:
     [b"\x0a", b"\x0a\x05ab", b"\x12\x00", b"\x0a\x02\x2a\x00", b"\x0a\x04\x12\x02\x12\x00", b"\xff" * 11, b"\x0b"],
     ids=["no length", "cut off", "not a request", "not a group", "a span without ids", "endless number", "no field"],
 )
-def test_broken_requests(content: bytes) -> None:
+def test_decode_invalid_request_raises(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         decode_request(content)

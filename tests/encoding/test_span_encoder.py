@@ -1,4 +1,4 @@
-"""The encoder: equal to upstream's for all that upstream can encode, and valid for the rest."""
+"""The encoder: equal to upstream's for everything that upstream can encode, and valid for other values."""
 
 import enum
 import math
@@ -32,10 +32,10 @@ SCALARS = (
     | TEXTS
     | st.binary(max_size=200)
 )
-# None and mappings inside of values: since 1.45; before, upstream drops the attribute, and is not asked then.
+# None and mappings inside values: upstream encodes them since 1.45; older versions drop the attribute.
 VALUES = st.recursive(
     SCALARS | st.none(),
-    lambda inner: st.lists(inner, max_size=4).map(tuple) | st.dictionaries(TEXTS, inner, max_size=4),
+    lambda children: st.lists(children, max_size=4).map(tuple) | st.dictionaries(TEXTS, children, max_size=4),
     max_leaves=10,
 )
 KEYS = st.text(min_size=1, max_size=200)
@@ -48,13 +48,13 @@ def contexts(states: st.SearchStrategy[TraceState] = STATES) -> st.SearchStrateg
 
 
 def can_be_encoded(value: Any) -> bool:
-    """Whether this upstream encodes it: 1.30 knows no None, and drops the attribute."""
+    """Whether this version of upstream encodes the value: 1.30 drops attributes with None."""
     if _upstream_knows_none():
         return True
     if isinstance(value, Mapping):
-        return all(can_be_encoded(each) for each in value.values())
+        return all(can_be_encoded(item) for item in value.values())
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return all(can_be_encoded(each) for each in value)
+        return all(can_be_encoded(item) for item in value)
     return value is not None
 
 
@@ -62,12 +62,12 @@ def _upstream_knows_none() -> bool:
     if not hasattr(_upstream_knows_none, "known"):
         probe = ReadableSpan("x", SpanContext(1, 1, False), attributes={"a": (None,)}, resource=Resource({}))
         spans = encode_spans([probe]).resource_spans[0].scope_spans[0].spans
-        _upstream_knows_none.known = bool(spans[0].attributes)  # type: ignore[attr-defined]
-    return bool(_upstream_knows_none.known)  # type: ignore[attr-defined]
+        _upstream_knows_none.is_known = bool(spans[0].attributes)  # type: ignore[attr-defined]
+    return bool(_upstream_knows_none.is_known)  # type: ignore[attr-defined]
 
 
 ATTRIBUTES = st.dictionaries(KEYS, VALUES.filter(can_be_encoded), max_size=6)
-# Without a trace state, which upstream leaves out of links; see the test of its own below.
+# Without a trace state, which upstream omits from links; another test covers it.
 LINKS = st.builds(Link, contexts(st.just(TraceState())), ATTRIBUTES)
 EVENTS = st.builds(Event, TEXTS, ATTRIBUTES, TIMES)
 STATUSES = st.builds(Status, st.just(StatusCode.ERROR), st.none() | TEXTS) | st.sampled_from(
@@ -92,31 +92,31 @@ SPANS = st.builds(
 )
 
 
-def ours(spans: Sequence[ReadableSpan], encoder: SpanEncoder | None = None) -> ExportTraceServiceRequest:
+def encode_with_ours(spans: Sequence[ReadableSpan], encoder: SpanEncoder | None = None) -> ExportTraceServiceRequest:
     encoder = encoder or SpanEncoder()
     return ExportTraceServiceRequest.FromString(encode_request([encoder.encode(span) for span in spans]))
 
 
-def only(request: ExportTraceServiceRequest) -> Span:
+def get_single_span(request: ExportTraceServiceRequest) -> Span:
     return request.resource_spans[0].scope_spans[0].spans[0]
 
 
 def text_of(message: Any) -> str:
-    # NaN is not equal to itself, in protobuf neither: their texts are.
+    # NaN is not equal to itself, also in protobuf; the texts are equal.
     return str(message)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SPANS, min_size=1, max_size=5))
-def test_equal_to_upstreams(spans: list[ReadableSpan]) -> None:
+def test_encode_equals_upstream(spans: list[ReadableSpan]) -> None:
     encoder = SpanEncoder()
-    assert text_of(ours(spans, encoder)) == text_of(encode_spans(spans))
+    assert text_of(encode_with_ours(spans, encoder)) == text_of(encode_spans(spans))
     assert (encoder.repairs.repaired, encoder.repairs.left_out) == (0, 0)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(SPANS, min_size=1, max_size=3))
-def test_caches_change_nothing(spans: list[ReadableSpan]) -> None:
+def test_encode_with_warm_caches_is_unchanged(spans: list[ReadableSpan]) -> None:
     encoder = SpanEncoder()
     first = encode_request([encoder.encode(span) for span in spans])
     assert encode_request([encoder.encode(span) for span in spans]) == first
@@ -125,15 +125,15 @@ def test_caches_change_nothing(spans: list[ReadableSpan]) -> None:
 ODD_TEXTS = st.text(alphabet=st.characters(), max_size=20) | st.just("\ud800") | st.just("a\udfffb\ud83d\ude00")
 ODD_VALUES = st.recursive(
     ODD_TEXTS | st.integers(-(2**80), 2**80) | st.just(object()) | st.just({1, 2}) | st.just(3j) | st.binary(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.integers() | ODD_TEXTS, inner, max_size=3),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.integers() | ODD_TEXTS, children, max_size=3),
     max_leaves=6,
 )
 
 
 @settings(max_examples=200, deadline=None)
 @given(ODD_TEXTS, st.dictionaries(ODD_TEXTS, ODD_VALUES, max_size=4))
-def test_what_upstream_cannot_encode_still_makes_a_valid_request(name: str, attributes: dict[str, Any]) -> None:
-    odd = ReadableSpan(
+def test_encode_values_that_upstream_rejects_makes_a_valid_request(name: str, attributes: dict[str, Any]) -> None:
+    malformed = ReadableSpan(
         name,
         SpanContext(1, 2, False),
         resource=Resource({}),
@@ -145,9 +145,9 @@ def test_what_upstream_cannot_encode_still_makes_a_valid_request(name: str, attr
         end_time=-1,
     )
     good = ReadableSpan("good", SpanContext(5, 6, False), resource=Resource({}), attributes={"a": 1})
-    found = ours([odd, good]).resource_spans[0].scope_spans[0].spans
-    assert [len(found), found[1].name, found[1].attributes[0].value.int_value] == [2, "good", 1]
-    assert (found[0].start_time_unix_nano, found[0].end_time_unix_nano) == (2**63 - 1, 0)
+    result = encode_with_ours([malformed, good]).resource_spans[0].scope_spans[0].spans
+    assert [len(result), result[1].name, result[1].attributes[0].value.int_value] == [2, "good", 1]
+    assert (result[0].start_time_unix_nano, result[0].end_time_unix_nano) == (2**63 - 1, 0)
 
 
 class Color(enum.IntEnum):
@@ -195,12 +195,12 @@ CASES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "expected"), CASES, ids=lambda each: str(each)[:30])
-def test_value(value: Any, expected: str) -> None:
+@pytest.mark.parametrize(("value", "expected"), CASES, ids=lambda item: str(item)[:30])
+def test_encode_value_of_each_type(value: Any, expected: str) -> None:
     encoder = SpanEncoder()
     (span,) = finished("a")
     body = encode_request([encoder.encode(span, {"key": value})])
-    (attribute,) = only(ExportTraceServiceRequest.FromString(body)).attributes
+    (attribute,) = get_single_span(ExportTraceServiceRequest.FromString(body)).attributes
     assert attribute.key == "key"
     assert " ".join(str(attribute.value).split()) == expected
     assert encoder.repairs.repaired == encoder.repairs.left_out == 0
@@ -216,81 +216,81 @@ REPAIRED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("value", "expected"), REPAIRED, ids=range(len(REPAIRED)))
-def test_value_is_repaired_and_counted(value: Any, expected: str) -> None:
+def test_encode_unencodable_value_repairs_and_counts_it(value: Any, expected: str) -> None:
     encoder = SpanEncoder()
     body = encode_request([encoder.encode(finished("a")[0], {"key": value})])
-    assert only(ExportTraceServiceRequest.FromString(body)).attributes[0].value.string_value == expected
+    assert get_single_span(ExportTraceServiceRequest.FromString(body)).attributes[0].value.string_value == expected
     assert (encoder.repairs.repaired, encoder.repairs.left_out) == (1, 0)
 
 
-def nested(depth: int) -> Any:
+def nest(depth: int) -> Any:
     value: Any = "leaf"
     for _ in range(depth):
         value = {"a": value}
     return value
 
 
-def endless() -> list[Any]:
+def create_endless_list() -> list[Any]:
     value: list[Any] = []
     value.append(value)
     return value
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, 3j, [object()], {"a": object()}, nested(25), endless()], ids=range(7)
+    "value", [object(), {1, 2}, 3j, [object()], {"a": object()}, nest(25), create_endless_list()], ids=range(7)
 )
-def test_value_is_left_out_and_counted(value: Any) -> None:
+def test_encode_unsupported_value_omits_and_counts_it(value: Any) -> None:
     encoder = SpanEncoder()
     body = encode_request([encoder.encode(finished("a")[0], {"bad": value, "good": 1})])
-    assert [each.key for each in only(ExportTraceServiceRequest.FromString(body)).attributes] == ["good"]
+    assert [item.key for item in get_single_span(ExportTraceServiceRequest.FromString(body)).attributes] == ["good"]
     assert (encoder.repairs.repaired, encoder.repairs.left_out) == (0, 1)
 
 
-def test_deepest_nesting_that_is_kept_is_one_that_parsers_take() -> None:
+def test_encode_deepest_nesting_can_be_parsed() -> None:
     encoder = SpanEncoder()
-    body = encode_request([encoder.encode(finished("a")[0], {"deep": nested(24)})])
-    assert only(ExportTraceServiceRequest.FromString(body)).attributes[0].key == "deep"
+    body = encode_request([encoder.encode(finished("a")[0], {"deep": nest(24)})])
+    assert get_single_span(ExportTraceServiceRequest.FromString(body)).attributes[0].key == "deep"
 
 
-def test_attributes_in_the_place_of_the_spans_own() -> None:
+def test_encode_with_attributes_replaces_those_of_the_span() -> None:
     (span,) = finished("a")
     body = encode_request([SpanEncoder().encode(span, {"x": "y"})])
-    found = only(ExportTraceServiceRequest.FromString(body))
-    assert [(each.key, each.value.string_value) for each in found.attributes] == [("x", "y")]
+    result = get_single_span(ExportTraceServiceRequest.FromString(body))
+    assert [(item.key, item.value.string_value) for item in result.attributes] == [("x", "y")]
 
 
-def test_trace_state_of_a_link_is_kept() -> None:
+def test_encode_link_keeps_trace_state() -> None:
     linked = SpanContext(3, 4, True, trace_state=TraceState([("vendor", "1")]))
     span = ReadableSpan("a", SpanContext(1, 2, False), resource=Resource({}), links=[Link(linked)])
-    (link,) = only(ours([span])).links
+    (link,) = get_single_span(encode_with_ours([span])).links
     assert (link.trace_state, link.flags) == ("vendor=1", 0x300)
 
 
-def test_scope_attributes_and_schema_urls() -> None:
+def test_encode_keeps_scope_attributes_and_schema_urls() -> None:
     scope = InstrumentationScope("x", "1", "https://schema/scope", {"a": 1})
     span = ReadableSpan(
         "a", SpanContext(1, 2, False), resource=Resource({}, "https://schema/resource"), instrumentation_scope=scope
     )
-    found = ours([span]).resource_spans[0]
-    assert (found.schema_url, found.scope_spans[0].schema_url) == ("https://schema/resource", "https://schema/scope")
-    assert found.scope_spans[0].scope.attributes[0].key == "a"
+    result = encode_with_ours([span]).resource_spans[0]
+    assert (result.schema_url, result.scope_spans[0].schema_url) == ("https://schema/resource", "https://schema/scope")
+    assert result.scope_spans[0].scope.attributes[0].key == "a"
 
 
-def test_counts_of_what_the_sdk_dropped() -> None:
+def test_encode_keeps_dropped_counts() -> None:
     limits = SpanLimits(max_attributes=1, max_events=1, max_links=1, max_event_attributes=1, max_link_attributes=1)
     provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
-    links = [Link(SpanContext(each, 1, False), {"a": 1, "b": 2}) for each in (1, 2)]
+    links = [Link(SpanContext(item, 1, False), {"a": 1, "b": 2}) for item in (1, 2)]
     span = provider.get_tracer("x").start_span("a", attributes={"a": 1, "b": 2}, links=links)
     for name in "xy":
         span.add_event(name, {"a": 1, "b": 2})
     span.end()
     assert isinstance(span, ReadableSpan)
     provider.shutdown()
-    assert text_of(ours([span])) == text_of(encode_spans([span]))
-    assert only(ours([span])).dropped_attributes_count == 1
+    assert text_of(encode_with_ours([span])) == text_of(encode_spans([span]))
+    assert get_single_span(encode_with_ours([span])).dropped_attributes_count == 1
 
 
-def test_caches_are_bounded() -> None:
+def test_encoder_caches_are_bounded() -> None:
     encoder = SpanEncoder()
     (span,) = finished("a")
     for number in range(5000):
@@ -301,7 +301,7 @@ def test_caches_are_bounded() -> None:
     assert len(encoder._resources) <= 256
 
 
-def test_threads_may_share_an_encoder() -> None:
+def test_encode_in_threads_is_unchanged() -> None:
     encoder, spans = SpanEncoder(), finished(*(f"span {number}" for number in range(50)))
     expected = [SpanEncoder().encode(span) for span in spans]
     wrong: list[int] = []

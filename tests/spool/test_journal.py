@@ -1,4 +1,4 @@
-"""The journal of every span: what it has survives a killed process, and what has an outcome is forgotten."""
+"""The journal of ended spans: round trips of its lines, rotation, and recovery after a kill."""
 
 import json
 import os
@@ -39,17 +39,19 @@ from support.children import in_child
 from support.spans import LIMITED, finished, limited, lost
 from support.traces import ended, poisonous
 
-values = st.recursive(
+VALUES = st.recursive(
     st.text(max_size=9) | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.binary(max_size=9),
-    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda children: (
+        st.lists(children, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=4), children, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
-attributes = st.dictionaries(st.text(min_size=1, max_size=6), values, max_size=4)
-times = st.integers(0, 2**63)
-counts = st.just(0) | st.integers(0, 2**31)
-contexts = st.builds(
+ATTRIBUTES = st.dictionaries(st.text(min_size=1, max_size=6), VALUES, max_size=4)
+TIMES = st.integers(0, 2**63)
+COUNTS = st.just(0) | st.integers(0, 2**31)
+CONTEXTS = st.builds(
     SpanContext,
     st.integers(1, 2**128 - 1),
     st.integers(1, 2**64 - 1),
@@ -57,23 +59,23 @@ contexts = st.builds(
     st.sampled_from([TraceFlags(0), TraceFlags(1)]),
     st.sampled_from([TraceState(), TraceState([("vendor", "x"), ("other", "a=b")])]),
 )
-spans = st.builds(
+SPANS = st.builds(
     SpanData,
-    st.builds(DroppedCounts, counts, counts, counts),
+    st.builds(DroppedCounts, COUNTS, COUNTS, COUNTS),
     name=st.text(max_size=9),
-    context=contexts,
-    parent=st.none() | contexts,
+    context=CONTEXTS,
+    parent=st.none() | CONTEXTS,
     resource=st.sampled_from([Resource({}), Resource({"service.name": "a"}, "https://schema")]),
-    attributes=attributes,
-    events=st.lists(st.builds(EventData, st.text(max_size=5), attributes, times, counts), max_size=2),
-    links=st.lists(st.builds(LinkData, contexts, attributes, counts), max_size=2),
+    attributes=ATTRIBUTES,
+    events=st.lists(st.builds(EventData, st.text(max_size=5), ATTRIBUTES, TIMES, COUNTS), max_size=2),
+    links=st.lists(st.builds(LinkData, CONTEXTS, ATTRIBUTES, COUNTS), max_size=2),
     kind=st.sampled_from(SpanKind),
     instrumentation_scope=st.sampled_from(
         [None, InstrumentationScope("s"), InstrumentationScope("s", "1", "u", {"k": "v"})]
     ),
     status=st.sampled_from([Status(StatusCode.OK), Status(), Status(StatusCode.ERROR, "why")]),
-    start_time=st.none() | times,
-    end_time=times,
+    start_time=st.none() | TIMES,
+    end_time=TIMES,
 )
 
 
@@ -81,12 +83,11 @@ def read_back(span: ReadableSpan) -> ReadableSpan:
     content = encode_line(build_owner_record(span.resource, 0)) + encode_line(
         build_owner_record(span.instrumentation_scope, 1)
     )
-    owner, scope, found = parse_lines(content + encode_line(build_span_record(span, 0, 1)))
-    return parse_span(found, {0: owner, 1: scope})
+    resource_record, scope_record, span_record = parse_lines(content + encode_line(build_span_record(span, 0, 1)))
+    return parse_span(span_record, {0: resource_record, 1: scope_record})
 
 
-def all_of(span: ReadableSpan) -> dict[str, object]:
-    """All that a span tells of itself."""
+def describe_span(span: ReadableSpan) -> dict[str, object]:
     return {
         "name": span.name,
         "context": span.context,
@@ -95,30 +96,30 @@ def all_of(span: ReadableSpan) -> dict[str, object]:
         "times": (span.start_time, span.end_time),
         "status": (span.status.status_code, span.status.description),
         "attributes": dict(span.attributes or {}),
-        "events": [(each.name, each.timestamp, dict(each.attributes or {})) for each in span.events],
-        "links": [(each.context, dict(each.attributes or {})) for each in span.links],
+        "events": [(event.name, event.timestamp, dict(event.attributes or {})) for event in span.events],
+        "links": [(link.context, dict(link.attributes or {})) for link in span.links],
         "resource": span.resource,
         "scope": span.instrumentation_scope,
         "lost": lost(span),
     }
 
 
-@given(spans)
-def test_a_span_comes_back_as_it_was(span: ReadableSpan) -> None:
-    again = read_back(span)
-    assert all_of(again) == all_of(span)
-    assert SpanEncoder().encode(again) == SpanEncoder().encode(span)
+@given(SPANS)
+def test_span_round_trip_is_lossless(span: ReadableSpan) -> None:
+    restored = read_back(span)
+    assert describe_span(restored) == describe_span(span)
+    assert SpanEncoder().encode(restored) == SpanEncoder().encode(span)
 
 
-def test_what_the_sdks_limits_have_cost_comes_back() -> None:
+def test_dropped_counts_round_trip_is_lossless() -> None:
     span = limited()
-    again = read_back(span)
-    assert all_of(again) == all_of(span)
-    assert SpanEncoder().encode(again) == SpanEncoder().encode(span)
-    assert lost(again) == LIMITED
+    restored = read_back(span)
+    assert describe_span(restored) == describe_span(span)
+    assert SpanEncoder().encode(restored) == SpanEncoder().encode(span)
+    assert lost(restored) == LIMITED
 
 
-def test_where_nothing_was_dropped_nothing_is_written_of_it() -> None:
+def test_span_record_without_drops_has_no_counts() -> None:
     span = SpanData(
         DroppedCounts(),
         name="a",
@@ -133,68 +134,74 @@ def test_where_nothing_was_dropped_nothing_is_written_of_it() -> None:
     ]
 
 
-# What 0.1.0 has written before it kept what was dropped, and what a version to come may add.
+# Records of 0.1.0 before it wrote dropped counts, and of a newer version that adds values.
 ROUTE = ["workspace", "experiment", None, None]
 SPAN = ["span", 0, 1, [1, 2, False, 1], None, "a", 0, 5, 6, {"b": "c"}, [0, None]]
 LINK = [3, 4, True, 0]
-BEFORE: list[list[Any]] = [
+OLDER_RECORDS: list[list[Any]] = [
     ["owner", 0, {"service.name": "a"}, ""],
     ["owner", 1, "scope", "1", None, {}],
     [*SPAN, [["d", 5, {}]], [[LINK, {}]], ROUTE],
 ]
-LATER: list[list[Any]] = [
-    [*BEFORE[0], "?"],
-    [*BEFORE[1], {"?": "?"}],
+NEWER_RECORDS: list[list[Any]] = [
+    [*OLDER_RECORDS[0], "?"],
+    [*OLDER_RECORDS[1], {"?": "?"}],
     [*SPAN, [["d", 5, {}, 7, "?"]], [[[*LINK, [], "?"], {}, 8, ["?"]]], ROUTE, [1, 2, 3, "?"], "?"],
 ]
-SILENT = [*BEFORE[:2], [*BEFORE[2], None, "?"]]
+NEWER_RECORDS_WITHOUT_DROPPED = [*OLDER_RECORDS[:2], [*OLDER_RECORDS[2], None, "?"]]
 
 
 @pytest.mark.parametrize(
-    ("written", "dropped"),
-    [(BEFORE, (0, 0, 0, 0, 0)), (LATER, (1, 2, 3, 7, 8)), (SILENT, (0, 0, 0, 0, 0))],
+    ("records", "dropped"),
+    [
+        (OLDER_RECORDS, (0, 0, 0, 0, 0)),
+        (NEWER_RECORDS, (1, 2, 3, 7, 8)),
+        (NEWER_RECORDS_WITHOUT_DROPPED, (0, 0, 0, 0, 0)),
+    ],
     ids=["before", "later", "later, with nothing dropped"],
 )
-def test_other_versions_journals_are_read(written: list[list[Any]], dropped: tuple[int, ...]) -> None:
-    owner, scope, record = parse_lines(b"".join(map(encode_line, written)))
-    span = parse_span(record, {0: owner, 1: scope})
+def test_journals_of_other_versions_are_parsed(records: list[list[Any]], dropped: tuple[int, ...]) -> None:
+    resource_record, scope_record, record = parse_lines(b"".join(map(encode_line, records)))
+    span = parse_span(record, {0: resource_record, 1: scope_record})
     assert lost(span) == dropped
-    assert all_of(span) == all_of(parse_span(BEFORE[2], dict(enumerate(BEFORE)))) | {"lost": dropped}
+    assert describe_span(span) == describe_span(parse_span(OLDER_RECORDS[2], dict(enumerate(OLDER_RECORDS)))) | {
+        "lost": dropped
+    }
     assert parse_route(record) == tuple(ROUTE)
 
 
-def test_what_another_version_says_of_all_is_read() -> None:
+def test_header_of_newer_version_is_parsed() -> None:
     assert parse_header([*build_header_record(JournalHeader(is_redacted=True)), "?"]) == JournalHeader(is_redacted=True)
 
 
-def test_a_destination_of_another_kind_is_no_destination() -> None:
-    """With a part of it another tenant might get the spans."""
+def test_route_of_unknown_shape_raises() -> None:
+    """With a partial route, another tenant might get the spans."""
     with pytest.raises(TypeError):
         parse_header(["origins", [*ROUTE, "?"], False, []])
     with pytest.raises(TypeError):
-        parse_route([*BEFORE[2][:-1], [*ROUTE, "?"]])
+        parse_route([*OLDER_RECORDS[2][:-1], [*ROUTE, "?"]])
 
 
-def test_odd_spans_come_back() -> None:
+def test_malformed_spans_round_trip_keeps_name_and_context() -> None:
     for span in [*poisonous(), *ended(1, children=1)]:
-        again = read_back(span)
-        assert (again.name.encode("utf-8", "replace"), again.context) == (
+        restored = read_back(span)
+        assert (restored.name.encode("utf-8", "replace"), restored.context) == (
             span.name.encode("utf-8", "replace"),
             span.context,
         )
 
 
 @given(st.data())
-def test_a_damaged_line_spoils_no_other(data: st.DataObject) -> None:
+def test_damaged_line_affects_no_other_line(data: st.DataObject) -> None:
     lines = [encode_line(["span", number, "x" * 20]) for number in range(4)]
-    broken = bytearray(lines[1])
-    position = data.draw(st.integers(1, len(broken) - 2))
-    broken[position] = data.draw(st.sampled_from(b"\n\x00\xff ax0").filter(lambda byte: byte != broken[position]))
-    content = lines[0] + bytes(broken[: data.draw(st.integers(1, len(broken)))]) + lines[2] + lines[3]
-    assert [found[1] for found in parse_lines(content) if found[1] != 1] == [0, 2, 3]
+    damaged = bytearray(lines[1])
+    position = data.draw(st.integers(1, len(damaged) - 2))
+    damaged[position] = data.draw(st.sampled_from(b"\n\x00\xff ax0").filter(lambda byte: byte != damaged[position]))
+    content = lines[0] + bytes(damaged[: data.draw(st.integers(1, len(damaged)))]) + lines[2] + lines[3]
+    assert [record[1] for record in parse_lines(content) if record[1] != 1] == [0, 2, 3]
 
 
-def test_endless_nesting_is_told() -> None:
+def test_endless_nesting_raises_value_error() -> None:
     endless: list[object] = []
     endless.append(endless)
     with pytest.raises(ValueError, match="nested"):
@@ -208,25 +215,25 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def journal(folder: Path) -> Iterator[Journal]:
-    made = Journal(lambda: folder, ProblemLog())
-    yield made
-    made.close()
+    journal = Journal(lambda: folder, ProblemLog())
+    yield journal
+    journal.close()
 
 
-def names(folder: Path) -> list[str]:
-    found = []
-    for orphan in find_abandoned_journals(folder, "nobody"):
-        found += [span.name for trace in orphan.read_traces() for span in trace.spans.values()]
-        orphan.release_files()
-    return sorted(found)
+def read_names(folder: Path) -> list[str]:
+    names = []
+    for abandoned in find_abandoned_journals(folder, "no process"):
+        names += [span.name for trace in abandoned.read_traces() for span in trace.spans.values()]
+        abandoned.release_files()
+    return sorted(names)
 
 
-def key(span: ReadableSpan) -> tuple[int, int]:
+def get_key(span: ReadableSpan) -> tuple[int, int]:
     return span.context.trace_id, span.context.span_id
 
 
-def killed(folder: Path, code: str) -> None:
-    """Runs code with a journal `j` and spans `s`, and kills it with -9."""
+def run_and_kill(folder: Path, code: str) -> None:
+    """Run code with a journal `j` and spans `s`, and kill the process with -9."""
     start = (
         "import os, signal, sys; from pathlib import Path\n"
         "from mlflow_otlp_exporter._internal.spool.journal import Journal\n"
@@ -236,37 +243,37 @@ def killed(folder: Path, code: str) -> None:
         "key = lambda span: (span.context.trace_id, span.context.span_id)\n"
         "[j.append(span) for span in s]\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", start + code + "\nos.kill(os.getpid(), signal.SIGKILL)", str(folder)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         check=False,
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    assert (process.returncode, process.stderr) == (-signal.SIGKILL, "")
 
 
-def test_what_ended_before_a_kill_is_found(folder: Path) -> None:
+def test_spans_ended_before_a_kill_are_recovered(folder: Path) -> None:
     folder.mkdir()
-    killed(folder, "")
-    assert names(folder) == ["a", "b", "c"]
-    killed(folder, "j.acknowledge([key(s[0])])")
-    assert names(folder) == ["a", "b", "b", "c", "c"]
-    for orphan in find_abandoned_journals(folder, "nobody"):
-        orphan.remove_files()
+    run_and_kill(folder, "")
+    assert read_names(folder) == ["a", "b", "c"]
+    run_and_kill(folder, "j.acknowledge([key(s[0])])")
+    assert read_names(folder) == ["a", "b", "b", "c", "c"]
+    for abandoned in find_abandoned_journals(folder, "no process"):
+        abandoned.remove_files()
     assert list(folder.iterdir()) == []
 
 
-def test_the_living_are_left_alone(journal: Journal, folder: Path) -> None:
+def test_journal_of_running_process_is_not_abandoned(journal: Journal, folder: Path) -> None:
     journal.append(finished("a")[0])
-    assert names(folder) == []
+    assert read_names(folder) == []
     assert list(find_abandoned_journals(folder, journal.unique)) == []
     assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())] == [0o700, 0o600]
     journal.close()
-    assert names(folder) == ["a"]
+    assert read_names(folder) == ["a"]
 
 
-def test_a_file_goes_when_it_is_full_and_nothing_in_it_waits(
+def test_rotate_removes_full_files_without_pending_spans(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "_MAX_SEGMENT_BYTES", 10)
@@ -275,59 +282,59 @@ def test_a_file_goes_when_it_is_full_and_nothing_in_it_waits(
         journal.append(span)
         journal.rotate()
     assert len(list(folder.iterdir())) == 3
-    journal.acknowledge([key(b)])
+    journal.acknowledge([get_key(b)])
     journal.rotate()
-    assert len(list(folder.iterdir())) == 3  # in their order only
-    journal.acknowledge([key(a)])
+    assert len(list(folder.iterdir())) == 3  # the oldest first only
+    journal.acknowledge([get_key(a)])
     journal.rotate()
     assert len(list(folder.iterdir())) == 1
     journal.close()
-    assert names(folder) == ["c"]
+    assert read_names(folder) == ["c"]
 
 
-def test_nothing_is_left_when_all_have_an_outcome(journal: Journal, folder: Path) -> None:
-    found = finished("a", "b")
-    for span in found:
+def test_close_removes_files_when_all_spans_are_acknowledged(journal: Journal, folder: Path) -> None:
+    spans = finished("a", "b")
+    for span in spans:
         journal.append(span)
-    journal.acknowledge(map(key, found))
-    journal.acknowledge(map(key, finished("unknown")))
+    journal.acknowledge(map(get_key, spans))
+    journal.acknowledge(map(get_key, finished("unknown")))
     journal.close()
     assert list(folder.iterdir()) == []
 
 
-def test_many_threads_write_while_files_come_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_append_in_threads_during_rotation_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_MAX_SEGMENT_BYTES", 2000)
     monkeypatch.setattr(journal_module, "_MAX_SEGMENTS", 10_000)
     journal = Journal(lambda: folder, ProblemLog())
-    kept: list[ReadableSpan] = []
-    found = finished(*map(str, range(2000)))
+    pending: list[ReadableSpan] = []
+    spans = finished(*map(str, range(2000)))
     stop = threading.Event()
 
     def write(part: list[ReadableSpan]) -> None:
         for number, span in enumerate(part):
             journal.append(span)
             if number % 5:
-                journal.acknowledge([key(span)])
+                journal.acknowledge([get_key(span)])
             else:
-                kept.append(span)
+                pending.append(span)
 
-    def turn() -> None:
+    def rotate() -> None:
         while not stop.is_set():
             journal.rotate()
 
-    turner = threading.Thread(target=turn)
-    writers = [threading.Thread(target=write, args=(found[start::4],)) for start in range(4)]
-    for thread in (turner, *writers):
+    rotator = threading.Thread(target=rotate)
+    writers = [threading.Thread(target=write, args=(spans[start::4],)) for start in range(4)]
+    for thread in (rotator, *writers):
         thread.start()
     for thread in writers:
         thread.join()
     stop.set()
-    turner.join()
+    rotator.join()
     journal.close()
-    assert names(folder) == sorted(span.name for span in kept)
+    assert read_names(folder) == sorted(span.name for span in pending)
 
 
-def test_a_forked_child_writes_to_files_of_its_own(journal: Journal, folder: Path) -> None:
+def test_forked_child_writes_its_own_files(journal: Journal, folder: Path) -> None:
     a, b, c = finished("a", "b", "c")
     journal.append(a)
 
@@ -337,10 +344,10 @@ def test_a_forked_child_writes_to_files_of_its_own(journal: Journal, folder: Pat
 
     assert in_child(child)
     journal.append(c)
-    assert names(folder) == ["b"]
+    assert read_names(folder) == ["b"]
 
 
-def test_where_nothing_can_be_written_one_line_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unwritable_folder_is_logged_once_and_recovers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     place = [tmp_path / "file" / "journal"]
     journal = Journal(lambda: place[0], ProblemLog())
@@ -355,10 +362,10 @@ def test_where_nothing_can_be_written_one_line_says_so(tmp_path: Path, caplog: p
     journal.rotate()
     assert "again" in caplog.messages[-1]
     journal.close()
-    assert names(place[0]) == ["b"]
+    assert read_names(place[0]) == ["b"]
 
 
-def test_a_removed_folder_is_made_again(journal: Journal, folder: Path) -> None:
+def test_removed_folder_is_created_again(journal: Journal, folder: Path) -> None:
     a, b = finished("a", "b")
     journal.append(a)
     for path in folder.iterdir():
@@ -367,10 +374,10 @@ def test_a_removed_folder_is_made_again(journal: Journal, folder: Path) -> None:
     journal.rotate()
     journal.append(b)
     journal.close()
-    assert names(folder) == ["b"]
+    assert read_names(folder) == ["b"]
 
 
-def test_an_odd_span_does_not_reach_the_app(journal: Journal) -> None:
+def test_append_malformed_span_does_not_raise(journal: Journal) -> None:
     class Odd:
         context = None
 
@@ -378,28 +385,28 @@ def test_an_odd_span_does_not_reach_the_app(journal: Journal) -> None:
     journal.rotate()
 
 
-def test_the_journal_is_bounded(
+def test_journal_above_file_limit_pauses_and_resumes(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(journal_module, "_MAX_SEGMENT_BYTES", 10)
     monkeypatch.setattr(journal_module, "_MAX_SEGMENTS", 3)
-    found = finished(*map(str, range(10)))
-    for span in found:
+    spans = finished(*map(str, range(10)))
+    for span in spans:
         journal.append(span)
         journal.rotate()
     assert len(list(folder.iterdir())) == 4
     assert "too many spans in it have no outcome" in caplog.text
-    journal.acknowledge(map(key, found))
+    journal.acknowledge(map(get_key, spans))
     journal.rotate()
-    journal.append(found[0])
+    journal.append(spans[0])
     journal.rotate()
     assert "again" in caplog.messages[-1]
 
 
-def test_files_that_are_no_journal_are_passed_over(folder: Path) -> None:
+def test_files_with_foreign_content_are_ignored(folder: Path) -> None:
     folder.mkdir()
     (folder / "x-000000.journal").write_bytes(
         b"\x00\xff\n" + encode_line(["gone", 5]) + encode_line(["span", 1]) + encode_line(["what"])
     )
     (folder / "notes.txt").write_text(json.dumps({}))
-    assert names(folder) == []
+    assert read_names(folder) == []

@@ -1,4 +1,4 @@
-"""Shipments to disk and back, and what killed processes left of each span."""
+"""Requests on disk, recovery of journals of killed processes, and the folders of targets."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -27,11 +27,11 @@ from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.spans import finished
 from support.traces import ended
 
-HERE = Destination("team-a", experiment="agents")
+DESTINATION = Destination("team-a", experiment="agents")
 LATER = ExportOutcome(Disposition.RETRY, FailureKind.SERVER, "down")
 
 
-def encoded(*names: str) -> list[EncodedSpan]:
+def encode_spans(*names: str) -> list[EncodedSpan]:
     encoder = SpanEncoder()
     return [encoder.encode(span) for span in finished(*names)]
 
@@ -48,8 +48,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def made(tmp_path: Path, folder: Path) -> Iterator[Callable[..., PersistentQueue]]:
-    """Makes depots in one folder, as several processes have them."""
+def make_queue(tmp_path: Path, folder: Path) -> Iterator[Callable[..., PersistentQueue]]:
+    """Opens queues in one folder, as several processes do."""
     journals: list[Journal] = []
 
     def make(*, every_span: bool = False, **changes: Any) -> PersistentQueue:
@@ -66,195 +66,202 @@ def made(tmp_path: Path, folder: Path) -> Iterator[Callable[..., PersistentQueue
         journal.close()
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.otlp"))
 
 
-def state_on(path: Path) -> DeliveryState:
+def read_state(path: Path) -> DeliveryState:
     return read_header(path.read_bytes())[1]
 
 
-# What was put there
+# Requests
 
 
 @pytest.mark.parametrize(("attempted", "uncertain"), [(False, False), (True, False), (True, True)])
-def test_read_returns_what_was_put(made: Callable[..., PersistentQueue], attempted: bool, uncertain: bool) -> None:
-    depot, spans, changes = made(), encoded("a", "b"), list[bool]()
-    depot.on_append = lambda: changes.append(True)
-    assert depot.append(HERE, spans, attempted=attempted, uncertain=uncertain)
+def test_read_returns_what_was_put(
+    make_queue: Callable[..., PersistentQueue], attempted: bool, uncertain: bool
+) -> None:
+    queue, spans, changes = make_queue(), encode_spans("a", "b"), list[bool]()
+    queue.on_append = lambda: changes.append(True)
+    assert queue.append(DESTINATION, spans, attempted=attempted, uncertain=uncertain)
     assert changes == [True]
-    [entry] = depot.storage.entries()
-    stored = depot.read(entry)
+    [entry] = queue.storage.entries()
+    stored = queue.read(entry)
     assert stored is not None
-    assert (stored.destination, stored.spans, stored.state.uncertain) == (HERE, spans, uncertain)
+    assert (stored.destination, stored.spans, stored.state.uncertain) == (DESTINATION, spans, uncertain)
     assert (stored.state.attempts > 0, stored.state.sent_at > 0) == (attempted, attempted)
 
 
-def test_read_of_missing_or_damaged_file_returns_none(made: Callable[..., PersistentQueue], folder: Path) -> None:
-    depot = made()
+def test_read_of_missing_or_damaged_file_returns_none(make_queue: Callable[..., PersistentQueue], folder: Path) -> None:
+    queue = make_queue()
     for name in "ab":
-        assert depot.append(HERE, encoded(name), attempted=False, uncertain=False)
-    gone, damaged = depot.storage.entries()
-    (folder / gone.name).unlink()
+        assert queue.append(DESTINATION, encode_spans(name), attempted=False, uncertain=False)
+    missing, damaged = queue.storage.entries()
+    (folder / missing.name).unlink()
     (folder / damaged.name).write_bytes(b"what")
-    assert depot.read(gone) is None
-    assert depot.read(damaged) is None
+    assert queue.read(missing) is None
+    assert queue.read(damaged) is None
 
 
-def test_where_the_disk_takes_nothing_it_stays_with_the_caller(
-    made: Callable[..., PersistentQueue], tmp_path: Path
-) -> None:
+def test_append_to_unusable_disk_returns_false(make_queue: Callable[..., PersistentQueue], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    depot = made(spool_dir=str(tmp_path / "file" / "spool"))
-    depot.on_append = lambda: pytest.fail("nothing is there")
-    assert not depot.append(HERE, encoded("a"), attempted=True, uncertain=True)
-    assert not depot.has_leftovers()
+    queue = make_queue(spool_dir=str(tmp_path / "file" / "spool"))
+    queue.on_append = lambda: pytest.fail("nothing is there")
+    assert not queue.append(DESTINATION, encode_spans("a"), attempted=True, uncertain=True)
+    assert not queue.has_leftovers()
 
 
-def test_what_is_on_disk_as_a_request_is_needed_in_the_journal_no_more(
-    made: Callable[..., PersistentQueue], folder: Path
+def test_stored_and_acknowledged_spans_leave_the_journal(
+    make_queue: Callable[..., PersistentQueue], folder: Path
 ) -> None:
-    depot, found = made(every_span=True), finished("a", "b")
-    assert depot.journal is not None
-    for span in found:
-        depot.journal.append(span)
+    queue, spans = make_queue(every_span=True), finished("a", "b")
+    assert queue.journal is not None
+    for span in spans:
+        queue.journal.append(span)
     encoder = SpanEncoder()
-    assert depot.append(HERE, [encoder.encode(found[0])], attempted=False, uncertain=False)
-    depot.acknowledge([encoder.encode(found[1])])  # delivered
-    depot.close()
+    assert queue.append(DESTINATION, [encoder.encode(spans[0])], attempted=False, uncertain=False)
+    queue.acknowledge([encoder.encode(spans[1])])  # delivered
+    queue.close()
     assert list((folder / "journal").iterdir()) == []
 
 
-def test_refused_is_set_aside_with_its_message(made: Callable[..., PersistentQueue], folder: Path) -> None:
-    depot = made()
-    depot.dead_letter(HERE, encoded("a"), "400: no")
-    [path] = files(folder / "refused")
+def test_dead_letter_keeps_message_and_is_no_leftover(make_queue: Callable[..., PersistentQueue], folder: Path) -> None:
+    queue = make_queue()
+    queue.dead_letter(DESTINATION, encode_spans("a"), "400: no")
+    [path] = list_files(folder / "refused")
     assert read_header(path.read_bytes())[0].message == "400: no"
-    assert not depot.has_leftovers()
+    assert not queue.has_leftovers()
 
 
-# What others have left
+# Leftovers
 
 
 @pytest.mark.parametrize(
-    ("name", "there"),
+    ("name", "expected"),
     [("", False), ("notes.txt", False), ("journal/x-000000.journal", True), ("refused/x.otlp", False)],
 )
-def test_leftovers_are_requests_and_journals(
-    made: Callable[..., PersistentQueue], folder: Path, name: str, there: bool
+def test_has_leftovers_counts_requests_and_journals(
+    make_queue: Callable[..., PersistentQueue], folder: Path, name: str, expected: bool
 ) -> None:
-    assert not made().has_leftovers()
+    assert not make_queue().has_leftovers()
     if name:
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_bytes(b"")
-    assert made().has_leftovers() is there
-    assert made().append(HERE, encoded("a"), attempted=False, uncertain=False)
-    assert made().has_leftovers()
+    assert make_queue().has_leftovers() is expected
+    assert make_queue().append(DESTINATION, encode_spans("a"), attempted=False, uncertain=False)
+    assert make_queue().has_leftovers()
 
 
-class Encoding:
-    """As the pipeline does it; keeps what it was given."""
+class RecoveryCallbacks:
+    """Encodes recovered spans like the pipeline, and records its arguments."""
 
     def __init__(self) -> None:
-        self.given: list[RecoveredSpans] = []
-        self.noise: list[ReadableSpan] = []
+        self.arguments: list[RecoveredSpans] = []
+        self.filtered: list[ReadableSpan] = []
 
-    def __call__(self, left: RecoveredSpans) -> Sequence[tuple[Destination, list[EncodedSpan]]]:
-        self.given.append(left)
+    def __call__(self, recovered: RecoveredSpans) -> Sequence[tuple[Destination, list[EncodedSpan]]]:
+        self.arguments.append(recovered)
         encoder = SpanEncoder()
-        return [(left.destination, [encoder.encode(span)]) for span in left.spans]  # a request each
+        return [(recovered.destination, [encoder.encode(span)]) for span in recovered.spans]  # one request each
 
-    def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
-        self.noise += spans
+    def record_filtered(self, spans: Sequence[ReadableSpan]) -> None:
+        self.filtered += spans
 
 
-def left_behind(made: Callable[..., PersistentQueue], spans: Sequence[ReadableSpan]) -> None:
-    """As if a process with `every-span` had been killed: what it had locked is free."""
-    dead = made(every_span=True)
-    assert dead.journal is not None
+def leave_journal(make_queue: Callable[..., PersistentQueue], spans: Sequence[ReadableSpan]) -> None:
+    """Leave the journal of a process with `every-span` that was killed, without its locks."""
+    killed = make_queue(every_span=True)
+    assert killed.journal is not None
     for span in spans:
-        dead.journal.append(span)
-    dead.close()
+        killed.journal.append(span)
+    killed.close()
 
 
-def test_what_the_dead_have_left_becomes_requests_that_may_have_arrived(
-    made: Callable[..., PersistentQueue], folder: Path
-) -> None:
-    found, encoding = ended(2, children=2), Encoding()
-    left_behind(made, found)
-    left_behind(made, [])
-    depot = made(every_span=True)
-    depot.recover_journals(encoding, encoding.leave_out)
-    assert sorted(span.name for left in encoding.given for span in left.spans) == sorted(span.name for span in found)
-    assert [state_on(path).uncertain and state_on(path).attempts for path in files(folder)] == [1] * 6
+def test_recover_journals_stores_uncertain_requests(make_queue: Callable[..., PersistentQueue], folder: Path) -> None:
+    spans, callbacks = ended(2, children=2), RecoveryCallbacks()
+    leave_journal(make_queue, spans)
+    leave_journal(make_queue, [])
+    queue = make_queue(every_span=True)
+    queue.recover_journals(callbacks, callbacks.record_filtered)
+    assert sorted(span.name for recovered in callbacks.arguments for span in recovered.spans) == sorted(
+        span.name for span in spans
+    )
+    assert [read_state(path).uncertain and read_state(path).attempts for path in list_files(folder)] == [1] * 6
     assert list((folder / "journal").iterdir()) == []
-    encoding.given.clear()
-    depot.recover_journals(encoding, encoding.leave_out)
-    assert encoding.given == []
+    callbacks.arguments.clear()
+    queue.recover_journals(callbacks, callbacks.record_filtered)
+    assert callbacks.arguments == []
 
 
-def test_the_living_keep_what_they_have(made: Callable[..., PersistentQueue], folder: Path) -> None:
-    living, depot, encoding = made(every_span=True), made(every_span=True), Encoding()
-    for each in (living, depot):
-        assert each.journal is not None
-        each.journal.append(finished("a")[0])
-    depot.recover_journals(encoding, encoding.leave_out)
-    assert encoding.given == []
+def test_recover_journals_ignores_running_processes(make_queue: Callable[..., PersistentQueue], folder: Path) -> None:
+    running, queue, callbacks = make_queue(every_span=True), make_queue(every_span=True), RecoveryCallbacks()
+    for journal in (running.journal, queue.journal):
+        assert journal is not None
+        journal.append(finished("a")[0])
+    queue.recover_journals(callbacks, callbacks.record_filtered)
+    assert callbacks.arguments == []
     assert len(list((folder / "journal").iterdir())) == 2
-    living.close()  # now it is dead
-    depot.recover_journals(encoding, encoding.leave_out)
-    assert len(encoding.given) == 1
+    running.close()  # like a dead process
+    queue.recover_journals(callbacks, callbacks.record_filtered)
+    assert len(callbacks.arguments) == 1
     assert len(list((folder / "journal").iterdir())) == 1
 
 
-def test_what_cannot_be_made_a_request_now_is_left_for_later(
-    made: Callable[..., PersistentQueue], folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_recover_journals_with_failing_disk_keeps_journal(
+    make_queue: Callable[..., PersistentQueue], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left_behind(made, finished("a", "b"))
-    depot, encoding = made(), Encoding()
+    leave_journal(make_queue, finished("a", "b"))
+    queue, callbacks = make_queue(), RecoveryCallbacks()
     with monkeypatch.context() as patch:
-        patch.setattr(depot.storage, "append", lambda *_, **__: None)
-        depot.recover_journals(encoding, encoding.leave_out)
+        patch.setattr(queue.storage, "append", lambda *_, **__: None)
+        queue.recover_journals(callbacks, callbacks.record_filtered)
     assert len(list((folder / "journal").iterdir())) == 1
-    depot.recover_journals(encoding, encoding.leave_out)  # it is not locked any more
-    assert len(files(folder)) == 2
+    queue.recover_journals(callbacks, callbacks.record_filtered)  # its lock is free again
+    assert len(list_files(folder)) == 2
     assert list((folder / "journal").iterdir()) == []
 
 
-def test_where_nothing_is_nothing_is_made(made: Callable[..., PersistentQueue], folder: Path) -> None:
-    encoding = Encoding()
-    made().recover_journals(encoding, encoding.leave_out)
+def test_recover_journals_without_folder_creates_nothing(
+    make_queue: Callable[..., PersistentQueue], folder: Path
+) -> None:
+    callbacks = RecoveryCallbacks()
+    make_queue().recover_journals(callbacks, callbacks.record_filtered)
     assert not folder.parent.exists()
 
 
-def whose(depot: PersistentQueue) -> list[str]:
-    requests = [depot.read(entry) for entry in depot.storage.entries()]
+def read_origin_labels(queue: PersistentQueue) -> list[str]:
+    requests = [queue.read(entry) for entry in queue.storage.entries()]
     return [request.origin_label for request in requests if request is not None]
 
 
-def test_whoever_takes_it_is_told_who_has_left_it(made: Callable[..., PersistentQueue]) -> None:
-    left_behind(made, finished("killed"))
-    earlier = made()
-    assert earlier.append(HERE, encoded("a"), attempted=False, uncertain=False)
-    depot, beside, encoding = made(), made(), Encoding()
-    assert depot.append(HERE, encoded("b"), attempted=False, uncertain=False)
-    assert beside.append(HERE, encoded("c"), attempted=False, uncertain=False)
-    depot.recover_journals(encoding, encoding.leave_out)
-    assert whose(depot) == ["left by an earlier run", "", "left by another exporter", "left by a killed process"]
-    # The next run has made none of them.
-    assert whose(made()) == ["left by an earlier run"] * 4
+def test_read_labels_requests_of_other_runs(make_queue: Callable[..., PersistentQueue]) -> None:
+    leave_journal(make_queue, finished("killed"))
+    earlier = make_queue()
+    assert earlier.append(DESTINATION, encode_spans("a"), attempted=False, uncertain=False)
+    queue, other, callbacks = make_queue(), make_queue(), RecoveryCallbacks()
+    assert queue.append(DESTINATION, encode_spans("b"), attempted=False, uncertain=False)
+    assert other.append(DESTINATION, encode_spans("c"), attempted=False, uncertain=False)
+    queue.recover_journals(callbacks, callbacks.record_filtered)
+    assert read_origin_labels(queue) == [
+        "left by an earlier run",
+        "",
+        "left by another exporter",
+        "left by a killed process",
+    ]
+    # For the next run, all of them are older.
+    assert read_origin_labels(make_queue()) == ["left by an earlier run"] * 4
 
 
-# How it is opened
+# Opening
 
 
 @pytest.mark.parametrize(("durability", "journal"), [("request", False), ("every-span", True)])
-def test_only_every_span_has_a_journal(tmp_path: Path, durability: str, journal: bool) -> None:
+def test_open_queue_creates_journal_for_every_span_only(tmp_path: Path, durability: str, journal: bool) -> None:
     settings = resolve({"spool": True, "spool_dir": tmp_path, "durability": durability}, environment={})
-    depot = open_queue(settings, "none", ProblemLog())
-    assert (depot.journal is not None) is journal
-    assert list(tmp_path.iterdir()) == []  # until there is something to keep
-    depot.close()
+    queue = open_queue(settings, "none", ProblemLog())
+    assert (queue.journal is not None) is journal
+    assert list(tmp_path.iterdir()) == []  # before the first request
+    queue.close()
 
 
 IDENTITIES: dict[str, dict[str, Any]] = {
@@ -263,63 +270,64 @@ IDENTITIES: dict[str, dict[str, Any]] = {
     "bob": {"credentials": ("bob", "planted-1")},
     "file": {"credentials": Path("/var/token")},
     "another file": {"credentials": Path("/var/token2")},
-    "function": {"credentials": encoded},
+    "function": {"credentials": encode_spans},
     "another function": {"credentials": finished},
     "token": {"credentials": "planted-2"},
     "another server": {"tracking_uri": "http://other:5000"},
 }
 
 
-def test_each_target_and_identity_has_a_folder_without_any_credential(tmp_path: Path) -> None:
-    for arguments in IDENTITIES.values():
-        given = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path, **arguments}
-        depot = open_queue(resolve(given, environment={}), "somebody", ProblemLog())
-        assert depot.append(HERE, encoded("a"), attempted=False, uncertain=False)
+def test_each_target_and_identity_has_its_own_folder_without_credentials(tmp_path: Path) -> None:
+    common = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path}
+    for identity in IDENTITIES.values():
+        arguments = {**common, **identity}
+        queue = open_queue(resolve(arguments, environment={}), "a user", ProblemLog())
+        assert queue.append(DESTINATION, encode_spans("a"), attempted=False, uncertain=False)
     assert len(list(tmp_path.iterdir())) == len(IDENTITIES)
-    rotated = {"credentials": ("ada", "planted-3"), "tracking_uri": "http://mlflow:5000"}
-    again = open_queue(
-        resolve({**rotated, "spool": True, "spool_dir": tmp_path}, environment={}), "somebody", ProblemLog()
+    new_password = {"credentials": ("ada", "planted-3"), "tracking_uri": "http://mlflow:5000"}
+    reopened = open_queue(
+        resolve({**new_password, "spool": True, "spool_dir": tmp_path}, environment={}), "a user", ProblemLog()
     )
-    assert again.storage.totals().file_count == 1  # a new password is no new user
+    assert reopened.storage.totals().file_count == 1  # a new password does not make another user
     for path in tmp_path.rglob("*"):
         assert "planted" not in str(path)
         assert path.is_dir() or b"planted" not in path.read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "told"),
+    ("first", "second", "is_warned"),
     [
         ("planted-1", "planted-2", True),
         ("planted-1", "planted-1", False),
         (("ada", "planted-1"), ("ada", "planted-1"), False),
-        (("ada", "planted-1"), ("bob", "planted-1"), False),  # a folder each
+        (("ada", "planted-1"), ("bob", "planted-1"), False),  # different folders
         (lambda: "planted-1", lambda: "planted-2", True),
-        (encoded, finished, False),
+        (encode_spans, finished, False),
     ],
 )
-def test_exporters_that_cannot_be_told_apart_on_disk_are_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: Any, second: Any, told: bool
+def test_exporters_sharing_a_folder_with_other_secrets_are_warned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: Any, second: Any, is_warned: bool
 ) -> None:
-    given = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path}
+    arguments = {"tracking_uri": "http://mlflow:5000", "spool": True, "spool_dir": tmp_path}
     one, other = (
-        open_queue(resolve({**given, "credentials": each}, environment={}), "somebody", ProblemLog())
-        for each in (first, second)
+        open_queue(resolve({**arguments, "credentials": credentials}, environment={}), "a user", ProblemLog())
+        for credentials in (first, second)
     )
-    for depot in (one, other):
-        assert depot.append(HERE, encoded("a"), attempted=False, uncertain=False)
-    for depot in (one, other):
-        for entry in depot.storage.entries_of_this_process():
-            depot.read(entry)
+    for queue in (one, other):
+        assert queue.append(DESTINATION, encode_spans("a"), attempted=False, uncertain=False)
+    for queue in (one, other):
+        for entry in queue.storage.entries_of_this_process():
+            queue.read(entry)
     assert "told apart" not in caplog.text
     for entry in other.storage.entries():
         other.read(entry)
-    assert caplog.text.count("cannot be told apart on disk") == told
+    assert caplog.text.count("cannot be told apart on disk") == is_warned
     assert "planted" not in caplog.text
     one.close()
     caplog.clear()
-    third = open_queue(resolve({**given, "credentials": second}, environment={}), "somebody", ProblemLog())
+    third = open_queue(resolve({**arguments, "credentials": second}, environment={}), "a user", ProblemLog())
     for entry in third.storage.entries():
         third.read(entry)
-    assert "told apart" not in caplog.text  # as when configure() puts a new pipeline in the place of an old one
-    for depot in (other, third):
-        depot.close()
+    assert "told apart" not in caplog.text  # like configure() when it replaces a pipeline
+    for queue in (other, third):
+        queue.close()

@@ -1,4 +1,4 @@
-"""The spool: what is in it, how much may be, and what it does when the disk does not do what it should."""
+"""Request files: writing and reading, limits, damage, and errors of the disk."""
 
 import errno
 import itertools
@@ -28,14 +28,14 @@ from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.children import in_child
 from support.traces import ended, noise
 
-HERE = Destination("team-a", experiment="Bücher & more")
+DESTINATION = Destination("team-a", experiment="Bücher & more")
 DAY = 86_400.0
 
 
-def spans(count: int = 1, size: int = 0) -> list[EncodedSpan]:
+def encode_spans(count: int = 1, size: int = 0) -> list[EncodedSpan]:
     encoder = SpanEncoder()
-    found = ended(count, attributes=lambda number, _: {"prompt": noise(size, number)})
-    return [encoder.encode(span) for span in found]
+    requests_found = ended(count, attributes=lambda number, _: {"prompt": noise(size, number)})
+    return [encoder.encode(span) for span in requests_found]
 
 
 class Clock:
@@ -52,8 +52,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def made(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpoolStorage]:
-    """Makes spools in one folder, as several processes have them; each looks at the disk every time."""
+def make_storage(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpoolStorage]:
+    """Opens storages in one folder, as several processes do; each lists the folder every time."""
     monkeypatch.setattr(storage_module, "_REFRESH_SECONDS", 0.0)
     monkeypatch.setattr(storage_module, "_REFRESH_FACTOR", 0.0)
 
@@ -69,323 +69,331 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "root" / "target"
 
 
-def held(spool: SpoolStorage) -> list[list[EncodedSpan]]:
-    found = []
-    for entry in spool.entries():
-        loaded = spool.checkout(entry)
-        if loaded is not None:
-            found.append(loaded[2])
-            spool.release(entry)
-    return found
+def read_all(storage: SpoolStorage) -> list[list[EncodedSpan]]:
+    requests_found = []
+    for entry in storage.entries():
+        content = storage.checkout(entry)
+        if content is not None:
+            requests_found.append(content[2])
+            storage.release(entry)
+    return requests_found
 
 
-def refused(spool: SpoolStorage) -> int:
-    return spool._report.stats().dropped
+def count_dropped(storage: SpoolStorage) -> int:
+    return storage._report.stats().dropped
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.otlp"))
 
 
-# In and out
+# Writing and reading
 
 
-def test_what_is_put_in_comes_out_oldest_first(made: Callable[..., SpoolStorage], clock: Clock, folder: Path) -> None:
-    spool, requests = made(), [spans(number) for number in (1, 2, 3)]
+def test_append_and_checkout_oldest_first(
+    make_storage: Callable[..., SpoolStorage], clock: Clock, folder: Path
+) -> None:
+    storage, requests = make_storage(), [encode_spans(number) for number in (1, 2, 3)]
     for number, request in enumerate(requests):
         clock.now += 1
-        assert spool.append(HERE, request, uncertain=number == 2, sent_at=5.0 * number)
-    entries = spool.entries()
+        assert storage.append(DESTINATION, request, uncertain=number == 2, sent_at=5.0 * number)
+    entries = storage.entries()
     assert [entry.span_count for entry in entries] == [1, 2, 3]
     assert len({entry.destination_hash for entry in entries}) == 1
     for entry, request in zip(entries, requests, strict=True):
-        loaded = spool.checkout(entry)
-        assert loaded is not None
-        header, state, found = loaded
-        assert found == request
-        assert (header.destination, header.span_count) == (HERE, len(request))
+        content = storage.checkout(entry)
+        assert content is not None
+        header, state, requests_found = content
+        assert requests_found == request
+        assert (header.destination, header.span_count) == (DESTINATION, len(request))
         assert header.trace_ids == tuple(span.trace_id for span in request)
     assert (header.created_at, state) == (clock.now, DeliveryState(1, uncertain=True, sent_at=10.0))
-    assert spool.entries() == []  # in hand
-    spool.release(entries[1])
-    assert spool.entries() == [entries[1]]
-    assert spool.totals()[:2] == (3, 6)
+    assert storage.entries() == []  # checked out
+    storage.release(entries[1])
+    assert storage.entries() == [entries[1]]
+    assert storage.totals()[:2] == (3, 6)
     for entry in entries:
-        spool.remove(entry)
-    assert files(folder) == []
-    assert spool.totals() == (0, 0, 0, 0.0)
+        storage.remove(entry)
+    assert list_files(folder) == []
+    assert storage.totals() == (0, 0, 0, 0.0)
 
 
-def test_files_are_private_from_the_start(made: Callable[..., SpoolStorage], folder: Path) -> None:
-    seen: list[int] = []
+def test_files_are_private_while_they_are_written(make_storage: Callable[..., SpoolStorage], folder: Path) -> None:
+    modes: list[int] = []
     write = os.write
 
-    def look(descriptor: int, content: bytes) -> int:
-        seen.append(os.fstat(descriptor).st_mode & 0o777)
+    def record_mode(descriptor: int, content: bytes) -> int:
+        modes.append(os.fstat(descriptor).st_mode & 0o777)
         return write(descriptor, content)
 
     before = os.umask(0)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "write", look)
-            assert made().append(HERE, spans())
+            patch.setattr(os, "write", record_mode)
+            assert make_storage().append(DESTINATION, encode_spans())
     finally:
         os.umask(before)
-    assert seen == [0o600] * len(seen)
-    assert [path.stat().st_mode & 0o777 for path in files(folder)] == [0o600]
+    assert modes == [0o600] * len(modes)
+    assert [path.stat().st_mode & 0o777 for path in list_files(folder)] == [0o600]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "about.txt").read_text() == "http://a, user ada"
 
 
-def test_another_process_sees_it_and_what_is_noted_on_it(made: Callable[..., SpoolStorage]) -> None:
-    first, second = made(), made()
-    assert first.append(HERE, spans())
+def test_other_process_sees_request_and_its_state(make_storage: Callable[..., SpoolStorage]) -> None:
+    first, second = make_storage(), make_storage()
+    assert first.append(DESTINATION, encode_spans())
     [entry] = second.entries()
     second.write_state(entry, DeliveryState(3, uncertain=True, sent_at=7.0))
-    loaded = first.checkout(entry)
-    assert loaded is not None
-    assert loaded[1] == DeliveryState(3, uncertain=True, sent_at=7.0)
+    content = first.checkout(entry)
+    assert content is not None
+    assert content[1] == DeliveryState(3, uncertain=True, sent_at=7.0)
     second.remove(entry)
     first.release(entry)
     assert first.entries() == []
     assert first.checkout(entry) is None
     first.write_state(entry, DeliveryState())
     first.remove(entry)
-    assert (refused(first), refused(second)) == (0, 0)
+    assert (count_dropped(first), count_dropped(second)) == (0, 0)
 
 
-def test_what_this_process_put_in_is_told_apart(made: Callable[..., SpoolStorage]) -> None:
-    first, second = made(), made()
-    assert first.append(HERE, spans(2))
-    assert second.append(HERE, spans(5))
-    assert first.append(HERE, spans(3))
+def test_pending_span_count_excludes_other_processes(make_storage: Callable[..., SpoolStorage]) -> None:
+    first, second = make_storage(), make_storage()
+    assert first.append(DESTINATION, encode_spans(2))
+    assert second.append(DESTINATION, encode_spans(5))
+    assert first.append(DESTINATION, encode_spans(3))
     assert (first.pending_span_count(), second.pending_span_count()) == (5, 5)
     second.remove(second.entries()[0])
     assert first.pending_span_count() == 3
-    assert in_child(lambda: first.pending_span_count() == 0 and first.append(HERE, spans(4)))
+    assert in_child(lambda: first.pending_span_count() == 0 and first.append(DESTINATION, encode_spans(4)))
     assert (first.pending_span_count(), first.totals().span_count) == (3, 12)
 
 
-def test_nothing_is_made_before_something_is_put_in(made: Callable[..., SpoolStorage], folder: Path) -> None:
-    spool = made()
-    assert spool.entries() == []
-    spool.remove_temporary_files()
-    spool.remove_expired()
+def test_storage_before_first_append_creates_nothing(make_storage: Callable[..., SpoolStorage], folder: Path) -> None:
+    storage = make_storage()
+    assert storage.entries() == []
+    storage.remove_temporary_files()
+    storage.remove_expired()
     assert not folder.parent.exists()
 
 
-# Bounds
+# Limits
 
 
-def test_at_the_bound_of_bytes_the_oldest_go_first(
-    made: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture
+def test_size_limit_drops_oldest_requests(
+    make_storage: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool, requests = made(spool_max_bytes=35_000), [spans(2, 5_000) for _ in range(10)]
+    storage, requests = make_storage(spool_max_bytes=35_000), [encode_spans(2, 5_000) for _ in range(10)]
     for request in requests:
-        assert spool.append(HERE, request)
-        assert sum(path.stat().st_size for path in files(folder)) <= 35_000
-    kept = held(spool)
-    assert kept == requests[-len(kept) :]
-    assert 3 <= len(kept) < 10
-    assert refused(spool) == 2 * (10 - len(kept))
+        assert storage.append(DESTINATION, request)
+        assert sum(path.stat().st_size for path in list_files(folder)) <= 35_000
+    retained = read_all(storage)
+    assert retained == requests[-len(retained) :]
+    assert 3 <= len(retained) < 10
+    assert count_dropped(storage) == 2 * (10 - len(retained))
     [line] = caplog.messages
     assert "the spool is full" in line
     assert "oldest" in line
 
 
-def test_the_bound_counts_what_other_processes_put_in(made: Callable[..., SpoolStorage], folder: Path) -> None:
-    spools = [made(spool_max_bytes=35_000) for _ in range(4)]
+def test_size_limit_counts_requests_of_other_processes(make_storage: Callable[..., SpoolStorage], folder: Path) -> None:
+    storages = [make_storage(spool_max_bytes=35_000) for _ in range(4)]
     for number in range(12):
-        assert spools[number % 4].append(HERE, spans(2, 5_000))
-        assert sum(path.stat().st_size for path in files(folder)) <= 35_000
+        assert storages[number % 4].append(DESTINATION, encode_spans(2, 5_000))
+        assert sum(path.stat().st_size for path in list_files(folder)) <= 35_000
 
 
-def test_what_is_in_hand_is_not_given_up(made: Callable[..., SpoolStorage]) -> None:
-    spool = made(spool_max_bytes=35_000)
-    first = spans(2, 5_000)
-    assert spool.append(HERE, first)
-    [entry] = spool.entries()
-    assert spool.checkout(entry) is not None
+def test_size_limit_keeps_checked_out_request(make_storage: Callable[..., SpoolStorage]) -> None:
+    storage = make_storage(spool_max_bytes=35_000)
+    first = encode_spans(2, 5_000)
+    assert storage.append(DESTINATION, first)
+    [entry] = storage.entries()
+    assert storage.checkout(entry) is not None
     for _ in range(9):
-        assert spool.append(HERE, spans(2, 5_000))
-    spool.release(entry)
-    assert held(spool)[0] == first
+        assert storage.append(DESTINATION, encode_spans(2, 5_000))
+    storage.release(entry)
+    assert read_all(storage)[0] == first
 
 
-def test_a_request_that_is_larger_than_the_bound_displaces_nothing(
-    made: Callable[..., SpoolStorage], caplog: pytest.LogCaptureFixture
+def test_request_above_size_limit_drops_no_other(
+    make_storage: Callable[..., SpoolStorage], caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool = made(spool_max_bytes=35_000)
-    assert spool.append(HERE, spans())
-    assert not spool.append(HERE, spans(1, 60_000))
-    assert len(held(spool)) == 1
-    assert refused(spool) == 0
+    storage = make_storage(spool_max_bytes=35_000)
+    assert storage.append(DESTINATION, encode_spans())
+    assert not storage.append(DESTINATION, encode_spans(1, 60_000))
+    assert len(read_all(storage)) == 1
+    assert count_dropped(storage) == 0
     assert "larger than the spool may be" in caplog.text
 
 
-def test_the_bound_of_files(made: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "_MAX_FILES", 3)
-    spool, requests = made(), [spans() for _ in range(5)]
-    for request in requests:
-        assert spool.append(HERE, request)
-    assert held(spool) == requests[2:]
-    assert refused(spool) == 2
-
-
-def test_what_is_too_old_is_given_up(
-    made: Callable[..., SpoolStorage], clock: Clock, caplog: pytest.LogCaptureFixture
+def test_file_limit_drops_oldest_requests(
+    make_storage: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool, new = made(), spans(2)
-    assert spool.append(HERE, spans(3))
+    monkeypatch.setattr(storage_module, "_MAX_FILES", 3)
+    storage, requests = make_storage(), [encode_spans() for _ in range(5)]
+    for request in requests:
+        assert storage.append(DESTINATION, request)
+    assert read_all(storage) == requests[2:]
+    assert count_dropped(storage) == 2
+
+
+def test_remove_expired_drops_old_requests(
+    make_storage: Callable[..., SpoolStorage], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage, new = make_storage(), encode_spans(2)
+    assert storage.append(DESTINATION, encode_spans(3))
     clock.now += 4 * DAY
-    assert spool.append(HERE, new)
-    spool.remove_expired()
-    assert refused(spool) == 0
+    assert storage.append(DESTINATION, new)
+    storage.remove_expired()
+    assert count_dropped(storage) == 0
     clock.now += 4 * DAY
-    spool.remove_expired()
-    assert held(spool) == [new]
-    assert refused(spool) == 3
+    storage.remove_expired()
+    assert read_all(storage) == [new]
+    assert count_dropped(storage) == 3
     assert "more than 7 days" in caplog.text
 
 
-def disk(monkeypatch: pytest.MonkeyPatch, total: int, free: Callable[[], int]) -> None:
+def set_disk_usage(monkeypatch: pytest.MonkeyPatch, total: int, free: Callable[[], int]) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(total, total - free(), free()))
 
 
 @pytest.mark.parametrize(("total", "floor"), [(100 << 30, 256 << 20), (1 << 30, (1 << 30) // 20)])
-def test_the_disk_is_never_filled(
-    made: Callable[..., SpoolStorage],
+def test_append_keeps_reserved_disk_space_free(
+    make_storage: Callable[..., SpoolStorage],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     total: int,
     floor: int,
 ) -> None:
-    spool = made()
-    disk(monkeypatch, total, lambda: floor)
-    assert not spool.append(HERE, spans())
+    storage = make_storage()
+    set_disk_usage(monkeypatch, total, lambda: floor)
+    assert not storage.append(DESTINATION, encode_spans())
     assert "of the disk are free" in caplog.text
     caplog.clear()
-    disk(monkeypatch, total, lambda: floor + 10_000)
-    spool._retry_at = 0.0
-    requests = [spans(size=2000) for _ in range(3)]
+    set_disk_usage(monkeypatch, total, lambda: floor + 10_000)
+    storage._retry_at = 0.0
+    requests = [encode_spans(size=2000) for _ in range(3)]
     for request in requests:
-        assert spool.append(HERE, request)
-    disk(monkeypatch, total, lambda: floor - 5)
-    newest = spans(size=1000)
-    assert not spool.append(HERE, newest)  # there is room in memory
-    assert held(spool) == requests
-    spool._retry_at = 0.0
-    spool.is_memory_full = lambda: True
-    assert spool.append(HERE, newest)  # it takes the place of the oldest
-    assert held(spool) == [*requests[1:], newest]
-    assert refused(spool) == 1
+        assert storage.append(DESTINATION, request)
+    set_disk_usage(monkeypatch, total, lambda: floor - 5)
+    newest = encode_spans(size=1000)
+    assert not storage.append(DESTINATION, newest)  # memory has room
+    assert read_all(storage) == requests
+    storage._retry_at = 0.0
+    storage.is_memory_full = lambda: True
+    assert storage.append(DESTINATION, newest)  # replaces the oldest
+    assert read_all(storage) == [*requests[1:], newest]
+    assert count_dropped(storage) == 1
 
 
 # Clocks
 
 
-def test_the_order_stands_when_the_clock_is_set_back(made: Callable[..., SpoolStorage], clock: Clock) -> None:
-    first, requests = made(), [spans() for _ in range(4)]
-    assert first.append(HERE, requests[0])
+def test_order_survives_clock_set_back(make_storage: Callable[..., SpoolStorage], clock: Clock) -> None:
+    first, requests = make_storage(), [encode_spans() for _ in range(4)]
+    assert first.append(DESTINATION, requests[0])
     clock.now -= 400 * DAY
-    assert first.append(HERE, requests[1])
-    second = made()
-    assert second.append(HERE, requests[2])
-    assert second.append(HERE, requests[3])
+    assert first.append(DESTINATION, requests[1])
+    second = make_storage()
+    assert second.append(DESTINATION, requests[2])
+    assert second.append(DESTINATION, requests[3])
     second.remove_expired()
-    assert held(made()) == requests
+    assert read_all(make_storage()) == requests
     clock.now += 406 * DAY
     second.remove_expired()
-    assert held(second) == requests
+    assert read_all(second) == requests
     clock.now += 2 * DAY
     second.remove_expired()
-    assert held(second) == []
+    assert read_all(second) == []
 
 
-# What lies there
+# Files in the folder
 
 
 @pytest.mark.parametrize("damage", ["cut off", "changed", "empty", "foreign"])
-def test_damaged_files_are_set_aside_and_block_nothing(
-    made: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture, damage: str
+def test_damaged_file_is_quarantined_and_blocks_no_other(
+    make_storage: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    spool, good = made(), spans(2)
-    assert spool.append(HERE, spans(3))
-    assert spool.append(HERE, good)
-    [path, _] = files(folder)
+    storage, good = make_storage(), encode_spans(2)
+    assert storage.append(DESTINATION, encode_spans(3))
+    assert storage.append(DESTINATION, good)
+    [path, _] = list_files(folder)
     content = path.read_bytes()
     path.write_bytes(
         {"cut off": content[:-1], "changed": content[:-1] + b"x", "empty": b"", "foreign": b"PK\x03\x04" * 50}[damage]
     )
-    assert held(spool) == [good]
-    assert held(spool) == [good]
-    assert [each.name for each in (folder / "damaged").iterdir()] == [path.name]
-    assert refused(spool) == 3
+    assert read_all(storage) == [good]
+    assert read_all(storage) == [good]
+    assert [path.name for path in (folder / "damaged").iterdir()] == [path.name]
+    assert count_dropped(storage) == 3
     [line] = caplog.messages
     assert "damaged" in line
 
 
-def test_what_was_refused_is_kept_with_what_the_server_said(made: Callable[..., SpoolStorage], folder: Path) -> None:
-    spool, request = made(), spans(2)
-    spool.dead_letter(HERE, request, "400: the session is too long")
+def test_dead_letter_keeps_spans_and_server_message(make_storage: Callable[..., SpoolStorage], folder: Path) -> None:
+    storage, request = make_storage(), encode_spans(2)
+    storage.dead_letter(DESTINATION, request, "400: the session is too long")
     [entry] = list_entries(folder / "refused")
     content = (folder / "refused" / entry.name).read_bytes()
-    header, _, found = spool_file.decode_file(content)
-    assert (header.destination, header.message, found) == (HERE, "400: the session is too long", request)
-    assert spool.entries() == []
+    header, _, requests_found = spool_file.decode_file(content)
+    assert (header.destination, header.message, requests_found) == (
+        DESTINATION,
+        "400: the session is too long",
+        request,
+    )
+    assert storage.entries() == []
 
 
-def test_files_of_another_version_are_left_alone(
-    made: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture
+def test_files_of_another_version_are_not_changed(
+    make_storage: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool, good = made(), spans()
+    storage, good = make_storage(), encode_spans()
     for _ in range(2):
-        assert spool.append(HERE, spans())
-    assert spool.append(HERE, good)
-    for path in files(folder)[:2]:
+        assert storage.append(DESTINATION, encode_spans())
+    assert storage.append(DESTINATION, good)
+    for path in list_files(folder)[:2]:
         content = bytearray(path.read_bytes())
         content[7] = 9
         path.write_bytes(content)
-    assert held(spool) == [good]
-    assert len(spool.entries()) == 1
-    assert len(files(folder)) == 3
-    assert refused(spool) == 0
+    assert read_all(storage) == [good]
+    assert len(storage.entries()) == 1
+    assert len(list_files(folder)) == 3
+    assert count_dropped(storage) == 0
     [line] = caplog.messages
     assert "version 9" in line
 
 
-def test_foreign_files_are_nobodys_business(made: Callable[..., SpoolStorage], folder: Path) -> None:
-    spool = made(spool_max_bytes=2_000)
-    assert spool.append(HERE, spans())
-    name = files(folder)[0].name
+def test_foreign_files_are_ignored(make_storage: Callable[..., SpoolStorage], folder: Path) -> None:
+    storage = make_storage(spool_max_bytes=2_000)
+    assert storage.append(DESTINATION, encode_spans())
+    name = list_files(folder)[0].name
     foreign = [folder / other for other in ("notes.txt", "x.otlp", f"{name}.bak", f"x{name}", "00000000.tmp")]
     for path in foreign:
         path.write_bytes(bytes(5_000))
     (folder / "folder.otlp").mkdir()
     for _ in range(5):
-        assert spool.append(HERE, spans())
-    held(spool)
-    spool.remove_temporary_files()
+        assert storage.append(DESTINATION, encode_spans())
+    read_all(storage)
+    storage.remove_temporary_files()
     assert all(path.stat().st_size == 5_000 for path in foreign)
 
 
-def test_what_a_killed_process_had_begun_to_write_goes_after_a_while(
-    made: Callable[..., SpoolStorage], folder: Path, clock: Clock
+def test_temporary_file_is_removed_after_an_hour(
+    make_storage: Callable[..., SpoolStorage], folder: Path, clock: Clock
 ) -> None:
-    spool = made()
-    assert spool.append(HERE, spans())
-    path = folder / f"{files(folder)[0].name}.1a-0123abcd.tmp"
+    storage = make_storage()
+    assert storage.append(DESTINATION, encode_spans())
+    path = folder / f"{list_files(folder)[0].name}.1a-0123abcd.tmp"
     path.write_bytes(b"half")
     os.utime(path, (clock.now, clock.now))
-    spool.remove_temporary_files()
+    storage.remove_temporary_files()
     assert path.exists()
     clock.now += 4000
-    spool.remove_temporary_files()
+    storage.remove_temporary_files()
     assert not path.exists()
-    assert len(spool.entries()) == 1
+    assert len(storage.entries()) == 1
 
 
-# Faults of the disk
+# Errors of the disk
 
 
 @pytest.fixture
@@ -412,71 +420,71 @@ FAULTS: dict[str, tuple[str, int]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_told_once_and_the_disk_tried_again(
-    made: Callable[..., SpoolStorage], folder: Path, now: Clock, caplog: pytest.LogCaptureFixture, fault: str
+def test_disk_error_is_logged_once_and_retried(
+    make_storage: Callable[..., SpoolStorage], folder: Path, now: Clock, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    spool, name, number = made(), *FAULTS[fault]
-    tries: list[float] = []
+    storage, name, number = make_storage(), *FAULTS[fault]
+    attempt_times: list[float] = []
 
     def fail(*_: object, **__: object) -> None:
-        tries.append(now.now)
+        attempt_times.append(now.now)
         raise OSError(number, os.strerror(number))
 
     caplog.set_level(logging.WARNING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, name, fail)
         for _ in range(600):
-            assert not spool.append(HERE, spans())
+            assert not storage.append(DESTINATION, encode_spans())
             now.now += 0.5
-    assert 5 < len(set(tries)) < 20  # after 1 s, 2 s, 4 s up to a minute
-    assert sum("cannot be used" in line for line in caplog.messages) < 7  # at once, then summed up each minute
+    assert 5 < len(set(attempt_times)) < 20  # after 1 s, 2 s, 4 s up to a minute
+    assert sum("cannot be used" in line for line in caplog.messages) < 7  # at once, then a summary each minute
     assert caplog.messages[0].startswith(f"Spool in {folder.parent}")
     assert os.strerror(number) in caplog.messages[0]
-    assert refused(spool) == 0
+    assert count_dropped(storage) == 0
     now.now += 60
-    assert spool.append(HERE, spans())
+    assert storage.append(DESTINATION, encode_spans())
     assert "Spool recovered" in caplog.messages[-1]
-    assert len(held(spool)) == 1
+    assert len(read_all(storage)) == 1
     assert list(folder.glob("*.tmp")) == []
 
 
-def test_a_removed_folder_is_made_again(made: Callable[..., SpoolStorage], folder: Path) -> None:
-    spool, request = made(), spans(2)
-    assert spool.append(HERE, spans())
-    [entry] = spool.entries()
+def test_removed_folder_is_created_again(make_storage: Callable[..., SpoolStorage], folder: Path) -> None:
+    storage, request = make_storage(), encode_spans(2)
+    assert storage.append(DESTINATION, encode_spans())
+    [entry] = storage.entries()
     shutil.rmtree(folder.parent)
-    assert spool.checkout(entry) is None
-    assert spool.entries() == []
-    assert spool.append(HERE, request)
-    assert held(spool) == [request]
+    assert storage.checkout(entry) is None
+    assert storage.entries() == []
+    assert storage.append(DESTINATION, request)
+    assert read_all(storage) == [request]
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_that_is_removed_in_between_is_made_again(
-    made: Callable[..., SpoolStorage], folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_folder_removed_during_append_is_created_again(
+    make_storage: Callable[..., SpoolStorage], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool, request = made(), spans(2)
-    assert spool.append(HERE, spans())
+    storage, request = make_storage(), encode_spans(2)
+    assert storage.append(DESTINATION, encode_spans())
     usage = shutil.disk_usage
 
     def remove(path: Path) -> object:
-        found = usage(path)
+        requests_found = usage(path)
         shutil.rmtree(folder)
         monkeypatch.setattr(shutil, "disk_usage", usage)
-        return found
+        return requests_found
 
     monkeypatch.setattr(shutil, "disk_usage", remove)
-    assert spool.append(HERE, request)
-    assert held(spool) == [request]
+    assert storage.append(DESTINATION, request)
+    assert read_all(storage) == [request]
 
 
-def test_what_cannot_be_read_or_removed_blocks_nothing(
-    made: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_unreadable_or_unremovable_file_blocks_no_other(
+    make_storage: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool, requests = made(), [spans(number) for number in (1, 2, 3)]
+    storage, requests = make_storage(), [encode_spans(number) for number in (1, 2, 3)]
     for request in requests:
-        assert spool.append(HERE, request)
-    [first, second, _] = spool.entries()
+        assert storage.append(DESTINATION, request)
+    [first, second, _] = storage.entries()
     read, unlink = Path.read_bytes, Path.unlink
 
     def fail_to_read(path: Path) -> bytes:
@@ -491,12 +499,12 @@ def test_what_cannot_be_read_or_removed_blocks_nothing(
 
     monkeypatch.setattr(Path, "read_bytes", fail_to_read)
     monkeypatch.setattr(Path, "unlink", fail_to_unlink)
-    assert held(spool) == requests[1:]
-    spool.remove(second)
-    assert held(spool) == requests[2:]
+    assert read_all(storage) == requests[1:]
+    storage.remove(second)
+    assert read_all(storage) == requests[2:]
     assert "cannot be read" in caplog.text
     assert "cannot be removed" in caplog.text
-    assert refused(spool) == 0
+    assert count_dropped(storage) == 0
 
 
 @pytest.fixture
@@ -512,90 +520,90 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def test_a_real_disk_that_is_full(
-    made: Callable[..., SpoolStorage], small_disk: Path, caplog: pytest.LogCaptureFixture
+def test_full_disk_drops_oldest_and_recovers(
+    make_storage: Callable[..., SpoolStorage], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool = made(spool_dir=str(small_disk))
-    spool.is_memory_full = lambda: True
-    requests = [spans(2, 15_000) for _ in range(20)]
+    storage = make_storage(spool_dir=str(small_disk))
+    storage.is_memory_full = lambda: True
+    requests = [encode_spans(2, 15_000) for _ in range(20)]
     for request in requests:
-        assert spool.append(HERE, request)
-    kept = held(spool)
-    assert kept == requests[-len(kept) :]
-    assert 3 < len(kept) < 20
-    assert refused(spool) == 2 * (20 - len(kept))
-    for entry in spool.entries():
-        spool.remove(entry)
+        assert storage.append(DESTINATION, request)
+    retained = read_all(storage)
+    assert retained == requests[-len(retained) :]
+    assert 3 < len(retained) < 20
+    assert count_dropped(storage) == 2 * (20 - len(retained))
+    for entry in storage.entries():
+        storage.remove(entry)
     with suppress(OSError), (small_disk / "others").open("wb", buffering=0) as file:
         while file.write(bytes(1000)):
             pass
-    assert not spool.append(HERE, spans(2, 15_000))
+    assert not storage.append(DESTINATION, encode_spans(2, 15_000))
     assert "cannot be used" in caplog.text
     (small_disk / "others").unlink()
-    spool._retry_at = 0.0
-    assert spool.append(HERE, requests[0])
+    storage._retry_at = 0.0
+    assert storage.append(DESTINATION, requests[0])
     assert "Spool recovered" in caplog.messages[-1]
 
 
-def test_a_real_disk_that_becomes_read_only(
-    made: Callable[..., SpoolStorage], small_disk: Path, caplog: pytest.LogCaptureFixture
+def test_read_only_disk_keeps_serving_requests(
+    make_storage: Callable[..., SpoolStorage], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool = made(spool_dir=str(small_disk))
-    assert spool.append(HERE, spans())
+    storage = make_storage(spool_dir=str(small_disk))
+    assert storage.append(DESTINATION, encode_spans())
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert not spool.append(HERE, spans())
+    assert not storage.append(DESTINATION, encode_spans())
     assert "Read-only file system" in caplog.text
-    [entry] = spool.entries()
-    assert spool.checkout(entry) is not None
-    spool.remove(entry)
-    assert spool.entries() == []
+    [entry] = storage.entries()
+    assert storage.checkout(entry) is not None
+    storage.remove(entry)
+    assert storage.entries() == []
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    spool._retry_at = 0.0
-    assert spool.append(HERE, spans())
+    storage._retry_at = 0.0
+    assert storage.append(DESTINATION, encode_spans())
 
 
-def test_where_no_folder_can_be_had_one_line_says_so(
-    made: Callable[..., SpoolStorage], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_unusable_spool_dir_is_logged_once(
+    make_storage: Callable[..., SpoolStorage], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    spool = made(spool_dir=str(tmp_path / "file"))
+    storage = make_storage(spool_dir=str(tmp_path / "file"))
     for _ in range(3):
-        assert not spool.append(HERE, spans())
-    assert spool.entries() == []
-    spool.dead_letter(HERE, spans(), "no")
+        assert not storage.append(DESTINATION, encode_spans())
+    assert storage.entries() == []
+    storage.dead_letter(DESTINATION, encode_spans(), "no")
     [line] = caplog.messages
     assert "MLFLOW_OTLP_SPOOL_DIR" in line
 
 
-def test_many_threads_at_once(made: Callable[..., SpoolStorage], folder: Path) -> None:
-    spool = made()
-    taken: list[Sequence[EncodedSpan]] = []
-    requests = [spans() for _ in range(200)]
+def test_concurrent_append_and_checkout_loses_nothing(make_storage: Callable[..., SpoolStorage], folder: Path) -> None:
+    storage = make_storage()
+    requests_read: list[Sequence[EncodedSpan]] = []
+    requests = [encode_spans() for _ in range(200)]
     done = threading.Event()
 
     def put(part: list[list[EncodedSpan]]) -> None:
         for request in part:
-            assert spool.append(HERE, request)
+            assert storage.append(DESTINATION, request)
 
-    def take() -> None:
+    def read_requests() -> None:
         for _ in itertools.count():
             finished = done.is_set()
-            entries = spool.entries()
+            entries = storage.entries()
             for entry in entries:
-                loaded = spool.checkout(entry)
-                assert loaded is not None
-                taken.append(loaded[2])
-                spool.remove(entry)
+                content = storage.checkout(entry)
+                assert content is not None
+                requests_read.append(content[2])
+                storage.remove(entry)
             if finished and not entries:
                 return
 
     writers = [threading.Thread(target=put, args=(requests[start::4],)) for start in range(4)]
-    taker = threading.Thread(target=take)
-    for thread in (taker, *writers):
+    reader = threading.Thread(target=read_requests)
+    for thread in (reader, *writers):
         thread.start()
     for thread in writers:
         thread.join()
     done.set()
-    taker.join()
-    assert sorted(request[0].span_id for request in taken) == sorted(request[0].span_id for request in requests)
-    assert files(folder) == []
+    reader.join()
+    assert sorted(request[0].span_id for request in requests_read) == sorted(request[0].span_id for request in requests)
+    assert list_files(folder) == []

@@ -1,6 +1,6 @@
-"""Any sequence of writes, kills at any step, restarts, drains and damage: nothing that was acknowledged is missing.
+"""Any sequence of writes, kills at any step, restarts, deliveries and damage: no acknowledged request is missing.
 
-The kill is simulated at every call to the operating system that the spool makes; real kills are in `test_chaos.py`.
+Kills are simulated at each system call of the spool; real kills are in `test_chaos.py`.
 """
 
 import itertools
@@ -34,25 +34,25 @@ _numbers = itertools.count()
 
 
 class Killed(BaseException):
-    """The process is no more."""
+    """The process is dead."""
 
 
 class Kill:
-    """Ends the process at its nth call to the operating system, before or after the call."""
+    """Kills the process at its nth system call, before or after the call."""
 
     def __init__(self, after_calls: int, *, before: bool) -> None:
-        self.left, self.before = after_calls, before
+        self.remaining_calls, self.before = after_calls, before
 
     def __enter__(self) -> None:
         self._patch = pytest.MonkeyPatch()
         for name in _CALLS:
-            self._patch.setattr(os, name, self._wrapped(name, getattr(os, name)))
+            self._patch.setattr(os, name, self._wrap_call(name, getattr(os, name)))
 
-    def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **more: Any) -> Any:
-            self.left -= 1
-            if self.left < 0 and name != "close":  # the kernel closes files whatever happens
-                if not self.before and self.left == -1:  # a write, by half
+    def _wrap_call(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run_or_kill(*arguments: Any, **more: Any) -> Any:
+            self.remaining_calls -= 1
+            if self.remaining_calls < 0 and name != "close":  # the kernel closes files whatever happens
+                if not self.before and self.remaining_calls == -1:  # a write is cut in half
                     if name == "write":
                         call(arguments[0], arguments[1][: len(arguments[1]) // 2])
                     elif name == "open":
@@ -62,18 +62,18 @@ class Kill:
                 raise Killed
             return call(*arguments, **more)
 
-        return wrapped
+        return run_or_kill
 
     def __exit__(self, *_: object) -> None:
         self._patch.undo()
 
 
 class Process:
-    """A process with a spool: its own view of the folder, and maybe the lock."""
+    """A process with its own view of the folder, and perhaps the lock."""
 
     def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
         settings = SpoolSettings(spool=True, spool_dir=str(folder))
-        self.spool = SpoolStorage(settings, "target", "about", ProblemLog(), clock=clock)
+        self.storage = SpoolStorage(settings, "target", "about", ProblemLog(), clock=clock)
         self.lock = FileLock(folder / "lock")
         self.hand: Entry | None = None
         self.number = next(_numbers)
@@ -90,7 +90,7 @@ class Machine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.now = 1e9
         self.acknowledged: dict[int, list[EncodedSpan]] = {}  # by the span's id
-        self.maybe: dict[int, list[EncodedSpan]] = {}  # killed while it was put in, or taken out
+        self.uncertain: dict[int, list[EncodedSpan]] = {}  # killed while it was written or removed
         self.damaged: set[int] = set()
         self.alive: list[Process] = []
 
@@ -102,13 +102,13 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(target=processes)
     def first(self) -> Process:
-        return self._started()
+        return self._start_process()
 
     @rule(target=processes)
     def start(self) -> Process:
-        return self._started()
+        return self._start_process()
 
-    def _started(self) -> Process:
+    def _start_process(self) -> Process:
         process = Process(self.root, lambda: self.now)
         self.alive.append(process)
         return process
@@ -116,14 +116,14 @@ class Machine(RuleBasedStateMachine):
     def _request(self) -> list[EncodedSpan]:
         return [SpanEncoder().encode(span) for span in ended(1)]
 
-    def _bury(self, process: Process) -> None:
+    def _end_process(self, process: Process) -> None:
         process.lock.release()  # as the kernel does
         self.alive.remove(process)
 
     @rule(process=processes)
     def put(self, process: Process) -> None:
         request = self._request()
-        assert process.spool.append(Destination(), request)
+        assert process.storage.append(Destination(), request)
         self.acknowledged[request[0].span_id] = request
 
     @rule(process=consumes(processes), calls=st.integers(0, 12), before=st.booleans())
@@ -131,21 +131,21 @@ class Machine(RuleBasedStateMachine):
         request = self._request()
         try:
             with Kill(calls, before=before):
-                acknowledged = process.spool.append(Destination(), request)
+                acknowledged = process.storage.append(Destination(), request)
         except Killed:
-            self.maybe[request[0].span_id] = request
+            self.uncertain[request[0].span_id] = request
         else:
             assert acknowledged
             self.acknowledged[request[0].span_id] = request
-        self._bury(process)
+        self._end_process(process)
 
-    def _take(self, process: Process) -> tuple[Entry, list[EncodedSpan]] | None:
+    def _check_out_oldest(self, process: Process) -> tuple[Entry, list[EncodedSpan]] | None:
         if not process.lock.acquire():
             return None
-        for entry in process.spool.entries():
-            loaded = process.spool.checkout(entry)
+        for entry in process.storage.entries():
+            loaded = process.storage.checkout(entry)
             if loaded is not None:
-                process.spool.write_state(
+                process.storage.write_state(
                     entry, DeliveryState(loaded[1].attempts + 1, uncertain=True, sent_at=self.now)
                 )
                 return entry, loaded[2]
@@ -153,46 +153,46 @@ class Machine(RuleBasedStateMachine):
 
     @rule(process=processes)
     def deliver_the_oldest(self, process: Process) -> None:
-        taken = self._take(process)
-        if taken is not None:
-            entry, request = taken
+        checked_out = self._check_out_oldest(process)
+        if checked_out is not None:
+            entry, request = checked_out
             oldest = next(iter(self.acknowledged.values()), None)
-            known = {**self.acknowledged, **self.maybe}
-            assert known[request[0].span_id] == request
-            if not self.maybe and not self.damaged:
+            requests = {**self.acknowledged, **self.uncertain}
+            assert requests[request[0].span_id] == request
+            if not self.uncertain and not self.damaged:
                 assert request == oldest
-            process.spool.remove(entry)
+            process.storage.remove(entry)
             self.acknowledged.pop(request[0].span_id, None)
-            self.maybe.pop(request[0].span_id, None)
+            self.uncertain.pop(request[0].span_id, None)
 
     @rule(process=consumes(processes), calls=st.integers(0, 8), before=st.booleans())
     def deliver_and_be_killed(self, process: Process, calls: int, before: bool) -> None:
-        taken = self._take(process)
-        if taken is not None:
-            entry, request = taken
+        checked_out = self._check_out_oldest(process)
+        if checked_out is not None:
+            entry, request = checked_out
             try:
                 with Kill(calls, before=before):
-                    process.spool.remove(entry)
+                    process.storage.remove(entry)
             except Killed:
-                self.maybe[request[0].span_id] = request
+                self.uncertain[request[0].span_id] = request
             else:
-                self.maybe.pop(request[0].span_id, None)
+                self.uncertain.pop(request[0].span_id, None)
             self.acknowledged.pop(request[0].span_id, None)
-        self._bury(process)
+        self._end_process(process)
 
     @rule(process=processes)
     def take_and_put_back(self, process: Process) -> None:
-        taken = self._take(process)
-        if taken is not None:
-            process.spool.release(taken[0])
+        checked_out = self._check_out_oldest(process)
+        if checked_out is not None:
+            process.storage.release(checked_out[0])
 
     @rule(process=consumes(processes))
-    def killed(self, process: Process) -> None:
-        self._bury(process)
+    def kill(self, process: Process) -> None:
+        self._end_process(process)
 
     @rule(process=processes)
-    def sweep(self, process: Process) -> None:
-        process.spool.remove_temporary_files()
+    def remove_temporary_files(self, process: Process) -> None:
+        process.storage.remove_temporary_files()
 
     @rule(seconds=st.sampled_from([-86_400.0, 0.1, 5_000.0]))
     def clock(self, seconds: float) -> None:
@@ -203,33 +203,33 @@ class Machine(RuleBasedStateMachine):
         files = sorted(self.root.glob("target/*.otlp"))
         if position < len(files):
             content = files[position].read_bytes()
-            # Seldom the file of a request that nobody knows of; then nothing is missing afterwards.
-            known = {**self.acknowledged, **self.maybe}
-            span_id = spool_file.decode_file(content)[2][0].span_id if _whole(content) else None
+            # Rarely the file belongs to no request of this test, and then none can be missing.
+            requests = {**self.acknowledged, **self.uncertain}
+            span_id = spool_file.decode_file(content)[2][0].span_id if _is_whole(content) else None
             files[position].write_bytes(content[: keep % max(1, len(content))])
-            if span_id in known:
+            if span_id in requests:
                 self.damaged.add(span_id)
                 self.acknowledged.pop(span_id, None)
-                self.maybe.pop(span_id, None)
+                self.uncertain.pop(span_id, None)
 
     @rule()
-    def foreign(self) -> None:
+    def write_foreign_file(self) -> None:
         if (self.root / "target").is_dir():
             (self.root / "target" / f"{next(_numbers)}.otlp").write_bytes(b"foreign")
 
     @invariant()
     def nothing_is_missing_and_nothing_there_twice(self) -> None:
-        found: list[int] = []
+        span_ids: list[int] = []
         for path in sorted(self.root.glob("target/*.otlp")):
             content = path.read_bytes()
-            if _whole(content):
-                found.append(spool_file.decode_file(content)[2][0].span_id)
-        assert len(found) == len(set(found))
-        assert set(self.acknowledged) <= set(found)
-        assert set(found) <= set(self.acknowledged) | set(self.maybe)
+            if _is_whole(content):
+                span_ids.append(spool_file.decode_file(content)[2][0].span_id)
+        assert len(span_ids) == len(set(span_ids))
+        assert set(self.acknowledged) <= set(span_ids)
+        assert set(span_ids) <= set(self.acknowledged) | set(self.uncertain)
 
 
-def _whole(content: bytes) -> bool:
+def _is_whole(content: bytes) -> bool:
     try:
         spool_file.decode_file(content)
     except (spool_file.CorruptFileError, spool_file.UnsupportedVersionError):
