@@ -81,11 +81,6 @@ METHODS: Mapping[str, Mapping[str, str]] = {
         "__init__": "*, session, user, tags, metadata, experiment, workspace, experiment_id, run_id, prompt, baggage",
     },
 }
-# Classes that do not have the members above yet.
-UNFINISHED: Mapping[str, str] = {
-    "MLflowSpanExporter": "what the processor calls is to move into the pipeline",
-    "MLflowSpanProcessor": "attach and detach are to become private",
-}
 
 
 def public_objects() -> Mapping[str, Any]:
@@ -172,13 +167,7 @@ def test_parameters_of_a_function_are_pinned(name: str) -> None:
     assert parameters_of(public_objects()[name]) == FUNCTIONS[name]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason=UNFINISHED[name])) if name in UNFINISHED else name
-        for name in ATTRIBUTES
-    ],
-)
+@pytest.mark.parametrize("name", ATTRIBUTES)
 def test_members_of_a_class_are_pinned(name: str) -> None:
     cls, methods = public_objects()[name], METHODS.get(name, {})
     members = public_members(cls) - (upstream_members(cls) - {*methods})

@@ -128,7 +128,7 @@ def test_test_trace_that_cannot_be_encoded_is_told(
     monkeypatch.setattr(SpanEncoder, "encode", fail)
     assert main_module.main(["send", "--test", "--tracking-uri", scripted_server.url, "--experiment-id", "1"]) == 1
     said = capsys.readouterr()
-    assert "spans are lost: a span could not be encoded (ValueError) [MLO-701]" in said.err
+    assert "Spans dropped: a span could not be encoded (ValueError) [MLO-701]" in said.err
     assert "was delivered" not in said.out
     assert scripted_server.to(TRACES_PATH) == []
 

@@ -41,7 +41,7 @@ def failed(
     began: float = math.inf,
 ) -> float:
     """An attempt fails, which has begun just now, or when is said."""
-    outcome = ExportOutcome(Disposition.RETRY, cause, "no", retry_after=retry_after)
+    outcome = ExportOutcome(Disposition.RETRYABLE, cause, "no", retry_after=retry_after)
     return patience.failed(HERE, outcome, cause, searching=False, began=began)
 
 
@@ -104,7 +104,7 @@ def test_a_server_that_says_how_long_is_not_asked_before(
 
 
 def test_a_search_ends_soon_and_says_nothing_of_the_server(patience: BackoffState, clock: Clock) -> None:
-    outcome = ExportOutcome(Disposition.RETRY, FailureKind.SERVER, "no")
+    outcome = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "no")
     for _ in range(4):
         wait = patience.failed(HERE, outcome, FailureKind.SERVER, searching=True, began=clock.now)
         assert wait == GROWING[0]
@@ -258,7 +258,7 @@ def test_nobody_waits_for_ever_nor_for_another(
         spread[0] = number
         if event == "failed":
             early, began = clock.now < resume_at[destination], clock.now - 200 * number
-            outcome = ExportOutcome(Disposition.RETRY, cause, "no")
+            outcome = ExportOutcome(Disposition.RETRYABLE, cause, "no")
             wait = patience.failed(destination, outcome, cause, searching=searching, began=began)
             assert 0 < wait <= 60 * 1.2
             assert wait == pytest.approx(patience.left(destination))

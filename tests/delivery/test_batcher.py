@@ -40,7 +40,7 @@ def test_trace_that_is_larger_than_a_request_is_cut_and_a_span_is_not() -> None:
 
 def test_at_most_100_roots_where_they_are_linked_to_a_run() -> None:
     spans = [each for trace in range(250) for each in (span(trace, 10), span(trace, 10, root=True))]
-    counts = [sum(each.is_root for each in batch) for batch in batch_by_size(spans, 0, linked_to_run=True)]
+    counts = [sum(each.is_root for each in batch) for batch in batch_by_size(spans, 0, has_run=True)]
     assert counts == [100, 100, 50]
     assert [len(batch) for batch in batch_by_size(spans, 0)] == [500]
 
@@ -54,7 +54,7 @@ def test_every_span_is_in_one_request_in_its_traces_order(
     shapes: list[tuple[int, int, bool]], size: int, linked: bool
 ) -> None:
     spans = [span(trace, length, number, root=root) for number, (trace, length, root) in enumerate(shapes)]
-    batches = list(batch_by_size(spans, size, linked_to_run=linked))
+    batches = list(batch_by_size(spans, size, has_run=linked))
     flat = [each for batch in batches for each in batch]
     assert sorted(flat) == sorted(spans)
     for trace in range(1, 9):
@@ -89,15 +89,15 @@ def test_only_a_portion_of_the_spans_is_in_memory_beside_their_bytes(monkeypatch
     pipeline = exporter._pipeline
     assert pipeline is not None
     spans = [each for trace in range(1, 101) for each in whole_trace(trace, 10)]
-    expected = pipeline.batching.batches(tuple(spans))[0]
-    alive, counts, encode = WeakSet(spans), list[int](), pipeline.batching.encoder.encode
+    expected = pipeline.batcher.build(tuple(spans))[0]
+    alive, counts, encode = WeakSet(spans), list[int](), pipeline.batcher.encoder.encode
 
     def counting(*arguments: Any, **more: Any) -> EncodedSpan:
         counts.append(len(alive))
         return encode(*arguments, **more)
 
-    monkeypatch.setattr(pipeline.batching.encoder, "encode", counting)
-    assert pipeline.batching.batches_out_of(spans) == expected
+    monkeypatch.setattr(pipeline.batcher.encoder, "encode", counting)
+    assert pipeline.batcher.build_and_clear(spans) == expected
     assert (len(counts), counts[0], spans) == (1000, 1000, [])
     assert counts[-1] < 500
     exporter.shutdown(0)

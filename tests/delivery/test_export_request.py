@@ -20,7 +20,7 @@ from support.traces import ended
 SPANS = [SpanEncoder().encode(span) for span in ended(6, children=2)]
 
 
-def shipment(spans: list[EncodedSpan]) -> ExportRequest:
+def export_request(spans: list[EncodedSpan]) -> ExportRequest:
     return ExportRequest(Destination(experiment_id="1"), list(spans), RequestOrigin(len(spans)))
 
 
@@ -35,19 +35,19 @@ def test_halves_are_all_of_it_and_cut_no_trace_that_is_not_alone(spans: list[Enc
 
 
 def test_either_half_may_go_first() -> None:
-    left, right = split_spans(SPANS)
-    for chance, expected in ((0.9, left), (0.1, right)):
-        first, second = bisect(shipment(SPANS), Bisection(0, after_500=False), chance)
-        assert (first.spans, first.sibling) == (expected, second)
+    first_half, second_half = split_spans(SPANS)
+    for chance, expected in ((0.9, first_half), (0.1, second_half)):
+        first, second = bisect(export_request(SPANS), Bisection(0, had_server_error=False), chance)
+        assert (first.spans, first.other_half) == (expected, second)
 
 
 def test_half_that_passes_leaves_the_culprit_in_the_other() -> None:
-    whole, search = shipment(SPANS), Bisection(0, after_500=False)
+    whole, bisection = export_request(SPANS), Bisection(0, had_server_error=False)
     whole.uncertain = True
-    first, second = bisect(whole, search, 0.9)
-    assert (first.origin, first.search, first.uncertain) == (whole.origin, search, True)
+    first, second = bisect(whole, bisection, 0.9)
+    assert (first.origin, first.bisection, first.uncertain) == (whole.origin, bisection, True)
     assert next_half(first) == []
-    assert second.guilty
+    assert second.has_bad_span
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1), st.booleans()), min_size=10, max_size=10))
@@ -55,12 +55,12 @@ def test_when_the_culprit_is_alone_all_else_has_passed_or_is_put_aside(
     turns: list[tuple[bool, float, bool]],
 ) -> None:
     """Whichever half is refused, and whichever is uncertain."""
-    search, passed = Bisection(0, after_500=False), list[EncodedSpan]()
-    current, uncertain = shipment(SPANS), False
+    bisection, passed = Bisection(0, had_server_error=False), list[EncodedSpan]()
+    current, uncertain = export_request(SPANS), False
     for first_is_refused, chance, doubtful in turns:
         if len(current.spans) == 1:
             break
-        first, second = bisect(current, search, chance)
+        first, second = bisect(current, bisection, chance)
         if first_is_refused:
             second.uncertain = doubtful
             uncertain = uncertain or doubtful
@@ -69,10 +69,10 @@ def test_when_the_culprit_is_alone_all_else_has_passed_or_is_put_aside(
             passed += first.spans
             assert next_half(first) == []
             current = second
-    rest = merge_deferred(current)
+    deferred = merge_deferred(current)
     assert merge_deferred(current) == []
-    assert len(rest) <= 1
-    aside = [span for each in rest for span in each.spans]
+    assert len(deferred) <= 1
+    aside = [span for request in deferred for span in request.spans]
     assert sorted(span.span_id for span in [*passed, *aside, *current.spans]) == sorted(span.span_id for span in SPANS)
-    assert all(each.found_in is search and each.uncertain is uncertain for each in rest)
-    assert current.search is None
+    assert all(request.previous_bisection is bisection and request.uncertain is uncertain for request in deferred)
+    assert current.bisection is None

@@ -108,14 +108,14 @@ def test_in_flight_while_the_server_thinks_and_given_up_at_the_end(
     ("outcome", "attributes"),
     [
         (
-            ExportOutcome(Disposition.PARTLY, FailureKind.CONTENT, status=200, rejected=1),
+            ExportOutcome(Disposition.PARTIAL_SUCCESS, FailureKind.CONTENT, status=200, rejected=1),
             {"error.type": "partial_success"},
         ),
         (
-            ExportOutcome(Disposition.REFUSED, FailureKind.CONTENT, status=400),
+            ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, status=400),
             {"error.type": "400", "http.response.status_code": 400},
         ),
-        (ExportOutcome(Disposition.RETRY, FailureKind.SERVER), {"error.type": "no_answer"}),
+        (ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER), {"error.type": "no_answer"}),
         (None, {"error.type": "shutdown"}),
     ],
 )
@@ -124,7 +124,7 @@ def test_what_an_outcome_is_called(
 ) -> None:
     clock = iter([10.0, 12.5])
     metrics = ExporterMetrics(meters.provider, "https://mlflow.example/v1/traces", lambda: next(clock))
-    settled = metrics.started(3)
+    settled = metrics.record_start(3)
     settled(2, 0, None)
     settled(0, 1, outcome)
     (duration,) = meters.points(DURATION)

@@ -31,31 +31,31 @@ STORIES = [
 ]
 
 
-def told(story: str, evidence: FailureEvidence) -> tuple[FailureSuspect, float]:
+def replay(story: str, evidence: FailureEvidence) -> tuple[FailureSuspect, float]:
     suspect, other, now = FailureSuspect(0.0, 0), FailureSuspect(0.0, 0), 0.0
-    for each in story:
-        match each:
+    for event in story:
+        match event:
             case "+":
-                evidence.passed()
+                evidence.record_success()
             case "s":
-                evidence.passed_in_search()
+                evidence.record_bisection_success()
             case "f":
-                evidence.failed()
+                evidence.record_failure()
             case "!":
-                evidence.passed_after_all(now)
+                evidence.record_late_success(now)
             case "x":
-                evidence.failed_again(suspect, now)
+                evidence.record_suspect_failure(suspect, now)
             case "y":
-                evidence.failed_again(other, now)
+                evidence.record_suspect_failure(other, now)
         now += 1.0
     return suspect, now
 
 
-@pytest.mark.parametrize(("story", "named", "lost"), STORIES)
-def test_what_is_said_of_a_suspect(story: str, named: bool, lost: bool) -> None:
+@pytest.mark.parametrize(("story", "is_reported", "is_dropped"), STORIES)
+def test_what_is_said_of_a_suspect(story: str, is_reported: bool, is_dropped: bool) -> None:
     evidence = FailureEvidence()
-    suspect, now = told(story, evidence)
-    assert (evidence.convincing(suspect, now), evidence.proven(suspect, now)) == (named, lost)
+    suspect, now = replay(story, evidence)
+    assert (evidence.is_convincing(suspect, now), evidence.is_proven(suspect, now)) == (is_reported, is_dropped)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_what_is_said_of_a_suspect(story: str, named: bool, lost: bool) -> None:
 )
 def test_when_a_suspect_is_sent_again(story: str, seconds: float) -> None:
     evidence = FailureEvidence()
-    suspect, now = told(story, evidence)
-    assert evidence.pause(suspect, now) == seconds
+    suspect, now = replay(story, evidence)
+    assert evidence.pause_seconds(suspect, now) == seconds
 
 
 def test_server_that_answers_500_at_random_proves_nothing() -> None:
@@ -84,14 +84,14 @@ def test_server_that_answers_500_at_random_proves_nothing() -> None:
         for _ in range(2000):
             evidence, suspect, now = FailureEvidence(), FailureSuspect(0.0, 0), 0.0
             while chance.random() < part:  # until it is delivered
-                evidence.failed_again(suspect, now)
-                assert not evidence.proven(suspect, now)
+                evidence.record_suspect_failure(suspect, now)
+                assert not evidence.is_proven(suspect, now)
                 now += 1.0
                 if chance.random() < part:
-                    evidence.failed()
-                    evidence.passed_after_all(now)
+                    evidence.record_failure()
+                    evidence.record_late_success(now)
                 else:
-                    evidence.passed()
+                    evidence.record_success()
 
 
 HERE, THERE = Destination(workspace="team-a", experiment="chat"), Destination(workspace="team-b", experiment="chat")
@@ -104,40 +104,45 @@ class Clock:
         return self.now
 
 
-def shipment(
-    destination: Destination = HERE, search: Bisection | None = None, found_in: Bisection | None = None
+def export_request(
+    destination: Destination = HERE, bisection: Bisection | None = None, previous_bisection: Bisection | None = None
 ) -> ExportRequest:
-    return ExportRequest(destination, [], RequestOrigin(1), search=search, found_in=found_in)
+    return ExportRequest(destination, [], RequestOrigin(1), bisection=bisection, previous_bisection=previous_bisection)
 
 
 @pytest.mark.parametrize(
-    ("search", "found_in", "others_pass", "moody", "times"),
+    ("bisection", "previous_bisection", "others_pass", "is_unstable", "times"),
     [
         (None, None, False, False, 2),
         (None, None, True, False, 2),
         (None, None, False, True, 6),  # the server answers 500 now and then to what it takes later
-        (Bisection(0, after_500=True), None, False, False, 1),  # a part of a search
-        (Bisection(0, after_500=True), None, False, True, 6),
-        (None, Bisection(0, after_500=True), True, False, 1),  # what a search has left, and others pass
-        (None, Bisection(0, after_500=True), False, False, 2),
-        (None, Bisection(0, after_500=True, called_off=1), False, False, 4),
-        (None, Bisection(0, after_500=True, called_off=4), False, False, 32),
-        (None, Bisection(0, after_500=True, called_off=5), False, False, 32),
+        (Bisection(0, had_server_error=True), None, False, False, 1),  # a part of a search
+        (Bisection(0, had_server_error=True), None, False, True, 6),
+        (None, Bisection(0, had_server_error=True), True, False, 1),  # what a search has left, and others pass
+        (None, Bisection(0, had_server_error=True), False, False, 2),
+        (None, Bisection(0, had_server_error=True, cancelled_count=1), False, False, 4),
+        (None, Bisection(0, had_server_error=True, cancelled_count=4), False, False, 32),
+        (None, Bisection(0, had_server_error=True, cancelled_count=5), False, False, 32),
     ],
 )
 def test_times_that_something_is_sent_before_it_is_searched(
-    search: Bisection | None, found_in: Bisection | None, others_pass: bool, moody: bool, times: int
+    bisection: Bisection | None, previous_bisection: Bisection | None, others_pass: bool, is_unstable: bool, times: int
 ) -> None:
     clock = Clock()
     suspects = SuspectRegistry(clock)
-    if moody:
-        suspects.evidence_at(HERE).passed_after_all(clock.now)
-    assert suspects.tries(shipment(search=search, found_in=found_in), others_pass=others_pass) == times
+    if is_unstable:
+        suspects.evidence_at(HERE).record_late_success(clock.now)
+    assert (
+        suspects.attempts_before_bisection(
+            export_request(bisection=bisection, previous_bisection=previous_bisection), others_pass=others_pass
+        )
+        == times
+    )
 
 
 def test_suspects_of_one_destination_say_nothing_about_another() -> None:
     suspects = SuspectRegistry(Clock())
-    here, there = shipment(), shipment(THERE)
+    here, there = export_request(), export_request(THERE)
     suspects.add(here, None)
     suspects.add(there, None)
     assert (suspects.count(HERE), suspects.count(THERE)) == (1, 1)
@@ -152,31 +157,31 @@ def test_suspects_of_one_destination_say_nothing_about_another() -> None:
 def test_when_one_passes_after_all_the_others_are_tried_at_once() -> None:
     clock = Clock()
     suspects = SuspectRegistry(clock)
-    passes, waits, elsewhere = shipment(), shipment(), shipment(THERE)
-    for each in (passes, waits, elsewhere):
-        suspects.add(each, None)
-        each.not_before = clock.now + 30
-    suspects.passed(passes)
+    passes, waits, elsewhere = export_request(), export_request(), export_request(THERE)
+    for event in (passes, waits, elsewhere):
+        suspects.add(event, None)
+        event.not_before = clock.now + 30
+    suspects.record_success(passes)
     assert waits.not_before == clock.now
     assert elsewhere.not_before == clock.now + 30
-    assert suspects.evidence_at(HERE).moody(clock.now)
-    assert not suspects.evidence_at(THERE).moody(clock.now)
+    assert suspects.evidence_at(HERE).is_unstable(clock.now)
+    assert not suspects.evidence_at(THERE).is_unstable(clock.now)
 
 
 def test_a_delivery_where_nothing_is_suspected_is_not_kept_in_mind() -> None:
     suspects = SuspectRegistry(Clock())
-    suspects.passed(shipment())
-    assert suspects.evidence_at(HERE).delivered == 0
-    suspects.passed(shipment())
-    assert suspects.evidence_at(HERE).delivered == 1
+    suspects.record_success(export_request())
+    assert suspects.evidence_at(HERE).delivered_count == 0
+    suspects.record_success(export_request())
+    assert suspects.evidence_at(HERE).delivered_count == 1
 
 
 def test_destinations_with_suspects_are_kept_however_many_others_come() -> None:
     suspects = SuspectRegistry(Clock())
-    suspects.add(shipment(), None)
-    suspects.evidence_at(HERE).passed()
-    suspects.evidence_at(THERE).passed()
+    suspects.add(export_request(), None)
+    suspects.evidence_at(HERE).record_success()
+    suspects.evidence_at(THERE).record_success()
     for number in range(1000):
         suspects.evidence_at(Destination(experiment=str(number)))
-    assert suspects.evidence_at(HERE).delivered == 1
-    assert suspects.evidence_at(THERE).delivered == 0
+    assert suspects.evidence_at(HERE).delivered_count == 1
+    assert suspects.evidence_at(THERE).delivered_count == 0

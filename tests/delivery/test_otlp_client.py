@@ -29,7 +29,7 @@ def delivery(
 def test_headers() -> None:
     script = ScriptedTransport(HttpResponse(200))
     sender, report = delivery(script, "gzip")
-    sender.attempt(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
+    sender.export(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
     [asked] = script.requests
     assert (asked.method, asked.path, asked.max_response_bytes) == ("POST", "", MAX_RESPONSE_BYTES)
     assert asked.headers == {
@@ -44,13 +44,13 @@ def test_headers() -> None:
 
 def test_experiment_is_left_to_the_header_of_the_user() -> None:
     script = ScriptedTransport(HttpResponse(200))
-    delivery(script, is_set=True)[0].attempt(EncodedBatch(Destination(experiment="by name"), b"body", 1), 10)
+    delivery(script, is_set=True)[0].export(EncodedBatch(Destination(experiment="by name"), b"body", 1), 10)
     assert [asked.headers for asked in script.requests] == [{"content-type": "application/x-protobuf"}]
 
 
 def test_small_body_is_not_compressed() -> None:
     script = ScriptedTransport(HttpResponse(200))
-    delivery(script, "gzip")[0].attempt(REQUEST, 10)
+    delivery(script, "gzip")[0].export(REQUEST, 10)
     assert "content-encoding" not in script.requests[0].headers
 
 
@@ -61,16 +61,16 @@ def test_server_that_takes_no_compressed_body_is_sent_plain_ones_from_then_on(
     script = ScriptedTransport(HttpResponse(status), HttpResponse(200))
     sender, _ = delivery(script, "gzip")
     for _ in range(2):
-        assert sender.attempt(EncodedBatch(REQUEST.destination, LARGE, 1), 10).verdict is Disposition.DELIVERED
+        assert sender.export(EncodedBatch(REQUEST.destination, LARGE, 1), 10).disposition is Disposition.SUCCESS
     assert ["content-encoding" in asked.headers for asked in script.requests] == [True, False, False]
-    assert caplog.text.count("sent plain from now on") == 1
+    assert caplog.text.count("sent uncompressed from now on") == 1
 
 
 def test_content_that_is_refused_plain_too_says_nothing_of_compression() -> None:
     script = ScriptedTransport(HttpResponse(400))
     sender, _ = delivery(script, "gzip")
     for _ in range(2):
-        assert sender.attempt(EncodedBatch(REQUEST.destination, LARGE, 1), 10).verdict is Disposition.REFUSED
+        assert sender.export(EncodedBatch(REQUEST.destination, LARGE, 1), 10).disposition is Disposition.PERMANENT
     assert ["content-encoding" in asked.headers for asked in script.requests] == [True, False, True, False]
 
 

@@ -105,14 +105,14 @@ class FakeCredentials:
         return "none"
 
 
-class Round:
+class Story:
     """A courier and a fake MLflow, driven as the senders drive them."""
 
     def __init__(self, version: str = "3.17.2", jitter: float = 0.5, *, certain: bool = True) -> None:
         self.server = FakeMLflow(version)
         self.report = ProblemLog(lambda: self.server.clock)
         self.experiments = ExperimentResolver(None, certain=False, create=False, report=self.report)
-        self.courier = RetrySender(
+        self.sender = RetrySender(
             self.server,
             OTLPClient(self.server, self.experiments, compression="none", report=self.report),
             ServerInfo(self.server, self.report, certain=certain),
@@ -136,7 +136,7 @@ class Round:
             self.suspects.append((count, size))
 
         origin = RequestOrigin(len(spans), settled, lambda outcome: self.postponed.append(outcome.message), suspected)
-        origin.left = left
+        origin.label = left
         queue = [*self.left, ExportRequest(Destination(experiment_id="1"), spans, origin)]
         while queue and self.server.clock < until:
             now = self.server.clock
@@ -145,7 +145,7 @@ class Round:
                 self.server.clock = min(until, *(each.not_before for each in queue))
                 continue
             queue.remove(ready)
-            step = self.courier.step(ready, 5.0)
+            step = self.sender.send(ready, 5.0)
             queue = [*queue, *step.remaining] if step.requeue_last else [*step.remaining, *queue]
             self.server.clock += step.retry_after
         self.left = queue
@@ -184,11 +184,11 @@ def refusing(status: int, *marks: str) -> Judge:
 
 
 def test_delivered_at_once() -> None:
-    story, spans = Round(), encoded("a", "b")
+    story, spans = Story(), encoded("a", "b")
     story.send(spans)
     assert story.lands_once(spans)
     assert (story.settled, story.postponed, story.server.asked) == (1, [], 0)
-    assert (story.report.stats().delivered, story.courier.failures) == (2, 0)
+    assert (story.report.stats().delivered, story.sender.failure_count) == (2, 0)
 
 
 AWAY = [
@@ -210,21 +210,21 @@ AWAY = [
 def test_what_may_succeed_later_is_kept_and_sent_again(
     answer: HttpResponse | TransportError, times: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    story, spans = Round(), encoded("a")
+    story, spans = Story(), encoded("a")
     # An HTML page with 200 is not stored: the fake goes by the status.
     story.server.judge = failing(3, answer)
     story.send(spans)
     assert story.server.times == times
     assert (story.settled, story.refused, story.report.stats().retries) == (1, 0, 3)
-    assert len(story.postponed) == story.courier.failures == 3
+    assert len(story.postponed) == story.sender.failure_count == 3
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
-        "spans wait in memory",
-        "spans are accepted again, after " + f"{times[3]:.0f} s of trouble [MLO-804]",
+        "Export failing, spans are queued in memory",
+        "Export recovered, after " + f"{times[3]:.0f} s of trouble [MLO-804]",
     ]
 
 
 def test_waiting_has_a_limit() -> None:
-    story = Round()
+    story = Story()
     story.server.judge = lambda _: HttpResponse(503)
     story.send(encoded("a"), until=200)
     gaps = [later - earlier for earlier, later in zip(story.server.times, story.server.times[1:], strict=False)]
@@ -243,13 +243,13 @@ def test_waiting_has_a_limit() -> None:
 )
 def test_who_hurries_during_an_attempt_has_one_more_soon(answer: HttpResponse, times: list[float]) -> None:
     """It is the third; after the one for who hurries the wait goes on as it was."""
-    story, spans = Round(), encoded("a")
+    story, spans = Story(), encoded("a")
     accepts = failing(5, answer)
 
     def judge(names: list[str]) -> HttpResponse | TransportError:
         if len(story.server.names) == 3:
             story.server.clock += 0.5  # the request takes a while
-            story.courier.patience.hurry()
+            story.sender.backoff.hurry()
         return accepts(names)
 
     story.server.judge = judge
@@ -263,18 +263,18 @@ def test_who_hurries_during_an_attempt_has_one_more_soon(answer: HttpResponse, t
 
 @pytest.mark.parametrize("status", [400, 422, 415])
 def test_culprit_is_found_refused_when_repeated_and_named(status: int, caplog: pytest.LogCaptureFixture) -> None:
-    story, spans = Round(), encoded("a", "b", "culprit", "d", children=2)
+    story, spans = Story(), encoded("a", "b", "culprit", "d", children=2)
     story.server.judge = refusing(status, "culprit/1")
     story.send(spans)
     assert sum(story.server.stored.values()) == len(spans) - 1
     assert (story.settled, story.refused, story.report.stats().delivered) == (1, 1, len(spans) - 1)
-    assert caplog.text.count("span 'culprit/1' of trace tr-00000000000000000000000000000003 is lost") == 1
+    assert caplog.text.count("Dropped span 'culprit/1' of trace tr-00000000000000000000000000000003: ") == 1
     assert f"{status}" in caplog.text
 
 
 @pytest.mark.parametrize("marks", [(3,), (0, 199), (0, 100, 199), (66, 67, 133), (1, 2, 3), (50, 125, 126)])
 def test_197_of_200_traces_land_in_at_most_40_requests(marks: tuple[int, ...]) -> None:
-    story, spans = Round(), encoded(*map(str, range(200)), children=2)
+    story, spans = Story(), encoded(*map(str, range(200)), children=2)
     story.server.judge = refusing(400, *map(str, marks))
     story.send(spans)
     assert sum(story.server.stored.values()) == len(spans) - len(marks)
@@ -285,7 +285,7 @@ def test_197_of_200_traces_land_in_at_most_40_requests(marks: tuple[int, ...]) -
 @settings(max_examples=60, deadline=None)
 @given(st.sets(st.integers(0, 39), max_size=40), st.integers(0, 2), st.sampled_from([400, 422]))
 def test_whatever_is_marked_all_else_lands_once(marked: set[int], children: int, status: int) -> None:
-    story, spans = Round(), encoded("accepted", *map(str, range(40)), children=children)
+    story, spans = Story(), encoded("accepted", *map(str, range(40)), children=children)
     story.server.judge = refusing(status, *map(str, marked))
     story.send(spans)
     assert set(story.server.stored.values()) <= {1}
@@ -296,7 +296,7 @@ def test_whatever_is_marked_all_else_lands_once(marked: set[int], children: int,
 def test_transient_refusal_loses_nothing() -> None:
     # UniqueViolation when two batches of one trace arrive at once, before 3.16.
     for times in (1, 2):
-        story, spans = Round(), encoded("a", "b", "c", children=1)
+        story, spans = Story(), encoded("a", "b", "c", children=1)
         story.server.judge = failing(times, HttpResponse(400))
         story.send(spans)
         assert story.lands_once(spans)
@@ -304,7 +304,7 @@ def test_transient_refusal_loses_nothing() -> None:
 
 
 def test_single_span_is_refused_only_when_that_is_repeated_later() -> None:
-    story, spans = Round(), encoded("a")
+    story, spans = Story(), encoded("a")
     story.server.judge = failing(1, HttpResponse(422))
     story.send(spans)
     assert story.lands_once(spans)
@@ -317,9 +317,9 @@ LEFT = "left by an earlier run"
 AT_ONE = Destination(experiment_id="1")
 TOO_OLD = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
 FATES: list[tuple[Callable[[], Judge], str]] = [
-    (lambda: refusing(422, "a"), "span 'a' of trace tr-00000000000000000000000000000001 is lost"),
-    (lambda: lambda _: HttpResponse(200, JSON, TOO_OLD), "spans are lost"),
-    (lambda: failing(1, HttpResponse(503)), "spans wait in memory"),
+    (lambda: refusing(422, "a"), "Dropped span 'a' of trace tr-00000000000000000000000000000001"),
+    (lambda: lambda _: HttpResponse(200, JSON, TOO_OLD), "Spans rejected"),
+    (lambda: failing(1, HttpResponse(503)), "Export failing, spans are queued in memory"),
 ]
 
 
@@ -328,50 +328,50 @@ FATES: list[tuple[Callable[[], Judge], str]] = [
 def test_who_has_left_spans_is_told_with_what_befalls_them(
     judge: Callable[[], Judge], expected: str, left: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    story = Round()
+    story = Story()
     story.server.judge = judge()
     story.send(encoded("a"), left=left)
     assert caplog.messages[0].partition(": ")[0] == (f"{expected} ({left})" if left else expected)
 
 
 def test_who_has_left_a_suspect_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    story = Round()
+    story = Story()
     story.server.judge = refusing(500, "c")
     story.send(encoded("a", "b", "c", "d"), until=600, left=LEFT)
-    told = [line for line in caplog.messages if line.startswith("span 'c'")]
-    assert [re.sub("tr-[0-9a-f]+", "tr", line).split(",")[0] for line in told] == [
-        f"span 'c' of trace tr waits in memory ({LEFT})"
+    lines = [line for line in caplog.messages if line.startswith("Export of span 'c'")]
+    assert [re.sub("tr-[0-9a-f]+", "tr", line).split(";")[0] for line in lines] == [
+        f"Export of span 'c' of trace tr ({LEFT}) failing, it is queued in memory and retried"
     ]
 
 
 def test_outage_is_told_of_as_this_runs_once_its_own_spans_wait_too(caplog: pytest.LogCaptureFixture) -> None:
     """One outage is one problem: its repetitions are not told twice, once for each of whom the spans are."""
-    story, theirs, ours = Round(), *(ExportRequest(AT_ONE, encoded(name), RequestOrigin(1)) for name in ("a", "b"))
-    theirs.origin.left = LEFT
+    story, theirs, ours = Story(), *(ExportRequest(AT_ONE, encoded(name), RequestOrigin(1)) for name in ("a", "b"))
+    theirs.origin.label = LEFT
 
     def told(*shipments: ExportRequest, answer: HttpResponse) -> list[str]:
         caplog.clear()
         story.server.judge = lambda _: answer
-        for shipment in shipments:
+        for request in shipments:
             story.server.clock += 61
-            story.courier.step(shipment, 5.0)
-        return [line.partition(": ")[0].partition(",")[0] for line in caplog.messages]
+            story.sender.send(request, 5.0)
+        return [line.partition(": ")[0].partition(", after")[0] for line in caplog.messages]
 
     down = HttpResponse(503)
     assert told(theirs, theirs, ours, theirs, ours, theirs, answer=down) == [
-        *[f"spans wait in memory ({LEFT})"] * 2,
-        *["spans wait in memory"] * 4,
+        *[f"Export failing, spans are queued in memory ({LEFT})"] * 2,
+        *["Export failing, spans are queued in memory"] * 4,
     ]
-    assert told(ours, answer=HttpResponse(200)) == ["spans are accepted again"]
+    assert told(ours, answer=HttpResponse(200)) == ["Export recovered"]
     story.server.clock += 61
-    assert told(theirs, answer=down) == [f"spans wait in memory ({LEFT})"]
+    assert told(theirs, answer=down) == [f"Export failing, spans are queued in memory ({LEFT})"]
 
 
 # 500: a server in trouble, or a span that it trips over
 
 
 def test_500_of_a_server_in_trouble_loses_nothing() -> None:
-    story, spans = Round(), encoded("a", "b", children=1)
+    story, spans = Story(), encoded("a", "b", children=1)
     story.server.judge = failing(30, HttpResponse(500))
     story.send(spans)
     assert story.lands_once(spans)
@@ -379,51 +379,56 @@ def test_500_of_a_server_in_trouble_loses_nothing() -> None:
 
 
 def test_500_that_stays_with_one_span_is_kept_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    story, spans = Round(), encoded("a", "b", "c", "d")
+    story, spans = Story(), encoded("a", "b", "c", "d")
     story.server.judge = refusing(500, "c")
     story.send(spans, until=600)
     assert sum(story.server.stored.values()) == 3
     assert (story.refused, story.settled, len(story.left)) == (0, 0, 1)
     assert story.suspects == [(1, len(spans[2].body))]
-    assert caplog.text.count("span 'c' of trace tr-00000000000000000000000000000003 waits in memory") == 1
-    assert "lost" not in caplog.text
+    assert (
+        caplog.text.count("Export of span 'c' of trace tr-00000000000000000000000000000003 failing, it is queued") == 1
+    )
+    assert "Dropped" not in caplog.text
+    assert "dropped" not in caplog.text
     assert len(story.server.names) < 40  # in ten minutes
     story.server.judge = lambda _: HttpResponse(200)
     story.send(encoded("e", base=10))
     assert set(story.server.stored.values()) == {1}
     assert story.settled == 2
-    assert "span 'c' of trace tr-00000000000000000000000000000003 is accepted after all" in caplog.text
+    assert "Export recovered: span 'c' of trace tr-00000000000000000000000000000003 was accepted" in caplog.text
 
 
 def test_500_that_stays_while_many_others_pass_is_the_spans_own_fault(caplog: pytest.LogCaptureFixture) -> None:
-    story = Round()
+    story = Story()
     story.server.judge = refusing(500, "c")
     story.send(encoded("a", "b", "c", "d"), until=10)
     for second in range(11, 400):
         story.send(encoded("other", base=second), until=second)
     assert (story.refused, story.settled, story.left) == (1, 390, [])
-    assert caplog.text.count("span 'c' of trace tr-00000000000000000000000000000003 is lost") == 1
+    assert caplog.text.count("Dropped span 'c' of trace tr-00000000000000000000000000000003: ") == 1
     assert len(story.server.names) < 389 + 40
 
 
 def test_at_the_end_a_named_span_is_lost_by_name(caplog: pytest.LogCaptureFixture) -> None:
-    story = Round()
+    story = Story()
     story.server.judge = refusing(500, "c")
     story.send(encoded("a", "b", "c", "d"), until=60)
     sent = len(story.server.names)
-    story.courier.closing = True
+    story.sender.is_closing = True
     story.send(encoded("e", base=10))
     assert (story.refused, story.settled, story.left) == (1, 2, [])
     assert len(story.server.names) == sent + 1
-    assert "span 'c' of trace tr-00000000000000000000000000000003 is lost" in caplog.text
+    assert "Dropped span 'c' of trace tr-00000000000000000000000000000003: " in caplog.text
 
 
 def test_500_of_a_lone_span_is_kept_while_nothing_else_passes(caplog: pytest.LogCaptureFixture) -> None:
-    story = Round()
+    story = Story()
     story.server.judge = refusing(500, "c")
     story.send(encoded("c"), until=300)
     assert (story.refused, len(story.left), story.suspects) == (0, 1, [])
-    assert caplog.text.count("spans wait in memory") == 1 + 300 // 61  # the first, and one a minute
+    assert (
+        caplog.text.count("Export failing, spans are queued in memory") == 1 + 300 // 61
+    )  # the first, and one a minute
 
 
 @pytest.mark.parametrize("marks", [(3,), (0, 199), (0, 100, 199), (66, 67, 133), (1, 2, 3), (50, 125, 126)])
@@ -431,7 +436,7 @@ def test_500_of_a_lone_span_is_kept_while_nothing_else_passes(caplog: pytest.Log
 def test_of_200_traces_with_three_culprits_answered_500_all_others_land_in_at_most_40_requests(
     marks: tuple[int, ...], turn: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    story, spans = Round(jitter=turn), encoded(*map(str, range(200)), children=2)
+    story, spans = Story(jitter=turn), encoded(*map(str, range(200)), children=2)
     story.server.judge = refusing(500, *(f"{mark}/1" for mark in marks))
     story.send(spans, until=30)
     assert set(story.server.stored.values()) == {1}
@@ -446,7 +451,7 @@ def test_of_200_traces_with_three_culprits_answered_500_all_others_land_in_at_mo
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.05, 0.3, 0.7, 0.9]), st.integers(1, 12))
 def test_server_that_answers_500_at_random_loses_nothing(seed: int, part: float, traces: int) -> None:
-    story, chance = Round(), random.Random(seed)
+    story, chance = Story(), random.Random(seed)
     story.server.judge = lambda _: HttpResponse(500 if chance.random() < part else 200)
     batches = [
         encoded(*(f"{batch}.{trace}" for trace in range(traces)), children=1, base=1000 * batch) for batch in range(20)
@@ -463,17 +468,17 @@ def test_server_that_answers_500_at_random_loses_nothing(seed: int, part: float,
 
 
 def test_too_large_is_cut_and_later_requests_start_smaller() -> None:
-    story, spans = Round(), encoded(*"abcdefgh", text=40_000)
+    story, spans = Story(), encoded(*"abcdefgh", text=40_000)
     story.server.judge = lambda names: HttpResponse(413) if len(names) > 2 else HttpResponse(200)
     story.send(spans)
     assert story.lands_once(spans)
     assert story.refused == 0
-    assert story.courier.size_limit is not None
-    assert 80_000 < story.courier.size_limit < 90_000
+    assert story.sender.max_request_bytes is not None
+    assert 80_000 < story.sender.max_request_bytes < 90_000
 
 
 def test_single_span_that_is_too_large_is_shortened_and_marked() -> None:
-    story, spans = Round(), encoded("a", text=500_000)
+    story, spans = Story(), encoded("a", text=500_000)
     story.server.judge = lambda _: HttpResponse(413) if story.server.sizes[-1] > 100_000 else HttpResponse(200)
     story.send(spans)
     assert story.lands_once(spans), story.server.sizes
@@ -482,7 +487,7 @@ def test_single_span_that_is_too_large_is_shortened_and_marked() -> None:
 
 
 def test_single_span_that_cannot_be_shortened_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    story = Round()
+    story = Story()
     story.server.judge = lambda _: HttpResponse(413)
     story.send(encoded("a", text=500_000))
     assert (story.refused, story.settled) == (1, 1)
@@ -499,7 +504,7 @@ AMBIGUOUS = [HttpResponse(504), HttpResponse(502), HttpResponse(500), TransportE
 def test_before_sending_again_what_may_have_arrived_older_servers_are_asked(
     answer: HttpResponse | TransportError, version: str, asks: bool
 ) -> None:
-    story, spans = Round(version), encoded("a", "b", children=1)
+    story, spans = Story(version), encoded("a", "b", children=1)
 
     def judge(_: list[str]) -> HttpResponse | TransportError:
         story.server.stores_anyway = len(story.server.names) == 1
@@ -513,7 +518,7 @@ def test_before_sending_again_what_may_have_arrived_older_servers_are_asked(
 
 
 def test_only_what_is_missing_is_sent_again() -> None:
-    story, spans = Round("3.10.1"), encoded("a", "b", "c")
+    story, spans = Story("3.10.1"), encoded("a", "b", "c")
     story.server.judge = failing(1, HttpResponse(504))
     story.server.stored[spans[1].trace_id, spans[1].span_id] = 1
     story.send(spans)
@@ -523,7 +528,7 @@ def test_only_what_is_missing_is_sent_again() -> None:
 
 
 def test_server_that_is_still_writing_is_asked_until_its_answer_no_longer_changes() -> None:
-    story, spans = Round("3.10.1"), encoded("a", "b", "c")
+    story, spans = Story("3.10.1"), encoded("a", "b", "c")
     story.server.judge = failing(1, HttpResponse(504))
     arriving = list(spans)
     real = story.server._read_back
@@ -542,7 +547,7 @@ def test_server_that_is_still_writing_is_asked_until_its_answer_no_longer_change
 
 
 def test_after_a_504_it_may_take_as_long_as_a_database_waits_for_its_lock() -> None:
-    story, spans = Round("3.10.1"), encoded("a", "b")
+    story, spans = Story("3.10.1"), encoded("a", "b")
     story.server.judge = failing(1, HttpResponse(504))
     real = story.server._read_back
 
@@ -561,7 +566,7 @@ def test_after_a_504_it_may_take_as_long_as_a_database_waits_for_its_lock() -> N
 def test_where_asking_is_not_possible_it_is_said_once_and_sent_again(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    story, spans = Round("3.6.0"), encoded("a")
+    story, spans = Story("3.6.0"), encoded("a")
     story.server.may_ask = HttpResponse(status)
     story.server.judge = failing(2, HttpResponse(504))
     story.send(spans)
@@ -570,7 +575,7 @@ def test_where_asking_is_not_possible_it_is_said_once_and_sent_again(
 
 
 def test_while_the_server_cannot_answer_nothing_is_sent() -> None:
-    story, spans = Round("3.10.1"), encoded("a")
+    story, spans = Story("3.10.1"), encoded("a")
     story.server.judge = failing(1, HttpResponse(504))
     story.server.may_ask = HttpResponse(503)
     story.send(spans, until=60)
@@ -585,12 +590,12 @@ PAGE = HttpResponse(200, {"content-type": "text/html"}, b"<!doctype html><title>
 
 def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFixture) -> None:
     """The spans have arrived, and would be sent a second time if the page were taken for "nothing is stored"."""
-    story, spans = Round("3.10.1"), encoded("a", "b")
+    story, spans = Story("3.10.1"), encoded("a", "b")
     story.server.judge, story.server.stores_anyway, story.server.may_ask = lambda _: HttpResponse(504), True, PAGE
     story.send(spans, until=120)
     assert len(story.server.names) == 1
     assert story.server.asked > 1
-    assert "spans wait in memory: 200 with an unexpected body (a login page?) instead of stored traces" in caplog.text
+    assert "queued in memory: 200 with an unexpected body (a login page?) instead of stored traces" in caplog.text
     story.server.may_ask = None
     story.send([], until=180)
     assert len(story.server.names) == 1
@@ -599,7 +604,7 @@ def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFi
 
 
 def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
-    story, spans = Round("a page", certain=False), encoded("a")
+    story, spans = Story("a page", certain=False), encoded("a")
     story.server.may_ask = PAGE
     story.server.judge = failing(2, HttpResponse(504))
     story.send(spans)
@@ -608,7 +613,7 @@ def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCapt
 
 
 def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
-    story, spans = Round("3.10.1"), encoded("a", "b", "culprit", "d")
+    story, spans = Story("3.10.1"), encoded("a", "b", "culprit", "d")
 
     def judge(names: list[str]) -> HttpResponse:
         story.server.stores_anyway = False
@@ -627,7 +632,7 @@ def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
 
 
 def test_before_3_12_a_database_that_stops_in_the_middle_has_some_traces() -> None:
-    story, spans = Round("3.10.1"), encoded("a", "b", "c", "d")
+    story, spans = Story("3.10.1"), encoded("a", "b", "c", "d")
 
     def judge(_: list[str]) -> HttpResponse:
         if len(story.server.names) > 1:
@@ -647,7 +652,7 @@ def test_before_3_12_a_database_that_stops_in_the_middle_has_some_traces() -> No
 
 
 def test_new_credential_is_used_at_once() -> None:
-    story, spans = Round(), encoded("a")
+    story, spans = Story(), encoded("a")
     story.server.judge = failing(1, HttpResponse(401))
     story.server.new_credential = True
     story.send(spans)
@@ -655,7 +660,7 @@ def test_new_credential_is_used_at_once() -> None:
 
 
 def test_token_file_is_watched_and_the_rejected_token_not_sent_again_meanwhile() -> None:
-    story, spans = Round(), encoded("a")
+    story, spans = Story(), encoded("a")
     story.server.judge = failing(1, HttpResponse(401))
     story.server.credentials.can_watch = True  # type: ignore[misc]
     looked: list[float] = []
@@ -671,7 +676,7 @@ def test_token_file_is_watched_and_the_rejected_token_not_sent_again_meanwhile()
 
 
 def test_wrong_destination_is_looked_up_anew() -> None:
-    story = Round()
+    story = Story()
     forgotten: list[Destination] = []
     story.experiments.invalidate = forgotten.append  # type: ignore[method-assign,assignment]
     story.server.judge = failing(2, HttpResponse(404))
@@ -680,7 +685,7 @@ def test_wrong_destination_is_looked_up_anew() -> None:
 
 
 def test_partial_success_counts_what_was_rejected(caplog: pytest.LogCaptureFixture) -> None:
-    story = Round()
+    story = Story()
     body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
     story.server.judge = lambda _: HttpResponse(200, JSON, body)
     story.send(encoded("a", "b"))
@@ -689,32 +694,32 @@ def test_partial_success_counts_what_was_rejected(caplog: pytest.LogCaptureFixtu
 
 
 def test_at_the_end_what_a_search_has_put_aside_is_counted_as_well() -> None:
-    story, spans = Round(), encoded(*map(str, range(16)))
+    story, spans = Story(), encoded(*map(str, range(16)))
     story.server.judge = refusing(400, "0")
     origin = RequestOrigin(len(spans))
     queue = [ExportRequest(Destination(experiment_id="1"), spans, origin)]
     for _ in range(3):
-        queue = [*story.courier.step(queue.pop(0), 5.0).remaining, *queue]
+        queue = [*story.sender.send(queue.pop(0), 5.0).remaining, *queue]
     for each in queue:
-        story.courier.abandon(each)
-    assert (story.refused, origin.remaining) == (16, 0)
+        story.sender.drop_on_shutdown(each)
+    assert (story.refused, origin.remaining_count) == (16, 0)
 
 
 def test_at_the_end_nothing_waits_for_a_server_that_was_away_before() -> None:
-    story = Round()
+    story = Story()
     story.server.judge = lambda _: HttpResponse(503)
     story.send(encoded("a"), until=10)
-    story.courier.closing = True
+    story.sender.is_closing = True
     for each in story.left:
         story.server.clock += 100
-        assert not story.courier.step(each, 1).remaining
+        assert not story.sender.send(each, 1).remaining
     assert (story.settled, story.refused) == (1, 1)
 
 
 def test_message_of_an_accepting_server_is_passed_on_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    story = Round()
+    story = Story()
     story.server.judge = lambda _: HttpResponse(200, JSON, b'{"partialSuccess":{"errorMessage":"be brief"}}')
     story.send(encoded("a"))
     story.send(encoded("b"))
-    assert caplog.messages == ["the server says: be brief [MLO-509]"]
+    assert caplog.messages == ["Server message: be brief [MLO-509]"]

@@ -85,19 +85,22 @@ ADDRESS = r"http://127\.0\.0\.1:\d+"
 
 
 def waits(said: str, advice: str) -> Line:
-    return logging.ERROR, rf"spans wait in memory: {ADDRESS}/v1/traces: {said}\.? {advice} \[2 spans\]"
+    return (
+        logging.ERROR,
+        rf"Export failing, spans are queued in memory: {ADDRESS}/v1/traces: {said}\.? {advice} \[2 spans\]",
+    )
 
 
 def lost(name: str, said: str, advice: str = CONTENT_ADVICE) -> Line:
     where = rf"{ADDRESS}/v1/traces"
-    return logging.ERROR, rf"span '{name}' of trace tr-[0-9a-f]{{32}} is lost: {where}: {said}\.? {advice} \[1 span\]"
+    return logging.ERROR, rf"Dropped span '{name}' of trace tr-[0-9a-f]{{32}}: {where}: {said}\.? {advice} \[1 span\]"
 
 
 def both_lost(said: str, advice: str = CONTENT_ADVICE) -> list[Line]:
     return [lost("first", said, advice), lost("second", said, advice)]
 
 
-AGAIN: Line = (logging.WARNING, r"spans are accepted again, after \d+ s of trouble")
+AGAIN: Line = (logging.WARNING, r"Export recovered, after \d+ s of trouble")
 SENT_AGAIN = r"spans that may have arrived are sent again without checking whether they are stored \(404: Not Found\)"
 WITHOUT_ASKING: Line = (logging.WARNING, f"{SENT_AGAIN}: MLflow before 3.17 may count their tokens twice")
 
@@ -144,7 +147,7 @@ def delivered(name: str, answer: Answer, *logged: Line, **more: Any) -> Row:
 
 def partly(name: str, answer: Answer, said: str, rejected: int = 1) -> Row:
     """Some are taken: one request."""
-    line = rf"spans are lost: {ADDRESS}/v1/traces: {rejected} spans rejected: {said}\.? {CONTENT_ADVICE} "
+    line = rf"Spans rejected: {ADDRESS}/v1/traces: {rejected} spans rejected: {said}\.? {CONTENT_ADVICE} "
     logged = [(logging.ERROR, rf"{line}\[{min(rejected, SPANS)} spans?\]")]
     end = (SPANS - min(rejected, SPANS), min(rejected, SPANS), 0)
     return Row(name, then=answer, end=end, logged=logged, result=FAILURE)
@@ -283,7 +286,7 @@ ROWS = [
     delivered(
         "200, a warning in protobuf",
         Answer(headers=PROTOBUF, body=partial(0, "use the other port")),
-        (logging.WARNING, "the server says: use the other port"),
+        (logging.WARNING, "Server message: use the other port"),
     ),
     # Accepted in part.
     partly("partial success, protobuf", Answer(headers=PROTOBUF, body=partial(1, "too old")), "too old"),
@@ -729,7 +732,7 @@ def test_retry_after_beyond_the_time_out_loses_nothing(
         assert len(scripted_server.to(TRACES_PATH)) == 1
         pipeline = exporter._pipeline
         assert pipeline is not None
-        until(lambda: not pipeline.senders.unfinished(), what="it waits")  # a flush ends waits that have begun
+        until(lambda: not pipeline.work_queue.unfinished(), what="it waits")  # a flush ends waits that have begun
         assert exporter.force_flush(20_000)
         assert counts(exporter) == (SPANS, 0, 0)
     assert not unlike(logs(caplog), [waits("503", SERVER_ADVICE), AGAIN])

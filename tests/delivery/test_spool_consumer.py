@@ -70,7 +70,7 @@ class Process:
 
     def __post_init__(self) -> None:
         self.drainer = SpoolConsumer(
-            self.depot, send=self.given.append, spill=self._spill, tidy=self._tidy, report=ProblemLog()
+            self.depot, send=self.given.append, spill=self._spill, maintain=self._tidy, report=ProblemLog()
         )
 
     def _spill(self) -> bool:
@@ -81,7 +81,7 @@ class Process:
         self.tidied += 1
 
     def look(self) -> bool:
-        return self.drainer._turn()
+        return self.drainer._tick()
 
     def put(self, name: str, place: Destination = PLACES[0]) -> None:
         assert self.depot.append(place, encoded(name), attempted=False, uncertain=False)
@@ -151,7 +151,7 @@ def test_no_destination_keeps_another_waiting(process: Callable[..., Process]) -
     assert Counter(each.destination for each in one.given) == {PLACES[0]: 2, **dict.fromkeys(PLACES[1:], 1)}
 
 
-@pytest.mark.parametrize(("limit", "value", "at_once"), [("_MOST_AT_ONCE", 5, 5), ("_MOST_BYTES", 1, 1)])
+@pytest.mark.parametrize(("limit", "value", "at_once"), [("_MAX_REQUESTS", 5, 5), ("_MAX_BYTES", 1, 1)])
 def test_what_is_in_memory_at_a_time_is_bounded(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch, limit: str, value: int, at_once: int
 ) -> None:
@@ -172,17 +172,17 @@ def test_what_is_in_memory_at_a_time_is_bounded(
 def test_what_waits_for_longer_makes_room_for_others_but_not_in_memory(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_consumer_module, "_MOST_AT_ONCE", 4)
+    monkeypatch.setattr(spool_consumer_module, "_MAX_REQUESTS", 4)
     one = process()
     for each in NAMES[:9]:
         one.put(each)
     one.look()
     for shipment in tuple(one.given):
-        shipment.origin.deferred()  # a destination that is missing, a span that the server trips over
+        shipment.origin.yield_slot()  # a destination that is missing, a span that the server trips over
     one.look()
     assert one.names == NAMES[:4]
     for shipment in one.given[2:]:
-        shipment.origin.deferred()
+        shipment.origin.yield_slot()
     one.look()
     assert one.names == NAMES[:4]  # four are in memory
     one.given.pop(0).origin.release()
@@ -245,7 +245,7 @@ def test_live_traffic_waits_behind_two_at_most(process: Callable[..., Process]) 
 
     def step(shipment: ExportRequest) -> SendResult[ExportRequest]:
         begin.wait(20)
-        sent.append("live" if not shipment.origin.kept else name(shipment))
+        sent.append("live" if not shipment.origin.is_on_disk else name(shipment))
         shipment.origin.settle(len(shipment.spans), 0)
         done.set()
         return SendResult()
@@ -276,13 +276,13 @@ def test_one_process_drains_and_another_takes_over(process: Callable[..., Proces
     first.look()
     assert second.look()  # there is something, but not for it to do
     assert (len(first.given), len(second.given)) == (2, 0)
-    assert (first.drainer.draining, second.drainer.draining) == (True, False)
+    assert (first.drainer.is_leader, second.drainer.is_leader) == (True, False)
     while first.given:
         first.given.pop().origin.release()
     first.drainer.close()
     first.drainer.release()
     second.look()
-    assert second.drainer.draining
+    assert second.drainer.is_leader
     assert second.names == NAMES[:2]  # also what another has put there
 
 
@@ -290,11 +290,11 @@ def test_the_lock_is_given_back_when_there_is_nothing_to_do(process: Callable[..
     one = process()
     one.put(NAMES[0])
     one.look()
-    assert one.drainer.draining
+    assert one.drainer.is_leader
     one.deliver()
     one.look()
     assert not one.look()
-    assert not one.drainer.draining
+    assert not one.drainer.is_leader
 
 
 def test_only_who_drains_tidies_and_now_and_then(
@@ -309,7 +309,7 @@ def test_only_who_drains_tidies_and_now_and_then(
         second.look()
     assert (first.tidied, second.tidied) == (1, 0)
     assert (first.spilled, second.spilled) == (5, 5)  # memory is everybody's own
-    clock.now += spool_consumer_module._SWEEP_SECONDS
+    clock.now += spool_consumer_module._MAINTENANCE_SECONDS
     first.look()
     assert first.tidied == 2
 
@@ -350,10 +350,10 @@ def test_a_forked_child_has_nothing_of_its_parents(process: Callable[..., Proces
     def child() -> bool:
         before = len(one.given)
         one.look()
-        return not one.drainer.draining and len(one.given) == before
+        return not one.drainer.is_leader and len(one.given) == before
 
     assert in_child(child)
-    assert one.drainer.draining
+    assert one.drainer.is_leader
     assert one.names == NAMES[:2]
 
 
@@ -394,7 +394,7 @@ def test_a_mistake_ends_no_thread(
     one.put(NAMES[0])
     one.drainer.wake()
     until(lambda: one.given)
-    assert "please report it" in caplog.text
+    assert "Please report this." in caplog.text
 
 
 def test_without_a_thread_what_is_on_disk_stays_there(
@@ -420,11 +420,11 @@ class Courier:
     """What the drainer looks at of one."""
 
     def __init__(self, *, troubled: bool = False, fails: bool = False) -> None:
-        self._failures, self.patience = 0, SimpleNamespace(troubled=troubled)
+        self._failures, self.backoff = 0, SimpleNamespace(troubled=troubled)
         self.grows = fails
 
     @property
-    def failures(self) -> int:
+    def failure_count(self) -> int:
         self._failures += self.grows
         return self._failures
 
@@ -466,7 +466,7 @@ def test_it_is_not_waited_for_when_nothing_moves(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch, draining: bool
 ) -> None:
     """Here, when the server has just taken nothing; elsewhere, where nobody knows that, after a while."""
-    monkeypatch.setattr(spool_consumer_module, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(spool_consumer_module, "_STALL_SECONDS", 0.2)
     one, other = process(), process()
     one.put(NAMES[0])
     (one if draining else other).look()

@@ -25,7 +25,7 @@ from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.spans import finished
 
 HERE = Destination("team-a", experiment="agents")
-LATER = ExportOutcome(Disposition.RETRY, FailureKind.SERVER, "down")
+LATER = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "down")
 
 
 def encoded(*names: str) -> list[EncodedSpan]:
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Callable[[], PersistentQueue]:
+def make_queue(tmp_path: Path) -> Callable[[], PersistentQueue]:
     """Makes queues in one folder, as several processes have them."""
 
     def make() -> PersistentQueue:
@@ -64,7 +64,7 @@ def state_on(path: Path) -> DeliveryState:
     return read_header(path.read_bytes())[1]
 
 
-class Told:
+class Slots:
     """What is said of a request to whoever took it."""
 
     def __init__(self) -> None:
@@ -77,29 +77,29 @@ class Told:
 
 @pytest.mark.parametrize(("attempted", "uncertain"), [(False, False), (True, False), (True, True)])
 def test_read_export_request_returns_what_was_put(
-    made: Callable[[], PersistentQueue], attempted: bool, uncertain: bool
+    make_queue: Callable[[], PersistentQueue], attempted: bool, uncertain: bool
 ) -> None:
-    depot, spans = made(), encoded("a", "b")
-    assert depot.append(HERE, spans, attempted=attempted, uncertain=uncertain)
-    shipment = read_export_request(depot, depot.storage.entries()[0], Told())
-    assert shipment is not None
-    assert shipment.origin.kept
-    assert (shipment.destination, shipment.spans, shipment.origin.remaining) == (HERE, spans, 2)
-    assert (shipment.attempted, shipment.uncertain) == (attempted, uncertain)
+    queue, spans = make_queue(), encoded("a", "b")
+    assert queue.append(HERE, spans, attempted=attempted, uncertain=uncertain)
+    request = read_export_request(queue, queue.storage.entries()[0], Slots())
+    assert request is not None
+    assert request.origin.is_on_disk
+    assert (request.destination, request.spans, request.origin.remaining_count) == (HERE, spans, 2)
+    assert (request.was_sent, request.uncertain) == (attempted, uncertain)
     # The server may still be writing what was sent just now: it is asked so long.
-    left = shipment.ask_until - time.monotonic()
-    assert MAX_WRITE_SECONDS - 10 < left <= MAX_WRITE_SECONDS if uncertain else shipment.ask_until == 0.0
+    left = request.check_until - time.monotonic()
+    assert MAX_WRITE_SECONDS - 10 < left <= MAX_WRITE_SECONDS if uncertain else request.check_until == 0.0
 
 
 @pytest.mark.parametrize(("seconds", "asks"), [(-3600.0, False), (3600.0, True)], ids=["long ago", "clock set back"])
 def test_a_server_is_asked_no_longer_than_it_may_write(
-    made: Callable[[], PersistentQueue], seconds: float, asks: bool
+    make_queue: Callable[[], PersistentQueue], seconds: float, asks: bool
 ) -> None:
-    depot = made()
-    assert depot.storage.append(HERE, encoded("a"), uncertain=True, sent_at=time.time() + seconds)
-    shipment = read_export_request(depot, depot.storage.entries()[0], Told())
-    assert shipment is not None
-    left = shipment.ask_until - time.monotonic()
+    queue = make_queue()
+    assert queue.storage.append(HERE, encoded("a"), uncertain=True, sent_at=time.time() + seconds)
+    request = read_export_request(queue, queue.storage.entries()[0], Slots())
+    assert request is not None
+    left = request.check_until - time.monotonic()
     assert (0 < left <= MAX_WRITE_SECONDS) if asks else left <= 0
 
 
@@ -107,24 +107,24 @@ def test_a_server_is_asked_no_longer_than_it_may_write(
 
 
 def taken(
-    made: Callable[[], PersistentQueue], *names: str, uncertain: bool = False
-) -> tuple[PersistentQueue, SpooledOrigin, Told]:
-    depot, told = made(), Told()
-    assert depot.append(HERE, encoded(*names), attempted=uncertain, uncertain=uncertain)
-    shipment = read_export_request(depot, depot.storage.entries()[0], told)
-    assert shipment is not None
-    assert isinstance(shipment.origin, SpooledOrigin)
-    return depot, shipment.origin, told
+    make_queue: Callable[[], PersistentQueue], *names: str, uncertain: bool = False
+) -> tuple[PersistentQueue, SpooledOrigin, Slots]:
+    queue, slots = make_queue(), Slots()
+    assert queue.append(HERE, encoded(*names), attempted=uncertain, uncertain=uncertain)
+    request = read_export_request(queue, queue.storage.entries()[0], slots)
+    assert request is not None
+    assert isinstance(request.origin, SpooledOrigin)
+    return queue, request.origin, slots
 
 
 def test_before_it_is_sent_its_file_says_that_it_may_have_arrived(
-    made: Callable[[], PersistentQueue], folder: Path
+    make_queue: Callable[[], PersistentQueue], folder: Path
 ) -> None:
-    _, origin, _ = taken(made, "a")
+    _, origin, _ = taken(make_queue, "a")
     [path] = files(folder)
     assert state_on(path) == DeliveryState(0, uncertain=False, sent_at=0.0)
     before = time.time()
-    origin.sending()
+    origin.on_attempt()
     state = state_on(path)
     assert (state.attempts, state.uncertain) == (1, True)
     assert before <= state.sent_at <= time.time()
@@ -144,44 +144,46 @@ FATES: list[tuple[list[str], bool]] = [
 @pytest.mark.parametrize(("fates", "uncertain"), FATES)
 @pytest.mark.parametrize("before", [False, True])
 def test_whoever_finds_it_knows_whether_it_may_have_arrived(
-    made: Callable[[], PersistentQueue], folder: Path, fates: list[str], uncertain: bool, before: bool
+    make_queue: Callable[[], PersistentQueue], folder: Path, fates: list[str], uncertain: bool, before: bool
 ) -> None:
-    _, origin, told = taken(made, "a", "b", "c", uncertain=before)
+    _, origin, slots = taken(make_queue, "a", "b", "c", uncertain=before)
     for fate in fates:
-        origin.sending()
+        origin.on_attempt()
         if fate.startswith("some"):
             delivered = int(fate.endswith("delivered"))
             origin.settle(delivered, 1 - delivered, LATER)
         else:
-            origin.failed(uncertain=fate == "unclear")
+            origin.on_failure(uncertain=fate == "unclear")
     [path] = files(folder)
     state = state_on(path)
     assert (state.attempts, state.uncertain) == (len(fates) + before, uncertain or before)
-    assert told.ended == []
+    assert slots.ended == []
 
 
-def test_it_goes_when_each_span_has_an_outcome(made: Callable[[], PersistentQueue], folder: Path) -> None:
-    depot, origin, told = taken(made, "a", "b", "c")
+def test_it_goes_when_each_span_has_an_outcome(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
+    queue, origin, slots = taken(make_queue, "a", "b", "c")
     origin.settle(1, 0)
     origin.settle(0, 1, LATER)
     assert files(folder)
     origin.settle(1, 0)
     assert files(folder) == []
-    assert told.ended == [True]
-    assert depot.storage.totals().file_count == 0
+    assert slots.ended == [True]
+    assert queue.storage.totals().file_count == 0
 
 
-def test_what_waits_for_longer_lets_others_go_and_stays(made: Callable[[], PersistentQueue], folder: Path) -> None:
-    depot, origin, told = taken(made, "a", "b")
-    origin.deferred()
-    origin.suspect(10)
-    assert told.ended == [False]
-    origin.suspect(10)  # all that is left are suspects
-    assert told.ended == [False, False]
-    assert depot.storage.entries() == []  # in hand still
+def test_what_waits_for_longer_lets_others_go_and_stays(
+    make_queue: Callable[[], PersistentQueue], folder: Path
+) -> None:
+    queue, origin, slots = taken(make_queue, "a", "b")
+    origin.yield_slot()
+    origin.add_suspect(10)
+    assert slots.ended == [False]
+    origin.add_suspect(10)  # all that is left are suspects
+    assert slots.ended == [False, False]
+    assert queue.storage.entries() == []  # in hand still
     origin.release()
-    assert told.ended == [False, False, True]
-    assert [entry.name for entry in depot.storage.entries()] == [path.name for path in files(folder)]
+    assert slots.ended == [False, False, True]
+    assert [entry.name for entry in queue.storage.entries()] == [path.name for path in files(folder)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -198,31 +200,31 @@ def test_whatever_happens_to_a_request_nothing_is_sent_unasked_twice(
     settings = SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool")))
 
     def take() -> SpooledOrigin | None:
-        depot = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
-        [*entries] = depot.storage.entries()
-        shipment = read_export_request(depot, entries[0], lambda _entry, _ended: None) if entries else None
-        return cast("SpooledOrigin", shipment.origin) if shipment else None
+        queue = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
+        [*entries] = queue.storage.entries()
+        request = read_export_request(queue, entries[0], lambda _entry, _ended: None) if entries else None
+        return cast("SpooledOrigin", request.origin) if request else None
 
     first = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
     assert first.append(HERE, encoded("a", "b", "c"), attempted=False, uncertain=False)
     origin, may_have_arrived = take(), False
     for event in events:
-        if origin is None or origin.remaining <= 0:
+        if origin is None or origin.remaining_count <= 0:
             break
         if event == "killed":
             origin = take()
             continue
         if event == "deferred":
-            origin.deferred()
+            origin.yield_slot()
             continue
-        origin.sending()
+        origin.on_attempt()
         if event in ("delivered", "refused"):
             origin.settle(int(event == "delivered"), int(event == "refused"))
         elif event != "killed while it is sent":
-            origin.failed(uncertain=event == "unclear")
+            origin.on_failure(uncertain=event == "unclear")
         may_have_arrived = may_have_arrived or event not in ("lost", "refused")
         paths = files(Path(str(settings.spool_dir), "target"))
         assert not paths or not may_have_arrived or state_on(paths[0]).uncertain
-        assert bool(paths) is (origin.remaining > 0)
+        assert bool(paths) is (origin.remaining_count > 0)
         if event == "killed while it is sent":
             origin = take()

@@ -226,8 +226,10 @@ def test_journal_of_a_killed_process_has_the_content(scripted_server: ScriptedSe
     fake = FakeMLflow(scripted_server, found, LARGE)
     more = {"spool": True, "spool_dir": tmp_path, "durability": "every-span"}
     exporter = exporter_to(scripted_server, **more)
-    assert exporter.record is not None
-    exporter.record(found[0])
+    pipeline = exporter._pipeline
+    assert pipeline is not None
+    assert pipeline.span_recorder is not None
+    pipeline.span_recorder(found[0])
     (journal,) = tmp_path.rglob("journal/*")
     assert text_of(LARGE)[:1000] in journal.read_text(errors="replace")
     exporter.export(found)

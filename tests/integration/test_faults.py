@@ -89,13 +89,13 @@ def test_only_what_is_refused_is_lost(
     # Of those that are answered 500 nobody can be sure yet: they are kept while the process lives, and named.
     unsure = {name for name, status in marked.items() if status == 500}
     assert (exporter.stats().delivered, exporter.stats().dropped) == (597, 3 - len(unsure))
-    assert set(told("waits in memory")) == unsure
+    assert set(told("it is queued in memory")) == unsure
     exporter.shutdown()
     stats = exporter.stats()
     assert sorted(picky.taken) == sorted({span.name for span in spans} - set(marked))  # and each once
     assert (stats.delivered, stats.dropped) == (597, 3)
     assert len(scripted_server.to(TRACES_PATH)) == stats.requests <= MOST_REQUESTS
-    lost = told("is lost")
+    lost = told("Dropped span")
     assert set(lost) == set(marked)
     for name, status in marked.items():
         reason = "500: Internal Server Error" if status == 500 else f"{status}: a marked span cannot be taken"
@@ -274,7 +274,7 @@ def test_wrong_password_is_told_without_it_and_waited_out(
     assert exporter.export(ended(1, children=1)) is SpanExportResult.FAILURE
     stats = exporter.stats()
     assert (stats.delivered, stats.dropped) == (0, 0)
-    assert caplog.text.count("spans wait in memory") == 1
+    assert caplog.text.count("Export failing, spans are queued in memory") == 1
     assert "You are not authenticated" in caplog.text
     assert "user bot (environment variable MLFLOW_TRACKING_USERNAME)" in caplog.text
     guarded_server.rest(

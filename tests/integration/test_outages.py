@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, MLflowSpanProcessor, configure
 from mlflow_otlp_exporter._internal.delivery import spool_consumer
+from mlflow_otlp_exporter._internal.processing.processor import worker_of
 from mlflow_otlp_exporter._internal.setup.telemetry import Telemetry
 from mlflow_otlp_exporter._internal.spool import file_format
 from support.children import in_child
@@ -31,7 +33,7 @@ NEW = b"3.17.2"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_consumer, "_SWEEP_SECONDS", 0.5)
+    monkeypatch.setattr(spool_consumer, "_MAINTENANCE_SECONDS", 0.5)
     monkeypatch.setattr(spool_consumer, "_IDLE_SECONDS", 0.2)
 
 
@@ -53,7 +55,7 @@ class App:
         self.exporter = exporter(server, **more)
         processor = MLflowSpanProcessor(self.exporter, linger=0.01)
         self.provider.add_span_processor(processor)
-        self.telemetry = Telemetry(self.provider, self.exporter, processor, processor.worker)
+        self.telemetry = Telemetry(self.provider, self.exporter, processor, worker_of(processor))
 
     def end(self, *names: str) -> None:
         for name in names:
@@ -131,13 +133,15 @@ def test_flush_that_begins_during_an_attempt_does_not_wait_as_long_as_the_server
     app = App(server, spool=spool, timeout=60)
     app.end("a")
     server.wait_for(1)
-    hurry = app.exporter.hurry
+    pipeline = app.exporter._pipeline
+    assert pipeline is not None
+    begin_flush = pipeline.begin_flush
 
-    def hurried(seconds: float) -> None:
-        hurry(seconds)
+    def flush_began(timeout_seconds: float) -> None:
+        begin_flush(timeout_seconds)
         flushing.set()
 
-    monkeypatch.setattr(app.exporter, "hurry", hurried)
+    monkeypatch.setattr(pipeline, "begin_flush", flush_began)
     assert app.flush(60) == FlushResult(delivered=1)
     assert len(server.to(TRACES_PATH)) == 2
     app.telemetry.shutdown(1)
@@ -178,10 +182,10 @@ def test_what_is_wrong_with_another_runs_spans_is_told_as_theirs(
     until(lambda: not on_disk())
     second.end("today")
     assert second.telemetry.shutdown().dropped == 2
-    told = {line.split(":")[0].split(" of trace ")[0]: line for line in caplog.messages if " is lost" in line}
-    assert sorted(told) == ["span 'today'", "span 'yesterday'"]
-    assert " is lost (left by an earlier run): " in told["span 'yesterday'"]
-    assert " is lost: " in told["span 'today'"]
+    lines = {line.split(":")[0].split(" of trace ")[0]: line for line in caplog.messages if "Dropped " in line}
+    assert sorted(lines) == ["Dropped span 'today'", "Dropped span 'yesterday'"]
+    assert " (left by an earlier run): " in lines["Dropped span 'yesterday'"]
+    assert re.match(r"Dropped span 'today' of trace tr-\w+: ", lines["Dropped span 'today'"])
 
 
 def test_nothing_is_missing_when_threads_begin_with_what_another_run_has_left(
@@ -469,10 +473,10 @@ def test_one_process_drains_and_another_takes_over(server: ScriptedServer, switc
     for number in range(4):
         first.end(str(number))
         until_on_disk(number + 1)
-    drainers = [each.exporter._pipeline.drainer for each in (first, second)]  # type: ignore[union-attr]
-    until(lambda: any(each is not None and each.draining for each in drainers))
-    assert sum(each is not None and each.draining for each in drainers) == 1
-    holder, other = (first, second) if drainers[0] and drainers[0].draining else (second, first)
+    drainers = [each.exporter._pipeline.spool_consumer for each in (first, second)]  # type: ignore[union-attr]
+    until(lambda: any(each is not None and each.is_leader for each in drainers))
+    assert sum(each is not None and each.is_leader for each in drainers) == 1
+    holder, other = (first, second) if drainers[0] and drainers[0].is_leader else (second, first)
     holder.telemetry.shutdown(0.5)
     switch.down = None
     other.end("last")
@@ -490,8 +494,8 @@ def test_a_drainer_that_stands_still_at_the_end_does_not_keep_the_lock(
     until_on_disk(1)
     pipeline = app.exporter._pipeline
     assert pipeline is not None
-    assert pipeline.depot is not None
-    drainer, spool = pipeline.drainer, pipeline.depot.storage
+    assert pipeline.persistent_queue is not None
+    drainer, spool = pipeline.spool_consumer, pipeline.persistent_queue.storage
     assert drainer is not None
     look, reached, go = spool.find_folder, threading.Event(), threading.Event()
 
@@ -507,7 +511,7 @@ def test_a_drainer_that_stands_still_at_the_end_does_not_keep_the_lock(
     go.set()
     assert drainer._thread is not None
     drainer._thread.join(30)
-    assert not drainer.draining
+    assert not drainer.is_leader
 
 
 OLD_SERVER_MAY_HAVE_IT = """
@@ -561,7 +565,10 @@ def test_many_requests_catch_up_without_starving_what_is_new(server: ScriptedSer
     app.end("new")
     pipeline = app.exporter._pipeline
     assert pipeline is not None
-    until(lambda: any(not shipment.origin.kept for shipment in pipeline.senders.all_queued()), what="new is queued")
+    until(
+        lambda: any(not shipment.origin.is_on_disk for shipment in pipeline.work_queue.all_queued()),
+        what="new is queued",
+    )
     turns.release(100)
     until(lambda: not on_disk())
     assert Counter(taken) == Counter([f"root {number}" for number in range(60)] + ["new"])
@@ -582,7 +589,9 @@ def test_what_was_delivered_is_not_sent_again_whatever_goes_wrong_then(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = exporter(server)
-    made.submit(finished("once"), lambda _spans, _size: Failing())
+    pipeline = made._pipeline
+    assert pipeline is not None
+    pipeline.submit(finished("once"), lambda _spans, _size: Failing())
     until(lambda: "by a mistake in this library" in caplog.text)
     made.export(finished("later"))
     until(lambda: made.stats().delivered == 2)

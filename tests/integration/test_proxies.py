@@ -83,8 +83,8 @@ def test_login_page_in_between_is_not_taken_for_a_success(
         provider.shutdown()
     assert (stats.delivered, stats.dropped) == (2, 0)
     assert stored(database(mlflow_server), number) == ["child", "root"]
-    assert caplog.text.count("spans wait in memory") == 1
-    assert caplog.text.count("spans are accepted again") == 1
+    assert caplog.text.count("Export failing, spans are queued in memory") == 1
+    assert caplog.text.count("Export recovered") == 1
 
 
 @pytest.mark.parametrize(("page", "status"), [(REDIRECT, 302), (LOGIN_PAGE, 200)], ids=["redirect", "page"])

@@ -338,15 +338,17 @@ def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
         for number, value in enumerate(values)
     ]
     made.append(build_assessment("expectation", trace_id, "expected", {"city": "Paris"}, workspace=None))
+    pipeline = exporter._pipeline
+    assert pipeline is not None
     for each in made:
-        exporter.assess(each)
-    assert not exporter.told(20.0)  # it has no such trace
+        pipeline.send_assessment(each)
+    assert not pipeline.wait_for_rest_calls(20.0)  # it has no such trace
     assert exporter.stats().feedback == 0
     exported(exporter, agent.spans)
-    assert exporter.told(20.0)
+    assert pipeline.wait_for_rest_calls(20.0)
     for each in made:
-        exporter.assess(each)  # as after a lost answer
-    assert exporter.told(20.0)
+        pipeline.send_assessment(each)  # as after a lost answer
+    assert pipeline.wait_for_rest_calls(20.0)
     exporter.shutdown(60_000)
     assert (exporter.stats().feedback, exporter.stats().feedback_dropped) == (14, 0)
     found = {each["assessment_id"]: each for each in mlflow.record(agent.spans)["assessments"]}

@@ -286,7 +286,7 @@ def test_send_with_missing_trace_is_dropped_after_five_minutes(
     assert 10 < story.run() < 30
     assert 300 < story.now < 340
     assert story.counts() == (0, 1)
-    assert "feedback is dropped: 40" in caplog.text
+    assert "Feedback dropped: 40" in caplog.text
 
 
 def test_send_with_outage_between_rejections_restarts_waiting_time() -> None:
@@ -301,7 +301,7 @@ def test_send_with_rejected_content_is_dropped(caplog: pytest.LogCaptureFixture)
     story = Story(json_response(400, {"message": "Assessment name is odd"}))
     assert story.run() == 1
     assert story.counts() == (0, 1)
-    assert "feedback is dropped: 400: Assessment name is odd [MLO-515]" in caplog.text
+    assert "Feedback dropped: 400: Assessment name is odd [MLO-515]" in caplog.text
 
 
 # On disk
@@ -377,7 +377,7 @@ def test_log_feedback_with_collector_only_logs_and_returns_none(
 ) -> None:
     telemetry = configure(exporter=MLflowSpanExporter(f"{scripted_server.url}/v1/traces?key=x", experiment_id=0))
     assert telemetry.log_feedback(TRACE, "helpful", value=True) is None
-    assert "no MLflow is known beside the OTLP endpoint" in caplog.text
+    assert "no MLflow server is known beside the OTLP endpoint" in caplog.text
 
 
 def test_log_feedback_with_mask_masks_texts(scripted_server: ScriptedServer) -> None:

@@ -326,7 +326,7 @@ def test_upload_next_during_outage_keeps_files_and_returns_failure(kind: str, an
     for _ in range(10):
         outcome = story.step(request)
         assert isinstance(outcome, ExportOutcome)
-        assert (outcome.verdict, outcome.status, outcome.ambiguous) == (Disposition.RETRY, None, False)
+        assert (outcome.disposition, outcome.status, outcome.ambiguous) == (Disposition.RETRYABLE, None, False)
     assert (attributes_of(request), len(request.spans[0].attachments), story.counts()) == (
         attributes_of(request),
         1,
@@ -375,7 +375,7 @@ def test_upload_next_with_last_attempt_inlines_after_first_failure() -> None:
 
 def test_upload_next_with_unknown_experiment_returns_failure() -> None:
     story = Story()
-    story.experiment = ExportOutcome(Disposition.RETRY, FailureKind.DESTINATION, "there is no experiment 'a'")
+    story.experiment = ExportOutcome(Disposition.RETRYABLE, FailureKind.DESTINATION, "there is no experiment 'a'")
     request = make_request({"a": SMALL_URL})
     assert [isinstance(story.step(request), ExportOutcome) for _ in range(5)] == [True] * 5
 

@@ -198,8 +198,8 @@ def test_stored_spans_with_unusable_response_raises(answer: HttpResponse) -> Non
     for _ in range(2):
         with pytest.raises(ServerUnavailableError) as raised:
             story.info.stored_spans([1], None, 1.0)
-        assert (raised.value.outcome.verdict, raised.value.outcome.cause) == (
-            Disposition.RETRY,
+        assert (raised.value.outcome.disposition, raised.value.outcome.cause) == (
+            Disposition.RETRYABLE,
             FailureKind.NOT_MLFLOW,
         )
     assert story.server.request_count == 2

@@ -284,7 +284,7 @@ def test_update_with_unknown_version_or_experiment_is_retried() -> None:
     story.api.version = DOWN
     assert task.run(1.0).retry_after == 0.5
     story.api.version = "3.10.1"
-    story.experiment = ExportOutcome(Disposition.RETRY, FailureKind.SERVER, "away")
+    story.experiment = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "away")
     assert task.run(1.0).retry_after == 1.0
     story.experiment = "7"
     story.run(task)
@@ -483,7 +483,7 @@ def test_update_after_version_becomes_known_is_sent(
         assert exporter.force_flush()
     assert (len(scripted_server.to("/version")), mlflow.tags) == (1, {})
     scripted_server.answer_with("/version", lambda _: Scripted(body=b"3.10.1"))
-    stored = exporter._pipeline.courier._stored  # type: ignore[union-attr]
+    stored = exporter._pipeline.retry_sender._server_info  # type: ignore[union-attr]
     monkeypatch.setattr(stored, "_clock", lambda: time.monotonic() + 61)
     exporter.export(spans[3:])
     exporter.shutdown()

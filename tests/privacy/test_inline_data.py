@@ -149,6 +149,6 @@ def test_nothing_configured_nothing_copied() -> None:
     pipeline = exporter._pipeline
     assert pipeline is not None
     spans = [span(made) for made in EVERY.values()]
-    assert pipeline.batching.cleaner.cleaned(spans) == (spans, 0)
-    assert pipeline.batching.cleaner.cleaned(spans)[0] is spans
+    assert pipeline.batcher.redactor.cleaned(spans) == (spans, 0)
+    assert pipeline.batcher.redactor.cleaned(spans)[0] is spans
     exporter.shutdown(0)

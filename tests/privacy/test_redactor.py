@@ -73,9 +73,9 @@ def test_what_cannot_be_cleaned_is_not_sent(caplog: pytest.LogCaptureFixture) ->
     exporter = MLflowSpanExporter(endpoint="http://127.0.0.1:9", mask=hide)
     pipeline = exporter._pipeline
     assert pipeline is not None
-    batches, count = pipeline.batching.batches([good, broken])
+    batches, count = pipeline.batcher.build([good, broken])
     assert ([len(batch) for _, batch in batches], count, exporter.stats().dropped) == ([1], 1, 1)
-    assert "could not be taken out" in caplog.text
+    assert "hidden content could not be removed" in caplog.text
     exporter.shutdown(0)
 
 

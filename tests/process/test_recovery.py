@@ -59,7 +59,7 @@ with trace_context(workspace="team-b", experiment="killed agents"):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_consumer, "_SWEEP_SECONDS", 0.5)
+    monkeypatch.setattr(spool_consumer, "_MAINTENANCE_SECONDS", 0.5)
     monkeypatch.setattr(spool_consumer, "_IDLE_SECONDS", 0.2)
 
 

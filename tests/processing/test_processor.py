@@ -18,6 +18,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
+from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from support.children import in_child
 from support.markers import SECRET
@@ -234,14 +235,14 @@ def test_memory_stays_under_its_limit_with_a_dead_server(
             for _ in range(10):
                 made.tracer.start_span("large", attributes={"text": "x" * 10_000}).end()
             made.processor.force_flush(1)
-            worker._guarded_step()  # what the worker does anyway, a tick later
+            worker._safe_tick()  # what the worker does anyway, a tick later
             largest = max(largest, worker._buffer.byte_count + worker._in_flight.bytes)
         # One tick's worth of spans may come before the worker has seen the limit.
         assert 0.9 * limit < largest < limit + 300_000
         refused = made.exporter.stats().dropped
         assert refused > 300
         assert made.processor._worker is not None
-        assert worker.pending() + refused == 600
+        assert worker.pending_count() + refused == 600
         made.processor.shutdown(500)
     told = [line for line in caplog.messages if "the buffer is full" in line]
     assert [line.endswith("more spans] [MLO-701]") for line in told] == [
@@ -317,7 +318,7 @@ def test_after_shutdown_spans_are_refused_and_counted(
     assert made.processor.force_flush() is True
     made.processor.shutdown()
     assert made.exporter.stats().dropped == 3
-    assert caplog.text.count("after the shutdown") == 1
+    assert caplog.text.count("ended after shutdown") == 1
     assert made.requests() == []
 
 
@@ -331,24 +332,24 @@ def test_never_used_processor_starts_no_thread(scripted_server: ScriptedServer) 
 # Faults
 
 
-class Raising(MLflowSpanExporter):
-    """Raises what it is told to, once, where the worker hands over."""
-
-    error: BaseException | None = None
-
-    def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
-        error, self.error = self.error, None
-        if error:
-            raise error
-        super().submit(spans, opened)
-
-
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), RuntimeError("x"), MemoryError()])
-def test_worker_survives_whatever_the_exporter_raises(
-    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, error: BaseException
+def test_worker_survives_exception_of_the_pipeline(
+    scripted_server: ScriptedServer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
 ) -> None:
-    exporter = Raising(scripted_server.traces_url, experiment_id="1")
-    exporter.error = error
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="1")
+    pipeline = exporter._pipeline
+    assert pipeline is not None
+    submit, errors = pipeline.submit, [error]
+
+    def submit_or_raise(spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
+        if errors:
+            raise errors.pop()
+        submit(spans, track)
+
+    monkeypatch.setattr(pipeline, "submit", submit_or_raise)
     with bench(scripted_server, exporter) as made:
         made.trace("lost")
         assert made.processor.force_flush() is False
@@ -371,11 +372,11 @@ def test_worker_that_died_is_started_again(scripted_server: ScriptedServer) -> N
         dead.start()
         dead.join()
         alive, worker._thread = worker._thread, dead
-        worker._thread_seen = False
+        worker._is_thread_checked = False
         made.trace("second")
         assert worker._thread is not dead
         scripted_server.wait_for(2)
-        worker._stopped = True
+        worker._is_stopped = True
         for _ in range(2):
             worker._events.put(None)  # both of them hear it
         alive.join(5)
@@ -489,70 +490,62 @@ def test_span_that_ends_while_the_end_comes_is_delivered_or_counted(scripted_ser
     assert stats.delivered == len(made.names())
 
 
-class Recording(MLflowSpanExporter):
-    """Holds a span that ends, just before it is taken in."""
+def test_enqueue_that_outlasts_shutdown_counts_the_span_as_dropped(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording, resume = threading.Event(), threading.Event()
 
-    def __init__(self, server: ScriptedServer) -> None:
-        super().__init__(server.traces_url, experiment_id="1")
-        self.recording, self.go = threading.Event(), threading.Event()
+    def hold(_: ReadableSpan) -> None:
+        recording.set()
+        assert resume.wait(30)
 
-    @property
-    def record(self) -> Callable[[ReadableSpan], None]:
-        return self._hold
-
-    def _hold(self, _: ReadableSpan) -> None:
-        self.recording.set()
-        assert self.go.wait(30)
-
-
-def test_span_whose_thread_stands_still_until_all_is_over_is_counted(scripted_server: ScriptedServer) -> None:
-    exporter = Recording(scripted_server)
-    made = Bench(scripted_server, exporter)
+    monkeypatch.setattr(Pipeline, "span_recorder", staticmethod(hold))
+    made = Bench(scripted_server)
     agent = threading.Thread(target=made.trace, args=("span",))
     agent.start()
-    assert exporter.recording.wait(30)
+    assert recording.wait(30)
     made.processor.shutdown()
-    exporter.go.set()
+    resume.set()
     agent.join()
     assert (made.exporter.stats().delivered, made.exporter.stats().dropped) == (0, 1)
 
 
-class Settling:
+class Settling(Pipeline):
     """Settles requests when the worker has seen that it is full, in a thread that then stands still."""
 
-    record = None
+    span_recorder = None
+    dropped_count = 0
 
     def __init__(self) -> None:
-        self.worker = TraceWorker(self, BufferSettings(60, 60, buffer_spans=1, buffer_bytes=10_000), sees_starts=True)
+        self.worker = TraceWorker(
+            self, BufferSettings(60, 60, buffer_spans=1, buffer_bytes=10_000), has_start_events=True
+        )
 
-    def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
-        ticket: Any = opened(len(spans), 1)
+    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
+        ticket: Any = track(len(spans), 1)
 
         def settle() -> None:
-            until(lambda: self.worker._overflowing)
-            ticket._counted()
+            until(lambda: self.worker._is_overflowing)
+            ticket._ticket()
 
         threading.Thread(target=settle).start()
 
-    def solve(self, why: str, message: str) -> None: ...
+    def resolve_problem(self, reason: str, message: str) -> None: ...
 
-    def refused(self) -> int:
+    def begin_flush(self, timeout_seconds: float) -> None: ...
+
+    def end_flush(self) -> None: ...
+
+    def record_dropped(self, count: int, reason: str) -> None: ...
+
+    def spool_or_drop(self, spans: Sequence[ReadableSpan], reason: str) -> None: ...
+
+    def record_filtered(self, spans: Sequence[ReadableSpan]) -> None: ...
+
+    def wait_until_drained(self, timeout_seconds: float) -> int:
         return 0
 
-    def hurry(self, seconds: float) -> None: ...
-
-    def relax(self) -> None: ...
-
-    def refuse(self, count: int, why: str) -> None: ...
-
-    def keep(self, spans: Sequence[ReadableSpan], why: str) -> None: ...
-
-    def leave_out(self, spans: Sequence[ReadableSpan]) -> None: ...
-
-    def drained(self, seconds: float) -> int:
-        return 0
-
-    def told(self, seconds: float) -> bool:
+    def wait_for_rest_calls(self, timeout_seconds: float) -> bool:
         return True
 
 
@@ -560,32 +553,32 @@ class Taking(Settling):
     """Settles requests at once."""
 
     def __init__(self) -> None:
-        self.worker = TraceWorker(self, BufferSettings(60, 60, 100, 100_000), sees_starts=False)
+        self.worker = TraceWorker(self, BufferSettings(60, 60, 100, 100_000), has_start_events=False)
 
-    def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
-        opened(len(spans), 1)()
+    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
+        track(len(spans), 1)()
 
 
 class Encoding(Taking):
     """As many spans end while it encodes as are taken in."""
 
     def __init__(self, *, sees_starts: bool) -> None:
-        self.worker = TraceWorker(self, BufferSettings(60, 60, 100, 10_000_000), sees_starts=sees_starts)
+        self.worker = TraceWorker(self, BufferSettings(60, 60, 100, 10_000_000), has_start_events=sees_starts)
         self.sees_starts, self.taken, self.encoding = sees_starts, 0, False
 
     def end(self, count: int) -> int:
         found = 0
         for span in finished(*map(str, range(count))):
             if self.sees_starts:
-                self.worker.started(span.context.trace_id)
-            found += self.worker.ended(span)
+                self.worker.enqueue_start(span.context.trace_id)
+            found += self.worker.enqueue(span)
         return found
 
-    def submit(self, spans: list[ReadableSpan], opened: Callable[[int, int], Ticket]) -> None:
+    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
         if not self.encoding:
             self.encoding = True
             self.taken = self.end(200)
-        super().submit(spans, opened)
+        super().submit(spans, track)
 
 
 @pytest.mark.parametrize("sees_starts", [True, False])
@@ -600,7 +593,7 @@ def test_what_is_being_encoded_counts_for_the_limit(sees_starts: bool) -> None:
 def test_flush_that_begins_while_the_worker_looks_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     worker, results = Taking().worker, list[bool]()
     thread = threading.Thread(target=lambda: results.append(worker.flush(30)))
-    tell = worker._tell_overflow
+    tell = worker._log_overflow
 
     def look() -> None:
         # In a step that has not seen it: its wake-up is taken for an event.
@@ -610,9 +603,9 @@ def test_flush_that_begins_while_the_worker_looks_is_not_forgotten(monkeypatch: 
             worker._events.get_nowait()
         tell()
 
-    monkeypatch.setattr(worker, "_tell_overflow", look)
+    monkeypatch.setattr(worker, "_log_overflow", look)
     begin = time.monotonic()
-    assert worker.ended(*finished("a"))
+    assert worker.enqueue(*finished("a"))
     until(lambda: thread.ident)
     thread.join()
     assert results == [True]
@@ -622,10 +615,10 @@ def test_flush_that_begins_while_the_worker_looks_is_not_forgotten(monkeypatch: 
 
 def test_flush_after_the_end_starts_no_thread_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Taking().worker
-    assert worker.ended(*finished("a"))
+    assert worker.enqueue(*finished("a"))
     worker.close(30, lambda _: None)
     started: list[None] = []
-    monkeypatch.setattr(worker, "_start", lambda: started.append(None))
+    monkeypatch.setattr(worker, "_start_thread", lambda: started.append(None))
     begin = time.monotonic()
     assert worker.flush(30)
     assert started == []
@@ -635,7 +628,7 @@ def test_flush_after_the_end_starts_no_thread_and_does_not_wait(monkeypatch: pyt
 def test_after_a_flush_there_is_room() -> None:
     worker = Settling().worker
     for _ in range(3):
-        assert worker.ended(finished("a")[0])
+        assert worker.enqueue(finished("a")[0])
         assert worker.flush(30)
     worker.close(30, lambda _: None)
 
@@ -659,7 +652,7 @@ def test_who_measures_last_tells_how_much_room_there_is() -> None:
 
     worker, slow = Settling().worker, Slow()
     worker._in_flight = slow  # type: ignore[assignment]
-    first, second = (threading.Thread(target=worker._make_room) for _ in range(2))
+    first, second = (threading.Thread(target=worker._update_capacity) for _ in range(2))
     first.start()
     assert slow.looking.wait(30)
     second.start()
@@ -667,7 +660,7 @@ def test_who_measures_last_tells_how_much_room_there_is() -> None:
     slow.go.set()
     first.join()
     second.join()
-    assert worker._room == 2
+    assert worker._capacity == 2
 
 
 def test_settings_of_the_processor(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer, estimated_size
+from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer, estimate_bytes
 
 LINGER, HOLD, GRACE = 1.0, 30.0, 5.0
 LOCAL, REMOTE = SpanContext(1, 99, is_remote=False), SpanContext(1, 99, is_remote=True)
@@ -25,18 +25,18 @@ def span(trace: int, name: str, parent: SpanContext | None = LOCAL, **more: Any)
 class Story:
     """A buffer and what happened to it, one second after the other."""
 
-    def __init__(self, *, sees_starts: bool = True) -> None:
-        self.buffer = TraceBuffer(linger=LINGER, hold=HOLD, sees_starts=sees_starts)
+    def __init__(self, *, has_start_events: bool = True) -> None:
+        self.buffer = TraceBuffer(linger_seconds=LINGER, max_age_seconds=HOLD, has_start_events=has_start_events)
 
     def start(self, trace: int, count: int = 1) -> None:
         for _ in range(count):
-            self.buffer.started(trace)
+            self.buffer.record_start(trace)
 
     def end(self, at: float, trace: int, name: str, parent: SpanContext | None = LOCAL) -> None:
-        self.buffer.ended(span(trace, name, parent), at)
+        self.buffer.add(span(trace, name, parent), at)
 
     def taken(self, at: float) -> list[str]:
-        return [each.name for each in self.buffer.take(at)]
+        return [each.name for each in self.buffer.pop_ready(at)]
 
 
 def test_whole_trace_waits_for_company_then_goes() -> None:
@@ -86,19 +86,19 @@ def test_where_few_traces_end_each_goes_soon() -> None:
 
 def waits(ends: Sequence[float], *, in_progress: int = 0, never_end: int = 0) -> list[float]:
     """How long each of the traces that end then waits, as somebody who looks at the very moment sees it."""
-    buffer, found, last = TraceBuffer(linger=0.1, hold=1e7), dict[str, float](), len(ends)
+    buffer, found, last = TraceBuffer(linger_seconds=0.1, max_age_seconds=1e7), dict[str, float](), len(ends)
     for number in range(in_progress):
-        buffer.started(1000 + number)
-        buffer.started(1000 + number)
-        buffer.ended(span(1000 + number, "child"), 0.0)
+        buffer.record_start(1000 + number)
+        buffer.record_start(1000 + number)
+        buffer.add(span(1000 + number, "child"), 0.0)
     for number in range(never_end):
-        buffer.started(2000 + number)
+        buffer.record_start(2000 + number)
     for number, at in enumerate([*ends, 1e6]):
         while (due := buffer.next_due()) is not None and due <= at:
-            found |= {each.name: due - ends[int(each.name)] for each in buffer.take(due)}
+            found |= {each.name: due - ends[int(each.name)] for each in buffer.pop_ready(due)}
         if number < last:
-            buffer.started(number + 1)
-            buffer.ended(span(number + 1, str(number), None), at)
+            buffer.record_start(number + 1)
+            buffer.add(span(number + 1, str(number), None), at)
     return [found[str(number)] for number in range(last)]
 
 
@@ -135,36 +135,43 @@ def test_the_more_traces_end_and_are_in_progress_the_longer_they_wait(
 
 
 def test_whole_traces_that_fill_a_request_wait_for_no_company_and_others_stay() -> None:
-    buffer, text = TraceBuffer(linger=LINGER, hold=HOLD), "x" * 3_000_000
+    buffer, text = TraceBuffer(linger_seconds=LINGER, max_age_seconds=HOLD), "x" * 3_000_000
     for trace in (1, 2, 3, 4):
-        buffer.started(trace)
-        buffer.started(trace)
+        buffer.record_start(trace)
+        buffer.record_start(trace)
     for trace in (1, 2, 3, 4):  # none of which is whole
-        buffer.ended(span(trace, f"child {trace}", attributes={"text": text}), 0.0)
-    assert buffer.take(0.1) == []
-    buffer.ended(span(1, "root 1", None), 0.1)
-    buffer.ended(span(2, "root 2", None), 0.1)
-    assert buffer.take(0.2) == []  # six million, and there may be company for them yet
-    buffer.ended(span(3, "root 3", None), 0.2)
-    assert [each.name for each in buffer.take(0.2)] == ["child 1", "root 1", "child 2", "root 2", "child 3", "root 3"]
+        buffer.add(span(trace, f"child {trace}", attributes={"text": text}), 0.0)
+    assert buffer.pop_ready(0.1) == []
+    buffer.add(span(1, "root 1", None), 0.1)
+    buffer.add(span(2, "root 2", None), 0.1)
+    assert buffer.pop_ready(0.2) == []  # six million, and there may be company for them yet
+    buffer.add(span(3, "root 3", None), 0.2)
+    assert [each.name for each in buffer.pop_ready(0.2)] == [
+        "child 1",
+        "root 1",
+        "child 2",
+        "root 2",
+        "child 3",
+        "root 3",
+    ]
     assert buffer.span_count == 1
 
 
 def test_nor_do_whole_traces_of_very_many_spans() -> None:
-    buffer = TraceBuffer(linger=LINGER, hold=HOLD)
+    buffer = TraceBuffer(linger_seconds=LINGER, max_age_seconds=HOLD)
     for trace in range(1, 10):
         for number in range(30 if trace < 9 else 15):
-            buffer.started(trace)
-            buffer.ended(span(trace, f"{trace}.{number}"), 0.0)
-        buffer.started(trace)
+            buffer.record_start(trace)
+            buffer.add(span(trace, f"{trace}.{number}"), 0.0)
+        buffer.record_start(trace)
     for trace in range(1, 9):
-        assert buffer.take(0.0) == []
-        buffer.ended(span(trace, f"root {trace}", None), 0.0)  # 248 spans of whole traces at last, 15 of another
-    assert buffer.take(0.0) == []
-    buffer.started(10)
+        assert buffer.pop_ready(0.0) == []
+        buffer.add(span(trace, f"root {trace}", None), 0.0)  # 248 spans of whole traces at last, 15 of another
+    assert buffer.pop_ready(0.0) == []
+    buffer.record_start(10)
     for _ in range(8):
-        buffer.ended(span(10, "root 10", None), 0.0)
-    assert (len(buffer.take(0.0)), buffer.span_count) == (256, 15)
+        buffer.add(span(10, "root 10", None), 0.0)
+    assert (len(buffer.pop_ready(0.0)), buffer.span_count) == (256, 15)
 
 
 def test_child_that_ends_after_the_root_is_waited_for() -> None:
@@ -264,7 +271,7 @@ def test_orphan_whose_start_and_parent_were_never_seen() -> None:
 def test_where_nobody_tells_of_starts_the_root_says_that_a_trace_is_whole(
     parent: SpanContext | None, due: float
 ) -> None:
-    story = Story(sees_starts=False)
+    story = Story(has_start_events=False)
     story.end(0.0, 1, "child")
     story.end(0.0, 1, "last", parent)
     assert story.taken(due - 0.1) == []
@@ -272,7 +279,7 @@ def test_where_nobody_tells_of_starts_the_root_says_that_a_trace_is_whole(
 
 
 def test_where_nobody_tells_of_starts_a_late_child_need_not_wait_for_a_root() -> None:
-    story = Story(sees_starts=False)
+    story = Story(has_start_events=False)
     story.end(0.0, 1, "root", None)
     story.taken(LINGER)
     story.end(2.0, 1, "late child")
@@ -284,8 +291,8 @@ def test_flush_takes_all_and_the_rest_of_the_trace_comes_later() -> None:
     story.start(1, 2)
     story.start(2)
     story.end(0.0, 1, "child")
-    assert [each.name for each in story.buffer.take_all()] == ["child"]
-    assert story.buffer.take_all() == []
+    assert [each.name for each in story.buffer.pop_all()] == ["child"]
+    assert story.buffer.pop_all() == []
     story.end(1.0, 1, "root", None)
     assert story.taken(2.0) == ["root"]
 
@@ -301,9 +308,9 @@ def test_spans_that_never_end_do_not_pile_up() -> None:
 
 
 def test_size_is_that_of_the_texts_and_a_little() -> None:
-    small = estimated_size(span(1, "a"))
-    large = estimated_size(span(1, "a", attributes={"a": "x" * 1000, "b": ("y" * 500, 1), "c": 1}))
-    event = estimated_size(span(1, "a", events=[Event("e", {"a": "x" * 1000})]))
+    small = estimate_bytes(span(1, "a"))
+    large = estimate_bytes(span(1, "a", attributes={"a": "x" * 1000, "b": ("y" * 500, 1), "c": 1}))
+    event = estimate_bytes(span(1, "a", events=[Event("e", {"a": "x" * 1000})]))
     assert 1500 < large - small < 2200
     assert 1000 < event - small < 2200
     assert 2000 < small < 3500
@@ -322,26 +329,26 @@ def test_size_is_that_of_the_texts_and_a_little() -> None:
     st.booleans(),
 )
 def test_every_span_is_handed_over_once_and_none_is_held_too_long(
-    events: list[tuple[str, int, float]], sees_starts: bool
+    events: list[tuple[str, int, float]], has_start_events: bool
 ) -> None:
-    buffer = TraceBuffer(linger=LINGER, hold=HOLD, sees_starts=sees_starts)
+    buffer = TraceBuffer(linger_seconds=LINGER, max_age_seconds=HOLD, has_start_events=has_start_events)
     ended: dict[str, float] = {}
     taken: Counter[str] = Counter()
     now = 0.0
     for number, (what, trace, passed) in enumerate(events):
         now += passed
         if what == "start":
-            buffer.started(trace)
+            buffer.record_start(trace)
         elif what.startswith("end"):
             name = f"{trace}/{number}"
-            buffer.ended(span(trace, name, None if what == "end root" else LOCAL), now)
+            buffer.add(span(trace, name, None if what == "end root" else LOCAL), now)
             ended[name] = now
         else:
-            taken.update(each.name for each in (buffer.take(now) if what == "take" else buffer.take_all()))
+            taken.update(each.name for each in (buffer.pop_ready(now) if what == "take" else buffer.pop_all()))
             held = [name for name in ended if not taken[name]]
             assert buffer.span_count == len(held)
             assert what == "take" or not held
             assert all(now - ended[name] <= HOLD for name in held)
-    taken.update(each.name for each in buffer.take(now + HOLD))
+    taken.update(each.name for each in buffer.pop_ready(now + HOLD))
     assert taken == Counter(ended.keys())
     assert (buffer.span_count, buffer.byte_count, buffer.next_due()) == (0, 0, None)

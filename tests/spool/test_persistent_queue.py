@@ -28,7 +28,7 @@ from support.spans import finished
 from support.traces import ended
 
 DESTINATION = Destination("team-a", experiment="agents")
-LATER = ExportOutcome(Disposition.RETRY, FailureKind.SERVER, "down")
+LATER = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "down")
 
 
 def encode_spans(*names: str) -> list[EncodedSpan]:

@@ -20,7 +20,7 @@ def sent(spans: Sequence[ReadableSpan], **arguments: Any) -> bytes:
     exporter = MLflowSpanExporter(endpoint="http://127.0.0.1:9/v1/traces", **arguments)
     pipeline = exporter._pipeline
     assert pipeline is not None
-    batches, broken = pipeline.batching.batches(spans)
+    batches, broken = pipeline.batcher.build(spans)
     exporter.shutdown(0)
     assert broken == 0
     return b"".join(encode_request(batch) for _, batch in batches)

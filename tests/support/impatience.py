@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
 
 
 @contextmanager
@@ -13,11 +14,12 @@ def pressed(exporter: MLflowSpanExporter, every: float = 0.01) -> Iterator[None]
 
     Requests keep their time-out: a flush of a moment would cut them off.
     """
-    over = threading.Event()
+    over, pipeline = threading.Event(), pipeline_of(exporter)
+    assert pipeline is not None
 
     def press() -> None:
         while not over.wait(every):
-            exporter.hurry(60)
+            pipeline.begin_flush(60)
 
     thread = threading.Thread(target=press)
     thread.start()
@@ -26,4 +28,4 @@ def pressed(exporter: MLflowSpanExporter, every: float = 0.01) -> Iterator[None]
     finally:
         over.set()
         thread.join()
-        exporter.relax()
+        pipeline.end_flush()

@@ -301,13 +301,13 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.SERVER_ERROR: Entry(
         (
             "500: ...",
-            "span '...' of trace ... waits ..., and is sent again now and then; others are accepted",
+            "Export of span '...' of trace ... failing, it is queued ... and retried; other spans are unaffected: ...",
         ),
     ),
     MessageCode.SPAN_REJECTED: Entry(
         (
-            "span '...' of trace ... is lost: ...: 400: ...",
-            "span '...' of trace ... is lost (left by an earlier run): ...",
+            "Dropped span '...' of trace ...: ...: 400: ...",
+            "Dropped span '...' of trace ... (left by an earlier run): ...",
         ),
         "Values that MLflow is known to reject are repaired. `(left by an earlier run)` means that the span is not "
         "from this run: it was found [on disk](spool.md#whose-spans-a-message-is-about).",
@@ -317,13 +317,13 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         "Requests are made smaller at once. Only a single span above the limit is shortened, or dropped.",
     ),
     MessageCode.PARTIAL_SUCCESS: Entry(
-        ("spans are lost: ...: ... spans rejected: ...",),
+        ("Spans rejected: ...: ... spans rejected: ...",),
     ),
     MessageCode.SERVER_MESSAGE: Entry(
-        ("the server says: ...",),
+        ("Server message: ...",),
     ),
     MessageCode.COMPRESSION_UNSUPPORTED: Entry(
-        ("the server takes no bodies compressed with ...: they are sent plain from now on",),
+        ("The server does not accept ... bodies: they are sent uncompressed from now on",),
     ),
     MessageCode.POSSIBLE_DUPLICATE: Entry(
         (
@@ -334,7 +334,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ),
     ),
     MessageCode.NOT_DELIVERED: Entry(
-        ("spans are lost: they could not be sent before the end",),
+        ("Spans dropped: not delivered before shutdown",),
         "`configure()` enables the spool by default. In `doctor`, the message is `MLflow does not have the trace`.",
     ),
     MessageCode.AUTHORIZATION_CHECK_FAILED: Entry(
@@ -349,7 +349,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         "Spans are not affected. [compatibility.md](compatibility.md) explains the call.",
     ),
     MessageCode.FEEDBACK_DROPPED: Entry(
-        ("feedback is dropped: ...",),
+        ("Feedback dropped: ...",),
     ),
     MessageCode.ATTACHMENT_UPLOAD: Entry(
         ("images, audio and files cannot be uploaded to MLflow: ...",),
@@ -363,7 +363,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.SPOOL_UNAVAILABLE: Entry(
         (
             "Spool in ... cannot be used: ...",
-            "each process sends only what it put into the spool itself, as ... cannot be locked: ...",
+            "Each process sends only its own spooled requests, because ... cannot be locked: ...",
         ),
     ),
     MessageCode.SPOOL_FULL: Entry(
@@ -395,27 +395,27 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.SPANS_DROPPED: Entry(
         (
-            "spans are lost: the buffer is full (...)",
-            "spans are lost: they ended after the shutdown",
-            "spans are lost: a span could not be encoded (...)",
-            "spans are lost: the server is away, and no more may wait in memory",
-            "spans are lost: what must not leave the app could not be taken out of them",
+            "Spans dropped: the buffer is full (...)",
+            "Spans dropped: ended after shutdown",
+            "Spans dropped: a span could not be encoded (...)",
+            "Spans dropped: the server is unavailable and the memory limit is reached",
+            "Spans dropped: hidden content could not be removed from them",
         ),
     ),
     MessageCode.EXPORT_DISABLED: Entry(
-        ("Export to MLflow is disabled by ...", "... spans are refused: the exporter is shut down"),
+        ("Export to MLflow is disabled by ...", "Dropped ... spans: the exporter is shut down"),
     ),
     MessageCode.ATTRIBUTES_DROPPED: Entry(
         (
             (
-                "spans have lost their first attributes to the limit of the app's tracer provider: set "
+                "The tracer provider's limit dropped the first attributes of spans: set "
                 "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000 ..."
             ),
         ),
         "A tracer provider that `configure()` creates has this limit.",
     ),
     MessageCode.VALUES_DROPPED: Entry(
-        ("attribute values of types that OpenTelemetry does not have are left out; stats() counts them",),
+        ("Attribute values of types that OpenTelemetry does not support are dropped; stats() counts them",),
     ),
     MessageCode.INSTRUMENTATION_MISSING: Entry(
         ("No instrumentation of ... (auto_instrument) is installed. Installed: ...",),
@@ -446,7 +446,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.TRACE_FILTERED: Entry(
         (
             (
-                "a trace is left out, as all its spans are of ...; stats() counts such spans, MLFLOW_OTLP_NOISE=none "
+                "A trace is filtered out: all its spans are of ...; stats() counts such spans, MLFLOW_OTLP_NOISE=none "
                 "sends them"
             ),
         ),
@@ -481,8 +481,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.RECOVERED: Entry(
         (
-            "spans are accepted again, after ... of trouble",
-            "spans are taken in again",
+            "Export recovered, after ... of trouble",
+            "Spans are buffered again",
             "Spool recovered: it is writable again",
             "Journal recovered: ended spans are written to it again",
         ),

@@ -71,43 +71,48 @@ def test_span_marked_as_agent_is_not_filtered(noise: str, key: str) -> None:
     assert decide(trace_of(FASTAPI, attributes={"http.route": "/health"}))
 
 
-def buffer(*, sees_starts: bool = True) -> TraceBuffer:
-    return TraceBuffer(linger=0.1, hold=30, sees_starts=sees_starts, is_noise=make_trace_filter(["default"]))
+def buffer(*, has_start_events: bool = True) -> TraceBuffer:
+    return TraceBuffer(
+        linger_seconds=0.1,
+        max_age_seconds=30,
+        has_start_events=has_start_events,
+        trace_filter=make_trace_filter(["default"]),
+    )
 
 
 def names(spans: list[ReadableSpan]) -> list[str]:
     return [span.name for span in spans]
 
 
-@pytest.mark.parametrize("sees_starts", [True, False])
-def test_infrastructure_trace_is_filtered(sees_starts: bool) -> None:
-    trace_buffer = buffer(sees_starts=sees_starts)
+@pytest.mark.parametrize("has_start_events", [True, False])
+def test_infrastructure_trace_is_filtered(has_start_events: bool) -> None:
+    trace_buffer = buffer(has_start_events=has_start_events)
     for span in trace_of(FASTAPI, HTTPX):
-        trace_buffer.ended(span, 0.0)
-    assert trace_buffer.take(1.0) == []
-    assert names(trace_buffer.left_out) == ["child", "root"]
+        trace_buffer.add(span, 0.0)
+    assert trace_buffer.pop_ready(1.0) == []
+    assert names(trace_buffer.filtered_spans) == ["child", "root"]
     assert (trace_buffer.span_count, trace_buffer.byte_count) == (0, 0)
 
 
-@pytest.mark.parametrize("sees_starts", [True, False])
-def test_trace_exported_in_part_is_not_filtered(sees_starts: bool) -> None:
-    trace_buffer = buffer(sees_starts=sees_starts)
+@pytest.mark.parametrize("has_start_events", [True, False])
+def test_trace_exported_in_part_is_not_filtered(has_start_events: bool) -> None:
+    trace_buffer = buffer(has_start_events=has_start_events)
     child, root = trace_of(FASTAPI, HTTPX)
     assert child.context is not None
-    for _ in range(2 * sees_starts):
-        trace_buffer.started(child.context.trace_id)
-    trace_buffer.ended(child, 0.0)
-    assert names(trace_buffer.take_all()) == ["child"]
-    trace_buffer.ended(root, 1.0)
-    assert names(trace_buffer.take(3.0)) == ["root"]
-    assert trace_buffer.left_out == []
+    for _ in range(2 * has_start_events):
+        trace_buffer.record_start(child.context.trace_id)
+    trace_buffer.add(child, 0.0)
+    assert names(trace_buffer.pop_all()) == ["child"]
+    trace_buffer.add(root, 1.0)
+    assert names(trace_buffer.pop_ready(3.0)) == ["root"]
+    assert trace_buffer.filtered_spans == []
 
 
 def test_trace_with_remote_parent_is_not_filtered() -> None:
     trace_buffer = buffer()
     for span in trace_of(FASTAPI, HTTPX, remote=True):
-        trace_buffer.ended(span, 0.0)
-    assert names(trace_buffer.take(1.0)) == ["child", "root"]
+        trace_buffer.add(span, 0.0)
+    assert names(trace_buffer.pop_ready(1.0)) == ["child", "root"]
 
 
 def test_filtered_traces_are_counted_and_logged_once(
@@ -124,5 +129,5 @@ def test_filtered_traces_are_counted_and_logged_once(
     stats = exporter.stats()
     processor.shutdown()
     assert (stats.filtered, stats.delivered, stats.dropped) == (2, 1, 0)
-    assert caplog.text.count("a trace is left out, as all its spans are of opentelemetry.instrumentation.fastapi") == 1
+    assert caplog.text.count("A trace is filtered out: all its spans are of opentelemetry.instrumentation.fastapi") == 1
     assert [span.name for request in scripted_server.requests for span in request.spans()] == ["app"]

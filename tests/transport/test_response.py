@@ -129,13 +129,13 @@ def test_classify_response_with_table_row_returns_disposition_and_cause(
     status: int, headers: dict[str, str], content: bytes, verdict: Disposition, cause: FailureKind | None
 ) -> None:
     outcome = classify_response(HttpResponse(status, headers, content))
-    assert (outcome.verdict, outcome.cause) == (verdict, cause)
+    assert (outcome.disposition, outcome.cause) == (verdict, cause)
     assert outcome.message or verdict is DELIVERED
     assert outcome.rejected == (2 if verdict is PARTLY else 0)
 
 
 def test_classify_response_with_unreadable_success_body_is_delivered() -> None:
-    assert classify_response(HttpResponse(200, PROTOBUF, b"\x0a", is_complete=False)).verdict is DELIVERED
+    assert classify_response(HttpResponse(200, PROTOBUF, b"\x0a", is_complete=False)).disposition is DELIVERED
 
 
 ENVOY = b"upstream connect error or disconnect/reset before headers. reset reason: connection termination"

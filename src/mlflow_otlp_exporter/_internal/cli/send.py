@@ -93,12 +93,12 @@ def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:
     spans = read_file(path)
     if not spans:
         raise ConfigurationError(f"{path}: it holds no spans")
-    with_reach = build_clients(settings, notes := RecordingLog())
+    clients = build_clients(settings, notes := RecordingLog())
     try:
-        delivered, destination = 0, with_reach.destination.for_trace(Resource.create().attributes)
-        for batch in batch_by_size(spans, settings.max_request_size, linked_to_run=settings.run_id is not None):
-            outcome = _attempt(with_reach, settings, (destination, batch))
-            if outcome.verdict is Disposition.DELIVERED:
+        delivered, destination = 0, clients.destination.for_trace(Resource.create().attributes)
+        for batch in batch_by_size(spans, settings.max_request_size, has_run=settings.run_id is not None):
+            outcome = _attempt(clients, settings, (destination, batch))
+            if outcome.disposition is Disposition.SUCCESS:
                 delivered += len(batch)
             else:
                 yield False, _told(settings, outcome)
@@ -106,7 +106,7 @@ def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:
         traces = len({span.trace_id for span in spans})
         yield delivered == len(spans), f"{delivered} of {len(spans)} spans of {traces} traces were delivered"
     finally:
-        with_reach.close()
+        clients.close()
 
 
 def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
@@ -123,34 +123,34 @@ def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
     """
     spans = two_spans(Resource.create(), "mlflow-otlp send --test")
     troubles: list[str] = []
-    with_reach = build_clients(settings, notes := RecordingLog())
+    clients = build_clients(settings, notes := RecordingLog())
     try:
-        batching = Batcher(
+        batcher = Batcher(
             settings,
-            with_reach.destination,
+            clients.destination,
             notes,
-            size=lambda: settings.max_request_size,
-            give_up=lambda _count, _spans, _kind, why: troubles.append(
-                add_code(MessageCode.SPANS_DROPPED, f"spans are lost: {why}")
+            max_bytes=lambda: settings.max_request_size,
+            on_dropped=lambda _count, _spans, _kind, reason: troubles.append(
+                add_code(MessageCode.SPANS_DROPPED, f"Spans dropped: {reason}")
             ),
         )
-        for batch in batching.batches(spans)[0]:
-            outcome = _attempt(with_reach, settings, batch)
-            if outcome.verdict is not Disposition.DELIVERED:
+        for batch in batcher.build(spans)[0]:
+            outcome = _attempt(clients, settings, batch)
+            if outcome.disposition is not Disposition.SUCCESS:
                 troubles.append(_told(settings, outcome))
         yield from ((True, said) for said in notes.said)
         yield from ((False, said) for said in troubles)
         if not troubles:
             yield True, f"the trace {trace_id_of(spans)} was delivered"
     finally:
-        with_reach.close()
+        clients.close()
 
 
-def _attempt(with_reach: Clients, settings: Settings, batch: Batch) -> ExportOutcome:
+def _attempt(clients: Clients, settings: Settings, batch: Batch) -> ExportOutcome:
     destination, spans = batch
-    return with_reach.delivery.attempt(EncodedBatch(destination, encode_request(spans), len(spans)), settings.timeout)
+    return clients.otlp.export(EncodedBatch(destination, encode_request(spans), len(spans)), settings.timeout)
 
 
 def _told(settings: Settings, outcome: ExportOutcome) -> str:
-    code = outcome.code if outcome.verdict is not Disposition.PARTLY else MessageCode.PARTIAL_SUCCESS
+    code = outcome.code if outcome.disposition is not Disposition.PARTIAL_SUCCESS else MessageCode.PARTIAL_SUCCESS
     return add_fix(code, f"{settings.traces.address}: {outcome.message}")

@@ -148,18 +148,18 @@ def _flush(settings: Settings, seconds: float) -> int:
     deadline, pause = time.monotonic() + seconds, threading.Event()
     pipeline = Pipeline(settings, None)
     try:
-        assert pipeline.depot is not None
-        assert pipeline.drainer is not None
-        spool, courier = pipeline.depot.storage, pipeline.courier
-        pipeline.drainer.wake()
-        # What killed processes left of each span becomes requests when it looks first.
-        while (not pipeline.drainer.has_looked or spool.totals().file_count) and time.monotonic() < deadline:
-            if courier.patience.troubled and courier.failures:
+        assert pipeline.persistent_queue is not None
+        assert pipeline.spool_consumer is not None
+        spool, sender, consumer = pipeline.persistent_queue.storage, pipeline.retry_sender, pipeline.spool_consumer
+        consumer.wake()
+        # The first tick recovers the journals of killed processes.
+        while (not consumer.has_ticked or spool.totals().file_count) and time.monotonic() < deadline:
+            if sender.backoff.troubled and sender.failure_count:
                 break  # the log has said why
             pause.wait(_POLL_SECONDS)
         left = spool.totals()
     finally:
-        pipeline.close(1.0)
+        pipeline.shutdown(1.0)
     print(f"{pipeline.stats().delivered} spans sent, {left.span_count} wait in {left.file_count} requests")
     return 1 if left.file_count else 0
 

@@ -1,10 +1,10 @@
-"""From spans to batches: cleaned, enriched and encoded, grouped by where they go, and packed to requests."""
+"""Turns spans into batches: redacts, enriches and encodes them, and groups them by destination and size."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -25,28 +25,27 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
     from mlflow_otlp_exporter._internal.spool.persistent_queue import RecoveredSpans
 
+# MLflow links a request's root traces to a run only up to this many, and answers 200 beyond (3.17.2).
+_MAX_ROOTS_PER_RUN = 100
+# Spans that are read and encoded at once; more only if a trace has more.
+_CHUNK_SPANS = 64
+_MAX_CACHED_RESOURCES = 1000
 _OK = Status(StatusCode.OK)
-_TOO_FEW_ATTRIBUTES = (
-    "spans have lost their first attributes to the limit of the app's tracer provider: set "
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000, as OpenTelemetry's default of 128 is too few for a conversation"
+_ATTRIBUTES_DROPPED = (
+    "The tracer provider's limit dropped the first attributes of spans: set OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000, "
+    "because OpenTelemetry's default of 128 is too few for a conversation"
 )
+_VALUES_DROPPED = "Attribute values of types that OpenTelemetry does not support are dropped; stats() counts them"
 Batch = tuple[Destination, list[EncodedSpan]]
 
 
 class Batcher:
-    """Makes batches of spans.
+    """Builds batches of encoded spans.
 
     Args:
-        settings: All settings.
-        destination: Where traces go that say nothing else.
-        report: Where to say what is lost or left out.
-        size: How many bytes a request aims at; 0 for no limit.
-        give_up: Called with what cannot be sent: how many spans, the spans where they are known, the kind of failure in
-            a word, and in words what follows "spans are lost: ".
-
-    Attributes:
-        cleaner: Takes out what must not leave the app.
-        encoder: Makes the bytes.
+        destination: Destination of traces that name none.
+        max_bytes: Returns the target size of a request; 0 for no limit.
+        on_dropped: Called with count, spans (if known), failure kind and message.
     """
 
     def __init__(
@@ -55,10 +54,10 @@ class Batcher:
         destination: Destination,
         report: ProblemLog,
         *,
-        size: Callable[[], int],
-        give_up: Callable[[int, Sequence[ReadableSpan], str, str], None],
+        max_bytes: Callable[[], int],
+        on_dropped: Callable[[int, Sequence[ReadableSpan], str, str], None],
     ) -> None:
-        # Here, not at the top: an app that only imports, or does without, should not pay for them.
+        # Imports here shorten the start of applications that do not use them.
         from mlflow_otlp_exporter._internal.privacy import Redactor, resource_filter
 
         self._enricher: Enricher | None = None
@@ -67,199 +66,155 @@ class Batcher:
 
             self._enricher = Enricher(compact=settings.enrichment.compact)
         self._destination, self._report = destination, report
-        self._size, self._give_up = size, give_up
-        self.cleaner = Redactor(settings.privacy, report, base64_max_length=settings.base64_max_length)
-        self._extraction: AttachmentExtractor | None = None
+        self._max_bytes, self._on_dropped = max_bytes, on_dropped
+        self.redactor = Redactor(settings.privacy, report, base64_max_length=settings.base64_max_length)
+        self._extractor: AttachmentExtractor | None = None
         if settings.uploads_attachments:
-            # Few apps need it.
             from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
 
-            self._extraction = AttachmentExtractor(settings.privacy.base64_max_length)
-        noisy = settings.privacy.drop_resource if settings.enrichment.compact else ()
-        self.encoder = SpanEncoder(resource_filter(noisy))
-        # What has resources say where traces go, towards what may be a Collector.
-        self._resources: DestinationResources | None = None
-        if settings.traces.group is not SettingGroup.MLFLOW:
-            self._resources = DestinationResources(self.encoder)
+            self._extractor = AttachmentExtractor(settings.privacy.base64_max_length)
+        dropped_resource_attributes = settings.privacy.drop_resource if settings.enrichment.compact else ()
+        self.encoder = SpanEncoder(resource_filter(dropped_resource_attributes))
+        # Towards an OTLP endpoint, behind which a Collector may route by the resource.
+        self._adds_destination = settings.traces.group is not SettingGroup.MLFLOW
+        # Keyed by identity, as in the encoder; the resource is kept so that its id is not reused.
+        self._routed_resources: dict[tuple[int, Destination], tuple[Resource, Resource]] = {}
 
-    def batches(self, spans: Sequence[ReadableSpan]) -> tuple[list[Batch], int]:
-        """Encodes spans and says which of them share a request.
+    def build(self, spans: Sequence[ReadableSpan]) -> tuple[list[Batch], int]:
+        """Return the batches and the number of spans that could not be encoded."""
+        return self._build((spans,))
 
-        Returns:
-            The batches, and how many spans could not be encoded at all.
+    def build_and_clear(self, spans: list[ReadableSpan]) -> list[Batch]:
+        """Return the batches of spans that are grouped by trace, and empty the list meanwhile.
+
+        A span of the SDK takes six times the memory of its bytes, and what is read from it as much again: this exists
+        for one chunk of spans at a time.
         """
-        return self._batches((spans,))
+        return self._build(iter_chunks(spans))[0]
 
-    def batches_out_of(self, spans: list[ReadableSpan]) -> list[Batch]:
-        """The same of spans in the order of their traces; empties the list meanwhile.
-
-        A span of the SDK takes six times the memory of its bytes, and what is read from it as much again: only for a
-        portion at a time all of that is there.
-        """
-        return self._batches(iter_chunks(spans))[0]
-
-    def _batches(self, taken: Iterable[Sequence[ReadableSpan]]) -> tuple[list[Batch], int]:
+    def _build(self, chunks: Iterable[Sequence[ReadableSpan]]) -> tuple[list[Batch], int]:
         groups: dict[Destination, list[EncodedSpan]] = {}
-        broken = 0
-        for portion in taken:
-            spans, lost = self._cleaned(portion)
-            broken += lost + self._encode(spans, group_by_destination(spans, self._destination), groups)
-        return self._packed(groups), broken
+        failed_count = 0
+        for chunk in chunks:
+            spans, redact_failed_count = self._redact(chunk)
+            failed_count += redact_failed_count
+            failed_count += self._encode(spans, group_by_destination(spans, self._destination), groups)
+        return self._to_batches(groups), failed_count
 
-    def _cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
-        spans, broken = self.cleaner.cleaned(spans)
-        if broken:
-            self._give_up(broken, (), "masking", "what must not leave the app could not be taken out of them")
-        return spans, broken
+    def _redact(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
+        spans, failed_count = self.redactor.cleaned(spans)
+        if failed_count:
+            self._on_dropped(failed_count, (), "masking", "hidden content could not be removed from them")
+        return spans, failed_count
 
-    def recovered(self, left: RecoveredSpans) -> list[Batch]:
-        """What a killed process has left: it goes where that would have sent it, and is not masked once more."""
-        spans = left.spans if left.is_redacted else self._cleaned(left.spans)[0]
+    def build_recovered(self, recovered: RecoveredSpans) -> list[Batch]:
+        """Return the batches of spans from the journal of a killed process, for the destination that it had chosen."""
+        spans = recovered.spans if recovered.is_redacted else self._redact(recovered.spans)[0]
         groups: dict[Destination, list[EncodedSpan]] = {}
-        self._encode(spans, {left.destination: spans}, groups)
-        return self._packed(groups)
+        self._encode(spans, {recovered.destination: spans}, groups)
+        return self._to_batches(groups)
 
     def _encode(
         self,
         spans: Sequence[ReadableSpan],
-        going: Mapping[Destination, Sequence[ReadableSpan]],
+        spans_by_destination: Mapping[Destination, Sequence[ReadableSpan]],
         groups: dict[Destination, list[EncodedSpan]],
     ) -> int:
-        """Encodes spans into the group of where they go; how many could not be encoded."""
-        lost = 0
-        taken = spans if self._extraction is None else self._extraction.extracted(spans)
-        enriched = self._enricher.enrich(taken) if self._enricher is not None else taken
-        sent = dict(zip(map(id, spans), enriched, strict=True))
-        for destination, group in going.items():
-            encoded = groups.setdefault(destination, [])
+        """Add the encoded spans to the groups, and return how many could not be encoded."""
+        failed_count, extractor = 0, self._extractor
+        sources = spans if extractor is None else extractor.extracted(spans)
+        enriched_spans = self._enricher.enrich(sources) if self._enricher is not None else sources
+        enriched_by_id = dict(zip(map(id, spans), enriched_spans, strict=True))
+        for destination, group in spans_by_destination.items():
+            encoded_spans = groups.setdefault(destination, [])
             for span in group:
                 if span.dropped_attributes:
-                    self._report.once(logging.WARNING, add_code(MessageCode.ATTRIBUTES_DROPPED, _TOO_FEW_ATTRIBUTES))
+                    self._report.once(logging.WARNING, add_code(MessageCode.ATTRIBUTES_DROPPED, _ATTRIBUTES_DROPPED))
                 try:
-                    one = self._encoded(found := sent[id(span)])
-                    if self._extraction is not None:
-                        one = one._replace(attachments=self._extraction.attachments(found))
-                    told = one if self._resources is None else self._resources.telling(one, span.resource, destination)
-                    encoded.append(told)
-                except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
-                    lost += 1
-                    why = f"a span could not be encoded ({type(error).__name__})"
-                    self._give_up(1, (span,), "encoding", why)
-        return lost
+                    enriched = enriched_by_id[id(span)]
+                    encoded = self._encode_span(enriched)
+                    if extractor is not None:
+                        encoded = encoded._replace(attachments=extractor.attachments(enriched))
+                    if self._adds_destination:
+                        encoded = self._add_destination(encoded, span.resource, destination)
+                    encoded_spans.append(encoded)
+                except Exception as error:  # noqa: BLE001 - a bad span must not affect others
+                    failed_count += 1
+                    self._on_dropped(1, (span,), "encoding", f"a span could not be encoded ({type(error).__name__})")
+        return failed_count
 
-    def _packed(self, groups: Mapping[Destination, Sequence[EncodedSpan]]) -> list[Batch]:
-        made: list[Batch] = []
-        for destination, encoded in groups.items():
-            linked = destination.run_id is not None
-            made += [(destination, batch) for batch in batch_by_size(encoded, self._size(), linked_to_run=linked)]
+    def _to_batches(self, groups: Mapping[Destination, Sequence[EncodedSpan]]) -> list[Batch]:
+        batches: list[Batch] = []
+        for destination, spans in groups.items():
+            has_run = destination.run_id is not None
+            batches += [(destination, batch) for batch in batch_by_size(spans, self._max_bytes(), has_run=has_run)]
         if self.encoder.repairs.left_out:
-            said = "attribute values of types that OpenTelemetry does not have are left out; stats() counts them"
-            self._report.once(logging.WARNING, add_code(MessageCode.VALUES_DROPPED, said))
-        return made
+            self._report.once(logging.WARNING, add_code(MessageCode.VALUES_DROPPED, _VALUES_DROPPED))
+        return batches
 
-    def _encoded(self, sent: ReadableSpan | EnrichedSpan) -> EncodedSpan:
-        if isinstance(sent, ReadableSpan):
-            return self.encoder.encode(sent, sanitize_attributes(sent.attributes), name=sanitize_name(sent.name))
-        attributes = sanitize_attributes(sent.attributes) or sent.attributes
-        name = sanitize_name(sent.name) or sent.name
-        status = _OK if sent.ok else None
-        return self.encoder.encode(sent.span, attributes, name=name, events=sent.events, status=status)
+    def _encode_span(self, span: ReadableSpan | EnrichedSpan) -> EncodedSpan:
+        if isinstance(span, ReadableSpan):
+            return self.encoder.encode(span, sanitize_attributes(span.attributes), name=sanitize_name(span.name))
+        attributes = sanitize_attributes(span.attributes) or span.attributes
+        name = sanitize_name(span.name) or span.name
+        status = _OK if span.ok else None
+        return self.encoder.encode(span.span, attributes, name=name, events=span.events, status=status)
 
-
-# MLflow links a request's root traces to a run only up to this many, and answers 200 beyond (3.17.2).
-_ROOTS_PER_RUN = 100
-# Spans that are read and encoded at once; more only if a trace has more.
-_PORTION = 64
+    def _add_destination(self, encoded: EncodedSpan, resource: Resource, destination: Destination) -> EncodedSpan:
+        """Add resource attributes that name the destination, for a Collector to route by."""
+        cached = self._routed_resources.get((id(resource), destination))
+        if cached is None:
+            attributes = {
+                WORKSPACE: destination.workspace,
+                EXPERIMENT: destination.experiment,
+                EXPERIMENT_ID: destination.experiment_id,
+                RUN_ID: destination.run_id,
+            }
+            added = {name: value for name, value in attributes.items() if value}
+            routed = Resource({**resource.attributes, **added}, resource.schema_url) if added else resource
+            if len(self._routed_resources) >= _MAX_CACHED_RESOURCES:
+                self._routed_resources.clear()
+            cached = self._routed_resources[id(resource), destination] = (resource, routed)
+        return encoded if cached[1] is resource else encoded._replace(resource=self.encoder.encode_resource(cached[1]))
 
 
 def batch_by_size(
-    spans: Sequence[EncodedSpan], size: int, *, linked_to_run: bool = False
+    spans: Sequence[EncodedSpan], max_bytes: int, *, has_run: bool = False
 ) -> Iterator[list[EncodedSpan]]:
-    """Groups spans into requests.
+    """Group spans into requests of at most `max_bytes` (0: no limit); a larger span is a request of its own.
 
-    MLflow pays 1.7 to 30 times more for a trace that arrives in pieces, so a trace is cut only if it is larger than a
-    request may be.
-
-    Args:
-        spans: In the order in which they ended.
-        size: Bytes that a request aims at; 0 for no limit. A single larger span is a request of its own.
-        linked_to_run: Whether the requests name a run.
+    A trace that arrives in pieces costs MLflow 1.7 to 30 times more, so a trace is split only if it is larger than a
+    request. `has_run` limits the root spans of a request.
     """
     traces: dict[int, list[EncodedSpan]] = {}
     for span in spans:
         traces.setdefault(span.trace_id, []).append(span)
     batch: list[EncodedSpan] = []
-    length = roots = 0
+    batch_bytes = root_count = 0
     for trace in traces.values():
-        needed = sum(len(span.body) for span in trace)
-        rooted = linked_to_run and any(span.is_root for span in trace)
-        if batch and ((size and length + needed > size) or (rooted and roots == _ROOTS_PER_RUN)):
+        trace_bytes = sum(len(span.body) for span in trace)
+        has_root = has_run and any(span.is_root for span in trace)
+        is_full = max_bytes and batch_bytes + trace_bytes > max_bytes
+        if batch and (is_full or (has_root and root_count == _MAX_ROOTS_PER_RUN)):
             yield batch
-            batch, length, roots = [], 0, 0
-        roots += rooted
+            batch, batch_bytes, root_count = [], 0, 0
+        root_count += has_root
         for span in trace:
-            if size and batch and length + len(span.body) > size:
+            if max_bytes and batch and batch_bytes + len(span.body) > max_bytes:
                 yield batch
-                batch, length, roots = [], 0, int(rooted)
+                batch, batch_bytes, root_count = [], 0, int(has_root)
             batch.append(span)
-            length += len(span.body)
+            batch_bytes += len(span.body)
     if batch:
         yield batch
 
 
 def iter_chunks(spans: list[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
-    """Takes spans out of a list, a few whole traces at a time, so that what has been dealt with is not kept.
-
-    Args:
-        spans: In the order of their traces; empty at the end.
-    """
+    """Pop a few whole traces at a time from spans that are grouped by trace, so that processed spans are freed."""
     while spans:
-        end = min(_PORTION, len(spans))
+        end = min(_CHUNK_SPANS, len(spans))
         while end < len(spans) and spans[end].context.trace_id == spans[end - 1].context.trace_id:
             end += 1
-        taken = spans[:end]
+        chunk = spans[:end]
         del spans[:end]
-        yield taken
-
-
-_CACHED = 1000
-
-
-class DestinationResources:
-    """Puts destinations into encoded resources.
-
-    Args:
-        encoder: Encodes them.
-    """
-
-    def __init__(self, encoder: SpanEncoder) -> None:
-        self._encoder = encoder
-        # By identity, as the encoder keeps them; the object is kept so that its id stays its own.
-        self._told: dict[tuple[int, Destination], tuple[Resource, Resource]] = {}
-
-    def telling(self, span: EncodedSpan, resource: Resource, destination: Destination) -> EncodedSpan:
-        """A span whose resource says where it goes.
-
-        Args:
-            span: The span.
-            resource: Its resource.
-            destination: Where it goes.
-        """
-        found = self._told.get((id(resource), destination))
-        if found is None:
-            said = _said(destination)
-            made = Resource({**resource.attributes, **said}, resource.schema_url) if said else resource
-            if len(self._told) >= _CACHED:
-                self._told.clear()
-            found = self._told[id(resource), destination] = (resource, made)
-        return span if found[1] is resource else span._replace(resource=self._encoder.encode_resource(found[1]))
-
-
-def _said(destination: Destination) -> dict[str, Any]:
-    found = {
-        WORKSPACE: destination.workspace,
-        EXPERIMENT: destination.experiment,
-        EXPERIMENT_ID: destination.experiment_id,
-        RUN_ID: destination.run_id,
-    }
-    return {name: value for name, value in found.items() if value}
+        yield chunk

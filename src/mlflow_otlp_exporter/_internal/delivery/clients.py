@@ -1,8 +1,10 @@
-"""All that it takes to send something once and ask about it, as an exporter has it, but without its threads."""
+"""The HTTP clients of one exporter, as the pipeline and the command line use them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -10,66 +12,69 @@ from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import with_static_prefix
-from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
 from mlflow_otlp_exporter._internal.transport.authorization import load_credential_provider_session
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from mlflow_otlp_exporter._internal.transport.messages import Transport
 
+if TYPE_CHECKING:
+    import requests
+
+    from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace
+
 
 @dataclass(frozen=True)
 class Clients:
-    """Servers and what is done with them.
+    """What it takes to send spans and to call the REST API, without threads.
 
     Attributes:
-        server: The OTLP endpoint's server, whose credentials count.
+        server: The server of the OTLP endpoint.
+        api_server: The server of MLflow's REST API; None without one.
         traces: The OTLP endpoint.
-        api: MLflow's REST side; None if there is none.
-        certain: False if `api` is a guess, behind which a Collector may be.
-        experiments: Names and ids.
-        delivery: What sends.
-        destination: Where to by default.
+        api: MLflow's REST API; None without one.
+        is_api_certain: False if `api` is a guess, behind which a Collector may be.
+        namespace: The workspace of the pod's namespace; None outside of Kubernetes.
     """
 
     server: HttpClient
+    api_server: HttpClient | None
     traces: Transport
     api: Transport | None
-    certain: bool
+    is_api_certain: bool
     experiments: ExperimentResolver
-    delivery: OTLPClient
+    otlp: OTLPClient
     destination: Destination
+    namespace: NamespaceWorkspace | None
 
     def close(self) -> None:
-        """Closes the connections."""
         self.server.close()
-        each = self.api
-        while each is not None:
-            if isinstance(each, HttpClient):
-                each.close()
-            each = getattr(each, "server", None)  # what stands before it
+        if self.api_server is not None:
+            self.api_server.close()
 
 
-def build_clients(settings: Settings, report: ProblemLog) -> Clients:
-    """Puts it together.
-
-    Args:
-        settings: All settings.
-        report: Where to say what was chosen.
-
-    Raises:
-        ConfigurationError: The credentials, or the provider of a session, cannot be used.
-    """
-    session = load_credential_provider_session(settings.traces)
+def build_clients(
+    settings: Settings,
+    report: ProblemLog,
+    *,
+    session: requests.Session | None = None,
+    on_endpoint_moved: Callable[[str], None] = lambda _: None,
+) -> Clients:
+    """Build the clients; raises ConfigurationError if the credentials or the session provider are unusable."""
+    session = session or load_credential_provider_session(settings.traces)
     server = HttpClient(settings.traces, session)
-    same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
-    connection = HttpClient(settings.api, session if same else None) if settings.api else None
-    traces, api = with_static_prefix(server, connection if settings.is_api_certain else None, lambda _: None)
-    api = api or connection
+    # A user's session may sign requests or hold proxies for this server, not for another one.
+    is_same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
+    api_server = HttpClient(settings.api, session if is_same else None) if settings.api else None
+    traces, api = with_static_prefix(server, api_server if settings.is_api_certain else None, on_endpoint_moved)
+    api, namespace = api or api_server, None
     if settings.namespace is not None and api is not None:
-        traces, api, _ = with_namespace_workspace(settings.namespace, traces, api, report)
-    certain = settings.is_api_certain
-    experiments = ExperimentResolver(api, certain=certain, create=settings.create_experiment, report=report)
-    delivery = OTLPClient(
+        from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace  # only in pods
+
+        traces, api, namespace = with_namespace_workspace(settings.namespace, traces, api, report)
+    experiments = ExperimentResolver(
+        api, certain=settings.is_api_certain, create=settings.create_experiment, report=report
+    )
+    otlp = OTLPClient(
         traces,
         experiments,
         compression=settings.compression,
@@ -77,4 +82,4 @@ def build_clients(settings: Settings, report: ProblemLog) -> Clients:
         experiment_is_set=EXPERIMENT_HEADER in server.header_names,
     )
     destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
-    return Clients(server, traces, api, certain, experiments, delivery, destination)
+    return Clients(server, api_server, traces, api, settings.is_api_certain, experiments, otlp, destination, namespace)

@@ -1,4 +1,4 @@
-"""Encoded spans on their way: where they come from, what is known of them, and what comes after a step."""
+"""Encoded spans on their way to one destination, with their retry state, and how a request is split."""
 
 from __future__ import annotations
 
@@ -16,234 +16,207 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Bisection:
-    """A search for one culprit in a request that was refused, or answered 500.
+    """State of a bisection that isolates one bad span in a request that was rejected or answered with 500.
 
-    The half that is refused is cut further. The other half is put aside, and sent as one request when the culprit is
-    alone: a search costs about as many requests as the request can be halved.
+    The failing half is split further. The other half is deferred and sent as one request when the bad span is alone: a
+    bisection costs about as many requests as the request can be halved.
 
     Attributes:
-        delivered: How many requests of the destination had been delivered when it began.
-        after_500: True if it began with a 500.
-        called_off: How many searches just before it have found that nothing passes.
-        rest: What was put aside.
-        uncertain: True if that may have arrived.
+        delivered_count: Requests of the destination that had been delivered when the bisection began.
+        had_server_error: True if it began with a 500.
+        cancelled_count: Bisections just before, in which no request was delivered.
+        deferred: Spans of the other halves.
+        uncertain: True if the deferred spans may have arrived.
     """
 
-    delivered: int
-    after_500: bool
-    called_off: int = 0
-    rest: list[EncodedSpan] = field(default_factory=list)
+    delivered_count: int
+    had_server_error: bool
+    cancelled_count: int = 0
+    deferred: list[EncodedSpan] = field(default_factory=list)
     uncertain: bool = False
 
 
 class RequestOrigin:
-    """The request that shipments come from.
-
-    Args:
-        span_count: How many spans it had.
-        settled: Called when each of them has an outcome.
-        postponed: Called with the reason when some of them have to wait.
-        suspected: Called with spans and bytes when nothing is left but suspects: spans that are sent again now and
-            then, for how long nobody can say.
+    """Completion state of a batch; all requests into which the batch is split share it.
 
     Attributes:
-        remaining: Spans without an outcome.
-        refused: Spans that were given up.
-        postponed: As given.
-        left: Who has left it on disk, in words; empty for what this exporter was given.
-        counted: Called with the spans that were delivered and refused, and the outcome behind that: None at the end.
+        remaining_count: Spans without an outcome.
+        dropped_count: Spans that were dropped.
+        label: Who left the batch on disk, for the log; empty for spans of this exporter.
+        on_postponed: Called with the reason when spans have to be retried.
+        on_counted: Called with the spans that were delivered and dropped, and the outcome; None at shutdown.
     """
 
     def __init__(
         self,
         span_count: int,
-        settled: Callable[[], None] = lambda: None,
-        postponed: Callable[[ExportOutcome], None] = lambda _: None,
-        suspected: Callable[[int, int], None] = lambda _spans, _size: None,
+        on_settled: Callable[[], None] = lambda: None,
+        on_postponed: Callable[[ExportOutcome], None] = lambda _: None,
+        on_suspected: Callable[[int, int], None] = lambda _spans, _bytes: None,
     ) -> None:
-        self.remaining = span_count
-        self.refused = 0
-        self.postponed = postponed
-        self.left = ""
-        self.counted: Callable[[int, int, ExportOutcome | None], None] = lambda _delivered, _refused, _outcome: None
-        self._settled, self._suspected = settled, suspected
-        self._suspects = self._suspect_bytes = 0
+        self.remaining_count = span_count
+        self.dropped_count = 0
+        self.label = ""
+        self.on_postponed = on_postponed
+        self.on_counted: Callable[[int, int, ExportOutcome | None], None] = lambda _delivered, _dropped, _outcome: None
+        self._on_settled, self._on_suspected = on_settled, on_suspected
+        self._suspect_count = self._suspect_bytes = 0
 
     @property
-    def kept(self) -> bool:
-        """Whether it is on disk, so that nothing is lost with the process."""
+    def is_on_disk(self) -> bool:
         return False
 
-    def sending(self) -> None:
-        """Tells that some of it is about to be sent."""
+    def on_attempt(self) -> None:
+        """Called before spans are sent."""
 
-    def failed(self, *, uncertain: bool) -> None:
-        """Tells that some of it was sent in vain.
+    def on_failure(self, *, uncertain: bool) -> None:
+        """Called after an attempt failed; `uncertain` if the spans may have arrived."""
 
-        Args:
-            uncertain: Whether it may have arrived all the same.
-        """
-
-    def deferred(self) -> None:
-        """Tells that what is left of it waits for longer, and others may go meanwhile."""
+    def yield_slot(self) -> None:
+        """Called when the spans are delayed for long, so that other requests may be sent meanwhile."""
 
     def release(self) -> None:
-        """Tells that what is left of it is given up here; where it is kept, it stays."""
+        """Called when the spans are given back unsent: on disk, they stay for later."""
 
-    def settle(self, delivered: int, refused: int, outcome: ExportOutcome | None = None) -> None:
-        """Counts spans that have an outcome."""
-        self.counted(delivered, refused, outcome)
-        self.refused += refused
-        self.remaining -= delivered + refused
-        if self.remaining <= 0:
-            self._settled()
+    def settle(self, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None) -> None:
+        """Count spans that have an outcome."""
+        self.on_counted(delivered_count, dropped_count, outcome)
+        self.dropped_count += dropped_count
+        self.remaining_count -= delivered_count + dropped_count
+        if self.remaining_count <= 0:
+            self._on_settled()
         else:
-            self._tell_suspects()
+            self._report_suspects()
 
-    def suspect(self, size: int) -> None:
-        """Counts a span that has become a suspect.
+    def add_suspect(self, byte_count: int) -> None:
+        self._suspect_count += 1
+        self._suspect_bytes += byte_count
+        self._report_suspects()
 
-        Args:
-            size: Its bytes.
-        """
-        self._suspects += 1
-        self._suspect_bytes += size
-        self._tell_suspects()
+    def remove_suspect(self, byte_count: int) -> None:
+        self._suspect_count -= 1
+        self._suspect_bytes -= byte_count
 
-    def acquit(self, size: int) -> None:
-        """Counts a suspect that is about to be settled."""
-        self._suspects -= 1
-        self._suspect_bytes -= size
-
-    def _tell_suspects(self) -> None:
-        if self._suspects and self._suspects >= self.remaining:
-            self._suspected(self._suspects, self._suspect_bytes)
+    def _report_suspects(self) -> None:
+        # Suspects may be pending indefinitely: a flush does not wait for them.
+        if self._suspect_count and self._suspect_count >= self.remaining_count:
+            self._on_suspected(self._suspect_count, self._suspect_bytes)
 
 
 @dataclass(eq=False)
 class ExportRequest:
-    """Encoded spans on their way, and what is known of them.
+    """Encoded spans of one destination and their retry state; times are by the retry sender's clock.
 
     Attributes:
-        destination: Where they go.
-        spans: The spans.
-        origin: The request that they come from.
-        not_before: When they may be sent, by the courier's clock.
-        began: When the last step with them began, by the courier's clock.
-        uncertain: True if they may have arrived.
-        seen: What was stored of them when that was asked last.
-        search: The search for a culprit that it is a part of.
-        found_in: The search that it is what was left of, when its culprit was alone.
-        guilty: True if the culprit must be among them.
-        sibling: The other half, which is guilty when this one has been delivered.
-        refusals: How often the single span that this is was refused.
-        errors: How often the server answered 500 to it since it is what it is.
-        suspect: What is known of the single span that this is, when it is answered 500.
-        named: The last answer to it, once the span was named as a suspect.
-        ask_until: Until then what is missing may still be on its way into the server's database.
-        attempted: Whether it has been sent before.
-        postponed: How often it had to wait.
-        since: When it came, by the courier's clock.
+        not_before: When the spans may be sent.
+        started_at: When the last attempt began.
+        uncertain: True if the spans may have arrived.
+        stored_ids: The spans that were stored when the server was last asked.
+        bisection: The bisection that the request is a part of.
+        previous_bisection: The bisection that deferred these spans, if its bad span was isolated.
+        has_bad_span: True if the bad span of the bisection must be among these spans.
+        other_half: The half that has the bad span if this one is delivered.
+        rejection_count: Number of rejections of a single span.
+        server_error_count: Number of 500 responses to this exact set of spans.
+        suspect: Evidence about a single span that is answered with 500.
+        reported_outcome: The last response to a suspect that was logged.
+        check_until: Until then, missing spans may still be on their way into the server's database.
+        was_sent: True after the first attempt.
+        delay_count: Number of delays.
+        created_at: When the spans were enqueued.
     """
 
     destination: Destination
     spans: list[EncodedSpan]
     origin: RequestOrigin
     not_before: float = 0.0
-    began: float = 0.0
+    started_at: float = 0.0
     uncertain: bool = False
-    seen: frozenset[tuple[int, int]] | None = None
-    search: Bisection | None = None
-    found_in: Bisection | None = None
-    guilty: bool = False
-    sibling: ExportRequest | None = field(default=None, repr=False)
-    refusals: int = 0
-    errors: int = 0
+    stored_ids: frozenset[tuple[int, int]] | None = None
+    bisection: Bisection | None = None
+    previous_bisection: Bisection | None = None
+    has_bad_span: bool = False
+    other_half: ExportRequest | None = field(default=None, repr=False)
+    rejection_count: int = 0
+    server_error_count: int = 0
     suspect: FailureSuspect | None = None
-    named: ExportOutcome | None = None
-    ask_until: float = 0.0
-    attempted: bool = False
-    postponed: int = 0
-    since: float = 0.0
+    reported_outcome: ExportOutcome | None = None
+    check_until: float = 0.0
+    was_sent: bool = False
+    delay_count: int = 0
+    created_at: float = 0.0
 
     @property
-    def size(self) -> int:
-        """Bytes of its spans."""
+    def byte_count(self) -> int:
         return sum(len(span.body) for span in self.spans)
 
 
 def split_spans(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[EncodedSpan]]:
-    """Cuts between traces as near to the middle as can be; a single trace between its spans.
-
-    Args:
-        spans: Two or more.
-    """
+    """Split two or more spans between traces, as near to the middle as possible; a single trace between its spans."""
     traces: dict[int, list[EncodedSpan]] = {}
     for span in spans:
         traces.setdefault(span.trace_id, []).append(span)
     if len(traces) == 1:
         return list(spans[: len(spans) // 2]), list(spans[len(spans) // 2 :])
     groups = list(traces.values())
-    middle = _middle([sum(len(span.body) for span in group) for group in groups])
-    left, right = groups[:middle], groups[middle:]
-    return [span for group in left for span in group], [span for group in right for span in group]
+    middle = _middle_index([sum(len(span.body) for span in group) for group in groups])
+    first, second = groups[:middle], groups[middle:]
+    return [span for group in first for span in group], [span for group in second for span in group]
 
 
-def _middle(sizes: Sequence[int]) -> int:
-    """Where to cut, by bytes, with at least one item on either side."""
-    total, passed = sum(sizes), 0
+def _middle_index(sizes: Sequence[int]) -> int:
+    """Return the index that halves the bytes, with at least one item on either side."""
+    total_bytes, previous_bytes = sum(sizes), 0
     for index, size in enumerate(sizes):
-        if index and passed + size / 2 >= total / 2:
+        if index and previous_bytes + size / 2 >= total_bytes / 2:
             return index
-        passed += size
+        previous_bytes += size
     return len(sizes) - 1
 
 
-def bisect(shipment: ExportRequest, search: Bisection, chance: float) -> tuple[ExportRequest, ExportRequest]:
-    """The halves of a shipment that has the culprit; the half that was beside it is put aside.
-
-    Args:
-        shipment: Of two or more spans.
-        search: The search that they are parts of.
-        chance: A random number from 0 to 1: which half goes first.
-    """
-    _take_sibling(shipment, search)
+def bisect(request: ExportRequest, bisection: Bisection, chance: float) -> tuple[ExportRequest, ExportRequest]:
+    """Split a failing request of two or more spans and defer its other half; `chance` (0 to 1) orders the halves."""
+    _defer_other_half(request, bisection)
     first, second = (
-        ExportRequest(shipment.destination, spans, shipment.origin, uncertain=shipment.uncertain, search=search)
-        for spans in split_spans(shipment.spans)
+        ExportRequest(request.destination, spans, request.origin, uncertain=request.uncertain, bisection=bisection)
+        for spans in split_spans(request.spans)
     )
     if chance < 0.5:
-        # At random, or a culprit at either end would keep the search from all that passes in between.
+        # In random order: else a bad span at either end would delay all requests that are delivered in between.
         first, second = second, first
-    first.sibling = second
+    first.other_half = second
     return first, second
 
 
-def next_half(shipment: ExportRequest) -> list[ExportRequest]:
-    """What follows in a search when one of its parts has passed: the culprit is in the other half, or nowhere."""
-    if shipment.guilty:
-        return merge_deferred(shipment)
-    if shipment.sibling is not None:
-        shipment.sibling.guilty = True
+def next_half(request: ExportRequest) -> list[ExportRequest]:
+    """Return what follows the delivery of a part of a bisection: the bad span is in the other half, or nowhere."""
+    if request.has_bad_span:
+        return merge_deferred(request)
+    if request.other_half is not None:
+        request.other_half.has_bad_span = True
     return []
 
 
-def merge_deferred(shipment: ExportRequest) -> list[ExportRequest]:
-    """What a search has put aside, as one shipment, now that the culprit is alone."""
-    search, shipment.search = shipment.search, None
-    if search is None:
+def merge_deferred(request: ExportRequest) -> list[ExportRequest]:
+    """Return the deferred spans of a bisection as one request, when the bad span is alone."""
+    bisection, request.bisection = request.bisection, None
+    if bisection is None:
         return []
-    _take_sibling(shipment, search)
-    rest, search.rest = search.rest, []
-    if not rest:
+    _defer_other_half(request, bisection)
+    spans, bisection.deferred = bisection.deferred, []
+    if not spans:
         return []
-    return [ExportRequest(shipment.destination, rest, shipment.origin, uncertain=search.uncertain, found_in=search)]
+    return [
+        ExportRequest(
+            request.destination, spans, request.origin, uncertain=bisection.uncertain, previous_bisection=bisection
+        )
+    ]
 
 
-def _take_sibling(shipment: ExportRequest, search: Bisection) -> None:
-    """Puts the other half aside; whoever has it in a queue finds it empty."""
-    sibling, shipment.sibling = shipment.sibling, None
-    if sibling is not None:
-        search.rest += sibling.spans
-        search.uncertain = search.uncertain or sibling.uncertain
-        sibling.spans = []
+def _defer_other_half(request: ExportRequest, bisection: Bisection) -> None:
+    """Move the spans of the other half into the bisection; the queue then holds an empty request."""
+    other_half, request.other_half = request.other_half, None
+    if other_half is not None:
+        bisection.deferred += other_half.spans
+        bisection.uncertain = bisection.uncertain or other_half.uncertain
+        other_half.spans = []

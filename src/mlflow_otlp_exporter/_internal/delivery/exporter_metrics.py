@@ -1,6 +1,6 @@
-"""The SDK's metrics about an exporter, under upstream's names, as this pipeline knows them.
+"""The SDK's exporter metrics under upstream's names, for every version of OpenTelemetry.
 
-By the metrics API alone: versions of OpenTelemetry that have no such metrics of their own get them, too.
+Only the metrics API is used, so that versions without exporter metrics of their own have them, too.
 """
 
 from __future__ import annotations
@@ -21,30 +21,24 @@ _ENABLED = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
 _PORTS = {"http": 80, "https": 443}
 _numbers = itertools.count()
 
-Settled = Callable[[int, int, "ExportOutcome | None"], None]
+OnCounted = Callable[[int, int, "ExportOutcome | None"], None]
 
 
 class ExporterMetrics:
-    """Spans that were exported, spans in flight, and how long a batch took.
-
-    Args:
-        provider: Where the instruments are made.
-        url: The OTLP endpoint.
-        clock: Monotonic seconds.
-    """
+    """Counters of exported spans and of spans in flight, and the durations of batches."""
 
     def __init__(self, provider: MeterProvider, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         parts = urlsplit(url)
         self._attributes: dict[str, AttributeValue] = {
             "otel.component.type": "otlp_http_span_exporter",
-            # Not upstream's name, whose numbers its own exporters in this process have taken.
+            # Not upstream's name: its own exporters in this process use the numbers.
             "otel.component.name": f"mlflow_span_exporter/{next(_numbers)}",
             "server.address": parts.hostname or "",
             "server.port": parts.port or _PORTS.get(parts.scheme, 0),
         }
         meter = provider.get_meter("opentelemetry-sdk")
-        # Units and descriptions are upstream's: other ones would make other instruments.
+        # Units and descriptions are upstream's: different ones would create different instruments.
         self._exported = meter.create_counter(
             "otel.sdk.exporter.span.exported",
             "{span}",
@@ -62,70 +56,52 @@ class ExporterMetrics:
             "The duration of exporting a batch of telemetry records.",
         )
 
-    def started(self, spans: int) -> Settled:
-        """Counts a batch that is to be sent.
+    def record_start(self, span_count: int) -> OnCounted:
+        """Count a batch in flight; call the result with delivered and dropped spans and their outcome."""
+        started_at, remaining_count, error_attributes = self._clock(), span_count, dict[str, AttributeValue]()
+        self._add_inflight(span_count)
 
-        Args:
-            spans: How many spans it has.
-
-        Returns:
-            What is to be called with the spans that were delivered and refused, and with the outcome behind that; None
-            if they were given up at the end.
-        """
-        began, left, failed = self._clock(), spans, dict[str, AttributeValue]()
-        self._add_inflight(spans)
-
-        def settled(delivered: int, refused: int, outcome: ExportOutcome | None) -> None:
-            nonlocal left
-            left -= delivered + refused
-            self._add_inflight(-delivered - refused)
-            if delivered:
-                self._add_exported(delivered, {})
-            if refused:
-                failed.update(_failed(outcome))
-                self._add_exported(refused, {"error.type": failed["error.type"]})
-            # A broken meter provider must cost no span.
+        def on_counted(delivered_count: int, dropped_count: int, outcome: ExportOutcome | None) -> None:
+            nonlocal remaining_count
+            remaining_count -= delivered_count + dropped_count
+            self._add_inflight(-delivered_count - dropped_count)
+            if delivered_count:
+                self._add_exported(delivered_count, {})
+            if dropped_count:
+                error_attributes.update(_error_attributes(outcome))
+                self._add_exported(dropped_count, {"error.type": error_attributes["error.type"]})
+            # A broken meter provider must not affect spans.
             with suppress(Exception):
-                if left <= 0:
-                    self._duration.record(self._clock() - began, {**self._attributes, **failed})
+                if remaining_count <= 0:
+                    self._duration.record(self._clock() - started_at, {**self._attributes, **error_attributes})
 
-        return settled
+        return on_counted
 
-    def lost(self, spans: int, why: str) -> None:
-        """Counts spans that never were in a batch.
+    def record_lost(self, span_count: int, kind: str) -> None:
+        """Count spans that were dropped before they were in a batch."""
+        self._add_exported(span_count, {"error.type": kind})
 
-        Args:
-            spans: How many.
-            why: In a word.
-        """
-        self._add_exported(spans, {"error.type": why})
-
-    def _add_inflight(self, spans: int) -> None:
+    def _add_inflight(self, span_count: int) -> None:
         with suppress(Exception):
-            self._inflight.add(spans, self._attributes)
+            self._inflight.add(span_count, self._attributes)
 
-    def _add_exported(self, spans: int, further: dict[str, AttributeValue]) -> None:
+    def _add_exported(self, span_count: int, attributes: dict[str, AttributeValue]) -> None:
         with suppress(Exception):
-            self._exported.add(spans, {**self._attributes, **further})
+            self._exported.add(span_count, {**self._attributes, **attributes})
 
 
-def _failed(outcome: ExportOutcome | None) -> dict[str, AttributeValue]:
+def _error_attributes(outcome: ExportOutcome | None) -> dict[str, AttributeValue]:
     if outcome is None:
         return {"error.type": "shutdown"}
-    if outcome.verdict is Disposition.PARTLY:
+    if outcome.disposition is Disposition.PARTIAL_SUCCESS:
         return {"error.type": "partial_success"}
     if outcome.status is None:
         return {"error.type": "no_answer"}
     return {"error.type": str(outcome.status), "http.response.status_code": outcome.status}
 
 
-def exporter_metrics(provider: MeterProvider | None, url: str) -> ExporterMetrics | None:
-    """Metrics for an exporter: into a provider that was given, or into the app's if the environment wants them.
-
-    Args:
-        provider: What was given as `meter_provider=`.
-        url: The OTLP endpoint.
-    """
+def create_metrics(provider: MeterProvider | None, url: str) -> ExporterMetrics | None:
+    """Create the metrics in the given provider, or in the global one if the environment enables them."""
     if provider is None and os.environ.get(_ENABLED, "").strip().lower() != "true":
         return None
     return ExporterMetrics(provider or get_meter_provider(), url)

@@ -1,10 +1,10 @@
-"""Who is to blame for a 500: the server, or the one span that is answered so.
+"""Evidence whether the server or a single span causes its 500 responses.
 
-A server in trouble answers 500 to some requests and not to others, and a search for a culprit always finds one: each
-answer of it fits some span. So the search proves nothing. What does is what comes after: the span alone is answered 500
-again and again, and between any two of these answers a request that nobody suspected was delivered at once. A server
-that answers 500 to a part `p` of all requests gives such a pair with a probability of `p * (1 - p)`, a quarter at most,
-and ten of them in a row once in a million times.
+A server in trouble answers 500 to some requests and not to others, and a bisection always isolates a span: each
+response fits some span, so the bisection proves nothing. The proof comes afterwards: the span alone is answered with
+500 again and again, and between any two of these responses a request without suspicion was delivered at once. A server
+that answers 500 to a share `p` of all requests produces such a pair with a probability of `p * (1 - p)`, at most a
+quarter: ten pairs in a row once in a million times.
 """
 
 from __future__ import annotations
@@ -15,186 +15,163 @@ from dataclasses import dataclass
 from mlflow_otlp_exporter._internal.delivery.export_request import Bisection, ExportRequest
 from mlflow_otlp_exporter._internal.model.destination import Destination
 
-# Pairs in a row after which a span is lost for good; of them, how many must be the span's own.
+# Pairs in a row after which a span is dropped; of them, how many must be the span's own.
 _PAIRS, _OWN_PAIRS = 10, 5
-# For so long nothing is blamed after something has passed that had a 500: such a server answers so now and then.
-_MOODY_SECONDS = 60.0
-# What was found is believed, and told, when it is refused or answered 500 again this much later: servers answer a
-# transient 400 or 422 now and then, too (two batches of one trace at once before 3.16, a database that crashes).
+# For this long no span is suspected after a request was delivered that had been answered with 500.
+_UNSTABLE_SECONDS = 60.0
+# Confirm a rejection or a suspicion with a second attempt after this delay: servers answer a transient 400 or 422, too
+# (two batches of one trace at once before 3.16, a database that crashes).
 CONFIRM_SECONDS = 1.0
-# Seconds between two sendings of a suspect: so long for the first ones, and at most.
-_QUICK = 2
-_LONGEST, _LONGEST_MOODY = 30.0, 2.0
+# The first attempts of a suspect follow after CONFIRM_SECONDS; then the delay doubles up to the maximum.
+_QUICK_ATTEMPTS = 2
+_MAX_PAUSE_SECONDS, _MAX_UNSTABLE_PAUSE_SECONDS = 30.0, 2.0
+# Attempts before a request that is answered with 500 is bisected; more while the server is unstable.
+MIN_ATTEMPTS, _UNSTABLE_ATTEMPTS = 2, 6
+# After each bisection in which nothing was delivered, the attempts double, up to 32.
+_MAX_DOUBLINGS = 4
+_MAX_DESTINATIONS = 1000
 
 
 @dataclass
 class FailureSuspect:
-    """A span that the search for a culprit has found, or that was alone in its request.
+    """A single span that is answered with 500.
 
     Attributes:
-        found: When, by the courier's clock.
-        delivered: How many requests had been delivered when the search began.
-        errors: How often it was answered 500 since it is alone.
-        pairs: How many of these answers came while others passed.
-        compared: Whether the last one did.
-        last: When it was answered so last.
+        isolated_at: When it was isolated.
+        delivered_count: Requests that had been delivered when its bisection began.
+        server_error_count: 500 responses since it is alone.
+        pair_count: How many of these responses came while other requests were delivered.
+        was_compared: Whether the last one did.
+        last_error_at: When the last response came.
     """
 
-    found: float
-    delivered: int
-    errors: int = 0
-    pairs: int = 0
-    compared: bool = False
-    last: float = 0.0
+    isolated_at: float
+    delivered_count: int
+    server_error_count: int = 0
+    pair_count: int = 0
+    was_compared: bool = False
+    last_error_at: float = 0.0
 
 
 class FailureEvidence:
-    """What the requests of one destination say about the server.
-
-    Attributes:
-        delivered: How many were delivered.
-    """
+    """What the requests of one destination say about the server."""
 
     def __init__(self) -> None:
-        self.delivered = 0
-        self._pairs = 0
+        self.delivered_count = 0
+        self._pair_count = 0
         self._others_pass = False
-        self._moody_until = 0.0
+        self._unstable_until = 0.0
 
-    def passed(self) -> None:
-        """A request has been delivered that nothing was known against."""
-        self.delivered += 1
+    def record_success(self) -> None:
+        """Record the delivery of a request without suspicion."""
+        self.delivered_count += 1
         self._others_pass = True
 
-    def passed_in_search(self) -> None:
-        """A part of a searched request has been delivered, which says nothing about the server."""
-        self.delivered += 1
+    def record_bisection_success(self) -> None:
+        """Record the delivery of a part of a bisection, which says nothing about the server."""
+        self.delivered_count += 1
 
-    def passed_after_all(self, now: float) -> None:
-        """A request has been delivered that was answered 500 before: so it was not to blame, and maybe nothing is."""
-        self.delivered += 1
-        self._pairs = 0
+    def record_late_success(self, now: float) -> None:
+        """Record the delivery of a request that was answered with 500 before: the server is unstable."""
+        self.delivered_count += 1
+        self._pair_count = 0
         self._others_pass = False
-        self._moody_until = now + _MOODY_SECONDS
+        self._unstable_until = now + _UNSTABLE_SECONDS
 
-    def failed(self) -> None:
-        """A request that nothing was known against was answered 500."""
+    def record_failure(self) -> None:
+        """Record a 500 response to a request without suspicion."""
         self._others_pass = False
 
-    def failed_again(self, suspect: FailureSuspect, now: float) -> None:
-        """A suspect was answered 500 on its own."""
-        suspect.errors += 1
-        suspect.last = now
-        suspect.compared = self._others_pass
+    def record_suspect_failure(self, suspect: FailureSuspect, now: float) -> None:
+        suspect.server_error_count += 1
+        suspect.last_error_at = now
+        suspect.was_compared = self._others_pass
         if self._others_pass:
-            self._pairs += 1
-            suspect.pairs += 1
+            self._pair_count += 1
+            suspect.pair_count += 1
         self._others_pass = False
 
-    def moody(self, now: float) -> bool:
-        """Whether the server has answered 500 of late to what it took later."""
-        return now < self._moody_until
+    def is_unstable(self, now: float) -> bool:
+        """Return whether the server recently answered 500 to a request that it accepted later."""
+        return now < self._unstable_until
 
-    def convincing(self, suspect: FailureSuspect, now: float) -> bool:
-        """Whether a suspect may be named: others pass, and it was answered 500 again a while after it was found."""
-        again = suspect.errors > 0 and suspect.last >= suspect.found + CONFIRM_SECONDS
-        return again and self.delivered > suspect.delivered and not self.moody(now)
+    def is_convincing(self, suspect: FailureSuspect, now: float) -> bool:
+        """Return whether a suspect may be logged: others pass, and it failed again a while after its isolation."""
+        is_confirmed = suspect.server_error_count > 0 and suspect.last_error_at >= suspect.isolated_at + CONFIRM_SECONDS
+        return is_confirmed and self.delivered_count > suspect.delivered_count and not self.is_unstable(now)
 
-    def proven(self, suspect: FailureSuspect, now: float) -> bool:
-        """Whether a suspect is to blame beyond doubt."""
-        return self.convincing(suspect, now) and self._pairs >= _PAIRS and suspect.pairs >= _OWN_PAIRS
+    def is_proven(self, suspect: FailureSuspect, now: float) -> bool:
+        return self.is_convincing(suspect, now) and self._pair_count >= _PAIRS and suspect.pair_count >= _OWN_PAIRS
 
-    def pause(self, suspect: FailureSuspect, now: float) -> float:
-        """Seconds until a suspect is sent again, longer each time."""
-        if suspect.errors < _QUICK:
+    def pause_seconds(self, suspect: FailureSuspect, now: float) -> float:
+        """Return the delay before a suspect is sent again."""
+        if suspect.server_error_count < _QUICK_ATTEMPTS:
             return CONFIRM_SECONDS
-        longest = _LONGEST_MOODY if self.moody(now) else _LONGEST
-        # While nothing else passes there is nothing to compare with, and no hurry.
-        doubled = CONFIRM_SECONDS * 2.0 ** min(suspect.errors - 1, 16) if suspect.compared else longest
-        return min(doubled, longest)
-
-
-# How often something is sent before it is searched for what is answered 500, and where the server answers so now and
-# then to what it takes later.
-TRIES, _TRIES_WHILE_MOODY = 2, 6
-# After each search in which nothing passes it is sent twice as often, up to 32 times.
-_MOST_DOUBLED = 4
-_MOST_DESTINATIONS = 1000
+        max_seconds = _MAX_UNSTABLE_PAUSE_SECONDS if self.is_unstable(now) else _MAX_PAUSE_SECONDS
+        if not suspect.was_compared:
+            return max_seconds  # while no other request passes, an attempt proves nothing
+        return min(CONFIRM_SECONDS * 2.0 ** min(suspect.server_error_count - 1, 16), max_seconds)
 
 
 class SuspectRegistry:
-    """Shipments of a single span each that are answered 500, by destination.
-
-    Args:
-        clock: Monotonic seconds.
-    """
+    """Requests of a single span that are answered with 500, and the evidence, by destination."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._evidence: dict[str, FailureEvidence] = {}
-        self._shipments: dict[str, list[ExportRequest]] = {}
+        self._requests: dict[str, list[ExportRequest]] = {}
 
     def evidence_at(self, destination: Destination) -> FailureEvidence:
-        """What is known about the server where a destination is; of at most 1,000 destinations without a suspect."""
-        found = self._evidence.get(destination.name)
-        if found is None:
-            if len(self._evidence) >= _MOST_DESTINATIONS:
-                self._evidence = {key: each for key, each in self._evidence.items() if key in self._shipments}
-            found = self._evidence.setdefault(destination.name, FailureEvidence())
-        return found
+        evidence = self._evidence.get(destination.name)
+        if evidence is None:
+            if len(self._evidence) >= _MAX_DESTINATIONS:
+                self._evidence = {key: value for key, value in self._evidence.items() if key in self._requests}
+            evidence = self._evidence.setdefault(destination.name, FailureEvidence())
+        return evidence
 
     def count(self, destination: Destination) -> int:
-        """How many there are."""
-        return len(self._shipments.get(destination.name, ()))
+        return len(self._requests.get(destination.name, ()))
 
-    def add(self, shipment: ExportRequest, search: Bisection | None) -> FailureSuspect:
-        """SuspectRegistry a shipment.
-
-        Args:
-            shipment: A shipment of one span.
-            search: The search that has found it, if one has.
-        """
-        delivered = self.evidence_at(shipment.destination).delivered if search is None else search.delivered
-        self._shipments.setdefault(shipment.destination.name, []).append(shipment)
-        shipment.suspect = FailureSuspect(self._clock(), delivered)
-        return shipment.suspect
-
-    def remove(self, shipment: ExportRequest) -> None:
-        """Forgets a shipment that has an outcome, if it is a suspect."""
-        if not shipment.suspect:
-            return
-        shipment.suspect = None
-        left = self._shipments[shipment.destination.name]
-        left.remove(shipment)
-        if not left:
-            del self._shipments[shipment.destination.name]
-
-    def passed(self, shipment: ExportRequest) -> None:
-        """Draws the conclusions from a delivery."""
-        evidence = self._evidence.get(shipment.destination.name)
-        if evidence is None:
-            return  # nothing is suspected there
-        search, now = shipment.search, self._clock()
-        if shipment.errors or shipment.suspect or (shipment.guilty and search is not None and search.after_500):
-            evidence.passed_after_all(now)
-            for each in self._shipments.get(shipment.destination.name, ()):
-                each.not_before = now  # they are not to blame either, if the server answers so now and then
-        elif search is not None or shipment.found_in is not None:
-            evidence.passed_in_search()
+    def add(self, request: ExportRequest, bisection: Bisection | None) -> FailureSuspect:
+        """Add a request of one span, and the bisection that isolated it, if any."""
+        if bisection is None:
+            delivered_count = self.evidence_at(request.destination).delivered_count
         else:
-            evidence.passed()
+            delivered_count = bisection.delivered_count
+        self._requests.setdefault(request.destination.name, []).append(request)
+        request.suspect = FailureSuspect(self._clock(), delivered_count)
+        return request.suspect
 
-    def tries(self, shipment: ExportRequest, *, others_pass: bool) -> int:
-        """How often a shipment is sent before it is searched for what is answered 500.
+    def remove(self, request: ExportRequest) -> None:
+        if not request.suspect:
+            return
+        request.suspect = None
+        requests = self._requests[request.destination.name]
+        requests.remove(request)
+        if not requests:
+            del self._requests[request.destination.name]
 
-        Args:
-            shipment: A shipment of several spans.
-            others_pass: Whether something was delivered since its search began.
-        """
-        search, found_in = shipment.search, shipment.found_in
-        if self.evidence_at(shipment.destination).moody(self._clock()):
-            return _TRIES_WHILE_MOODY
-        if search is not None or (others_pass and found_in is not None):
+    def record_success(self, request: ExportRequest) -> None:
+        evidence = self._evidence.get(request.destination.name)
+        if evidence is None:
+            return  # no suspect, no evidence
+        bisection, now = request.bisection, self._clock()
+        was_isolated = request.has_bad_span and bisection is not None and bisection.had_server_error
+        if request.server_error_count or request.suspect or was_isolated:
+            evidence.record_late_success(now)
+            for suspect_request in self._requests.get(request.destination.name, ()):
+                suspect_request.not_before = now  # an unstable server clears the other suspects, too
+        elif bisection is not None or request.previous_bisection is not None:
+            evidence.record_bisection_success()
+        else:
+            evidence.record_success()
+
+    def attempts_before_bisection(self, request: ExportRequest, *, others_pass: bool) -> int:
+        """Return how often a request is sent before it is bisected; `others_pass` since its last bisection began."""
+        bisection, previous = request.bisection, request.previous_bisection
+        if self.evidence_at(request.destination).is_unstable(self._clock()):
+            return _UNSTABLE_ATTEMPTS
+        if bisection is not None or (others_pass and previous is not None):
             return 1
-        called_off = found_in.called_off if found_in is not None else 0
-        return TRIES << min(called_off, _MOST_DOUBLED)
+        cancelled_count = previous.cancelled_count if previous is not None else 0
+        return MIN_ATTEMPTS << min(cancelled_count, _MAX_DOUBLINGS)

@@ -1,4 +1,4 @@
-"""The POST of one request: experiment, headers, compression, and the answer read."""
+"""The POST of one export request: experiment, headers, compression, classification of the response."""
 
 from __future__ import annotations
 
@@ -7,65 +7,42 @@ import logging
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
-from mlflow_otlp_exporter._internal.transport.authorization import Authorization
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
-# A body that fits into one packet gains nothing from being smaller.
-_SMALLEST_COMPRESSED = 1024
+# A body that fits into one packet gains nothing from compression.
+_MIN_COMPRESSED_BYTES = 1024
 # Upstream's level 9 takes three to six times as long as level 1 and saves 20 % to 50 %; level 4 takes 1.5 times as long
-# and has most of that (docs/performance.md).
-_LEVEL = 4
+# and saves most of that (docs/performance.md).
+_COMPRESSION_LEVEL = 4
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Encoded spans on their way to one destination.
-
-    Attributes:
-        destination: Where they go inside MLflow.
-        body: An `ExportTraceServiceRequest`, not compressed.
-        span_count: How many spans it holds.
-    """
+    """An `ExportTraceServiceRequest` for one destination, not compressed."""
 
     destination: Destination
     body: bytes
     span_count: int
 
 
-class Server(Protocol):
-    """What must be known of a server whose credential may be rejected: `Connection`."""
-
-    @property
-    def credentials(self) -> Authorization:
-        """What it is asked with."""
-
-    def has_new_credential(self) -> bool:
-        """Whether there is another one than that which it rejected."""
-
-
 def compress(body: bytes, compression: str) -> bytes:
-    """The body as it goes over the wire."""
     if compression == "gzip":
-        return gzip.compress(body, _LEVEL, mtime=0)
-    return zlib.compress(body, _LEVEL) if compression == "deflate" else body
+        return gzip.compress(body, _COMPRESSION_LEVEL, mtime=0)
+    return zlib.compress(body, _COMPRESSION_LEVEL) if compression == "deflate" else body
 
 
 class OTLPClient:
-    """Sends requests to the OTLP endpoint.
+    """Sends batches to the OTLP endpoint.
 
     Args:
-        server: The OTLP endpoint.
-        experiments: Turns names into ids.
         compression: `none`, `gzip` or `deflate`.
-        report: Where requests are counted.
         experiment_is_set: True if the user's own headers name the experiment.
     """
 
@@ -81,38 +58,37 @@ class OTLPClient:
         self._server, self._experiments, self._compression, self._report = server, experiments, compression, report
         self._experiment_is_set = experiment_is_set
 
-    def attempt(self, request: EncodedBatch, seconds: float) -> ExportOutcome:
-        """Sends a request once; a second time, plain, where a compressed body was refused.
+    def export(self, batch: EncodedBatch, timeout_seconds: float) -> ExportOutcome:
+        """Send a batch once, and once more uncompressed if the server rejects the compressed body.
 
-        Args:
-            request: What to send.
-            seconds: For looking up the experiment, and again for the request.
+        The timeout is for the lookup of the experiment, and again for each request.
         """
-        experiment = None if self._experiment_is_set else self._experiments.resolve(request.destination, seconds)
+        experiment = None if self._experiment_is_set else self._experiments.resolve(batch.destination, timeout_seconds)
         if isinstance(experiment, ExportOutcome):
             return experiment
-        headers = {"content-type": "application/x-protobuf", **request.destination.headers(experiment)}
-        if self._compression == "none" or len(request.body) < _SMALLEST_COMPRESSED:
-            return self._post(headers, request.body, seconds)
-        with_encoding = {**headers, "content-encoding": self._compression}
-        outcome = self._post(with_encoding, compress(request.body, self._compression), seconds)
+        headers = {"content-type": "application/x-protobuf", **batch.destination.headers(experiment)}
+        if self._compression == "none" or len(batch.body) < _MIN_COMPRESSED_BYTES:
+            return self._post(headers, batch.body, timeout_seconds)
+        compressed_headers = {**headers, "content-encoding": self._compression}
+        outcome = self._post(compressed_headers, compress(batch.body, self._compression), timeout_seconds)
         if outcome.status in (400, 415):
-            plain = self._post(headers, request.body, seconds)
-            if plain.verdict in (Disposition.DELIVERED, Disposition.PARTLY):
-                # MLflow before 3.7 answers 400 to every compressed body; what it takes plain was not wrong in itself.
-                said = (
-                    f"the server takes no bodies compressed with {self._compression}: they are sent plain from now on"
+            outcome = self._post(headers, batch.body, timeout_seconds)
+            if outcome.disposition in (Disposition.SUCCESS, Disposition.PARTIAL_SUCCESS):
+                # MLflow before 3.7 answers 400 to every compressed body; if it accepts the uncompressed body, the
+                # content was not the cause.
+                message = (
+                    f"The server does not accept {self._compression} bodies: they are sent uncompressed from now on"
                 )
-                self._report.once(logging.WARNING, add_code(MessageCode.COMPRESSION_UNSUPPORTED, said))
+                self._report.once(logging.WARNING, add_code(MessageCode.COMPRESSION_UNSUPPORTED, message))
                 self._compression = "none"
-            return plain
         return outcome
 
-    def _post(self, headers: Mapping[str, str], content: bytes, seconds: float) -> ExportOutcome:
+    def _post(self, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> ExportOutcome:
         self._report.count(requests=1)
-        answer = self._server.send(HttpRequest("POST", "", headers=headers, body=content, timeout_seconds=seconds))
-        return classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
+        request = HttpRequest("POST", "", headers=headers, body=body, timeout_seconds=timeout_seconds)
+        response = self._server.send(request)
+        return classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
 
     def forget(self, destination: Destination) -> None:
-        """Looks the experiment up anew the next time: it may have been deleted, or made again under its name."""
+        """Look the experiment up again before the next request: it may have been deleted or recreated."""
         self._experiments.invalidate(destination)

@@ -1,4 +1,4 @@
-"""What an exporter holds: routing, encoding, packing, delivery in a row."""
+"""The single object behind exporter and processor: spans in, outcomes out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -22,15 +22,12 @@ from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher
+from mlflow_otlp_exporter._internal.delivery.clients import build_clients
 from mlflow_otlp_exporter._internal.delivery.explanation import format_outcome
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
-from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
-from mlflow_otlp_exporter._internal.delivery.wait import both, suspects, waker
-from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
-from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import with_static_prefix
-from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import memory_bytes_of
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.tracing.routing import route_of
@@ -40,351 +37,366 @@ if TYPE_CHECKING:
 
     from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics
     from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
+    from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
     from mlflow_otlp_exporter._internal.mlflow_api.client import MlflowRestClient
-    from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace
+    from mlflow_otlp_exporter._internal.privacy.mask import Mask
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
-    from mlflow_otlp_exporter._internal.transport.messages import Transport
 
 
 class Pipeline:
-    """From spans to outcomes.
-
-    Args:
-        settings: All settings.
-        session: A session of the user's.
-        metrics: The SDK's metrics about exporters, if they are wanted.
-
-    Raises:
-        ConfigurationError: The credentials, or the provider of a session, cannot be used.
-    """
+    """Batcher, retry sender, spool and REST calls of one exporter, and the threads that run them."""
 
     def __init__(
         self, settings: Settings, session: requests.Session | None, metrics: ExporterMetrics | None = None
     ) -> None:
-        # Here, not at the top: requests is half of the import time, and an app that only imports should not pay it.
-        from mlflow_otlp_exporter._internal.transport.authorization import load_credential_provider_session
-        from mlflow_otlp_exporter._internal.transport.client import HttpClient
-
         self.settings, self._metrics = settings, metrics
         self.report = ProblemLog()
-        self.destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
-        self.batching = Batcher(settings, self.destination, self.report, size=self._size, give_up=self._give_up)
-        session = session or load_credential_provider_session(settings.traces)
-        self.server = HttpClient(settings.traces, session)
-        # A session of the user's may sign requests or hold proxies for this server, not for another one.
-        same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
-        self.api = HttpClient(settings.api, session if same else None) if settings.api else None
-        self.namespace: NamespaceWorkspace | None = None
-        traces, rest = self._servers()
-        self.experiments = ExperimentResolver(
-            rest, certain=settings.is_api_certain, create=settings.create_experiment, report=self.report
+        self._clients = build_clients(
+            settings, self.report, session=session, on_endpoint_moved=self._log_endpoint_moved
         )
-        delivery = OTLPClient(
-            traces,
-            self.experiments,
-            compression=settings.compression,
-            report=self.report,
-            experiment_is_set=EXPERIMENT_HEADER in self.server.header_names,
+        clients = self._clients
+        self.batcher = Batcher(
+            settings, clients.destination, self.report, max_bytes=self._max_request_bytes, on_dropped=self._record_lost
         )
-        stored = ServerInfo(rest, self.report, certain=settings.is_api_certain)
-        self.depot: PersistentQueue | None = None
+        server_info = ServerInfo(clients.api, self.report, certain=settings.is_api_certain)
+        self.persistent_queue: PersistentQueue | None = None
         if settings.disk.spool:
-            # Here, as most of what it needs is imported by nobody else.
+            # Imported only with a spool: nothing else needs most of it.
             from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader
             from mlflow_otlp_exporter._internal.spool.persistent_queue import open_queue
 
-            header = JournalHeader(self.destination, not self.batching.cleaner.is_idle)
-            self.depot = open_queue(settings, str(self.server.credentials), self.report, header)
-        self.courier = RetrySender(
-            self.server,
-            delivery,
-            stored,
+            header = JournalHeader(clients.destination, not self.batcher.redactor.is_idle)
+            self.persistent_queue = open_queue(settings, str(clients.server.credentials), self.report, header)
+        self.retry_sender = RetrySender(
+            clients.server,
+            clients.otlp,
+            server_info,
             self.report,
-            explain=self.format_outcome,
-            queued=self._queued,
-            depot=self.depot,
+            explain=lambda outcome: format_outcome(outcome, clients.server, settings),
+            count_queued=self._count_queued,
+            persistent_queue=self.persistent_queue,
         )
-        self.rest_side: MlflowRestClient | None = None
-        if rest is not None:
+        self.rest_client: MlflowRestClient | None = None
+        if clients.api is not None:
             from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import AssessmentFiles
             from mlflow_otlp_exporter._internal.mlflow_api.client import MlflowRestClient
 
             files: AssessmentFiles | None = None
-            if self.depot is not None:
-                storage = self.depot.storage
+            if self.persistent_queue is not None:
+                storage = self.persistent_queue.storage
                 files = AssessmentFiles(storage.ensure_folder, storage.find_folder, settings.disk.spool_max_age)
-            self.rest_side = MlflowRestClient(rest, settings, self.experiments, stored, self.report, files)
-            self.courier.delivered, self.courier.uploads = self.rest_side.on_delivered, self.rest_side.uploader
-        self.senders: WorkQueue[ExportRequest] = WorkQueue(self._step, self.courier.abandon)
-        self.drainer: SpoolConsumer | None = None
-        if self.depot is not None:
+            self.rest_client = MlflowRestClient(
+                clients.api, settings, clients.experiments, server_info, self.report, files
+            )
+            self.retry_sender.on_delivered = self.rest_client.on_delivered
+            self.retry_sender.uploader = self.rest_client.uploader
+        self.work_queue: WorkQueue[ExportRequest] = WorkQueue(self._send_once, self.retry_sender.drop_on_shutdown)
+        self.spool_consumer: SpoolConsumer | None = None
+        if self.persistent_queue is not None:
             from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
 
-            self.drainer = SpoolConsumer(
-                self.depot, send=self._send, spill=self._spill, tidy=self._tidy, report=self.report
+            self.spool_consumer = SpoolConsumer(
+                self.persistent_queue,
+                send=self._enqueue_request,
+                spill=self._spill_to_disk,
+                maintain=self._expire_and_recover,
+                report=self.report,
             )
-            self.depot.on_append = self.drainer.wake
-            self.depot.storage.is_memory_full = self._is_pressed
+            self.persistent_queue.on_append = self.spool_consumer.wake
+            self.persistent_queue.storage.is_memory_full = self._is_memory_full
         self.in_flight = InFlightRequests()
-        self.closed = False
-        self._until = math.inf
-        if self.drainer is not None and self.depot is not None and self.depot.has_leftovers():
-            # What another run has left, sent by threads that need all of the above. Else no thread is started before
-            # there is something to send, as an app may fork until then.
-            self.drainer.wake()
+        self.is_closed = False
+        self._flush_deadline = math.inf
+        if self.spool_consumer and self.persistent_queue and self.persistent_queue.has_leftovers():
+            # Last, because its thread needs all of the above. Without leftovers no thread starts before there is
+            # something to send: until then, the application may fork.
+            self.spool_consumer.wake()
 
-    def _servers(self) -> tuple[Transport, Transport | None]:
-        """The OTLP endpoint and the REST side, wherever they lie, and in the workspace of a pod."""
-        traces, rest = with_static_prefix(
-            self.server, self.api if self.settings.is_api_certain else None, self._found_at
-        )
-        rest = rest or self.api
-        if self.settings.namespace is not None and rest is not None:
-            from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace  # only in pods
-
-            traces, rest, self.namespace = with_namespace_workspace(self.settings.namespace, traces, rest, self.report)
-        return traces, rest
-
-    def _found_at(self, url: str) -> None:
-        said = f"the server has its OTLP endpoint at {url}, as MLflow before 3.16 does under a static prefix"
-        self.report.once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, said))
+    # Spans
 
     @property
-    def record(self) -> Callable[[ReadableSpan], None] | None:
-        """What puts an ended span on disk at once; None unless every span is to be there."""
-        journal = self.depot.journal if self.depot is not None else None
-        if journal is None or self.batching.cleaner.is_idle:
+    def span_recorder(self) -> Callable[[ReadableSpan], None] | None:
+        """The function that writes an ended span to the journal; None unless durability is `every-span`."""
+        journal = self.persistent_queue.journal if self.persistent_queue is not None else None
+        if journal is None or self.batcher.redactor.is_idle:
             return journal.append if journal is not None else None
-        write, clean = journal.append, self.batching.cleaner.clean
+        write, redact = journal.append, self.batcher.redactor.clean
 
         def record(span: ReadableSpan) -> None:
-            with suppress(Exception):  # then it is in memory only, until it is refused
-                write(clean(span))
+            with suppress(Exception):  # the span is only in memory then, and counted as dropped when it is encoded
+                write(redact(span))
 
         return record
 
-    def note_noise(self, noise: Sequence[str]) -> None:
-        """Writes beside the spans on disk which traces are left out: whoever finds them after a kill judges alike."""
-        if self.depot is not None and self.depot.journal is not None:
-            self.depot.journal.set_trace_filter(noise)
+    def set_trace_filter(self, patterns: Sequence[str]) -> None:
+        """Write the patterns to the journal, so that recovery after a kill filters the same traces."""
+        if self.persistent_queue is not None and self.persistent_queue.journal is not None:
+            self.persistent_queue.journal.set_trace_filter(patterns)
 
-    def _step(self, shipment: ExportRequest) -> SendResult[ExportRequest]:
-        left = max(0.2, self._until - time.monotonic())
-        return self.courier.step(shipment, min(self.settings.timeout, left))
+    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
+        """Encode spans and send them in the background.
 
-    def _queued(self, destination: Destination) -> int:
-        queued = sum(len(each.spans) for each in self.senders.queued(destination) if not each.origin.kept)
-        return queued if self.depot is None else queued + self.depot.storage.totals().span_count
-
-    def hurry(self, seconds: float) -> None:
-        """Ends waits between attempts, as somebody waits for the outcome, and keeps requests within that time.
-
-        Args:
-            seconds: How long somebody waits.
+        The spans are grouped by trace. The list is emptied while they are encoded: a span of the SDK takes many times
+        the memory of its bytes. `track` is called with span count and bytes of each request; the ticket that it returns
+        is called when the request is settled, or when only spans remain that alone are answered with 500.
         """
-        self._until = time.monotonic() + seconds
-        self.courier.patience.hurry()
-        self.senders.hurry()
-
-    def relax(self) -> None:
-        """Gives requests and waits their own time again."""
-        self._until = math.inf
-        self.courier.patience.relax()
-
-    def solve(self, why: str, message: str) -> None:
-        """Tells that what made spans be refused is over."""
-        self.report.solved(why, add_code(MessageCode.RECOVERED, message))
-
-    def _size(self) -> int:
-        sizes = [size for size in (self.settings.max_request_size, self.courier.size_limit) if size]
-        return min(sizes, default=0)
-
-    def send(self, batch: Batch, track: Callable[[int, int], Ticket]) -> None:
-        """Sends a batch in the background.
-
-        Args:
-            batch: Where to, and what.
-            track: Called with its spans and bytes; what it returns is told when it is settled.
-        """
-        ticket = track(len(batch[1]), memory_bytes_of(batch[1]))
-        self.enqueue(batch, RequestOrigin(len(batch[1]), ticket, suspected=ticket.suspected))
-
-    def enqueue(self, batch: Batch, origin: RequestOrigin) -> None:
-        """Sends a batch in a thread of its own, and keeps it until it has an outcome."""
-        destination, spans = batch
-        if self._metrics is not None:
-            origin.counted = self._metrics.started(len(spans))
-        shipment = ExportRequest(destination, spans, origin, since=self.courier.clock())
-        if self.drainer is None:
-            self._send(shipment)
-        elif not (self.courier.patience.is_down(destination) and self.courier.put_away(shipment)):
-            self._send(shipment)
-            self.drainer.wake()
-
-    def _send(self, shipment: ExportRequest) -> None:
-        wait = self.courier.patience.left(shipment.destination) if shipment.origin.kept else 0.0
-        self.senders.put(shipment.destination, shipment, wait=wait)
-
-    def keep(self, spans: Sequence[ReadableSpan], why: str) -> None:
-        """Puts on disk what there is no time left to send, or gives it up where there is no disk.
-
-        Args:
-            spans: The spans.
-            why: In words, following "spans are lost: ".
-        """
-        for destination, encoded in self.batching.batches(spans)[0]:
-            depot = self.depot
-            if depot is None or not depot.append(destination, encoded, attempted=False, uncertain=False):
-                self.refuse(len(encoded), why)
-
-    def _spill(self) -> bool:
-        """Puts on disk what has waited in memory for long, or would have to; whether anything waits there."""
-        depot, courier = self.depot, self.courier
-        if depot is not None and depot.storage.is_writable:
-            now = courier.clock()
-
-            def late(shipment: ExportRequest) -> bool:
-                if shipment.origin.kept or shipment.search is not None or shipment.sibling is not None:
-                    return False
-                return now - shipment.since > LONGEST_IN_MEMORY or courier.patience.is_down(shipment.destination)
-
-            for shipment in self.senders.withdraw(late):
-                if not courier.put_away(shipment):
-                    self._send(shipment)
-        return self.senders.waiting()
-
-    def _is_pressed(self) -> bool:
-        """Whether memory has no room for what does not fit onto the disk."""
-        waiting = sum(shipment.size for shipment in self.senders.all_queued() if not shipment.origin.kept)
-        return self.closed or 2 * waiting > self.settings.buffer.buffer_bytes
-
-    def _tidy(self) -> None:
-        """Gives up what has waited on disk for too long, and takes over what killed processes left of each span."""
-        if self.depot is not None:
-            if self.courier.patience.troubled:
-                self.depot.storage.remove_expired()
-            self.depot.recover_journals(self.batching.recovered, self.leave_out)
-
-    def drained(self, seconds: float) -> int:
-        """Waits until what this process has put on disk is sent, or it shows that this will take longer.
-
-        Args:
-            seconds: How long to wait at most.
-
-        Returns:
-            How many of its spans are on disk still.
-        """
-        return self.drainer.wait(seconds, self.courier) if self.drainer is not None else 0
-
-    def deliver(self, batches: Sequence[Batch]) -> bool:
-        """Sends batches and waits for what becomes of them, for the time-out at most.
-
-        What may succeed later is sent again in the background.
-
-        Returns:
-            Whether all was delivered.
-        """
-        deadline = time.monotonic() + self.settings.timeout
-        waits = [(threading.Event(), batch) for batch in batches]
-        origins: list[RequestOrigin] = []
-        for done, batch in waits:
+        if self.is_closed:
+            self.spool_or_drop(spans, "the exporter is shut down")
+            return
+        for batch in self.batcher.build_and_clear(spans):
             count, size = len(batch[1]), memory_bytes_of(batch[1])
-            if self.in_flight.bytes + size > self.settings.buffer.buffer_bytes and self.depot is None:
-                self._lost(count, "memory_limit")
-                self.refuse(count, "the server is away, and no more may wait in memory")
-                origins.append(RequestOrigin(count))
-                done.set()
-                continue
-            ticket = self.in_flight.opened(count, size)
-            origins.append(RequestOrigin(count, both(done.set, ticket), waker(done), suspects(done, ticket)))
-            trouble = self.courier.patience.trouble(batch[0])
-            self.enqueue(batch, origins[-1])
-            if trouble is not None and trouble.cause is not FailureKind.SERVER:
-                done.set()  # it waits behind what somebody has to mend first
+            ticket = track(count, size)
+            self._enqueue(batch, RequestOrigin(count, ticket, on_suspected=ticket.suspected))
+
+    def export(self, spans: Sequence[ReadableSpan]) -> bool:
+        """Send spans and wait for their outcome, for at most the timeout; True if all were delivered or spooled.
+
+        What may succeed later is retried in the background.
+        """
+        batches, failed_count = self.batcher.build(spans)
+        deadline = time.monotonic() + self.settings.timeout
+        waits = []
+        for batch in batches:
+            done = threading.Event()
+            waits.append((done, self._enqueue_and_notify(batch, done)))
         for done, _ in waits:
             done.wait(max(0.0, deadline - time.monotonic()))
-        return all(origin.remaining == 0 and not origin.refused for origin in origins)
+        has_delivered = all(origin.remaining_count == 0 and not origin.dropped_count for _, origin in waits)
+        return has_delivered and not failed_count
 
-    def _lost(self, count: int, why: str) -> None:
+    def _enqueue_and_notify(self, batch: Batch, done: threading.Event) -> RequestOrigin:
+        """Enqueue a batch; `done` is set when there is an outcome, or when waiting longer would not help."""
+        destination, spans = batch
+        count, size = len(spans), memory_bytes_of(spans)
+        if self.in_flight.bytes + size > self.settings.buffer.buffer_bytes and self.persistent_queue is None:
+            self._record_lost(count, (), "memory_limit", "the server is unavailable and the memory limit is reached")
+            done.set()
+            return RequestOrigin(count)
+        ticket = self.in_flight.opened(count, size)
+
+        def on_settled() -> None:
+            done.set()
+            ticket()
+
+        def on_postponed(outcome: ExportOutcome) -> None:
+            if outcome.cause is not FailureKind.SERVER:  # only a server that is down may recover within the timeout
+                done.set()
+
+        def on_suspected(span_count: int, byte_count: int) -> None:
+            ticket.suspected(span_count, byte_count)
+            done.set()
+
+        origin = RequestOrigin(count, on_settled, on_postponed, on_suspected)
+        last_outcome = self.retry_sender.backoff.trouble(destination)
+        self._enqueue(batch, origin)
+        if last_outcome is not None and last_outcome.cause is not FailureKind.SERVER:
+            done.set()  # it is queued behind requests that fail until a user fixes the cause
+        return origin
+
+    def _enqueue(self, batch: Batch, origin: RequestOrigin) -> None:
+        destination, spans = batch
         if self._metrics is not None:
-            self._metrics.lost(count, why)
+            origin.on_counted = self._metrics.record_start(len(spans))
+        request = ExportRequest(destination, spans, origin, created_at=self.retry_sender.clock())
+        if self.spool_consumer is None:
+            self._enqueue_request(request)
+        elif not (self.retry_sender.backoff.is_down(destination) and self.retry_sender.spool(request)):
+            self._enqueue_request(request)
+            self.spool_consumer.wake()
 
-    def _give_up(self, count: int, spans: Sequence[ReadableSpan], kind: str, why: str) -> None:
-        """Counts and tells spans that cannot be sent at all."""
-        self._lost(count, kind)
-        self._forget(spans)
-        self.refuse(count, why)
+    def _enqueue_request(self, request: ExportRequest) -> None:
+        wait = self.retry_sender.backoff.left(request.destination) if request.origin.is_on_disk else 0.0
+        self.work_queue.put(request.destination, request, wait=wait)
 
-    def _forget(self, spans: Sequence[ReadableSpan]) -> None:
-        """Says that spans that no request has are not to be sent after a kill either."""
-        if self.depot is not None and self.depot.journal is not None:
-            keys = [(span.context.trace_id, span.context.span_id) for span in spans if span.context is not None]
-            self.depot.journal.acknowledge(keys)
+    def _send_once(self, request: ExportRequest) -> SendResult[ExportRequest]:
+        remaining_seconds = max(0.2, self._flush_deadline - time.monotonic())
+        return self.retry_sender.send(request, min(self.settings.timeout, remaining_seconds))
 
-    def refuse(self, count: int, why: str) -> None:
-        """Counts spans that are given up, and says why."""
+    def spool_or_drop(self, spans: Sequence[ReadableSpan], reason: str) -> None:
+        """Write spans to disk that cannot be sent any more, or drop them without a spool."""
+        queue = self.persistent_queue
+        for destination, encoded in self.batcher.build(spans)[0]:
+            if queue is None or not queue.append(destination, encoded, attempted=False, uncertain=False):
+                self.record_dropped(len(encoded), reason)
+
+    # Called by the retry sender, the spool and its consumer
+
+    def _max_request_bytes(self) -> int:
+        limits = [limit for limit in (self.settings.max_request_size, self.retry_sender.max_request_bytes) if limit]
+        return min(limits, default=0)
+
+    def _count_queued(self, destination: Destination) -> int:
+        queued = self.work_queue.queued(destination)
+        count = sum(len(request.spans) for request in queued if not request.origin.is_on_disk)
+        return count if self.persistent_queue is None else count + self.persistent_queue.storage.totals().span_count
+
+    def _spill_to_disk(self) -> bool:
+        """Spool requests that were queued in memory for too long; True if any request is still queued."""
+        queue, sender = self.persistent_queue, self.retry_sender
+        if queue is not None and queue.storage.is_writable:
+            now = sender.clock()
+
+            def is_late(request: ExportRequest) -> bool:
+                if request.origin.is_on_disk or request.bisection is not None or request.other_half is not None:
+                    return False
+                return now - request.created_at > LONGEST_IN_MEMORY or sender.backoff.is_down(request.destination)
+
+            for request in self.work_queue.withdraw(is_late):
+                if not sender.spool(request):
+                    self._enqueue_request(request)
+        return self.work_queue.waiting()
+
+    def _is_memory_full(self) -> bool:
+        """Return whether requests that do not fit on the disk would not fit into memory either."""
+        queued = sum(request.byte_count for request in self.work_queue.all_queued() if not request.origin.is_on_disk)
+        return self.is_closed or 2 * queued > self.settings.buffer.buffer_bytes
+
+    def _expire_and_recover(self) -> None:
+        """Drop expired requests and recover spans from the journals of killed processes."""
+        if self.persistent_queue is not None:
+            if self.retry_sender.backoff.troubled:
+                self.persistent_queue.storage.remove_expired()
+            self.persistent_queue.recover_journals(self.batcher.build_recovered, self.record_filtered)
+
+    # Counters and log
+
+    @property
+    def dropped_count(self) -> int:
+        return self.report.stats().dropped
+
+    def _record_lost(self, count: int, spans: Sequence[ReadableSpan], kind: str, reason: str) -> None:
+        """Record spans that were dropped before they became a request; `spans` are those that are known."""
+        if self._metrics is not None:
+            self._metrics.record_lost(count, kind)
+        self._remove_from_journal(spans)
+        self.record_dropped(count, reason)
+
+    def record_dropped(self, count: int, reason: str) -> None:
         self.report.count(dropped=count)
-        self.report.problem(why, add_code(MessageCode.SPANS_DROPPED, f"spans are lost: {why}"), count)
+        self.report.problem(reason, add_code(MessageCode.SPANS_DROPPED, f"Spans dropped: {reason}"), count)
 
-    def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
-        """Counts spans of traces that are left out as noise."""
+    def record_filtered(self, spans: Sequence[ReadableSpan]) -> None:
+        """Record spans of filtered traces, and log the first one."""
         self.report.count(filtered=len(spans))
-        self._forget(spans)
+        self._remove_from_journal(spans)
         scopes = sorted({span.instrumentation_scope.name for span in spans if span.instrumentation_scope is not None})
-        said = (
-            f"a trace is left out, as all its spans are of {', '.join(scopes[:5])}; stats() counts such spans, "
+        message = (
+            f"A trace is filtered out: all its spans are of {', '.join(scopes[:5])}; stats() counts such spans, "
             "MLFLOW_OTLP_NOISE=none sends them"
         )
-        self.report.once(logging.INFO, add_code(MessageCode.TRACE_FILTERED, said))
+        self.report.once(logging.INFO, add_code(MessageCode.TRACE_FILTERED, message))
+
+    def resolve_problem(self, reason: str, message: str) -> None:
+        """Log that the problem for which spans were dropped is over."""
+        self.report.solved(reason, add_code(MessageCode.RECOVERED, message))
+
+    def _remove_from_journal(self, spans: Sequence[ReadableSpan]) -> None:
+        """Without a request, spans are removed from the journal here: else they would be sent after a kill."""
+        if self.persistent_queue is not None and self.persistent_queue.journal is not None:
+            keys = [(span.context.trace_id, span.context.span_id) for span in spans if span.context is not None]
+            self.persistent_queue.journal.acknowledge(keys)
+
+    def _log_endpoint_moved(self, url: str) -> None:
+        message = f"The server has its OTLP endpoint at {url}, as MLflow before 3.16 does under a static prefix"
+        self.report.once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, message))
+
+    def stats(self) -> Stats:
+        repairs = self.batcher.encoder.repairs
+        return replace(self.report.stats(), values_repaired=repairs.repaired, values_dropped=repairs.left_out)
+
+    # Flush and shutdown
+
+    def begin_flush(self, timeout_seconds: float) -> None:
+        """Cancel pending delays and limit requests to the time of the flush; `end_flush` restores both."""
+        self._flush_deadline = time.monotonic() + timeout_seconds
+        self.retry_sender.backoff.hurry()
+        self.work_queue.hurry()
+
+    def end_flush(self) -> None:
+        self._flush_deadline = math.inf
+        self.retry_sender.backoff.relax()
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait for all requests in flight; True if all were delivered or spooled within the time."""
+        dropped_before, deadline = self.dropped_count, time.monotonic() + timeout_seconds
+        self.begin_flush(timeout_seconds)
+        try:
+            is_settled = self.in_flight.wait(timeout_seconds)
+            self.wait_until_drained(deadline - time.monotonic())
+            self.wait_for_rest_calls(deadline - time.monotonic())
+            return is_settled and self.dropped_count == dropped_before
+        finally:
+            self.end_flush()
+
+    def wait_until_drained(self, timeout_seconds: float) -> int:
+        """Wait until the spans that this process spooled are sent; stop early if the server is unavailable.
+
+        Returns how many spans of this process are still on disk.
+        """
+        return self.spool_consumer.wait(timeout_seconds, self.retry_sender) if self.spool_consumer is not None else 0
+
+    def wait_for_rest_calls(self, timeout_seconds: float) -> bool:
+        """Wait for pending trace metadata updates and feedback; stop early if the server is unavailable."""
+        return self.rest_client is None or self.rest_client.wait(max(0.0, timeout_seconds))
+
+    def shutdown(self, timeout_seconds: float) -> None:
+        """Wait for queued requests, spool or drop the remaining ones, and close connections."""
+        deadline = time.monotonic() + timeout_seconds
+        self.is_closed = self.retry_sender.is_closing = True
+        self.begin_flush(timeout_seconds)
+        if self.spool_consumer is not None:
+            self.spool_consumer.close()
+            for request in self.work_queue.withdraw(lambda request: request.origin.is_on_disk):
+                request.origin.release()
+        self.work_queue.close(timeout_seconds)
+        if self.persistent_queue is not None and self.spool_consumer is not None:
+            for request in self.work_queue.unfinished():
+                request.uncertain = True
+                self.retry_sender.drop_on_shutdown(request)
+            self.persistent_queue.close()
+            self.spool_consumer.release()
+        if self.rest_client is not None:
+            self.rest_client.close(max(0.0, deadline - time.monotonic()))
+        self.report.conclude()
+        self._clients.close()
+
+    # Destinations and REST calls
+
+    @property
+    def mask(self) -> Mask | None:
+        return self.batcher.redactor.mask
+
+    def workspace_of(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> str | None:
+        """Return the workspace of a trace; None for the server's default."""
+        return self._destination_of(trace_id, resource_attributes).workspace
+
+    def _destination_of(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> Destination:
+        return self._clients.destination.for_trace(resource_attributes, route_of(trace_id))
+
+    def send_assessment(self, assessment: Assessment) -> bool:
+        """Send feedback in the background; False, and it is dropped, without a REST API."""
+        if self.rest_client is None:
+            self.drop_assessment("no MLflow server is known beside the OTLP endpoint")
+            return False
+        self.rest_client.send_assessment(assessment)
+        return True
+
+    def drop_assessment(self, reason: str) -> None:
+        self.report.count(feedback_dropped=1)
+        self.report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}"))
 
     def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> str | None:
-        """The address of a trace in the MLflow console; None if it cannot be told now.
-
-        Args:
-            trace_id: OpenTelemetry's trace id.
-            resource_attributes: The resource's attributes.
-        """
+        """Return the address of a trace in the MLflow console; None if the experiment cannot be looked up now."""
         if self.settings.api is None:
             return None
-        destination = self.destination.for_trace(resource_attributes, route_of(trace_id))
-        experiment = self.experiments.resolve(destination, self.settings.timeout)
+        destination = self._destination_of(trace_id, resource_attributes)
+        experiment = self._clients.experiments.resolve(destination, self.settings.timeout)
         if not isinstance(experiment, str):
             return None
-        # The console itself writes both names: older ones read the first, newer ones the second.
+        # The console writes both names: older ones read the first, newer ones the second.
         query = {"selectedEvaluationId": f"tr-{trace_id:032x}", "traceId": f"tr-{trace_id:032x}"}
-        workspace = destination.workspace or (self.namespace.cached_name if self.namespace else None)
+        namespace = self._clients.namespace
+        workspace = destination.workspace or (namespace.cached_name if namespace else None)
         if workspace:
             query["workspace"] = workspace
         return f"{self.settings.api.url}/#/experiments/{experiment}/traces?{urlencode(query)}"
-
-    def stats(self) -> Stats:
-        """The counters now."""
-        repairs = self.batching.encoder.repairs
-        return replace(self.report.stats(), values_repaired=repairs.repaired, values_dropped=repairs.left_out)
-
-    def format_outcome(self, outcome: ExportOutcome) -> str:
-        """An outcome in words: where, what the server said, what to do, and the code."""
-        return format_outcome(outcome, self.server, self.settings)
-
-    def close(self, seconds: float) -> None:
-        """Waits for what is queued, then gives up what is left and closes connections."""
-        deadline = time.monotonic() + seconds
-        self.closed = self.courier.closing = True
-        self.hurry(seconds)
-        if self.drainer is not None:
-            self.drainer.close()
-            for shipment in self.senders.withdraw(lambda shipment: shipment.origin.kept):
-                shipment.origin.release()
-        self.senders.close(seconds)
-        if self.depot is not None and self.drainer is not None:
-            for shipment in self.senders.unfinished():
-                shipment.uncertain = True
-                self.courier.abandon(shipment)
-            self.depot.close()
-            self.drainer.release()
-        if self.rest_side is not None:
-            self.rest_side.close(max(0.0, deadline - time.monotonic()))
-        self.report.conclude()
-        self.server.close()
-        if self.api:
-            self.api.close()

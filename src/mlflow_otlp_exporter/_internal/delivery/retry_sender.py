@@ -1,7 +1,7 @@
-"""What is done about an outcome: settle, wait, cut, ask, give up. One step at a time, for one shipment.
+"""One attempt for one export request, and the decision what follows: success, retry, split, bisect, spool or drop.
 
-A shipment is kept until it is delivered, refused for good, or the process ends; how long it waits is told to whoever
-calls. Which part of a request is to blame is found by cutting it, and only that part is refused.
+A request is kept until it is delivered, rejected for good, or the process ends. If the server rejects a request, it is
+bisected, so that only the bad span is dropped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mlflow_otlp_exporter._internal.common.backoff import BackoffState
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
@@ -25,8 +25,8 @@ from mlflow_otlp_exporter._internal.delivery.export_request import (
     next_half,
     split_spans,
 )
-from mlflow_otlp_exporter._internal.delivery.failure_evidence import CONFIRM_SECONDS, TRIES, SuspectRegistry
-from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient, Server
+from mlflow_otlp_exporter._internal.delivery.failure_evidence import CONFIRM_SECONDS, MIN_ATTEMPTS, SuspectRegistry
+from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient
 from mlflow_otlp_exporter._internal.encoding.sanitizer import describe_span, truncate_span
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
     ALL_OR_NOTHING_SINCE,
@@ -38,377 +38,395 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import (
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.transport.authorization import Authorization
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
 
-# Between two looks at a token file that the server has rejected, and two questions for what has arrived.
-_REFRESH_SECONDS, _PAUSE_BETWEEN_ASKING = 0.25, 1.0
-# Seconds between two suspects at least, however many there are.
-_BETWEEN_SUSPECTS = 0.5
-_SMALLEST_REQUEST = 16 * 1024
+# Between two reads of a token file whose token the server rejected, and between two lookups of stored spans.
+_TOKEN_POLL_SECONDS, _LOOKUP_SECONDS = 0.25, 1.0
+# Minimum delay of a suspect for each suspect of the destination.
+_SECONDS_PER_SUSPECT = 0.5
+_MIN_REQUEST_BYTES = 16 * 1024
 _Result = SendResult[ExportRequest]
 
 
-class RetrySender:
-    """Takes shipments one step further.
+class Server(Protocol):
+    """The server whose credential may be rejected: `HttpClient`."""
 
-    Args:
-        server: Whose credentials may be rejected.
-        delivery: Makes the attempts.
-        stored: Tells what has arrived.
-        report: Where outcomes are counted and told.
-        explain: Puts an outcome into words, with advice.
-        queued: How many spans of a destination wait besides the shipment whose turn it is.
-        depot: Where what has to wait is put on disk; None to keep it in memory.
-        clock: Monotonic seconds.
-        jitter: A random number from 0 to 1.
+    @property
+    def credentials(self) -> Authorization: ...
+
+    def has_new_credential(self) -> bool: ...
+
+
+class RetrySender:
+    """Sends export requests and decides about retries.
+
+    Attributes:
+        on_delivered: Called with spans that were delivered.
+        uploader: Uploads the attachments of spans before they are sent; None without attachments.
+        failure_count: Attempts that failed.
+        max_request_bytes: Reduced after a 413 of a proxy; None before.
+        is_closing: True at shutdown: delays and confirmations are skipped.
     """
 
     def __init__(
         self,
         server: Server,
-        delivery: OTLPClient,
-        stored: ServerInfo,
+        client: OTLPClient,
+        server_info: ServerInfo,
         report: ProblemLog,
         *,
         explain: Callable[[ExportOutcome], str],
-        queued: Callable[[Destination], int] = lambda _: 0,
-        depot: PersistentQueue | None = None,
+        count_queued: Callable[[Destination], int] = lambda _: 0,
+        persistent_queue: PersistentQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._server, self._delivery, self._stored = server, delivery, stored
-        self._report, self._explain, self._queued, self._depot = report, explain, queued, depot
-        self._where = "in memory" if depot is None else "on disk"
+        self._server, self._client, self._server_info = server, client, server_info
+        self._report, self._explain, self._count_queued = report, explain, count_queued
+        self._persistent_queue = persistent_queue
+        self._where = "in memory" if persistent_queue is None else "on disk"
         self._locked_until, self.clock, self._jitter = 0.0, clock, jitter
-        self.delivered: Callable[[Destination, Sequence[EncodedSpan]], None] = lambda _destination, _spans: None
-        self.uploads: AttachmentUploader | None = None
-        self.patience = BackoffState(clock, jitter, on_disk=depot is not None)
-        self.failures = 0
+        self.on_delivered: Callable[[Destination, Sequence[EncodedSpan]], None] = lambda _destination, _spans: None
+        self.uploader: AttachmentUploader | None = None
+        self.backoff = BackoffState(clock, jitter, on_disk=persistent_queue is not None)
+        self.failure_count = 0
         self._suspects = SuspectRegistry(clock)
-        # Destinations in trouble at which spans of this run wait, and not only what others have left on disk.
-        self._concerned: set[Destination] = set()
-        # Bytes that a request may have: less than was asked for once a proxy has said 413.
-        self.size_limit: int | None = None
-        self.closing = False
+        # Failing destinations for which spans of this run are queued, not only leftovers of other runs.
+        self._live_destinations: set[Destination] = set()
+        self.max_request_bytes: int | None = None
+        self.is_closing = False
 
-    def step(self, shipment: ExportRequest, seconds: float) -> _Result:
-        """Asks or sends once, and decides.
-
-        Args:
-            shipment: What is to be sent.
-            seconds: How long a request may take.
-        """
-        if not shipment.spans:
-            return SendResult()  # put aside by a search
-        shipment.began = self.clock()
-        if shipment.began < self._locked_until and not self.closing and not self._server.has_new_credential():
-            return SendResult((shipment,), retry_after=_REFRESH_SECONDS)
+    def send(self, request: ExportRequest, timeout_seconds: float) -> _Result:
+        """Make one attempt and decide what follows; the timeout is for each HTTP request of the attempt."""
+        if not request.spans:
+            return SendResult()  # deferred by a bisection
+        request.started_at = self.clock()
+        if request.started_at < self._locked_until and not self.is_closing and not self._server.has_new_credential():
+            return SendResult((request,), retry_after=_TOKEN_POLL_SECONDS)
         self._locked_until = 0.0
-        decided = self._decided(shipment)
-        if decided is None and shipment.uncertain:
-            decided = self._ask(shipment, seconds)
-        if decided is None and self.uploads is not None:
-            decided = self._upload(self.uploads, shipment, seconds)
-        if decided is not None:
-            return decided
-        request = EncodedBatch(shipment.destination, encode_request(shipment.spans), len(shipment.spans))
-        self._report.count(retries=int(shipment.attempted))
-        shipment.attempted = True
-        shipment.origin.sending()
-        outcome = self._delivery.attempt(request, seconds)
-        if outcome.verdict in (Disposition.DELIVERED, Disposition.PARTLY):
-            return self._arrived(shipment, outcome)
-        self.failures += 1
-        if outcome.verdict is Disposition.SPLIT:
-            return self._too_large(shipment, outcome, len(request.body))
-        if outcome.verdict is Disposition.REFUSED:
-            return self._refused(shipment, outcome, seconds)
-        return self._postponed(shipment, outcome)
+        result = self._check_before_send(request)
+        if result is None and request.uncertain:
+            result = self._skip_stored_spans(request, timeout_seconds)
+        if result is None and self.uploader is not None:
+            result = self._upload(self.uploader, request, timeout_seconds)
+        if result is not None:
+            return result
+        batch = EncodedBatch(request.destination, encode_request(request.spans), len(request.spans))
+        self._report.count(retries=int(request.was_sent))
+        request.was_sent = True
+        request.origin.on_attempt()
+        outcome = self._client.export(batch, timeout_seconds)
+        if outcome.disposition in (Disposition.SUCCESS, Disposition.PARTIAL_SUCCESS):
+            return self._on_success(request, outcome)
+        self.failure_count += 1
+        if outcome.disposition is Disposition.TOO_LARGE:
+            return self._on_too_large(request, outcome, len(batch.body))
+        if outcome.disposition is Disposition.PERMANENT:
+            return self._on_permanent_error(request, outcome, timeout_seconds)
+        return self._schedule_retry(request, outcome)
 
-    def _upload(self, uploads: AttachmentUploader, shipment: ExportRequest, seconds: float) -> _Result | None:
-        """Upload a file that the spans refer to; None when they may be sent."""
-        is_last_attempt = self.closing and self._depot is None
-        spans = uploads.upload_next(shipment.spans, shipment.destination, seconds, is_last_attempt=is_last_attempt)
+    def _upload(self, uploader: AttachmentUploader, request: ExportRequest, timeout_seconds: float) -> _Result | None:
+        """Upload an attachment of the spans; None when the spans may be sent."""
+        spans = uploader.upload_next(
+            request.spans,
+            request.destination,
+            timeout_seconds,
+            is_last_attempt=self.is_closing and self._persistent_queue is None,
+        )
         if isinstance(spans, ExportOutcome):
-            return self._postponed(shipment, spans)
-        shipment.spans = spans
-        return SendResult((shipment,)) if any(span.attachments for span in spans) else None
+            return self._schedule_retry(request, spans)
+        request.spans = spans
+        return SendResult((request,)) if any(span.attachments for span in spans) else None
 
-    def _decided(self, shipment: ExportRequest) -> _Result | None:
-        """What can be said without sending; None if nothing can."""
-        if shipment.named and shipment.suspect and self.closing:
-            evidence = self._suspects.evidence_at(shipment.destination)
-            if evidence.convincing(shipment.suspect, self.clock()):
-                return self._give_up(shipment, shipment.named)
-        if shipment.guilty and len(shipment.spans) > 1:
-            return self._cut(shipment)
-        if shipment.guilty and not shipment.suspect and shipment.search and shipment.search.after_500:
-            return self._found(shipment, shipment.search)
+    def _check_before_send(self, request: ExportRequest) -> _Result | None:
+        if request.reported_outcome and request.suspect and self.is_closing:
+            evidence = self._suspects.evidence_at(request.destination)
+            if evidence.is_convincing(request.suspect, self.clock()):
+                return self._drop(request, request.reported_outcome)
+        if request.has_bad_span and len(request.spans) > 1:
+            return self._bisect(request)
+        if request.has_bad_span and not request.suspect and request.bisection and request.bisection.had_server_error:
+            return self._confirm_suspect(request, request.bisection)
         return None
 
-    def _arrived(self, shipment: ExportRequest, outcome: ExportOutcome) -> _Result:
-        self._suspects.passed(shipment)
-        self._recovered(shipment.destination)
-        count = len(shipment.spans)
-        rejected = min(outcome.rejected, count)
-        if shipment.named:
-            what = describe_span(shipment.spans[0])
-            self._again(_refusal(shipment.named, what), f"{what} is accepted after all")
-        if rejected:
-            key = f"rejected {shipment.destination.name}"
-            said = f"spans are lost{_whose(shipment)}: {self._explain(outcome)}"
-            self._report.problem(key, said, rejected)
-        elif outcome.message:
-            self._report.once(
-                logging.WARNING, add_code(MessageCode.SERVER_MESSAGE, f"the server says: {outcome.message}")
+    def _on_success(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+        self._suspects.record_success(request)
+        self._record_recovery(request.destination)
+        count = len(request.spans)
+        rejected_count = min(outcome.rejected, count)
+        if request.reported_outcome:
+            span_label = describe_span(request.spans[0])
+            self._log_recovery(
+                _problem_key(request.reported_outcome, span_label), f"Export recovered: {span_label} was accepted"
             )
-        self._settle(shipment, count - rejected, rejected, outcome)
-        return SendResult(next_half(shipment))
+        if rejected_count:
+            message = f"Spans rejected{_origin_label(request)}: {self._explain(outcome)}"
+            self._report.problem(f"rejected {request.destination.name}", message, rejected_count)
+        elif outcome.message:
+            message = add_code(MessageCode.SERVER_MESSAGE, f"Server message: {outcome.message}")
+            self._report.once(logging.WARNING, message)
+        self._settle(request, count - rejected_count, rejected_count, outcome)
+        return SendResult(next_half(request))
 
-    def _recovered(self, destination: Destination) -> None:
-        self.patience.passed(destination)
-        self._concerned.discard(destination)
-        self._again(destination.name, "spans are accepted again")
+    def _record_recovery(self, destination: Destination) -> None:
+        self.backoff.passed(destination)
+        self._live_destinations.discard(destination)
+        self._log_recovery(destination.name, "Export recovered")
 
-    def _again(self, key: str, said: str) -> None:
-        self._report.solved(key, add_code(MessageCode.RECOVERED, said))
+    def _log_recovery(self, key: str, message: str) -> None:
+        self._report.solved(key, add_code(MessageCode.RECOVERED, message))
 
     def _settle(
-        self, shipment: ExportRequest, delivered: int, refused: int, outcome: ExportOutcome | None = None
+        self, request: ExportRequest, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None
     ) -> None:
-        self._forget_suspect(shipment)
-        self._report.count(delivered=delivered, dropped=refused)
-        if delivered:
-            self.delivered(shipment.destination, shipment.spans)
-        if self._depot is not None:
-            self._depot.acknowledge(shipment.spans)
-        shipment.spans = []  # whatever goes wrong from here on: it has its outcome, and is not sent again
-        shipment.origin.settle(delivered, refused, outcome)
+        self._remove_suspect(request)
+        self._report.count(delivered=delivered_count, dropped=dropped_count)
+        if delivered_count:
+            self.on_delivered(request.destination, request.spans)
+        if self._persistent_queue is not None:
+            self._persistent_queue.acknowledge(request.spans)
+        request.spans = []  # an error from here on must not send them again
+        request.origin.settle(delivered_count, dropped_count, outcome)
 
-    def _forget_suspect(self, shipment: ExportRequest) -> None:
-        if shipment.named:
-            shipment.origin.acquit(shipment.size)
-            shipment.named = None
-        self._suspects.remove(shipment)
+    def _remove_suspect(self, request: ExportRequest) -> None:
+        if request.reported_outcome:
+            request.origin.remove_suspect(request.byte_count)
+            request.reported_outcome = None
+        self._suspects.remove(request)
 
-    def _ask(self, shipment: ExportRequest, seconds: float) -> _Result | None:
-        """Leaves out of a shipment what has arrived; None when it may be sent.
+    def _skip_stored_spans(self, request: ExportRequest, timeout_seconds: float) -> _Result | None:
+        """Remove spans from a request that the server has stored; None when the rest may be sent.
 
-        A server behind a proxy that gave up may still be writing: it is asked until its answer no longer changes.
+        A server behind a proxy that timed out may still be writing: it is asked until its response stays the same.
         """
         try:
-            if not self._stored.is_older_than(COUNTS_ONCE_SINCE, seconds):
-                shipment.uncertain = False
+            if not self._server_info.is_older_than(COUNTS_ONCE_SINCE, timeout_seconds):
+                request.uncertain = False
                 return None
-            ids = {span.trace_id for span in shipment.spans}
-            found = self._stored.stored_spans(ids, shipment.destination.workspace, seconds)
+            trace_ids = {span.trace_id for span in request.spans}
+            stored_ids = self._server_info.stored_spans(trace_ids, request.destination.workspace, timeout_seconds)
         except ServerUnavailableError as error:
-            return self._postponed(shipment, error.outcome)
-        complete = found is not None and all((span.trace_id, span.span_id) in found for span in shipment.spans)
-        if found is not None and not complete and (found != shipment.seen or self.clock() < shipment.ask_until):
-            shipment.seen = found
-            shipment.not_before = self.clock() + _PAUSE_BETWEEN_ASKING
-            shipment.origin.deferred()
-            return SendResult((shipment,), requeue_last=True)
-        shipment.uncertain, shipment.seen = False, None
-        if not found:
+            return self._schedule_retry(request, error.outcome)
+        if stored_ids is not None:
+            are_all_stored = all((span.trace_id, span.span_id) in stored_ids for span in request.spans)
+            may_grow = stored_ids != request.stored_ids or self.clock() < request.check_until
+            if not are_all_stored and may_grow:
+                request.stored_ids = stored_ids
+                request.not_before = self.clock() + _LOOKUP_SECONDS
+                request.origin.yield_slot()
+                return SendResult((request,), requeue_last=True)
+        request.uncertain, request.stored_ids = False, None
+        if not stored_ids:
             return None
-        missing = [span for span in shipment.spans if (span.trace_id, span.span_id) not in found]
-        arrived = [span for span in shipment.spans if (span.trace_id, span.span_id) in found]
-        shipment.spans = arrived
-        if arrived:
-            self._settle(shipment, len(arrived), 0)
-        shipment.spans = missing
+        missing = [span for span in request.spans if (span.trace_id, span.span_id) not in stored_ids]
+        stored = [span for span in request.spans if (span.trace_id, span.span_id) in stored_ids]
+        if stored:
+            request.spans = stored
+            self._settle(request, len(stored), 0)
+        request.spans = missing
         if missing:
             return None
-        self._recovered(shipment.destination)
-        return SendResult(next_half(shipment))
+        self._record_recovery(request.destination)
+        return SendResult(next_half(request))
 
-    def _cut(self, shipment: ExportRequest, *, after_500: bool = False) -> _Result:
-        """Looks for the culprit in halves of a shipment; what was beside it is put aside."""
-        search = shipment.search or self._search(shipment, after_500=after_500)
-        return SendResult(bisect(shipment, search, self._jitter()))
+    def _bisect(self, request: ExportRequest, *, had_server_error: bool = False) -> _Result:
+        bisection = request.bisection
+        if bisection is None:
+            delivered_count = self._suspects.evidence_at(request.destination).delivered_count
+            previous, cancelled_count = request.previous_bisection, 0
+            if previous is not None and previous.delivered_count == delivered_count:
+                cancelled_count = previous.cancelled_count + 1
+            bisection = Bisection(delivered_count, had_server_error, cancelled_count)
+        return SendResult(bisect(request, bisection, self._jitter()))
 
-    def _search(self, shipment: ExportRequest, *, after_500: bool) -> Bisection:
-        delivered, before = self._suspects.evidence_at(shipment.destination).delivered, shipment.found_in
-        called_off = before.called_off + 1 if before is not None and before.delivered == delivered else 0
-        return Bisection(delivered, after_500, called_off)
+    def _on_too_large(self, request: ExportRequest, outcome: ExportOutcome, body_bytes: int) -> _Result:
+        """Split a request after a 413 and send smaller requests from now on; a single span is truncated."""
+        if self._persistent_queue is not None and body_bytes <= _MIN_REQUEST_BYTES:
+            return self._schedule_retry(request, outcome)
+        smaller_bytes = max(body_bytes // 2, _MIN_REQUEST_BYTES)
+        self.max_request_bytes = min(self.max_request_bytes or smaller_bytes, smaller_bytes)
+        if len(request.spans) > 1:
+            parts = [ExportRequest(request.destination, spans, request.origin) for spans in split_spans(request.spans)]
+            return SendResult((*parts, *merge_deferred(request)))
+        truncated = truncate_span(request.spans[0], body_bytes // 2) if body_bytes > _MIN_REQUEST_BYTES else None
+        if truncated is None:
+            return self._drop(request, outcome)
+        request.spans = [truncated]
+        return SendResult((request,))
 
-    def _too_large(self, shipment: ExportRequest, outcome: ExportOutcome, size: int) -> _Result:
-        """413: smaller requests from now on; a single span is shortened. What is small already waits, if it is safe."""
-        if self._depot is not None and size <= _SMALLEST_REQUEST:
-            return self._postponed(shipment, outcome)
-        smaller = max(size // 2, _SMALLEST_REQUEST)
-        self.size_limit = min(self.size_limit or smaller, smaller)
-        if len(shipment.spans) > 1:
-            parts = [
-                ExportRequest(shipment.destination, spans, shipment.origin) for spans in split_spans(shipment.spans)
-            ]
-            return SendResult((*parts, *merge_deferred(shipment)))
-        shorter = truncate_span(shipment.spans[0], size // 2) if size > _SMALLEST_REQUEST else None
-        if shorter is None:
-            return self._give_up(shipment, outcome)
-        shipment.spans = [shorter]
-        return SendResult((shipment,))
-
-    def _refused(self, shipment: ExportRequest, outcome: ExportOutcome, seconds: float) -> _Result:
-        """The content is refused: cut until the culprit is alone, which is refused when that is repeated."""
-        if len(shipment.spans) > 1:
+    def _on_permanent_error(self, request: ExportRequest, outcome: ExportOutcome, timeout_seconds: float) -> _Result:
+        """Bisect until the bad span is alone; drop it when the rejection is confirmed."""
+        if len(request.spans) > 1:
             try:
-                shipment.uncertain = self._stored.is_older_than(ALL_OR_NOTHING_SINCE, seconds)
+                request.uncertain = self._server_info.is_older_than(ALL_OR_NOTHING_SINCE, timeout_seconds)
             except ServerUnavailableError:
-                shipment.uncertain = True
-            return self._cut(shipment)
-        aside = merge_deferred(shipment)
-        shipment.refusals += 1
-        if shipment.refusals > 1 or self.closing:
-            self._give_up(shipment, outcome)
-            return SendResult(aside)
-        shipment.not_before = self.clock() + CONFIRM_SECONDS
-        return SendResult((*aside, shipment), requeue_last=True)
+                request.uncertain = True
+            return self._bisect(request)
+        deferred = merge_deferred(request)
+        request.rejection_count += 1
+        if request.rejection_count > 1 or self.is_closing:
+            self._drop(request, outcome)
+            return SendResult(deferred)
+        request.not_before = self.clock() + CONFIRM_SECONDS
+        return SendResult((*deferred, request), requeue_last=True)
 
-    def _give_up(self, shipment: ExportRequest, outcome: ExportOutcome) -> _Result:
-        what = describe_span(shipment.spans[0]) if len(shipment.spans) == 1 else f"{len(shipment.spans)} spans"
-        said = f"{what} is lost{_whose(shipment)}: {self._explain(outcome)}"
-        self._report.problem(_refusal(outcome, what), said, len(shipment.spans))
-        if self._depot is not None:
-            self._depot.dead_letter(shipment.destination, shipment.spans, outcome.message)
-        self._settle(shipment, 0, len(shipment.spans), outcome)
+    def _drop(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+        count = len(request.spans)
+        spans_label = describe_span(request.spans[0]) if count == 1 else f"{count} spans"
+        message = f"Dropped {spans_label}{_origin_label(request)}: {self._explain(outcome)}"
+        self._report.problem(_problem_key(outcome, spans_label), message, count)
+        if self._persistent_queue is not None:
+            self._persistent_queue.dead_letter(request.destination, request.spans, outcome.message)
+        self._settle(request, 0, count, outcome)
         return SendResult()
 
-    def _postponed(self, shipment: ExportRequest, outcome: ExportOutcome) -> _Result:
-        """It may succeed later: the destination waits, the data stays."""
-        destination, cause = shipment.destination, outcome.cause or FailureKind.SERVER
-        if self.closing and self.patience.failures(destination) > 1:
-            self.abandon(shipment)
+    def _schedule_retry(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+        destination, cause = request.destination, outcome.cause or FailureKind.SERVER
+        if self.is_closing and self.backoff.failures(destination) > 1:
+            self.drop_on_shutdown(request)
             return SendResult()
-        shipment.uncertain = shipment.uncertain or outcome.ambiguous
+        request.uncertain = request.uncertain or outcome.ambiguous
         if outcome.ambiguous and outcome.status in (None, 504):
-            shipment.ask_until = self.clock() + MAX_WRITE_SECONDS
-        shipment.origin.failed(uncertain=shipment.uncertain)
-        shipment.postponed += 1
-        live = self._depot is not None and not shipment.origin.kept
-        if live and (self.closing or self.patience.is_over(destination, shipment.postponed, shipment.since)):
-            wait = self._waiting(shipment, outcome, cause)
-            if self.put_away(shipment):
-                return SendResult(retry_after=0.0 if self.closing else wait)
-            return SendResult((shipment,), retry_after=wait)
+            request.check_until = self.clock() + MAX_WRITE_SECONDS
+        request.origin.on_failure(uncertain=request.uncertain)
+        request.delay_count += 1
+        can_spool = self._persistent_queue is not None and not request.origin.is_on_disk
+        if can_spool and (
+            self.is_closing or self.backoff.is_over(destination, request.delay_count, request.created_at)
+        ):
+            delay = self._start_delay(request, outcome, cause)
+            if self.spool(request):
+                return SendResult(retry_after=0.0 if self.is_closing else delay)
+            return SendResult((request,), retry_after=delay)
         if outcome.status == 500 and cause is FailureKind.SERVER:
-            return self._answered_500(shipment, outcome)
-        wait = self._waiting(shipment, outcome, cause)
+            return self._on_server_error(request, outcome)
+        delay = self._start_delay(request, outcome, cause)
         if cause is FailureKind.CREDENTIALS and self._server.has_new_credential():
-            return SendResult((shipment,))
+            return SendResult((request,))
         if cause is FailureKind.DESTINATION:
-            self._delivery.forget(destination)
+            self._client.forget(destination)
         if cause is FailureKind.CREDENTIALS and self._server.credentials.can_watch:
-            self._locked_until = self.clock() + wait
-            wait = _REFRESH_SECONDS
-        return SendResult((shipment,), retry_after=wait)
+            self._locked_until = self.clock() + delay
+            delay = _TOKEN_POLL_SECONDS
+        return SendResult((request,), retry_after=delay)
 
-    def put_away(self, shipment: ExportRequest) -> bool:
-        """Puts a shipment on disk, with all that a search has put aside for it; whether nothing of it is left."""
-        assert self._depot is not None
-        self._concerned.add(shipment.destination)
-        for each in merge_deferred(shipment):
-            shipment.spans += each.spans
-            shipment.uncertain = shipment.uncertain or each.uncertain
-        count = len(shipment.spans)
+    def spool(self, request: ExportRequest) -> bool:
+        """Write a request and the spans that its bisection deferred to disk; False if the disk does not take them."""
+        assert self._persistent_queue is not None
+        self._live_destinations.add(request.destination)
+        for deferred in merge_deferred(request):
+            request.spans += deferred.spans
+            request.uncertain = request.uncertain or deferred.uncertain
+        count = len(request.spans)
         if count:
-            spans, attempted = shipment.spans, shipment.attempted
-            if not self._depot.append(shipment.destination, spans, attempted=attempted, uncertain=shipment.uncertain):
+            if not self._persistent_queue.append(
+                request.destination, request.spans, attempted=request.was_sent, uncertain=request.uncertain
+            ):
                 return False
-            self._forget_suspect(shipment)
-            shipment.spans = []
-            shipment.origin.settle(count, 0)
+            self._remove_suspect(request)
+            request.spans = []
+            request.origin.settle(count, 0)
         return True
 
-    def _waiting(self, shipment: ExportRequest, outcome: ExportOutcome, cause: FailureKind) -> float:
-        """Tells that a destination waits, and says how many seconds."""
-        destination, searching = shipment.destination, shipment.search is not None
-        wait = self.patience.failed(destination, outcome, cause, searching=searching, began=shipment.began)
-        waiting = self._queued(destination) + (0 if shipment.origin.kept else len(shipment.spans))
-        if not shipment.origin.left:
-            self._concerned.add(destination)
-        whose = "" if destination in self._concerned else _whose(shipment)
-        self._report.waiting(destination.name, f"spans wait {self._where}{whose}: {self._explain(outcome)}", waiting)
-        shipment.origin.postponed(outcome)  # last: it wakes who waits, and they may read the log
-        return wait
+    def _start_delay(self, request: ExportRequest, outcome: ExportOutcome, cause: FailureKind) -> float:
+        """Log that the destination fails, and return its delay in seconds."""
+        destination, is_bisecting = request.destination, request.bisection is not None
+        delay = self.backoff.failed(destination, outcome, cause, searching=is_bisecting, began=request.started_at)
+        queued_count = self._count_queued(destination) + (0 if request.origin.is_on_disk else len(request.spans))
+        if not request.origin.label:
+            self._live_destinations.add(destination)
+        # Leftovers of another run are named only while this run has no spans queued for the same destination.
+        label = "" if destination in self._live_destinations else _origin_label(request)
+        message = f"Export failing, spans are queued {self._where}{label}: {self._explain(outcome)}"
+        self._report.waiting(destination.name, message, queued_count)
+        request.origin.on_postponed(outcome)  # last: it wakes a waiting thread, which may read the log
+        return delay
 
-    def _answered_500(self, shipment: ExportRequest, outcome: ExportOutcome) -> _Result:
-        """A 500 may be a server in trouble, or a span that it trips over.
+    def _on_server_error(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+        """Decide after a 500, which may come from a server in trouble or from a span that it cannot process.
 
-        What stays 500 is searched like a refusal. Where nothing passes during the search, not even what it has put
-        aside, it is the server, and the next search begins later.
+        A request that stays at 500 is bisected like a rejected one. If nothing is delivered during the bisection, not
+        even the deferred spans, the server is the cause, and the next bisection begins later.
         """
-        evidence, shipment.errors = self._suspects.evidence_at(shipment.destination), shipment.errors + 1
-        since = shipment.search or shipment.found_in or shipment.suspect
-        if since is None and shipment.errors == 1:
-            evidence.failed()
-        others_pass = since is not None and evidence.delivered > since.delivered
-        if len(shipment.spans) > 1:
-            if shipment.errors < self._suspects.tries(shipment, others_pass=others_pass):
-                return SendResult((shipment,), retry_after=self._waiting(shipment, outcome, FailureKind.SERVER))
-            wait = 0.0 if others_pass else self._waiting(shipment, outcome, FailureKind.SERVER)
-            return replace(self._cut(shipment, after_500=True), retry_after=wait)
-        wait = 0.0 if others_pass else self._waiting(shipment, outcome, FailureKind.SERVER)
-        if since is None and shipment.errors < TRIES:
-            return SendResult((shipment,), retry_after=wait)
-        return self._alone(shipment, outcome, wait)
+        evidence = self._suspects.evidence_at(request.destination)
+        request.server_error_count += 1
+        reference = request.bisection or request.previous_bisection or request.suspect
+        if reference is None and request.server_error_count == 1:
+            evidence.record_failure()
+        others_pass = reference is not None and evidence.delivered_count > reference.delivered_count
+        if len(request.spans) > 1:
+            attempt_limit = self._suspects.attempts_before_bisection(request, others_pass=others_pass)
+            if request.server_error_count < attempt_limit:
+                return SendResult((request,), retry_after=self._start_delay(request, outcome, FailureKind.SERVER))
+            delay = 0.0 if others_pass else self._start_delay(request, outcome, FailureKind.SERVER)
+            return replace(self._bisect(request, had_server_error=True), retry_after=delay)
+        delay = 0.0 if others_pass else self._start_delay(request, outcome, FailureKind.SERVER)
+        if reference is None and request.server_error_count < MIN_ATTEMPTS:
+            return SendResult((request,), retry_after=delay)
+        return self._retry_suspect(request, outcome, delay)
 
-    def _found(self, shipment: ExportRequest, search: Bisection) -> _Result:
-        """All else of a search has passed: the span that is left is to blame for its 500, if anything is."""
-        self._suspects.add(shipment, search)
-        shipment.not_before = self.clock() + CONFIRM_SECONDS
-        return SendResult((*merge_deferred(shipment), shipment), requeue_last=True)
+    def _confirm_suspect(self, request: ExportRequest, bisection: Bisection) -> _Result:
+        """Retry the last span of a bisection, all others of which were delivered."""
+        self._suspects.add(request, bisection)
+        request.not_before = self.clock() + CONFIRM_SECONDS
+        return SendResult((*merge_deferred(request), request), requeue_last=True)
 
-    def _alone(self, shipment: ExportRequest, outcome: ExportOutcome, wait: float) -> _Result:
-        """A single span was answered 500: it is sent again now and then, and others go first."""
-        evidence, now = self._suspects.evidence_at(shipment.destination), self.clock()
-        suspect = shipment.suspect or self._suspects.add(shipment, shipment.search)
-        evidence.failed_again(suspect, now)
-        aside = merge_deferred(shipment)
-        if evidence.proven(suspect, now) or (self.closing and evidence.convincing(suspect, now)):
-            self._give_up(shipment, replace(outcome, cause=FailureKind.CONTENT))
-            return SendResult(aside)
-        if evidence.convincing(suspect, now) and not shipment.named:
-            what = describe_span(shipment.spans[0])
-            shipment.named = replace(outcome, cause=FailureKind.CONTENT)  # what is to be mended is not the server
-            said = f"{what} waits {self._where}{_whose(shipment)}, and is sent again now and then; others are accepted"
-            self._report.waiting(_refusal(outcome, what), f"{said}: {self._explain(shipment.named)}", 1)
-            shipment.origin.suspect(shipment.size)
-        others = self._suspects.count(shipment.destination)
-        shipment.not_before = now + max(evidence.pause(suspect, now), others * _BETWEEN_SUSPECTS)
-        return SendResult((*aside, shipment), retry_after=wait, requeue_last=True)
+    def _retry_suspect(self, request: ExportRequest, outcome: ExportOutcome, delay: float) -> _Result:
+        """Retry a single span that was answered with 500 after others, or drop it when it is proven to be the cause."""
+        evidence, now = self._suspects.evidence_at(request.destination), self.clock()
+        suspect = request.suspect or self._suspects.add(request, request.bisection)
+        evidence.record_suspect_failure(suspect, now)
+        deferred = merge_deferred(request)
+        is_convincing = evidence.is_convincing(suspect, now)
+        content_outcome = replace(outcome, cause=FailureKind.CONTENT)  # the fix is not on the server
+        if evidence.is_proven(suspect, now) or (self.is_closing and is_convincing):
+            self._drop(request, content_outcome)
+            return SendResult(deferred)
+        if is_convincing and not request.reported_outcome:
+            span_label = describe_span(request.spans[0])
+            request.reported_outcome = content_outcome
+            message = (
+                f"Export of {span_label}{_origin_label(request)} failing, it is queued {self._where} and retried; "
+                f"other spans are unaffected: {self._explain(content_outcome)}"
+            )
+            self._report.waiting(_problem_key(outcome, span_label), message, 1)
+            request.origin.add_suspect(request.byte_count)
+        suspect_count = self._suspects.count(request.destination)
+        request.not_before = now + max(evidence.pause_seconds(suspect, now), suspect_count * _SECONDS_PER_SUSPECT)
+        return SendResult((*deferred, request), retry_after=delay, requeue_last=True)
 
-    def abandon(self, shipment: ExportRequest) -> None:
-        """Gives up what the process's end has left no time for."""
-        if shipment.origin.kept:
-            shipment.origin.release()
+    def drop_on_shutdown(self, request: ExportRequest) -> None:
+        """Spool a request that cannot be sent before the end, or drop it without a spool."""
+        if request.origin.is_on_disk:
+            request.origin.release()
             return
-        if self._depot is not None and self.put_away(shipment):
+        if self._persistent_queue is not None and self.spool(request):
             return
-        for each in merge_deferred(shipment):
-            self.abandon(each)
-        count = len(shipment.spans)
+        for deferred in merge_deferred(request):
+            self.drop_on_shutdown(deferred)
+        count = len(request.spans)
         if not count:
             return
-        if shipment.named:
-            self._give_up(shipment, shipment.named)
+        if request.reported_outcome:
+            self._drop(request, request.reported_outcome)
             return
-        trouble = self.patience.trouble(shipment.destination)
-        said = "spans are lost: they could not be sent before the end"
-        said = add_code(MessageCode.NOT_DELIVERED, said) if trouble is None else f"{said}: {self._explain(trouble)}"
-        self._report.problem(f"abandoned {shipment.destination.name}", said, count)
-        self._settle(shipment, 0, count)
+        last_outcome = self.backoff.trouble(request.destination)
+        message = "Spans dropped: not delivered before shutdown"
+        if last_outcome is None:
+            message = add_code(MessageCode.NOT_DELIVERED, message)
+        else:
+            message = f"{message}: {self._explain(last_outcome)}"
+        self._report.problem(f"abandoned {request.destination.name}", message, count)
+        self._settle(request, 0, count)
 
 
-def _refusal(outcome: ExportOutcome, what: str) -> str:
-    return f"refused {outcome.status} {what}"
+def _problem_key(outcome: ExportOutcome, spans_label: str) -> str:
+    return f"refused {outcome.status} {spans_label}"
 
 
-def _whose(shipment: ExportRequest) -> str:
-    """What is said of spans that somebody else has left; the key of a problem stays without it."""
-    return f" ({shipment.origin.left})" if shipment.origin.left else ""
+def _origin_label(request: ExportRequest) -> str:
+    return f" ({request.origin.label})" if request.origin.label else ""

@@ -1,8 +1,8 @@
-"""The thread that sends what lies on disk, and puts on disk what waits in memory for too long.
+"""Sends requests from the spool, and the thread that does so and spools requests that are queued for too long.
 
-Of all processes with the same spool, one drains it at a time: who has the lock, which the kernel frees when its holder
-dies. It gives the senders few requests at a time for each destination, the oldest first, so that what the app sends now
-goes out in between; how often a server that is away is asked, the courier decides as for any shipment.
+Of all processes with the same spool, one consumes it at a time: the holder of the file lock, which the kernel frees
+when the process dies. It enqueues few requests per destination at a time, the oldest first, so that new spans are sent
+in between; the retry sender decides how often an unavailable server is asked, as for any request.
 """
 
 from __future__ import annotations
@@ -27,65 +27,62 @@ from mlflow_otlp_exporter._internal.spool.index import Entry
 from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue, StoredRequest
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 
-# Between two looks: while something is on its way, and else.
+# Between two ticks: while requests are in flight, and else.
 _BUSY_SECONDS, _IDLE_SECONDS = 0.5, 5.0
-# Between two looks for what dead processes left, and for what is too old.
-_SWEEP_SECONDS = 10.0
-# While somebody waits for it, who looks so often, and so long where another process drains.
-_POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 1.5
-# Requests of a destination at the senders: the next one is there when one has been sent.
-_AT_ONCE = 2
-# In memory, at all destinations, with those that wait for longer while others go.
-_MOST_AT_ONCE, _MOST_BYTES = 64, 32 * 1024 * 1024
+# Between two checks for journals of dead processes and for expired requests.
+_MAINTENANCE_SECONDS = 10.0
+# While a flush waits: between two checks, and the longest time without progress while another process consumes.
+_POLL_SECONDS, _STALL_SECONDS = 0.05, 1.5
+# Requests per destination in the work queue: the next one is there when one was sent.
+_MAX_REQUESTS_PER_DESTINATION = 2
+# Requests in memory for all destinations, with those that are delayed while others are sent.
+_MAX_REQUESTS, _MAX_BYTES = 64, 32 * 1024 * 1024
 
 
 class SpooledOrigin(RequestOrigin):
-    """The origin of a request read from the spool: its file stays until each of its spans has an outcome.
+    """Origin of a request from the spool: its file stays until each of its spans has an outcome.
 
-    Args:
-        spool: Where the file is.
-        entry: The file.
-        stored: What was read from it.
-        on_done: Called with False when others may go meanwhile, and with True when the file is gone or left for later.
+    `on_done` is called with False when other requests may be sent meanwhile, and with True when the file is deleted or
+    stays for later.
     """
 
     def __init__(
         self, spool: SpoolStorage, entry: Entry, stored: StoredRequest, on_done: Callable[[Entry, bool], None]
     ) -> None:
-        super().__init__(len(stored.spans), self._remove, suspected=lambda _spans, _size: self.deferred())
-        self.entry, self.left = entry, stored.origin_label
-        self._spool, self._state, self._on_done = spool, stored.state, on_done
-        self._arrived = stored.state.uncertain
+        super().__init__(len(stored.spans), self._remove, on_suspected=lambda _spans, _bytes: self.yield_slot())
+        self.label = stored.origin_label
+        self._spool, self._entry, self._state, self._on_done = spool, entry, stored.state, on_done
+        self._may_have_arrived = stored.state.uncertain
 
     @property
-    def kept(self) -> bool:
+    def is_on_disk(self) -> bool:
         return True
 
-    def sending(self) -> None:
+    def on_attempt(self) -> None:
         # Written before the request is sent: after a kill, the next run knows that it may have arrived.
         self._state = DeliveryState(self._state.attempts + 1, uncertain=True, sent_at=time.time())
-        self._spool.write_state(self.entry, self._state)
+        self._spool.write_state(self._entry, self._state)
 
-    def failed(self, *, uncertain: bool) -> None:
-        self._arrived = self._arrived or uncertain
-        if not self._arrived:
+    def on_failure(self, *, uncertain: bool) -> None:
+        self._may_have_arrived = self._may_have_arrived or uncertain
+        if not self._may_have_arrived:
             self._state = DeliveryState(self._state.attempts, uncertain=False, sent_at=self._state.sent_at)
-            self._spool.write_state(self.entry, self._state)
+            self._spool.write_state(self._entry, self._state)
 
-    def settle(self, delivered: int, refused: int, outcome: ExportOutcome | None = None) -> None:
-        self._arrived = self._arrived or delivered > 0
-        super().settle(delivered, refused, outcome)
+    def settle(self, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None) -> None:
+        self._may_have_arrived = self._may_have_arrived or delivered_count > 0
+        super().settle(delivered_count, dropped_count, outcome)
 
     def _remove(self) -> None:
-        self._spool.remove(self.entry)
-        self._on_done(self.entry, True)
+        self._spool.remove(self._entry)
+        self._on_done(self._entry, True)
 
-    def deferred(self) -> None:
-        self._on_done(self.entry, False)
+    def yield_slot(self) -> None:
+        self._on_done(self._entry, False)
 
     def release(self) -> None:
-        self._spool.release(self.entry)
-        self._on_done(self.entry, True)
+        self._spool.release(self._entry)
+        self._on_done(self._entry, True)
 
 
 def read_export_request(
@@ -97,218 +94,217 @@ def read_export_request(
         return None
     origin, state = SpooledOrigin(queue.storage, entry, stored, on_done), stored.state
     request = ExportRequest(
-        stored.destination, stored.spans, origin, uncertain=state.uncertain, attempted=state.attempts > 0
+        stored.destination, stored.spans, origin, uncertain=state.uncertain, was_sent=state.attempts > 0
     )
     if state.uncertain:
-        seconds = min(max(state.sent_at + MAX_WRITE_SECONDS - time.time(), 0.0), MAX_WRITE_SECONDS)
-        request.ask_until = time.monotonic() + seconds
+        # The server may still be writing spans that were sent just before; bounded, if the clock was changed.
+        remaining_seconds = min(max(state.sent_at + MAX_WRITE_SECONDS - time.time(), 0.0), MAX_WRITE_SECONDS)
+        request.check_until = time.monotonic() + remaining_seconds
     return request
 
 
 class SpoolConsumer:
-    """Sends what lies on disk.
+    """Enqueues requests from the spool.
 
     Args:
-        depot: The disk.
-        send: Takes a shipment to the senders.
-        spill: Puts on disk what waits in memory for too long; whether anything waits there still.
-        tidy: Called now and then, when no other process drains.
-        report: Where to say what keeps it from working.
+        send: Enqueues a request.
+        spill: Spools requests that are queued in memory for too long; returns whether any request is still queued.
+        maintain: Called now and then in the process that consumes.
 
     Attributes:
-        closed: Whether it does nothing more.
-        has_looked: Whether it has had a look since it was woken first.
+        has_ticked: True after the first tick since the first `wake`.
     """
 
     def __init__(
         self,
-        depot: PersistentQueue,
+        queue: PersistentQueue,
         *,
         send: Callable[[ExportRequest], None],
         spill: Callable[[], bool],
-        tidy: Callable[[], None],
+        maintain: Callable[[], None],
         report: ProblemLog,
     ) -> None:
-        self._depot, self._send, self._spill, self._tidy, self._report = depot, send, spill, tidy, report
-        self.closed = self._released = False
+        self._queue, self._send, self._spill, self._maintain, self._report = queue, send, spill, maintain, report
+        self._is_closed = self._is_released = False
         self._lock: FileLock | None = None
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Also in a forked child: what the parent has taken out, the parent sends."""
+        # A forked child starts anew: the parent sends what it has read.
         if self._lock is not None:
             self._lock.release()
         self._lock = None
         self._thread: threading.Thread | None = None
-        self._starting, self._changing = threading.Lock(), threading.Lock()
-        self._wake = threading.Event()
-        self._out: dict[str, int] = {}
-        self._sending: set[str] = set()
-        self._slots: dict[str, int] = {}
-        self._bytes = 0
+        self._starting, self._counting = threading.Lock(), threading.Lock()
+        self._wake_event = threading.Event()
+        self._in_memory: dict[str, int] = {}  # bytes by file name
+        self._with_slot: set[str] = set()
+        self._slot_counts: dict[str, int] = {}
+        self._byte_count = 0
         self._pending: dict[str, deque[Entry]] = {}
-        self._listed_at = self._swept_at = -_SWEEP_SECONDS
-        self._only_own = self.has_looked = False
+        self._listed_at = self._maintained_at = -_MAINTENANCE_SECONDS
+        self._is_locking_broken = self.has_ticked = False
 
     @property
-    def draining(self) -> bool:
-        """Whether this process is the one that drains."""
+    def is_leader(self) -> bool:
+        """Whether this process consumes the spool."""
         return self._lock is not None and self._lock.held
 
     def wake(self) -> None:
-        """Has it look at once: something was put on disk, or waits in memory."""
+        """Start a tick at once: a request was spooled or enqueued."""
         if self._thread is None or not self._thread.is_alive():
-            self._start()
-        self._wake.set()
+            self._start_thread()
+        self._wake_event.set()
 
-    def _start(self) -> None:
-        if self.closed or not self._starting.acquire(blocking=False):
+    def _start_thread(self) -> None:
+        if self._is_closed or not self._starting.acquire(blocking=False):
             return
         try:
             if self._thread is None or not self._thread.is_alive():
-                thread = threading.Thread(target=self._run, name="mlflow-otlp-drainer", daemon=True)
+                thread = threading.Thread(target=self._run, name="mlflow-otlp-spool", daemon=True)
                 thread.start()
                 self._thread = thread
         except RuntimeError:
-            return  # no more threads, or the interpreter is shutting down: what is on disk is safe there
+            return  # no more threads, or the interpreter is shutting down: the requests stay on disk
         finally:
             self._starting.release()
 
     def _run(self) -> None:
-        while not self.closed:
+        while not self._is_closed:
             with suppressed_instrumentation():
                 try:
-                    busy = self._turn()
+                    is_busy = self._tick()
                 except Exception:  # noqa: BLE001 - the thread must go on
-                    said = "the spool is not drained for a moment, by a mistake in this library; please report it [%s]"
-                    logger.exception(said, MessageCode.INTERNAL_ERROR)
-                    busy = True
-            self.has_looked = True
-            self._wake.wait(_BUSY_SECONDS if busy else _IDLE_SECONDS)
-            self._wake.clear()
-        if self._released and self._lock is not None:
-            self._lock.release()  # taken since then: nobody had the time to wait for this thread
+                    logger.exception(
+                        "Internal error: could not read the spool. Please report this. [%s]", MessageCode.INTERNAL_ERROR
+                    )
+                    is_busy = True
+            self.has_ticked = True
+            self._wake_event.wait(_BUSY_SECONDS if is_busy else _IDLE_SECONDS)
+            self._wake_event.clear()
+        if self._is_released and self._lock is not None:
+            self._lock.release()  # acquired after `release`, which did not wait for this thread
 
-    def _turn(self) -> bool:
-        """One look at memory and disk; whether there is more to do soon."""
-        waiting = self._spill()
-        if self._depot.journal is not None:
-            self._depot.journal.rotate()
+    def _tick(self) -> bool:
+        """Process memory and disk once; True if there is more to do soon."""
+        has_queued = self._spill()
+        if self._queue.journal is not None:
+            self._queue.journal.rotate()
         now = time.monotonic()
-        sweep = now - self._swept_at >= _SWEEP_SECONDS
-        self._list(now)
-        if not (sweep or self._pending or self._out):
+        is_maintenance_due = now - self._maintained_at >= _MAINTENANCE_SECONDS
+        self._list_entries(now)
+        if not (is_maintenance_due or self._pending or self._in_memory):
             if self._lock is not None:
                 self._lock.release()
-            return waiting
-        alone = self._acquire()
-        if alone and sweep:
-            self._swept_at = now
-            self._depot.storage.remove_temporary_files()
-            self._tidy()
-        if alone or self._only_own:
-            self._fill()
-        return waiting or bool(self._pending or self._out)
+            return has_queued
+        is_leader = self._try_lead()
+        if is_leader and is_maintenance_due:
+            self._maintained_at = now
+            self._queue.storage.remove_temporary_files()
+            self._maintain()
+        if is_leader or self._is_locking_broken:
+            self._enqueue_due()
+        return has_queued or bool(self._pending or self._in_memory)
 
-    def _acquire(self) -> bool:
-        spool = self._depot.storage
+    def _try_lead(self) -> bool:
+        spool = self._queue.storage
         try:
             folder = spool.find_folder()
             if folder is None:
                 return False
             if self._lock is None or self._lock.path.parent != folder:
                 self._lock = FileLock(folder / "lock")
-            alone = self._lock.acquire()
+            is_leader = self._lock.acquire()
         except OSError as error:
-            if not self._only_own:
-                self._only_own, self._pending = True, {}
-                self._list(time.monotonic())  # without what others have put there
-            said = f"each process sends only what it put into the spool itself, as {folder} cannot be locked: {error}"
-            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_UNAVAILABLE, said))
+            if not self._is_locking_broken:
+                self._is_locking_broken, self._pending = True, {}
+                self._list_entries(time.monotonic())  # without the requests of other processes
+            message = f"Each process sends only its own spooled requests, because {folder} cannot be locked: {error}"
+            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_UNAVAILABLE, message))
             return False
-        self._only_own = False
-        return alone
+        self._is_locking_broken = False
+        return is_leader
 
-    def _list(self, now: float) -> None:
-        """What lies there, by destination; looked at anew each time that the spool itself looks."""
+    def _list_entries(self, now: float) -> None:
+        """List the requests on disk by destination, as often as the spool itself reads its directory."""
         if now - self._listed_at < _BUSY_SECONDS and self._pending:
             return
         self._listed_at = now
         pending: dict[str, deque[Entry]] = {}
-        spool = self._depot.storage
-        for entry in spool.entries_of_this_process() if self._only_own else spool.entries():
+        spool = self._queue.storage
+        for entry in spool.entries_of_this_process() if self._is_locking_broken else spool.entries():
             pending.setdefault(entry.destination_hash, deque()).append(entry)
         self._pending = pending
 
-    def _fill(self) -> None:
-        """Gives the senders what they have room for, the oldest of each destination first."""
+    def _enqueue_due(self) -> None:
+        """Enqueue as many requests as there are slots, the oldest of each destination first."""
         for key in list(self._pending):
             entries = self._pending[key]
-            while entries and self._room(key):
+            while entries and self._has_free_slot(key):
                 entry = entries.popleft()
-                shipment = read_export_request(self._depot, entry, self._told)
-                if shipment is not None:
-                    with self._changing:
-                        self._out[entry.name] = shipment.size
-                        self._sending.add(entry.name)
-                        self._slots[key] = self._slots.get(key, 0) + 1
-                        self._bytes += shipment.size
-                    self._send(shipment)
+                request = read_export_request(self._queue, entry, self._on_done)
+                if request is not None:
+                    with self._counting:
+                        self._in_memory[entry.name] = request.byte_count
+                        self._with_slot.add(entry.name)
+                        self._slot_counts[key] = self._slot_counts.get(key, 0) + 1
+                        self._byte_count += request.byte_count
+                    self._send(request)
             if not entries:
                 del self._pending[key]
 
-    def _room(self, key: str) -> bool:
-        with self._changing:
-            few = self._slots.get(key, 0) < _AT_ONCE and len(self._out) < _MOST_AT_ONCE
-            return few and (self._bytes < _MOST_BYTES or not self._out)
+    def _has_free_slot(self, key: str) -> bool:
+        with self._counting:
+            if self._slot_counts.get(key, 0) >= _MAX_REQUESTS_PER_DESTINATION or len(self._in_memory) >= _MAX_REQUESTS:
+                return False
+            return self._byte_count < _MAX_BYTES or not self._in_memory
 
-    def _told(self, entry: Entry, ended: bool) -> None:
-        """Called by the senders: there is room for the next one."""
+    def _on_done(self, entry: Entry, is_settled: bool) -> None:
+        """Free the slot of a request; called by sender threads."""
         name, key = entry.name, entry.destination_hash
-        with self._changing:
-            if name in self._sending:
-                self._sending.discard(name)
-                self._slots[key] -= 1
-                if not self._slots[key]:
-                    del self._slots[key]
-            if ended:
-                self._bytes -= self._out.pop(name, 0)
-        self._wake.set()
+        with self._counting:
+            if name in self._with_slot:
+                self._with_slot.discard(name)
+                self._slot_counts[key] -= 1
+                if not self._slot_counts[key]:
+                    del self._slot_counts[key]
+            if is_settled:
+                self._byte_count -= self._in_memory.pop(name, 0)
+        self._wake_event.set()
 
-    def wait(self, seconds: float, courier: RetrySender) -> int:
-        """Waits until what this process has put on disk is sent, as long as the server takes anything.
+    def wait(self, timeout_seconds: float, sender: RetrySender) -> int:
+        """Wait until the spans that this process spooled are sent; stop early if the server is unavailable.
 
-        Args:
-            seconds: How long to wait at most.
-            courier: Tells whether it does.
-
-        Returns:
-            How many spans that this process has put on disk are there still.
+        Returns how many spans of this process are still on disk.
         """
-        spool, pause = self._depot.storage, threading.Event()
-        moved = time.monotonic()
-        deadline, before, least = moved + seconds, courier.failures, spool.pending_span_count()
-        while left := spool.pending_span_count():
+        spool, pause = self._queue.storage, threading.Event()
+        progress_at = time.monotonic()
+        deadline = progress_at + timeout_seconds
+        failures_before, min_count = sender.failure_count, spool.pending_span_count()
+        while span_count := spool.pending_span_count():
             now = time.monotonic()
-            if left < least:
-                least, moved = left, now
-            # Where another process drains, nobody here knows whether the server is away: then nothing moves.
-            stuck = courier.failures != before if self.draining else now - moved > _PATIENCE_SECONDS
-            if now >= deadline or (stuck and (courier.patience.troubled or not self.draining)):
-                return left
+            if span_count < min_count:
+                min_count, progress_at = span_count, now
+            if self.is_leader:
+                is_stuck = sender.failure_count != failures_before and sender.backoff.troubled
+            else:
+                # Only the process that consumes knows whether the server is unavailable; here there is no progress.
+                is_stuck = now - progress_at > _STALL_SECONDS
+            if now >= deadline or is_stuck:
+                return span_count
             pause.wait(min(_POLL_SECONDS, deadline - now))
         return 0
 
     def close(self) -> None:
-        """Ends the thread. What is on its way stays there."""
-        self.closed = True
-        self._wake.set()
+        """End the thread. Requests in flight stay in flight."""
+        self._is_closed = True
+        self._wake_event.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
 
     def release(self) -> None:
-        """Lets another process drain."""
-        self._released = True
+        """Let another process consume."""
+        self._is_released = True
         if self._lock is not None:
             self._lock.release()

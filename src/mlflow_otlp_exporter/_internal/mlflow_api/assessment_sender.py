@@ -125,7 +125,7 @@ class AssessmentSender:
             self._delete(task)
             return SendResult()
         is_missing = _is_trace_missing(outcome)
-        if outcome.verdict is not Disposition.RETRY and not is_missing:
+        if outcome.disposition is not Disposition.RETRYABLE and not is_missing:
             self._drop(task, outcome.message)
             return SendResult()
         if is_missing or outcome.cause in (FailureKind.DESTINATION, FailureKind.NOT_MLFLOW):
@@ -152,7 +152,7 @@ class AssessmentSender:
     def _drop(self, task: AssessmentTask, reason: str) -> None:
         self._delete(task)
         self._report.count(feedback_dropped=1)
-        self._report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"feedback is dropped: {reason}"))
+        self._report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}"))
 
     def give_up(self, task: AssessmentTask) -> None:
         """End a task unfinished: the assessment stays on disk for the next run, or is dropped."""

@@ -125,13 +125,13 @@ class AttachmentUploader:
         if self._min_rejected_bytes is not None and len(attachment.data) >= self._min_rejected_bytes:
             return self._inline_instead(spans, {attachment.id}, "a proxy has rejected a file of this size")
         outcome = self._upload(directory, attachment, spans, destination, timeout_seconds)
-        if outcome.verdict is Disposition.DELIVERED:
+        if outcome.disposition is Disposition.SUCCESS:
             self._failures.pop(destination.name, None)
             self._report.count(attachments_uploaded=1)
             with self._lock:
                 evict_oldest(self._uploaded, _MAX_UPLOADED)[attachment.id] = None
             return _remove_attachments(spans, {attachment.id})
-        if outcome.verdict is Disposition.SPLIT:
+        if outcome.disposition is Disposition.TOO_LARGE:
             size = len(attachment.data)
             self._min_rejected_bytes = min(self._min_rejected_bytes or size, size)
             return self._inline_instead(spans, {attachment.id}, outcome.message)

@@ -180,14 +180,14 @@ def _parse_object(response: HttpResponse) -> dict[str, Any]:
 
 
 def _destination_error(message: str, code: MessageCode) -> ExportOutcome:
-    return ExportOutcome(Disposition.RETRY, FailureKind.DESTINATION, message, code=code)
+    return ExportOutcome(Disposition.RETRYABLE, FailureKind.DESTINATION, message, code=code)
 
 
 def _lookup_error(outcome: ExportOutcome, name: str) -> ExportOutcome:
-    verdict, code = outcome.verdict, outcome.code
-    if verdict is Disposition.DELIVERED:
+    verdict, code = outcome.disposition, outcome.code
+    if verdict is Disposition.SUCCESS:
         # A response that means success for spans does not answer a lookup.
-        verdict, code = Disposition.RETRY, MessageCode.HTML_PAGE
+        verdict, code = Disposition.RETRYABLE, MessageCode.HTML_PAGE
     elif code is MessageCode.PERMISSION_DENIED:
         code = MessageCode.LOOKUP_DENIED
     reason = outcome.message or "an answer that is not MLflow's"
@@ -195,7 +195,7 @@ def _lookup_error(outcome: ExportOutcome, name: str) -> ExportOutcome:
     return replace(
         outcome,
         status=None,
-        verdict=verdict,
+        disposition=verdict,
         cause=outcome.cause or FailureKind.NOT_MLFLOW,
         message=f"the experiment {name!r} cannot be looked up: {reason}",
         ambiguous=False,

@@ -24,7 +24,7 @@ class RestResult(NamedTuple):
     @property
     def is_ok(self) -> bool:
         """Whether the server did what it was asked for."""
-        return self.outcome.verdict is Disposition.DELIVERED
+        return self.outcome.disposition is Disposition.SUCCESS
 
 
 def request_json(

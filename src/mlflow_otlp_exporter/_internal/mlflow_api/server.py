@@ -38,14 +38,14 @@ _TRACES_PER_REQUEST = 100
 _VERSION_PATTERN = re.compile(r"\d+(\.\d+)+")
 _MAX_VERSION_LENGTH = 39
 _UNUSABLE_RESPONSE = ExportOutcome(
-    Disposition.RETRY,
+    Disposition.RETRYABLE,
     FailureKind.NOT_MLFLOW,
     "200 with an unexpected body (a login page?) instead of stored traces",
     200,
     code=MessageCode.HTML_PAGE,
 )
 _INCOMPLETE_RESPONSE = ExportOutcome(
-    Disposition.RETRY, FailureKind.SERVER, "the server's answer was cut off", code=MessageCode.CONNECTION_CLOSED
+    Disposition.RETRYABLE, FailureKind.SERVER, "the server's answer was cut off", code=MessageCode.CONNECTION_CLOSED
 )
 
 
@@ -168,7 +168,7 @@ class ServerInfo:
                 if response.status in (403, 404, 405, 400, 501):
                     self._warn_unreadable(outcome.message)
                     return None
-                is_success = outcome.verdict is Disposition.DELIVERED
+                is_success = outcome.disposition is Disposition.SUCCESS
                 raise ServerUnavailableError(_INCOMPLETE_RESPONSE if is_success else outcome)
             pairs = _parse_stored_spans(response.body)
             if pairs is None:

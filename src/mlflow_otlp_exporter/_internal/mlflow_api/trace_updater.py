@@ -206,7 +206,7 @@ class TraceUpdater:
     def _is_permanent(update: _PendingUpdate, outcome: ExportOutcome) -> bool:
         """Whether the server rejects this trace, so that others must not wait for it."""
         update.server_error_count += outcome.status == 500  # other errors concern the whole server
-        return outcome.verdict is Disposition.REFUSED or update.server_error_count >= _MAX_SERVER_ERRORS
+        return outcome.disposition is Disposition.PERMANENT or update.server_error_count >= _MAX_SERVER_ERRORS
 
     def _remove(self, destination: Destination, update: _PendingUpdate) -> None:
         with self._lock:

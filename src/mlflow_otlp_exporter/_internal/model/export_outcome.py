@@ -11,11 +11,11 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 class Disposition(enum.Enum):
     """What to do about a request."""
 
-    DELIVERED = "delivered"
-    PARTLY = "partly delivered"
-    RETRY = "retry"
-    SPLIT = "split"
-    REFUSED = "refused"
+    SUCCESS = "success"
+    PARTIAL_SUCCESS = "partial success"
+    RETRYABLE = "retryable"
+    TOO_LARGE = "too large"
+    PERMANENT = "permanent"
 
 
 class FailureKind(enum.Enum):
@@ -34,7 +34,7 @@ class ExportOutcome:
     """What became of one request.
 
     Attributes:
-        verdict: What to do.
+        disposition: What to do.
         cause: What stood in the way; None if nothing did.
         message: In words, with the server's own message, cut and without SQL parameters.
         status: The HTTP status; None without an answer.
@@ -44,7 +44,7 @@ class ExportOutcome:
         code: Under which the message is explained.
     """
 
-    verdict: Disposition
+    disposition: Disposition
     cause: FailureKind | None = None
     message: str = ""
     status: int | None = None
@@ -54,4 +54,4 @@ class ExportOutcome:
     code: MessageCode = MessageCode.DESTINATION_REJECTED
 
 
-DELIVERED = ExportOutcome(Disposition.DELIVERED)
+DELIVERED = ExportOutcome(Disposition.SUCCESS)

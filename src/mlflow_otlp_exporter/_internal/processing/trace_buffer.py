@@ -1,6 +1,6 @@
-"""`TraceBuffer`: collects ended spans by trace and decides when a trace is handed over.
+"""Collects ended spans by trace and decides when a trace is ready.
 
-Only decisions: no clock, no lock, no thread. It is told what happens and when, and is used by one thread.
+Pure decisions without clock, lock or thread: events and times are arguments, and one thread calls.
 """
 
 from __future__ import annotations
@@ -14,269 +14,256 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
-# How long a root that has ended waits for its open children: a streamed answer is often read to its end after it.
-_GRACE = 5.0
-# Traces of which nothing is held but how many spans are open: spans that never end must not pile up.
-_OPEN_TRACES = 10_000
-_FINISHED_TRACES = 4096
-# Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes besides its text.
-_SPAN_SIZE, _VALUE_SIZE = 2800, 100
-# Seconds between two hand-overs: a request costs MLflow 11 to 35 ms whatever is in it, a trace that shares one half
-# of what it costs alone. Where few traces end, each is to be seen within a second; where many do, or many agents run at
-# once, nobody waits for a single one.
-_CALM_SPACING, _BUSY_SPACING = 0.6, 5.0
-# Few are so many that ended within the last 5 s, or are in progress. Seconds for each beyond.
-_FEW_TRACES, _SPACING_PER_TRACE = 5, 0.9
-# Part of `hold` by which a trace in progress may be handed over before its time, with another one.
-_EARLY = 1 / 3
-# Whole traces of so many bytes in memory, or of so many spans, need no more company: what eight agents' traces would
-# save by waiting is a tenth of what they cost MLflow at most. Where very many spans end it bounds memory, and what the
-# app's threads pay for it: with 3,600 spans kept they had 0.27 page faults a span, with 256 0.02 (upstream 0.12).
-_COMPANY_BYTES, _COMPANY_SPANS = 8 * 1024 * 1024, 256
+# How long an ended root waits for its open children: a streamed response is often read to its end after the root.
+_GRACE_SECONDS = 5.0
+# Traces without buffered spans, of which only the open spans are counted: spans that never end must not accumulate.
+_MAX_OPEN_TRACES = 10_000
+_MAX_FINISHED_TRACES = 4096
+# Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes plus its text.
+_SPAN_BYTES, _VALUE_BYTES = 2800, 100
+# Seconds between two batches: a request costs MLflow 11 to 35 ms whatever it holds, and a trace that shares a request
+# half of what it costs alone. While few traces end, each is visible within a second; under load, batches are larger.
+_MIN_INTERVAL_SECONDS, _MAX_INTERVAL_SECONDS = 0.6, 5.0
+# The interval grows by this many seconds for each trace beyond five that ended within the last 5 s or is in progress.
+_FEW_TRACES, _SECONDS_PER_TRACE = 5, 0.9
+# An aged trace takes along other traces in progress that reach the maximum age within this part of it.
+_EARLY_SHARE = 1 / 3
+# A batch of complete traces of this many bytes or spans is full: waiting would save at most a tenth of what the traces
+# of eight agents cost MLflow. Under high load this bounds memory and the cost in application threads: with 3,600
+# buffered spans they had 0.27 page faults per span, with 256 0.02 (upstream 0.12).
+_FULL_BATCH_BYTES, _FULL_BATCH_SPANS = 8 * 1024 * 1024, 256
 
 
 class _Trace:
-    """What is known of a trace.
+    """State of one trace; `due_at` is None without buffered spans, `root_ended_at` while the local root is open."""
 
-    Attributes:
-        spans: Ended, not handed over.
-        size: Their estimated bytes.
-        open: How many spans have started and not ended.
-        first: When the first of the held spans ended.
-        root_ended: When the local root ended; None if it has not.
-        due: When it is to be handed over; None if nothing is held.
-        whole: Whether nothing more of it is expected.
-        begun: Whether a part of it has been handed over.
-    """
-
-    __slots__ = ("begun", "due", "first", "open", "root_ended", "size", "spans", "whole")
+    __slots__ = (
+        "byte_count",
+        "due_at",
+        "first_ended_at",
+        "is_complete",
+        "is_partly_sent",
+        "open_count",
+        "root_ended_at",
+        "spans",
+    )
 
     def __init__(self) -> None:
         self.spans: list[ReadableSpan] = []
-        self.size = 0
-        self.open = 0
-        self.first = 0.0
-        self.root_ended: float | None = None
-        self.due: float | None = None
-        self.whole = False
-        self.begun = False
+        self.byte_count = 0
+        self.open_count = 0
+        self.first_ended_at = 0.0
+        self.root_ended_at: float | None = None
+        self.due_at: float | None = None
+        self.is_complete = False
+        self.is_partly_sent = False
 
     @property
     def is_in_progress(self) -> bool:
-        """Whether spans of it are held only until it has been so for long enough."""
-        return bool(self.spans) and not self.whole and self.root_ended is None
+        return bool(self.spans) and not self.is_complete and self.root_ended_at is None
 
 
 class TraceBuffer:
-    """Ended spans by trace, until each trace is whole or has been held long enough.
+    """Ended spans by trace, until each trace is complete or has reached the maximum age.
 
-    A trace is due `linger` seconds after its last open span ended, so that small traces share a request, and not before
-    some time has passed since the last hand-over: 0.6 s as long as few traces end, and more the more do or are in
-    progress, up to 5 s, unless what is whole takes 8 MiB or has 256 spans. If its root has ended and children are still
-    open, a few seconds later; and `hold` seconds after its first held span ended in any case, so that a long trace
-    shows as in progress and memory stays bounded; others go with it that have been held for two thirds of that. What
-    comes later goes out on its own.
-
-    Args:
-        linger: Seconds that a whole trace waits for company.
-        hold: Seconds that an ended span is held at most.
-        sees_starts: False if nobody tells of starts, so that only a root's end says that a trace is whole.
-        is_noise: Says of the spans of a whole trace whether it is left out; None if none is.
+    A trace is ready `linger_seconds` after its last open span ended, so that small traces share a request, but not
+    before the batch interval is over: 0.6 s after the last batch while few traces end or are in progress, up to 5 s
+    under load, unless the complete traces take 8 MiB or have 256 spans. A trace whose root has ended while children are
+    open is ready 5 s later. Every trace is ready `max_age_seconds` after its first buffered span ended, so that a long
+    trace shows as in progress and memory stays bounded; traces of two thirds of that age go with it. Spans that end
+    after their trace was popped are sent on their own.
 
     Attributes:
-        span_count: Spans that are held.
-        byte_count: Their estimated size in bytes.
-        sees_starts: As given; may become true later.
-        left_out: Spans of traces that are left out, until somebody takes them away.
+        has_start_events: False if span starts are not reported: then a trace is complete when its root has ended.
+        filtered_spans: Spans of traces that the filter dropped, until the caller takes them.
+        span_count: Number of buffered spans.
+        byte_count: Their estimated size.
     """
 
     def __init__(
-        self, *, linger: float, hold: float, sees_starts: bool = True, is_noise: TraceFilter | None = None
+        self,
+        *,
+        linger_seconds: float,
+        max_age_seconds: float,
+        has_start_events: bool = True,
+        trace_filter: TraceFilter | None = None,
     ) -> None:
-        self._linger, self._hold, self.sees_starts = linger, hold, sees_starts
-        self._is_noise = is_noise
-        self._begun: OrderedDict[int, None] = OrderedDict()
-        self.left_out: list[ReadableSpan] = []
+        self._linger_seconds, self._max_age_seconds = linger_seconds, max_age_seconds
+        self.has_start_events, self._trace_filter = has_start_events, trace_filter
+        self._partly_sent: OrderedDict[int, None] = OrderedDict()
+        self.filtered_spans: list[ReadableSpan] = []
         self._traces: OrderedDict[int, _Trace] = OrderedDict()
         self._queue: list[tuple[float, int]] = []
         self._finished: OrderedDict[int, None] = OrderedDict()
-        self._whole: dict[int, None] = {}  # those that may go with any other
-        self._ends: deque[float] = deque()  # of whole traces, within the last seconds
-        self._last_taken = -_BUSY_SPACING
-        self._holding = 0  # traces of which spans are held
+        self._complete: dict[int, None] = {}  # traces that may go with any other
+        self._completion_times: deque[float] = deque()  # within the last 5 s
+        self._last_batch_at = -_MAX_INTERVAL_SECONDS
+        self._buffered_trace_count = 0
         self.span_count = 0
         self.byte_count = 0
 
-    def started(self, trace_id: int) -> None:
-        """Tells that a span of a trace has started."""
+    def record_start(self, trace_id: int) -> None:
         trace = self._traces.get(trace_id)
         if trace is None:
             trace = self._traces[trace_id] = _Trace()
-            self._forget_open()
-        trace.open += 1
-        self._set_due(trace_id, trace, None)
+            if len(self._traces) - self._buffered_trace_count > _MAX_OPEN_TRACES:
+                self._evict_open_trace()
+        trace.open_count += 1
+        self._update_due(trace_id, trace, None)
 
-    def ended(self, span: ReadableSpan, now: float) -> None:
-        """Tells that a span has ended.
-
-        Args:
-            span: The span.
-            now: Seconds of a clock that only goes forward.
-        """
-        trace_id, size = span.context.trace_id, estimated_size(span)
+    def add(self, span: ReadableSpan, now: float) -> None:
+        """Add an ended span; `now` is in seconds of a monotonic clock."""
+        trace_id, size = span.context.trace_id, estimate_bytes(span)
         trace = self._traces.get(trace_id)
         if trace is None:
             trace = self._traces[trace_id] = _Trace()
             if trace_id in self._finished:
-                trace.root_ended = now
+                trace.root_ended_at = now
         if not trace.spans:
-            trace.first = now
-            self._holding += 1
+            trace.first_ended_at = now
+            self._buffered_trace_count += 1
         trace.spans.append(span)
-        trace.open = max(0, trace.open - 1)
+        trace.open_count = max(0, trace.open_count - 1)
         if span.parent is None or span.parent.is_remote:
-            trace.root_ended = now
-        trace.size += size
+            trace.root_ended_at = now
+        trace.byte_count += size
         self.span_count += 1
         self.byte_count += size
-        self._set_due(trace_id, trace, now)
+        self._update_due(trace_id, trace, now)
 
-    def _set_due(self, trace_id: int, trace: _Trace, now: float | None) -> None:
+    def _update_due(self, trace_id: int, trace: _Trace, now: float | None) -> None:
         if not trace.spans:
             return
-        due = trace.first + self._hold
-        whole = trace.open == 0 and (trace.root_ended is not None or self.sees_starts)
-        if whole != trace.whole:
-            trace.whole = whole
-            if whole:
-                self._whole[trace_id] = None
+        due = trace.first_ended_at + self._max_age_seconds
+        is_complete = trace.open_count == 0 and (trace.root_ended_at is not None or self.has_start_events)
+        if is_complete != trace.is_complete:
+            trace.is_complete = is_complete
+            if is_complete:
+                self._complete[trace_id] = None
             else:
-                self._whole.pop(trace_id, None)
-        if whole:
+                self._complete.pop(trace_id, None)
+        if is_complete:
             if now is not None:
-                self._ends.append(now)
-                due = min(due, max(now + self._linger, self._last_taken + self._spacing(now)))
-        elif trace.root_ended is not None:
-            due = min(due, trace.root_ended + _GRACE)
-        if due != trace.due:
-            trace.due = due
+                self._completion_times.append(now)
+                due = min(due, max(now + self._linger_seconds, self._last_batch_at + self._batch_interval(now)))
+        elif trace.root_ended_at is not None:
+            due = min(due, trace.root_ended_at + _GRACE_SECONDS)
+        if due != trace.due_at:
+            trace.due_at = due
             heapq.heappush(self._queue, (due, trace_id))
 
-    def _spacing(self, now: float) -> float:
-        while self._ends[0] < now - _BUSY_SPACING:
-            self._ends.popleft()
-        # Those of which nothing is held do not count: spans that never end must not make others late for ever.
-        in_progress = self._holding - len(self._whole)
-        beyond = max(0, len(self._ends) + in_progress - _FEW_TRACES)
-        return min(_CALM_SPACING + _SPACING_PER_TRACE * beyond, _BUSY_SPACING)
+    def _batch_interval(self, now: float) -> float:
+        while self._completion_times[0] < now - _MAX_INTERVAL_SECONDS:
+            self._completion_times.popleft()
+        # Traces without buffered spans do not count: spans that never end must not delay others forever.
+        in_progress = self._buffered_trace_count - len(self._complete)
+        excess = max(0, len(self._completion_times) + in_progress - _FEW_TRACES)
+        return min(_MIN_INTERVAL_SECONDS + _SECONDS_PER_TRACE * excess, _MAX_INTERVAL_SECONDS)
 
     def next_due(self) -> float | None:
-        """When the next trace is due; None if nothing is held."""
+        """Return when the next trace is ready; None without buffered spans."""
         queue = self._queue
         while queue:
             due, trace_id = queue[0]
             trace = self._traces.get(trace_id)
-            if trace is not None and trace.due == due:
+            if trace is not None and trace.due_at == due:
                 return due
             heapq.heappop(queue)
         return None
 
-    def take(self, now: float) -> list[ReadableSpan]:
-        """Takes what is due, trace by trace, and with it all other traces that are whole.
-
-        Args:
-            now: Seconds, as for `ended`.
-        """
-        taken: list[ReadableSpan] = []
-        has_held_long = False
+    def pop_ready(self, now: float) -> list[ReadableSpan]:
+        """Pop the traces that are due and, with them, all complete traces; the spans are grouped by trace."""
+        spans: list[ReadableSpan] = []
+        has_aged_trace = False
         while (due := self.next_due()) is not None and due <= now:
             _, trace_id = heapq.heappop(self._queue)
-            has_held_long = has_held_long or self._traces[trace_id].is_in_progress
-            taken += self._hand_over(trace_id)
-        if has_held_long:
-            # Long traces share requests as well: those that would follow soon go now, each a little before its time.
-            soon = now - self._hold * (1 - _EARLY)
-            long = [key for key, trace in self._traces.items() if trace.is_in_progress and trace.first <= soon]
-            taken += [span for trace_id in long for span in self._hand_over(trace_id)]
-        if taken or self._has_company_enough():
-            self._last_taken = now
-            taken += [span for trace_id in list(self._whole) for span in self._hand_over(trace_id)]
-        return taken
+            has_aged_trace = has_aged_trace or self._traces[trace_id].is_in_progress
+            spans += self._pop_trace(trace_id)
+        if has_aged_trace:
+            # Long traces share requests, too: traces that would be due soon go now, a little before their time.
+            cutoff = now - self._max_age_seconds * (1 - _EARLY_SHARE)
+            aged = [
+                key for key, trace in self._traces.items() if trace.is_in_progress and trace.first_ended_at <= cutoff
+            ]
+            spans += [span for trace_id in aged for span in self._pop_trace(trace_id)]
+        if spans or self._is_batch_full():
+            self._last_batch_at = now
+            spans += [span for trace_id in list(self._complete) for span in self._pop_trace(trace_id)]
+        return spans
 
-    def _has_company_enough(self) -> bool:
-        if self.byte_count < _COMPANY_BYTES and self.span_count < _COMPANY_SPANS:
+    def _is_batch_full(self) -> bool:
+        if self.byte_count < _FULL_BATCH_BYTES and self.span_count < _FULL_BATCH_SPANS:
             return False
-        whole = [self._traces[trace_id] for trace_id in self._whole]
-        many = sum(len(trace.spans) for trace in whole) >= _COMPANY_SPANS
-        return many or sum(trace.size for trace in whole) >= _COMPANY_BYTES
+        complete = [self._traces[trace_id] for trace_id in self._complete]
+        has_many_spans = sum(len(trace.spans) for trace in complete) >= _FULL_BATCH_SPANS
+        return has_many_spans or sum(trace.byte_count for trace in complete) >= _FULL_BATCH_BYTES
 
-    def take_all(self) -> list[ReadableSpan]:
-        """Takes all that is held, whole or not."""
+    def pop_all(self) -> list[ReadableSpan]:
+        """Pop all buffered spans, grouped by trace."""
         self._queue.clear()
-        return [span for trace_id in list(self._traces) for span in self._hand_over(trace_id)]
+        return [span for trace_id in list(self._traces) for span in self._pop_trace(trace_id)]
 
-    def _hand_over(self, trace_id: int) -> list[ReadableSpan]:
+    def _pop_trace(self, trace_id: int) -> list[ReadableSpan]:
         trace = self._traces[trace_id]
-        spans, whole = trace.spans, trace.whole
-        self._holding -= bool(spans)
+        spans, was_complete = trace.spans, trace.is_complete
+        self._buffered_trace_count -= bool(spans)
         self.span_count -= len(spans)
-        self.byte_count -= trace.size
-        trace.spans, trace.size, trace.due, trace.whole = [], 0, None, False
-        self._whole.pop(trace_id, None)
-        if spans and self._leaves_out(trace_id, trace, spans, whole=whole):
-            self.left_out += spans
+        self.byte_count -= trace.byte_count
+        trace.spans, trace.byte_count, trace.due_at, trace.is_complete = [], 0, None, False
+        self._complete.pop(trace_id, None)
+        if spans and self._trace_filter is not None and self._is_filtered(trace_id, trace, spans, was_complete):
+            self.filtered_spans += spans
             spans = []
-        if trace.open == 0:
+        if trace.open_count == 0:
             del self._traces[trace_id]
-            if trace.root_ended is not None and not self.sees_starts:
-                # Late children of it need not wait for a root that has come already.
+            if trace.root_ended_at is not None and not self.has_start_events:
+                # Late children need not wait for a root that has ended already.
                 self._finished[trace_id] = None
-                if len(self._finished) > _FINISHED_TRACES:
+                if len(self._finished) > _MAX_FINISHED_TRACES:
                     self._finished.popitem(last=False)
         return spans
 
-    def _leaves_out(self, trace_id: int, trace: _Trace, spans: list[ReadableSpan], *, whole: bool) -> bool:
-        """Only all of a trace or nothing: what belongs to another process's, or has begun to be sent, is sent."""
-        if self._is_noise is None:
-            return False
-        begun = trace.begun or trace_id in self._begun
-        if whole and not begun and any(span.parent is None for span in spans) and self._is_noise(spans):
+    def _is_filtered(self, trace_id: int, trace: _Trace, spans: list[ReadableSpan], was_complete: bool) -> bool:
+        """Filter whole traces only: a trace of another process, or one that is partly sent, is sent completely."""
+        assert self._trace_filter is not None
+        is_partly_sent = trace.is_partly_sent or trace_id in self._partly_sent
+        can_filter = was_complete and not is_partly_sent and any(span.parent is None for span in spans)
+        if can_filter and self._trace_filter(spans):
             return True
-        trace.begun = True
-        if trace.open == 0:
-            # Kept beyond the trace itself: without starts nobody knows that more is to come.
-            self._begun[trace_id] = None
-            if len(self._begun) > _FINISHED_TRACES:
-                self._begun.popitem(last=False)
+        trace.is_partly_sent = True
+        if trace.open_count == 0:
+            # Remembered after the trace is deleted: without start events, more spans of it may follow.
+            self._partly_sent[trace_id] = None
+            if len(self._partly_sent) > _MAX_FINISHED_TRACES:
+                self._partly_sent.popitem(last=False)
         return False
 
-    def _forget_open(self) -> None:
-        if len(self._traces) - self._holding > _OPEN_TRACES:
-            del self._traces[next(trace_id for trace_id, trace in self._traces.items() if not trace.spans)]
+    def _evict_open_trace(self) -> None:
+        del self._traces[next(trace_id for trace_id, trace in self._traces.items() if not trace.spans)]
 
 
-def estimated_size(span: ReadableSpan) -> int:
-    """About how many bytes a span takes in memory and on the wire: its texts, and a little for each of the rest."""
-    size = _SPAN_SIZE
+def estimate_bytes(span: ReadableSpan) -> int:
+    """Estimate how many bytes a span takes in memory and in a request."""
+    size = _SPAN_BYTES
     if attributes := span.attributes:
-        # A copy, as iterating over the SDK's own mapping takes ten times as long.
-        size += _values_size((attributes.copy() if hasattr(attributes, "copy") else attributes).values())
+        # A copy, because iterating over the SDK's own mapping takes ten times as long.
+        size += _estimate_values((attributes.copy() if hasattr(attributes, "copy") else attributes).values())
     for event in span.events:
-        size += _SPAN_SIZE // 4
+        size += _SPAN_BYTES // 4
         if event.attributes:
-            size += _values_size(event.attributes.values())
-    return size + (_SPAN_SIZE // 4) * len(span.links)
+            size += _estimate_values(event.attributes.values())
+    return size + (_SPAN_BYTES // 4) * len(span.links)
 
 
-def _values_size(values: Iterable[Any]) -> int:
+def _estimate_values(values: Iterable[Any]) -> int:
     size = 0
     for value in values:
-        size += _VALUE_SIZE
+        size += _VALUE_BYTES
         kind = value.__class__
         if kind is str or kind is bytes:
             size += len(value)
         elif kind is tuple or kind is list:
-            size += _values_size(value)
+            size += _estimate_values(value)
         elif kind is dict:
-            size += _values_size(value.values())
+            size += _estimate_values(value.values())
     return size

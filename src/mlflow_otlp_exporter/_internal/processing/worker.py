@@ -1,7 +1,7 @@
-"""The thread between the app and the exporter: takes ended spans in, hands whole traces over.
+"""The thread between the application and the pipeline: it collects ended spans and submits whole traces.
 
-The app's threads only put starts and ends into a queue, whose `put` is safe in signal handlers and finalizers, too:
-nothing of theirs waits. The worker never waits for a server either: it hands over to the exporter's senders.
+Application threads only put starts and ends into a queue whose `put` is safe in signal handlers and finalizers: they
+never wait. The worker never waits for a server: the pipeline sends in threads of its own.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -23,175 +23,128 @@ from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
-# Between two looks at the queue: spans that end in a burst wake the worker once.
-_TICK = 0.05
-# Bytes of a span in memory, until the first ones have been seen.
-_TYPICAL_SIZE = 8000
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 
-Opened = Callable[[int, int], Ticket]
-
-
-def _ignored(_trace_id: int) -> None:
-    """A span that starts after the end."""
+# Between two ticks: spans that end in a burst wake the worker once.
+_TICK_SECONDS = 0.05
+# Bytes of a span in memory, until the first spans have been measured.
+_TYPICAL_SPAN_BYTES = 8000
 
 
-class _Ticket:
-    """A request's count, after each change of which the worker says anew how much it may take in."""
+def _ignore_start(_trace_id: int) -> None:
+    """Replace `enqueue_start` after the end."""
 
-    def __init__(self, counted: Ticket, changed: Callable[[], None]) -> None:
-        self._counted, self._changed = counted, changed
+
+class _CapacityTicket:
+    """Updates the worker's capacity after each change of a request's count."""
+
+    def __init__(self, ticket: Ticket, update_capacity: Callable[[], None]) -> None:
+        self._ticket, self._update_capacity = ticket, update_capacity
 
     def __call__(self) -> None:
-        self._counted()
-        self._changed()
+        self._ticket()
+        self._update_capacity()
 
     def suspected(self, spans: int, size: int) -> None:
-        self._counted.suspected(spans, size)
-        self._changed()
-
-
-class Sink(Protocol):
-    """Where traces go: `MLflowSpanExporter`."""
-
-    def submit(self, spans: list[ReadableSpan], opened: Opened) -> None:
-        """Sends spans without waiting.
-
-        Args:
-            spans: Whole traces, or what there is of them, trace by trace; the list may be emptied meanwhile.
-            opened: To be called with spans and bytes of each request; what it returns is to be called when the request
-                is settled.
-        """
-
-    @property
-    def record(self) -> Callable[[ReadableSpan], None] | None:
-        """What is to be called with each span when it ends; never raises."""
-
-    def keep(self, spans: Sequence[ReadableSpan], why: str) -> None:
-        """Puts on disk what there is no time left to send, or gives it up and says why."""
-
-    def drained(self, seconds: float) -> int:
-        """Waits until what is on disk is sent, as long as the server takes anything; how many spans are there still."""
-
-    def told(self, seconds: float) -> bool:
-        """Waits until MLflow was told what follows spans; whether nothing is left."""
-
-    def refuse(self, count: int, why: str) -> None:
-        """Counts spans that are given up, and says why."""
-
-    def solve(self, why: str, message: str) -> None:
-        """Says that the reason for which spans were given up is over."""
-
-    def refused(self) -> int:
-        """How many spans were given up since start."""
-
-    def hurry(self, seconds: float) -> None:
-        """Ends waits between attempts, as somebody waits for the outcome."""
-
-    def relax(self) -> None:
-        """Ends the hurry."""
-
-    def leave_out(self, spans: Sequence[ReadableSpan]) -> None:
-        """Counts spans of traces that are left out."""
+        self._ticket.suspected(spans, size)
+        self._update_capacity()
 
 
 class TraceWorker:
-    """Collects ended spans and hands them over trace by trace, in a thread that starts with the first span.
-
-    Args:
-        sink: Where traces go.
-        settings: Linger, hold and limits.
-        sees_starts: Whether `started` is called for each span.
-        is_noise: Says of the spans of a whole trace whether it is left out; None if none is.
+    """Collects ended spans and submits them trace by trace, in a thread that starts with the first span.
 
     Attributes:
-        sink: Where traces go.
-        started: Takes the trace id of a span that starts; never raises, never waits.
-        last_trace_id: The trace of the span that started last, set by who tells of it; 0 if there was none.
-        closed: Whether it takes nothing in any more.
+        enqueue_start: Takes the trace id of a span that starts; never raises, never waits.
+        last_trace_id: The trace of the span that started last, set by the caller; 0 if there was none.
+        is_closed: True after `close`: spans are dropped.
     """
 
     def __init__(
-        self, sink: Sink, settings: BufferSettings, *, sees_starts: bool, is_noise: TraceFilter | None = None
+        self,
+        pipeline: Pipeline,
+        settings: BufferSettings,
+        *,
+        has_start_events: bool,
+        trace_filter: TraceFilter | None = None,
     ) -> None:
-        self.sink = sink
-        self._record = sink.record
+        self._pipeline = pipeline
+        self._journal_span = pipeline.span_recorder
         self.last_trace_id = 0
-        self.closed = self._stopped = self._over = False
-        self._settings, self._sees_starts, self._is_noise = settings, sees_starts, is_noise
-        self._full = (
-            f"the buffer is full ({settings.buffer_spans} spans or {settings.buffer_bytes} bytes): the server is away, "
-            "or takes spans more slowly than they come"
+        self.is_closed = self._is_stopped = self._is_over = False
+        self._settings, self._has_start_events, self._trace_filter = settings, has_start_events, trace_filter
+        self._full_reason = (
+            f"the buffer is full ({settings.buffer_spans} spans or {settings.buffer_bytes} bytes): the server is "
+            "unavailable, or slower than the application"
         )
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Also in a forked child: what the parent has taken in, the parent sends."""
+        # A forked child starts empty: the parent sends what it has collected.
         settings = self._settings
         # A start is its trace id, an end the span, a wake-up None.
         self._events: queue.SimpleQueue[int | ReadableSpan | None] = queue.SimpleQueue()
-        # The queue's own method, until the end: a call around it would cost the app's thread more than the queue does.
-        self.started: Callable[[int], None] = _ignored if self.closed else self._events.put
+        # The queue's own method, until the end: a wrapper would cost the application's thread more than the queue does.
+        self.enqueue_start: Callable[[int], None] = _ignore_start if self.is_closed else self._events.put
         self._overflow: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._buffer = TraceBuffer(
-            linger=settings.linger, hold=settings.hold, sees_starts=self._sees_starts, is_noise=self._is_noise
+            linger_seconds=settings.linger,
+            max_age_seconds=settings.hold,
+            has_start_events=self._has_start_events,
+            trace_filter=self._trace_filter,
         )
         self._in_flight = InFlightRequests()
-        self._taken_spans = self._taken_bytes = 0
+        self._submitting_spans = self._submitting_bytes = 0
         self._thread: threading.Thread | None = None
-        self._starting, self._stepping, self._measuring = threading.Lock(), threading.Lock(), threading.Lock()
+        self._starting, self._ticking, self._measuring = threading.Lock(), threading.Lock(), threading.Lock()
         self._urgent, self._flushed = threading.Event(), threading.Condition()
-        self._thread_seen = False
-        self._flushes_wanted = self._flushes_done = 0
-        self._mean_size = _TYPICAL_SIZE
-        self._overflowing = False
-        self._room = 0
-        self._make_room()
+        self._is_thread_checked = False
+        self._flushes_requested = self._flushes_done = 0
+        self._mean_span_bytes = _TYPICAL_SPAN_BYTES
+        self._is_overflowing = False
+        self._capacity = 0
+        self._update_capacity()
 
-    # In the app's threads
+    # In the application's threads
 
-    def see_starts(self) -> None:
-        """Tells that `started` is called from now on."""
-        self._sees_starts = True
-        self._buffer.sees_starts = True
+    def enable_start_events(self) -> None:
+        self._has_start_events = True
+        self._buffer.has_start_events = True
 
-    def ended(self, span: ReadableSpan) -> bool:
-        """Takes an ended span in; never raises, never waits.
-
-        Returns:
-            False if it is refused: after the end, or when the limits are reached.
-        """
-        if self.closed:
-            self.sink.refuse(1, "they ended after the shutdown")
+    def enqueue(self, span: ReadableSpan) -> bool:
+        """Take an ended span; never raises, never waits. False if it is dropped: after the end, or at the limits."""
+        if self.is_closed:
+            self._pipeline.record_dropped(1, "ended after shutdown")
             return False
-        if not self._thread_seen:
-            self._see_thread()
-        taken = self._events.qsize() < self._room
-        if taken:
-            if self._record is not None:
-                self._record(span)
+        if not self._is_thread_checked:
+            self._check_thread()
+        has_capacity = self._events.qsize() < self._capacity
+        if has_capacity:
+            if self._journal_span is not None:
+                self._journal_span(span)
             self._events.put(span)
         else:
-            # Counted and told by the worker: logging takes locks.
+            # The worker counts and logs it: logging takes locks.
             self._overflow.put(None)
-        if self._over:  # since this began: nobody else will look any more
-            self._keep_what_is_left()
-        return taken
+        if self._is_over:  # since this call began: no tick follows
+            self._drain_on_close()
+        return has_capacity
 
-    def _see_thread(self) -> None:
-        """Once per tick: the thread may never have been started, or have died."""
-        self._thread_seen = (self._thread is not None and self._thread.is_alive()) or self._start()
+    def _check_thread(self) -> None:
+        # Once per tick: the thread may not have started, or may have died.
+        self._is_thread_checked = (self._thread is not None and self._thread.is_alive()) or self._start_thread()
 
-    def _start(self) -> bool:
+    def _start_thread(self) -> bool:
         if not self._starting.acquire(blocking=False):
-            return False  # somebody else is at it, maybe this very thread below a signal handler
+            return False  # another thread starts it, or this very thread below a signal handler
         try:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name="mlflow-otlp-worker", daemon=True)
                 thread.start()
                 self._thread = thread
         except RuntimeError:
-            # No more threads can be had, or the interpreter is shutting down: flush() works in its caller's thread.
+            # No more threads, or the interpreter is shutting down: flush() works in its caller's thread.
             return False
         finally:
             self._starting.release()
@@ -200,199 +153,192 @@ class TraceWorker:
     # In the worker's thread
 
     def _run(self) -> None:
-        while not self._stopped or self._is_flush_wanted():
+        while not self._is_stopped or self._has_pending_flush():
             self._wait()
-            self._guarded_step()
+            self._safe_tick()
 
-    def _is_flush_wanted(self) -> bool:
-        return self._flushes_wanted > self._flushes_done
+    def _has_pending_flush(self) -> bool:
+        return self._flushes_requested > self._flushes_done
 
     def _wait(self) -> None:
-        """Until something comes or is due; then a little longer, for what comes with it."""
-        if self._is_flush_wanted():
-            return  # it began in the middle of the last step, which took its wake-up for an event
+        """Wait for an event or until a trace is due; then a little longer, to collect a burst."""
+        if self._has_pending_flush():
+            return  # it began during the last tick, which took its wake-up for an event
         due = self._buffer.next_due()
         try:
-            first = self._events.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
+            event = self._events.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
         except queue.Empty:
             return
-        self._guarded(lambda: self._take_in(first, time.monotonic()))
-        self._urgent.wait(_TICK)
+        self._log_exceptions(lambda: self._apply_event(event, time.monotonic()))
+        self._urgent.wait(_TICK_SECONDS)
 
-    def _guarded_step(self) -> None:
+    def _safe_tick(self) -> None:
         with suppressed_instrumentation():
-            self._guarded(self._step)
+            self._log_exceptions(self._locked_tick)
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _log_exceptions(self, action: Callable[[], None]) -> None:
         try:
             action()
         except BaseException:  # noqa: BLE001
-            # Whatever an exporter raises, the next spans find the worker alive. Upstream's dies of a SystemExit.
-            said = "spans could not be handed over, by a mistake in this library; please report it [%s]"
-            logger.exception(said, MessageCode.INTERNAL_ERROR)
+            # The thread survives every exception, also SystemExit, of which upstream's worker dies.
+            logger.exception(
+                "Internal error: could not submit spans. Please report this. [%s]", MessageCode.INTERNAL_ERROR
+            )
 
-    def _step(self) -> None:
-        """Moves events into the buffer, and hands over what is due, or all if somebody flushes."""
-        with self._stepping:
-            wanted = self._flushes_wanted
+    def _locked_tick(self) -> None:
+        with self._ticking:
+            requested = self._flushes_requested
             try:
-                self._look(wanted)
+                self._tick(is_flush=requested > self._flushes_done)
             finally:
                 with self._flushed:
-                    self._flushes_done = wanted
+                    self._flushes_done = requested
                     self._flushed.notify_all()
 
-    def _look(self, wanted: int) -> None:
+    def _tick(self, *, is_flush: bool) -> None:
+        """Move events into the buffer and submit the traces that are ready, or all during a flush."""
         self._urgent.clear()
-        self._thread_seen = False
+        self._is_thread_checked = False
         now = time.monotonic()
         for _ in range(self._events.qsize()):
             try:
-                self._take_in(self._events.get_nowait(), now)
+                self._apply_event(self._events.get_nowait(), now)
             except queue.Empty:
                 break
-        self._tell_overflow()
+        self._log_overflow()
         buffer, settings = self._buffer, self._settings
-        # What is held for traces in progress makes room before anything is refused.
-        crowded = 2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
-        self._taken_bytes = buffer.byte_count
-        spans = buffer.take_all() if crowded or wanted > self._flushes_done else buffer.take(now)
-        self._taken_spans, self._taken_bytes = len(spans), self._taken_bytes - buffer.byte_count
-        # Not only at the end: as many spans may end while these are enriched and encoded.
-        self._make_room()
+        # Traces in progress are sent before any span is dropped.
+        is_crowded = 2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
+        self._submitting_bytes = buffer.byte_count
+        spans = buffer.pop_all() if is_crowded or is_flush else buffer.pop_ready(now)
+        self._submitting_spans, self._submitting_bytes = len(spans), self._submitting_bytes - buffer.byte_count
+        # Also before submitting: as many spans may end while these are enriched and encoded.
+        self._update_capacity()
         try:
-            if buffer.left_out:
-                left_out, buffer.left_out = buffer.left_out, []
-                self.sink.leave_out(left_out)
+            if buffer.filtered_spans:
+                filtered_spans, buffer.filtered_spans = buffer.filtered_spans, []
+                self._pipeline.record_filtered(filtered_spans)
             if spans:
-                self._hand_over(spans)
+                self._submit(spans)
         finally:
-            self._taken_spans = self._taken_bytes = 0
-            self._make_room()
+            self._submitting_spans = self._submitting_bytes = 0
+            self._update_capacity()
 
-    def _take_in(self, event: int | ReadableSpan | None, now: float) -> None:
+    def _apply_event(self, event: int | ReadableSpan | None, now: float) -> None:
         try:
             if isinstance(event, int):
-                self._buffer.started(event)
+                self._buffer.record_start(event)
             elif event is not None:
-                self._buffer.ended(event, now)
-        except Exception as error:  # noqa: BLE001 - one span of an odd make must not take the others with it
-            self.sink.refuse(1, f"a span could not be taken in ({type(error).__name__})")
+                self._buffer.add(event, now)
+        except Exception as error:  # noqa: BLE001 - a bad span must not affect others
+            self._pipeline.record_dropped(1, f"a span could not be buffered ({type(error).__name__})")
 
-    def _hand_over(self, spans: list[ReadableSpan]) -> None:
-        def opened(count: int, size: int) -> Ticket:
-            counted = self._in_flight.opened(count, size)
-            self._taken_spans -= count
-            self._taken_bytes = max(0, self._taken_bytes - size)
-            return _Ticket(counted, self._make_room)
+    def _submit(self, spans: list[ReadableSpan]) -> None:
+        def track(span_count: int, byte_count: int) -> Ticket:
+            ticket = self._in_flight.opened(span_count, byte_count)
+            self._submitting_spans -= span_count
+            self._submitting_bytes = max(0, self._submitting_bytes - byte_count)
+            return _CapacityTicket(ticket, self._update_capacity)
 
-        refused = self.sink.refused()
+        dropped_before = self._pipeline.dropped_count
         try:
-            self.sink.submit(spans, opened)
+            self._pipeline.submit(spans, track)
         except BaseException as error:
-            self.sink.refuse(self._taken_spans - (self.sink.refused() - refused), f"it raised {type(error).__name__}")
+            dropped_count = self._pipeline.dropped_count - dropped_before
+            self._pipeline.record_dropped(self._submitting_spans - dropped_count, f"{type(error).__name__} was raised")
             raise
 
-    def _tell_overflow(self) -> None:
+    def _log_overflow(self) -> None:
         count = self._overflow.qsize()
         if count:
             for _ in range(count):
                 self._overflow.get_nowait()
-            self.sink.refuse(count, self._full)
+            self._pipeline.record_dropped(count, self._full_reason)
 
-    def _make_room(self) -> None:
-        """Says how many events may wait in the queue until the worker has looked again.
+    def _update_capacity(self) -> None:
+        """Set how many events the queue may hold until the next tick.
 
-        In the app's thread nothing is measured: the bytes that are left are told in spans of the mean size.
+        Nothing is measured in the application's threads: the free bytes are converted to spans of the mean size.
         """
         settings, in_flight, buffer = self._settings, self._in_flight, self._buffer
-        # One at a time, or who has measured first may tell last, and nothing would be taken in any more.
+        # One thread at a time: else a thread could write its older measurement last and close the queue forever.
         with self._measuring:
-            held = buffer.span_count  # read once, as the worker takes spans out meanwhile
-            if held:
-                self._mean_size = max(1, buffer.byte_count // held)
-            spans = settings.buffer_spans - held - self._taken_spans - in_flight.spans
-            size = settings.buffer_bytes - buffer.byte_count - self._taken_bytes - in_flight.bytes
-            # Where starts are told, each span is two events.
-            self._room = (1 + self._sees_starts) * max(0, min(spans, size // self._mean_size))
-            solved, self._overflowing = self._overflowing and self._room > 0, self._room == 0
-        if solved:
-            self.sink.solve(self._full, "spans are taken in again")
+            buffered = buffer.span_count  # read once, because the worker pops spans meanwhile
+            if buffered:
+                self._mean_span_bytes = max(1, buffer.byte_count // buffered)
+            free_spans = settings.buffer_spans - buffered - self._submitting_spans - in_flight.spans
+            free_bytes = settings.buffer_bytes - buffer.byte_count - self._submitting_bytes - in_flight.bytes
+            # With start events, each span is two events.
+            event_count = 1 + self._has_start_events
+            self._capacity = event_count * max(0, min(free_spans, free_bytes // self._mean_span_bytes))
+            has_recovered = self._is_overflowing and self._capacity > 0
+            self._is_overflowing = self._capacity == 0
+        if has_recovered:
+            self._pipeline.resolve_problem(self._full_reason, "Spans are buffered again")
 
-    # For those who wait
+    # For flush and shutdown
 
-    def pending(self) -> int:
-        """How many ended spans have no outcome, about: starts that the worker has not seen count as well."""
-        return self._events.qsize() + self._buffer.span_count + self._taken_spans + self._in_flight.spans
+    def pending_count(self) -> int:
+        """Return about how many ended spans have no outcome; includes starts that the worker has not seen."""
+        return self._events.qsize() + self._buffer.span_count + self._submitting_spans + self._in_flight.spans
 
-    def flush(self, seconds: float) -> bool:
-        """Hands over all that has ended, and waits until it has an outcome.
-
-        Args:
-            seconds: How long to wait at most.
-
-        Returns:
-            True if all of it was delivered within the time.
-        """
+    def flush(self, timeout_seconds: float) -> bool:
+        """Submit all ended spans and wait for their outcome; True if all were delivered within the time."""
         if self._thread is None and self._events.empty():
-            return True  # nothing ever came
-        deadline = time.monotonic() + seconds
-        refused = self.sink.refused()
-        self.sink.hurry(seconds)
+            return True  # no span ever ended
+        deadline = time.monotonic() + timeout_seconds
+        pipeline = self._pipeline
+        dropped_before = pipeline.dropped_count
+        pipeline.begin_flush(timeout_seconds)
         try:
             with self._flushed:
-                self._flushes_wanted += 1
-                wanted = self._flushes_wanted
+                self._flushes_requested += 1
+                requested = self._flushes_requested
             self._urgent.set()
             self._events.put(None)
-            if not self._stopped:
-                self._start()
-            if self._stopped or self._thread is None or not self._thread.is_alive():
-                self._guarded_step()  # a thread that is started after the end looks alive, and does nothing
+            if not self._is_stopped:
+                self._start_thread()
+            if self._is_stopped or self._thread is None or not self._thread.is_alive():
+                self._safe_tick()  # a thread that starts after the end looks alive and does nothing
             with self._flushed:
-                handed_over = self._flushed.wait_for(
-                    lambda: self._flushes_done >= wanted, max(0.0, deadline - time.monotonic())
+                is_submitted = self._flushed.wait_for(
+                    lambda: self._flushes_done >= requested, max(0.0, deadline - time.monotonic())
                 )
-            settled = self._in_flight.wait(max(0.0, deadline - time.monotonic()))
-            self._make_room()  # by who settled it, that may be a moment later
-            if settled:
-                self.sink.drained(deadline - time.monotonic())
-                self.sink.told(deadline - time.monotonic())
+            is_settled = self._in_flight.wait(max(0.0, deadline - time.monotonic()))
+            self._update_capacity()  # the sender thread may do so a moment later
+            if is_settled:
+                pipeline.wait_until_drained(deadline - time.monotonic())
+                pipeline.wait_for_rest_calls(deadline - time.monotonic())
         finally:
-            self.sink.relax()
-        return handed_over and settled and self.sink.refused() == refused
+            pipeline.end_flush()
+        return is_submitted and is_settled and pipeline.dropped_count == dropped_before
 
-    def close(self, seconds: float, then: Callable[[float], None]) -> None:
-        """Takes nothing more in, flushes, ends the thread, and shuts down what comes after; all within the time.
-
-        Args:
-            seconds: How long to wait at most.
-            then: Called with the milliseconds that are left.
-        """
-        if self.closed:
+    def close(self, timeout_seconds: float, shutdown: Callable[[float], None]) -> None:
+        """Flush, end the thread, and call `shutdown` with the milliseconds that remain."""
+        if self.is_closed:
             return
-        deadline = time.monotonic() + seconds
-        self.closed, self.started = True, _ignored
-        self.flush(seconds)
-        self._stopped = True
+        deadline = time.monotonic() + timeout_seconds
+        self.is_closed, self.enqueue_start = True, _ignore_start
+        self.flush(timeout_seconds)
+        self._is_stopped = True
         self._urgent.set()
         self._events.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.2, deadline - time.monotonic()))
-        then(max(0.0, deadline - time.monotonic()) * 1000)
-        self._over = True
-        self._keep_what_is_left()
+        shutdown(max(0.0, deadline - time.monotonic()) * 1000)
+        self._is_over = True
+        self._drain_on_close()
 
-    def _keep_what_is_left(self) -> None:
-        """What was on its way in while the end came, or what the worker had no time for."""
-        if not self._stepping.acquire(timeout=0.2):
-            return  # the worker is in the middle of handing over: the exporter keeps or refuses that
+    def _drain_on_close(self) -> None:
+        """Spool or drop spans that were enqueued during `close`, or that the worker had no time for."""
+        if not self._ticking.acquire(timeout=0.2):
+            return  # a tick is submitting: the pipeline spools or drops its spans
         try:
             while not self._events.empty():
-                self._take_in(self._events.get_nowait(), time.monotonic())
-            self._tell_overflow()
-            left = self._buffer.take_all()
-            if left:
-                self.sink.keep(left, "they ended during the shutdown")
+                self._apply_event(self._events.get_nowait(), time.monotonic())
+            self._log_overflow()
+            spans = self._buffer.pop_all()
+            if spans:
+                self._pipeline.spool_or_drop(spans, "ended during shutdown")
         finally:
-            self._stepping.release()
+            self._ticking.release()

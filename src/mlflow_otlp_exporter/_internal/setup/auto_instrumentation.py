@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.config.models import AppSettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.processing.processor import is_sampled, sampling_bound
+from mlflow_otlp_exporter._internal.processing.processor import CONTEXT_ERROR, is_sampled, sampling_bound
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
@@ -55,8 +55,10 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
                 return
             super().__init__(**arguments)
             self._app = app
-            self.note_noise(app.noise)
-            self._worker = TraceWorker(self, buffer, sees_starts=False, is_noise=make_trace_filter(app.noise))
+            assert self._pipeline is not None
+            self._pipeline.set_trace_filter(app.noise)
+            trace_filter = make_trace_filter(app.noise)
+            self._worker = TraceWorker(self._pipeline, buffer, has_start_events=False, trace_filter=trace_filter)
             _exporters.add(self)
         except (ConfigurationError, TypeError) as error:
             # TypeError: a configuration file names an argument that does not exist. It has no code yet.
@@ -72,7 +74,7 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
             return super().export(spans)
         bound = sampling_bound(self._app.sampling_ratio)
         accepted = [
-            self._worker.ended(span)
+            self._worker.enqueue(span)
             for span in spans
             if (context := span.get_span_context()) is None or is_sampled(context, bound)
         ]
@@ -93,7 +95,7 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
         """Receive the span starts of the provider from now on."""
         if self._worker is not None and self._app is not None and not self.is_disabled:
             provider.add_span_processor(SpanStartListener(self, self._worker, self._app))
-            self._worker.see_starts()
+            self._worker.enable_start_events()
 
     def disable(self) -> None:
         """Send the buffered spans and ignore later ones, which the pipeline of `configure()` sends."""
@@ -113,14 +115,11 @@ class SpanStartListener(SpanProcessor):
         context = span.context
         if context is not None and is_sampled(context, self._bound) and not self._exporter.is_disabled:
             self._worker.last_trace_id = context.trace_id
-            self._worker.started(context.trace_id)
+            self._worker.enqueue_start(context.trace_id)
             try:
                 apply_context(span, context.trace_id, parent_context, self._received)
             except Exception:  # noqa: BLE001 - nothing of this library raises into the application
-                logger.exception(
-                    "Internal error: could not apply trace context to a span. Please report this. [%s]",
-                    MessageCode.INTERNAL_ERROR,
-                )
+                logger.exception(CONTEXT_ERROR, MessageCode.INTERNAL_ERROR)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Record the end of a local root."""

@@ -22,7 +22,7 @@ from mlflow_otlp_exporter._internal.config.describe import describe_unknown_vari
 from mlflow_otlp_exporter._internal.config.models import AppSettings, Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_app
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor
+from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, attach_exporter, worker_of
 from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
 from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook, install_sigterm_handler
 from mlflow_otlp_exporter._internal.setup.telemetry import (
@@ -226,10 +226,9 @@ def _create_telemetry(provider: TracerProvider, exporter: MLflowSpanExporter, ap
     # A provider cannot remove a processor: its one processor of this library gets the new exporter.
     processor = _processors.get(provider)
     if processor is not None:
-        return Telemetry(provider, exporter, processor, processor.attach(exporter, app))
+        return Telemetry(provider, exporter, processor, attach_exporter(processor, exporter, app))
     processor = _processors[provider] = MLflowSpanProcessor(exporter)
-    processor.worker = processor.attach(exporter, app)
-    telemetry = Telemetry(provider, exporter, processor, processor.worker)
+    telemetry = Telemetry(provider, exporter, processor, attach_exporter(processor, exporter, app))
     add_processor(provider, processor)
     return telemetry
 
@@ -238,7 +237,7 @@ def _create_disabled_telemetry(provider: object, exporter: MLflowSpanExporter) -
     if not isinstance(provider, TracerProvider):
         provider = TracerProvider(shutdown_on_exit=False)  # does not become the global one
     processor = MLflowSpanProcessor(exporter)
-    return Telemetry(provider, exporter, processor, processor.worker)
+    return Telemetry(provider, exporter, processor, worker_of(processor))
 
 
 def _log_summary(settings: Settings | None, app: AppSettings, origin: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.stats import Stats
-from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor
+from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
+from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, detach_worker
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 
 # A trace id for the check of the other arguments if there is no trace.
@@ -56,11 +56,13 @@ class Telemetry:
         tracer_provider: TracerProvider,
         exporter: MLflowSpanExporter,
         processor: MLflowSpanProcessor,
-        worker: TraceWorker,
+        worker: TraceWorker | None,
     ) -> None:
         self.tracer_provider = tracer_provider
         self.exporter = exporter
-        self._processor, self._worker = processor, worker
+        # Both are None if the exporter is off.
+        self._pipeline, self._worker = pipeline_of(exporter), worker
+        self._processor, self._is_closed = processor, False
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
@@ -71,7 +73,7 @@ class Telemetry:
     @property
     def is_closed(self) -> bool:
         """Whether it accepts no more spans, because it or the tracer provider was shut down."""
-        return self._worker.closed
+        return self._is_closed or (self._worker is not None and self._worker.is_closed)
 
     def flush(self, timeout: float = FLUSH_TIMEOUT_SECONDS) -> FlushResult:
         """Send all ended spans, also those of traces in progress, and wait for their outcome.
@@ -83,8 +85,9 @@ class Telemetry:
             The outcome of the spans since the last flush.
         """
         deadline = time.monotonic() + timeout
-        all_delivered = self._worker.flush(timeout)
-        self.exporter.told(deadline - time.monotonic())
+        all_delivered = self._worker is None or self._worker.flush(timeout)
+        if self._pipeline is not None:
+            self._pipeline.wait_for_rest_calls(deadline - time.monotonic())
         return self._flush_result(all_delivered=all_delivered)
 
     def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT_SECONDS) -> FlushResult:
@@ -96,21 +99,25 @@ class Telemetry:
         Returns:
             The outcome of the spans since the last flush.
         """
-        self._processor.detach(self._worker)
-        self._worker.close(timeout, self.exporter.shutdown)
+        self._close_worker(timeout, self.exporter.shutdown)
         return self._flush_result(all_delivered=True)
 
     def _detach(self) -> None:
         """Flush and accept no more spans, but keep the exporter open for another pipeline."""
-        self._processor.detach(self._worker)
-        self._worker.close(SHUTDOWN_TIMEOUT_SECONDS, lambda _: None)
+        self._close_worker(SHUTDOWN_TIMEOUT_SECONDS, lambda _: None)
+
+    def _close_worker(self, timeout: float, shutdown: Callable[[float], None]) -> None:
+        self._is_closed = True
+        if self._worker is not None:
+            detach_worker(self._processor, self._worker)
+            self._worker.close(timeout, shutdown)
 
     def _flush_result(self, *, all_delivered: bool) -> FlushResult:
         with self._lock:
             stats, last = self.stats(), self._last_stats
             self._last_stats = stats
-        pending = 0 if all_delivered else self._worker.pending()
-        spooled = self.exporter.drained(0.0)
+        pending = 0 if all_delivered or self._worker is None else self._worker.pending_count()
+        spooled = self._pipeline.wait_until_drained(0.0) if self._pipeline is not None else 0
         return FlushResult(stats.delivered - last.delivered, spooled, stats.dropped - last.dropped, pending)
 
     def stats(self) -> Stats:
@@ -212,20 +219,24 @@ class Telemetry:
         if trace_id is None:
             trace_id = trace.get_current_span().get_span_context().trace_id or _NO_TRACE
         mlflow_id = mlflow_trace_id(trace_id)
-        if workspace is None:
-            workspace = self.exporter.workspace_of(int(mlflow_id[3:], 16), self.tracer_provider.resource.attributes)
+        pipeline = self._pipeline
+        if workspace is None and pipeline is not None:
+            workspace = pipeline.workspace_of(int(mlflow_id[3:], 16), self.tracer_provider.resource.attributes)
         try:
-            mask = self.exporter.mask
+            mask = pipeline.mask if pipeline is not None else None
             assessment = build_assessment(kind, mlflow_id, name, value, workspace=workspace, mask=mask, **details)
         except ConfigurationError:
             raise
         except Exception as error:  # noqa: BLE001 - nothing else of this library raises into the application
-            self.exporter.assess(None, f"it could not be built ({type(error).__name__})")
+            if pipeline is not None:
+                pipeline.drop_assessment(f"it could not be built ({type(error).__name__})")
+            return None
+        if pipeline is None:
             return None
         if trace_id is _NO_TRACE:
-            self.exporter.assess(None, "no trace_id was passed, and no span is current")
+            pipeline.drop_assessment("no trace_id was passed, and no span is current")
             return None
-        return assessment.id if self.exporter.assess(assessment) else None
+        return assessment.id if pipeline.send_assessment(assessment) else None
 
     def trace_url(self, trace_id: int | None = None) -> str | None:
         """Return the address of a trace in the MLflow console.
@@ -238,7 +249,8 @@ class Telemetry:
         """
         if trace_id is None:
             current = trace.get_current_span().get_span_context()
-            trace_id = current.trace_id if current.is_valid else self._worker.last_trace_id
+            last_trace_id = self._worker.last_trace_id if self._worker is not None else 0
+            trace_id = current.trace_id if current.is_valid else last_trace_id
         if not trace_id:
             return None
         return self.exporter.trace_url(trace_id, self.tracer_provider.resource.attributes)

@@ -40,7 +40,7 @@ def classify_error(error: TransportError) -> ExportOutcome:
     """Classify a request without response."""
     cause = FailureKind.CREDENTIALS if error.is_credential_error else FailureKind.SERVER
     code = MessageCode.CREDENTIAL_UNAVAILABLE if error.is_credential_error else error.code
-    return ExportOutcome(Disposition.RETRY, cause, error.message, ambiguous=error.may_have_arrived, code=code)
+    return ExportOutcome(Disposition.RETRYABLE, cause, error.message, ambiguous=error.may_have_arrived, code=code)
 
 
 def classify_response(response: HttpResponse) -> ExportOutcome:
@@ -53,27 +53,31 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
     if 300 <= status < 400:
         location = response.headers.get("location", "elsewhere").partition("?")[0][:_MAX_MESSAGE_LENGTH]
         message = f"{status}: the server redirects to {location}, which is not followed with credentials"
-        return ExportOutcome(Disposition.RETRY, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.REDIRECTED)
+        return ExportOutcome(
+            Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.REDIRECTED
+        )
     if status in (401, 407):
         code = MessageCode.UNAUTHENTICATED if status == 401 else MessageCode.PROXY_UNAUTHENTICATED
-        return ExportOutcome(Disposition.RETRY, FailureKind.CREDENTIALS, message, status, code=code)
+        return ExportOutcome(Disposition.RETRYABLE, FailureKind.CREDENTIALS, message, status, code=code)
     if status == 413:
-        return ExportOutcome(Disposition.SPLIT, FailureKind.SIZE, message, status, code=MessageCode.REQUEST_TOO_LARGE)
+        return ExportOutcome(
+            Disposition.TOO_LARGE, FailureKind.SIZE, message, status, code=MessageCode.REQUEST_TOO_LARGE
+        )
     if (is_html(response) and status not in _TRANSIENT) or status in (405, 501):
         # 501: MLflow's file store; 404 as HTML and 405: another server, or MLflow under another path. The 502 of a
         # proxy is HTML, too, but means that the server is unavailable.
         code, delay = _other_server_code(text), parse_retry_after(response.headers)
-        return ExportOutcome(Disposition.RETRY, FailureKind.NOT_MLFLOW, message, status, delay, code=code)
+        return ExportOutcome(Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, delay, code=code)
     if _is_destination_error(response, text):
         code = _destination_code(response, text)
-        return ExportOutcome(Disposition.RETRY, FailureKind.DESTINATION, message, status, code=code)
+        return ExportOutcome(Disposition.RETRYABLE, FailureKind.DESTINATION, message, status, code=code)
     if status in _TRANSIENT or (status == 400 and any(words in text for words in _DAMAGED_DATABASE)):
         code, delay = _server_code(response, text), parse_retry_after(response.headers)
         ambiguous = _may_be_stored(response, text)
         return ExportOutcome(
-            Disposition.RETRY, FailureKind.SERVER, message, status, delay, ambiguous=ambiguous, code=code
+            Disposition.RETRYABLE, FailureKind.SERVER, message, status, delay, ambiguous=ambiguous, code=code
         )
-    return ExportOutcome(Disposition.REFUSED, FailureKind.CONTENT, message, status, code=MessageCode.SPAN_REJECTED)
+    return ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, message, status, code=MessageCode.SPAN_REJECTED)
 
 
 def _may_be_stored(response: HttpResponse, text: str) -> bool:
@@ -131,7 +135,7 @@ def _classify_success(response: HttpResponse) -> ExportOutcome:
     status, body = response.status, response.body
     if is_html(response):
         message = f"{status} with an HTML page (a login page?) instead of an answer to OTLP"
-        return ExportOutcome(Disposition.RETRY, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.HTML_PAGE)
+        return ExportOutcome(Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.HTML_PAGE)
     if not body or not response.is_complete:
         # The status counts even if the body is broken, because sending again would store the spans twice.
         return DELIVERED
@@ -139,8 +143,10 @@ def _classify_success(response: HttpResponse) -> ExportOutcome:
     if rejected:
         message = f"{rejected} spans rejected: {text}"
         code = MessageCode.PARTIAL_SUCCESS
-        return ExportOutcome(Disposition.PARTLY, FailureKind.CONTENT, message, status, rejected=rejected, code=code)
-    return ExportOutcome(Disposition.DELIVERED, message=text, status=status, code=MessageCode.SERVER_MESSAGE)
+        return ExportOutcome(
+            Disposition.PARTIAL_SUCCESS, FailureKind.CONTENT, message, status, rejected=rejected, code=code
+        )
+    return ExportOutcome(Disposition.SUCCESS, message=text, status=status, code=MessageCode.SERVER_MESSAGE)
 
 
 def _parse_partial_success(body: bytes) -> tuple[int, str]:

@@ -207,7 +207,7 @@ class _Examination:
         answer = self._reach.traces.send(HttpRequest("POST", "", headers=headers, body=_EMPTY, timeout_seconds=SECONDS))
         outcome = classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
         where = getattr(self._reach.traces, "url", self._reach.server.url).partition("?")[0]
-        passed = outcome.verdict is Disposition.DELIVERED or outcome.code is MessageCode.EXPERIMENT_REQUIRED
+        passed = outcome.disposition is Disposition.SUCCESS or outcome.code is MessageCode.EXPERIMENT_REQUIRED
         step = "" if passed else _STEP_OF.get(outcome.code, "endpoint")
         if step == "endpoint":
             found = failed("endpoint", outcome.code, f"{where} is no OTLP endpoint that can be used", outcome.message)
@@ -219,7 +219,7 @@ class _Examination:
                 found = replace(found, cause=cause, fix=fix)
             yield found
             return
-        self._needs_experiment = outcome.verdict is not Disposition.DELIVERED
+        self._needs_experiment = outcome.disposition is not Disposition.SUCCESS
         kind = "wants an experiment, as MLflow's does" if self._needs_experiment else "wants no experiment"
         yield CheckResult("endpoint", CheckStatus.OK, where if step else f"{where}, which {kind}")
         yield self._credentials(outcome if step == "credentials" else None)
@@ -286,7 +286,7 @@ class _Examination:
     def _by_id(self, number: str) -> CheckResult:
         line = f"id {number} ({self._settings.sources['experiment_id']})"
         api = self._reach.api
-        if api is None or not (self._reach.certain or self._version):
+        if api is None or not (self._reach.is_api_certain or self._version):
             return CheckResult("experiment", CheckStatus.OK, f"{line}, not checked: no MLflow to ask")
         headers = Destination(self._destination.workspace).headers(None)
         path = f"/api/2.0/mlflow/experiments/get?experiment_id={number}"
@@ -306,7 +306,9 @@ class _Examination:
             return CheckResult("experiment", CheckStatus.OK, f"{line}, {experiment.get('name')!r}")
         outcome = classify_response(answer)
         missing = error_code(answer) == "RESOURCE_DOES_NOT_EXIST"
-        code = MessageCode.EXPERIMENT_NOT_FOUND if missing or outcome.verdict is Disposition.DELIVERED else outcome.code
+        code = (
+            MessageCode.EXPERIMENT_NOT_FOUND if missing or outcome.disposition is Disposition.SUCCESS else outcome.code
+        )
         return failed("experiment", code, line, outcome.message)
 
     # A trace
@@ -314,9 +316,9 @@ class _Examination:
     def _write(self) -> Iterator[CheckResult]:
         encoder = SpanEncoder()
         body = encode_request([encoder.encode(span) for span in self._spans])
-        outcome = self._reach.delivery.attempt(EncodedBatch(self._destination, body, len(self._spans)), SECONDS)
+        outcome = self._reach.otlp.export(EncodedBatch(self._destination, body, len(self._spans)), SECONDS)
         trace_id = trace_id_of(self._spans)
-        if outcome.verdict is not Disposition.DELIVERED:
+        if outcome.disposition is not Disposition.SUCCESS:
             yield failed("write", outcome.code, f"the test trace {trace_id} was not accepted", outcome.message)
             return
         note = f"; {outcome.message}" if outcome.message else ""
@@ -325,7 +327,7 @@ class _Examination:
 
     def _read_back(self, trace_id: str) -> Iterator[CheckResult]:
         api = self._reach.api
-        if api is None or not (self._reach.certain or self._version):
+        if api is None or not (self._reach.is_api_certain or self._version):
             code = MessageCode.NO_MLFLOW_SERVER
             found = "whether it arrived in MLflow is not known: nothing says where MLflow is"
             yield CheckResult("read back", CheckStatus.WARNING, found, "", *HINTS[code], code)
