@@ -1,4 +1,4 @@
-"""Encoded spans: lengths of any size, and requests put together from them."""
+"""Encoded spans: lengths of any size, and requests assembled of them."""
 
 import pytest
 from hypothesis import given
@@ -19,17 +19,17 @@ from mlflow_otlp_exporter._internal.model.encoded_span import (
 )
 from support.spans import finished
 
-# Where a length takes one byte more, and where the table of short ones ends.
+# Where a length takes one more byte, and where the table of short lengths ends.
 SIZES = [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152]
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_numbers_of_any_size(number: int) -> None:
+def test_varint_of_any_size_can_be_parsed(number: int) -> None:
     assert Span.FromString(b"\x50" + varint(number)).dropped_attributes_count == number
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_lengths_of_any_size(size: int) -> None:
+def test_encode_field_with_any_length_can_be_parsed(size: int) -> None:
     [span] = ScopeSpans.FromString(frame_span(encode_field(b"\x2a", b"n" * size))).spans
     assert len(span.name) == size
     body = encode_request(
@@ -39,14 +39,14 @@ def test_lengths_of_any_size(size: int) -> None:
     assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["n" * size]
 
 
-def test_spans_are_grouped_by_resource_and_scope() -> None:
+def test_encode_request_groups_spans_by_resource_and_scope() -> None:
     encoder = SpanEncoder()
     spans = [*finished("a"), *finished("b"), *finished("c", service="other")]
     request = ExportTraceServiceRequest.FromString(encode_request([encoder.encode(span) for span in spans]))
-    assert [[len(scope.spans) for scope in each.scope_spans] for each in request.resource_spans] == [[2], [1]]
+    assert [[len(scope.spans) for scope in group.scope_spans] for group in request.resource_spans] == [[2], [1]]
 
 
-def test_a_file_that_several_spans_refer_to_weighs_once() -> None:
+def test_memory_bytes_count_shared_attachment_once() -> None:
     one, two = (SpanEncoder().encode(span) for span in finished("a", "b"))
     file = Attachment("id", "tr-1", "image/png", b"x" * 1000)
     bodies = len(one.body) + len(two.body)

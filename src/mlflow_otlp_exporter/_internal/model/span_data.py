@@ -1,6 +1,6 @@
-"""Spans, events and links that are copies of the SDK's, and tell all the same how much its limits have cost these.
+"""Copies of spans, events and links that keep the dropped counts of the originals.
 
-The SDK's own work it out from the containers that its limits hold for, which a copy does not have.
+The SDK computes dropped counts from its bounded containers, which a copy does not have.
 """
 
 from __future__ import annotations
@@ -13,13 +13,7 @@ from opentelemetry.trace import Link, SpanContext
 
 
 class DroppedCounts(NamedTuple):
-    """How much of a span the SDK's limits have cost.
-
-    Attributes:
-        attributes: How many attributes.
-        events: How many events.
-        links: How many links.
-    """
+    """Numbers of attributes, events and links that the SDK's limits dropped."""
 
     attributes: int = 0
     events: int = 0
@@ -27,17 +21,11 @@ class DroppedCounts(NamedTuple):
 
 
 def dropped_counts_of(span: ReadableSpan) -> DroppedCounts:
-    """How much of a span the SDK's limits have cost."""
     return DroppedCounts(span.dropped_attributes, span.dropped_events, span.dropped_links)
 
 
 class SpanData(ReadableSpan):
-    """A span that is told how much was dropped from it.
-
-    Args:
-        dropped: That.
-        arguments: What `ReadableSpan` takes.
-    """
+    """A span with given dropped counts; `arguments` are those of `ReadableSpan`."""
 
     def __init__(self, dropped: DroppedCounts, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -45,29 +33,19 @@ class SpanData(ReadableSpan):
 
     @property
     def dropped_attributes(self) -> int:
-        """How many attributes the SDK's limits have cost."""
         return self._dropped.attributes
 
     @property
     def dropped_events(self) -> int:
-        """How many events."""
         return self._dropped.events
 
     @property
     def dropped_links(self) -> int:
-        """How many links."""
         return self._dropped.links
 
 
 class EventData(Event):
-    """An event that is told how many attributes were dropped from it.
-
-    Args:
-        name: Its name.
-        attributes: Its attributes.
-        timestamp: When it happened, in nanoseconds since 1970.
-        dropped: How many attributes the SDK's limits have cost.
-    """
+    """An event with a given count of dropped attributes."""
 
     def __init__(self, name: str, attributes: Mapping[str, Any], timestamp: int, dropped: int) -> None:
         super().__init__(name, attributes, timestamp)
@@ -75,18 +53,11 @@ class EventData(Event):
 
     @property
     def dropped_attributes(self) -> int:
-        """How many attributes the SDK's limits have cost."""
         return self._dropped
 
 
 class LinkData(Link):
-    """A link that is told how many attributes were dropped from it.
-
-    Args:
-        context: What it leads to.
-        attributes: Its attributes.
-        dropped: How many attributes the SDK's limits have cost.
-    """
+    """A link with a given count of dropped attributes."""
 
     def __init__(self, context: SpanContext, attributes: Mapping[str, Any], dropped: int) -> None:
         super().__init__(context, attributes)
@@ -94,15 +65,12 @@ class LinkData(Link):
 
     @property
     def dropped_attributes(self) -> int:
-        """How many attributes the SDK's limits have cost."""
         return self._dropped
 
 
 def replace_event(event: Event, name: str, attributes: Mapping[str, Any]) -> Event:
-    """An event with another content."""
     return EventData(name, attributes, event.timestamp, event.dropped_attributes)
 
 
 def replace_link(link: Link, attributes: Mapping[str, Any]) -> Link:
-    """A link with other attributes."""
     return LinkData(link.context, attributes, getattr(link, "dropped_attributes", 0))
