@@ -55,7 +55,7 @@ COMMANDS = {
     "doctor": "doctor",
     "spool": "spool status",
     "send": "send --test",
-    "collector-config": "collector-config --experiment-id 1",
+    "collector-config": "collector-config",
     "help": "--help",
     "version": "--version",
 }

@@ -7,14 +7,13 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from mlflow_otlp_exporter._internal.cli.collector import read_config
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 # The oldest that OpenShift 4.16 has, and a recent one.
 VERSIONS = ("1.29", "1.33")
-# A resource of the OpenTelemetry Operator; Kubernetes' schemas lack it, tests/cli/test_collector_config.py checks it.
-FOREIGN = {"OpenTelemetryCollector"}
 
 
 def documents(*names: str) -> list[dict[str, Any]]:
@@ -30,8 +29,7 @@ def the(kind: str, *names: str) -> dict[str, Any]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_schema(path: Path, version: str) -> None:
     for document in documents(path.name):
-        if document["kind"] not in FOREIGN:
-            kubernetes_validate.validate(document, version, strict=True)
+        kubernetes_validate.validate(document, version, strict=True)
 
 
 def test_schemas_find_a_mistake() -> None:
@@ -71,7 +69,9 @@ def test_the_agents_variables_are_settings(tmp_path: Path) -> None:
 
 
 def test_parts_of_the_collector_fit_together() -> None:
-    resource, account = the("OpenTelemetryCollector", "collector.yaml"), the("ServiceAccount", "collector-rbac.yaml")
+    # Kubernetes' schemas lack this resource; tests/cli/test_collector.py checks it.
+    resource = yaml.safe_load(read_config("operator"))
+    account = the("ServiceAccount", "collector-rbac.yaml")
     role, binding = the("ClusterRole", "collector-rbac.yaml"), the("RoleBinding", "collector-rbac.yaml")
     assert resource["spec"]["serviceAccount"] == account["metadata"]["name"]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]

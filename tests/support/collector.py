@@ -1,6 +1,7 @@
 """OpenTelemetry Collectors in front of MLflow: one that PyPI ships, and otelcol where it is on PATH."""
 
 import http.client
+import re
 import shutil
 import subprocess
 import threading
@@ -10,12 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from mlflow_otlp_exporter._internal.cli.collector_config import CollectorConfig, as_yaml
+import yaml
+
+from mlflow_otlp_exporter._internal.cli.collector import read_config
 from support.environments import environment, read_lock
 from support.nginx import _free_ports
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.05
+REFERENCE = re.compile(r"\$\{env:(?P<name>\w+)(?P<default>:-[^}]*)?\}")
 
 
 def collector_python() -> Path:
@@ -25,8 +29,17 @@ def collector_python() -> Path:
 
 def otelcol() -> Path | None:
     """The Collector of OpenTelemetry, where it is on this machine."""
-    found = shutil.which("otelcol-contrib") or shutil.which("otelcol")
-    return Path(found) if found else None
+    path = shutil.which("otelcol-contrib") or shutil.which("otelcol")
+    return Path(path) if path else None
+
+
+def expand_variables(text: str, variables: Mapping[str, str]) -> str:
+    """A configuration as the Collector reads it: a default replaces an unset variable, but not an empty one."""
+
+    def value_of(reference: re.Match[str]) -> str:
+        return variables.get(reference["name"], (reference["default"] or "").removeprefix(":-"))
+
+    return REFERENCE.sub(value_of, text)
 
 
 class Collector:
@@ -54,12 +67,17 @@ class Collector:
             raise
 
     @classmethod
-    def of_pypi(cls, folder: Path, config: CollectorConfig) -> "Collector":
-        """Rotel, which knows fixed destinations alone."""
+    def of_pypi(cls, folder: Path, variables: Mapping[str, str]) -> "Collector":
+        """Rotel with the values of the configuration `fixed-no-auth`; rotel has no counterpart of `per-tenant`.
+
+        Args:
+            folder: The folder for its files.
+            variables: The environment variables that the configuration refers to.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        assert not config.per_tenant
+        exporter = yaml.safe_load(expand_variables(read_config("fixed-no-auth"), variables))["exporters"]
+        exporter = exporter["otlphttp/mlflow"]
         web, grpc = _free_ports(2)
-        headers = {"x-mlflow-experiment-id": config.experiment_id, "x-mlflow-workspace": config.workspace}
         (program,) = collector_python().parents[1].glob("lib/python*/site-packages/rotel/rotel-agent")
         options = {
             "pid-file": str(folder / "pid"),
@@ -67,10 +85,9 @@ class Collector:
             "otlp-grpc-endpoint": f"127.0.0.1:{grpc}",
             "exporter": "otlp",
             "otlp-exporter-protocol": "http",
-            # It wants one for metrics and logs, too, which nobody sends it here.
-            "otlp-exporter-endpoint": config.traces_url.removesuffix("/v1/traces"),
-            "otlp-exporter-compression": config.compression,
-            "otlp-exporter-custom-headers": ",".join(f"{name}={value}" for name, value in headers.items() if value),
+            "otlp-exporter-endpoint": exporter["endpoint"],
+            "otlp-exporter-compression": exporter["compression"],
+            "otlp-exporter-custom-headers": ",".join(f"{name}={value}" for name, value in exporter["headers"].items()),
             "otlp-exporter-retry-initial-backoff": "200ms",
             "otlp-exporter-retry-max-backoff": "500ms",
         }
@@ -78,13 +95,13 @@ class Collector:
         return cls(folder, command, {"PATH": "/usr/bin:/bin"}, (web, grpc))
 
     @classmethod
-    def of_opentelemetry(cls, folder: Path, config: CollectorConfig) -> "Collector":
-        """Otelcol, with the configuration that we print; only ports and folder are others."""
+    def of_opentelemetry(cls, folder: Path, variables: Mapping[str, str], name: str = "fixed-no-auth") -> "Collector":
+        """Otelcol with a shipped configuration; only its ports and its folder are replaced."""
         folder.mkdir(parents=True, exist_ok=True)
         program = otelcol()
         assert program is not None
         web, grpc, health = _free_ports(3)
-        text = as_yaml(config)
+        text = read_config(name)
         for old, new in (
             ("0.0.0.0:4318", f"127.0.0.1:{web}"),
             ("0.0.0.0:4317", f"127.0.0.1:{grpc}"),
@@ -94,9 +111,8 @@ class Collector:
             assert old in text
             text = text.replace(old, new)
         (folder / "collector.yaml").write_text(text)
-        return cls(
-            folder, [str(program), "--config", str(folder / "collector.yaml")], {"PATH": "/usr/bin:/bin"}, (web, grpc)
-        )
+        command = [str(program), "--config", str(folder / "collector.yaml")]
+        return cls(folder, command, {"PATH": "/usr/bin:/bin", **variables}, (web, grpc))
 
     def __enter__(self) -> "Collector":
         return self

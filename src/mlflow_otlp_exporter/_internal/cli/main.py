@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlflow_otlp_exporter._internal.cli import collector_command
+from mlflow_otlp_exporter._internal.cli.collector import add_collector_command, read_config
 from mlflow_otlp_exporter._internal.cli.run import run
 from mlflow_otlp_exporter._internal.cli.spool import act as act_on_spool
 from mlflow_otlp_exporter._internal.cli.spool import add_to as add_spool_to
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     running = commands.add_parser("run", help="run a command, such as `python app.py`, with its traces sent to MLflow")
     running.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
     add_spool_to(commands)
-    collector_command.add_to(commands)
+    add_collector_command(commands)
     return parser
 
 
@@ -161,7 +161,7 @@ def _done(given: argparse.Namespace) -> int:
     if given.command == "doctor":
         return _doctor(given)
     if given.command == "collector-config":
-        print(collector_command.collector_config(given), end="")
+        print(read_config(given.name), end="")
         return 0
     if given.command == "spool":
         return act_on_spool(given)

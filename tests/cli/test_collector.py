@@ -1,0 +1,328 @@
+"""`mlflow-otlp collector-config`: the shipped files use documented keys, and their parts fit together."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from mlflow_otlp_exporter._internal.cli import main as main_module
+from mlflow_otlp_exporter._internal.cli.collector import CONFIGS, read_config
+from support.collector import REFERENCE, expand_variables
+from support.environments import ROOT
+
+VARIABLES = {
+    "MLFLOW_TRACKING_URI": "https://mlflow.example.com/mlflow",
+    "MLFLOW_EXPERIMENT_ID": "7",
+    "MLFLOW_WORKSPACE": "team-a",
+    "MLFLOW_TRACKING_TOKEN": "planted-token",
+    "MLFLOW_TRACKING_TOKEN_FILE": "/etc/otelcol/token",
+    "MLFLOW_TRACKING_USERNAME": "ada",
+    "MLFLOW_TRACKING_PASSWORD": "planted-password",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH": "/etc/otelcol/ca.crt",
+    "MLFLOW_TRACKING_INSECURE_TLS": "true",
+}
+CREDENTIALS = {
+    "fixed": "bearertokenauth/mlflow",
+    "fixed-basic-auth": "basicauth/mlflow",
+    "fixed-no-auth": None,
+    "per-tenant": "bearertokenauth/mlflow",
+    "operator": "bearertokenauth/mlflow",
+}
+FIXED = ("fixed", "fixed-basic-auth", "fixed-no-auth")
+PER_TENANT = ("per-tenant", "operator")
+
+# What the README or config.go of each component names, with what stands below it; "" is one value, [] a list of them.
+DOCUMENTED: dict[str, Any] = {
+    "extensions": {
+        "health_check": {"endpoint": ""},
+        "file_storage": {"directory": "", "create_directory": "", "fsync": "", "compaction": {}},
+        "bearertokenauth": {"filename": "", "token": "", "scheme": ""},
+        "basicauth": {"client_auth": {"username": "", "password": ""}},
+        "headers_setter": {
+            "additional_auth": "",
+            "headers": [{"action": "", "key": "", "value": "", "from_context": "", "default_value": ""}],
+        },
+    },
+    "receivers": {
+        "otlp": {
+            "protocols": {
+                "grpc": {"endpoint": "", "include_metadata": "", "max_recv_msg_size_mib": ""},
+                "http": {"endpoint": "", "include_metadata": "", "max_request_body_size": ""},
+            }
+        }
+    },
+    "processors": {
+        "memory_limiter": {"check_interval": "", "limit_percentage": "", "spike_limit_percentage": ""},
+        "batch": {
+            "timeout": "",
+            "send_batch_size": "",
+            "send_batch_max_size": "",
+            "metadata_keys": [""],
+            "metadata_cardinality_limit": "",
+        },
+    },
+    "exporters": {
+        "otlphttp": {
+            "endpoint": "",
+            "compression": "",
+            "timeout": "",
+            "auth": {"authenticator": ""},
+            "headers": {"x-mlflow-experiment-id": "", "x-mlflow-workspace": ""},
+            "tls": {"ca_file": "", "insecure_skip_verify": ""},
+            "retry_on_failure": {"enabled": "", "initial_interval": "", "max_interval": "", "max_elapsed_time": ""},
+            "sending_queue": {"enabled": "", "storage": "", "queue_size": "", "num_consumers": ""},
+        }
+    },
+    "service": {
+        "extensions": [""],
+        "pipelines": {"traces": {"receivers": [""], "processors": [""], "exporters": [""]}},
+    },
+}
+
+
+def find_undocumented(config: Any, documented: Any, path: str = "") -> list[str]:
+    """The paths in a configuration that no component documents."""
+    if isinstance(documented, dict):
+        if not isinstance(config, dict):
+            return [f"{path} is no mapping"]
+        errors: list[str] = []
+        for key, value in config.items():
+            name = key if key in documented else key.partition("/")[0]  # a component's type, before its name
+            if name in documented:
+                errors += find_undocumented(value, documented[name], f"{path}.{key}")
+            else:
+                errors.append(f"{path}.{key}")
+        return errors
+    if isinstance(documented, list):
+        if not isinstance(config, list):
+            return [f"{path} is no list"]
+        return [error for item in config for error in find_undocumented(item, documented[0], f"{path}[]")]
+    return [] if isinstance(config, str | int | bool) else [f"{path} is no single value"]
+
+
+def load_config(name: str, **variables: str) -> dict[str, Any]:
+    """The Collector's part of a shipped file, with the values of variables."""
+    document: dict[str, Any] = yaml.safe_load(expand_variables(read_config(name), variables))
+    config: dict[str, Any] = document["spec"]["config"] if name == "operator" else document
+    return config
+
+
+def exporter_of(config: dict[str, Any]) -> dict[str, Any]:
+    exporter: dict[str, Any] = config["exporters"]["otlphttp/mlflow"]
+    return exporter
+
+
+def test_configs_are_the_shipped_files() -> None:
+    folder = ROOT / "src" / "mlflow_otlp_exporter" / "_internal" / "cli" / "collector_configs"
+    assert {path.stem for path in folder.iterdir()} == set(CONFIGS) == set(CREDENTIALS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_collector_config_prints_the_file(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_module.main(["collector-config", name]) == 0
+    assert capsys.readouterr().out == read_config(name)
+
+
+def test_collector_config_without_name_prints_fixed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_module.main(["collector-config"]) == 0
+    assert capsys.readouterr().out == read_config("fixed")
+
+
+def test_collector_config_unknown_name_lists_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main_module.main(["collector-config", "unknown"])
+    message = capsys.readouterr().err
+    assert all(name in message for name in CONFIGS)
+
+
+def test_collector_config_help_describes_each_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main_module.main(["collector-config", "--help"])
+    message = capsys.readouterr().out
+    assert all(f"{name}: {summary}\n" in message for name, summary in CONFIGS.items())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_keys_are_documented_and_parts_fit_together(name: str) -> None:
+    config = load_config(name, **VARIABLES)
+    assert find_undocumented(config, DOCUMENTED) == []
+    service, pipeline = config["service"], config["service"]["pipelines"]["traces/mlflow"]
+    assert list(service["pipelines"]) == ["traces/mlflow"]
+    for kind in ("receivers", "processors", "exporters"):
+        assert set(pipeline[kind]) == set(config[kind])
+    assert set(service["extensions"]) == set(config["extensions"])
+    assert len(service["extensions"]) == len(config["extensions"])
+    exporter = exporter_of(config)
+    credential = CREDENTIALS[name]
+    setter = config["extensions"].get("headers_setter/mlflow")
+    if name in PER_TENANT:
+        assert setter["additional_auth"] == credential
+        # An extension comes after those that it names.
+        assert service["extensions"].index(credential) < service["extensions"].index("headers_setter/mlflow")
+        assert exporter["auth"] == {"authenticator": "headers_setter/mlflow"}
+        assert "headers" not in exporter
+    else:
+        assert setter is None
+        assert exporter.get("auth") == ({"authenticator": credential} if credential else None)
+    credentials = {extension for extension in config["extensions"] if extension.partition("/")[0].endswith("auth")}
+    assert credentials == ({credential} if credential else set())
+    assert exporter["sending_queue"]["storage"] in config["extensions"]
+    assert exporter["sending_queue"]["num_consumers"] == 1
+    assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
+    assert exporter["compression"] == "gzip"
+    assert config["processors"]["batch/mlflow"]["timeout"] == "200ms"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_variables_are_settings_and_are_described_in_the_file(name: str) -> None:
+    text = read_config(name)
+    comments, _, _ = text.partition("extensions:\n")
+    described = set(re.findall(r"MLFLOW_\w+", "\n".join(re.findall("^#.*", comments, re.MULTILINE))))
+    references = {reference["name"] for reference in REFERENCE.finditer(text)}
+    assert references == described
+    assert references <= set(VARIABLES)
+    settings = (ROOT / "docs" / "configuration.md").read_text()
+    assert [variable for variable in references if f"`{variable}`" not in settings] == []
+    # The Collector reads every other dollar sign as the start of a reference.
+    assert "$" not in REFERENCE.sub("", text)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_required_variables_have_no_default(name: str) -> None:
+    """The Collector refuses an empty address at its start."""
+    defaults = {reference["name"]: reference["default"] for reference in REFERENCE.finditer(read_config(name))}
+    assert {variable for variable, default in defaults.items() if default is None} == {
+        "MLFLOW_TRACKING_URI",
+        *(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD") if name == "fixed-basic-auth" else ()),
+    }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_variables_become_values_of_the_exporter(name: str) -> None:
+    config = load_config(name, **VARIABLES)
+    exporter = exporter_of(config)
+    assert exporter["endpoint"] == "https://mlflow.example.com/mlflow"
+    assert exporter["tls"] == {"ca_file": "/etc/otelcol/ca.crt", "insecure_skip_verify": True}
+    if name in FIXED:
+        assert exporter["headers"] == {"x-mlflow-experiment-id": "7", "x-mlflow-workspace": "team-a"}
+    credential = CREDENTIALS[name]
+    if credential == "basicauth/mlflow":
+        client = config["extensions"][credential]["client_auth"]
+        assert client == {"username": "ada", "password": "planted-password"}
+    elif credential:
+        assert config["extensions"][credential] == {"filename": "/etc/otelcol/token", "token": "planted-token"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unset_optional_variables_verify_with_the_systems_certificates(name: str) -> None:
+    exporter = exporter_of(load_config(name, MLFLOW_TRACKING_URI="https://mlflow.example.com"))
+    assert exporter["tls"] == {"ca_file": "", "insecure_skip_verify": False}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_unset_experiment_is_rejected_and_not_silently_dropped(name: str) -> None:
+    """MLflow 3.13 and newer answer 200 to an empty experiment header and store nothing."""
+    headers = exporter_of(load_config(name))["headers"]
+    assert headers == {"x-mlflow-experiment-id": "none-was-given", "x-mlflow-workspace": ""}
+
+
+@pytest.mark.parametrize("name", PER_TENANT)
+def test_tenant_without_experiment_is_rejected_and_not_silently_dropped(name: str) -> None:
+    """MLflow 3.13 and newer answer 200 to an empty experiment header and store nothing."""
+    headers = load_config(name)["extensions"]["headers_setter/mlflow"]["headers"]
+    assert {header["key"]: header.get("default_value") for header in headers} == {
+        "x-mlflow-experiment-id": "none-was-given",
+        "x-mlflow-workspace": None,
+        "x-mlflow-run-id": None,
+    }
+
+
+@pytest.mark.parametrize("name", PER_TENANT)
+def test_headers_of_tenants_pass_receivers_and_batches(name: str) -> None:
+    config = load_config(name)
+    keys = set(config["processors"]["batch/mlflow"]["metadata_keys"])
+    headers = config["extensions"]["headers_setter/mlflow"]["headers"]
+    assert {header["from_context"] for header in headers} == keys
+    assert {header["key"] for header in headers} == keys
+    assert all(protocol["include_metadata"] for protocol in config["receivers"]["otlp"]["protocols"].values())
+
+
+def drop_credential(config: dict[str, Any]) -> dict[str, Any]:
+    credential = next((name for name in config["extensions"] if name.partition("/")[0].endswith("auth")), None)
+    if credential:
+        del config["extensions"][credential]
+        del exporter_of(config)["auth"]
+        config["service"]["extensions"].remove(credential)
+    return config
+
+
+@pytest.mark.parametrize("name", ["fixed", "fixed-basic-auth"])
+def test_fixed_configs_differ_only_in_the_credential(name: str) -> None:
+    assert drop_credential(load_config(name)) == load_config("fixed-no-auth")
+
+
+@pytest.mark.parametrize("part", ["receivers", "processors", "exporters"])
+def test_per_tenant_differs_from_fixed_only_in_tenant_settings(part: str) -> None:
+    fixed, tenants = load_config("fixed"), load_config("per-tenant")
+    for protocol in tenants["receivers"]["otlp"]["protocols"].values():
+        del protocol["include_metadata"]
+    del tenants["processors"]["batch/mlflow"]["metadata_keys"]
+    del tenants["processors"]["batch/mlflow"]["metadata_cardinality_limit"]
+    del exporter_of(tenants)["auth"], exporter_of(fixed)["auth"], exporter_of(fixed)["headers"]
+    assert tenants[part] == fixed[part]
+
+
+def test_operator_resource_contains_the_per_tenant_file() -> None:
+    def lines_of(text: str) -> str:
+        return text.partition("extensions:\n")[2]
+
+    indented = "".join(f"    {line}\n" for line in lines_of(read_config("per-tenant")).splitlines())
+    assert lines_of(read_config("operator")) == indented
+
+
+def test_operator_resource_keeps_the_queue_in_its_volume() -> None:
+    resource = yaml.safe_load(read_config("operator"))
+    (volume,) = resource["spec"]["volumeMounts"]
+    (claim,) = resource["spec"]["volumeClaimTemplates"]
+    assert volume["name"] == claim["metadata"]["name"]
+    assert volume["mountPath"] == resource["spec"]["config"]["extensions"]["file_storage/mlflow"]["directory"]
+
+
+def test_operator_resource_sets_the_variables_of_its_configuration() -> None:
+    text = read_config("operator")
+    variables = {variable["name"] for variable in yaml.safe_load(text)["spec"]["env"]}
+    assert variables == {
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_TRACKING_TOKEN_FILE",
+        "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    }
+    assert variables <= {reference["name"] for reference in REFERENCE.finditer(text)}
+    # The alternative, a token in a Secret, is a comment that becomes valid when the marks are removed.
+    alternative = text.replace("    # - name:", "    - name:").replace("    #   ", "      ")
+    (token,) = [item for item in yaml.safe_load(alternative)["spec"]["env"] if item["name"] == "MLFLOW_TRACKING_TOKEN"]
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "mlflow-credentials", "key": "MLFLOW_TRACKING_TOKEN"}}
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+
+
+def test_documents_name_shipped_files() -> None:
+    commands = [
+        command
+        for path in DOCUMENTS
+        for command in re.findall("^mlflow-otlp collector-config.*", path.read_text(), re.MULTILINE)
+    ]
+    assert len(commands) >= 4
+    for command in commands:
+        words = command.partition(" > ")[0].split()
+        assert len(words) == 3, command
+        assert words[2] in CONFIGS, command
+
+
+def test_readme_of_the_example_links_each_file() -> None:
+    page = ROOT / "examples" / "collector" / "README.md"
+    links = dict(re.findall(r"^\| \[`([a-z-]+)`\]\((.*?)\) \|", page.read_text(), re.MULTILINE))
+    assert {name: (page.parent / link).read_text() for name, link in links.items()} == {
+        name: read_config(name) for name in CONFIGS
+    }
