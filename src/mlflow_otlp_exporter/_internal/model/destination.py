@@ -18,7 +18,7 @@ class Route(NamedTuple):
     experiment_id: str | None = None
     run_id: str | None = None
 
-    def inside(self, outer: Route) -> Route:
+    def merge_into(self, outer: Route) -> Route:
         """Merge this route into an outer one; ids and runs of another workspace or experiment are dropped."""
         changes_workspace = bool(self.workspace and self.workspace != outer.workspace)
         has_experiment = bool(self.experiment or self.experiment_id)
@@ -61,7 +61,7 @@ class Destination:
         """Return the destination of a trace: its route overrides the resource's attributes, which override this one."""
         own = self.route
         for override in (read_route(attributes), route):
-            own = own if override is None else override.inside(own)
+            own = own if override is None else override.merge_into(own)
         if own.experiment or own.experiment_id:
             return Destination(*own)
         name = str(attributes.get("service.name") or "").strip()

@@ -194,7 +194,7 @@ class trace_context:  # noqa: N801 - used like a function
         attributes = {**outer.attributes, **{TRACE_TAG + name: value for name, value in tags.items()}}
         if prompts:
             attributes[LINKED_PROMPTS] = json.dumps([{"name": name, "version": version} for name, version in prompts])
-        return TraceAttributes(self._route.inside(outer.route), attributes, prompts)
+        return TraceAttributes(self._route.merge_into(outer.route), attributes, prompts)
 
     def __enter__(self) -> trace_context:
         context = self._build_context()
@@ -284,7 +284,7 @@ def apply_context(span: Span, trace_id: int, parent_context: Context | None, rec
             route = trace_attributes.route
         if baggage:
             baggage_route = Route(baggage.get(WORKSPACE), baggage.get(EXPERIMENT), None, baggage.get(RUN_ID))
-            route = baggage_route if route is None else route.inside(baggage_route)
+            route = baggage_route if route is None else route.merge_into(baggage_route)
         if route is None or not any(route):
             route = read_route(_copy_attributes(span)) if span.attributes else None
         routing.on_root_start(trace_id, span, route)
@@ -321,7 +321,7 @@ def _warn_late_destination(trace_id: int, route: Route) -> None:
     # Logged once: a tenant's trace must not reach another destination unnoticed.
     global _has_warned_late_destination  # noqa: PLW0603 - once for the process
     current = routing.route_of(trace_id) or Route()
-    if not _has_warned_late_destination and route.inside(current) != current:
+    if not _has_warned_late_destination and route.merge_into(current) != current:
         _has_warned_late_destination = True
         logger.warning(
             "trace_context() names a destination inside a running trace; the spans of that trace stay with their root. "
