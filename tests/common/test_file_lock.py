@@ -26,13 +26,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "lock"
 
 
-def test_one_has_it_until_it_is_released(path: Path) -> None:
+def test_acquire_is_exclusive_until_release(path: Path) -> None:
     first, second = FileLock(path), FileLock(path)
     assert first.acquire()
     assert first.acquire()
-    assert first.held
+    assert first.is_held
     assert not second.acquire()
-    assert not second.held
+    assert not second.is_held
     first.release()
     assert second.acquire()
     second.release()
@@ -40,7 +40,7 @@ def test_one_has_it_until_it_is_released(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_it_is_free_when_its_holder_was_killed(path: Path) -> None:
+def test_acquire_after_holder_was_killed_succeeds(path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
@@ -58,26 +58,26 @@ def test_it_is_free_when_its_holder_was_killed(path: Path) -> None:
         holder.stdout.close()
 
 
-def test_a_forked_child_neither_holds_nor_frees_it(path: Path) -> None:
+def test_forked_child_neither_holds_nor_releases_lock(path: Path) -> None:
     lock = FileLock(path)
     assert lock.acquire()
-    assert in_child(lambda: not lock.held and not lock.acquire())
-    assert lock.held
+    assert in_child(lambda: not lock.is_held and not lock.acquire())
+    assert lock.is_held
     assert not FileLock(path).acquire()
     lock.release()
     assert FileLock(path).acquire()
 
 
-def test_a_lock_whose_file_was_removed_is_none(path: Path) -> None:
+def test_acquire_removed_file_loses_lock(path: Path) -> None:
     first, second = FileLock(path), FileLock(path)
     assert first.acquire()
     path.unlink()
     assert second.acquire()
     assert not first.acquire()
-    assert not first.held
+    assert not first.is_held
     second.release()
 
 
-def test_where_no_file_can_be_made(tmp_path: Path) -> None:
+def test_acquire_missing_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"):
         FileLock(tmp_path / "missing" / "lock").acquire()

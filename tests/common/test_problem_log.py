@@ -18,20 +18,20 @@ class Clock:
 
 
 def test_counts() -> None:
-    report = ProblemLog()
-    report.count(delivered=2, requests=1)
-    report.count(delivered=1, dropped=4)
-    assert report.stats() == Stats(delivered=3, dropped=4, requests=1)
+    problem_log = ProblemLog()
+    problem_log.stats.add(delivered=2, requests=1)
+    problem_log.stats.add(delivered=1, dropped=4)
+    assert problem_log.stats.snapshot() == Stats(delivered=3, dropped=4, requests=1)
 
 
 def test_problem_is_told_in_full_then_summed_up_each_minute_then_solved(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = ProblemLog(clock)
+    problem_log = ProblemLog(clock)
     for _ in range(10):
-        report.problem("x", "refused", 2)
+        problem_log.report("x", "refused", 2)
         clock.now += 10
-    report.solved("x", "accepted again")
-    report.solved("x", "accepted again")
+    problem_log.resolve("x", "accepted again")
+    problem_log.resolve("x", "accepted again")
     assert caplog.messages == [
         "refused [2 spans]",
         "refused [still so after 60 s; 12 more spans]",
@@ -41,11 +41,11 @@ def test_problem_is_told_in_full_then_summed_up_each_minute_then_solved(caplog: 
 
 def test_spans_that_wait_are_not_counted_twice(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = ProblemLog(clock)
+    problem_log = ProblemLog(clock)
     for number in range(1, 11):
-        report.waiting("x", "the server is away", number)
+        problem_log.report_waiting("x", "the server is away", number)
         clock.now += 30
-    report.solved("x", "accepted again")
+    problem_log.resolve("x", "accepted again")
     assert caplog.messages == [
         "the server is away [1 span]",
         "the server is away [still so after 60 s; 3 spans now]",
@@ -58,11 +58,11 @@ def test_spans_that_wait_are_not_counted_twice(caplog: pytest.LogCaptureFixture)
 
 def test_problem_that_comes_and_goes_is_told_like_one_that_lasts(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = ProblemLog(clock)
+    problem_log = ProblemLog(clock)
     for _ in range(200):
-        report.waiting("x", "500", 8)
+        problem_log.report_waiting("x", "500", 8)
         clock.now += 0.5
-        report.solved("x", "accepted again")
+        problem_log.resolve("x", "accepted again")
         clock.now += 0.5
     assert caplog.messages == [
         "500 [8 spans]",
@@ -78,15 +78,15 @@ def test_problem_that_comes_and_goes_is_told_like_one_that_lasts(caplog: pytest.
 
 def test_problem_that_is_back_and_lasts_is_told(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = ProblemLog(clock)
-    report.waiting("x", "500", 8)
-    report.solved("x", "accepted again")
+    problem_log = ProblemLog(clock)
+    problem_log.report_waiting("x", "500", 8)
+    problem_log.resolve("x", "accepted again")
     for _ in range(15):
         clock.now += 1
-        report.waiting("x", "500", 9)
-    report.solved("x", "accepted again")
+        problem_log.report_waiting("x", "500", 9)
+    problem_log.resolve("x", "accepted again")
     clock.now += 100
-    report.waiting("x", "500", 1)
+    problem_log.report_waiting("x", "500", 1)
     assert caplog.messages == [
         "500 [8 spans]",
         "accepted again, after 0 s of trouble",
@@ -97,31 +97,31 @@ def test_problem_that_is_back_and_lasts_is_told(caplog: pytest.LogCaptureFixture
 
 
 def test_at_the_end_no_span_is_left_untold(caplog: pytest.LogCaptureFixture) -> None:
-    report = ProblemLog()
+    problem_log = ProblemLog()
     for count in (8, 3, 4):
-        report.problem("x", "lost", count)
-    report.waiting("y", "waiting", 5)
-    report.conclude()
-    report.conclude()
+        problem_log.report("x", "lost", count)
+    problem_log.report_waiting("y", "waiting", 5)
+    problem_log.flush()
+    problem_log.flush()
     assert caplog.messages == ["lost [8 spans]", "waiting [5 spans]", "lost [7 more spans]"]
 
 
 def test_other_problem_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    report = ProblemLog()
-    report.problem("x", "first", 1)
-    report.problem("x", "second", 1)
-    report.problem("y", "second", 1)
+    problem_log = ProblemLog()
+    problem_log.report("x", "first", 1)
+    problem_log.report("x", "second", 1)
+    problem_log.report("y", "second", 1)
     assert len(caplog.messages) == 3
 
 
 def test_problem_that_changes_its_face_to_and_fro_does_not_flood(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = ProblemLog(clock)
+    problem_log = ProblemLog(clock)
     for _ in range(10):
-        report.problem("x", "connection refused", 2)
-        report.problem("x", "503", 2)
+        problem_log.report("x", "connection refused", 2)
+        problem_log.report("x", "503", 2)
         clock.now += 10
-    report.solved("x", "accepted again")
+    problem_log.resolve("x", "accepted again")
     assert caplog.messages == [
         "connection refused [2 spans]",
         "503 [2 spans]",
@@ -132,32 +132,32 @@ def test_problem_that_changes_its_face_to_and_fro_does_not_flood(caplog: pytest.
 
 
 def test_problem_with_ever_new_texts_does_not_pile_up(caplog: pytest.LogCaptureFixture) -> None:
-    report = ProblemLog()
+    problem_log = ProblemLog()
     words = [chr(ord("a") + number) for number in range(26)]
     for word in words * 2:
-        report.problem("x", word, 1)
-    report.solved("x", "over")
+        problem_log.report("x", word, 1)
+    problem_log.resolve("x", "over")
     assert len(caplog.messages) >= len(words) + 1
-    assert len(report._problems) == 1
+    assert len(problem_log._problems) == 1
 
 
 def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    report = ProblemLog()
-    report.once(logging.WARNING, "hint")
-    report.once(logging.WARNING, "hint")
+    problem_log = ProblemLog()
+    problem_log.log_once(logging.WARNING, "hint")
+    problem_log.log_once(logging.WARNING, "hint")
     assert caplog.messages == ["hint"]
 
 
 def test_code_stays_at_the_end_of_a_line(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    report = ProblemLog(clock)
-    report.waiting("x", add_code(MessageCode.SERVER_UNAVAILABLE, "waiting"), 2)
+    problem_log = ProblemLog(clock)
+    problem_log.report_waiting("x", add_code(MessageCode.SERVER_UNAVAILABLE, "waiting"), 2)
     clock.now += 61
-    report.waiting("x", add_code(MessageCode.SERVER_UNAVAILABLE, "waiting"), 3)
-    report.problem("y", add_code(MessageCode.SPANS_DROPPED, "lost"), 1)
-    report.problem("y", add_code(MessageCode.SPANS_DROPPED, "lost"), 2)
-    report.solved("x", add_code(MessageCode.RECOVERED, "accepted again"))
-    report.conclude()
+    problem_log.report_waiting("x", add_code(MessageCode.SERVER_UNAVAILABLE, "waiting"), 3)
+    problem_log.report("y", add_code(MessageCode.SPANS_DROPPED, "lost"), 1)
+    problem_log.report("y", add_code(MessageCode.SPANS_DROPPED, "lost"), 2)
+    problem_log.resolve("x", add_code(MessageCode.RECOVERED, "accepted again"))
+    problem_log.flush()
     assert caplog.messages == [
         "waiting [2 spans] [MLO-501]",
         "waiting [still so after 61 s; 3 spans now] [MLO-501]",

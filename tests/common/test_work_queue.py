@@ -64,7 +64,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def senders(gate: Gate) -> Iterator[WorkQueue[Parcel]]:
-    made = WorkQueue(gate.step, gate.abandon, count=2)
+    made = WorkQueue(gate.step, gate.abandon, max_threads=2)
     yield made
     gate.let("a", "b", "c", "d")
     made.close(LONG)
@@ -72,7 +72,7 @@ def senders(gate: Gate) -> Iterator[WorkQueue[Parcel]]:
 
 def test_one_destination_after_the_other_in_order(gate: Gate, senders: WorkQueue[Parcel]) -> None:
     for number in range(3):
-        senders.put("a", Parcel("a", number))
+        senders.enqueue("a", Parcel("a", number))
     gate.wait_begun(1)
     assert gate.begun == [("a", 0)]
     gate.let("a")
@@ -81,8 +81,8 @@ def test_one_destination_after_the_other_in_order(gate: Gate, senders: WorkQueue
 
 
 def test_one_destination_does_not_wait_for_another(gate: Gate, senders: WorkQueue[Parcel]) -> None:
-    senders.put("a", Parcel("a", 0))
-    senders.put("b", Parcel("b", 0))
+    senders.enqueue("a", Parcel("a", 0))
+    senders.enqueue("b", Parcel("b", 0))
     gate.let("b")
     gate.wait_done(1)
     assert gate.done == [("b", 0)]
@@ -90,7 +90,7 @@ def test_one_destination_does_not_wait_for_another(gate: Gate, senders: WorkQueu
 
 def test_no_more_threads_than_said(gate: Gate, senders: WorkQueue[Parcel]) -> None:
     for key in "abcd":
-        senders.put(key, Parcel(key, 0))
+        senders.enqueue(key, Parcel(key, 0))
     gate.wait_begun(2)
     assert len(senders._threads) == 2
     gate.let("a", "b", "c", "d")
@@ -121,18 +121,18 @@ class Script:
 
 def test_what_is_left_of_a_parcel_goes_before_the_next_one() -> None:
     script = Script(a0=SendResult([Parcel("a", 7), Parcel("a", 8)]))
-    senders = WorkQueue(script, lambda _: None, count=1)
-    senders.put("a", Parcel("a", 0))
-    senders.put("a", Parcel("a", 1))
+    senders = WorkQueue(script, lambda _: None, max_threads=1)
+    senders.enqueue("a", Parcel("a", 0))
+    senders.enqueue("a", Parcel("a", 1))
     senders.close(LONG)
     assert script.seen == [("a", 0), ("a", 7), ("a", 8), ("a", 1)]
 
 
 def test_parcel_that_must_wait_lets_others_pass() -> None:
     script = Script()
-    senders = WorkQueue(script, lambda _: None, count=1)
-    senders.put("a", Parcel("a", 0, time.monotonic() + 60))
-    senders.put("a", Parcel("a", 1))
+    senders = WorkQueue(script, lambda _: None, max_threads=1)
+    senders.enqueue("a", Parcel("a", 0, time.monotonic() + 60))
+    senders.enqueue("a", Parcel("a", 1))
     script.wait(1)
     senders.close(LONG)  # at the end nothing waits
     assert script.seen == [("a", 1), ("a", 0)]
@@ -140,9 +140,9 @@ def test_parcel_that_must_wait_lets_others_pass() -> None:
 
 def test_parcel_that_must_wait_goes_when_its_time_has_come() -> None:
     script = Script()
-    senders = WorkQueue(script, lambda _: None, count=1)
+    senders = WorkQueue(script, lambda _: None, max_threads=1)
     not_before = time.monotonic() + 0.3
-    senders.put("a", Parcel("a", 0, not_before))
+    senders.enqueue("a", Parcel("a", 0, not_before))
     script.wait(1)
     assert script.times[0] >= not_before
     senders.close(LONG)
@@ -150,12 +150,12 @@ def test_parcel_that_must_wait_goes_when_its_time_has_come() -> None:
 
 def test_destination_that_waits_occupies_no_thread_and_is_hurried_by_a_flush() -> None:
     script = Script(a0=SendResult([Parcel("a", 5)], retry_after=30), b0=SendResult([Parcel("b", 5)], retry_after=0.1))
-    senders = WorkQueue(script, lambda _: None, count=1)
+    senders = WorkQueue(script, lambda _: None, max_threads=1)
     for key in "ab":
-        senders.put(key, Parcel(key, 0))
+        senders.enqueue(key, Parcel(key, 0))
     script.wait(3)
     assert script.seen == [("a", 0), ("b", 0), ("b", 5)]
-    senders.hurry()
+    senders.wake_all()
     script.wait(4)
     assert script.seen[3] == ("a", 5)
     senders.close(LONG)
@@ -169,9 +169,9 @@ def test_parcel_that_raises_takes_no_other_with_it(caplog: pytest.LogCaptureFixt
             raise SystemExit(3)
         return script(parcel)
 
-    senders = WorkQueue(step, lost.append, count=1)
+    senders = WorkQueue(step, lost.append, max_threads=1)
     for number in range(2):
-        senders.put("a", Parcel("a", number))
+        senders.enqueue("a", Parcel("a", number))
     script.wait(1)
     senders.close(LONG)
     assert [parcel.number for parcel in lost] == [0]
@@ -189,9 +189,9 @@ def test_parcel_that_cannot_even_be_given_up_keeps_no_other_waiting(caplog: pyte
     def abandon(_: Parcel) -> None:
         raise SystemExit(4)
 
-    senders = WorkQueue(step, abandon, count=1)
+    senders = WorkQueue(step, abandon, max_threads=1)
     for number in range(2):
-        senders.put("a", Parcel("a", number))
+        senders.enqueue("a", Parcel("a", number))
     script.wait(1)
     senders.close(LONG)
     assert script.seen == [("a", 1)]
@@ -199,14 +199,14 @@ def test_parcel_that_cannot_even_be_given_up_keeps_no_other_waiting(caplog: pyte
 
 
 def test_closing_waits_but_not_longer_than_said_and_abandons_what_is_left(gate: Gate) -> None:
-    senders = WorkQueue(gate.step, gate.abandon, count=1)
-    senders.put("a", Parcel("a", 0))
-    senders.put("a", Parcel("a", 1))
+    senders = WorkQueue(gate.step, gate.abandon, max_threads=1)
+    senders.enqueue("a", Parcel("a", 0))
+    senders.enqueue("a", Parcel("a", 1))
     gate.wait_begun(1)
     senders.close(0.05)
     assert gate.abandoned == [("a", 1)]
     gate.let("a")
-    senders.put("a", Parcel("a", 2))
+    senders.enqueue("a", Parcel("a", 2))
     assert gate.abandoned == [("a", 1), ("a", 2)]
     for thread in senders._threads:
         thread.join(LONG)
@@ -220,8 +220,8 @@ def test_where_no_thread_can_start_parcels_are_sent_here(monkeypatch: pytest.Mon
     monkeypatch.setattr(threading.Thread, "start", refuse)
     script, lost = Script(a1=SendResult([Parcel("a", 9)], retry_after=60)), list[Parcel]()
     senders = WorkQueue(script, lost.append)
-    senders.put("a", Parcel("a", 0))
-    senders.put("a", Parcel("a", 1))
+    senders.enqueue("a", Parcel("a", 0))
+    senders.enqueue("a", Parcel("a", 1))
     assert script.seen == [("a", 0), ("a", 1)]
     senders.close(LONG)
     assert script.seen == [("a", 0), ("a", 1), ("a", 9)]
@@ -230,14 +230,14 @@ def test_where_no_thread_can_start_parcels_are_sent_here(monkeypatch: pytest.Mon
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_forked_child_sends_its_own_parcels_only(gate: Gate, senders: WorkQueue[Parcel]) -> None:
-    senders.put("a", Parcel("a", 0))
-    senders.put("a", Parcel("a", 1))
+    senders.enqueue("a", Parcel("a", 0))
+    senders.enqueue("a", Parcel("a", 1))
     gate.wait_begun(1)
 
     def child() -> bool:
         script = Script()
         senders._step = script
-        senders.put("b", Parcel("b", 9))
+        senders.enqueue("b", Parcel("b", 9))
         script.wait(1)
         return script.seen == [("b", 9)]
 

@@ -108,7 +108,7 @@ def test_in_flight_while_the_server_thinks_and_given_up_at_the_end(
     ("outcome", "attributes"),
     [
         (
-            ExportOutcome(Disposition.PARTIAL_SUCCESS, FailureKind.CONTENT, status=200, rejected=1),
+            ExportOutcome(Disposition.PARTIAL_SUCCESS, FailureKind.CONTENT, status=200, rejected_count=1),
             {"error.type": "partial_success"},
         ),
         (

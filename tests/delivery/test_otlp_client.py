@@ -20,15 +20,15 @@ REQUEST = EncodedBatch(Destination(experiment_id="1"), b"body", 1)
 def delivery(
     script: ScriptedTransport, compression: str = "none", *, is_set: bool = False
 ) -> tuple[OTLPClient, ProblemLog]:
-    report = ProblemLog()
-    experiments = ExperimentResolver(None, certain=False, create=False, report=report)
-    made = OTLPClient(script, experiments, compression=compression, report=report, experiment_is_set=is_set)
-    return made, report
+    problem_log = ProblemLog()
+    experiments = ExperimentResolver(None, certain=False, create=False, problem_log=problem_log)
+    made = OTLPClient(script, experiments, compression=compression, problem_log=problem_log, experiment_is_set=is_set)
+    return made, problem_log
 
 
 def test_headers() -> None:
     script = ScriptedTransport(HttpResponse(200))
-    sender, report = delivery(script, "gzip")
+    sender, problem_log = delivery(script, "gzip")
     sender.export(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
     [asked] = script.requests
     assert (asked.method, asked.path, asked.max_response_bytes) == ("POST", "", MAX_RESPONSE_BYTES)
@@ -39,7 +39,7 @@ def test_headers() -> None:
         "x-mlflow-workspace": "w",
         "x-mlflow-run-id": "r",
     }
-    assert report.stats().requests == 1
+    assert problem_log.stats.snapshot().requests == 1
 
 
 def test_experiment_is_left_to_the_header_of_the_user() -> None:

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.delivery import retry_sender
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
@@ -26,6 +27,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentReso
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.export_outcome import FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import Authorization
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
 
@@ -110,13 +112,13 @@ class Story:
 
     def __init__(self, version: str = "3.17.2", jitter: float = 0.5, *, certain: bool = True) -> None:
         self.server = FakeMLflow(version)
-        self.report = ProblemLog(lambda: self.server.clock)
-        self.experiments = ExperimentResolver(None, certain=False, create=False, report=self.report)
+        self.problem_log = ProblemLog(lambda: self.server.clock)
+        self.experiments = ExperimentResolver(None, certain=False, create=False, problem_log=self.problem_log)
         self.sender = RetrySender(
             self.server,
-            OTLPClient(self.server, self.experiments, compression="none", report=self.report),
-            ServerInfo(self.server, self.report, certain=certain),
-            self.report,
+            OTLPClient(self.server, self.experiments, compression="none", problem_log=self.problem_log),
+            ServerInfo(self.server, self.problem_log, certain=certain),
+            self.problem_log,
             explain=lambda outcome: outcome.message,
             clock=lambda: self.server.clock,
             jitter=lambda: jitter,
@@ -152,7 +154,7 @@ class Story:
 
     @property
     def refused(self) -> int:
-        return self.report.stats().dropped
+        return self.problem_log.stats.snapshot().dropped
 
     def lands_once(self, spans: list[EncodedSpan]) -> bool:
         return self.server.stored == Counter((span.trace_id, span.span_id) for span in spans)
@@ -188,7 +190,7 @@ def test_delivered_at_once() -> None:
     story.send(spans)
     assert story.lands_once(spans)
     assert (story.settled, story.postponed, story.server.asked) == (1, [], 0)
-    assert (story.report.stats().delivered, story.sender.failure_count) == (2, 0)
+    assert (story.problem_log.stats.snapshot().delivered, story.sender.failure_count) == (2, 0)
 
 
 AWAY = [
@@ -215,12 +217,17 @@ def test_what_may_succeed_later_is_kept_and_sent_again(
     story.server.judge = failing(3, answer)
     story.send(spans)
     assert story.server.times == times
-    assert (story.settled, story.refused, story.report.stats().retries) == (1, 0, 3)
+    assert (story.settled, story.refused, story.problem_log.stats.snapshot().retries) == (1, 0, 3)
     assert len(story.postponed) == story.sender.failure_count == 3
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "Export failing, spans are queued in memory",
         "Export recovered, after " + f"{times[3]:.0f} s of trouble [MLO-804]",
     ]
+
+
+def test_retry_sender_failures_that_users_correct_are_retried_slowly() -> None:
+    # 404, 403 and 401 above; a request that is too large is the third kind.
+    assert {FailureKind.DESTINATION, FailureKind.CREDENTIALS, FailureKind.SIZE} == retry_sender._USER_FAILURES
 
 
 def test_waiting_has_a_limit() -> None:
@@ -249,7 +256,7 @@ def test_who_hurries_during_an_attempt_has_one_more_soon(answer: HttpResponse, t
     def judge(names: list[str]) -> HttpResponse | TransportError:
         if len(story.server.names) == 3:
             story.server.clock += 0.5  # the request takes a while
-            story.sender.backoff.hurry()
+            story.sender.backoff.begin_flush()
         return accepts(names)
 
     story.server.judge = judge
@@ -267,7 +274,7 @@ def test_culprit_is_found_refused_when_repeated_and_named(status: int, caplog: p
     story.server.judge = refusing(status, "culprit/1")
     story.send(spans)
     assert sum(story.server.stored.values()) == len(spans) - 1
-    assert (story.settled, story.refused, story.report.stats().delivered) == (1, 1, len(spans) - 1)
+    assert (story.settled, story.refused, story.problem_log.stats.snapshot().delivered) == (1, 1, len(spans) - 1)
     assert caplog.text.count("Dropped span 'culprit/1' of trace tr-00000000000000000000000000000003: ") == 1
     assert f"{status}" in caplog.text
 
@@ -290,7 +297,7 @@ def test_whatever_is_marked_all_else_lands_once(marked: set[int], children: int,
     story.send(spans)
     assert set(story.server.stored.values()) <= {1}
     assert (story.refused, story.settled) == (len(marked), 1)
-    assert story.report.stats().delivered == len(spans) - len(marked)
+    assert story.problem_log.stats.snapshot().delivered == len(spans) - len(marked)
 
 
 def test_transient_refusal_loses_nothing() -> None:
@@ -514,7 +521,7 @@ def test_before_sending_again_what_may_have_arrived_older_servers_are_asked(
     story.send(spans)
     assert bool(story.server.asked) is asks
     assert set(story.server.stored.values()) == {1 if asks else 2}
-    assert (story.settled, story.report.stats().delivered, story.refused) == (1, 4, 0)
+    assert (story.settled, story.problem_log.stats.snapshot().delivered, story.refused) == (1, 4, 0)
 
 
 def test_only_what_is_missing_is_sent_again() -> None:
@@ -524,7 +531,7 @@ def test_only_what_is_missing_is_sent_again() -> None:
     story.send(spans)
     assert story.server.names == [["a", "b", "c"], ["a", "c"]]
     assert story.lands_once(spans)
-    assert story.report.stats().delivered == 3
+    assert story.problem_log.stats.snapshot().delivered == 3
 
 
 def test_server_that_is_still_writing_is_asked_until_its_answer_no_longer_changes() -> None:
@@ -600,7 +607,7 @@ def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFi
     story.send([], until=180)
     assert len(story.server.names) == 1
     assert story.lands_once(spans)
-    assert (story.settled, story.report.stats().delivered) == (1, 2)
+    assert (story.settled, story.problem_log.stats.snapshot().delivered) == (1, 2)
 
 
 def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
@@ -628,7 +635,7 @@ def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
     story.send(spans)
     assert set(story.server.stored.values()) == {1}
     assert sum(story.server.stored.values()) == 3
-    assert (story.refused, story.report.stats().delivered) == (1, 3)
+    assert (story.refused, story.problem_log.stats.snapshot().delivered) == (1, 3)
 
 
 def test_before_3_12_a_database_that_stops_in_the_middle_has_some_traces() -> None:
@@ -689,7 +696,7 @@ def test_partial_success_counts_what_was_rejected(caplog: pytest.LogCaptureFixtu
     body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
     story.server.judge = lambda _: HttpResponse(200, JSON, body)
     story.send(encoded("a", "b"))
-    assert (story.report.stats().delivered, story.refused, story.settled) == (1, 1, 1)
+    assert (story.problem_log.stats.snapshot().delivered, story.refused, story.settled) == (1, 1, 1)
     assert "too old" in caplog.text
 
 

@@ -732,7 +732,7 @@ def test_retry_after_beyond_the_time_out_loses_nothing(
         assert len(scripted_server.to(TRACES_PATH)) == 1
         pipeline = exporter._pipeline
         assert pipeline is not None
-        until(lambda: not pipeline.work_queue.unfinished(), what="it waits")  # a flush ends waits that have begun
+        until(lambda: not pipeline.work_queue.in_progress(), what="it waits")  # a flush ends waits that have begun
         assert exporter.force_flush(20_000)
         assert counts(exporter) == (SPANS, 0, 0)
     assert not unlike(logs(caplog), [waits("503", SERVER_ADVICE), AGAIN])

@@ -70,7 +70,7 @@ class Process:
 
     def __post_init__(self) -> None:
         self.drainer = SpoolConsumer(
-            self.depot, send=self.given.append, spill=self._spill, maintain=self._tidy, report=ProblemLog()
+            self.depot, send=self.given.append, spill=self._spill, maintain=self._tidy, problem_log=ProblemLog()
         )
 
     def _spill(self) -> bool:
@@ -111,9 +111,9 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     made: list[Process] = []
 
     def make() -> Process:
-        report = ProblemLog()
-        spool = SpoolStorage(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), "target", "", report)
-        made.append(Process(PersistentQueue(spool, None, report)))
+        problem_log = ProblemLog()
+        spool = SpoolStorage(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), "target", "", problem_log)
+        made.append(Process(PersistentQueue(spool, None, problem_log)))
         return made[-1]
 
     yield make
@@ -207,11 +207,11 @@ def test_what_is_gone_or_damaged_takes_no_place(process: Callable[..., Process],
 def test_each_destination_in_its_order_and_two_at_once_whatever_happens(
     tmp_path_factory: pytest.TempPathFactory, events: list[tuple[str, int, int]]
 ) -> None:
-    report = ProblemLog()
+    problem_log = ProblemLog()
     spool = SpoolStorage(
-        SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool"))), "target", "", report
+        SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool"))), "target", "", problem_log
     )
-    one = Process(PersistentQueue(spool, None, report))
+    one = Process(PersistentQueue(spool, None, problem_log))
     names, delivered = iter(NAMES), dict[Destination, list[str]]()
     put = dict[Destination, list[str]]()
     for kind, place, index in events:
@@ -253,9 +253,9 @@ def test_live_traffic_waits_behind_two_at_most(process: Callable[..., Process]) 
     senders: WorkQueue[ExportRequest] = WorkQueue(step, lambda _: None)
     for each in NAMES[:10]:
         one.put(each)
-    one.drainer._send = lambda shipment: senders.put(shipment.destination, shipment)
+    one.drainer._send = lambda shipment: senders.enqueue(shipment.destination, shipment)
     one.look()
-    senders.put(PLACES[0], ExportRequest(PLACES[0], encoded("live"), RequestOrigin(1)))
+    senders.enqueue(PLACES[0], ExportRequest(PLACES[0], encoded("live"), RequestOrigin(1)))
     begin.set()
     end = time.monotonic() + 20
     while len(sent) < 11 and time.monotonic() < end:

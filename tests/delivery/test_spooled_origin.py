@@ -49,9 +49,9 @@ def make_queue(tmp_path: Path) -> Callable[[], PersistentQueue]:
     """Makes queues in one folder, as several processes have them."""
 
     def make() -> PersistentQueue:
-        report = ProblemLog()
+        problem_log = ProblemLog()
         settings = SpoolSettings(spool=True, spool_dir=str(tmp_path / "root"))
-        return PersistentQueue(SpoolStorage(settings, "target", "", report), None, report)
+        return PersistentQueue(SpoolStorage(settings, "target", "", problem_log), None, problem_log)
 
     return make
 

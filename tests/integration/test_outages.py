@@ -566,7 +566,7 @@ def test_many_requests_catch_up_without_starving_what_is_new(server: ScriptedSer
     pipeline = app.exporter._pipeline
     assert pipeline is not None
     until(
-        lambda: any(not shipment.origin.is_on_disk for shipment in pipeline.work_queue.all_queued()),
+        lambda: any(not shipment.origin.is_on_disk for shipment in pipeline.work_queue.all_items()),
         what="new is queued",
     )
     turns.release(100)
@@ -582,7 +582,7 @@ class Failing:
     def __call__(self) -> None:
         raise ZeroDivisionError
 
-    def suspected(self, spans: int, size: int) -> None: ...
+    def mark_suspect(self, span_count: int, byte_count: int) -> None: ...
 
 
 def test_what_was_delivered_is_not_sent_again_whatever_goes_wrong_then(

@@ -209,10 +209,10 @@ class Assessments(ScriptedTransport):
 
 class Story:
     def __init__(self, *answers: HttpResponse | TransportError, folder: Path | None = None) -> None:
-        self.now, self.api, self.report = 0.0, Assessments(*answers), ProblemLog()
+        self.now, self.api, self.problem_log = 0.0, Assessments(*answers), ProblemLog()
         self.files = AssessmentFiles(lambda: folder, lambda: folder, 60.0) if folder is not None else None
         self.task = AssessmentTask(
-            AssessmentSender(self.api, self.report, self.files, clock=lambda: self.now), make_assessment()
+            AssessmentSender(self.api, self.problem_log, self.files, clock=lambda: self.now), make_assessment()
         )
 
     def run(self, steps: int = 100) -> int:
@@ -225,7 +225,7 @@ class Story:
         return 0
 
     def counts(self) -> tuple[int, int]:
-        stats = self.report.stats()
+        stats = self.problem_log.stats.snapshot()
         return stats.feedback, stats.feedback_dropped
 
 

@@ -88,13 +88,13 @@ class Story:
 
     def __init__(self, *, same_server: bool = True) -> None:
         self.now = 100.0
-        self.api, self.report = FakeMLflow(), ProblemLog()
+        self.api, self.problem_log = FakeMLflow(), ProblemLog()
         self.experiment: str | ExportOutcome | None = "7"
         self.uploader = AttachmentUploader(
             self.api,
             lambda _destination, _seconds: self.experiment,
-            ServerInfo(self.api, self.report, lambda: self.now),
-            self.report,
+            ServerInfo(self.api, self.problem_log, lambda: self.now),
+            self.problem_log,
             max_inline_length=LIMIT,
             same_server=same_server,
             clock=lambda: self.now,
@@ -118,7 +118,7 @@ class Story:
         raise AssertionError("the uploader does not end")
 
     def counts(self) -> tuple[int, int]:
-        stats = self.report.stats()
+        stats = self.problem_log.stats.snapshot()
         return stats.attachments_uploaded, stats.attachments_failed
 
 
@@ -326,7 +326,7 @@ def test_upload_next_during_outage_keeps_files_and_returns_failure(kind: str, an
     for _ in range(10):
         outcome = story.step(request)
         assert isinstance(outcome, ExportOutcome)
-        assert (outcome.disposition, outcome.status, outcome.ambiguous) == (Disposition.RETRYABLE, None, False)
+        assert (outcome.disposition, outcome.status, outcome.is_ambiguous) == (Disposition.RETRYABLE, None, False)
     assert (attributes_of(request), len(request.spans[0].attachments), story.counts()) == (
         attributes_of(request),
         1,

@@ -55,7 +55,7 @@ class FakeMLflow:
 
 
 def make_resolver(api: FakeMLflow | None, *, certain: bool = True, create: bool = False) -> ExperimentResolver:
-    return ExperimentResolver(api, certain=certain, create=create, report=ProblemLog())
+    return ExperimentResolver(api, certain=certain, create=create, problem_log=ProblemLog())
 
 
 def test_resolve_with_id_sends_no_request() -> None:
@@ -241,7 +241,7 @@ def test_resolve_with_failed_lookup_returns_cause_and_message(
     assert isinstance(outcome, ExportOutcome)
     assert outcome.cause is cause
     assert words in outcome.message
-    assert not outcome.ambiguous
+    assert not outcome.is_ambiguous
 
 
 @pytest.mark.parametrize("answer", [LOGIN_PAGE, NOT_FOUND, HttpResponse(405), HttpResponse(200, {}, b"ok")])

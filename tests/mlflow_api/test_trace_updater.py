@@ -118,13 +118,13 @@ class Story:
 
     def __init__(self, *, everything: bool = False, version: str = "3.10.1") -> None:
         self.now = 0.0
-        self.api, self.report = FakeMLflow(version), ProblemLog()
+        self.api, self.problem_log = FakeMLflow(version), ProblemLog()
         self.experiment: str | ExportOutcome | None = "7"
         self.updater = TraceUpdater(
             self.api,
             lambda _destination, _seconds: self.experiment,
-            ServerInfo(self.api, self.report, lambda: self.now),
-            self.report,
+            ServerInfo(self.api, self.problem_log, lambda: self.now),
+            self.problem_log,
             everything=everything,
             clock=lambda: self.now,
         )
@@ -145,7 +145,7 @@ class Story:
         raise AssertionError("the task does not end")
 
     def counts(self) -> tuple[int, int]:
-        stats = self.report.stats()
+        stats = self.problem_log.stats.snapshot()
         return stats.metadata_updates, stats.metadata_updates_dropped
 
 

@@ -53,13 +53,13 @@ def make_queue(tmp_path: Path, folder: Path) -> Iterator[Callable[..., Persisten
     journals: list[Journal] = []
 
     def make(*, every_span: bool = False, **changes: Any) -> PersistentQueue:
-        report = ProblemLog()
+        problem_log = ProblemLog()
         settings = replace(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), **changes)
-        journal = Journal(lambda: folder / "journal", report) if every_span else None
+        journal = Journal(lambda: folder / "journal", problem_log) if every_span else None
         if journal is not None:
             folder.mkdir(parents=True, exist_ok=True)
             journals.append(journal)
-        return PersistentQueue(SpoolStorage(settings, "target", "", report), journal, report)
+        return PersistentQueue(SpoolStorage(settings, "target", "", problem_log), journal, problem_log)
 
     yield make
     for journal in journals:

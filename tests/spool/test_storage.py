@@ -80,7 +80,7 @@ def read_all(storage: SpoolStorage) -> list[list[EncodedSpan]]:
 
 
 def count_dropped(storage: SpoolStorage) -> int:
-    return storage._report.stats().dropped
+    return storage._problem_log.stats.snapshot().dropped
 
 
 def list_files(folder: Path) -> list[Path]:

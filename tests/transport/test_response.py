@@ -131,7 +131,7 @@ def test_classify_response_with_table_row_returns_disposition_and_cause(
     outcome = classify_response(HttpResponse(status, headers, content))
     assert (outcome.disposition, outcome.cause) == (verdict, cause)
     assert outcome.message or verdict is DELIVERED
-    assert outcome.rejected == (2 if verdict is PARTLY else 0)
+    assert outcome.rejected_count == (2 if verdict is PARTLY else 0)
 
 
 def test_classify_response_with_unreadable_success_body_is_delivered() -> None:
@@ -163,13 +163,13 @@ ENVOY = b"upstream connect error or disconnect/reset before headers. reset reaso
 def test_classify_response_with_server_error_tells_whether_spans_may_be_stored(
     answer: HttpResponse, ambiguous: bool
 ) -> None:
-    assert classify_response(answer).ambiguous is ambiguous
+    assert classify_response(answer).is_ambiguous is ambiguous
 
 
 def test_classify_error_with_kinds_of_failure_returns_cause_and_ambiguity() -> None:
     assert classify_error(TransportError("refused")).cause is SERVER
-    assert not classify_error(TransportError("refused")).ambiguous
-    assert classify_error(TransportError("closed", may_have_arrived=True)).ambiguous
+    assert not classify_error(TransportError("refused")).is_ambiguous
+    assert classify_error(TransportError("closed", may_have_arrived=True)).is_ambiguous
     assert classify_error(TransportError("no token file", is_credential_error=True)).cause is CREDENTIALS
 
 

@@ -154,7 +154,7 @@ def _flush(settings: Settings, seconds: float) -> int:
         consumer.wake()
         # The first tick recovers the journals of killed processes.
         while (not consumer.has_ticked or spool.totals().file_count) and time.monotonic() < deadline:
-            if sender.backoff.troubled and sender.failure_count:
+            if sender.backoff.has_failures and sender.failure_count:
                 break  # the log has said why
             pause.wait(_POLL_SECONDS)
         left = spool.totals()

@@ -1,12 +1,12 @@
-"""Names of attributes that this library puts onto spans itself.
+"""Names of attributes that this library sets on spans.
 
-OpenInference's are written out, as importing `openinference.semconv` would take a fifth of this library's import time;
-a test compares them with the package's constants.
+OpenInference's names are repeated here, because importing `openinference.semconv` would take a fifth of this library's
+import time. A test compares them with the package's constants.
 """
 
 from __future__ import annotations
 
-# OpenInference's; those of the first group are also the keys of its context values.
+# OpenInference's. Those of the first group are also the keys of its context values.
 SESSION_ID = "session.id"
 USER_ID = "user.id"
 METADATA = "metadata"
@@ -34,7 +34,7 @@ TOKENS_CACHE_WRITE = "llm.token_count.prompt_details.cache_write"
 TOKENS_REASONING = "llm.token_count.completion_details.reasoning"
 MODEL_NAME, PROVIDER = "llm.model_name", "llm.provider"
 
-# MLflow's, and those that say where in MLflow a trace goes.
+# MLflow's, and those of a trace's destination in MLflow.
 SPAN_TYPE = "mlflow.spanType"
 SPAN_INPUTS, SPAN_OUTPUTS = "mlflow.spanInputs", "mlflow.spanOutputs"
 TRACE_TAG = "mlflow.traceTag."
@@ -46,8 +46,8 @@ WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID = (
     "mlflow.run_id",
 )
 
-# What stands in spans for a file of their trace.
+# Beginning of a reference to an attachment.
 ATTACHMENT = "mlflow-attachment://"
 
-# What OpenInference's instrumentations write in place of what is hidden.
+# OpenInference's instrumentations replace hidden content by this.
 REDACTED = "__REDACTED__"

@@ -1,153 +1,128 @@
-"""How long each destination waits between attempts, and which are known to take nothing now."""
+"""Delays between attempts, and the state of each destination that currently fails."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
-from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
+# Seconds before the first retry, and at most: what a user has to correct is retried more slowly.
+_SERVER_DELAYS = (0.5, 30.0)
+_USER_DELAYS = (2.0, 60.0)
+# Requests that wait longer than this are written to disk, if there is a spool.
+MAX_SECONDS_IN_MEMORY = 2.0
+# Requests on disk are safe, so they are retried at most once a minute.
+_MAX_DELAY_ON_DISK = 60.0
+# Delay of the next attempt after a flush that began during an attempt.
+_FLUSH_DELAY = 0.5
 
-# Seconds before the first repetition, and at most: what a person has to mend is asked for more slowly.
-_BACKOFF = {
-    FailureKind.SERVER: (0.5, 30.0),
-    FailureKind.NOT_MLFLOW: (0.5, 30.0),
-    FailureKind.CREDENTIALS: (2.0, 60.0),
-    FailureKind.DESTINATION: (2.0, 60.0),
-    FailureKind.SIZE: (2.0, 60.0),
-}
-# Seconds after which what waits is put on disk, where there is one.
-LONGEST_IN_MEMORY = 2.0
-# Where what waits is safe on disk, nobody is in a hurry to ask.
-_LONGEST_ON_DISK = 60.0
-# Before the attempt for somebody who began to wait while the one before it was under way.
-_HURRIED_SECONDS = 0.5
+_Key = TypeVar("_Key", bound=Hashable)
+_Failure = TypeVar("_Failure")
 
 
-def hurried(wait: float, began: float, hurry: float) -> float:
-    """The seconds to wait after an attempt: few if somebody began to wait for the outcome in the middle of it.
+def flush_delay(delay: float, began: float, flush_began: float) -> float:
+    """Shorten the delay after an attempt if a flush began during the attempt; `flush_began` is -inf without a flush.
 
-    Who hurries ends the waits that there are; this is the same for who came too early for that. The attempt that
-    follows has begun after them, so there is one.
-
-    Args:
-        wait: The seconds to wait if nobody hurries.
-        began: When the attempt began, in monotonic seconds.
-        hurry: When somebody began to wait, by the same clock; -inf if nobody waits.
+    A flush cancels pending delays. This does the same for a delay that begins after the flush.
     """
-    # What is hardly longer stays as it is, or two attempts would follow closely upon one another.
-    return _HURRIED_SECONDS if began < hurry and wait > 2 * _HURRIED_SECONDS else wait
+    # A delay of up to twice the short one stays as it is: otherwise two attempts would follow each other closely.
+    return _FLUSH_DELAY if began < flush_began and delay > 2 * _FLUSH_DELAY else delay
 
 
-class BackoffState:
-    """Counts failures in a row of each destination, and says what they mean.
+class BackoffState(Generic[_Key, _Failure]):
+    """Counts consecutive failures of each destination.
 
-    Args:
-        clock: Monotonic seconds.
-        jitter: A random number from 0 to 1.
-        on_disk: Whether what waits is on disk.
+    `jitter` returns a random number from 0 to 1. `has_spool` says whether waiting requests are on disk.
     """
 
-    def __init__(self, clock: Callable[[], float], jitter: Callable[[], float], *, on_disk: bool) -> None:
-        self._clock, self._jitter, self._on_disk = clock, jitter, on_disk
-        self._failures: dict[Destination, int] = {}
-        self._resume_at: dict[Destination, float] = {}
-        # Destinations whose next shipment is sent before its time, and from when on.
-        self._hurried: dict[Destination, float] = {}
-        self._hurry_began = -math.inf
-        self._troubles: dict[Destination, ExportOutcome] = {}
+    def __init__(self, clock: Callable[[], float], jitter: Callable[[], float], *, has_spool: bool) -> None:
+        self._clock, self._jitter, self._has_spool = clock, jitter, has_spool
+        self._failure_counts: dict[_Key, int] = {}
+        self._resume_at: dict[_Key, float] = {}
+        # Destinations whose next request is sent early, and from when on.
+        self._flushed_at: dict[_Key, float] = {}
+        self._flush_began = -math.inf
+        self._last_failures: dict[_Key, _Failure] = {}
 
-    def passed(self, destination: Destination) -> None:
-        """Tells that something was accepted."""
-        self._failures.pop(destination, None)
-        self._resume_at.pop(destination, None)
-        self._troubles.pop(destination, None)
+    def record_success(self, key: _Key) -> None:
+        self._failure_counts.pop(key, None)
+        self._resume_at.pop(key, None)
+        self._last_failures.pop(key, None)
 
-    def failed(
-        self, destination: Destination, outcome: ExportOutcome, cause: FailureKind, *, searching: bool, began: float
+    def record_failure(
+        self,
+        key: _Key,
+        failure: _Failure,
+        *,
+        retry_after: float | None,
+        needs_user: bool,
+        is_bisecting: bool,
+        began: float,
     ) -> float:
-        """Tells that something has to wait.
+        """Record a failed attempt, and return the seconds for which the destination waits.
 
-        Args:
-            destination: Where it was to go.
-            outcome: What came of it.
-            cause: Why it has to wait.
-            searching: True for a part of a search, which makes not many requests, as it ends soon.
-            began: When the attempt began, by the clock.
-
-        Returns:
-            Seconds for which the destination waits.
+        `needs_user` says that a user has to correct it. Requests of a bisection are not counted, because there are few
+        of them. `began` is the clock's time when the attempt began.
         """
         now = self._clock()
-        self._hurried.pop(destination, None)
-        self._troubles[destination] = outcome
-        full = self._full_wait(destination, outcome, cause, now, searching=searching)
-        wait = hurried(full, began, self._hurry_began)
-        if wait < full:
-            self._hurried[destination] = now + wait
-        return wait
+        self._flushed_at.pop(key, None)
+        self._last_failures[key] = failure
+        full_delay = self._full_delay(key, retry_after, now, needs_user=needs_user, is_bisecting=is_bisecting)
+        delay = flush_delay(full_delay, began, self._flush_began)
+        if delay < full_delay:
+            self._flushed_at[key] = now + delay
+        return delay
 
-    def _full_wait(
-        self, destination: Destination, outcome: ExportOutcome, cause: FailureKind, now: float, *, searching: bool
+    def _full_delay(
+        self, key: _Key, retry_after: float | None, now: float, *, needs_user: bool, is_bisecting: bool
     ) -> float:
-        resume_at = self._resume_at.get(destination, 0.0)
+        resume_at = self._resume_at.get(key, 0.0)
         if now < resume_at:
-            # It was not to be sent yet, but somebody flushed: that says nothing about how long to wait from now on.
+            # The attempt was early because of a flush, so it does not change the delay.
             return resume_at - now
-        failures, (first, longest) = self._failures.get(destination, 0), _BACKOFF[cause]
-        if searching:
-            longest = first
+        failure_count = self._failure_counts.get(key, 0)
+        first_seconds, max_seconds = _USER_DELAYS if needs_user else _SERVER_DELAYS
+        if is_bisecting:
+            max_seconds = first_seconds
         else:
-            self._failures[destination] = failures + 1
-            longest = _LONGEST_ON_DISK if self._on_disk else longest
-        wait = max(
-            compute_backoff(failures, self._jitter(), first_seconds=first, max_seconds=longest),
-            outcome.retry_after or 0.0,
-        )
-        self._resume_at[destination] = now + wait
-        return wait
+            self._failure_counts[key] = failure_count + 1
+            max_seconds = _MAX_DELAY_ON_DISK if self._has_spool else max_seconds
+        delay = compute_backoff(failure_count, self._jitter(), first_seconds=first_seconds, max_seconds=max_seconds)
+        delay = max(delay, retry_after or 0.0)
+        self._resume_at[key] = now + delay
+        return delay
 
-    def failures(self, destination: Destination) -> int:
-        """How often in a row something had to wait."""
-        return self._failures.get(destination, 0)
+    def failure_count(self, key: _Key) -> int:
+        return self._failure_counts.get(key, 0)
 
-    def is_over(self, destination: Destination, postponed: int, since: float) -> bool:
-        """Whether a shipment is put on disk: after a short first repetition, or where that is known to be in vain.
+    def should_spool(self, key: _Key, delay_count: int, since: float) -> bool:
+        """Whether a request that waits since then, and had so many delays, is written to disk."""
+        return delay_count > 1 or self.failure_count(key) > 0 or self._clock() - since > MAX_SECONDS_IN_MEMORY
 
-        Args:
-            destination: Where it goes.
-            postponed: How often it had to wait.
-            since: When it came, by the clock.
-        """
-        return postponed > 1 or self.failures(destination) > 0 or self._clock() - since > LONGEST_IN_MEMORY
+    def last_failure(self, key: _Key) -> _Failure | None:
+        return self._last_failures.get(key)
 
-    def trouble(self, destination: Destination) -> ExportOutcome | None:
-        """What came of the last attempt, if it has to be made again."""
-        return self._troubles.get(destination)
+    def is_open(self, key: _Key) -> bool:
+        """Whether a retry has failed, too, and the next attempt is not due yet."""
+        return self._failure_counts.get(key, 0) > 1 and self.remaining_delay(key) > 0.0
 
-    def is_down(self, destination: Destination) -> bool:
-        """Whether it is known, after a repetition, that what is sent there now would have to wait."""
-        return self._failures.get(destination, 0) > 1 and self.left(destination) > 0.0
-
-    def left(self, destination: Destination) -> float:
-        """Seconds until the next attempt is due; 0 if it is, or if somebody is in a hurry."""
-        resume_at = self._resume_at.get(destination, 0.0)
-        return max(0.0, min(resume_at, self._hurried.get(destination, math.inf)) - self._clock())
+    def remaining_delay(self, key: _Key) -> float:
+        resume_at = self._resume_at.get(key, 0.0)
+        return max(0.0, min(resume_at, self._flushed_at.get(key, math.inf)) - self._clock())
 
     @property
-    def troubled(self) -> bool:
-        """Whether any destination did not take what was sent there last."""
-        return bool(self._failures)
+    def has_failures(self) -> bool:
+        return bool(self._failure_counts)
 
-    def hurry(self) -> None:
-        """Has the next shipment of each destination sent, also where that may be in vain; `relax` ends it."""
-        self._hurry_began = now = self._clock()
-        for destination in list(self._resume_at):  # other threads put more there
-            self._hurried[destination] = now
+    def begin_flush(self) -> None:
+        """Cancel the pending delay of each destination, also of failing ones."""
+        self._flush_began = now = self._clock()
+        for key in list(self._resume_at):  # other threads add to it
+            self._flushed_at[key] = now
 
-    def relax(self) -> None:
-        """Tells that nobody waits for the outcome any more: what begins to wait now waits for its time."""
-        self._hurry_began = -math.inf
+    def end_flush(self) -> None:
+        """Restore the normal delays."""
+        self._flush_began = -math.inf
 
 
 def compute_backoff(attempt: int, jitter: float, *, first_seconds: float = 0.5, max_seconds: float = 30.0) -> float:

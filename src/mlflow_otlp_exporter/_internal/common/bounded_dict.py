@@ -1,4 +1,4 @@
-"""Dictionaries that stay below a number of entries."""
+"""Dictionaries with a maximum number of entries."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from contextlib import suppress
 from typing import TypeVar
 
 K = TypeVar("K")
-
-
 V = TypeVar("V")
 
 
-def evict_oldest(kept: dict[K, V], most: int) -> dict[K, V]:
+def evict_oldest(entries: dict[K, V], max_count: int) -> dict[K, V]:
     """Remove the oldest entries until there is room for one more, and return the dict."""
-    while len(kept) >= most:
+    while len(entries) >= max_count:
         # Another thread may make room at the same moment.
         with suppress(KeyError, RuntimeError, StopIteration):
-            del kept[next(iter(kept))]
-    return kept
+            del entries[next(iter(entries))]
+    return entries

@@ -1,4 +1,4 @@
-"""Any value as JSON of a bounded length; never raises."""
+"""JSON of any value, with a bounded length; never raises."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ from itertools import islice
 from typing import Any
 
 DEFAULT_LIMIT = 1 << 20
-_DEEPEST = 20
-# What is tried, in turn, to get a value under the limit: characters of a text, items of a collection.
+_MAX_DEPTH = 20
+# Limits that are tried in this order: characters of a text, items of a collection.
 _BOUNDS = ((20_000, 1000), (2000, 200), (200, 50), (50, 10))
-_MORE = "…"
+_ELLIPSIS = "…"
 
 
 def bounded_json(value: Any, limit: int = DEFAULT_LIMIT) -> str:
-    """A value as JSON; what JSON does not have becomes what comes nearest, at last its `repr`.
+    """Return a value as JSON of at most `limit` characters; long texts and collections inside are cut and marked.
 
-    Args:
-        value: Anything.
-        limit: Characters that it may have; longer texts and collections inside are cut then, and say so.
+    A value that JSON cannot represent is converted to the most similar one, or to its `repr`.
     """
     try:
         text = _encoder.encode(value)
-    except Exception:  # noqa: BLE001 - a value may raise anything when it is looked at
-        text = _walked(value, limit, DEFAULT_LIMIT)
+    except Exception:  # noqa: BLE001 - a value's methods may raise anything
+        text = _encode_bounded(value, limit, DEFAULT_LIMIT)
     if len(text) <= limit:
         return text
-    for longest, most in _BOUNDS:
-        text = _walked(value, longest, most)
+    for max_length, max_items in _BOUNDS:
+        text = _encode_bounded(value, max_length, max_items)
         if len(text) <= limit:
             return text
-    for share in (1, 2, 6):  # of what is left, quoting makes up to six of one character
+    for share in (1, 2, 6):  # quoting makes up to six of one character
         quoted = json.dumps(bounded_text(text, (limit - 2) // share), ensure_ascii=False)
         if len(quoted) <= limit:
             break
@@ -42,44 +40,49 @@ def bounded_json(value: Any, limit: int = DEFAULT_LIMIT) -> str:
 
 
 def bounded_text(text: str, limit: int = DEFAULT_LIMIT) -> str:
-    """A text that is not longer than the limit, with a mark where it was cut."""
-    return text if len(text) <= limit else text[: max(0, limit - len(_MORE))] + _MORE
+    return text if len(text) <= limit else text[: max(0, limit - len(_ELLIPSIS))] + _ELLIPSIS
 
 
-def _walked(value: Any, longest: int, most: int) -> str:
+def _encode_bounded(value: Any, max_length: int, max_items: int) -> str:
     try:
-        return json.dumps(_plain(value, longest, most, 0), ensure_ascii=False)
+        return json.dumps(_to_json_value(value, max_length, max_items, 0), ensure_ascii=False)
     except Exception as error:  # noqa: BLE001 - as above
         return json.dumps(f"<{type(value).__name__}: not readable ({type(error).__name__})>")
 
 
-def _plain(value: Any, longest: int, most: int, depth: int) -> Any:
+def _to_json_value(value: Any, max_length: int, max_items: int, depth: int) -> Any:
     if value is None or isinstance(value, bool | int):
-        return value if not isinstance(value, int) or -(1 << 1024) < value < 1 << 1024 else _shown(value, longest)
+        is_huge = isinstance(value, int) and not -(1 << 1024) < value < 1 << 1024
+        return _safe_repr(value, max_length) if is_huge else value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        return bounded_text(value, longest)
-    if depth >= _DEEPEST:
-        return _shown(value, min(longest, 200))
+        return bounded_text(value, max_length)
+    if depth >= _MAX_DEPTH:
+        return _safe_repr(value, min(max_length, 200))
     if isinstance(value, Mapping):
-        items = {str(key): _plain(item, longest, most, depth + 1) for key, item in islice(value.items(), most)}
-        return {**items, _MORE: f"{len(value) - most} more"} if len(value) > most else items
+        entries = {
+            str(key): _to_json_value(item, max_length, max_items, depth + 1)
+            for key, item in islice(value.items(), max_items)
+        }
+        return {**entries, _ELLIPSIS: f"{len(value) - max_items} more"} if len(value) > max_items else entries
     if isinstance(value, list | tuple | AbstractSet):
-        listed = [_plain(item, longest, most, depth + 1) for item in islice(value, most)]
-        return [*listed, f"{_MORE} {len(value) - most} more"] if len(value) > most else listed
-    natural = _natural(value)
-    return bounded_text(natural, longest) if isinstance(natural, str) else _plain(natural, longest, most, depth + 1)
+        items = [_to_json_value(item, max_length, max_items, depth + 1) for item in islice(value, max_items)]
+        return [*items, f"{_ELLIPSIS} {len(value) - max_items} more"] if len(value) > max_items else items
+    converted = _convert(value)
+    if isinstance(converted, str):
+        return bounded_text(converted, max_length)
+    return _to_json_value(converted, max_length, max_items, depth + 1)
 
 
-def _natural(value: Any) -> Any:
-    """What stands for a value that JSON does not have."""
+def _convert(value: Any) -> Any:
+    """Convert a value that JSON cannot represent."""
     for name in ("model_dump", "to_dict", "isoformat"):
-        found = getattr(value, name, None)
-        if callable(found) and not isinstance(value, type):
-            natural = _called(found)
-            if natural is not None and natural is not value:
-                return natural
+        method = getattr(value, name, None)
+        if callable(method) and not isinstance(value, type):
+            converted = _try_call(method)
+            if converted is not None and converted is not value:
+                return converted
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -88,22 +91,22 @@ def _natural(value: Any) -> Any:
         return list(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return f"<{len(value)} bytes>"
-    return _shown(value, 10_000)
+    return _safe_repr(value, 10_000)
 
 
-def _called(function: Callable[[], Any]) -> Any:
+def _try_call(function: Callable[[], Any]) -> Any:
     try:
         return function()
-    except Exception:  # noqa: BLE001 - a method of that name may be something else altogether
+    except Exception:  # noqa: BLE001 - a method of this name may do anything
         return None
 
 
-def _shown(value: Any, longest: int) -> str:
+def _safe_repr(value: Any, max_length: int) -> str:
     try:
-        return bounded_text(repr(value), longest)
-    except Exception as error:  # noqa: BLE001 - also a repr may raise
+        return bounded_text(repr(value), max_length)
+    except Exception as error:  # noqa: BLE001 - a repr may raise, too
         return f"<{type(value).__name__}: no repr ({type(error).__name__})>"
 
 
-# Not allowing NaN, which is no JSON: the walk makes a text of it. Kept, as making one takes as long as using it.
-_encoder = json.JSONEncoder(default=_natural, ensure_ascii=False, allow_nan=False)
+# NaN is not JSON, so it becomes a text. One encoder for all calls: creating one takes as long as using it.
+_encoder = json.JSONEncoder(default=_convert, ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""The one exception that this library raises into an app."""
+"""The public exception of this library."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 
 
 class ConfigurationError(ValueError):
-    """A setting is wrong.
+    """A setting is invalid.
 
-    Raised by `configure()`, the constructors, `log_feedback()` and `log_expectation()` only, and before anything is
-    exported. The message says what was wrong, where it came from (argument, environment variable, file) and what was
-    expected; it never holds a secret. It ends with a code that docs/troubleshooting.md explains. A server that is away
-    is not a wrong setting and raises nothing.
+    Raised only by `configure()`, the constructors, `log_feedback()` and `log_expectation()`, before anything is
+    exported. The message says what is wrong, where the value came from (argument, environment variable, file) and what
+    was expected. It never contains a secret, and ends with a code that docs/troubleshooting.md explains. An unavailable
+    server is not an invalid setting and raises nothing.
 
     Args:
         message: What is wrong.
-        code: Under which it is explained.
+        code: The code of the message.
+
+    Attributes:
+        code: The code of the message.
     """
 
     def __init__(self, message: str, code: MessageCode = MessageCode.INVALID_SETTING) -> None:

@@ -1,4 +1,4 @@
-"""A lock between processes that the kernel frees when its holder dies, whatever it dies of."""
+"""A lock between processes, which the kernel releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 if sys.platform == "win32":
     import msvcrt
 
-    # What is locked there cannot be read by others: a byte far behind all that is ever written.
-    _FAR = 0x7FFF_FFFE
+    # Other processes cannot read a locked byte, so this one is far behind all content.
+    _LOCKED_BYTE = 0x7FFF_FFFE
 
-    def locked(descriptor: int) -> bool:
-        """Locks an open file, if no other process has; never waits."""
-        os.lseek(descriptor, _FAR, os.SEEK_SET)
+    def try_lock(descriptor: int) -> bool:
+        """Lock an open file unless another process has locked it; never wait."""
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -28,8 +28,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def locked(descriptor: int) -> bool:
-        """Locks an open file, if no other process has; never waits."""
+    def try_lock(descriptor: int) -> bool:
+        """Lock an open file unless another process has locked it; never wait."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -38,9 +38,9 @@ else:
 
 
 def remove_if_locked(path: Path, descriptor: int) -> None:
-    """Removes a file that is locked here, and closes it; never raises.
+    """Remove and close a file that is locked here; never raise.
 
-    First removed, so that nobody takes it up in between; on Windows that is not possible before it is closed.
+    It is removed first, so that no other process opens it in between. On Windows it must be closed first.
     """
     try:
         path.unlink()
@@ -55,14 +55,7 @@ def remove_if_locked(path: Path, descriptor: int) -> None:
 
 
 class FileLock:
-    """A lock file, held until it is released or the process ends; a forked child does not hold what its parent does.
-
-    Args:
-        path: The file; made where it is missing.
-
-    Attributes:
-        path: The same.
-    """
+    """A lock file, held until it is released or the process ends. A forked child does not hold its parent's lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,48 +63,40 @@ class FileLock:
         register_fork_reset(self.release)
 
     @property
-    def held(self) -> bool:
-        """Whether it is held here."""
+    def is_held(self) -> bool:
         return self._descriptor is not None
 
     def acquire(self) -> bool:
-        """Takes the lock if nobody has it; never waits.
-
-        Raises:
-            OSError: The file cannot be made, or the file system knows no locks.
-        """
+        """Take the lock if it is free; never wait. Raises `OSError`, also if the file system has no locks."""
         if self._descriptor is not None:
-            if _same(self._descriptor, self.path):
+            if _is_same_file(self._descriptor, self.path):
                 return True
-            self.release()  # the folder was removed, and with it what others would see of the lock
+            self.release()  # the folder was removed, so other processes do not see this lock
         descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600)
         try:
-            # Between opening and locking, another one may have removed the file.
-            taken = locked(descriptor) and _same(descriptor, self.path)
-            if taken:
-                # For people: who has it.
+            # Another process may have removed the file between opening and locking.
+            is_locked = try_lock(descriptor) and _is_same_file(descriptor, self.path)
+            if is_locked:
+                # For administrators: the process that holds it.
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, str(os.getpid()).encode())
         except OSError:
             os.close(descriptor)
             raise
-        if taken:
+        if is_locked:
             self._descriptor = descriptor
         else:
             os.close(descriptor)
-        return taken
+        return is_locked
 
     def release(self) -> None:
-        """Gives the lock back.
-
-        Closing is enough, and all that a forked child may do: what it unlocks would be unlocked for its parent, too.
-        """
+        # A forked child must only close the file: if it unlocked it, its parent would lose the lock, too.
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
 
-def _same(descriptor: int, path: Path) -> bool:
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:

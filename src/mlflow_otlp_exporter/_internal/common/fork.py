@@ -1,4 +1,4 @@
-"""Forked children start afresh: locks of other threads may be held for ever there, and sockets are the parent's."""
+"""Hooks of forked children: there, locks of other threads may be held for ever, and sockets belong to the parent."""
 
 from __future__ import annotations
 
@@ -7,32 +7,30 @@ import os
 import weakref
 from collections.abc import Callable
 
-_renewals: list[weakref.WeakMethod[Callable[[], None]]] = []
+_resets: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
-def register_fork_reset(renew: Callable[[], None]) -> None:
-    """Calls a bound method in every forked child from now on, for as long as its object lives.
+def register_fork_reset(reset: Callable[[], None]) -> None:
+    """Call a bound method in every forked child, for as long as its object lives.
 
-    Args:
-        renew: A method that replaces locks, threads and sockets and empties queues: what the parent holds, it sends.
+    The method replaces locks, threads and sockets and empties queues, because the parent sends what it has queued.
     """
-    # One callback for all: a process may configure often, and what is registered with the system stays for ever.
-    _renewals[:] = [each for each in _renewals if each() is not None]
-    _renewals.append(weakref.WeakMethod(renew))
+    # One callback of the system for all objects: a process may configure often, and callbacks cannot be removed.
+    _resets[:] = [reference for reference in _resets if reference() is not None]
+    _resets.append(weakref.WeakMethod(reset))
 
 
-def _renew_all() -> None:
-    # A copy: an object that starts afresh may make others, which register themselves meanwhile.
-    present = _renewals.copy()
-    for each in present:
-        renew = each()
-        if renew is not None:
+def _reset_all() -> None:
+    # A copy: an object may create others during its reset, and these register themselves.
+    for reference in _resets.copy():
+        reset = reference()
+        if reset is not None:
             try:
-                renew()
+                reset()
             except Exception:
-                # One that fails must not keep the others from their fresh start: they would wait for dead locks.
+                # The others must be reset all the same: they would wait for locks that are never released.
                 logging.getLogger("mlflow_otlp_exporter").exception("a forked child did not start afresh")
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew_all)
+    os.register_at_fork(after_in_child=_reset_all)

@@ -1,4 +1,4 @@
-"""Requests that have no outcome yet, with their spans and bytes: what limits and flushes count by."""
+"""Requests without an outcome, with their spans and bytes: limits and flushes depend on them."""
 
 from __future__ import annotations
 
@@ -9,105 +9,75 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 
 
 class Ticket(Protocol):
-    """One request that is counted."""
+    """One tracked request. Calling it completes the request; further calls have no effect."""
 
-    def __call__(self) -> None:
-        """It has its outcome."""
+    def __call__(self) -> None: ...
 
-    def suspected(self, spans: int, size: int) -> None:
-        """All that is left of it are suspects, whose outcome nobody can say when to expect: no flush waits for them.
-
-        Args:
-            spans: How many spans.
-            size: How many bytes.
-        """
+    def mark_suspect(self, span_count: int, byte_count: int) -> None:
+        """Record that only suspect spans remain. No flush waits for them, because they may be pending indefinitely."""
 
 
 class InFlightRequests:
-    """Counts requests that have no outcome yet.
-
-    Attributes:
-        changed: Notified when one has got its outcome.
-        spans: Their spans.
-        bytes: Their bytes, before compression.
-    """
+    """Counts requests that have no outcome yet. `changed` is notified when one is completed."""
 
     def __init__(self) -> None:
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Also in a forked child: what the parent has, the parent sends."""
+        # The parent sends the requests that it has.
         self.changed = threading.Condition()
-        self.spans = self.bytes = 0
-        self._open: dict[int, _Counted] = {}
-        self._last = 0
+        self.span_count = self.byte_count = 0  # bytes before compression
+        self._requests: dict[int, _TrackedRequest] = {}
+        self._last_number = 0
 
-    def opened(self, spans: int, size: int) -> Ticket:
-        """Counts a request.
-
-        Args:
-            spans: How many spans it has.
-            size: How many bytes.
-
-        Returns:
-            What is to be called when it has its outcome; more than once does no harm.
-        """
+    def track(self, span_count: int, byte_count: int) -> Ticket:
         with self.changed:
-            self._last += 1
-            ticket = _Counted(self, self._last)
-            self._open[self._last] = ticket
-            ticket.weigh(spans, size)
-            return ticket
+            self._last_number += 1
+            request = _TrackedRequest(self, self._last_number)
+            self._requests[self._last_number] = request
+            request.resize(span_count, byte_count)
+            return request
 
-    def wait(self, seconds: float) -> bool:
-        """Waits until all requests that are counted now have their outcome, but for suspects.
-
-        Args:
-            seconds: How long to wait at most.
-
-        Returns:
-            Whether all have.
-        """
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for the requests that are tracked now, except suspects; return whether all of them are completed."""
         with self.changed:
-            newest = self._last
-            self.changed.wait_for(lambda: not any(not each.is_suspect for each in self._until(newest)), seconds)
-            return not self._until(newest)
+            last_number = self._last_number
 
-    def _until(self, newest: int) -> list[_Counted]:
-        return [ticket for number, ticket in self._open.items() if number <= newest]
+            def requests() -> list[_TrackedRequest]:
+                return [request for number, request in self._requests.items() if number <= last_number]
 
-    def close(self, number: int) -> None:
-        """Takes a request out of the count."""
-        ticket = self._open.pop(number, None)
-        if ticket is not None:
-            ticket.weigh(0, 0)
+            self.changed.wait_for(lambda: all(request.is_suspect for request in requests()), timeout_seconds)
+            return not requests()
+
+    def complete(self, number: int) -> None:
+        """Stop tracking a request. Needs the lock of `changed`."""
+        request = self._requests.pop(number, None)
+        if request is not None:
+            request.resize(0, 0)
             self.changed.notify_all()
 
 
-class _Counted:
-    """A request that `InFlightRequests` counts."""
-
+class _TrackedRequest:
     def __init__(self, in_flight: InFlightRequests, number: int) -> None:
         self._in_flight, self._number, self._changed = in_flight, number, in_flight.changed
-        self._spans = self._size = 0
+        self._span_count = self._byte_count = 0
         self.is_suspect = False
 
-    def weigh(self, spans: int, size: int) -> None:
-        """Counts so many spans and bytes instead of those before."""
-        self._in_flight.spans += spans - self._spans
-        self._in_flight.bytes += size - self._size
-        self._spans, self._size = spans, size
+    def resize(self, span_count: int, byte_count: int) -> None:
+        self._in_flight.span_count += span_count - self._span_count
+        self._in_flight.byte_count += byte_count - self._byte_count
+        self._span_count, self._byte_count = span_count, byte_count
 
     def __call__(self) -> None:
         with self._changed:
-            # After a fork another condition counts: the parent's requests are no business of the child's.
+            # After a fork there is another condition: the child ignores requests of the parent.
             if self._changed is self._in_flight.changed:
-                self._in_flight.close(self._number)
+                self._in_flight.complete(self._number)
 
-    def suspected(self, spans: int, size: int) -> None:
+    def mark_suspect(self, span_count: int, byte_count: int) -> None:
         with self._changed:
             if self._changed is self._in_flight.changed:
-                self.weigh(spans, size)
+                self.resize(span_count, byte_count)
                 self.is_suspect = True
                 self._changed.notify_all()

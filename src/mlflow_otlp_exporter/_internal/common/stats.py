@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,26 @@ class Stats:
     attachments_failed: int = 0
     feedback: int = 0
     feedback_dropped: int = 0
+
+
+class ExportStats:
+    """The counters while they grow; `Stats` is a snapshot of them."""
+
+    def __init__(self) -> None:
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
+
+    def _reset_after_fork(self) -> None:
+        # Re-entrant: a signal handler or a finalizer may end a span while its own thread holds the lock.
+        self._lock = threading.RLock()
+        self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)
+
+    def add(self, **amounts: int) -> None:
+        """Add to counters, which are named as in `Stats`."""
+        with self._lock:
+            for name, amount in amounts.items():
+                self._counts[name] += amount
+
+    def snapshot(self) -> Stats:
+        with self._lock:
+            return Stats(**self._counts)

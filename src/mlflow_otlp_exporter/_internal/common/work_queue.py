@@ -1,8 +1,8 @@
-"""A few threads that take shipments further, shared by all destinations.
+"""A queue per destination, and a few threads for all of them.
 
-Shipments of one destination go one after the other: MLflow before 3.16 answers 400 or deadlocks when two batches of one
-trace arrive at once, and four clients at once gain nothing on SQLite and a third on PostgreSQL. A destination that has
-to wait occupies no thread, and no destination waits for another, as far as there are threads.
+Requests of one destination are sent one after the other: MLflow before 3.16 answers 400 or deadlocks when two batches
+of one trace arrive at once, and four concurrent clients gain nothing on SQLite and a third on PostgreSQL. A destination
+that waits occupies no thread, and no destination waits for another while a thread is free.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from typing import Generic, Protocol, TypeVar
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import logger
-from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
+from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 
 
 class Item(Protocol):
-    """What is sent."""
-
-    not_before: float
+    not_before: float  # monotonic seconds
 
 
 _Item = TypeVar("_Item", bound=Item)
@@ -33,94 +31,69 @@ _Item = TypeVar("_Item", bound=Item)
 
 @dataclass(frozen=True)
 class SendResult(Generic[_Item]):
-    """What remains of an item after one attempt.
+    """What remains of an item after one attempt."""
 
-    Attributes:
-        remaining: Items that take the place of the attempted one.
-        retry_after: Seconds for which the whole destination waits.
-        requeue_last: True if other items of the destination go first.
-    """
-
-    remaining: Sequence[_Item] = ()
-    retry_after: float = 0.0
-    requeue_last: bool = False
+    remaining: Sequence[_Item] = ()  # takes the place of the attempted item
+    retry_after: float = 0.0  # seconds for which the whole destination waits
+    requeue_last: bool = False  # whether other items of the destination go first
 
 
 class _Queue(Generic[_Item]):
-    """A destination's items.
-
-    Attributes:
-        items: In order.
-        resume_at: Until then the destination waits.
-        due: When it is in the heap for; None if it is not.
-    """
-
     def __init__(self) -> None:
         self.items: deque[_Item] = deque()
-        self.resume_at = 0.0
-        self.due: float | None = None
+        self.resume_at = 0.0  # until then the destination waits
+        self.due: float | None = None  # its time in the heap; None if it is not in there
 
 
 class WorkQueue(Generic[_Item]):
-    """Takes each item further, step by step, in threads of its own, in order for each destination.
+    """Runs `step` for each item, in order for each key, and `abandon` for the items that remain at the end.
 
-    Args:
-        step: Takes an item one step further.
-        abandon: Called with what is left at the end.
-        count: How many threads at most. They start when they are needed.
+    Up to `max_threads` threads start when they are needed.
     """
 
     def __init__(
-        self, step: Callable[[_Item], SendResult[_Item]], abandon: Callable[[_Item], None], *, count: int = 4
+        self, step: Callable[[_Item], SendResult[_Item]], abandon: Callable[[_Item], None], *, max_threads: int = 4
     ) -> None:
-        self._step, self._abandon, self._count = step, abandon, count
+        self._step, self._abandon, self._max_threads = step, abandon, max_threads
         self._closed = False
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Also in a forked child: what the parent has, the parent sends."""
+        # The parent sends the items that it has.
         self._lock = threading.Condition()
         self._queues: dict[Hashable, _Queue[_Item]] = {}
         self._heap: list[tuple[float, int, Hashable]] = []
         self._numbers = itertools.count()
         self._busy: dict[Hashable, _Item] = {}
         self._threads: list[threading.Thread] = []
-        self._idle = 0
+        self._idle_count = 0
         self._stopped = False
 
-    def put(self, key: Hashable, item: _Item, *, wait: float = 0.0) -> None:
-        """Queues an item behind those of the same destination.
+    def enqueue(self, key: Hashable, item: _Item, *, delay: float = 0.0) -> None:
+        """Queue an item behind those of its key, which waits for the delay unless `wake_all` is called.
 
-        Where no thread can be started any more, as while the interpreter exits, it is taken a step further here.
-
-        Args:
-            key: The destination.
-            item: The item.
-            wait: Seconds for which the destination waits, unless somebody hurries.
+        If no thread can start, as while the interpreter exits, the item is processed in the caller's thread.
         """
+        run_here = False
         with self._lock:
-            if self._closed:
-                late = True
-            else:
-                late = False
+            is_late = self._closed
+            if not is_late:
                 queue = self._queues.setdefault(key, _Queue())
                 queue.items.append(item)
-                if wait > 0:
-                    queue.resume_at = max(queue.resume_at, time.monotonic() + wait)
+                if delay > 0:
+                    queue.resume_at = max(queue.resume_at, time.monotonic() + delay)
                 self._schedule(key, queue)
-                here = False
-                if not self._idle and len(self._threads) < self._count:
-                    here = not self._start()
+                if not self._idle_count and len(self._threads) < self._max_threads:
+                    run_here = not self._start_thread()
                 self._lock.notify()
-        if late:
+        if is_late:
             self._abandon(item)
-        elif here:
-            while self._next(block=False):
-                pass
+        while run_here and self._run_one(block=False):
+            pass
 
     def _schedule(self, key: Hashable, queue: _Queue[_Item]) -> None:
-        """Puts a destination into the heap for when its first item may go. Needs the lock."""
+        """Put a key into the heap, for when its first item is due. Needs the lock."""
         if key in self._busy:
             return
         first = min(item.not_before for item in queue.items) if queue.items[0].not_before else 0.0
@@ -129,23 +102,24 @@ class WorkQueue(Generic[_Item]):
             queue.due = due
             heapq.heappush(self._heap, (due, next(self._numbers), key))
 
-    def _start(self) -> bool:
+    def _start_thread(self) -> bool:
+        """Return False if there is no thread, because the interpreter is shutting down."""
         thread = threading.Thread(target=self._run, name=f"mlflow-otlp-sender-{len(self._threads)}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter is shutting down
+        except RuntimeError:
             return bool(self._threads)
         self._threads.append(thread)
         return True
 
     def _run(self) -> None:
-        while self._next(block=True):
+        while self._run_one(block=True):
             pass
 
-    def _take(self, *, block: bool) -> tuple[Hashable, _Item] | None:
-        """The next item that may go; None if there is none and none is waited for. Needs the lock."""
+    def _pop_due(self, *, block: bool) -> tuple[Hashable, _Item] | None:
+        """Return the next item that is due; None if there is none and none is waited for. Needs the lock."""
         while not self._stopped:
-            wait = None
+            timeout = None
             now = time.monotonic()
             while self._heap:
                 due, _, key = self._heap[0]
@@ -154,44 +128,44 @@ class WorkQueue(Generic[_Item]):
                     heapq.heappop(self._heap)
                     continue
                 if due > now:
-                    wait = due - now
+                    timeout = due - now
                     break
                 heapq.heappop(self._heap)
                 queue.due = None
-                item = next(each for each in queue.items if each.not_before <= now)
+                item = next(item for item in queue.items if item.not_before <= now)
                 queue.items.remove(item)
                 self._busy[key] = item
                 return key, item
             if not block or (self._closed and not self._queues):
                 return None
-            self._idle += 1
-            self._lock.wait(wait)
-            self._idle -= 1
+            self._idle_count += 1
+            self._lock.wait(timeout)
+            self._idle_count -= 1
         return None
 
-    def _next(self, *, block: bool) -> bool:
-        """Takes one item a step further; False if there is none and none will come."""
+    def _run_one(self, *, block: bool) -> bool:
+        """Process one item; return False if there is none and none will come."""
         with self._lock:
-            taken = self._take(block=block)
-        if taken is None:
+            popped = self._pop_due(block=block)
+        if popped is None:
             return False
-        key, item = taken
-        result = SendResult[_Item]()
+        key, item = popped
+        result: SendResult[_Item] = SendResult()
         try:
-            with suppressed_instrumentation():
+            with suppress_instrumentation():
                 result = self._step(item)
         except BaseException:  # noqa: BLE001
-            # A thread that dies takes all that comes after with it; upstream's dies for good on a SystemExit.
-            said = "spans are lost by a mistake in this library; please report it [%s]"
-            logger.exception(said, MessageCode.INTERNAL_ERROR)
-            self._give_up(item)
+            # The thread must survive, or all later items would wait for ever; upstream's dies of a SystemExit.
+            message = "spans are lost by a mistake in this library; please report it [%s]"
+            logger.exception(message, MessageCode.INTERNAL_ERROR)
+            self._try_abandon(item)
+        abandoned: Sequence[_Item] = ()
         with self._lock:
             del self._busy[key]
             queue = self._queues[key]
             queue.resume_at = time.monotonic() + result.retry_after if result.retry_after else 0.0
-            left: Sequence[_Item] = ()
             if self._stopped:
-                left = result.remaining
+                abandoned = result.remaining
             elif result.requeue_last:
                 queue.items.extend(result.remaining)
             else:
@@ -203,32 +177,31 @@ class WorkQueue(Generic[_Item]):
                 del self._queues[key]
                 if not self._queues:
                     self._lock.notify_all()
-        for each in left:
-            self._give_up(each)
+        for abandoned_item in abandoned:
+            self._try_abandon(abandoned_item)
         return True
 
-    def _give_up(self, item: _Item) -> None:
+    def _try_abandon(self, item: _Item) -> None:
         try:
             self._abandon(item)
-        except BaseException:  # noqa: BLE001 - likewise, and its destination would be busy for ever
+        except BaseException:  # noqa: BLE001 - as above, and the destination would be busy for ever
             logger.exception(
                 "spans could not be kept, by a mistake in this library; please report it [%s]",
                 MessageCode.INTERNAL_ERROR,
             )
 
-    def queued(self, key: Hashable) -> list[_Item]:
-        """The items of a destination that wait for their turn."""
+    def items_of(self, key: Hashable) -> list[_Item]:
+        """Return the queued items of a key, without the one in progress."""
         with self._lock:
             queue = self._queues.get(key)
             return [] if queue is None else list(queue.items)
 
-    def all_queued(self) -> list[_Item]:
-        """What waits at any destination."""
+    def all_items(self) -> list[_Item]:
         with self._lock:
             return [item for queue in self._queues.values() for item in queue.items]
 
-    def hurry(self) -> None:
-        """Ends the waits of all destinations, as somebody waits for them."""
+    def wake_all(self) -> None:
+        """Cancel the delays of all keys."""
         with self._lock:
             for key, queue in self._queues.items():
                 queue.resume_at = 0.0
@@ -236,20 +209,16 @@ class WorkQueue(Generic[_Item]):
                     self._schedule(key, queue)
             self._lock.notify_all()
 
-    def withdraw(self, chosen: Callable[[_Item], bool]) -> list[_Item]:
-        """Takes items out of the queues that are not being sent just now.
-
-        Args:
-            chosen: Says which.
-        """
-        found: list[_Item] = []
+    def remove_if(self, predicate: Callable[[_Item], bool]) -> list[_Item]:
+        """Remove and return queued items; those in progress stay."""
+        removed: list[_Item] = []
         with self._lock:
             for key, queue in list(self._queues.items()):
-                out = [item for item in queue.items if chosen(item)]
-                if not out:
+                matching = [item for item in queue.items if predicate(item)]
+                if not matching:
                     continue
-                found += out
-                queue.items = deque(item for item in queue.items if item not in out)
+                removed += matching
+                queue.items = deque(item for item in queue.items if item not in matching)
                 queue.due = None
                 if queue.items:
                     self._schedule(key, queue)
@@ -257,42 +226,37 @@ class WorkQueue(Generic[_Item]):
                     del self._queues[key]
             if not self._queues:
                 self._lock.notify_all()
-        return found
+        return removed
 
-    def waiting(self) -> bool:
-        """Whether anything is queued."""
+    def has_items(self) -> bool:
         return bool(self._queues)
 
-    def unfinished(self) -> list[_Item]:
-        """What is being sent just now: after `close`, what it had no time for."""
+    def in_progress(self) -> list[_Item]:
+        """Return the items that are being sent; after `close`, those for which the time was too short."""
         with self._lock:
             return list(self._busy.values())
 
-    def close(self, seconds: float) -> None:
-        """Takes nothing more, waits for what is queued, and abandons what is left.
-
-        Args:
-            seconds: How long to wait at most.
-        """
-        deadline = time.monotonic() + seconds
+    def close(self, timeout_seconds: float) -> None:
+        """Accept no more items, wait for the queued ones, and abandon those that remain."""
+        deadline = time.monotonic() + timeout_seconds
         with self._lock:
             self._closed = True
             for queue in self._queues.values():
                 for item in queue.items:
                     item.not_before = 0.0
-        self.hurry()
+        self.wake_all()
         if not self._threads:
-            while self._next(block=False):
+            while self._run_one(block=False):
                 pass
         with self._lock:
             self._lock.wait_for(lambda: not self._queues, max(0.0, deadline - time.monotonic()))
             self._stopped = True
-            left = [item for queue in self._queues.values() for item in queue.items]
+            abandoned = [item for queue in self._queues.values() for item in queue.items]
             for queue in self._queues.values():
                 queue.items.clear()
             self._lock.notify_all()
             threads = list(self._threads)
-        for item in left:
+        for item in abandoned:
             self._abandon(item)
         for thread in threads:
             if thread is not threading.current_thread():

@@ -52,7 +52,7 @@ class Batcher:
         self,
         settings: Settings,
         destination: Destination,
-        report: ProblemLog,
+        problem_log: ProblemLog,
         *,
         max_bytes: Callable[[], int],
         on_dropped: Callable[[int, Sequence[ReadableSpan], str, str], None],
@@ -65,9 +65,9 @@ class Batcher:
             from mlflow_otlp_exporter._internal.enrichment import Enricher
 
             self._enricher = Enricher(compact=settings.enrichment.compact)
-        self._destination, self._report = destination, report
+        self._destination, self._problem_log = destination, problem_log
         self._max_bytes, self._on_dropped = max_bytes, on_dropped
-        self.redactor = Redactor(settings.privacy, report, base64_max_length=settings.base64_max_length)
+        self.redactor = Redactor(settings.privacy, problem_log, base64_max_length=settings.base64_max_length)
         self._extractor: AttachmentExtractor | None = None
         if settings.uploads_attachments:
             from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
@@ -129,7 +129,9 @@ class Batcher:
             encoded_spans = groups.setdefault(destination, [])
             for span in group:
                 if span.dropped_attributes:
-                    self._report.once(logging.WARNING, add_code(MessageCode.ATTRIBUTES_DROPPED, _ATTRIBUTES_DROPPED))
+                    self._problem_log.log_once(
+                        logging.WARNING, add_code(MessageCode.ATTRIBUTES_DROPPED, _ATTRIBUTES_DROPPED)
+                    )
                 try:
                     enriched = enriched_by_id[id(span)]
                     encoded = self._encode_span(enriched)
@@ -149,7 +151,7 @@ class Batcher:
             has_run = destination.run_id is not None
             batches += [(destination, batch) for batch in batch_by_size(spans, self._max_bytes(), has_run=has_run)]
         if self.encoder.repairs.left_out:
-            self._report.once(logging.WARNING, add_code(MessageCode.VALUES_DROPPED, _VALUES_DROPPED))
+            self._problem_log.log_once(logging.WARNING, add_code(MessageCode.VALUES_DROPPED, _VALUES_DROPPED))
         return batches
 
     def _encode_span(self, span: ReadableSpan | EnrichedSpan) -> EncodedSpan:

@@ -54,7 +54,7 @@ class Clients:
 
 def build_clients(
     settings: Settings,
-    report: ProblemLog,
+    problem_log: ProblemLog,
     *,
     session: requests.Session | None = None,
     on_endpoint_moved: Callable[[str], None] = lambda _: None,
@@ -70,15 +70,15 @@ def build_clients(
     if settings.namespace is not None and api is not None:
         from mlflow_otlp_exporter._internal.mlflow_api.workspace import with_namespace_workspace  # only in pods
 
-        traces, api, namespace = with_namespace_workspace(settings.namespace, traces, api, report)
+        traces, api, namespace = with_namespace_workspace(settings.namespace, traces, api, problem_log)
     experiments = ExperimentResolver(
-        api, certain=settings.is_api_certain, create=settings.create_experiment, report=report
+        api, certain=settings.is_api_certain, create=settings.create_experiment, problem_log=problem_log
     )
     otlp = OTLPClient(
         traces,
         experiments,
         compression=settings.compression,
-        report=report,
+        problem_log=problem_log,
         experiment_is_set=EXPERIMENT_HEADER in server.header_names,
     )
     destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)

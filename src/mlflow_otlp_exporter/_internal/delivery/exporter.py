@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.stats import Stats
-from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
+from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 
@@ -185,7 +185,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             logger.warning("Dropped %d spans: the exporter is %s [%s]", len(spans), state, MessageCode.EXPORT_DISABLED)
             return SpanExportResult.FAILURE
         try:
-            with suppressed_instrumentation():
+            with suppress_instrumentation():
                 return SpanExportResult.SUCCESS if pipeline.export(spans) else SpanExportResult.FAILURE
         except Exception:  # noqa: BLE001 - nothing of this library raises into the application
             logger.exception(
@@ -209,7 +209,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         """
         if self._pipeline is None:
             return None
-        with suppressed_instrumentation():
+        with suppress_instrumentation():
             return self._pipeline.trace_url(trace_id, resource_attributes or {})
 
     def stats(self) -> Stats:

@@ -52,10 +52,15 @@ class OTLPClient:
         experiments: ExperimentResolver,
         *,
         compression: str,
-        report: ProblemLog,
+        problem_log: ProblemLog,
         experiment_is_set: bool = False,
     ) -> None:
-        self._server, self._experiments, self._compression, self._report = server, experiments, compression, report
+        self._server, self._experiments, self._compression, self._problem_log = (
+            server,
+            experiments,
+            compression,
+            problem_log,
+        )
         self._experiment_is_set = experiment_is_set
 
     def export(self, batch: EncodedBatch, timeout_seconds: float) -> ExportOutcome:
@@ -79,12 +84,12 @@ class OTLPClient:
                 message = (
                     f"The server does not accept {self._compression} bodies: they are sent uncompressed from now on"
                 )
-                self._report.once(logging.WARNING, add_code(MessageCode.COMPRESSION_UNSUPPORTED, message))
+                self._problem_log.log_once(logging.WARNING, add_code(MessageCode.COMPRESSION_UNSUPPORTED, message))
                 self._compression = "none"
         return outcome
 
     def _post(self, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> ExportOutcome:
-        self._report.count(requests=1)
+        self._problem_log.stats.add(requests=1)
         request = HttpRequest("POST", "", headers=headers, body=body, timeout_seconds=timeout_seconds)
         response = self._server.send(request)
         return classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.backoff import LONGEST_IN_MEMORY
+from mlflow_otlp_exporter._internal.common.backoff import MAX_SECONDS_IN_MEMORY
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -50,15 +50,19 @@ class Pipeline:
         self, settings: Settings, session: requests.Session | None, metrics: ExporterMetrics | None = None
     ) -> None:
         self.settings, self._metrics = settings, metrics
-        self.report = ProblemLog()
+        self.problem_log = ProblemLog()
         self._clients = build_clients(
-            settings, self.report, session=session, on_endpoint_moved=self._log_endpoint_moved
+            settings, self.problem_log, session=session, on_endpoint_moved=self._log_endpoint_moved
         )
         clients = self._clients
         self.batcher = Batcher(
-            settings, clients.destination, self.report, max_bytes=self._max_request_bytes, on_dropped=self._record_lost
+            settings,
+            clients.destination,
+            self.problem_log,
+            max_bytes=self._max_request_bytes,
+            on_dropped=self._record_lost,
         )
-        server_info = ServerInfo(clients.api, self.report, certain=settings.is_api_certain)
+        server_info = ServerInfo(clients.api, self.problem_log, certain=settings.is_api_certain)
         self.persistent_queue: PersistentQueue | None = None
         if settings.disk.spool:
             # Imported only with a spool: nothing else needs most of it.
@@ -66,12 +70,12 @@ class Pipeline:
             from mlflow_otlp_exporter._internal.spool.persistent_queue import open_queue
 
             header = JournalHeader(clients.destination, not self.batcher.redactor.is_idle)
-            self.persistent_queue = open_queue(settings, str(clients.server.credentials), self.report, header)
+            self.persistent_queue = open_queue(settings, str(clients.server.credentials), self.problem_log, header)
         self.retry_sender = RetrySender(
             clients.server,
             clients.otlp,
             server_info,
-            self.report,
+            self.problem_log,
             explain=lambda outcome: format_outcome(outcome, clients.server, settings),
             count_queued=self._count_queued,
             persistent_queue=self.persistent_queue,
@@ -86,7 +90,7 @@ class Pipeline:
                 storage = self.persistent_queue.storage
                 files = AssessmentFiles(storage.ensure_folder, storage.find_folder, settings.disk.spool_max_age)
             self.rest_client = MlflowRestClient(
-                clients.api, settings, clients.experiments, server_info, self.report, files
+                clients.api, settings, clients.experiments, server_info, self.problem_log, files
             )
             self.retry_sender.on_delivered = self.rest_client.on_delivered
             self.retry_sender.uploader = self.rest_client.uploader
@@ -100,7 +104,7 @@ class Pipeline:
                 send=self._enqueue_request,
                 spill=self._spill_to_disk,
                 maintain=self._expire_and_recover,
-                report=self.report,
+                problem_log=self.problem_log,
             )
             self.persistent_queue.on_append = self.spool_consumer.wake
             self.persistent_queue.storage.is_memory_full = self._is_memory_full
@@ -146,7 +150,7 @@ class Pipeline:
         for batch in self.batcher.build_and_clear(spans):
             count, size = len(batch[1]), memory_bytes_of(batch[1])
             ticket = track(count, size)
-            self._enqueue(batch, RequestOrigin(count, ticket, on_suspected=ticket.suspected))
+            self._enqueue(batch, RequestOrigin(count, ticket, on_suspected=ticket.mark_suspect))
 
     def export(self, spans: Sequence[ReadableSpan]) -> bool:
         """Send spans and wait for their outcome, for at most the timeout; True if all were delivered or spooled.
@@ -168,11 +172,11 @@ class Pipeline:
         """Enqueue a batch; `done` is set when there is an outcome, or when waiting longer would not help."""
         destination, spans = batch
         count, size = len(spans), memory_bytes_of(spans)
-        if self.in_flight.bytes + size > self.settings.buffer.buffer_bytes and self.persistent_queue is None:
+        if self.in_flight.byte_count + size > self.settings.buffer.buffer_bytes and self.persistent_queue is None:
             self._record_lost(count, (), "memory_limit", "the server is unavailable and the memory limit is reached")
             done.set()
             return RequestOrigin(count)
-        ticket = self.in_flight.opened(count, size)
+        ticket = self.in_flight.track(count, size)
 
         def on_settled() -> None:
             done.set()
@@ -183,11 +187,11 @@ class Pipeline:
                 done.set()
 
         def on_suspected(span_count: int, byte_count: int) -> None:
-            ticket.suspected(span_count, byte_count)
+            ticket.mark_suspect(span_count, byte_count)
             done.set()
 
         origin = RequestOrigin(count, on_settled, on_postponed, on_suspected)
-        last_outcome = self.retry_sender.backoff.trouble(destination)
+        last_outcome = self.retry_sender.backoff.last_failure(destination)
         self._enqueue(batch, origin)
         if last_outcome is not None and last_outcome.cause is not FailureKind.SERVER:
             done.set()  # it is queued behind requests that fail until a user fixes the cause
@@ -200,13 +204,13 @@ class Pipeline:
         request = ExportRequest(destination, spans, origin, created_at=self.retry_sender.clock())
         if self.spool_consumer is None:
             self._enqueue_request(request)
-        elif not (self.retry_sender.backoff.is_down(destination) and self.retry_sender.spool(request)):
+        elif not (self.retry_sender.backoff.is_open(destination) and self.retry_sender.spool(request)):
             self._enqueue_request(request)
             self.spool_consumer.wake()
 
     def _enqueue_request(self, request: ExportRequest) -> None:
-        wait = self.retry_sender.backoff.left(request.destination) if request.origin.is_on_disk else 0.0
-        self.work_queue.put(request.destination, request, wait=wait)
+        wait = self.retry_sender.backoff.remaining_delay(request.destination) if request.origin.is_on_disk else 0.0
+        self.work_queue.enqueue(request.destination, request, delay=wait)
 
     def _send_once(self, request: ExportRequest) -> SendResult[ExportRequest]:
         remaining_seconds = max(0.2, self._flush_deadline - time.monotonic())
@@ -226,7 +230,7 @@ class Pipeline:
         return min(limits, default=0)
 
     def _count_queued(self, destination: Destination) -> int:
-        queued = self.work_queue.queued(destination)
+        queued = self.work_queue.items_of(destination)
         count = sum(len(request.spans) for request in queued if not request.origin.is_on_disk)
         return count if self.persistent_queue is None else count + self.persistent_queue.storage.totals().span_count
 
@@ -239,22 +243,22 @@ class Pipeline:
             def is_late(request: ExportRequest) -> bool:
                 if request.origin.is_on_disk or request.bisection is not None or request.other_half is not None:
                     return False
-                return now - request.created_at > LONGEST_IN_MEMORY or sender.backoff.is_down(request.destination)
+                return now - request.created_at > MAX_SECONDS_IN_MEMORY or sender.backoff.is_open(request.destination)
 
-            for request in self.work_queue.withdraw(is_late):
+            for request in self.work_queue.remove_if(is_late):
                 if not sender.spool(request):
                     self._enqueue_request(request)
-        return self.work_queue.waiting()
+        return self.work_queue.has_items()
 
     def _is_memory_full(self) -> bool:
         """Return whether requests that do not fit on the disk would not fit into memory either."""
-        queued = sum(request.byte_count for request in self.work_queue.all_queued() if not request.origin.is_on_disk)
+        queued = sum(request.byte_count for request in self.work_queue.all_items() if not request.origin.is_on_disk)
         return self.is_closed or 2 * queued > self.settings.buffer.buffer_bytes
 
     def _expire_and_recover(self) -> None:
         """Drop expired requests and recover spans from the journals of killed processes."""
         if self.persistent_queue is not None:
-            if self.retry_sender.backoff.troubled:
+            if self.retry_sender.backoff.has_failures:
                 self.persistent_queue.storage.remove_expired()
             self.persistent_queue.recover_journals(self.batcher.build_recovered, self.record_filtered)
 
@@ -262,7 +266,7 @@ class Pipeline:
 
     @property
     def dropped_count(self) -> int:
-        return self.report.stats().dropped
+        return self.problem_log.stats.snapshot().dropped
 
     def _record_lost(self, count: int, spans: Sequence[ReadableSpan], kind: str, reason: str) -> None:
         """Record spans that were dropped before they became a request; `spans` are those that are known."""
@@ -272,23 +276,23 @@ class Pipeline:
         self.record_dropped(count, reason)
 
     def record_dropped(self, count: int, reason: str) -> None:
-        self.report.count(dropped=count)
-        self.report.problem(reason, add_code(MessageCode.SPANS_DROPPED, f"Spans dropped: {reason}"), count)
+        self.problem_log.stats.add(dropped=count)
+        self.problem_log.report(reason, add_code(MessageCode.SPANS_DROPPED, f"Spans dropped: {reason}"), count)
 
     def record_filtered(self, spans: Sequence[ReadableSpan]) -> None:
         """Record spans of filtered traces, and log the first one."""
-        self.report.count(filtered=len(spans))
+        self.problem_log.stats.add(filtered=len(spans))
         self._remove_from_journal(spans)
         scopes = sorted({span.instrumentation_scope.name for span in spans if span.instrumentation_scope is not None})
         message = (
             f"A trace is filtered out: all its spans are of {', '.join(scopes[:5])}; stats() counts such spans, "
             "MLFLOW_OTLP_NOISE=none sends them"
         )
-        self.report.once(logging.INFO, add_code(MessageCode.TRACE_FILTERED, message))
+        self.problem_log.log_once(logging.INFO, add_code(MessageCode.TRACE_FILTERED, message))
 
     def resolve_problem(self, reason: str, message: str) -> None:
         """Log that the problem for which spans were dropped is over."""
-        self.report.solved(reason, add_code(MessageCode.RECOVERED, message))
+        self.problem_log.resolve(reason, add_code(MessageCode.RECOVERED, message))
 
     def _remove_from_journal(self, spans: Sequence[ReadableSpan]) -> None:
         """Without a request, spans are removed from the journal here: else they would be sent after a kill."""
@@ -298,23 +302,25 @@ class Pipeline:
 
     def _log_endpoint_moved(self, url: str) -> None:
         message = f"The server has its OTLP endpoint at {url}, as MLflow before 3.16 does under a static prefix"
-        self.report.once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, message))
+        self.problem_log.log_once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, message))
 
     def stats(self) -> Stats:
         repairs = self.batcher.encoder.repairs
-        return replace(self.report.stats(), values_repaired=repairs.repaired, values_dropped=repairs.left_out)
+        return replace(
+            self.problem_log.stats.snapshot(), values_repaired=repairs.repaired, values_dropped=repairs.left_out
+        )
 
     # Flush and shutdown
 
     def begin_flush(self, timeout_seconds: float) -> None:
         """Cancel pending delays and limit requests to the time of the flush; `end_flush` restores both."""
         self._flush_deadline = time.monotonic() + timeout_seconds
-        self.retry_sender.backoff.hurry()
-        self.work_queue.hurry()
+        self.retry_sender.backoff.begin_flush()
+        self.work_queue.wake_all()
 
     def end_flush(self) -> None:
         self._flush_deadline = math.inf
-        self.retry_sender.backoff.relax()
+        self.retry_sender.backoff.end_flush()
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait for all requests in flight; True if all were delivered or spooled within the time."""
@@ -346,18 +352,18 @@ class Pipeline:
         self.begin_flush(timeout_seconds)
         if self.spool_consumer is not None:
             self.spool_consumer.close()
-            for request in self.work_queue.withdraw(lambda request: request.origin.is_on_disk):
+            for request in self.work_queue.remove_if(lambda request: request.origin.is_on_disk):
                 request.origin.release()
         self.work_queue.close(timeout_seconds)
         if self.persistent_queue is not None and self.spool_consumer is not None:
-            for request in self.work_queue.unfinished():
+            for request in self.work_queue.in_progress():
                 request.uncertain = True
                 self.retry_sender.drop_on_shutdown(request)
             self.persistent_queue.close()
             self.spool_consumer.release()
         if self.rest_client is not None:
             self.rest_client.close(max(0.0, deadline - time.monotonic()))
-        self.report.conclude()
+        self.problem_log.flush()
         self._clients.close()
 
     # Destinations and REST calls
@@ -382,8 +388,10 @@ class Pipeline:
         return True
 
     def drop_assessment(self, reason: str) -> None:
-        self.report.count(feedback_dropped=1)
-        self.report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}"))
+        self.problem_log.stats.add(feedback_dropped=1)
+        self.problem_log.log_once(
+            logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}")
+        )
 
     def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> str | None:
         """Return the address of a trace in the MLflow console; None if the experiment cannot be looked up now."""

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
 
 # Between two reads of a token file whose token the server rejected, and between two lookups of stored spans.
+# Failures that a user has to correct: these destinations are retried more slowly.
+_USER_FAILURES = frozenset({FailureKind.CREDENTIALS, FailureKind.DESTINATION, FailureKind.SIZE})
 _TOKEN_POLL_SECONDS, _LOOKUP_SECONDS = 0.25, 1.0
 # Minimum delay of a suspect for each suspect of the destination.
 _SECONDS_PER_SUSPECT = 0.5
@@ -77,7 +79,7 @@ class RetrySender:
         server: Server,
         client: OTLPClient,
         server_info: ServerInfo,
-        report: ProblemLog,
+        problem_log: ProblemLog,
         *,
         explain: Callable[[ExportOutcome], str],
         count_queued: Callable[[Destination], int] = lambda _: 0,
@@ -86,13 +88,15 @@ class RetrySender:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._server, self._client, self._server_info = server, client, server_info
-        self._report, self._explain, self._count_queued = report, explain, count_queued
+        self._problem_log, self._explain, self._count_queued = problem_log, explain, count_queued
         self._persistent_queue = persistent_queue
         self._where = "in memory" if persistent_queue is None else "on disk"
         self._locked_until, self.clock, self._jitter = 0.0, clock, jitter
         self.on_delivered: Callable[[Destination, Sequence[EncodedSpan]], None] = lambda _destination, _spans: None
         self.uploader: AttachmentUploader | None = None
-        self.backoff = BackoffState(clock, jitter, on_disk=persistent_queue is not None)
+        self.backoff: BackoffState[Destination, ExportOutcome] = BackoffState(
+            clock, jitter, has_spool=persistent_queue is not None
+        )
         self.failure_count = 0
         self._suspects = SuspectRegistry(clock)
         # Failing destinations for which spans of this run are queued, not only leftovers of other runs.
@@ -116,7 +120,7 @@ class RetrySender:
         if result is not None:
             return result
         batch = EncodedBatch(request.destination, encode_request(request.spans), len(request.spans))
-        self._report.count(retries=int(request.was_sent))
+        self._problem_log.stats.add(retries=int(request.was_sent))
         request.was_sent = True
         request.origin.on_attempt()
         outcome = self._client.export(batch, timeout_seconds)
@@ -157,7 +161,7 @@ class RetrySender:
         self._suspects.record_success(request)
         self._record_recovery(request.destination)
         count = len(request.spans)
-        rejected_count = min(outcome.rejected, count)
+        rejected_count = min(outcome.rejected_count, count)
         if request.reported_outcome:
             span_label = describe_span(request.spans[0])
             self._log_recovery(
@@ -165,26 +169,26 @@ class RetrySender:
             )
         if rejected_count:
             message = f"Spans rejected{_origin_label(request)}: {self._explain(outcome)}"
-            self._report.problem(f"rejected {request.destination.name}", message, rejected_count)
+            self._problem_log.report(f"rejected {request.destination.name}", message, rejected_count)
         elif outcome.message:
             message = add_code(MessageCode.SERVER_MESSAGE, f"Server message: {outcome.message}")
-            self._report.once(logging.WARNING, message)
+            self._problem_log.log_once(logging.WARNING, message)
         self._settle(request, count - rejected_count, rejected_count, outcome)
         return SendResult(next_half(request))
 
     def _record_recovery(self, destination: Destination) -> None:
-        self.backoff.passed(destination)
+        self.backoff.record_success(destination)
         self._live_destinations.discard(destination)
         self._log_recovery(destination.name, "Export recovered")
 
     def _log_recovery(self, key: str, message: str) -> None:
-        self._report.solved(key, add_code(MessageCode.RECOVERED, message))
+        self._problem_log.resolve(key, add_code(MessageCode.RECOVERED, message))
 
     def _settle(
         self, request: ExportRequest, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None
     ) -> None:
         self._remove_suspect(request)
-        self._report.count(delivered=delivered_count, dropped=dropped_count)
+        self._problem_log.stats.add(delivered=delivered_count, dropped=dropped_count)
         if delivered_count:
             self.on_delivered(request.destination, request.spans)
         if self._persistent_queue is not None:
@@ -278,7 +282,7 @@ class RetrySender:
         count = len(request.spans)
         spans_label = describe_span(request.spans[0]) if count == 1 else f"{count} spans"
         message = f"Dropped {spans_label}{_origin_label(request)}: {self._explain(outcome)}"
-        self._report.problem(_problem_key(outcome, spans_label), message, count)
+        self._problem_log.report(_problem_key(outcome, spans_label), message, count)
         if self._persistent_queue is not None:
             self._persistent_queue.dead_letter(request.destination, request.spans, outcome.message)
         self._settle(request, 0, count, outcome)
@@ -286,17 +290,17 @@ class RetrySender:
 
     def _schedule_retry(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
         destination, cause = request.destination, outcome.cause or FailureKind.SERVER
-        if self.is_closing and self.backoff.failures(destination) > 1:
+        if self.is_closing and self.backoff.failure_count(destination) > 1:
             self.drop_on_shutdown(request)
             return SendResult()
-        request.uncertain = request.uncertain or outcome.ambiguous
-        if outcome.ambiguous and outcome.status in (None, 504):
+        request.uncertain = request.uncertain or outcome.is_ambiguous
+        if outcome.is_ambiguous and outcome.status in (None, 504):
             request.check_until = self.clock() + MAX_WRITE_SECONDS
         request.origin.on_failure(uncertain=request.uncertain)
         request.delay_count += 1
         can_spool = self._persistent_queue is not None and not request.origin.is_on_disk
         if can_spool and (
-            self.is_closing or self.backoff.is_over(destination, request.delay_count, request.created_at)
+            self.is_closing or self.backoff.should_spool(destination, request.delay_count, request.created_at)
         ):
             delay = self._start_delay(request, outcome, cause)
             if self.spool(request):
@@ -335,14 +339,21 @@ class RetrySender:
     def _start_delay(self, request: ExportRequest, outcome: ExportOutcome, cause: FailureKind) -> float:
         """Log that the destination fails, and return its delay in seconds."""
         destination, is_bisecting = request.destination, request.bisection is not None
-        delay = self.backoff.failed(destination, outcome, cause, searching=is_bisecting, began=request.started_at)
+        delay = self.backoff.record_failure(
+            destination,
+            outcome,
+            retry_after=outcome.retry_after,
+            needs_user=cause in _USER_FAILURES,
+            is_bisecting=is_bisecting,
+            began=request.started_at,
+        )
         queued_count = self._count_queued(destination) + (0 if request.origin.is_on_disk else len(request.spans))
         if not request.origin.label:
             self._live_destinations.add(destination)
         # Leftovers of another run are named only while this run has no spans queued for the same destination.
         label = "" if destination in self._live_destinations else _origin_label(request)
         message = f"Export failing, spans are queued {self._where}{label}: {self._explain(outcome)}"
-        self._report.waiting(destination.name, message, queued_count)
+        self._problem_log.report_waiting(destination.name, message, queued_count)
         request.origin.on_postponed(outcome)  # last: it wakes a waiting thread, which may read the log
         return delay
 
@@ -393,7 +404,7 @@ class RetrySender:
                 f"Export of {span_label}{_origin_label(request)} failing, it is queued {self._where} and retried; "
                 f"other spans are unaffected: {self._explain(content_outcome)}"
             )
-            self._report.waiting(_problem_key(outcome, span_label), message, 1)
+            self._problem_log.report_waiting(_problem_key(outcome, span_label), message, 1)
             request.origin.add_suspect(request.byte_count)
         suspect_count = self._suspects.count(request.destination)
         request.not_before = now + max(evidence.pause_seconds(suspect, now), suspect_count * _SECONDS_PER_SUSPECT)
@@ -414,13 +425,13 @@ class RetrySender:
         if request.reported_outcome:
             self._drop(request, request.reported_outcome)
             return
-        last_outcome = self.backoff.trouble(request.destination)
+        last_outcome = self.backoff.last_failure(request.destination)
         message = "Spans dropped: not delivered before shutdown"
         if last_outcome is None:
             message = add_code(MessageCode.NOT_DELIVERED, message)
         else:
             message = f"{message}: {self._explain(last_outcome)}"
-        self._report.problem(f"abandoned {request.destination.name}", message, count)
+        self._problem_log.report(f"abandoned {request.destination.name}", message, count)
         self._settle(request, 0, count)
 
 

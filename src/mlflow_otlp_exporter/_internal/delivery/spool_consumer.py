@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
-from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
+from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.mlflow_api.server import MAX_WRITE_SECONDS
@@ -122,9 +122,15 @@ class SpoolConsumer:
         send: Callable[[ExportRequest], None],
         spill: Callable[[], bool],
         maintain: Callable[[], None],
-        report: ProblemLog,
+        problem_log: ProblemLog,
     ) -> None:
-        self._queue, self._send, self._spill, self._maintain, self._report = queue, send, spill, maintain, report
+        self._queue, self._send, self._spill, self._maintain, self._problem_log = (
+            queue,
+            send,
+            spill,
+            maintain,
+            problem_log,
+        )
         self._is_closed = self._is_released = False
         self._lock: FileLock | None = None
         self._reset_after_fork()
@@ -149,7 +155,7 @@ class SpoolConsumer:
     @property
     def is_leader(self) -> bool:
         """Whether this process consumes the spool."""
-        return self._lock is not None and self._lock.held
+        return self._lock is not None and self._lock.is_held
 
     def wake(self) -> None:
         """Start a tick at once: a request was spooled or enqueued."""
@@ -172,7 +178,7 @@ class SpoolConsumer:
 
     def _run(self) -> None:
         while not self._is_closed:
-            with suppressed_instrumentation():
+            with suppress_instrumentation():
                 try:
                     is_busy = self._tick()
                 except Exception:  # noqa: BLE001 - the thread must go on
@@ -221,7 +227,7 @@ class SpoolConsumer:
                 self._is_locking_broken, self._pending = True, {}
                 self._list_entries(time.monotonic())  # without the requests of other processes
             message = f"Each process sends only its own spooled requests, because {folder} cannot be locked: {error}"
-            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_UNAVAILABLE, message))
+            self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_UNAVAILABLE, message))
             return False
         self._is_locking_broken = False
         return is_leader
@@ -287,7 +293,7 @@ class SpoolConsumer:
             if span_count < min_count:
                 min_count, progress_at = span_count, now
             if self.is_leader:
-                is_stuck = sender.failure_count != failures_before and sender.backoff.troubled
+                is_stuck = sender.failure_count != failures_before and sender.backoff.has_failures
             else:
                 # Only the process that consumes knows whether the server is unavailable; here there is no progress.
                 is_stuck = now - progress_at > _STALL_SECONDS

@@ -96,12 +96,12 @@ class AssessmentSender:
     def __init__(
         self,
         api: Transport,
-        report: ProblemLog,
+        problem_log: ProblemLog,
         files: AssessmentFiles | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._api, self._report, self._files, self._clock = api, report, files, clock
+        self._api, self._problem_log, self._files, self._clock = api, problem_log, files, clock
 
     def send(self, task: AssessmentTask, timeout_seconds: float) -> SendResult[Task]:
         assessment = task.assessment
@@ -121,7 +121,7 @@ class AssessmentSender:
                 timeout_seconds=timeout_seconds,
             )
         if result.is_ok:
-            self._report.count(feedback=1)
+            self._problem_log.stats.add(feedback=1)
             self._delete(task)
             return SendResult()
         is_missing = _is_trace_missing(outcome)
@@ -151,8 +151,10 @@ class AssessmentSender:
 
     def _drop(self, task: AssessmentTask, reason: str) -> None:
         self._delete(task)
-        self._report.count(feedback_dropped=1)
-        self._report.once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}"))
+        self._problem_log.stats.add(feedback_dropped=1)
+        self._problem_log.log_once(
+            logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}")
+        )
 
     def give_up(self, task: AssessmentTask) -> None:
         """End a task unfinished: the assessment stays on disk for the next run, or is dropped."""

@@ -44,12 +44,12 @@ def create_uploader(
     api: Transport,
     resolve_experiment: Callable[[Destination, float], str | ExportOutcome | None],
     server: ServerInfo,
-    report: ProblemLog,
+    problem_log: ProblemLog,
 ) -> AttachmentUploader:
     same_server = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
     max_inline_length = settings.privacy.base64_max_length
     return AttachmentUploader(
-        api, resolve_experiment, server, report, max_inline_length=max_inline_length, same_server=same_server
+        api, resolve_experiment, server, problem_log, max_inline_length=max_inline_length, same_server=same_server
     )
 
 
@@ -73,13 +73,18 @@ class AttachmentUploader:
         api: Transport,
         resolve_experiment: Callable[[Destination, float], str | ExportOutcome | None],
         server: ServerInfo,
-        report: ProblemLog,
+        problem_log: ProblemLog,
         *,
         max_inline_length: int,
         same_server: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._api, self._resolve_experiment, self._server, self._report = api, resolve_experiment, server, report
+        self._api, self._resolve_experiment, self._server, self._problem_log = (
+            api,
+            resolve_experiment,
+            server,
+            problem_log,
+        )
         self._max_inline_length, self._same_server, self._clock = max_inline_length, same_server, clock
         self._directories: dict[tuple[str | None, str], str] = {}
         # By name of the destination: consecutive failures; end and reason of a pause.
@@ -127,7 +132,7 @@ class AttachmentUploader:
         outcome = self._upload(directory, attachment, spans, destination, timeout_seconds)
         if outcome.disposition is Disposition.SUCCESS:
             self._failures.pop(destination.name, None)
-            self._report.count(attachments_uploaded=1)
+            self._problem_log.stats.add(attachments_uploaded=1)
             with self._lock:
                 evict_oldest(self._uploaded, _MAX_UPLOADED)[attachment.id] = None
             return _remove_attachments(spans, {attachment.id})
@@ -179,7 +184,7 @@ class AttachmentUploader:
         if (is_last_attempt or failures >= _MAX_FAILURES) and (not self._same_server or is_server_healthy()):
             return self._pause(spans, destination, pending, outcome.message, _PAUSE_SECONDS)
         # Without the status: a 500 to an upload is no reason to search for a span at which the server fails.
-        return replace(outcome, status=None, ambiguous=False)
+        return replace(outcome, status=None, is_ambiguous=False)
 
     def _pause(
         self,
@@ -201,12 +206,12 @@ class AttachmentUploader:
         for span in spans:
             attachments = [attachment for attachment in span.attachments if attachment.id in attachment_ids]
             result.append(inline_attachments(span, attachments, self._max_inline_length) if attachments else span)
-        self._report.count(attachments_failed=len(attachment_ids))
+        self._problem_log.stats.add(attachments_failed=len(attachment_ids))
         message = (
             "images, audio and files cannot be uploaded to MLflow: spans contain small ones, and name type and size of "
             f"others: {reason}"
         )
-        self._report.once(logging.WARNING, add_code(MessageCode.ATTACHMENT_UPLOAD, message))
+        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.ATTACHMENT_UPLOAD, message))
         return result
 
     def _directory(self, destination: Destination, timeout_seconds: float) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Protocol
 
-from mlflow_otlp_exporter._internal.common.backoff import hurried
+from mlflow_otlp_exporter._internal.common.backoff import flush_delay
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
@@ -43,7 +43,7 @@ class BackgroundTasks:
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout_seconds, self._deadline, self._flush_began = timeout_seconds, math.inf, -math.inf
         self._is_closing = False
-        self._queue: WorkQueue[Task] = WorkQueue(self._step, self._give_up, count=1)
+        self._queue: WorkQueue[Task] = WorkQueue(self._step, self._give_up, max_threads=1)
         self._in_flight = InFlightRequests()
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
@@ -58,13 +58,13 @@ class BackgroundTasks:
         """Queue a task; a flush cancels the delay."""
         with self._lock:
             self._failures[task] = 0
-            task.ticket = self._in_flight.opened(1, 0)
-        self._queue.put(key, task, wait=delay_seconds)
+            task.ticket = self._in_flight.track(1, 0)
+        self._queue.enqueue(key, task, delay=delay_seconds)
 
     @property
     def count(self) -> int:
         """Number of unfinished tasks."""
-        return self._in_flight.spans
+        return self._in_flight.span_count
 
     def _step(self, task: Task) -> SendResult[Task]:
         failures, began = task.failures, time.monotonic()
@@ -77,13 +77,13 @@ class BackgroundTasks:
             self._complete(task)
         elif task.failures > failures:
             self._count_failure(task)
-        return replace(result, retry_after=hurried(result.retry_after, began, self._flush_began))
+        return replace(result, retry_after=flush_delay(result.retry_after, began, self._flush_began))
 
     def _count_failure(self, task: Task) -> None:
         with self._lock:
             self._failures[task] = self._failures.get(task, 0) + 1
             if self._failures[task] >= _MAX_AWAITED_FAILURES and task.ticket is not None:
-                task.ticket.suspected(1, 0)
+                task.ticket.mark_suspect(1, 0)
 
     def _give_up(self, task: Task) -> None:
         task.give_up()
@@ -104,9 +104,9 @@ class BackgroundTasks:
                 if failures and task.ticket is not None:
                     # A new ticket, because the task may succeed now.
                     task.ticket()
-                    task.ticket = self._in_flight.opened(1, 0)
+                    task.ticket = self._in_flight.track(1, 0)
                     self._failures[task] = 0
-        self._queue.hurry()
+        self._queue.wake_all()
 
     def end_flush(self) -> None:
         """Restore the normal timeouts and delays."""

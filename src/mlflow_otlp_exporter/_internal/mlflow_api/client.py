@@ -42,25 +42,25 @@ class MlflowRestClient:
         settings: Settings,
         experiments: ExperimentResolver,
         server: ServerInfo,
-        report: ProblemLog,
+        problem_log: ProblemLog,
         files: AssessmentFiles | None = None,
     ) -> None:
         self._tasks = BackgroundTasks(settings.timeout)
         self._experiments = experiments
         self._header_experiment_id = settings.traces.headers.get(EXPERIMENT_HEADER)
         self._files, self._has_loaded_files = files, files is None
-        self._assessments = AssessmentSender(api, report, files)
+        self._assessments = AssessmentSender(api, problem_log, files)
         self.uploader: AttachmentUploader | None = None  # None if attachments are off
         if settings.uploads_attachments:
             # Imported here, because few applications need it.
             from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import create_uploader
 
-            self.uploader = create_uploader(settings, api, self.resolve_experiment, server, report)
+            self.uploader = create_uploader(settings, api, self.resolve_experiment, server, problem_log)
         self._updater: TraceUpdater | None = None
         trace_info = settings.enrichment.trace_info
         # A REST API that is only guessed, behind a Collector's address, is used only if the user asks for it.
         if trace_info or settings.is_api_certain:
-            self._updater = TraceUpdater(api, self.resolve_experiment, server, report, everything=trace_info)
+            self._updater = TraceUpdater(api, self.resolve_experiment, server, problem_log, everything=trace_info)
 
     def resolve_experiment(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
         """The id of a destination's experiment; see `ExperimentResolver.resolve`."""

@@ -43,8 +43,8 @@ class ExperimentResolver:
     `certain=False` means that `api` is a guess, behind which a Collector may be.
     """
 
-    def __init__(self, api: Transport | None, *, certain: bool, create: bool, report: ProblemLog) -> None:
-        self._api, self._certain, self._create, self._report = api, certain, create, report
+    def __init__(self, api: Transport | None, *, certain: bool, create: bool, problem_log: ProblemLog) -> None:
+        self._api, self._certain, self._create, self._problem_log = api, certain, create, problem_log
         self._ids: dict[tuple[str | None, str], str] = {}
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
@@ -68,7 +68,7 @@ class ExperimentResolver:
                 return self._from_settings(destination, timeout_seconds)
         except _NoRestApi:
             message = _no_rest_api_message(destination)
-            self._report.once(logging.WARNING, add_code(MessageCode.NO_MLFLOW_SERVER, message))
+            self._problem_log.log_once(logging.WARNING, add_code(MessageCode.NO_MLFLOW_SERVER, message))
             return None
         except _Unresolved as error:
             return error.outcome
@@ -101,7 +101,7 @@ class ExperimentResolver:
             ". Set experiment= or MLFLOW_EXPERIMENT_NAME to choose another"
         )
         level = logging.WARNING if name == _DEFAULT_EXPERIMENT else logging.INFO
-        self._report.once(level, add_code(MessageCode.NO_EXPERIMENT_SET, message))
+        self._problem_log.log_once(level, add_code(MessageCode.NO_EXPERIMENT_SET, message))
         return experiment_id
 
     def _find_or_create(self, workspace: str | None, name: str, timeout_seconds: float) -> str:
@@ -147,7 +147,7 @@ class ExperimentResolver:
         experiment_id = _parse_object(response).get("experiment_id")
         if response.status == 200 and experiment_id:
             message = f"created the experiment {name!r}{_in_workspace(workspace)} (id {experiment_id})"
-            self._report.once(logging.INFO, add_code(MessageCode.EXPERIMENT_CREATED, message))
+            self._problem_log.log_once(logging.INFO, add_code(MessageCode.EXPERIMENT_CREATED, message))
             return str(experiment_id)
         if error_code(response) == "RESOURCE_ALREADY_EXISTS":
             return None
@@ -198,7 +198,7 @@ def _lookup_error(outcome: ExportOutcome, name: str) -> ExportOutcome:
         disposition=verdict,
         cause=outcome.cause or FailureKind.NOT_MLFLOW,
         message=f"the experiment {name!r} cannot be looked up: {reason}",
-        ambiguous=False,
+        is_ambiguous=False,
         code=code,
     )
 

@@ -101,12 +101,12 @@ class ServerInfo:
     def __init__(
         self,
         api: Transport | None,
-        report: ProblemLog,
+        problem_log: ProblemLog,
         clock: Callable[[], float] = time.monotonic,
         *,
         certain: bool = True,
     ) -> None:
-        self._api, self._report, self._clock, self._certain = api, report, clock, certain
+        self._api, self._problem_log, self._clock, self._certain = api, problem_log, clock, certain
         self._version: Version | None = None
         self._failure_count, self._retry_at = 0, 0.0
 
@@ -184,7 +184,7 @@ class ServerInfo:
             f"spans that may have arrived are sent again without checking whether they are stored ({reason}): MLflow "
             "before 3.17 may count their tokens twice"
         )
-        self._report.once(logging.WARNING, add_code(MessageCode.POSSIBLE_DUPLICATE, message))
+        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.POSSIBLE_DUPLICATE, message))
 
 
 def _parse_stored_spans(body: bytes) -> set[tuple[int, int]] | None:

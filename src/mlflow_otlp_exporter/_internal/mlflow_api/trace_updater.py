@@ -62,12 +62,17 @@ class TraceUpdater:
         api: Transport,
         resolve_experiment: Callable[[Destination, float], str | ExportOutcome | None],
         server: ServerInfo,
-        report: ProblemLog,
+        problem_log: ProblemLog,
         *,
         everything: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._api, self._resolve_experiment, self._server, self._report = api, resolve_experiment, server, report
+        self._api, self._resolve_experiment, self._server, self._problem_log = (
+            api,
+            resolve_experiment,
+            server,
+            problem_log,
+        )
         self._everything, self._clock = everything, clock
         self._is_off = False
         self._reset_after_fork()
@@ -176,7 +181,7 @@ class TraceUpdater:
             result = self._request("PATCH", path, body, destination, timeout_seconds)
             if not result.is_ok:
                 return None if result.outcome.status == 404 else result.outcome  # 404: deleted in the meantime
-            self._report.count(metadata_updates=1)
+            self._problem_log.stats.add(metadata_updates=1)
         return self._link_prompts(metadata, version, destination, timeout_seconds)
 
     def _link_prompts(
@@ -192,7 +197,7 @@ class TraceUpdater:
         if result.outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
             return result.outcome
         message = f"traces are not linked to their prompts: {result.outcome.message}"
-        self._report.once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, message))
+        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, message))
         return None
 
     def _request(
@@ -256,9 +261,9 @@ class TraceUpdater:
             return len(self._pending.pop(destination, ()))
 
     def _drop(self, count: int, reason: str) -> None:
-        self._report.count(metadata_updates_dropped=count)
+        self._problem_log.stats.add(metadata_updates_dropped=count)
         message = f"names, tags, sessions and users of traces are missing in MLflow: {reason}"
-        self._report.once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, message))
+        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, message))
 
     def give_up(self, destination: Destination) -> None:
         """Drop the pending updates of a destination."""

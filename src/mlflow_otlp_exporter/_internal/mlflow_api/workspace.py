@@ -36,9 +36,9 @@ class NamespaceWorkspace:
     """The workspace that is named after a pod's namespace."""
 
     def __init__(
-        self, api: Transport, namespace: str, report: ProblemLog, clock: Callable[[], float] = time.monotonic
+        self, api: Transport, namespace: str, problem_log: ProblemLog, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._api, self._namespace, self._report, self._clock = api, namespace, report, clock
+        self._api, self._namespace, self._problem_log, self._clock = api, namespace, problem_log, clock
         self._workspace: str | None = None
         self._valid_until = -1.0
         self._reset_after_fork()
@@ -82,14 +82,14 @@ class NamespaceWorkspace:
                 f"no workspace is configured: traces go to workspace {self._namespace!r}, the pod's namespace. "
                 "Set workspace= or MLFLOW_WORKSPACE to choose another"
             )
-            self._report.once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, message))
+            self._problem_log.log_once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, message))
             self._valid_until = float("inf")
             return self._namespace
         message = (
             f"no workspace is configured, and the pod's namespace {self._namespace!r} is not a workspace "
             f"({response.status}: {server_message(response)}). Set workspace= or MLFLOW_WORKSPACE"
         )
-        self._report.once(logging.WARNING, add_code(MessageCode.WORKSPACE_NOT_FOUND, message))
+        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.WORKSPACE_NOT_FOUND, message))
         self._valid_until = self._clock() + _RECHECK_SECONDS
         return None
 
@@ -121,10 +121,10 @@ class WorkspaceTransport:
 
 
 def with_namespace_workspace(
-    namespace: str, traces: Transport, api: Transport, report: ProblemLog
+    namespace: str, traces: Transport, api: Transport, problem_log: ProblemLog
 ) -> tuple[Transport, Transport, NamespaceWorkspace]:
     """Wrap the transports of a server's OTLP endpoint and REST API, and return the workspace that they share."""
-    workspace = NamespaceWorkspace(api, namespace, report)
+    workspace = NamespaceWorkspace(api, namespace, problem_log)
     return WorkspaceTransport(traces, workspace), WorkspaceTransport(api, workspace), workspace
 
 

@@ -1,4 +1,4 @@
-"""The outcome of one export request, as derived from the server's response."""
+"""The outcome of one export request, derived from the server's response."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
 
 class Disposition(enum.Enum):
-    """What to do about a request."""
+    """What the outcome means for the request."""
 
     SUCCESS = "success"
     PARTIAL_SUCCESS = "partial success"
@@ -19,7 +19,7 @@ class Disposition(enum.Enum):
 
 
 class FailureKind(enum.Enum):
-    """What stood in the way."""
+    """The kind of a failure."""
 
     CONTENT = "content"
     SIZE = "size"
@@ -31,26 +31,15 @@ class FailureKind(enum.Enum):
 
 @dataclass(frozen=True)
 class ExportOutcome:
-    """What became of one request.
-
-    Attributes:
-        disposition: What to do.
-        cause: What stood in the way; None if nothing did.
-        message: In words, with the server's own message, cut and without SQL parameters.
-        status: The HTTP status; None without an answer.
-        retry_after: Seconds that the server asks to wait.
-        rejected: How many spans the server says it did not take (partial success).
-        ambiguous: True if the spans may have been stored all the same.
-        code: Under which the message is explained.
-    """
+    """The outcome of one request."""
 
     disposition: Disposition
     cause: FailureKind | None = None
-    message: str = ""
-    status: int | None = None
-    retry_after: float | None = None
-    rejected: int = 0
-    ambiguous: bool = False
+    message: str = ""  # with the server's own message, cut and without SQL parameters
+    status: int | None = None  # None without a response
+    retry_after: float | None = None  # seconds
+    rejected_count: int = 0  # spans that the server rejected (partial success)
+    is_ambiguous: bool = False  # whether the spans may be stored although the request failed
     code: MessageCode = MessageCode.DESTINATION_REJECTED
 
 

@@ -85,8 +85,8 @@ class Redactor:
         mask: What masks texts, if anything does.
     """
 
-    def __init__(self, settings: PrivacySettings, report: ProblemLog, *, base64_max_length: int) -> None:
-        self._report = report
+    def __init__(self, settings: PrivacySettings, problem_log: ProblemLog, *, base64_max_length: int) -> None:
+        self._problem_log = problem_log
         self.mask: Mask | None = make_mask(settings.mask, self._mask_failed)
         self._inline = InlineData(base64_max_length)
         self._hiding: Any = None
@@ -106,7 +106,7 @@ class Redactor:
     def _mask_failed(self, error: Exception) -> None:
         # Not the error's text: it may quote what was to be masked.
         said = f"a mask failed ({type(error).__name__}): what it was given is hidden, now and whenever it fails again"
-        self._report.once(logging.WARNING, add_code(MessageCode.MASK_FAILED, said))
+        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.MASK_FAILED, said))
 
     def cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
         """Cleans spans.

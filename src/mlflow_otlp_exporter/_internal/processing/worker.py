@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import logger
-from mlflow_otlp_exporter._internal.common.suppression import suppressed_instrumentation
+from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
@@ -46,8 +46,8 @@ class _CapacityTicket:
         self._ticket()
         self._update_capacity()
 
-    def suspected(self, spans: int, size: int) -> None:
-        self._ticket.suspected(spans, size)
+    def mark_suspect(self, span_count: int, byte_count: int) -> None:
+        self._ticket.mark_suspect(span_count, byte_count)
         self._update_capacity()
 
 
@@ -173,7 +173,7 @@ class TraceWorker:
         self._urgent.wait(_TICK_SECONDS)
 
     def _safe_tick(self) -> None:
-        with suppressed_instrumentation():
+        with suppress_instrumentation():
             self._log_exceptions(self._locked_tick)
 
     def _log_exceptions(self, action: Callable[[], None]) -> None:
@@ -235,7 +235,7 @@ class TraceWorker:
 
     def _submit(self, spans: list[ReadableSpan]) -> None:
         def track(span_count: int, byte_count: int) -> Ticket:
-            ticket = self._in_flight.opened(span_count, byte_count)
+            ticket = self._in_flight.track(span_count, byte_count)
             self._submitting_spans -= span_count
             self._submitting_bytes = max(0, self._submitting_bytes - byte_count)
             return _CapacityTicket(ticket, self._update_capacity)
@@ -266,8 +266,8 @@ class TraceWorker:
             buffered = buffer.span_count  # read once, because the worker pops spans meanwhile
             if buffered:
                 self._mean_span_bytes = max(1, buffer.byte_count // buffered)
-            free_spans = settings.buffer_spans - buffered - self._submitting_spans - in_flight.spans
-            free_bytes = settings.buffer_bytes - buffer.byte_count - self._submitting_bytes - in_flight.bytes
+            free_spans = settings.buffer_spans - buffered - self._submitting_spans - in_flight.span_count
+            free_bytes = settings.buffer_bytes - buffer.byte_count - self._submitting_bytes - in_flight.byte_count
             # With start events, each span is two events.
             event_count = 1 + self._has_start_events
             self._capacity = event_count * max(0, min(free_spans, free_bytes // self._mean_span_bytes))
@@ -280,7 +280,7 @@ class TraceWorker:
 
     def pending_count(self) -> int:
         """Return about how many ended spans have no outcome; includes starts that the worker has not seen."""
-        return self._events.qsize() + self._buffer.span_count + self._submitting_spans + self._in_flight.spans
+        return self._events.qsize() + self._buffer.span_count + self._submitting_spans + self._in_flight.span_count
 
     def flush(self, timeout_seconds: float) -> bool:
         """Submit all ended spans and wait for their outcome; True if all were delivered within the time."""

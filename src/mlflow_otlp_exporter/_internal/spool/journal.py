@@ -19,7 +19,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.file_lock import locked, remove_if_locked
+from mlflow_otlp_exporter._internal.common.file_lock import remove_if_locked, try_lock
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.spool.journal_format import (
@@ -51,7 +51,7 @@ class Segment:
         self.path = path
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self.descriptor = os.open(path, flags, 0o600)
-        if not locked(self.descriptor):
+        if not try_lock(self.descriptor):
             os.close(self.descriptor)
             raise OSError(f"{path} cannot be locked")
         self.pending: dict[SpanKey, None] = {}
@@ -92,8 +92,10 @@ class Journal:
         header: What holds for all spans that are written here; None for the defaults.
     """
 
-    def __init__(self, folder: Callable[[], Path], report: ProblemLog, header: JournalHeader | None = None) -> None:
-        self._folder, self._report, self._header = folder, report, header or JournalHeader()
+    def __init__(
+        self, folder: Callable[[], Path], problem_log: ProblemLog, header: JournalHeader | None = None
+    ) -> None:
+        self._folder, self._problem_log, self._header = folder, problem_log, header or JournalHeader()
         self._segments: deque[Segment] = deque()
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
@@ -192,12 +194,12 @@ class Journal:
         if missed_span_count:
             reason = f"{type(error).__name__}: {error}" if error else "too many spans in it have no outcome"
             message = f"Journal cannot be written: {reason}. Ended spans are in memory only."
-            self._report.problem(
+            self._problem_log.report(
                 _PROBLEM_KEY, add_code(MessageCode.JOURNAL_UNAVAILABLE, message), missed_span_count, logging.WARNING
             )
         elif not self._is_paused:
             message = "Journal recovered: ended spans are written to it again."
-            self._report.solved(_PROBLEM_KEY, add_code(MessageCode.RECOVERED, message))
+            self._problem_log.resolve(_PROBLEM_KEY, add_code(MessageCode.RECOVERED, message))
 
     def close(self) -> None:
         """Stop writing; spans without an outcome stay for the next process."""

@@ -72,7 +72,7 @@ _open_queues: weakref.WeakSet[PersistentQueue] = weakref.WeakSet()
 
 
 def open_queue(
-    settings: Settings, credentials: str, report: ProblemLog, header: JournalHeader | None = None
+    settings: Settings, credentials: str, problem_log: ProblemLog, header: JournalHeader | None = None
 ) -> PersistentQueue:
     """Open the queue of a target.
 
@@ -81,11 +81,11 @@ def open_queue(
     """
     name = folder_name_for(settings)
     about = f"spans for {settings.traces.address}, sent with the credentials of: {credentials}\n"
-    storage = SpoolStorage(settings.disk, name, about, report)
+    storage = SpoolStorage(settings.disk, name, about, problem_log)
     journal = None
     if settings.disk.durability == "every-span":
-        journal = Journal(lambda: storage.ensure_folder() / JOURNAL_FOLDER, report, header)
-    queue = PersistentQueue(storage, journal, report)
+        journal = Journal(lambda: storage.ensure_folder() / JOURNAL_FOLDER, problem_log, header)
+    queue = PersistentQueue(storage, journal, problem_log)
     queue.location = settings.disk.spool_dir, name
     server = settings.traces
     queue.secrets = server.credentials, server.token, server.password, server.headers.get("authorization")
@@ -108,9 +108,9 @@ class PersistentQueue:
         secrets: The credential's parts as far as they are known; only compared, never written.
     """
 
-    def __init__(self, storage: SpoolStorage, journal: Journal | None, report: ProblemLog) -> None:
+    def __init__(self, storage: SpoolStorage, journal: Journal | None, problem_log: ProblemLog) -> None:
         self.storage, self.journal = storage, journal
-        self._report = report
+        self._problem_log = problem_log
         self.on_append: Callable[[], None] = lambda: None
         self.location: tuple[str | None, str] = (None, "")
         self.secrets: tuple[object, ...] = ()
@@ -130,7 +130,7 @@ class PersistentQueue:
         entry = self.storage.append(destination, spans, uncertain=uncertain, sent_at=sent_at)
         if entry is None:
             return None
-        self._report.count(spooled=len(spans))
+        self._problem_log.stats.add(spooled=len(spans))
         self.acknowledge(spans)
         self.on_append()
         return entry
@@ -167,7 +167,7 @@ class PersistentQueue:
             except OSError as error:
                 is_stored = False
                 message = f"Journal of a killed process in {folder} cannot be read: {error}. Reading it is retried."
-                self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
+                self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
             if is_stored and not journal.damaged_line_count:
                 journal.remove_files()
                 continue
@@ -216,15 +216,15 @@ class PersistentQueue:
             f"{journal.damaged_line_count} lines in the journal of a killed process cannot be read. The journal was "
             f"moved to {DAMAGED_FOLDER}/."
         )
-        self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
+        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
 
     def _quarantine_spans(self, spans: list[ReadableSpan], encode: EncodeRecovered) -> None:
         # Their tenant is unknown, and another one must not get them.
         for destination, encoded in encode(RecoveredSpans(Destination(), spans, is_redacted=False)):
             self.dead_letter(destination, encoded, _NO_DESTINATION)
-        self._report.count(dropped=len(spans))
+        self._problem_log.stats.add(dropped=len(spans))
         message = f"Spans dropped: {_NO_DESTINATION}. They were moved to {REJECTED_FOLDER}/."
-        self._report.problem(_NO_DESTINATION, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message), len(spans))
+        self._problem_log.report(_NO_DESTINATION, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message), len(spans))
 
     def close(self) -> None:
         _open_queues.discard(self)
@@ -236,7 +236,7 @@ class PersistentQueue:
         if not self.storage.is_own(entry) and any(
             queue.location == self.location and queue.secrets != self.secrets for queue in list(_open_queues)
         ):
-            self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_SHARED, _SHARED_FOLDER))
+            self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_SHARED, _SHARED_FOLDER))
         content = self.storage.checkout(entry)
         if content is None:
             return None

@@ -11,7 +11,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.file_lock import locked, remove_if_locked
+from mlflow_otlp_exporter._internal.common.file_lock import remove_if_locked, try_lock
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route
 from mlflow_otlp_exporter._internal.spool.journal import SUFFIX
 from mlflow_otlp_exporter._internal.spool.journal_format import (
@@ -135,7 +135,7 @@ def _lock_files(paths: list[Path]) -> list[int] | None:
     try:
         for path in paths:
             descriptors.append(os.open(path, os.O_RDWR))
-            if not locked(descriptors[-1]):
+            if not try_lock(descriptors[-1]):
                 break
         else:
             return descriptors

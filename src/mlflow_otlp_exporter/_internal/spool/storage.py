@@ -68,11 +68,17 @@ class SpoolStorage:
         settings: SpoolSettings,
         name: str,
         about: str,
-        report: ProblemLog,
+        problem_log: ProblemLog,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._name, self._about, self._report, self._clock = settings, name, about, report, clock
+        self._settings, self._name, self._about, self._problem_log, self._clock = (
+            settings,
+            name,
+            about,
+            problem_log,
+            clock,
+        )
         self.is_memory_full: Callable[[], bool] = lambda: False
         self._folder: Path | None = None
         self._index = Index()
@@ -144,7 +150,9 @@ class SpoolStorage:
                 self._on_io_error(error, len(spans))
                 return None
             self._failure_count, self._retry_at = 0, 0.0
-        self._report.solved(_PROBLEM_KEY, add_code(MessageCode.RECOVERED, "Spool recovered: it is writable again"))
+        self._problem_log.resolve(
+            _PROBLEM_KEY, add_code(MessageCode.RECOVERED, "Spool recovered: it is writable again")
+        )
         return entry
 
     def _append(self, header: FileHeader, content: bytes) -> Entry:
@@ -199,8 +207,8 @@ class SpoolStorage:
         return freed_bytes >= size_bytes
 
     def _record_dropped(self, span_count: int, reason: str, code: MessageCode) -> None:
-        self._report.count(dropped=span_count)
-        self._report.problem(f"{_PROBLEM_KEY} {reason}", add_code(code, f"Spans dropped: {reason}"), span_count)
+        self._problem_log.stats.add(dropped=span_count)
+        self._problem_log.report(f"{_PROBLEM_KEY} {reason}", add_code(code, f"Spans dropped: {reason}"), span_count)
 
     def _on_io_error(self, error: OSError, span_count: int) -> None:
         delay_seconds = min(_MIN_RETRY_SECONDS * 2.0 ** min(self._failure_count, 16), _MAX_RETRY_SECONDS)
@@ -211,7 +219,7 @@ class SpoolStorage:
             f"Spool in {folder} cannot be used: {reason}. Spans are queued in memory, and lost if the process ends. "
             "Free disk space, or set MLFLOW_OTLP_SPOOL_DIR."
         )
-        self._report.problem(
+        self._problem_log.report(
             _PROBLEM_KEY, add_code(MessageCode.SPOOL_UNAVAILABLE, message), span_count, logging.WARNING
         )
 
@@ -297,7 +305,7 @@ class SpoolStorage:
 
     def _skip(self, entry: Entry, message: str) -> None:
         self._skipped.add(entry.name)
-        self._report.once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
+        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
 
     def release(self, entry: Entry) -> None:
         """Leave a request that was checked out on disk for a later attempt."""

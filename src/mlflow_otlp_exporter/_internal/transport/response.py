@@ -40,7 +40,7 @@ def classify_error(error: TransportError) -> ExportOutcome:
     """Classify a request without response."""
     cause = FailureKind.CREDENTIALS if error.is_credential_error else FailureKind.SERVER
     code = MessageCode.CREDENTIAL_UNAVAILABLE if error.is_credential_error else error.code
-    return ExportOutcome(Disposition.RETRYABLE, cause, error.message, ambiguous=error.may_have_arrived, code=code)
+    return ExportOutcome(Disposition.RETRYABLE, cause, error.message, is_ambiguous=error.may_have_arrived, code=code)
 
 
 def classify_response(response: HttpResponse) -> ExportOutcome:
@@ -75,7 +75,7 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
         code, delay = _server_code(response, text), parse_retry_after(response.headers)
         ambiguous = _may_be_stored(response, text)
         return ExportOutcome(
-            Disposition.RETRYABLE, FailureKind.SERVER, message, status, delay, ambiguous=ambiguous, code=code
+            Disposition.RETRYABLE, FailureKind.SERVER, message, status, delay, is_ambiguous=ambiguous, code=code
         )
     return ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, message, status, code=MessageCode.SPAN_REJECTED)
 
@@ -144,7 +144,7 @@ def _classify_success(response: HttpResponse) -> ExportOutcome:
         message = f"{rejected} spans rejected: {text}"
         code = MessageCode.PARTIAL_SUCCESS
         return ExportOutcome(
-            Disposition.PARTIAL_SUCCESS, FailureKind.CONTENT, message, status, rejected=rejected, code=code
+            Disposition.PARTIAL_SUCCESS, FailureKind.CONTENT, message, status, rejected_count=rejected, code=code
         )
     return ExportOutcome(Disposition.SUCCESS, message=text, status=status, code=MessageCode.SERVER_MESSAGE)
 
