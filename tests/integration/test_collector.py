@@ -1,4 +1,4 @@
-"""A Collector between the app and MLflow: a real one, and a real MLflow."""
+"""Traces through a real Collector to a real MLflow."""
 
 import subprocess
 import time
@@ -18,7 +18,7 @@ from support.spans import finished
 from support.traces import until
 
 TENANTS = ("team-a", "team-b")
-STOCK = """
+OPENTELEMETRY_APP = """
 import sys
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
@@ -37,7 +37,7 @@ if otelcol() is not None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
-    """One of our own, as it goes down in between."""
+    """A server of this module, because a test stops it."""
     server = MLflowServer.start(tmp_path_factory.mktemp("behind-a-collector"), workspaces=True)
     for name in TENANTS:
         server.create_workspace(name)
@@ -49,49 +49,53 @@ def collector_variables(server: MLflowServer, experiment_id: str, workspace: str
     return {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_ID": experiment_id, "MLFLOW_WORKSPACE": workspace}
 
 
-def names(server: MLflowServer, experiment_id: str, workspace: str, count: int) -> list[str]:
-    """The names of all spans of an experiment, once there are as many traces."""
+def wait_for_names(server: MLflowServer, experiment_id: str, workspace: str, count: int) -> list[str]:
+    """Waits for `count` traces in an experiment, and returns the sorted names of their spans."""
     until(lambda: len(server.search_traces(experiment_id, workspace)) >= count, 60, f"{count} traces")
     traces = [server.trace(trace["trace_id"], workspace) for trace in server.search_traces(experiment_id, workspace)]
     return sorted(span["name"] for trace in traces if trace for span in trace["spans"])
 
 
-def ours(endpoint: str, name: str, **arguments: Any) -> None:
+def send_with_this_library(endpoint: str, name: str, **arguments: Any) -> None:
     provider = TracerProvider(resource=Resource({"service.name": "agent"}), shutdown_on_exit=False)
     provider.add_span_processor(MLflowSpanProcessor(MLflowSpanExporter(f"{endpoint}/v1/traces", **arguments)))
     provider.get_tracer("tests").start_span(name).end()
     provider.shutdown()
 
 
-def stock_by_grpc(endpoint: str, name: str, *metadata: str) -> None:
-    """OpenTelemetry's own exporter, in an app that knows nothing of MLflow."""
-    subprocess.run([str(collector_python()), "-c", STOCK, endpoint, name, *metadata], check=True, timeout=120)
+def send_with_opentelemetry(endpoint: str, name: str, *metadata: str) -> None:
+    """Sends a span with OpenTelemetry's own exporter, without this library."""
+    subprocess.run(
+        [str(collector_python()), "-c", OPENTELEMETRY_APP, endpoint, name, *metadata], check=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_two_tenants_through_a_collector_each(start: Start, server: MLflowServer, tmp_path: Path) -> None:
+def test_collector_of_each_tenant_delivers_to_its_destination(
+    start: Start, server: MLflowServer, tmp_path: Path
+) -> None:
     for tenant in TENANTS:
         number = server.create_experiment(f"two tenants by {start.__name__}", tenant)
         with start(tmp_path / tenant, collector_variables(server, number, tenant)) as collector:
-            ours(collector.http, f"ours of {tenant}", experiment_id=number, workspace=tenant)
-            stock_by_grpc(collector.grpc, f"stock of {tenant}")
-            assert names(server, number, tenant, 2) == [f"ours of {tenant}", f"stock of {tenant}"]
+            send_with_this_library(collector.http, f"ours of {tenant}", experiment_id=number, workspace=tenant)
+            send_with_opentelemetry(collector.grpc, f"stock of {tenant}")
+            assert wait_for_names(server, number, tenant, 2) == [f"ours of {tenant}", f"stock of {tenant}"]
 
 
 @pytest.mark.skipif(otelcol() is None, reason="rotel cannot pass headers through; put otelcol-contrib on PATH")
-def test_tenants_through_one_collector(server: MLflowServer, tmp_path: Path) -> None:
+def test_collector_per_tenant_delivers_to_the_destination_of_each_request(server: MLflowServer, tmp_path: Path) -> None:
     variables = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_TRACKING_TOKEN": "ignored by this server"}
     with Collector.of_opentelemetry(tmp_path, variables, "per-tenant") as collector:
         for tenant in TENANTS:
             number = server.create_experiment("through one", tenant)
-            ours(collector.http, f"ours of {tenant}", experiment_id=number, workspace=tenant)
+            send_with_this_library(collector.http, f"ours of {tenant}", experiment_id=number, workspace=tenant)
             headers = (f"x-mlflow-experiment-id={number}", f"x-mlflow-workspace={tenant}")
-            stock_by_grpc(collector.grpc, f"stock of {tenant}", *headers)
-            assert names(server, number, tenant, 2) == [f"ours of {tenant}", f"stock of {tenant}"]
+            send_with_opentelemetry(collector.grpc, f"stock of {tenant}", *headers)
+            assert wait_for_names(server, number, tenant, 2) == [f"ours of {tenant}", f"stock of {tenant}"]
 
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_mlflow_that_is_down_does_not_touch_the_app(
+def test_collector_while_mlflow_is_down_accepts_spans_and_delivers_later(
     start: Start, server: MLflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = server.create_experiment(f"down by {start.__name__}", "team-a")
@@ -104,13 +108,13 @@ def test_mlflow_that_is_down_does_not_touch_the_app(
         started = time.monotonic()
         for index in range(20):
             provider.get_tracer("tests").start_span(f"while down {index:02}").end()
-        assert time.monotonic() - started < 10  # the time-out of one request
-        assert telemetry.flush().delivered == 20  # to the Collector, which keeps them
+        assert time.monotonic() - started < 10  # the timeout of one request
+        assert telemetry.flush().delivered == 20  # to the Collector, which queues them
         started = time.monotonic()
-        stock_by_grpc(collector.grpc, "stock while down")
-        assert time.monotonic() - started < 60  # as long as it would go on trying
+        send_with_opentelemetry(collector.grpc, "stock while down")
+        assert time.monotonic() - started < 60  # how long the exporter retries
         server.restart()
-        assert names(server, number, "team-a", 21) == [
+        assert wait_for_names(server, number, "team-a", 21) == [
             "stock while down",
             *(f"while down {index:02}" for index in range(20)),
         ]
@@ -118,8 +122,10 @@ def test_mlflow_that_is_down_does_not_touch_the_app(
         provider.shutdown()
 
 
-def test_mlflow_refuses_what_stands_for_no_experiment(server: MLflowServer, caplog: pytest.LogCaptureFixture) -> None:
-    """What a tenant that names none is given: an empty header MLflow would answer with 200, and store nothing."""
+def test_experiment_id_that_configurations_default_to_is_rejected(
+    server: MLflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The default of the configurations. MLflow would answer an empty header with 200 and store nothing."""
     headers = {"x-mlflow-experiment-id": "none-was-given"}
     exporter = MLflowSpanExporter(f"{server.uri}/v1/traces", headers=headers, timeout=10)
     assert exporter.export(finished("answer")) is SpanExportResult.FAILURE

@@ -1,4 +1,4 @@
-"""OpenTelemetry Collectors in front of MLflow: one that PyPI ships, and otelcol where it is on PATH."""
+"""Collectors in front of MLflow: rotel from PyPI, and otelcol if it is on PATH."""
 
 import http.client
 import re
@@ -23,12 +23,12 @@ REFERENCE = re.compile(r"\$\{env:(?P<name>\w+)(?P<default>:-[^}]*)?\}")
 
 
 def collector_python() -> Path:
-    """A Python with the Collector and with OpenTelemetry's exporter by gRPC."""
+    """A Python with rotel and OpenTelemetry's gRPC exporter."""
     return environment("collector", read_lock("collector"))
 
 
 def otelcol() -> Path | None:
-    """The Collector of OpenTelemetry, where it is on this machine."""
+    """The path of OpenTelemetry's Collector, or None if it is not installed."""
     path = shutil.which("otelcol-contrib") or shutil.which("otelcol")
     return Path(path) if path else None
 
@@ -43,11 +43,11 @@ def expand_variables(text: str, variables: Mapping[str, str]) -> str:
 
 
 class Collector:
-    """A Collector on 127.0.0.1 that sends what it takes to MLflow.
+    """A Collector on 127.0.0.1 that forwards spans to MLflow.
 
     Attributes:
-        http: Where it takes OTLP by HTTP.
-        grpc: Where it takes OTLP by gRPC.
+        http: Its address for OTLP over HTTP.
+        grpc: Its address for OTLP over gRPC.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Collector:
         raise RuntimeError(f"the Collector did not start:\n{self._log.read_text(errors='replace')[-3000:]}")
 
     def stop(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._process.terminate()
         try:
             self._process.wait(10)
