@@ -125,8 +125,8 @@ class Story:
 def encode_span(number: int, attributes: Mapping[str, Any], trace_id: int = 7) -> EncodedSpan:
     context = SpanContext(trace_id, number, is_remote=False)
     extraction = AttachmentExtractor(LIMIT)
-    (span,) = extraction.extracted([ReadableSpan("a", context, None, Resource({}), attributes)])
-    return SpanEncoder().encode(span)._replace(attachments=extraction.attachments(span))
+    (span,) = extraction.extract([ReadableSpan("a", context, None, Resource({}), attributes)])
+    return SpanEncoder().encode(span)._replace(attachments=extraction.attachments_of(span))
 
 
 def make_request(*attributes: Mapping[str, Any], trace_id: int = 7) -> Request:

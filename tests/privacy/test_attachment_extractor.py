@@ -1,4 +1,4 @@
-"""Images, sound and files out of spans of any convention, and back into them: nothing is lost on the way."""
+"""Extraction of images, audio and files from spans of any convention, and inlining without a loss."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow.tracing.attachments import Attachment as TheirAttachment
+from mlflow.tracing.attachments import Attachment as SdkAttachment
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext
@@ -34,22 +34,13 @@ def span(
     number: int, attributes: Mapping[str, Any], events: Sequence[Event] = (), parent: int | None = None
 ) -> ReadableSpan:
     """An ended span of trace 7."""
-    above = SpanContext(7, parent, is_remote=False) if parent else None
+    parent_context = SpanContext(7, parent, is_remote=False) if parent else None
     context = SpanContext(7, number, is_remote=False)
-    return ReadableSpan(
-        "a",
-        context,
-        above,
-        Resource({}),
-        attributes,
-        events,
-        start_time=1,
-        end_time=2,
-    )
+    return ReadableSpan("a", context, parent_context, Resource({}), attributes, events, start_time=1, end_time=2)
 
 
-def named(value: Any) -> str | None:
-    """What a case is called in the tests' output: not by its content."""
+def case_id(value: Any) -> str | None:
+    """Name a case without its content."""
     return str(value)[:50] if isinstance(value, (dict, str)) else ""
 
 
@@ -61,11 +52,11 @@ def url_of(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{text_of(data)}"
 
 
-def taken(attributes: Mapping[str, Any], limit: int = LIMIT) -> tuple[dict[str, Any], tuple[Attachment, ...]]:
-    """A span's attributes and what was taken out of them."""
-    extraction = AttachmentExtractor(limit)
-    (made,) = extraction.extracted([span(1, attributes)])
-    return dict(made.attributes or {}), extraction.attachments(made)
+def extract(attributes: Mapping[str, Any], limit: int = LIMIT) -> tuple[dict[str, Any], tuple[Attachment, ...]]:
+    """Return a span's attributes after the extractor, and its attachments."""
+    extractor = AttachmentExtractor(limit)
+    (extracted,) = extractor.extract([span(1, attributes)])
+    return dict(extracted.attributes or {}), extractor.attachments_of(extracted)
 
 
 PARTS: list[tuple[Any, str, bytes]] = [
@@ -97,35 +88,35 @@ PARTS: list[tuple[Any, str, bytes]] = [
 ]
 
 
-@pytest.mark.parametrize(("part", "kind", "data"), PARTS, ids=named)
-def test_parts_of_any_convention(part: Any, kind: str, data: bytes) -> None:
-    attributes, found = taken({"input.value": json.dumps({"messages": [{"role": "user", "content": [part]}]})})
-    (each,) = found
-    assert (each.content_type, each.data) == (kind, data)
+@pytest.mark.parametrize(("part", "kind", "data"), PARTS, ids=case_id)
+def test_extract_with_part_of_any_convention_returns_its_content(part: Any, kind: str, data: bytes) -> None:
+    attributes, attachments = extract({"input.value": json.dumps({"messages": [{"role": "user", "content": [part]}]})})
+    (attachment,) = attachments
+    assert (attachment.content_type, attachment.data) == (kind, data)
     text = attributes["input.value"]
-    assert text.count(each.ref) == 1
+    assert text.count(attachment.ref) == 1
     assert len(text) < 1000
     assert json.loads(text)["messages"][0]["role"] == "user"
 
 
-def test_structured_values_events_and_bytes() -> None:
+def test_extract_with_structured_values_events_and_bytes_replaces_all() -> None:
     key = "llm.input_messages.0.message.contents.0.message_content.image.image.url"
-    given_span = span(
+    original = span(
         1,
         {key: url_of("image/png", PNG), "raw": PDF, "list": [url_of("image/jpeg", JPEG), "x"], "n": 1},
         [EventData("gen_ai.user.message", {"content": url_of("audio/wav", WAV)}, 3, 4)],
     )
-    extraction = AttachmentExtractor(LIMIT)
-    (made,) = extraction.extracted([given_span])
-    attributes, (event,) = made.attributes or {}, made.events
-    by_kind = {each.content_type: each.ref for each in extraction.attachments(made)}
+    extractor = AttachmentExtractor(LIMIT)
+    (extracted,) = extractor.extract([original])
+    attributes, (event,) = extracted.attributes or {}, extracted.events
+    by_kind = {attachment.content_type: attachment.ref for attachment in extractor.attachments_of(extracted)}
     assert attributes[key] == by_kind["image/png"]
     assert attributes["raw"] == by_kind["application/pdf"]
     assert list(attributes["list"]) == [by_kind["image/jpeg"], "x"]  # type: ignore[arg-type]
     assert (event.attributes or {})["content"] == by_kind["audio/wav"]
     assert (event.name, event.timestamp, event.dropped_attributes) == ("gen_ai.user.message", 3, 4)
     assert attributes["n"] == 1
-    assert made.get_span_context() == given_span.get_span_context()
+    assert extracted.get_span_context() == original.get_span_context()
 
 
 @pytest.mark.parametrize(
@@ -134,49 +125,50 @@ def test_structured_values_events_and_bytes() -> None:
         "short",
         url_of("image/png", PNG[:5000]),
         "words " * 5000,
-        "0123456789abcdef" * 2000,  # a hexadecimal digest of something, not base64's whole alphabet
-        text_of(NOISE),  # of no known kind, and small enough to stay
-        "data:image/png;base64," + "A" * 12_001,  # of a length that base64 does not have
+        "0123456789abcdef" * 2000,  # hexadecimal, without all classes of base64 characters
+        text_of(NOISE),  # of unknown type, and short enough to stay
+        "data:image/png;base64," + "A" * 12_001,  # a length that base64 cannot have
         "data:image/svg+xml;utf8," + "<svg>" * 3000,
         json.dumps({"data": "words " * 3000, "mime_type": "text/plain"}),
         7,
     ],
-    ids=named,
+    ids=case_id,
 )
-def test_all_else_stays_and_the_span_is_the_very_same(value: Any) -> None:
-    attributes, found = taken({"input.value": value})
-    assert (attributes, found) == ({"input.value": value}, ())
+def test_extract_with_other_values_changes_nothing(value: Any) -> None:
+    attributes, attachments = extract({"input.value": value})
+    assert (attributes, attachments) == ({"input.value": value}, ())
 
 
-def test_what_is_too_large_to_stay_and_of_no_known_kind_is_taken_as_it_is() -> None:
-    attributes, (each,) = taken({"input.value": text_of(NOISE)}, limit=10_001)
-    assert (each.content_type, each.data, attributes["input.value"]) == ("application/octet-stream", NOISE, each.ref)
+def test_extract_with_long_base64_of_unknown_type_returns_octet_stream() -> None:
+    attributes, (attachment,) = extract({"input.value": text_of(NOISE)}, limit=10_001)
+    assert (attachment.content_type, attachment.data) == ("application/octet-stream", NOISE)
+    assert attributes["input.value"] == attachment.ref
 
 
-def test_what_is_too_large_and_cannot_be_taken_becomes_a_text() -> None:
+def test_extract_with_long_invalid_base64_leaves_a_marker() -> None:
     broken = "data:image/png;base64," + "A" * 20_001
-    attributes, found = taken({"input.value": broken}, limit=15_000)
-    assert (attributes, found) == ({"input.value": "[image/png, 15 kB, not kept]".replace("15 kB", "15.0 kB")}, ())
+    attributes, attachments = extract({"input.value": broken}, limit=15_000)
+    assert (attributes, attachments) == ({"input.value": "[image/png, 15.0 kB, not kept]"}, ())
 
 
-def test_where_nothing_may_stay_all_is_taken() -> None:
-    attributes, (each,) = taken({"image": url_of("image/png", b"tiny")}, limit=0)
-    assert (each.data, attributes["image"]) == (b"tiny", each.ref)
+def test_extract_with_limit_0_takes_small_content_too() -> None:
+    attributes, (attachment,) = extract({"image": url_of("image/png", b"tiny")}, limit=0)
+    assert (attachment.data, attributes["image"]) == (b"tiny", attachment.ref)
 
 
-def test_the_same_content_is_one_file_of_a_trace() -> None:
-    extraction, url = AttachmentExtractor(LIMIT), url_of("image/png", PNG)
+def test_extract_with_equal_content_in_a_trace_shares_one_attachment() -> None:
+    extractor, url = AttachmentExtractor(LIMIT), url_of("image/png", PNG)
     spans = [span(1, {"input.value": url, "b": f"{url} {url}"}), span(2, {"input.value": url}, parent=1)]
-    first, second = map(extraction.attachments, extraction.extracted(spans))
+    first, second = map(extractor.attachments_of, extractor.extract(spans))
     assert len(first) == 1
     assert first == second
     assert first[0].data is second[0].data
 
 
-def test_references_are_those_of_mlflows_sdk() -> None:
-    made = create_attachment(7, "image/svg+xml", NOISE)
-    assert TheirAttachment.parse_ref(made.ref) == {
-        "attachment_id": made.id,
+def test_references_equal_those_of_mlflows_sdk() -> None:
+    attachment = create_attachment(7, "image/svg+xml", NOISE)
+    assert SdkAttachment.parse_ref(attachment.ref) == {
+        "attachment_id": attachment.id,
         "content_type": "image/svg+xml",
         "trace_id": "tr-" + "0" * 31 + "7",
         "size": len(NOISE),
@@ -186,54 +178,54 @@ def test_references_are_those_of_mlflows_sdk() -> None:
         create_attachment(7, "image/svg", NOISE).id,
         create_attachment(7, "a/b", b"").id,
     }
-    assert made.id not in others
-    assert create_attachment(7, "image/svg+xml", NOISE) == made
-    assert str(NOISE[:3]) not in repr(made)
+    assert attachment.id not in others
+    assert create_attachment(7, "image/svg+xml", NOISE) == attachment
+    assert str(NOISE[:3]) not in repr(attachment)
     bare = create_attachment(7, "image/svg+xml", NOISE, is_url=False)
-    assert (bare.id, TheirAttachment.parse_ref(bare.ref)) == (made.id, TheirAttachment.parse_ref(made.ref))
+    assert (bare.id, SdkAttachment.parse_ref(bare.ref)) == (attachment.id, SdkAttachment.parse_ref(attachment.ref))
 
 
-def test_base64_that_enrichment_made_a_url_of_comes_back_as_one() -> None:
+def test_inline_with_base64_in_a_url_field_returns_a_data_url() -> None:
     bare = create_attachment(7, "image/png", PNG, is_url=False)
-    said = {"image_url": {"url": bare.ref}, "data": bare.ref}
-    made = SpanEncoder().encode(span(1, {"mlflow.spanInputs": json.dumps(said)}))
-    back = shown(inline_attachments(made._replace(attachments=(bare,)), [bare], LIMIT))
-    assert json.loads(back["mlflow.spanInputs"]) == {
+    inputs = {"image_url": {"url": bare.ref}, "data": bare.ref}
+    encoded = SpanEncoder().encode(span(1, {"mlflow.spanInputs": json.dumps(inputs)}))
+    attributes = texts_of(inline_attachments(encoded._replace(attachments=(bare,)), [bare], LIMIT))
+    assert json.loads(attributes["mlflow.spanInputs"]) == {
         "image_url": {"url": url_of("image/png", PNG)},
         "data": text_of(PNG),
     }
 
 
-# Back again
+# Inlining
 
 
-def encoded(attributes: Mapping[str, Any], limit: int = LIMIT, events: tuple[Event, ...] = ()) -> EncodedSpan:
-    extraction = AttachmentExtractor(limit)
-    (made,) = extraction.extracted([span(1, attributes, list(events))])
-    return SpanEncoder().encode(made)._replace(attachments=extraction.attachments(made))
+def encode(attributes: Mapping[str, Any], limit: int = LIMIT, events: tuple[Event, ...] = ()) -> EncodedSpan:
+    extractor = AttachmentExtractor(limit)
+    (extracted,) = extractor.extract([span(1, attributes, list(events))])
+    return SpanEncoder().encode(extracted)._replace(attachments=extractor.attachments_of(extracted))
 
 
-def shown(found: EncodedSpan) -> dict[str, Any]:
-    return {each.key: each.value.string_value for each in parse_span(found).attributes}
+def texts_of(encoded: EncodedSpan) -> dict[str, Any]:
+    return {attribute.key: attribute.value.string_value for attribute in parse_span(encoded).attributes}
 
 
-@pytest.mark.parametrize(("part", "kind", "data"), PARTS, ids=named)
-def test_what_cannot_be_uploaded_stands_where_it_stood(part: Any, kind: str, data: bytes) -> None:
-    said = {"messages": [{"role": "user", "content": [part]}]}
-    found = encoded({"input.value": json.dumps(said), "model": "m"})
-    assert [each.content_type for each in found.attachments] == [kind]
-    back = inline_attachments(found, found.attachments, LIMIT)
-    assert back.attachments == ()
-    restored = json.loads(shown(back)["input.value"])
-    expected = json.loads(json.dumps(said))
+@pytest.mark.parametrize(("part", "kind", "data"), PARTS, ids=case_id)
+def test_inline_with_part_of_any_convention_restores_it(part: Any, kind: str, data: bytes) -> None:
+    value = {"messages": [{"role": "user", "content": [part]}]}
+    encoded = encode({"input.value": json.dumps(value), "model": "m"})
+    assert [attachment.content_type for attachment in encoded.attachments] == [kind]
+    inlined = inline_attachments(encoded, encoded.attachments, LIMIT)
+    assert inlined.attachments == ()
+    restored = json.loads(texts_of(inlined)["input.value"])
+    expected = json.loads(json.dumps(value))
     if "song" in part:  # the alphabet for URLs becomes the usual one
         expected["messages"][0]["content"] = [{"song": text_of(data)}]
     assert restored == expected
-    assert shown(back)["model"] == "m"
+    assert texts_of(inlined)["model"] == "m"
 
 
 @pytest.mark.parametrize(
-    ("part", "instead"),
+    ("part", "replacement"),
     [
         (
             {"type": "image_url", "image_url": {"url": url_of("image/png", PNG)}},
@@ -250,83 +242,83 @@ def test_what_cannot_be_uploaded_stands_where_it_stood(part: Any, kind: str, dat
         ({"b64_json": text_of(PNG), "n": 1}, {"b64_json": "[image/png, 12.0 kB, not kept]", "n": 1}),
         ({"seen": f"a {url_of('image/png', PNG)} b"}, {"seen": "a [image/png, 12.0 kB, not kept] b"}),
     ],
-    ids=named,
+    ids=case_id,
 )
-def test_what_is_too_large_then_becomes_a_text_as_it_would_have(part: Any, instead: Any) -> None:
-    found = encoded({"input.value": json.dumps([part, {"type": "text", "text": "hi"}])})
-    back = inline_attachments(found, found.attachments, 9999)
-    assert json.loads(shown(back)["input.value"]) == [instead, {"type": "text", "text": "hi"}]
-    assert back.attachments == ()
+def test_inline_with_content_over_the_limit_inserts_a_marker(part: Any, replacement: Any) -> None:
+    encoded = encode({"input.value": json.dumps([part, {"type": "text", "text": "hi"}])})
+    inlined = inline_attachments(encoded, encoded.attachments, 9999)
+    assert json.loads(texts_of(inlined)["input.value"]) == [replacement, {"type": "text", "text": "hi"}]
+    assert inlined.attachments == ()
 
 
-def test_openinferences_image_becomes_a_text_part() -> None:
+def test_inline_with_openinference_image_over_the_limit_makes_a_text_part() -> None:
     part = "llm.input_messages.0.message.contents.0.message_content."
     attributes = {f"{part}type": "image", f"{part}image.image.url": url_of("image/png", PNG), "b": "c"}
-    found = encoded(attributes)
-    assert shown(inline_attachments(found, found.attachments, LIMIT)) == attributes
-    assert shown(inline_attachments(found, found.attachments, 9999)) == {
+    encoded = encode(attributes)
+    assert texts_of(inline_attachments(encoded, encoded.attachments, LIMIT)) == attributes
+    assert texts_of(inline_attachments(encoded, encoded.attachments, 9999)) == {
         f"{part}type": "text",
         f"{part}text": "[image/png, 12.0 kB, not kept]",
         "b": "c",
     }
 
 
-def test_only_what_cannot_be_uploaded_comes_back() -> None:
-    found = encoded({"a": url_of("image/png", PNG), "b": url_of("image/jpeg", JPEG)})
-    png = next(each for each in found.attachments if each.content_type == "image/png")
-    (jpeg,) = (each for each in found.attachments if each is not png)
-    back = inline_attachments(found, [png], LIMIT)
-    assert shown(back) == {"a": url_of("image/png", PNG), "b": jpeg.ref}
-    assert back.attachments == (jpeg,)
+def test_inline_with_one_of_two_attachments_leaves_the_other() -> None:
+    encoded = encode({"a": url_of("image/png", PNG), "b": url_of("image/jpeg", JPEG)})
+    png = next(attachment for attachment in encoded.attachments if attachment.content_type == "image/png")
+    (jpeg,) = (attachment for attachment in encoded.attachments if attachment is not png)
+    inlined = inline_attachments(encoded, [png], LIMIT)
+    assert texts_of(inlined) == {"a": url_of("image/png", PNG), "b": jpeg.ref}
+    assert inlined.attachments == (jpeg,)
 
 
-def test_events_and_lists_come_back() -> None:
+def test_inline_with_events_and_lists_restores_them() -> None:
     url = url_of("image/png", PNG)
-    found = encoded({"list": [url, "x"]}, events=(Event("e", {"content": url}, 1),))
-    made = parse_span(inline_attachments(found, found.attachments, LIMIT))
-    assert [each.string_value for each in made.attributes[0].value.array_value.values] == [url, "x"]
-    assert made.events[0].attributes[0].value.string_value == url
+    encoded = encode({"list": [url, "x"]}, events=(Event("e", {"content": url}, 1),))
+    parsed = parse_span(inline_attachments(encoded, encoded.attachments, LIMIT))
+    assert [item.string_value for item in parsed.attributes[0].value.array_value.values] == [url, "x"]
+    assert parsed.events[0].attributes[0].value.string_value == url
 
 
 @given(
     st.lists(st.sampled_from([PNG, JPEG, WAV, PDF, NOISE[:100]]), max_size=4),
     st.lists(st.text(max_size=30), min_size=4, max_size=4),
 )
-def test_whatever_is_between_stays(files: list[bytes], words: list[str]) -> None:
+def test_inline_after_extract_restores_files_and_texts(files: list[bytes], words: list[str]) -> None:
     content: list[dict[str, Any]] = [{"type": "text", "text": word} for word in words]
-    content += [{"type": "image_url", "image_url": {"url": url_of("image/png", each)}} for each in files]
-    said = json.dumps(content, ensure_ascii=False)
-    found = encoded({"input.value": said})
-    assert json.loads(shown(inline_attachments(found, found.attachments, LIMIT))["input.value"]) == content
-    assert len(found.attachments) == len({each for each in files if len(each) > 100})
+    content += [{"type": "image_url", "image_url": {"url": url_of("image/png", file)}} for file in files]
+    encoded = encode({"input.value": json.dumps(content, ensure_ascii=False)})
+    inlined = inline_attachments(encoded, encoded.attachments, LIMIT)
+    assert json.loads(texts_of(inlined)["input.value"]) == content
+    assert len(encoded.attachments) == len({file for file in files if len(file) > 100})
 
 
 # On disk
 
 
-def through_disk(spans: list[EncodedSpan]) -> list[EncodedSpan]:
-    header = FileHeader(Destination(experiment_id="1"), len(spans), tuple(each.trace_id for each in spans), 1.0)
+def write_and_read(spans: list[EncodedSpan]) -> list[EncodedSpan]:
+    header = FileHeader(Destination(experiment_id="1"), len(spans), tuple(span.trace_id for span in spans), 1.0)
     return file_format_module.decode_file(file_format_module.encode_file(header, spans, DeliveryState()))[2]
 
 
-def test_files_lie_on_disk_with_their_spans_each_once() -> None:
-    extraction, url = AttachmentExtractor(LIMIT), url_of("image/png", PNG)
+def test_spool_file_with_shared_attachment_stores_it_once() -> None:
+    extractor, url = AttachmentExtractor(LIMIT), url_of("image/png", PNG)
     spans: list[ReadableSpan] = [
         span(1, {"input.value": url}),
         span(2, {"input.value": url, "b": url_of("audio/wav", WAV)}, parent=1),
         span(3, {"input.value": "hello"}, parent=1),
     ]
-    made = [
-        SpanEncoder().encode(each)._replace(attachments=extraction.attachments(each))
-        for each in extraction.extracted(spans)
+    encoded_spans = [
+        SpanEncoder().encode(extracted)._replace(attachments=extractor.attachments_of(extracted))
+        for extracted in extractor.extract(spans)
     ]
-    assert memory_bytes_of(made) == sum(len(each.body) for each in made) + len(PNG) + len(WAV)
-    assert through_disk(made) == made
-    plain = [each._replace(attachments=()) for each in made]
-    # What was uploaded already is not kept.
-    assert through_disk(plain) == plain
+    assert memory_bytes_of(encoded_spans) == sum(len(encoded.body) for encoded in encoded_spans) + len(PNG) + len(WAV)
+    assert write_and_read(encoded_spans) == encoded_spans
+    # Uploaded attachments are not stored.
+    uploaded = [encoded._replace(attachments=()) for encoded in encoded_spans]
+    assert write_and_read(uploaded) == uploaded
 
 
-def test_references_that_others_wrote_are_no_files() -> None:
-    (made,) = [SpanEncoder().encode(span(1, {"input.value": create_attachment(1, "image/png", PNG).ref}))]
-    assert through_disk([made]) == [made]
+def test_spool_file_with_reference_of_another_writer_stores_no_attachment() -> None:
+    encoded = SpanEncoder().encode(span(1, {"input.value": create_attachment(1, "image/png", PNG).ref}))
+    assert write_and_read([encoded]) == [encoded]

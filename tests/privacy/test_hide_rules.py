@@ -1,4 +1,4 @@
-"""`OPENINFERENCE_HIDE_*`, each in every convention: nothing that is hidden is in what is sent."""
+"""`OPENINFERENCE_HIDE_*`, each in every convention: the request holds no hidden content."""
 
 import json
 import struct
@@ -35,34 +35,37 @@ VECTORS = {struct.pack("<d", VECTOR), str(VECTOR).encode()}
 MODES: list[Mapping[str, Any]] = [{"enrich": False}, {}, {"compact": True}]
 
 
-def trace_of(made: Made) -> list[ReadableSpan]:
-    """The span below a root that has nothing of its own, into which its words would be lifted."""
-    return [span(made, number=2, parent=1), span(({"openinference.span.kind": "AGENT"}, ()), name="root")]
+def trace_of(content: Made) -> list[ReadableSpan]:
+    """A span below an empty root, into which enrichment would lift its input and output."""
+    return [span(content, number=2, parent=1), span(({"openinference.span.kind": "AGENT"}, ()), name="root")]
 
 
-def found(made: Made, variables: Sequence[str], monkeypatch: pytest.MonkeyPatch, mode: Mapping[str, Any]) -> set[str]:
+def markers_in_request(
+    content: Made, variables: Sequence[str], monkeypatch: pytest.MonkeyPatch, mode: Mapping[str, Any]
+) -> set[str]:
     for name in variables:
         monkeypatch.setenv(f"OPENINFERENCE_HIDE_{name.upper()}", "true")
-    body = sent(trace_of(made), **mode)
+    body = sent(trace_of(content), **mode)
     present = {marker for marker in MARKERS if marker.encode() in body}
-    return present | ({"vector"} if any(each in body for each in VECTORS) else set())
+    return present | ({"vector"} if any(vector in body for vector in VECTORS) else set())
 
 
-def there(made: Made) -> set[str]:
-    """What stands in a span before anything is done to it."""
-    text = repr(made)
+def markers_in(content: Made) -> set[str]:
+    """The markers in a span before the export."""
+    text = repr(content)
     return {marker for marker in MARKERS if marker in text} | ({"vector"} if str(VECTOR) in text else set())
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("name", EVERY)
-def test_without_a_variable_all_of_it_is_sent(
+def test_hide_without_a_variable_sends_all_content(
     name: str, mode: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = EVERY[name]
-    assert there(made), "the test would show nothing"
-    # What compacting drops besides copies is no matter of this test.
-    assert found(made, (), monkeypatch, mode) >= there(made) - ({"vector", PARAMETER} if mode.get("compact") else set())
+    content = EVERY[name]
+    assert markers_in(content), "the test would show nothing"
+    # Compacting also drops content that is not a copy, which does not matter here.
+    dropped = {"vector", PARAMETER} if mode.get("compact") else set()
+    assert markers_in_request(content, (), monkeypatch, mode) >= markers_in(content) - dropped
 
 
 # Which markers each variable hides, by group of conventions.
@@ -85,44 +88,44 @@ HIDES: dict[str, dict[str, set[str]]] = {
     "llm_prompts": {"completion": {IN, PICTURE}},
 }
 HIDES["inputs"]["embedding"] = {EMBEDDED}
-# Prompt templates are no messages; hide_inputs and hide_prompts are about them.
-SPARED = {("input_messages", "chat: langchain"): {IN}, ("input_text", "chat: langchain"): {IN}}
+# Prompt templates are not messages; `inputs` and `prompts` hide them.
+NOT_HIDDEN = {("input_messages", "chat: langchain"): {IN}, ("input_text", "chat: langchain"): {IN}}
 
 
-def test_the_table_names_every_variable() -> None:
+def test_table_of_variables_is_complete() -> None:
     assert set(HIDES) == set(HIDEABLE)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("variable", HIDEABLE)
-def test_nothing_that_is_hidden_is_sent(
+def test_hide_with_each_variable_sends_no_hidden_content(
     variable: str, name: str, mode: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = HIDES[variable].get(name.partition(":")[0], set())
-    left = found(EVERY[name], (variable,), monkeypatch, mode)
-    spared = SPARED.get((variable, name), set())
-    assert not left & (hidden - spared)
-    assert left >= spared
+    visible = markers_in_request(EVERY[name], (variable,), monkeypatch, mode)
+    not_hidden = NOT_HIDDEN.get((variable, name), set())
+    assert not visible & (hidden - not_hidden)
+    assert visible >= not_hidden
 
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("variable", ["inputs", "outputs", "input_messages", "output_messages"])
-def test_the_other_side_stays(variable: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hide_with_one_side_sends_the_other(variable: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     other = {IN, OUT, DOCUMENT, EMBEDDED} - HIDES[variable].get(name.partition(":")[0], set())
     if name == "chat: pydantic-ai":
-        other -= {IN}  # its transcript is both ways
-    assert found(EVERY[name], (variable,), monkeypatch, {}) >= there(EVERY[name]) & other
+        other -= {IN}  # its transcript holds input and output
+    assert markers_in_request(EVERY[name], (variable,), monkeypatch, {}) >= markers_in(EVERY[name]) & other
 
 
 @pytest.mark.parametrize("group", [CHATS, TOOLS, COMPLETIONS, RETRIEVERS, EMBEDDINGS], ids=len)
-def test_what_was_there_shows_as_redacted(group: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hide_with_inputs_sends_redacted_marker(group: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENINFERENCE_HIDE_INPUTS", "true")
-    for made in group.values():
-        assert REDACTED.encode() in sent([span(made)])
+    for content in group.values():
+        assert REDACTED.encode() in sent([span(content)])
 
 
-def test_a_tool_s_hidden_arguments_do_not_come_back_from_the_model_s_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hide_with_inputs_does_not_copy_tool_arguments_from_the_model_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENINFERENCE_HIDE_INPUTS", "true")
     call = {"type": "tool_call", "id": "call_1", "name": "weather", "arguments": {"city": "Paris"}}
     model = {
@@ -134,10 +137,10 @@ def test_a_tool_s_hidden_arguments_do_not_come_back_from_the_model_s_call(monkey
     assert body.count(b"Paris") == sent(spans[1:]).count(b"Paris") > 0
 
 
-def test_numbers_and_names_are_no_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hide_with_all_variables_sends_counts_and_model_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in HIDEABLE:
         monkeypatch.setenv(f"OPENINFERENCE_HIDE_{name.upper()}", "true")
     counts = {"llm.token_count.prompt": 7, "llm.cost.prompt": 0.5, "gen_ai.usage.input_tokens": 7}
-    made = ({"openinference.span.kind": "LLM", "llm.model_name": "gpt-x", **counts}, ())
-    body = sent([span(made)], enrich=False)
-    assert all(key.encode() in body for key in made[0])
+    attributes = {"openinference.span.kind": "LLM", "llm.model_name": "gpt-x", **counts}
+    body = sent([span((attributes, ()))], enrich=False)
+    assert all(key.encode() in body for key in attributes)

@@ -1,4 +1,4 @@
-"""Payloads over the limit, in any attribute of any convention: a marker with type and size, and a valid chat."""
+"""Base64 over the limit in any attribute of any convention: a marker with type and size, and a valid chat."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter
 from mlflow_otlp_exporter._internal.config.resolver import resolve
-from mlflow_otlp_exporter._internal.privacy.inline_data import InlineData, marker
+from mlflow_otlp_exporter._internal.privacy.inline_data import InlineDataReplacer, format_marker
 from support.exported import recorded, sent
 from support.planted import CHATS, EVERY, IN, PICTURE, Made, span
 
@@ -21,7 +21,7 @@ PNG = "[image/png, 3.0 kB, not kept]"
 
 
 @pytest.fixture
-def limited(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_BASE64_MAX_LENGTH", "3999")
 
 
@@ -51,20 +51,19 @@ PARTS: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("part", "instead"), PARTS, ids=lambda each: str(each)[:60])
-def test_parts_of_messages(part: Mapping[str, Any], instead: Mapping[str, Any]) -> None:
-    change = InlineData(3999)
-    assert change.without({"a": [part, {"type": "text", "text": "x"}]}) == {
-        "a": [instead, {"type": "text", "text": "x"}]
+@pytest.mark.parametrize(("part", "replacement"), PARTS, ids=lambda value: str(value)[:60])
+def test_replace_with_message_part_makes_a_text_part(part: Mapping[str, Any], replacement: Mapping[str, Any]) -> None:
+    replacer = InlineDataReplacer(3999)
+    assert replacer.replace_in_value({"a": [part, {"type": "text", "text": "x"}]}) == {
+        "a": [replacement, {"type": "text", "text": "x"}]
     }
     text = json.dumps([{"role": "user", "content": json.dumps([part])}])
-    assert change.without(text) == json.dumps([{"role": "user", "content": json.dumps([instead])}])
-    kept = InlineData(4000)
-    assert kept.without(text) is text
+    assert replacer.replace_in_value(text) == json.dumps([{"role": "user", "content": json.dumps([replacement])}])
+    assert InlineDataReplacer(4000).replace_in_value(text) is text
 
 
 @pytest.mark.parametrize(
-    ("value", "instead"),
+    ("value", "replacement"),
     [
         (URL, PNG),
         (f"see {URL} and {URL}.", f"see {PNG} and {PNG}."),
@@ -79,64 +78,65 @@ def test_parts_of_messages(part: Mapping[str, Any], instead: Mapping[str, Any]) 
         (json.dumps({"a": "x" * 5000}), json.dumps({"a": "x" * 5000})),
         ((1.0, 2.0), (1.0, 2.0)),
     ],
-    ids=lambda each: str(each)[:40],
+    ids=lambda value: str(value)[:40],
 )
-def test_other_values(value: Any, instead: Any) -> None:
-    assert InlineData(3999).without(value) == instead
+def test_replace_with_other_value_inserts_markers_only_for_long_base64(value: Any, replacement: Any) -> None:
+    assert InlineDataReplacer(3999).replace_in_value(value) == replacement
 
 
 @pytest.mark.parametrize(
     ("characters", "size"),
     [(4, "3 B"), (1333, "999 B"), (4000, "3.0 kB"), (1_600_000, "1.2 MB"), (4_000_000_000, "3.0 GB")],
 )
-def test_sizes_as_people_write_them(characters: int, size: str) -> None:
-    assert marker("image/png", characters) == f"[image/png, {size}, not kept]"
+def test_format_marker_uses_si_units(characters: int, size: str) -> None:
+    assert format_marker("image/png", characters) == f"[image/png, {size}, not kept]"
 
 
 @pytest.mark.parametrize("mode", [{"enrich": False}, {}, {"compact": True}], ids=str)
 @pytest.mark.parametrize("name", EVERY)
-def test_every_convention(name: str, mode: Mapping[str, Any], limited: None) -> None:
-    made = EVERY[name]
-    large = _with(made, LARGE)
-    body = sent([span(large)], **mode)
+def test_export_in_every_convention_replaces_long_images(name: str, mode: Mapping[str, Any], short_limit: None) -> None:
+    content = EVERY[name]
+    body = sent([span(_with_picture(content, LARGE))], **mode)
     assert LARGE[:200].encode() not in body
-    assert (PNG.encode() in body) is (PICTURE in repr(made))
-    assert (IN.encode() in body) is (IN in repr(made))
+    assert (PNG.encode() in body) is (PICTURE in repr(content))
+    assert (IN.encode() in body) is (IN in repr(content))
 
 
 @pytest.mark.parametrize("name", [name for name in CHATS if PICTURE in repr(CHATS[name]) and name != "langchain"])
-def test_the_chat_stays_one(name: str, limited: None) -> None:
+def test_export_with_long_image_sends_a_valid_chat(name: str, short_limit: None) -> None:
     if name in ("pydantic-ai", "traceloop"):
         return  # agents and workflows have no chat
-    found = json.loads(recorded(span(_with(CHATS[name], LARGE))).attributes["mlflow.spanInputs"])["messages"]
-    said = [part["text"] for each in found for part in (each["content"] if isinstance(each["content"], list) else [])]
-    assert PNG in said or any(PNG in str(each["content"]) for each in found)
-    assert '"image_url"' not in json.dumps(found)
+    inputs = recorded(span(_with_picture(CHATS[name], LARGE))).attributes["mlflow.spanInputs"]
+    messages = json.loads(inputs)["messages"]
+    contents = [message["content"] for message in messages]
+    texts = [part["text"] for content in contents if isinstance(content, list) for part in content]
+    assert PNG in texts or any(PNG in str(content) for content in contents)
+    assert '"image_url"' not in json.dumps(messages)
 
 
-def _with(made: Made, picture: str) -> Made:
-    """The same with another picture."""
-    return _replaced(made[0], picture), [(name, _replaced(found, picture)) for name, found in made[1]]
+def _with_picture(content: Made, picture: str) -> Made:
+    attributes, events = content
+    return _replace_picture(attributes, picture), [(name, _replace_picture(event, picture)) for name, event in events]
 
 
-def _replaced(value: Any, picture: str) -> Any:
+def _replace_picture(value: Any, picture: str) -> Any:
     if isinstance(value, str):
         return value.replace(PICTURE, picture)
     if isinstance(value, Mapping):
-        return {key: _replaced(item, picture) for key, item in value.items()}
+        return {key: _replace_picture(item, picture) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return type(value)(_replaced(item, picture) for item in value)  # type: ignore[call-arg]
+        return type(value)(_replace_picture(item, picture) for item in value)  # type: ignore[call-arg]
     return value
 
 
-def test_none_are_kept_at_0(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_with_limit_0_sends_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENINFERENCE_BASE64_IMAGE_MAX_LENGTH", "0")
     body = sent([span(CHATS["openinference"])])
     assert PICTURE.encode() not in body
     assert b"[image/png, 18 B, not kept]" in body
 
 
-def test_the_limit() -> None:
+def test_resolve_reads_base64_limit() -> None:
     assert resolve({}, environment={}).privacy.base64_max_length == 512 * 1024
     variables = {"OPENINFERENCE_BASE64_IMAGE_MAX_LENGTH": "10", "MLFLOW_OTLP_BASE64_MAX_LENGTH": "20"}
     assert resolve({}, environment=variables).privacy.base64_max_length == 20
@@ -144,11 +144,11 @@ def test_the_limit() -> None:
         resolve({}, environment={"MLFLOW_OTLP_BASE64_MAX_LENGTH": "-1"})
 
 
-def test_nothing_configured_nothing_copied() -> None:
+def test_redact_without_settings_returns_the_same_spans() -> None:
     exporter = MLflowSpanExporter(endpoint="http://127.0.0.1:9")
     pipeline = exporter._pipeline
     assert pipeline is not None
-    spans = [span(made) for made in EVERY.values()]
-    assert pipeline.batcher.redactor.cleaned(spans) == (spans, 0)
-    assert pipeline.batcher.redactor.cleaned(spans)[0] is spans
+    spans = [span(content) for content in EVERY.values()]
+    assert pipeline.batcher.redactor.redact_spans(spans) == (spans, 0)
+    assert pipeline.batcher.redactor.redact_spans(spans)[0] is spans
     exporter.shutdown(0)

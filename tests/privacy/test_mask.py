@@ -1,4 +1,4 @@
-"""Masks: what they reach, what they leave, and that nothing passes one that fails."""
+"""Masks: the values that they reach, the values that stay, and masks that fail."""
 
 import json
 import logging
@@ -14,8 +14,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace.status import Status, StatusCode
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, configure
-from mlflow_otlp_exporter._internal.privacy.mask import FAILED, Mask, make_mask
-from mlflow_otlp_exporter._internal.privacy.patterns import masking
+from mlflow_otlp_exporter._internal.privacy.mask import MASK_FAILED, Mask, make_mask
+from mlflow_otlp_exporter._internal.privacy.patterns import make_mask_function
 from support.exported import recorded, sent
 from support.planted import CHATS, EVERY, MARKERS, Made, span
 
@@ -32,11 +32,11 @@ def wipe(text: str) -> str:
 
 
 def ignore(error: Exception) -> None:
-    """What is told of a failure matters in other tests."""
+    """Other tests check the log message of a failure."""
 
 
-def mask(function: Callable[[str], str] = hide, *, names_too: bool = False) -> Mask:
-    return Mask(function, names_too=names_too, failed=ignore)
+def mask_with(function: Callable[[str], str] = hide, *, mask_names: bool = False) -> Mask:
+    return Mask(function, mask_names=mask_names, on_error=ignore)
 
 
 @pytest.mark.parametrize(
@@ -64,26 +64,26 @@ def mask(function: Callable[[str], str] = hide, *, names_too: bool = False) -> M
         ('{"a": 1.50, "b": "c"}', '{"a": 1.50, "b": "c"}'),
         ({f"to {SECRET}": 1}, {"to ***": 1}),
         ({f"to {SECRET}": None}, {"to ***": None}),
-        (object(), FAILED),
+        (object(), MASK_FAILED),
     ],
 )
-def test_values(value: Any, masked: Any) -> None:
-    made = mask().value("key", value)
-    assert made == masked
-    assert type(made) is type(masked)
+def test_mask_attribute_with_any_type_masks_texts(value: Any, masked: Any) -> None:
+    result = mask_with().mask_attribute("key", value)
+    assert result == masked
+    assert type(result) is type(masked)
 
 
 @pytest.mark.parametrize("depth", [10, 39, 41, 200, 2000])
-def test_values_nested_to_any_depth(depth: int) -> None:
+def test_mask_attribute_with_any_depth_masks_the_text(depth: int) -> None:
     nested: Any = SECRET
     for _ in range(min(depth, 900)):
         nested = [nested]
-    assert SECRET not in repr(mask().value("key", nested))
-    assert SECRET not in mask().value("key", "[" * depth + f'"{SECRET}"' + "]" * depth)
+    assert SECRET not in repr(mask_with().mask_attribute("key", nested))
+    assert SECRET not in mask_with().mask_attribute("key", "[" * depth + f'"{SECRET}"' + "]" * depth)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "kept"),
+    ("key", "value", "is_structural"),
     [
         ("openinference.span.kind", "LLM", True),
         ("mlflow.spanType", '"CHAT_MODEL"', True),
@@ -117,24 +117,24 @@ def test_values_nested_to_any_depth(depth: int) -> None:
         ("m", {"name": "Ada"}, False),
     ],
 )
-def test_what_says_what_a_thing_is_stays(key: str, value: Any, kept: bool) -> None:
-    made = mask(wipe).value(key, value)
-    assert (made == value) is kept
-    assert kept or "***" in str(made)
+def test_mask_attribute_with_structural_value_changes_nothing(key: str, value: Any, is_structural: bool) -> None:
+    masked = mask_with(wipe).mask_attribute(key, value)
+    assert (masked == value) is is_structural
+    assert is_structural or "***" in str(masked)
 
 
 @pytest.mark.parametrize(("number", "masked"), [(4111111111111111, "[card]"), (1_700_000_000_000, 1_700_000_000_000)])
-def test_numbers_that_a_mask_is_about(number: int, masked: Any) -> None:
-    found = make_mask(("cards", "phones"), ignore)
-    assert found is not None
-    assert found.value("key", number) == masked
-    assert found.value("key", {"a": float(number)}) == {"a": masked}
-    assert found.value("key", json.dumps({"a": number})) == json.dumps({"a": masked})
-    assert mask(wipe).value("gen_ai.usage.input_tokens", 1200) == 1200
+def test_mask_attribute_with_number_masks_card_numbers_only(number: int, masked: Any) -> None:
+    cards_and_phones = make_mask(("cards", "phones"), ignore)
+    assert cards_and_phones is not None
+    assert cards_and_phones.mask_attribute("key", number) == masked
+    assert cards_and_phones.mask_attribute("key", {"a": float(number)}) == {"a": masked}
+    assert cards_and_phones.mask_attribute("key", json.dumps({"a": number})) == json.dumps({"a": masked})
+    assert mask_with(wipe).mask_attribute("gen_ai.usage.input_tokens", 1200) == 1200
 
 
 @pytest.mark.parametrize(
-    ("names_too", "function", "name", "masked"),
+    ("mask_names", "function", "name", "masked"),
     [
         (False, wipe, "gen_ai.input.messages", "gen_ai.input.messages"),
         (False, wipe, "two words", "***"),
@@ -143,36 +143,38 @@ def test_numbers_that_a_mask_is_about(number: int, masked: Any) -> None:
         (True, hide, f"x.{SECRET}", "x.***"),
     ],
 )
-def test_names(names_too: bool, function: Callable[[str], str], name: str, masked: str) -> None:
-    assert mask(function, names_too=names_too).name(name) == masked
+def test_mask_name_changes_field_names_only_on_request(
+    mask_names: bool, function: Callable[[str], str], name: str, masked: str
+) -> None:
+    assert mask_with(function, mask_names=mask_names).mask_name(name) == masked
 
 
-def raising(text: str) -> str:
+def raise_error(text: str) -> str:
     raise ValueError(text)
 
 
-@pytest.mark.parametrize("wrong", [raising, lambda _: None, lambda text: text.encode()])
-def test_what_a_mask_fails_at_is_hidden_and_told_once(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
-    made = ({"input.value": SECRET, "x": json.dumps({"a": SECRET})}, [("e", {"b": SECRET})])
-    spans = [span(made, name=SECRET, status=Status(StatusCode.ERROR, SECRET), links=[{"c": SECRET}])]
+@pytest.mark.parametrize("wrong", [raise_error, lambda _: None, lambda text: text.encode()])
+def test_export_with_failing_mask_hides_texts_and_logs_once(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
+    content = ({"input.value": SECRET, "x": json.dumps({"a": SECRET})}, [("e", {"b": SECRET})])
+    spans = [span(content, name=SECRET, status=Status(StatusCode.ERROR, SECRET), links=[{"c": SECRET}])]
     with caplog.at_level(logging.DEBUG):
-        body = sent([*spans, span(made, number=2)], mask=wrong)
+        body = sent([*spans, span(content, number=2)], mask=wrong)
     assert SECRET.encode() not in body
-    assert FAILED.encode() in body
-    told = [record for record in caplog.records if "a mask failed" in record.getMessage()]
-    assert len(told) == 1
+    assert MASK_FAILED.encode() in body
+    records = [record for record in caplog.records if "Mask failed with" in record.getMessage()]
+    assert len(records) == 1
     assert SECRET not in caplog.text
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("name", EVERY)
-def test_every_convention_is_masked_wholly(name: str, mode: dict[str, bool]) -> None:
-    def without(text: str) -> str:
+def test_export_in_every_convention_masks_all_content(name: str, mode: dict[str, bool]) -> None:
+    def remove_markers(text: str) -> str:
         for marker in MARKERS:
             text = text.replace(marker, "***")
         return text
 
-    body = sent([span(EVERY[name])], mask=without, **mode)
+    body = sent([span(EVERY[name])], mask=remove_markers, **mode)
     assert not any(marker.encode() in body for marker in MARKERS)
 
 
@@ -180,17 +182,17 @@ def test_every_convention_is_masked_wholly(name: str, mode: dict[str, bool]) -> 
 @given(
     st.sampled_from(sorted(EVERY)), st.integers(0, 2**32), st.sampled_from([{"enrich": False}, {}, {"compact": True}])
 )
-def test_a_mask_that_raises_at_random_lets_nothing_through(name: str, seed: int, mode: dict[str, bool]) -> None:
+def test_export_with_randomly_failing_mask_sends_no_content(name: str, seed: int, mode: dict[str, bool]) -> None:
     chance = random.Random(seed)
 
-    def moody(text: str) -> str:
+    def fail_randomly(text: str) -> str:
         if chance.random() < 0.3:
             raise RuntimeError(text)
         for marker in MARKERS:
             text = text.replace(marker, "***")
         return text
 
-    body = sent([span(EVERY[name], number=2, parent=1), span(({}, ()))], mask=moody, **mode)
+    body = sent([span(EVERY[name], number=2, parent=1), span(({}, ()))], mask=fail_randomly, **mode)
     assert not any(marker.encode() in body for marker in MARKERS)
 
 
@@ -199,11 +201,11 @@ _LEAVES = st.one_of(
 )
 _NESTED = st.recursive(
     _LEAVES,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.dictionaries(st.one_of(st.text(max_size=6), st.just(f"of {SECRET}")), inner, max_size=4),
-        inner.map(json.dumps),
-        inner.map(lambda value: json.dumps(value, ensure_ascii=False)[:-1]),
+    lambda values: st.one_of(
+        st.lists(values, max_size=4),
+        st.dictionaries(st.one_of(st.text(max_size=6), st.just(f"of {SECRET}")), values, max_size=4),
+        values.map(json.dumps),
+        values.map(lambda value: json.dumps(value, ensure_ascii=False)[:-1]),
     ),
     max_leaves=12,
 )
@@ -211,56 +213,56 @@ _NESTED = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(_NESTED)
-def test_whatever_the_shape(value: Any) -> None:
-    made = mask().value("key", value)
-    assert SECRET not in str(made)
+def test_mask_attribute_with_any_structure_masks_all_texts(value: Any) -> None:
+    masked = mask_with().mask_attribute("key", value)
+    assert SECRET not in str(masked)
     if SECRET not in str(value):
-        assert made == value
+        assert masked == value
 
 
 @pytest.mark.parametrize("name", [name for name in CHATS if name not in ("traceloop", "langchain")])
-def test_a_mask_of_all_leaves_a_chat_that_can_be_shown(name: str) -> None:
-    found, plain = recorded(span(CHATS[name]), mask=wipe), recorded(span(CHATS[name]))
-    assert found.attributes["mlflow.spanType"] == plain.attributes["mlflow.spanType"]
-    assert "planted" not in repr(found)
+def test_export_with_mask_of_all_texts_sends_a_valid_chat(name: str) -> None:
+    masked, plain = recorded(span(CHATS[name]), mask=wipe), recorded(span(CHATS[name]))
+    assert masked.attributes["mlflow.spanType"] == plain.attributes["mlflow.spanType"]
+    assert "planted" not in repr(masked)
     for side, key in (("mlflow.spanInputs", "messages"), ("mlflow.spanOutputs", "choices")):
-        ours, theirs = (json.loads(each.attributes[side])[key] for each in (found, plain))
-        assert [_shape(each) for each in ours] == [_shape(each) for each in theirs]
+        masked_items, plain_items = (json.loads(recording.attributes[side])[key] for recording in (masked, plain))
+        assert [_shape(item) for item in masked_items] == [_shape(item) for item in plain_items]
 
 
-def _shape(message: Any) -> Any:
-    """A message without what was said."""
-    inner = message.get("message", message)
-    content = inner["content"]
-    return inner["role"], [part["type"] for part in content] if isinstance(content, list) else type(content)
+def _shape(item: Any) -> Any:
+    """Return the role of a message and the types of its parts."""
+    message = item.get("message", item)
+    content = message["content"]
+    return message["role"], [part["type"] for part in content] if isinstance(content, list) else type(content)
 
 
-def test_names_status_links_scopes_and_resources_are_masked() -> None:
+def test_export_masks_names_status_links_scopes_and_resources() -> None:
     resource = Resource({"service.name": "bot", "process.command_args": (f"--key={SECRET}",)})
-    made: Made = ({"a": SECRET}, [("exception", {"exception.message": SECRET, "exception.stacktrace": SECRET})])
+    content: Made = ({"a": SECRET}, [("exception", {"exception.message": SECRET, "exception.stacktrace": SECRET})])
     status = Status(StatusCode.ERROR, f"{SECRET}: no")
-    body = sent([span(made, name=SECRET, status=status, links=[{"l": SECRET}], resource=resource)], mask=hide)
+    body = sent([span(content, name=SECRET, status=status, links=[{"l": SECRET}], resource=resource)], mask=hide)
     assert SECRET.encode() not in body
     assert b"***: no" in body
     assert b"--key=***" in body
 
 
-def test_a_tool_is_renamed_to_its_masked_name() -> None:
-    made = ({"openinference.span.kind": "TOOL", "tool.name": f"look_up_{SECRET}"}, ())
-    assert b"look_up_***" in sent([span(made)], mask=hide)
+def test_export_with_masked_tool_name_renames_the_span() -> None:
+    content = ({"openinference.span.kind": "TOOL", "tool.name": f"look_up_{SECRET}"}, ())
+    assert b"look_up_***" in sent([span(content)], mask=hide)
 
 
-def test_by_name_and_by_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = ({"input.value": "ada@example.com pays with 4111 1111 1111 1111"}, ())
-    assert b"[email] pays with 4111 1111" in sent([span(made)], mask="email")
-    assert b"[email] pays with [card]" in sent([span(made)], mask=["email", re.compile("x{9}"), "cards"])
-    assert b"ada@[masked]" in sent([span(made)], mask=[re.compile(r"example\.com")])
+def test_export_with_named_masks_replaces_their_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = ({"input.value": "ada@example.com pays with 4111 1111 1111 1111"}, ())
+    assert b"[email] pays with 4111 1111" in sent([span(content)], mask="email")
+    assert b"[email] pays with [card]" in sent([span(content)], mask=["email", re.compile("x{9}"), "cards"])
+    assert b"ada@[masked]" in sent([span(content)], mask=[re.compile(r"example\.com")])
     monkeypatch.setenv("MLFLOW_OTLP_MASK", "cards, email")
-    assert b"[email] pays with [card]" in sent([span(made)])
+    assert b"[email] pays with [card]" in sent([span(content)])
 
 
 @pytest.mark.parametrize("wrong", ["emails", ["email", 3], 7, [re.compile(b"x")], b"email"])
-def test_masks_that_are_none(wrong: Any) -> None:
+def test_invalid_mask_raises(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="mask"):
         MLflowSpanExporter(endpoint="http://127.0.0.1:9", mask=wrong)
     with pytest.raises(ConfigurationError, match="mask"):
@@ -295,5 +297,5 @@ def test_masks_that_are_none(wrong: Any) -> None:
         ("-----BEGIN PRIVATE KEY-----\nMIIE cut", "[key]"),
     ],
 )
-def test_ready_made_expressions(text: str, masked: str) -> None:
-    assert masking(("email", "keys", "cards", "phones"))(text) == masked
+def test_built_in_patterns_replace_their_matches(text: str, masked: str) -> None:
+    assert make_mask_function(("email", "keys", "cards", "phones"))(text) == masked

@@ -1,4 +1,4 @@
-"""Spans after cleaning: what stays as it was, what cannot be cleaned, and the resource's attributes."""
+"""Redacted spans: unchanged fields, spans that cannot be redacted, resource attributes, settings."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.model.span_data import EventData
-from mlflow_otlp_exporter._internal.privacy import Redactor, resource_filter
+from mlflow_otlp_exporter._internal.privacy import Redactor, make_resource_filter
 from support.exported import sent
 from support.planted import span
 from support.spans import LIMITED, limited, lost
@@ -26,34 +26,34 @@ def hide(text: str) -> str:
     return text.replace("planted", "***")
 
 
-def cleaner(environment: dict[str, str] | None = None, **arguments: Any) -> Redactor:
+def make_redactor(environment: dict[str, str] | None = None, **arguments: Any) -> Redactor:
     settings = resolve(arguments, environment=environment or {})
     return Redactor(settings.privacy, ProblemLog(), base64_max_length=settings.base64_max_length)
 
 
-@pytest.mark.parametrize("wishes", [{"mask": hide}, {"hide": ["inputs"]}], ids=["masked", "hidden"])
-def test_all_else_of_a_span_stays_as_it_was(wishes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("arguments", [{"mask": hide}, {"hide": ["inputs"]}], ids=["masked", "hidden"])
+def test_redact_keeps_all_other_fields(arguments: dict[str, Any]) -> None:
     before = limited()
-    after = cleaner(**wishes).clean(before)
+    after = make_redactor(**arguments).redact(before)
     assert after is not before
     for name in ("name", "parent", "resource", "kind", "instrumentation_scope", "start_time", "end_time"):
         assert getattr(after, name) == getattr(before, name)
     assert after.get_span_context() == before.get_span_context()
     assert dict(after.attributes or {}) == dict(before.attributes or {})
-    assert [(each.name, dict(each.attributes or {}), each.timestamp) for each in after.events] == [
-        (each.name, dict(each.attributes or {}), each.timestamp) for each in before.events
+    assert [(event.name, dict(event.attributes or {}), event.timestamp) for event in after.events] == [
+        (event.name, dict(event.attributes or {}), event.timestamp) for event in before.events
     ]
-    assert [(each.context, dict(each.attributes or {})) for each in after.links] == [
-        (each.context, dict(each.attributes or {})) for each in before.links
+    assert [(link.context, dict(link.attributes or {})) for link in after.links] == [
+        (link.context, dict(link.attributes or {})) for link in before.links
     ]
     assert lost(after) == LIMITED
 
 
-def test_an_event_of_which_a_part_is_hidden_tells_what_it_has_lost() -> None:
+def test_redact_with_partly_hidden_event_keeps_its_dropped_count() -> None:
     context = SpanContext(1, 2, is_remote=False)
     event = EventData("event", {"input.value": "planted", "other": 1}, 5, 4)
-    made = cleaner(hide=["inputs"]).clean(ReadableSpan("a", context, resource=Resource({}), events=[event]))
-    (after,) = made.events
+    redactor = make_redactor(hide=["inputs"])
+    (after,) = redactor.redact(ReadableSpan("a", context, resource=Resource({}), events=[event])).events
     assert (after.attributes, after.timestamp, after.dropped_attributes) == (
         {"input.value": REDACTED, "other": 1},
         5,
@@ -67,7 +67,7 @@ class _Broken(ReadableSpan):
         raise RuntimeError("planted")
 
 
-def test_what_cannot_be_cleaned_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+def test_span_that_cannot_be_redacted_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     good = span(({"a": "b"}, ()))
     broken = _Broken("planted", context=good.get_span_context())
     exporter = MLflowSpanExporter(endpoint="http://127.0.0.1:9", mask=hide)
@@ -94,7 +94,7 @@ RESOURCE = Resource(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variable", "left"),
+    ("arguments", "variable", "expected"),
     [
         ({}, None, {"1", "2", "3", "4", "5"}),
         ({"compact": True}, None, set()),
@@ -103,24 +103,27 @@ RESOURCE = Resource(
         ({"compact": True}, "*.name, service.*", {"5"}),
     ],
 )
-def test_noisy_resource_attributes(
-    arguments: dict[str, bool], variable: str | None, left: set[str], monkeypatch: pytest.MonkeyPatch
+def test_export_drops_resource_attributes_when_compact(
+    arguments: dict[str, bool], variable: str | None, expected: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable:
         monkeypatch.setenv("MLFLOW_OTLP_DROP_RESOURCE", variable)
     body = sent([span(({}, ()), resource=RESOURCE)], **arguments)
-    assert {number for number in "12345" if f"zebra-{number}".encode() in body} == left
+    assert {number for number in "12345" if f"zebra-{number}".encode() in body} == expected
     assert b"production" in body
 
 
-def test_a_filter_only_where_there_is_something_to_do() -> None:
-    assert resource_filter(()) is None
-    filtered = resource_filter(("a.*", "b?"))
-    assert filtered is not None
-    assert filtered({"a.x": 1, "ax": 2, "b1": 3, "b": 4}) == {"ax": 2, "b": 4}
-    # What OpenTelemetry calls an app whose service nobody named.
-    assert filtered({"service.name": "unknown_service:python"}) == {}
-    assert filtered({"service.name": "bot", "x": "unknown_service"}) == {"service.name": "bot", "x": "unknown_service"}
+def test_resource_filter_drops_patterns_and_default_service_name() -> None:
+    assert make_resource_filter(()) is None
+    resource_filter = make_resource_filter(("a.*", "b?"))
+    assert resource_filter is not None
+    assert resource_filter({"a.x": 1, "ax": 2, "b1": 3, "b": 4}) == {"ax": 2, "b": 4}
+    # OpenTelemetry's name for an application without a service name.
+    assert resource_filter({"service.name": "unknown_service:python"}) == {}
+    assert resource_filter({"service.name": "bot", "x": "unknown_service"}) == {
+        "service.name": "bot",
+        "x": "unknown_service",
+    }
 
 
 @pytest.mark.parametrize(
@@ -132,11 +135,11 @@ def test_a_filter_only_where_there_is_something_to_do() -> None:
         ({f"OPENINFERENCE_HIDE_{name.upper()}": "TRUE" for name in HIDEABLE}, HIDEABLE),
     ],
 )
-def test_what_is_hidden(environment: dict[str, str], hidden: tuple[str, ...]) -> None:
+def test_resolve_reads_hide_variables(environment: dict[str, str], hidden: tuple[str, ...]) -> None:
     assert resolve({}, environment=environment).privacy.hide == hidden
 
 
-def test_settings_are_shown_with_their_sources() -> None:
+def test_describe_settings_shows_sources_of_privacy_settings() -> None:
     environment = {"OPENINFERENCE_HIDE_INPUTS": "true", "MLFLOW_OTLP_MASK": "email,keys"}
     rows = {name: (value, source) for name, value, source in describe_settings(resolve({}, environment=environment))}
     assert rows["hide"] == ("inputs", "environment variable OPENINFERENCE_HIDE_INPUTS")
@@ -148,27 +151,27 @@ def test_settings_are_shown_with_their_sources() -> None:
     ("environment", "arguments"),
     [({"OPENINFERENCE_HIDE_INPUTS": "please"}, {}), ({}, {"hide": "everything"})],
 )
-def test_wishes_that_cannot_be_read_are_no_silent_no(environment: dict[str, str], arguments: dict[str, str]) -> None:
+def test_invalid_hide_setting_raises(environment: dict[str, str], arguments: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match=r"HIDE_INPUTS|hide="):
         resolve(arguments, environment=environment)
 
 
-def test_hidden_masked_and_limited_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_with_hide_and_mask_applies_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENINFERENCE_HIDE_OUTPUTS", "true")
-    made = (
+    content = (
         {"openinference.span.kind": "CHAIN", "input.value": json.dumps({"q": "ada@x.org"}), "output.value": "o-zebra"},
         (),
     )
-    body = sent([span(made)], mask="email")
+    body = sent([span(content)], mask="email")
     assert b"o-zebra" not in body
     assert b"[email]" in body
     assert b"__REDACTED__" in body
 
 
-def test_masked_in_the_journal_of_every_span_too(tmp_path: Path) -> None:
+def test_journal_with_mask_holds_masked_spans(tmp_path: Path) -> None:
     provider = TracerProvider(resource=Resource({"service.name": "bot", "owner": "planted"}), shutdown_on_exit=False)
     settings = {"spool": True, "spool_dir": tmp_path, "durability": "every-span", "mask": hide}
-    exporter = MLflowSpanExporter(tracking_uri="http://127.0.0.1:9", **settings)  # type: ignore[arg-type]  # as given
+    exporter = MLflowSpanExporter(tracking_uri="http://127.0.0.1:9", **settings)  # type: ignore[arg-type]
     provider.add_span_processor(MLflowSpanProcessor(exporter))
     provider.get_tracer("tests").start_span("planted", attributes={"a": "planted", "b": "harmless"}).end()
     lines = b"".join(path.read_bytes() for path in tmp_path.rglob("journal/*") if path.is_file())

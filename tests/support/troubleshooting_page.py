@@ -459,7 +459,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ("trace_context() names a destination inside a running trace; the spans of that trace ...",),
     ),
     MessageCode.MASK_FAILED: Entry(
-        ("a mask failed (...): what it was given is hidden, now and whenever it fails again",),
+        ("Mask failed with ...: the text was hidden. Further failures are not logged.",),
     ),
     MessageCode.UNKNOWN_KIND: Entry(
         ("@traced(kind=...) of ...: unknown kind, used as it is. Did you mean ...?",),

@@ -58,7 +58,7 @@ class Batcher:
         on_dropped: Callable[[int, Sequence[ReadableSpan], str, str], None],
     ) -> None:
         # Imports here shorten the start of applications that do not use them.
-        from mlflow_otlp_exporter._internal.privacy import Redactor, resource_filter
+        from mlflow_otlp_exporter._internal.privacy import Redactor, make_resource_filter
 
         self._enricher: Enricher | None = None
         if settings.enrichment.enrich:
@@ -74,7 +74,7 @@ class Batcher:
 
             self._extractor = AttachmentExtractor(settings.privacy.base64_max_length)
         dropped_resource_attributes = settings.privacy.drop_resource if settings.enrichment.compact else ()
-        self.encoder = SpanEncoder(resource_filter(dropped_resource_attributes))
+        self.encoder = SpanEncoder(make_resource_filter(dropped_resource_attributes))
         # Towards an OTLP endpoint, behind which a Collector may route by the resource.
         self._adds_destination = settings.traces.group is not SettingGroup.MLFLOW
         # Keyed by identity, as in the encoder; the resource is kept so that its id is not reused.
@@ -102,7 +102,7 @@ class Batcher:
         return self._to_batches(groups), failed_count
 
     def _redact(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
-        spans, failed_count = self.redactor.cleaned(spans)
+        spans, failed_count = self.redactor.redact_spans(spans)
         if failed_count:
             self._on_dropped(failed_count, (), "masking", "hidden content could not be removed from them")
         return spans, failed_count
@@ -122,7 +122,7 @@ class Batcher:
     ) -> int:
         """Add the encoded spans to the groups, and return how many could not be encoded."""
         failed_count, extractor = 0, self._extractor
-        sources = spans if extractor is None else extractor.extracted(spans)
+        sources = spans if extractor is None else extractor.extract(spans)
         enriched_spans = self._enricher.enrich(sources) if self._enricher is not None else sources
         enriched_by_id = dict(zip(map(id, spans), enriched_spans, strict=True))
         for destination, group in spans_by_destination.items():
@@ -136,7 +136,7 @@ class Batcher:
                     enriched = enriched_by_id[id(span)]
                     encoded = self._encode_span(enriched)
                     if extractor is not None:
-                        encoded = encoded._replace(attachments=extractor.attachments(enriched))
+                        encoded = encoded._replace(attachments=extractor.attachments_of(enriched))
                     if self._adds_destination:
                         encoded = self._add_destination(encoded, span.resource, destination)
                     encoded_spans.append(encoded)

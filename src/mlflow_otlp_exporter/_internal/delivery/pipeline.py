@@ -124,7 +124,7 @@ class Pipeline:
         journal = self.persistent_queue.journal if self.persistent_queue is not None else None
         if journal is None or self.batcher.redactor.is_idle:
             return journal.append if journal is not None else None
-        write, redact = journal.append, self.batcher.redactor.clean
+        write, redact = journal.append, self.batcher.redactor.redact
 
         def record(span: ReadableSpan) -> None:
             with suppress(Exception):  # the span is only in memory then, and counted as dropped when it is encoded

@@ -70,8 +70,8 @@ def build_assessment(
     value = _to_json_value(value, 0)
     details = {str(key): _to_json_value(item, 0) for key, item in (metadata or {}).items()}
     if mask is not None:
-        value, rationale = mask.value(name, value), mask.text(rationale) if rationale else None
-        details = {key: mask.value(key, item) for key, item in details.items()}
+        value, rationale = mask.mask_attribute(name, value), mask.mask_text(rationale) if rationale else None
+        details = {key: mask.mask_attribute(key, item) for key, item in details.items()}
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body: dict[str, Any] = {
         "assessment_id": f"a-{uuid.uuid4().hex}",

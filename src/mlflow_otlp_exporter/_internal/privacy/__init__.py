@@ -1,6 +1,5 @@
-"""What must not leave the app: masks, hidden contents, payloads that are too large, noisy resource attributes."""
+"""Remove from spans what must not leave the application: masks, hidden content, size limits, resource attributes."""
 
-from mlflow_otlp_exporter._internal.privacy.redactor import Redactor
-from mlflow_otlp_exporter._internal.privacy.resource import resource_filter
+from mlflow_otlp_exporter._internal.privacy.redactor import Redactor, make_resource_filter
 
-__all__ = ["Redactor", "resource_filter"]
+__all__ = ["Redactor", "make_resource_filter"]

@@ -1,6 +1,6 @@
-"""Images, sound and files out of spans, to be uploaded; and back into them, where that is not possible.
+"""Extract images, audio and files from spans for the upload, and inline them again if the upload is not possible.
 
-It comes after all that masks and hides: what is not to leave the app is not there any more.
+Extraction comes after masking and hiding, so that no hidden content is uploaded.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, frame
 from mlflow_otlp_exporter._internal.model.span_data import replace_event
 from mlflow_otlp_exporter._internal.privacy.inline_data import (
     IMAGE_URL,
-    InlineData,
-    data_url,
-    is_bare,
-    kind_of_part,
-    marker,
-    part_of_text,
+    InlineDataReplacer,
+    compile_data_url,
+    format_marker,
+    is_bare_base64,
+    make_text_part,
+    read_part_type,
 )
 from mlflow_otlp_exporter._internal.privacy.json_walk import transform_json
-from mlflow_otlp_exporter._internal.privacy.redactor import RedactedSpan
+from mlflow_otlp_exporter._internal.privacy.redactor import RedactedSpan, copy_attributes
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan
 
-# Characters of base64 from which on a request of its own is worth it.
-_SMALLEST = 10_000
-_UNKNOWN = "application/octet-stream"
-# Keys under which base64 stands by itself, and under which a URL is expected.
-_URLS = frozenset({"url", "image_url", "uri", "image", "file_url"})
-_PAYLOADS = frozenset({"data", "bytes", "b64_json", "base64", "file_data", "result", "content"})
-_TYPES = ("mime_type", "media_type", "mimeType", "mediaType", "content_type")
+# Shorter base64 is not worth a request of its own.
+_MIN_BASE64_LENGTH = 10_000
+_UNKNOWN_TYPE = "application/octet-stream"
+# Fields that hold a URL, and fields that hold base64 without a data URL.
+_URL_FIELDS = frozenset({"url", "image_url", "uri", "image", "file_url"})
+_BASE64_FIELDS = frozenset({"data", "bytes", "b64_json", "base64", "file_data", "result", "content"})
+_MEDIA_TYPE_FIELDS = ("mime_type", "media_type", "mimeType", "mediaType", "content_type")
 _MEDIA_TYPE = re.compile(r"[\w.+-]{1,50}/[\w.+-]{1,50}")
-_BEGINNINGS = (
+_SIGNATURES = (
     (b"\x89PNG\r\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"GIF8", "image/gif"),
@@ -55,119 +55,117 @@ _BEGINNINGS = (
     (b"OggS", "audio/ogg"),
     (b"fLaC", "audio/flac"),
 )
-_RIFF = {b"WAVE": "audio/wav", b"WEBP": "image/webp"}
-_SOUNDS = frozenset({"wav", "mp3", "ogg", "flac", "aac", "opus", "m4a"})
+_RIFF_SIGNATURES = {b"WAVE": "audio/wav", b"WEBP": "image/webp"}
+_AUDIO_FORMATS = frozenset({"wav", "mp3", "ogg", "flac", "aac", "opus", "m4a"})
 
 
 class AttachmentExtractor:
-    """Takes what is to be uploaded out of spans.
+    """Extracts attachments from spans.
 
-    Args:
-        longest: Characters of base64 that may stay in a span where nothing can be uploaded.
+    `base64_max_length` limits the characters of base64 that stay in a span if they cannot be uploaded.
     """
 
-    def __init__(self, longest: int) -> None:
-        self._inline = InlineData(longest)
-        self._smallest = min(_SMALLEST, longest + 1)
-        self._worth = InlineData(self._smallest - 1)
+    def __init__(self, base64_max_length: int) -> None:
+        self._inline_data = InlineDataReplacer(base64_max_length)
+        self._min_length = min(_MIN_BASE64_LENGTH, base64_max_length + 1)
+        self._length_check = InlineDataReplacer(self._min_length - 1)
 
-    def extracted(self, spans: Sequence[ReadableSpan]) -> list[ReadableSpan]:
-        """Spans with references instead of their images, sounds and files, which `attachments` tells.
-
-        Args:
-            spans: Spans that nothing has to be hidden in any more.
-        """
-        known: dict[str, bytes] = {}
-        return [self._span(span, known) for span in spans]
+    def extract(self, spans: Sequence[ReadableSpan]) -> list[ReadableSpan]:
+        """Replace the images, audio and files of redacted spans by references; `attachments_of` returns them."""
+        content_by_id: dict[str, bytes] = {}
+        return [self._extract_from_span(span, content_by_id) for span in spans]
 
     @staticmethod
-    def attachments(span: ReadableSpan | EnrichedSpan) -> tuple[Attachment, ...]:
-        """What was taken out of a span, which may have been enriched then."""
-        taken = span if isinstance(span, ReadableSpan) else span.span
-        return taken.attachments if isinstance(taken, RedactedSpan) else ()
+    def attachments_of(span: ReadableSpan | EnrichedSpan) -> tuple[Attachment, ...]:
+        original = span if isinstance(span, ReadableSpan) else span.span
+        return original.attachments if isinstance(original, RedactedSpan) else ()
 
-    def _span(self, span: ReadableSpan, known: dict[str, bytes]) -> ReadableSpan:
-        context = span.get_span_context()
-        found = span.attributes or {}
-        attributes: dict[str, Any] = dict(found.copy() if hasattr(found, "copy") else found)
-        events = list(span.events)
-        groups = [attributes, *(each.attributes or {} for each in events)]
-        if context is None or not any(self._worth.holds(value) for group in groups for value in group.values()):
+    def _extract_from_span(self, span: ReadableSpan, content_by_id: dict[str, bytes]) -> ReadableSpan:
+        context, attributes, events = span.get_span_context(), copy_attributes(span), list(span.events)
+        has_long_value = self._length_check.has_long_value
+        groups = [attributes, *(event.attributes or {} for event in events)]
+        if context is None or not any(has_long_value(value) for group in groups for value in group.values()):
             return span
-        finding = _Finding(context.trace_id, self._smallest, self._inline.longest, known)
-        attributes = self._inline.without_payloads(finding.taken(attributes))
+        scan = _SpanScan(context.trace_id, self._min_length, self._inline_data.max_length, content_by_id)
+        attributes = self._inline_data.replace_in_attributes(scan.extract(attributes))
         events = [
-            replace_event(each, each.name, self._inline.without_payloads(finding.taken(each.attributes or {})))
-            for each in events
+            replace_event(
+                event, event.name, self._inline_data.replace_in_attributes(scan.extract(event.attributes or {}))
+            )
+            for event in events
         ]
-        made = RedactedSpan(
+        result = RedactedSpan(
             span, span.name, attributes, events, span.links, span.status, span.resource, span.instrumentation_scope
         )
-        made.attachments = tuple(finding.found.values())
-        return made
+        result.attachments = tuple(scan.attachments.values())
+        return result
 
 
-class _Finding:
-    """What one span holds; a change to its values, see `privacy._values.Change`."""
+class _SpanScan:
+    """Transform that replaces the content of one span by references and collects its attachments."""
 
-    def __init__(self, trace_id: int, smallest: int, longest: int, known: dict[str, bytes]) -> None:
-        self._trace_id, self._smallest, self._longest, self._known = trace_id, smallest, longest, known
-        self._url = data_url(smallest)
-        self.found: dict[str, Attachment] = {}
+    def __init__(self, trace_id: int, min_length: int, max_length: int, content_by_id: dict[str, bytes]) -> None:
+        self._trace_id, self._min_length, self._max_length = trace_id, min_length, max_length
+        self._content_by_id = content_by_id
+        self._data_url = compile_data_url(min_length)
+        self.attachments: dict[str, Attachment] = {}
 
-    def taken(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """Attributes with references."""
-        made: dict[str, Any] = {}
+    def extract(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
         for key, value in attributes.items():
             if isinstance(value, (bytes, bytearray)):
                 content = bytes(value)
-                made[key] = self._ref(_kind_of(content) or _UNKNOWN, content) if self._is_worth(content) else value
+                is_large = self._is_large_enough(content)
+                result[key] = self._add(_detect_media_type(content) or _UNKNOWN_TYPE, content) if is_large else value
             else:
-                made[key] = transform_json(value, self, key.rpartition(".")[2])
-        return made
+                result[key] = transform_json(value, self, key.rpartition(".")[2])
+        return result
 
-    def _is_worth(self, content: Any) -> bool:
-        return len(content) >= self._smallest
+    def _is_large_enough(self, content: Any) -> bool:
+        return len(content) >= self._min_length
 
-    def _ref(self, kind: str, data: bytes, *, is_url: bool = False) -> str:
-        made = create_attachment(self._trace_id, kind, data, is_url=is_url)
-        # The same content in many spans of a trace takes memory once.
-        made = replace(made, data=self._known.setdefault(made.id, made.data))
-        self.found[made.ref] = made
-        return made.ref
+    def _add(self, media_type: str, content: bytes, *, is_url: bool = False) -> str:
+        """Add an attachment and return its reference."""
+        attachment = create_attachment(self._trace_id, media_type, content, is_url=is_url)
+        # Spans of a trace share the memory of equal content.
+        content = self._content_by_id.setdefault(attachment.id, attachment.data)
+        self.attachments[attachment.ref] = replace(attachment, data=content)
+        return attachment.ref
 
-    def skips(self, text: str) -> bool:
-        """Nothing of a short text is worth it."""
-        return not self._is_worth(text)
+    def can_skip(self, text: str) -> bool:
+        return not self._is_large_enough(text)
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
-        """An object that holds base64 beside what says which kind of content it is."""
-        for name in _PAYLOADS & value.keys():
+    def visit_object(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
+        """Replace base64 in an object that states its media type, or whose content shows it."""
+        for name in _BASE64_FIELDS & value.keys():
             text = value[name]
-            if isinstance(text, str) and self._is_worth(text) and is_bare(text):
-                data = _decoded(text)
-                kind = _declared(value, key) or (_kind_of(data) if data else None)
-                if data is not None and kind is not None:
-                    return {**value, name: self._ref(kind, data)}, True
+            if isinstance(text, str) and self._is_large_enough(text) and is_bare_base64(text):
+                content = _decode_base64(text)
+                media_type = _declared_media_type(value, key) or (_detect_media_type(content) if content else None)
+                if content is not None and media_type is not None:
+                    return {**value, name: self._add(media_type, content)}, True
         return value, True
 
-    def text(self, value: str, key: str) -> str:
-        """Data URLs anywhere in a text, and a text that is nothing but base64."""
+    def visit_text(self, value: str, key: str) -> str:
+        """Replace data URLs anywhere in a text, and a text that consists of base64 only."""
+        replaced = self._data_url.sub(self._replace_match, value)
+        if (
+            self._is_large_enough(replaced)
+            and is_bare_base64(replaced)
+            and (content := _decode_base64(replaced)) is not None
+        ):
+            media_type = _detect_media_type(content)
+            if media_type is not None or len(replaced) > self._max_length:
+                return self._add(media_type or _UNKNOWN_TYPE, content)
+        return replaced if replaced != value else value
 
-        def referred(match: re.Match[str]) -> str:
-            data = _decoded(match[3])
-            return match[0] if data is None else self._ref(match[1] or _UNKNOWN, data, is_url=True)
-
-        changed = self._url.sub(referred, value)
-        if self._is_worth(changed) and is_bare(changed) and (data := _decoded(changed)) is not None:
-            kind = _kind_of(data)
-            if kind is not None or len(changed) > self._longest:
-                return self._ref(kind or _UNKNOWN, data)
-        return changed if changed != value else value
+    def _replace_match(self, match: re.Match[str]) -> str:
+        content = _decode_base64(match[3])
+        return match[0] if content is None else self._add(match[1] or _UNKNOWN_TYPE, content, is_url=True)
 
 
-def _decoded(text: str) -> bytes | None:
-    """Base64 of either alphabet, with or without its padding; None if it is none."""
+def _decode_base64(text: str) -> bytes | None:
+    """Decode base64 of either alphabet, with or without padding; None if it is invalid."""
     plain = unquote(text) if "%" in text else text
     plain = plain.replace("-", "+").replace("_", "/").rstrip("=")
     try:
@@ -176,109 +174,98 @@ def _decoded(text: str) -> bytes | None:
         return None
 
 
-def _declared(part: Mapping[str, Any], key: str) -> str | None:
-    """The media type that a part of a message says."""
-    said = select_text(*(part.get(name) for name in _TYPES))
-    if said is not None and _MEDIA_TYPE.fullmatch(said):
-        return said
-    form = part.get("format")
-    if isinstance(form, str) and form.lower() in _SOUNDS:
-        return "audio/mpeg" if form.lower() == "mp3" else f"audio/{form.lower()}"
-    return "audio/wav" if key in ("audio", "input_audio") and form is None and "data" in part else None
+def _declared_media_type(part: Mapping[str, Any], key: str) -> str | None:
+    media_type = select_text(*(part.get(name) for name in _MEDIA_TYPE_FIELDS))
+    if media_type is not None and _MEDIA_TYPE.fullmatch(media_type):
+        return media_type
+    audio_format = part.get("format")
+    if isinstance(audio_format, str) and audio_format.lower() in _AUDIO_FORMATS:
+        return "audio/mpeg" if audio_format.lower() == "mp3" else f"audio/{audio_format.lower()}"
+    return "audio/wav" if key in ("audio", "input_audio") and audio_format is None and "data" in part else None
 
 
-def _kind_of(data: bytes) -> str | None:
-    """The media type that content itself shows; None if it does not."""
-    if data[:4] == b"RIFF":
-        return _RIFF.get(data[8:12])
-    if data[4:8] == b"ftyp":
+def _detect_media_type(content: bytes) -> str | None:
+    if content[:4] == b"RIFF":
+        return _RIFF_SIGNATURES.get(content[8:12])
+    if content[4:8] == b"ftyp":
         return "video/mp4"
-    return next((kind for beginning, kind in _BEGINNINGS if data.startswith(beginning)), None)
+    return next((media_type for signature, media_type in _SIGNATURES if content.startswith(signature)), None)
 
 
-# Back again
+def inline_attachments(encoded: EncodedSpan, attachments: Sequence[Attachment], base64_max_length: int) -> EncodedSpan:
+    """Replace the references to attachments that cannot be uploaded by their content.
 
-
-def inline_attachments(encoded: EncodedSpan, attachments: Sequence[Attachment], longest: int) -> EncodedSpan:
-    """A span that says itself what cannot be uploaded, as it would have without attachments.
-
-    Args:
-        encoded: The span.
-        attachments: What cannot be uploaded, of what it refers to.
-        longest: Characters of base64 that may stay in a span; instead of more there is a text with type and size.
+    A marker with type and size replaces content of more than `base64_max_length` characters.
     """
-    change = _Return({each.ref: each for each in attachments}, longest)
+    transform = _Reinsert({attachment.ref: attachment for attachment in attachments}, base64_max_length)
     span = parse_span(encoded)
     for attributes in (span.attributes, *(event.attributes for event in span.events)):
         for attribute in list(attributes):
-            for value in _texts(attribute.value):
-                if not change.skips(value.string_value):
-                    _change(attribute, value, change, attributes)
-    kept = tuple(each for each in encoded.attachments if each.ref not in change.by_ref)
-    return encoded._replace(body=frame_span(span.SerializeToString()), attachments=kept)
+            for value in _iter_texts(attribute.value):
+                if not transform.can_skip(value.string_value):
+                    _reinsert_into(value, attribute, attributes, transform)
+    remaining = tuple(attachment for attachment in encoded.attachments if attachment.ref not in transform.by_ref)
+    return encoded._replace(body=frame_span(span.SerializeToString()), attachments=remaining)
 
 
-def _change(attribute: KeyValue, value: AnyValue, change: _Return, attributes: Any) -> None:
-    text = value.string_value
-    made = transform_json(text, change, attribute.key.rpartition(".")[2])
-    value.string_value = made
-    if attribute.key.endswith(IMAGE_URL) and not made.startswith("data:"):
+def _reinsert_into(value: AnyValue, attribute: KeyValue, attributes: Any, transform: _Reinsert) -> None:
+    text = transform_json(value.string_value, transform, attribute.key.rpartition(".")[2])
+    value.string_value = text
+    if attribute.key.endswith(IMAGE_URL) and not text.startswith("data:"):
         # OpenInference's image becomes a text, or the chat would show a broken picture.
         part = attribute.key[: -len(IMAGE_URL)] + ".message_content."
         attribute.key = part + "text"
-        kind = next((each for each in attributes if each.key == part + "type"), None)
-        (attributes.add(key=part + "type") if kind is None else kind).value.string_value = "text"
+        part_type = next((other for other in attributes if other.key == part + "type"), None)
+        (attributes.add(key=part + "type") if part_type is None else part_type).value.string_value = "text"
 
 
-def _texts(value: AnyValue) -> Iterator[AnyValue]:
-    """All texts of a value."""
-    kind = value.WhichOneof("value")
-    if kind == "string_value":
+def _iter_texts(value: AnyValue) -> Iterator[AnyValue]:
+    field = value.WhichOneof("value")
+    if field == "string_value":
         yield value
-    elif kind == "array_value":
-        for each in value.array_value.values:
-            yield from _texts(each)
-    elif kind == "kvlist_value":
+    elif field == "array_value":
+        for item in value.array_value.values:
+            yield from _iter_texts(item)
+    elif field == "kvlist_value":
         for pair in value.kvlist_value.values:
-            yield from _texts(pair.value)
+            yield from _iter_texts(pair.value)
 
 
-class _Return:
-    """Puts content in place of references; a change to values, see `privacy._values.Change`."""
+class _Reinsert:
+    """Transform that replaces references by content."""
 
-    def __init__(self, by_ref: Mapping[str, Attachment], longest: int) -> None:
-        self.by_ref, self._longest = by_ref, longest
+    def __init__(self, by_ref: Mapping[str, Attachment], max_length: int) -> None:
+        self.by_ref, self._max_length = by_ref, max_length
 
-    def skips(self, text: str) -> bool:
-        """Most texts have no reference."""
+    def can_skip(self, text: str) -> bool:
         return ATTACHMENT not in text
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
-        """A part whose content is too long becomes one with a text."""
-        part = read_media(value, kind_of_part(value))
-        found = self.by_ref.get(part.url) or self.by_ref.get(part.data) if part is not None else None
-        if found is not None and self._is_long(found):
-            return part_of_text(value, self._said(found)), False
+    def visit_object(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
+        """Replace a part whose content is too long by a text part."""
+        part = read_media(value, read_part_type(value))
+        attachment = self.by_ref.get(part.url) or self.by_ref.get(part.data) if part is not None else None
+        if attachment is not None and self._is_too_long(attachment):
+            return make_text_part(value, _marker_of(attachment)), False
         return value, True
 
-    def text(self, value: str, key: str) -> str:
-        """References anywhere in a text."""
-        for ref, each in self.by_ref.items():
+    def visit_text(self, value: str, key: str) -> str:
+        for ref, attachment in self.by_ref.items():
             if ref in value:
-                # Enrichment may have put base64 that stood by itself into a URL's place.
-                url = (
-                    "" if value == ref and not each.is_url and key not in _URLS else f"data:{each.content_type};base64,"
-                )
-                value = value.replace(ref, self._said(each) if self._is_long(each) else url + _encoded(each))
+                # Enrichment may have moved base64 without a data URL to a field that needs a URL.
+                is_bare = value == ref and not attachment.is_url and key not in _URL_FIELDS
+                prefix = "" if is_bare else f"data:{attachment.content_type};base64,"
+                is_too_long = self._is_too_long(attachment)
+                content = _marker_of(attachment) if is_too_long else prefix + _encode_base64(attachment)
+                value = value.replace(ref, content)
         return value
 
-    def _is_long(self, found: Attachment) -> bool:
-        return len(found.data) * 4 // 3 > self._longest
-
-    @staticmethod
-    def _said(found: Attachment) -> str:
-        return marker(found.content_type, len(found.data) * 4 // 3)
+    def _is_too_long(self, attachment: Attachment) -> bool:
+        return len(attachment.data) * 4 // 3 > self._max_length
 
 
-def _encoded(found: Attachment) -> str:
-    return base64.b64encode(found.data).decode()
+def _marker_of(attachment: Attachment) -> str:
+    return format_marker(attachment.content_type, len(attachment.data) * 4 // 3)
+
+
+def _encode_base64(attachment: Attachment) -> str:
+    return base64.b64encode(attachment.data).decode()

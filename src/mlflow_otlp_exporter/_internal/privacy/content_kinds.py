@@ -1,4 +1,4 @@
-"""What each attribute and event holds, in every convention: which of them a wish to hide something is about."""
+"""The kind of content of each attribute and event, in every convention."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from enum import Enum
 
 
 class Content(Enum):
-    """What an attribute holds, as far as it can be hidden."""
+    """A kind of content that can be hidden."""
 
-    INPUT = "what went in"
+    INPUT = "input"
     INPUT_MESSAGES = "messages to a model"
-    OUTPUT = "what came out"
+    OUTPUT = "output"
     OUTPUT_MESSAGES = "messages of a model"
-    TOOL_CALLS = "tool calls of a model, which have no text"
-    TRANSCRIPT = "messages both ways"
-    TEMPLATE = "a prompt's template and its variables"
-    TOOLS = "definitions of tools"
+    TOOL_CALLS = "tool calls of a model, without text"
+    TRANSCRIPT = "messages to and of a model"
+    TEMPLATE = "template and variables of a prompt"
+    TOOLS = "tool definitions"
     PARAMETERS = "parameters of a call"
-    DOCUMENTS = "what was found"
-    OTHER_DOCUMENTS = "what a reranker returned"
-    EMBEDDED_TEXT = "texts that were embedded"
+    DOCUMENTS = "retrieved documents"
+    OTHER_DOCUMENTS = "documents that a reranker returned"
+    EMBEDDED_TEXT = "embedded texts"
     VECTOR = "vectors"
-    INPUT_IMAGES = "images that went in"
-    OUTPUT_IMAGES = "images that came out"
+    INPUT_IMAGES = "input images"
+    OUTPUT_IMAGES = "output images"
 
 
 _EXACT = {
@@ -80,8 +80,8 @@ _BY_PREFIX = (
     ("input.", Content.INPUT),
     ("output.", Content.OUTPUT),
 )
-# Of groups whose other keys are harmless.
-_NAMES = frozenset(
+# Keys below the prefixes above that hold no content.
+_TEMPLATE_NAMES = frozenset(
     {
         "gen_ai.prompt.name",
         "gen_ai.prompt.version",
@@ -90,17 +90,17 @@ _NAMES = frozenset(
         "traceloop.prompt.version",
     }
 )
-_REQUESTED = frozenset({"gen_ai.request.model", "gen_ai.request.choice.count", "gen_ai.request.user"})
-_TYPES = frozenset({"input.mime_type", "output.mime_type"})
-# What conventions that are not known here call such things.
-_BY_ENDING = (
+_REQUEST_NAMES = frozenset({"gen_ai.request.model", "gen_ai.request.choice.count", "gen_ai.request.user"})
+_MIME_TYPES = frozenset({"input.mime_type", "output.mime_type"})
+# Usual names in conventions without a reader.
+_BY_SUFFIX = (
     (
         (".input", ".inputs", ".arguments", ".prompt", ".prompts", ".query", ".request.body", ".input.value"),
         Content.INPUT,
     ),
     ((".output", ".outputs", ".result", ".results", ".completion", ".response.body", ".output.value"), Content.OUTPUT),
 )
-_COUNTS = ("usage", "token", "cost", "duration")
+_QUANTITY_WORDS = ("usage", "token", "cost", "duration")
 _EVENTS = {
     "gen_ai.system.message": Content.INPUT_MESSAGES,
     "gen_ai.user.message": Content.INPUT_MESSAGES,
@@ -113,24 +113,24 @@ _EVENTS = {
 }
 
 
-def content_of(key: str) -> Content | None:
-    """What an attribute holds; None if it is nothing that is ever hidden."""
-    found = _BY_KEY.get(key)
-    if found is not None or key in _NAMES or key in _REQUESTED or key in _TYPES:
-        return found
+def classify_attribute(key: str) -> Content | None:
+    """Return the kind of content of an attribute; None if it is never hidden."""
+    content = _BY_KEY.get(key)
+    if content is not None or key in _TEMPLATE_NAMES or key in _REQUEST_NAMES or key in _MIME_TYPES:
+        return content
     if key.startswith("embedding.embeddings"):
         return Content.VECTOR if key.endswith("vector") else Content.EMBEDDED_TEXT
     for prefix, content in _BY_PREFIX:
         if key.startswith(prefix):
             return content
-    for endings, content in _BY_ENDING:
-        if key.endswith(endings) and not any(each in key for each in _COUNTS):
+    for suffixes, content in _BY_SUFFIX:
+        if key.endswith(suffixes) and not any(word in key for word in _QUANTITY_WORDS):
             return content
     return None
 
 
-def content_of_event(name: str) -> Content | None:
-    """What an event as a whole holds; None if its attributes tell."""
+def classify_event(name: str) -> Content | None:
+    """Return the kind of content of a whole event; None if its attributes are classified one by one."""
     if name.startswith("db.") and ".query." in name:
         return Content.VECTOR if name.endswith("embeddings") else Content.DOCUMENTS
     return _EVENTS.get(name)

@@ -1,7 +1,7 @@
-"""`OPENINFERENCE_HIDE_*`: what they hide, in every convention.
+"""`OPENINFERENCE_HIDE_*`: what each variable hides, in every convention.
 
-Stricter than OpenInference's own instrumentations in one point: messages that are to be hidden are hidden wherever they
-stand, in `input.value` and `output.value` as well.
+Stricter than OpenInference's own instrumentations in one point: hidden messages are hidden in `input.value` and
+`output.value` as well.
 """
 
 from __future__ import annotations
@@ -15,62 +15,35 @@ from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 from mlflow_otlp_exporter._internal.model.span_data import replace_event
-from mlflow_otlp_exporter._internal.privacy.content_kinds import Content, content_of, content_of_event
+from mlflow_otlp_exporter._internal.privacy.content_kinds import Content, classify_attribute, classify_event
 from mlflow_otlp_exporter._internal.privacy.hide_transforms import (
-    HideImages,
-    HideInputTexts,
-    HideMessages,
-    HideTexts,
-    HideTools,
-    holds_messages,
-    without_parameters,
+    HIDE_IMAGES,
+    HIDE_INPUT_TEXTS,
+    HIDE_MESSAGES,
+    HIDE_TEXTS,
+    HIDE_TOOLS,
+    has_messages,
+    remove_parameters,
 )
 from mlflow_otlp_exporter._internal.privacy.json_walk import Transform, transform_json
 
-_COMPLETIONS = frozenset({"text_completion", "completion"})
+_COMPLETION_OPERATIONS = frozenset({"text_completion", "completion"})
 _INPUTS = frozenset({Content.INPUT, Content.INPUT_MESSAGES, Content.INPUT_IMAGES, Content.EMBEDDED_TEXT})
 _OUTPUTS = frozenset(
     {Content.OUTPUT, Content.OUTPUT_MESSAGES, Content.DOCUMENTS, Content.OTHER_DOCUMENTS, Content.OUTPUT_IMAGES}
 )
-# Not dropped, as whoever reads a span looks for something here.
-_SHOWN = frozenset({"input.value", "output.value", "mlflow.spanInputs", "mlflow.spanOutputs"})
-# Ends of flattened keys that hold no text of a message.
-_NO_TEXT = (
-    ".role",
-    ".type",
-    ".id",
-    ".tool_call_id",
-    ".name",
-    ".arguments",
-    ".finish_reason",
-    ".url",
-    ".mime_type",
-    ".format",
-    ".data",
+# Replaced by REDACTED instead of removed, because readers of a span expect them.
+_REPLACED_ATTRIBUTES = frozenset({"input.value", "output.value", "mlflow.spanInputs", "mlflow.spanOutputs"})
+_REPLACED_PREFIXES = ("llm.prompts.", "llm.choices.", "embedding.embeddings.")
+# Suffixes of flattened keys that hold no text of a message.
+_NON_TEXT_SUFFIXES = (
+    *(".role", ".type", ".id", ".tool_call_id", ".name", ".arguments", ".finish_reason"),
+    *(".url", ".mime_type", ".format", ".data"),
 )
-_TEXTS, _IMAGES, _TOOLS = HideTexts(), HideImages(), HideTools()
-_MESSAGES, _ASKED = HideMessages(), HideInputTexts()
 
 
-class HideRequest(NamedTuple):
-    """What is hidden on a span of some kind.
-
-    Attributes:
-        inputs: All that went in.
-        outputs: All that came out.
-        input_messages: Messages to a model.
-        output_messages: Messages of a model.
-        input_text: Their texts.
-        output_text: Their texts.
-        input_images: Images to a model.
-        documents: What was found.
-        vectors: Vectors.
-        embedded: Texts that were embedded.
-        tools: Definitions of tools.
-        parameters: Parameters of calls.
-        template: Prompt templates and variables.
-        model: Whether the span is one of a model's call.
-    """
+class ActiveRules(NamedTuple):
+    """The kinds of content that are hidden on one span."""
 
     inputs: bool
     outputs: bool
@@ -81,183 +54,176 @@ class HideRequest(NamedTuple):
     input_images: bool
     documents: bool
     vectors: bool
-    embedded: bool
+    embedded_text: bool
     tools: bool
     parameters: bool
-    template: bool
-    model: bool
+    templates: bool
+    is_model_call: bool
 
-    def hides(self, content: Content, value: Any) -> bool:
-        """Whether a value is hidden as a whole."""
+    def should_hide(self, content: Content, value: Any) -> bool:
+        """Whether the whole value is hidden."""
         if content in (Content.INPUT, Content.OUTPUT):
             everything, messages = (
                 (self.inputs, self.input_messages) if content is Content.INPUT else (self.outputs, self.output_messages)
             )
-            return everything or (messages and (self.model or holds_messages(value)))
+            return everything or (messages and (self.is_model_call or has_messages(value)))
         return {
             Content.INPUT_MESSAGES: self.inputs or self.input_messages,
             Content.INPUT_IMAGES: self.inputs or self.input_images,
             Content.OUTPUT_MESSAGES: self.outputs or self.output_messages,
             Content.TOOL_CALLS: self.outputs or self.output_messages,
             Content.TRANSCRIPT: self.inputs or self.outputs or self.input_messages or self.output_messages,
-            Content.TEMPLATE: self.template,
+            Content.TEMPLATE: self.templates,
             Content.TOOLS: self.tools,
             Content.PARAMETERS: self.parameters,
             Content.DOCUMENTS: self.documents,
             Content.OTHER_DOCUMENTS: self.outputs,
             Content.OUTPUT_IMAGES: self.outputs,
-            Content.EMBEDDED_TEXT: self.embedded,
+            Content.EMBEDDED_TEXT: self.embedded_text,
             Content.VECTOR: self.vectors,
         }[content]
 
-    def sides(self, content: Content) -> set[str]:
-        """Of which sides of the span something is gone when a value is hidden."""
+    def sides_of(self, content: Content) -> set[str]:
+        """Return the sides of the span (`input`, `output`) that lack something when the content is hidden."""
         if content is Content.TRANSCRIPT:
             sides = {"input"} if self.inputs or self.input_messages else set()
             return sides | ({"output"} if self.outputs or self.output_messages else set())
         return {"input"} if content in _INPUTS else {"output"} if content in _OUTPUTS else set()
 
-    def changes(self, content: Content, value: Any) -> list[Transform]:
-        """What is done to a value that is not hidden as a whole."""
-        into = content in (Content.INPUT, Content.INPUT_MESSAGES, Content.TRANSCRIPT, Content.PARAMETERS)
-        out = content in (Content.OUTPUT, Content.OUTPUT_MESSAGES, Content.TRANSCRIPT)
-        made: list[Transform] = []
+    def select_transforms(self, content: Content, value: Any) -> list[Transform]:
+        """Select the transforms of a value that is not hidden as a whole."""
+        is_input = content in (Content.INPUT, Content.INPUT_MESSAGES, Content.TRANSCRIPT, Content.PARAMETERS)
+        is_output = content in (Content.OUTPUT, Content.OUTPUT_MESSAGES, Content.TRANSCRIPT)
+        transforms: list[Transform] = []
         if content is Content.PARAMETERS and (self.inputs or self.input_messages or self.input_text):
-            made.append(_MESSAGES)
-        if into and self.input_images:
-            made.append(_IMAGES)
-        texts = (into and self.input_text and content is not Content.PARAMETERS) or (out and self.output_text)
-        if texts and (self.model or content not in (Content.INPUT, Content.OUTPUT) or holds_messages(value)):
-            made.append(_TEXTS)
-        if out and (self.inputs or self.input_messages or self.input_text):
-            made.append(_ASKED)
-        if self.tools and into:
-            made.append(_TOOLS)
-        return made
+            transforms.append(HIDE_MESSAGES)
+        if is_input and self.input_images:
+            transforms.append(HIDE_IMAGES)
+        texts = (is_input and self.input_text and content is not Content.PARAMETERS) or (is_output and self.output_text)
+        if texts and (self.is_model_call or content not in (Content.INPUT, Content.OUTPUT) or has_messages(value)):
+            transforms.append(HIDE_TEXTS)
+        if is_output and (self.inputs or self.input_messages or self.input_text):
+            transforms.append(HIDE_INPUT_TEXTS)
+        if self.tools and is_input:
+            transforms.append(HIDE_TOOLS)
+        return transforms
 
 
 class HideRules:
-    """Hides what the variables name.
-
-    Args:
-        names: Their names without `OPENINFERENCE_HIDE_`, in lower case.
-    """
+    """Hides the content that variables name; `names` are the variables without `OPENINFERENCE_HIDE_`, in lower case."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names
-        self._templates = bool(names & {"inputs", "prompts", "llm_prompts"})
 
-    def wishes(self, kind: Kind | None, attributes: Mapping[str, Any]) -> HideRequest:
-        """What is hidden on a span.
-
-        Args:
-            kind: What the span is.
-            attributes: Its attributes.
-        """
+    def activate(self, kind: Kind | None, attributes: Mapping[str, Any]) -> ActiveRules:
+        """Derive the rules of one span from its kind and attributes."""
         names = self._names
-        completion = _is_completion(attributes)
-        embedding, retriever = kind is Kind.EMBEDDING, kind in (Kind.RETRIEVER, Kind.MEMORY)
-        inputs = "inputs" in names or (completion and bool(names & {"prompts", "llm_prompts"}))
-        outputs = "outputs" in names or (completion and "choices" in names)
-        embedded = "inputs" in names or "embeddings_text" in names
+        is_completion = _is_completion(attributes)
+        is_embedding, is_retriever = kind is Kind.EMBEDDING, kind in (Kind.RETRIEVER, Kind.MEMORY)
+        inputs = "inputs" in names or (is_completion and bool(names & {"prompts", "llm_prompts"}))
+        outputs = "outputs" in names or (is_completion and "choices" in names)
+        embedded_text = "inputs" in names or "embeddings_text" in names
         documents = "outputs" in names or "retrieval_documents" in names
         vectors = "outputs" in names or bool(names & {"embedding_vectors", "embeddings_vectors"})
-        return HideRequest(
-            inputs or (embedding and embedded),
-            outputs or (embedding and vectors) or (retriever and documents),
-            "input_messages" in names,
-            "output_messages" in names,
-            "input_text" in names,
-            "output_text" in names,
-            "input_images" in names,
-            documents,
-            vectors,
-            embedded,
-            "inputs" in names or "llm_tools" in names,
-            "llm_invocation_parameters" in names,
-            self._templates,
-            is_model(kind),
+        return ActiveRules(
+            inputs=inputs or (is_embedding and embedded_text),
+            outputs=outputs or (is_embedding and vectors) or (is_retriever and documents),
+            input_messages="input_messages" in names,
+            output_messages="output_messages" in names,
+            input_text="input_text" in names,
+            output_text="output_text" in names,
+            input_images="input_images" in names,
+            documents=documents,
+            vectors=vectors,
+            embedded_text=embedded_text,
+            tools="inputs" in names or "llm_tools" in names,
+            parameters="llm_invocation_parameters" in names,
+            templates=bool(names & {"inputs", "prompts", "llm_prompts"}),
+            is_model_call=is_model(kind),
         )
 
-    def attributes(self, found: Mapping[str, Any], wishes: HideRequest) -> dict[str, Any]:
-        """A span's, or an event's, attributes with nothing in them that is hidden."""
-        kept: dict[str, Any] = {}
-        hidden: set[str] = set()
-        for key, value in found.items():
-            content = _content(key)
+    def hide_in_attributes(self, attributes: Mapping[str, Any], rules: ActiveRules) -> dict[str, Any]:
+        """Return the attributes of a span or an event without hidden content."""
+        result: dict[str, Any] = {}
+        hidden_sides: set[str] = set()
+        for key, value in attributes.items():
+            content = _classify(key)
             if content is None:
-                kept[key] = value
-                continue
-            if wishes.hides(content, value):
-                hidden |= wishes.sides(content)
+                result[key] = value
+            elif not rules.should_hide(content, value):
+                result[key] = _apply_transforms(key, value, content, rules)
+            else:
+                hidden_sides |= rules.sides_of(content)
+                is_document = content in (Content.DOCUMENTS, Content.OTHER_DOCUMENTS)
                 if (
-                    key in _SHOWN
-                    or key.startswith(("llm.prompts.", "llm.choices.", "embedding.embeddings."))
-                    or (content in (Content.DOCUMENTS, Content.OTHER_DOCUMENTS) and key.endswith(".document.content"))
+                    key in _REPLACED_ATTRIBUTES
+                    or key.startswith(_REPLACED_PREFIXES)
+                    or (is_document and key.endswith(".document.content"))
                 ):
-                    kept[key] = REDACTED
+                    result[key] = REDACTED
                 elif content is Content.DOCUMENTS and key.endswith((".document.id", ".document.score")):
-                    kept[key] = value
-                continue
-            kept[key] = _changed(key, value, content, wishes)
-        for side in hidden:
-            if kept.get(f"{side}.value") in (None, REDACTED):
-                kept.pop(f"{side}.mime_type", None)
-                # So that it is seen that there was something, and nobody fills it in from elsewhere.
-                kept[f"{side}.value"] = REDACTED
-        if wishes.input_images:
-            _hide_flattened_images(kept)
-        return kept
+                    result[key] = value
+        for side in hidden_sides:
+            if result.get(f"{side}.value") in (None, REDACTED):
+                result.pop(f"{side}.mime_type", None)
+                # Shows that there was content, and keeps enrichment from copying it from another span.
+                result[f"{side}.value"] = REDACTED
+        if rules.input_images:
+            _hide_flattened_images(result)
+        return result
 
-    def events(self, events: Sequence[Event], kind: Kind | None, wishes: HideRequest) -> tuple[list[Event], set[str]]:
-        """A span's events with nothing in them that is hidden, and of which sides (`input`, `output`) some are gone."""
-        kept: list[Event] = []
-        gone: set[str] = set()
+    def hide_in_events(
+        self, events: Sequence[Event], kind: Kind | None, rules: ActiveRules
+    ) -> tuple[list[Event], set[str]]:
+        """Return a span's events without hidden content, and the sides (`input`, `output`) that lost an event."""
+        result: list[Event] = []
+        hidden_sides: set[str] = set()
         for event in events:
-            content = content_of_event(event.name)
+            content = classify_event(event.name)
             if content is not None and kind is Kind.TOOL:
-                # A tool's arguments and result.
+                # The arguments and the result of a tool.
                 content = Content.INPUT if event.name == "gen_ai.tool.message" else Content.OUTPUT
-            found = dict(event.attributes or {})
+            original = dict(event.attributes or {})
             if content is None:
-                made = self.attributes(found, wishes) if any(_content(key) for key in found) else found
-            elif wishes.hides(content, [value for key, value in found.items() if key != "role"]):
-                gone |= wishes.sides(content)
+                is_affected = any(_classify(key) for key in original)
+                attributes = self.hide_in_attributes(original, rules) if is_affected else original
+            elif rules.should_hide(content, [value for key, value in original.items() if key != "role"]):
+                hidden_sides |= rules.sides_of(content)
                 continue
             else:
-                made = {key: _changed(key, value, content, wishes) for key, value in found.items()}
-            kept.append(event if made == found else replace_event(event, event.name, made))
-        return kept, gone
+                attributes = {key: _apply_transforms(key, value, content, rules) for key, value in original.items()}
+            result.append(event if attributes == original else replace_event(event, event.name, attributes))
+        return result, hidden_sides
 
 
 def _is_completion(attributes: Mapping[str, Any]) -> bool:
-    """Whether a span is of the older way to call a model, with a prompt and without messages."""
+    """Whether a span calls the older completion API, with a prompt instead of messages."""
     return (
-        attributes.get("gen_ai.operation.name") in _COMPLETIONS
+        attributes.get("gen_ai.operation.name") in _COMPLETION_OPERATIONS
         or attributes.get("llm.request.type") == "completion"
         or any(key.startswith(("llm.prompts", "llm.choices")) for key in attributes)
     )
 
 
-def _content(key: str) -> Content | None:
-    # pydantic-ai's parameters of a request are definitions of tools above all, and settings.
-    return Content.PARAMETERS if key == "model_request_parameters" else content_of(key)
+def _classify(key: str) -> Content | None:
+    # pydantic-ai's request parameters hold tool definitions and settings.
+    return Content.PARAMETERS if key == "model_request_parameters" else classify_attribute(key)
 
 
-def _changed(key: str, value: Any, content: Content, wishes: HideRequest) -> Any:
-    for change in wishes.changes(content, value):
-        if not (change is _TEXTS and key.endswith(_NO_TEXT) and "." in key):
-            value = transform_json(value, change, key.rpartition(".")[2])
-    if wishes.parameters and wishes.model and content in (Content.INPUT, Content.INPUT_MESSAGES):
-        value = without_parameters(value)
+def _apply_transforms(key: str, value: Any, content: Content, rules: ActiveRules) -> Any:
+    for transform in rules.select_transforms(content, value):
+        if not (transform is HIDE_TEXTS and key.endswith(_NON_TEXT_SUFFIXES) and "." in key):
+            value = transform_json(value, transform, key.rpartition(".")[2])
+    if rules.parameters and rules.is_model_call and content in (Content.INPUT, Content.INPUT_MESSAGES):
+        value = remove_parameters(value)
     return value
 
 
-def _hide_flattened_images(found: dict[str, Any]) -> None:
-    """OpenInference's images, which are several attributes each, become texts."""
-    for key in [key for key in found if key.startswith(("llm.input_messages.", "llm.prompts."))]:
+def _hide_flattened_images(attributes: dict[str, Any]) -> None:
+    """Replace OpenInference's images, which are several attributes each, by texts."""
+    for key in [key for key in attributes if key.startswith(("llm.input_messages.", "llm.prompts."))]:
         part, image, _ = key.partition(".message_content.image")
         if image:
-            found.pop(key, None)
-            found[part + ".message_content.type"] = "text"
-            found[part + ".message_content.text"] = REDACTED
+            attributes.pop(key, None)
+            attributes[part + ".message_content.type"] = "text"
+            attributes[part + ".message_content.text"] = REDACTED

@@ -1,4 +1,4 @@
-"""Images, sound and files that stand in attributes as base64: over a limit, a marker takes their place."""
+"""Base64 content (images, audio, files) in attributes: above a limit, a marker replaces it."""
 
 from __future__ import annotations
 
@@ -9,126 +9,118 @@ from typing import Any
 from mlflow_otlp_exporter._internal.enrichment.media import read_media
 from mlflow_otlp_exporter._internal.privacy.json_walk import transform_json
 
-# The greatest number that an expression may repeat is 2 ** 32 - 2.
-_MOST = 2**31
-# Below, a text of base64's characters without a data URL around may be a word.
-_SHORTEST_BARE = 1000
+# The highest repetition count of a regular expression is 2 ** 32 - 2.
+_MAX_REPETITIONS = 2**31
+# Shorter text of base64 characters without a data URL around it may be a word.
+_MIN_BARE_LENGTH = 1000
 _BARE = re.compile(r"[A-Za-z0-9+/_-]{1000,}={0,2}")
-_MIXED = (re.compile("[a-z]"), re.compile("[A-Z]"), re.compile("[0-9]"))
-# Parts of the GenAI conventions, whose text stands in `content`.
-_GENAI = frozenset({"blob", "uri", "file"})
-_RESPONSES = frozenset({"input_image", "input_audio", "input_file"})
-
+_CHARACTER_CLASSES = (re.compile("[a-z]"), re.compile("[A-Z]"), re.compile("[0-9]"))
+# Types of parts in the GenAI conventions, whose text is in `content`.
+_GENAI_TYPES = frozenset({"blob", "uri", "file"})
+_RESPONSES_TYPES = frozenset({"input_image", "input_audio", "input_file"})
 
 # OpenInference's flattened image of a message.
 IMAGE_URL = ".message_content.image.image.url"
 
 
-def data_url(shortest: int) -> re.Pattern[str]:
-    """Data URLs of at least so many characters of base64: media type, parameters, base64."""
-    repeated = f"{{{min(shortest, _MOST)},}}"
-    return re.compile(r"data:([\w.+/-]{0,100})((?:;[\w.+=-]{1,100}){0,5});base64,([A-Za-z0-9+/=_%-]" + repeated + ")")
+def compile_data_url(min_length: int) -> re.Pattern[str]:
+    """Compile an expression for data URLs with at least `min_length` characters of base64.
 
-
-def is_bare(text: str) -> bool:
-    """Whether a text is nothing but base64, as far as its characters tell."""
-    return len(text) > _SHORTEST_BARE and bool(
-        _BARE.fullmatch(text) and all(each.search(text[:_SHORTEST_BARE]) for each in _MIXED)
-    )
-
-
-def part_of_text(part: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """The text part that takes another part's place, in the same convention."""
-    kind = part.get("type")
-    if kind in _RESPONSES:
-        return {"type": "input_text", "text": text}
-    if kind in _GENAI or (kind is not None and "modality" in part):
-        return {"type": "text", "content": text}
-    return {"text": text} if kind is None else {"type": "text", "text": text}
-
-
-def kind_of_part(part: Mapping[str, Any]) -> str:
-    """What a part of a message says it is."""
-    kind = part.get("type") or part.get("part_kind") or part.get("kind") or ""
-    return kind if isinstance(kind, str) else ""
-
-
-def marker(kind: str, characters: int) -> str:
-    """What stands in place of a payload: its media type and its size."""
-    size = float(characters * 3 // 4)
-    unit = "B"
-    for larger in ("kB", "MB", "GB"):
-        if size < 1000:  # as people write sizes
-            break
-        size, unit = size / 1000, larger
-    return (
-        f"[{kind or 'base64'}, {size:.0f} {unit}, not kept]"
-        if unit == "B"
-        else f"[{kind or 'base64'}, {size:.1f} {unit}, not kept]"
-    )
-
-
-class InlineData:
-    """Replaces payloads of more characters than a limit.
-
-    Args:
-        longest: How many characters of base64 may stay.
+    Its groups are media type, parameters and base64.
     """
+    repetition = f"{{{min(min_length, _MAX_REPETITIONS)},}}"
+    return re.compile(r"data:([\w.+/-]{0,100})((?:;[\w.+=-]{1,100}){0,5});base64,([A-Za-z0-9+/=_%-]" + repetition + ")")
 
-    def __init__(self, longest: int) -> None:
-        self.longest = min(longest, _MOST)
-        self._url = data_url(self.longest + 1)
 
-    def holds(self, value: Any) -> bool:
-        """Whether a value may hold such a payload; quick."""
+def is_bare_base64(text: str) -> bool:
+    """Whether a text consists of base64 only, judged by its characters."""
+    return len(text) > _MIN_BARE_LENGTH and bool(
+        _BARE.fullmatch(text) and all(pattern.search(text[:_MIN_BARE_LENGTH]) for pattern in _CHARACTER_CLASSES)
+    )
+
+
+def make_text_part(part: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Make the text part that replaces another part, in the same convention."""
+    part_type = part.get("type")
+    if part_type in _RESPONSES_TYPES:
+        return {"type": "input_text", "text": text}
+    if part_type in _GENAI_TYPES or (part_type is not None and "modality" in part):
+        return {"type": "text", "content": text}
+    return {"text": text} if part_type is None else {"type": "text", "text": text}
+
+
+def read_part_type(part: Mapping[str, Any]) -> str:
+    part_type = part.get("type") or part.get("part_kind") or part.get("kind") or ""
+    return part_type if isinstance(part_type, str) else ""
+
+
+def format_marker(media_type: str, base64_length: int) -> str:
+    """Format the text that replaces content: its media type and its size."""
+    size = float(base64_length * 3 // 4)
+    unit = "B"
+    for larger_unit in ("kB", "MB", "GB"):
+        if size < 1000:  # SI units
+            break
+        size, unit = size / 1000, larger_unit
+    digits = 0 if unit == "B" else 1
+    return f"[{media_type or 'base64'}, {size:.{digits}f} {unit}, not kept]"
+
+
+class InlineDataReplacer:
+    """Replaces content of more than `max_length` characters of base64 by a marker; a transform of values."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = min(max_length, _MAX_REPETITIONS)
+        self._data_url = compile_data_url(self.max_length + 1)
+
+    def has_long_value(self, value: Any) -> bool:
+        """Whether a value is, or holds, a text or bytes over the limit; fast, without a look at the characters."""
         if isinstance(value, str):
-            return len(value) > self.longest
+            return len(value) > self.max_length
         if isinstance(value, Mapping):
-            return any(self.holds(item) for item in value.values())
+            return any(self.has_long_value(item) for item in value.values())
         if isinstance(value, (list, tuple)):
-            return any(self.holds(item) for item in value)
-        return isinstance(value, (bytes, bytearray)) and len(value) > self.longest
+            return any(self.has_long_value(item) for item in value)
+        return isinstance(value, (bytes, bytearray)) and len(value) > self.max_length
 
-    def without_payloads(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """Attributes with markers for their payloads; large values alone are looked into."""
-        made = dict(attributes)
-        for key in [key for key, value in made.items() if self.holds(value)]:
-            changed = self.without(made[key], key.rpartition(".")[2])
-            if key.endswith(IMAGE_URL) and changed is not made[key]:
+    def replace_in_attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return attributes with markers; only long values are searched."""
+        result = dict(attributes)
+        for key in [key for key, value in result.items() if self.has_long_value(value)]:
+            value = self.replace_in_value(result[key], key.rpartition(".")[2])
+            if key.endswith(IMAGE_URL) and value is not result[key]:
                 # OpenInference's image becomes a text, or the chat would show a broken picture.
                 part = key[: -len(IMAGE_URL)] + ".message_content."
-                del made[key]
-                made[part + "type"], made[part + "text"] = "text", changed
+                del result[key]
+                result[part + "type"], result[part + "text"] = "text", value
             else:
-                made[key] = changed
-        return made
+                result[key] = value
+        return result
 
-    def without(self, value: Any, key: str = "") -> Any:
-        """A value with markers for its payloads."""
+    def replace_in_value(self, value: Any, key: str = "") -> Any:
         if isinstance(value, (bytes, bytearray)):
-            return marker("bytes", len(value) * 4 // 3)
+            return format_marker("bytes", len(value) * 4 // 3)
         return transform_json(value, self, key)
 
-    def skips(self, text: str) -> bool:
-        """Nothing of a short text is too long."""
-        return len(text) <= self.longest
+    def can_skip(self, text: str) -> bool:
+        return len(text) <= self.max_length
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
-        """A part with a payload becomes one with a text."""
-        part = read_media(value, kind_of_part(value)) if self.holds(value) else None
+    def visit_object(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
+        """Replace a part that has content over the limit by a text part."""
+        part = read_media(value, read_part_type(value)) if self.has_long_value(value) else None
         if part is None:
             return value, True
         data = part.url if part.url.startswith("data:") else part.data
-        said = data[5:100].partition(",")[0].partition(";")[0] if part.url else ""
-        payload = len(data.partition(";base64,")[2] or data)
-        if payload <= self.longest:
+        url_media_type = data[5:100].partition(",")[0].partition(";")[0] if part.url else ""
+        base64_length = len(data.partition(";base64,")[2] or data)
+        if base64_length <= self.max_length:
             return value, True
-        kind = said or (f"audio/{part.format}" if part.kind == "audio" else part.format)
-        return part_of_text(value, marker(kind, payload)), False
+        media_type = url_media_type or (f"audio/{part.format}" if part.kind == "audio" else part.format)
+        return make_text_part(value, format_marker(media_type, base64_length)), False
 
-    def text(self, value: str, key: str) -> str:
-        """Data URLs anywhere in a text, and a text that is nothing but base64."""
-        changed = self._url.sub(lambda match: marker(match[1], len(match[3])), value)
-        if len(changed) > self.longest and is_bare(changed):
-            return marker("", len(changed))
-        return changed if changed != value else value
+    def visit_text(self, value: str, key: str) -> str:
+        """Replace data URLs anywhere in a text, and a text that consists of base64 only."""
+        replaced = self._data_url.sub(lambda match: format_marker(match[1], len(match[3])), value)
+        if len(replaced) > self.max_length and is_bare_base64(replaced):
+            return format_marker("", len(replaced))
+        return replaced if replaced != value else value

@@ -1,4 +1,4 @@
-"""Walks through attribute values: JSON text, also inside of texts, structured values, sequences."""
+"""Transform attribute values: JSON text, also nested inside of text, structured values, sequences."""
 
 from __future__ import annotations
 
@@ -7,80 +7,77 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-# What is nested more deeply, or is longer, counts as plain text.
-DEEPEST, _LONGEST_JSON = 40, 16 * 1024 * 1024
+# Deeper nesting and longer text count as plain text.
+MAX_DEPTH, _MAX_JSON_LENGTH = 40, 16 * 1024 * 1024
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
 class DuplicateKeysDict(dict):  # type: ignore[type-arg]
-    """An object of a JSON text in which a key stood twice: the text cannot be kept, even if all that is seen can."""
+    """A JSON object with a duplicate key: its text may hold a value that parsing drops, so it must not be kept."""
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text of an object, array or string holds; None if it is none."""
-    if text.lstrip()[:1] not in ("{", "[", '"') or len(text) > _LONGEST_JSON:
+    """Parse JSON text of an object, array or string; None for any other text."""
+    if text.lstrip()[:1] not in ("{", "[", '"') or len(text) > _MAX_JSON_LENGTH:
         return None
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object_from_pairs)
     except (ValueError, RecursionError):
         return None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else DuplicateKeysDict(found)
+def _object_from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    return fields if len(fields) == len(pairs) else DuplicateKeysDict(fields)
 
 
 def dump_json(value: Any) -> str:
-    """A value as JSON text."""
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def unescaped(text: str) -> str:
-    r"""A text with JSON's `\uXXXX` as characters: what is cut off in the middle cannot be parsed, but can be read."""
+def unescape_unicode(text: str) -> str:
+    r"""Replace JSON's `\uXXXX` by characters: truncated JSON cannot be parsed, but a reader can decode it."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
 
 
 class Transform(Protocol):
-    """What is done to a value on a walk through it."""
+    """A change to the objects and texts inside of a value."""
 
-    def skips(self, text: str) -> bool:
-        """Whether there is no need to look at a text."""
+    def can_skip(self, text: str) -> bool:
+        """Whether the transform cannot change anything in a text."""
 
-    def node(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
-        """What stands instead of an object, and whether it is to be walked through."""
+    def visit_object(self, value: Mapping[str, Any], key: str) -> tuple[Any, bool]:
+        """Return the replacement of an object, and whether to visit the values inside of the replacement."""
 
-    def text(self, value: str, key: str) -> str:
-        """What stands instead of a text that is no JSON."""
+    def visit_text(self, value: str, key: str) -> str:
+        """Return the replacement of a text that is not JSON."""
 
 
-def transform_json(value: Any, change: Transform, key: str = "", depth: int = 0) -> Any:
-    """A value after a change; the very same object if nothing has changed.
+def transform_json(value: Any, transform: Transform, key: str = "", depth: int = 0) -> Any:
+    """Return a text or structured value after a transform; the same object if nothing changed.
 
-    Args:
-        value: A text or a structured value.
-        change: What is done to it.
-        key: The key that it stands under.
-        depth: How deep that is.
+    `key` is the key of the value and `depth` its depth of nesting.
     """
     if isinstance(value, str):
-        if change.skips(value):
+        if transform.can_skip(value):
             return value
-        inner = parse_json(value) if depth < DEEPEST else None
-        if inner is None:
-            return change.text(value, key)
-        made = transform_json(inner, change, key, depth + 1)
-        return value if made is inner else dump_json(made)
-    if isinstance(value, (Mapping, list, tuple)) and depth >= DEEPEST:
-        return change.text(dump_json(value), key)
+        parsed = parse_json(value) if depth < MAX_DEPTH else None
+        if parsed is None:
+            return transform.visit_text(value, key)
+        transformed = transform_json(parsed, transform, key, depth + 1)
+        return value if transformed is parsed else dump_json(transformed)
+    if isinstance(value, (Mapping, list, tuple)) and depth >= MAX_DEPTH:
+        return transform.visit_text(dump_json(value), key)
     if isinstance(value, Mapping):
-        node, further = change.node(value, key)
-        if not further or not isinstance(node, Mapping):
-            return node
-        items = {str(name): transform_json(item, change, str(name), depth + 1) for name, item in node.items()}
-        same = node is value and not isinstance(value, DuplicateKeysDict) and items.keys() == value.keys()
-        return value if same and all(items[name] is item for name, item in value.items()) else items
+        replacement, should_descend = transform.visit_object(value, key)
+        if not should_descend or not isinstance(replacement, Mapping):
+            return replacement
+        fields = {
+            str(name): transform_json(item, transform, str(name), depth + 1) for name, item in replacement.items()
+        }
+        is_same = replacement is value and not isinstance(value, DuplicateKeysDict) and fields.keys() == value.keys()
+        return value if is_same and all(fields[name] is item for name, item in value.items()) else fields
     if isinstance(value, (list, tuple)):
-        made_items = [transform_json(item, change, key, depth + 1) for item in value]
-        return value if all(new is old for new, old in zip(made_items, value, strict=True)) else made_items
+        items = [transform_json(item, transform, key, depth + 1) for item in value]
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     return value

@@ -1,4 +1,4 @@
-"""A mask over all that a span says: each text is masked by itself, also inside of JSON; what it fails at is hidden."""
+"""Mask every text of a span, also inside of JSON; a text for which the mask fails is hidden."""
 
 from __future__ import annotations
 
@@ -7,150 +7,145 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlflow_otlp_exporter._internal.privacy.json_walk import (
-    DEEPEST,
+    MAX_DEPTH,
     DuplicateKeysDict,
     dump_json,
     parse_json,
-    unescaped,
+    unescape_unicode,
 )
 from mlflow_otlp_exporter._internal.privacy.structural_keys import (
     is_class_path,
     is_field_name,
     is_structural,
-    is_structural_inside,
+    is_structural_field,
 )
 
-FAILED = "[masked: the mask failed]"
-# Smaller numbers are counts; cards' and phones' are not.
-_SMALLEST_NUMBER = 10**9
+MASK_FAILED = "[masked: the mask failed]"
+# Smaller numbers are counts; card and phone numbers are larger.
+_MIN_MASKED_NUMBER = 10**9
 
 
 class Mask:
-    """Masks names, attributes and what is inside of them; never raises, and never lets through what it fails at.
+    """Applies a function to names, keys and texts; never raises, and never returns a text that the function failed on.
 
-    Args:
-        function: From a text to the text that may be kept.
-        names_too: Whether it is asked about names of fields as well. A function that replaces all it is given would
-            leave nothing to tell them apart.
-        failed: Called with what `function` has raised.
+    Names of fields are masked only with `mask_names`, because a function that replaces every text would make all names
+    equal. `on_error` is called with each exception of the function.
     """
 
-    def __init__(self, function: Callable[[str], str], *, names_too: bool, failed: Callable[[Exception], None]) -> None:
-        self._function, self._names_too, self._failed = function, names_too, failed
+    def __init__(
+        self, function: Callable[[str], str], *, mask_names: bool, on_error: Callable[[Exception], None]
+    ) -> None:
+        self._function, self._mask_names, self._on_error = function, mask_names, on_error
 
-    def text(self, text: str) -> str:
-        """A text that is no attribute's value, such as a span's name."""
-        return str(self._guarded(lambda: self._of_text(text, "", 0, inside=True)))
+    def mask_text(self, text: str) -> str:
+        """Mask a text outside of attributes, such as a span's name."""
+        return str(self._fail_closed(lambda: self._mask_str(text, "", 0, inside=True)))
 
-    def name(self, name: Any) -> str:
-        """The name of a field, or an attribute's key."""
+    def mask_name(self, name: Any) -> str:
+        """Mask the name of a field or the key of an attribute."""
         text = name if isinstance(name, str) else str(name)
-        return text if not self._names_too and is_field_name(text) else self._asked(text)
+        return text if not self._mask_names and is_field_name(text) else self._call_user_function(text)
 
-    def value(self, key: str, value: Any) -> Any:
-        """An attribute's value.
-
-        Args:
-            key: Its key, by which the few are known that are left alone.
-            value: It.
-        """
+    def mask_attribute(self, key: str, value: Any) -> Any:
+        """Mask the value of an attribute, unless key and value are structural (see `structural_keys`)."""
         if value is None or isinstance(value, bool):
             return value
-        return self._guarded(lambda: self._of(value, key, 0, inside=False))
+        return self._fail_closed(lambda: self._mask_value(value, key, 0, inside=False))
 
-    def _guarded(self, work: Callable[[], Any]) -> Any:
+    def _fail_closed(self, work: Callable[[], Any]) -> Any:
         try:
             return work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the value is not known to be harmless
-            self._failed(error)
-            return FAILED
+        except Exception as error:  # noqa: BLE001 - after any exception the value may hold a secret
+            self._on_error(error)
+            return MASK_FAILED
 
-    def _asked(self, text: str) -> str:
+    def _call_user_function(self, text: str) -> str:
         try:
-            masked = self._function(text)
-            if not isinstance(masked, str):
-                raise TypeError(f"a mask has to return a str, not {type(masked).__name__}")  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001 - it is the user's
-            self._failed(error)
-            return FAILED
+            masked: Any = self._function(text)
+        except Exception as error:  # noqa: BLE001 - a user's function may raise any exception
+            self._on_error(error)
+            return MASK_FAILED
+        if not isinstance(masked, str):
+            self._on_error(TypeError(f"a mask must return a str, not {type(masked).__name__}"))
+            return MASK_FAILED
         return masked
 
-    def _of(self, value: Any, key: str, depth: int, *, inside: bool) -> Any:
+    def _mask_value(self, value: Any, key: str, depth: int, *, inside: bool) -> Any:
         if isinstance(value, str):
-            if is_structural_inside(key, value) if inside else is_structural(key, value):
+            if is_structural_field(key, value) if inside else is_structural(key, value):
                 return value
-            return self._of_text(str(value), key, depth, inside=inside)
+            return self._mask_str(str(value), key, depth, inside=inside)
         if isinstance(value, (bool, type(None))):
             return value
         if isinstance(value, (int, float)):
-            return self._of_number(value)
+            return self._mask_number(value)
         if isinstance(value, (bytes, bytearray)):
-            return self._of_bytes(bytes(value))
+            return self._mask_bytes(bytes(value))
         if isinstance(value, (Mapping, Sequence)):
-            if depth >= DEEPEST:
+            if depth >= MAX_DEPTH:
                 text = dump_json(value)
-                masked = self._of_leaf(text)
+                masked = self._mask_leaf(text)
                 return value if masked == text else masked
             if isinstance(value, Mapping):
-                return self._of_mapping(value, depth)
-            return self._of_list(value, key, depth, inside=inside)
-        return FAILED  # no type that a span's value may have: whoever makes text of it would make it unmasked
+                return self._mask_mapping(value, depth)
+            return self._mask_list(value, key, depth, inside=inside)
+        return MASK_FAILED  # no type of attribute values: later code would convert it to text without the mask
 
-    def _of_mapping(self, value: Mapping[Any, Any], depth: int) -> Any:
-        masked = {self.name(name): self._of(item, str(name), depth + 1, inside=True) for name, item in value.items()}
-        same = not isinstance(value, DuplicateKeysDict) and masked.keys() == value.keys()
-        return value if same and all(masked[name] is item for name, item in value.items()) else masked
+    def _mask_mapping(self, value: Mapping[Any, Any], depth: int) -> Any:
+        masked = {
+            self.mask_name(name): self._mask_value(item, str(name), depth + 1, inside=True)
+            for name, item in value.items()
+        }
+        is_same = not isinstance(value, DuplicateKeysDict) and masked.keys() == value.keys()
+        return value if is_same and all(masked[name] is item for name, item in value.items()) else masked
 
-    def _of_list(self, value: Sequence[Any], key: str, depth: int, *, inside: bool) -> Any:
+    def _mask_list(self, value: Sequence[Any], key: str, depth: int, *, inside: bool) -> Any:
         if is_class_path(key, value):
             return value
-        # Texts of a list are of the attribute itself: the reasons why a model stopped, say.
-        masked = [self._of(item, key, depth + 1, inside=inside) for item in value]
+        # Texts of a list belong to the attribute itself, such as `gen_ai.response.finish_reasons`.
+        masked = [self._mask_value(item, key, depth + 1, inside=inside) for item in value]
         return value if all(new is old for new, old in zip(masked, value, strict=True)) else masked
 
-    def _of_text(self, text: str, key: str, depth: int, *, inside: bool) -> str:
+    def _mask_str(self, text: str, key: str, depth: int, *, inside: bool) -> str:
         if not text:
             return text
-        found = parse_json(text) if depth < DEEPEST else None
-        if found is None:
-            return self._of_leaf(text)
-        masked = self._of(found, key, depth + 1, inside=inside)
-        return text if masked is found else dump_json(masked)
+        parsed = parse_json(text) if depth < MAX_DEPTH else None
+        if parsed is None:
+            return self._mask_leaf(text)
+        masked = self._mask_value(parsed, key, depth + 1, inside=inside)
+        return text if masked is parsed else dump_json(masked)
 
-    def _of_leaf(self, text: str) -> str:
-        if "\\u" in text and (plain := unescaped(text)) != text and (masked := self._asked(plain)) != plain:
-            return masked
-        masked = self._asked(text)
+    def _mask_leaf(self, text: str) -> str:
+        if "\\u" in text and (plain := unescape_unicode(text)) != text:
+            masked = self._call_user_function(plain)
+            if masked != plain:
+                return masked
+        masked = self._call_user_function(text)
         return text if masked == text else masked
 
-    def _of_number(self, value: float) -> Any:
-        if not abs(value) >= _SMALLEST_NUMBER or value != value or abs(value) == float("inf"):  # noqa: PLR0124 - NaN
+    def _mask_number(self, value: float) -> Any:
+        if not abs(value) >= _MIN_MASKED_NUMBER or value != value or abs(value) == float("inf"):  # noqa: PLR0124 - NaN
             return value
         text = str(int(value)) if abs(value) < 1e25 else str(value)  # larger values are no identifiers
-        masked = self._asked(text)
+        masked = self._call_user_function(text)
         return value if masked == text else masked
 
-    def _of_bytes(self, value: bytes) -> bytes | str:
+    def _mask_bytes(self, value: bytes) -> bytes | str:
         try:
             text = value.decode()
         except UnicodeDecodeError:
             text = value.decode("latin-1")
-        masked = self._asked(text)
+        masked = self._call_user_function(text)
         return value if masked == text else masked
 
 
-def make_mask(wanted: Any, failed: Callable[[Exception], None]) -> Mask | None:
-    """The mask that the setting says; None for none.
-
-    Args:
-        wanted: A function, or names and expressions.
-        failed: Called with what the mask has raised.
-    """
-    if wanted is None:
+def make_mask(setting: Any, on_error: Callable[[Exception], None]) -> Mask | None:
+    """Make the mask for the setting `mask`: a function, or names of patterns and expressions; None for no mask."""
+    if setting is None:
         return None
-    if callable(wanted):
-        return Mask(wanted, names_too=False, failed=failed)
-    from mlflow_otlp_exporter._internal.privacy.patterns import masking  # few apps need the compiled patterns
+    if callable(setting):
+        return Mask(setting, mask_names=False, on_error=on_error)
+    from mlflow_otlp_exporter._internal.privacy.patterns import make_mask_function  # few applications need the patterns
 
-    names: tuple[str | re.Pattern[str], ...] = tuple(wanted)
-    return Mask(masking(names), names_too=True, failed=failed) if names else None
+    patterns: tuple[str | re.Pattern[str], ...] = tuple(setting)
+    return Mask(make_mask_function(patterns), mask_names=True, on_error=on_error) if patterns else None

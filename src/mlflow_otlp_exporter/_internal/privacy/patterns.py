@@ -1,4 +1,4 @@
-"""Ready-made expressions for what often should not be kept: e-mail addresses, keys, card and phone numbers."""
+"""Built-in patterns for e-mail addresses, keys, card and phone numbers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-# Bounded everywhere, so that no text takes more than linear time.
+# Every repetition is bounded, so that no text takes more than linear time.
 _EMAIL = r"(?<![\w.+-])[\w.+-]{1,320}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"
 _JWT = r"\beyJ[\w-]{8,}\.[\w-]{4,}\.[\w-]*"
 _BEARER = r"(?<=[Bb]earer )[\w.~+/=-]{8,}|(?<=BEARER )[\w.~+/=-]{8,}|(?<=[Bb]asic )[A-Za-z0-9+/]{16,}={0,2}"
-_PRIVATE = (
+_PRIVATE_KEY = (
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[^-]|-(?!----)){0,20000}(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?"
 )
-_PREFIXED = (
+_PREFIXED_KEY = (
     r"(?<![A-Za-z0-9])(?:"
     r"sk-[\w-]{16,}"  # OpenAI, Anthropic, LangFuse
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}"  # AWS
@@ -25,33 +25,33 @@ _PREFIXED = (
     r"|dapi[0-9a-f]{32}"  # Databricks
     r")"
 )
-# Digits as people write them, with single spaces or hyphens between; what of it is a card's number is looked at then.
+# Digits with single spaces or hyphens between them; the match is then searched for card numbers.
 _DIGITS = r"(?<![\w.+-])\d(?:[ -]?\d){12,5000}(?![\w]|\.\d)"
-_CARD_DIGITS = range(13, 20)
-# With a country's code; or in groups as in North America. Bare runs of digits are ids and times more often than not.
+_CARD_LENGTHS = range(13, 20)
+# With a country code, or in groups as in North America. Runs of digits without separators are mostly ids and times.
 _PHONE = (
     r"(?<![\w+])(?:\+|00)[1-9]\d{0,2}[ .()/-]{0,3}\d(?:[ .()/-]{0,2}\d){5,12}(?![\w-])"
     r"|(?<![\w.+-])(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-]|\.\d)"
 )
 
 
-class Expression(NamedTuple):
-    """An expression and what stands in place of what it finds: a text, or a function of the match."""
+class Replacement(NamedTuple):
+    """A pattern, and the text or the function of the match that replaces each match."""
 
     pattern: re.Pattern[str]
-    instead: str | Callable[[re.Match[str]], str]
+    replacement: str | Callable[[re.Match[str]], str]
 
 
 def is_card_number(digits: str) -> bool:
-    """Whether digits are as many as a card's number has, begin as one and add up as one does (Luhn)."""
-    if len(digits) not in _CARD_DIGITS or digits[0] not in "3456":
+    """Whether digits have the length, the first digit and the check digit (Luhn) of a card number."""
+    if len(digits) not in _CARD_LENGTHS or digits[0] not in "3456":
         return False
-    doubled = [int(each) * 2 - 9 * (each > "4") for each in digits[-2::-2]]
+    doubled = [int(digit) * 2 - 9 * (digit > "4") for digit in digits[-2::-2]]
     return (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0
 
 
-def _without_cards(match: re.Match[str]) -> str:
-    """Groups of digits without those that together are a card's number; a date or a count may stand beside it."""
+def _replace_cards(match: re.Match[str]) -> str:
+    """Replace the groups of digits that together are a card number; a date or a count may be next to them."""
     pieces = re.split("([ -])", match[0])
     groups = pieces[::2]
     first = 0
@@ -59,7 +59,7 @@ def _without_cards(match: re.Match[str]) -> str:
         digits = ""
         for last in range(first, len(groups)):
             digits += groups[last]
-            if len(digits) not in range(_CARD_DIGITS.stop):
+            if len(digits) not in range(_CARD_LENGTHS.stop):
                 break
             if is_card_number(digits):
                 pieces[2 * first : 2 * last + 1] = ["[card]", *[""] * (2 * (last - first))]
@@ -69,36 +69,32 @@ def _without_cards(match: re.Match[str]) -> str:
     return "".join(pieces)
 
 
-_READY_MADE: dict[str, tuple[Expression, ...]] = {
-    "email": (Expression(re.compile(_EMAIL), "[email]"),),
+_BUILT_IN: dict[str, tuple[Replacement, ...]] = {
+    "email": (Replacement(re.compile(_EMAIL), "[email]"),),
     "keys": (
-        Expression(re.compile(_PRIVATE), "[key]"),
-        Expression(re.compile(_JWT), "[key]"),
-        Expression(re.compile(_BEARER), "[key]"),
-        Expression(re.compile(_PREFIXED), "[key]"),
+        Replacement(re.compile(_PRIVATE_KEY), "[key]"),
+        Replacement(re.compile(_JWT), "[key]"),
+        Replacement(re.compile(_BEARER), "[key]"),
+        Replacement(re.compile(_PREFIXED_KEY), "[key]"),
     ),
-    "cards": (Expression(re.compile(_DIGITS, re.ASCII), _without_cards),),
-    "phones": (Expression(re.compile(_PHONE, re.ASCII), "[phone]"),),
+    "cards": (Replacement(re.compile(_DIGITS, re.ASCII), _replace_cards),),
+    "phones": (Replacement(re.compile(_PHONE, re.ASCII), "[phone]"),),
 }
 
 
-def _hidden(match: re.Match[str]) -> str:
-    return "[masked]" if match[0] else ""  # an expression may match the empty text
+def _replace_match(match: re.Match[str]) -> str:
+    return "[masked]" if match[0] else ""  # a pattern may match the empty text
 
 
-def masking(wanted: Iterable[str | re.Pattern[str]]) -> Callable[[str], str]:
-    """A function that masks what some expressions find.
+def make_mask_function(patterns: Iterable[str | re.Pattern[str]]) -> Callable[[str], str]:
+    """Make a function that replaces the matches of built-in patterns (by name) and of the user's expressions."""
+    replacements: list[Replacement] = []
+    for pattern in patterns:
+        replacements += _BUILT_IN[pattern] if isinstance(pattern, str) else (Replacement(pattern, _replace_match),)
 
-    Args:
-        wanted: Names of ready-made expressions (`email`, `keys`, `cards`, `phones`), and expressions of one's own.
-    """
-    expressions: list[Expression] = []
-    for each in wanted:
-        expressions += _READY_MADE[each] if isinstance(each, str) else (Expression(each, _hidden),)
-
-    def masked(text: str) -> str:
-        for pattern, instead in expressions:
-            text = pattern.sub(instead, text)
+    def mask_text(text: str) -> str:
+        for pattern, replacement in replacements:
+            text = pattern.sub(replacement, text)
         return text
 
-    return masked
+    return mask_text

@@ -1,10 +1,12 @@
-"""Spans without what must not leave the app: before anything is read from them, added to them or written."""
+"""Redact spans before any other code reads, extends or writes them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import translate
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -12,37 +14,23 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
+from mlflow_otlp_exporter._internal.common.bounded_dict import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import PrivacySettings
 from mlflow_otlp_exporter._internal.model.span_data import SpanData, dropped_counts_of, replace_event, replace_link
-from mlflow_otlp_exporter._internal.privacy.inline_data import InlineData
+from mlflow_otlp_exporter._internal.privacy.inline_data import InlineDataReplacer
 from mlflow_otlp_exporter._internal.privacy.mask import Mask, make_mask
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.model.attachment import Attachment
 
 _SCALARS = (int, float, bool)
-_MOST_OWNERS = 256
-T = TypeVar("T")
+_MAX_CACHED_RESOURCES = 256
 
 
 class RedactedSpan(SpanData):
-    """A copy of an ended span with other contents.
-
-    Args:
-        span: The span.
-        name: Its name.
-        attributes: Its attributes.
-        events: Its events.
-        links: Its links.
-        status: Its status.
-        resource: Its resource.
-        scope: Its instrumentation scope.
-
-    Attributes:
-        attachments: Files that were taken out of it.
-    """
+    """A copy of an ended span with other content; `attachments` are the files that were extracted from it."""
 
     def __init__(
         self,
@@ -74,141 +62,149 @@ class RedactedSpan(SpanData):
 
 
 class Redactor:
-    """Takes out of spans what must not leave the app; may be used by several threads.
+    """Hides, limits and masks the content of spans; threads may share it.
 
-    Args:
-        settings: What that is.
-        report: Where a mask that fails is told of.
-        base64_max_length: Characters of base64 that an image, a sound or a file may have here.
-
-    Attributes:
-        mask: What masks texts, if anything does.
+    `base64_max_length` limits the characters of base64 of an image, an audio or a file.
     """
 
     def __init__(self, settings: PrivacySettings, problem_log: ProblemLog, *, base64_max_length: int) -> None:
         self._problem_log = problem_log
-        self.mask: Mask | None = make_mask(settings.mask, self._mask_failed)
-        self._inline = InlineData(base64_max_length)
-        self._hiding: Any = None
-        # By identity, and with the original, so that its id stays its own.
+        self.mask: Mask | None = make_mask(settings.mask, self._on_mask_error)
+        self._inline_data = InlineDataReplacer(base64_max_length)
+        self._hide_rules: Any = None
+        # By id, together with the original: as long as that is referenced, no other object has its id.
         self._resources: dict[int, tuple[Resource, Resource]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope, InstrumentationScope]] = {}
         if settings.hide:
-            from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules  # few apps hide content
+            from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules  # few applications hide content
 
-            self._hiding = HideRules(frozenset(settings.hide))
+            self._hide_rules = HideRules(frozenset(settings.hide))
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is masked or hidden; large payloads are no secrets."""
-        return self.mask is None and self._hiding is None
+        """Whether nothing is masked or hidden; the size limit does not count, because it protects no secrets."""
+        return self.mask is None and self._hide_rules is None
 
-    def _mask_failed(self, error: Exception) -> None:
-        # Not the error's text: it may quote what was to be masked.
-        said = f"a mask failed ({type(error).__name__}): what it was given is hidden, now and whenever it fails again"
-        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.MASK_FAILED, said))
+    def _on_mask_error(self, error: Exception) -> None:
+        # Without the text of the exception, which may quote the text that had to be masked.
+        message = f"Mask failed with {type(error).__name__}: the text was hidden. Further failures are not logged."
+        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.MASK_FAILED, message))
 
-    def cleaned(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
-        """Cleans spans.
-
-        Returns:
-            The spans that may be sent, and how many cannot be, as they could not be cleaned.
-        """
-        if self.is_idle and not any(map(self._is_large, spans)):
+    def redact_spans(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
+        """Return the redacted spans, and the number of spans that could not be redacted and must not be sent."""
+        if self.is_idle and not any(map(self._has_long_value, spans)):
             return spans, 0
-        kept: list[ReadableSpan] = []
+        redacted: list[ReadableSpan] = []
         for span in spans:
             try:
-                kept.append(self.clean(span))
-            except Exception:  # noqa: BLE001, S112 - what is not known to be harmless is not sent
+                redacted.append(self.redact(span))
+            except Exception:  # noqa: BLE001, S112 - the span may hold a secret, so it is not sent
                 continue
-        return kept, len(spans) - len(kept)
+        return redacted, len(spans) - len(redacted)
 
-    def _is_large(self, span: ReadableSpan) -> bool:
-        """Whether a value may hold a payload over the limit; all that spans cost when nothing is configured."""
-        longest, holds = self._inline.longest, self._inline.holds
+    def _has_long_value(self, span: ReadableSpan) -> bool:
+        """Whether a value may exceed the limit; the only cost per span when nothing is configured."""
+        max_length, has_long_value = self._inline_data.max_length, self._inline_data.has_long_value
         groups = [span.attributes, *[event.attributes for event in span.events]]
-        for found in groups:
-            if not found:
+        for attributes in groups:
+            if not attributes:
                 continue
-            for value in (found.copy() if hasattr(found, "copy") else found).values():
-                kind = value.__class__
-                if kind is str:
-                    if len(value) > longest:  # type: ignore[arg-type]  # it is a str
+            for value in (attributes.copy() if hasattr(attributes, "copy") else attributes).values():
+                value_type = value.__class__
+                if value_type is str:
+                    if len(value) > max_length:  # type: ignore[arg-type]  # it is a str
                         return True
-                elif kind not in _SCALARS and holds(value):
+                elif value_type not in _SCALARS and has_long_value(value):
                     return True
         return False
 
-    def clean(self, span: ReadableSpan) -> ReadableSpan:
-        """A span without what must not leave the app; the very same object if there is nothing of that.
-
-        Raises:
-            Exception: The object lacks what every span has.
-        """
-        if self.is_idle and not self._is_large(span):
+    def redact(self, span: ReadableSpan) -> ReadableSpan:
+        """Redact a span; return the same object if there is nothing to redact. Raises for objects that are no spans."""
+        if self.is_idle and not self._has_long_value(span):
             return span
-        found = span.attributes or {}
-        attributes: dict[str, Any] = dict(found.copy() if hasattr(found, "copy") else found)
-        events: list[Event] = list(span.events)
-        if self._hiding is not None:
-            attributes, events = self._hidden(span, attributes, events)
-        attributes = self._inline.without_payloads(attributes)
+        attributes, events = copy_attributes(span), list(span.events)
+        if self._hide_rules is not None:
+            attributes, events = self._hide_content(span, attributes, events)
+        attributes = self._inline_data.replace_in_attributes(attributes)
         events = [
-            replace_event(each, each.name, self._inline.without_payloads(dict(each.attributes or {})))
-            for each in events
+            replace_event(event, event.name, self._inline_data.replace_in_attributes(dict(event.attributes or {})))
+            for event in events
         ]
         name, links, status = span.name, span.links, span.status
         mask = self.mask
         if mask is not None:
-            attributes = _masked(mask, attributes)
+            attributes = _mask_attributes(mask, attributes)
             events = [
-                replace_event(each, mask.name(each.name), _masked(mask, each.attributes or {})) for each in events
+                replace_event(event, mask.mask_name(event.name), _mask_attributes(mask, event.attributes or {}))
+                for event in events
             ]
-            links = [replace_link(each, _masked(mask, each.attributes)) if each.attributes else each for each in links]
-            name = mask.text(str(name))
+            links = [
+                replace_link(link, _mask_attributes(mask, link.attributes)) if link.attributes else link
+                for link in links
+            ]
+            name = mask.mask_text(str(name))
             if status.description:
-                status = Status(status.status_code, mask.text(status.description))
-        resource, scope = self._owners(span)
+                status = Status(status.status_code, mask.mask_text(status.description))
+        resource, scope = self._resource_and_scope(span)
         return RedactedSpan(span, name, attributes, events, links, status, resource, scope)
 
-    def _owners(self, span: ReadableSpan) -> tuple[Resource, InstrumentationScope | None]:
-        """A span's resource and scope, each masked once."""
+    def _resource_and_scope(self, span: ReadableSpan) -> tuple[Resource, InstrumentationScope | None]:
+        """Mask each resource and scope once."""
         resource, scope, mask = span.resource, span.instrumentation_scope, self.mask
         if mask is None:
             return resource, scope
-        known = self._resources.get(id(resource))
-        if known is None:
-            known = resource, Resource(_masked(mask, resource.attributes), resource.schema_url)
-            _keep(self._resources, id(resource), known)
+        cached = self._resources.get(id(resource))
+        if cached is None:
+            cached = resource, Resource(_mask_attributes(mask, resource.attributes), resource.schema_url)
+            evict_oldest(self._resources, _MAX_CACHED_RESOURCES)[id(resource)] = cached
         if scope is None or not scope.attributes:
-            return known[1], scope
-        known_scope = self._scopes.get(id(scope))
-        if known_scope is None:
-            masked = InstrumentationScope(scope.name, scope.version, scope.schema_url, _masked(mask, scope.attributes))
-            known_scope = scope, masked
-            _keep(self._scopes, id(scope), known_scope)
-        return known[1], known_scope[1]
+            return cached[1], scope
+        cached_scope = self._scopes.get(id(scope))
+        if cached_scope is None:
+            attributes = _mask_attributes(mask, scope.attributes)
+            cached_scope = scope, InstrumentationScope(scope.name, scope.version, scope.schema_url, attributes)
+            evict_oldest(self._scopes, _MAX_CACHED_RESOURCES)[id(scope)] = cached_scope
+        return cached[1], cached_scope[1]
 
-    def _hidden(
+    def _hide_content(
         self, span: ReadableSpan, attributes: dict[str, Any], events: Sequence[Event]
     ) -> tuple[dict[str, Any], list[Event]]:
-        from mlflow_otlp_exporter._internal.enrichment.enricher import read_span  # see __init__
+        from mlflow_otlp_exporter._internal.enrichment.enricher import read_span  # few applications hide content
 
         kind = read_span(span).kind
-        wishes = self._hiding.wishes(kind, attributes)
-        kept, gone = self._hiding.events(events, kind, wishes)
-        attributes = self._hiding.attributes(attributes, wishes)
-        for side in gone:
+        rules = self._hide_rules.activate(kind, attributes)
+        visible_events, hidden_sides = self._hide_rules.hide_in_events(events, kind, rules)
+        attributes = self._hide_rules.hide_in_attributes(attributes, rules)
+        for side in hidden_sides:
             attributes.setdefault(f"{side}.value", REDACTED)
-        return attributes, kept
+        return attributes, visible_events
 
 
-def _keep(known: dict[int, T], key: int, value: T) -> None:
-    if len(known) >= _MOST_OWNERS:
-        known.clear()
-    known[key] = value
+def copy_attributes(span: ReadableSpan) -> dict[str, Any]:
+    """Copy the attributes of a span, under their own lock where they have one."""
+    attributes: Any = span.attributes or {}
+    return dict(attributes.copy() if hasattr(attributes, "copy") else attributes)
 
 
-def _masked(mask: Mask, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {mask.name(key): mask.value(str(key), value) for key, value in attributes.items()}
+def _mask_attributes(mask: Mask, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {mask.mask_name(key): mask.mask_attribute(str(key), value) for key, value in attributes.items()}
+
+
+def make_resource_filter(patterns: Sequence[str]) -> Callable[[Mapping[str, Any]], dict[str, Any]] | None:
+    """Make a filter that drops resource attributes by shell patterns of their keys; None without patterns.
+
+    MLflow creates a tag of each resource attribute, on every trace.
+    """
+    if not patterns:
+        return None
+    dropped_keys = re.compile("|".join(translate(pattern) for pattern in patterns))
+    return lambda attributes: {
+        key: value
+        for key, value in attributes.items()
+        if not dropped_keys.match(key) and not _is_default_service_name(key, value)
+    }
+
+
+def _is_default_service_name(key: str, value: Any) -> bool:
+    # OpenTelemetry's name for an application without a service name.
+    return key == "service.name" and str(value).startswith("unknown_service")
