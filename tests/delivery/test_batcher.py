@@ -26,19 +26,19 @@ def sizes(batches: list[list[EncodedSpan]]) -> list[list[int]]:
     return [[each.trace_id for each in batch] for batch in batches]
 
 
-def test_whole_traces_share_a_request_up_to_the_size() -> None:
+def test_batch_by_size_groups_whole_traces_up_to_max_bytes() -> None:
     spans = [span(1, 40), span(2, 40), span(1, 40), span(3, 40)]
     assert sizes(list(batch_by_size(spans, 120))) == [[1, 1, 2], [3]]
     assert sizes(list(batch_by_size(spans, 100))) == [[1, 1], [2, 3]]
     assert sizes(list(batch_by_size(spans, 0))) == [[1, 1, 2, 3]]
 
 
-def test_trace_that_is_larger_than_a_request_is_cut_and_a_span_is_not() -> None:
+def test_batch_by_size_splits_large_trace_but_not_span() -> None:
     spans = [span(1, 40), span(1, 40), span(1, 300), span(1, 40)]
     assert sizes(list(batch_by_size(spans, 100))) == [[1, 1], [1], [1]]
 
 
-def test_at_most_100_roots_where_they_are_linked_to_a_run() -> None:
+def test_batch_by_size_with_run_limits_root_spans_to_100() -> None:
     spans = [each for trace in range(250) for each in (span(trace, 10), span(trace, 10, root=True))]
     counts = [sum(each.is_root for each in batch) for batch in batch_by_size(spans, 0, has_run=True)]
     assert counts == [100, 100, 50]
@@ -50,7 +50,7 @@ def test_at_most_100_roots_where_they_are_linked_to_a_run() -> None:
     st.integers(0, 300),
     st.booleans(),
 )
-def test_every_span_is_in_one_request_in_its_traces_order(
+def test_batch_by_size_keeps_every_span_once_in_order(
     shapes: list[tuple[int, int, bool]], size: int, linked: bool
 ) -> None:
     spans = [span(trace, length, number, root=root) for number, (trace, length, root) in enumerate(shapes)]
@@ -70,7 +70,7 @@ def whole_trace(trace: int, count: int) -> list[ReadableSpan]:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 700), max_size=8))
-def test_portions_are_whole_traces_and_no_larger_than_they_must_be(counts: list[int]) -> None:
+def test_iter_chunks_returns_whole_traces_of_minimal_size(counts: list[int]) -> None:
     spans = [each for trace, count in enumerate(counts, 1) for each in whole_trace(trace, count)]
     expected = list(spans)
     found: list[ReadableSpan] = []
@@ -84,7 +84,7 @@ def test_portions_are_whole_traces_and_no_larger_than_they_must_be(counts: list[
     assert found == expected
 
 
-def test_only_a_portion_of_the_spans_is_in_memory_beside_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_and_clear_frees_spans_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     exporter = MLflowSpanExporter(endpoint="http://127.0.0.1:9")
     pipeline = exporter._pipeline
     assert pipeline is not None
@@ -126,7 +126,7 @@ def sent(server: ScriptedServer, resource: dict[str, Any], **arguments: Any) -> 
     return sorted(found, key=lambda each: each[1].get("x-mlflow-workspace", ""))
 
 
-def test_towards_a_collector_headers_and_attributes_say_the_same(scripted_server: ScriptedServer) -> None:
+def test_resource_attributes_match_headers_towards_collector(scripted_server: ScriptedServer) -> None:
     chosen: dict[str, Any] = {"workspace": "team-a", "experiment_id": 7}
     found = sent(scripted_server, {"service.name": "bot"}, endpoint=scripted_server.traces_url, **chosen)
     assert found == [
@@ -141,7 +141,7 @@ def test_towards_a_collector_headers_and_attributes_say_the_same(scripted_server
     ]
 
 
-def test_what_a_trace_says_beats_its_resource(scripted_server: ScriptedServer) -> None:
+def test_destination_of_trace_overrides_resource(scripted_server: ScriptedServer) -> None:
     resource = {"mlflow.workspace": "team-a", "mlflow.experiment_id": "7", "service.name": "bot"}
     found = sent(scripted_server, resource, endpoint=scripted_server.traces_url)
     assert [attributes["mlflow.workspace"] for attributes, _ in found] == ["team-a", "team-b"]
@@ -149,7 +149,7 @@ def test_what_a_trace_says_beats_its_resource(scripted_server: ScriptedServer) -
 
 
 @pytest.mark.parametrize("name", ["endpoint", "tracking_uri"])
-def test_nothing_is_added_where_nothing_was_said_or_mlflow_itself_reads_it(
+def test_resource_is_unchanged_without_destination_or_towards_mlflow(
     name: str, scripted_server: ScriptedServer
 ) -> None:
     chosen: dict[str, Any] = {"endpoint": scripted_server.traces_url}

@@ -25,7 +25,7 @@ def export_request(spans: list[EncodedSpan]) -> ExportRequest:
 
 
 @given(st.lists(st.sampled_from(SPANS), min_size=2, max_size=18, unique_by=lambda span: span.span_id))
-def test_halves_are_all_of_it_and_cut_no_trace_that_is_not_alone(spans: list[EncodedSpan]) -> None:
+def test_split_spans_keeps_all_spans_and_whole_traces(spans: list[EncodedSpan]) -> None:
     first, second = split_spans(spans)
     assert first
     assert second
@@ -34,14 +34,14 @@ def test_halves_are_all_of_it_and_cut_no_trace_that_is_not_alone(spans: list[Enc
     assert not traces or len({span.trace_id for span in spans}) == 1
 
 
-def test_either_half_may_go_first() -> None:
+def test_bisect_orders_halves_by_chance() -> None:
     first_half, second_half = split_spans(SPANS)
     for chance, expected in ((0.9, first_half), (0.1, second_half)):
         first, second = bisect(export_request(SPANS), Bisection(0, had_server_error=False), chance)
         assert (first.spans, first.other_half) == (expected, second)
 
 
-def test_half_that_passes_leaves_the_culprit_in_the_other() -> None:
+def test_next_half_marks_other_half_after_delivery() -> None:
     whole, bisection = export_request(SPANS), Bisection(0, had_server_error=False)
     whole.uncertain = True
     first, second = bisect(whole, bisection, 0.9)
@@ -51,7 +51,7 @@ def test_half_that_passes_leaves_the_culprit_in_the_other() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1), st.booleans()), min_size=10, max_size=10))
-def test_when_the_culprit_is_alone_all_else_has_passed_or_is_put_aside(
+def test_bisection_delivers_or_defers_all_other_spans(
     turns: list[tuple[bool, float, bool]],
 ) -> None:
     """Whichever half is refused, and whichever is uncertain."""

@@ -38,7 +38,7 @@ def experiment(number: str) -> Answer:
     return Answer(200, headers=JSON, body=json.dumps(found).encode())
 
 
-def test_is_upstreams_exporter_with_its_arguments_in_its_order() -> None:
+def test_exporter_has_upstream_arguments_in_upstream_order() -> None:
     assert issubclass(MLflowSpanExporter, OTLPSpanExporter)
     ours = list(inspect.signature(MLflowSpanExporter.__init__).parameters.values())
     positional = [parameter.name for parameter in ours if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
@@ -57,7 +57,7 @@ def test_is_upstreams_exporter_with_its_arguments_in_its_order() -> None:
     assert set(upstream) <= {parameter.name for parameter in ours}
 
 
-def test_request_has_the_headers_and_the_spans(scripted_server: ScriptedServer) -> None:
+def test_export_sends_headers_and_spans(scripted_server: ScriptedServer) -> None:
     arguments = {"tracking_uri": scripted_server.url, "experiment_id": 7, "workspace": "team-a", "run_id": "r1"}
     with exporter(**arguments, credentials=SECRET) as made:
         assert made.export(finished("a", "b")) is SUCCESS
@@ -75,7 +75,7 @@ def test_request_has_the_headers_and_the_spans(scripted_server: ScriptedServer) 
     assert [span.name for span in request.spans()] == ["a", "b"]
 
 
-def test_as_a_drop_in_with_upstreams_arguments_only(scripted_server: ScriptedServer) -> None:
+def test_exporter_works_with_upstream_arguments_only(scripted_server: ScriptedServer) -> None:
     session = requests.Session()
     arguments = (scripted_server.traces_url, None, None, None, {"X-Key": "1"}, 5, Compression.Gzip, session)
     with exporter(*arguments) as made:
@@ -88,14 +88,14 @@ def test_as_a_drop_in_with_upstreams_arguments_only(scripted_server: ScriptedSer
     assert "x-mlflow-experiment-id" not in request.headers
 
 
-def test_experiment_header_of_the_user_is_enough(scripted_server: ScriptedServer) -> None:
+def test_experiment_header_of_user_avoids_lookup(scripted_server: ScriptedServer) -> None:
     with exporter(scripted_server.traces_url, headers={"X-MLflow-Experiment-Id": "5"}) as made:
         assert made.export(finished("a")) is SUCCESS
     (request,) = scripted_server.requests
     assert request.headers["x-mlflow-experiment-id"] == "5"
 
 
-def test_experiment_by_name_is_looked_up_at_the_first_export_and_created_when_asked(
+def test_experiment_name_is_resolved_at_first_export_and_created_if_enabled(
     scripted_server: ScriptedServer,
 ) -> None:
     missing = Answer(404, headers=JSON, body=b'{"error_code":"RESOURCE_DOES_NOT_EXIST"}')
@@ -115,7 +115,7 @@ def test_experiment_by_name_is_looked_up_at_the_first_export_and_created_when_as
     assert first.headers["x-mlflow-experiment-id"] == second.headers["x-mlflow-experiment-id"] == "9"
 
 
-def test_without_an_experiment_each_service_has_its_own(scripted_server: ScriptedServer) -> None:
+def test_export_without_experiment_uses_service_name(scripted_server: ScriptedServer) -> None:
     numbers = {"experiment_name=bot": "3", "experiment_name=clerk": "4"}
     scripted_server.answer_with(GET_BY_NAME, lambda request: experiment(numbers[request.query]))
     with exporter(tracking_uri=scripted_server.url) as made:
@@ -138,7 +138,7 @@ def test_without_an_experiment_each_service_has_its_own(scripted_server: Scripte
     ],
     ids=["empty", "JSON labelled protobuf (MLflow 3.6)", "JSON", "204", "truncated"],
 )
-def test_accepted_is_accepted_and_sent_once(scripted_server: ScriptedServer, answer: Answer) -> None:
+def test_export_sends_accepted_spans_once(scripted_server: ScriptedServer, answer: Answer) -> None:
     scripted_server.answer(answer)
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
         assert made.export(finished("a")) is SUCCESS
@@ -154,7 +154,7 @@ def test_accepted_is_accepted_and_sent_once(scripted_server: ScriptedServer, ans
         (Answer(404, headers=JSON, body=b'{"message":"No Experiment with id=1 exists"}'), "No Experiment with id=1"),
     ],
 )
-def test_what_may_succeed_later_is_a_failure_that_is_told_once_and_kept(
+def test_export_of_retryable_spans_fails_and_logs_once(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer, words: str
 ) -> None:
     scripted_server.answer(answer)
@@ -174,7 +174,7 @@ def test_what_may_succeed_later_is_a_failure_that_is_told_once_and_kept(
     ("answer", "words"),
     [(Answer(400, headers=JSON, body=b'{"detail":"bad"}'), "400: bad"), (Answer(413), "traces: 413")],
 )
-def test_what_never_will_is_refused_and_named(
+def test_export_of_rejected_span_logs_its_name(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer, words: str
 ) -> None:
     scripted_server.answer(answer)
@@ -185,7 +185,7 @@ def test_what_never_will_is_refused_and_named(
     assert "span 'culprit' of trace tr-" in caplog.text
 
 
-def test_what_is_left_at_the_end_is_counted_and_told(
+def test_shutdown_counts_and_logs_remaining_spans(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted_server.answer(Answer(302))
@@ -196,7 +196,7 @@ def test_what_is_left_at_the_end_is_counted_and_told(
     assert "Spans dropped: not delivered before shutdown" in caplog.text
 
 
-def test_memory_for_what_waits_is_bounded(
+def test_export_drops_spans_at_memory_limit(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_BUFFER_BYTES", "5000")
@@ -209,7 +209,7 @@ def test_memory_for_what_waits_is_bounded(
     assert "the server is unavailable and the memory limit is reached" in caplog.text
 
 
-def test_partial_success_is_not_success(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_export_with_partial_success_fails(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
     scripted_server.answer(Answer(200, headers=JSON, body=body))
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
@@ -218,7 +218,7 @@ def test_partial_success_is_not_success(scripted_server: ScriptedServer, caplog:
     assert "1 spans rejected: too old" in caplog.text
 
 
-def test_server_that_comes_back_gets_the_spans(scripted_server: ScriptedServer) -> None:
+def test_export_succeeds_after_server_recovers(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(503), Answer(429), then=Answer(200))
     with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
         assert made.export(finished("a")) is SUCCESS
@@ -227,7 +227,7 @@ def test_server_that_comes_back_gets_the_spans(scripted_server: ScriptedServer) 
     assert len(bodies) == 1
 
 
-def test_unused_credential_of_the_other_group_is_named(
+def test_unused_credential_of_other_group_is_logged(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
@@ -239,7 +239,7 @@ def test_unused_credential_of_the_other_group_is_named(
     assert "authorization" not in scripted_server.requests[0].headers
 
 
-def test_nothing_raises_after_construction(caplog: pytest.LogCaptureFixture) -> None:
+def test_exporter_never_raises_after_construction(caplog: pytest.LogCaptureFixture) -> None:
     with exporter(tracking_uri="http://127.0.0.1:9", experiment_id="1", timeout=0.2) as made:
         assert made.export(finished("a")) is FAILURE
         assert made.export([object()]) is FAILURE  # type: ignore[list-item]
@@ -253,7 +253,7 @@ def test_nothing_raises_after_construction(caplog: pytest.LogCaptureFixture) -> 
     made.shutdown(timeout_millis=5)
 
 
-def test_wrong_setting_raises_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_raises_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match="argument timeout="):
         MLflowSpanExporter(timeout=-1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
@@ -261,7 +261,7 @@ def test_wrong_setting_raises_at_construction(monkeypatch: pytest.MonkeyPatch) -
         MLflowSpanExporter()
 
 
-def test_what_upstream_reads_from_the_environment_cannot_break_it(
+def test_exporter_ignores_environment_of_upstream(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Upstream up to 1.34 reads the time-out with int(), and every version would add these headers.
@@ -274,7 +274,7 @@ def test_what_upstream_reads_from_the_environment_cannot_break_it(
 
 
 @pytest.mark.parametrize("processor", [BatchSpanProcessor, SimpleSpanProcessor])
-def test_under_upstreams_processors(scripted_server: ScriptedServer, processor: Any) -> None:
+def test_exporter_works_with_upstream_processors(scripted_server: ScriptedServer, processor: Any) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(processor(MLflowSpanExporter(scripted_server.traces_url, experiment_id="1")))
     with provider.get_tracer("tests").start_as_current_span("root"):
@@ -284,7 +284,7 @@ def test_under_upstreams_processors(scripted_server: ScriptedServer, processor: 
     assert names == ["child", "root"]
 
 
-def test_own_requests_are_not_traced(scripted_server: ScriptedServer) -> None:
+def test_export_does_not_trace_its_own_requests(scripted_server: ScriptedServer) -> None:
     instrumentation = pytest.importorskip("opentelemetry.instrumentation.requests")
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(MLflowSpanExporter(tracking_uri=scripted_server.url)))
@@ -299,7 +299,7 @@ def test_own_requests_are_not_traced(scripted_server: ScriptedServer) -> None:
     assert [span.name for request in scripted_server.to("/v1/traces") for span in request.spans()] == ["only"]
 
 
-def test_trace_url(scripted_server: ScriptedServer) -> None:
+def test_trace_url_names_experiment_and_workspace(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(experiment("3"), path=GET_BY_NAME)
     trace = "tr-" + "0" * 30 + "ff"
     with exporter(tracking_uri=scripted_server.url + "/mlf", experiment_id="7", workspace="team-a") as made:
@@ -313,7 +313,7 @@ def test_trace_url(scripted_server: ScriptedServer) -> None:
         assert made.trace_url(255) is None
 
 
-def test_info_is_logged_when_a_created_experiment_is_used(
+def test_created_experiment_is_logged(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

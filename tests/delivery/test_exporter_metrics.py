@@ -46,7 +46,7 @@ def meters() -> Iterator[Meters]:
     made.provider.shutdown()
 
 
-def test_delivered(scripted_server: ScriptedServer, meters: Meters) -> None:
+def test_metrics_of_delivered_spans(scripted_server: ScriptedServer, meters: Meters) -> None:
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
     began = time.monotonic()
     exporter.export(ended(2, children=1))
@@ -71,7 +71,7 @@ def test_delivered(scripted_server: ScriptedServer, meters: Meters) -> None:
     assert meters.spans(INFLIGHT) == {"": 0}
 
 
-def test_refused_among_delivered(scripted_server: ScriptedServer, meters: Meters) -> None:
+def test_metrics_of_rejected_spans(scripted_server: ScriptedServer, meters: Meters) -> None:
     def answer(request: Any) -> Answer:
         return (
             Answer(422, headers=JSON, body=b"{}") if any(s.name == "child 1.1" for s in request.spans()) else ACCEPTED
@@ -89,7 +89,7 @@ def test_refused_among_delivered(scripted_server: ScriptedServer, meters: Meters
     assert meters.spans(INFLIGHT) == {"": 0}
 
 
-def test_in_flight_while_the_server_thinks_and_given_up_at_the_end(
+def test_metrics_of_spans_in_flight_and_dropped_at_shutdown(
     scripted_server: ScriptedServer, meters: Meters
 ) -> None:
     scripted_server.answer(Answer(503))
@@ -119,7 +119,7 @@ def test_in_flight_while_the_server_thinks_and_given_up_at_the_end(
         (None, {"error.type": "shutdown"}),
     ],
 )
-def test_what_an_outcome_is_called(
+def test_metrics_name_error_type_of_outcome(
     outcome: ExportOutcome | None, attributes: Mapping[str, Any], meters: Meters
 ) -> None:
     clock = iter([10.0, 12.5])
@@ -134,7 +134,7 @@ def test_what_an_outcome_is_called(
     assert meters.spans(EXPORTED) == {"": 2, attributes["error.type"]: 1}
 
 
-def test_what_is_lost_before_it_is_sent(
+def test_metrics_of_spans_dropped_before_sending(
     scripted_server: ScriptedServer, meters: Meters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
@@ -156,7 +156,7 @@ def test_what_is_lost_before_it_is_sent(
     assert meters.points(INFLIGHT) == []
 
 
-def test_environment_wants_them_in_the_apps_provider(
+def test_metrics_use_global_provider_if_enabled_by_environment(
     scripted_server: ScriptedServer, meters: Meters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -170,7 +170,7 @@ def test_environment_wants_them_in_the_apps_provider(
         assert meters.spans(EXPORTED) == expected
 
 
-def test_broken_provider_costs_no_span(scripted_server: ScriptedServer) -> None:
+def test_broken_meter_provider_drops_no_span(scripted_server: ScriptedServer) -> None:
     class Instrument:
         def add(self, *_: Any) -> None:
             raise RuntimeError("broken")

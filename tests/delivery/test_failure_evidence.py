@@ -52,7 +52,7 @@ def replay(story: str, evidence: FailureEvidence) -> tuple[FailureSuspect, float
 
 
 @pytest.mark.parametrize(("story", "is_reported", "is_dropped"), STORIES)
-def test_what_is_said_of_a_suspect(story: str, is_reported: bool, is_dropped: bool) -> None:
+def test_evidence_decides_about_suspect(story: str, is_reported: bool, is_dropped: bool) -> None:
     evidence = FailureEvidence()
     suspect, now = replay(story, evidence)
     assert (evidence.is_convincing(suspect, now), evidence.is_proven(suspect, now)) == (is_reported, is_dropped)
@@ -71,13 +71,13 @@ def test_what_is_said_of_a_suspect(story: str, is_reported: bool, is_dropped: bo
         ("!x" + 5 * PAIR, 2.0),
     ],
 )
-def test_when_a_suspect_is_sent_again(story: str, seconds: float) -> None:
+def test_pause_seconds_grows_with_server_errors(story: str, seconds: float) -> None:
     evidence = FailureEvidence()
     suspect, now = replay(story, evidence)
     assert evidence.pause_seconds(suspect, now) == seconds
 
 
-def test_server_that_answers_500_at_random_proves_nothing() -> None:
+def test_random_server_errors_never_prove_a_suspect() -> None:
     """Whatever part of the requests it is: what has a 500 and is delivered later shows it, before it is too late."""
     chance = random.Random(3)
     for part in (0.1, 0.3, 0.5, 0.7, 0.9):
@@ -125,7 +125,7 @@ def export_request(
         (None, Bisection(0, had_server_error=True, cancelled_count=5), False, False, 32),
     ],
 )
-def test_times_that_something_is_sent_before_it_is_searched(
+def test_attempts_before_bisection(
     bisection: Bisection | None, previous_bisection: Bisection | None, others_pass: bool, is_unstable: bool, times: int
 ) -> None:
     clock = Clock()
@@ -140,7 +140,7 @@ def test_times_that_something_is_sent_before_it_is_searched(
     )
 
 
-def test_suspects_of_one_destination_say_nothing_about_another() -> None:
+def test_suspects_are_separate_by_destination() -> None:
     suspects = SuspectRegistry(Clock())
     here, there = export_request(), export_request(THERE)
     suspects.add(here, None)
@@ -154,7 +154,7 @@ def test_suspects_of_one_destination_say_nothing_about_another() -> None:
     assert suspects.count(THERE) == 1
 
 
-def test_when_one_passes_after_all_the_others_are_tried_at_once() -> None:
+def test_delivered_suspect_releases_other_suspects_of_destination() -> None:
     clock = Clock()
     suspects = SuspectRegistry(clock)
     passes, waits, elsewhere = export_request(), export_request(), export_request(THERE)
@@ -168,7 +168,7 @@ def test_when_one_passes_after_all_the_others_are_tried_at_once() -> None:
     assert not suspects.evidence_at(THERE).is_unstable(clock.now)
 
 
-def test_a_delivery_where_nothing_is_suspected_is_not_kept_in_mind() -> None:
+def test_record_success_without_evidence_stores_nothing() -> None:
     suspects = SuspectRegistry(Clock())
     suspects.record_success(export_request())
     assert suspects.evidence_at(HERE).delivered_count == 0
@@ -176,7 +176,7 @@ def test_a_delivery_where_nothing_is_suspected_is_not_kept_in_mind() -> None:
     assert suspects.evidence_at(HERE).delivered_count == 1
 
 
-def test_destinations_with_suspects_are_kept_however_many_others_come() -> None:
+def test_evidence_of_destinations_with_suspects_is_never_evicted() -> None:
     suspects = SuspectRegistry(Clock())
     suspects.add(export_request(), None)
     suspects.evidence_at(HERE).record_success()

@@ -26,7 +26,7 @@ def delivery(
     return made, problem_log
 
 
-def test_headers() -> None:
+def test_export_sends_headers_of_destination() -> None:
     script = ScriptedTransport(HttpResponse(200))
     sender, problem_log = delivery(script, "gzip")
     sender.export(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
@@ -42,20 +42,20 @@ def test_headers() -> None:
     assert problem_log.stats.snapshot().requests == 1
 
 
-def test_experiment_is_left_to_the_header_of_the_user() -> None:
+def test_export_keeps_experiment_header_of_user() -> None:
     script = ScriptedTransport(HttpResponse(200))
     delivery(script, is_set=True)[0].export(EncodedBatch(Destination(experiment="by name"), b"body", 1), 10)
     assert [asked.headers for asked in script.requests] == [{"content-type": "application/x-protobuf"}]
 
 
-def test_small_body_is_not_compressed() -> None:
+def test_export_does_not_compress_small_body() -> None:
     script = ScriptedTransport(HttpResponse(200))
     delivery(script, "gzip")[0].export(REQUEST, 10)
     assert "content-encoding" not in script.requests[0].headers
 
 
 @pytest.mark.parametrize("status", [400, 415])
-def test_server_that_takes_no_compressed_body_is_sent_plain_ones_from_then_on(
+def test_export_disables_compression_after_rejection(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     script = ScriptedTransport(HttpResponse(status), HttpResponse(200))
@@ -66,7 +66,7 @@ def test_server_that_takes_no_compressed_body_is_sent_plain_ones_from_then_on(
     assert caplog.text.count("sent uncompressed from now on") == 1
 
 
-def test_content_that_is_refused_plain_too_says_nothing_of_compression() -> None:
+def test_export_keeps_compression_if_uncompressed_body_is_rejected() -> None:
     script = ScriptedTransport(HttpResponse(400))
     sender, _ = delivery(script, "gzip")
     for _ in range(2):
@@ -74,7 +74,7 @@ def test_content_that_is_refused_plain_too_says_nothing_of_compression() -> None
     assert ["content-encoding" in asked.headers for asked in script.requests] == [True, False, True, False]
 
 
-def test_compression_keeps_the_body() -> None:
+def test_compress_is_reversible() -> None:
     assert compress(b"body", "none") == b"body"
     assert gzip.decompress(compress(b"body", "gzip")) == b"body"
     assert zlib.decompress(compress(b"body", "deflate")) == b"body"

@@ -18,7 +18,6 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.delivery import retry_sender
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
@@ -27,7 +26,6 @@ from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentReso
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.model.export_outcome import FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import Authorization
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
 
@@ -112,13 +110,13 @@ class Story:
 
     def __init__(self, version: str = "3.17.2", jitter: float = 0.5, *, certain: bool = True) -> None:
         self.server = FakeMLflow(version)
-        self.problem_log = ProblemLog(lambda: self.server.clock)
-        self.experiments = ExperimentResolver(None, certain=False, create=False, problem_log=self.problem_log)
+        self.report = ProblemLog(lambda: self.server.clock)
+        self.experiments = ExperimentResolver(None, certain=False, create=False, report=self.report)
         self.sender = RetrySender(
             self.server,
-            OTLPClient(self.server, self.experiments, compression="none", problem_log=self.problem_log),
-            ServerInfo(self.server, self.problem_log, certain=certain),
-            self.problem_log,
+            OTLPClient(self.server, self.experiments, compression="none", report=self.report),
+            ServerInfo(self.server, self.report, certain=certain),
+            self.report,
             explain=lambda outcome: outcome.message,
             clock=lambda: self.server.clock,
             jitter=lambda: jitter,
@@ -154,7 +152,7 @@ class Story:
 
     @property
     def refused(self) -> int:
-        return self.problem_log.stats.snapshot().dropped
+        return self.report.stats().dropped
 
     def lands_once(self, spans: list[EncodedSpan]) -> bool:
         return self.server.stored == Counter((span.trace_id, span.span_id) for span in spans)
@@ -185,12 +183,12 @@ def refusing(status: int, *marks: str) -> Judge:
     return lambda names: HttpResponse(status) if set(marks) & set(names) else HttpResponse(200)
 
 
-def test_delivered_at_once() -> None:
+def test_send_delivers_at_once() -> None:
     story, spans = Story(), encoded("a", "b")
     story.send(spans)
     assert story.lands_once(spans)
     assert (story.settled, story.postponed, story.server.asked) == (1, [], 0)
-    assert (story.problem_log.stats.snapshot().delivered, story.sender.failure_count) == (2, 0)
+    assert (story.report.stats().delivered, story.sender.failure_count) == (2, 0)
 
 
 AWAY = [
@@ -209,7 +207,7 @@ AWAY = [
 
 
 @pytest.mark.parametrize(("answer", "times"), AWAY)
-def test_what_may_succeed_later_is_kept_and_sent_again(
+def test_retryable_request_is_retried_with_backoff(
     answer: HttpResponse | TransportError, times: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     story, spans = Story(), encoded("a")
@@ -217,7 +215,7 @@ def test_what_may_succeed_later_is_kept_and_sent_again(
     story.server.judge = failing(3, answer)
     story.send(spans)
     assert story.server.times == times
-    assert (story.settled, story.refused, story.problem_log.stats.snapshot().retries) == (1, 0, 3)
+    assert (story.settled, story.refused, story.report.stats().retries) == (1, 0, 3)
     assert len(story.postponed) == story.sender.failure_count == 3
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "Export failing, spans are queued in memory",
@@ -225,12 +223,7 @@ def test_what_may_succeed_later_is_kept_and_sent_again(
     ]
 
 
-def test_retry_sender_failures_that_users_correct_are_retried_slowly() -> None:
-    # 404, 403 and 401 above; a request that is too large is the third kind.
-    assert {FailureKind.DESTINATION, FailureKind.CREDENTIALS, FailureKind.SIZE} == retry_sender._USER_FAILURES
-
-
-def test_waiting_has_a_limit() -> None:
+def test_backoff_delay_is_bounded() -> None:
     story = Story()
     story.server.judge = lambda _: HttpResponse(503)
     story.send(encoded("a"), until=200)
@@ -248,7 +241,7 @@ def test_waiting_has_a_limit() -> None:
         (HttpResponse(404), [0, 2, 6, 7, 14.5, 30.5]),
     ],
 )
-def test_who_hurries_during_an_attempt_has_one_more_soon(answer: HttpResponse, times: list[float]) -> None:
+def test_flush_during_attempt_shortens_next_delay(answer: HttpResponse, times: list[float]) -> None:
     """It is the third; after the one for who hurries the wait goes on as it was."""
     story, spans = Story(), encoded("a")
     accepts = failing(5, answer)
@@ -256,7 +249,7 @@ def test_who_hurries_during_an_attempt_has_one_more_soon(answer: HttpResponse, t
     def judge(names: list[str]) -> HttpResponse | TransportError:
         if len(story.server.names) == 3:
             story.server.clock += 0.5  # the request takes a while
-            story.sender.backoff.begin_flush()
+            story.sender.backoff.hurry()
         return accepts(names)
 
     story.server.judge = judge
@@ -269,18 +262,18 @@ def test_who_hurries_during_an_attempt_has_one_more_soon(answer: HttpResponse, t
 
 
 @pytest.mark.parametrize("status", [400, 422, 415])
-def test_culprit_is_found_refused_when_repeated_and_named(status: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_span_is_isolated_confirmed_and_logged(status: int, caplog: pytest.LogCaptureFixture) -> None:
     story, spans = Story(), encoded("a", "b", "culprit", "d", children=2)
     story.server.judge = refusing(status, "culprit/1")
     story.send(spans)
     assert sum(story.server.stored.values()) == len(spans) - 1
-    assert (story.settled, story.refused, story.problem_log.stats.snapshot().delivered) == (1, 1, len(spans) - 1)
+    assert (story.settled, story.refused, story.report.stats().delivered) == (1, 1, len(spans) - 1)
     assert caplog.text.count("Dropped span 'culprit/1' of trace tr-00000000000000000000000000000003: ") == 1
     assert f"{status}" in caplog.text
 
 
 @pytest.mark.parametrize("marks", [(3,), (0, 199), (0, 100, 199), (66, 67, 133), (1, 2, 3), (50, 125, 126)])
-def test_197_of_200_traces_land_in_at_most_40_requests(marks: tuple[int, ...]) -> None:
+def test_bisection_delivers_197_of_200_traces_in_at_most_40_requests(marks: tuple[int, ...]) -> None:
     story, spans = Story(), encoded(*map(str, range(200)), children=2)
     story.server.judge = refusing(400, *map(str, marks))
     story.send(spans)
@@ -291,16 +284,16 @@ def test_197_of_200_traces_land_in_at_most_40_requests(marks: tuple[int, ...]) -
 
 @settings(max_examples=60, deadline=None)
 @given(st.sets(st.integers(0, 39), max_size=40), st.integers(0, 2), st.sampled_from([400, 422]))
-def test_whatever_is_marked_all_else_lands_once(marked: set[int], children: int, status: int) -> None:
+def test_bisection_delivers_all_accepted_spans_once(marked: set[int], children: int, status: int) -> None:
     story, spans = Story(), encoded("accepted", *map(str, range(40)), children=children)
     story.server.judge = refusing(status, *map(str, marked))
     story.send(spans)
     assert set(story.server.stored.values()) <= {1}
     assert (story.refused, story.settled) == (len(marked), 1)
-    assert story.problem_log.stats.snapshot().delivered == len(spans) - len(marked)
+    assert story.report.stats().delivered == len(spans) - len(marked)
 
 
-def test_transient_refusal_loses_nothing() -> None:
+def test_transient_rejection_drops_nothing() -> None:
     # UniqueViolation when two batches of one trace arrive at once, before 3.16.
     for times in (1, 2):
         story, spans = Story(), encoded("a", "b", "c", children=1)
@@ -310,7 +303,7 @@ def test_transient_refusal_loses_nothing() -> None:
         assert story.refused == 0
 
 
-def test_single_span_is_refused_only_when_that_is_repeated_later() -> None:
+def test_single_span_is_dropped_after_second_rejection() -> None:
     story, spans = Story(), encoded("a")
     story.server.judge = failing(1, HttpResponse(422))
     story.send(spans)
@@ -332,7 +325,7 @@ FATES: list[tuple[Callable[[], Judge], str]] = [
 
 @pytest.mark.parametrize(("judge", "expected"), FATES, ids=["refused", "rejected", "waiting"])
 @pytest.mark.parametrize("left", [LEFT, ""])
-def test_who_has_left_spans_is_told_with_what_befalls_them(
+def test_messages_name_origin_of_leftover_spans(
     judge: Callable[[], Judge], expected: str, left: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     story = Story()
@@ -341,7 +334,7 @@ def test_who_has_left_spans_is_told_with_what_befalls_them(
     assert caplog.messages[0].partition(": ")[0] == (f"{expected} ({left})" if left else expected)
 
 
-def test_who_has_left_a_suspect_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_message_names_origin_of_leftover_suspect(caplog: pytest.LogCaptureFixture) -> None:
     story = Story()
     story.server.judge = refusing(500, "c")
     story.send(encoded("a", "b", "c", "d"), until=600, left=LEFT)
@@ -351,7 +344,7 @@ def test_who_has_left_a_suspect_is_told(caplog: pytest.LogCaptureFixture) -> Non
     ]
 
 
-def test_outage_is_told_of_as_this_runs_once_its_own_spans_wait_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_outage_message_omits_origin_once_own_spans_are_queued(caplog: pytest.LogCaptureFixture) -> None:
     """One outage is one problem: its repetitions are not told twice, once for each of whom the spans are."""
     story, theirs, ours = Story(), *(ExportRequest(AT_ONE, encoded(name), RequestOrigin(1)) for name in ("a", "b"))
     theirs.origin.label = LEFT
@@ -377,7 +370,7 @@ def test_outage_is_told_of_as_this_runs_once_its_own_spans_wait_too(caplog: pyte
 # 500: a server in trouble, or a span that it trips over
 
 
-def test_500_of_a_server_in_trouble_loses_nothing() -> None:
+def test_persistent_server_errors_drop_nothing() -> None:
     story, spans = Story(), encoded("a", "b", children=1)
     story.server.judge = failing(30, HttpResponse(500))
     story.send(spans)
@@ -385,7 +378,7 @@ def test_500_of_a_server_in_trouble_loses_nothing() -> None:
     assert story.refused == 0
 
 
-def test_500_that_stays_with_one_span_is_kept_and_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_suspect_is_kept_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     story, spans = Story(), encoded("a", "b", "c", "d")
     story.server.judge = refusing(500, "c")
     story.send(spans, until=600)
@@ -405,7 +398,7 @@ def test_500_that_stays_with_one_span_is_kept_and_named(caplog: pytest.LogCaptur
     assert "Export recovered: span 'c' of trace tr-00000000000000000000000000000003 was accepted" in caplog.text
 
 
-def test_500_that_stays_while_many_others_pass_is_the_spans_own_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_suspect_is_dropped_when_many_others_pass(caplog: pytest.LogCaptureFixture) -> None:
     story = Story()
     story.server.judge = refusing(500, "c")
     story.send(encoded("a", "b", "c", "d"), until=10)
@@ -416,7 +409,7 @@ def test_500_that_stays_while_many_others_pass_is_the_spans_own_fault(caplog: py
     assert len(story.server.names) < 389 + 40
 
 
-def test_at_the_end_a_named_span_is_lost_by_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_reported_suspect_is_dropped_by_name_at_shutdown(caplog: pytest.LogCaptureFixture) -> None:
     story = Story()
     story.server.judge = refusing(500, "c")
     story.send(encoded("a", "b", "c", "d"), until=60)
@@ -428,7 +421,7 @@ def test_at_the_end_a_named_span_is_lost_by_name(caplog: pytest.LogCaptureFixtur
     assert "Dropped span 'c' of trace tr-00000000000000000000000000000003: " in caplog.text
 
 
-def test_500_of_a_lone_span_is_kept_while_nothing_else_passes(caplog: pytest.LogCaptureFixture) -> None:
+def test_suspect_is_kept_while_nothing_else_passes(caplog: pytest.LogCaptureFixture) -> None:
     story = Story()
     story.server.judge = refusing(500, "c")
     story.send(encoded("c"), until=300)
@@ -440,7 +433,7 @@ def test_500_of_a_lone_span_is_kept_while_nothing_else_passes(caplog: pytest.Log
 
 @pytest.mark.parametrize("marks", [(3,), (0, 199), (0, 100, 199), (66, 67, 133), (1, 2, 3), (50, 125, 126)])
 @pytest.mark.parametrize("turn", [0.0, 0.9])
-def test_of_200_traces_with_three_culprits_answered_500_all_others_land_in_at_most_40_requests(
+def test_three_suspects_of_200_traces_are_isolated_in_at_most_40_requests(
     marks: tuple[int, ...], turn: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     story, spans = Story(jitter=turn), encoded(*map(str, range(200)), children=2)
@@ -457,7 +450,7 @@ def test_of_200_traces_with_three_culprits_answered_500_all_others_land_in_at_mo
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.05, 0.3, 0.7, 0.9]), st.integers(1, 12))
-def test_server_that_answers_500_at_random_loses_nothing(seed: int, part: float, traces: int) -> None:
+def test_random_server_errors_drop_nothing(seed: int, part: float, traces: int) -> None:
     story, chance = Story(), random.Random(seed)
     story.server.judge = lambda _: HttpResponse(500 if chance.random() < part else 200)
     batches = [
@@ -474,7 +467,7 @@ def test_server_that_answers_500_at_random_loses_nothing(seed: int, part: float,
 # Size
 
 
-def test_too_large_is_cut_and_later_requests_start_smaller() -> None:
+def test_too_large_request_is_split_and_later_requests_are_smaller() -> None:
     story, spans = Story(), encoded(*"abcdefgh", text=40_000)
     story.server.judge = lambda names: HttpResponse(413) if len(names) > 2 else HttpResponse(200)
     story.send(spans)
@@ -484,7 +477,7 @@ def test_too_large_is_cut_and_later_requests_start_smaller() -> None:
     assert 80_000 < story.sender.max_request_bytes < 90_000
 
 
-def test_single_span_that_is_too_large_is_shortened_and_marked() -> None:
+def test_too_large_span_is_truncated_and_marked() -> None:
     story, spans = Story(), encoded("a", text=500_000)
     story.server.judge = lambda _: HttpResponse(413) if story.server.sizes[-1] > 100_000 else HttpResponse(200)
     story.send(spans)
@@ -493,7 +486,7 @@ def test_single_span_that_is_too_large_is_shortened_and_marked() -> None:
     assert 50_000 < story.server.sizes[-1] <= 100_000
 
 
-def test_single_span_that_cannot_be_shortened_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_too_large_span_that_cannot_be_truncated_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     story = Story()
     story.server.judge = lambda _: HttpResponse(413)
     story.send(encoded("a", text=500_000))
@@ -508,7 +501,7 @@ AMBIGUOUS = [HttpResponse(504), HttpResponse(502), HttpResponse(500), TransportE
 
 @pytest.mark.parametrize("answer", AMBIGUOUS)
 @pytest.mark.parametrize(("version", "asks"), [("3.10.1", True), ("3.13.0", True), ("3.16.1", True), ("3.17.0", False)])
-def test_before_sending_again_what_may_have_arrived_older_servers_are_asked(
+def test_retry_looks_up_stored_spans_on_older_servers(
     answer: HttpResponse | TransportError, version: str, asks: bool
 ) -> None:
     story, spans = Story(version), encoded("a", "b", children=1)
@@ -521,20 +514,20 @@ def test_before_sending_again_what_may_have_arrived_older_servers_are_asked(
     story.send(spans)
     assert bool(story.server.asked) is asks
     assert set(story.server.stored.values()) == {1 if asks else 2}
-    assert (story.settled, story.problem_log.stats.snapshot().delivered, story.refused) == (1, 4, 0)
+    assert (story.settled, story.report.stats().delivered, story.refused) == (1, 4, 0)
 
 
-def test_only_what_is_missing_is_sent_again() -> None:
+def test_retry_sends_only_missing_spans() -> None:
     story, spans = Story("3.10.1"), encoded("a", "b", "c")
     story.server.judge = failing(1, HttpResponse(504))
     story.server.stored[spans[1].trace_id, spans[1].span_id] = 1
     story.send(spans)
     assert story.server.names == [["a", "b", "c"], ["a", "c"]]
     assert story.lands_once(spans)
-    assert story.problem_log.stats.snapshot().delivered == 3
+    assert story.report.stats().delivered == 3
 
 
-def test_server_that_is_still_writing_is_asked_until_its_answer_no_longer_changes() -> None:
+def test_lookup_repeats_until_stored_spans_stay_the_same() -> None:
     story, spans = Story("3.10.1"), encoded("a", "b", "c")
     story.server.judge = failing(1, HttpResponse(504))
     arriving = list(spans)
@@ -553,7 +546,7 @@ def test_server_that_is_still_writing_is_asked_until_its_answer_no_longer_change
     assert story.server.asked == 3  # nothing is missing any more
 
 
-def test_after_a_504_it_may_take_as_long_as_a_database_waits_for_its_lock() -> None:
+def test_lookup_after_504_waits_for_database_lock() -> None:
     story, spans = Story("3.10.1"), encoded("a", "b")
     story.server.judge = failing(1, HttpResponse(504))
     real = story.server._read_back
@@ -570,7 +563,7 @@ def test_after_a_504_it_may_take_as_long_as_a_database_waits_for_its_lock() -> N
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_where_asking_is_not_possible_it_is_said_once_and_sent_again(
+def test_retry_without_lookup_logs_once_and_sends_again(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     story, spans = Story("3.6.0"), encoded("a")
@@ -581,7 +574,7 @@ def test_where_asking_is_not_possible_it_is_said_once_and_sent_again(
     assert caplog.text.count("sent again without checking") == 1
 
 
-def test_while_the_server_cannot_answer_nothing_is_sent() -> None:
+def test_retry_waits_until_lookup_succeeds() -> None:
     story, spans = Story("3.10.1"), encoded("a")
     story.server.judge = failing(1, HttpResponse(504))
     story.server.may_ask = HttpResponse(503)
@@ -595,7 +588,7 @@ def test_while_the_server_cannot_answer_nothing_is_sent() -> None:
 PAGE = HttpResponse(200, {"content-type": "text/html"}, b"<!doctype html><title>Sign in</title>")
 
 
-def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+def test_lookup_does_not_accept_login_page(caplog: pytest.LogCaptureFixture) -> None:
     """The spans have arrived, and would be sent a second time if the page were taken for "nothing is stored"."""
     story, spans = Story("3.10.1"), encoded("a", "b")
     story.server.judge, story.server.stores_anyway, story.server.may_ask = lambda _: HttpResponse(504), True, PAGE
@@ -607,10 +600,10 @@ def test_page_instead_of_what_is_stored_is_no_answer(caplog: pytest.LogCaptureFi
     story.send([], until=180)
     assert len(story.server.names) == 1
     assert story.lands_once(spans)
-    assert (story.settled, story.problem_log.stats.snapshot().delivered) == (1, 2)
+    assert (story.settled, story.report.stats().delivered) == (1, 2)
 
 
-def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_lookup_at_guessed_server_does_not_delay_spans(caplog: pytest.LogCaptureFixture) -> None:
     story, spans = Story("a page", certain=False), encoded("a")
     story.server.may_ask = PAGE
     story.server.judge = failing(2, HttpResponse(504))
@@ -619,7 +612,7 @@ def test_page_of_a_site_that_was_guessed_holds_nothing_up(caplog: pytest.LogCapt
     assert caplog.text.count("sent again without checking") == 1
 
 
-def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
+def test_rejected_request_may_be_partly_stored_before_3_12() -> None:
     story, spans = Story("3.10.1"), encoded("a", "b", "culprit", "d")
 
     def judge(names: list[str]) -> HttpResponse:
@@ -635,10 +628,10 @@ def test_before_3_12_a_refused_request_may_have_been_stored_in_part() -> None:
     story.send(spans)
     assert set(story.server.stored.values()) == {1}
     assert sum(story.server.stored.values()) == 3
-    assert (story.refused, story.problem_log.stats.snapshot().delivered) == (1, 3)
+    assert (story.refused, story.report.stats().delivered) == (1, 3)
 
 
-def test_before_3_12_a_database_that_stops_in_the_middle_has_some_traces() -> None:
+def test_failed_database_may_have_partly_stored_request_before_3_12() -> None:
     story, spans = Story("3.10.1"), encoded("a", "b", "c", "d")
 
     def judge(_: list[str]) -> HttpResponse:
@@ -666,7 +659,7 @@ def test_new_credential_is_used_at_once() -> None:
     assert story.server.times == [0, 0]
 
 
-def test_token_file_is_watched_and_the_rejected_token_not_sent_again_meanwhile() -> None:
+def test_rejected_token_is_not_sent_again_until_file_changes() -> None:
     story, spans = Story(), encoded("a")
     story.server.judge = failing(1, HttpResponse(401))
     story.server.credentials.can_watch = True  # type: ignore[misc]
@@ -682,7 +675,7 @@ def test_token_file_is_watched_and_the_rejected_token_not_sent_again_meanwhile()
     assert len(looked) >= 5
 
 
-def test_wrong_destination_is_looked_up_anew() -> None:
+def test_rejected_destination_is_looked_up_again() -> None:
     story = Story()
     forgotten: list[Destination] = []
     story.experiments.invalidate = forgotten.append  # type: ignore[method-assign,assignment]
@@ -691,16 +684,16 @@ def test_wrong_destination_is_looked_up_anew() -> None:
     assert len(forgotten) == 2
 
 
-def test_partial_success_counts_what_was_rejected(caplog: pytest.LogCaptureFixture) -> None:
+def test_partial_success_counts_rejected_spans(caplog: pytest.LogCaptureFixture) -> None:
     story = Story()
     body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
     story.server.judge = lambda _: HttpResponse(200, JSON, body)
     story.send(encoded("a", "b"))
-    assert (story.problem_log.stats.snapshot().delivered, story.refused, story.settled) == (1, 1, 1)
+    assert (story.report.stats().delivered, story.refused, story.settled) == (1, 1, 1)
     assert "too old" in caplog.text
 
 
-def test_at_the_end_what_a_search_has_put_aside_is_counted_as_well() -> None:
+def test_drop_on_shutdown_counts_deferred_spans() -> None:
     story, spans = Story(), encoded(*map(str, range(16)))
     story.server.judge = refusing(400, "0")
     origin = RequestOrigin(len(spans))
@@ -712,7 +705,7 @@ def test_at_the_end_what_a_search_has_put_aside_is_counted_as_well() -> None:
     assert (story.refused, origin.remaining_count) == (16, 0)
 
 
-def test_at_the_end_nothing_waits_for_a_server_that_was_away_before() -> None:
+def test_closing_sender_does_not_wait_for_unavailable_server() -> None:
     story = Story()
     story.server.judge = lambda _: HttpResponse(503)
     story.send(encoded("a"), until=10)
@@ -723,7 +716,7 @@ def test_at_the_end_nothing_waits_for_a_server_that_was_away_before() -> None:
     assert (story.settled, story.refused) == (1, 1)
 
 
-def test_message_of_an_accepting_server_is_passed_on_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_message_of_accepting_server_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     story = Story()
     story.server.judge = lambda _: HttpResponse(200, JSON, b'{"partialSuccess":{"errorMessage":"be brief"}}')

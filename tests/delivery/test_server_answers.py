@@ -586,7 +586,7 @@ ROWS = [
 ]
 
 
-def test_rows_have_names_of_their_own() -> None:
+def test_rows_have_unique_names() -> None:
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names) >= 60
 
@@ -636,7 +636,7 @@ def unlike(logged: Sequence[tuple[int, str]], wanted: Sequence[Line]) -> str:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_answer(row: Row, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_response_has_one_outcome(row: Row, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     go = threading.Event()
     # Held, as long as the time-out of a request leaves time to look at what there is in between.
@@ -706,7 +706,7 @@ def in_seconds(seconds: float) -> str:
     ],
     ids=["seconds", "date", "none", "past", "negative", "words", "empty"],
 )
-def test_retry_after_is_waited_for(value: Callable[[], str], least: float, scripted_server: ScriptedServer) -> None:
+def test_retry_after_delays_next_attempt(value: Callable[[], str], least: float, scripted_server: ScriptedServer) -> None:
     def answer(request: Recorded) -> Answer:
         # A date is that of the answer: the request may have been on its way for a while.
         return Answer(429, headers={"Retry-After": value()}) if request is scripted_server.requests[0] else ACCEPTED
@@ -722,7 +722,7 @@ def test_retry_after_is_waited_for(value: Callable[[], str], least: float, scrip
 @pytest.mark.parametrize(
     "value", ["100", "99999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"], ids=["long", "absurd", "date"]
 )
-def test_retry_after_beyond_the_time_out_loses_nothing(
+def test_retry_after_beyond_timeout_drops_nothing(
     value: str, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted_server.answer(Answer(503, headers={"Retry-After": value}), then=ACCEPTED)
@@ -742,7 +742,7 @@ def test_retry_after_beyond_the_time_out_loses_nothing(
 # Connections that are not there
 
 
-def test_server_that_does_not_listen_yet(caplog: pytest.LogCaptureFixture) -> None:
+def test_export_succeeds_when_server_starts_later(caplog: pytest.LogCaptureFixture) -> None:
     with ScriptedServer(listening=False) as server, exporter_to(server, timeout=SHORT) as exporter:
         assert exporter.export(finished("first", "second")) is FAILURE
         assert counts(exporter) == (0, 0, SPANS)
@@ -754,7 +754,7 @@ def test_server_that_does_not_listen_yet(caplog: pytest.LogCaptureFixture) -> No
     assert [request.path for request in server.requests] == [TRACES_PATH]
 
 
-def test_connection_that_was_closed_while_idle_costs_nothing(
+def test_closed_idle_connection_is_replaced_without_error(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with exporter_to(scripted_server) as exporter:
@@ -803,7 +803,7 @@ class Storing:
     ],
     ids=["all", "some", "none"],
 )
-def test_only_what_is_missing_is_sent_again(
+def test_uncertain_request_sends_only_missing_spans(
     stored: tuple[str, ...],
     asked: int,
     sent: list[str],

@@ -125,7 +125,7 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 # What goes first, and how much at once
 
 
-def test_the_oldest_go_first_two_at_a_time(process: Callable[..., Process]) -> None:
+def test_consumer_enqueues_two_oldest_requests_first(process: Callable[..., Process]) -> None:
     one = process()
     for each in NAMES[:5]:
         one.put(each)
@@ -141,7 +141,7 @@ def test_the_oldest_go_first_two_at_a_time(process: Callable[..., Process]) -> N
     assert not one.look()
 
 
-def test_no_destination_keeps_another_waiting(process: Callable[..., Process]) -> None:
+def test_destinations_do_not_delay_each_other(process: Callable[..., Process]) -> None:
     one = process()
     for number in range(8):
         one.put(NAMES[number], PLACES[0])
@@ -152,7 +152,7 @@ def test_no_destination_keeps_another_waiting(process: Callable[..., Process]) -
 
 
 @pytest.mark.parametrize(("limit", "value", "at_once"), [("_MAX_REQUESTS", 5, 5), ("_MAX_BYTES", 1, 1)])
-def test_what_is_in_memory_at_a_time_is_bounded(
+def test_requests_in_memory_are_bounded(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch, limit: str, value: int, at_once: int
 ) -> None:
     monkeypatch.setattr(spool_consumer_module, limit, value)
@@ -169,7 +169,7 @@ def test_what_is_in_memory_at_a_time_is_bounded(
     assert sorted(seen) == NAMES[:12]
 
 
-def test_what_waits_for_longer_makes_room_for_others_but_not_in_memory(
+def test_delayed_request_frees_slot_but_not_memory(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool_consumer_module, "_MAX_REQUESTS", 4)
@@ -191,7 +191,7 @@ def test_what_waits_for_longer_makes_room_for_others_but_not_in_memory(
     assert len(one.given) == 4
 
 
-def test_what_is_gone_or_damaged_takes_no_place(process: Callable[..., Process], tmp_path: Path) -> None:
+def test_missing_or_damaged_file_takes_no_slot(process: Callable[..., Process], tmp_path: Path) -> None:
     one = process()
     for each in NAMES[:4]:
         one.put(each)
@@ -204,7 +204,7 @@ def test_what_is_gone_or_damaged_takes_no_place(process: Callable[..., Process],
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("pdrl"), st.integers(0, 3), st.integers(0, 63)), max_size=40))
-def test_each_destination_in_its_order_and_two_at_once_whatever_happens(
+def test_consumer_keeps_order_and_slot_limit_per_destination(
     tmp_path_factory: pytest.TempPathFactory, events: list[tuple[str, int, int]]
 ) -> None:
     problem_log = ProblemLog()
@@ -238,7 +238,7 @@ def test_each_destination_in_its_order_and_two_at_once_whatever_happens(
     assert delivered == put
 
 
-def test_live_traffic_waits_behind_two_at_most(process: Callable[..., Process]) -> None:
+def test_new_spans_are_sent_after_at_most_two_spooled_requests(process: Callable[..., Process]) -> None:
     """All go through the same senders, a destination's one after the other."""
     one, sent = process(), list[str]()
     begin, done = threading.Event(), threading.Event()
@@ -269,7 +269,7 @@ def test_live_traffic_waits_behind_two_at_most(process: Callable[..., Process]) 
 # Who drains
 
 
-def test_one_process_drains_and_another_takes_over(process: Callable[..., Process]) -> None:
+def test_one_process_consumes_and_another_takes_over(process: Callable[..., Process]) -> None:
     first, second = process(), process()
     for each in NAMES[:3]:
         first.put(each)
@@ -286,7 +286,7 @@ def test_one_process_drains_and_another_takes_over(process: Callable[..., Proces
     assert second.names == NAMES[:2]  # also what another has put there
 
 
-def test_the_lock_is_given_back_when_there_is_nothing_to_do(process: Callable[..., Process]) -> None:
+def test_lock_is_released_when_spool_is_empty(process: Callable[..., Process]) -> None:
     one = process()
     one.put(NAMES[0])
     one.look()
@@ -297,7 +297,7 @@ def test_the_lock_is_given_back_when_there_is_nothing_to_do(process: Callable[..
     assert not one.drainer.is_leader
 
 
-def test_only_who_drains_tidies_and_now_and_then(
+def test_only_leader_maintains_at_intervals(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=1000.0)
@@ -314,7 +314,7 @@ def test_only_who_drains_tidies_and_now_and_then(
     assert first.tidied == 2
 
 
-def test_where_nothing_was_ever_put_nothing_is_made(process: Callable[..., Process], tmp_path: Path) -> None:
+def test_tick_on_missing_spool_creates_nothing(process: Callable[..., Process], tmp_path: Path) -> None:
     one = process()
     assert not one.look()
     one.waiting = True
@@ -322,7 +322,7 @@ def test_where_nothing_was_ever_put_nothing_is_made(process: Callable[..., Proce
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_there_are_no_locks_each_sends_its_own(
+def test_each_process_sends_its_own_requests_without_locks(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def acquire(_: FileLock) -> bool:
@@ -341,7 +341,7 @@ def test_where_there_are_no_locks_each_sends_its_own(
     assert [line.count("cannot be locked") for line in caplog.messages] == [1, 1]
 
 
-def test_a_forked_child_has_nothing_of_its_parents(process: Callable[..., Process]) -> None:
+def test_forked_child_starts_empty(process: Callable[..., Process]) -> None:
     one = process()
     for each in NAMES[:3]:
         one.put(each)
@@ -360,7 +360,7 @@ def test_a_forked_child_has_nothing_of_its_parents(process: Callable[..., Proces
 # The thread
 
 
-def test_it_starts_when_it_is_woken_and_ends_when_it_is_closed(process: Callable[..., Process]) -> None:
+def test_thread_starts_at_wake_and_ends_at_close(process: Callable[..., Process]) -> None:
     one = process()
     one.put(NAMES[0])
     one.drainer.wake()
@@ -380,7 +380,7 @@ def test_it_starts_when_it_is_woken_and_ends_when_it_is_closed(process: Callable
     assert one.spilled == spilled
 
 
-def test_a_mistake_ends_no_thread(
+def test_thread_survives_exception(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, mistakes = process(), [RuntimeError("a mistake")]
@@ -397,7 +397,7 @@ def test_a_mistake_ends_no_thread(
     assert "Please report this." in caplog.text
 
 
-def test_without_a_thread_what_is_on_disk_stays_there(
+def test_requests_stay_on_disk_without_thread(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(_: threading.Thread) -> None:
@@ -434,7 +434,7 @@ def waited(one: Process, seconds: float, courier: Any) -> tuple[int, float]:
     return one.drainer.wait(seconds, courier), time.monotonic() - begin
 
 
-def test_nobody_waits_for_what_others_have_put_there(process: Callable[..., Process]) -> None:
+def test_wait_ignores_requests_of_other_processes(process: Callable[..., Process]) -> None:
     first, second = process(), process()
     first.put(NAMES[0])
     left, seconds = waited(second, 60, Courier())
@@ -443,7 +443,7 @@ def test_nobody_waits_for_what_others_have_put_there(process: Callable[..., Proc
 
 
 @pytest.mark.parametrize("troubled", [False, True], ids=["all is well", "elsewhere it is not"])
-def test_it_is_waited_for_as_long_as_the_server_takes_it(process: Callable[..., Process], *, troubled: bool) -> None:
+def test_wait_continues_while_requests_are_delivered(process: Callable[..., Process], *, troubled: bool) -> None:
     """Another destination may be in trouble from before: nothing has failed since."""
     one = process()
     for each in NAMES[:5]:
@@ -462,7 +462,7 @@ def test_it_is_waited_for_as_long_as_the_server_takes_it(process: Callable[..., 
 
 
 @pytest.mark.parametrize("draining", [True, False], ids=["here", "elsewhere"])
-def test_it_is_not_waited_for_when_nothing_moves(
+def test_wait_stops_without_progress(
     process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch, draining: bool
 ) -> None:
     """Here, when the server has just taken nothing; elsewhere, where nobody knows that, after a while."""
@@ -475,7 +475,7 @@ def test_it_is_not_waited_for_when_nothing_moves(
     assert seconds < 30
 
 
-def test_the_time_is_kept(process: Callable[..., Process]) -> None:
+def test_wait_keeps_timeout(process: Callable[..., Process]) -> None:
     one = process()
     one.put(NAMES[0])
     one.look()
@@ -489,7 +489,7 @@ def test_the_time_is_kept(process: Callable[..., Process]) -> None:
 
 @pytest.mark.parametrize(("version", "sent"), [("3.10.1", ["s01"]), ("3.16.1", ["s01"]), ("3.17.2", ["s00", "s01"])])
 @pytest.mark.parametrize("uncertain", [True, False])
-def test_what_may_have_arrived_is_asked_for_on_servers_that_count_twice(
+def test_uncertain_request_is_looked_up_on_servers_before_3_17(
     scripted_server: ScriptedServer, tmp_path: Path, version: str, sent: list[str], uncertain: bool
 ) -> None:
     """The server has the first of two; only what is missing is sent."""

@@ -92,7 +92,7 @@ def test_read_export_request_returns_what_was_put(
 
 
 @pytest.mark.parametrize(("seconds", "asks"), [(-3600.0, False), (3600.0, True)], ids=["long ago", "clock set back"])
-def test_a_server_is_asked_no_longer_than_it_may_write(
+def test_check_until_is_bounded_if_clock_changed(
     make_queue: Callable[[], PersistentQueue], seconds: float, asks: bool
 ) -> None:
     queue = make_queue()
@@ -117,7 +117,7 @@ def taken(
     return queue, request.origin, slots
 
 
-def test_before_it_is_sent_its_file_says_that_it_may_have_arrived(
+def test_on_attempt_marks_file_as_uncertain(
     make_queue: Callable[[], PersistentQueue], folder: Path
 ) -> None:
     _, origin, _ = taken(make_queue, "a")
@@ -143,7 +143,7 @@ FATES: list[tuple[list[str], bool]] = [
 
 @pytest.mark.parametrize(("fates", "uncertain"), FATES)
 @pytest.mark.parametrize("before", [False, True])
-def test_whoever_finds_it_knows_whether_it_may_have_arrived(
+def test_file_state_follows_outcomes(
     make_queue: Callable[[], PersistentQueue], folder: Path, fates: list[str], uncertain: bool, before: bool
 ) -> None:
     _, origin, slots = taken(make_queue, "a", "b", "c", uncertain=before)
@@ -160,7 +160,7 @@ def test_whoever_finds_it_knows_whether_it_may_have_arrived(
     assert slots.ended == []
 
 
-def test_it_goes_when_each_span_has_an_outcome(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
+def test_settle_deletes_file_after_last_span(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
     queue, origin, slots = taken(make_queue, "a", "b", "c")
     origin.settle(1, 0)
     origin.settle(0, 1, LATER)
@@ -171,7 +171,7 @@ def test_it_goes_when_each_span_has_an_outcome(make_queue: Callable[[], Persiste
     assert queue.storage.totals().file_count == 0
 
 
-def test_what_waits_for_longer_lets_others_go_and_stays(
+def test_yield_slot_and_release_keep_file(
     make_queue: Callable[[], PersistentQueue], folder: Path
 ) -> None:
     queue, origin, slots = taken(make_queue, "a", "b")
@@ -193,7 +193,7 @@ def test_what_waits_for_longer_lets_others_go_and_stays(
         max_size=12,
     )
 )
-def test_whatever_happens_to_a_request_nothing_is_sent_unasked_twice(
+def test_file_is_uncertain_whenever_spans_may_have_arrived(
     tmp_path_factory: pytest.TempPathFactory, events: list[str]
 ) -> None:
     """What is on disk says that it may have arrived whenever it was sent and is not known to be lost."""

@@ -20,7 +20,7 @@ def look_up(request: Recorded) -> Answer:
     return Answer(200, headers={"Content-Type": "application/json"}, body=json.dumps(body).encode())
 
 
-def test_a_thousand_tenants_take_no_thread_each(scripted_server: ScriptedServer) -> None:
+def test_thousand_tenants_share_few_threads(scripted_server: ScriptedServer) -> None:
     scripted_server.answer_with("/api/2.0/mlflow/experiments/get-by-name", look_up)
     provider = TracerProvider(resource=Resource({}), shutdown_on_exit=False)
     telemetry = configure(tracking_uri=scripted_server.url, experiment="tenant 0", tracer_provider=provider)
@@ -42,7 +42,7 @@ def test_a_thousand_tenants_take_no_thread_each(scripted_server: ScriptedServer)
     assert came == {(str(number), f"team-{number % 3}", f"root {number}") for number in range(TENANTS)}
 
 
-def test_slow_and_denied_tenants_delay_no_other(scripted_server: ScriptedServer) -> None:
+def test_slow_and_rejected_tenants_delay_no_other(scripted_server: ScriptedServer) -> None:
     def answer(request: Recorded) -> Answer:
         return {"1": Answer(hold=over), "2": Answer(403)}.get(request.headers["x-mlflow-experiment-id"], Answer(200))
 

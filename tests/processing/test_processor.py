@@ -67,7 +67,7 @@ def bench(server: ScriptedServer, exporter: MLflowSpanExporter | None = None, **
         made.processor.shutdown(20_000)
 
 
-def test_whole_trace_goes_soon_after_its_root_without_a_flush(scripted_server: ScriptedServer) -> None:
+def test_complete_trace_is_sent_without_flush(scripted_server: ScriptedServer) -> None:
     with bench(scripted_server) as made:
         begin = time.monotonic()
         made.trace("root", children=3)
@@ -76,7 +76,7 @@ def test_whole_trace_goes_soon_after_its_root_without_a_flush(scripted_server: S
         assert [span.name for span in request.spans()] == ["root/0", "root/1", "root/2", "root"]
 
 
-def test_trace_in_progress_is_not_cut(scripted_server: ScriptedServer) -> None:
+def test_trace_in_progress_is_not_split(scripted_server: ScriptedServer) -> None:
     with bench(scripted_server) as made, made.tracer.start_as_current_span("long"):
         made.tracer.start_span("long/child").end()
         made.tracer.start_span("other", context=Context()).end()
@@ -85,7 +85,7 @@ def test_trace_in_progress_is_not_cut(scripted_server: ScriptedServer) -> None:
     assert made.requests() == [["other"], ["long/child", "long"]]
 
 
-def test_small_traces_share_a_request(scripted_server: ScriptedServer) -> None:
+def test_small_traces_share_one_request(scripted_server: ScriptedServer) -> None:
     with bench(scripted_server, linger=60) as made:
         for number in range(20):
             made.trace(f"trace {number}")
@@ -93,7 +93,7 @@ def test_small_traces_share_a_request(scripted_server: ScriptedServer) -> None:
         assert [len(request) for request in made.requests()] == [20]
 
 
-def test_long_trace_shows_as_in_progress_after_the_hold(scripted_server: ScriptedServer) -> None:
+def test_open_trace_is_sent_after_max_age(scripted_server: ScriptedServer) -> None:
     with bench(scripted_server, hold=0.2) as made, made.tracer.start_as_current_span("root"):
         made.tracer.start_span("first").end()
         scripted_server.wait_for(1)
@@ -101,7 +101,7 @@ def test_long_trace_shows_as_in_progress_after_the_hold(scripted_server: Scripte
     assert made.requests() == [["first"], ["root"]]
 
 
-def test_child_that_ends_after_the_root(scripted_server: ScriptedServer) -> None:
+def test_late_child_is_sent_with_its_root(scripted_server: ScriptedServer) -> None:
     with bench(scripted_server) as made:
         with made.tracer.start_as_current_span("root"):
             child = made.tracer.start_span("child")
@@ -110,7 +110,7 @@ def test_child_that_ends_after_the_root(scripted_server: ScriptedServer) -> None
         assert made.requests() == [["root", "child"]]
 
 
-def test_root_with_a_remote_parent_and_two_roots(scripted_server: ScriptedServer) -> None:
+def test_traces_with_remote_parent_or_two_roots_are_sent(scripted_server: ScriptedServer) -> None:
     remote = NonRecordingSpan(SpanContext(7, 8, is_remote=True, trace_flags=TraceFlags(1)))
     with bench(scripted_server) as made:
         one, two = (made.tracer.start_span(name, context=set_span_in_context(remote)) for name in ("one", "two"))
@@ -120,7 +120,7 @@ def test_root_with_a_remote_parent_and_two_roots(scripted_server: ScriptedServer
         assert made.requests() == [["one", "two"]]
 
 
-def test_unsampled_spans_are_left_alone(scripted_server: ScriptedServer) -> None:
+def test_unsampled_spans_are_ignored(scripted_server: ScriptedServer) -> None:
     with bench(scripted_server) as made:
         quiet = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
         quiet.add_span_processor(made.processor)
@@ -129,7 +129,7 @@ def test_unsampled_spans_are_left_alone(scripted_server: ScriptedServer) -> None
     assert made.requests() == []
 
 
-def test_interleaved_traces_of_50_threads_stay_whole(scripted_server: ScriptedServer) -> None:
+def test_traces_of_50_threads_stay_whole(scripted_server: ScriptedServer) -> None:
     barrier = threading.Barrier(50)
 
     def agent(number: int) -> None:
@@ -147,7 +147,7 @@ def test_interleaved_traces_of_50_threads_stay_whole(scripted_server: ScriptedSe
     whole(made, 200, 6)
 
 
-def test_interleaved_traces_of_asyncio_tasks_stay_whole(scripted_server: ScriptedServer) -> None:
+def test_traces_of_asyncio_tasks_stay_whole(scripted_server: ScriptedServer) -> None:
     async def agent(number: int) -> None:
         with made.tracer.start_as_current_span(str(number)):
             for child in range(5):
@@ -185,7 +185,7 @@ def scripted_traces(made: Bench) -> list[dict[bytes, int]]:
     return found
 
 
-def test_requests_aim_at_a_size_and_at_whole_traces(scripted_server: ScriptedServer) -> None:
+def test_requests_have_target_size_and_whole_traces(scripted_server: ScriptedServer) -> None:
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="1", max_request_size=10_000)
     with bench(scripted_server, exporter, linger=60) as made:
         for number in range(10):
@@ -196,7 +196,7 @@ def test_requests_aim_at_a_size_and_at_whole_traces(scripted_server: ScriptedSer
     assert all(len(request.content) <= 10_000 for request in scripted_server.requests)
 
 
-def test_at_most_100_roots_in_a_request_with_a_run(scripted_server: ScriptedServer) -> None:
+def test_request_with_run_has_at_most_100_roots(scripted_server: ScriptedServer) -> None:
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="1", run_id="r")
     with bench(scripted_server, exporter, linger=0.5) as made:
         for number in range(250):
@@ -210,7 +210,7 @@ def test_at_most_100_roots_in_a_request_with_a_run(scripted_server: ScriptedServ
 # Limits, and servers that are slow or away
 
 
-def test_burst_of_5000_spans_against_a_server_of_3_seconds_loses_none(scripted_server: ScriptedServer) -> None:
+def test_burst_of_5000_spans_to_slow_server_drops_none(scripted_server: ScriptedServer) -> None:
     go = threading.Event()
     scripted_server.answer(Answer(200, delay=3, hold=go))
     with bench(scripted_server) as made:
@@ -222,7 +222,7 @@ def test_burst_of_5000_spans_against_a_server_of_3_seconds_loses_none(scripted_s
     assert made.exporter.stats().dropped == 0
 
 
-def test_memory_stays_under_its_limit_with_a_dead_server(
+def test_memory_is_bounded_while_server_is_unavailable(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted_server.answer(STALLED)
@@ -251,7 +251,7 @@ def test_memory_stays_under_its_limit_with_a_dead_server(
     ]  # at once, and the rest at the end
 
 
-def test_full_buffer_takes_spans_again_when_the_server_is_back(scripted_server: ScriptedServer) -> None:
+def test_full_buffer_recovers_with_server(scripted_server: ScriptedServer) -> None:
     go = threading.Event()
     scripted_server.answer(Answer(200, hold=go), then=Answer(200))
     with bench(scripted_server, buffer_spans=10) as made:
@@ -270,7 +270,7 @@ def test_full_buffer_takes_spans_again_when_the_server_is_back(scripted_server: 
     assert len(made.names()) == 41 - refused
 
 
-def test_flush_keeps_its_time_under_a_stalled_server_and_tells_the_truth(scripted_server: ScriptedServer) -> None:
+def test_flush_keeps_timeout_while_server_stalls(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(STALLED)
     with bench(scripted_server, timeout=30) as made:
         made.trace("stuck")
@@ -281,7 +281,7 @@ def test_flush_keeps_its_time_under_a_stalled_server_and_tells_the_truth(scripte
         made.processor.shutdown(500)
 
 
-def test_flush_says_no_when_spans_were_refused(scripted_server: ScriptedServer) -> None:
+def test_flush_returns_false_if_spans_are_dropped(scripted_server: ScriptedServer) -> None:
     # A refusal of a single span counts when it is repeated.
     scripted_server.answer(Answer(400), Answer(400), then=Answer(200))
     with bench(scripted_server) as made:
@@ -291,7 +291,7 @@ def test_flush_says_no_when_spans_were_refused(scripted_server: ScriptedServer) 
         assert made.processor.force_flush() is True
 
 
-def test_shutdown_keeps_its_time_under_a_stalled_server(scripted_server: ScriptedServer) -> None:
+def test_shutdown_keeps_timeout_while_server_stalls(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(STALLED)
     made = Bench(scripted_server, timeout=30)
     made.trace("stuck")
@@ -301,7 +301,7 @@ def test_shutdown_keeps_its_time_under_a_stalled_server(scripted_server: Scripte
     scripted_server.close()
 
 
-def test_shutdown_sends_what_is_left(scripted_server: ScriptedServer) -> None:
+def test_shutdown_sends_buffered_spans(scripted_server: ScriptedServer) -> None:
     made = Bench(scripted_server)
     with made.tracer.start_as_current_span("open"):
         made.tracer.start_span("ended").end()
@@ -309,7 +309,7 @@ def test_shutdown_sends_what_is_left(scripted_server: ScriptedServer) -> None:
     assert made.names() == ["ended"]
 
 
-def test_after_shutdown_spans_are_refused_and_counted(
+def test_spans_after_shutdown_are_dropped_and_counted(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Bench(scripted_server)
@@ -322,7 +322,7 @@ def test_after_shutdown_spans_are_refused_and_counted(
     assert made.requests() == []
 
 
-def test_never_used_processor_starts_no_thread(scripted_server: ScriptedServer) -> None:
+def test_unused_processor_starts_no_thread(scripted_server: ScriptedServer) -> None:
     before = set(threading.enumerate())
     with bench(scripted_server) as made:
         assert made.processor.force_flush()
@@ -360,7 +360,7 @@ def test_worker_survives_exception_of_the_pipeline(
     assert type(error).__name__ in caplog.text
 
 
-def test_worker_that_died_is_started_again(scripted_server: ScriptedServer) -> None:
+def test_dead_worker_thread_is_restarted(scripted_server: ScriptedServer) -> None:
     with bench(scripted_server) as made:
         made.trace("first")
         assert made.processor.force_flush()
@@ -383,7 +383,7 @@ def test_worker_that_died_is_started_again(scripted_server: ScriptedServer) -> N
     assert made.names() == ["first", "second"]
 
 
-def test_span_that_cannot_be_encoded_takes_no_other_with_it(
+def test_span_that_cannot_be_encoded_does_not_affect_others(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with bench(scripted_server) as made:
@@ -399,7 +399,7 @@ def test_span_that_cannot_be_encoded_takes_no_other_with_it(
 
 
 @FORKS
-def test_fork_with_spans_in_flight_sends_each_span_once_in_the_right_process(scripted_server: ScriptedServer) -> None:
+def test_fork_with_spans_in_flight_sends_each_span_once(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(200, delay=0.3), then=Answer(200))
     with bench(scripted_server) as made:
         made.trace("parent, being sent")
@@ -425,7 +425,7 @@ def test_fork_with_spans_in_flight_sends_each_span_once_in_the_right_process(scr
 
 
 @FORKS
-def test_fork_while_other_threads_hold_every_lock(scripted_server: ScriptedServer) -> None:
+def test_fork_while_other_threads_hold_locks_does_not_deadlock(scripted_server: ScriptedServer) -> None:
     def child() -> bool:
         made.trace("child")
         return made.processor.force_flush(50_000)
@@ -453,7 +453,7 @@ def test_fork_while_other_threads_hold_every_lock(scripted_server: ScriptedServe
     assert made.names().count("child") == 10
 
 
-def test_span_that_ends_in_a_signal_handler_or_finalizer_waits_for_nobody(scripted_server: ScriptedServer) -> None:
+def test_span_end_in_signal_handler_or_finalizer_never_blocks(scripted_server: ScriptedServer) -> None:
     with bench(scripted_server, buffer_spans=50) as made:
         previous = signal.signal(signal.SIGALRM, lambda *_: made.trace("in the handler"))
         try:
@@ -469,7 +469,7 @@ def test_span_that_ends_in_a_signal_handler_or_finalizer_waits_for_nobody(script
         assert "in the handler" in made.names()
 
 
-def test_span_that_ends_while_the_end_comes_is_delivered_or_counted(scripted_server: ScriptedServer) -> None:
+def test_span_that_ends_during_shutdown_is_delivered_or_counted(scripted_server: ScriptedServer) -> None:
     made, stop, ended = Bench(scripted_server), threading.Event(), [0, 0]
 
     def agent(number: int) -> None:
@@ -582,7 +582,7 @@ class Encoding(Taking):
 
 
 @pytest.mark.parametrize("sees_starts", [True, False])
-def test_what_is_being_encoded_counts_for_the_limit(sees_starts: bool) -> None:
+def test_spans_being_encoded_count_for_limit(sees_starts: bool) -> None:
     sink = Encoding(sees_starts=sees_starts)
     assert sink.end(40) == 40  # less than half of the limit, so that nothing but the flush hands them over
     assert sink.worker.flush(30)
@@ -590,7 +590,7 @@ def test_what_is_being_encoded_counts_for_the_limit(sees_starts: bool) -> None:
     sink.worker.close(30, lambda _: None)
 
 
-def test_flush_that_begins_while_the_worker_looks_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flush_during_tick_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     worker, results = Taking().worker, list[bool]()
     thread = threading.Thread(target=lambda: results.append(worker.flush(30)))
     tell = worker._log_overflow
@@ -613,7 +613,7 @@ def test_flush_that_begins_while_the_worker_looks_is_not_forgotten(monkeypatch: 
     worker.close(5, lambda _: None)
 
 
-def test_flush_after_the_end_starts_no_thread_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flush_after_close_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Taking().worker
     assert worker.enqueue(*finished("a"))
     worker.close(30, lambda _: None)
@@ -625,7 +625,7 @@ def test_flush_after_the_end_starts_no_thread_and_does_not_wait(monkeypatch: pyt
     assert time.monotonic() - begin < 20
 
 
-def test_after_a_flush_there_is_room() -> None:
+def test_flush_restores_capacity() -> None:
     worker = Settling().worker
     for _ in range(3):
         assert worker.enqueue(finished("a")[0])
@@ -633,7 +633,7 @@ def test_after_a_flush_there_is_room() -> None:
     worker.close(30, lambda _: None)
 
 
-def test_who_measures_last_tells_how_much_room_there_is() -> None:
+def test_last_measurement_sets_capacity() -> None:
     class Slow:
         """Requests in flight, of which the first look sees one, and takes a while."""
 
@@ -663,7 +663,7 @@ def test_who_measures_last_tells_how_much_room_there_is() -> None:
     assert worker._capacity == 2
 
 
-def test_settings_of_the_processor(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processor_reads_arguments_and_environment(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_HOLD", "7")
     with bench(scripted_server, linger=0.2) as made:
         worker = made.processor._worker

@@ -39,7 +39,7 @@ class Story:
         return [each.name for each in self.buffer.pop_ready(at)]
 
 
-def test_whole_trace_waits_for_company_then_goes() -> None:
+def test_complete_trace_is_ready_after_linger() -> None:
     story = Story()
     story.start(1, 2)
     story.end(0.0, 1, "child")
@@ -51,7 +51,7 @@ def test_whole_trace_waits_for_company_then_goes() -> None:
     assert (story.buffer.span_count, story.buffer.byte_count) == (0, 0)
 
 
-def test_traces_that_are_due_go_together_trace_by_trace() -> None:
+def test_due_traces_are_popped_together_grouped_by_trace() -> None:
     story = Story()
     story.start(1, 2)
     story.start(2, 2)
@@ -62,7 +62,7 @@ def test_traces_that_are_due_go_together_trace_by_trace() -> None:
     assert story.taken(2) == ["child 1", "root 1", "child 2", "root 2"]
 
 
-def test_traces_that_end_one_after_the_other_share_a_request() -> None:
+def test_traces_that_end_in_succession_are_popped_together() -> None:
     story = Story()
     taken: list[tuple[float, int]] = []
     for number in range(1, 151):  # five traces a second, for half a minute
@@ -76,7 +76,7 @@ def test_traces_that_end_one_after_the_other_share_a_request() -> None:
     assert all(count >= 20 for _, count in taken[3:])
 
 
-def test_where_few_traces_end_each_goes_soon() -> None:
+def test_few_traces_are_ready_soon() -> None:
     story = Story()
     for number in range(1, 10):
         story.start(number)
@@ -104,7 +104,7 @@ def waits(ends: Sequence[float], *, in_progress: int = 0, never_end: int = 0) ->
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 5), max_size=40))
-def test_of_few_traces_none_waits_for_a_second(gaps: list[float]) -> None:
+def test_few_traces_wait_less_than_one_second(gaps: list[float]) -> None:
     ends = list[float]()
     for at in accumulate(gaps):
         if len(ends) < 5 or at - ends[-5] > 5:  # not more than five within any 5 s
@@ -126,7 +126,7 @@ def test_of_few_traces_none_waits_for_a_second(gaps: list[float]) -> None:
         (6.0, 0, 0, 4.7, 5.0),
     ],
 )
-def test_the_more_traces_end_and_are_in_progress_the_longer_they_wait(
+def test_batch_interval_grows_with_trace_count(
     a_second: float, in_progress: int, never_end: int, least: float, most: float
 ) -> None:
     ends = [number / a_second for number in range(60)]
@@ -134,7 +134,7 @@ def test_the_more_traces_end_and_are_in_progress_the_longer_they_wait(
     assert least - 0.01 <= longest <= most + 0.01
 
 
-def test_whole_traces_that_fill_a_request_wait_for_no_company_and_others_stay() -> None:
+def test_complete_traces_of_8_mib_are_ready_at_once() -> None:
     buffer, text = TraceBuffer(linger_seconds=LINGER, max_age_seconds=HOLD), "x" * 3_000_000
     for trace in (1, 2, 3, 4):
         buffer.record_start(trace)
@@ -157,7 +157,7 @@ def test_whole_traces_that_fill_a_request_wait_for_no_company_and_others_stay() 
     assert buffer.span_count == 1
 
 
-def test_nor_do_whole_traces_of_very_many_spans() -> None:
+def test_complete_traces_of_256_spans_are_ready_at_once() -> None:
     buffer = TraceBuffer(linger_seconds=LINGER, max_age_seconds=HOLD)
     for trace in range(1, 10):
         for number in range(30 if trace < 9 else 15):
@@ -174,7 +174,7 @@ def test_nor_do_whole_traces_of_very_many_spans() -> None:
     assert (len(buffer.pop_ready(0.0)), buffer.span_count) == (256, 15)
 
 
-def test_child_that_ends_after_the_root_is_waited_for() -> None:
+def test_open_child_delays_trace_after_root() -> None:
     story = Story()
     story.start(1, 2)
     story.end(0.0, 1, "root", None)
@@ -183,7 +183,7 @@ def test_child_that_ends_after_the_root_is_waited_for() -> None:
     assert story.taken(5.9) == ["root", "child"]
 
 
-def test_but_not_longer_than_the_grace_and_goes_out_on_its_own_then() -> None:
+def test_open_child_delays_trace_for_grace_period_at_most() -> None:
     story = Story()
     story.start(1, 2)
     story.end(0.0, 1, "root", None)
@@ -192,7 +192,7 @@ def test_but_not_longer_than_the_grace_and_goes_out_on_its_own_then() -> None:
     assert story.taken(21.0) == ["late child"]
 
 
-def test_long_trace_goes_in_pieces_that_were_held_no_longer_than_said() -> None:
+def test_open_trace_is_ready_after_max_age() -> None:
     story = Story()
     story.start(1, 3)
     story.end(0.0, 1, "first")
@@ -203,7 +203,7 @@ def test_long_trace_goes_in_pieces_that_were_held_no_longer_than_said() -> None:
     assert story.taken(41.0) == ["root"]
 
 
-def test_long_traces_that_began_soon_after_each_other_share_a_request() -> None:
+def test_open_traces_of_similar_age_are_popped_together() -> None:
     story = Story()
     for trace, at in enumerate([0.0, 5.0, 9.9, 10.1], 1):
         story.start(trace, 2)
@@ -218,7 +218,7 @@ def test_long_traces_that_began_soon_after_each_other_share_a_request() -> None:
     assert story.taken(HOLD + 10.1) == ["child 4"]
 
 
-def test_but_no_trace_in_progress_goes_early_with_whole_ones() -> None:
+def test_open_trace_is_not_popped_early_with_complete_traces() -> None:
     story = Story()
     story.start(1, 2)
     story.end(0.0, 1, "child")
@@ -230,7 +230,7 @@ def test_but_no_trace_in_progress_goes_early_with_whole_ones() -> None:
     assert story.taken(HOLD) == ["child"]
 
 
-def test_remote_parent_makes_a_local_root() -> None:
+def test_span_with_remote_parent_is_local_root() -> None:
     story = Story()
     story.start(1, 2)
     story.end(0.0, 1, "child")
@@ -238,7 +238,7 @@ def test_remote_parent_makes_a_local_root() -> None:
     assert story.taken(LINGER) == ["child", "server span"]
 
 
-def test_two_roots_of_one_trace() -> None:
+def test_trace_with_two_roots_waits_for_both() -> None:
     story = Story()
     story.start(1, 2)
     story.end(0.0, 1, "root a", REMOTE)
@@ -249,7 +249,7 @@ def test_two_roots_of_one_trace() -> None:
     assert story.taken(11.0) == ["root c"]
 
 
-def test_span_that_starts_while_the_trace_lingers_is_waited_for() -> None:
+def test_span_start_during_linger_delays_trace() -> None:
     story = Story()
     story.start(1)
     story.end(0.0, 1, "root a", REMOTE)
@@ -259,7 +259,7 @@ def test_span_that_starts_while_the_trace_lingers_is_waited_for() -> None:
     assert story.taken(3.0) == ["root a", "root b"]
 
 
-def test_orphan_whose_start_and_parent_were_never_seen() -> None:
+def test_orphan_without_start_is_ready() -> None:
     story = Story()
     story.end(0.0, 1, "orphan")
     assert story.taken(LINGER) == ["orphan"]
@@ -268,7 +268,7 @@ def test_orphan_whose_start_and_parent_were_never_seen() -> None:
 @pytest.mark.parametrize(
     ("parent", "due"), [(None, LINGER), (REMOTE, LINGER), (LOCAL, HOLD)], ids=["root", "local root", "child"]
 )
-def test_where_nobody_tells_of_starts_the_root_says_that_a_trace_is_whole(
+def test_root_completes_trace_without_start_events(
     parent: SpanContext | None, due: float
 ) -> None:
     story = Story(has_start_events=False)
@@ -278,7 +278,7 @@ def test_where_nobody_tells_of_starts_the_root_says_that_a_trace_is_whole(
     assert story.taken(due) == ["child", "last"]
 
 
-def test_where_nobody_tells_of_starts_a_late_child_need_not_wait_for_a_root() -> None:
+def test_late_child_does_not_wait_for_root_without_start_events() -> None:
     story = Story(has_start_events=False)
     story.end(0.0, 1, "root", None)
     story.taken(LINGER)
@@ -286,7 +286,7 @@ def test_where_nobody_tells_of_starts_a_late_child_need_not_wait_for_a_root() ->
     assert story.taken(2.0 + LINGER) == ["late child"]
 
 
-def test_flush_takes_all_and_the_rest_of_the_trace_comes_later() -> None:
+def test_pop_all_returns_open_traces() -> None:
     story = Story()
     story.start(1, 2)
     story.start(2)
@@ -297,7 +297,7 @@ def test_flush_takes_all_and_the_rest_of_the_trace_comes_later() -> None:
     assert story.taken(2.0) == ["root"]
 
 
-def test_spans_that_never_end_do_not_pile_up() -> None:
+def test_open_traces_without_ended_spans_are_bounded() -> None:
     story = Story()
     for trace in range(1, 30_000):
         story.start(trace)
@@ -307,7 +307,7 @@ def test_spans_that_never_end_do_not_pile_up() -> None:
     assert sorted(story.taken(LINGER)) == ["forgotten", "root"]
 
 
-def test_size_is_that_of_the_texts_and_a_little() -> None:
+def test_estimate_bytes_counts_texts_and_overhead() -> None:
     small = estimate_bytes(span(1, "a"))
     large = estimate_bytes(span(1, "a", attributes={"a": "x" * 1000, "b": ("y" * 500, 1), "c": 1}))
     event = estimate_bytes(span(1, "a", events=[Event("e", {"a": "x" * 1000})]))
@@ -328,7 +328,7 @@ def test_size_is_that_of_the_texts_and_a_little() -> None:
     ),
     st.booleans(),
 )
-def test_every_span_is_handed_over_once_and_none_is_held_too_long(
+def test_buffer_pops_every_span_once_within_max_age(
     events: list[tuple[str, int, float]], has_start_events: bool
 ) -> None:
     buffer = TraceBuffer(linger_seconds=LINGER, max_age_seconds=HOLD, has_start_events=has_start_events)
