@@ -1,4 +1,4 @@
-"""How a refused request is cut, and what is put aside meanwhile."""
+"""Splitting and bisecting export requests."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,16 +52,16 @@ def test_next_half_marks_other_half_after_delivery() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1), st.booleans()), min_size=10, max_size=10))
 def test_bisection_delivers_or_defers_all_other_spans(
-    turns: list[tuple[bool, float, bool]],
+    steps: list[tuple[bool, float, bool]],
 ) -> None:
-    """Whichever half is refused, and whichever is uncertain."""
+    """For any sequence of failing and uncertain halves."""
     bisection, passed = Bisection(0, had_server_error=False), list[EncodedSpan]()
     current, uncertain = export_request(SPANS), False
-    for first_is_refused, chance, doubtful in turns:
+    for is_first_failing, chance, doubtful in steps:
         if len(current.spans) == 1:
             break
         first, second = bisect(current, bisection, chance)
-        if first_is_refused:
+        if is_first_failing:
             second.uncertain = doubtful
             uncertain = uncertain or doubtful
             current = first
@@ -72,7 +72,9 @@ def test_bisection_delivers_or_defers_all_other_spans(
     deferred = merge_deferred(current)
     assert merge_deferred(current) == []
     assert len(deferred) <= 1
-    aside = [span for request in deferred for span in request.spans]
-    assert sorted(span.span_id for span in [*passed, *aside, *current.spans]) == sorted(span.span_id for span in SPANS)
+    deferred_spans = [span for request in deferred for span in request.spans]
+    assert sorted(span.span_id for span in [*passed, *deferred_spans, *current.spans]) == sorted(
+        span.span_id for span in SPANS
+    )
     assert all(request.previous_bisection is bisection and request.uncertain is uncertain for request in deferred)
     assert current.bisection is None

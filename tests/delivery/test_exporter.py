@@ -1,4 +1,4 @@
-"""The exporter against a scripted server: on the oldest and the newest OpenTelemetry, see test_matrix.py."""
+"""The exporter against a scripted server; tests/matrix runs it with the oldest and the newest OpenTelemetry."""
 
 import inspect
 import json
@@ -25,17 +25,17 @@ JSON = {"Content-Type": "application/json"}
 
 
 @contextmanager
-def exporter(*arguments: Any, **keywords: Any) -> Iterator[MLflowSpanExporter]:
-    made = MLflowSpanExporter(*arguments, **keywords)
+def open_exporter(*arguments: Any, **keywords: Any) -> Iterator[MLflowSpanExporter]:
+    exporter = MLflowSpanExporter(*arguments, **keywords)
     try:
-        yield made
+        yield exporter
     finally:
-        made.shutdown()
+        exporter.shutdown()
 
 
-def experiment(number: str) -> Answer:
-    found = {"experiment": {"experiment_id": number, "lifecycle_stage": "active"}}
-    return Answer(200, headers=JSON, body=json.dumps(found).encode())
+def experiment_response(number: str) -> Answer:
+    body = {"experiment": {"experiment_id": number, "lifecycle_stage": "active"}}
+    return Answer(200, headers=JSON, body=json.dumps(body).encode())
 
 
 def test_exporter_has_upstream_arguments_in_upstream_order() -> None:
@@ -59,38 +59,38 @@ def test_exporter_has_upstream_arguments_in_upstream_order() -> None:
 
 def test_export_sends_headers_and_spans(scripted_server: ScriptedServer) -> None:
     arguments = {"tracking_uri": scripted_server.url, "experiment_id": 7, "workspace": "team-a", "run_id": "r1"}
-    with exporter(**arguments, credentials=SECRET) as made:
-        assert made.export(finished("a", "b")) is SUCCESS
-        assert made.stats() == Stats(delivered=2, requests=1)
+    with open_exporter(**arguments, credentials=SECRET) as exporter:
+        assert exporter.export(finished("a", "b")) is SUCCESS
+        assert exporter.stats() == Stats(delivered=2, requests=1)
     (request,) = scripted_server.requests
     assert (request.method, request.path) == ("POST", "/v1/traces")
-    wanted = {
+    expected = {
         "content-type": "application/x-protobuf",
         "x-mlflow-experiment-id": "7",
         "x-mlflow-workspace": "team-a",
         "x-mlflow-run-id": "r1",
         "authorization": f"Bearer {SECRET}",
     }
-    assert wanted.items() <= request.headers.items()
+    assert expected.items() <= request.headers.items()
     assert [span.name for span in request.spans()] == ["a", "b"]
 
 
 def test_exporter_works_with_upstream_arguments_only(scripted_server: ScriptedServer) -> None:
     session = requests.Session()
     arguments = (scripted_server.traces_url, None, None, None, {"X-Key": "1"}, 5, Compression.Gzip, session)
-    with exporter(*arguments) as made:
-        assert made.export(finished("a" * 2000)) is SUCCESS
+    with open_exporter(*arguments) as exporter:
+        assert exporter.export(finished("a" * 2000)) is SUCCESS
     request = scripted_server.to("/v1/traces")[0]
     assert request.headers["x-key"] == "1"
     assert request.headers["content-encoding"] == "gzip"
     assert [span.name for span in request.spans()] == ["a" * 2000]
-    # The guess that MLflow's REST side is beside it was wrong, and no empty experiment header came of it.
+    # The guessed REST API does not exist, so the request has no empty experiment header.
     assert "x-mlflow-experiment-id" not in request.headers
 
 
 def test_experiment_header_of_user_avoids_lookup(scripted_server: ScriptedServer) -> None:
-    with exporter(scripted_server.traces_url, headers={"X-MLflow-Experiment-Id": "5"}) as made:
-        assert made.export(finished("a")) is SUCCESS
+    with open_exporter(scripted_server.traces_url, headers={"X-MLflow-Experiment-Id": "5"}) as exporter:
+        assert exporter.export(finished("a")) is SUCCESS
     (request,) = scripted_server.requests
     assert request.headers["x-mlflow-experiment-id"] == "5"
 
@@ -102,10 +102,10 @@ def test_experiment_name_is_resolved_at_first_export_and_created_if_enabled(
     scripted_server.answer(missing, path=GET_BY_NAME)
     scripted_server.answer(Answer(200, headers=JSON, body=b'{"experiment_id":"9"}'), path=CREATE)
     arguments = {"tracking_uri": scripted_server.url, "experiment": "42", "workspace": "team-a"}
-    with exporter(**arguments, create_experiment=True, credentials=SECRET) as made:
+    with open_exporter(**arguments, create_experiment=True, credentials=SECRET) as exporter:
         assert not scripted_server.requests
         for _ in range(2):
-            assert made.export(finished("a")) is SUCCESS
+            assert exporter.export(finished("a")) is SUCCESS
     look_up, create, first, second = scripted_server.requests
     assert look_up.query == "experiment_name=42"
     assert json.loads(create.body) == {"name": "42"}
@@ -117,9 +117,9 @@ def test_experiment_name_is_resolved_at_first_export_and_created_if_enabled(
 
 def test_export_without_experiment_uses_service_name(scripted_server: ScriptedServer) -> None:
     numbers = {"experiment_name=bot": "3", "experiment_name=clerk": "4"}
-    scripted_server.answer_with(GET_BY_NAME, lambda request: experiment(numbers[request.query]))
-    with exporter(tracking_uri=scripted_server.url) as made:
-        assert made.export([*finished("a", "b"), *finished("c", service="clerk")]) is SUCCESS
+    scripted_server.answer_with(GET_BY_NAME, lambda request: experiment_response(numbers[request.query]))
+    with open_exporter(tracking_uri=scripted_server.url) as exporter:
+        assert exporter.export([*finished("a", "b"), *finished("c", service="clerk")]) is SUCCESS
     sent = {
         request.headers["x-mlflow-experiment-id"]: [span.name for span in request.spans()]
         for request in scripted_server.to("/v1/traces")
@@ -140,8 +140,8 @@ def test_export_without_experiment_uses_service_name(scripted_server: ScriptedSe
 )
 def test_export_sends_accepted_spans_once(scripted_server: ScriptedServer, answer: Answer) -> None:
     scripted_server.answer(answer)
-    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
-        assert made.export(finished("a")) is SUCCESS
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
+        assert exporter.export(finished("a")) is SUCCESS
     assert len(scripted_server.requests) == 1
 
 
@@ -158,12 +158,12 @@ def test_export_of_retryable_spans_fails_and_logs_once(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer, words: str
 ) -> None:
     scripted_server.answer(answer)
-    with exporter(tracking_uri=scripted_server.url, experiment_id="1", credentials=SECRET) as made:
-        assert made.export(finished("a", "b")) is FAILURE
-        assert made.stats().dropped == made.stats().delivered == 0
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id="1", credentials=SECRET) as exporter:
+        assert exporter.export(finished("a", "b")) is FAILURE
+        assert exporter.stats().dropped == exporter.stats().delivered == 0
         scripted_server.answer(answer, then=Answer(200))
-        assert made.force_flush(30_000)
-        assert made.stats().delivered == 2
+        assert exporter.force_flush(30_000)
+        assert exporter.stats().delivered == 2
     assert caplog.text.count(words) == 1
     assert "Export failing, spans are queued in memory" in caplog.text
     assert "Export recovered" in caplog.text
@@ -178,9 +178,9 @@ def test_export_of_rejected_span_logs_its_name(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer, words: str
 ) -> None:
     scripted_server.answer(answer)
-    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
-        assert made.export(finished("culprit")) is FAILURE
-        assert made.stats().dropped == 1
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
+        assert exporter.export(finished("culprit")) is FAILURE
+        assert exporter.stats().dropped == 1
     assert caplog.text.count(words) == 1
     assert "span 'culprit' of trace tr-" in caplog.text
 
@@ -189,10 +189,10 @@ def test_shutdown_counts_and_logs_remaining_spans(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     scripted_server.answer(Answer(302))
-    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
-        assert made.export(finished("a", "b")) is FAILURE
-        made.shutdown(10_000)  # which tries once or twice more, however slowly
-        assert made.stats().dropped == 2
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
+        assert exporter.export(finished("a", "b")) is FAILURE
+        exporter.shutdown(10_000)  # tries once or twice more, however slowly
+        assert exporter.stats().dropped == 2
     assert "Spans dropped: not delivered before shutdown" in caplog.text
 
 
@@ -201,28 +201,28 @@ def test_export_drops_spans_at_memory_limit(
 ) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_BUFFER_BYTES", "5000")
     scripted_server.answer(Answer(302))
-    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
         for _ in range(3):
-            assert made.export(finished("a" * 1500)) is FAILURE
-        assert made.stats().dropped == 2
-        made.shutdown(10_000)
+            assert exporter.export(finished("a" * 1500)) is FAILURE
+        assert exporter.stats().dropped == 2
+        exporter.shutdown(10_000)
     assert "the server is unavailable and the memory limit is reached" in caplog.text
 
 
 def test_export_with_partial_success_fails(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
     scripted_server.answer(Answer(200, headers=JSON, body=body))
-    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
-        assert made.export(finished("a", "b")) is FAILURE
-        assert (made.stats().delivered, made.stats().dropped) == (1, 1)
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
+        assert exporter.export(finished("a", "b")) is FAILURE
+        assert (exporter.stats().delivered, exporter.stats().dropped) == (1, 1)
     assert "1 spans rejected: too old" in caplog.text
 
 
 def test_export_succeeds_after_server_recovers(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(503), Answer(429), then=Answer(200))
-    with exporter(tracking_uri=scripted_server.url, experiment_id="1") as made:
-        assert made.export(finished("a")) is SUCCESS
-        assert made.stats() == Stats(delivered=1, requests=3, retries=2)
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
+        assert exporter.export(finished("a")) is SUCCESS
+        assert exporter.stats() == Stats(delivered=1, requests=3, retries=2)
     bodies = {request.body for request in scripted_server.requests}
     assert len(bodies) == 1
 
@@ -232,25 +232,25 @@ def test_unused_credential_of_other_group_is_logged(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     scripted_server.answer(Answer(401))
-    with exporter(scripted_server.traces_url, experiment_id="1") as made:
-        made.export(finished("a"))
+    with open_exporter(scripted_server.traces_url, experiment_id="1") as exporter:
+        exporter.export(finished("a"))
     assert "not used, because set for another server: MLFLOW_TRACKING_TOKEN" in caplog.text
     assert not planted(caplog.text)
     assert "authorization" not in scripted_server.requests[0].headers
 
 
 def test_exporter_never_raises_after_construction(caplog: pytest.LogCaptureFixture) -> None:
-    with exporter(tracking_uri="http://127.0.0.1:9", experiment_id="1", timeout=0.2) as made:
-        assert made.export(finished("a")) is FAILURE
-        assert made.export([object()]) is FAILURE  # type: ignore[list-item]
-        assert made.export([]) is SUCCESS
-        assert made.force_flush(100) is False
-        made.shutdown(10_000)
+    with open_exporter(tracking_uri="http://127.0.0.1:9", experiment_id="1", timeout=0.2) as exporter:
+        assert exporter.export(finished("a")) is FAILURE
+        assert exporter.export([object()]) is FAILURE  # type: ignore[list-item]
+        assert exporter.export([]) is SUCCESS
+        assert exporter.force_flush(100) is False
+        exporter.shutdown(10_000)
     assert "Spans dropped: " in caplog.text
-    assert made.export(finished("a")) is FAILURE
+    assert exporter.export(finished("a")) is FAILURE
     assert "shut down" in caplog.messages[-1]
-    made.shutdown()
-    made.shutdown(timeout_millis=5)
+    exporter.shutdown()
+    exporter.shutdown(timeout_millis=5)
 
 
 def test_invalid_setting_raises_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,12 +264,12 @@ def test_invalid_setting_raises_at_construction(monkeypatch: pytest.MonkeyPatch)
 def test_exporter_ignores_environment_of_upstream(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Upstream up to 1.34 reads the time-out with int(), and every version would add these headers.
+    # Upstream up to 1.34 reads the timeout with int(), and every version would add these headers.
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2.5")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-vendor=planted")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
-    with exporter(experiment_id="1") as made:
-        assert made.export(finished("a")) is SUCCESS
+    with open_exporter(experiment_id="1") as exporter:
+        assert exporter.export(finished("a")) is SUCCESS
     assert "x-vendor" not in scripted_server.requests[0].headers
 
 
@@ -288,7 +288,7 @@ def test_export_does_not_trace_its_own_requests(scripted_server: ScriptedServer)
     instrumentation = pytest.importorskip("opentelemetry.instrumentation.requests")
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(MLflowSpanExporter(tracking_uri=scripted_server.url)))
-    scripted_server.answer_with(GET_BY_NAME, lambda _: experiment("1"))
+    scripted_server.answer_with(GET_BY_NAME, lambda _: experiment_response("1"))
     instrumentor = instrumentation.RequestsInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
     try:
@@ -300,29 +300,27 @@ def test_export_does_not_trace_its_own_requests(scripted_server: ScriptedServer)
 
 
 def test_trace_url_names_experiment_and_workspace(scripted_server: ScriptedServer) -> None:
-    scripted_server.answer(experiment("3"), path=GET_BY_NAME)
+    scripted_server.answer(experiment_response("3"), path=GET_BY_NAME)
     trace = "tr-" + "0" * 30 + "ff"
-    with exporter(tracking_uri=scripted_server.url + "/mlf", experiment_id="7", workspace="team-a") as made:
+    with open_exporter(tracking_uri=scripted_server.url + "/mlf", experiment_id="7", workspace="team-a") as exporter:
         url = f"{scripted_server.url}/mlf/#/experiments/7/traces?selectedEvaluationId={trace}&traceId={trace}"
-        assert made.trace_url(255) == f"{url}&workspace=team-a"
-    with exporter(tracking_uri=scripted_server.url, experiment="agents") as made:
-        assert "/experiments/3/" in str(made.trace_url(255))
-    with exporter("http://127.0.0.1:9/other/path", experiment_id="7") as made:
-        assert made.trace_url(255) is None
-    with exporter(tracking_uri="http://127.0.0.1:9", experiment="agents") as made:
-        assert made.trace_url(255) is None
+        assert exporter.trace_url(255) == f"{url}&workspace=team-a"
+    with open_exporter(tracking_uri=scripted_server.url, experiment="agents") as exporter:
+        assert "/experiments/3/" in str(exporter.trace_url(255))
+    with open_exporter("http://127.0.0.1:9/other/path", experiment_id="7") as exporter:
+        assert exporter.trace_url(255) is None
+    with open_exporter(tracking_uri="http://127.0.0.1:9", experiment="agents") as exporter:
+        assert exporter.trace_url(255) is None
 
 
-def test_created_experiment_is_logged(
-    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_created_experiment_is_logged(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     def answer(request: Recorded) -> Answer:
         assert request.method == "GET"
-        return experiment("3")
+        return experiment_response("3")
 
     scripted_server.answer_with(GET_BY_NAME, answer)
-    with exporter(tracking_uri=scripted_server.url) as made:
-        made.export(finished("a"))
+    with open_exporter(tracking_uri=scripted_server.url) as exporter:
+        exporter.export(finished("a"))
     assert "traces go to experiment 'bot' (id 3), named after service.name" in caplog.text

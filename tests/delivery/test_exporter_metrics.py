@@ -1,4 +1,4 @@
-"""The SDK's metrics about an exporter, read as the SDK gives them out."""
+"""Exporter metrics, as the SDK exports them."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Meters:
-    """A meter provider, and what has been recorded through it."""
+    """A meter provider and its recorded metrics."""
 
     def __init__(self) -> None:
         self._reader = InMemoryMetricReader()
@@ -31,7 +31,7 @@ class Meters:
     def points(self, name: str) -> list[Any]:
         data = self._reader.get_metrics_data()
         resources = data.resource_metrics if data is not None else []
-        metrics = [each for resource in resources for scope in resource.scope_metrics for each in scope.metrics]
+        metrics = [metric for resource in resources for scope in resource.scope_metrics for metric in scope.metrics]
         return [point for metric in metrics if metric.name == name for point in metric.data.data_points]
 
     def spans(self, name: str) -> dict[str, int]:
@@ -41,18 +41,18 @@ class Meters:
 
 @pytest.fixture
 def meters() -> Iterator[Meters]:
-    made = Meters()
-    yield made
-    made.provider.shutdown()
+    meters = Meters()
+    yield meters
+    meters.provider.shutdown()
 
 
 def test_metrics_of_delivered_spans(scripted_server: ScriptedServer, meters: Meters) -> None:
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
-    began = time.monotonic()
+    started_at = time.monotonic()
     exporter.export(ended(2, children=1))
     exporter.export(finished("root"))
     exporter.shutdown()
-    took = time.monotonic() - began
+    elapsed = time.monotonic() - started_at
     (exported,) = meters.points(EXPORTED)
     assert exported.value == 5
     port = int(scripted_server.url.rpartition(":")[2])
@@ -67,7 +67,7 @@ def test_metrics_of_delivered_spans(scripted_server: ScriptedServer, meters: Met
     (duration,) = meters.points(DURATION)
     assert isinstance(duration, HistogramDataPoint)
     assert (duration.count, duration.attributes) == (2, exported.attributes)
-    assert 0 < duration.sum <= took
+    assert 0 < duration.sum <= elapsed
     assert meters.spans(INFLIGHT) == {"": 0}
 
 
@@ -84,14 +84,12 @@ def test_metrics_of_rejected_spans(scripted_server: ScriptedServer, meters: Mete
     assert meters.spans(EXPORTED) == {"": 3, "422": 1}
     (duration,) = meters.points(DURATION)
     assert duration.count == 1
-    assert duration.sum > 1  # the refusal was confirmed a second later
+    assert duration.sum > 1  # the rejection was confirmed a second later
     assert (duration.attributes["error.type"], duration.attributes["http.response.status_code"]) == ("422", 422)
     assert meters.spans(INFLIGHT) == {"": 0}
 
 
-def test_metrics_of_spans_in_flight_and_dropped_at_shutdown(
-    scripted_server: ScriptedServer, meters: Meters
-) -> None:
+def test_metrics_of_spans_in_flight_and_dropped_at_shutdown(scripted_server: ScriptedServer, meters: Meters) -> None:
     scripted_server.answer(Answer(503))
     exporter = MLflowSpanExporter(
         scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider, timeout=1
@@ -124,9 +122,9 @@ def test_metrics_name_error_type_of_outcome(
 ) -> None:
     clock = iter([10.0, 12.5])
     metrics = ExporterMetrics(meters.provider, "https://mlflow.example/v1/traces", lambda: next(clock))
-    settled = metrics.record_start(3)
-    settled(2, 0, None)
-    settled(0, 1, outcome)
+    on_counted = metrics.record_start(3)
+    on_counted(2, 0, None)
+    on_counted(0, 1, outcome)
     (duration,) = meters.points(DURATION)
     assert duration.sum == 2.5
     assert attributes.items() <= dict(duration.attributes).items()
@@ -137,11 +135,11 @@ def test_metrics_name_error_type_of_outcome(
 def test_metrics_of_spans_dropped_before_sending(
     scripted_server: ScriptedServer, meters: Meters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any, **__: Any) -> None:
+    def raise_error(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
     def unencodable(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr("mlflow_otlp_exporter._internal.encoding.span_encoder.SpanEncoder.encode", broken)
+        patch.setattr("mlflow_otlp_exporter._internal.encoding.span_encoder.SpanEncoder.encode", raise_error)
 
     def no_memory(patch: pytest.MonkeyPatch) -> None:
         patch.setenv("MLFLOW_OTLP_BUFFER_BYTES", "1")

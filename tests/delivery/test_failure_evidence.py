@@ -1,4 +1,4 @@
-"""Who is to blame for a 500: decisions by what came before."""
+"""Decisions about spans that are answered with 500, by the responses before."""
 
 import random
 
@@ -8,26 +8,26 @@ from mlflow_otlp_exporter._internal.delivery.export_request import Bisection, Ex
 from mlflow_otlp_exporter._internal.delivery.failure_evidence import FailureEvidence, FailureSuspect, SuspectRegistry
 from mlflow_otlp_exporter._internal.model.destination import Destination
 
-PAIR = "+x"  # another request is delivered at once, then the suspect is answered 500
+PAIR = "+x"  # another request is delivered at once, then the suspect is answered with 500
 STORIES = [
-    # what happens, a second apart; may it be named, is it proven
+    # events, one per second; is the suspect reported, is it dropped
     ("", False, False),
-    ("x", False, False),  # that is how it was found
-    ("xx", False, False),  # nothing else passes: the server is away
-    ("x+", False, False),  # not answered 500 again
+    ("x", False, False),  # its isolation
+    ("xx", False, False),  # nothing else passes: the server is unavailable
+    ("x+", False, False),  # no second 500
     ("x+x", True, False),
-    ("xsx", True, False),  # a part of the search passes
+    ("xsx", True, False),  # a part of the bisection passes
     ("x" + 10 * PAIR, True, True),
     ("x" + 9 * PAIR, True, False),
-    ("x" + 30 * "sx", True, False),  # what passes in a search fits any culprit
-    ("x" + 30 * "+fx", True, False),  # others are answered 500 as well
+    ("x" + 30 * "sx", True, False),  # successes during a bisection prove nothing
+    ("x" + 30 * "+fx", True, False),  # others fail as well
     ("x" + 20 * "x" + "+x", True, False),
-    ("x" + 5 * PAIR + 5 * "+y", True, True),  # another suspect's speak for the server as well
-    ("x" + 4 * PAIR + 20 * "+y", True, False),  # too few of its own
-    ("x" + 10 * PAIR + "!", False, False),  # something passes that had a 500 before
+    ("x" + 5 * PAIR + 5 * "+y", True, True),  # pairs of another suspect count for the server, too
+    ("x" + 4 * PAIR + 20 * "+y", True, False),  # too few own pairs
+    ("x" + 10 * PAIR + "!", False, False),  # a request passes that had failed before
     ("!x" + 10 * PAIR, False, False),
-    ("x" + 9 * PAIR + "!" + 60 * "." + PAIR, True, False),  # it begins anew
-    ("!" + 60 * "." + "x" + 10 * PAIR, True, True),  # that is long ago
+    ("x" + 9 * PAIR + "!" + 60 * "." + PAIR, True, False),  # the count starts again
+    ("!" + 60 * "." + "x" + 10 * PAIR, True, True),  # long ago
 ]
 
 
@@ -61,7 +61,7 @@ def test_evidence_decides_about_suspect(story: str, is_reported: bool, is_droppe
 @pytest.mark.parametrize(
     ("story", "seconds"),
     [
-        ("x", 1.0),  # to confirm what was found
+        ("x", 1.0),  # confirms the isolation
         ("x+x", 2.0),
         ("x+x+x", 4.0),
         ("x" + 10 * PAIR, 30.0),
@@ -78,7 +78,7 @@ def test_pause_seconds_grows_with_server_errors(story: str, seconds: float) -> N
 
 
 def test_random_server_errors_never_prove_a_suspect() -> None:
-    """Whatever part of the requests it is: what has a 500 and is delivered later shows it, before it is too late."""
+    """For any share of failing requests, a late success clears the suspects in time."""
     chance = random.Random(3)
     for part in (0.1, 0.3, 0.5, 0.7, 0.9):
         for _ in range(2000):
@@ -116,9 +116,9 @@ def export_request(
         (None, None, False, False, 2),
         (None, None, True, False, 2),
         (None, None, False, True, 6),  # the server answers 500 now and then to what it takes later
-        (Bisection(0, had_server_error=True), None, False, False, 1),  # a part of a search
+        (Bisection(0, had_server_error=True), None, False, False, 1),  # a part of a bisection
         (Bisection(0, had_server_error=True), None, False, True, 6),
-        (None, Bisection(0, had_server_error=True), True, False, 1),  # what a search has left, and others pass
+        (None, Bisection(0, had_server_error=True), True, False, 1),  # deferred by a bisection, and others pass
         (None, Bisection(0, had_server_error=True), False, False, 2),
         (None, Bisection(0, had_server_error=True, cancelled_count=1), False, False, 4),
         (None, Bisection(0, had_server_error=True, cancelled_count=4), False, False, 32),
@@ -150,7 +150,7 @@ def test_suspects_are_separate_by_destination() -> None:
     assert (suspects.count(HERE), suspects.count(THERE)) == (0, 1)
     assert here.suspect is None
     assert there.suspect is not None
-    suspects.remove(here)  # it is none any more
+    suspects.remove(here)  # it is not a suspect any more
     assert suspects.count(THERE) == 1
 
 

@@ -17,61 +17,59 @@ LARGE = b"body" * 1000
 REQUEST = EncodedBatch(Destination(experiment_id="1"), b"body", 1)
 
 
-def delivery(
+def make_client(
     script: ScriptedTransport, compression: str = "none", *, is_set: bool = False
 ) -> tuple[OTLPClient, ProblemLog]:
-    problem_log = ProblemLog()
-    experiments = ExperimentResolver(None, certain=False, create=False, problem_log=problem_log)
-    made = OTLPClient(script, experiments, compression=compression, problem_log=problem_log, experiment_is_set=is_set)
-    return made, problem_log
+    report = ProblemLog()
+    experiments = ExperimentResolver(None, certain=False, create=False, report=report)
+    client = OTLPClient(script, experiments, compression=compression, report=report, experiment_is_set=is_set)
+    return client, report
 
 
 def test_export_sends_headers_of_destination() -> None:
     script = ScriptedTransport(HttpResponse(200))
-    sender, problem_log = delivery(script, "gzip")
-    sender.export(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
-    [asked] = script.requests
-    assert (asked.method, asked.path, asked.max_response_bytes) == ("POST", "", MAX_RESPONSE_BYTES)
-    assert asked.headers == {
+    client, report = make_client(script, "gzip")
+    client.export(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
+    [request] = script.requests
+    assert (request.method, request.path, request.max_response_bytes) == ("POST", "", MAX_RESPONSE_BYTES)
+    assert request.headers == {
         "content-type": "application/x-protobuf",
         "content-encoding": "gzip",
         "x-mlflow-experiment-id": "1",
         "x-mlflow-workspace": "w",
         "x-mlflow-run-id": "r",
     }
-    assert problem_log.stats.snapshot().requests == 1
+    assert report.stats().requests == 1
 
 
 def test_export_keeps_experiment_header_of_user() -> None:
     script = ScriptedTransport(HttpResponse(200))
-    delivery(script, is_set=True)[0].export(EncodedBatch(Destination(experiment="by name"), b"body", 1), 10)
-    assert [asked.headers for asked in script.requests] == [{"content-type": "application/x-protobuf"}]
+    make_client(script, is_set=True)[0].export(EncodedBatch(Destination(experiment="by name"), b"body", 1), 10)
+    assert [request.headers for request in script.requests] == [{"content-type": "application/x-protobuf"}]
 
 
 def test_export_does_not_compress_small_body() -> None:
     script = ScriptedTransport(HttpResponse(200))
-    delivery(script, "gzip")[0].export(REQUEST, 10)
+    make_client(script, "gzip")[0].export(REQUEST, 10)
     assert "content-encoding" not in script.requests[0].headers
 
 
 @pytest.mark.parametrize("status", [400, 415])
-def test_export_disables_compression_after_rejection(
-    status: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_export_disables_compression_after_rejection(status: int, caplog: pytest.LogCaptureFixture) -> None:
     script = ScriptedTransport(HttpResponse(status), HttpResponse(200))
-    sender, _ = delivery(script, "gzip")
+    client, _ = make_client(script, "gzip")
     for _ in range(2):
-        assert sender.export(EncodedBatch(REQUEST.destination, LARGE, 1), 10).disposition is Disposition.SUCCESS
-    assert ["content-encoding" in asked.headers for asked in script.requests] == [True, False, False]
+        assert client.export(EncodedBatch(REQUEST.destination, LARGE, 1), 10).disposition is Disposition.SUCCESS
+    assert ["content-encoding" in request.headers for request in script.requests] == [True, False, False]
     assert caplog.text.count("sent uncompressed from now on") == 1
 
 
 def test_export_keeps_compression_if_uncompressed_body_is_rejected() -> None:
     script = ScriptedTransport(HttpResponse(400))
-    sender, _ = delivery(script, "gzip")
+    client, _ = make_client(script, "gzip")
     for _ in range(2):
-        assert sender.export(EncodedBatch(REQUEST.destination, LARGE, 1), 10).disposition is Disposition.PERMANENT
-    assert ["content-encoding" in asked.headers for asked in script.requests] == [True, False, True, False]
+        assert client.export(EncodedBatch(REQUEST.destination, LARGE, 1), 10).disposition is Disposition.PERMANENT
+    assert ["content-encoding" in request.headers for request in script.requests] == [True, False, True, False]
 
 
 def test_compress_is_reversible() -> None:

@@ -28,7 +28,7 @@ HERE = Destination("team-a", experiment="agents")
 LATER = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "down")
 
 
-def encoded(*names: str) -> list[EncodedSpan]:
+def encode_spans(*names: str) -> list[EncodedSpan]:
     encoder = SpanEncoder()
     return [encoder.encode(span) for span in finished(*names)]
 
@@ -64,31 +64,31 @@ def state_on(path: Path) -> DeliveryState:
     return read_header(path.read_bytes())[1]
 
 
-class Slots:
-    """What is said of a request to whoever took it."""
+class DoneRecorder:
+    """Records the calls of `on_done`."""
 
     def __init__(self) -> None:
-        self.ended: list[bool] = []
+        self.settled: list[bool] = []
 
-    def __call__(self, entry: Entry, ended: bool) -> None:
+    def __call__(self, entry: Entry, settled: bool) -> None:
         assert entry.name
-        self.ended.append(ended)
+        self.settled.append(settled)
 
 
 @pytest.mark.parametrize(("attempted", "uncertain"), [(False, False), (True, False), (True, True)])
 def test_read_export_request_returns_what_was_put(
     make_queue: Callable[[], PersistentQueue], attempted: bool, uncertain: bool
 ) -> None:
-    queue, spans = make_queue(), encoded("a", "b")
+    queue, spans = make_queue(), encode_spans("a", "b")
     assert queue.append(HERE, spans, attempted=attempted, uncertain=uncertain)
-    request = read_export_request(queue, queue.storage.entries()[0], Slots())
+    request = read_export_request(queue, queue.storage.entries()[0], DoneRecorder())
     assert request is not None
     assert request.origin.is_on_disk
     assert (request.destination, request.spans, request.origin.remaining_count) == (HERE, spans, 2)
     assert (request.was_sent, request.uncertain) == (attempted, uncertain)
-    # The server may still be writing what was sent just now: it is asked so long.
-    left = request.check_until - time.monotonic()
-    assert MAX_WRITE_SECONDS - 10 < left <= MAX_WRITE_SECONDS if uncertain else request.check_until == 0.0
+    # The server may still be writing spans that were sent just before.
+    remaining_seconds = request.check_until - time.monotonic()
+    assert MAX_WRITE_SECONDS - 10 < remaining_seconds <= MAX_WRITE_SECONDS if uncertain else request.check_until == 0.0
 
 
 @pytest.mark.parametrize(("seconds", "asks"), [(-3600.0, False), (3600.0, True)], ids=["long ago", "clock set back"])
@@ -96,31 +96,29 @@ def test_check_until_is_bounded_if_clock_changed(
     make_queue: Callable[[], PersistentQueue], seconds: float, asks: bool
 ) -> None:
     queue = make_queue()
-    assert queue.storage.append(HERE, encoded("a"), uncertain=True, sent_at=time.time() + seconds)
-    request = read_export_request(queue, queue.storage.entries()[0], Slots())
+    assert queue.storage.append(HERE, encode_spans("a"), uncertain=True, sent_at=time.time() + seconds)
+    request = read_export_request(queue, queue.storage.entries()[0], DoneRecorder())
     assert request is not None
-    left = request.check_until - time.monotonic()
-    assert (0 < left <= MAX_WRITE_SECONDS) if asks else left <= 0
+    remaining_seconds = request.check_until - time.monotonic()
+    assert (0 < remaining_seconds <= MAX_WRITE_SECONDS) if asks else remaining_seconds <= 0
 
 
-# What happens to it
+# State of the file
 
 
-def taken(
+def append_and_read(
     make_queue: Callable[[], PersistentQueue], *names: str, uncertain: bool = False
-) -> tuple[PersistentQueue, SpooledOrigin, Slots]:
-    queue, slots = make_queue(), Slots()
-    assert queue.append(HERE, encoded(*names), attempted=uncertain, uncertain=uncertain)
-    request = read_export_request(queue, queue.storage.entries()[0], slots)
+) -> tuple[PersistentQueue, SpooledOrigin, DoneRecorder]:
+    queue, on_done = make_queue(), DoneRecorder()
+    assert queue.append(HERE, encode_spans(*names), attempted=uncertain, uncertain=uncertain)
+    request = read_export_request(queue, queue.storage.entries()[0], on_done)
     assert request is not None
     assert isinstance(request.origin, SpooledOrigin)
-    return queue, request.origin, slots
+    return queue, request.origin, on_done
 
 
-def test_on_attempt_marks_file_as_uncertain(
-    make_queue: Callable[[], PersistentQueue], folder: Path
-) -> None:
-    _, origin, _ = taken(make_queue, "a")
+def test_on_attempt_marks_file_as_uncertain(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
+    _, origin, _ = append_and_read(make_queue, "a")
     [path] = files(folder)
     assert state_on(path) == DeliveryState(0, uncertain=False, sent_at=0.0)
     before = time.time()
@@ -134,7 +132,7 @@ FATES: list[tuple[list[str], bool]] = [
     (["lost"], False),
     (["unclear"], True),
     (["lost", "unclear"], True),
-    (["unclear", "lost"], True),  # what arrived once is not undone by a later failure
+    (["unclear", "lost"], True),  # a later failure does not undo a possible arrival
     (["some delivered", "lost"], True),
     (["some refused", "lost"], False),
     (["lost", "lost", "lost"], False),
@@ -146,7 +144,7 @@ FATES: list[tuple[list[str], bool]] = [
 def test_file_state_follows_outcomes(
     make_queue: Callable[[], PersistentQueue], folder: Path, fates: list[str], uncertain: bool, before: bool
 ) -> None:
-    _, origin, slots = taken(make_queue, "a", "b", "c", uncertain=before)
+    _, origin, on_done = append_and_read(make_queue, "a", "b", "c", uncertain=before)
     for fate in fates:
         origin.on_attempt()
         if fate.startswith("some"):
@@ -157,32 +155,30 @@ def test_file_state_follows_outcomes(
     [path] = files(folder)
     state = state_on(path)
     assert (state.attempts, state.uncertain) == (len(fates) + before, uncertain or before)
-    assert slots.ended == []
+    assert on_done.settled == []
 
 
 def test_settle_deletes_file_after_last_span(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
-    queue, origin, slots = taken(make_queue, "a", "b", "c")
+    queue, origin, on_done = append_and_read(make_queue, "a", "b", "c")
     origin.settle(1, 0)
     origin.settle(0, 1, LATER)
     assert files(folder)
     origin.settle(1, 0)
     assert files(folder) == []
-    assert slots.ended == [True]
+    assert on_done.settled == [True]
     assert queue.storage.totals().file_count == 0
 
 
-def test_yield_slot_and_release_keep_file(
-    make_queue: Callable[[], PersistentQueue], folder: Path
-) -> None:
-    queue, origin, slots = taken(make_queue, "a", "b")
+def test_yield_slot_and_release_keep_file(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
+    queue, origin, on_done = append_and_read(make_queue, "a", "b")
     origin.yield_slot()
     origin.add_suspect(10)
-    assert slots.ended == [False]
-    origin.add_suspect(10)  # all that is left are suspects
-    assert slots.ended == [False, False]
-    assert queue.storage.entries() == []  # in hand still
+    assert on_done.settled == [False]
+    origin.add_suspect(10)  # only suspects remain
+    assert on_done.settled == [False, False]
+    assert queue.storage.entries() == []  # still checked out
     origin.release()
-    assert slots.ended == [False, False, True]
+    assert on_done.settled == [False, False, True]
     assert [entry.name for entry in queue.storage.entries()] == [path.name for path in files(folder)]
 
 
@@ -196,23 +192,23 @@ def test_yield_slot_and_release_keep_file(
 def test_file_is_uncertain_whenever_spans_may_have_arrived(
     tmp_path_factory: pytest.TempPathFactory, events: list[str]
 ) -> None:
-    """What is on disk says that it may have arrived whenever it was sent and is not known to be lost."""
+    """The file is marked as uncertain after each attempt whose failure is not certain."""
     settings = SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool")))
 
-    def take() -> SpooledOrigin | None:
+    def read_again() -> SpooledOrigin | None:
         queue = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
         [*entries] = queue.storage.entries()
-        request = read_export_request(queue, entries[0], lambda _entry, _ended: None) if entries else None
+        request = read_export_request(queue, entries[0], lambda _entry, _settled: None) if entries else None
         return cast("SpooledOrigin", request.origin) if request else None
 
     first = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
-    assert first.append(HERE, encoded("a", "b", "c"), attempted=False, uncertain=False)
-    origin, may_have_arrived = take(), False
+    assert first.append(HERE, encode_spans("a", "b", "c"), attempted=False, uncertain=False)
+    origin, may_have_arrived = read_again(), False
     for event in events:
         if origin is None or origin.remaining_count <= 0:
             break
         if event == "killed":
-            origin = take()
+            origin = read_again()
             continue
         if event == "deferred":
             origin.yield_slot()
@@ -227,4 +223,4 @@ def test_file_is_uncertain_whenever_spans_may_have_arrived(
         assert not paths or not may_have_arrived or state_on(paths[0]).uncertain
         assert bool(paths) is (origin.remaining_count > 0)
         if event == "killed while it is sent":
-            origin = take()
+            origin = read_again()

@@ -663,7 +663,9 @@ def test_last_measurement_sets_capacity() -> None:
     assert worker._capacity == 2
 
 
-def test_processor_reads_arguments_and_environment(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processor_reads_arguments_and_environment(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_HOLD", "7")
     with bench(scripted_server, linger=0.2) as made:
         worker = made.processor._worker

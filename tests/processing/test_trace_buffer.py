@@ -36,7 +36,7 @@ class Story:
         self.buffer.add(span(trace, name, parent), at)
 
     def taken(self, at: float) -> list[str]:
-        return [each.name for each in self.buffer.pop_ready(at)]
+        return [span.name for span in self.buffer.pop_ready(at)]
 
 
 def test_complete_trace_is_ready_after_linger() -> None:
@@ -95,7 +95,7 @@ def waits(ends: Sequence[float], *, in_progress: int = 0, never_end: int = 0) ->
         buffer.record_start(2000 + number)
     for number, at in enumerate([*ends, 1e6]):
         while (due := buffer.next_due()) is not None and due <= at:
-            found |= {each.name: due - ends[int(each.name)] for each in buffer.pop_ready(due)}
+            found |= {span.name: due - ends[int(span.name)] for span in buffer.pop_ready(due)}
         if number < last:
             buffer.record_start(number + 1)
             buffer.add(span(number + 1, str(number), None), at)
@@ -109,7 +109,7 @@ def test_few_traces_wait_less_than_one_second(gaps: list[float]) -> None:
     for at in accumulate(gaps):
         if len(ends) < 5 or at - ends[-5] > 5:  # not more than five within any 5 s
             ends.append(at)
-    assert all(each <= 0.6001 for each in waits(ends))
+    assert all(item <= 0.6001 for item in waits(ends))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_complete_traces_of_8_mib_are_ready_at_once() -> None:
     buffer.add(span(2, "root 2", None), 0.1)
     assert buffer.pop_ready(0.2) == []  # six million, and there may be company for them yet
     buffer.add(span(3, "root 3", None), 0.2)
-    assert [each.name for each in buffer.pop_ready(0.2)] == [
+    assert [span.name for span in buffer.pop_ready(0.2)] == [
         "child 1",
         "root 1",
         "child 2",
@@ -268,9 +268,7 @@ def test_orphan_without_start_is_ready() -> None:
 @pytest.mark.parametrize(
     ("parent", "due"), [(None, LINGER), (REMOTE, LINGER), (LOCAL, HOLD)], ids=["root", "local root", "child"]
 )
-def test_root_completes_trace_without_start_events(
-    parent: SpanContext | None, due: float
-) -> None:
+def test_root_completes_trace_without_start_events(parent: SpanContext | None, due: float) -> None:
     story = Story(has_start_events=False)
     story.end(0.0, 1, "child")
     story.end(0.0, 1, "last", parent)
@@ -291,7 +289,7 @@ def test_pop_all_returns_open_traces() -> None:
     story.start(1, 2)
     story.start(2)
     story.end(0.0, 1, "child")
-    assert [each.name for each in story.buffer.pop_all()] == ["child"]
+    assert [span.name for span in story.buffer.pop_all()] == ["child"]
     assert story.buffer.pop_all() == []
     story.end(1.0, 1, "root", None)
     assert story.taken(2.0) == ["root"]
@@ -344,11 +342,11 @@ def test_buffer_pops_every_span_once_within_max_age(
             buffer.add(span(trace, name, None if what == "end root" else LOCAL), now)
             ended[name] = now
         else:
-            taken.update(each.name for each in (buffer.pop_ready(now) if what == "take" else buffer.pop_all()))
+            taken.update(span.name for span in (buffer.pop_ready(now) if what == "take" else buffer.pop_all()))
             held = [name for name in ended if not taken[name]]
             assert buffer.span_count == len(held)
             assert what == "take" or not held
             assert all(now - ended[name] <= HOLD for name in held)
-    taken.update(each.name for each in buffer.pop_ready(now + HOLD))
+    taken.update(span.name for span in buffer.pop_ready(now + HOLD))
     assert taken == Counter(ended.keys())
     assert (buffer.span_count, buffer.byte_count, buffer.next_due()) == (0, 0, None)
