@@ -31,6 +31,9 @@ FOREIGN = {
     "certificate is not valid for",
     "database or disk is full",
     "400 The plain HTTP request was sent to HTTPS port",
+    # Composed of an event and `describe_span()`.
+    "Dropped span",
+    "Export of span",
 }
 
 

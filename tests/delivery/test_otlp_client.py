@@ -20,15 +20,15 @@ REQUEST = EncodedBatch(Destination(experiment_id="1"), b"body", 1)
 def make_client(
     script: ScriptedTransport, compression: str = "none", *, is_set: bool = False
 ) -> tuple[OTLPClient, ProblemLog]:
-    report = ProblemLog()
-    experiments = ExperimentResolver(None, certain=False, create=False, report=report)
-    client = OTLPClient(script, experiments, compression=compression, report=report, experiment_is_set=is_set)
-    return client, report
+    problem_log = ProblemLog()
+    experiments = ExperimentResolver(None, certain=False, create=False, problem_log=problem_log)
+    client = OTLPClient(script, experiments, compression=compression, problem_log=problem_log, experiment_is_set=is_set)
+    return client, problem_log
 
 
 def test_export_sends_headers_of_destination() -> None:
     script = ScriptedTransport(HttpResponse(200))
-    client, report = make_client(script, "gzip")
+    client, problem_log = make_client(script, "gzip")
     client.export(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
     [request] = script.requests
     assert (request.method, request.path, request.max_response_bytes) == ("POST", "", MAX_RESPONSE_BYTES)
@@ -39,7 +39,7 @@ def test_export_sends_headers_of_destination() -> None:
         "x-mlflow-workspace": "w",
         "x-mlflow-run-id": "r",
     }
-    assert report.stats().requests == 1
+    assert problem_log.stats.snapshot().requests == 1
 
 
 def test_export_keeps_experiment_header_of_user() -> None:

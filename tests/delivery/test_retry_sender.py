@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.delivery import retry_sender
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
@@ -26,6 +27,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentReso
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.export_outcome import FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import Authorization
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
 
@@ -110,13 +112,13 @@ class Fixture:
 
     def __init__(self, version: str = "3.17.2", jitter: float = 0.5, *, certain: bool = True) -> None:
         self.server = FakeMLflow(version)
-        self.report = ProblemLog(lambda: self.server.clock)
-        self.experiments = ExperimentResolver(None, certain=False, create=False, report=self.report)
+        self.problem_log = ProblemLog(lambda: self.server.clock)
+        self.experiments = ExperimentResolver(None, certain=False, create=False, problem_log=self.problem_log)
         self.sender = RetrySender(
             self.server,
-            OTLPClient(self.server, self.experiments, compression="none", report=self.report),
-            ServerInfo(self.server, self.report, certain=certain),
-            self.report,
+            OTLPClient(self.server, self.experiments, compression="none", problem_log=self.problem_log),
+            ServerInfo(self.server, self.problem_log, certain=certain),
+            self.problem_log,
             explain=lambda outcome: outcome.message,
             clock=lambda: self.server.clock,
             jitter=lambda: jitter,
@@ -154,7 +156,7 @@ class Fixture:
 
     @property
     def dropped_count(self) -> int:
-        return self.report.stats().dropped
+        return self.problem_log.stats.snapshot().dropped
 
     def lands_once(self, spans: list[EncodedSpan]) -> bool:
         return self.server.stored == Counter((span.trace_id, span.span_id) for span in spans)
@@ -190,7 +192,7 @@ def test_send_delivers_at_once() -> None:
     fixture.send(spans)
     assert fixture.lands_once(spans)
     assert (fixture.settled_count, fixture.delay_messages, fixture.server.request) == (1, [], 0)
-    assert (fixture.report.stats().delivered, fixture.sender.failure_count) == (2, 0)
+    assert (fixture.problem_log.stats.snapshot().delivered, fixture.sender.failure_count) == (2, 0)
 
 
 AWAY = [
@@ -216,12 +218,17 @@ def test_retryable_request_is_retried_with_backoff(
     fixture.server.judge = fail_times(3, answer)
     fixture.send(spans)
     assert fixture.server.times == times
-    assert (fixture.settled_count, fixture.dropped_count, fixture.report.stats().retries) == (1, 0, 3)
+    assert (fixture.settled_count, fixture.dropped_count, fixture.problem_log.stats.snapshot().retries) == (1, 0, 3)
     assert len(fixture.delay_messages) == fixture.sender.failure_count == 3
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "Export failing, spans are queued in memory",
         "Export recovered, after " + f"{times[3]:.0f} s of trouble [MLO-804]",
     ]
+
+
+def test_retry_sender_failures_that_users_correct_are_retried_slowly() -> None:
+    # 404, 403 and 401 above; a request that is too large is the third kind.
+    assert {FailureKind.DESTINATION, FailureKind.CREDENTIALS, FailureKind.SIZE} == retry_sender._USER_FAILURES
 
 
 def test_backoff_delay_is_bounded() -> None:
@@ -250,7 +257,7 @@ def test_flush_during_attempt_shortens_next_delay(answer: HttpResponse, times: l
     def judge(names: list[str]) -> HttpResponse | TransportError:
         if len(fixture.server.names) == 3:
             fixture.server.clock += 0.5  # the request takes a while
-            fixture.sender.backoff.hurry()
+            fixture.sender.backoff.begin_flush()
         return accepts(names)
 
     fixture.server.judge = judge
@@ -268,7 +275,11 @@ def test_bad_span_is_isolated_confirmed_and_logged(status: int, caplog: pytest.L
     fixture.server.judge = reject_spans_named(status, "culprit/1")
     fixture.send(spans)
     assert sum(fixture.server.stored.values()) == len(spans) - 1
-    assert (fixture.settled_count, fixture.dropped_count, fixture.report.stats().delivered) == (1, 1, len(spans) - 1)
+    assert (fixture.settled_count, fixture.dropped_count, fixture.problem_log.stats.snapshot().delivered) == (
+        1,
+        1,
+        len(spans) - 1,
+    )
     assert caplog.text.count("Dropped span 'culprit/1' of trace tr-00000000000000000000000000000003: ") == 1
     assert f"{status}" in caplog.text
 
@@ -291,7 +302,7 @@ def test_bisection_delivers_all_accepted_spans_once(bad_names: set[int], childre
     fixture.send(spans)
     assert set(fixture.server.stored.values()) <= {1}
     assert (fixture.dropped_count, fixture.settled_count) == (len(bad_names), 1)
-    assert fixture.report.stats().delivered == len(spans) - len(bad_names)
+    assert fixture.problem_log.stats.snapshot().delivered == len(spans) - len(bad_names)
 
 
 def test_transient_rejection_drops_nothing() -> None:
@@ -517,7 +528,7 @@ def test_retry_looks_up_stored_spans_on_older_servers(
     fixture.send(spans)
     assert bool(fixture.server.request) is asks
     assert set(fixture.server.stored.values()) == {1 if asks else 2}
-    assert (fixture.settled_count, fixture.report.stats().delivered, fixture.dropped_count) == (1, 4, 0)
+    assert (fixture.settled_count, fixture.problem_log.stats.snapshot().delivered, fixture.dropped_count) == (1, 4, 0)
 
 
 def test_retry_sends_only_missing_spans() -> None:
@@ -527,7 +538,7 @@ def test_retry_sends_only_missing_spans() -> None:
     fixture.send(spans)
     assert fixture.server.names == [["a", "b", "c"], ["a", "c"]]
     assert fixture.lands_once(spans)
-    assert fixture.report.stats().delivered == 3
+    assert fixture.problem_log.stats.snapshot().delivered == 3
 
 
 def test_lookup_repeats_until_stored_spans_stay_the_same() -> None:
@@ -605,7 +616,7 @@ def test_lookup_does_not_accept_login_page(caplog: pytest.LogCaptureFixture) -> 
     fixture.send([], until=180)
     assert len(fixture.server.names) == 1
     assert fixture.lands_once(spans)
-    assert (fixture.settled_count, fixture.report.stats().delivered) == (1, 2)
+    assert (fixture.settled_count, fixture.problem_log.stats.snapshot().delivered) == (1, 2)
 
 
 def test_lookup_at_guessed_server_does_not_delay_spans(caplog: pytest.LogCaptureFixture) -> None:
@@ -633,7 +644,7 @@ def test_rejected_request_may_be_partly_stored_before_3_12() -> None:
     fixture.send(spans)
     assert set(fixture.server.stored.values()) == {1}
     assert sum(fixture.server.stored.values()) == 3
-    assert (fixture.dropped_count, fixture.report.stats().delivered) == (1, 3)
+    assert (fixture.dropped_count, fixture.problem_log.stats.snapshot().delivered) == (1, 3)
 
 
 def test_failed_database_may_have_partly_stored_request_before_3_12() -> None:
@@ -694,7 +705,7 @@ def test_partial_success_counts_rejected_spans(caplog: pytest.LogCaptureFixture)
     body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
     fixture.server.judge = lambda _: HttpResponse(200, JSON, body)
     fixture.send(encode_spans("a", "b"))
-    assert (fixture.report.stats().delivered, fixture.dropped_count, fixture.settled_count) == (1, 1, 1)
+    assert (fixture.problem_log.stats.snapshot().delivered, fixture.dropped_count, fixture.settled_count) == (1, 1, 1)
     assert "too old" in caplog.text
 
 

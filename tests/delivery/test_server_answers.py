@@ -739,7 +739,7 @@ def test_retry_after_beyond_timeout_drops_nothing(
         assert len(scripted_server.to(TRACES_PATH)) == 1
         pipeline = exporter._pipeline
         assert pipeline is not None
-        until(lambda: not pipeline.work_queue.unfinished(), what="it is delayed")  # a flush cancels pending delays
+        until(lambda: not pipeline.work_queue.in_progress(), what="it is delayed")  # a flush cancels pending delays
         assert exporter.force_flush(20_000)
         assert span_counts(exporter) == (SPANS, 0, 0)
     assert not find_differences(log_records(caplog), [export_failing("503", SERVER_ADVICE), RECOVERED])

@@ -67,7 +67,7 @@ class Process:
 
     def __post_init__(self) -> None:
         self.consumer = SpoolConsumer(
-            self.queue, send=self.requests.append, spill=self._spill, maintain=self._maintain, report=ProblemLog()
+            self.queue, send=self.requests.append, spill=self._spill, maintain=self._maintain, problem_log=ProblemLog()
         )
 
     def _spill(self) -> bool:
@@ -106,9 +106,9 @@ def make_process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     processes: list[Process] = []
 
     def make() -> Process:
-        report = ProblemLog()
-        spool = SpoolStorage(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), "target", "", report)
-        processes.append(Process(PersistentQueue(spool, None, report)))
+        problem_log = ProblemLog()
+        spool = SpoolStorage(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), "target", "", problem_log)
+        processes.append(Process(PersistentQueue(spool, None, problem_log)))
         return processes[-1]
 
     yield make
@@ -205,11 +205,11 @@ def test_missing_or_damaged_file_takes_no_slot(make_process: Callable[..., Proce
 def test_consumer_keeps_order_and_slot_limit_per_destination(
     tmp_path_factory: pytest.TempPathFactory, events: list[tuple[str, int, int]]
 ) -> None:
-    report = ProblemLog()
+    problem_log = ProblemLog()
     spool = SpoolStorage(
-        SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool"))), "target", "", report
+        SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool"))), "target", "", problem_log
     )
-    process = Process(PersistentQueue(spool, None, report))
+    process = Process(PersistentQueue(spool, None, problem_log))
     names, delivered = iter(NAMES), dict[Destination, list[str]]()
     put = dict[Destination, list[str]]()
     for kind, place, index in events:
@@ -250,9 +250,9 @@ def test_new_spans_are_sent_after_at_most_two_spooled_requests(make_process: Cal
     work_queue: WorkQueue[ExportRequest] = WorkQueue(step, lambda _: None)
     for name in NAMES[:10]:
         process.put(name)
-    process.consumer._send = lambda request: work_queue.put(request.destination, request)
+    process.consumer._send = lambda request: work_queue.enqueue(request.destination, request)
     process.tick()
-    work_queue.put(PLACES[0], ExportRequest(PLACES[0], encode_spans("live"), RequestOrigin(1)))
+    work_queue.enqueue(PLACES[0], ExportRequest(PLACES[0], encode_spans("live"), RequestOrigin(1)))
     begin.set()
     end = time.monotonic() + 20
     while len(sent) < 11 and time.monotonic() < end:
@@ -414,13 +414,13 @@ def test_requests_stay_on_disk_without_thread(
 
 
 class FakeRetrySender:
-    def __init__(self, *, troubled: bool = False, has_failures: bool = False) -> None:
-        self._failures, self.backoff = 0, SimpleNamespace(troubled=troubled)
-        self.grows = has_failures
+    def __init__(self, *, had_failures: bool = False, keeps_failing: bool = False) -> None:
+        self._failures, self.backoff = 0, SimpleNamespace(has_failures=had_failures)
+        self.keeps_failing = keeps_failing
 
     @property
     def failure_count(self) -> int:
-        self._failures += self.grows
+        self._failures += self.keeps_failing
         return self._failures
 
 
@@ -437,8 +437,10 @@ def test_wait_ignores_requests_of_other_processes(make_process: Callable[..., Pr
     assert seconds < 30
 
 
-@pytest.mark.parametrize("troubled", [False, True], ids=["healthy", "other destination fails"])
-def test_wait_continues_while_requests_are_delivered(make_process: Callable[..., Process], *, troubled: bool) -> None:
+@pytest.mark.parametrize("had_failures", [False, True], ids=["healthy", "other destination fails"])
+def test_wait_continues_while_requests_are_delivered(
+    make_process: Callable[..., Process], *, had_failures: bool
+) -> None:
     """Another destination may have failed before the wait."""
     process = make_process()
     for name in NAMES[:5]:
@@ -452,11 +454,11 @@ def test_wait_continues_while_requests_are_delivered(make_process: Callable[...,
 
     thread = threading.Thread(target=deliver)
     thread.start()
-    assert wait_and_measure(process, 60, FakeRetrySender(troubled=troubled))[0] == 0
+    assert wait_and_measure(process, 60, FakeRetrySender(had_failures=had_failures))[0] == 0
     thread.join()
 
 
-@pytest.mark.parametrize("draining", [True, False], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("is_leader", [True, False], ids=["here", "elsewhere"])
 def test_wait_stops_without_progress(
     make_process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch, is_leader: bool
 ) -> None:
@@ -466,7 +468,7 @@ def test_wait_stops_without_progress(
     process.put(NAMES[0])
     (process if is_leader else other).tick()
     remaining_count, seconds = wait_and_measure(
-        process, 60, FakeRetrySender(troubled=is_leader, has_failures=is_leader)
+        process, 60, FakeRetrySender(had_failures=is_leader, keeps_failing=is_leader)
     )
     assert remaining_count == 1
     assert seconds < 30

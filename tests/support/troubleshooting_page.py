@@ -469,7 +469,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.EXPORT_CONFIGURED: Entry(
         (
             "Sending traces to ...; tracer provider: ...",
-            "the server has its OTLP endpoint at ...",
+            "The server has its OTLP endpoint at ...",
             "no workspace is configured: traces go to workspace ..., the pod's namespace. ...",
         ),
     ),
