@@ -1,6 +1,6 @@
-"""`mlflow-otlp doctor`: what it says of set-ups that work and of those that do not.
+"""`mlflow-otlp doctor` with working and broken set-ups.
 
-A table: each row breaks one thing, and the doctor must name the right step, and what mends it.
+Each row of the table breaks one thing; the doctor must name the failed step and the fix.
 """
 
 import base64
@@ -31,7 +31,7 @@ from support.mlflow_server import MLflowServer
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
 from support.spans import finished
 
-LONGEST_SECONDS = 15.0
+MAX_SECONDS = 15.0
 FILES = ("--backend-store-uri", "FOLDER/mlruns")
 TOKEN = "MLFLOW_TRACKING_TOKEN"
 URI = "MLFLOW_TRACKING_URI"
@@ -41,36 +41,36 @@ TEXT = {"Content-Type": "text/plain"}
 LOGIN = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Log in with OpenShift</body></html>"
 BY_NAME, BY_ID = "/api/2.0/mlflow/experiments/get-by-name", "/api/2.0/mlflow/experiments/get"
 READ, DELETE = "/api/3.0/mlflow/traces/get", "/api/3.0/mlflow/traces/delete-traces"
-REST = (BY_NAME, BY_ID, READ, DELETE, "/api/2.0/mlflow/experiments/create")
+REST_PATHS = (BY_NAME, BY_ID, READ, DELETE, "/api/2.0/mlflow/experiments/create")
 
 
-def body(found: Any) -> bytes:
-    return json.dumps(found).encode()
+def body(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
 def error(status: int, code: str, message: str) -> Answer:
     return Answer(status, headers=JSON, body=body({"error_code": code, "message": message}))
 
 
-def of_plugin(status: int, code: str, message: str) -> Answer:
-    """As mlflow-kubernetes-plugins answers."""
+def plugin_error(status: int, code: str, message: str) -> Answer:
+    """An error of mlflow-kubernetes-plugins."""
     return Answer(status, headers=JSON, body=body({"error": {"code": code, "message": message}}))
 
 
 FIELD_REQUIRED = Answer(
     422, headers=JSON, body=body({"detail": [{"loc": ["header", "x-mlflow-experiment-id"], "msg": "Field required"}]})
 )
-DENIED = of_plugin(403, "PERMISSION_DENIED", "Permission denied for requested operation.")
-UNAUTHENTICATED = of_plugin(
+DENIED = plugin_error(403, "PERMISSION_DENIED", "Permission denied for requested operation.")
+UNAUTHENTICATED = plugin_error(
     401,
     "UNAUTHENTICATED",
     "Authentication with the Kubernetes API failed. The provided token may be invalid or expired.",
 )
-MISSING_TOKEN = of_plugin(401, "UNAUTHENTICATED", "Missing Authorization header or X-Forwarded-Access-Token header.")
+MISSING_TOKEN = plugin_error(401, "UNAUTHENTICATED", "Missing Authorization header or X-Forwarded-Access-Token header.")
 
 
 class World:
-    """What a row may use to break something, and what it sets."""
+    """Servers and environment of a row."""
 
     def __init__(
         self, request: pytest.FixtureRequest, patch: pytest.MonkeyPatch, folder: Path, stack: ExitStack
@@ -91,57 +91,47 @@ class World:
         server: MLflowServer = self._request.getfixturevalue("workspace_server")
         return server
 
-    def scripted(self, *, listening: bool = True) -> ScriptedServer:
+    def start_scripted(self, *, listening: bool = True) -> ScriptedServer:
         return self._stack.enter_context(ScriptedServer(listening=listening))
 
     def tls(self, certificate: Any, upstream: str = "") -> TlsServer:
-        return self._stack.enter_context(TlsServer(certificate, upstream or self.scripted().url))
+        return self._stack.enter_context(TlsServer(certificate, upstream or self.start_scripted().url))
 
     def collector(self) -> str:
-        """A server that takes all spans, and passes nothing on."""
-        server = self.scripted()
+        """Start a server that accepts all spans and forwards none."""
+        server = self.start_scripted()
         server.answer(then=ACCEPTED)
         return server.url
 
     def like_mlflow(self, **answers: Answer) -> ScriptedServer:
-        """A server that answers as MLflow 3.17 does, but for what is given: `version`, `traces`, `rest` and so on."""
-        server = self.scripted()
+        """Start a server like MLflow 3.17; `version`, `info`, `traces`, `with_id` and `api` replace responses."""
+        server = self.start_scripted()
         server.answer(path="/version", then=answers.get("version", Answer(headers=HTML, body=b"3.17.2")))
         info = body({"store_type": "SqlStore", "workspaces_enabled": True})
         server.answer(path="/api/3.0/mlflow/server-info", then=answers.get("info", Answer(headers=JSON, body=info)))
 
         def traces(request: Recorded) -> Answer:
-            whole = "x-mlflow-experiment-id" in request.headers
-            return answers.get("traces", answers.get("whole", ACCEPTED) if whole else FIELD_REQUIRED)
+            has_id = "x-mlflow-experiment-id" in request.headers
+            return answers.get("traces", answers.get("with_id", ACCEPTED) if has_id else FIELD_REQUIRED)
 
         server.answer_with(TRACES_PATH, traces)
-        for path in REST:
-            server.answer(path=path, then=answers.get("rest", DENIED))
+        for path in REST_PATHS:
+            server.answer(path=path, then=answers.get("api", DENIED))
         self.set(MLFLOW_TRACKING_URI=server.url, MLFLOW_EXPERIMENT_ID="1", MLFLOW_TRACKING_TOKEN=SECRET)
         return server
 
 
 @dataclass(frozen=True)
 class Row:
-    """A set-up that is broken.
-
-    Attributes:
-        name: What is wrong.
-        broken: Breaks it.
-        step: Which step the doctor must name.
-        code: Under which it is explained.
-        fix: What its remedy must say.
-        state: What it must call that.
-        others: What it must say of other steps.
-    """
+    """A broken set-up, and the expected result."""
 
     name: str
-    broken: Callable[[World], None]
+    prepare: Callable[[World], None]
     step: str
     code: MessageCode
-    fix: str
+    fix: str  # a part of it
     state: str = "failed"
-    others: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)  # states of other steps
 
 
 def _closed_port() -> int:
@@ -197,20 +187,20 @@ def name_unknown(world: World) -> None:
 
 
 def server_hangs(world: World) -> None:
-    world.patch.setattr(server_checks, "SECONDS", 2.0)
-    server = world.scripted()
+    world.patch.setattr(server_checks, "TIMEOUT_SECONDS", 2.0)
+    server = world.start_scripted()
     server.answer(path="/version", then=Answer(delay=30.0))
     world.set(MLFLOW_TRACKING_URI=server.url)
 
 
 def login_redirect(world: World) -> None:
     away = Answer(302, headers={"Location": "https://login.invalid/oauth/start"})
-    world.like_mlflow(version=away, info=away, traces=away, rest=away)
+    world.like_mlflow(version=away, info=away, traces=away, api=away)
 
 
 def login_page(world: World) -> None:
     page = Answer(headers=HTML, body=LOGIN)
-    world.like_mlflow(version=page, info=page, traces=page, rest=page)
+    world.like_mlflow(version=page, info=page, traces=page, api=page)
 
 
 def login_page_for_traces_only(world: World) -> None:
@@ -232,7 +222,7 @@ def file_store(world: World) -> None:
 def file_store_that_does_not_tell(world: World) -> None:
     detail = body({"detail": "REST OTLP span logging is not supported by FileStore"})
     stored = Answer(501, headers=JSON, body=detail)
-    world.like_mlflow(version=Answer(headers=HTML, body=b"3.6.0"), info=Answer(404), whole=stored)
+    world.like_mlflow(version=Answer(headers=HTML, body=b"3.6.0"), info=Answer(404), with_id=stored)
 
 
 def old_mlflow(world: World) -> None:
@@ -249,11 +239,11 @@ def workspace_unknown(world: World) -> None:
 
 def workspace_missing(world: World) -> None:
     world.like_mlflow(
-        traces=of_plugin(400, "INVALID_PARAMETER_VALUE", "Workspace context is required for this request.")
+        traces=plugin_error(400, "INVALID_PARAMETER_VALUE", "Workspace context is required for this request.")
     )
 
 
-def denied(world: World) -> None:
+def permission_denied(world: World) -> None:
     world.like_mlflow(traces=DENIED)
     world.set(MLFLOW_WORKSPACE="team-a")
 
@@ -265,7 +255,7 @@ def token_missing(world: World) -> None:
 
 def token_wrong(world: World) -> None:
     refused = Answer(401, headers=TEXT, body=b"You are not authenticated. Please see https://mlflow.invalid")
-    world.like_mlflow(version=refused, traces=refused, rest=refused)
+    world.like_mlflow(version=refused, traces=refused, api=refused)
 
 
 def token_expired(world: World) -> None:
@@ -287,8 +277,8 @@ def token_not_for_this_server(world: World) -> None:
 
 
 def permissions_cannot_be_checked(world: World) -> None:
-    said = "Failed to perform Kubernetes authorization check: (503) Reason: Service Unavailable"
-    world.like_mlflow(traces=of_plugin(500, "INTERNAL_ERROR", said))
+    message = "Failed to perform Kubernetes authorization check: (503) Reason: Service Unavailable"
+    world.like_mlflow(traces=plugin_error(500, "INTERNAL_ERROR", message))
 
 
 def experiment_deleted_by_name(world: World) -> None:
@@ -328,29 +318,31 @@ def update_only(world: World) -> None:
 
 
 def database_down(world: World) -> None:
-    world.like_mlflow(rest=error(503, "TEMPORARILY_UNAVAILABLE", "the database system is shutting down"))
+    world.like_mlflow(api=error(503, "TEMPORARILY_UNAVAILABLE", "the database system is shutting down"))
 
 
 def database_locked_for_writing(world: World) -> None:
     experiment = {"experiment_id": "1", "name": "agents", "lifecycle_stage": "active"}
-    found = Answer(headers=JSON, body=body({"experiment": experiment}))
-    world.like_mlflow(rest=found, whole=error(503, "TEMPORARILY_UNAVAILABLE", "database is locked"))
+    response = Answer(headers=JSON, body=body({"experiment": experiment}))
+    world.like_mlflow(api=response, with_id=error(503, "TEMPORARILY_UNAVAILABLE", "database is locked"))
 
 
 def body_limit(world: World) -> None:
-    world.like_mlflow(whole=Answer(413, headers=HTML, body=b"<html><title>413 Request Entity Too Large</title></html>"))
+    world.like_mlflow(
+        with_id=Answer(413, headers=HTML, body=b"<html><title>413 Request Entity Too Large</title></html>")
+    )
 
 
 def rate_limit(world: World) -> None:
-    world.like_mlflow(whole=Answer(429, headers={"Retry-After": "1"}))
+    world.like_mlflow(with_id=Answer(429, headers={"Retry-After": "1"}))
 
 
 def disk_full(world: World) -> None:
     path = world.folder / "disk"
     path.mkdir()
-    made = ["mount", "-t", "tmpfs", "-o", "size=32k,mode=0700", "tmpfs", str(path)]
-    if subprocess.run(made, capture_output=True, check=False).returncode:
-        # Without the right to mount: what the system would say.
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32k,mode=0700", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        # Without the right to mount, simulate the error.
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -374,19 +366,19 @@ def proxy_down(world: World) -> None:
 
 
 def proxy_wants_a_user(world: World) -> None:
-    server = world.scripted()
-    # What the server takes for the path of `CONNECT mlflow.test:443`.
+    server = world.start_scripted()
+    # The scripted server's path of `CONNECT mlflow.test:443`.
     server.answer(path="443", then=Answer(407, raw=b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"))
     world.set(MLFLOW_TRACKING_URI="https://mlflow.test", HTTPS_PROXY=f"http://ada:{SECRET}@{server.url[7:]}")
 
 
 def collector_without_mlflow_behind(world: World) -> None:
-    world.patch.setattr(server_checks, "_COLLECTOR_SECONDS", 0.5)
-    # The endpoint for traces beats MLFLOW_TRACKING_URI, the general one does not.
+    world.patch.setattr(server_checks, "_COLLECTOR_WAIT_SECONDS", 0.5)
+    # Only the endpoint for traces has priority over MLFLOW_TRACKING_URI.
     world.set(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=world.collector() + TRACES_PATH, MLFLOW_TRACKING_URI=world.mlflow.uri)
 
 
-def collector_and_nobody_to_ask(world: World) -> None:
+def collector_without_tracking_uri(world: World) -> None:
     world.set(OTEL_EXPORTER_OTLP_ENDPOINT=world.collector())
 
 
@@ -451,7 +443,7 @@ ROWS = [
     Row("workspace missing", workspace_missing, "workspace", MessageCode.WORKSPACE_REQUIRED, "MLFLOW_WORKSPACE"),
     Row(
         "denied",
-        denied,
+        permission_denied,
         "write",
         MessageCode.PERMISSION_DENIED,
         "rolebinding",
@@ -555,7 +547,7 @@ ROWS = [
     ),
     Row("no address", tracking_uri("m:5000"), "settings", MessageCode.INVALID_SETTING, "mlflow-otlp settings"),
     Row("SDK's plugin", sdk_plugin, "settings", MessageCode.SDK_PLUGIN, "MLFLOW_TRACKING_TOKEN_FILE"),
-    # It works, but not all of it, or not well.
+    # Warnings.
     Row("clock skew", clock_is_wrong, "clock", MessageCode.CLOCK_SKEW, "timedatectl", "warning", {"write": "ok"}),
     Row(
         "instrumentor missing",
@@ -566,8 +558,8 @@ ROWS = [
         "warning",
     ),
     Row(
-        "nobody to ask",
-        collector_and_nobody_to_ask,
+        "no tracking URI",
+        collector_without_tracking_uri,
         "read back",
         MessageCode.NO_MLFLOW_SERVER,
         URI,
@@ -583,50 +575,52 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
         yield World(request, monkeypatch, tmp_path, stack)
 
 
-def examined(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, str]]]:
-    """Exit status, and what was said of each step."""
+def run_doctor(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, str]]]:
+    """Return the exit status and the result of each step."""
     status = main_module.main(["doctor", "--json"])
-    told = json.loads(capsys.readouterr().out)
-    assert told["works"] is (status == 0)
-    steps = {step["step"]: step for step in told["steps"]}
-    assert len(steps) == len(told["steps"])
+    output = json.loads(capsys.readouterr().out)
+    assert output["works"] is (status == 0)
+    steps = {step["step"]: step for step in output["steps"]}
+    assert len(steps) == len(output["steps"])
     return status, steps
 
 
 @pytest.mark.needs("openssl")
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_broken_set_up(row: Row, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    row.broken(world)
-    began = time.monotonic()
-    status, steps = examined(capsys)
-    assert time.monotonic() - began < LONGEST_SECONDS
-    named = [step for step in steps.values() if step["state"] in ("failed", "warning")]
-    assert [(step["step"], step["state"], step["code"]) for step in named] == [(row.step, row.state, str(row.code))]
-    assert row.fix in named[0].get("fix", "")
-    assert named[0]["cause"]
+def test_doctor_names_step_and_fix_of_a_broken_set_up(
+    row: Row, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row.prepare(world)
+    start = time.monotonic()
+    status, steps = run_doctor(capsys)
+    assert time.monotonic() - start < MAX_SECONDS
+    problems = [step for step in steps.values() if step["state"] in ("failed", "warning")]
+    assert [(step["step"], step["state"], step["code"]) for step in problems] == [(row.step, row.state, str(row.code))]
+    assert row.fix in problems[0].get("fix", "")
+    assert problems[0]["cause"]
     assert status == (1 if row.state == "failed" else 0)
     assert {name: steps[name]["state"] for name in row.others} == row.others
     assert not planted(json.dumps(steps))
 
 
-def test_there_are_enough_rows() -> None:
+def test_rows_have_different_names() -> None:
     assert len(ROWS) >= 25
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 
-def test_every_failure_of_the_table_is_advised() -> None:
+def test_every_code_of_the_rows_has_cause_and_fix() -> None:
     for row in ROWS:
         assert HINTS[row.code].cause
         assert HINTS[row.code].fix
 
 
 @pytest.mark.needs("openssl")
-def test_all_is_well_over_tls(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_with_working_tls_server_reports_ok(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     authority = Authority(world.folder)
     server = world.tls(authority.certificate("good"), world.mlflow.uri)
     world.set(MLFLOW_TRACKING_URI=server.url, MLFLOW_TRACKING_SERVER_CERT_PATH=str(authority.file))
     world.set(MLFLOW_EXPERIMENT_NAME="examined")
-    status, steps = examined(capsys)
+    status, steps = run_doctor(capsys)
     assert {step["state"] for step in steps.values()} == {"ok"}
     assert status == 0
     assert [*steps] == list(server_checks.STEPS)
@@ -638,16 +632,16 @@ def test_all_is_well_over_tls(world: World, capsys: pytest.CaptureFixture[str]) 
     assert world.mlflow.search_traces(number["experiment_id"]) == []  # deleted
 
 
-def test_token_that_may_only_write(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_with_write_only_token_reports_not_permitted(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     update_only(world)
-    status, steps = examined(capsys)
+    status, steps = run_doctor(capsys)
     assert status == 0
     states = {name: step["state"] for name, step in steps.items() if step["state"] not in ("ok", "skipped")}
     assert states == {"experiment": "not permitted", "read back": "not permitted", "delete": "not permitted"}
-    assert "stays" in steps["delete"]["found"]
+    assert "remains in MLflow" in steps["delete"]["found"]
 
 
-def test_lines_for_people(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_server_message_cause_and_fix(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.set(MLFLOW_TRACKING_URI=world.mlflow.uri, MLFLOW_EXPERIMENT_ID="99999")
     assert main_module.main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -658,42 +652,44 @@ def test_lines_for_people(world: World, capsys: pytest.CaptureFixture[str]) -> N
     assert lines[-1].startswith("It does not work: experiment.")
 
 
-def test_command_line_beats_the_environment(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_arguments_override_the_environment(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.set(MLFLOW_TRACKING_URI="http://127.0.0.1:1", MLFLOW_EXPERIMENT_NAME="another")
     assert main_module.main(["doctor", "--tracking-uri", f"{world.mlflow.uri}/#/experiments/0/traces"]) == 0
     assert "experiment_id 0 (argument tracking_uri=)" in capsys.readouterr().out
 
 
-def test_what_waits_on_disk_is_told_and_left_alone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_reports_queued_requests_and_keeps_them(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.set(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{_closed_port()}", MLFLOW_OTLP_SPOOL="true")
     exporter = MLflowSpanExporter(timeout=0.3)
     exporter.export(finished("first", "second"))
     exporter.shutdown(1000)
     for _ in range(2):
-        status, steps = examined(capsys)
+        status, steps = run_doctor(capsys)
         assert status == 1
-        assert "2 spans wait in 1 requests" in steps["spool"]["found"]
+        assert "2 spans queued in 1 requests" in steps["spool"]["found"]
 
 
-def test_proxy_that_is_not_for_this_host(world: World) -> None:
+def test_find_proxy_respects_no_proxy(world: World) -> None:
     world.set(HTTPS_PROXY="http://ada:x@proxy.test:3128", NO_PROXY=".svc,127.0.0.1")
     environment = dict(os.environ)
-    assert probe.proxy_for("https://mlflow.team.svc:8443/v1/traces", environment) is None
-    found = probe.proxy_for("https://mlflow.example.test/v1/traces", environment)
-    assert found is not None
-    assert str(found) == "proxy.test:3128 (environment variable HTTPS_PROXY)"
+    assert probe.find_proxy("https://mlflow.team.svc:8443/v1/traces", environment) is None
+    proxy = probe.find_proxy("https://mlflow.example.test/v1/traces", environment)
+    assert proxy is not None
+    assert str(proxy) == "proxy.test:3128 (environment variable HTTPS_PROXY)"
 
 
 PREFIX, USERS = ("--static-prefix", "/mlf"), ("--app-name", "basic-auth")
-# The other versions' environments lack what basic-auth needs.
+# The environments of other versions lack the packages for basic-auth.
 REAL = [(release, options) for release in MLFLOW_VERSIONS for options in ((), PREFIX, FILES)] + [("3.17.2", USERS)]
-# Whose server-info does not exist, or does not tell.
-SILENT_ABOUT_FILES = ("3.6.0", "3.8.1")
+# Versions without server-info, or without the store in it.
+WITHOUT_STORE_TYPE = ("3.6.0", "3.8.1")
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize(("release", "options"), REAL, ids=str)
-def test_real_servers(release: str, options: Sequence[str], world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_with_real_servers(
+    release: str, options: Sequence[str], world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     environment = {"MLFLOW_FLASK_SERVER_SECRET_KEY": SECRET, "MLFLOW_ALLOW_FILE_STORE": "true"}
     if options == USERS:
         configuration = world.folder / "auth.ini"
@@ -709,12 +705,12 @@ def test_real_servers(release: str, options: Sequence[str], world: World, capsys
     prefix = "/mlf" if options == PREFIX else ""
     world.set(MLFLOW_TRACKING_URI=server.uri + prefix, MLFLOW_EXPERIMENT_NAME="examined")
     try:
-        status, steps = examined(capsys)
+        status, steps = run_doctor(capsys)
     finally:
         server.stop()
     bad = [(name, step.get("code")) for name, step in steps.items() if step["state"] in ("failed", "warning")]
     if options == FILES:
-        assert bad == [("write" if release in SILENT_ABOUT_FILES else "server", "MLO-404")]
+        assert bad == [("write" if release in WITHOUT_STORE_TYPE else "server", "MLO-404")]
         assert status == 1
     else:
         assert bad == []

@@ -16,25 +16,25 @@ from support.scripted_server import ACCEPTED, Answer, ScriptedServer
 from support.spans import finished
 
 
-def test_settings_are_shown_with_their_sources_and_without_secrets(
+def test_settings_prints_sources_and_no_secrets(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://m")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted")
     assert main_module.main(["settings"]) == 0
-    shown = capsys.readouterr().out
-    table, _, whose = shown.partition("\n\n")
+    output = capsys.readouterr().out
+    table, _, note = output.partition("\n\n")
     rows = {line.split()[0]: line.split(None, 2)[1:] for line in table.splitlines()}
     assert rows["target"] == ["http://m/v1/traces", "environment variable MLFLOW_TRACKING_URI"]
     assert rows["token"] == ["***", "environment variable MLFLOW_TRACKING_TOKEN"]
     assert rows["timeout"] == ["10.0", "default"]
-    assert rows["spool"][0] == rows["create_experiment"][0] == "True"  # as in an app with configure()
-    assert whose.startswith("These are configure()'s.")
-    assert "planted" not in shown
+    assert rows["spool"][0] == rows["create_experiment"][0] == "True"  # like configure()
+    assert note.startswith("These are the settings of configure().")
+    assert "planted" not in output
 
 
 @pytest.mark.parametrize("command", ["settings", "doctor"])
-def test_variable_that_is_mistyped_is_told(
+def test_unknown_variable_is_reported(
     command: str,
     scripted_server: ScriptedServer,
     capsys: pytest.CaptureFixture[str],
@@ -43,11 +43,11 @@ def test_variable_that_is_mistyped_is_told(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
     monkeypatch.setenv("MLFLOW_OTLP_SPOL_DIR", "planted")
     main_module.main([command])
-    shown = "".join(capsys.readouterr())
-    assert "MLFLOW_OTLP_SPOL_DIR" in shown
-    assert "MLFLOW_OTLP_SPOOL_DIR" in shown
-    assert "MLO-101" in shown
-    assert "planted" not in shown
+    output = "".join(capsys.readouterr())
+    assert "MLFLOW_OTLP_SPOL_DIR" in output
+    assert "MLFLOW_OTLP_SPOOL_DIR" in output
+    assert "MLO-101" in output
+    assert "planted" not in output
 
 
 COMMANDS = {
@@ -146,7 +146,9 @@ def test_wrong_command_line_with_broken_stderr_ends_without_traceback() -> None:
     assert status in (1, 2)
 
 
-def test_wrong_setting_ends_with_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_with_wrong_setting_ends_with_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
     assert main_module.main(["settings"]) == 2
     assert "MLFLOW_TRACKING_URI is 'databricks'" in capsys.readouterr().err
@@ -160,7 +162,7 @@ def test_wrong_command_line_ends_with_2(arguments: list[str], capsys: pytest.Cap
     assert "usage: mlflow-otlp" in capsys.readouterr().err
 
 
-def test_runs_as_a_module() -> None:
+def test_package_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "mlflow_otlp_exporter", "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().endswith(__version__)
 
@@ -170,13 +172,13 @@ DOWN = Answer(503, body=b"down")
 
 @pytest.fixture
 def spool(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> ScriptedServer:
-    """A server that is away, two spans that wait for it, and one that it has refused."""
+    """An unavailable server, two queued spans, and one that the server rejected."""
     scripted_server.answer_with("/version", lambda _: Answer(200, body=b"3.17.2"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
     body = b'{"detail": "too long a session"}'
-    refusal = Answer(400, headers={"Content-Type": "application/json"}, body=body)
-    scripted_server.answer(refusal, refusal, refusal, then=DOWN)
+    rejection = Answer(400, headers={"Content-Type": "application/json"}, body=body)
+    scripted_server.answer(rejection, rejection, rejection, then=DOWN)
     exporter = MLflowSpanExporter(spool=True, timeout=20)
     exporter.export(finished("refused"))
     for name in ("a", "b"):
@@ -186,53 +188,53 @@ def spool(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> S
     return scripted_server
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:
+def run_spool(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:
     capsys.readouterr()
     assert main_module.main(["spool", *words]) == status
     return capsys.readouterr().out
 
 
-def test_spool_status_and_list(spool: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
-    status = said(capsys, "status")
+def test_spool_status_and_list_show_requests(spool: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    status = run_spool(capsys, "status")
     assert f"spans for {spool.url}/v1/traces" in status
-    assert "(the settings in force here)" in status
+    assert "(current settings)" in status
     assert "2 spans in 2 requests" in status
     assert "1 spans in 1 files" in status
-    assert "none now" in status
-    waiting = said(capsys, "list").splitlines()
-    assert len(waiting) == 2
-    assert all("experiment 1" in line for line in waiting)
-    [refused] = said(capsys, "list", "--refused").splitlines()
-    assert "too long a session" in refused
+    assert "sender   none" in status
+    queued = run_spool(capsys, "list").splitlines()
+    assert len(queued) == 2
+    assert all("experiment 1" in line for line in queued)
+    [rejected] = run_spool(capsys, "list", "--refused").splitlines()
+    assert "too long a session" in rejected
 
 
 @pytest.mark.usefixtures("spool")
-def test_spool_status_tells_who_sends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_spool_status_names_the_sending_process(capsys: pytest.CaptureFixture[str]) -> None:
     [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
     lock = FileLock(folder / "lock")
     assert lock.acquire()
-    assert f"process {os.getpid()}" in said(capsys, "status")
+    assert f"process {os.getpid()}" in run_spool(capsys, "status")
     lock.release()
 
 
-def test_spool_flush(spool: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "0 spans sent, 2 wait in 2 requests" in said(capsys, "flush", "--timeout", "5", status=1)
+def test_spool_flush_sends_queued_requests(spool: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "0 spans sent, 2 queued in 2 requests" in run_spool(capsys, "flush", "--timeout", "5", status=1)
     spool.answer(then=ACCEPTED)
-    assert "2 spans sent, 0 wait in 0 requests" in said(capsys, "flush")
-    assert "0 spans sent, 0 wait" in said(capsys, "flush")
+    assert "2 spans sent, 0 queued in 0 requests" in run_spool(capsys, "flush")
+    assert "0 spans sent, 0 queued" in run_spool(capsys, "flush")
 
 
 @pytest.mark.usefixtures("spool")
-def test_spool_purge_asks_first(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "2 spans in 2 files would be removed" in said(capsys, "purge", status=1)
-    assert len(said(capsys, "list").splitlines()) == 2
-    assert "2 spans in 2 files removed" in said(capsys, "purge", "--yes")
-    assert said(capsys, "list") == ""
-    assert "1 spans in 1 files removed" in said(capsys, "purge", "--refused", "--yes")
-    assert said(capsys, "list", "--refused") == ""
-    assert "0 spans in 0 files" in said(capsys, "purge")
+def test_spool_purge_deletes_only_with_yes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "2 spans in 2 files would be deleted" in run_spool(capsys, "purge", status=1)
+    assert len(run_spool(capsys, "list").splitlines()) == 2
+    assert "2 spans in 2 files deleted" in run_spool(capsys, "purge", "--yes")
+    assert run_spool(capsys, "list") == ""
+    assert "1 spans in 1 files deleted" in run_spool(capsys, "purge", "--refused", "--yes")
+    assert run_spool(capsys, "list", "--refused") == ""
+    assert "0 spans in 0 files" in run_spool(capsys, "purge")
 
 
-def test_spool_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nothing waits" in said(capsys, "status")
-    assert said(capsys, "list") == ""
+def test_spool_without_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no requests are queued" in run_spool(capsys, "status")
+    assert run_spool(capsys, "list") == ""

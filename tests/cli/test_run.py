@@ -1,4 +1,4 @@
-"""`mlflow-otlp run`, `opentelemetry-instrument` and `configure()`: three ways to the same trace."""
+"""`mlflow-otlp run`, `opentelemetry-instrument` and `configure()` send the same trace."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from mlflow_otlp_exporter._internal.cli import run as run_module
 from mlflow_otlp_exporter._internal.cli.main import main
-from mlflow_otlp_exporter._internal.cli.run import doubles, lacking, variables_for
+from mlflow_otlp_exporter._internal.cli.run import select_variables, warn_duplicates, warn_missing
 from mlflow_otlp_exporter._internal.setup.instrumentation import Instrumentation
 from mlflow_otlp_exporter.testing import RecordedSpan, RecordedTrace, RecordingEndpoint
 from support.documents import blocks
@@ -27,7 +27,7 @@ ALL = {"OTEL_TRACES_EXPORTER": "mlflow", **NONE, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMI
 
 
 @pytest.mark.parametrize(
-    ("given", "missing", "words"),
+    ("environment", "missing", "text"),
     [
         ({}, [], ""),
         ({"OTEL_METRICS_EXPORTER": "otlp"}, ["OTEL_METRICS_EXPORTER"], ""),
@@ -38,41 +38,41 @@ ALL = {"OTEL_TRACES_EXPORTER": "mlflow", **NONE, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMI
         ({"OTEL_CONFIG_FILE": "otel.yaml"}, list(ALL), "OTEL_CONFIG_FILE is otel.yaml"),
     ],
 )
-def test_what_is_unset_is_set(given: Mapping[str, str], missing: Sequence[str], words: str) -> None:
-    variables, warnings = variables_for(given)
+def test_select_variables_adds_missing_ones(environment: Mapping[str, str], missing: Sequence[str], text: str) -> None:
+    variables, warnings = select_variables(environment)
     assert variables == {name: value for name, value in ALL.items() if name not in missing}
-    assert words in " ".join(warnings)
-    assert bool(warnings) is bool(words)
+    assert text in " ".join(warnings)
+    assert bool(warnings) is bool(text)
 
 
-def test_two_instrumentations_of_one_library_are_told() -> None:
-    found = [
+def test_two_instrumentations_of_one_library_cause_a_warning() -> None:
+    candidates = [
         Instrumentation("openai", "openai", value, 2, EntryPoint("openai", value, "opentelemetry_instrumentor"))
         for value in ("b.openai:X", "a.openai:X")
     ]
-    assert doubles(found[:1]) == []
-    (said,) = doubles(found)
-    assert said.startswith("openai is instrumented by a.openai and b.openai, so that")
+    assert warn_duplicates(candidates[:1]) == []
+    (warning,) = warn_duplicates(candidates)
+    assert warning.startswith("openai has several instrumentations (a.openai, b.openai), so each call")
 
 
-def test_no_instrumentation_at_all_is_told() -> None:
-    (said,) = lacking([])
-    assert said.startswith("no instrumentation is installed")
-    assert lacking([Instrumentation("x", "x", "x", 2, EntryPoint("x", "x:X", "opentelemetry_instrumentor"))]) == []
+def test_no_instrumentation_causes_a_warning() -> None:
+    (warning,) = warn_missing([])
+    assert warning.startswith("no instrumentation is installed")
+    assert warn_missing([Instrumentation("x", "x", "x", 2, EntryPoint("x", "x:X", "opentelemetry_instrumentor"))]) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("words", "status", "message"),
     [
         ([], 2, "expected a command"),
-        (["no-such-command-here"], 127, "there is no command 'no-such-command-here'"),
+        (["no-such-command-here"], 127, "command 'no-such-command-here' not found"),
     ],
 )
-def test_command_that_cannot_be_run(
-    words: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+def test_run_with_missing_command_fails(
+    words: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", *words]) == status
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_run_with_broken_stderr_starts_the_command() -> None:
@@ -84,7 +84,7 @@ def test_run_with_broken_stderr_starts_the_command() -> None:
     assert done.stdout == "started\n"
 
 
-def test_wrong_setting_is_told_before_the_command_runs(
+def test_run_with_wrong_setting_does_not_start_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
@@ -92,7 +92,7 @@ def test_wrong_setting_is_told_before_the_command_runs(
     assert "MLFLOW_TRACKING_URI is 'databricks'" in capsys.readouterr().err
 
 
-def test_without_the_distro_it_says_what_to_install(
+def test_run_without_the_distro_names_the_package(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run_module, "entry_points", lambda **_: ())
@@ -100,14 +100,14 @@ def test_without_the_distro_it_says_what_to_install(
     assert "pip install 'mlflow-otlp-exporter[auto]'" in capsys.readouterr().err
 
 
-# The same trace in every way
+# The same trace from all ways of instrumentation
 
 
 def model(request: Recorded) -> Answer:
-    """OpenAI's chat completions, as far as the scripts need them."""
-    asked = json.loads(request.body)["messages"]
+    """A minimal server of OpenAI's chat completions."""
+    messages = json.loads(request.body)["messages"]
     message: dict[str, Any] = {"role": "assistant", "content": "Take an umbrella."}
-    if asked[-1]["role"] == "user":
+    if messages[-1]["role"] == "user":
         call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Lyon"}'}}
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
     body = {
@@ -127,8 +127,8 @@ def api(scripted_server: ScriptedServer) -> ScriptedServer:
     return scripted_server
 
 
-def traces(command: Sequence[str], api: ScriptedServer, **variables: str) -> tuple[list[RecordedTrace], str]:
-    """Runs an app and records what it sends; also what it said on stderr."""
+def record_traces(command: Sequence[str], api: ScriptedServer, **variables: str) -> tuple[list[RecordedTrace], str]:
+    """Run an app; return its traces and its stderr."""
     with RecordingEndpoint() as endpoint:
         own = {
             "MLFLOW_TRACKING_URI": endpoint.url,
@@ -146,18 +146,18 @@ def traces(command: Sequence[str], api: ScriptedServer, **variables: str) -> tup
         return endpoint.traces, done.stderr
 
 
-# Random ids, and the model's address.
+# Random ids, and the address of the model.
 VARYING = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|127\.0\.0\.1:\d+")
 
 
-def comparable(found: Sequence[RecordedTrace]) -> Any:
-    """All of the traces but what differs from run to run."""
+def normalize(traces: Sequence[RecordedTrace]) -> Any:
+    """Return the content of the traces without what differs from run to run."""
 
-    def one(span: RecordedSpan) -> tuple[Any, ...]:
-        kept = {name: VARYING.sub("", str(value)) for name, value in span.attributes.items()}
-        return span.name, span.kind, span.status, span.experiment, len(span.events), kept
+    def normalize_span(span: RecordedSpan) -> tuple[Any, ...]:
+        attributes = {name: VARYING.sub("", str(value)) for name, value in span.attributes.items()}
+        return span.name, span.kind, span.status, span.experiment, len(span.events), attributes
 
-    return [(trace.tree, [one(span) for span in trace.spans]) for trace in found]
+    return [(trace.tree, [normalize_span(span) for span in trace.spans]) for trace in traces]
 
 
 (BLOCK,) = blocks(ROOT / "docs" / "apps.md", "yaml")
@@ -165,15 +165,17 @@ FILE = BLOCK.code.replace("experiment: support-agent", "experiment: agents")
 
 
 @pytest.mark.parametrize(("script", "spans"), [("openai_script.py", 1), ("langgraph_script.py", 4)])
-def test_same_trace_in_every_way(api: ScriptedServer, script: str, spans: int, tmp_path: Path) -> None:
+def test_all_ways_of_instrumentation_send_the_same_trace(
+    api: ScriptedServer, script: str, spans: int, tmp_path: Path
+) -> None:
     path = str(SCRIPTS / script)
     configured = tmp_path / "configured.py"
     lines = ["import runpy", "from mlflow_otlp_exporter import configure", "configure()"]
     configured.write_text("\n".join([*lines, f"runpy.run_path({path!r}, run_name='__main__')"]))
     (tmp_path / "otel.yaml").write_text(FILE)
 
-    expected, said = traces([sys.executable, str(configured)], api)
-    assert said == ""
+    expected, errors = record_traces([sys.executable, str(configured)], api)
+    assert errors == ""
     (trace,) = expected
     assert len(trace.spans) >= spans
     assert trace.tags == {}
@@ -182,9 +184,9 @@ def test_same_trace_in_every_way(api: ScriptedServer, script: str, spans: int, t
     assert trace.root.outputs
 
     instrumented = ["opentelemetry-instrument", sys.executable, path]
-    by_variables, _ = traces(instrumented, api, OTEL_TRACES_EXPORTER="mlflow", **NONE)
-    by_file, _ = traces(instrumented, api, OTEL_CONFIG_FILE=str(tmp_path / "otel.yaml"))
-    run, announced = traces(["mlflow-otlp", "run", path], api)
-    assert comparable(by_variables) == comparable(by_file) == comparable(run) == comparable(expected)
-    assert "set for the app: OTEL_TRACES_EXPORTER=mlflow OTEL_METRICS_EXPORTER=none" in announced
+    by_variables, _ = record_traces(instrumented, api, OTEL_TRACES_EXPORTER="mlflow", **NONE)
+    by_file, _ = record_traces(instrumented, api, OTEL_CONFIG_FILE=str(tmp_path / "otel.yaml"))
+    run, announced = record_traces(["mlflow-otlp", "run", path], api)
+    assert normalize(by_variables) == normalize(by_file) == normalize(run) == normalize(expected)
+    assert "added environment variables: OTEL_TRACES_EXPORTER=mlflow OTEL_METRICS_EXPORTER=none" in announced
     assert "experiment agents (environment variable MLFLOW_EXPERIMENT_NAME)" in announced

@@ -148,7 +148,7 @@ def test_commands_exist(block: Block) -> None:
     for words in commands(block):
         program, *rest = words
         if program == "mlflow-otlp":
-            main._parser().parse_args(rest)
+            main._create_parser().parse_args(rest)
         elif program == "make":
             goals = [word for word in rest if "=" not in word]
             assert [goal for goal in goals if f"\n{goal}:" not in (ROOT / "Makefile").read_text()] == [], words

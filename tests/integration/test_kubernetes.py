@@ -550,5 +550,5 @@ def test_doctor_names_the_step(
         "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": str(folder),
         "MLFLOW_EXPERIMENT_ID": number,
     }
-    failed = [finding for finding in run_checks({}, variables, DEFAULTS) if finding.state is CheckStatus.FAILED]
+    failed = [result for result in run_checks({}, variables, DEFAULTS) if result.status is CheckStatus.FAILED]
     assert [(finding.step, finding.code) for finding in failed] == ([(step, code)] if step else [])

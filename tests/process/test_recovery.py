@@ -271,7 +271,7 @@ def test_flush_by_hand_sends_it_too_and_purge_removes_it(
     assert came(server) == {(None, "one's", None): ["a", "b"]}
     killed(server.url, code, MLFLOW_EXPERIMENT_NAME="one")
     assert main_module.main(["spool", "purge"]) == 1
-    assert "2 spans in 1 files would be removed" in capsys.readouterr().out
+    assert "2 spans in 1 files would be deleted" in capsys.readouterr().out
     assert main_module.main(["spool", "purge", "--yes"]) == 0
     assert journals() == []
     assert main_module.main(["spool", "flush"]) == 0

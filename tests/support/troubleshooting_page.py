@@ -419,7 +419,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.INSTRUMENTATION_MISSING: Entry(
         ("No instrumentation of ... (auto_instrument) is installed. Installed: ...",),
-        "In `doctor`, the message is `configure() switches on: ...`.",
+        "In `doctor`, the message is `configure() enables: ...`.",
     ),
     MessageCode.INSTRUMENTATION_FAILED: Entry(
         ("Instrumentation ... failed: ...",),

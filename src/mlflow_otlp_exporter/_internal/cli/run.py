@@ -1,4 +1,4 @@
-"""`mlflow-otlp run python app.py`: the traces of an app into MLflow, without a line of code or a variable to know."""
+"""`mlflow-otlp run python app.py`: send the traces of an application to MLflow without a change of its code."""
 
 from __future__ import annotations
 
@@ -14,97 +14,85 @@ from mlflow_otlp_exporter._internal.config.describe import describe_unknown_vari
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.setup.instrumentation import Instrumentation, find_instrumentations
 
-_INSTRUMENT = "opentelemetry.instrumentation.auto_instrumentation"
-_MISSING = "OpenTelemetry's auto-instrumentation is not installed: pip install 'mlflow-otlp-exporter[auto]'"
-_ATTRIBUTES = "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"
-# MLflow takes traces only, and what the distro would export the rest with is not installed, which would switch off all.
+_AUTO_INSTRUMENTATION = "opentelemetry.instrumentation.auto_instrumentation"
+_NOT_INSTALLED = "OpenTelemetry's auto-instrumentation is not installed: pip install 'mlflow-otlp-exporter[auto]'"
+_LIMIT_VARIABLE = "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"
+# MLflow accepts only traces. The distro's default exporters for metrics and logs are not installed, which would disable
+# all exporters.
 _DEFAULTS = {"OTEL_TRACES_EXPORTER": "mlflow", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
 
 
-def variables_for(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """What is to be set for the app, and what is to be said about what is set already.
-
-    Args:
-        environment: The environment.
-    """
-    given = {name: value.strip() for name, value in environment.items() if value.strip()}
-    if "OTEL_CONFIG_FILE" in given:
-        said = (
-            f"OTEL_CONFIG_FILE is {given['OTEL_CONFIG_FILE']}: it says where traces go, expected an exporter `mlflow`"
-        )
-        return {}, [said]
-    found = {name: value for name, value in _DEFAULTS.items() if name not in given}
-    if _ATTRIBUTES not in given and "OTEL_ATTRIBUTE_COUNT_LIMIT" not in given:
-        found[_ATTRIBUTES] = "10000"  # as configure() has it: a conversation has more than OpenTelemetry's 128
-    chosen = given.get("OTEL_TRACES_EXPORTER", "mlflow")
-    if "mlflow" not in [word.strip() for word in chosen.split(",")]:
-        return found, [
-            f"OTEL_TRACES_EXPORTER is {chosen!r}: no traces go to MLflow, expected mlflow or {chosen},mlflow"
-        ]
-    return found, []
+def select_variables(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the variables to add to the environment of the command, and warnings about existing ones."""
+    existing = {name: value.strip() for name, value in environment.items() if value.strip()}
+    if "OTEL_CONFIG_FILE" in existing:
+        file = existing["OTEL_CONFIG_FILE"]
+        return {}, [f"OTEL_CONFIG_FILE is {file}: this file selects the exporters, expected an exporter `mlflow` in it"]
+    variables = {name: value for name, value in _DEFAULTS.items() if name not in existing}
+    if _LIMIT_VARIABLE not in existing and "OTEL_ATTRIBUTE_COUNT_LIMIT" not in existing:
+        variables[_LIMIT_VARIABLE] = "10000"  # like configure(): a conversation has more than OpenTelemetry's 128
+    exporters = existing.get("OTEL_TRACES_EXPORTER", "mlflow")
+    if "mlflow" in [name.strip() for name in exporters.split(",")]:
+        return variables, []
+    warning = f"OTEL_TRACES_EXPORTER is {exporters!r}, without mlflow: expected mlflow or {exporters},mlflow"
+    return variables, [warning]
 
 
-def doubles(found: Iterable[Instrumentation]) -> list[str]:
-    """What is said about libraries that several instrumentations are for: OpenTelemetry switches on all of them."""
-    libraries: dict[str, list[Instrumentation]] = {}
-    for candidate in found:
-        libraries.setdefault(candidate.library, []).append(candidate)
+def warn_duplicates(instrumentations: Iterable[Instrumentation]) -> list[str]:
+    """Return warnings about libraries with several instrumentations, which OpenTelemetry enables all."""
+    packages: dict[str, list[str]] = {}
+    for candidate in instrumentations:
+        packages.setdefault(candidate.library, []).append(candidate.package)
     return [
-        f"{library} is instrumented by {' and '.join(sorted(each.package for each in several))}, so that each call "
-        "makes several spans: uninstall all but one"
-        for library, several in sorted(libraries.items())
-        if len(several) > 1
+        f"{library} has several instrumentations ({', '.join(sorted(names))}), so each call creates several spans: "
+        "uninstall all but one"
+        for library, names in sorted(packages.items())
+        if len(names) > 1
     ]
 
 
-def lacking(found: Collection[Instrumentation]) -> list[str]:
-    """What is said where no instrumentation is installed at all."""
-    said = "no instrumentation is installed: only spans that the app makes itself are sent; see `mlflow-otlp doctor`"
-    return [] if found else [said]
+def warn_missing(instrumentations: Collection[Instrumentation]) -> list[str]:
+    """Return a warning if no instrumentation is installed."""
+    warning = "no instrumentation is installed, so only the application's own spans are sent; see `mlflow-otlp doctor`"
+    return [] if instrumentations else [warning]
 
 
 def run(command: Sequence[str]) -> int:
-    """Runs a command with OpenTelemetry's auto-instrumentation, in the place of this process.
+    """Replace this process by the command with OpenTelemetry's auto-instrumentation; a Python file alone is a command.
 
-    Args:
-        command: The command and its arguments; a Python file alone is run with this Python.
-
-    Returns:
-        The exit status, if the command could not be run: 2, or 127 if there is no such command.
-
-    Raises:
-        ConfigurationError: A variable is wrong.
+    Returns the exit status if the command cannot be started: 2, or 127 if it does not exist.
     """
     words = list(command)
     if words and words[0].endswith(".py"):
         words.insert(0, sys.executable)
     if not words:
-        return _refused("expected a command: mlflow-otlp run python app.py", 2)
+        return _fail("expected a command: mlflow-otlp run python app.py", 2)
     if importlib.util.find_spec("opentelemetry.instrumentation") is None or not list(
         entry_points(group="opentelemetry_configurator")
     ):
-        return _refused(_MISSING, 2)
+        return _fail(_NOT_INSTALLED, 2)
     if shutil.which(words[0]) is None:
-        return _refused(f"there is no command {words[0]!r}", 127)
-    variables, warnings = variables_for(os.environ)
-    _say(f"traces go to {summarize_settings(resolve({}))}")
+        return _fail(f"command {words[0]!r} not found", 127)
+    variables, warnings = select_variables(os.environ)
+    _print(f"sending traces to {summarize_settings(resolve({}))}")
     if variables:
-        _say("set for the app: " + " ".join(f"{name}={value}" for name, value in variables.items()))
-    found = find_instrumentations()
-    for warning in [*describe_unknown_variables(os.environ), *warnings, *doubles(found), *lacking(found)]:
-        _say(f"warning: {warning}")
+        _print("added environment variables: " + " ".join(f"{name}={value}" for name, value in variables.items()))
+    installed = find_instrumentations()
+    warnings += [*warn_duplicates(installed), *warn_missing(installed)]
+    for warning in [*describe_unknown_variables(os.environ), *warnings]:
+        _print(f"warning: {warning}")
     os.environ.update(variables)
-    # The function behind `opentelemetry-instrument`, which reads the command line and replaces this process.
+    # The function of `opentelemetry-instrument`, which reads sys.argv and replaces this process.
     sys.argv = ["opentelemetry-instrument", *words]
-    importlib.import_module(_INSTRUMENT).run()
-    return _refused("the command could not be run", 2)
+    importlib.import_module(_AUTO_INSTRUMENTATION).run()
+    return _fail("the command could not be started", 2)
 
 
-def _refused(message: str, status: int) -> int:
-    _say(message)
+def _fail(message: str, status: int) -> int:
+    _print(message)
     return status
 
 
-def _say(message: str) -> None:
-    with suppress(OSError):  # the command runs also if its stderr is a broken pipe or a full disk
+def _print(message: str) -> None:
+    with suppress(OSError):  # the command is started even if stderr is a broken pipe or a full disk
         print(f"mlflow-otlp: {message}", file=sys.stderr, flush=True)

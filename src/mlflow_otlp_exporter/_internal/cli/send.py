@@ -1,4 +1,4 @@
-"""`mlflow-otlp send`: recorded OTLP from a file, or a test trace, into MLflow."""
+"""`mlflow-otlp send`: send OTLP data from a file, or a test trace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk.resources import Resource
 
 from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog
-from mlflow_otlp_exporter._internal.cli.doctor.trace_check import trace_id_of, two_spans
+from mlflow_otlp_exporter._internal.cli.doctor.trace_check import create_test_spans, mlflow_trace_id_of
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.hints import add_fix
@@ -25,132 +25,104 @@ from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_reque
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
 
-_IDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
+_ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 
 
 def read_file(path: Path) -> list[EncodedSpan]:
-    """The spans of a file of OTLP: a request or `TracesData` in protobuf, or in JSON, one or one a line.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ConfigurationError: It is something else, or cannot be read.
-    """
+    """Read spans from a file: an OTLP request or `TracesData` in protobuf, or JSON, one or one per line."""
     try:
         content = path.read_bytes()
-        data = _from_json(content) if content.lstrip()[:1] in (b"{", b"[") else TracesData.FromString(content)
-        # Written anew, so that fields of signals other than traces are gone.
+        data = _parse_json(content) if content.lstrip()[:1] in (b"{", b"[") else TracesData.FromString(content)
+        # Removes the fields of other signals than traces.
         data.DiscardUnknownFields()
         return decode_request(data.SerializeToString())
     except OSError as error:
-        why = error.strerror or type(error).__name__
+        reason = error.strerror or type(error).__name__
     except (DecodeError, json_format.ParseError, ValueError) as error:
-        why = f"no OTLP traces, neither protobuf nor JSON ({type(error).__name__})"
-    raise ConfigurationError(f"{path}: {why}")
+        reason = f"contains no OTLP traces in protobuf or JSON ({type(error).__name__})"
+    raise ConfigurationError(f"{path}: {reason}")
 
 
-def _from_json(content: bytes) -> TracesData:
-    """OTLP's JSON, which has ids in hexadecimal, where protobuf's own mapping has Base64."""
+def _parse_json(content: bytes) -> TracesData:
+    # Ids are hexadecimal in OTLP's JSON, but Base64 in protobuf's own JSON mapping.
     try:
-        found = [json.loads(content)]
+        messages = [json.loads(content)]
     except ValueError:
-        found = [json.loads(line) for line in filter(bytes.strip, content.splitlines())]
+        messages = [json.loads(line) for line in filter(bytes.strip, content.splitlines())]
     data = TracesData()
-    for each in found:
-        data.MergeFrom(json_format.ParseDict(_ids_as_base64(each), TracesData(), ignore_unknown_fields=True))
+    for message in messages:
+        data.MergeFrom(json_format.ParseDict(_convert_ids(message), TracesData(), ignore_unknown_fields=True))
     return data
 
 
-def _ids_as_base64(found: Any) -> Any:
+def _convert_ids(node: Any) -> Any:
     import base64  # only for JSON
 
-    if isinstance(found, list):
-        return [_ids_as_base64(each) for each in found]
-    if not isinstance(found, Mapping):
-        return found
+    if isinstance(node, list):
+        return [_convert_ids(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
     return {
         name: base64.b64encode(bytes.fromhex(value)).decode()
-        if name in _IDS and isinstance(value, str)
-        else _ids_as_base64(value)
-        for name, value in found.items()
+        if name in _ID_FIELDS and isinstance(value, str)
+        else _convert_ids(value)
+        for name, value in node.items()
     }
 
 
 def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:
-    """Sends what is in a file.
-
-    Args:
-        settings: All settings.
-        path: The file.
-
-    Returns:
-        Lines for people, each with whether it is good news.
-
-    Raises:
-        ConfigurationError: The file or a setting is wrong.
-    """
+    """Send the spans of a file; yield lines of output, each with whether it is a success."""
     spans = read_file(path)
     if not spans:
-        raise ConfigurationError(f"{path}: it holds no spans")
-    clients = build_clients(settings, notes := RecordingLog())
+        raise ConfigurationError(f"{path}: contains no spans")
+    clients = build_clients(settings, log := RecordingLog())
     try:
         delivered, destination = 0, clients.destination.for_trace(Resource.create().attributes)
         for batch in batch_by_size(spans, settings.max_request_size, has_run=settings.run_id is not None):
-            outcome = _attempt(clients, settings, (destination, batch))
+            outcome = _send_batch(clients, settings, (destination, batch))
             if outcome.disposition is Disposition.SUCCESS:
                 delivered += len(batch)
             else:
-                yield False, _told(settings, outcome)
-        yield from ((True, said) for said in notes.said)
-        traces = len({span.trace_id for span in spans})
-        yield delivered == len(spans), f"{delivered} of {len(spans)} spans of {traces} traces were delivered"
+                yield False, _format_failure(settings, outcome)
+        yield from ((True, message) for message in log.messages)
+        trace_count = len({span.trace_id for span in spans})
+        yield delivered == len(spans), f"{delivered} of {len(spans)} spans of {trace_count} traces were delivered"
     finally:
         clients.close()
 
 
 def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
-    """Sends a test trace, and leaves it there: enriched, masked and repaired as the settings say for any other.
-
-    Args:
-        settings: All settings.
-
-    Returns:
-        Lines for people, each with whether it is good news.
-
-    Raises:
-        ConfigurationError: A setting is wrong.
-    """
-    spans = two_spans(Resource.create(), "mlflow-otlp send --test")
-    troubles: list[str] = []
-    clients = build_clients(settings, notes := RecordingLog())
+    """Send a test trace, enriched, masked and sanitized like any other; yield lines like `send_file`."""
+    spans = create_test_spans(Resource.create(), "mlflow-otlp send --test")
+    problems: list[str] = []
+    clients = build_clients(settings, log := RecordingLog())
     try:
         batcher = Batcher(
             settings,
             clients.destination,
-            notes,
+            log,
             max_bytes=lambda: settings.max_request_size,
-            on_dropped=lambda _count, _spans, _kind, reason: troubles.append(
+            on_dropped=lambda _count, _spans, _kind, reason: problems.append(
                 add_code(MessageCode.SPANS_DROPPED, f"Spans dropped: {reason}")
             ),
         )
         for batch in batcher.build(spans)[0]:
-            outcome = _attempt(clients, settings, batch)
+            outcome = _send_batch(clients, settings, batch)
             if outcome.disposition is not Disposition.SUCCESS:
-                troubles.append(_told(settings, outcome))
-        yield from ((True, said) for said in notes.said)
-        yield from ((False, said) for said in troubles)
-        if not troubles:
-            yield True, f"the trace {trace_id_of(spans)} was delivered"
+                problems.append(_format_failure(settings, outcome))
+        yield from ((True, message) for message in log.messages)
+        yield from ((False, problem) for problem in problems)
+        if not problems:
+            yield True, f"the trace {mlflow_trace_id_of(spans)} was delivered"
     finally:
         clients.close()
 
 
-def _attempt(clients: Clients, settings: Settings, batch: Batch) -> ExportOutcome:
+def _send_batch(clients: Clients, settings: Settings, batch: Batch) -> ExportOutcome:
     destination, spans = batch
     return clients.otlp.export(EncodedBatch(destination, encode_request(spans), len(spans)), settings.timeout)
 
 
-def _told(settings: Settings, outcome: ExportOutcome) -> str:
+def _format_failure(settings: Settings, outcome: ExportOutcome) -> str:
     code = outcome.code if outcome.disposition is not Disposition.PARTIAL_SUCCESS else MessageCode.PARTIAL_SUCCESS
     return add_fix(code, f"{settings.traces.address}: {outcome.message}")

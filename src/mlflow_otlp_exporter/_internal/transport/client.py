@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import requests.utils
 import urllib3
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
@@ -224,6 +225,16 @@ def _classify_exception(error: Exception, url: str) -> TransportError:
         message = f"{host} closed the connection without an answer ({names[-1]})"
         return TransportError(message, may_have_arrived=True, code=MessageCode.CONNECTION_CLOSED)
     return TransportError(f"the request to {host} could not be made ({names[0]})")
+
+
+def is_proxy_bypassed(url: str, no_proxy: str) -> bool:
+    """Whether a value of `NO_PROXY` excludes the URL from the proxy."""
+    return bool(requests.utils.should_bypass_proxies(url, no_proxy=no_proxy))
+
+
+def default_ca_file() -> str:
+    """Return the CA file that applies if none is configured."""
+    return requests.utils.DEFAULT_CA_BUNDLE_PATH
 
 
 def tls_code(error: ssl.SSLCertVerificationError | None) -> MessageCode:

@@ -1,4 +1,4 @@
-"""What `mlflow-otlp doctor` finds at a step, and how it is written for people and for programs."""
+"""Results of the checks of `mlflow-otlp doctor`, as lines of text and as JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.hints import HINTS
 
 
 class CheckStatus(enum.Enum):
-    """What became of a step."""
+    """Outcome of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -22,43 +23,43 @@ class CheckStatus(enum.Enum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One step.
-
-    Attributes:
-        step: Its name.
-        state: What became of it.
-        found: What was found, and where it came from; holds no secret.
-        said: The server's words.
-        cause: The most likely cause.
-        fix: The command or variable that mends it.
-        code: Under which docs/troubleshooting.md explains it.
-    """
+    """Result of one check; `detail` contains no secret."""
 
     step: str
-    state: CheckStatus
-    found: str
-    said: str = ""
+    status: CheckStatus
+    detail: str
+    server_message: str = ""
     cause: str = ""
     fix: str = ""
     code: MessageCode | None = None
 
     def lines(self) -> Iterator[str]:
-        """The finding for people: one line, and where something is wrong what to know and to do."""
+        """Yield one line, and further lines for server message, cause and fix."""
         code = f" [{self.code}]" if self.code else ""
-        yield f"{self.state.value:<13}  {self.step:<16}  {self.found}{code}"
-        for name, text in (("server says", self.said), ("cause", self.cause), ("fix", self.fix)):
+        yield f"{self.status.value:<13}  {self.step:<16}  {self.detail}{code}"
+        for name, text in (("server says", self.server_message), ("cause", self.cause), ("fix", self.fix)):
             if text:
                 yield f"{'':15}{name + ':':<16}  {text}"
 
     def as_json(self) -> dict[str, Any]:
-        """The finding for programs; what is empty is left out."""
-        found = {
+        """Return the result for `--json`, without empty values."""
+        values = {
             "step": self.step,
-            "state": self.state.value.lower(),
-            "found": self.found,
-            "server_says": self.said,
+            "state": self.status.value.lower(),
+            "found": self.detail,
+            "server_says": self.server_message,
             "cause": self.cause,
             "fix": self.fix,
             "code": str(self.code or ""),
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in values.items() if value}
+
+
+def create_failure(step: str, code: MessageCode, detail: str, server_message: str = "") -> CheckResult:
+    """Create the result of a failed check, with cause and fix of its code."""
+    return CheckResult(step, CheckStatus.FAILED, detail, server_message, *HINTS[code], code)
+
+
+def create_warning(step: str, code: MessageCode, detail: str) -> CheckResult:
+    """Create a warning, with cause and fix of its code."""
+    return CheckResult(step, CheckStatus.WARNING, detail, "", *HINTS[code], code)

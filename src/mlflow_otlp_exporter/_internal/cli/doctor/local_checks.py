@@ -1,4 +1,4 @@
-"""What `mlflow-otlp doctor` sees without the server: settings, packages, instrumentations, the spool."""
+"""Checks of `mlflow-otlp doctor` without a server: settings, packages, instrumentations, spool."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus
-from mlflow_otlp_exporter._internal.cli.doctor.probe import failed
+from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.describe import summarize_settings, unknown_variables
@@ -28,8 +27,8 @@ from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from mlflow_otlp_exporter._internal.version import __version__
 
 _PACKAGES = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "requests")
-_OLDEST = (1, 30)
-# Distributions of what agents are made with, the library's name here, and the instrumentation to install for it.
+_MIN_OPENTELEMETRY_VERSION = (1, 30)
+# By distribution of a library for agents: the library's name here, and the instrumentation to install for it.
 _LIBRARIES = {
     "agno": ("agno", "openinference-instrumentation-agno"),
     "anthropic": ("anthropic", "openinference-instrumentation-anthropic"),
@@ -45,148 +44,121 @@ _LIBRARIES = {
     "openai-agents": ("openai_agents", "openinference-instrumentation-openai-agents"),
     "smolagents": ("smolagents", "openinference-instrumentation-smolagents"),
 }
-# Enough for the files of a few requests.
-_PROBE_BYTES = 64 * 1024
+# The size of a few requests.
+_WRITE_TEST_BYTES = 64 * 1024
 
 
 def run_local_checks(settings: Settings) -> Iterator[CheckResult]:
-    """Looks at what is here.
-
-    Args:
-        settings: All settings.
-    """
-    yield _settings(settings)
-    yield _packages()
-    yield instrumentations(
+    """Check settings, packages, instrumentations and the spool."""
+    yield _check_settings(settings)
+    yield _check_packages()
+    yield check_instrumentations(
         find_instrumentations(),
-        {each.name.lower() for each in distributions() if each.name},
+        {distribution.name.lower() for distribution in distributions() if distribution.name},
         settings.app.auto_instrument,
     )
-    yield _spool(settings)
+    yield _check_spool(settings)
 
 
-def _settings(settings: Settings) -> CheckResult:
-    found = summarize_settings(settings)
-    mistyped = list(unknown_variables(os.environ))
-    if mistyped:
-        cause = f"Unknown variables are ignored: {', '.join(name for name, _ in mistyped)}."
-        meant = ", ".join(f"{near} instead of {name}" for name, near in mistyped if near)
-        fix = f"Set {meant}." if meant else "Unset it; docs/configuration.md lists all variables."
-        return CheckResult(
-            "settings", CheckStatus.WARNING, found, cause=cause, fix=fix, code=MessageCode.INVALID_SETTING
-        )
-    unused = settings.traces.ignored_variables
-    if unused:
-        names = ", ".join(unused)
-        cause = f"{names}: not used, because set for another server than the one that receives the spans."
+def _check_settings(settings: Settings) -> CheckResult:
+    detail = summarize_settings(settings)
+    unknown = list(unknown_variables(os.environ))
+    if unknown:
+        cause = f"Unknown variables are ignored: {', '.join(name for name, _ in unknown)}."
+        replacements = ", ".join(f"{suggestion} instead of {name}" for name, suggestion in unknown if suggestion)
+        fix = f"Set {replacements}." if replacements else "Unset it; docs/configuration.md lists all variables."
+        code = MessageCode.INVALID_SETTING
+        return CheckResult("settings", CheckStatus.WARNING, detail, cause=cause, fix=fix, code=code)
+    ignored = settings.traces.ignored_variables
+    if ignored:
+        cause = f"{', '.join(ignored)}: not used, because set for another server than the one that receives the spans."
         fix = "Nothing, if they are for metrics or logs of another backend; otherwise set `MLFLOW_TRACKING_*`."
-        return CheckResult("settings", CheckStatus.OK, found, cause=cause, fix=fix)
-    return CheckResult("settings", CheckStatus.OK, found)
+        return CheckResult("settings", CheckStatus.OK, detail, cause=cause, fix=fix)
+    return CheckResult("settings", CheckStatus.OK, detail)
 
 
-def _packages() -> CheckResult:
-    found: dict[str, str] = {}
+def _check_packages() -> CheckResult:
+    versions: dict[str, str] = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
-    listed = ", ".join(f"{name} {number}" for name, number in found.items())
-    line = f"mlflow-otlp-exporter {__version__}, {listed}, Python {platform.python_version()}"
-    old = [name for name in _PACKAGES[1:3] if _number(found[name]) < _OLDEST]
-    if old:
-        fix = f"Run `pip install --upgrade {' '.join(old)}`."
-        return CheckResult(
-            "packages",
-            CheckStatus.WARNING,
-            line,
-            "",
-            "OpenTelemetry is older than 1.30.",
-            fix,
-            MessageCode.INSTRUMENTATION_MISSING,
-        )
-    return CheckResult("packages", CheckStatus.OK, line)
+            versions[name] = "missing"
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    detail = f"mlflow-otlp-exporter {__version__}, {packages}, Python {platform.python_version()}"
+    outdated = [name for name in _PACKAGES[1:3] if _parse_version(versions[name]) < _MIN_OPENTELEMETRY_VERSION]
+    if outdated:
+        cause, fix = "OpenTelemetry is older than 1.30.", f"Run `pip install --upgrade {' '.join(outdated)}`."
+        code = MessageCode.INSTRUMENTATION_MISSING
+        return CheckResult("packages", CheckStatus.WARNING, detail, cause=cause, fix=fix, code=code)
+    return CheckResult("packages", CheckStatus.OK, detail)
 
 
-def _number(text: str) -> tuple[int, ...]:
+def _parse_version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
 
-def instrumentations(
-    found: Collection[Instrumentation], installed: Collection[str], choice: bool | tuple[str, ...]
+def check_instrumentations(
+    instrumentations: Collection[Instrumentation], installed: Collection[str], choice: bool | tuple[str, ...]
 ) -> CheckResult:
-    """Which instrumentations `configure()` would try, and whether one is missing.
+    """Check which instrumentations `configure()` would try, and whether one is missing.
 
-    Args:
-        found: Those that are installed.
-        installed: Distributions that are installed, by lower-case name.
-        choice: What `auto_instrument` says.
+    `installed` are the installed distributions in lower case, `choice` is the setting `auto_instrument`.
     """
-    libraries = {library: package for name, (library, package) in _LIBRARIES.items() if name in installed}
-    known = {candidate.library for candidate in found}
-    lacking = sorted(package for library, package in libraries.items() if library not in known)
-    names = [several[0].library for several in select_instrumentations(found, choice)]
-    on = "" if choice is True else " (MLFLOW_OTLP_AUTO_INSTRUMENT)"
-    line = f"configure() switches on: {', '.join(names) or 'none'}{on}"
-    if lacking and not known & set(libraries):
-        cause = f"No instrumentation of {', '.join(sorted(libraries))} is installed, so it creates no spans."
-        fix = f"Run `pip install {' '.join(lacking)}`."
-        return CheckResult(
-            "instrumentations", CheckStatus.WARNING, line, "", cause, fix, MessageCode.INSTRUMENTATION_MISSING
-        )
-    return CheckResult(
-        "instrumentations", CheckStatus.OK, line + (f"; not installed: {', '.join(lacking)}" if lacking else "")
-    )
+    needed = {library: package for name, (library, package) in _LIBRARIES.items() if name in installed}
+    available = {candidate.library for candidate in instrumentations}
+    missing = sorted(package for library, package in needed.items() if library not in available)
+    names = [candidates[0].library for candidates in select_instrumentations(instrumentations, choice)]
+    source = "" if choice is True else " (MLFLOW_OTLP_AUTO_INSTRUMENT)"
+    detail = f"configure() enables: {', '.join(names) or 'none'}{source}"
+    if missing and not available & set(needed):
+        cause = f"No instrumentation of {', '.join(sorted(needed))} is installed, so it creates no spans."
+        fix, code = f"Run `pip install {' '.join(missing)}`.", MessageCode.INSTRUMENTATION_MISSING
+        return CheckResult("instrumentations", CheckStatus.WARNING, detail, cause=cause, fix=fix, code=code)
+    note = f"; not installed: {', '.join(missing)}" if missing else ""
+    return CheckResult("instrumentations", CheckStatus.OK, detail + note)
 
 
 class RecordingLog(ProblemLog):
-    """A report that keeps what is said instead of logging it.
-
-    Attributes:
-        said: What was said.
-    """
+    """Collects messages instead of logging them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def once(self, level: int, message: str) -> None:
-        """Keeps a message."""
+        """Collect a message."""
         if level >= logging.INFO:
-            self.said.append(message)
+            self.messages.append(message)
 
 
-def _spool(settings: Settings) -> CheckResult:
-    """Whether the spool can be written to, and what lies there."""
+def _check_spool(settings: Settings) -> CheckResult:
     if not settings.disk.spool:
         return CheckResult("spool", CheckStatus.OK, f"off ({settings.sources['spool']})")
     name = folder_name_for(settings)
     try:
         folder = create_spool_directory(settings.disk.spool_dir, name, os.environ)
-        _try(folder)
+        _check_writable(folder)
     except OSError as error:
-        said = error.strerror or str(error)
-        where = settings.disk.spool_dir or "the usual places"
-        return failed(
-            "spool",
-            MessageCode.SPOOL_UNAVAILABLE,
-            f"{where} ({settings.sources['spool_dir']}) cannot be written: {said}",
-        )
+        where = settings.disk.spool_dir or "the default folders"
+        reason = error.strerror or str(error)
+        detail = f"{where} ({settings.sources['spool_dir']}) cannot be written: {reason}"
+        return create_failure("spool", MessageCode.SPOOL_UNAVAILABLE, detail)
     totals = SpoolStorage(settings.disk, name, "", RecordingLog()).totals()
     free = shutil.disk_usage(folder).free // 1_000_000
-    found = f"{folder}: {totals.span_count} spans wait in {totals.file_count} requests; {free} MB of the disk are free"
+    detail = f"{folder}: {totals.span_count} spans queued in {totals.file_count} requests; {free} MB of the disk free"
     if totals.file_count:
         cause = "The server did not accept these spans. The next process that uses the exporter sends them."
         fix = (
-            "Nothing, if they should arrive; `mlflow-otlp spool list` shows where they go, `spool purge` removes them."
+            "Nothing, if they should arrive; `mlflow-otlp spool list` shows their destination, `spool purge` deletes "
+            "them."
         )
-        return CheckResult("spool", CheckStatus.OK, found, cause=cause, fix=fix)
-    return CheckResult("spool", CheckStatus.OK, found)
+        return CheckResult("spool", CheckStatus.OK, detail, cause=cause, fix=fix)
+    return CheckResult("spool", CheckStatus.OK, detail)
 
 
-def _try(folder: Path) -> None:
-    """Writes as the spool would, and takes it away again."""
+def _check_writable(folder: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
-        file.write(b"\x00" * _PROBE_BYTES)
+        file.write(b"\x00" * _WRITE_TEST_BYTES)
         file.flush()
         os.fsync(file.fileno())

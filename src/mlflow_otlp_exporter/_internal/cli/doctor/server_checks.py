@@ -1,6 +1,6 @@
-"""`mlflow-otlp doctor`: from the settings to a trace that was read back and deleted, step by step.
+"""`mlflow-otlp doctor`: all checks, from the settings to a test trace that is read back and deleted.
 
-A step that fails ends the way, as the next ones would only say the same in other words; they are told as skipped.
+After a failed step, the remaining steps are skipped, because they would fail for the same reason.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 
-from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus
+from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure, create_warning
 from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog, run_local_checks
-from mlflow_otlp_exporter._internal.cli.doctor.probe import failed, probe
+from mlflow_otlp_exporter._internal.cli.doctor.probe import check_connection
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
-    delete,
-    differences,
-    experiment_of,
-    read_back,
-    trace_id_of,
-    two_spans,
+    create_test_spans,
+    delete_trace,
+    find_missing_spans,
+    mlflow_trace_id_of,
+    read_experiment_id,
+    read_trace,
 )
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.hints import HINTS
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
@@ -42,7 +41,7 @@ from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUn
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
 
-SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 STEPS = (
     "settings",
     "packages",
@@ -62,11 +61,11 @@ STEPS = (
     "read back",
     "delete",
 )
-# A request without a span: everything about it is checked, and nothing is stored (MLflow 3.6 to 3.17).
-_EMPTY = b"\x0a\x00"
+# MLflow 3.6 to 3.17 check everything about a request without spans, and store nothing.
+_REQUEST_WITHOUT_SPANS = b"\x0a\x00"
 _PROTOBUF = {"content-type": "application/x-protobuf"}
-# What a look at the endpoint can say about later steps.
-_STEP_OF = {
+# Steps that a failed request to the endpoint concerns.
+_STEP_BY_CODE = {
     MessageCode.UNAUTHENTICATED: "credentials",
     MessageCode.CREDENTIAL_UNAVAILABLE: "credentials",
     MessageCode.PERMISSION_DENIED: "write",
@@ -75,331 +74,329 @@ _STEP_OF = {
     MessageCode.WORKSPACE_REQUIRED: "workspace",
     MessageCode.AUTHORIZATION_CHECK_FAILED: "credentials",
 }
-# Clocks that differ by so much make expired tokens look good, and traces appear at the wrong time.
-_CLOCK_SECONDS = 30.0
-# How long a Collector may take to pass a trace on.
-_COLLECTOR_SECONDS = 8.0
-_OLDEST = (3, 6)
+# With a larger difference of the clocks, expired tokens seem valid, and traces appear at the wrong time.
+_MAX_CLOCK_SKEW_SECONDS = 30.0
+# A Collector forwards a trace with a delay.
+_COLLECTOR_WAIT_SECONDS = 8.0
+_MIN_MLFLOW_VERSION = (3, 6)
 
 
 def run_checks(
     arguments: Mapping[str, Any], environment: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> Iterator[CheckResult]:
-    """Goes all steps.
-
-    Args:
-        arguments: Settings of the command line, by name.
-        environment: Environment variables.
-        defaults: Defaults of `configure()`.
-    """
-    last = ""
-    broken = False
-    for finding in _way(arguments, environment, defaults):
-        yield finding
-        last, broken = finding.step, broken or (finding.state is CheckStatus.FAILED and finding.step != "spool")
-    if broken:
-        rest = STEPS[STEPS.index(last) + 1 :]
-        for step in rest:
-            yield CheckResult(step, CheckStatus.SKIPPED, f"as {last} failed")
+    """Run all checks; `arguments` are settings of the command line, `defaults` those of `configure()`."""
+    last_step = ""
+    has_failed = False
+    for result in _run_until_failure(arguments, environment, defaults):
+        yield result
+        last_step = result.step
+        has_failed = has_failed or (result.status is CheckStatus.FAILED and result.step != "spool")
+    if has_failed:
+        for step in STEPS[STEPS.index(last_step) + 1 :]:
+            yield CheckResult(step, CheckStatus.SKIPPED, f"because {last_step} failed")
 
 
-def _way(
+def _run_until_failure(
     arguments: Mapping[str, Any], environment: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> Iterator[CheckResult]:
     try:
         settings = resolve(arguments, environment=environment, defaults=defaults)
-        notes = RecordingLog()
-        found = build_clients(settings, notes)
+        log = RecordingLog()
+        clients = build_clients(settings, log)
     except ConfigurationError as error:
-        yield failed("settings", error.code, str(error.args[0]))
+        yield create_failure("settings", error.code, str(error.args[0]))
         return
     try:
         yield from run_local_checks(settings)
-        for finding in probe(settings.traces, environment):
-            yield finding
-            if finding.state is CheckStatus.FAILED:
+        for result in check_connection(settings.traces, environment):
+            yield result
+            if result.status is CheckStatus.FAILED:
                 return
-        yield from _Examination(settings, found, notes).findings()
+        yield from ServerChecks(settings, clients, log).run()
     finally:
-        found.close()
+        clients.close()
 
 
-class _Examination:
-    """Asks one server."""
+class ServerChecks:
+    """Checks of one server."""
 
-    def __init__(self, settings: Settings, found: Clients, notes: RecordingLog) -> None:
-        self._settings, self._reach, self._notes = settings, found, notes
+    def __init__(self, settings: Settings, clients: Clients, log: RecordingLog) -> None:
+        self._settings, self._clients, self._log = settings, clients, log
         resource = Resource.create()
-        self._spans = two_spans(resource, "mlflow-otlp doctor")
-        self._destination = found.destination.for_trace(resource.attributes)
+        self._spans = create_test_spans(resource, "mlflow-otlp doctor")
+        self._destination = clients.destination.for_trace(resource.attributes)
         self._version: tuple[int, ...] | None = None
-        self._workspaces: bool | None = None
+        self._has_workspaces: bool | None = None
         self._needs_experiment = True
 
-    def findings(self) -> Iterator[CheckResult]:
-        """From the server's kind to the deleted trace."""
+    def run(self) -> Iterator[CheckResult]:
+        """Check credentials, server, destination and a test trace."""
         try:
-            self._reach.server.credentials.authorization()
+            self._clients.server.credentials.authorization()
         except CredentialsUnavailableError as error:
-            yield failed("credentials", MessageCode.CREDENTIAL_UNAVAILABLE, str(error))
+            yield create_failure("credentials", MessageCode.CREDENTIAL_UNAVAILABLE, str(error))
             return
-        for step in (self._server, self._endpoint, self._experiment, self._write):
-            for finding in step():
-                yield finding
-                if finding.state is CheckStatus.FAILED:
+        for check in (self._check_server, self._check_endpoint, self._check_experiment, self._check_write):
+            for result in check():
+                yield result
+                if result.status is CheckStatus.FAILED:
                     return
 
     # Server
 
-    def _server(self) -> Iterator[CheckResult]:
-        if self._reach.api is None:
-            yield CheckResult("server", CheckStatus.OK, "an OTLP endpoint; nothing says where MLflow is")
+    def _check_server(self) -> Iterator[CheckResult]:
+        if self._clients.api is None:
+            yield CheckResult("server", CheckStatus.OK, "an OTLP endpoint; no setting names the MLflow server")
             return
-        answer = self._reach.api.send(HttpRequest("GET", "/version", timeout_seconds=SECONDS))
-        if isinstance(answer, TransportError):
-            yield failed("server", answer.code, answer.message)
+        response = self._clients.api.send(HttpRequest("GET", "/version", timeout_seconds=TIMEOUT_SECONDS))
+        if isinstance(response, TransportError):
+            yield create_failure("server", response.code, response.message)
             return
-        self._version = parse_version(answer)
+        self._version = parse_version(response)
         if self._version:
-            yield self._mlflow()
+            yield self._check_mlflow()
         else:
-            yield self._unknown(answer)
-        yield _clock(answer)
+            yield self._classify_other_server(response)
+        yield _check_clock(response)
 
-    def _mlflow(self) -> CheckResult:
-        assert self._reach.api is not None
+    def _check_mlflow(self) -> CheckResult:
+        assert self._clients.api is not None
         assert self._version is not None
         number = ".".join(map(str, self._version))
-        features = self._reach.api.send(HttpRequest("GET", "/api/3.0/mlflow/server-info", timeout_seconds=SECONDS))
-        info = _object(features)
+        features = self._clients.api.send(
+            HttpRequest("GET", "/api/3.0/mlflow/server-info", timeout_seconds=TIMEOUT_SECONDS)
+        )
+        info = _parse_object(features)
         if info.get("store_type") == "FileStore":
-            return failed("server", MessageCode.FILE_STORE, f"MLflow {number} with a file store")
-        if self._version < _OLDEST:
-            found = f"MLflow {number}, which takes no OpenTelemetry"
+            return create_failure("server", MessageCode.FILE_STORE, f"MLflow {number} with a file store")
+        if self._version < _MIN_MLFLOW_VERSION:
+            detail = f"MLflow {number}, which does not support OpenTelemetry"
             fix = "Use MLflow 3.6 or newer: `pip install --upgrade mlflow`."
-            return replace(failed("server", MessageCode.NO_OTLP_ENDPOINT, found), fix=fix)
-        self._workspaces = info.get("workspaces_enabled")
-        spoken = "" if self._workspaces is None else f", workspaces {'on' if self._workspaces else 'off'}"
-        return CheckResult("server", CheckStatus.OK, f"MLflow {number}{spoken}")
+            return replace(create_failure("server", MessageCode.NO_OTLP_ENDPOINT, detail), fix=fix)
+        self._has_workspaces = info.get("workspaces_enabled")
+        state = "" if self._has_workspaces is None else f", workspaces {'on' if self._has_workspaces else 'off'}"
+        return CheckResult("server", CheckStatus.OK, f"MLflow {number}{state}")
 
-    def _unknown(self, answer: HttpResponse) -> CheckResult:
-        """Something that does not tell a version: a login page, a Collector, an MLflow that wants to know who asks."""
-        outcome = classify_response(answer)
+    def _classify_other_server(self, response: HttpResponse) -> CheckResult:
+        """The server returned no version: a login page, a Collector, or MLflow that requires authentication."""
+        outcome = classify_response(response)
         if outcome.code in (
             MessageCode.REDIRECTED,
             MessageCode.HTML_PAGE,
             MessageCode.HOST_NOT_ALLOWED,
             MessageCode.TLS_REQUIRED,
         ):
-            return failed("server", outcome.code, "no MLflow", outcome.message)
-        by = f" (server: {answer.headers['server']})" if "server" in answer.headers else ""
-        if answer.status == 401:
-            return CheckResult("server", CheckStatus.OK, f"wants to know who asks, before it tells its version{by}")
+            return create_failure("server", outcome.code, "not an MLflow server", outcome.message)
+        product = f" (server: {response.headers['server']})" if "server" in response.headers else ""
+        if response.status == 401:
+            return CheckResult(
+                "server", CheckStatus.OK, f"requires authentication before it returns its version{product}"
+            )
         if outcome.cause is FailureKind.SERVER:
-            return failed("server", outcome.code, f"answers, but not well{by}", outcome.message)
-        return CheckResult("server", CheckStatus.OK, f"tells no version: no MLflow, perhaps a Collector{by}")
+            return create_failure("server", outcome.code, f"returns an error{product}", outcome.message)
+        return CheckResult("server", CheckStatus.OK, f"returns no version: not MLflow, perhaps a Collector{product}")
 
     # Endpoint, credentials, workspace
 
-    def _endpoint(self) -> Iterator[CheckResult]:
-        """One request without a span and without an experiment tells of all these."""
+    def _check_endpoint(self) -> Iterator[CheckResult]:
+        """Check all of them with one request without spans and experiment."""
         headers = {**_PROTOBUF, **Destination(self._destination.workspace).headers(None)}
-        answer = self._reach.traces.send(HttpRequest("POST", "", headers=headers, body=_EMPTY, timeout_seconds=SECONDS))
-        outcome = classify_response(answer) if isinstance(answer, HttpResponse) else classify_error(answer)
-        where = getattr(self._reach.traces, "url", self._reach.server.url).partition("?")[0]
-        passed = outcome.disposition is Disposition.SUCCESS or outcome.code is MessageCode.EXPERIMENT_REQUIRED
-        step = "" if passed else _STEP_OF.get(outcome.code, "endpoint")
+        response = self._clients.traces.send(
+            HttpRequest("POST", "", headers=headers, body=_REQUEST_WITHOUT_SPANS, timeout_seconds=TIMEOUT_SECONDS)
+        )
+        outcome = classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
+        where = getattr(self._clients.traces, "url", self._clients.server.url).partition("?")[0]
+        is_ok = outcome.disposition is Disposition.SUCCESS or outcome.code is MessageCode.EXPERIMENT_REQUIRED
+        step = "" if is_ok else _STEP_BY_CODE.get(outcome.code, "endpoint")
         if step == "endpoint":
-            found = failed("endpoint", outcome.code, f"{where} is no OTLP endpoint that can be used", outcome.message)
+            failure = create_failure(
+                "endpoint", outcome.code, f"{where} is not a usable OTLP endpoint", outcome.message
+            )
             if outcome.code is MessageCode.NO_OTLP_ENDPOINT and not where.endswith(TRACES_PATH):
                 cause = (
                     "`/v1/traces` is appended only to `OTEL_EXPORTER_OTLP_ENDPOINT`, not to the endpoint for traces."
                 )
                 fix = f"Set `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={where}{TRACES_PATH}`."
-                found = replace(found, cause=cause, fix=fix)
-            yield found
+                failure = replace(failure, cause=cause, fix=fix)
+            yield failure
             return
         self._needs_experiment = outcome.disposition is not Disposition.SUCCESS
-        kind = "wants an experiment, as MLflow's does" if self._needs_experiment else "wants no experiment"
+        kind = "requires an experiment, like MLflow" if self._needs_experiment else "requires no experiment"
         yield CheckResult("endpoint", CheckStatus.OK, where if step else f"{where}, which {kind}")
-        yield self._credentials(outcome if step == "credentials" else None)
+        yield self._check_credentials(outcome if step == "credentials" else None)
         if step == "credentials":
             return
-        yield from self._workspace(outcome if step == "workspace" else None)
+        yield from self._check_workspace(outcome if step == "workspace" else None)
         if step == "write":
-            yield failed("write", outcome.code, "not permitted", outcome.message)
+            yield create_failure("write", outcome.code, "not permitted", outcome.message)
 
-    def _credentials(self, refused: ExportOutcome | None) -> CheckResult:
-        given = self._reach.server.credentials
-        ends = read_token_expiry(given.authorization())
-        life = "" if ends is None else f", {_lifetime(ends - time.time())}"
-        if refused is not None:
-            return failed("credentials", refused.code, f"{given}{life}", refused.message)
-        return CheckResult("credentials", CheckStatus.OK, f"{given}{life}; accepted")
+    def _check_credentials(self, rejected: ExportOutcome | None) -> CheckResult:
+        credentials = self._clients.server.credentials
+        expiry = read_token_expiry(credentials.authorization())
+        lifetime = "" if expiry is None else f", {_format_lifetime(expiry - time.time())}"
+        if rejected is not None:
+            return create_failure("credentials", rejected.code, f"{credentials}{lifetime}", rejected.message)
+        return CheckResult("credentials", CheckStatus.OK, f"{credentials}{lifetime}; accepted")
 
-    def _workspace(self, refused: ExportOutcome | None) -> Iterator[CheckResult]:
+    def _check_workspace(self, rejected: ExportOutcome | None) -> Iterator[CheckResult]:
         name = self._destination.workspace
         source = self._settings.sources["workspace"]
-        if refused is not None:
-            yield failed("workspace", refused.code, f"{name} ({source})" if name else "none", refused.message)
+        if rejected is not None:
+            yield create_failure("workspace", rejected.code, f"{name} ({source})" if name else "none", rejected.message)
             return
         if not name:
-            note = " (the server's default)" if self._workspaces else ""
-            if self._workspaces and self._settings.namespace:
-                note = f" given; {self._settings.namespace}, the pod's namespace, if there is such a one"
+            note = " (the server's default)" if self._has_workspaces else ""
+            if self._has_workspaces and self._settings.namespace:
+                note = f" set; the pod's namespace {self._settings.namespace} if there is such a workspace"
             yield CheckResult("workspace", CheckStatus.OK, f"none{note}")
             return
         if self._version is not None and self._version < (3, 10):
-            code = MessageCode.WORKSPACES_DISABLED
-            found = f"{name} ({source}), which MLflow before 3.10 does not know: it is not looked at"
-            yield CheckResult("workspace", CheckStatus.WARNING, found, "", *HINTS[code], code)
+            detail = f"{name} ({source}), which MLflow before 3.10 ignores"
+            yield create_warning("workspace", MessageCode.WORKSPACES_DISABLED, detail)
             return
         yield CheckResult("workspace", CheckStatus.OK, f"{name} ({source})")
 
     # Experiment
 
-    def _experiment(self) -> Iterator[CheckResult]:
+    def _check_experiment(self) -> Iterator[CheckResult]:
         if self._destination.experiment_id:
-            yield self._by_id(self._destination.experiment_id)
+            yield self._check_experiment_id(self._destination.experiment_id)
             return
-        found = self._reach.experiments.resolve(self._destination, SECONDS)
-        said = "; ".join(self._notes.said)
-        if isinstance(found, ExportOutcome):
+        resolved = self._clients.experiments.resolve(self._destination, TIMEOUT_SECONDS)
+        messages = "; ".join(self._log.messages)
+        if isinstance(resolved, ExportOutcome):
             name = self._destination.experiment or self._destination.service_name or "Default"
-            yield failed("experiment", found.code, f"{name!r} ({self._named()})", found.message)
-        elif found is None:
+            yield create_failure(
+                "experiment", resolved.code, f"{name!r} ({self._experiment_source()})", resolved.message
+            )
+        elif resolved is None:
             if self._needs_experiment:
-                yield failed("experiment", MessageCode.EXPERIMENT_REQUIRED, said)
+                yield create_failure("experiment", MessageCode.EXPERIMENT_REQUIRED, messages)
             else:
-                yield CheckResult("experiment", CheckStatus.OK, said or "left to what takes the spans")
+                yield CheckResult("experiment", CheckStatus.OK, messages or "chosen by the receiver of the spans")
         else:
             name = f"{self._destination.experiment!r}, " if self._destination.experiment else ""
-            note = f"; {said}" if said else ""
-            yield CheckResult("experiment", CheckStatus.OK, f"{name}id {found} ({self._named()}){note}")
+            note = f"; {messages}" if messages else ""
+            yield CheckResult("experiment", CheckStatus.OK, f"{name}id {resolved} ({self._experiment_source()}){note}")
 
-    def _named(self) -> str:
+    def _experiment_source(self) -> str:
         sources = self._settings.sources
         if self._destination.experiment:
             return str(sources["experiment"])
         return "service.name" if self._destination.service_name else "default"
 
-    def _by_id(self, number: str) -> CheckResult:
-        line = f"id {number} ({self._settings.sources['experiment_id']})"
-        api = self._reach.api
-        if api is None or not (self._reach.is_api_certain or self._version):
-            return CheckResult("experiment", CheckStatus.OK, f"{line}, not checked: no MLflow to ask")
+    def _check_experiment_id(self, experiment_id: str) -> CheckResult:
+        detail = f"id {experiment_id} ({self._settings.sources['experiment_id']})"
+        api = self._clients.api
+        if api is None or not (self._clients.is_api_certain or self._version):
+            return CheckResult("experiment", CheckStatus.OK, f"{detail}, not checked: the MLflow server is unknown")
         headers = Destination(self._destination.workspace).headers(None)
-        path = f"/api/2.0/mlflow/experiments/get?experiment_id={number}"
-        answer = api.send(HttpRequest("GET", path, headers=headers, timeout_seconds=SECONDS))
-        if isinstance(answer, TransportError):
-            return failed("experiment", answer.code, line, answer.message)
-        if answer.status in (401, 403):
+        path = f"/api/2.0/mlflow/experiments/get?experiment_id={experiment_id}"
+        response = api.send(HttpRequest("GET", path, headers=headers, timeout_seconds=TIMEOUT_SECONDS))
+        if isinstance(response, TransportError):
+            return create_failure("experiment", response.code, detail, response.message)
+        if response.status in (401, 403):
             return CheckResult(
-                "experiment", CheckStatus.NOT_PERMITTED, f"{line}, not checked: the token may not read it"
+                "experiment", CheckStatus.NOT_PERMITTED, f"{detail}, not checked: the token may not read it"
             )
-        experiment = _object(answer).get("experiment")
+        experiment = _parse_object(response).get("experiment")
         if isinstance(experiment, dict):
             if experiment.get("lifecycle_stage") == "deleted":
-                return failed(
-                    "experiment", MessageCode.EXPERIMENT_DELETED, f"{line}, {experiment.get('name')!r}, is deleted"
+                return create_failure(
+                    "experiment", MessageCode.EXPERIMENT_DELETED, f"{detail}, {experiment.get('name')!r}, is deleted"
                 )
-            return CheckResult("experiment", CheckStatus.OK, f"{line}, {experiment.get('name')!r}")
-        outcome = classify_response(answer)
-        missing = error_code(answer) == "RESOURCE_DOES_NOT_EXIST"
-        code = (
-            MessageCode.EXPERIMENT_NOT_FOUND if missing or outcome.disposition is Disposition.SUCCESS else outcome.code
-        )
-        return failed("experiment", code, line, outcome.message)
+            return CheckResult("experiment", CheckStatus.OK, f"{detail}, {experiment.get('name')!r}")
+        outcome = classify_response(response)
+        is_missing = error_code(response) == "RESOURCE_DOES_NOT_EXIST" or outcome.disposition is Disposition.SUCCESS
+        code = MessageCode.EXPERIMENT_NOT_FOUND if is_missing else outcome.code
+        return create_failure("experiment", code, detail, outcome.message)
 
     # A trace
 
-    def _write(self) -> Iterator[CheckResult]:
+    def _check_write(self) -> Iterator[CheckResult]:
         encoder = SpanEncoder()
         body = encode_request([encoder.encode(span) for span in self._spans])
-        outcome = self._reach.otlp.export(EncodedBatch(self._destination, body, len(self._spans)), SECONDS)
-        trace_id = trace_id_of(self._spans)
+        outcome = self._clients.otlp.export(EncodedBatch(self._destination, body, len(self._spans)), TIMEOUT_SECONDS)
+        trace_id = mlflow_trace_id_of(self._spans)
         if outcome.disposition is not Disposition.SUCCESS:
-            yield failed("write", outcome.code, f"the test trace {trace_id} was not accepted", outcome.message)
+            yield create_failure("write", outcome.code, f"the test trace {trace_id} was not accepted", outcome.message)
             return
         note = f"; {outcome.message}" if outcome.message else ""
         yield CheckResult("write", CheckStatus.OK, f"the test trace {trace_id} was accepted{note}")
-        yield from self._read_back(trace_id)
+        yield from self._check_read_back(trace_id)
 
-    def _read_back(self, trace_id: str) -> Iterator[CheckResult]:
-        api = self._reach.api
-        if api is None or not (self._reach.is_api_certain or self._version):
-            code = MessageCode.NO_MLFLOW_SERVER
-            found = "whether it arrived in MLflow is not known: nothing says where MLflow is"
-            yield CheckResult("read back", CheckStatus.WARNING, found, "", *HINTS[code], code)
-            yield CheckResult("delete", CheckStatus.SKIPPED, f"{trace_id} stays where it arrived")
+    def _check_read_back(self, trace_id: str) -> Iterator[CheckResult]:
+        api = self._clients.api
+        if api is None or not (self._clients.is_api_certain or self._version):
+            detail = "unknown whether the trace arrived in MLflow: no setting names the MLflow server"
+            yield create_warning("read back", MessageCode.NO_MLFLOW_SERVER, detail)
+            yield CheckResult("delete", CheckStatus.SKIPPED, f"{trace_id} remains where it arrived")
             return
-        wait = 0.0 if self._needs_experiment else _COLLECTOR_SECONDS
-        trace = read_back(api, trace_id, self._destination, wait=wait, seconds=SECONDS)
+        wait_seconds = 0.0 if self._needs_experiment else _COLLECTOR_WAIT_SECONDS
+        trace = read_trace(api, trace_id, self._destination, wait_seconds=wait_seconds, timeout_seconds=TIMEOUT_SECONDS)
         if isinstance(trace, TransportError):
-            yield failed("read back", trace.code, trace.message)
+            yield create_failure("read back", trace.code, trace.message)
             return
         if isinstance(trace, HttpResponse):
-            yield from self._not_read(trace, trace_id)
+            yield from self._report_unreadable_trace(trace, trace_id)
             return
-        different = differences(self._spans, trace)
-        if different:
-            yield failed("read back", MessageCode.NOT_DELIVERED, different)
+        missing = find_missing_spans(self._spans, trace)
+        if missing:
+            detail = f"spans are missing in MLflow: {', '.join(missing)}"
+            yield create_failure("read back", MessageCode.NOT_DELIVERED, detail)
             return
-        compared = "as it was sent" if "spans" in trace else "there; MLflow before 3.8 does not give spans back"
-        yield CheckResult("read back", CheckStatus.OK, compared)
-        yield self._deleted(trace_id, experiment_of(trace))
+        detail = "MLflow has both spans" if "spans" in trace else "MLflow has the trace; before 3.8 it returns no spans"
+        yield CheckResult("read back", CheckStatus.OK, detail)
+        yield self._check_delete(trace_id, read_experiment_id(trace))
 
-    def _not_read(self, answer: HttpResponse, trace_id: str) -> Iterator[CheckResult]:
-        outcome = classify_response(answer)
-        if answer.status in (401, 403):
-            found = "the token may write, but not read"
-            yield CheckResult("read back", CheckStatus.NOT_PERMITTED, found, said=outcome.message)
-            yield CheckResult("delete", CheckStatus.NOT_PERMITTED, f"{trace_id} stays")
+    def _report_unreadable_trace(self, response: HttpResponse, trace_id: str) -> Iterator[CheckResult]:
+        outcome = classify_response(response)
+        if response.status in (401, 403):
+            detail = "the token may write, but not read"
+            yield CheckResult("read back", CheckStatus.NOT_PERMITTED, detail, outcome.message)
+            yield CheckResult("delete", CheckStatus.NOT_PERMITTED, f"{trace_id} remains in MLflow")
             return
-        missing = answer.status == 404 and not self._needs_experiment
-        code = MessageCode.NOT_DELIVERED if missing else outcome.code
-        found = "MLflow does not have the trace" if missing else "the trace is not there"
-        yield failed("read back", code, found, outcome.message)
+        is_missing = response.status == 404 and not self._needs_experiment
+        code = MessageCode.NOT_DELIVERED if is_missing else outcome.code
+        detail = "MLflow does not have the trace" if is_missing else "the trace could not be read"
+        yield create_failure("read back", code, detail, outcome.message)
 
-    def _deleted(self, trace_id: str, experiment: str) -> CheckResult:
-        assert self._reach.api is not None
-        answer = delete(self._reach.api, trace_id, self._destination, experiment, SECONDS)
-        if isinstance(answer, TransportError):
-            return CheckResult("delete", CheckStatus.WARNING, f"{trace_id} stays: {answer.message}", code=answer.code)
-        if answer.status == 200:
+    def _check_delete(self, trace_id: str, experiment_id: str) -> CheckResult:
+        assert self._clients.api is not None
+        response = delete_trace(self._clients.api, trace_id, self._destination, experiment_id, TIMEOUT_SECONDS)
+        if isinstance(response, TransportError):
+            detail = f"{trace_id} remains in MLflow: {response.message}"
+            return CheckResult("delete", CheckStatus.WARNING, detail, code=response.code)
+        if response.status == 200:
             return CheckResult("delete", CheckStatus.OK, f"{trace_id} is deleted")
-        outcome = classify_response(answer)
-        state = CheckStatus.NOT_PERMITTED if answer.status in (401, 403) else CheckStatus.WARNING
-        return CheckResult("delete", state, f"{trace_id} stays", said=outcome.message)
+        outcome = classify_response(response)
+        status = CheckStatus.NOT_PERMITTED if response.status in (401, 403) else CheckStatus.WARNING
+        return CheckResult("delete", status, f"{trace_id} remains in MLflow", outcome.message)
 
 
-def _clock(answer: HttpResponse) -> CheckResult:
-    """How far the server's clock is from the one here."""
+def _check_clock(response: HttpResponse) -> CheckResult:
     try:
-        theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
+        server_time = email.utils.parsedate_to_datetime(response.headers.get("date", "")).timestamp()
     except (TypeError, ValueError):
         return CheckResult("clock", CheckStatus.SKIPPED, "the server's response has no date")
-    difference = time.time() - theirs
-    if abs(difference) < _CLOCK_SECONDS:
+    difference = time.time() - server_time
+    if abs(difference) < _MAX_CLOCK_SKEW_SECONDS:
         return CheckResult("clock", CheckStatus.OK, "matches the server's clock")
-    code = MessageCode.CLOCK_SKEW
     seconds = abs(difference)
-    found = (
-        f"{seconds:.0f} s ahead of the server's clock"
-        if difference > 0
-        else f"{seconds:.0f} s behind the server's clock"
-    )
-    return CheckResult("clock", CheckStatus.WARNING, found, "", *HINTS[code], code)
+    detail = f"{seconds:.0f} s ahead of the server's clock"
+    if difference < 0:
+        detail = f"{seconds:.0f} s behind the server's clock"
+    return create_warning("clock", MessageCode.CLOCK_SKEW, detail)
 
 
-def _lifetime(seconds: float) -> str:
+def _format_lifetime(seconds: float) -> str:
     minutes = abs(seconds) / 60
-    return f"which expired {minutes:.0f} min ago" if seconds < 0 else f"good for {minutes:.0f} more min"
+    return f"expired {minutes:.0f} min ago" if seconds < 0 else f"valid for {minutes:.0f} min"
 
 
-def _object(answer: HttpResponse | TransportError) -> dict[str, Any]:
+def _parse_object(response: HttpResponse | TransportError) -> dict[str, Any]:
     try:
-        found = json.loads(answer.body) if isinstance(answer, HttpResponse) else None
+        content = json.loads(response.body) if isinstance(response, HttpResponse) else None
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""The test trace of `mlflow-otlp doctor` and `mlflow-otlp send --test`: made, found again, compared, taken away."""
+"""The test trace of `mlflow-otlp doctor` and `mlflow-otlp send --test`: create, read back, compare, delete."""
 
 from __future__ import annotations
 
@@ -19,120 +19,93 @@ from opentelemetry.trace import set_span_in_context
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport, TransportError
 
-_STEP = "a step of it"
+_CHILD_NAME = "a step of it"
 _QUESTION = "Does a trace arrive?"
 _POLL_SECONDS = 0.25
 
 
-def two_spans(resource: Resource, command: str) -> list[ReadableSpan]:
-    """A trace of two spans, with what a trace in the console has: input, output, type.
-
-    Args:
-        resource: Of whom.
-        command: The trace's name: what the user has called.
-    """
+def create_test_spans(resource: Resource, trace_name: str) -> list[ReadableSpan]:
+    """Create a trace of two spans with input, output and type, which the console shows."""
     memory = InMemorySpanExporter()
     provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(memory))
     tracer = provider.get_tracer("mlflow-otlp-exporter")
     attributes = {"openinference.span.kind": "CHAIN", "input.value": _QUESTION, "output.value": "It does."}
-    root = tracer.start_span(command, attributes=attributes)
-    tracer.start_span(_STEP, context=set_span_in_context(root), attributes=attributes).end()
+    root = tracer.start_span(trace_name, attributes=attributes)
+    tracer.start_span(_CHILD_NAME, context=set_span_in_context(root), attributes=attributes).end()
     root.end()
     provider.shutdown()
     return list(memory.get_finished_spans())
 
 
-def trace_id_of(spans: list[ReadableSpan]) -> str:
-    """MLflow's id of the trace."""
+def mlflow_trace_id_of(spans: list[ReadableSpan]) -> str:
+    """Return MLflow's id of the trace."""
     context = spans[0].get_span_context()
     assert context is not None
     return f"tr-{context.trace_id:032x}"
 
 
-def read_back(
-    api: Transport, trace_id: str, destination: Destination, *, wait: float, seconds: float
+def read_trace(
+    api: Transport, trace_id: str, destination: Destination, *, wait_seconds: float, timeout_seconds: float
 ) -> Mapping[str, Any] | HttpResponse | TransportError:
-    """A trace as MLflow has it.
+    """Read a trace from MLflow, or return the response without it.
 
-    Args:
-        api: MLflow's REST side.
-        trace_id: MLflow's id.
-        destination: Whose workspace it is in.
-        wait: Seconds to ask again for, if it is not there; a Collector takes its time.
-        seconds: For each request.
-
-    Returns:
-        The trace, or the answer that it is not, or may not be had.
+    A missing trace is requested again for `wait_seconds`, because a Collector forwards with a delay.
     """
     headers = destination.headers(None)
-    until = time.monotonic() + wait
+    deadline = time.monotonic() + wait_seconds
     while True:
-        # MLflow before 3.8 has the second one only, which has no spans.
+        # MLflow before 3.8 has only the second path, whose response has no spans.
         for path in (f"traces/get?trace_id={trace_id}", f"traces/{trace_id}"):
-            answer = api.send(HttpRequest("GET", f"/api/3.0/mlflow/{path}", headers=headers, timeout_seconds=seconds))
-            if isinstance(answer, TransportError) or answer.status != 404:
+            request = HttpRequest("GET", f"/api/3.0/mlflow/{path}", headers=headers, timeout_seconds=timeout_seconds)
+            response = api.send(request)
+            if isinstance(response, TransportError) or response.status != 404:
                 break
-        trace = _trace_in(answer) if isinstance(answer, HttpResponse) else None
+        trace = _parse_trace(response) if isinstance(response, HttpResponse) else None
         if trace is not None:
             return trace
-        missing = isinstance(answer, HttpResponse) and answer.status == 404
-        if not missing or time.monotonic() >= until:
-            return answer
+        is_missing = isinstance(response, HttpResponse) and response.status == 404
+        if not is_missing or time.monotonic() >= deadline:
+            return response
         time.sleep(_POLL_SECONDS)
 
 
-def _trace_in(answer: HttpResponse) -> Mapping[str, Any] | None:
+def _parse_trace(response: HttpResponse) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(answer.body).get("trace") if answer.status == 200 else None
+        trace = json.loads(response.body).get("trace") if response.status == 200 else None
     except (ValueError, AttributeError):
         return None
-    return found if isinstance(found, dict) else None
+    return trace if isinstance(trace, dict) else None
 
 
-def differences(spans: list[ReadableSpan], trace: Mapping[str, Any]) -> str:
-    """What of a trace is not as it was sent; empty if all is.
-
-    Args:
-        spans: What was sent.
-        trace: What MLflow has.
-    """
+def find_missing_spans(spans: list[ReadableSpan], trace: Mapping[str, Any]) -> list[str]:
+    """Return the names of spans that the trace in MLflow does not have."""
     if "spans" not in trace:
-        return ""  # MLflow before 3.8 does not give them back
+        return []  # MLflow before 3.8 does not return spans
     contexts = [(span.name, span.get_span_context()) for span in spans]
     sent = {(context.span_id, name) for name, context in contexts if context is not None}
-    stored = {(_number(span.get("span_id", "")), span.get("name", "")) for span in trace["spans"]}
-    missing = sorted(name for _, name in sent - stored)
-    return f"not as sent: {', '.join(missing)}" if missing else ""
+    stored = {(_decode_span_id(span.get("span_id", "")), span.get("name", "")) for span in trace["spans"]}
+    return sorted(name for _, name in sent - stored)
 
 
-def _number(text: str) -> int:
-    """A span's id, which MLflow writes in Base64."""
+def _decode_span_id(text: str) -> int:
     try:
         return int.from_bytes(base64.b64decode(text), "big")
     except (binascii.Error, ValueError, TypeError):
         return 0
 
 
-def experiment_of(trace: Mapping[str, Any]) -> str:
-    """The id of the experiment that a trace is in; empty if that is not told."""
+def read_experiment_id(trace: Mapping[str, Any]) -> str:
+    """Return the id of the trace's experiment; empty if the trace does not contain it."""
     location = trace.get("trace_info", {}).get("trace_location", {})
     return str(location.get("mlflow_experiment", {}).get("experiment_id", ""))
 
 
-def delete(
-    api: Transport, trace_id: str, destination: Destination, experiment_id: str, seconds: float
+def delete_trace(
+    api: Transport, trace_id: str, destination: Destination, experiment_id: str, timeout_seconds: float
 ) -> HttpResponse | TransportError:
-    """Takes a trace away again.
-
-    Args:
-        api: MLflow's REST side.
-        trace_id: MLflow's id.
-        destination: Whose workspace it is in.
-        experiment_id: The experiment that it is in.
-        seconds: For the request.
-    """
+    """Delete a trace in MLflow."""
     body = json.dumps({"experiment_id": experiment_id, "request_ids": [trace_id]}).encode()
     headers = {"content-type": "application/json", **destination.headers(None)}
     path = "/api/3.0/mlflow/traces/delete-traces"
-    return api.send(HttpRequest("POST", path, headers=headers, body=body, timeout_seconds=seconds))
+    return api.send(HttpRequest("POST", path, headers=headers, body=body, timeout_seconds=timeout_seconds))
