@@ -126,7 +126,7 @@ class RecordingLog(ProblemLog):
         super().__init__()
         self.messages: list[str] = []
 
-    def once(self, level: int, message: str) -> None:
+    def log_once(self, level: int, message: str) -> None:
         """Collect a message."""
         if level >= logging.INFO:
             self.messages.append(message)
