@@ -96,7 +96,9 @@ def test_correctness_of_calls_is_given_names_arguments_results_and_what_there_wa
     origin, city = ROUTES[turn]
     assert f"<request>\n{QUESTIONS[turn]}\n</request>" in prompt
     calls = prompt[prompt.index("<actual_tool_calls>") : prompt.index("</actual_tool_calls>")]
-    trains, weather, rules = calls.split("\n\n")
+    *parallel_calls, rules = calls.split("\n\n")
+    # LangGraph runs the calls of one message in threads, which may start in any order.
+    trains, weather = sorted(parallel_calls, key=lambda call: "find_trains" not in call)
     assert f"find_trains\n  Input Arguments: {{'origin': '{origin}', 'destination': '{city}'}}\n" in trains
     assert f"'leaves': '{origin} 08:04'" in trains
     assert f"get_weather\n  Input Arguments: {{'city': '{city}'}}\n" in weather
@@ -134,8 +136,6 @@ def test_a_scorer_of_conversations_is_given_the_session(evaluated: Evaluated) ->
 def test_every_scorer_comes_to_a_value(turn: int, evaluated: Evaluated) -> None:
     origin, city = ROUTES[turn]
     expected = {
-        "tools_called": f'find_trains {{"destination": "{city}", "origin": "{origin}"}}; '
-        f'get_weather {{"city": "{city}"}}; search_rules {{"query": "ticket for a bicycle"}}',
         "quotes_a_rule": True,
         "retrieval_groundedness": "yes",
         "tool_call_correctness": "yes",
@@ -144,5 +144,11 @@ def test_every_scorer_comes_to_a_value(turn: int, evaluated: Evaluated) -> None:
     if turn == 0:  # MLflow keeps a session's assessment with its first trace
         expected["conversation_completeness"] = "yes"
     kept = dict(evaluated.assessments(turn))
+    *parallel_calls, last_call = kept.pop("tools_called").split("; ")
+    assert sorted(parallel_calls) == [  # threads of LangGraph run them in any order
+        f'find_trains {{"destination": "{city}", "origin": "{origin}"}}',
+        f'get_weather {{"city": "{city}"}}',
+    ]
+    assert last_call == 'search_rules {"query": "ticket for a bicycle"}'
     assert kept.pop("tokens") > 0
     assert kept == expected
