@@ -7,6 +7,7 @@ import base64
 import email.utils
 import errno
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -667,6 +668,14 @@ def test_doctor_reports_queued_requests_and_keeps_them(world: World, capsys: pyt
         status, steps = run_doctor(capsys)
         assert status == 1
         assert "2 spans queued in 1 requests" in steps["spool"]["found"]
+
+
+def test_recording_log_collects_messages_from_info_on(caplog: pytest.LogCaptureFixture) -> None:
+    log = local_checks.RecordingLog()
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING):
+        log.log_once(level, logging.getLevelName(level))
+    assert log.messages == ["INFO", "WARNING"]
+    assert caplog.text == ""
 
 
 def test_find_proxy_respects_no_proxy(world: World) -> None:
