@@ -267,7 +267,7 @@ def test_flush_by_hand_sends_it_too_and_purge_removes_it(
     code = "tracer.start_span('a').end(); tracer.start_span('b').end()"
     killed(server.url, code, MLFLOW_EXPERIMENT_NAME="one")
     assert main_module.main(["spool", "flush"]) == 0
-    assert "2 spans sent, 0 wait" in capsys.readouterr().out
+    assert "2 spans sent, 0 queued" in capsys.readouterr().out
     assert came(server) == {(None, "one's", None): ["a", "b"]}
     killed(server.url, code, MLFLOW_EXPERIMENT_NAME="one")
     assert main_module.main(["spool", "purge"]) == 1
