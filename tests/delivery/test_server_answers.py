@@ -167,7 +167,7 @@ def row_retried(
     result = SUCCESS if advice == SERVER_ADVICE else FAILURE
     rest_paths = (VERSION, *[BATCH_GET] * times) if ambiguous else ()
     log_lines = [export_failing(message, advice), *([SENT_WITHOUT_LOOKUP] if ambiguous else []), RECOVERED]
-    defaults: dict[str, Any] = {"result": result, "asked": rest_paths, "logged": log_lines, **more}
+    defaults: dict[str, Any] = {"result": result, "rest_paths": rest_paths, "log_lines": log_lines, **more}
     return Row(name, (answer,) * times, **{"requests": times + 1, **defaults})
 
 
