@@ -27,7 +27,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
 from support.certificates import Authority, TlsServer, self_signed
 from support.environments import MLFLOW_VERSIONS, mlflow_python
-from support.markers import SECRET, planted
+from support.markers import SECRET, has_marker
 from support.mlflow_server import MLflowServer
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
 from support.spans import finished
@@ -601,7 +601,7 @@ def test_doctor_names_step_and_fix_of_a_broken_set_up(
     assert problems[0]["cause"]
     assert status == (1 if row.state == "failed" else 0)
     assert {name: steps[name]["state"] for name in row.others} == row.others
-    assert not planted(json.dumps(steps))
+    assert not has_marker(json.dumps(steps))
 
 
 def test_rows_have_different_names() -> None:
@@ -725,4 +725,4 @@ def test_doctor_with_real_servers(
         assert bad == []
         assert steps["delete"]["state"] == "ok"
         assert status == 0
-    assert not planted(json.dumps(steps))
+    assert not has_marker(json.dumps(steps))

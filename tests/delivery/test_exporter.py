@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, Stats
-from support.markers import SECRET, planted
+from support.markers import SECRET, has_marker
 from support.scripted_server import Answer, Recorded, ScriptedServer
 from support.spans import finished
 
@@ -167,7 +167,7 @@ def test_export_of_retryable_spans_fails_and_logs_once(
     assert caplog.text.count(words) == 1
     assert "Export failing, spans are queued in memory" in caplog.text
     assert "Export recovered" in caplog.text
-    assert not planted(caplog.text)
+    assert not has_marker(caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_unused_credential_of_other_group_is_logged(
     with open_exporter(scripted_server.traces_url, experiment_id="1") as exporter:
         exporter.export(finished("a"))
     assert "not used, because set for another server: MLFLOW_TRACKING_TOKEN" in caplog.text
-    assert not planted(caplog.text)
+    assert not has_marker(caplog.text)
     assert "authorization" not in scripted_server.requests[0].headers
 
 

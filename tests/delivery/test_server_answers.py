@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
-from support.impatience import pressed
+from support.fast_retries import skip_retry_delays
 from support.markers import PROMPT, SECRET
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
 from support.spans import finished
@@ -655,7 +655,7 @@ def test_response_has_one_outcome(row: Row, scripted_server: ScriptedServer, cap
     )
     request_count = sum(answer.close != "before-request" for answer in row.answers)
     try:
-        with pressed(exporter):
+        with skip_retry_delays(exporter):
             export = BackgroundExport(exporter)
             if gate:
                 scripted_server.wait_for(request_count + 1)

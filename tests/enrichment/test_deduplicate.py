@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
-from support.odd_traces import span
+from support.random_traces import span
 
 
 def enrich_attributes(own: Mapping[str, Any], *, compact: bool = False) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from opentelemetry.trace import Status, StatusCode
 
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
-from support.odd_traces import ANTHROPIC_SDK, span, traces
+from support.random_traces import ANTHROPIC_SDK, span, traces
 
 
 def enrich_spans(*spans: ReadableSpan, **settings_: Any) -> list[EnrichedSpan]:

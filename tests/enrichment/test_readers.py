@@ -9,7 +9,7 @@ from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, NormalizedSpan, Usage, merge
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
-from support.odd_traces import span
+from support.random_traces import span
 
 
 def enrich_attributes(own: Mapping[str, Any]) -> Mapping[str, Any]:

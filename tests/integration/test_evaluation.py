@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from support.corpus import apart, truths
+from support.corpus import run_module, truths
 from support.mlflow_server import MLflowServer
 
 TRUTHS = truths()
@@ -17,7 +17,7 @@ Found = Mapping[str, Mapping[str, Any]]
 
 @pytest.fixture(scope="module")
 def found(mlflow_server: MLflowServer) -> Found:
-    traces: Found = apart("support.evaluation", "--tracking-uri", mlflow_server.uri)
+    traces: Found = run_module("support.evaluation", "--tracking-uri", mlflow_server.uri)
     return traces
 
 

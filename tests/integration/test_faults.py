@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
-from support.impatience import pressed
-from support.markers import SECRET, planted
+from support.fast_retries import skip_retry_delays
+from support.markers import SECRET, has_marker
 from support.mlflow_server import MLflowServer
 from support.postgres import Postgres
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
@@ -143,7 +143,7 @@ def test_server_that_answers_now_and_then_loses_nothing(status: int, scripted_se
     scripted_server.answer_with(TRACES_PATH, answer)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
     spans = [span for _ in range(5) for span in ended(4, children=1)]
-    with pressed(exporter, 0.2):
+    with skip_retry_delays(exporter, 0.2):
         for start in range(0, len(spans), 8):
             exporter.export(spans[start : start + 8])
         until(lambda: exporter.stats().delivered >= len(spans), 120)
@@ -284,7 +284,7 @@ def test_wrong_password_is_told_without_it_and_waited_out(
     exporter.shutdown()
     assert exporter.stats().delivered == 2
     assert stored(database(guarded_server), number) == ["child 0.1", "root 0"]
-    assert not planted(caplog.text)
+    assert not has_marker(caplog.text)
 
 
 # A database that goes away

@@ -1,6 +1,6 @@
 """Real instrumentations against a stub of OpenAI's API: what MLflow shows of the traces that they make now.
 
-Each app runs in a process of its own, and its traces are judged like the recorded ones (tests/support/cells.py).
+Each app runs in a process of its own, and its traces are judged like the recorded ones (tests/support/trace_checks.py).
 """
 
 import json
@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import pytest
 
-from support.cells import Cell
-from support.corpus import apart
+from support.corpus import run_module
 from support.environments import ROOT, environment, read_lock
+from support.ground_truth import LANGGRAPH, PYDANTIC, Truth, openai_truths
 from support.mlflow_server import MLflowServer
 from support.openai_stub import OpenAIStub
-from support.truths import LANGGRAPH, PYDANTIC, Truth, openai_truths
+from support.trace_checks import CheckResult
 
 pytestmark = pytest.mark.needs("node")
 
@@ -33,14 +33,14 @@ class Source(NamedTuple):
         app: One of `instrumented.APPS`.
         instrumentor: `module:Class`, or `none` for an app that has spans of its own.
         truths: What must be seen of its traces.
-        cells: How many cells that makes.
+        results: How many results that makes.
         variables: What must be set, that content is on the spans.
     """
 
     app: str
     instrumentor: str
     truths: Sequence[Truth]
-    cells: int
+    results: int
     variables: Mapping[str, str] = MappingProxyType({})
 
 
@@ -74,7 +74,7 @@ def stub() -> Iterator[OpenAIStub]:
     running.stop()
 
 
-def seen(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, folder: Path) -> list[Cell]:
+def seen(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, folder: Path) -> list[CheckResult]:
     """Runs an app, and looks at its traces."""
     variables = {
         **os.environ,
@@ -89,13 +89,13 @@ def seen(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, f
     truths = folder / "truths.json"
     truths.write_text(json.dumps(source.truths))
     words = ["--tracking-uri", server.uri, "--experiment", folder.name, "--truths", str(truths)]
-    return [Cell(*cell) for cell in apart("support.readback", *words)]
+    return [CheckResult(*result) for result in run_module("support.experiment_check", *words)]
 
 
 def check(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, folder: Path) -> None:
-    cells = seen(source, python, stub, server, folder)
-    assert not [cell for cell in cells if not cell.right]
-    assert len(cells) == source.cells
+    results = seen(source, python, stub, server, folder)
+    assert not [result for result in results if not result.passed]
+    assert len(results) == source.results
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -107,7 +107,11 @@ def test_the_judge_tells_right_from_wrong(stub: OpenAIStub, mlflow_server: MLflo
     """The same without enrichment: what MLflow makes of the spans as they are."""
     source = SOURCES["OpenInference openai"]
     plain = source._replace(variables={"MLFLOW_OTLP_ENRICH": "false"})
-    wrong = {cell.column for cell in seen(plain, Path(sys.executable), stub, mlflow_server, tmp_path) if not cell.right}
+    wrong = {
+        result.column
+        for result in seen(plain, Path(sys.executable), stub, mlflow_server, tmp_path)
+        if not result.passed
+    }
     assert wrong >= {"trace_name", "search_type", "chats", "tools", "provider"}
 
 

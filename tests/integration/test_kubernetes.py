@@ -21,7 +21,7 @@ from mlflow_otlp_exporter._internal.cli.doctor.server_checks import run_checks
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
 from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
-from support.impatience import pressed
+from support.fast_retries import skip_retry_delays
 from support.kubernetes import ALL_VERBS, Cluster, kubernetes_mlflow, rotate, service_account
 from support.mlflow_server import MLflowServer
 from support.needs import executable
@@ -295,7 +295,7 @@ def test_what_is_not_taken_is_kept_and_explained(
 
 def wait_until_delivered(exporter: MLflowSpanExporter) -> None:
     """What the server still remembers, and no more, is waited for."""
-    with pressed(exporter, 0.2):
+    with skip_retry_delays(exporter, 0.2):
         until(lambda: exporter.stats().delivered, 60)
 
 

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from mlflow_otlp_exporter import MLflowSpanExporter, configure, flush, shutdown, trace_context
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
-from support.odd_traces import traces
+from support.random_traces import traces
 from support.spans import finished
 
 APP = """

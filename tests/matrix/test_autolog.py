@@ -24,14 +24,14 @@ def test_every_program_has_truths() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_all_is_seen(program: str, found: Compared) -> None:
-    assert not [cell for cell in found[program]["ours"].cells if not cell.right]
-    assert len(found[program]["ours"].cells) == len(found[program]["sdk"].cells)
+    assert not [result for result in found[program]["ours"].results if not result.passed]
+    assert len(found[program]["ours"].results) == len(found[program]["sdk"].results)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_judge_finds_fault_with_the_sdk(program: str, found: Compared) -> None:
     """Which shows that it can."""
-    assert [cell for cell in found[program]["sdk"].cells if not cell.right]
+    assert [result for result in found[program]["sdk"].results if not result.passed]
 
 
 def test_what_the_sdk_alone_fills_has_a_reason(found: Compared) -> None:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import pytest
 
-from support.cells import Cell
-from support.corpus import scored_apart, truths
+from support.corpus import score_in_subprocess, truths
 from support.environments import mlflow_python
 from support.mlflow_server import MLflowServer
 from support.recordings import load
+from support.trace_checks import CheckResult
 
 pytestmark = [pytest.mark.matrix, pytest.mark.needs("node")]
 
@@ -23,38 +23,38 @@ class Difference(NamedTuple):
 
     Attributes:
         why: In words.
-        columns: Which cells it spoils.
+        columns: Which results it spoils.
         spoils: Whether it spoils this one, and in this way.
     """
 
     why: str
     columns: tuple[str, ...]
-    spoils: Callable[[Cell], bool]
+    spoils: Callable[[CheckResult], bool]
 
 
-def missing(cell: Cell) -> bool:
-    return not cell.found
+def missing(result: CheckResult) -> bool:
+    return not result.actual
 
 
-def quoted(cell: Cell) -> bool:
-    return bool(cell.found == json.dumps(cell.expected))
+def quoted(result: CheckResult) -> bool:
+    return bool(result.actual == json.dumps(result.expected))
 
 
-def of_a_neighbour(cell: Cell) -> bool:
+def of_a_neighbour(result: CheckResult) -> bool:
     """Whether a trace is called like another one of the same request."""
-    _, traces = load(cell.trace.partition("#")[0])
-    return len(traces) > 1 and cell.found in set().union(*(trace.titles for trace in traces)) - set(cell.expected)
+    _, traces = load(result.trace.partition("#")[0])
+    return len(traces) > 1 and result.actual in set().union(*(trace.titles for trace in traces)) - set(result.expected)
 
 
-def without_its_request(cell: Cell) -> bool:
+def without_its_request(result: CheckResult) -> bool:
     """Whether tools are missing that the source did not put into a request in `input.value`."""
-    spans, _ = load(cell.trace.partition("#")[0])
+    spans, _ = load(result.trace.partition("#")[0])
     requests = [str((span.attributes or {}).get("input.value", "")) for span in spans]
-    return not cell.found and not any('"tools"' in request and '"messages"' in request for request in requests)
+    return not result.actual and not any('"tools"' in request and '"messages"' in request for request in requests)
 
 
-def of_a_failed_call(cell: Cell) -> bool:
-    return "error_span" in truths()[cell.trace]
+def of_a_failed_call(result: CheckResult) -> bool:
+    return "error_span" in truths()[result.trace]
 
 
 OLDER: Mapping[str, Sequence[Difference]] = {
@@ -72,9 +72,9 @@ OLDER: Mapping[str, Sequence[Difference]] = {
     ),
 }
 # Of 1275, as docs/conventions.md says: stock, and ours.
-CELLS, RIGHT = 1275, {"3.13.0": (649, 1228), "3.10.1": (591, 1071)}
+CHECKS, RIGHT = 1275, {"3.13.0": (649, 1228), "3.10.1": (591, 1071)}
 
-Scored = Mapping[str, Sequence[Cell]]
+Scored = Mapping[str, Sequence[CheckResult]]
 
 
 @pytest.fixture(scope="module", params=OLDER)
@@ -86,25 +86,27 @@ def version(request: pytest.FixtureRequest) -> str:
 def scored(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
     server = MLflowServer.start(tmp_path_factory.mktemp(f"mlflow-{version}"), python=mlflow_python(version))
     try:
-        yield scored_apart(server.uri, ["stock", "whole"])
+        yield score_in_subprocess(server.uri, ["stock", "whole"])
     finally:
         server.stop()
 
 
 def test_every_difference_to_the_newest_is_known(version: str, scored: Scored) -> None:
-    counted = [cell for cell in scored["whole"] if not cell.apart]
-    wrong = [cell for cell in counted if not cell.right]
+    counted = [result for result in scored["whole"] if not result.unrecoverable]
+    wrong = [result for result in counted if not result.passed]
     explained = {
-        difference.why: [cell for cell in wrong if cell.column in difference.columns and difference.spoils(cell)]
+        difference.why: [
+            result for result in wrong if result.column in difference.columns and difference.spoils(result)
+        ]
         for difference in OLDER[version]
     }
-    known = {(cell.trace, cell.column) for cells in explained.values() for cell in cells}
-    assert not [cell for cell in wrong if (cell.trace, cell.column) not in known]
+    known = {(result.trace, result.column) for results in explained.values() for result in results}
+    assert not [result for result in wrong if (result.trace, result.column) not in known]
     assert all(explained.values()), "a difference that spoils nothing"
-    stock = sum(cell.right for cell in scored["stock"] if not cell.apart)
-    assert (len(counted), (stock, len(counted) - len(wrong))) == (CELLS, RIGHT[version])
+    stock = sum(result.passed for result in scored["stock"] if not result.unrecoverable)
+    assert (len(counted), (stock, len(counted) - len(wrong))) == (CHECKS, RIGHT[version])
 
 
 def test_nothing_is_worse_than_stock(scored: Scored) -> None:
-    right = {(cell.trace, cell.column) for cell in scored["whole"] if cell.right}
-    assert not [cell for cell in scored["stock"] if cell.right and (cell.trace, cell.column) not in right]
+    right = {(result.trace, result.column) for result in scored["whole"] if result.passed}
+    assert not [result for result in scored["stock"] if result.passed and (result.trace, result.column) not in right]

@@ -10,14 +10,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
-from support.exported import sent
-from support.planted import (
+from support.content_samples import (
+    ALL_SAMPLES,
     CHATS,
     COMPLETIONS,
     DOCUMENT,
     EMBEDDED,
     EMBEDDINGS,
-    EVERY,
     IN,
     MARKERS,
     OUT,
@@ -27,41 +26,42 @@ from support.planted import (
     TOOL,
     TOOLS,
     VECTOR,
-    Made,
+    SpanContent,
     span,
 )
+from support.offline_export import export_bytes
 
 VECTORS = {struct.pack("<d", VECTOR), str(VECTOR).encode()}
 MODES: list[Mapping[str, Any]] = [{"enrich": False}, {}, {"compact": True}]
 
 
-def trace_of(content: Made) -> list[ReadableSpan]:
+def trace_of(content: SpanContent) -> list[ReadableSpan]:
     """A span below an empty root, into which enrichment would lift its input and output."""
     return [span(content, number=2, parent=1), span(({"openinference.span.kind": "AGENT"}, ()), name="root")]
 
 
 def markers_in_request(
-    content: Made, variables: Sequence[str], monkeypatch: pytest.MonkeyPatch, mode: Mapping[str, Any]
+    content: SpanContent, variables: Sequence[str], monkeypatch: pytest.MonkeyPatch, mode: Mapping[str, Any]
 ) -> set[str]:
     for name in variables:
         monkeypatch.setenv(f"OPENINFERENCE_HIDE_{name.upper()}", "true")
-    body = sent(trace_of(content), **mode)
+    body = export_bytes(trace_of(content), **mode)
     present = {marker for marker in MARKERS if marker.encode() in body}
     return present | ({"vector"} if any(vector in body for vector in VECTORS) else set())
 
 
-def markers_in(content: Made) -> set[str]:
+def markers_in(content: SpanContent) -> set[str]:
     """The markers in a span before the export."""
     text = repr(content)
     return {marker for marker in MARKERS if marker in text} | ({"vector"} if str(VECTOR) in text else set())
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL_SAMPLES)
 def test_hide_without_a_variable_sends_all_content(
     name: str, mode: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = EVERY[name]
+    content = ALL_SAMPLES[name]
     assert markers_in(content), "the test would show nothing"
     # Compacting also drops content that is not a copy, which does not matter here.
     dropped = {"vector", PARAMETER} if mode.get("compact") else set()
@@ -97,32 +97,32 @@ def test_table_of_variables_is_complete() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL_SAMPLES)
 @pytest.mark.parametrize("variable", HIDEABLE)
 def test_hide_with_each_variable_sends_no_hidden_content(
     variable: str, name: str, mode: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = HIDES[variable].get(name.partition(":")[0], set())
-    visible = markers_in_request(EVERY[name], (variable,), monkeypatch, mode)
+    visible = markers_in_request(ALL_SAMPLES[name], (variable,), monkeypatch, mode)
     not_hidden = NOT_HIDDEN.get((variable, name), set())
     assert not visible & (hidden - not_hidden)
     assert visible >= not_hidden
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL_SAMPLES)
 @pytest.mark.parametrize("variable", ["inputs", "outputs", "input_messages", "output_messages"])
 def test_hide_with_one_side_sends_the_other(variable: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     other = {IN, OUT, DOCUMENT, EMBEDDED} - HIDES[variable].get(name.partition(":")[0], set())
     if name == "chat: pydantic-ai":
         other -= {IN}  # its transcript holds input and output
-    assert markers_in_request(EVERY[name], (variable,), monkeypatch, {}) >= markers_in(EVERY[name]) & other
+    assert markers_in_request(ALL_SAMPLES[name], (variable,), monkeypatch, {}) >= markers_in(ALL_SAMPLES[name]) & other
 
 
 @pytest.mark.parametrize("group", [CHATS, TOOLS, COMPLETIONS, RETRIEVERS, EMBEDDINGS], ids=len)
-def test_hide_with_inputs_sends_redacted_marker(group: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hide_with_inputs_sends_redacted_marker(group: dict[str, SpanContent], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENINFERENCE_HIDE_INPUTS", "true")
     for content in group.values():
-        assert REDACTED.encode() in sent([span(content)])
+        assert REDACTED.encode() in export_bytes([span(content)])
 
 
 def test_hide_with_inputs_does_not_copy_tool_arguments_from_the_model_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +133,8 @@ def test_hide_with_inputs_does_not_copy_tool_arguments_from_the_model_call(monke
         "gen_ai.output.messages": json.dumps([{"role": "assistant", "parts": [call]}]),
     }
     spans = [span(TOOLS["genai"], number=3, parent=1), span((model, ()), number=2, parent=1), span(({}, ()))]
-    body = sent(spans)
-    assert body.count(b"Paris") == sent(spans[1:]).count(b"Paris") > 0
+    body = export_bytes(spans)
+    assert body.count(b"Paris") == export_bytes(spans[1:]).count(b"Paris") > 0
 
 
 def test_hide_with_all_variables_sends_counts_and_model_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,5 +142,5 @@ def test_hide_with_all_variables_sends_counts_and_model_names(monkeypatch: pytes
         monkeypatch.setenv(f"OPENINFERENCE_HIDE_{name.upper()}", "true")
     counts = {"llm.token_count.prompt": 7, "llm.cost.prompt": 0.5, "gen_ai.usage.input_tokens": 7}
     attributes = {"openinference.span.kind": "LLM", "llm.model_name": "gpt-x", **counts}
-    body = sent([span((attributes, ()))], enrich=False)
+    body = export_bytes([span((attributes, ()))], enrich=False)
     assert all(key.encode() in body for key in attributes)

@@ -11,8 +11,8 @@ import pytest
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.privacy.inline_data import InlineDataReplacer, format_marker
-from support.exported import recorded, sent
-from support.planted import CHATS, EVERY, IN, PICTURE, Made, span
+from support.content_samples import ALL_SAMPLES, CHATS, IN, PICTURE, SpanContent, span
+from support.offline_export import export_bytes, export_span
 
 LARGE = base64.b64encode(random.Random(1).randbytes(3000)).decode()  # 4000 characters
 URL = f"data:image/png;base64,{LARGE}"
@@ -93,10 +93,10 @@ def test_format_marker_uses_si_units(characters: int, size: str) -> None:
 
 
 @pytest.mark.parametrize("mode", [{"enrich": False}, {}, {"compact": True}], ids=str)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL_SAMPLES)
 def test_export_in_every_convention_replaces_long_images(name: str, mode: Mapping[str, Any], short_limit: None) -> None:
-    content = EVERY[name]
-    body = sent([span(_with_picture(content, LARGE))], **mode)
+    content = ALL_SAMPLES[name]
+    body = export_bytes([span(_with_picture(content, LARGE))], **mode)
     assert LARGE[:200].encode() not in body
     assert (PNG.encode() in body) is (PICTURE in repr(content))
     assert (IN.encode() in body) is (IN in repr(content))
@@ -106,7 +106,7 @@ def test_export_in_every_convention_replaces_long_images(name: str, mode: Mappin
 def test_export_with_long_image_sends_a_valid_chat(name: str, short_limit: None) -> None:
     if name in ("pydantic-ai", "traceloop"):
         return  # agents and workflows have no chat
-    inputs = recorded(span(_with_picture(CHATS[name], LARGE))).attributes["mlflow.spanInputs"]
+    inputs = export_span(span(_with_picture(CHATS[name], LARGE))).attributes["mlflow.spanInputs"]
     messages = json.loads(inputs)["messages"]
     contents = [message["content"] for message in messages]
     texts = [part["text"] for content in contents if isinstance(content, list) for part in content]
@@ -114,7 +114,7 @@ def test_export_with_long_image_sends_a_valid_chat(name: str, short_limit: None)
     assert '"image_url"' not in json.dumps(messages)
 
 
-def _with_picture(content: Made, picture: str) -> Made:
+def _with_picture(content: SpanContent, picture: str) -> SpanContent:
     attributes, events = content
     return _replace_picture(attributes, picture), [(name, _replace_picture(event, picture)) for name, event in events]
 
@@ -131,7 +131,7 @@ def _replace_picture(value: Any, picture: str) -> Any:
 
 def test_export_with_limit_0_sends_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENINFERENCE_BASE64_IMAGE_MAX_LENGTH", "0")
-    body = sent([span(CHATS["openinference"])])
+    body = export_bytes([span(CHATS["openinference"])])
     assert PICTURE.encode() not in body
     assert b"[image/png, 18 B, not kept]" in body
 
@@ -148,7 +148,7 @@ def test_redact_without_settings_returns_the_same_spans() -> None:
     exporter = MLflowSpanExporter(endpoint="http://127.0.0.1:9")
     pipeline = exporter._pipeline
     assert pipeline is not None
-    spans = [span(content) for content in EVERY.values()]
+    spans = [span(content) for content in ALL_SAMPLES.values()]
     assert pipeline.batcher.redactor.redact_spans(spans) == (spans, 0)
     assert pipeline.batcher.redactor.redact_spans(spans)[0] is spans
     exporter.shutdown(0)

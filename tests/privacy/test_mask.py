@@ -16,8 +16,8 @@ from opentelemetry.trace.status import Status, StatusCode
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, configure
 from mlflow_otlp_exporter._internal.privacy.mask import MASK_FAILED, Mask, make_mask
 from mlflow_otlp_exporter._internal.privacy.patterns import make_mask_function
-from support.exported import recorded, sent
-from support.planted import CHATS, EVERY, MARKERS, Made, span
+from support.content_samples import ALL_SAMPLES, CHATS, MARKERS, SpanContent, span
+from support.offline_export import export_bytes, export_span
 
 SECRET = "planted-zebra-crossing"
 MODES: list[dict[str, bool]] = [{"enrich": False}, {}, {"compact": True}]
@@ -158,7 +158,7 @@ def test_export_with_failing_mask_hides_texts_and_logs_once(wrong: Any, caplog: 
     content = ({"input.value": SECRET, "x": json.dumps({"a": SECRET})}, [("e", {"b": SECRET})])
     spans = [span(content, name=SECRET, status=Status(StatusCode.ERROR, SECRET), links=[{"c": SECRET}])]
     with caplog.at_level(logging.DEBUG):
-        body = sent([*spans, span(content, number=2)], mask=wrong)
+        body = export_bytes([*spans, span(content, number=2)], mask=wrong)
     assert SECRET.encode() not in body
     assert MASK_FAILED.encode() in body
     records = [record for record in caplog.records if "Mask failed with" in record.getMessage()]
@@ -167,20 +167,22 @@ def test_export_with_failing_mask_hides_texts_and_logs_once(wrong: Any, caplog: 
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL_SAMPLES)
 def test_export_in_every_convention_masks_all_content(name: str, mode: dict[str, bool]) -> None:
     def remove_markers(text: str) -> str:
         for marker in MARKERS:
             text = text.replace(marker, "***")
         return text
 
-    body = sent([span(EVERY[name])], mask=remove_markers, **mode)
+    body = export_bytes([span(ALL_SAMPLES[name])], mask=remove_markers, **mode)
     assert not any(marker.encode() in body for marker in MARKERS)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(sorted(EVERY)), st.integers(0, 2**32), st.sampled_from([{"enrich": False}, {}, {"compact": True}])
+    st.sampled_from(sorted(ALL_SAMPLES)),
+    st.integers(0, 2**32),
+    st.sampled_from([{"enrich": False}, {}, {"compact": True}]),
 )
 def test_export_with_randomly_failing_mask_sends_no_content(name: str, seed: int, mode: dict[str, bool]) -> None:
     chance = random.Random(seed)
@@ -192,7 +194,7 @@ def test_export_with_randomly_failing_mask_sends_no_content(name: str, seed: int
             text = text.replace(marker, "***")
         return text
 
-    body = sent([span(EVERY[name], number=2, parent=1), span(({}, ()))], mask=fail_randomly, **mode)
+    body = export_bytes([span(ALL_SAMPLES[name], number=2, parent=1), span(({}, ()))], mask=fail_randomly, **mode)
     assert not any(marker.encode() in body for marker in MARKERS)
 
 
@@ -222,7 +224,7 @@ def test_mask_attribute_with_any_structure_masks_all_texts(value: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CHATS if name not in ("traceloop", "langchain")])
 def test_export_with_mask_of_all_texts_sends_a_valid_chat(name: str) -> None:
-    masked, plain = recorded(span(CHATS[name]), mask=wipe), recorded(span(CHATS[name]))
+    masked, plain = export_span(span(CHATS[name]), mask=wipe), export_span(span(CHATS[name]))
     assert masked.attributes["mlflow.spanType"] == plain.attributes["mlflow.spanType"]
     assert "planted" not in repr(masked)
     for side, key in (("mlflow.spanInputs", "messages"), ("mlflow.spanOutputs", "choices")):
@@ -239,9 +241,14 @@ def _shape(item: Any) -> Any:
 
 def test_export_masks_names_status_links_scopes_and_resources() -> None:
     resource = Resource({"service.name": "bot", "process.command_args": (f"--key={SECRET}",)})
-    content: Made = ({"a": SECRET}, [("exception", {"exception.message": SECRET, "exception.stacktrace": SECRET})])
+    content: SpanContent = (
+        {"a": SECRET},
+        [("exception", {"exception.message": SECRET, "exception.stacktrace": SECRET})],
+    )
     status = Status(StatusCode.ERROR, f"{SECRET}: no")
-    body = sent([span(content, name=SECRET, status=status, links=[{"l": SECRET}], resource=resource)], mask=hide)
+    body = export_bytes(
+        [span(content, name=SECRET, status=status, links=[{"l": SECRET}], resource=resource)], mask=hide
+    )
     assert SECRET.encode() not in body
     assert b"***: no" in body
     assert b"--key=***" in body
@@ -249,16 +256,16 @@ def test_export_masks_names_status_links_scopes_and_resources() -> None:
 
 def test_export_with_masked_tool_name_renames_the_span() -> None:
     content = ({"openinference.span.kind": "TOOL", "tool.name": f"look_up_{SECRET}"}, ())
-    assert b"look_up_***" in sent([span(content)], mask=hide)
+    assert b"look_up_***" in export_bytes([span(content)], mask=hide)
 
 
 def test_export_with_named_masks_replaces_their_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     content = ({"input.value": "ada@example.com pays with 4111 1111 1111 1111"}, ())
-    assert b"[email] pays with 4111 1111" in sent([span(content)], mask="email")
-    assert b"[email] pays with [card]" in sent([span(content)], mask=["email", re.compile("x{9}"), "cards"])
-    assert b"ada@[masked]" in sent([span(content)], mask=[re.compile(r"example\.com")])
+    assert b"[email] pays with 4111 1111" in export_bytes([span(content)], mask="email")
+    assert b"[email] pays with [card]" in export_bytes([span(content)], mask=["email", re.compile("x{9}"), "cards"])
+    assert b"ada@[masked]" in export_bytes([span(content)], mask=[re.compile(r"example\.com")])
     monkeypatch.setenv("MLFLOW_OTLP_MASK", "cards, email")
-    assert b"[email] pays with [card]" in sent([span(content)])
+    assert b"[email] pays with [card]" in export_bytes([span(content)])
 
 
 @pytest.mark.parametrize("wrong", ["emails", ["email", 3], 7, [re.compile(b"x")], b"email"])

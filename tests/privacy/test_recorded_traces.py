@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
-from support.exported import sent
+from support.offline_export import export_bytes
 from support.recordings import CORPUS, cases, load
 
 TRUTH: dict[str, dict[str, Any]] = json.loads((CORPUS / "truth.json").read_text())
@@ -45,10 +45,10 @@ def test_export_with_everything_masked_or_hidden_sends_no_text(
 ) -> None:
     spans, _ = load(case)
     texts = known_texts(case, "request", "response", "documents")
-    assert not texts_in(sent(spans, mask=lambda _: "***", **mode), texts)
+    assert not texts_in(export_bytes(spans, mask=lambda _: "***", **mode), texts)
     for name in HIDEABLE:
         monkeypatch.setenv(f"OPENINFERENCE_HIDE_{name.upper()}", "true")
-    assert not texts_in(sent(spans, **mode), texts)
+    assert not texts_in(export_bytes(spans, **mode), texts)
 
 
 # Steps whose output is the question.
@@ -61,9 +61,9 @@ def test_export_with_inputs_hidden_sends_no_request(
     case: str, mode: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENINFERENCE_HIDE_INPUTS", "true")
-    assert not texts_in(sent(load(case)[0], **mode), known_texts(case, "request"))
+    assert not texts_in(export_bytes(load(case)[0], **mode), known_texts(case, "request"))
 
 
 def test_export_without_hiding_sends_the_texts() -> None:
-    visible = [texts_in(sent(load(case)[0]), known_texts(case, "request", "response")) for case in cases()]
+    visible = [texts_in(export_bytes(load(case)[0]), known_texts(case, "request", "response")) for case in cases()]
     assert sum(map(len, visible)) > 100

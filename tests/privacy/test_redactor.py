@@ -17,8 +17,8 @@ from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.model.span_data import EventData
 from mlflow_otlp_exporter._internal.privacy import Redactor, make_resource_filter
-from support.exported import sent
-from support.planted import span
+from support.content_samples import span
+from support.offline_export import export_bytes
 from support.spans import LIMITED, limited, lost
 
 
@@ -108,7 +108,7 @@ def test_export_drops_resource_attributes_when_compact(
 ) -> None:
     if variable:
         monkeypatch.setenv("MLFLOW_OTLP_DROP_RESOURCE", variable)
-    body = sent([span(({}, ()), resource=RESOURCE)], **arguments)
+    body = export_bytes([span(({}, ()), resource=RESOURCE)], **arguments)
     assert {number for number in "12345" if f"zebra-{number}".encode() in body} == expected
     assert b"production" in body
 
@@ -162,7 +162,7 @@ def test_export_with_hide_and_mask_applies_both(monkeypatch: pytest.MonkeyPatch)
         {"openinference.span.kind": "CHAIN", "input.value": json.dumps({"q": "ada@x.org"}), "output.value": "o-zebra"},
         (),
     )
-    body = sent([span(content)], mask="email")
+    body = export_bytes([span(content)], mask="email")
     assert b"o-zebra" not in body
     assert b"[email]" in body
     assert b"__REDACTED__" in body

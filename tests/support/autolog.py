@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support import instrumented
-from support.cells import Cell
-from support.conventions import FEATURES, share
-from support.corpus import apart
+from support.conventions import FEATURES, format_share
+from support.corpus import run_module
 from support.environments import ROOT, environment, read_lock
+from support.ground_truth import LANGGRAPH, PYDANTIC, Truth, openai_truths
 from support.mlflow_server import MLflowServer
 from support.openai_stub import OpenAIStub
-from support.truths import LANGGRAPH, PYDANTIC, Truth, openai_truths
+from support.trace_checks import CheckResult
 
 PAGE = ROOT / "docs" / "parity.md"
 _BEGIN, _END = "<!-- Made by `make parity`; tests/matrix/test_autolog.py -->\n", "<!-- end of comparison -->\n"
@@ -62,11 +62,11 @@ class Seen(NamedTuple):
     """What is seen of a program's traces.
 
     Attributes:
-        cells: The verdicts.
+        results: The verdicts.
         fields: The places of MLflow's that some trace fills, by the type of the span.
     """
 
-    cells: list[Cell]
+    results: list[CheckResult]
     fields: set[str]
 
 
@@ -147,10 +147,10 @@ def _seen(server: MLflowServer, python: Path, experiment: str, program: str, com
         given = Path(folder, "truths.json")
         given.write_text(json.dumps(TRUTHS[program]))
         words = ["--tracking-uri", server.uri, "--experiment", experiment, "--truths", str(given)]
-        cells = [Cell(*cell) for cell in apart("support.readback", *words)]
+        results = [CheckResult(*result) for result in run_module("support.experiment_check", *words)]
     found = server.experiment(experiment)
     assert found is not None
-    return Seen(cells, set(_fields(server, str(found["experiment_id"]))))
+    return Seen(results, set(_fields(server, str(found["experiment_id"]))))
 
 
 def _fields(server: MLflowServer, experiment_id: str) -> Iterator[str]:
@@ -193,8 +193,10 @@ def tables(found: Mapping[str, Mapping[str, Seen]]) -> str:
 
 def _shares(found: Mapping[str, Mapping[str, Seen]], columns: set[str]) -> Iterator[str]:
     for by in found.values():
-        sdk, ours = ([cell.right for cell in by[way].cells if cell.column in columns] for way in ("sdk", "ours"))
-        yield share(sum(sdk), sum(ours), len(ours))
+        sdk, ours = (
+            [result.passed for result in by[way].results if result.column in columns] for way in ("sdk", "ours")
+        )
+        yield format_share(sum(sdk), sum(ours), len(ours))
 
 
 def written() -> str:

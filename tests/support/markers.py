@@ -28,7 +28,7 @@ def _encoded(word: bytes) -> Iterator[str]:
 _MARKER = re.compile("|".join(["pl(?:a|@|%40|ä)nted", *_encoded(b"planted")]), re.IGNORECASE)
 
 
-def planted(text: str) -> bool:
+def has_marker(text: str) -> bool:
     """Whether a text shows what was planted."""
     return bool(_MARKER.search(text))
 
@@ -53,7 +53,7 @@ class Watch(logging.Handler):
         parts += [repr(value) for value in record.__dict__.values()]
         if record.exc_info and record.exc_info[1] is not None:
             parts += traceback.format_exception(record.exc_info[1])
-        leaked = [part for part in parts if planted(part)]
+        leaked = [part for part in parts if has_marker(part)]
         if leaked:
             self.found.append(f"{record.levelname} of {record.name}: {leaked[0]}")
 

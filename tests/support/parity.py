@@ -17,7 +17,7 @@ from pathlib import Path
 from support.console import View
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
-from support.three_ways import EXPERIMENTS, SESSION, TAGS, USER
+from support.traced_travel_agent import EXPERIMENTS, SESSION, TAGS, USER
 
 WAYS = ("sdk", "stock", "ours")
 PAGE, PICTURES = ROOT / "docs" / "parity.md", ROOT / "docs" / "images"
@@ -150,7 +150,7 @@ def views(server: MLflowServer, pictures: Path | None = None) -> dict[str, View]
     for way in WAYS:
         experiments[way] = server.create_experiment(EXPERIMENTS[way])
         named = experiments[way] if way == "stock" else EXPERIMENTS[way]
-        _run("support.three_ways", way, "--tracking-uri", server.uri, "--experiment", named)
+        _run("support.traced_travel_agent", way, "--tracking-uri", server.uri, "--experiment", named)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "seen.json")
         words = ["--tracking-uri", server.uri, "--json", str(target)]

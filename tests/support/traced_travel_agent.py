@@ -1,9 +1,9 @@
-"""Runs the agent of tests/apps/travel_agent.py, traced in one of three ways.
+"""Run the agent of tests/apps/travel_agent.py, traced in one of three ways.
 
-    python -m support.three_ways WAY --tracking-uri http://127.0.0.1:5000 --experiment NAME
+    python -m support.traced_travel_agent WAY --tracking-uri http://127.0.0.1:5000 --experiment NAME
 
 WAY is `sdk` (MLflow's own), `stock` (OpenInference's instrumentation and OpenTelemetry's exporter) or `ours` (the same
-instrumentation, and this library). It is run in a process of its own, as all three change the process.
+instrumentation, and this library). It runs in its own process, because all three change the process.
 """
 
 import argparse
@@ -60,7 +60,6 @@ WAYS = {"sdk": _sdk, "stock": _stock, "ours": _ours}
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("--tracking-uri", required=True)

@@ -1,4 +1,4 @@
-"""Traces with anything at all in the attributes that enrichment reads, for property tests."""
+"""Traces with arbitrary values in the attributes that enrichment reads, for property tests."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ def span(
     scope: str = "tests",
     start: int | None = None,
 ) -> ReadableSpan:
-    """An ended span, made by hand."""
-    above = SpanContext(trace, parent, False, TraceFlags(1)) if parent else None
+    """Make an ended span."""
+    parent_context = SpanContext(trace, parent, False, TraceFlags(1)) if parent else None
     begin = start if start is not None else number
     return ReadableSpan(
         name,
         SpanContext(trace, number, False, TraceFlags(1)),
-        parent=above,
+        parent=parent_context,
         attributes=attributes or {},
         resource=Resource({}),
         events=events,
@@ -46,13 +46,13 @@ TEXTS = st.text(max_size=40)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.binary(max_size=5)
 VALUES = st.recursive(
     LEAVES,
-    lambda inner: (
-        st.lists(inner, max_size=3)
+    lambda values: (
+        st.lists(values, max_size=3)
         | st.dictionaries(
             st.sampled_from(
                 ["role", "content", "parts", "type", "text", "tool_calls", "function", "name", "data", "id"]
             ),
-            inner,
+            values,
             max_size=4,
         )
     ),
@@ -188,16 +188,16 @@ EVENTS = st.lists(
 
 @st.composite
 def traces(draw: st.DrawFn, trace_ids: st.SearchStrategy[int] | None = None) -> list[ReadableSpan]:
-    """Up to six spans of a trace, whose parents may be anywhere."""
-    made = []
+    """Draw up to six spans of a trace, with parents inside and outside of it."""
+    spans = []
     trace = draw(trace_ids) if trace_ids is not None else 1
     for number in range(1, draw(st.integers(1, 6)) + 1):
         parent = draw(st.none() | st.integers(1, 8))
         status = draw(st.sampled_from([Status(StatusCode.UNSET), Status(StatusCode.OK), Status(StatusCode.ERROR, "x")]))
         scope = draw(st.sampled_from(["tests", ANTHROPIC_SDK]))
-        above = parent if parent != number else None
+        other_parent = parent if parent != number else None
         attributes = draw(ATTRIBUTES)
-        made.append(
-            span(number, attributes, parent=above, trace=trace, events=draw(EVENTS), status=status, scope=scope)
+        spans.append(
+            span(number, attributes, parent=other_parent, trace=trace, events=draw(EVENTS), status=status, scope=scope)
         )
-    return made
+    return spans

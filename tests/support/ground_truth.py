@@ -1,4 +1,4 @@
-"""What must be seen of the traces of the apps in `instrumented`, as `cells` judges it."""
+"""Ground truth of the traces of the applications in `instrumented`, for `trace_checks`."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ FINAL = f"Based on the tool results: {'; '.join(RESULTS)}"
 
 Truth = dict[str, Any]
 
-WHO: Truth = {"session": "s-7", "user": "ada", "tags": ["release"], "provider": "openai"}
-GREETED: Truth = {"request": "hello", "response": GREETING}
+CONTEXT: Truth = {"session": "s-7", "user": "ada", "tags": ["release"], "provider": "openai"}
+GREETING_CHAT: Truth = {"request": "hello", "response": GREETING}
 WEATHER: Truth = {"request": QUESTION, "tools": ["get_weather"]}
-CALLED: Truth = {
+WEATHER_CALLS: Truth = {
     "tool_calls": [
         {"name": "get_weather", "arguments": {"city": city}, "result": result}
         for city, result in zip(("Paris", "London"), RESULTS, strict=True)
@@ -34,31 +34,34 @@ def usage(calls: int) -> Truth:
 
 
 def openai_truths() -> list[Truth]:
-    """In the order of `instrumented.openai_calls`."""
+    """Return the ground truth in the order of `instrumented.openai_calls`."""
     truths: list[Truth] = [
-        GREETED | usage(1) | {"chats": PLAIN_CHAT},
-        WEATHER | CALLED | usage(2) | {"chats": [ONE_STEP, TWO_STEPS], "span_types": {"travel-agent": ["AGENT"]}},
-        GREETED | usage(1) | {"chats": PLAIN_CHAT},
+        GREETING_CHAT | usage(1) | {"chats": PLAIN_CHAT},
+        WEATHER
+        | WEATHER_CALLS
+        | usage(2)
+        | {"chats": [ONE_STEP, TWO_STEPS], "span_types": {"travel-agent": ["AGENT"]}},
+        GREETING_CHAT | usage(1) | {"chats": PLAIN_CHAT},
         WEATHER | usage(1) | {"chats": [ONE_STEP]},
-        GREETED | usage(1) | {"chats": PLAIN_CHAT},
+        GREETING_CHAT | usage(1) | {"chats": PLAIN_CHAT},
         WEATHER | usage(1) | {"chats": [["user", "assistant(2 tool calls)"]]},
         {"usage": {"input_tokens": EMBEDDED, "output_tokens": 0, "total_tokens": EMBEDDED}, "model": EMBEDDING},
         {"request": "hello", "chats": [["user"]], "error_span": "", "model": "bad-model"},
     ]
-    return [WHO | truth for truth in truths]
+    return [CONTEXT | truth for truth in truths]
 
 
 EMBEDDING = "text-embedding-3-small"
 AGENT = {"chats": [ONE_STEP, TWO_STEPS], **usage(2)}
 LANGGRAPH = [
-    WHO | WEATHER | CALLED | AGENT | {"span_types": {"travel-agent": ["AGENT", "CHAIN"]}},
-    WHO
+    CONTEXT | WEATHER | WEATHER_CALLS | AGENT | {"span_types": {"travel-agent": ["AGENT", "CHAIN"]}},
+    CONTEXT
     | {"request": QUESTION, "tools": ["broken_weather"], "chats": [ONE_STEP], "error_span": "broken_weather"}
     | {"tool_calls": [{"name": "broken_weather", "arguments": {"city": "Paris"}}]}
     | usage(1),
-    WHO | GREETED | usage(1) | {"chats": PLAIN_CHAT},
+    CONTEXT | GREETING_CHAT | usage(1) | {"chats": PLAIN_CHAT},
 ]
 PYDANTIC = [
-    WHO | WEATHER | CALLED | AGENT,
-    WHO | GREETED | usage(1) | {"tools": ["get_weather"], "chats": PLAIN_CHAT},
+    CONTEXT | WEATHER | WEATHER_CALLS | AGENT,
+    CONTEXT | GREETING_CHAT | usage(1) | {"tools": ["get_weather"], "chats": PLAIN_CHAT},
 ]

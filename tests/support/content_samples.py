@@ -11,7 +11,7 @@ from opentelemetry.trace import Link, SpanContext, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 IN, OUT, TOOL, PARAMETER, DOCUMENT, EMBEDDED = (
-    f"planted-{each}-zebra" for each in ("in", "out", "tool", "parameter", "document", "embedded")
+    f"planted-{kind}-zebra" for kind in ("in", "out", "tool", "parameter", "document", "embedded")
 )
 VECTOR = 0.7251834
 PICTURE = "iVBORplantedpicturezebra"
@@ -43,9 +43,9 @@ _REQUEST = {"model": "gpt-x", "messages": _CHAT, "tools": [_TOOL], "stop": PARAM
 _ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": OUT}, "finish_reason": "stop"}]}
 
 # Attributes, and events as name and attributes.
-Made = tuple[Mapping[str, Any], Sequence[tuple[str, Mapping[str, Any]]]]
+SpanContent = tuple[Mapping[str, Any], Sequence[tuple[str, Mapping[str, Any]]]]
 
-CHATS: dict[str, Made] = {
+CHATS: dict[str, SpanContent] = {
     "openinference": (
         {
             "openinference.span.kind": "LLM",
@@ -216,7 +216,7 @@ CHATS: dict[str, Made] = {
         (),
     ),
 }
-TOOLS: dict[str, Made] = {
+TOOLS: dict[str, SpanContent] = {
     "openinference": (
         {
             "openinference.span.kind": "TOOL",
@@ -297,7 +297,7 @@ TOOLS: dict[str, Made] = {
     ),
     "unknown": ({"acme.agent.input": IN, "acme.agent.output": OUT}, ()),
 }
-COMPLETIONS: dict[str, Made] = {
+COMPLETIONS: dict[str, SpanContent] = {
     "openinference": (
         {
             "openinference.span.kind": "LLM",
@@ -333,7 +333,7 @@ COMPLETIONS: dict[str, Made] = {
         ),
     ),
 }
-RETRIEVERS: dict[str, Made] = {
+RETRIEVERS: dict[str, SpanContent] = {
     "openinference": (
         {
             "openinference.span.kind": "RETRIEVER",
@@ -354,7 +354,7 @@ RETRIEVERS: dict[str, Made] = {
         (),
     ),
 }
-EMBEDDINGS: dict[str, Made] = {
+EMBEDDINGS: dict[str, SpanContent] = {
     "openinference": (
         {
             "openinference.span.kind": "EMBEDDING",
@@ -386,8 +386,8 @@ EMBEDDINGS: dict[str, Made] = {
         (),
     ),
 }
-EVERY: dict[str, Made] = {
-    f"{name}: {key}": made
+ALL_SAMPLES: dict[str, SpanContent] = {
+    f"{name}: {key}": content
     for name, group in (
         ("chat", CHATS),
         ("tool", TOOLS),
@@ -395,14 +395,14 @@ EVERY: dict[str, Made] = {
         ("retriever", RETRIEVERS),
         ("embedding", EMBEDDINGS),
     )
-    for key, made in group.items()
+    for key, content in group.items()
 }
 _RESOURCE = Resource({"service.name": "bot"})
 _SCOPE = InstrumentationScope("tests")
 
 
 def span(
-    made: Made,
+    content: SpanContent,
     *,
     name: str = "span",
     number: int = 1,
@@ -411,24 +411,14 @@ def span(
     links: Sequence[Mapping[str, Any]] = (),
     resource: Resource = _RESOURCE,
 ) -> ReadableSpan:
-    """An ended span of one trace.
-
-    Args:
-        made: Its attributes and events.
-        name: Its name.
-        number: Its id.
-        parent: Its parent's.
-        status: Its status; unset if None.
-        links: Attributes of its links.
-        resource: Its resource.
-    """
+    """Make an ended span; all spans have the same trace id. `links` are the attributes of its links."""
     return ReadableSpan(
         name,
         context=_context(number),
         parent=_context(parent) if parent is not None else None,
         resource=resource,
-        attributes=made[0],
-        events=[Event(event, attributes, 2) for event, attributes in made[1]],
+        attributes=content[0],
+        events=[Event(event, attributes, 2) for event, attributes in content[1]],
         links=[Link(_context(99), attributes) for attributes in links],
         status=status or Status(StatusCode.UNSET),
         start_time=number,
