@@ -78,7 +78,7 @@ def watched_logs() -> Iterator[Watch]:
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) -> Iterator[None]:
+def isolate_test(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) -> Iterator[None]:
     """Take away the developer's settings, and fail a test that leaves threads or variables behind, or leaks secrets.
 
     It does not use `monkeypatch`, so that what a test sets with that is undone when this looks.
@@ -185,13 +185,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if left_out:
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if not item.get_closest_marker("matrix")]
-    found = {program: need.find() is not None for program, need in NEEDS.items()}
+    is_installed = {program: need.find() is not None for program, need in NEEDS.items()}
     for item in items:
         programs = [str(program) for marker in item.iter_markers("needs") for program in marker.args]
         unknown = sorted(set(programs) - NEEDS.keys())
         if unknown:
             raise pytest.UsageError(f"{item.nodeid} needs {unknown}, which tests/support/needs.py lacks")
-        item.stash[_MISSING] = sorted({program for program in programs if not found[program]})
+        item.stash[_MISSING] = sorted({program for program in programs if not is_installed[program]})
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,12 +17,12 @@ class Model(GenericFakeChatModel):
         return self
 
 
-SAID = [
+REPLIES = [
     AIMessage(
         "", tool_calls=[ToolCall(name="get_weather", args={"city": "Lyon"}, id="call_1", type="tool_call")], id="m-1"
     ),
     AIMessage("Take an umbrella.", id="m-2"),
 ]
-agent = create_agent(Model(messages=iter(SAID)), [get_weather], name="weather-agent")
+agent = create_agent(Model(messages=iter(REPLIES)), [get_weather], name="weather-agent")
 state = agent.invoke({"messages": [HumanMessage("Will it rain in Lyon?", id="m-0")]})
 assert state["messages"][-1].content == "Take an umbrella."

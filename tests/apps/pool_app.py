@@ -11,6 +11,6 @@ configure()
 
 if __name__ == "__main__":
     with multiprocessing.get_context(sys.argv[1]).Pool(3) as pool:
-        assert all("rain" in said for said in pool.map(serve, range(int(sys.argv[2])), chunksize=1))
+        assert all("rain" in answer for answer in pool.map(serve, range(int(sys.argv[2])), chunksize=1))
         pool.close()
         pool.join()

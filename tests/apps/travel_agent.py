@@ -53,7 +53,7 @@ class RuleBook(BaseRetriever):
 @tool
 def search_rules(query: str) -> str:
     """Search the railway's rules for travellers."""
-    return "\n".join(each.page_content for each in RuleBook().invoke(query))
+    return "\n".join(document.page_content for document in RuleBook().invoke(query))
 
 
 @tool
@@ -69,8 +69,8 @@ def get_weather(city: str) -> dict[str, Any]:
 
 
 @wrap_tool_call
-def told(request: Any, handler: Callable[[Any], Any]) -> Any:
-    """A failure of a tool is told to the model."""
+def return_error(request: Any, handler: Callable[[Any], Any]) -> Any:
+    """A failure of a tool is return_error to the model."""
     try:
         return handler(request)
     except ValueError as error:
@@ -78,9 +78,9 @@ def told(request: Any, handler: Callable[[Any], Any]) -> Any:
 
 
 class Model(BaseChatModel):
-    """Says what it is told to, in this order."""
+    """Says what it is return_error to, in this order."""
 
-    said: list[AIMessage] = []  # noqa: RUF012 - pydantic copies it
+    replies: list[AIMessage] = []  # noqa: RUF012 - pydantic copies it
 
     @property
     def _llm_type(self) -> str:
@@ -90,19 +90,19 @@ class Model(BaseChatModel):
         return {**super()._get_ls_params(stop, **kwargs), "ls_provider": "openai", "ls_model_name": MODEL}
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
-        return self.bind(tools=[convert_to_openai_tool(each) for each in tools], **kwargs)
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        said = self.said.pop(0)
-        said.usage_metadata = UsageMetadata(
+        replies = self.replies.pop(0)
+        replies.usage_metadata = UsageMetadata(
             input_tokens=INPUT,
             output_tokens=OUTPUT,
             total_tokens=INPUT + OUTPUT,
             input_token_details={},
             output_token_details={},
         )
-        said.response_metadata = {"model_name": MODEL}
-        return ChatResult(generations=[ChatGeneration(message=said)])
+        replies.response_metadata = {"model_name": MODEL}
+        return ChatResult(generations=[ChatGeneration(message=replies)])
 
 
 def chat() -> list[str]:
@@ -116,11 +116,15 @@ def chat() -> list[str]:
         ToolCall(name="book_seat", args={"train": "TGV 6608"}, id="call_2", type="tool_call"),
     ]
     weather = ToolCall(name="get_weather", args={"city": "Paris"}, id="call_3", type="tool_call")
-    said = [AIMessage("", tool_calls=calls), AIMessage(ANSWERS[0])]
-    said += [AIMessage("", tool_calls=[weather]), AIMessage(ANSWERS[1])]
-    model = Model(said=said)
+    replies = [AIMessage("", tool_calls=calls), AIMessage(ANSWERS[0])]
+    replies += [AIMessage("", tool_calls=[weather]), AIMessage(ANSWERS[1])]
+    model = Model(replies=replies)
     agent = create_agent(
-        model, [search_rules, book_seat, get_weather], system_prompt=SYSTEM, middleware=[told], name="travel-agent"
+        model,
+        [search_rules, book_seat, get_weather],
+        system_prompt=SYSTEM,
+        middleware=[return_error],
+        name="travel-agent",
     )
     picture = {"type": "image_url", "image_url": {"url": _picture()}}
     asked = HumanMessage([{"type": "text", "text": QUESTIONS[0]}, picture])

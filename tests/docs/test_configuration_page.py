@@ -76,8 +76,8 @@ def test_where_spans_go_is_as_listed() -> None:
     for number, (shown, _, _, expected) in enumerate(TARGETS):
         assert listed[number].startswith(shown)
         weaker = TARGETS[number:]
-        arguments = {name: value for _, given, _, _ in weaker for name, value in given.items()}
-        variables = {name: value for _, _, given, _ in weaker for name, value in given.items()}
+        arguments = {name: value for _, arguments_of_row, _, _ in weaker for name, value in arguments_of_row.items()}
+        variables = {name: value for _, _, arguments_of_row, _ in weaker for name, value in arguments_of_row.items()}
         assert resolve(arguments, environment=variables).traces.url == expected
 
 
@@ -110,10 +110,10 @@ def test_other_defaults_of_configure_are_as_told() -> None:
 
 def test_the_id_counts_of_two_variables() -> None:
     both = {"MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_EXPERIMENT_NAME": "a"}
-    found = resolve({}, environment=both)
-    assert (found.experiment, found.experiment_id) == (None, "7")
-    found = resolve({"experiment": "b"}, environment=both)
-    assert (found.experiment, found.experiment_id) == ("b", None)
+    settings = resolve({}, environment=both)
+    assert (settings.experiment, settings.experiment_id) == (None, "7")
+    settings = resolve({"experiment": "b"}, environment=both)
+    assert (settings.experiment, settings.experiment_id) == ("b", None)
 
 
 def test_credentials_file_is_read_as_it_is_shown(tmp_path: Path) -> None:

@@ -99,9 +99,9 @@ def test_getting_started_ends_with_traces_in_mlflow(
     answered, flushed, url = capsys.readouterr().out.splitlines()
     assert answered == "Take an umbrella."
     assert f"`{flushed}`" in page.read_text()
-    found = mlflow_server.wait_for_trace(url.partition("tr-")[2][:32])
-    assert found["trace_info"]["state"] == "OK"
-    assert found["trace_info"]["trace_metadata"]["mlflow.trace.session"] == "s-1"
+    record = mlflow_server.wait_for_trace(url.partition("tr-")[2][:32])
+    assert record["trace_info"]["state"] == "OK"
+    assert record["trace_info"]["trace_metadata"]["mlflow.trace.session"] == "s-1"
     # The server has no workspaces: that the block means what it says is shown by an endpoint that takes all.
     with RecordingEndpoint() as endpoint:
         telemetry = names["configure"](tracking_uri=endpoint.url, experiment="first-steps")
@@ -129,7 +129,7 @@ def test_modules_that_are_imported_exist(page: Path) -> None:
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block.code)):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
                 assert name.partition(".")[0] in VENDORS or importlib.util.find_spec(name), label(block)
 
@@ -146,30 +146,32 @@ def test_only_what_was_before_is_not_run() -> None:
 @pytest.mark.parametrize("block", SHELL, ids=label)
 def test_commands_exist(block: Block) -> None:
     for words in commands(block):
-        program, *rest = words
+        program, *arguments = words
         if program == "mlflow-otlp":
-            main._create_parser().parse_args(rest)
+            main._create_parser().parse_args(arguments)
         elif program == "make":
-            goals = [word for word in rest if "=" not in word]
+            goals = [word for word in arguments if "=" not in word]
             assert [goal for goal in goals if f"\n{goal}:" not in (ROOT / "Makefile").read_text()] == [], words
         elif program in ("python", ".venv/bin/python"):
-            assert rest[:2] in (["-m", "pip"], ["-m", "twine"]) or rest[0] == "app.py" or (ROOT / rest[0]).exists(), (
-                words
-            )
+            assert (
+                arguments[:2] in (["-m", "pip"], ["-m", "twine"])
+                or arguments[0] == "app.py"
+                or (ROOT / arguments[0]).exists()
+            ), words
         elif program == "pip":
-            assert rest[0] == "install"
-            asked = {extra for word in rest for extra in re.findall(r"^mlflow-otlp-exporter\[(.*)\]$", word)}
+            assert arguments[0] == "install"
+            asked = {extra for word in arguments for extra in re.findall(r"^mlflow-otlp-exporter\[(.*)\]$", word)}
             extras = set(re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
-            assert {extra for found in asked for extra in found.split(",")} <= extras
+            assert {extra for group in asked for extra in group.split(",")} <= extras
         elif program == "export":
-            known = {name for setting in SETTINGS for name in setting.variables}
+            variables = {name for setting in SETTINGS for name in setting.variables}
             others = {
                 "OTEL_TRACES_EXPORTER",
                 "OTEL_METRICS_EXPORTER",
                 "OTEL_LOGS_EXPORTER",
                 "OTEL_EXPORTER_OTLP_PROTOCOL",
             }
-            assert {word.partition("=")[0] for word in rest} <= known | others
+            assert {word.partition("=")[0] for word in arguments} <= variables | others
         else:
             assert program in FOREIGN, words
 
@@ -182,7 +184,7 @@ FILES = {
 }
 
 
-def settled(variables: dict[str, str], folder: Path) -> Settings:
+def resolve_settings(variables: dict[str, str], folder: Path) -> Settings:
     """The settings that variables make, with a file wherever they name one."""
     here = dict(variables)
     for name in FILES & here.keys():
@@ -196,7 +198,7 @@ def settled(variables: dict[str, str], folder: Path) -> Settings:
 
 @pytest.mark.parametrize("block", [block for block in SHELL if exported(block)], ids=label)
 def test_variables_that_are_set_are_settings(block: Block, tmp_path: Path) -> None:
-    settled(exported(block), tmp_path)
+    resolve_settings(exported(block), tmp_path)
 
 
 # Topologies: which server, which credential, which destination, whether the disk is used, whether names are looked up.
@@ -226,12 +228,12 @@ def topologies() -> dict[str, dict[str, str]]:
     heads = [
         (number, line[3:]) for number, line in enumerate(page.read_text().splitlines(), 1) if line.startswith("## ")
     ]
-    found: dict[str, dict[str, str]] = {}
+    environments: dict[str, dict[str, str]] = {}
     for block in blocks(page, "sh"):
         if variables := exported(block):
             name = [title for number, title in heads if number < block.line][-1]
-            found[name if name not in found else f"{name}, 2"] = variables
-    return found
+            environments[name if name not in environments else f"{name}, 2"] = variables
+    return environments
 
 
 def test_topologies_are_all_looked_at() -> None:
@@ -240,13 +242,13 @@ def test_topologies_are_all_looked_at() -> None:
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_topology_is_what_its_section_says(name: str, tmp_path: Path) -> None:
-    settings = settled(topologies()[name], tmp_path)
+    settings = resolve_settings(topologies()[name], tmp_path)
     server = settings.traces
-    given = {"file": server.token_file, "user": server.username, "token": server.token}
-    credential = next((what for what, value in given.items() if value), "none")
+    credentials = {"file": server.token_file, "user": server.username, "token": server.token}
+    credential = next((what for what, value in credentials.items() if value), "none")
     experiment = settings.experiment or settings.experiment_id
-    found = (server.url, credential, experiment, settings.workspace, settings.disk.spool, settings.is_api_certain)
-    assert found == TOPOLOGIES[name]
+    actual = (server.url, credential, experiment, settings.workspace, settings.disk.spool, settings.is_api_certain)
+    assert actual == TOPOLOGIES[name]
 
 
 # Other languages
@@ -267,7 +269,7 @@ def test_yaml_is_what_it_claims_to_be(block: Block) -> None:
 def test_environment_of_the_documents_is_that_of_the_sidecar() -> None:
     (block,) = blocks(ROOT / "docs" / "topologies.md", "yaml")
     container = yaml.safe_load(block.code)["spec"]["containers"][0]
-    variables = {each["name"]: each["value"] for each in container["env"]}
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
     assert variables == topologies()["A Collector as a sidecar"]
 
 
@@ -276,13 +278,13 @@ def test_shell_blocks_of_getting_started_that_ask_the_server_run(mlflow_server: 
     asked = [block for block in blocks(page, "sh") if block.code.startswith("mlflow-otlp")]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow_server.uri}
-    said = ""
+    output = ""
     for block in asked:
         command = ["sh", "-euc", block.code]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
         assert (done.returncode, done.stderr) == (0, ""), block.code
-        said += done.stdout
+        output += done.stdout
     assert len(asked) == 2
-    assert "It works." in said
+    assert "It works." in output

@@ -48,16 +48,16 @@ def functions(module: str) -> dict[str, ast.FunctionDef]:
 
 def skips(module: str, name: str) -> Iterator[str]:
     """Where a test, or a fixture that it uses, may leave itself out; the marks `needs` and `matrix` are not meant."""
-    known = {**functions("conftest"), **functions(module)}
+    all_functions = {**functions("conftest"), **functions(module)}
     waiting, seen = [name], set[str]()
     while waiting:
-        each = waiting.pop()
-        if each in seen or each not in known:
+        function_name = waiting.pop()
+        if function_name in seen or function_name not in all_functions:
             continue
-        seen.add(each)
-        node = known[each]
+        seen.add(function_name)
+        node = all_functions[function_name]
         if _SKIPS.search(ast.unparse(node)):
-            yield each
+            yield function_name
         waiting += [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
 
 
@@ -68,10 +68,10 @@ def test_what_a_promise_names_leaves_nothing_out(module: str, name: str) -> None
 
 
 def test_a_skip_would_be_found() -> None:
-    found = [
+    names = [
         name for name in functions("matrix.test_mlflow_versions") if list(skips("matrix.test_mlflow_versions", name))
     ]
-    assert found
+    assert names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])

@@ -37,19 +37,22 @@ class Evaluated:
     def __init__(self, prompts: list[str], traces: list[dict[str, Any]]) -> None:
         self.prompts, self.traces = prompts, traces
 
-    def prompt(self, beginning: str, turn: int) -> str:
+    def prompt(self, beginning: str, index: int) -> str:
         """The one question to the judge that begins so and is about this turn."""
-        (found,) = [each for each in self.prompts if each.startswith(beginning) and QUESTIONS[turn] in each]
-        return found
+        (match,) = [prompt for prompt in self.prompts if prompt.startswith(beginning) and QUESTIONS[index] in prompt]
+        return match
 
-    def assessments(self, turn: int) -> Mapping[str, Any]:
+    def assessments(self, index: int) -> Mapping[str, Any]:
         """The values of what MLflow keeps with a trace."""
-        kept = self.traces[turn]["assessments"]
-        return {each["assessment_name"]: each["feedback"].get("value", each["feedback"].get("error")) for each in kept}
+        assessments = self.traces[index]["assessments"]
+        return {
+            assessment["assessment_name"]: assessment["feedback"].get("value", assessment["feedback"].get("error"))
+            for assessment in assessments
+        }
 
 
 @pytest.fixture(scope="module")
-def evaluated(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+def evaluation(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     folder = tmp_path_factory.mktemp("evaluate")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))}
     environment |= {
@@ -68,33 +71,33 @@ def evaluated(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFact
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    experiment = mlflow_server.experiment("evaluated-agent")
+    experiment = mlflow_server.experiment("evaluation-agent")
     assert experiment is not None
     traces = mlflow_server.search_traces(experiment["experiment_id"])
     traces.sort(key=lambda trace: str(trace["request_time"]))
     return Evaluated(json.loads((folder / "prompts.json").read_text()), traces)
 
 
-def test_the_judge_is_asked_once_a_scorer_and_never_for_tools(evaluated: Evaluated) -> None:
+def test_the_judge_is_asked_once_a_scorer_and_never_for_tools(evaluation: Evaluated) -> None:
     """Three scorers of a trace, for two traces, and one of the session: nothing is left to be guessed."""
-    assert len(evaluated.prompts) == 2 * 3 + 1
+    assert len(evaluation.prompts) == 2 * 3 + 1
 
 
 @BOTH
-def test_groundedness_is_given_the_documents(turn: int, evaluated: Evaluated) -> None:
-    prompt = evaluated.prompt("Consider the following claim and document", turn)
-    assert f"<question>{QUESTIONS[turn]}</question>" in prompt
-    assert f"<answer>{ANSWERS[turn]}</answer>" in prompt
+def test_groundedness_is_given_the_documents(index: int, evaluation: Evaluated) -> None:
+    prompt = evaluation.prompt("Consider the following claim and document", index)
+    assert f"<question>{QUESTIONS[index]}</question>" in prompt
+    assert f"<answer>{ANSWERS[index]}</answer>" in prompt
     assert f"<document>{[{'content': text} for text in DOCUMENTS]}</document>" in prompt
 
 
 @BOTH
 def test_correctness_of_calls_is_given_names_arguments_results_and_what_there_was(
-    turn: int, evaluated: Evaluated
+    index: int, evaluation: Evaluated
 ) -> None:
-    prompt = evaluated.prompt("Consider whether the agent selected appropriate tools", turn)
-    origin, city = ROUTES[turn]
-    assert f"<request>\n{QUESTIONS[turn]}\n</request>" in prompt
+    prompt = evaluation.prompt("Consider whether the agent selected appropriate tools", index)
+    origin, city = ROUTES[index]
+    assert f"<request>\n{QUESTIONS[index]}\n</request>" in prompt
     calls = prompt[prompt.index("<actual_tool_calls>") : prompt.index("</actual_tool_calls>")]
     *parallel_calls, rules = calls.split("\n\n")
     # LangGraph runs the calls of one message in threads, which may start in any order.
@@ -116,39 +119,39 @@ def test_correctness_of_calls_is_given_names_arguments_results_and_what_there_wa
 
 
 @BOTH
-def test_relevance_is_given_question_and_answer(turn: int, evaluated: Evaluated) -> None:
-    prompt = evaluated.prompt("Consider the following question and answer", turn)
-    assert f"<question>{QUESTIONS[turn]}</question>" in prompt
-    assert ANSWERS[turn] in prompt
+def test_relevance_is_given_question_and_answer(index: int, evaluation: Evaluated) -> None:
+    prompt = evaluation.prompt("Consider the following question and answer", index)
+    assert f"<question>{QUESTIONS[index]}</question>" in prompt
+    assert ANSWERS[index] in prompt
 
 
-def test_a_scorer_of_conversations_is_given_the_session(evaluated: Evaluated) -> None:
-    (prompt,) = [each for each in evaluated.prompts if "conversation history" in each]
-    said = [
+def test_a_scorer_of_conversations_is_given_the_session(evaluation: Evaluated) -> None:
+    (prompt,) = [candidate for candidate in evaluation.prompts if "conversation history" in candidate]
+    messages = [
         {"role": role, "content": text}
         for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
         for role, text in (("user", question), ("assistant", answer))
     ]
-    assert json.dumps(said, indent=2) in prompt
+    assert json.dumps(messages, indent=2) in prompt
 
 
 @BOTH
-def test_every_scorer_comes_to_a_value(turn: int, evaluated: Evaluated) -> None:
-    origin, city = ROUTES[turn]
+def test_every_scorer_comes_to_a_value(index: int, evaluation: Evaluated) -> None:
+    origin, city = ROUTES[index]
     expected = {
         "quotes_a_rule": True,
         "retrieval_groundedness": "yes",
         "tool_call_correctness": "yes",
         "relevance_to_query": "yes",
     }
-    if turn == 0:  # MLflow keeps a session's assessment with its first trace
+    if index == 0:  # MLflow keeps a session's assessment with its first trace
         expected["conversation_completeness"] = "yes"
-    kept = dict(evaluated.assessments(turn))
-    *parallel_calls, last_call = kept.pop("tools_called").split("; ")
+    values = dict(evaluation.assessments(index))
+    *parallel_calls, last_call = values.pop("tools_called").split("; ")
     assert sorted(parallel_calls) == [  # threads of LangGraph run them in any order
         f'find_trains {{"destination": "{city}", "origin": "{origin}"}}',
         f'get_weather {{"city": "{city}"}}',
     ]
     assert last_call == 'search_rules {"query": "ticket for a bicycle"}'
-    assert kept.pop("tokens") > 0
-    assert kept == expected
+    assert values.pop("tokens") > 0
+    assert values == expected

@@ -34,25 +34,25 @@ def run(server: MLflowServer, *command: str, **variables: str) -> str:
 
 
 def traces(server: MLflowServer, experiment: str) -> list[dict[str, Any]]:
-    found = server.experiment(experiment)
-    assert found is not None, f"there is no experiment {experiment}"
-    return server.search_traces(found["experiment_id"])
+    record = server.experiment(experiment)
+    assert record is not None, f"there is no experiment {experiment}"
+    return server.search_traces(record["experiment_id"])
 
 
-def spans(server: MLflowServer, info: dict[str, Any], *, least: int = 1) -> Sequence[str]:
-    trace = server.wait_for_trace(info["trace_id"], until=lambda each: len(each["spans"]) >= least)
+def spans(server: MLflowServer, info: dict[str, Any], *, min_count: int = 1) -> Sequence[str]:
+    trace = server.wait_for_trace(info["trace_id"], until=lambda record: len(record["spans"]) >= min_count)
     return sorted(span["name"] for span in trace["spans"])
 
 
 def test_chat_sessions(mlflow_server: MLflowServer) -> None:
-    said = run(mlflow_server, sys.executable, str(EXAMPLES / "chat_sessions.py"))
-    assert "delivered=6" in said
-    found = traces(mlflow_server, "chat-sessions")
-    assert sorted(info["trace_metadata"]["mlflow.trace.session"] for info in found) == ["chat-ada"] * 2 + ["chat-grace"]
-    assert {info["trace_metadata"]["mlflow.trace.user"] for info in found} == {"ada", "grace"}
-    assert all(info["tags"]["release"] == "2.3.1" for info in found)
-    assert all("total_tokens" in info["trace_metadata"]["mlflow.trace.tokenUsage"] for info in found)
-    assert spans(mlflow_server, found[0]) == ["reply", "turn"]
+    output = run(mlflow_server, sys.executable, str(EXAMPLES / "chat_sessions.py"))
+    assert "delivered=6" in output
+    infos = traces(mlflow_server, "chat-sessions")
+    assert sorted(info["trace_metadata"]["mlflow.trace.session"] for info in infos) == ["chat-ada"] * 2 + ["chat-grace"]
+    assert {info["trace_metadata"]["mlflow.trace.user"] for info in infos} == {"ada", "grace"}
+    assert all(info["tags"]["release"] == "2.3.1" for info in infos)
+    assert all("total_tokens" in info["trace_metadata"]["mlflow.trace.tokenUsage"] for info in infos)
+    assert spans(mlflow_server, infos[0]) == ["reply", "turn"]
 
 
 def test_multi_tenant_fastapi(mlflow_server: MLflowServer) -> None:
@@ -67,11 +67,11 @@ def test_multi_tenant_fastapi(mlflow_server: MLflowServer) -> None:
             assert (answer.status, answer.read()) == (200, b'"rain? rain in Lyon"')
             connection.close()
     for tenant, count in (("acme", 2), ("initech", 1)):
-        found = traces(mlflow_server, f"tenant-{tenant}")
-        assert [info["tags"]["tenant"] for info in found] == [tenant] * count
-        assert {info["trace_metadata"]["mlflow.trace.session"] for info in found} == {f"s-{tenant}"}
+        infos = traces(mlflow_server, f"tenant-{tenant}")
+        assert [info["tags"]["tenant"] for info in infos] == [tenant] * count
+        assert {info["trace_metadata"]["mlflow.trace.session"] for info in infos} == {f"s-{tenant}"}
         # FastAPI makes spans of its own, around them.
-        assert {"answer", "get_weather"} < set(spans(mlflow_server, found[0]))
+        assert {"answer", "get_weather"} < set(spans(mlflow_server, infos[0]))
 
 
 def test_zero_code(mlflow_server: MLflowServer) -> None:
@@ -83,8 +83,8 @@ def test_zero_code(mlflow_server: MLflowServer) -> None:
 
 
 def test_mlflow_sdk_side_by_side(mlflow_server: MLflowServer) -> None:
-    said = run(mlflow_server, sys.executable, str(EXAMPLES / "mlflow_sdk.py"))
-    assert "delivered=3" in said
+    output = run(mlflow_server, sys.executable, str(EXAMPLES / "mlflow_sdk.py"))
+    assert "delivered=3" in output
     (info,) = traces(mlflow_server, "side-by-side")
     assert info["trace_metadata"]["mlflow.trace.session"] == "s-42"
     trace = mlflow_server.trace(info["trace_id"])

@@ -17,12 +17,12 @@ VERSIONS = ("1.29", "1.33")
 
 
 def documents(*names: str) -> list[dict[str, Any]]:
-    return [each for name in names for each in yaml.safe_load_all((EXAMPLES / name).read_text())]
+    return [document for name in names for document in yaml.safe_load_all((EXAMPLES / name).read_text())]
 
 
 def the(kind: str, *names: str) -> dict[str, Any]:
-    (found,) = [each for each in documents(*names) if each["kind"] == kind]
-    return found
+    (match,) = [document for document in documents(*names) if document["kind"] == kind]
+    return match
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -58,7 +58,7 @@ def test_parts_of_the_agent_fit_together() -> None:
 
 def test_the_agents_variables_are_settings(tmp_path: Path) -> None:
     container = the("Deployment", "agent.yaml")["spec"]["template"]["spec"]["containers"][0]
-    variables = {each["name"]: each["value"] for each in container["env"]}
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
     (tmp_path / "token").write_text("planted")
     (tmp_path / "namespace").write_text("team-a")
     settings = resolve({}, environment={**variables, "HOME": "/", "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": str(tmp_path)})

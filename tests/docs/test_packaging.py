@@ -1,4 +1,4 @@
-"""What is built and installed: names, entry points, weight, and the same bytes each time."""
+"""What is distributions and installed_python: names, entry points, weight, and the same bytes each time."""
 
 import hashlib
 import importlib.metadata
@@ -48,14 +48,16 @@ def test_public_names_exist_are_sorted_and_say_where_they_live() -> None:
     names = mlflow_otlp_exporter.__all__
     assert names == sorted(names)
     for name in names:
-        found = getattr(mlflow_otlp_exporter, name)
-        assert not isinstance(found, type) or found.__module__ == "mlflow_otlp_exporter"
+        public = getattr(mlflow_otlp_exporter, name)
+        assert not isinstance(public, type) or public.__module__ == "mlflow_otlp_exporter"
 
 
 def test_four_dependencies_with_floors_only() -> None:
-    needed = [each for each in importlib.metadata.requires(DISTRIBUTION) or [] if "extra ==" not in each]
-    assert {each.partition(">=")[0] for each in needed} == RUNTIME
-    assert not any(sign in each for each in needed for sign in ("<", "=="))
+    needed = [
+        requirement for requirement in importlib.metadata.requires(DISTRIBUTION) or [] if "extra ==" not in requirement
+    ]
+    assert {requirement.partition(">=")[0] for requirement in needed} == RUNTIME
+    assert not any(sign in requirement for requirement in needed for sign in ("<", "=="))
 
 
 def test_entry_points() -> None:
@@ -143,13 +145,13 @@ def test_lock_names_no_index_and_no_path() -> None:
             assert "/" not in line
 
 
-# What is built
+# What is distributions
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     """Both, from a folder in which work was done."""
-    project = copy_project(tmp_path_factory.mktemp("built") / "project")
+    project = copy_project(tmp_path_factory.mktemp("distributions") / "project")
     for junk in (
         "src/mlflow_otlp_exporter/__pycache__/cli.cpython-311.pyc",
         "tests/corpus/__pycache__/planted.pyc",
@@ -165,12 +167,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
 
 
 @pytest.fixture(scope="module")
-def installed(built: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed_python(distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment that has the wheel and what it asks for."""
-    return fresh_environment(tmp_path_factory.mktemp("installed") / "environment", str(built.wheel))
+    return fresh_environment(tmp_path_factory.mktemp("installed_python") / "environment", str(distributions.wheel))
 
 
-def test_the_wheel_has_the_package_and_nothing_else(built: Distributions) -> None:
+def test_the_wheel_has_the_package_and_nothing_else(distributions: Distributions) -> None:
     sources = {
         str(path.relative_to(ROOT / "src"))
         for path in (ROOT / "src" / "mlflow_otlp_exporter").rglob("*")
@@ -179,12 +181,12 @@ def test_the_wheel_has_the_package_and_nothing_else(built: Distributions) -> Non
     folder = f"mlflow_otlp_exporter-{VERSION}.dist-info"
     described = {f"{folder}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     assert "mlflow_otlp_exporter/py.typed" in sources
-    assert set(built.wheel_names()) == sources | described
-    assert built.wheel.name == f"mlflow_otlp_exporter-{VERSION}-py3-none-any.whl"
+    assert set(distributions.wheel_names()) == sources | described
+    assert distributions.wheel.name == f"mlflow_otlp_exporter-{VERSION}-py3-none-any.whl"
 
 
-def test_the_sdist_has_all_sources_and_nothing_that_was_made_from_them(built: Distributions) -> None:
-    names = built.sdist_names()
+def test_the_sdist_has_all_sources_and_nothing_that_was_made_from_them(distributions: Distributions) -> None:
+    names = distributions.sdist_names()
     folders = (".ci", "src", "tests", "docs", "examples", "benchmarks")
     expected = {
         str(path.relative_to(ROOT))
@@ -194,39 +196,43 @@ def test_the_sdist_has_all_sources_and_nothing_that_was_made_from_them(built: Di
     }
     files = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "pyproject.toml", ".gitignore")
     assert set(names) == expected | {*files, "PKG-INFO"}
-    assert built.sdist.name == f"mlflow_otlp_exporter-{VERSION}.tar.gz"
+    assert distributions.sdist.name == f"mlflow_otlp_exporter-{VERSION}.tar.gz"
 
 
-def test_neither_is_heavy(built: Distributions) -> None:
-    assert built.wheel.stat().st_size < WHEEL_LIMIT
-    assert built.sdist.stat().st_size < SDIST_LIMIT
+def test_neither_is_heavy(distributions: Distributions) -> None:
+    assert distributions.wheel.stat().st_size < WHEEL_LIMIT
+    assert distributions.sdist.stat().st_size < SDIST_LIMIT
     stated = (ROOT / "CONTRIBUTING.md").read_text()
     assert f"{WHEEL_LIMIT // 1000} kB" in stated
     assert f"{SDIST_LIMIT // 1_000_000} MB" in stated
 
 
-def test_the_metadata_are_valid_and_complete(built: Distributions) -> None:
-    text = built.wheel_text("*.dist-info/METADATA")
-    found = Metadata.from_email(text, validate=True)  # as the index checks them; hatchling has checked the classifiers
-    assert found.name == DISTRIBUTION
-    assert str(found.version) == VERSION
-    assert str(found.requires_python) == ">=3.10"
-    assert found.license_expression == "Apache-2.0"
-    assert found.license_files == ["LICENSE"]
-    assert found.description_content_type == "text/markdown"
-    assert found.description == (ROOT / "README.md").read_text()
-    assert found.summary
-    assert found.keywords
-    needed = {each.name for each in found.requires_dist or [] if "extra" not in str(each.marker)}
+def test_the_metadata_are_valid_and_complete(distributions: Distributions) -> None:
+    text = distributions.wheel_text("*.dist-info/METADATA")
+    metadata = Metadata.from_email(
+        text, validate=True
+    )  # as the index checks them; hatchling has checked the classifiers
+    assert metadata.name == DISTRIBUTION
+    assert str(metadata.version) == VERSION
+    assert str(metadata.requires_python) == ">=3.10"
+    assert metadata.license_expression == "Apache-2.0"
+    assert metadata.license_files == ["LICENSE"]
+    assert metadata.description_content_type == "text/markdown"
+    assert metadata.description == (ROOT / "README.md").read_text()
+    assert metadata.summary
+    assert metadata.keywords
+    needed = {
+        requirement.name for requirement in metadata.requires_dist or [] if "extra" not in str(requirement.marker)
+    }
     assert needed == RUNTIME
     instrumentations = {"anthropic", "langchain", "llama-index", "openai", "openai-agents"}
-    assert set(found.provides_extra or []) == instrumentations | {"auto", "demo", "dev"}
+    assert set(metadata.provides_extra or []) == instrumentations | {"auto", "demo", "dev"}
 
 
-def test_what_the_demo_installs_is_pinned_and_what_apps_install_is_not(built: Distributions) -> None:
+def test_what_the_demo_installs_is_pinned_and_what_apps_install_is_not(distributions: Distributions) -> None:
     extras: dict[str, list[str]] = {}
-    for each in built.metadata().get_all("Requires-Dist", []):
-        needed, _, extra = each.partition("; extra == ")
+    for requirement in distributions.metadata().get_all("Requires-Dist", []):
+        needed, _, extra = requirement.partition("; extra == ")
         extras.setdefault(extra.strip("'\""), []).append(needed)
     assert {needed.partition("==")[0] for needed in extras["demo"]} == {
         "langchain",
@@ -239,68 +245,76 @@ def test_what_the_demo_installs_is_pinned_and_what_apps_install_is_not(built: Di
         assert all(re.fullmatch(r"[a-z-]+>=[\w.]+", needed) for needed in extras[extra]), extra
 
 
-def test_the_entry_points_are_in_the_wheel(built: Distributions) -> None:
-    lines = built.wheel_text("*.dist-info/entry_points.txt").splitlines()
+def test_the_entry_points_are_in_the_wheel(distributions: Distributions) -> None:
+    lines = distributions.wheel_text("*.dist-info/entry_points.txt").splitlines()
     assert "mlflow-otlp = mlflow_otlp_exporter._internal.cli.main:main" in lines
     assert "mlflow = mlflow_otlp_exporter._internal.setup.auto_instrumentation:AutoInstrumentationSpanExporter" in lines
     assert "mlflow = mlflow_otlp_exporter._internal.setup.auto_instrumentation:after_instrumentation" in lines
 
 
-def test_a_second_build_is_the_same_to_the_byte(built: Distributions, tmp_path: Path) -> None:
+def test_a_second_build_is_the_same_to_the_byte(distributions: Distributions, tmp_path: Path) -> None:
     project = copy_project(tmp_path / "elsewhere" / "another name")
     for path in project.rglob("*"):  # later, and by a person with another umask
         os.utime(path, (1_900_000_000, 1_900_000_000))
         path.chmod(0o700 if path.is_dir() else path.stat().st_mode & 0o700)
     again = build(project, umask=0o077, TZ="Pacific/Auckland", PYTHONHASHSEED="7", LC_ALL="C")
-    for first, second in ((built.wheel, again.wheel), (built.sdist, again.sdist)):
+    for first, second in ((distributions.wheel, again.wheel), (distributions.sdist, again.sdist)):
         assert second.name == first.name
         assert hashlib.sha256(second.read_bytes()).digest() == hashlib.sha256(first.read_bytes()).digest()
 
 
-def test_nothing_of_the_builder_is_in_the_archives(built: Distributions) -> None:
-    with zipfile.ZipFile(built.wheel) as wheel:
-        assert {each.date_time for each in wheel.infolist()} == {(2020, 2, 2, 0, 0, 0)}
-        assert {each.external_attr >> 16 & 0o777 for each in wheel.infolist()} == {0o644}
-    with tarfile.open(built.sdist) as sdist:
+def test_nothing_of_the_builder_is_in_the_archives(distributions: Distributions) -> None:
+    with zipfile.ZipFile(distributions.wheel) as wheel:
+        assert {member.date_time for member in wheel.infolist()} == {(2020, 2, 2, 0, 0, 0)}
+        assert {member.external_attr >> 16 & 0o777 for member in wheel.infolist()} == {0o644}
+    with tarfile.open(distributions.sdist) as sdist:
         members = sdist.getmembers()
-    assert {each.mtime for each in members} == {BUILT_AT}
-    assert {(each.uid, each.gid, each.uname, each.gname) for each in members} == {(0, 0, "", "")}
-    assert {each.mode for each in members} <= {0o644, 0o755}
+    assert {member.mtime for member in members} == {BUILT_AT}
+    assert {(member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, "", "")}
+    assert {member.mode for member in members} <= {0o644, 0o755}
 
 
-# What is installed
+# What is installed_python
 
 
-def test_the_wheel_brings_little(installed: Path) -> None:
+def test_the_wheel_brings_little(installed_python: Path) -> None:
     listed = subprocess.run(
-        [installed, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+        [installed_python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
     )
     names = {line.partition("==")[0].lower().replace("_", "-") for line in listed.stdout.splitlines()}
     assert names >= {DISTRIBUTION, *RUNTIME}
     heavy = {"mlflow", "mlflow-skinny", "mlflow-tracing", "numpy", "pandas", "pydantic", "langchain-core", "grpcio"}
     assert not names & heavy
     assert not any(name.startswith("opentelemetry-instrumentation") for name in names)
-    subprocess.run([installed, "-m", "pip", "check"], capture_output=True, check=True)
+    subprocess.run([installed_python, "-m", "pip", "check"], capture_output=True, check=True)
 
 
-def outside(installed: Path, **variables: str) -> dict[str, str]:
+def outside(installed_python: Path, **variables: str) -> dict[str, str]:
     """The environment of a user who has the wheel: nothing of this project is on its path."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return kept | {"PATH": f"{installed.parent}{os.pathsep}{os.environ['PATH']}", **variables}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return environment | {"PATH": f"{installed_python.parent}{os.pathsep}{os.environ['PATH']}", **variables}
 
 
-def test_the_readmes_lines_work_from_the_wheel(installed: Path, mlflow_server: MLflowServer, tmp_path: Path) -> None:
+def test_the_readmes_lines_work_from_the_wheel(
+    installed_python: Path, mlflow_server: MLflowServer, tmp_path: Path
+) -> None:
     readme = (ROOT / "README.md").read_text()
-    found = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    last = next(position for position, code in enumerate(found) if "trace_url()" in code)
-    lines = [*found[: last + 1], "import mlflow_otlp_exporter; print(result, mlflow_otlp_exporter.__file__)"]
+    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    last = next(position for position, code in enumerate(blocks) if "trace_url()" in code)
+    lines = [*blocks[: last + 1], "import mlflow_otlp_exporter; print(result, mlflow_otlp_exporter.__file__)"]
     (tmp_path / "app.py").write_text("\n".join(lines))
-    variables = outside(installed, MLFLOW_TRACKING_URI=mlflow_server.uri)
+    variables = outside(installed_python, MLFLOW_TRACKING_URI=mlflow_server.uri)
     done = subprocess.run(
-        [installed, "app.py"], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=True
+        [installed_python, "app.py"],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert "FlushResult(delivered=1, spooled=0, dropped=0, pending=0)" in done.stdout
-    assert str(installed.parents[1]) in done.stdout
+    assert str(installed_python.parents[1]) in done.stdout
     url = re.search(r"traceId=(tr-[0-9a-f]{32})", done.stdout)
     assert url, done.stdout
     trace = mlflow_server.wait_for_trace(url[1])
@@ -309,29 +323,29 @@ def test_the_readmes_lines_work_from_the_wheel(installed: Path, mlflow_server: M
 
 @pytest.mark.parametrize("arguments", [["--version"], ["settings"], ["doctor"], ["send", "--test"]], ids=" ".join)
 def test_the_command_line_works_from_the_wheel(
-    installed: Path, mlflow_server: MLflowServer, tmp_path: Path, arguments: list[str]
+    installed_python: Path, mlflow_server: MLflowServer, tmp_path: Path, arguments: list[str]
 ) -> None:
-    variables = outside(installed, MLFLOW_TRACKING_URI=mlflow_server.uri)
-    command = [str(installed.with_name("mlflow-otlp")), *arguments]
+    variables = outside(installed_python, MLFLOW_TRACKING_URI=mlflow_server.uri)
+    command = [str(installed_python.with_name("mlflow-otlp")), *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     if arguments == ["--version"]:
         assert done.stdout.strip() == f"mlflow-otlp-exporter {VERSION}"
 
 
-def test_pip_builds_the_same_from_the_sdist(built: Distributions, tmp_path: Path) -> None:
+def test_pip_builds_the_same_from_the_sdist(distributions: Distributions, tmp_path: Path) -> None:
     """In an environment of its own, as pip does it for users who take no wheels."""
-    python = fresh_environment(tmp_path / "environment", "--no-deps", str(built.sdist))
+    python = fresh_environment(tmp_path / "environment", "--no-deps", str(distributions.sdist))
     code = "import importlib.metadata as found; print(*found.files('mlflow-otlp-exporter'), sep='\\n')"
     listed = subprocess.run([python, "-c", code], env=outside(python), capture_output=True, text=True, check=True)
     names = [name for name in listed.stdout.splitlines() if "__pycache__" not in name]
     package = {name for name in names if name.startswith("mlflow_otlp_exporter/")}
-    assert package == {name for name in built.wheel_names() if name.startswith("mlflow_otlp_exporter/")}
+    assert package == {name for name in distributions.wheel_names() if name.startswith("mlflow_otlp_exporter/")}
 
 
-def test_the_sdist_runs_its_own_tests(built: Distributions, tmp_path: Path) -> None:
+def test_the_sdist_runs_its_own_tests(distributions: Distributions, tmp_path: Path) -> None:
     # Not tarfile: it warns without the filter that Debian 12's Python does not have.
-    subprocess.run(["tar", "-xzf", str(built.sdist), "-C", str(tmp_path)], check=True)
+    subprocess.run(["tar", "-xzf", str(distributions.sdist), "-C", str(tmp_path)], check=True)
     (project,) = tmp_path.iterdir()
     variables = outside(Path(sys.executable)) | {"PYTHONPATH": str(project / "src")}
     # These need nothing but files, and collect all that CI runs: nothing is missing that any test imports.

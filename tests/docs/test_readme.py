@@ -49,8 +49,8 @@ def test_python_blocks_run_in_their_order(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     names: dict[str, object] = {}
-    for each in code("python"):
-        exec(compile(each, "README.md", "exec"), names)
+    for block in code("python"):
+        exec(compile(block, "README.md", "exec"), names)
     assert "FlushResult(delivered=1, spooled=0, dropped=0, pending=0)" in README
     assert repr(names["result"]) == "FlushResult(delivered=1, spooled=0, dropped=0, pending=0)"
     assert f"{mlflow_server.uri}/#/experiments/" in capsys.readouterr().out
@@ -60,14 +60,14 @@ def test_shell_blocks_run(mlflow_server: MLflowServer, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("from opentelemetry import trace\ntrace.get_tracer('app').start_span('x').end()\n")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow_server.uri}
-    found = code("sh")
+    blocks = code("sh")
     # The two commands at the top are run by CI and by tests/docs/test_demo.py; here it is enough that they exist.
-    for each in [found[0].replace("make ", "make --dry-run "), *found[1:]]:
-        folder = ROOT if "make" in each else tmp_path
-        command = ["sh", "-euc", each]
+    for script in [blocks[0].replace("make ", "make --dry-run "), *blocks[1:]]:
+        folder = ROOT if "make" in script else tmp_path
+        command = ["sh", "-euc", script]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        said = [line for line in done.stderr.splitlines() if not line.startswith("mlflow-otlp: ")]
-        assert (done.returncode, said) == (0, []), each
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("mlflow-otlp: ")]
+        assert (done.returncode, lines) == (0, []), command
 
 
 def test_the_two_commands_stand_at_the_top() -> None:
@@ -76,9 +76,9 @@ def test_the_two_commands_stand_at_the_top() -> None:
 
 
 def test_messages_are_those_of_the_guide() -> None:
-    found = [match for line in README.splitlines() if (match := _MESSAGE.match(line))]
-    assert len(found) > 5
-    for match in found:
+    matches = [match for line in README.splitlines() if (match := _MESSAGE.match(line))]
+    assert len(matches) > 5
+    for match in matches:
         section = GUIDE.read_text().partition(f"### {match['code']}: ")[2].partition("\n### ")[0]
         assert f"`{match['said']}`" in section, match["code"]
         assert match["anchor"].startswith(match["code"].lower())

@@ -48,9 +48,9 @@ class Story:
         self._random = random.Random(7)
         self._token = 0
         self._coming: list[Callable[[], None]] = []
-        self.told = Counter[str]()
+        self.event_counts = Counter[str]()
         self.rotate()
-        self.told.clear()  # nobody had a token before
+        self.event_counts.clear()  # nobody had a token before
 
     def _behind(self, what: str) -> None:
         self._nginx.reload(TOKEN.replace("{token}", f"token-{self._token}").replace("{what}", what))
@@ -61,7 +61,7 @@ class Story:
         self._behind(PASS)
         pause(1.0)
         self._token_file.write_text(f"token-{self._token}")
-        self.told["token rotated"] += 1
+        self.event_counts["token rotated"] += 1
 
     @contextmanager
     def answering(self, status: int) -> Iterator[None]:
@@ -71,7 +71,7 @@ class Story:
         yield
         self._behind(PASS)
         if self._nginx.counts()[status] > before:
-            self.told[f"proxy said {status}"] += 1
+            self.event_counts[f"proxy said {status}"] += 1
 
     def proxy(self, status: int) -> None:
         """The proxy answers for a while."""
@@ -83,7 +83,7 @@ class Story:
         self._server.kill()
         pause(self._random.uniform(1, 6))
         self._server.restart()
-        self.told["MLflow killed"] += 1
+        self.event_counts["MLflow killed"] += 1
 
     def database(self) -> None:
         """The database goes, and comes back."""
@@ -91,7 +91,7 @@ class Story:
             self._database.stop("immediate")
             pause(self._random.uniform(1, 5))
             self._database.start()
-            self.told["database stopped"] += 1
+            self.event_counts["database stopped"] += 1
 
     def fill(self, folder: Path, agents: Sequence[Agent]) -> None:
         """No room on the disk while the server is away, until all have said so; then until all is on the disk."""
@@ -109,7 +109,7 @@ class Story:
             path.unlink()
             until(lambda: all(agent.has_said(*_ROOM[agent.every_span]) for agent in agents), 120)
             pause(WINDOW)
-        self.told["disk filled"] += 1
+        self.event_counts["disk filled"] += 1
 
     def next(self) -> Callable[[], None]:
         """What comes next: all of it, in another order each time."""
@@ -144,7 +144,7 @@ def kill(agents: Sequence[Agent], calm: threading.Lock, over: threading.Event) -
             agents[number % len(agents)].kill()
 
 
-def play(story: Story, agents: Sequence[Agent], small_disk: Path | None, wanted: AbstractSet[str]) -> None:
+def play(story: Story, agents: Sequence[Agent], small_disk: Path | None, required_events: AbstractSet[str]) -> None:
     """Lets things go wrong until the time is over, all kills are done, and each of these has happened."""
     end = time.monotonic() + SECONDS
     # While there is no room, spans are in memory only, and no kill is promised to leave them.
@@ -152,7 +152,7 @@ def play(story: Story, agents: Sequence[Agent], small_disk: Path | None, wanted:
     with ThreadPoolExecutor(1) as executor:
         killing = executor.submit(kill, agents, calm, over)
         try:
-            while time.monotonic() < end or not (killing.done() and story.told.keys() >= wanted):
+            while time.monotonic() < end or not (killing.done() and story.event_counts.keys() >= required_events):
                 story.next()()
                 pause(chance.uniform(0.5, 6.0))  # long enough now and then for what waits to be on its way
                 if small_disk is not None and time.monotonic() > end - SECONDS / 2:
@@ -190,17 +190,17 @@ def test_everything_goes_wrong(tmp_path: Path, version: str, kind: str) -> None:
             for number in (0, 1)
         ]
         until(lambda: all(len(agent.ended()) > 10 for agent in agents), 60)
-        wanted = {"token rotated", "MLflow killed", *(f"proxy said {status}" for status in ANSWERS)}
-        wanted |= {"database stopped"} if database is not None else set()
-        wanted |= {"disk filled"} if mounted else set()
-        play(story, agents, tmp_path / "spool" if mounted else None, wanted)
+        required_events = {"token rotated", "MLflow killed", *(f"proxy said {status}" for status in ANSWERS)}
+        required_events |= {"database stopped"} if database is not None else set()
+        required_events |= {"disk filled"} if mounted else set()
+        play(story, agents, tmp_path / "spool" if mounted else None, required_events)
         for agent in agents:
             agent.end(180)
             assert "Traceback" not in agent.log()
         drain(variables, 300)
         query = sqlite(server.log.parent / "mlflow.db") if database is None else postgresql(database)
         counts = check(server, query, experiment, agents)
-        sys.stdout.write(json.dumps({**counts, **story.told, "answers": nginx.counts()}) + "\n")
+        sys.stdout.write(json.dumps({**counts, **story.event_counts, "answers": nginx.counts()}) + "\n")
         assert counts["kills"] == KILLS
-        assert story.told.keys() == wanted
+        assert story.event_counts.keys() == required_events
         assert {200, 401} <= nginx.counts().keys()

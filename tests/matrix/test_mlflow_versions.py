@@ -13,7 +13,7 @@ from mlflow_otlp_exporter import MLflowSpanExporter
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.scripted_server import TRACES_PATH, Answer, Recorded, ScriptedServer
-from support.traces import ended, poisonous, stored
+from support.traces import ended, poisonous
 
 pytestmark = pytest.mark.matrix
 
@@ -29,7 +29,7 @@ BATCH_GET = "/api/3.0/mlflow/traces/batchGet"
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}
 
 
-def parsed(version: str) -> tuple[int, ...]:
+def parse_version(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
@@ -37,28 +37,28 @@ class Versioned:
     """A server and the version that it is of."""
 
     def __init__(self, version: str, server: MLflowServer) -> None:
-        self.version, self.server = parsed(version), server
+        self.version, self.server = parse_version(version), server
 
     @property
     def has_workspaces(self) -> bool:
         return self.version >= (3, 10)
 
-    def stored(self, experiment: str) -> list[str]:
+    def stored_trace_ids(self, experiment: str) -> list[str]:
         return stored(self.server.log.parent / "mlflow.db", experiment)
 
     def tokens(self, experiment: str) -> list[object]:
-        found = self.server.search_traces(experiment)
-        return [json.loads(info.get("trace_metadata", {}).get("mlflow.trace.tokenUsage", "null")) for info in found]
+        infos = self.server.search_traces(experiment)
+        return [json.loads(info.get("trace_metadata", {}).get("mlflow.trace.tokenUsage", "null")) for info in infos]
 
 
-VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parsed)]
+VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parse_version)]
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Versioned]:
     """A server of each version, with the workspaces `team-a` and `team-b` where there are any."""
     version = str(request.param)
-    workspaces = parsed(version) >= (3, 10)
+    workspaces = parse_version(version) >= (3, 10)
     folder = tmp_path_factory.mktemp(f"mlflow-{version}")
     server = MLflowServer.start(folder, python=mlflow_python(version), workspaces=workspaces)
     if workspaces:
@@ -86,7 +86,7 @@ def test_traces_land(mlflow: Versioned) -> None:
     exporter.shutdown()
     stats = exporter.stats()
     assert (stats.delivered, stats.dropped, stats.requests) == (60, 0, 1)
-    assert mlflow.stored(number) == sorted(span.name for span in spans)
+    assert mlflow.stored_trace_ids(number) == sorted(span.name for span in spans)
     assert mlflow.tokens(number) == [ONCE] * 20
 
 
@@ -106,7 +106,7 @@ def test_unknown_workspace_is_explained_in_the_servers_words(
     number = mlflow.server.create_experiment("in the default workspace")
     waits(MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number, workspace="nope"), 3)
     assert "Workspace 'nope' not found" in caplog.text
-    assert mlflow.stored(number) == []
+    assert mlflow.stored_trace_ids(number) == []
 
 
 def test_experiment_of_another_workspace_is_explained_in_the_servers_words(
@@ -117,7 +117,7 @@ def test_experiment_of_another_workspace_is_explained_in_the_servers_words(
     number = mlflow.server.create_experiment("of team-a", "team-a")
     waits(MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number, workspace="team-b"), 3)
     assert f"No Experiment with id={number} exists. Set `MLFLOW_EXPERIMENT_NAME`" in caplog.text
-    assert mlflow.stored(number) == []
+    assert mlflow.stored_trace_ids(number) == []
 
 
 def test_workspace_of_a_server_without_them_is_explained_in_the_servers_words(
@@ -143,7 +143,7 @@ def test_repaired_spans_land_in_one_request(mlflow: Versioned) -> None:
     assert result is SpanExportResult.SUCCESS
     stats = exporter.stats()
     assert (stats.delivered, stats.dropped, stats.requests) == (len(spans), 0, 1)
-    assert len(mlflow.stored(number)) == len(spans)
+    assert len(mlflow.stored_trace_ids(number)) == len(spans)
 
 
 def test_only_what_is_refused_is_lost_without_repairs(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_only_what_is_refused_is_lost_without_repairs(mlflow: Versioned, monkeyp
     exporter.shutdown()
     stats = exporter.stats()
     lost = {"child 7.1"} if mlflow.version >= (3, 10) else set()
-    assert mlflow.stored(number) == sorted({span.name for span in spans} - lost)
+    assert mlflow.stored_trace_ids(number) == sorted({span.name for span in spans} - lost)
     assert (stats.delivered, stats.dropped) == (60 - len(lost), len(lost))
     usages = [usage for usage in mlflow.tokens(number) if usage is not None]
     assert usages == [ONCE] * (20 - len(lost))
@@ -215,7 +215,7 @@ def test_lost_answer_doubles_no_token(
     stats = exporter.stats()
     assert lossy.lost == 1
     assert (stats.delivered, stats.dropped) == (10, 0)
-    assert mlflow.stored(number) == sorted(span.name for span in spans)
+    assert mlflow.stored_trace_ids(number) == sorted(span.name for span in spans)
     assert mlflow.tokens(number) == [ONCE] * 5
     assert "without asking" not in caplog.text
     # From 3.17 on the server counts a span once however often it comes, and need not be asked.
@@ -234,7 +234,7 @@ def test_lost_answer_where_nothing_can_be_asked_is_told(
     assert exporter.force_flush(30_000)
     exporter.shutdown()
     assert exporter.stats().delivered == 1
-    assert mlflow.stored(number) == ["root 0"]
+    assert mlflow.stored_trace_ids(number) == ["root 0"]
     assert caplog.text.count("spans that may have arrived are sent again without checking whether they are stored") == 1
     assert mlflow.tokens(number) == [ONCE if mlflow.version >= (3, 17) else TWICE]
 

@@ -30,7 +30,7 @@ FILES = [
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs(name)) for name in PYTHONS])
 def test_python(name: str) -> None:
     python = environment(name, read_lock("pythons"), editable=ROOT, base=executable(name))
-    files = [f"tests/{each}.py" for each in FILES]
+    files = [f"tests/{name}.py" for name in FILES]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

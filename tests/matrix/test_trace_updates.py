@@ -47,18 +47,18 @@ CALL: Mapping[str, Any] = {
 SECOND = 10**9
 
 
-def parsed(version: str) -> tuple[int, ...]:
+def parse_version(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parsed)]
+VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parse_version)]
 
 
 class Versioned:
     """A server, its version, and an experiment of a test's own."""
 
     def __init__(self, version: str, server: MLflowServer) -> None:
-        self.version, self.server = parsed(version), server
+        self.version, self.server = parse_version(version), server
 
     @property
     def carries(self) -> bool:
@@ -71,11 +71,11 @@ class Versioned:
 
     def record(self, spans: list[ReadableSpan]) -> dict[str, Any]:
         (context,) = {span.context.trace_id for span in spans if span.context}
-        found = self.server.trace(f"{context:032x}")
-        assert found is not None
-        return {**found["trace_info"], "spans": found.get("spans")}
+        record = self.server.trace(f"{context:032x}")
+        assert record is not None
+        return {**record["trace_info"], "spans": record.get("spans")}
 
-    def found(self, experiment: str, condition: str) -> int:
+    def count_traces(self, experiment: str, condition: str) -> int:
         location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
         body = {"locations": [location], "filter": condition, "max_results": 10}
         return len(self.server.rest("POST", "/api/3.0/mlflow/traces/search", body).get("traces", []))
@@ -103,13 +103,13 @@ class Agent:
     ) -> None:
         memory = InMemorySpanExporter()
         start = 1_795_361_518_349 * 10**6
-        with provider(memory) as made:
-            tracer = made.get_tracer("tests")
+        with provider(memory) as tracer_provider:
+            tracer = tracer_provider.get_tracer("tests")
             above = trace.set_span_in_context(trace.NonRecordingSpan(parent)) if parent else None
             top = tracer.start_span("agent", above, start_time=start, attributes={**AGENT, **(root or {})})
             inside = trace.set_span_in_context(top)
-            said = {**CALL, **(call or {})}
-            tracer.start_span("call", inside, start_time=start, attributes=said).end(start + SECOND)
+            attributes = {**CALL, **(call or {})}
+            tracer.start_span("call", inside, start_time=start, attributes=attributes).end(start + SECOND)
             if failed:
                 top.set_status(Status(StatusCode.ERROR, "no"))
             top.end(start + 2 * SECOND)
@@ -119,7 +119,7 @@ class Agent:
             self.late = list(memory.get_finished_spans())
 
 
-def unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+def assert_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """All that was there is there, but for quotes around session and user."""
     for key in before.keys() - {"tags", "trace_metadata"}:
         assert after[key] == before[key], key
@@ -129,18 +129,18 @@ def unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         assert after["trace_metadata"][key] == (json.loads(value) if value.startswith('"') else value)
 
 
-def exported(exporter: MLflowSpanExporter, spans: list[ReadableSpan]) -> None:
+def export(exporter: MLflowSpanExporter, spans: list[ReadableSpan]) -> None:
     assert exporter.export(spans) is SpanExportResult.SUCCESS
 
 
 def test_agents_trace_has_all_and_is_found_by_all(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("rich")
     exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="rich"), Agent()
-    exported(exporter, agent.spans)
+    export(exporter, agent.spans)
     before = mlflow.record(agent.spans)
     exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
-    unchanged(before, after)
+    assert_unchanged(before, after)
     assert exporter.stats().metadata_updates == (0 if mlflow.carries else 1)
     assert (after["execution_duration"], after["state"]) == ("2s", "OK")
     assert {NAME: "agent", "beta": "true", "release": "2.3.1"}.items() <= after["tags"].items()
@@ -159,38 +159,38 @@ def test_agents_trace_has_all_and_is_found_by_all(mlflow: Versioned) -> None:
         f"metadata.`{SESSION}` = 's-42'",
         f"metadata.`{USER}` = 'ada'",
     ):
-        assert mlflow.found(number, condition) == 1, condition
+        assert mlflow.count_traces(number, condition) == 1, condition
 
 
 def test_each_trace_of_a_request_has_its_own_name(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("names")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="names")
     spans = ended(30)
-    exported(exporter, spans)
+    export(exporter, spans)
     exporter.shutdown(60_000)
     assert exporter.stats().requests == 1
-    found = {each["trace_id"]: each["tags"][NAME] for each in mlflow.server.search_traces(number)}
-    assert found == {f"tr-{span.context.trace_id:032x}": span.name for span in spans if span.context}
+    names = {info["trace_id"]: info["tags"][NAME] for info in mlflow.server.search_traces(number)}
+    assert names == {f"tr-{span.context.trace_id:032x}": span.name for span in spans if span.context}
 
 
 def test_trace_that_grows_afterwards_still_counts(mlflow: Versioned) -> None:
     mlflow.server.create_experiment("grows")
     exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="grows"), Agent()
-    exported(exporter, agent.spans)
+    export(exporter, agent.spans)
     exporter.force_flush()
-    told = mlflow.record(agent.spans)
-    exported(exporter, agent.late)
+    record = mlflow.record(agent.spans)
+    export(exporter, agent.late)
     exporter.shutdown(60_000)
     grown = mlflow.record(agent.spans)
-    assert told["execution_duration"] == "2s"
+    assert record["execution_duration"] == "2s"
     assert grown["execution_duration"] == "5s"
-    assert grown["tags"] == told["tags"]
+    assert grown["tags"] == record["tags"]
     metadata = grown["trace_metadata"]
     assert json.loads(metadata[USAGE]) == {"input_tokens": 200, "output_tokens": 100, "total_tokens": 300}
     if mlflow.counts_cost:
         assert json.loads(metadata[COST]) == {"input_cost": 0.5, "output_cost": 1.0, "total_cost": 1.5}
     assert {key: value for key, value in metadata.items() if key not in (USAGE, COST)} == {
-        key: value for key, value in told["trace_metadata"].items() if key not in (USAGE, COST)
+        key: value for key, value in record["trace_metadata"].items() if key not in (USAGE, COST)
     }
 
 
@@ -201,12 +201,12 @@ def test_later_end_and_failed_state_stay(mlflow: Versioned) -> None:
         MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="failed"),
         Agent(failed=True),
     )
-    exported(exporter, agent.late)
-    exported(exporter, agent.spans)
+    export(exporter, agent.late)
+    export(exporter, agent.spans)
     before = mlflow.record(agent.spans)
     exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
-    unchanged(before, after)
+    assert_unchanged(before, after)
     assert (after["execution_duration"], after["state"]) == ("5s", "ERROR")
     assert after["tags"][NAME] == "agent"
 
@@ -214,7 +214,7 @@ def test_later_end_and_failed_state_stay(mlflow: Versioned) -> None:
 def test_what_people_wrote_meanwhile_stays(mlflow: Versioned) -> None:
     mlflow.server.create_experiment("people")
     exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="people"), Agent()
-    exported(exporter, agent.spans)
+    export(exporter, agent.spans)
     path = f"/api/3.0/mlflow/traces/{mlflow.record(agent.spans)['trace_id']}"
     written = {"seen": "yes", "third": "too"}
     if mlflow.version < (3, 13) or mlflow.carries:
@@ -230,9 +230,9 @@ def test_what_people_wrote_meanwhile_stays(mlflow: Versioned) -> None:
     before = mlflow.record(agent.spans)
     exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
-    unchanged(before, after)
+    assert_unchanged(before, after)
     assert {**written, NAME: "agent"}.items() <= after["tags"].items()
-    assert [each["assessment_name"] for each in after["assessments"]] == ["good"]
+    assert [assessment["assessment_name"] for assessment in after["assessments"]] == ["good"]
 
 
 def test_trace_without_its_root_is_left_alone(mlflow: Versioned) -> None:
@@ -243,7 +243,7 @@ def test_trace_without_its_root_is_left_alone(mlflow: Versioned) -> None:
         MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="part"),
         Agent(parent=remote),
     )
-    exported(exporter, agent.spans)
+    export(exporter, agent.spans)
     before = mlflow.record(agent.spans)
     exporter.shutdown(60_000)
     assert mlflow.record(agent.spans) == before
@@ -256,11 +256,11 @@ def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monk
     run = mlflow.server.rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"]["run_id"]
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="everything", run_id=run)
     agent = Agent()
-    exported(exporter, agent.spans)
+    export(exporter, agent.spans)
     before = mlflow.record(agent.spans)
     exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
-    unchanged(before, after)
+    assert_unchanged(before, after)
     metadata = after["trace_metadata"]
     assert (metadata["release"], metadata["mlflow.sourceRun"], metadata["mlflow.source.type"]) == (
         "2.3.1",
@@ -269,9 +269,9 @@ def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monk
     )
     assert metadata["mlflow.source.name"]
     assert "mlflow.traceInfoFinalized" not in metadata
-    assert mlflow.found(number, f"attributes.run_id = '{run}'") == 1
+    assert mlflow.count_traces(number, f"attributes.run_id = '{run}'") == 1
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="everything")
-    exported(exporter, agent.late)
+    export(exporter, agent.late)
     exporter.shutdown(60_000)
     grown = mlflow.record(agent.spans)["trace_metadata"]
     assert json.loads(grown[USAGE])["total_tokens"] == 300
@@ -282,18 +282,18 @@ def test_traces_are_found_by_the_prompts_that_were_used(mlflow: Versioned, monke
     number = mlflow.server.create_experiment("prompts")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="prompts")
     agent = Agent(root={LINKED: '[{"name": "greeting", "version": "2"}]'}, call={"gen_ai.prompt.name": "other"})
-    exported(exporter, agent.spans)
+    export(exporter, agent.spans)
     before = mlflow.record(agent.spans)
     exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
     before["tags"].pop(LINKED.removeprefix("mlflow.traceTag."), None)  # on 3.13 it is no JSON, which is mended
-    unchanged(before, after)
+    assert_unchanged(before, after)
     assert after["tags"][LINKED.removeprefix("mlflow.traceTag.")] == '[{"name": "greeting", "version": "2"}]'
     stats = exporter.stats()
     assert (stats.metadata_updates, stats.metadata_updates_dropped) == (1, 0)
     if mlflow.version >= (3, 8):  # 3.6 has neither the call nor the filter
-        assert mlflow.found(number, "prompt = 'greeting/2'") == 1
-        assert mlflow.found(number, "prompt = 'greeting/1'") == 0
+        assert mlflow.count_traces(number, "prompt = 'greeting/2'") == 1
+        assert mlflow.count_traces(number, "prompt = 'greeting/1'") == 0
 
 
 def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:
@@ -301,10 +301,10 @@ def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:
     mlflow.server.create_experiment("crowd")
     exporters = [MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="crowd") for _ in range(2)]
     agent = Agent()
-    exported(exporters[0], agent.spans)
+    export(exporters[0], agent.spans)
     flush = threading.Thread(target=exporters[0].force_flush)
     flush.start()
-    exported(exporters[1], agent.late)
+    export(exporters[1], agent.late)
     flush.join()
     for exporter in exporters:
         exporter.shutdown(60_000)
@@ -323,7 +323,7 @@ def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
     assert context is not None
     trace_id = mlflow_trace_id(context.trace_id)
     values: list[Any] = [True, 0.5, 3, "good", ["a", 1], {"stars": 4}]
-    made = [
+    assessments = [
         build_assessment(
             "feedback",
             trace_id,
@@ -337,25 +337,25 @@ def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
         )
         for number, value in enumerate(values)
     ]
-    made.append(build_assessment("expectation", trace_id, "expected", {"city": "Paris"}, workspace=None))
+    assessments.append(build_assessment("expectation", trace_id, "expected", {"city": "Paris"}, workspace=None))
     pipeline = exporter._pipeline
     assert pipeline is not None
-    for each in made:
-        pipeline.send_assessment(each)
+    for assessment in assessments:
+        pipeline.send_assessment(assessment)
     assert not pipeline.wait_for_rest_calls(20.0)  # it has no such trace
     assert exporter.stats().feedback == 0
-    exported(exporter, agent.spans)
+    export(exporter, agent.spans)
     assert pipeline.wait_for_rest_calls(20.0)
-    for each in made:
-        pipeline.send_assessment(each)  # as after a lost answer
+    for assessment in assessments:
+        pipeline.send_assessment(assessment)  # as after a lost answer
     assert pipeline.wait_for_rest_calls(20.0)
     exporter.shutdown(60_000)
     assert (exporter.stats().feedback, exporter.stats().feedback_dropped) == (14, 0)
-    found = {each["assessment_id"]: each for each in mlflow.record(agent.spans)["assessments"]}
-    assert found.keys() == {each.id for each in made}
-    assert [found[each.id]["feedback"]["value"] for each in made[:-1]] == values
-    assert found[made[-1].id]["expectation"]["serialized_value"]["value"] == '{"city": "Paris"}'
-    first = found[made[0].id]
+    stored = {assessment["assessment_id"]: assessment for assessment in mlflow.record(agent.spans)["assessments"]}
+    assert stored.keys() == {assessment.id for assessment in assessments}
+    assert [stored[assessment.id]["feedback"]["value"] for assessment in assessments[:-1]] == values
+    assert stored[assessments[-1].id]["expectation"]["serialized_value"]["value"] == '{"city": "Paris"}'
+    first = stored[assessments[0].id]
     assert (first["rationale"], first["metadata"]) == ("why not", {"channel": "web"})
     assert (first["source"], first["span_id"]) == (
         {"source_type": "HUMAN", "source_id": "ada"},

@@ -75,7 +75,7 @@ def test_both_get_the_spans(scripted_server: ScriptedServer, vendor: str) -> Non
 @pytest.mark.matrix
 @pytest.mark.parametrize("vendor", sorted(BEFORE))
 def test_what_the_page_says_was_before_is_right(scripted_server: ScriptedServer, vendor: str) -> None:
-    (code,) = [each.code for each in blocks(ROOT / "docs" / "migration.md", "python") if BEFORE[vendor] in each.code]
+    (code,) = [block.code for block in blocks(ROOT / "docs" / "migration.md", "python") if BEFORE[vendor] in block.code]
     variables = {
         **os.environ,
         # An HTTP endpoint in the variable makes it speak HTTP, but to the port that this one names.

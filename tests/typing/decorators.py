@@ -1,4 +1,4 @@
-"""Decorated functions keep their signatures: checked by mypy, never run.
+"""Decorated functions keep their signatures: check by mypy, never run.
 
 An ignored error that does not occur is an error, too: each line with one shows that a wrong call is found.
 """
@@ -45,12 +45,12 @@ class Agent:
 
     @classmethod
     @traced
-    def made(cls, name: str) -> "Agent":
+    def create(cls, name: str) -> "Agent":
         return cls() if name else Agent()
 
     @staticmethod
     @traced
-    def checked(value: int) -> bool:
+    def check(value: int) -> bool:
         return value > 0
 
 
@@ -60,8 +60,8 @@ to_await: Coroutine[Any, Any, bytes] = coroutine("a")
 assert_type(generator(1), Iterator[int])
 assert_type(async_generator(1), AsyncIterator[str])
 assert_type(Agent().answer("a"), str)
-assert_type(Agent.made("a"), Agent)
-assert_type(Agent.checked(1), bool)
+assert_type(Agent.create("a"), Agent)
+assert_type(Agent.check(1), bool)
 
 plain(1)  # type: ignore[arg-type]
 plain("a", 2)  # type: ignore[call-arg]
