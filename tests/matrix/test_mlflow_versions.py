@@ -13,7 +13,7 @@ from mlflow_otlp_exporter import MLflowSpanExporter
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.scripted_server import TRACES_PATH, Answer, Recorded, ScriptedServer
-from support.traces import ended, poisonous
+from support.traces import ended, poisonous, stored
 
 pytestmark = pytest.mark.matrix
 
