@@ -14,7 +14,7 @@ Compared = Mapping[str, Mapping[str, Seen]]
 
 
 @pytest.fixture(scope="module")
-def found(mlflow_server: MLflowServer) -> Compared:
+def comparison(mlflow_server: MLflowServer) -> Compared:
     return compared(mlflow_server)
 
 
@@ -23,25 +23,25 @@ def test_every_program_has_truths() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_all_is_seen(program: str, found: Compared) -> None:
-    assert not [result for result in found[program]["ours"].results if not result.passed]
-    assert len(found[program]["ours"].results) == len(found[program]["sdk"].results)
+def test_all_is_seen(program: str, comparison: Compared) -> None:
+    assert not [result for result in comparison[program]["ours"].results if not result.passed]
+    assert len(comparison[program]["ours"].results) == len(comparison[program]["sdk"].results)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_the_judge_finds_fault_with_the_sdk(program: str, found: Compared) -> None:
+def test_the_judge_finds_fault_with_the_sdk(program: str, comparison: Compared) -> None:
     """Which shows that it can."""
-    assert [result for result in found[program]["sdk"].results if not result.passed]
+    assert [result for result in comparison[program]["sdk"].results if not result.passed]
 
 
-def test_what_the_sdk_alone_fills_has_a_reason(found: Compared) -> None:
-    fields = lacking(found)
+def test_what_the_sdk_alone_fills_has_a_reason(comparison: Compared) -> None:
+    fields = lacking(comparison)
     assert not [field for field in fields if not any(fnmatchcase(field, pattern) for pattern in REASONS)]
     assert not [pattern for pattern in REASONS if not any(fnmatchcase(field, pattern) for field in fields)]
 
 
-def test_the_page_has_these_tables(found: Compared) -> None:
-    assert _certain(written()) == _certain(tables(found))
+def test_the_page_has_these_tables(comparison: Compared) -> None:
+    assert _certain(written()) == _certain(tables(comparison))
 
 
 def _certain(text: str) -> list[str]:

@@ -22,12 +22,12 @@ class Difference(NamedTuple):
     """What an older server does not do.
 
     Attributes:
-        why: In words.
+        reason: In words.
         columns: Which results it spoils.
         spoils: Whether it spoils this one, and in this way.
     """
 
-    why: str
+    reason: str
     columns: tuple[str, ...]
     spoils: Callable[[CheckResult], bool]
 
@@ -36,7 +36,7 @@ def missing(result: CheckResult) -> bool:
     return not result.actual
 
 
-def quoted(result: CheckResult) -> bool:
+def is_quoted(result: CheckResult) -> bool:
     return bool(result.actual == json.dumps(result.expected))
 
 
@@ -59,11 +59,11 @@ def of_a_failed_call(result: CheckResult) -> bool:
 
 OLDER: Mapping[str, Sequence[Difference]] = {
     "3.13.0": (
-        Difference("sessions and users are kept as JSON text", ("session", "user"), quoted),
+        Difference("sessions and users are kept as JSON text", ("session", "user"), is_quoted),
         Difference("all traces of a request get the tags of the last", ("trace_name",), of_a_neighbour),
     ),
     "3.10.1": (
-        Difference("sessions are kept as JSON text", ("session",), quoted),
+        Difference("sessions are kept as JSON text", ("session",), is_quoted),
         Difference("users are not read", ("user",), missing),
         Difference("tags of traces are not read, nor their names", ("trace_name", "tags", "metadata"), missing),
         Difference("a list in JSON text stays text: definitions", ("tools",), without_its_request),
@@ -83,7 +83,7 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def scored(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
+def scores(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
     server = MLflowServer.start(tmp_path_factory.mktemp(f"mlflow-{version}"), python=mlflow_python(version))
     try:
         yield score_in_subprocess(server.uri, ["stock", "whole"])
@@ -91,22 +91,22 @@ def scored(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         server.stop()
 
 
-def test_every_difference_to_the_newest_is_known(version: str, scored: Scored) -> None:
-    counted = [result for result in scored["whole"] if not result.unrecoverable]
+def test_every_difference_to_the_newest_is_known(version: str, scores: Scored) -> None:
+    counted = [result for result in scores["whole"] if not result.unrecoverable]
     wrong = [result for result in counted if not result.passed]
     explained = {
-        difference.why: [
+        difference.reason: [
             result for result in wrong if result.column in difference.columns and difference.spoils(result)
         ]
         for difference in OLDER[version]
     }
-    known = {(result.trace, result.column) for results in explained.values() for result in results}
-    assert not [result for result in wrong if (result.trace, result.column) not in known]
+    explained_results = {(result.trace, result.column) for results in explained.values() for result in results}
+    assert not [result for result in wrong if (result.trace, result.column) not in explained_results]
     assert all(explained.values()), "a difference that spoils nothing"
-    stock = sum(result.passed for result in scored["stock"] if not result.unrecoverable)
+    stock = sum(result.passed for result in scores["stock"] if not result.unrecoverable)
     assert (len(counted), (stock, len(counted) - len(wrong))) == (CHECKS, RIGHT[version])
 
 
-def test_nothing_is_worse_than_stock(scored: Scored) -> None:
-    right = {(result.trace, result.column) for result in scored["whole"] if result.passed}
-    assert not [result for result in scored["stock"] if result.passed and (result.trace, result.column) not in right]
+def test_nothing_is_worse_than_stock(scores: Scored) -> None:
+    right = {(result.trace, result.column) for result in scores["whole"] if result.passed}
+    assert not [result for result in scores["stock"] if result.passed and (result.trace, result.column) not in right]
