@@ -494,9 +494,9 @@ def test_uncertain_request_is_looked_up_on_servers_before_3_17(
     """The server has stored the first of two spans."""
     spans = encode_spans("s00", "s01")
     settings = resolve({"tracking_uri": scripted_server.url, "spool": True, "spool_dir": tmp_path})
-    depot = open_queue(settings, "none", ProblemLog())
+    queue = open_queue(settings, "none", ProblemLog())
     long_ago = time.time() - 3600
-    assert depot.storage.append(PLACES[1], spans, uncertain=uncertain, sent_at=long_ago)
+    assert queue.storage.append(PLACES[1], spans, uncertain=uncertain, sent_at=long_ago)
 
     def stored_spans_response(_: Recorded) -> Answer:
         ids = {"trace_id": spans[0].trace_id.to_bytes(16, "big"), "span_id": spans[0].span_id.to_bytes(8, "big")}
@@ -508,7 +508,7 @@ def test_uncertain_request_is_looked_up_on_servers_before_3_17(
     scripted_server.answer_with("/api/3.0/mlflow/traces/batchGet", stored_spans_response)
     scripted_server.answer_with("/v1/traces", lambda _: ACCEPTED)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, spool=True, spool_dir=tmp_path)
-    until(lambda: depot.storage.totals().file_count == 0)
+    until(lambda: queue.storage.totals().file_count == 0)
     exporter.shutdown(5000)
     names = [span.name for request in scripted_server.to("/v1/traces") for span in request.spans()]
     assert names == (sent if uncertain else ["s00", "s01"])

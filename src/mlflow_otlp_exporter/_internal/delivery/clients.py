@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from mlflow_otlp_exporter._internal.common.hints import add_fix
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
+from mlflow_otlp_exporter._internal.config.service_account import ServiceAccount
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import with_static_prefix
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import load_credential_provider_session
-from mlflow_otlp_exporter._internal.transport.client import HttpClient
+from mlflow_otlp_exporter._internal.transport.client import HttpClient, Session
 from mlflow_otlp_exporter._internal.transport.messages import Transport
 
 if TYPE_CHECKING:
-    import requests
-
     from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace
 
 
@@ -56,7 +57,7 @@ def build_clients(
     settings: Settings,
     problem_log: ProblemLog,
     *,
-    session: requests.Session | None = None,
+    session: Session | None = None,
     on_endpoint_moved: Callable[[str], None] = lambda _: None,
 ) -> Clients:
     """Build the clients; raises ConfigurationError if the credentials or the session provider are unusable."""
@@ -83,3 +84,16 @@ def build_clients(
     )
     destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
     return Clients(server, api_server, traces, api, settings.is_api_certain, experiments, otlp, destination, namespace)
+
+
+def format_outcome(outcome: ExportOutcome, server: HttpClient, settings: Settings) -> str:
+    """Return an outcome as a message: address, the server's message, the credentials if rejected, fix and code."""
+    message = f"{server.address}: {outcome.message}"
+    if outcome.cause is FailureKind.CREDENTIALS:
+        message += f"; credentials: {server.credentials}"
+        if server.unused_variables:
+            message += f"; not used, because set for another server: {', '.join(server.unused_variables)}"
+        in_pod = settings.traces.group is SettingGroup.MLFLOW and ServiceAccount.read(settings.service_account_dir)
+        if in_pod and str(server.credentials).startswith("none"):
+            message += "; MLFLOW_TRACKING_AUTH=kubernetes would send the token of the pod's service account"
+    return add_fix(outcome.code, message)

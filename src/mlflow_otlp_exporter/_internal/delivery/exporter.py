@@ -20,10 +20,10 @@ from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 
 if TYPE_CHECKING:
-    import requests
     from opentelemetry.metrics import MeterProvider
 
     from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
+    from mlflow_otlp_exporter._internal.transport.client import Session
 
 
 class MLflowSpanExporter(OTLPSpanExporter):
@@ -92,7 +92,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         headers: Mapping[str, str] | Sequence[Any] | str | None = None,
         timeout: float | None = None,
         compression: Compression | str | None = None,
-        session: requests.Session | None = None,
+        session: Session | None = None,
         *,
         meter_provider: MeterProvider | None = None,
         max_request_size: int | None = None,
@@ -143,15 +143,14 @@ class MLflowSpanExporter(OTLPSpanExporter):
     def _assemble(
         self,
         settings: Settings,
-        session: requests.Session | None = None,
+        session: Session | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
         # Imported here: these modules are most of the import time, which applications that only import, or that are
         # switched off, should not pay.
-        import requests
-
         from mlflow_otlp_exporter._internal.delivery.exporter_metrics import create_metrics
         from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
+        from mlflow_otlp_exporter._internal.transport.client import Session
 
         server = settings.traces
         pipeline = Pipeline(settings, session, create_metrics(meter_provider, server.url))
@@ -165,7 +164,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             headers=dict(server.headers),
             timeout=settings.timeout,  # type: ignore[arg-type,unused-ignore]  # int in upstream's hints up to 1.35
             compression=Compression(settings.compression),
-            session=requests.Session(),
+            session=Session(),
         )
         self._pipeline = pipeline
 

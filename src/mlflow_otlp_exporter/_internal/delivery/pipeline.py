@@ -22,8 +22,7 @@ from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher
-from mlflow_otlp_exporter._internal.delivery.clients import build_clients
-from mlflow_otlp_exporter._internal.delivery.explanation import format_outcome
+from mlflow_otlp_exporter._internal.delivery.clients import build_clients, format_outcome
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
@@ -33,22 +32,19 @@ from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, F
 from mlflow_otlp_exporter._internal.tracing.routing import route_of
 
 if TYPE_CHECKING:
-    import requests
-
     from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics
     from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
     from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
     from mlflow_otlp_exporter._internal.mlflow_api.client import MlflowRestClient
     from mlflow_otlp_exporter._internal.privacy.mask import Mask
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
+    from mlflow_otlp_exporter._internal.transport.client import Session
 
 
 class Pipeline:
     """Batcher, retry sender, spool and REST calls of one exporter, and the threads that run them."""
 
-    def __init__(
-        self, settings: Settings, session: requests.Session | None, metrics: ExporterMetrics | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, session: Session | None, metrics: ExporterMetrics | None = None) -> None:
         self.settings, self._metrics = settings, metrics
         self.problem_log = ProblemLog()
         self._clients = build_clients(

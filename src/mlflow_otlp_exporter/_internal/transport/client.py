@@ -41,6 +41,8 @@ _READ_BYTES = 65_536
 
 # Freeing a session of the parent process would drain urllib3's pool and wait for ever for its lock, which a thread of
 # the parent may have held at the fork.
+# For packages that only pass a session on: no other package imports requests.
+Session = requests.Session
 _sessions_of_parent: list[requests.Session] = []
 
 
