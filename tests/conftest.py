@@ -16,7 +16,7 @@ from opentelemetry.util._once import Once
 from mlflow_otlp_exporter._internal.mlflow_api import client as api_client
 from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
 from mlflow_otlp_exporter._internal.tracing.traced import use_provider
-from support.markers import Watch, watching
+from support.markers import Watch, watch_logs
 from support.mlflow_server import MLflowServer
 from support.needs import NEEDS
 from support.scripted_server import ScriptedServer
@@ -73,7 +73,7 @@ def _environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def watched_logs() -> Iterator[Watch]:
     """All logs of the session, watched for prompts and credentials."""
-    with watching() as watch:
+    with watch_logs() as watch:
         yield watch
 
 

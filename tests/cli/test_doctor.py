@@ -29,8 +29,8 @@ from support.certificates import Authority, TlsServer, self_signed
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.markers import SECRET, has_marker
 from support.mlflow_server import MLflowServer
-from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
-from support.spans import finished
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
 
 MAX_SECONDS = 15.0
 FILES = ("--backend-store-uri", "FOLDER/mlruns")
@@ -111,7 +111,7 @@ class World:
         info = body({"store_type": "SqlStore", "workspaces_enabled": True})
         server.answer(path="/api/3.0/mlflow/server-info", then=answers.get("info", Answer(headers=JSON, body=info)))
 
-        def traces(request: Recorded) -> Answer:
+        def traces(request: RecordedRequest) -> Answer:
             has_id = "x-mlflow-experiment-id" in request.headers
             return answers.get("traces", answers.get("with_id", ACCEPTED) if has_id else FIELD_REQUIRED)
 
@@ -662,7 +662,7 @@ def test_doctor_arguments_override_the_environment(world: World, capsys: pytest.
 def test_doctor_reports_queued_requests_and_keeps_them(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.set(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{_closed_port()}", MLFLOW_OTLP_SPOOL="true")
     exporter = MLflowSpanExporter(timeout=0.3)
-    exporter.export(finished("first", "second"))
+    exporter.export(make_spans("first", "second"))
     exporter.shutdown(1000)
     for _ in range(2):
         status, steps = run_doctor(capsys)

@@ -13,7 +13,7 @@ from mlflow_otlp_exporter import MLflowSpanExporter, __version__
 from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
 from support.scripted_server import ACCEPTED, Answer, ScriptedServer
-from support.spans import finished
+from support.spans import make_spans
 
 
 def test_settings_prints_sources_and_no_secrets(
@@ -180,9 +180,9 @@ def spool(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> S
     rejection = Answer(400, headers={"Content-Type": "application/json"}, body=body)
     scripted_server.answer(rejection, rejection, rejection, then=DOWN)
     exporter = MLflowSpanExporter(spool=True, timeout=20)
-    exporter.export(finished("refused"))
+    exporter.export(make_spans("refused"))
     for name in ("a", "b"):
-        exporter.export(finished(name))
+        exporter.export(make_spans(name))
     exporter.shutdown()
     assert exporter.stats().dropped == 1
     return scripted_server

@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._internal.setup.instrumentation import Instrumentation
 from mlflow_otlp_exporter.testing import RecordedSpan, RecordedTrace, RecordingEndpoint
 from support.documents import blocks
 from support.environments import ROOT
-from support.scripted_server import Answer, Recorded, ScriptedServer
+from support.scripted_server import Answer, RecordedRequest, ScriptedServer
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "apps"
 NONE = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
@@ -103,7 +103,7 @@ def test_run_without_the_distro_names_the_package(
 # The same trace from all ways of instrumentation
 
 
-def model(request: Recorded) -> Answer:
+def model(request: RecordedRequest) -> Answer:
     """A minimal server of OpenAI's chat completions."""
     messages = json.loads(request.body)["messages"]
     message: dict[str, Any] = {"role": "assistant", "content": "Take an umbrella."}

@@ -15,14 +15,14 @@ from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from support.markers import PROMPT
 from support.mlflow_server import MLflowServer
 from support.scripted_server import TRACES_PATH, Answer, ScriptedServer
-from support.spans import finished
+from support.spans import make_spans
 
 NAMES = ["first", "second", "third"]
 
 
 def encode_spans() -> bytes:
     encoder = SpanEncoder()
-    return encode_request([encoder.encode(span) for span in finished(*NAMES)])
+    return encode_request([encoder.encode(span) for span in make_spans(*NAMES)])
 
 
 def as_json(content: bytes) -> str:

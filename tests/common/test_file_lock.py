@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_otlp_exporter._internal.common.file_lock import FileLock
-from support.children import in_child
+from support.children import run_in_fork
 
 HOLD = """
 import sys, time
@@ -61,7 +61,7 @@ def test_acquire_after_holder_was_killed_succeeds(path: Path) -> None:
 def test_forked_child_neither_holds_nor_releases_lock(path: Path) -> None:
     lock = FileLock(path)
     assert lock.acquire()
-    assert in_child(lambda: not lock.is_held and not lock.acquire())
+    assert run_in_fork(lambda: not lock.is_held and not lock.acquire())
     assert lock.is_held
     assert not FileLock(path).acquire()
     lock.release()

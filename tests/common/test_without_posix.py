@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedRequest, ScriptedServer
 
 APP = """
 import support.windows
@@ -93,7 +93,7 @@ def test_every_module_is_imported() -> None:
 
 
 def test_an_outage_is_survived(server: ScriptedServer) -> None:
-    def answer(request: Recorded) -> Answer:
+    def answer(request: RecordedRequest) -> Answer:
         taken.extend(span.name for span in request.spans() if not down)
         return Answer(503) if down else ACCEPTED
 

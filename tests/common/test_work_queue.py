@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
-from support.children import in_child
+from support.children import run_in_fork
 
 LONG = 30.0
 """Seconds that nothing takes, however busy the machine is."""
@@ -241,7 +241,7 @@ def test_forked_child_sends_its_own_parcels_only(gate: Gate, senders: WorkQueue[
         script.wait(1)
         return script.seen == [("b", 9)]
 
-    assert in_child(child)
+    assert run_in_fork(child)
     gate.let("a")
     gate.wait_done(2)
     assert gate.done == [("a", 0), ("a", 1)]

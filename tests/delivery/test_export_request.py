@@ -15,9 +15,9 @@ from mlflow_otlp_exporter._internal.delivery.export_request import (
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from support.traces import ended
+from support.traces import make_traces
 
-SPANS = [SpanEncoder().encode(span) for span in ended(6, children=2)]
+SPANS = [SpanEncoder().encode(span) for span in make_traces(6, children=2)]
 
 
 def export_request(spans: list[EncodedSpan]) -> ExportRequest:

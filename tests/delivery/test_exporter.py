@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, Stats
 from support.markers import SECRET, has_marker
-from support.scripted_server import Answer, Recorded, ScriptedServer
-from support.spans import finished
+from support.scripted_server import Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
 
 SUCCESS, FAILURE = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
 GET_BY_NAME, CREATE = "/api/2.0/mlflow/experiments/get-by-name", "/api/2.0/mlflow/experiments/create"
@@ -60,7 +60,7 @@ def test_exporter_has_upstream_arguments_in_upstream_order() -> None:
 def test_export_sends_headers_and_spans(scripted_server: ScriptedServer) -> None:
     arguments = {"tracking_uri": scripted_server.url, "experiment_id": 7, "workspace": "team-a", "run_id": "r1"}
     with open_exporter(**arguments, credentials=SECRET) as exporter:
-        assert exporter.export(finished("a", "b")) is SUCCESS
+        assert exporter.export(make_spans("a", "b")) is SUCCESS
         assert exporter.stats() == Stats(delivered=2, requests=1)
     (request,) = scripted_server.requests
     assert (request.method, request.path) == ("POST", "/v1/traces")
@@ -79,7 +79,7 @@ def test_exporter_works_with_upstream_arguments_only(scripted_server: ScriptedSe
     session = requests.Session()
     arguments = (scripted_server.traces_url, None, None, None, {"X-Key": "1"}, 5, Compression.Gzip, session)
     with open_exporter(*arguments) as exporter:
-        assert exporter.export(finished("a" * 2000)) is SUCCESS
+        assert exporter.export(make_spans("a" * 2000)) is SUCCESS
     request = scripted_server.to("/v1/traces")[0]
     assert request.headers["x-key"] == "1"
     assert request.headers["content-encoding"] == "gzip"
@@ -90,7 +90,7 @@ def test_exporter_works_with_upstream_arguments_only(scripted_server: ScriptedSe
 
 def test_experiment_header_of_user_avoids_lookup(scripted_server: ScriptedServer) -> None:
     with open_exporter(scripted_server.traces_url, headers={"X-MLflow-Experiment-Id": "5"}) as exporter:
-        assert exporter.export(finished("a")) is SUCCESS
+        assert exporter.export(make_spans("a")) is SUCCESS
     (request,) = scripted_server.requests
     assert request.headers["x-mlflow-experiment-id"] == "5"
 
@@ -105,7 +105,7 @@ def test_experiment_name_is_resolved_at_first_export_and_created_if_enabled(
     with open_exporter(**arguments, create_experiment=True, credentials=SECRET) as exporter:
         assert not scripted_server.requests
         for _ in range(2):
-            assert exporter.export(finished("a")) is SUCCESS
+            assert exporter.export(make_spans("a")) is SUCCESS
     look_up, create, first, second = scripted_server.requests
     assert look_up.query == "experiment_name=42"
     assert json.loads(create.body) == {"name": "42"}
@@ -119,7 +119,7 @@ def test_export_without_experiment_uses_service_name(scripted_server: ScriptedSe
     numbers = {"experiment_name=bot": "3", "experiment_name=clerk": "4"}
     scripted_server.answer_with(GET_BY_NAME, lambda request: experiment_response(numbers[request.query]))
     with open_exporter(tracking_uri=scripted_server.url) as exporter:
-        assert exporter.export([*finished("a", "b"), *finished("c", service="clerk")]) is SUCCESS
+        assert exporter.export([*make_spans("a", "b"), *make_spans("c", service="clerk")]) is SUCCESS
     sent = {
         request.headers["x-mlflow-experiment-id"]: [span.name for span in request.spans()]
         for request in scripted_server.to("/v1/traces")
@@ -141,7 +141,7 @@ def test_export_without_experiment_uses_service_name(scripted_server: ScriptedSe
 def test_export_sends_accepted_spans_once(scripted_server: ScriptedServer, answer: Answer) -> None:
     scripted_server.answer(answer)
     with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
-        assert exporter.export(finished("a")) is SUCCESS
+        assert exporter.export(make_spans("a")) is SUCCESS
     assert len(scripted_server.requests) == 1
 
 
@@ -159,7 +159,7 @@ def test_export_of_retryable_spans_fails_and_logs_once(
 ) -> None:
     scripted_server.answer(answer)
     with open_exporter(tracking_uri=scripted_server.url, experiment_id="1", credentials=SECRET) as exporter:
-        assert exporter.export(finished("a", "b")) is FAILURE
+        assert exporter.export(make_spans("a", "b")) is FAILURE
         assert exporter.stats().dropped == exporter.stats().delivered == 0
         scripted_server.answer(answer, then=Answer(200))
         assert exporter.force_flush(30_000)
@@ -179,7 +179,7 @@ def test_export_of_rejected_span_logs_its_name(
 ) -> None:
     scripted_server.answer(answer)
     with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
-        assert exporter.export(finished("culprit")) is FAILURE
+        assert exporter.export(make_spans("culprit")) is FAILURE
         assert exporter.stats().dropped == 1
     assert caplog.text.count(words) == 1
     assert "span 'culprit' of trace tr-" in caplog.text
@@ -190,7 +190,7 @@ def test_shutdown_counts_and_logs_remaining_spans(
 ) -> None:
     scripted_server.answer(Answer(302))
     with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
-        assert exporter.export(finished("a", "b")) is FAILURE
+        assert exporter.export(make_spans("a", "b")) is FAILURE
         exporter.shutdown(10_000)  # tries once or twice more, however slowly
         assert exporter.stats().dropped == 2
     assert "Spans dropped: not delivered before shutdown" in caplog.text
@@ -203,7 +203,7 @@ def test_export_drops_spans_at_memory_limit(
     scripted_server.answer(Answer(302))
     with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
         for _ in range(3):
-            assert exporter.export(finished("a" * 1500)) is FAILURE
+            assert exporter.export(make_spans("a" * 1500)) is FAILURE
         assert exporter.stats().dropped == 2
         exporter.shutdown(10_000)
     assert "the server is unavailable and the memory limit is reached" in caplog.text
@@ -213,7 +213,7 @@ def test_export_with_partial_success_fails(scripted_server: ScriptedServer, capl
     body = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
     scripted_server.answer(Answer(200, headers=JSON, body=body))
     with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
-        assert exporter.export(finished("a", "b")) is FAILURE
+        assert exporter.export(make_spans("a", "b")) is FAILURE
         assert (exporter.stats().delivered, exporter.stats().dropped) == (1, 1)
     assert "1 spans rejected: too old" in caplog.text
 
@@ -221,7 +221,7 @@ def test_export_with_partial_success_fails(scripted_server: ScriptedServer, capl
 def test_export_succeeds_after_server_recovers(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(503), Answer(429), then=Answer(200))
     with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
-        assert exporter.export(finished("a")) is SUCCESS
+        assert exporter.export(make_spans("a")) is SUCCESS
         assert exporter.stats() == Stats(delivered=1, requests=3, retries=2)
     bodies = {request.body for request in scripted_server.requests}
     assert len(bodies) == 1
@@ -233,7 +233,7 @@ def test_unused_credential_of_other_group_is_logged(
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     scripted_server.answer(Answer(401))
     with open_exporter(scripted_server.traces_url, experiment_id="1") as exporter:
-        exporter.export(finished("a"))
+        exporter.export(make_spans("a"))
     assert "not used, because set for another server: MLFLOW_TRACKING_TOKEN" in caplog.text
     assert not has_marker(caplog.text)
     assert "authorization" not in scripted_server.requests[0].headers
@@ -241,13 +241,13 @@ def test_unused_credential_of_other_group_is_logged(
 
 def test_exporter_never_raises_after_construction(caplog: pytest.LogCaptureFixture) -> None:
     with open_exporter(tracking_uri="http://127.0.0.1:9", experiment_id="1", timeout=0.2) as exporter:
-        assert exporter.export(finished("a")) is FAILURE
+        assert exporter.export(make_spans("a")) is FAILURE
         assert exporter.export([object()]) is FAILURE  # type: ignore[list-item]
         assert exporter.export([]) is SUCCESS
         assert exporter.force_flush(100) is False
         exporter.shutdown(10_000)
     assert "Spans dropped: " in caplog.text
-    assert exporter.export(finished("a")) is FAILURE
+    assert exporter.export(make_spans("a")) is FAILURE
     assert "shut down" in caplog.messages[-1]
     exporter.shutdown()
     exporter.shutdown(timeout_millis=5)
@@ -269,7 +269,7 @@ def test_exporter_ignores_environment_of_upstream(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-vendor=planted")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
     with open_exporter(experiment_id="1") as exporter:
-        assert exporter.export(finished("a")) is SUCCESS
+        assert exporter.export(make_spans("a")) is SUCCESS
     assert "x-vendor" not in scripted_server.requests[0].headers
 
 
@@ -316,11 +316,11 @@ def test_trace_url_names_experiment_and_workspace(scripted_server: ScriptedServe
 def test_created_experiment_is_logged(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
-    def answer(request: Recorded) -> Answer:
+    def answer(request: RecordedRequest) -> Answer:
         assert request.method == "GET"
         return experiment_response("3")
 
     scripted_server.answer_with(GET_BY_NAME, answer)
     with open_exporter(tracking_uri=scripted_server.url) as exporter:
-        exporter.export(finished("a"))
+        exporter.export(make_spans("a"))
     assert "traces go to experiment 'bot' (id 3), named after service.name" in caplog.text

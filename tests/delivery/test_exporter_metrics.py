@@ -13,8 +13,8 @@ from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from support.scripted_server import ACCEPTED, Answer, ScriptedServer
-from support.spans import finished
-from support.traces import ended
+from support.spans import make_spans
+from support.traces import make_traces
 
 EXPORTED, INFLIGHT = "otel.sdk.exporter.span.exported", "otel.sdk.exporter.span.inflight"
 DURATION = "otel.sdk.exporter.operation.duration"
@@ -49,8 +49,8 @@ def meters() -> Iterator[Meters]:
 def test_metrics_of_delivered_spans(scripted_server: ScriptedServer, meters: Meters) -> None:
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
     started_at = time.monotonic()
-    exporter.export(ended(2, children=1))
-    exporter.export(finished("root"))
+    exporter.export(make_traces(2, children=1))
+    exporter.export(make_spans("root"))
     exporter.shutdown()
     elapsed = time.monotonic() - started_at
     (exported,) = meters.points(EXPORTED)
@@ -79,7 +79,7 @@ def test_metrics_of_rejected_spans(scripted_server: ScriptedServer, meters: Mete
 
     scripted_server.answer_with("/v1/traces", answer)
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
-    exporter.export(ended(2, children=1))
+    exporter.export(make_traces(2, children=1))
     exporter.shutdown()
     assert meters.spans(EXPORTED) == {"": 3, "422": 1}
     (duration,) = meters.points(DURATION)
@@ -94,7 +94,7 @@ def test_metrics_of_spans_in_flight_and_dropped_at_shutdown(scripted_server: Scr
     exporter = MLflowSpanExporter(
         scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider, timeout=1
     )
-    exporter.export(ended(1, children=1))
+    exporter.export(make_traces(1, children=1))
     assert meters.spans(INFLIGHT) == {"": 2}
     assert meters.spans(EXPORTED) == {}
     exporter.shutdown()
@@ -148,7 +148,7 @@ def test_metrics_of_spans_dropped_before_sending(
         with monkeypatch.context() as patch:
             prepare(patch)
             exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
-            exporter.export(finished("root"))
+            exporter.export(make_spans("root"))
             exporter.shutdown()
         assert meters.spans(EXPORTED)[error] == 1
     assert meters.points(INFLIGHT) == []
@@ -163,7 +163,7 @@ def test_metrics_use_global_provider_if_enabled_by_environment(
     for value, expected in (("", {}), ("false", {}), (" True", {"": 1})):
         monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", value)
         exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1)
-        exporter.export(finished("root"))
+        exporter.export(make_spans("root"))
         exporter.shutdown()
         assert meters.spans(EXPORTED) == expected
 
@@ -183,6 +183,6 @@ def test_broken_meter_provider_drops_no_span(scripted_server: ScriptedServer) ->
 
     provider: Any = type("Provider", (AnyProvider,), {"get_meter": lambda *_: Meter()})()
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=provider)
-    exporter.export(finished("root"))
+    exporter.export(make_spans("root"))
     exporter.shutdown()
     assert exporter.stats().delivered == 1

@@ -29,9 +29,9 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
 from support.fast_retries import skip_retry_delays
 from support.markers import PROMPT, SECRET
-from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
-from support.spans import finished
-from support.traces import until
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
+from support.traces import wait_until
 
 SUCCESS, FAILURE = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
 SPANS = 2
@@ -606,7 +606,7 @@ class BackgroundExport:
         self._thread.start()
 
     def _run(self) -> None:
-        self._result = self._exporter.export(finished("first", "second"))
+        self._result = self._exporter.export(make_spans("first", "second"))
 
     def result(self) -> SpanExportResult | None:
         self._thread.join(20)
@@ -714,13 +714,13 @@ def in_seconds(seconds: float) -> str:
 def test_retry_after_delays_next_attempt(
     value: Callable[[], str], min_seconds: float, scripted_server: ScriptedServer
 ) -> None:
-    def answer(request: Recorded) -> Answer:
+    def answer(request: RecordedRequest) -> Answer:
         # A date is relative to the response: the request may have taken a while.
         return Answer(429, headers={"Retry-After": value()}) if request is scripted_server.requests[0] else ACCEPTED
 
     scripted_server.answer_with(TRACES_PATH, answer)
     with exporter_to(scripted_server) as exporter:
-        assert exporter.export(finished("first", "second")) is SUCCESS  # within the timeout of 10 s
+        assert exporter.export(make_spans("first", "second")) is SUCCESS  # within the timeout of 10 s
         assert span_counts(exporter) == (SPANS, 0, 0)
     first, second = scripted_server.to(TRACES_PATH)
     assert second.at - first.at >= min_seconds
@@ -734,12 +734,14 @@ def test_retry_after_beyond_timeout_drops_nothing(
 ) -> None:
     scripted_server.answer(Answer(503, headers={"Retry-After": value}), then=ACCEPTED)
     with exporter_to(scripted_server, timeout=SHORT) as exporter:
-        assert exporter.export(finished("first", "second")) is FAILURE
+        assert exporter.export(make_spans("first", "second")) is FAILURE
         assert span_counts(exporter) == (0, 0, SPANS)
         assert len(scripted_server.to(TRACES_PATH)) == 1
         pipeline = exporter._pipeline
         assert pipeline is not None
-        until(lambda: not pipeline.work_queue.in_progress(), what="it is delayed")  # a flush cancels pending delays
+        wait_until(
+            lambda: not pipeline.work_queue.in_progress(), what="it is delayed"
+        )  # a flush cancels pending delays
         assert exporter.force_flush(20_000)
         assert span_counts(exporter) == (SPANS, 0, 0)
     assert not find_differences(log_records(caplog), [export_failing("503", SERVER_ADVICE), RECOVERED])
@@ -751,7 +753,7 @@ def test_retry_after_beyond_timeout_drops_nothing(
 
 def test_export_succeeds_when_server_starts_later(caplog: pytest.LogCaptureFixture) -> None:
     with ScriptedServer(listening=False) as server, exporter_to(server, timeout=SHORT) as exporter:
-        assert exporter.export(finished("first", "second")) is FAILURE
+        assert exporter.export(make_spans("first", "second")) is FAILURE
         assert span_counts(exporter) == (0, 0, SPANS)
         server.listen()
         assert exporter.force_flush(20_000)
@@ -768,7 +770,7 @@ def test_closed_idle_connection_is_replaced_without_error(
 ) -> None:
     with exporter_to(scripted_server) as exporter:
         for _ in range(3):
-            assert exporter.export(finished("first", "second")) is SUCCESS
+            assert exporter.export(make_spans("first", "second")) is SUCCESS
             scripted_server.close_idle_connections()
         assert exporter.stats().requests == 3
     assert not log_records(caplog)
@@ -786,7 +788,7 @@ class StoredSpans:
         server.answer(Answer(body=version.encode()), path=VERSION)
         server.answer_with(BATCH_GET, self)
 
-    def __call__(self, request: Recorded) -> Answer:
+    def __call__(self, request: RecordedRequest) -> Answer:
         traces = [
             {
                 "spans": [
@@ -822,10 +824,10 @@ def test_uncertain_request_sends_only_missing_spans(
     StoredSpans(scripted_server, "3.13.0", *stored)
     scripted_server.answer(Answer(502), then=ACCEPTED)
     with exporter_to(scripted_server) as exporter:
-        assert exporter.export(finished("first", "second")) is SUCCESS
+        assert exporter.export(make_spans("first", "second")) is SUCCESS
         assert span_counts(exporter) == (SPANS, 0, 0)
         assert exporter.stats().requests == 1 + bool(resent)
-        assert exporter.export(finished("third")) is SUCCESS  # the recovery is logged by now
+        assert exporter.export(make_spans("third")) is SUCCESS  # the recovery is logged by now
     paths = [request.path for request in scripted_server.requests]
     again = [TRACES_PATH] if resent else []
     assert paths == [TRACES_PATH, VERSION, *[BATCH_GET] * rest_paths, *again, TRACES_PATH]

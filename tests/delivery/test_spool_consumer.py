@@ -30,10 +30,10 @@ from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.spool import storage as storage_module
 from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue, open_queue
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
-from support.children import in_child
-from support.scripted_server import ACCEPTED, Answer, Recorded, ScriptedServer
-from support.spans import finished
-from support.traces import until
+from support.children import run_in_fork
+from support.scripted_server import ACCEPTED, Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
+from support.traces import wait_until
 
 PLACES = [Destination(experiment_id=str(number)) for number in range(4)]
 
@@ -47,7 +47,7 @@ def _always_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def encode_spans(*names: str) -> list[EncodedSpan]:
     encoder = SpanEncoder()
-    return [encoder.encode(span) for span in finished(*names)]
+    return [encoder.encode(span) for span in make_spans(*names)]
 
 
 @dataclass
@@ -349,7 +349,7 @@ def test_forked_child_starts_empty(make_process: Callable[..., Process]) -> None
         process.tick()
         return not process.consumer.is_leader and len(process.requests) == before
 
-    assert in_child(child)
+    assert run_in_fork(child)
     assert process.consumer.is_leader
     assert process.names == NAMES[:2]
 
@@ -361,10 +361,10 @@ def test_thread_starts_at_wake_and_ends_at_close(make_process: Callable[..., Pro
     process = make_process()
     process.put(NAMES[0])
     process.consumer.wake()
-    until(lambda: process.requests)
+    wait_until(lambda: process.requests)
     spilled_count = process.spilled_count
     process.consumer.wake()
-    until(lambda: process.spilled_count > spilled_count)
+    wait_until(lambda: process.spilled_count > spilled_count)
     process.consumer.close()
     process.consumer.close()
     thread = process.consumer._thread
@@ -390,7 +390,7 @@ def test_thread_survives_exception(
     monkeypatch.setattr(process.consumer, "_spill", spill)
     process.put(NAMES[0])
     process.consumer.wake()
-    until(lambda: process.requests)
+    wait_until(lambda: process.requests)
     assert "Please report this." in caplog.text
 
 
@@ -407,7 +407,7 @@ def test_requests_stay_on_disk_without_thread(
         process.consumer.wake()
     assert len(process.queue.storage.entries()) == 1
     process.consumer.wake()  # when threads can start again
-    until(lambda: process.requests)
+    wait_until(lambda: process.requests)
 
 
 # Waiting
@@ -498,7 +498,7 @@ def test_uncertain_request_is_looked_up_on_servers_before_3_17(
     long_ago = time.time() - 3600
     assert queue.storage.append(PLACES[1], spans, uncertain=uncertain, sent_at=long_ago)
 
-    def stored_spans_response(_: Recorded) -> Answer:
+    def stored_spans_response(_: RecordedRequest) -> Answer:
         ids = {"trace_id": spans[0].trace_id.to_bytes(16, "big"), "span_id": spans[0].span_id.to_bytes(8, "big")}
         span = {key: base64.b64encode(value).decode() for key, value in ids.items()}
         body = json.dumps({"traces": [{"spans": [span]}]}).encode()
@@ -508,7 +508,7 @@ def test_uncertain_request_is_looked_up_on_servers_before_3_17(
     scripted_server.answer_with("/api/3.0/mlflow/traces/batchGet", stored_spans_response)
     scripted_server.answer_with("/v1/traces", lambda _: ACCEPTED)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, spool=True, spool_dir=tmp_path)
-    until(lambda: queue.storage.totals().file_count == 0)
+    wait_until(lambda: queue.storage.totals().file_count == 0)
     exporter.shutdown(5000)
     names = [span.name for request in scripted_server.to("/v1/traces") for span in request.spans()]
     assert names == (sent if uncertain else ["s00", "s01"])

@@ -22,7 +22,7 @@ from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState, read
 from mlflow_otlp_exporter._internal.spool.index import Entry
 from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
-from support.spans import finished
+from support.spans import make_spans
 
 HERE = Destination("team-a", experiment="agents")
 LATER = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "down")
@@ -30,7 +30,7 @@ LATER = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "down")
 
 def encode_spans(*names: str) -> list[EncodedSpan]:
     encoder = SpanEncoder()
-    return [encoder.encode(span) for span in finished(*names)]
+    return [encoder.encode(span) for span in make_spans(*names)]
 
 
 @pytest.fixture(autouse=True)

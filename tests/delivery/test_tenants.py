@@ -8,13 +8,13 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure, trace_context
-from support.scripted_server import Answer, Recorded, ScriptedServer
-from support.traces import until
+from support.scripted_server import Answer, RecordedRequest, ScriptedServer
+from support.traces import wait_until
 
 TENANTS = 1000
 
 
-def look_up(request: Recorded) -> Answer:
+def look_up(request: RecordedRequest) -> Answer:
     name = parse_qs(request.query)["experiment_name"][0]
     body = {"experiment": {"experiment_id": name.removeprefix("tenant "), "lifecycle_stage": "active"}}
     return Answer(200, headers={"Content-Type": "application/json"}, body=json.dumps(body).encode())
@@ -43,7 +43,7 @@ def test_thousand_tenants_share_few_threads(scripted_server: ScriptedServer) -> 
 
 
 def test_slow_and_rejected_tenants_delay_no_other(scripted_server: ScriptedServer) -> None:
-    def answer(request: Recorded) -> Answer:
+    def answer(request: RecordedRequest) -> Answer:
         return {"1": Answer(hold=release), "2": Answer(403)}.get(request.headers["x-mlflow-experiment-id"], Answer(200))
 
     release = threading.Event()
@@ -65,6 +65,6 @@ def test_slow_and_rejected_tenants_delay_no_other(scripted_server: ScriptedServe
             if request.headers["x-mlflow-experiment-id"] not in ("1", "2")
         )
 
-    until(lambda: count_delivered() == good, what="all others, while one request is held")
+    wait_until(lambda: count_delivered() == good, what="all others, while one request is held")
     release.set()
     processor.shutdown(500)

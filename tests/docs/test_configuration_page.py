@@ -12,7 +12,7 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 from support import settings_page
-from support.documents import between, blocks
+from support.documents import blocks, text_between
 from support.settings_page import PAGE
 
 TEXT = PAGE.read_text()
@@ -24,7 +24,7 @@ TEXT = PAGE.read_text()
     ids=[f"{page.name} {name}" for page, name, _ in settings_page.tables()],
 )
 def test_tables_are_those_of_the_code(page: Path, name: str, table: str) -> None:
-    assert between(page, *settings_page.marks(name)) == table, "make configuration"
+    assert text_between(page, *settings_page.marks(name)) == table, "make configuration"
 
 
 def test_every_setting_has_a_row_with_all_its_variables() -> None:

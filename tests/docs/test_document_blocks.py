@@ -23,7 +23,7 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 from mlflow_otlp_exporter.testing import RecordingEndpoint
-from support.documents import DOCS, PAGES, Block, blocks, commands, exported
+from support.documents import DOCS, PAGES, Block, blocks, commands, exported_variables
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
 from support.settings_page import TYPES
@@ -196,9 +196,9 @@ def resolve_settings(variables: dict[str, str], folder: Path) -> Settings:
     return resolve({}, environment={**here, "HOME": str(folder)}, defaults=DEFAULTS)
 
 
-@pytest.mark.parametrize("block", [block for block in SHELL if exported(block)], ids=label)
+@pytest.mark.parametrize("block", [block for block in SHELL if exported_variables(block)], ids=label)
 def test_variables_that_are_set_are_settings(block: Block, tmp_path: Path) -> None:
-    resolve_settings(exported(block), tmp_path)
+    resolve_settings(exported_variables(block), tmp_path)
 
 
 # Topologies: which server, which credential, which destination, whether the disk is used, whether names are looked up.
@@ -230,7 +230,7 @@ def topologies() -> dict[str, dict[str, str]]:
     ]
     environments: dict[str, dict[str, str]] = {}
     for block in blocks(page, "sh"):
-        if variables := exported(block):
+        if variables := exported_variables(block):
             name = [title for number, title in heads if number < block.line][-1]
             environments[name if name not in environments else f"{name}, 2"] = variables
     return environments

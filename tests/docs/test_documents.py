@@ -11,7 +11,7 @@ from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from support.documents import DOCS, PAGES, anchors, links
 from support.environments import ROOT
 from support.lanes import Lanes
-from support.lanes import lanes as asked
+from support.lanes import collect_lanes as asked
 
 TESTS = ROOT / "tests"
 GUARANTEES = ROOT / "docs" / "guarantees.md"
@@ -20,7 +20,7 @@ _SKIPS = re.compile(r"\b(skip|skipif|xfail|importorskip)\b")
 
 
 @pytest.fixture(scope="module")
-def lanes() -> Lanes:
+def collect_lanes() -> Lanes:
     return asked()
 
 
@@ -31,14 +31,14 @@ def test_each_promise_names_its_tests() -> None:
     assert [row for row in promises if not re.search(r"`[\w.]+\.test_\w+\.test_\w+`", row)] == []
 
 
-def test_ci_runs_what_a_promise_names(lanes: Lanes) -> None:
-    assert [f"{module}.{name}" for module, name in PROMISES if (module, name) not in lanes.ci] == []
+def test_ci_runs_what_a_promise_names(collect_lanes: Lanes) -> None:
+    assert [f"{module}.{name}" for module, name in PROMISES if (module, name) not in collect_lanes.ci] == []
 
 
-def test_a_test_outside_of_ci_would_be_found(lanes: Lanes) -> None:
-    assert ("docs.test_documents", "test_a_test_outside_of_ci_would_be_found") in lanes.default
-    assert lanes.ci - lanes.default
-    assert lanes.matrix - lanes.ci
+def test_a_test_outside_of_ci_would_be_found(collect_lanes: Lanes) -> None:
+    assert ("docs.test_documents", "test_a_test_outside_of_ci_would_be_found") in collect_lanes.default
+    assert collect_lanes.ci - collect_lanes.default
+    assert collect_lanes.matrix - collect_lanes.ci
 
 
 def functions(module: str) -> dict[str, ast.FunctionDef]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from support.apps import free_port, running
+from support.apps import free_port, run_server
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
 
@@ -59,7 +59,7 @@ def test_multi_tenant_fastapi(mlflow_server: MLflowServer) -> None:
     port = free_port()
     variables = {**os.environ, "MLFLOW_TRACKING_URI": mlflow_server.uri}
     app = ["uvicorn", "multi_tenant_fastapi:app", "--app-dir", str(EXAMPLES), "--port", str(port)]
-    with running(app, variables, port):
+    with run_server(app, variables, port):
         for tenant in ("acme", "initech", "acme"):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
             connection.request("GET", "/ask?question=rain", headers={"x-tenant": tenant, "x-session": f"s-{tenant}"})

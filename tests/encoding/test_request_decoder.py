@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanContext, TraceState
 from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
-from support.traces import ended, poisonous
+from support.traces import make_rejectable_traces, make_traces
 
 RESOURCES = [Resource({}), Resource({"service.name": "a"}, "https://schema"), Resource({"big": "x" * 20_000})]
 SCOPES = [None, InstrumentationScope("s", "1", "https://scope"), InstrumentationScope("t", attributes={"k": 1})]
@@ -42,7 +42,7 @@ def test_decode_request_reverses_encode_request(encoded: list[EncodedSpan]) -> N
 
 def test_decode_request_reverses_encode_request_for_all_kinds_of_spans() -> None:
     encoder = SpanEncoder()
-    encoded = [encoder.encode(span) for span in [*ended(3, children=2), *poisonous()]]
+    encoded = [encoder.encode(span) for span in [*make_traces(3, children=2), *make_rejectable_traces()]]
     assert decode_request(encode_request(encoded)) == encoded
 
 

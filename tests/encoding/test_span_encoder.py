@@ -20,7 +20,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
-from support.spans import finished
+from support.spans import make_spans
 
 TRACE_IDS, SPAN_IDS = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)
 TIMES = st.integers(0, 2**63 - 1)
@@ -198,7 +198,7 @@ CASES: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("value", "expected"), CASES, ids=lambda item: str(item)[:30])
 def test_encode_value_of_each_type(value: Any, expected: str) -> None:
     encoder = SpanEncoder()
-    (span,) = finished("a")
+    (span,) = make_spans("a")
     body = encode_request([encoder.encode(span, {"key": value})])
     (attribute,) = get_single_span(ExportTraceServiceRequest.FromString(body)).attributes
     assert attribute.key == "key"
@@ -218,7 +218,7 @@ REPAIRED: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("value", "expected"), REPAIRED, ids=range(len(REPAIRED)))
 def test_encode_unencodable_value_repairs_and_counts_it(value: Any, expected: str) -> None:
     encoder = SpanEncoder()
-    body = encode_request([encoder.encode(finished("a")[0], {"key": value})])
+    body = encode_request([encoder.encode(make_spans("a")[0], {"key": value})])
     assert get_single_span(ExportTraceServiceRequest.FromString(body)).attributes[0].value.string_value == expected
     assert (encoder.repairs.repaired, encoder.repairs.left_out) == (1, 0)
 
@@ -241,19 +241,19 @@ def create_endless_list() -> list[Any]:
 )
 def test_encode_unsupported_value_omits_and_counts_it(value: Any) -> None:
     encoder = SpanEncoder()
-    body = encode_request([encoder.encode(finished("a")[0], {"bad": value, "good": 1})])
+    body = encode_request([encoder.encode(make_spans("a")[0], {"bad": value, "good": 1})])
     assert [item.key for item in get_single_span(ExportTraceServiceRequest.FromString(body)).attributes] == ["good"]
     assert (encoder.repairs.repaired, encoder.repairs.left_out) == (0, 1)
 
 
 def test_encode_deepest_nesting_can_be_parsed() -> None:
     encoder = SpanEncoder()
-    body = encode_request([encoder.encode(finished("a")[0], {"deep": nest(24)})])
+    body = encode_request([encoder.encode(make_spans("a")[0], {"deep": nest(24)})])
     assert get_single_span(ExportTraceServiceRequest.FromString(body)).attributes[0].key == "deep"
 
 
 def test_encode_with_attributes_replaces_those_of_the_span() -> None:
-    (span,) = finished("a")
+    (span,) = make_spans("a")
     body = encode_request([SpanEncoder().encode(span, {"x": "y"})])
     result = get_single_span(ExportTraceServiceRequest.FromString(body))
     assert [(item.key, item.value.string_value) for item in result.attributes] == [("x", "y")]
@@ -292,7 +292,7 @@ def test_encode_keeps_dropped_counts() -> None:
 
 def test_encoder_caches_are_bounded() -> None:
     encoder = SpanEncoder()
-    (span,) = finished("a")
+    (span,) = make_spans("a")
     for number in range(5000):
         encoder.encode(span, {f"key {number}": 1, "long" * 50 + str(number): 1})
     assert len(encoder._keys) <= 4096
@@ -302,7 +302,7 @@ def test_encoder_caches_are_bounded() -> None:
 
 
 def test_encode_in_threads_is_unchanged() -> None:
-    encoder, spans = SpanEncoder(), finished(*(f"span {number}" for number in range(50)))
+    encoder, spans = SpanEncoder(), make_spans(*(f"span {number}" for number in range(50)))
     expected = [SpanEncoder().encode(span) for span in spans]
     wrong: list[int] = []
 

@@ -47,7 +47,7 @@ def test_console_of_whole_traces_keeps_right_cells_of_stock_exporter(scored: Sco
 
 
 def test_conventions_page_has_current_scores(scored: Scored) -> None:
-    assert conventions.read_tables() == conventions.tables(scored["stock"], scored["whole"], truths()), (
+    assert conventions.read_tables() == conventions.format_tables(scored["stock"], scored["whole"], truths()), (
         "make conventions"
     )
 

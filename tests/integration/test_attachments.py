@@ -28,9 +28,9 @@ from mlflow_otlp_exporter import MLflowSpanExporter, configure, shutdown, trace_
 from mlflow_otlp_exporter._internal.model.attachment import create_attachment
 from support.environments import MLFLOW_VERSIONS, ROOT, mlflow_python
 from support.mlflow_server import MLflowServer
-from support.scripted_server import Answer, Recorded, ScriptedServer
-from support.spans import finished
-from support.traces import ended, until
+from support.scripted_server import Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
+from support.traces import make_traces, wait_until
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -62,7 +62,7 @@ def call(*pictures: bytes) -> Mapping[str, Any]:
 
 
 def spans(*pictures: bytes) -> list[ReadableSpan]:
-    return ended(1, attributes=lambda *_: call(*pictures))
+    return make_traces(1, attributes=lambda *_: call(*pictures))
 
 
 class FakeMLflow:
@@ -87,13 +87,13 @@ class FakeMLflow:
                 folder = f"/7/traces/tr-{span.context.trace_id:032x}/artifacts/attachments/{made.id}"
                 server.answer_with(f"/api/2.0/mlflow-artifacts/artifacts{folder}", self._file)
 
-    def _file(self, request: Recorded) -> Answer:
+    def _file(self, request: RecordedRequest) -> Answer:
         self.order.append(request.method)
         if self.takes.status == 200:
             self.files[request.path.rpartition("/")[2]] = request.body
         return self.takes
 
-    def _spans(self, request: Recorded) -> Answer:
+    def _spans(self, request: RecordedRequest) -> Answer:
         self.order.append("spans")
         self.sent = request.content.decode(errors="replace")
         return Answer()
@@ -171,7 +171,7 @@ def test_what_waits_on_disk_is_uploaded_by_the_next_run(tmp_path: Path) -> None:
         assert exporter.stats().spooled == 1
         server.listen()
         exporter = exporter_to(server, **more)
-        until(lambda: exporter.stats().delivered == 1)
+        wait_until(lambda: exporter.stats().delivered == 1)
         exporter.shutdown()
     assert (fake.order, list(fake.files.values())) == (["PUT", "spans"], [LARGE])
     assert fake.refs[0] in fake.sent
@@ -215,7 +215,7 @@ def test_what_is_hidden_or_masked_is_never_uploaded(
 
 def test_spans_without_media_do_not_ask(scripted_server: ScriptedServer) -> None:
     exporter = exporter_to(scripted_server)
-    exporter.export(finished("plain"))
+    exporter.export(make_spans("plain"))
     exporter.shutdown()
     assert [request.path for request in scripted_server.requests] == ["/v1/traces"]
 
@@ -330,7 +330,7 @@ def test_console_shows_what_otlp_cannot_carry(mlflow_server: MLflowServer, tmp_p
     """Pictures, sound, files; source, run name and metadata."""
     number = mlflow_server.create_experiment("media")
     body = {"experiment_id": number, "run_name": "nightly"}
-    run = mlflow_server.rest("POST", "/api/2.0/mlflow/runs/create", body)["run"]["info"]["run_id"]
+    run = mlflow_server.call_rest("POST", "/api/2.0/mlflow/runs/create", body)["run"]["info"]["run_id"]
     image, paper = picture(300, 200), b"%PDF-1.4\n" + b"%" * 20_000 + b"\ntrailer<</Root 1 0 R>>\n%%EOF"
     pdf = f"data:application/pdf;base64,{text_of(paper)}"
     heard = {"type": "input_audio", "input_audio": {"data": text_of(sound(2)), "format": "wav"}}
@@ -351,7 +351,7 @@ def test_console_shows_what_otlp_cannot_carry(mlflow_server: MLflowServer, tmp_p
     exporter = MLflowSpanExporter(
         tracking_uri=mlflow_server.uri, experiment_id=number, run_id=run, attachments=True, trace_info=True
     )
-    found = ended(1, children=3, attributes=lambda _, number: kinds[number])
+    found = make_traces(1, children=3, attributes=lambda _, number: kinds[number])
     assert exporter.export(found) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert exporter.stats().attachments_uploaded == 3

@@ -18,7 +18,7 @@ from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from mlflow_otlp_exporter._internal.spool import file_format
 from support.mlflow_server import MLflowServer
-from support.traces import stored, until
+from support.traces import stored_span_names, wait_until
 
 RATE, HELD = 500, 5.0
 """Spans a second; and for how many seconds they are held in memory at that rate, before they share a request."""
@@ -79,7 +79,7 @@ def test_outage_of_minutes(tmp_path: Path, seconds: int, bounds: Bounds) -> None
         server.restart()
         ratio = catch_up(server, experiment, Path(variables["MLFLOW_OTLP_SPOOL_DIR"]))
         sys.stdout.write(json.dumps({**found, "catch up": ratio}) + "\n")
-        assert len(stored(server.log.parent / "mlflow.db", experiment)) == found["spooled"]
+        assert len(stored_span_names(server.log.parent / "mlflow.db", experiment)) == found["spooled"]
         assert ratio >= bounds.rate
     finally:
         server.stop()
@@ -113,7 +113,7 @@ def catch_up(server: MLflowServer, experiment: str, root: Path) -> float:
             exporter = MLflowSpanExporter(
                 tracking_uri=server.uri, experiment_id=experiment, spool=True, spool_dir=root, timeout=30
             )
-            until(lambda: not list(folder.glob("*.otlp")), 300)
+            wait_until(lambda: not list(folder.glob("*.otlp")), 300)
             drained += (time.monotonic() - begin) / size(other)
             exporter.shutdown(1000)
     return straight / drained

@@ -18,11 +18,11 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool.persistent_queue import open_queue
-from support.chaos import Agent, check, drain, sqlite
+from support.chaos import Agent, check_spans, flush_spool, query_sqlite
 from support.mlflow_server import MLflowServer
-from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
-from support.spans import finished
-from support.traces import until
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
+from support.traces import wait_until
 
 pause = threading.Event().wait
 
@@ -54,7 +54,7 @@ class OldServer:
         server.answer_with("/api/3.0/mlflow/traces/batchGet", self._stored)
         server.answer_with(TRACES_PATH, self._take)
 
-    def _take(self, request: Recorded) -> Answer:
+    def _take(self, request: RecordedRequest) -> Answer:
         with self._lock:
             for span in request.spans():
                 self.names[span.name] += 1
@@ -62,7 +62,7 @@ class OldServer:
                 self._ids.setdefault(f"tr-{span.trace_id.hex()}", []).append(ids)
         return ACCEPTED
 
-    def _stored(self, request: Recorded) -> Answer:
+    def _stored(self, request: RecordedRequest) -> Answer:
         wanted = parse_qs(request.query)["trace_ids"]
         with self._lock:
             found = [{"spans": self._ids[trace]} for trace in wanted if trace in self._ids]
@@ -77,7 +77,7 @@ def test_four_processes_share_a_spool_while_they_are_killed(
     settings = resolve({"spool": True})
     depot = open_queue(settings, "none", ProblemLog())
     encoder = SpanEncoder()
-    for span in finished(*map(str, range(2000))):
+    for span in make_spans(*map(str, range(2000))):
         assert depot.append(Destination(experiment_id="1"), [encoder.encode(span)], attempted=False, uncertain=False)
     [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -117,7 +117,7 @@ def test_agents_and_the_server_are_killed(tmp_path: Path) -> None:
             Agent(tmp_path, 0, variables, every_span=False) as first,
             Agent(tmp_path, 1, variables, every_span=True) as second,
         ):
-            until(lambda: len(second.ended()) > 50, 30)
+            wait_until(lambda: len(second.ended_spans()) > 50, 30)
             pause(6)
             first.kill()
             second.kill()
@@ -134,8 +134,8 @@ def test_agents_and_the_server_are_killed(tmp_path: Path) -> None:
             for agent in (first, second):
                 agent.end()
                 assert "Traceback" not in agent.log()
-        drain(variables)
-        counts = check(server, sqlite(server.log.parent / "mlflow.db"), experiment, (first, second))
+        flush_spool(variables)
+        counts = check_spans(server, query_sqlite(server.log.parent / "mlflow.db"), experiment, (first, second))
         assert counts["kills"] == 5
         assert counts["promised"] > 500, counts
     finally:

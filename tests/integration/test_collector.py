@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure
 from support.collector import Collector, collector_python, otelcol
 from support.mlflow_server import MLflowServer
-from support.spans import finished
-from support.traces import until
+from support.spans import make_spans
+from support.traces import wait_until
 
 TENANTS = ("team-a", "team-b")
 OPENTELEMETRY_APP = """
@@ -51,7 +51,7 @@ def collector_variables(server: MLflowServer, experiment_id: str, workspace: str
 
 def wait_for_names(server: MLflowServer, experiment_id: str, workspace: str, count: int) -> list[str]:
     """Waits for `count` traces in an experiment, and returns the sorted names of their spans."""
-    until(lambda: len(server.search_traces(experiment_id, workspace)) >= count, 60, f"{count} traces")
+    wait_until(lambda: len(server.search_traces(experiment_id, workspace)) >= count, 60, f"{count} traces")
     traces = [server.trace(trace["trace_id"], workspace) for trace in server.search_traces(experiment_id, workspace)]
     return sorted(span["name"] for trace in traces if trace for span in trace["spans"])
 
@@ -128,6 +128,6 @@ def test_experiment_id_that_configurations_default_to_is_rejected(
     """The default of the configurations. MLflow would answer an empty header with 200 and store nothing."""
     headers = {"x-mlflow-experiment-id": "none-was-given"}
     exporter = MLflowSpanExporter(f"{server.uri}/v1/traces", headers=headers, timeout=10)
-    assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
+    assert exporter.export(make_spans("answer")) is SpanExportResult.FAILURE
     assert "400: Invalid experiment ID 'none-was-given'" in caplog.text
     exporter.shutdown(500)

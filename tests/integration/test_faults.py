@@ -20,9 +20,9 @@ from support.fast_retries import skip_retry_delays
 from support.markers import SECRET, has_marker
 from support.mlflow_server import MLflowServer
 from support.postgres import Postgres
-from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
-from support.spans import finished
-from support.traces import ended, poisonous, stored, until
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
+from support.traces import make_rejectable_traces, make_traces, stored_span_names, wait_until
 
 MOST_REQUESTS = 40
 """How many requests 200 traces with three bad spans among them may take."""
@@ -44,7 +44,7 @@ class Picky:
         self.taken: list[str] = []
         server.answer_with(TRACES_PATH, self)
 
-    def __call__(self, request: Recorded) -> Answer:
+    def __call__(self, request: RecordedRequest) -> Answer:
         spans = request.spans()
         for span in spans:
             for attribute in span.attributes:
@@ -80,7 +80,7 @@ def test_only_what_is_refused_is_lost(
 
     picky = Picky(scripted_server)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
-    spans = ended(200, children=2, attributes=attributes)
+    spans = make_traces(200, children=2, attributes=attributes)
     marked = {f"child {trace}.1": status for trace, status in poisoned.items()}
     exporter.export(spans)
     started = time.monotonic()
@@ -108,7 +108,7 @@ def test_server_in_trouble_is_not_flooded_and_loses_nothing(scripted_server: Scr
     troubled.set()
     taken: list[str] = []
 
-    def answer(request: Recorded) -> Answer:
+    def answer(request: RecordedRequest) -> Answer:
         if troubled.is_set():
             return Answer(500, body=b"Internal Server Error")
         taken.extend(span.name for span in request.spans())
@@ -116,7 +116,7 @@ def test_server_in_trouble_is_not_flooded_and_loses_nothing(scripted_server: Scr
 
     scripted_server.answer_with(TRACES_PATH, answer)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
-    spans = ended(200, children=2)
+    spans = make_traces(200, children=2)
     exporter.export(spans)  # until its time-out of 10 s
     during = len(scripted_server.to(TRACES_PATH))
     troubled.clear()
@@ -134,7 +134,7 @@ def test_server_that_answers_now_and_then_loses_nothing(status: int, scripted_se
     chance = random.Random(7)
     taken: list[str] = []
 
-    def answer(request: Recorded) -> Answer:
+    def answer(request: RecordedRequest) -> Answer:
         if chance.random() < 0.7:
             return Answer(status, body=b"Internal Server Error")
         taken.extend(span.name for span in request.spans())
@@ -142,11 +142,11 @@ def test_server_that_answers_now_and_then_loses_nothing(status: int, scripted_se
 
     scripted_server.answer_with(TRACES_PATH, answer)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
-    spans = [span for _ in range(5) for span in ended(4, children=1)]
+    spans = [span for _ in range(5) for span in make_traces(4, children=1)]
     with skip_retry_delays(exporter, 0.2):
         for start in range(0, len(spans), 8):
             exporter.export(spans[start : start + 8])
-        until(lambda: exporter.stats().delivered >= len(spans), 120)
+        wait_until(lambda: exporter.stats().delivered >= len(spans), 120)
     stats = exporter.stats()
     exporter.shutdown()
     assert (stats.delivered, stats.dropped) == (len(spans), 0)
@@ -167,13 +167,13 @@ def test_only_what_mlflow_refuses_is_lost_without_repairs(
     number = mlflow_server.create_experiment("poisoned")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment_id=number)
     before = mlflow_server.count_requests()
-    spans = ended(200, children=2, attributes=lambda trace, span: poison.get((trace, span), {}))
+    spans = make_traces(200, children=2, attributes=lambda trace, span: poison.get((trace, span), {}))
     exporter.export(spans)
     exporter.force_flush(30_000)
     stats = exporter.stats()
     exporter.shutdown()
     lost = {"root 17", "child 90.1", "root 151"}
-    assert stored(database(mlflow_server), number) == sorted({span.name for span in spans} - lost)
+    assert stored_span_names(database(mlflow_server), number) == sorted({span.name for span in spans} - lost)
     assert (stats.delivered, stats.dropped) == (597, 3)
     assert mlflow_server.count_requests() - before == stats.requests <= MOST_REQUESTS
     for name, reason in (
@@ -190,12 +190,12 @@ def test_repaired_spans_land_in_one_request(mlflow_server: MLflowServer) -> None
     number = mlflow_server.create_experiment("repaired")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment_id=number, max_request_size=0)
     before = mlflow_server.count_requests()
-    spans = poisonous()
+    spans = make_rejectable_traces()
     result = exporter.export(spans)
     exporter.shutdown()
     assert result is SpanExportResult.SUCCESS
     assert mlflow_server.count_requests() - before == 1
-    assert len(stored(database(mlflow_server), number)) == len(spans)
+    assert len(stored_span_names(database(mlflow_server), number)) == len(spans)
 
 
 # Passwords
@@ -222,10 +222,10 @@ def test_user_and_password(guarded_server: MLflowServer, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMINS)
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=guarded_server.uri, experiment="with a password")
-    assert exporter.export(ended(1, children=1)) is SpanExportResult.SUCCESS
+    assert exporter.export(make_traces(1, children=1)) is SpanExportResult.SUCCESS
     assert exporter.stats().delivered == 2
     exporter.shutdown()
-    assert stored(database(guarded_server), number) == ["child 0.1", "root 0"]
+    assert stored_span_names(database(guarded_server), number) == ["child 0.1", "root 0"]
 
 
 def test_right_to_edit_an_experiment_is_enough_for_all_that_goes_with_spans(
@@ -233,9 +233,11 @@ def test_right_to_edit_an_experiment_is_enough_for_all_that_goes_with_spans(
 ) -> None:
     """Attachments, metadata and prompts."""
     number = guarded_server.create_experiment("by an editor")
-    guarded_server.rest("POST", "/api/2.0/mlflow/users/create", {"username": "editor", "password": f"{SECRET}, too"})
+    guarded_server.call_rest(
+        "POST", "/api/2.0/mlflow/users/create", {"username": "editor", "password": f"{SECRET}, too"}
+    )
     granted = {"resource_type": "experiment", "resource_id": number, "username": "editor", "permission": "EDIT"}
-    guarded_server.rest("POST", "/api/3.0/mlflow/users/permissions/grant", granted)
+    guarded_server.call_rest("POST", "/api/3.0/mlflow/users/permissions/grant", granted)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "editor")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{SECRET}, too")
     picture = base64.b64encode(bytes(range(256)) * 50).decode()
@@ -246,7 +248,7 @@ def test_right_to_edit_an_experiment_is_enough_for_all_that_goes_with_spans(
     exporter = MLflowSpanExporter(
         tracking_uri=guarded_server.uri, experiment="by an editor", attachments=True, trace_info=True
     )
-    assert exporter.export(ended(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
+    assert exporter.export(make_traces(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     stats = exporter.stats()
     assert (
@@ -257,7 +259,7 @@ def test_right_to_edit_an_experiment_is_enough_for_all_that_goes_with_spans(
     ) == (1, 0, 1, 0)
     place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}
     body = {"locations": [place], "filter": "prompt = 'greeting/1'", "max_results": 5}
-    assert len(guarded_server.rest("POST", "/api/3.0/mlflow/traces/search", body)["traces"]) == 1
+    assert len(guarded_server.call_rest("POST", "/api/3.0/mlflow/traces/search", body)["traces"]) == 1
 
 
 def test_wrong_password_is_told_without_it_and_waited_out(
@@ -265,25 +267,25 @@ def test_wrong_password_is_told_without_it_and_waited_out(
 ) -> None:
     number = guarded_server.create_experiment("with a wrong password")
     body = {"username": "bot", "password": f"{SECRET}, the first"}
-    guarded_server.rest("POST", "/api/2.0/mlflow/users/create", body)
-    guarded_server.rest("PATCH", "/api/2.0/mlflow/users/update-admin", {"username": "bot", "is_admin": True})
+    guarded_server.call_rest("POST", "/api/2.0/mlflow/users/create", body)
+    guarded_server.call_rest("PATCH", "/api/2.0/mlflow/users/update-admin", {"username": "bot", "is_admin": True})
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "bot")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{SECRET}, the second")
     caplog.set_level(logging.DEBUG)
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=guarded_server.uri, experiment_id=number)
-    assert exporter.export(ended(1, children=1)) is SpanExportResult.FAILURE
+    assert exporter.export(make_traces(1, children=1)) is SpanExportResult.FAILURE
     stats = exporter.stats()
     assert (stats.delivered, stats.dropped) == (0, 0)
     assert caplog.text.count("Export failing, spans are queued in memory") == 1
     assert "You are not authenticated" in caplog.text
     assert "user bot (environment variable MLFLOW_TRACKING_USERNAME)" in caplog.text
-    guarded_server.rest(
+    guarded_server.call_rest(
         "PATCH", "/api/2.0/mlflow/users/update-password", {"username": "bot", "password": f"{SECRET}, the second"}
     )
     assert exporter.force_flush()
     exporter.shutdown()
     assert exporter.stats().delivered == 2
-    assert stored(database(guarded_server), number) == ["child 0.1", "root 0"]
+    assert stored_span_names(database(guarded_server), number) == ["child 0.1", "root 0"]
     assert not has_marker(caplog.text)
 
 
@@ -316,7 +318,7 @@ def test_repaired_spans_land_in_one_request_on_postgresql(postgres: Postgres, po
         timeout=60, tracking_uri=postgres_server.uri, experiment_id=number, max_request_size=0
     )
     before = postgres_server.count_requests()
-    spans = poisonous()
+    spans = make_rejectable_traces()
     result = exporter.export(spans)
     exporter.shutdown()
     assert result is SpanExportResult.SUCCESS
@@ -329,7 +331,7 @@ def test_service_name_that_postgresql_refuses_is_repaired(postgres: Postgres, po
     """MLflow makes tags of the resource's attributes."""
     number = postgres_server.create_experiment("repaired resource")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=postgres_server.uri, experiment_id=number)
-    result = exporter.export(finished("root", service="a\x00b"))
+    result = exporter.export(make_spans("root", service="a\x00b"))
     exporter.shutdown()
     assert result is SpanExportResult.SUCCESS
     assert names_in(postgres, number) == ["root"]
@@ -346,7 +348,7 @@ def test_database_that_restarts_in_the_middle_costs_no_span_and_no_token(
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(MLflowSpanProcessor(exporter))
     tracer = provider.get_tracer("tests")
-    before = len(postgres_server.answers())
+    before = len(postgres_server.statuses())
     pause = threading.Event()
     count = 0
 
@@ -362,7 +364,7 @@ def test_database_that_restarts_in_the_middle_costs_no_span_and_no_token(
 
     work(2)
     postgres.stop(how)
-    work(30, lambda: 503 in postgres_server.answers()[before:])
+    work(30, lambda: 503 in postgres_server.statuses()[before:])
     work(1)
     postgres.start()
     work(2)
@@ -370,7 +372,7 @@ def test_database_that_restarts_in_the_middle_costs_no_span_and_no_token(
     stats = exporter.stats()
     provider.shutdown()
     assert (stats.delivered, stats.dropped) == (2 * count, 0)
-    assert 503 in postgres_server.answers()[before:]
+    assert 503 in postgres_server.statuses()[before:]
     assert Counter(names_in(postgres, number)) == {"child": count, **{f"root {each}": 1 for each in range(count)}}
     infos = postgres_server.search_traces(number)
     assert Counter(info["trace_metadata"]["mlflow.trace.tokenUsage"] for info in infos) == {json.dumps(usage): count}

@@ -26,8 +26,8 @@ from support.kubernetes import ALL_VERBS, Cluster, kubernetes_mlflow, rotate, se
 from support.mlflow_server import MLflowServer
 from support.needs import executable
 from support.nginx import Nginx, _free_ports
-from support.spans import finished
-from support.traces import ended, until
+from support.spans import make_spans
+from support.traces import make_traces, wait_until
 
 pytestmark = [pytest.mark.matrix, pytest.mark.needs("python3.12")]
 
@@ -280,7 +280,7 @@ def test_what_is_not_taken_is_kept_and_explained(
     chosen: Any = {"experiment": experiment} if number is None else {"experiment_id": number}
     exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, workspace=trouble.workspace, timeout=6, **chosen)
     try:
-        assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
+        assert exporter.export(make_spans("answer")) is SpanExportResult.FAILURE
         said = "\n".join(record.getMessage() for record in caplog.records)
         assert [part for part in trouble.said if part not in said] == []
         assert exporter.stats().dropped == 0
@@ -296,7 +296,7 @@ def test_what_is_not_taken_is_kept_and_explained(
 def wait_until_delivered(exporter: MLflowSpanExporter) -> None:
     """What the server still remembers, and no more, is waited for."""
     with skip_retry_delays(exporter, 0.2):
-        until(lambda: exporter.stats().delivered, 60)
+        wait_until(lambda: exporter.stats().delivered, 60)
 
 
 def test_bad_workspace_of_a_tenant_is_told(
@@ -323,7 +323,7 @@ def test_namespace_that_is_no_workspace_is_told(
     rotate(pod, by_token.allow("good"), "plain")
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes")
     exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, experiment="any", timeout=10)
-    assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
+    assert exporter.export(make_spans("answer")) is SpanExportResult.FAILURE
     assert "the pod's namespace 'plain' is not a workspace (404: Workspace 'plain' not found" in caplog.text
     assert "400: Workspace context is required for this request." in caplog.text
     exporter.shutdown(500)
@@ -394,7 +394,7 @@ def another(status: int, answers: Callable[[], list[int]]) -> Awaited:
 def test_token_rotates_while_exporting_by_token(by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes-namespaced")
     rotate(pod, by_token.allow("token 0"), "team-a")
-    answers = by_token.server.answers
+    answers = by_token.server.statuses
 
     def rotations() -> Iterator[Awaited]:
         yield another(200, answers)
@@ -431,13 +431,13 @@ def test_token_rotates_while_exporting_by_proxy(
     with Nginx(tmp_path / "nginx", knows("token 0"), by_proxy.server.uri) as proxy:
 
         def rotations() -> Iterator[Awaited]:
-            yield another(200, proxy.answers)
+            yield another(200, proxy.statuses)
             for number in range(1, ROTATIONS):
                 proxy.reload(knows(f"token {number}"))
                 if number % 2:
-                    yield another(401, proxy.answers)
+                    yield another(401, proxy.statuses)
                 rotate(pod, f"token {number}", "team-a")
-                yield another(200, proxy.answers)
+                yield another(200, proxy.statuses)
 
         agent = Agent(tracking_uri=proxy.uri, experiment="rotated")
         rotate_while_exporting(agent, rotations())
@@ -459,7 +459,7 @@ def test_proxy_that_names_nobody_or_a_stranger(
     headers = {"x-remote-user": user} if user else {}
     uri = by_proxy.server.uri
     exporter = MLflowSpanExporter(tracking_uri=uri, workspace="team-a", experiment_id=1, headers=headers, timeout=10)
-    assert exporter.export(finished("answer")) is SpanExportResult.FAILURE
+    assert exporter.export(make_spans("answer")) is SpanExportResult.FAILURE
     assert message in caplog.text
     assert exporter.stats().dropped == 0
     exporter.shutdown(500)
@@ -487,7 +487,7 @@ def test_what_goes_with_spans_takes_the_right_to_read_as_well(
         attachments=True,
         trace_info=True,
     )
-    assert exporter.export(ended(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
+    assert exporter.export(make_traces(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     stats = exporter.stats()
     assert (
@@ -509,7 +509,7 @@ def test_cluster_is_asked_for_what_the_example_grants(by_token: Platform) -> Non
         create_experiment=True,
         credentials=token,
     )
-    assert exporter.export(finished("answer")) is SpanExportResult.SUCCESS
+    assert exporter.export(make_spans("answer")) is SpanExportResult.SUCCESS
     exporter.shutdown()
     asked = {(resource, verb) for user, _, resource, verb, _ in by_token.cluster.reviews if user == "user of verbs"}
     assert asked == {("experiments", "get"), ("experiments", "create"), ("experiments", "update")}

@@ -18,7 +18,7 @@ from mlflow_otlp_exporter import MLflowSpanExporter, configure, flush, shutdown,
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.random_traces import traces
-from support.spans import finished
+from support.spans import make_spans
 
 APP = """
 from opentelemetry import trace
@@ -72,7 +72,7 @@ def test_experiment_of_a_workspace_without_its_header_is_explained_once_in_the_s
     number = workspace_server.create_experiment("hidden", "team-a")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=workspace_server.uri, experiment_id=number)
     for _ in range(3):
-        assert exporter.export(finished("lost")) is SpanExportResult.FAILURE
+        assert exporter.export(make_spans("lost")) is SpanExportResult.FAILURE
     said = [record.getMessage() for record in caplog.records if record.name.startswith("mlflow_otlp")]
     exporter.shutdown()
     assert len(said) == 1
@@ -85,7 +85,7 @@ def test_unknown_workspace_is_explained_in_the_servers_words(
     exporter = MLflowSpanExporter(
         timeout=60, tracking_uri=workspace_server.uri, experiment="said in two ways", workspace="nope"
     )
-    assert exporter.export(finished("lost")) is SpanExportResult.FAILURE
+    assert exporter.export(make_spans("lost")) is SpanExportResult.FAILURE
     exporter.shutdown()
     assert "Workspace 'nope' not found" in caplog.text
 
@@ -95,7 +95,7 @@ def test_deleted_experiment_is_refused_though_the_server_would_take_it(
 ) -> None:
     mlflow_server.delete_experiment(mlflow_server.create_experiment("gone"))
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment="gone", create_experiment=True)
-    assert exporter.export(finished("lost")) is SpanExportResult.FAILURE
+    assert exporter.export(make_spans("lost")) is SpanExportResult.FAILURE
     exporter.shutdown()
     assert "the experiment 'gone' is deleted: restore it" in caplog.text
 
@@ -155,7 +155,7 @@ def batches(server: MLflowServer) -> None:
     before = server.count_requests()
     for size in (1, 3, 10):
         names = [f"{size}/{each}" for each in range(size)]
-        assert exporter.export(finished(*names)) is SpanExportResult.SUCCESS
+        assert exporter.export(make_spans(*names)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert server.count_requests() - before == 3
     assert len(server.search_traces(number)) == 14
@@ -183,10 +183,10 @@ def test_compressed_bodies_until_the_server_shows_that_it_takes_none(version: st
         number = server.create_experiment("compressed")
         exporter = MLflowSpanExporter(timeout=60, tracking_uri=server.uri, experiment_id=number, compression="gzip")
         for name in ("first", "second"):
-            assert exporter.export(finished(name * 500)) is SpanExportResult.SUCCESS
+            assert exporter.export(make_spans(name * 500)) is SpanExportResult.SUCCESS
         exporter.shutdown()
         # MLflow before 3.7 cannot read them, and says 400.
-        assert server.answers() == ([400, 200, 200] if version == "3.6.0" else [200, 200])
+        assert server.statuses() == ([400, 200, 200] if version == "3.6.0" else [200, 200])
         assert len(server.search_traces(number)) == 2
     finally:
         server.stop()
@@ -195,22 +195,24 @@ def test_compressed_bodies_until_the_server_shows_that_it_takes_none(version: st
 def test_more_than_100_traces_are_all_linked_to_their_run(mlflow_server: MLflowServer) -> None:
     number = mlflow_server.create_experiment("linked to a run")
     body = {"experiment_id": number}
-    run = mlflow_server.rest("POST", "/api/2.0/mlflow/runs/create", body)["run"]["info"]["run_id"]
+    run = mlflow_server.call_rest("POST", "/api/2.0/mlflow/runs/create", body)["run"]["info"]["run_id"]
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment_id=number, run_id=run)
     before = mlflow_server.count_requests()
-    assert exporter.export(finished(*map(str, range(120)))) is SpanExportResult.SUCCESS
+    assert exporter.export(make_spans(*map(str, range(120)))) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert mlflow_server.count_requests() - before == 2
     location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}
     query = {"locations": [location], "filter": f"attributes.run_id = '{run}'", "max_results": 500}
-    found = mlflow_server.rest("POST", "/api/3.0/mlflow/traces/search", query)
+    found = mlflow_server.call_rest("POST", "/api/3.0/mlflow/traces/search", query)
     assert len(found["traces"]) == 120
 
 
 def test_columns_and_prompts_that_otlp_cannot_carry(mlflow_server: MLflowServer) -> None:
     """Source, run name, metadata; and `prompt =` finds a trace, by what the app or an instrumentation says."""
     number = mlflow_server.create_experiment("columns")
-    run = mlflow_server.rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"]["run_id"]
+    run = mlflow_server.call_rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"][
+        "run_id"
+    ]
     telemetry = configure(tracking_uri=mlflow_server.uri, experiment="columns", trace_info=True, auto_instrument=False)
     tracer = trace.get_tracer("tests")
     with trace_context(prompt="greeting/2", metadata={"release": "2.3.1"}, run_id=run):
@@ -223,7 +225,7 @@ def test_columns_and_prompts_that_otlp_cannot_carry(mlflow_server: MLflowServer)
     def found(condition: str) -> list[dict[str, Any]]:
         location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}
         query = {"locations": [location], "filter": condition, "max_results": 10}
-        traces = mlflow_server.rest("POST", "/api/3.0/mlflow/traces/search", query).get("traces", [])
+        traces = mlflow_server.call_rest("POST", "/api/3.0/mlflow/traces/search", query).get("traces", [])
         assert all(each["trace_metadata"]["mlflow.sourceRun"] == run for each in traces)
         assert all(each["trace_metadata"]["mlflow.source.name"] for each in traces)
         return list(traces)

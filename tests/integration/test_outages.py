@@ -22,10 +22,10 @@ from mlflow_otlp_exporter._internal.delivery import spool_consumer
 from mlflow_otlp_exporter._internal.processing.processor import worker_of
 from mlflow_otlp_exporter._internal.setup.telemetry import Telemetry
 from mlflow_otlp_exporter._internal.spool import file_format
-from support.children import in_child
-from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, Recorded, ScriptedServer
-from support.spans import finished
-from support.traces import ended, until
+from support.children import run_in_fork
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
+from support.traces import make_traces, wait_until
 
 DOWN = Answer(503, body=b"down")
 NEW = b"3.17.2"
@@ -78,7 +78,7 @@ def on_disk() -> list[Path]:
 
 
 def until_on_disk(count: int) -> None:
-    until(lambda: len(on_disk()) >= count)
+    wait_until(lambda: len(on_disk()) >= count)
 
 
 class Switch:
@@ -92,7 +92,7 @@ class Switch:
         self._lock = threading.Lock()
         server.answer_with(TRACES_PATH, self)
 
-    def __call__(self, request: Recorded) -> Answer:
+    def __call__(self, request: RecordedRequest) -> Answer:
         with self._lock:
             names = [span.name for span in request.spans()]
             self.asked += names
@@ -150,10 +150,10 @@ def test_flush_that_begins_during_an_attempt_does_not_wait_as_long_as_the_server
 def test_nobody_has_to_flush(app: App, switch: Switch) -> None:
     switch.down = DOWN
     app.end("a")
-    until(on_disk)
+    wait_until(on_disk)
     switch.down = None
-    until(lambda: switch.taken == {"a": 1})
-    until(lambda: not on_disk())
+    wait_until(lambda: switch.taken == {"a": 1})
+    wait_until(lambda: not on_disk())
     assert app.flush() == FlushResult(delivered=1)
 
 
@@ -164,8 +164,8 @@ def test_another_run_sends_what_one_has_left(server: ScriptedServer, switch: Swi
     assert first.telemetry.shutdown() == FlushResult(spooled=2)
     switch.down = None
     second = App(server)
-    until(lambda: switch.taken == {"a": 1, "b": 1})
-    until(lambda: not on_disk())
+    wait_until(lambda: switch.taken == {"a": 1, "b": 1})
+    wait_until(lambda: not on_disk())
     assert second.telemetry.shutdown() == FlushResult(delivered=2)
 
 
@@ -179,7 +179,7 @@ def test_what_is_wrong_with_another_runs_spans_is_told_as_theirs(
     switch.down = Answer(422, body=b"no")
     caplog.clear()
     second = App(server)
-    until(lambda: not on_disk())
+    wait_until(lambda: not on_disk())
     second.end("today")
     assert second.telemetry.shutdown().dropped == 2
     lines = {line.split(":")[0].split(" of trace ")[0]: line for line in caplog.messages if "Dropped " in line}
@@ -213,7 +213,7 @@ def test_nothing_is_missing_when_threads_begin_with_what_another_run_has_left(
 def test_known_to_be_down_it_goes_to_disk_at_once(app: App, switch: Switch) -> None:
     switch.down = DOWN
     app.end("a")
-    until(on_disk)
+    wait_until(on_disk)
     begin, before = time.monotonic(), len(switch.asked)
     for number in range(3):
         app.end(f"more {number}")
@@ -221,7 +221,7 @@ def test_known_to_be_down_it_goes_to_disk_at_once(app: App, switch: Switch) -> N
     asked, seconds = Counter(switch.asked[before:]), time.monotonic() - begin
     assert asked.pop("a", 0) <= 3 + math.log2(2 + seconds)  # the probes of the oldest, with growing pauses
     assert set(asked.values()) <= {1}  # what came while the next probe was due
-    until(lambda: app.telemetry.stats().spooled == 4)
+    wait_until(lambda: app.telemetry.stats().spooled == 4)
 
 
 def test_the_oldest_go_first_and_one_at_a_time_is_the_probe(app: App, switch: Switch) -> None:
@@ -232,7 +232,7 @@ def test_the_oldest_go_first_and_one_at_a_time_is_the_probe(app: App, switch: Sw
         app.flush(0.5)
         until_on_disk(number + 1)
     switch.down = None
-    until(lambda: not on_disk())
+    wait_until(lambda: not on_disk())
     assert switch.order == names
 
 
@@ -242,7 +242,7 @@ def test_a_hanging_server_is_not_waited_for_twice(server: ScriptedServer) -> Non
     app = App(server, timeout=0.5)
     app.provider.get_tracer("tests").start_span("a").end()
     try:
-        until(on_disk)
+        wait_until(on_disk)
         [path] = on_disk()
         stored = int(path.name.split("-")[0]) / 1e9 - (time.time() - time.monotonic())
         assert len([request for request in server.to(TRACES_PATH) if request.at < stored]) <= 2
@@ -259,8 +259,8 @@ def test_what_waits_behind_a_slow_request_goes_to_disk(server: ScriptedServer) -
         app.end("slow")
         server.wait_for(1)
         app.end("behind")
-        until(on_disk)
-        until(lambda: app.telemetry.stats().spooled == 1)
+        wait_until(on_disk)
+        wait_until(lambda: app.telemetry.stats().spooled == 1)
     finally:
         release.set()
         assert app.telemetry.shutdown()
@@ -288,9 +288,9 @@ def test_export_reports_success_when_the_data_is_safe(server: ScriptedServer, sw
     switch.down = DOWN
     made = exporter(server)
     try:
-        assert made.export(finished("a", "b")) is SpanExportResult.SUCCESS
+        assert made.export(make_spans("a", "b")) is SpanExportResult.SUCCESS
         assert len(on_disk()) == 1
-        assert made.export(finished("c")) is SpanExportResult.SUCCESS
+        assert made.export(make_spans("c")) is SpanExportResult.SUCCESS
         assert switch.asked.count("c") <= 1  # once if the server was due to be asked again, and mostly not at all
         assert made.force_flush()
         switch.down = None
@@ -303,7 +303,7 @@ def test_export_reports_success_when_the_data_is_safe(server: ScriptedServer, sw
 def test_off_by_default_in_the_exporter(server: ScriptedServer, switch: Switch) -> None:
     switch.down = DOWN
     made = MLflowSpanExporter(tracking_uri=server.url, experiment_id=1, timeout=0.5)
-    assert made.export(finished("a")) is SpanExportResult.FAILURE
+    assert made.export(make_spans("a")) is SpanExportResult.FAILURE
     made.shutdown()
     assert on_disk() == []
     assert made.stats().dropped == 1
@@ -373,7 +373,7 @@ def test_refused_for_good_is_kept_with_what_the_server_said(app: App, server: Sc
 
 
 def test_poison_on_disk_does_not_keep_the_others(server: ScriptedServer) -> None:
-    def answer(request: Recorded) -> Answer:
+    def answer(request: RecordedRequest) -> Answer:
         names = [span.name for span in request.spans()]
         if down:
             return DOWN
@@ -391,13 +391,13 @@ def test_poison_on_disk_does_not_keep_the_others(server: ScriptedServer) -> None
         app.end(str(number))
         app.flush(0.2)
     down.clear()
-    until(lambda: taken == Counter(map(str, range(5))), 60)
+    wait_until(lambda: taken == Counter(map(str, range(5))), 60)
     app.telemetry.shutdown(1)
     assert sum(int(path.name.split("-")[1]) for path in on_disk()) <= 1
 
 
 def test_a_destination_that_is_missing_keeps_no_other(server: ScriptedServer) -> None:
-    def answer(request: Recorded) -> Answer:
+    def answer(request: RecordedRequest) -> Answer:
         if down or request.headers["x-mlflow-experiment-id"] == "404":
             return DOWN
         taken.append(request.headers["x-mlflow-experiment-id"])
@@ -407,13 +407,13 @@ def test_a_destination_that_is_missing_keeps_no_other(server: ScriptedServer) ->
     server.answer_with(TRACES_PATH, answer)
     for number in (404, 1):
         made = exporter(server, experiment_id=number)
-        assert made.export(finished("a")) is SpanExportResult.SUCCESS
+        assert made.export(make_spans("a")) is SpanExportResult.SUCCESS
         made.shutdown(100)
     assert len(on_disk()) == 2
     down.clear()
     app = App(server)
-    until(lambda: taken == ["1"])
-    until(lambda: len(on_disk()) == 1)
+    wait_until(lambda: taken == ["1"])
+    wait_until(lambda: len(on_disk()) == 1)
     app.telemetry.shutdown(1)
 
 
@@ -428,7 +428,7 @@ def test_damaged_files_do_not_keep_the_others(server: ScriptedServer, switch: Sw
     on_disk()[1].write_bytes(b"what")
     switch.down = None
     second = App(server)
-    until(lambda: not on_disk())
+    wait_until(lambda: not on_disk())
     assert switch.taken == {"a": 1, "c": 1}
     assert second.telemetry.shutdown().dropped == 1
 
@@ -440,7 +440,7 @@ def test_with_a_broken_disk_all_waits_in_memory(
     switch.down = DOWN
     app = App(server, spool_dir=tmp_path / "file" / "spool")
     app.end("a")
-    until(lambda: "cannot be used" in caplog.text)
+    wait_until(lambda: "cannot be used" in caplog.text)
     assert app.flush(1).pending
     switch.down = None
     assert app.flush() == FlushResult(delivered=1)
@@ -460,11 +460,11 @@ def test_a_forked_child_drains_nothing_of_its_parents(app: App, switch: Switch) 
         app.telemetry.shutdown(1)
         return result.spooled == 1
 
-    assert in_child(child)
+    assert run_in_fork(child)
     assert len(on_disk()) == 2
     switch.down = None
     assert app.flush().delivered  # no flush waits for what other processes have left
-    until(lambda: switch.taken == {"parent": 1, "child": 1})
+    wait_until(lambda: switch.taken == {"parent": 1, "child": 1})
 
 
 def test_one_process_drains_and_another_takes_over(server: ScriptedServer, switch: Switch) -> None:
@@ -474,14 +474,14 @@ def test_one_process_drains_and_another_takes_over(server: ScriptedServer, switc
         first.end(str(number))
         until_on_disk(number + 1)
     drainers = [each.exporter._pipeline.spool_consumer for each in (first, second)]  # type: ignore[union-attr]
-    until(lambda: any(each is not None and each.is_leader for each in drainers))
+    wait_until(lambda: any(each is not None and each.is_leader for each in drainers))
     assert sum(each is not None and each.is_leader for each in drainers) == 1
     holder, other = (first, second) if drainers[0] and drainers[0].is_leader else (second, first)
     holder.telemetry.shutdown(0.5)
     switch.down = None
     other.end("last")
-    until(lambda: len(switch.taken) == 5)
-    until(lambda: not on_disk())
+    wait_until(lambda: len(switch.taken) == 5)
+    wait_until(lambda: not on_disk())
     assert set(switch.taken.values()) == {1}
     other.telemetry.shutdown(1)
 
@@ -517,9 +517,9 @@ def test_a_drainer_that_stands_still_at_the_end_does_not_keep_the_lock(
 OLD_SERVER_MAY_HAVE_IT = """
 import os, signal, threading
 from mlflow_otlp_exporter import MLflowSpanExporter
-from support.spans import finished
+from support.spans import make_spans
 made = MLflowSpanExporter(experiment_id=1, spool=True, timeout=2)
-print(made.export(finished("a")), flush=True)
+print(made.export(make_spans("a")), flush=True)
 threading.Event().wait(60)
 """
 
@@ -546,14 +546,14 @@ def test_killed_in_the_middle_of_a_send_the_file_says_that_it_may_have_arrived(s
 def test_many_requests_catch_up_without_starving_what_is_new(server: ScriptedServer, switch: Switch) -> None:
     switch.down = DOWN
     first = exporter(server)
-    for span in ended(60):
+    for span in make_traces(60):
         assert first.export([span]) is SpanExportResult.SUCCESS
     first.shutdown(100)
     assert len(on_disk()) == 60
     switch.down = None
     turns = threading.Semaphore(6)
 
-    def answer(request: Recorded) -> Answer:
+    def answer(request: RecordedRequest) -> Answer:
         assert turns.acquire(timeout=60)
         taken.extend(span.name for span in request.spans())
         return ACCEPTED
@@ -561,16 +561,16 @@ def test_many_requests_catch_up_without_starving_what_is_new(server: ScriptedSer
     taken: list[str] = []
     server.answer_with(TRACES_PATH, answer)
     app = App(server, timeout=60)
-    until(lambda: len(taken) == 6)
+    wait_until(lambda: len(taken) == 6)
     app.end("new")
     pipeline = app.exporter._pipeline
     assert pipeline is not None
-    until(
+    wait_until(
         lambda: any(not shipment.origin.is_on_disk for shipment in pipeline.work_queue.all_items()),
         what="new is queued",
     )
     turns.release(100)
-    until(lambda: not on_disk())
+    wait_until(lambda: not on_disk())
     assert Counter(taken) == Counter([f"root {number}" for number in range(60)] + ["new"])
     assert taken.index("new") < 12
     app.telemetry.shutdown(1)
@@ -591,10 +591,10 @@ def test_what_was_delivered_is_not_sent_again_whatever_goes_wrong_then(
     made = exporter(server)
     pipeline = made._pipeline
     assert pipeline is not None
-    pipeline.submit(finished("once"), lambda _spans, _size: Failing())
-    until(lambda: "by a mistake in this library" in caplog.text)
-    made.export(finished("later"))
-    until(lambda: made.stats().delivered == 2)
+    pipeline.submit(make_spans("once"), lambda _spans, _size: Failing())
+    wait_until(lambda: "by a mistake in this library" in caplog.text)
+    made.export(make_spans("later"))
+    wait_until(lambda: made.stats().delivered == 2)
     made.shutdown(5_000)
     assert made.stats().spooled == 0
     sent = [span.name for request in server.to(TRACES_PATH) for span in request.spans()]

@@ -20,8 +20,8 @@ from support.environments import mlflow_python
 from support.markers import PROMPT, SECRET
 from support.mlflow_server import MLflowServer
 from support.nginx import PASS, Nginx
-from support.spans import finished
-from support.traces import ended, noise, stored, until
+from support.spans import make_spans
+from support.traces import make_traces, random_text, stored_span_names, wait_until
 
 pytestmark = pytest.mark.needs("nginx")
 
@@ -44,22 +44,22 @@ def test_proxy_with_a_body_limit_is_adapted_to(mlflow_server: MLflowServer, tmp_
     number = mlflow_server.create_experiment("limited bodies")
     with Nginx(tmp_path / "nginx", "client_max_body_size 1m;" + PASS, mlflow_server.uri) as nginx:
         exporter = MLflowSpanExporter(timeout=60, tracking_uri=nginx.uri, experiment_id=number)
-        exporter.export(ended(120, attributes=lambda trace, _: {"prompt": PROMPT + noise(100_000, trace)}))
+        exporter.export(make_traces(120, attributes=lambda trace, _: {"prompt": PROMPT + random_text(100_000, trace)}))
         assert exporter.force_flush(60_000)
         requests = exporter.stats().requests
-        until(lambda: sum(nginx.counts().values()) == requests, what="all answers in the access log")
+        wait_until(lambda: sum(nginx.counts().values()) == requests, what="all answers in the access log")
         learned = nginx.counts()
         assert learned[413]
         # Later, nothing runs into the limit any more.
-        exporter.export(ended(40, attributes=lambda trace, _: {"prompt": PROMPT + noise(100_000, trace)}))
+        exporter.export(make_traces(40, attributes=lambda trace, _: {"prompt": PROMPT + random_text(100_000, trace)}))
         assert exporter.force_flush(60_000)
         stats = exporter.stats()
         exporter.shutdown()
-        until(lambda: sum(nginx.counts().values()) == stats.requests, what="all answers in the access log")
+        wait_until(lambda: sum(nginx.counts().values()) == stats.requests, what="all answers in the access log")
         assert nginx.counts()[413] == learned[413]
     assert (stats.delivered, stats.dropped) == (160, 0)
     expected = [f"root {trace}" for trace in itertools.chain(range(120), range(40))]
-    assert stored(database(mlflow_server), number) == sorted(expected)
+    assert stored_span_names(database(mlflow_server), number) == sorted(expected)
 
 
 @pytest.mark.parametrize(("page", "status"), [(REDIRECT, 302), (LOGIN_PAGE, 200)], ids=["redirect", "page"])
@@ -74,15 +74,15 @@ def test_login_page_in_between_is_not_taken_for_a_success(
         began = time.monotonic()
         with provider.get_tracer("tests").start_as_current_span("root"):
             provider.get_tracer("tests").start_span("child").end()
-        until(lambda: nginx.counts()[status] >= 3 and time.monotonic() > began + 5, 30)
+        wait_until(lambda: nginx.counts()[status] >= 3 and time.monotonic() > began + 5, 30)
         assert exporter.stats().delivered == 0
-        assert stored(database(mlflow_server), number) == []
+        assert stored_span_names(database(mlflow_server), number) == []
         nginx.reload(PASS)
         assert provider.force_flush()
         stats = exporter.stats()
         provider.shutdown()
     assert (stats.delivered, stats.dropped) == (2, 0)
-    assert stored(database(mlflow_server), number) == ["child", "root"]
+    assert stored_span_names(database(mlflow_server), number) == ["child", "root"]
     assert caplog.text.count("Export failing, spans are queued in memory") == 1
     assert caplog.text.count("Export recovered") == 1
 
@@ -95,14 +95,14 @@ def test_login_page_in_front_of_the_look_up_is_waited_out(
     number = mlflow_server.create_experiment(name)
     with Nginx(tmp_path / "nginx", page, mlflow_server.uri) as nginx:
         exporter = MLflowSpanExporter(timeout=60, tracking_uri=nginx.uri, experiment=name)
-        assert exporter.export(ended(1)) is SpanExportResult.FAILURE
+        assert exporter.export(make_traces(1)) is SpanExportResult.FAILURE
         assert exporter.stats().delivered == 0
         nginx.reload(PASS)
         assert exporter.force_flush()
         stats = exporter.stats()
         exporter.shutdown()
     assert (stats.delivered, stats.dropped) == (1, 0)
-    assert stored(database(mlflow_server), number) == ["root 0"]
+    assert stored_span_names(database(mlflow_server), number) == ["root 0"]
 
 
 def accepting(token: str) -> str:
@@ -149,7 +149,7 @@ def test_rotating_token_costs_no_span_and_one_refusal_each(mlflow_server: MLflow
             began = time.monotonic()
             nginx.reload(accepting(token))
             # However busy the machine is, the old token is tried; and in the time after that, not again.
-            until(lambda old=old: nginx.rejected()[f"Bearer {old}"], what="a 401 for the old token")  # type: ignore[misc]
+            wait_until(lambda old=old: nginx.rejected_credentials()[f"Bearer {old}"], what="a 401 for the old token")  # type: ignore[misc]
             pause.wait(0.5)
             # As the kubelet does: another file takes the place of the old one.
             following = file.with_suffix(".new")
@@ -165,15 +165,15 @@ def test_rotating_token_costs_no_span_and_one_refusal_each(mlflow_server: MLflow
         count = 0
         with running(lambda: rotate(nginx)) as rotator:
             while rotator.is_alive():
-                exporter.export(finished(f"span {count:04}"))  # a request of its own
+                exporter.export(make_spans(f"span {count:04}"))  # a request of its own
                 count += 1
                 pause.wait(0.02)
         assert exporter.force_flush()
         stats = exporter.stats()
         exporter.shutdown()
-        rejected = nginx.rejected()
+        rejected = nginx.rejected_credentials()
     assert (stats.delivered, stats.dropped) == (count, 0)
-    assert stored(database(mlflow_server), number) == [f"span {each:04}" for each in range(count)]
+    assert stored_span_names(database(mlflow_server), number) == [f"span {each:04}" for each in range(count)]
     assert rejected.keys() == allowed.keys()
     assert {token: count for token, count in rejected.items() if count > allowed[token]} == {}
 
@@ -202,7 +202,7 @@ def locked(path: Path, how: str, until_true: Callable[[], object], more: float) 
         with closing(sqlite3.connect(path, timeout=20.0, isolation_level=None)) as connection:
             connection.execute(f"BEGIN {how}")
             taken.set()
-            until(until_true, 30)
+            wait_until(until_true, 30)
             threading.Event().wait(more)
             connection.execute("ROLLBACK")
 
@@ -234,7 +234,7 @@ def test_proxy_that_gives_up_in_the_middle_doubles_no_token(
     server = MLflowServer.start(tmp_path / "mlflow", python=mlflow_python(version), extra=extra)
     try:
         with Nginx(tmp_path / "nginx", IMPATIENT, server.uri) as nginx:
-            spans = ended(3, children=1, attributes=lambda _, span: LLM_CALL if span else {})
+            spans = make_traces(3, children=1, attributes=lambda _, span: LLM_CALL if span else {})
             number = server.create_experiment("ours")
             exporter = MLflowSpanExporter(timeout=60, tracking_uri=nginx.uri, experiment_id=number)
             with locked(database(server), how, lambda: nginx.counts()[504], more):
@@ -244,7 +244,7 @@ def test_proxy_that_gives_up_in_the_middle_doubles_no_token(
             exporter.shutdown()
             assert nginx.counts()[504] >= 1
             assert (stats.delivered, stats.dropped) == (6, 0)
-            assert len(stored(database(server), number)) == 6
+            assert len(stored_span_names(database(server), number)) == 6
             assert read(server, number, "mlflow.trace.tokenUsage") == [ONCE] * 3
             if version == "3.13.0":
                 once = {"input_cost": 1.5e-05, "output_cost": 3e-05, "total_cost": 4.5e-05}
@@ -256,7 +256,7 @@ def test_proxy_that_gives_up_in_the_middle_doubles_no_token(
                 upstream = OTLPSpanExporter(f"{nginx.uri}/v1/traces", headers=headers)
                 before = nginx.counts()[504]
                 with locked(database(server), how, lambda: nginx.counts()[504] > before, more):
-                    upstream.export(ended(1, attributes=lambda *_: LLM_CALL))
+                    upstream.export(make_traces(1, attributes=lambda *_: LLM_CALL))
                 upstream.shutdown()  # type: ignore[no-untyped-call]
                 assert read(server, number, "mlflow.trace.tokenUsage") == [TWICE]
     finally:

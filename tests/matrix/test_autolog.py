@@ -5,17 +5,26 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from support.autolog import PROGRAMS, REASONS, TRUTHS, Seen, compared, lacking, tables, written
+from support.autolog import (
+    PROGRAMS,
+    REASONS,
+    TRUTHS,
+    ProgramResult,
+    compare_programs,
+    format_tables,
+    list_sdk_only_fields,
+    read_tables,
+)
 from support.mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.matrix, pytest.mark.needs("node")]
 
-Compared = Mapping[str, Mapping[str, Seen]]
+Compared = Mapping[str, Mapping[str, ProgramResult]]
 
 
 @pytest.fixture(scope="module")
 def comparison(mlflow_server: MLflowServer) -> Compared:
-    return compared(mlflow_server)
+    return compare_programs(mlflow_server)
 
 
 def test_every_program_has_truths() -> None:
@@ -35,13 +44,13 @@ def test_the_judge_finds_fault_with_the_sdk(program: str, comparison: Compared) 
 
 
 def test_what_the_sdk_alone_fills_has_a_reason(comparison: Compared) -> None:
-    fields = lacking(comparison)
+    fields = list_sdk_only_fields(comparison)
     assert not [field for field in fields if not any(fnmatchcase(field, pattern) for pattern in REASONS)]
     assert not [pattern for pattern in REASONS if not any(fnmatchcase(field, pattern) for field in fields)]
 
 
 def test_the_page_has_these_tables(comparison: Compared) -> None:
-    assert _certain(written()) == _certain(tables(comparison))
+    assert _certain(read_tables()) == _certain(format_tables(comparison))
 
 
 def _certain(text: str) -> list[str]:

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from support.chaos import WINDOW, Agent, check, drain, postgresql, sqlite
+from support.chaos import WINDOW, Agent, check_spans, flush_spool, query_postgresql, query_sqlite
 from support.environments import mlflow_python
 from support.mlflow_server import MLflowServer
 from support.nginx import Nginx
 from support.postgres import Postgres
-from support.traces import until
+from support.traces import wait_until
 
 pytestmark = pytest.mark.matrix
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "600"))
@@ -103,11 +103,11 @@ class Story:
                     with suppress(OSError):  # also what was given up meanwhile
                         while file.write(bytes(4096)):
                             pass
-                    return all(agent.has_said(*_FULL[agent.every_span]) for agent in agents)
+                    return all(agent.has_logged(*_FULL[agent.every_span]) for agent in agents)
 
-                until(full, 120)
+                wait_until(full, 120)
             path.unlink()
-            until(lambda: all(agent.has_said(*_ROOM[agent.every_span]) for agent in agents), 120)
+            wait_until(lambda: all(agent.has_logged(*_ROOM[agent.every_span]) for agent in agents), 120)
             pause(WINDOW)
         self.event_counts["disk filled"] += 1
 
@@ -189,7 +189,7 @@ def test_everything_goes_wrong(tmp_path: Path, version: str, kind: str) -> None:
             stack.enter_context(Agent(tmp_path, number, variables, every_span=number == 1, pause=0.5))
             for number in (0, 1)
         ]
-        until(lambda: all(len(agent.ended()) > 10 for agent in agents), 60)
+        wait_until(lambda: all(len(agent.ended_spans()) > 10 for agent in agents), 60)
         required_events = {"token rotated", "MLflow killed", *(f"proxy said {status}" for status in ANSWERS)}
         required_events |= {"database stopped"} if database is not None else set()
         required_events |= {"disk filled"} if mounted else set()
@@ -197,9 +197,9 @@ def test_everything_goes_wrong(tmp_path: Path, version: str, kind: str) -> None:
         for agent in agents:
             agent.end(180)
             assert "Traceback" not in agent.log()
-        drain(variables, 300)
-        query = sqlite(server.log.parent / "mlflow.db") if database is None else postgresql(database)
-        counts = check(server, query, experiment, agents)
+        flush_spool(variables, 300)
+        query = query_sqlite(server.log.parent / "mlflow.db") if database is None else query_postgresql(database)
+        counts = check_spans(server, query, experiment, agents)
         sys.stdout.write(json.dumps({**counts, **story.event_counts, "answers": nginx.counts()}) + "\n")
         assert counts["kills"] == KILLS
         assert story.event_counts.keys() == required_events

@@ -8,8 +8,8 @@ import pytest
 
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
-from support.parity import EXCEPTIONS, FEATURES, PICTURES, WAYS, seen, table, written
-from support.parity import views as take_views
+from support.parity import EXCEPTIONS, FEATURES, PICTURES, WAYS, compare_views, format_table, read_table
+from support.parity import record_views as take_views
 
 pytestmark = [pytest.mark.matrix, pytest.mark.needs("chromium")]
 
@@ -17,29 +17,29 @@ Seen = Mapping[str, Mapping[str, bool]]
 
 
 @pytest.fixture(scope="module")
-def views(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    return seen(take_views(mlflow_server, tmp_path_factory.mktemp("pictures")))
+def record_views(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return compare_views(take_views(mlflow_server, tmp_path_factory.mktemp("pictures")))
 
 
 @pytest.mark.parametrize("feature", [name for name in FEATURES if name not in EXCEPTIONS])
-def test_is_seen(feature: str, views: Seen) -> None:
-    assert views[feature]["ours"]
+def test_is_seen(feature: str, record_views: Seen) -> None:
+    assert record_views[feature]["ours"]
 
 
 @pytest.mark.parametrize("feature", EXCEPTIONS)
-def test_exceptions_are_those_that_the_page_gives_reasons_for(feature: str, views: Seen) -> None:
+def test_exceptions_are_those_that_the_page_gives_reasons_for(feature: str, record_views: Seen) -> None:
     """One that is shown after all must leave the list."""
-    assert views[feature] == {"sdk": True, "stock": False, "ours": False}
+    assert record_views[feature] == {"sdk": True, "stock": False, "ours": False}
 
 
-def test_the_features_tell_the_ways_apart(views: Seen) -> None:
+def test_the_features_tell_the_ways_apart(record_views: Seen) -> None:
     """A feature that all show, or none, would prove little alone."""
-    counts = {way: sum(by[way] for by in views.values()) for way in WAYS}
+    counts = {way: sum(by[way] for by in record_views.values()) for way in WAYS}
     assert counts["stock"] < counts["sdk"] < counts["ours"]
 
 
-def test_the_page_has_this_table(views: Seen) -> None:
-    assert _certain(written()) == _certain(table(views))
+def test_the_page_has_this_table(record_views: Seen) -> None:
+    assert _certain(read_table()) == _certain(format_table(record_views))
 
 
 def _certain(text: str) -> list[str]:

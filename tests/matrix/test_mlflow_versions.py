@@ -12,8 +12,8 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from mlflow_otlp_exporter import MLflowSpanExporter
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
-from support.scripted_server import TRACES_PATH, Answer, Recorded, ScriptedServer
-from support.traces import ended, poisonous, stored
+from support.scripted_server import TRACES_PATH, Answer, RecordedRequest, ScriptedServer
+from support.traces import make_rejectable_traces, make_traces, stored_span_names
 
 pytestmark = pytest.mark.matrix
 
@@ -44,7 +44,7 @@ class Versioned:
         return self.version >= (3, 10)
 
     def stored_trace_ids(self, experiment: str) -> list[str]:
-        return stored(self.server.log.parent / "mlflow.db", experiment)
+        return stored_span_names(self.server.log.parent / "mlflow.db", experiment)
 
     def tokens(self, experiment: str) -> list[object]:
         infos = self.server.search_traces(experiment)
@@ -70,7 +70,7 @@ def mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def waits(exporter: MLflowSpanExporter, spans: int) -> None:
     """Shows that spans are neither delivered nor given up, until the end."""
-    assert exporter.export(ended(spans)) is SpanExportResult.FAILURE
+    assert exporter.export(make_traces(spans)) is SpanExportResult.FAILURE
     stats = exporter.stats()
     assert (stats.delivered, stats.dropped) == (0, 0)
     exporter.shutdown(30_000)
@@ -81,7 +81,7 @@ def waits(exporter: MLflowSpanExporter, spans: int) -> None:
 def test_traces_land(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("landing")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="landing")
-    spans = ended(20, children=2, attributes=lambda _, span: LLM_CALL if span == 1 else {})
+    spans = make_traces(20, children=2, attributes=lambda _, span: LLM_CALL if span == 1 else {})
     assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
     stats = exporter.stats()
@@ -137,7 +137,7 @@ def test_workspace_of_a_server_without_them_is_explained_in_the_servers_words(
 def test_repaired_spans_land_in_one_request(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("repaired")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number, max_request_size=0)
-    spans = poisonous()
+    spans = make_rejectable_traces()
     result = exporter.export(spans)
     exporter.shutdown()
     assert result is SpanExportResult.SUCCESS
@@ -154,7 +154,9 @@ def test_only_what_is_refused_is_lost_without_repairs(mlflow: Versioned, monkeyp
     number = mlflow.server.create_experiment("not repaired")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number)
     bad = {**LLM_CALL, "mlflow.llm.cost": "much"}
-    spans = ended(20, children=2, attributes=lambda trace, span: (bad if trace == 7 else LLM_CALL) if span == 1 else {})
+    spans = make_traces(
+        20, children=2, attributes=lambda trace, span: (bad if trace == 7 else LLM_CALL) if span == 1 else {}
+    )
     exporter.export(spans)
     exporter.force_flush(30_000)
     exporter.shutdown()
@@ -185,7 +187,7 @@ class Lossy:
         for path in (TRACES_PATH, *paths):
             front.answer_with(path, self)
 
-    def __call__(self, request: Recorded) -> Answer:
+    def __call__(self, request: RecordedRequest) -> Answer:
         connection = http.client.HTTPConnection(self._address, timeout=60)
         try:
             connection.request(request.method, request.target, request.body or None, request.headers)
@@ -208,7 +210,7 @@ def test_lost_answer_doubles_no_token(
     lossy = Lossy(scripted_server, mlflow.server.uri, "/version", BATCH_GET)
     number = mlflow.server.create_experiment("lost answer")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=scripted_server.url, experiment_id=number)
-    spans = ended(5, children=1, attributes=lambda _, span: LLM_CALL if span else {})
+    spans = make_traces(5, children=1, attributes=lambda _, span: LLM_CALL if span else {})
     exporter.export(spans)
     assert exporter.force_flush(30_000)
     exporter.shutdown()
@@ -229,7 +231,7 @@ def test_lost_answer_where_nothing_can_be_asked_is_told(
     Lossy(scripted_server, mlflow.server.uri)
     number = mlflow.server.create_experiment("lost answer, no questions")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=scripted_server.url, experiment_id=number)
-    spans = ended(1, attributes=lambda *_: LLM_CALL)
+    spans = make_traces(1, attributes=lambda *_: LLM_CALL)
     exporter.export(spans)
     assert exporter.force_flush(30_000)
     exporter.shutdown()
@@ -243,7 +245,7 @@ def test_spans_sent_twice_are_counted_twice_before_3_17(mlflow: Versioned) -> No
     """The control of the test above: what it would see if nothing were asked before sending again."""
     number = mlflow.server.create_experiment("twice")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number)
-    spans = ended(1, attributes=lambda *_: LLM_CALL)
+    spans = make_traces(1, attributes=lambda *_: LLM_CALL)
     for _ in range(2):
         assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()

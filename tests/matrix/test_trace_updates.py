@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessme
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.spans import provider
-from support.traces import ended
+from support.traces import make_traces
 
 pytestmark = pytest.mark.matrix
 
@@ -78,7 +78,7 @@ class Versioned:
     def count_traces(self, experiment: str, condition: str) -> int:
         location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
         body = {"locations": [location], "filter": condition, "max_results": 10}
-        return len(self.server.rest("POST", "/api/3.0/mlflow/traces/search", body).get("traces", []))
+        return len(self.server.call_rest("POST", "/api/3.0/mlflow/traces/search", body).get("traces", []))
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -165,7 +165,7 @@ def test_agents_trace_has_all_and_is_found_by_all(mlflow: Versioned) -> None:
 def test_each_trace_of_a_request_has_its_own_name(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("names")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="names")
-    spans = ended(30)
+    spans = make_traces(30)
     export(exporter, spans)
     exporter.shutdown(60_000)
     assert exporter.stats().requests == 1
@@ -220,13 +220,13 @@ def test_what_people_wrote_meanwhile_stays(mlflow: Versioned) -> None:
     if mlflow.version < (3, 13) or mlflow.carries:
         written["release"] = "mine"  # 3.13 mixes up tags that are sent, which is put right
     for key, value in written.items():
-        mlflow.server.rest("PATCH", f"{path}/tags", {"key": key, "value": value})
+        mlflow.server.call_rest("PATCH", f"{path}/tags", {"key": key, "value": value})
     assessment = {
         "assessment_name": "good",
         "source": {"source_type": "HUMAN", "source_id": "eve"},
         "feedback": {"value": True},
     }
-    mlflow.server.rest("POST", f"{path}/assessments", {"assessment": assessment})
+    mlflow.server.call_rest("POST", f"{path}/assessments", {"assessment": assessment})
     before = mlflow.record(agent.spans)
     exporter.shutdown(60_000)
     after = mlflow.record(agent.spans)
@@ -253,7 +253,9 @@ def test_trace_without_its_root_is_left_alone(mlflow: Versioned) -> None:
 def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
     number = mlflow.server.create_experiment("everything")
-    run = mlflow.server.rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"]["run_id"]
+    run = mlflow.server.call_rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"][
+        "run_id"
+    ]
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="everything", run_id=run)
     agent = Agent()
     export(exporter, agent.spans)

@@ -37,8 +37,8 @@ from mlflow_otlp_exporter._internal.transport.messages import (
 from mlflow_otlp_exporter.testing import recording
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer as Scripted
-from support.scripted_server import Recorded, ScriptedServer
-from support.traces import until
+from support.scripted_server import RecordedRequest, ScriptedServer
+from support.traces import wait_until
 from support.transport import ScriptedTransport, json_of, json_response, workspace_of
 
 TRACE = "tr-" + "0" * 30 + "ab"
@@ -383,7 +383,7 @@ def test_log_feedback_with_collector_only_logs_and_returns_none(
 def test_log_feedback_with_mask_masks_texts(scripted_server: ScriptedServer) -> None:
     bodies: list[Any] = []
 
-    def answer(request: Recorded) -> Scripted:
+    def answer(request: RecordedRequest) -> Scripted:
         bodies.append(json.loads(request.body)["assessment"])
         return Scripted(headers={"Content-Type": "application/json"}, body=b"{}")
 
@@ -414,7 +414,7 @@ def test_log_feedback_with_stalled_server_does_not_wait(scripted_server: Scripte
     scripted_server.answer_with(path, lambda _: Scripted(body=b"{}", hold=stalled))
     telemetry = configure(tracking_uri=scripted_server.url, experiment_id=0)
     assert telemetry.log_feedback(TRACE, "helpful", value=True)
-    until(lambda: any(request.path == path for request in scripted_server.requests))
+    wait_until(lambda: any(request.path == path for request in scripted_server.requests))
     assert telemetry.stats().feedback == 0
     stalled.set()
     telemetry.flush()
@@ -428,7 +428,7 @@ def test_next_run_after_outage_sends_stored_feedback(scripted_server: ScriptedSe
     shutdown(30.0)
     sent: list[str] = []
 
-    def answer(request: Recorded) -> Scripted:
+    def answer(request: RecordedRequest) -> Scripted:
         sent.append(json.loads(request.body)["assessment"]["assessment_name"])
         return Scripted(headers={"Content-Type": "application/json"}, body=b"{}")
 

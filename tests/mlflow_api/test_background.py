@@ -5,7 +5,7 @@ import threading
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks, Task
-from support.traces import until
+from support.traces import wait_until
 
 
 class FakeTask:
@@ -69,7 +69,7 @@ def test_wait_with_repeatedly_failing_task_returns() -> None:
     tasks.enqueue("a", task)
     assert not tasks.wait(30.0)
     task.fails = False
-    until(lambda: tasks.wait(0.0))
+    wait_until(lambda: tasks.wait(0.0))
     tasks.close(1.0)
     assert not task.has_given_up
 

@@ -10,8 +10,8 @@ from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from support.environments import mlflow_python
 from support.mlflow_server import MLflowServer
-from support.scripted_server import ACCEPTED, Answer, Recorded, ScriptedServer
-from support.spans import finished
+from support.scripted_server import ACCEPTED, Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
 
 PREFIX = "/mlf"
 JSON = {"Content-Type": "application/json"}
@@ -32,8 +32,8 @@ def answer_not_found(server: ScriptedServer, *paths: str) -> None:
 def export_spans(server: ScriptedServer, **arguments: str) -> MLflowSpanExporter:
     uri = server.url + PREFIX
     exporter = MLflowSpanExporter(tracking_uri=uri, timeout=5, **arguments)  # type: ignore[arg-type]
-    exporter.export(finished("first"))
-    exporter.export(finished("second"))
+    exporter.export(make_spans("first"))
+    exporter.export(make_spans("second"))
     exporter.shutdown(100)
     return exporter
 
@@ -93,7 +93,7 @@ def test_export_with_page_at_root_ignores_it(scripted_server: ScriptedServer) ->
 
 
 def test_export_with_missing_experiment_does_not_ask_root(scripted_server: ScriptedServer) -> None:
-    def missing(_: Recorded) -> Answer:
+    def missing(_: RecordedRequest) -> Answer:
         body = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "No Experiment"}).encode()
         return Answer(404, headers=JSON, body=body)
 
@@ -112,7 +112,7 @@ def test_export_to_real_server_with_prefix_is_delivered(
     exporter = MLflowSpanExporter(
         timeout=60, tracking_uri=server.uri + PREFIX + end, experiment="agents", create_experiment=True
     )
-    exporter.export(finished("first"))
+    exporter.export(make_spans("first"))
     assert exporter.stats().delivered == 1
     exporter.shutdown(1000)
 

@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import (
     read_root,
 )
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from support.traces import ended
+from support.traces import make_traces
 
 SESSION, USER, RUN = "mlflow.trace.session", "mlflow.trace.user", "mlflow.sourceRun"
 RECORD: Mapping[str, Any] = {
@@ -32,7 +32,7 @@ UPDATE = TraceMetadata(7, {"mlflow.traceName": "agent", "a": "b"}, {SESSION: "s-
 
 
 def root(attributes: Mapping[str, Any]) -> EncodedSpan:
-    (span,) = ended(1, attributes=lambda *_: attributes)
+    (span,) = make_traces(1, attributes=lambda *_: attributes)
     return SpanEncoder().encode(span)
 
 

@@ -25,8 +25,8 @@ from mlflow_otlp_exporter._internal.transport.messages import (
     TransportError,
 )
 from support.scripted_server import Answer as Scripted
-from support.scripted_server import Recorded, ScriptedServer
-from support.traces import ended, until
+from support.scripted_server import RecordedRequest, ScriptedServer
+from support.traces import make_traces, wait_until
 from support.transport import json_of, json_response, workspace_of
 
 DESTINATION = Destination("team-a", experiment_id="7")
@@ -151,7 +151,7 @@ class Story:
 
 def encode_traces(count: int = 1, *, children: int = 1, root: Mapping[str, str] | None = None) -> list[EncodedSpan]:
     attributes = root or {"mlflow.traceTag.mlflow.traceName": "agent"}
-    spans = ended(count, children=children, attributes=lambda _, span: {} if span else attributes)
+    spans = make_traces(count, children=children, attributes=lambda _, span: {} if span else attributes)
     return [SpanEncoder().encode(span) for span in spans]
 
 
@@ -399,7 +399,7 @@ def test_shutdown_of_exporter_sends_pending_updates(
     monkeypatch.setattr("mlflow_otlp_exporter._internal.mlflow_api.client._UPDATE_DELAY_SECONDS", 60.0)
     updates: list[str] = []
 
-    def answer(request: Recorded) -> Scripted:
+    def answer(request: RecordedRequest) -> Scripted:
         if request.path == SEARCH:
             trace_ids = re.findall(r"'([^']+)'", json.loads(request.body)["filter"])
             content = json.dumps({"traces": [record(trace_id) for trace_id in trace_ids]}).encode()
@@ -407,7 +407,7 @@ def test_shutdown_of_exporter_sends_pending_updates(
         updates.append(request.path.rpartition("/")[2])
         return Scripted(headers={"Content-Type": "application/json"}, body=b"{}")
 
-    spans = ended(2)
+    spans = make_traces(2)
     ids = [f"tr-{span.context.trace_id:032x}" for span in spans if span.context]
     scripted_server.answer_with("/version", lambda _: Scripted(body=b"3.10.1"))
     scripted_server.answer_with(SEARCH, answer)
@@ -425,12 +425,12 @@ def test_shutdown_of_exporter_sends_pending_updates(
 def test_next_run_after_spooling_updates_traces(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (span,) = ended(1)
+    (span,) = make_traces(1)
     assert span.context is not None
     trace_id = f"tr-{span.context.trace_id:032x}"
     updates: list[str] = []
 
-    def answer(request: Recorded) -> Scripted:
+    def answer(request: RecordedRequest) -> Scripted:
         if request.path == SEARCH:
             content = json.dumps({"traces": [record(trace_id)]}).encode()
             return Scripted(headers={"Content-Type": "application/json"}, body=content)
@@ -447,7 +447,7 @@ def test_next_run_after_spooling_updates_traces(
     assert updates == []
     scripted_server.answer_with("/v1/traces", lambda _: Scripted())
     second = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=7, spool=True, spool_dir=tmp_path)
-    until(lambda: second.stats().delivered)
+    wait_until(lambda: second.stats().delivered)
     second.shutdown()
     assert updates == ["root 0"]
 
@@ -459,7 +459,7 @@ def test_update_after_version_becomes_known_is_sent(
 ) -> None:
     mlflow = FakeMLflow()
 
-    def forward(request: Recorded) -> Scripted:
+    def forward(request: RecordedRequest) -> Scripted:
         response = mlflow.send(
             HttpRequest(
                 request.method,
@@ -472,7 +472,7 @@ def test_update_after_version_becomes_known_is_sent(
         assert isinstance(response, HttpResponse)
         return Scripted(response.status, headers=dict(response.headers), body=response.body)
 
-    spans = ended(4)
+    spans = make_traces(4)
     ids = [f"tr-{span.context.trace_id:032x}" for span in spans if span.context]
     scripted_server.answer(path="/version", then=answer)
     for path in (SEARCH, *(f"/api/2.0/mlflow/traces/{trace_id}" for trace_id in ids)):
@@ -494,6 +494,6 @@ def test_update_after_version_becomes_known_is_sent(
 @pytest.mark.usefixtures("trace_updates")
 def test_export_to_collector_sends_no_update(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     exporter = MLflowSpanExporter(f"{scripted_server.url}/v1/traces", experiment_id=7)
-    exporter.export(ended(1))
+    exporter.export(make_traces(1))
     exporter.shutdown()
     assert [request.path for request in scripted_server.requests] == ["/v1/traces"]

@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._internal.model.encoded_span import (
     memory_bytes_of,
     varint,
 )
-from support.spans import finished
+from support.spans import make_spans
 
 # Where a length takes one more byte, and where the table of short lengths ends.
 SIZES = [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152]
@@ -41,13 +41,13 @@ def test_encode_field_with_any_length_can_be_parsed(size: int) -> None:
 
 def test_encode_request_groups_spans_by_resource_and_scope() -> None:
     encoder = SpanEncoder()
-    spans = [*finished("a"), *finished("b"), *finished("c", service="other")]
+    spans = [*make_spans("a"), *make_spans("b"), *make_spans("c", service="other")]
     request = ExportTraceServiceRequest.FromString(encode_request([encoder.encode(span) for span in spans]))
     assert [[len(scope.spans) for scope in group.scope_spans] for group in request.resource_spans] == [[2], [1]]
 
 
 def test_memory_bytes_count_shared_attachment_once() -> None:
-    one, two = (SpanEncoder().encode(span) for span in finished("a", "b"))
+    one, two = (SpanEncoder().encode(span) for span in make_spans("a", "b"))
     file = Attachment("id", "tr-1", "image/png", b"x" * 1000)
     bodies = len(one.body) + len(two.body)
     assert memory_bytes_of([one, two]) == bodies

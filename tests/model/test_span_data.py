@@ -9,11 +9,11 @@ from mlflow_otlp_exporter._internal.model.span_data import (
     replace_event,
     replace_link,
 )
-from support.spans import LIMITED, limited
+from support.spans import LIMITED, make_limited_span
 
 
 def test_copies_keep_dropped_counts_of_the_originals() -> None:
-    span = limited()
+    span = make_limited_span()
     (event,), (link,) = span.events, span.links
     copies = replace_event(event, "other", {"a": 1}), replace_link(link, {"b": 2})
     assert (*dropped_counts_of(span), *(copy.dropped_attributes for copy in copies)) == LIMITED

@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._internal.model.span_data import EventData
 from mlflow_otlp_exporter._internal.privacy import Redactor, make_resource_filter
 from support.content_samples import span
 from support.offline_export import export_bytes
-from support.spans import LIMITED, limited, lost
+from support.spans import LIMITED, dropped_counts, make_limited_span
 
 
 def hide(text: str) -> str:
@@ -33,7 +33,7 @@ def make_redactor(environment: dict[str, str] | None = None, **arguments: Any) -
 
 @pytest.mark.parametrize("arguments", [{"mask": hide}, {"hide": ["inputs"]}], ids=["masked", "hidden"])
 def test_redact_keeps_all_other_fields(arguments: dict[str, Any]) -> None:
-    before = limited()
+    before = make_limited_span()
     after = make_redactor(**arguments).redact(before)
     assert after is not before
     for name in ("name", "parent", "resource", "kind", "instrumentation_scope", "start_time", "end_time"):
@@ -46,7 +46,7 @@ def test_redact_keeps_all_other_fields(arguments: dict[str, Any]) -> None:
     assert [(link.context, dict(link.attributes or {})) for link in after.links] == [
         (link.context, dict(link.attributes or {})) for link in before.links
     ]
-    assert lost(after) == LIMITED
+    assert dropped_counts(after) == LIMITED
 
 
 def test_redact_with_partly_hidden_event_keeps_its_dropped_count() -> None:

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from support.apps import free_port, running, wait_for
+from support.apps import free_port, run_server, wait_for
 from support.mlflow_server import MLflowServer
 
 # Above a minute, which the default lane has not.
@@ -92,7 +92,7 @@ def asked(port: int, count: int) -> list[str]:
 def test_fastapi_under_uvicorn(workspace_server: MLflowServer, tmp_path: Path) -> None:
     port = free_port()
     variables = environment(workspace_server, "fastapi", tmp_path)
-    with running(["uvicorn", "fastapi_app:app", "--port", str(port)], variables, port, APPS):
+    with run_server(["uvicorn", "fastapi_app:app", "--port", str(port)], variables, port, APPS):
         asked(port, 50)
     assert landed(workspace_server, "fastapi") == expected("fastapi", 50)
 
@@ -115,14 +115,14 @@ def test_flask(workspace_server: MLflowServer, tmp_path: Path) -> None:
 def test_gunicorn(workspace_server: MLflowServer, tmp_path: Path, preload: bool) -> None:
     port, kind = free_port(), f"gunicorn-{preload}"
     command = ["gunicorn", "flask_app:app", "-b", f"127.0.0.1:{port}", "--workers", "4", *["--preload"] * preload]
-    with running(command, environment(workspace_server, kind, tmp_path), port, APPS):
+    with run_server(command, environment(workspace_server, kind, tmp_path), port, APPS):
         asked(port, 40)
     assert landed(workspace_server, kind) == expected(kind, 40)
 
 
 def test_celery_prefork(workspace_server: MLflowServer, tmp_path: Path) -> None:
     variables = environment(workspace_server, "celery", tmp_path)
-    with running(
+    with run_server(
         ["celery", "-A", "celery_app", "worker", "-P", "prefork", "-c", "2", "-l", "warning"], variables, None, APPS
     ):
         command = [sys.executable, str(APPS / "celery_asks.py"), "30"]

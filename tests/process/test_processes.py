@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.scripted_server import Answer, ScriptedServer
-from support.traces import until
+from support.traces import wait_until
 
 APP = """
 import os
@@ -63,7 +63,7 @@ def test_gunicorn_sends_each_span_once(scripted_server: ScriptedServer, tmp_path
     try:
         pids = {ask(port, f"n={number}") for number in range(30)}
         assert pids
-        until(lambda: imports(scripted_server) == workers, 60)  # one may be up later than another
+        wait_until(lambda: imports(scripted_server) == workers, 60)  # one may be up later than another
     finally:
         server.send_signal(signal.SIGTERM)
         said = server.communicate(timeout=100)[1].decode()
@@ -282,7 +282,7 @@ def test_gunicorns_workers_save_what_the_server_does_not_take(
     try:
         for number in range(10):
             ask(port, f"n={number}")
-        until(lambda: imports(scripted_server) == workers, 60)
+        wait_until(lambda: imports(scripted_server) == workers, 60)
     finally:
         server.send_signal(signal.SIGTERM)
         said = server.communicate(timeout=100)[1].decode()

@@ -33,9 +33,9 @@ from mlflow_otlp_exporter._internal.spool.journal_format import (
 )
 from mlflow_otlp_exporter._internal.spool.recovery import AbandonedJournal, RecoveredTrace, find_abandoned_journals
 from support.mlflow_server import MLflowServer
-from support.scripted_server import Answer, Recorded, ScriptedServer
-from support.spans import finished
-from support.traces import ended, until
+from support.scripted_server import Answer, RecordedRequest, ScriptedServer
+from support.spans import make_spans
+from support.traces import make_traces, wait_until
 
 START = """
 import os, signal
@@ -65,7 +65,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(scripted_server: ScriptedServer) -> ScriptedServer:
-    def look_up(request: Recorded) -> Answer:
+    def look_up(request: RecordedRequest) -> Answer:
         name = parse_qs(request.query)["experiment_name"][0]
         body = {"experiment": {"experiment_id": f"{name}'s", "lifecycle_stage": "active"}}
         return Answer(200, headers={"Content-Type": "application/json"}, body=json.dumps(body).encode())
@@ -110,7 +110,7 @@ def next_run(url: str, **arguments: Any) -> Iterator[MLflowSpanExporter]:
     """Another app, at least until all that lay on disk is taken up and sent."""
     exporter = MLflowSpanExporter(tracking_uri=url, **{"experiment": "mine", "spool": True, **arguments})
     try:
-        until(lambda: not journals() and not on_disk())
+        wait_until(lambda: not journals() and not on_disk())
         yield exporter
     finally:
         exporter.shutdown(5000)
@@ -133,7 +133,7 @@ def test_each_tenant_finds_its_own_spans_only(workspace_server: MLflowServer) ->
     own = workspace_server.create_experiment("the next run's")
     killed(workspace_server.uri, TWO_TENANTS)
     with next_run(workspace_server.uri, experiment="the next run's") as exporter:
-        until(lambda: exporter.stats().delivered == 5)
+        wait_until(lambda: exporter.stats().delivered == 5)
     for name, expected in (("a", ["a ended", "a root"]), ("b", ["b child", "b ended", "b root"])):
         found = workspace_server.search_traces(places[name], workspace=f"team-{name}")
         traces = [workspace_server.trace(each["trace_id"].removeprefix("tr-"), f"team-{name}") for each in found]
@@ -195,7 +195,7 @@ def test_what_does_not_tell_where_to_goes_nowhere(server: ScriptedServer, caplog
     [path] = journals()
     path.write_bytes(b"\n".join(each for each in path.read_bytes().split(b"\n") if b'"origins"' not in each))
     with next_run(server.url) as exporter:
-        until(lambda: exporter.stats().dropped == 1)
+        wait_until(lambda: exporter.stats().dropped == 1)
     assert came(server) == {}
     [kept] = on_disk("refused")
     header, _, [span] = file_format.decode_file(kept.read_bytes())
@@ -219,10 +219,10 @@ def test_nothing_is_removed_that_could_not_be_read(
 
     monkeypatch.setattr(AbandonedJournal, "read_traces", traces)
     exporter = MLflowSpanExporter(tracking_uri=server.url, spool=True)
-    until(lambda: "cannot be read" in caplog.text)
+    wait_until(lambda: "cannot be read" in caplog.text)
     assert journals()
     broken.clear()
-    until(lambda: came(server) == {(None, "one's", None): ["a"]})
+    wait_until(lambda: came(server) == {(None, "one's", None): ["a"]})
     exporter.shutdown(2000)
 
 
@@ -297,7 +297,7 @@ flask.start_span("part of another's", trace.set_span_in_context(trace.NonRecordi
 """
     killed(server.url, code, MLFLOW_OTLP_NOISE=noise, MLFLOW_EXPERIMENT_NAME="one")
     with next_run(server.url) as exporter:
-        until(lambda: exporter.stats().delivered == (4 if left_out else 6))
+        wait_until(lambda: exporter.stats().delivered == (4 if left_out else 6))
         assert exporter.stats().filtered == (2 if left_out else 0)
     health = [] if left_out else ["GET", "GET /health"]
     rest = ["POST /ask", "agent", "call of an agent's whose root is open", "part of another's"]
@@ -306,7 +306,7 @@ flask.start_span("part of another's", trace.set_span_in_context(trace.NonRecordi
 
 def test_a_trace_of_which_a_part_was_sent_is_not_cut(tmp_path: Path) -> None:
     journal = Journal(lambda: tmp_path / "journal", ProblemLog(), JournalHeader(trace_filter=("tests",)))
-    child, root = ended(1, children=1)
+    child, root = make_traces(1, children=1)
     for span in (child, root):
         journal.append(span)
     journal.acknowledge([(child.context.trace_id, child.context.span_id)])
@@ -403,7 +403,7 @@ def test_each_identity_finds_its_own_journal_only(server: ScriptedServer, tmp_pa
         killed(server.url, code, MLFLOW_EXPERIMENT_ID="1", MLFLOW_TRACKING_TOKEN_FILE=str(tmp_path / name))
     assert len({path.parent for path in journals()}) == 2
     exporter = MLflowSpanExporter(tracking_uri=server.url, spool=True, credentials=tmp_path / "b")
-    until(lambda: exporter.stats().delivered == 1)
+    wait_until(lambda: exporter.stats().delivered == 1)
     exporter.shutdown(2000)
     assert [(r.headers["authorization"], [s.name for s in r.spans()]) for r in server.to("/v1/traces")] == [
         ("Bearer token-b", ["b"])
@@ -413,7 +413,7 @@ def test_each_identity_finds_its_own_journal_only(server: ScriptedServer, tmp_pa
 
 def test_new_words_for_noise_hold_for_what_comes_after(tmp_path: Path) -> None:
     journal = Journal(lambda: tmp_path / "journal", ProblemLog())
-    before, after = finished("before", "after")
+    before, after = make_spans("before", "after")
     journal.append(before)
     journal.set_trace_filter(["tests"])
     journal.append(after)

@@ -20,11 +20,11 @@ from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
-from support.children import in_child
+from support.children import run_in_fork
 from support.markers import SECRET
 from support.scripted_server import Answer, ScriptedServer
-from support.spans import Prompting, finished
-from support.traces import until
+from support.spans import Prompting, make_spans
+from support.traces import wait_until
 
 STALLED = Answer(delay=60)
 # Python 3.12 warns of just what is tested here.
@@ -262,7 +262,7 @@ def test_full_buffer_recovers_with_server(scripted_server: ScriptedServer) -> No
         scripted_server.wait_for(1)
         for number in range(10, 40):
             bench.trace(str(number))
-        until(lambda: bench.exporter.stats().dropped)
+        wait_until(lambda: bench.exporter.stats().dropped)
         release.set()
         bench.processor.force_flush()
         dropped_count = bench.exporter.stats().dropped
@@ -413,7 +413,7 @@ def test_fork_with_spans_in_flight_sends_each_span_once(scripted_server: Scripte
             bench.trace("child")
             return bench.processor.force_flush() and bench.exporter.stats().delivered == 1
 
-        assert in_child(child)
+        assert run_in_fork(child)
         open_span.end()
         bench.trace("parent, after")
         assert bench.processor.force_flush()
@@ -447,7 +447,7 @@ def test_fork_while_other_threads_hold_locks_does_not_deadlock(scripted_server: 
             thread.start()
         try:
             for _ in range(10):
-                assert in_child(child)
+                assert run_in_fork(child)
         finally:
             stop.set()
             for thread in threads:
@@ -527,7 +527,7 @@ class SettlingPipeline(Pipeline):
         ticket: Any = track(len(spans), 1)
 
         def settle() -> None:
-            until(lambda: self.worker._is_overflowing)
+            wait_until(lambda: self.worker._is_overflowing)
             ticket._ticket()
 
         threading.Thread(target=settle).start()
@@ -570,7 +570,7 @@ class EncodingPipeline(AcceptingPipeline):
 
     def end(self, count: int) -> int:
         accepted_count = 0
-        for span in finished(*map(str, range(count))):
+        for span in make_spans(*map(str, range(count))):
             if self.has_start_events:
                 self.worker.enqueue_start(span.context.trace_id)
             accepted_count += self.worker.enqueue(span)
@@ -601,14 +601,14 @@ def test_flush_during_tick_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> Non
         # During a tick that began before the flush: the tick consumes the wake-up event.
         if not thread.ident:
             thread.start()
-            until(lambda: not worker._events.empty())
+            wait_until(lambda: not worker._events.empty())
             worker._events.get_nowait()
         log_overflow()
 
     monkeypatch.setattr(worker, "_log_overflow", start_flush)
     started_at = time.monotonic()
-    assert worker.enqueue(*finished("a"))
-    until(lambda: thread.ident)
+    assert worker.enqueue(*make_spans("a"))
+    wait_until(lambda: thread.ident)
     thread.join()
     assert results == [True]
     assert time.monotonic() - started_at < 20  # less than the timeout of 30 s
@@ -617,7 +617,7 @@ def test_flush_during_tick_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_flush_after_close_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = AcceptingPipeline().worker
-    assert worker.enqueue(*finished("a"))
+    assert worker.enqueue(*make_spans("a"))
     worker.close(30, lambda _: None)
     started: list[None] = []
     monkeypatch.setattr(worker, "_start_thread", lambda: started.append(None))
@@ -630,7 +630,7 @@ def test_flush_after_close_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> 
 def test_flush_restores_capacity() -> None:
     worker = SettlingPipeline().worker
     for _ in range(3):
-        assert worker.enqueue(finished("a")[0])
+        assert worker.enqueue(make_spans("a")[0])
         assert worker.flush(30)
     worker.close(30, lambda _: None)
 

@@ -16,7 +16,7 @@ from mlflow_otlp_exporter._internal.setup.auto_instrumentation import (
     after_instrumentation,
 )
 from support.scripted_server import Answer, ScriptedServer
-from support.spans import finished
+from support.spans import make_spans
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def test_wrong_setting_is_logged_and_the_exporter_is_off(
     exporter = AutoInstrumentationSpanExporter(**arguments)
     assert next(iter(arguments)) in caplog.text
     assert caplog.records[0].levelname == "ERROR"
-    assert exporter.export(finished("a")) is SpanExportResult.FAILURE
+    assert exporter.export(make_spans("a")) is SpanExportResult.FAILURE
     assert exporter.stats() == Stats()
     assert exporter.trace_url(1) is None
     assert exporter.force_flush()
@@ -44,7 +44,7 @@ def test_arguments_of_a_configuration_file_are_applied(scripted_server: Scripted
     headers = [{"name": "x-a", "value": "1"}]
     arguments = {"experiment_id": "77", "timeout": 5, "compression": "gzip", "headers": headers}
     exporter = AutoInstrumentationSpanExporter(endpoint=scripted_server.traces_url, **arguments)
-    assert exporter.export(finished("a" * 2000)) is SpanExportResult.SUCCESS
+    assert exporter.export(make_spans("a" * 2000)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     sent = scripted_server.requests[0].headers
     assert (sent["x-a"], sent["content-encoding"], sent["x-mlflow-experiment-id"]) == ("1", "gzip", "77")
@@ -58,7 +58,7 @@ def test_missing_experiment_is_created(scripted_server: ScriptedServer, monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
     exporter = AutoInstrumentationSpanExporter()
     assert isinstance(exporter, SpanExporter)
-    assert exporter.export(finished("a")) is SpanExportResult.SUCCESS
+    assert exporter.export(make_spans("a")) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert scripted_server.requests[-1].headers["x-mlflow-experiment-id"] == "5"
 
@@ -90,7 +90,7 @@ def test_shutdown_sends_spans_without_a_root(scripted_server: ScriptedServer) ->
         provider.get_tracer("tests").start_span("child").end()
         provider.shutdown()
     assert [span.name for request in scripted_server.requests for span in request.spans()] == ["child"]
-    assert exporter.export(finished("late")) is SpanExportResult.FAILURE
+    assert exporter.export(make_spans("late")) is SpanExportResult.FAILURE
 
 
 @pytest.fixture
@@ -177,6 +177,6 @@ def test_disabled_exporter_sends_nothing(
 ) -> None:
     monkeypatch.setenv(*variable)
     exporter = AutoInstrumentationSpanExporter(endpoint=scripted_server.traces_url)
-    assert exporter.export(finished("a")) is SpanExportResult.SUCCESS
+    assert exporter.export(make_spans("a")) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert scripted_server.requests == []

@@ -23,7 +23,7 @@ from mlflow_otlp_exporter import (
     shutdown,
     traced,
 )
-from support.children import in_child
+from support.children import run_in_fork
 from support.scripted_server import Answer, ScriptedServer
 
 
@@ -214,7 +214,7 @@ def test_counters_are_reset_in_a_forked_child(scripted_server: ScriptedServer) -
         end_span("child")
         return telemetry.flush() == FlushResult(delivered=1)
 
-    assert in_child(child)
+    assert run_in_fork(child)
 
 
 @pytest.mark.parametrize("variables", [{"MLFLOW_OTLP_ENABLED": "false"}, {"OTEL_SDK_DISABLED": "true"}, {}])

@@ -12,7 +12,7 @@ import pytest
 
 from mlflow_otlp_exporter._internal.setup import process_exit as process_exit_module
 from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook, install_sigterm_handler
-from support.children import in_child
+from support.children import run_in_fork
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -190,7 +190,7 @@ def test_forked_child_installs_its_own_finalizer(util: Util) -> None:
     def count_finalizers() -> int:  # without those of other tests
         return [call for call, _ in util.finalizers].count(hook._on_process_exit)
 
-    assert in_child(child)
+    assert run_in_fork(child)
     assert count_finalizers() == 1
 
 

@@ -12,7 +12,7 @@ from mlflow_otlp_exporter._internal.spool import dead_letters as dead_letters_mo
 from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED_FOLDER, REJECTED_FOLDER, DeadLetterDirectory
 from mlflow_otlp_exporter._internal.spool.file_format import decode_file
 from mlflow_otlp_exporter._internal.spool.index import Entry, list_entries
-from support.traces import ended, noise
+from support.traces import make_traces, random_text
 
 DESTINATION = Destination("team-a", experiment="Bücher & more")
 MAX_FOLDER_BYTES = 10_000
@@ -20,7 +20,10 @@ MAX_FOLDER_BYTES = 10_000
 
 def encode_spans(count: int = 1, size: int = 0) -> list[EncodedSpan]:
     encoder = SpanEncoder()
-    return [encoder.encode(span) for span in ended(count, attributes=lambda number, _: {"prompt": noise(size, number)})]
+    return [
+        encoder.encode(span)
+        for span in make_traces(count, attributes=lambda number, _: {"prompt": random_text(size, number)})
+    ]
 
 
 @pytest.fixture

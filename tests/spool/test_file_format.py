@@ -16,9 +16,11 @@ from mlflow_otlp_exporter._internal.spool.file_format import (
     FileHeader,
     UnsupportedVersionError,
 )
-from support.traces import ended
+from support.traces import make_traces
 
-SPANS = [SpanEncoder().encode(span) for span in ended(3, children=2, attributes=lambda *_: {"prompt": "why? " * 50})]
+SPANS = [
+    SpanEncoder().encode(span) for span in make_traces(3, children=2, attributes=lambda *_: {"prompt": "why? " * 50})
+]
 TRACES = tuple(dict.fromkeys(span.trace_id for span in SPANS))
 TEXTS = st.none() | st.text(max_size=20)
 DESTINATIONS = st.builds(Destination, TEXTS, TEXTS, TEXTS, TEXTS, TEXTS)

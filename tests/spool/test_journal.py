@@ -35,9 +35,9 @@ from mlflow_otlp_exporter._internal.spool.journal_format import (
     parse_span,
 )
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
-from support.children import in_child
-from support.spans import LIMITED, finished, limited, lost
-from support.traces import ended, poisonous
+from support.children import run_in_fork
+from support.spans import LIMITED, dropped_counts, make_limited_span, make_spans
+from support.traces import make_rejectable_traces, make_traces
 
 VALUES = st.recursive(
     st.text(max_size=9) | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.binary(max_size=9),
@@ -100,7 +100,7 @@ def describe_span(span: ReadableSpan) -> dict[str, object]:
         "links": [(link.context, dict(link.attributes or {})) for link in span.links],
         "resource": span.resource,
         "scope": span.instrumentation_scope,
-        "lost": lost(span),
+        "lost": dropped_counts(span),
     }
 
 
@@ -112,11 +112,11 @@ def test_span_round_trip_is_lossless(span: ReadableSpan) -> None:
 
 
 def test_dropped_counts_round_trip_is_lossless() -> None:
-    span = limited()
+    span = make_limited_span()
     restored = read_back(span)
     assert describe_span(restored) == describe_span(span)
     assert SpanEncoder().encode(restored) == SpanEncoder().encode(span)
-    assert lost(restored) == LIMITED
+    assert dropped_counts(restored) == LIMITED
 
 
 def test_span_record_without_drops_has_no_counts() -> None:
@@ -163,7 +163,7 @@ NEWER_RECORDS_WITHOUT_DROPPED = [*OLDER_RECORDS[:2], [*OLDER_RECORDS[2], None, "
 def test_journals_of_other_versions_are_parsed(records: list[list[Any]], dropped: tuple[int, ...]) -> None:
     resource_record, scope_record, record = parse_lines(b"".join(map(encode_line, records)))
     span = parse_span(record, {0: resource_record, 1: scope_record})
-    assert lost(span) == dropped
+    assert dropped_counts(span) == dropped
     assert describe_span(span) == describe_span(parse_span(OLDER_RECORDS[2], dict(enumerate(OLDER_RECORDS)))) | {
         "lost": dropped
     }
@@ -183,7 +183,7 @@ def test_route_of_unknown_shape_raises() -> None:
 
 
 def test_malformed_spans_round_trip_keeps_name_and_context() -> None:
-    for span in [*poisonous(), *ended(1, children=1)]:
+    for span in [*make_rejectable_traces(), *make_traces(1, children=1)]:
         restored = read_back(span)
         assert (restored.name.encode("utf-8", "replace"), restored.context) == (
             span.name.encode("utf-8", "replace"),
@@ -238,8 +238,8 @@ def run_and_kill(folder: Path, code: str) -> None:
         "import os, signal, sys; from pathlib import Path\n"
         "from mlflow_otlp_exporter._internal.spool.journal import Journal\n"
         "from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog\n"
-        "from support.spans import finished\n"
-        "j = Journal(lambda: Path(sys.argv[1]), ProblemLog()); s = finished('a', 'b', 'c')\n"
+        "from support.spans import make_spans\n"
+        "j = Journal(lambda: Path(sys.argv[1]), ProblemLog()); s = make_spans('a', 'b', 'c')\n"
         "key = lambda span: (span.context.trace_id, span.context.span_id)\n"
         "[j.append(span) for span in s]\n"
     )
@@ -265,7 +265,7 @@ def test_spans_ended_before_a_kill_are_recovered(folder: Path) -> None:
 
 
 def test_journal_of_running_process_is_not_abandoned(journal: Journal, folder: Path) -> None:
-    journal.append(finished("a")[0])
+    journal.append(make_spans("a")[0])
     assert read_names(folder) == []
     assert list(find_abandoned_journals(folder, journal.unique)) == []
     assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())] == [0o700, 0o600]
@@ -277,7 +277,7 @@ def test_rotate_removes_full_files_without_pending_spans(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "_MAX_SEGMENT_BYTES", 10)
-    a, b, c = finished("a", "b", "c")
+    a, b, c = make_spans("a", "b", "c")
     for span in (a, b, c):
         journal.append(span)
         journal.rotate()
@@ -293,11 +293,11 @@ def test_rotate_removes_full_files_without_pending_spans(
 
 
 def test_close_removes_files_when_all_spans_are_acknowledged(journal: Journal, folder: Path) -> None:
-    spans = finished("a", "b")
+    spans = make_spans("a", "b")
     for span in spans:
         journal.append(span)
     journal.acknowledge(map(get_key, spans))
-    journal.acknowledge(map(get_key, finished("unknown")))
+    journal.acknowledge(map(get_key, make_spans("unknown")))
     journal.close()
     assert list(folder.iterdir()) == []
 
@@ -307,7 +307,7 @@ def test_append_in_threads_during_rotation_loses_nothing(folder: Path, monkeypat
     monkeypatch.setattr(journal_module, "_MAX_SEGMENTS", 10_000)
     journal = Journal(lambda: folder, ProblemLog())
     pending: list[ReadableSpan] = []
-    spans = finished(*map(str, range(2000)))
+    spans = make_spans(*map(str, range(2000)))
     stop = threading.Event()
 
     def write(part: list[ReadableSpan]) -> None:
@@ -335,14 +335,14 @@ def test_append_in_threads_during_rotation_loses_nothing(folder: Path, monkeypat
 
 
 def test_forked_child_writes_its_own_files(journal: Journal, folder: Path) -> None:
-    a, b, c = finished("a", "b", "c")
+    a, b, c = make_spans("a", "b", "c")
     journal.append(a)
 
     def child() -> bool:
         journal.append(b)
         return len(list(folder.iterdir())) == 2
 
-    assert in_child(child)
+    assert run_in_fork(child)
     journal.append(c)
     assert read_names(folder) == ["b"]
 
@@ -351,7 +351,7 @@ def test_unwritable_folder_is_logged_once_and_recovers(tmp_path: Path, caplog: p
     (tmp_path / "file").write_text("")
     place = [tmp_path / "file" / "journal"]
     journal = Journal(lambda: place[0], ProblemLog())
-    a, b = finished("a", "b")
+    a, b = make_spans("a", "b")
     for _ in range(5):
         journal.append(a)
         journal.rotate()
@@ -366,7 +366,7 @@ def test_unwritable_folder_is_logged_once_and_recovers(tmp_path: Path, caplog: p
 
 
 def test_removed_folder_is_created_again(journal: Journal, folder: Path) -> None:
-    a, b = finished("a", "b")
+    a, b = make_spans("a", "b")
     journal.append(a)
     for path in folder.iterdir():
         path.unlink()
@@ -390,7 +390,7 @@ def test_journal_above_file_limit_pauses_and_resumes(
 ) -> None:
     monkeypatch.setattr(journal_module, "_MAX_SEGMENT_BYTES", 10)
     monkeypatch.setattr(journal_module, "_MAX_SEGMENTS", 3)
-    spans = finished(*map(str, range(10)))
+    spans = make_spans(*map(str, range(10)))
     for span in spans:
         journal.append(span)
         journal.rotate()

@@ -24,8 +24,8 @@ from mlflow_otlp_exporter._internal.spool.persistent_queue import (
     open_queue,
 )
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
-from support.spans import finished
-from support.traces import ended
+from support.spans import make_spans
+from support.traces import make_traces
 
 DESTINATION = Destination("team-a", experiment="agents")
 LATER = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "down")
@@ -33,7 +33,7 @@ LATER = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "down")
 
 def encode_spans(*names: str) -> list[EncodedSpan]:
     encoder = SpanEncoder()
-    return [encoder.encode(span) for span in finished(*names)]
+    return [encoder.encode(span) for span in make_spans(*names)]
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_append_to_unusable_disk_returns_false(make_queue: Callable[..., Persist
 def test_stored_and_acknowledged_spans_leave_the_journal(
     make_queue: Callable[..., PersistentQueue], folder: Path
 ) -> None:
-    queue, spans = make_queue(every_span=True), finished("a", "b")
+    queue, spans = make_queue(every_span=True), make_spans("a", "b")
     assert queue.journal is not None
     for span in spans:
         queue.journal.append(span)
@@ -178,7 +178,7 @@ def leave_journal(make_queue: Callable[..., PersistentQueue], spans: Sequence[Re
 
 
 def test_recover_journals_stores_uncertain_requests(make_queue: Callable[..., PersistentQueue], folder: Path) -> None:
-    spans, callbacks = ended(2, children=2), RecoveryCallbacks()
+    spans, callbacks = make_traces(2, children=2), RecoveryCallbacks()
     leave_journal(make_queue, spans)
     leave_journal(make_queue, [])
     queue = make_queue(every_span=True)
@@ -197,7 +197,7 @@ def test_recover_journals_ignores_running_processes(make_queue: Callable[..., Pe
     running, queue, callbacks = make_queue(every_span=True), make_queue(every_span=True), RecoveryCallbacks()
     for journal in (running.journal, queue.journal):
         assert journal is not None
-        journal.append(finished("a")[0])
+        journal.append(make_spans("a")[0])
     queue.recover_journals(callbacks, callbacks.record_filtered)
     assert callbacks.arguments == []
     assert len(list((folder / "journal").iterdir())) == 2
@@ -210,7 +210,7 @@ def test_recover_journals_ignores_running_processes(make_queue: Callable[..., Pe
 def test_recover_journals_with_failing_disk_keeps_journal(
     make_queue: Callable[..., PersistentQueue], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave_journal(make_queue, finished("a", "b"))
+    leave_journal(make_queue, make_spans("a", "b"))
     queue, callbacks = make_queue(), RecoveryCallbacks()
     with monkeypatch.context() as patch:
         patch.setattr(queue.storage, "append", lambda *_, **__: None)
@@ -235,7 +235,7 @@ def read_origin_labels(queue: PersistentQueue) -> list[str]:
 
 
 def test_read_labels_requests_of_other_runs(make_queue: Callable[..., PersistentQueue]) -> None:
-    leave_journal(make_queue, finished("killed"))
+    leave_journal(make_queue, make_spans("killed"))
     earlier = make_queue()
     assert earlier.append(DESTINATION, encode_spans("a"), attempted=False, uncertain=False)
     queue, other, callbacks = make_queue(), make_queue(), RecoveryCallbacks()
@@ -271,7 +271,7 @@ IDENTITIES: dict[str, dict[str, Any]] = {
     "file": {"credentials": Path("/var/token")},
     "another file": {"credentials": Path("/var/token2")},
     "function": {"credentials": encode_spans},
-    "another function": {"credentials": finished},
+    "another function": {"credentials": make_spans},
     "token": {"credentials": "planted-2"},
     "another server": {"tracking_uri": "http://other:5000"},
 }
@@ -302,7 +302,7 @@ def test_each_target_and_identity_has_its_own_folder_without_credentials(tmp_pat
         (("ada", "planted-1"), ("ada", "planted-1"), False),
         (("ada", "planted-1"), ("bob", "planted-1"), False),  # different folders
         (lambda: "planted-1", lambda: "planted-2", True),
-        (encode_spans, finished, False),
+        (encode_spans, make_spans, False),
     ],
 )
 def test_exporters_sharing_a_folder_with_other_secrets_are_warned(

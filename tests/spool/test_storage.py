@@ -25,8 +25,8 @@ from mlflow_otlp_exporter._internal.spool import storage as storage_module
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import list_entries
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
-from support.children import in_child
-from support.traces import ended, noise
+from support.children import run_in_fork
+from support.traces import make_traces, random_text
 
 DESTINATION = Destination("team-a", experiment="Bücher & more")
 DAY = 86_400.0
@@ -34,7 +34,7 @@ DAY = 86_400.0
 
 def encode_spans(count: int = 1, size: int = 0) -> list[EncodedSpan]:
     encoder = SpanEncoder()
-    requests_found = ended(count, attributes=lambda number, _: {"prompt": noise(size, number)})
+    requests_found = make_traces(count, attributes=lambda number, _: {"prompt": random_text(size, number)})
     return [encoder.encode(span) for span in requests_found]
 
 
@@ -164,7 +164,7 @@ def test_pending_span_count_excludes_other_processes(make_storage: Callable[...,
     assert (first.pending_span_count(), second.pending_span_count()) == (5, 5)
     second.remove(second.entries()[0])
     assert first.pending_span_count() == 3
-    assert in_child(lambda: first.pending_span_count() == 0 and first.append(DESTINATION, encode_spans(4)))
+    assert run_in_fork(lambda: first.pending_span_count() == 0 and first.append(DESTINATION, encode_spans(4)))
     assert (first.pending_span_count(), first.totals().span_count) == (3, 12)
 
 

@@ -27,7 +27,7 @@ from mlflow_otlp_exporter._internal.spool import storage as storage_module
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import Entry
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
-from support.traces import ended
+from support.traces import make_traces
 
 _CALLS = ("open", "write", "close", "replace", "unlink", "mkdir", "scandir")
 _numbers = itertools.count()
@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
         return process
 
     def _request(self) -> list[EncodedSpan]:
-        return [SpanEncoder().encode(span) for span in ended(1)]
+        return [SpanEncoder().encode(span) for span in make_traces(1)]
 
     def _end_process(self, process: Process) -> None:
         process.lock.release()  # as the kernel does

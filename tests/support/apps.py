@@ -17,7 +17,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(
+def run_server(
     command: Sequence[str], variables: Mapping[str, str], port: int | None = None, folder: Path | None = None
 ) -> Iterator[None]:
     """A server in a process of its own, ended as an operator ends it."""

@@ -58,7 +58,7 @@ TRUTHS: Mapping[str, Sequence[Truth]] = {
 }
 
 
-class Seen(NamedTuple):
+class ProgramResult(NamedTuple):
     """What is seen of a program's traces.
 
     Attributes:
@@ -106,7 +106,7 @@ def run_with_autolog(app: str, flavor: str, url: str) -> None:
     mlflow.flush_trace_async_logging(terminate=True)
 
 
-def compared(server: MLflowServer) -> dict[str, dict[str, Seen]]:
+def compare_programs(server: MLflowServer) -> dict[str, dict[str, ProgramResult]]:
     """Runs all programs in both ways, and judges them by the same truths.
 
     Args:
@@ -116,7 +116,7 @@ def compared(server: MLflowServer) -> dict[str, dict[str, Seen]]:
         By program and way (`sdk`, `ours`), what is seen.
     """
     python, stub = environment("autolog", read_lock("autolog")), OpenAIStub()
-    found: dict[str, dict[str, Seen]] = {}
+    found: dict[str, dict[str, ProgramResult]] = {}
     try:
         for name, each in PROGRAMS.items():
             commands = {
@@ -129,7 +129,7 @@ def compared(server: MLflowServer) -> dict[str, dict[str, Seen]]:
     return found
 
 
-def _seen(server: MLflowServer, python: Path, experiment: str, program: str, command: Sequence[str]) -> Seen:
+def _seen(server: MLflowServer, python: Path, experiment: str, program: str, command: Sequence[str]) -> ProgramResult:
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))},
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
@@ -150,7 +150,7 @@ def _seen(server: MLflowServer, python: Path, experiment: str, program: str, com
         results = [CheckResult(*result) for result in run_module("support.experiment_check", *words)]
     found = server.experiment(experiment)
     assert found is not None
-    return Seen(results, set(_fields(server, str(found["experiment_id"]))))
+    return ProgramResult(results, set(_fields(server, str(found["experiment_id"]))))
 
 
 def _fields(server: MLflowServer, experiment_id: str) -> Iterator[str]:
@@ -168,7 +168,7 @@ def _fields(server: MLflowServer, experiment_id: str) -> Iterator[str]:
             yield from (f"{kind}: event {event['name'].rstrip('.0123456789')}" for event in span.get("events", []))
 
 
-def lacking(found: Mapping[str, Mapping[str, Seen]]) -> dict[str, list[str]]:
+def list_sdk_only_fields(found: Mapping[str, Mapping[str, ProgramResult]]) -> dict[str, list[str]]:
     """The fields that the SDK alone fills, each with its programs."""
     fields: dict[str, list[str]] = {}
     for program, by in found.items():
@@ -177,21 +177,21 @@ def lacking(found: Mapping[str, Mapping[str, Seen]]) -> dict[str, list[str]]:
     return fields
 
 
-def tables(found: Mapping[str, Mapping[str, Seen]]) -> str:
+def format_tables(found: Mapping[str, Mapping[str, ProgramResult]]) -> str:
     """Both tables as Markdown."""
     rows = [f"| field | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     rows += [f"| {name} | {' | '.join(_shares(found, set(columns)))} |" for name, columns in FEATURES.items()]
     rows.append(f"| all | {' | '.join(_shares(found, {c for columns in FEATURES.values() for c in columns}))} |")
     rows += ["", "| set only by the SDK | programs | reason |", "|---|---|---|"]
     programs: dict[str, dict[str, None]] = {}
-    for field, of in lacking(found).items():
+    for field, of in list_sdk_only_fields(found).items():
         pattern = next((each for each in REASONS if fnmatchcase(field, each)), field)
         programs.setdefault(pattern, {}).update(dict.fromkeys(of))
     rows += [f"| `{name}` | {', '.join(of)} | {REASONS.get(name, '')} |" for name, of in sorted(programs.items())]
     return "\n".join(rows) + "\n"
 
 
-def _shares(found: Mapping[str, Mapping[str, Seen]], columns: set[str]) -> Iterator[str]:
+def _shares(found: Mapping[str, Mapping[str, ProgramResult]], columns: set[str]) -> Iterator[str]:
     for by in found.values():
         sdk, ours = (
             [result.passed for result in by[way].results if result.column in columns] for way in ("sdk", "ours")
@@ -199,7 +199,7 @@ def _shares(found: Mapping[str, Mapping[str, Seen]], columns: set[str]) -> Itera
         yield format_share(sum(sdk), sum(ours), len(ours))
 
 
-def written() -> str:
+def read_tables() -> str:
     """The tables as they stand in the page."""
     text = PAGE.read_text()
     return text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)]
@@ -213,12 +213,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = MLflowServer.start(Path(folder))
         try:
-            found = compared(server)
+            found = compare_programs(server)
         finally:
             server.stop()
     text = PAGE.read_text()
     begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
-    PAGE.write_text(text[:begin] + tables(found) + text[end:])
+    PAGE.write_text(text[:begin] + format_tables(found) + text[end:])
 
 
 if __name__ == "__main__":

@@ -47,9 +47,9 @@ class Agent:
             "MLFLOW_OTLP_DURABILITY": "every-span" if every_span else "request",
         }
         self._truth.touch()
-        self.process = self._started()
+        self.process = self._start()
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "support.chaos_agent", str(self._truth), str(self.run), str(self._stop)]
         command.append(str(self._pause))
         with (self._folder / f"agent-{self._number}.log").open("ab") as log:
@@ -66,7 +66,7 @@ class Agent:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self._run, self._log_before = self._run + 1, len(self.log())
-        self.process = self._started()
+        self.process = self._start()
 
     def end(self, seconds: float = 90.0) -> None:
         """Has it stop by itself."""
@@ -80,7 +80,7 @@ class Agent:
         self.process.kill()
         self.process.wait()
 
-    def ended(self) -> dict[str, float]:
+    def ended_spans(self) -> dict[str, float]:
         """The spans that ended, and when; a last line that a kill has cut off tells none."""
         found = {}
         for line in self._truth.read_text().splitlines():
@@ -89,10 +89,10 @@ class Agent:
                 found[name] = float(when)
         return found
 
-    def promised(self) -> set[str]:
+    def promised_spans(self) -> set[str]:
         """The spans that must have arrived."""
         found = set()
-        for name, when in self.ended().items():
+        for name, when in self.ended_spans().items():
             killed = self.kills.get(int(name.split(".")[0]))
             if killed is None or self.every_span or when < killed - WINDOW:
                 found.add(name)
@@ -102,13 +102,13 @@ class Agent:
         """What it has said."""
         return (self._folder / f"agent-{self._number}.log").read_text(errors="replace")
 
-    def has_said(self, *words: str) -> bool:
+    def has_logged(self, *words: str) -> bool:
         """Whether each of these stands in what this run has said."""
         said = self.log()[self._log_before :]
         return all(each in said for each in words)
 
 
-def sqlite(database: Path) -> Query:
+def query_sqlite(database: Path) -> Query:
     """Asks an MLflow server's SQLite file."""
 
     def ask(sql: str) -> Sequence[tuple[Any, ...]]:
@@ -118,12 +118,12 @@ def sqlite(database: Path) -> Query:
     return ask
 
 
-def postgresql(database: Postgres) -> Query:
+def query_postgresql(database: Postgres) -> Query:
     """Asks an MLflow server's PostgreSQL."""
     return lambda sql: [tuple(row.split("|")) for row in database.query(sql)]
 
 
-def check(server: MLflowServer, query: Query, experiment: str, agents: Sequence[Agent]) -> dict[str, int]:
+def check_spans(server: MLflowServer, query: Query, experiment: str, agents: Sequence[Agent]) -> dict[str, int]:
     """Compares what MLflow has with what must be there.
 
     Args:
@@ -137,8 +137,8 @@ def check(server: MLflowServer, query: Query, experiment: str, agents: Sequence[
     """
     rows = query(f"SELECT trace_id, name FROM spans WHERE experiment_id = {int(experiment)}")
     names = Counter(str(name) for _, name in rows)
-    ended = {name for agent in agents for name in agent.ended()}
-    promised = {name for agent in agents for name in agent.promised()}
+    ended = {name for agent in agents for name in agent.ended_spans()}
+    promised = {name for agent in agents for name in agent.promised_spans()}
     missing = promised - names.keys()
     assert not missing, f"{len(missing)} of {len(promised)} promised spans are missing: {sorted(missing)[:20]}"
     assert {name for name, count in names.items() if count > 1} == set()
@@ -166,7 +166,7 @@ def check(server: MLflowServer, query: Query, experiment: str, agents: Sequence[
     }
 
 
-def drain(variables: Mapping[str, str], seconds: float = 120.0) -> None:
+def flush_spool(variables: Mapping[str, str], seconds: float = 120.0) -> None:
     """Sends by hand what is left, as a user would."""
     command = [sys.executable, "-m", "mlflow_otlp_exporter", "spool", "flush", "--timeout", "20"]
     end = time.monotonic() + seconds

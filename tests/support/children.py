@@ -8,7 +8,7 @@ from collections.abc import Callable
 from support.markers import WATCH
 
 
-def in_child(function: Callable[[], object], seconds: float = 60.0) -> bool:
+def run_in_fork(function: Callable[[], object], seconds: float = 60.0) -> bool:
     """Calls a function in a forked child; whether it returned something true, in time, without raising or leaking."""
     child = os.fork()
     if child == 0:  # pragma: no cover - the child's lines are not seen

@@ -28,7 +28,9 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 assert sorted(COLUMNS) == sorted(column for columns in FEATURES.values() for column in columns)
 
 
-def tables(stock: Sequence[CheckResult], ours: Sequence[CheckResult], truth: Mapping[str, Mapping[str, Any]]) -> str:
+def format_tables(
+    stock: Sequence[CheckResult], ours: Sequence[CheckResult], truth: Mapping[str, Mapping[str, Any]]
+) -> str:
     """Return both tables as Markdown: results of upstream's exporter and ours, with the ground truth by trace."""
     return f"{_scores(stock, ours)}\n{_unrecoverable(ours, truth)}"
 
@@ -85,8 +87,10 @@ def read_tables() -> str:
     return text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)]
 
 
-def write(stock: Sequence[CheckResult], ours: Sequence[CheckResult], truth: Mapping[str, Mapping[str, Any]]) -> None:
+def write_tables(
+    stock: Sequence[CheckResult], ours: Sequence[CheckResult], truth: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Write the tables into the page."""
     text = PAGE.read_text()
     begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
-    PAGE.write_text(text[:begin] + tables(stock, ours, truth) + text[end:])
+    PAGE.write_text(text[:begin] + format_tables(stock, ours, truth) + text[end:])

@@ -184,7 +184,7 @@ def _write_table() -> None:
             scored = score_in_subprocess(server.uri, ["stock", "whole"])
         finally:
             server.stop()
-    conventions.write(scored["stock"], scored["whole"], truths())
+    conventions.write_tables(scored["stock"], scored["whole"], truths())
 
 
 def main() -> None:

@@ -59,13 +59,13 @@ def commands(block: Block) -> Iterator[list[str]]:
             yield words
 
 
-def exported(block: Block) -> dict[str, str]:
+def exported_variables(block: Block) -> dict[str, str]:
     """The variables that a shell's block sets with `export`."""
     pairs = (word.partition("=") for words in commands(block) if words[0] == "export" for word in words[1:])
     return {name: value for name, _, value in pairs}
 
 
-def between(page: Path, begin: str, end: str) -> str:
+def text_between(page: Path, begin: str, end: str) -> str:
     """What stands between two marks of a page."""
     text = page.read_text()
     return text[text.index(begin) + len(begin) : text.index(end)]

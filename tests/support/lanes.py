@@ -35,7 +35,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         print(f"collected {lane} {module.replace('/', '.')} {name.split('[')[0]}")
 
 
-def lanes() -> Lanes:
+def collect_lanes() -> Lanes:
     """Asks pytest, and reads which files of the matrix CI's script names."""
     path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "--matrix", "-p", "no:cacheprovider"]

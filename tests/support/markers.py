@@ -62,7 +62,7 @@ WATCH = Watch()
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
+def watch_logs() -> Iterator[Watch]:
     """Watches all loggers, and turns on in full those that know requests or spans."""
     loggers = [logging.getLogger(name) for name in WATCHED]
     before = [logger.level for logger in loggers]

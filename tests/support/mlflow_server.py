@@ -190,7 +190,7 @@ class MLflowServer:
         finally:
             connection.close()
 
-    def rest(
+    def call_rest(
         self,
         method: str,
         path: str,
@@ -226,7 +226,7 @@ class MLflowServer:
     def _api(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
         if self._api_prefix is None:
             self._api_prefix = self._find_api_prefix()
-        return self.rest(method, self._api_prefix + path, body, **options)
+        return self.call_rest(method, self._api_prefix + path, body, **options)
 
     def _find_api_prefix(self) -> str:
         """Before 3.13 the REST calls stay at the root whatever the prefix."""
@@ -252,7 +252,7 @@ class MLflowServer:
     def experiment(self, name: str, workspace: str | None = None) -> dict[str, Any] | None:
         """Return an experiment by its name, or None; deleted ones too, see its lifecycle_stage."""
         path = "/api/2.0/mlflow/experiments/get-by-name"
-        answer = self._found("GET", path, workspace=workspace, query={"experiment_name": name})
+        answer = self._get_or_none("GET", path, workspace=workspace, query={"experiment_name": name})
         return None if answer is None else dict(answer["experiment"])
 
     def search_traces(self, experiment_id: str, workspace: str | None = None) -> list[dict[str, Any]]:
@@ -279,9 +279,9 @@ class MLflowServer:
         trace_id = f"tr-{trace_id_hex.removeprefix('tr-')}"
         # A trace without its root is partial, and asking for a whole one would wait for it.
         query = {"trace_id": trace_id, "allow_partial": "true"}
-        answer = self._found("GET", "/api/3.0/mlflow/traces/get", workspace=workspace, query=query)
+        answer = self._get_or_none("GET", "/api/3.0/mlflow/traces/get", workspace=workspace, query=query)
         if answer is None:
-            answer = self._found("GET", f"/api/3.0/mlflow/traces/{quote(trace_id)}", workspace=workspace)
+            answer = self._get_or_none("GET", f"/api/3.0/mlflow/traces/{quote(trace_id)}", workspace=workspace)
         return None if answer is None else dict(answer["trace"])
 
     def wait_for_trace(
@@ -307,7 +307,7 @@ class MLflowServer:
                 raise AssertionError(f"trace {trace_id_hex} did not get there in {timeout} s: {trace}")
             pause.wait(POLL_SECONDS)
 
-    def _found(self, method: str, path: str, **options: Any) -> Any:
+    def _get_or_none(self, method: str, path: str, **options: Any) -> Any:
         try:
             return self._api(method, path, **options)
         except RestError as error:
@@ -315,7 +315,7 @@ class MLflowServer:
                 return None
             raise
 
-    def answers(self, method: str = "POST", path: str = "/v1/traces") -> list[int]:
+    def statuses(self, method: str = "POST", path: str = "/v1/traces") -> list[int]:
         """The status of every request to a path so far, in every start, from the server's access log.
 
         The line of a request is written before its answer is sent, so whoever has the answer finds it here.
@@ -331,7 +331,7 @@ class MLflowServer:
 
         A server shared by tests goes on counting: compare the counts before and after.
         """
-        return len(self.answers(method, path))
+        return len(self.statuses(method, path))
 
 
 def _option(arguments: Sequence[str], name: str) -> str:

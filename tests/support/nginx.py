@@ -143,7 +143,7 @@ class Nginx:
         path = self.folder / "error.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def answers(self, method: str = "POST", path: str = "/v1/traces") -> list[int]:
+    def statuses(self, method: str = "POST", path: str = "/v1/traces") -> list[int]:
         """The status of every request to a path so far.
 
         nginx writes the line of a request when its answer is sent: whoever has the answer may have to wait for it.
@@ -151,14 +151,14 @@ class Nginx:
         text = (self.folder / "access.log").read_text(errors="replace")
         return [int(status) for status in re.findall(rf"^{method} {re.escape(path)} (\d+) ", text, re.MULTILINE)]
 
-    def rejected(self) -> Counter[str]:
+    def rejected_credentials(self) -> Counter[str]:
         """How often each Authorization header got a 401, for any path."""
         text = (self.folder / "access.log").read_text(errors="replace")
         return Counter(re.findall(r"^\S+ \S+ 401 (.*)$", text, re.MULTILINE))
 
     def counts(self) -> Counter[int]:
         """How many requests to the OTLP endpoint got which status."""
-        return Counter(self.answers())
+        return Counter(self.statuses())
 
     def stop(self) -> None:
         """Ends it with its workers."""

@@ -139,7 +139,7 @@ EXCEPTIONS: Mapping[str, str] = {
 }
 
 
-def views(server: MLflowServer, pictures: Path | None = None) -> dict[str, View]:
+def record_views(server: MLflowServer, pictures: Path | None = None) -> dict[str, View]:
     """What is seen of the chat, by way.
 
     Args:
@@ -170,12 +170,12 @@ def _run(module: str, *words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def seen(found: Mapping[str, View]) -> dict[str, dict[str, bool]]:
+def compare_views(found: Mapping[str, View]) -> dict[str, dict[str, bool]]:
     """By feature and way, whether it is seen."""
     return {name: {way: bool(shows(found[way])) for way in WAYS} for name, shows in FEATURES.items()}
 
 
-def table(found: Mapping[str, Mapping[str, bool]]) -> str:
+def format_table(found: Mapping[str, Mapping[str, bool]]) -> str:
     """The table as Markdown."""
     rows = [f"| view: element | {' | '.join(EXPERIMENTS.values())} |", "|---|---|---|---|"]
     rows += [f"| {name} | {' | '.join('yes' if by[way] else '-' for way in WAYS)} |" for name, by in found.items()]
@@ -184,7 +184,7 @@ def table(found: Mapping[str, Mapping[str, bool]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def written() -> str:
+def read_table() -> str:
     """The table as it stands in the page."""
     text = PAGE.read_text()
     return text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)]
@@ -195,12 +195,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = MLflowServer.start(Path(folder, "server"))
         try:
-            found = views(server, Path(folder, "pictures"))
+            found = record_views(server, Path(folder, "pictures"))
         finally:
             server.stop()
         text = PAGE.read_text()
         begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
-        PAGE.write_text(text[:begin] + table(seen(found)) + text[end:])
+        PAGE.write_text(text[:begin] + format_table(compare_views(found)) + text[end:])
         _keep(Path(folder, "pictures"))
 
 

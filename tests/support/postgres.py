@@ -117,7 +117,7 @@ class Postgres:
             self.process.wait()
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def freeze(self) -> Iterator[None]:
         """Holds all its processes still: connections stay, and nothing answers."""
         held: list[int] = []
         try:

@@ -95,7 +95,7 @@ NOT_FOUND = Answer(404, headers={"Content-Type": "application/json"}, body=b'{"d
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRequest:
     """One request as it came over the wire.
 
     Attributes:
@@ -149,7 +149,7 @@ class _Script:
     def __init__(self) -> None:
         self.queue: deque[Answer] = deque()
         self.rest: Answer = ACCEPTED
-        self.function: Callable[[Recorded], Answer] | None = None
+        self.function: Callable[[RecordedRequest], Answer] | None = None
 
     def following(self) -> Answer:
         return self.queue[0] if self.queue else self.rest
@@ -279,7 +279,7 @@ class _Connection:
         if not early and headers.get("expect", "").lower() == "100-continue":
             self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = b"" if early else self._body(headers)
-        request = Recorded(method, split.path, split.query, headers, body, self.number, time.monotonic(), target)
+        request = RecordedRequest(method, split.path, split.query, headers, body, self.number, time.monotonic(), target)
         self.server._record(request)
         answer = taken if isinstance(taken, Answer) else taken(request)
         self._await_turn(answer)
@@ -370,7 +370,7 @@ class ScriptedServer:
         self._condition = threading.Condition()
         self._closing = threading.Event()
         self._scripts: dict[str, _Script] = {TRACES_PATH: _Script()}
-        self._requests: list[Recorded] = []
+        self._requests: list[RecordedRequest] = []
         self._open: set[_Connection] = set()
         self._accepted = 0
         self._errors: list[Exception] = []
@@ -411,7 +411,7 @@ class ScriptedServer:
             script.queue.extend(answers)
             script.rest = answers[-1] if then is None else then
 
-    def answer_with(self, path: str, function: Callable[[Recorded], Answer]) -> None:
+    def answer_with(self, path: str, function: Callable[[RecordedRequest], Answer]) -> None:
         """Let a function answer each request to a path; it runs in the thread of the connection."""
         with self._condition:
             self._scripts.setdefault(path, _Script()).function = function
@@ -419,16 +419,16 @@ class ScriptedServer:
     # What came
 
     @property
-    def requests(self) -> list[Recorded]:
+    def requests(self) -> list[RecordedRequest]:
         """All requests so far, in the order in which they were read."""
         with self._condition:
             return list(self._requests)
 
-    def to(self, path: str) -> list[Recorded]:
+    def to(self, path: str) -> list[RecordedRequest]:
         """The requests to one path so far."""
         return [request for request in self.requests if request.path == path]
 
-    def wait_for(self, count: int, path: str = TRACES_PATH, timeout: float = COME_SECONDS) -> list[Recorded]:
+    def wait_for(self, count: int, path: str = TRACES_PATH, timeout: float = COME_SECONDS) -> list[RecordedRequest]:
         """Wait until a path got at least so many requests.
 
         Returns:
@@ -524,7 +524,7 @@ class ScriptedServer:
                     return script.take()
         return None
 
-    def _take(self, path: str) -> Answer | Callable[[Recorded], Answer]:
+    def _take(self, path: str) -> Answer | Callable[[RecordedRequest], Answer]:
         """The next answer for a path, or the function that makes it."""
         with self._condition:
             script = self._scripts.get(path)
@@ -532,7 +532,7 @@ class ScriptedServer:
                 return NOT_FOUND
             return script.take() if script.function is None else script.function
 
-    def _record(self, request: Recorded) -> None:
+    def _record(self, request: RecordedRequest) -> None:
         with self._condition:
             self._requests.append(request)
             self._condition.notify_all()

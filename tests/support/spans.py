@@ -25,7 +25,7 @@ class Prompting(SpanProcessor):
             span.set_attribute("input.value", PROMPT)
 
 
-def finished(*names: str, service: str | None = "bot") -> list[ReadableSpan]:
+def make_spans(*names: str, service: str | None = "bot") -> list[ReadableSpan]:
     """Ended spans, each a trace of its own."""
     memory = InMemorySpanExporter()
     with provider(memory, service) as made:
@@ -34,7 +34,7 @@ def finished(*names: str, service: str | None = "bot") -> list[ReadableSpan]:
     return list(memory.get_finished_spans())
 
 
-def limited() -> ReadableSpan:
+def make_limited_span() -> ReadableSpan:
     """An ended span that the limits of its provider have cost something of each kind."""
     limits = SpanLimits(max_attributes=2, max_events=1, max_links=1, max_event_attributes=1, max_link_attributes=1)
     made = TracerProvider(resource=Resource({}), span_limits=limits, shutdown_on_exit=False)
@@ -48,7 +48,7 @@ def limited() -> ReadableSpan:
     return span
 
 
-def lost(span: ReadableSpan) -> tuple[int, ...]:
+def dropped_counts(span: ReadableSpan) -> tuple[int, ...]:
     """What limits have cost a span: attributes, events, links; attributes of each event, of each link."""
     events = [each.dropped_attributes for each in span.events]
     links = [each.dropped_attributes for each in span.links]

@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from support.environments import ROOT, environment
 from support.mlflow_server import MLflowServer, RestError
 from support.needs import NEEDS, executable
-from support.scripted_server import STOP_SECONDS, Answer, Recorded, ScriptedServer
+from support.scripted_server import STOP_SECONDS, Answer, RecordedRequest, ScriptedServer
 
 TRACE_ID = bytes(range(16))
 
@@ -122,7 +122,7 @@ def test_paths_have_their_own_answers(scripted_server: ScriptedServer) -> None:
 
 
 def test_a_function_answers(scripted_server: ScriptedServer) -> None:
-    def echo(request: Recorded) -> Answer:
+    def echo(request: RecordedRequest) -> Answer:
         return Answer(201, body=request.body[::-1])
 
     scripted_server.answer_with("/v1/traces", echo)
@@ -130,7 +130,7 @@ def test_a_function_answers(scripted_server: ScriptedServer) -> None:
 
 
 def test_an_error_in_a_function_is_raised_at_the_end() -> None:
-    def broken(_request: Recorded) -> Answer:
+    def broken(_request: RecordedRequest) -> Answer:
         raise LookupError("planted")
 
     server = ScriptedServer()
@@ -241,7 +241,7 @@ def test_keep_alive_can_be_refused(scripted_server: ScriptedServer) -> None:
 def test_connections_are_served_in_parallel(scripted_server: ScriptedServer) -> None:
     both = threading.Barrier(2, timeout=30)
 
-    def meet(_request: Recorded) -> Answer:
+    def meet(_request: RecordedRequest) -> Answer:
         both.wait()
         return Answer()
 
@@ -265,7 +265,7 @@ def test_idle_connections_can_be_closed(scripted_server: ScriptedServer) -> None
 def test_busy_connections_are_not_closed_as_idle(scripted_server: ScriptedServer) -> None:
     reached, released = threading.Event(), threading.Event()
 
-    def hold(_request: Recorded) -> Answer:
+    def hold(_request: RecordedRequest) -> Answer:
         reached.set()
         released.wait(30)
         return Answer(body=b"held")
@@ -709,7 +709,7 @@ def test_a_real_server(mlflow_server: MLflowServer) -> None:
     (info,) = mlflow_server.search_traces(experiment)
     assert info["trace_id"] == f"tr-{trace_id.hex()}"
     assert send(mlflow_server, b"garbage", **{"x-mlflow-experiment-id": experiment}) == 400
-    assert mlflow_server.answers()[-2:] == [200, 400]
+    assert mlflow_server.statuses()[-2:] == [200, 400]
     mlflow_server.delete_experiment(experiment)
     deleted = mlflow_server.experiment("harness")
     assert deleted is not None

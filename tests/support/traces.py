@@ -22,7 +22,7 @@ Attributes = Callable[[int, int], Mapping[str, Any]]
 POLL_SECONDS = 0.05
 
 
-def ended(count: int, *, children: int = 0, attributes: Attributes | None = None) -> list[ReadableSpan]:
+def make_traces(count: int, *, children: int = 0, attributes: Attributes | None = None) -> list[ReadableSpan]:
     """Ended spans of whole traces: each a root `root N`, and children `child N.M` with M from 1.
 
     Args:
@@ -103,7 +103,7 @@ _POISON: dict[str, Mapping[str, Any]] = {
 }
 
 
-def poisonous() -> list[ReadableSpan]:
+def make_rejectable_traces() -> list[ReadableSpan]:
     """Traces of one span, with all that some MLflow refuses and that the SDK lets through."""
     memory = InMemorySpanExporter()
     with provider(memory) as made:
@@ -124,12 +124,12 @@ def poisonous() -> list[ReadableSpan]:
     return list(memory.get_finished_spans())
 
 
-def noise(size: int, seed: int = 0) -> str:
+def random_text(size: int, seed: int = 0) -> str:
     """A text that no compression makes much smaller."""
     return "".join(random.Random(seed).choices(string.ascii_letters + string.digits, k=size))
 
 
-def until(condition: Callable[[], object], timeout: float = 30.0, what: str = "") -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 30.0, what: str = "") -> None:
     """Waits for a condition.
 
     Raises:
@@ -142,7 +142,7 @@ def until(condition: Callable[[], object], timeout: float = 30.0, what: str = ""
         pause.wait(POLL_SECONDS)
 
 
-def stored(database: Path, experiment: str) -> list[str]:
+def stored_span_names(database: Path, experiment: str) -> list[str]:
     """The names of all spans that an MLflow server keeps of an experiment in its SQLite file, each row one."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT name FROM spans WHERE experiment_id = ?", (int(experiment),))

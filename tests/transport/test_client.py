@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
-from support.children import in_child
+from support.children import run_in_fork
 from support.markers import SECRET
 from support.scripted_server import ACCEPTED, ScriptedServer
 from support.scripted_server import Answer as Scripted
@@ -292,7 +292,7 @@ def test_send_in_forked_child_uses_own_connection(
     )  # however slow the child is
     client = make_client(scripted_server)
     client.send(post_request(b"parent"))
-    assert in_child(lambda: isinstance(client.send(post_request(b"child")), HttpResponse))
+    assert run_in_fork(lambda: isinstance(client.send(post_request(b"child")), HttpResponse))
     client.send(post_request(b"parent"))
     client.close()
     used = {request.body: request.connection for request in scripted_server.requests}

@@ -13,7 +13,7 @@ from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from support.markers import SECRET
 from support.scripted_server import Answer, ScriptedServer
-from support.spans import finished
+from support.spans import make_spans
 
 GENERAL = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
 TRACES = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER"
@@ -70,7 +70,7 @@ def test_export_with_provider_uses_its_session(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", scripted_server.url)
     monkeypatch.setenv(TRACES, "signing")
     exporter = MLflowSpanExporter(experiment_id=1)
-    assert exporter.export(finished("root")) is SpanExportResult.SUCCESS
+    assert exporter.export(make_spans("root")) is SpanExportResult.SUCCESS
     exporter.shutdown()
     headers = scripted_server.requests[0].headers
     assert (headers["authorization"], headers["x-mlflow-experiment-id"]) == ("Signed", "1")
@@ -83,7 +83,7 @@ def test_export_with_both_variables_prefers_general_one_like_upstream(
     monkeypatch.setenv(TRACES, "signing")
     monkeypatch.setenv(GENERAL, "other")
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1)
-    exporter.export(finished("root"))
+    exporter.export(make_spans("root"))
     exporter.shutdown()
     assert scripted_server.requests[0].headers["x-session"] == "other"
 
@@ -93,7 +93,7 @@ def test_export_with_user_session_ignores_provider(
 ) -> None:
     monkeypatch.setenv(GENERAL, "missing")
     exporter = MLflowSpanExporter(scripted_server.traces_url, session=requests.Session(), experiment_id=1)
-    exporter.export(finished("root"))
+    exporter.export(make_spans("root"))
     exporter.shutdown()
     assert "authorization" not in scripted_server.requests[0].headers
 
@@ -104,7 +104,7 @@ def test_export_with_mlflow_settings_ignores_provider_of_otlp_settings(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
     monkeypatch.setenv(GENERAL, "signing")
     exporter = MLflowSpanExporter(experiment_id=1)
-    exporter.export(finished("root"))
+    exporter.export(make_spans("root"))
     exporter.shutdown()
     assert "authorization" not in scripted_server.requests[0].headers
     assert resolve({}).traces.ignored_variables == (GENERAL,)
@@ -116,7 +116,7 @@ def test_export_with_rejected_session_names_provider(
     monkeypatch.setenv(GENERAL, "signing")
     scripted_server.answer(Answer(401))
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, timeout=10)
-    exporter.export(finished("root"))
+    exporter.export(make_spans("root"))
     exporter.shutdown(100)
     assert f"credentials: session of the credential provider signing (environment variable {GENERAL})" in caplog.text
 
