@@ -23,7 +23,7 @@ ANSWERS = tuple(
     for origin, city in ROUTES
 )
 DOCUMENTS = ("A bicycle on wheels needs a ticket of 10 euro.", "A folded bicycle in a bag is luggage and free.")
-BOTH = pytest.mark.parametrize("turn", [0, 1])
+EACH_TURN = pytest.mark.parametrize("index", [0, 1])
 
 
 class Evaluated:
@@ -83,7 +83,7 @@ def test_the_judge_is_asked_once_a_scorer_and_never_for_tools(evaluation: Evalua
     assert len(evaluation.prompts) == 2 * 3 + 1
 
 
-@BOTH
+@EACH_TURN
 def test_groundedness_is_given_the_documents(index: int, evaluation: Evaluated) -> None:
     prompt = evaluation.prompt("Consider the following claim and document", index)
     assert f"<question>{QUESTIONS[index]}</question>" in prompt
@@ -91,7 +91,7 @@ def test_groundedness_is_given_the_documents(index: int, evaluation: Evaluated) 
     assert f"<document>{[{'content': text} for text in DOCUMENTS]}</document>" in prompt
 
 
-@BOTH
+@EACH_TURN
 def test_correctness_of_calls_is_given_names_arguments_results_and_what_there_was(
     index: int, evaluation: Evaluated
 ) -> None:
@@ -118,7 +118,7 @@ def test_correctness_of_calls_is_given_names_arguments_results_and_what_there_wa
     assert "- origin (required): string" in offered
 
 
-@BOTH
+@EACH_TURN
 def test_relevance_is_given_question_and_answer(index: int, evaluation: Evaluated) -> None:
     prompt = evaluation.prompt("Consider the following question and answer", index)
     assert f"<question>{QUESTIONS[index]}</question>" in prompt
@@ -135,7 +135,7 @@ def test_a_scorer_of_conversations_is_given_the_session(evaluation: Evaluated) -
     assert json.dumps(messages, indent=2) in prompt
 
 
-@BOTH
+@EACH_TURN
 def test_every_scorer_comes_to_a_value(index: int, evaluation: Evaluated) -> None:
     origin, city = ROUTES[index]
     expected = {
