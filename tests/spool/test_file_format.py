@@ -100,5 +100,5 @@ def test_body_larger_than_header_claims_is_corrupt() -> None:
     fixed = spool_file._FIXED.pack(b"MLFOTLP", 1, len(header), len(body), zlib.crc32(body, zlib.crc32(header)))
     content = fixed + DeliveryState().pack() + header + body
     assert spool_file.read_header(content)[0].span_count == 9
-    with pytest.raises(CorruptFileError, match=r"truncated|missing|not a request"):
+    with pytest.raises(CorruptFileError, match=r"truncated|missing|not an export request"):
         spool_file.decode_file(content)
