@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, Framing, encode_field, frame_span
 
@@ -20,9 +19,11 @@ def decode_request(body: bytes) -> list[EncodedSpan]:
         raise ValueError(f"not an export request: {error}") from error
     spans: list[EncodedSpan] = []
     for resource_spans in request.resource_spans:
-        resource = _encode_framing(resource_spans, "resource")
+        resource = _encode_framing(
+            resource_spans.resource, resource_spans.HasField("resource"), resource_spans.schema_url
+        )
         for scope_spans in resource_spans.scope_spans:
-            scope = _encode_framing(scope_spans, "scope")
+            scope = _encode_framing(scope_spans.scope, scope_spans.HasField("scope"), scope_spans.schema_url)
             for span in scope_spans.spans:
                 if len(span.trace_id) != _TRACE_ID_BYTES or len(span.span_id) != _SPAN_ID_BYTES:
                     raise ValueError("a span without ids")
@@ -34,8 +35,6 @@ def decode_request(body: bytes) -> list[EncodedSpan]:
     return spans
 
 
-def _encode_framing(group: ResourceSpans | ScopeSpans, owner: str) -> Framing:
-    before = b""
-    if group.HasField(owner):
-        before = encode_field(_OWNER_TAG, getattr(group, owner).SerializeToString(deterministic=True))
-    return Framing(before, encode_field(_SCHEMA_URL_TAG, group.schema_url.encode()) if group.schema_url else b"")
+def _encode_framing(owner: Message, has_owner: bool, schema_url: str) -> Framing:
+    before = encode_field(_OWNER_TAG, owner.SerializeToString(deterministic=True)) if has_owner else b""
+    return Framing(before, encode_field(_SCHEMA_URL_TAG, schema_url.encode()) if schema_url else b"")
