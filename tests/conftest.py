@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and the guards that keep one test from changing the next."""
+"""Fixtures for all tests, and guards that fail a test which could affect the next one."""
 
 import os
 import re
@@ -30,7 +30,7 @@ _PYTEST_VARIABLE = "PYTEST_CURRENT_TEST"
 _MISSING = pytest.StashKey[list[str]]()
 _MISSING_PROPERTY = "missing-need"
 
-# An example may take as long as a busy machine has other things to do.
+# No deadline: an example takes long on a busy machine.
 settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
@@ -38,26 +38,27 @@ settings.load_profile("patient")
 
 
 def reset_tracer_provider() -> None:
-    """Give OpenTelemetry back its state of before any tracer provider was set.
+    """Reset OpenTelemetry to its state before a tracer provider was set.
 
-    The API lets a process set its provider once and has no way back, so this reaches into its module. It does
-    not shut the provider down: the test that started one does, and the thread guard tells which did not.
+    The API lets a process set its provider once and cannot reset it, so this function changes the module's variables.
+    It does not shut the provider down: the test that started a provider must do that, and the thread guard fails a
+    test that did not.
     """
     module = opentelemetry.trace
     for name in ("_TRACER_PROVIDER", "_TRACER_PROVIDER_SET_ONCE"):
-        assert hasattr(module, name), f"this OpenTelemetry keeps its provider elsewhere: no {name}"
+        assert hasattr(module, name), f"this OpenTelemetry stores its provider elsewhere: no {name}"
     module._TRACER_PROVIDER = None
     module._TRACER_PROVIDER_SET_ONCE = Once()
 
 
-def leaked_threads(before: set[threading.Thread]) -> list[str]:
-    """Return the names of the threads started since that do not end within the grace."""
+def find_leaked_threads(before: set[threading.Thread]) -> list[str]:
+    """Return the names of new threads that do not end within THREAD_GRACE_SECONDS."""
     started = [
         thread
         for thread in threading.enumerate()
         if thread not in before
         and not thread.name.startswith(HARNESS_THREADS)
-        # A thread started outside Python: it cannot be joined, and nobody here knows whether it lives.
+        # A thread started outside Python cannot be joined, and Python does not know whether it is alive.
         and not isinstance(thread, threading._DummyThread)
     ]
     end = time.monotonic() + THREAD_GRACE_SECONDS
@@ -79,18 +80,18 @@ def watched_logs() -> Iterator[Watch]:
 
 @pytest.fixture(autouse=True)
 def isolate_test(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) -> Iterator[None]:
-    """Take away the developer's settings, and fail a test that leaves threads or variables behind, or leaks secrets.
+    """Remove the developer's settings, and fail a test that leaves threads or variables behind or logs secrets.
 
-    It does not use `monkeypatch`, so that what a test sets with that is undone when this looks.
+    The fixture does not use `monkeypatch`, so that a test's own changes with `monkeypatch` are undone before the check.
     """
     watched_logs.found.clear()
     threads = set(threading.enumerate())
     with pytest.MonkeyPatch.context() as patch:
         for name in filter(_SETTINGS.fullmatch, list(os.environ)):
             patch.delenv(name)
-        # Instrumentations stay on for the rest of the process: tests of them say so.
+        # An instrumentation stays on for the rest of the process, so only tests of instrumentations enable it.
         patch.setenv("MLFLOW_OTLP_AUTO_INSTRUMENT", "false")
-        # Trace metadata updates of older servers would be among the requests that tests count: see `trace_updates`.
+        # Tests count requests, so trace metadata updates for older servers are off: see `trace_updates`.
         patch.setattr(api_client, "TraceUpdater", _updater_if_requested)
         # The tests may run in a pod.
         patch.setenv("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR", "none")
@@ -105,7 +106,7 @@ def isolate_test(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) 
 
         after = _environment()
         reset_tracer_provider()
-        use_provider(None)  # what a test gave to configure()
+        use_provider(None)  # reset the provider that a test passed to configure()
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         for name in changed:
             if name in before:
@@ -113,7 +114,7 @@ def isolate_test(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) 
             else:
                 del os.environ[name]
     complaints = []
-    if leaked := leaked_threads(threads):
+    if leaked := find_leaked_threads(threads):
         complaints.append(f"threads still alive: {', '.join(leaked)}")
     if changed:  # names only, as values may be secrets
         complaints.append(f"environment variables changed: {', '.join(changed)}")
@@ -129,7 +130,7 @@ def _updater_if_requested(*arguments: Any, everything: bool) -> TraceUpdater | N
 
 @pytest.fixture
 def trace_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send trace metadata updates to older servers, as without tests."""
+    """Enable trace metadata updates for older servers, as outside tests."""
     monkeypatch.setattr(api_client, "TraceUpdater", TraceUpdater)
 
 
@@ -138,14 +139,14 @@ def trace_updates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def scripted_server() -> Iterator[ScriptedServer]:
-    """A server that answers as the test tells it."""
+    """A server whose answers the test defines."""
     with ScriptedServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
-    """A real MLflow server of the running environment, shared by all tests: use experiments of your own."""
+    """A real MLflow server of the current environment. All tests share it, so each test uses its own experiments."""
     server = MLflowServer.start(tmp_path_factory.mktemp("mlflow"))
     yield server
     server.stop()
@@ -153,7 +154,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowSe
 
 @pytest.fixture(scope="session")
 def workspace_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
-    """The same with workspaces: `default`, `team-a` and `team-b`."""
+    """A real MLflow server with the workspaces `default`, `team-a` and `team-b`."""
     server = MLflowServer.start(tmp_path_factory.mktemp("mlflow-workspaces"), workspaces=True)
     for name in WORKSPACES:
         server.create_workspace(name)
@@ -161,7 +162,7 @@ def workspace_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflo
     server.stop()
 
 
-# What is run, and what is left out
+# Selection of tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -179,11 +180,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the matrix unless asked for, and look for what the tests need."""
+    """Deselect the matrix without --matrix, and find the programs that tests need."""
     if not config.getoption("--matrix"):
-        left_out = [item for item in items if item.get_closest_marker("matrix")]
-        if left_out:
-            config.hook.pytest_deselected(items=left_out)
+        deselected = [item for item in items if item.get_closest_marker("matrix")]
+        if deselected:
+            config.hook.pytest_deselected(items=deselected)
             items[:] = [item for item in items if not item.get_closest_marker("matrix")]
     is_installed = {program: need.find() is not None for program, need in NEEDS.items()}
     for item in items:
@@ -196,7 +197,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test that needs what is not here, or fail it where everything has to be."""
+    """Skip a test whose programs are missing, or fail it if REQUIRE_ALL=1."""
     missing = item.stash.get(_MISSING, [])
     if not missing:
         return
@@ -208,7 +209,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List what was left out, and how to get it."""
+    """List the missing programs and how to install them."""
     missing = Counter(
         str(program)
         for outcome in ("skipped", "error", "failed")

@@ -1,4 +1,4 @@
-"""The agent of all apps here: each number is a user's question, of one of five tenants."""
+"""The agent that all apps in this folder use. Each number is a question of one of five tenants."""
 
 import os
 
@@ -18,8 +18,8 @@ def answer(question: str) -> str:
     return f"{question} {get_weather('Lyon')}"
 
 
-def tenant(number: int) -> trace_context:
-    """Whose question it is."""
+def tenant_context(number: int) -> trace_context:
+    """The context of the tenant that asks this question."""
     return trace_context(
         session=f"session-{number}",
         user=f"user-{number % 3}",
@@ -30,6 +30,6 @@ def tenant(number: int) -> trace_context:
 
 
 def serve(number: int) -> str:
-    """Answers one question."""
-    with tenant(number):
+    """Answer one question."""
+    with tenant_context(number):
         return answer(f"question {number}")

@@ -1,9 +1,9 @@
-"""Two hundred agents at once in one loop."""
+"""Many agents at once in one event loop."""
 
 import asyncio
 import sys
 
-from agent import get_weather, tenant
+from agent import get_weather, tenant_context
 
 from mlflow_otlp_exporter import configure, traced
 
@@ -17,7 +17,7 @@ async def answer(question: str) -> str:
 
 
 async def serve(number: int) -> str:
-    with tenant(number):
+    with tenant_context(number):
         return await answer(f"question {number}")
 
 

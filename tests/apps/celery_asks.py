@@ -1,4 +1,4 @@
-"""Asks the worker, and waits for its answers."""
+"""Send questions to the Celery worker and wait for its answers."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""An agent that knows nothing of tracing: LangGraph with a model that says what it is told to."""
+"""An agent without tracing code: LangGraph with a model that returns scripted replies."""
 
 from langchain.agents import create_agent
 from langchain.tools import tool
@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolCall
 
 @tool
 def get_weather(city: str) -> str:
-    """Tells the weather of a city."""
+    """Tell the weather of a city."""
     return f"rain in {city}"
 
 

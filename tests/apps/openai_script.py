@@ -1,4 +1,4 @@
-"""An agent that knows nothing of tracing: OpenAI's client alone."""
+"""An agent without tracing code: OpenAI's client alone."""
 
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam

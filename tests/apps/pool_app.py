@@ -1,4 +1,4 @@
-"""A pool of processes; what they were told to do is traced where it was done."""
+"""A pool of processes, each of which traces its own work."""
 
 import multiprocessing
 import sys

@@ -1,7 +1,7 @@
-"""An agent that knows nothing of tracing, with something of all that a console can show.
+"""An agent without tracing code whose traces use every feature of MLflow's console.
 
-It sees a picture, searches documents, calls tools, of which one fails, and answers twice in a chat. Its model is a
-script under a real model's name, so that MLflow knows what it costs.
+The agent gets a picture, searches documents, calls tools, of which one fails, and answers twice in a chat. Its model
+returns scripted replies under a real model's name, so that MLflow can compute costs.
 """
 
 import base64
@@ -33,15 +33,16 @@ MODEL, INPUT, OUTPUT = "gpt-4o-mini", 1000, 200
 FAILURE = "TGV 6608 is full"
 
 
-def _picture() -> str:
-    """A small picture, orange: a PNG as a data URL."""
+def _create_picture() -> str:
+    """A small orange PNG as a data URL."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
+    def build_chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     rows = (b"\x00" + b"\xff\x8c\x00" * 96) * 64
     head = struct.pack(">IIBBBBB", 96, 64, 8, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    chunks = build_chunk(b"IHDR", head) + build_chunk(b"IDAT", zlib.compress(rows)) + build_chunk(b"IEND", b"")
+    png = b"\x89PNG\r\n\x1a\n" + chunks
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
@@ -70,7 +71,7 @@ def get_weather(city: str) -> dict[str, Any]:
 
 @wrap_tool_call
 def return_error(request: Any, handler: Callable[[Any], Any]) -> Any:
-    """A failure of a tool is return_error to the model."""
+    """Return the error of a failed tool to the model."""
     try:
         return handler(request)
     except ValueError as error:
@@ -78,7 +79,7 @@ def return_error(request: Any, handler: Callable[[Any], Any]) -> Any:
 
 
 class Model(BaseChatModel):
-    """Says what it is return_error to, in this order."""
+    """A chat model that returns scripted replies in order."""
 
     replies: list[AIMessage] = []  # noqa: RUF012 - pydantic copies it
 
@@ -93,24 +94,20 @@ class Model(BaseChatModel):
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        replies = self.replies.pop(0)
-        replies.usage_metadata = UsageMetadata(
+        reply = self.replies.pop(0)
+        reply.usage_metadata = UsageMetadata(
             input_tokens=INPUT,
             output_tokens=OUTPUT,
             total_tokens=INPUT + OUTPUT,
             input_token_details={},
             output_token_details={},
         )
-        replies.response_metadata = {"model_name": MODEL}
-        return ChatResult(generations=[ChatGeneration(message=replies)])
+        reply.response_metadata = {"model_name": MODEL}
+        return ChatResult(generations=[ChatGeneration(message=reply)])
 
 
-def chat() -> list[str]:
-    """Both turns of the chat.
-
-    Returns:
-        The agent's answers.
-    """
+def run_chat() -> list[str]:
+    """Run both turns of the chat and return the agent's answers."""
     calls = [
         ToolCall(name="search_rules", args={"query": "bicycle"}, id="call_1", type="tool_call"),
         ToolCall(name="book_seat", args={"train": "TGV 6608"}, id="call_2", type="tool_call"),
@@ -126,8 +123,8 @@ def chat() -> list[str]:
         middleware=[return_error],
         name="travel-agent",
     )
-    picture = {"type": "image_url", "image_url": {"url": _picture()}}
-    asked = HumanMessage([{"type": "text", "text": QUESTIONS[0]}, picture])
-    first = agent.invoke({"messages": [asked]})["messages"]
+    picture = {"type": "image_url", "image_url": {"url": _create_picture()}}
+    question = HumanMessage([{"type": "text", "text": QUESTIONS[0]}, picture])
+    first = agent.invoke({"messages": [question]})["messages"]
     second = agent.invoke({"messages": [*first, HumanMessage(QUESTIONS[1])]})["messages"]
     return [str(first[-1].content), str(second[-1].content)]

@@ -10,7 +10,7 @@ import pytest
 from support.environments import ROOT
 
 
-def test_demo_prints_the_trace_as_mlflow_gives_it_back(tmp_path: Path) -> None:
+def test_demo_with_real_server_prints_stored_trace(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--data", str(tmp_path / "data")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -27,14 +27,14 @@ def test_demo_prints_the_trace_as_mlflow_gives_it_back(tmp_path: Path) -> None:
         assert expected in done.stdout
 
 
-def test_quickstart_answers_without_a_key_and_without_effects_when_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quickstart_without_api_key_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples")
     quickstart = importlib.import_module("quickstart")
     assert "TGV 6608" in quickstart.answer(quickstart.QUESTION)
     assert "Marseille" in str(quickstart.find_trains.invoke({"origin": "Lyon", "destination": "Marseille"}))
 
 
-def test_the_lines_of_the_library_in_the_example_are_those_of_the_readme() -> None:
+def test_quickstart_library_lines_match_readme() -> None:
     example = (ROOT / "examples" / "quickstart.py").read_text()
     for line in ("from mlflow_otlp_exporter import configure", "telemetry = configure(experiment="):
         assert line in example

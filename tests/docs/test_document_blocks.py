@@ -59,11 +59,11 @@ def shut_down() -> Iterator[None]:
         provider.shutdown()
 
 
-def test_languages_are_known() -> None:
+def test_blocks_have_supported_languages() -> None:
     assert [label(block) for page in PAGES for block in blocks(page) if block.language not in LANGUAGES] == []
 
 
-def test_nothing_that_looks_like_code_is_called_text() -> None:
+def test_text_blocks_contain_no_code() -> None:
     texts = [block for page in PAGES for block in blocks(page, "text")]
     assert [label(block) for block in texts if re.search(r"^(import|from|def|export) ", block.code, re.MULTILINE)] == []
 
@@ -80,7 +80,7 @@ def run_blocks(page: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("page", [page for page in PYTHON if page in DOCS], ids=lambda page: page.name)
-def test_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_python_blocks_of_page_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with RecordingEndpoint() as endpoint:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", endpoint.url)
@@ -88,7 +88,7 @@ def test_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         shutdown()
 
 
-def test_getting_started_ends_with_traces_in_mlflow(
+def test_getting_started_python_blocks_store_traces(
     mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = ROOT / "docs" / "getting-started.md"
@@ -111,7 +111,7 @@ def test_getting_started_ends_with_traces_in_mlflow(
         shutdown()
 
 
-def test_python_has_its_types_right(tmp_path: Path) -> None:
+def test_python_blocks_pass_mypy(tmp_path: Path) -> None:
     for page in PYTHON:
         code = "\n\n".join(block.code for block in blocks(page, "python"))
         name = re.sub(r"\W", "_", str(page.relative_to(ROOT).with_suffix("")))
@@ -125,7 +125,7 @@ def test_python_has_its_types_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
-def test_modules_that_are_imported_exist(page: Path) -> None:
+def test_python_blocks_import_existing_modules(page: Path) -> None:
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block.code)):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -134,7 +134,7 @@ def test_modules_that_are_imported_exist(page: Path) -> None:
                 assert name.partition(".")[0] in VENDORS or importlib.util.find_spec(name), label(block)
 
 
-def test_only_what_was_before_is_not_run() -> None:
+def test_skipped_python_blocks_are_in_migration_page_only() -> None:
     left_out = [block for page in PYTHON for block in blocks(page, "python") if not block.is_run]
     assert len(left_out) == 6
     assert {block.page.name for block in left_out} == {"migration.md"}
@@ -144,7 +144,7 @@ def test_only_what_was_before_is_not_run() -> None:
 
 
 @pytest.mark.parametrize("block", SHELL, ids=label)
-def test_commands_exist(block: Block) -> None:
+def test_shell_block_commands_exist(block: Block) -> None:
     for words in commands(block):
         program, *arguments = words
         if program == "mlflow-otlp":
@@ -197,7 +197,7 @@ def resolve_settings(variables: dict[str, str], folder: Path) -> Settings:
 
 
 @pytest.mark.parametrize("block", [block for block in SHELL if exported_variables(block)], ids=label)
-def test_variables_that_are_set_are_settings(block: Block, tmp_path: Path) -> None:
+def test_shell_block_variables_resolve_to_settings(block: Block, tmp_path: Path) -> None:
     resolve_settings(exported_variables(block), tmp_path)
 
 
@@ -236,12 +236,12 @@ def topologies() -> dict[str, dict[str, str]]:
     return environments
 
 
-def test_topologies_are_all_looked_at() -> None:
+def test_topologies_page_sections_are_all_tested() -> None:
     assert topologies().keys() == TOPOLOGIES.keys()
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_topology_is_what_its_section_says(name: str, tmp_path: Path) -> None:
+def test_topology_variables_resolve_to_described_settings(name: str, tmp_path: Path) -> None:
     settings = resolve_settings(topologies()[name], tmp_path)
     server = settings.traces
     credentials = {"file": server.token_file, "user": server.username, "token": server.token}
@@ -255,7 +255,7 @@ def test_topology_is_what_its_section_says(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "yaml")], ids=label)
-def test_yaml_is_what_it_claims_to_be(block: Block) -> None:
+def test_yaml_block_against_its_schema_is_valid(block: Block) -> None:
     for document in yaml.safe_load_all(block.code):
         if "apiVersion" in document:
             for version in KUBERNETES:
@@ -266,14 +266,14 @@ def test_yaml_is_what_it_claims_to_be(block: Block) -> None:
             assert block.page.name == "apps.md"
 
 
-def test_environment_of_the_documents_is_that_of_the_sidecar() -> None:
+def test_sidecar_manifest_variables_match_shell_block() -> None:
     (block,) = blocks(ROOT / "docs" / "topologies.md", "yaml")
     container = yaml.safe_load(block.code)["spec"]["containers"][0]
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     assert variables == topologies()["A Collector as a sidecar"]
 
 
-def test_shell_blocks_of_getting_started_that_ask_the_server_run(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+def test_getting_started_shell_blocks_with_server_succeed(mlflow_server: MLflowServer, tmp_path: Path) -> None:
     page = ROOT / "docs" / "getting-started.md"
     asked = [block for block in blocks(page, "sh") if block.code.startswith("mlflow-otlp")]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

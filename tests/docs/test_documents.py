@@ -24,19 +24,19 @@ def collect_lanes() -> Lanes:
     return asked()
 
 
-def test_each_promise_names_its_tests() -> None:
+def test_guarantees_name_at_least_one_test_each() -> None:
     rows = [row for row in GUARANTEES.read_text().splitlines() if row.startswith("| ")]
     promises = [row for row in rows if not row.startswith(("| promise", "|--"))]
     assert len(promises) > 30
     assert [row for row in promises if not re.search(r"`[\w.]+\.test_\w+\.test_\w+`", row)] == []
 
 
-def test_ci_runs_what_a_promise_names(collect_lanes: Lanes) -> None:
+def test_guarantee_tests_are_run_by_ci(collect_lanes: Lanes) -> None:
     assert [f"{module}.{name}" for module, name in PROMISES if (module, name) not in collect_lanes.ci] == []
 
 
-def test_a_test_outside_of_ci_would_be_found(collect_lanes: Lanes) -> None:
-    assert ("docs.test_documents", "test_a_test_outside_of_ci_would_be_found") in collect_lanes.default
+def test_collected_tests_differ_between_default_ci_and_matrix(collect_lanes: Lanes) -> None:
+    assert ("docs.test_documents", "test_collected_tests_differ_between_default_ci_and_matrix") in collect_lanes.default
     assert collect_lanes.ci - collect_lanes.default
     assert collect_lanes.matrix - collect_lanes.ci
 
@@ -62,12 +62,12 @@ def skips(module: str, name: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("module", "name"), PROMISES, ids=[name for _, name in PROMISES])
-def test_what_a_promise_names_leaves_nothing_out(module: str, name: str) -> None:
+def test_guarantee_test_exists_and_never_skips(module: str, name: str) -> None:
     assert name in functions(module)
     assert list(skips(module, name)) == []
 
 
-def test_a_skip_would_be_found() -> None:
+def test_skips_in_module_with_skips_are_detected() -> None:
     names = [
         name for name in functions("matrix.test_mlflow_versions") if list(skips("matrix.test_mlflow_versions", name))
     ]
@@ -75,7 +75,7 @@ def test_a_skip_would_be_found() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_relative_links_lead_somewhere(page: Path) -> None:
+def test_page_relative_links_have_existing_targets(page: Path) -> None:
     for path, anchor in links(page):
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{page.name} links to {path}"
@@ -83,17 +83,17 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(file), f"{page.name} links to {path}#{anchor}"
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
+def test_readme_links_every_page() -> None:
     linked = {(ROOT / path).resolve() for path, _ in links(ROOT / "README.md")}
     assert [page.name for page in [*DOCS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"] if page not in linked] == []
 
 
-def test_every_picture_is_shown() -> None:
+def test_images_are_all_shown_in_a_page() -> None:
     shown = {(page.parent / path).resolve() for page in PAGES for path, _ in links(page)}
     assert sorted(set((ROOT / "docs" / "images").iterdir()) - shown) == []
 
 
-def test_architecture_names_every_package() -> None:
+def test_architecture_page_names_every_package() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     package = ROOT / "src" / "mlflow_otlp_exporter" / "_internal"
     folders = {path.name for path in package.iterdir() if (path / "__init__.py").is_file()}
@@ -101,7 +101,7 @@ def test_architecture_names_every_package() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_variables_of_ours_exist(page: Path) -> None:
+def test_page_environment_variables_exist(page: Path) -> None:
     text, variable = page.read_text(), re.compile(r"\bMLFLOW_OTLP_[A-Z0-9_]*[A-Z0-9]\b")
     variables = {name for setting in SETTINGS for name in setting.variables}
     if page.name == "CHANGELOG.md":  # its lists of removed settings, and the releases that had these

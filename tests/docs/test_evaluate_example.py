@@ -78,13 +78,13 @@ def evaluation(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFac
     return Evaluated(json.loads((folder / "prompts.json").read_text()), traces)
 
 
-def test_the_judge_is_asked_once_a_scorer_and_never_for_tools(evaluation: Evaluated) -> None:
+def test_judge_gets_one_prompt_per_scorer(evaluation: Evaluated) -> None:
     """Three scorers of a trace, for two traces, and one of the session: nothing is left to be guessed."""
     assert len(evaluation.prompts) == 2 * 3 + 1
 
 
 @EACH_TURN
-def test_groundedness_is_given_the_documents(index: int, evaluation: Evaluated) -> None:
+def test_groundedness_prompt_contains_documents(index: int, evaluation: Evaluated) -> None:
     prompt = evaluation.prompt("Consider the following claim and document", index)
     assert f"<question>{QUESTIONS[index]}</question>" in prompt
     assert f"<answer>{ANSWERS[index]}</answer>" in prompt
@@ -92,9 +92,7 @@ def test_groundedness_is_given_the_documents(index: int, evaluation: Evaluated) 
 
 
 @EACH_TURN
-def test_correctness_of_calls_is_given_names_arguments_results_and_what_there_was(
-    index: int, evaluation: Evaluated
-) -> None:
+def test_tool_call_prompt_contains_calls_results_and_available_tools(index: int, evaluation: Evaluated) -> None:
     prompt = evaluation.prompt("Consider whether the agent selected appropriate tools", index)
     origin, city = ROUTES[index]
     assert f"<request>\n{QUESTIONS[index]}\n</request>" in prompt
@@ -119,13 +117,13 @@ def test_correctness_of_calls_is_given_names_arguments_results_and_what_there_wa
 
 
 @EACH_TURN
-def test_relevance_is_given_question_and_answer(index: int, evaluation: Evaluated) -> None:
+def test_relevance_prompt_contains_question_and_answer(index: int, evaluation: Evaluated) -> None:
     prompt = evaluation.prompt("Consider the following question and answer", index)
     assert f"<question>{QUESTIONS[index]}</question>" in prompt
     assert ANSWERS[index] in prompt
 
 
-def test_a_scorer_of_conversations_is_given_the_session(evaluation: Evaluated) -> None:
+def test_conversation_prompt_contains_all_turns_of_session(evaluation: Evaluated) -> None:
     (prompt,) = [candidate for candidate in evaluation.prompts if "conversation history" in candidate]
     messages = [
         {"role": role, "content": text}
@@ -136,7 +134,7 @@ def test_a_scorer_of_conversations_is_given_the_session(evaluation: Evaluated) -
 
 
 @EACH_TURN
-def test_every_scorer_comes_to_a_value(index: int, evaluation: Evaluated) -> None:
+def test_scorers_store_expected_values(index: int, evaluation: Evaluated) -> None:
     origin, city = ROUTES[index]
     expected = {
         "quotes_a_rule": True,

@@ -44,7 +44,7 @@ def spans(server: MLflowServer, info: dict[str, Any], *, min_count: int = 1) -> 
     return sorted(span["name"] for span in trace["spans"])
 
 
-def test_chat_sessions(mlflow_server: MLflowServer) -> None:
+def test_chat_sessions_example_stores_sessions_and_users(mlflow_server: MLflowServer) -> None:
     output = run(mlflow_server, sys.executable, str(EXAMPLES / "chat_sessions.py"))
     assert "delivered=6" in output
     infos = traces(mlflow_server, "chat-sessions")
@@ -55,7 +55,7 @@ def test_chat_sessions(mlflow_server: MLflowServer) -> None:
     assert spans(mlflow_server, infos[0]) == ["reply", "turn"]
 
 
-def test_multi_tenant_fastapi(mlflow_server: MLflowServer) -> None:
+def test_multi_tenant_fastapi_example_stores_traces_by_tenant(mlflow_server: MLflowServer) -> None:
     port = free_port()
     variables = {**os.environ, "MLFLOW_TRACKING_URI": mlflow_server.uri}
     app = ["uvicorn", "multi_tenant_fastapi:app", "--app-dir", str(EXAMPLES), "--port", str(port)]
@@ -74,7 +74,7 @@ def test_multi_tenant_fastapi(mlflow_server: MLflowServer) -> None:
         assert {"answer", "get_weather"} < set(spans(mlflow_server, infos[0]))
 
 
-def test_zero_code(mlflow_server: MLflowServer) -> None:
+def test_zero_code_example_stores_agent_trace(mlflow_server: MLflowServer) -> None:
     command = ("mlflow-otlp", "run", "python", str(EXAMPLES / "zero_code.py"))
     assert run(mlflow_server, *command, MLFLOW_EXPERIMENT_NAME="zero-code-example") == "Take an umbrella.\n"
     (info,) = traces(mlflow_server, "zero-code-example")
@@ -82,7 +82,7 @@ def test_zero_code(mlflow_server: MLflowServer) -> None:
     assert "get_weather" in spans(mlflow_server, info)
 
 
-def test_mlflow_sdk_side_by_side(mlflow_server: MLflowServer) -> None:
+def test_mlflow_sdk_example_stores_spans_of_both_in_one_trace(mlflow_server: MLflowServer) -> None:
     output = run(mlflow_server, sys.executable, str(EXAMPLES / "mlflow_sdk.py"))
     assert "delivered=3" in output
     (info,) = traces(mlflow_server, "side-by-side")
@@ -102,6 +102,6 @@ def test_mlflow_sdk_side_by_side(mlflow_server: MLflowServer) -> None:
     assert types == {"answer": ["AGENT"], "plan": ["CHAIN"], "get_weather": ["TOOL"]}
 
 
-def test_all_are_listed() -> None:
+def test_examples_readme_links_every_example() -> None:
     page = (EXAMPLES / "README.md").read_text()
     assert all(f"({path.name})" in page for path in EXAMPLES.glob("*.py"))

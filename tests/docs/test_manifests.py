@@ -27,24 +27,24 @@ def the(kind: str, *names: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_schema(path: Path, version: str) -> None:
+def test_manifest_against_kubernetes_schema_is_valid(path: Path, version: str) -> None:
     for document in documents(path.name):
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_schemas_find_a_mistake() -> None:
+def test_manifest_with_unknown_field_is_rejected() -> None:
     wrong = the("Deployment", "agent.yaml")
     wrong["spec"]["replica"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
 
 
-def test_all_files_are_told_of() -> None:
+def test_examples_readme_links_every_manifest() -> None:
     page = (EXAMPLES / "README.md").read_text()
     assert [path.name for path in FILES if f"]({path.name})" not in page] == []
 
 
-def test_parts_of_the_agent_fit_together() -> None:
+def test_agent_manifests_references_match() -> None:
     account, role = the("ServiceAccount", "agent.yaml"), the("Role", "agent.yaml")
     binding, deployment = the("RoleBinding", "agent.yaml"), the("Deployment", "agent.yaml")
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
@@ -56,7 +56,7 @@ def test_parts_of_the_agent_fit_together() -> None:
     assert {mount["name"] for mount in template["spec"]["containers"][0]["volumeMounts"]} <= volumes
 
 
-def test_the_agents_variables_are_settings(tmp_path: Path) -> None:
+def test_agent_manifest_variables_resolve_to_settings(tmp_path: Path) -> None:
     container = the("Deployment", "agent.yaml")["spec"]["template"]["spec"]["containers"][0]
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     (tmp_path / "token").write_text("planted")
@@ -68,7 +68,7 @@ def test_the_agents_variables_are_settings(tmp_path: Path) -> None:
     assert settings.disk.spool_dir == container["volumeMounts"][0]["mountPath"]
 
 
-def test_parts_of_the_collector_fit_together() -> None:
+def test_collector_manifests_references_match() -> None:
     # Kubernetes' schemas lack this resource; tests/cli/test_collector.py checks it.
     resource = yaml.safe_load(read_config("operator"))
     account = the("ServiceAccount", "collector-rbac.yaml")

@@ -40,11 +40,11 @@ BUILT_AT = 1_580_601_600
 # What runs here
 
 
-def test_version_is_the_distributions() -> None:
+def test_version_matches_installed_distribution() -> None:
     assert importlib.metadata.version(DISTRIBUTION) == VERSION
 
 
-def test_public_names_exist_are_sorted_and_say_where_they_live() -> None:
+def test_public_names_are_sorted_and_belong_to_package() -> None:
     names = mlflow_otlp_exporter.__all__
     assert names == sorted(names)
     for name in names:
@@ -52,7 +52,7 @@ def test_public_names_exist_are_sorted_and_say_where_they_live() -> None:
         assert not isinstance(public, type) or public.__module__ == "mlflow_otlp_exporter"
 
 
-def test_four_dependencies_with_floors_only() -> None:
+def test_runtime_dependencies_have_lower_bounds_only() -> None:
     needed = [
         requirement for requirement in importlib.metadata.requires(DISTRIBUTION) or [] if "extra ==" not in requirement
     ]
@@ -60,18 +60,18 @@ def test_four_dependencies_with_floors_only() -> None:
     assert not any(sign in requirement for requirement in needed for sign in ("<", "=="))
 
 
-def test_entry_points() -> None:
+def test_entry_points_of_installed_distribution_load() -> None:
     (exporter,) = importlib.metadata.entry_points(group="opentelemetry_traces_exporter", name="mlflow")
     assert exporter.load() is AutoInstrumentationSpanExporter
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="mlflow-otlp")
     assert script.value == "mlflow_otlp_exporter._internal.cli.main:main"
 
 
-def test_is_typed() -> None:
+def test_package_has_type_marker() -> None:
     assert importlib.resources.files("mlflow_otlp_exporter").joinpath("py.typed").is_file()
 
 
-def test_import_loads_neither_mlflow_nor_an_instrumentation() -> None:
+def test_import_loads_no_mlflow_and_no_instrumentation() -> None:
     code = (
         "import sys; from mlflow_otlp_exporter import MLflowSpanExporter\n"
         "heavy = ('mlflow', 'openinference', 'opentelemetry.instrumentation', 'langchain_core')\n"
@@ -84,13 +84,13 @@ def test_import_loads_neither_mlflow_nor_an_instrumentation() -> None:
 # What is released
 
 
-def test_the_changelog_has_the_version_and_its_day_below_what_comes_next() -> None:
+def test_changelog_lists_dated_version_below_unreleased() -> None:
     headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "[Unreleased]"
     assert re.fullmatch(rf"\[{re.escape(VERSION)}\] - \d{{4}}-\d\d-\d\d", headings[1])
 
 
-def test_the_version_stands_in_one_place() -> None:
+def test_version_is_defined_in_one_module() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert 'dynamic = ["version"]' in project
     numbers = [path for path in sorted((ROOT / "src").rglob("*.py")) if f'"{VERSION}"' in path.read_text()]
@@ -172,7 +172,7 @@ def installed_python(distributions: Distributions, tmp_path_factory: pytest.Temp
     return fresh_environment(tmp_path_factory.mktemp("installed_python") / "environment", str(distributions.wheel))
 
 
-def test_the_wheel_has_the_package_and_nothing_else(distributions: Distributions) -> None:
+def test_wheel_contains_package_files_only(distributions: Distributions) -> None:
     sources = {
         str(path.relative_to(ROOT / "src"))
         for path in (ROOT / "src" / "mlflow_otlp_exporter").rglob("*")
@@ -185,7 +185,7 @@ def test_the_wheel_has_the_package_and_nothing_else(distributions: Distributions
     assert distributions.wheel.name == f"mlflow_otlp_exporter-{VERSION}-py3-none-any.whl"
 
 
-def test_the_sdist_has_all_sources_and_nothing_that_was_made_from_them(distributions: Distributions) -> None:
+def test_sdist_contains_sources_only(distributions: Distributions) -> None:
     names = distributions.sdist_names()
     folders = (".ci", "src", "tests", "docs", "examples", "benchmarks")
     expected = {
@@ -199,7 +199,7 @@ def test_the_sdist_has_all_sources_and_nothing_that_was_made_from_them(distribut
     assert distributions.sdist.name == f"mlflow_otlp_exporter-{VERSION}.tar.gz"
 
 
-def test_neither_is_heavy(distributions: Distributions) -> None:
+def test_distribution_sizes_are_below_limits(distributions: Distributions) -> None:
     assert distributions.wheel.stat().st_size < WHEEL_LIMIT
     assert distributions.sdist.stat().st_size < SDIST_LIMIT
     stated = (ROOT / "CONTRIBUTING.md").read_text()
@@ -207,7 +207,7 @@ def test_neither_is_heavy(distributions: Distributions) -> None:
     assert f"{SDIST_LIMIT // 1_000_000} MB" in stated
 
 
-def test_the_metadata_are_valid_and_complete(distributions: Distributions) -> None:
+def test_wheel_metadata_is_valid_and_complete(distributions: Distributions) -> None:
     text = distributions.wheel_text("*.dist-info/METADATA")
     metadata = Metadata.from_email(
         text, validate=True
@@ -229,7 +229,7 @@ def test_the_metadata_are_valid_and_complete(distributions: Distributions) -> No
     assert set(metadata.provides_extra or []) == instrumentations | {"auto", "demo", "dev"}
 
 
-def test_what_the_demo_installs_is_pinned_and_what_apps_install_is_not(distributions: Distributions) -> None:
+def test_extras_pin_versions_for_the_demo_only(distributions: Distributions) -> None:
     extras: dict[str, list[str]] = {}
     for requirement in distributions.metadata().get_all("Requires-Dist", []):
         needed, _, extra = requirement.partition("; extra == ")
@@ -245,14 +245,14 @@ def test_what_the_demo_installs_is_pinned_and_what_apps_install_is_not(distribut
         assert all(re.fullmatch(r"[a-z-]+>=[\w.]+", needed) for needed in extras[extra]), extra
 
 
-def test_the_entry_points_are_in_the_wheel(distributions: Distributions) -> None:
+def test_wheel_contains_entry_points(distributions: Distributions) -> None:
     lines = distributions.wheel_text("*.dist-info/entry_points.txt").splitlines()
     assert "mlflow-otlp = mlflow_otlp_exporter._internal.cli.main:main" in lines
     assert "mlflow = mlflow_otlp_exporter._internal.setup.auto_instrumentation:AutoInstrumentationSpanExporter" in lines
     assert "mlflow = mlflow_otlp_exporter._internal.setup.auto_instrumentation:after_instrumentation" in lines
 
 
-def test_a_second_build_is_the_same_to_the_byte(distributions: Distributions, tmp_path: Path) -> None:
+def test_second_build_has_identical_bytes(distributions: Distributions, tmp_path: Path) -> None:
     project = copy_project(tmp_path / "elsewhere" / "another name")
     for path in project.rglob("*"):  # later, and by a person with another umask
         os.utime(path, (1_900_000_000, 1_900_000_000))
@@ -263,7 +263,7 @@ def test_a_second_build_is_the_same_to_the_byte(distributions: Distributions, tm
         assert hashlib.sha256(second.read_bytes()).digest() == hashlib.sha256(first.read_bytes()).digest()
 
 
-def test_nothing_of_the_builder_is_in_the_archives(distributions: Distributions) -> None:
+def test_archives_contain_no_times_or_owners_of_the_builder(distributions: Distributions) -> None:
     with zipfile.ZipFile(distributions.wheel) as wheel:
         assert {member.date_time for member in wheel.infolist()} == {(2020, 2, 2, 0, 0, 0)}
         assert {member.external_attr >> 16 & 0o777 for member in wheel.infolist()} == {0o644}
@@ -277,7 +277,7 @@ def test_nothing_of_the_builder_is_in_the_archives(distributions: Distributions)
 # What is installed_python
 
 
-def test_the_wheel_brings_little(installed_python: Path) -> None:
+def test_wheel_installation_adds_no_heavy_dependency(installed_python: Path) -> None:
     listed = subprocess.run(
         [installed_python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
     )
@@ -295,7 +295,7 @@ def outside(installed_python: Path, **variables: str) -> dict[str, str]:
     return environment | {"PATH": f"{installed_python.parent}{os.pathsep}{os.environ['PATH']}", **variables}
 
 
-def test_the_readmes_lines_work_from_the_wheel(
+def test_installed_wheel_runs_readme_example(
     installed_python: Path, mlflow_server: MLflowServer, tmp_path: Path
 ) -> None:
     readme = (ROOT / "README.md").read_text()
@@ -322,7 +322,7 @@ def test_the_readmes_lines_work_from_the_wheel(
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["settings"], ["doctor"], ["send", "--test"]], ids=" ".join)
-def test_the_command_line_works_from_the_wheel(
+def test_installed_wheel_runs_command_line(
     installed_python: Path, mlflow_server: MLflowServer, tmp_path: Path, arguments: list[str]
 ) -> None:
     variables = outside(installed_python, MLFLOW_TRACKING_URI=mlflow_server.uri)
@@ -333,7 +333,7 @@ def test_the_command_line_works_from_the_wheel(
         assert done.stdout.strip() == f"mlflow-otlp-exporter {VERSION}"
 
 
-def test_pip_builds_the_same_from_the_sdist(distributions: Distributions, tmp_path: Path) -> None:
+def test_sdist_installed_by_pip_has_same_files_as_wheel(distributions: Distributions, tmp_path: Path) -> None:
     """In an environment of its own, as pip does it for users who take no wheels."""
     python = fresh_environment(tmp_path / "environment", "--no-deps", str(distributions.sdist))
     code = "import importlib.metadata as found; print(*found.files('mlflow-otlp-exporter'), sep='\\n')"
@@ -343,7 +343,7 @@ def test_pip_builds_the_same_from_the_sdist(distributions: Distributions, tmp_pa
     assert package == {name for name in distributions.wheel_names() if name.startswith("mlflow_otlp_exporter/")}
 
 
-def test_the_sdist_runs_its_own_tests(distributions: Distributions, tmp_path: Path) -> None:
+def test_sdist_runs_document_tests(distributions: Distributions, tmp_path: Path) -> None:
     # Not tarfile: it warns without the filter that Debian 12's Python does not have.
     subprocess.run(["tar", "-xzf", str(distributions.sdist), "-C", str(tmp_path)], check=True)
     (project,) = tmp_path.iterdir()

@@ -36,15 +36,15 @@ def code(language: str) -> list[str]:
     return [block.code for block in blocks(PAGE, language)]
 
 
-def test_only_languages_that_are_run_and_pictures() -> None:
+def test_readme_blocks_have_tested_languages() -> None:
     assert {block.language for block in blocks(PAGE)} == {"python", "sh", "text"}
 
 
-def test_little_more_than_a_screen() -> None:
+def test_readme_length_is_at_most_125_lines() -> None:
     assert len(README.splitlines()) <= 125
 
 
-def test_python_blocks_run_in_their_order(
+def test_readme_python_blocks_in_order_deliver_span(
     mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
@@ -56,7 +56,7 @@ def test_python_blocks_run_in_their_order(
     assert f"{mlflow_server.uri}/#/experiments/" in capsys.readouterr().out
 
 
-def test_shell_blocks_run(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+def test_readme_shell_blocks_exit_with_zero(mlflow_server: MLflowServer, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("from opentelemetry import trace\ntrace.get_tracer('app').start_span('x').end()\n")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow_server.uri}
@@ -70,12 +70,12 @@ def test_shell_blocks_run(mlflow_server: MLflowServer, tmp_path: Path) -> None:
         assert (done.returncode, lines) == (0, []), command
 
 
-def test_the_two_commands_stand_at_the_top() -> None:
+def test_readme_make_commands_are_at_the_top() -> None:
     assert re.findall(r"make \w+", code("sh")[0]) == ["make demo", "make test"]
     assert README.index("make demo") < 600
 
 
-def test_messages_are_those_of_the_guide() -> None:
+def test_readme_messages_match_troubleshooting_guide() -> None:
     matches = [match for line in README.splitlines() if (match := _MESSAGE.match(line))]
     assert len(matches) > 5
     for match in matches:

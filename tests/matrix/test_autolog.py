@@ -27,29 +27,29 @@ def comparison(mlflow_server: MLflowServer) -> Compared:
     return compare_programs(mlflow_server)
 
 
-def test_every_program_has_truths() -> None:
+def test_programs_have_ground_truth() -> None:
     assert PROGRAMS.keys() == TRUTHS.keys()
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_all_is_seen(program: str, comparison: Compared) -> None:
+def test_program_with_exporter_passes_all_checks(program: str, comparison: Compared) -> None:
     assert not [result for result in comparison[program]["ours"].results if not result.passed]
     assert len(comparison[program]["ours"].results) == len(comparison[program]["sdk"].results)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_the_judge_finds_fault_with_the_sdk(program: str, comparison: Compared) -> None:
+def test_program_with_sdk_fails_a_check(program: str, comparison: Compared) -> None:
     """Which shows that it can."""
     assert [result for result in comparison[program]["sdk"].results if not result.passed]
 
 
-def test_what_the_sdk_alone_fills_has_a_reason(comparison: Compared) -> None:
+def test_fields_filled_by_sdk_only_have_reasons(comparison: Compared) -> None:
     fields = list_sdk_only_fields(comparison)
     assert not [field for field in fields if not any(fnmatchcase(field, pattern) for pattern in REASONS)]
     assert not [pattern for pattern in REASONS if not any(fnmatchcase(field, pattern) for field in fields)]
 
 
-def test_the_page_has_these_tables(comparison: Compared) -> None:
+def test_parity_page_tables_match_comparison(comparison: Compared) -> None:
     assert _certain(read_tables()) == _certain(format_tables(comparison))
 
 

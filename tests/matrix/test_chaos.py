@@ -167,7 +167,7 @@ def play(story: Story, agents: Sequence[Agent], small_disk: Path | None, require
 @pytest.mark.needs("nginx")
 @pytest.mark.parametrize("version", ["3.17.2", "3.10.1"])
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgresql"))])
-def test_everything_goes_wrong(tmp_path: Path, version: str, kind: str) -> None:
+def test_export_during_random_failures_stores_each_span_once(tmp_path: Path, version: str, kind: str) -> None:
     with ExitStack() as stack:
         database = stack.enter_context(Postgres()) if kind == "postgresql" else None
         extra = ["--backend-store-uri", database.uri] if database is not None else []

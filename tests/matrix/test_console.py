@@ -22,23 +22,23 @@ def record_views(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("feature", [name for name in FEATURES if name not in EXCEPTIONS])
-def test_is_seen(feature: str, record_views: Seen) -> None:
+def test_console_with_exported_trace_shows_feature(feature: str, record_views: Seen) -> None:
     assert record_views[feature]["ours"]
 
 
 @pytest.mark.parametrize("feature", EXCEPTIONS)
-def test_exceptions_are_those_that_the_page_gives_reasons_for(feature: str, record_views: Seen) -> None:
+def test_console_with_documented_exception_shows_feature_for_sdk_only(feature: str, record_views: Seen) -> None:
     """One that is shown after all must leave the list."""
     assert record_views[feature] == {"sdk": True, "stock": False, "ours": False}
 
 
-def test_the_features_tell_the_ways_apart(record_views: Seen) -> None:
+def test_features_show_stock_below_sdk_below_exporter(record_views: Seen) -> None:
     """A feature that all show, or none, would prove little alone."""
     counts = {way: sum(by[way] for by in record_views.values()) for way in WAYS}
     assert counts["stock"] < counts["sdk"] < counts["ours"]
 
 
-def test_the_page_has_this_table(record_views: Seen) -> None:
+def test_parity_page_table_matches_console(record_views: Seen) -> None:
     assert _certain(read_table()) == _certain(format_table(record_views))
 
 
@@ -48,7 +48,7 @@ def _certain(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("picture", sorted(PICTURES.glob("*.png")), ids=lambda path: path.name)
-def test_pictures_are_small(picture: Path) -> None:
+def test_screenshot_is_small_and_used(picture: Path) -> None:
     content = picture.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(content) < 150_000

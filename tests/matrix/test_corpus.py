@@ -91,7 +91,7 @@ def scores(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         server.stop()
 
 
-def test_every_difference_to_the_newest_is_known(version: str, scores: Scored) -> None:
+def test_older_server_differences_are_all_explained(version: str, scores: Scored) -> None:
     counted = [result for result in scores["whole"] if not result.unrecoverable]
     wrong = [result for result in counted if not result.passed]
     explained = {
@@ -107,6 +107,6 @@ def test_every_difference_to_the_newest_is_known(version: str, scores: Scored) -
     assert (len(counted), (stock, len(counted) - len(wrong))) == (CHECKS, RIGHT[version])
 
 
-def test_nothing_is_worse_than_stock(scores: Scored) -> None:
+def test_older_server_results_are_no_worse_than_stock(scores: Scored) -> None:
     right = {(result.trace, result.column) for result in scores["whole"] if result.passed}
     assert not [result for result in scores["stock"] if result.passed and (result.trace, result.column) not in right]

@@ -78,7 +78,7 @@ def waits(exporter: MLflowSpanExporter, spans: int) -> None:
     assert (stats.delivered, stats.dropped) == (0, spans)
 
 
-def test_traces_land(mlflow: Versioned) -> None:
+def test_export_of_traces_stores_spans_and_token_counts(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("landing")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="landing")
     spans = make_traces(20, children=2, attributes=lambda _, span: LLM_CALL if span == 1 else {})
@@ -90,17 +90,13 @@ def test_traces_land(mlflow: Versioned) -> None:
     assert mlflow.tokens(number) == [ONCE] * 20
 
 
-def test_unknown_experiment_is_explained_in_the_servers_words(
-    mlflow: Versioned, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_export_to_unknown_experiment_logs_server_message(mlflow: Versioned, caplog: pytest.LogCaptureFixture) -> None:
     waits(MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=999), 3)
     assert caplog.text.count("Export failing, spans are queued in memory") == 1
     assert "No Experiment with id=999 exists. Set `MLFLOW_EXPERIMENT_NAME`" in caplog.text
 
 
-def test_unknown_workspace_is_explained_in_the_servers_words(
-    mlflow: Versioned, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_export_to_unknown_workspace_logs_server_message(mlflow: Versioned, caplog: pytest.LogCaptureFixture) -> None:
     if not mlflow.has_workspaces:
         pytest.skip("no workspaces before 3.10")
     number = mlflow.server.create_experiment("in the default workspace")
@@ -109,7 +105,7 @@ def test_unknown_workspace_is_explained_in_the_servers_words(
     assert mlflow.stored_trace_ids(number) == []
 
 
-def test_experiment_of_another_workspace_is_explained_in_the_servers_words(
+def test_export_to_experiment_of_other_workspace_logs_server_message(
     mlflow: Versioned, caplog: pytest.LogCaptureFixture
 ) -> None:
     if not mlflow.has_workspaces:
@@ -120,7 +116,7 @@ def test_experiment_of_another_workspace_is_explained_in_the_servers_words(
     assert mlflow.stored_trace_ids(number) == []
 
 
-def test_workspace_of_a_server_without_them_is_explained_in_the_servers_words(
+def test_export_with_workspace_to_server_without_workspaces_logs_server_message(
     mlflow: Versioned, caplog: pytest.LogCaptureFixture, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     if not mlflow.has_workspaces:
@@ -134,7 +130,7 @@ def test_workspace_of_a_server_without_them_is_explained_in_the_servers_words(
     assert "workspaces are not enabled on this server; unset MLFLOW_WORKSPACE" in caplog.text
 
 
-def test_repaired_spans_land_in_one_request(mlflow: Versioned) -> None:
+def test_export_of_sanitized_spans_stores_all_in_one_request(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("repaired")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number, max_request_size=0)
     spans = make_rejectable_traces()
@@ -146,7 +142,7 @@ def test_repaired_spans_land_in_one_request(mlflow: Versioned) -> None:
     assert len(mlflow.stored_trace_ids(number)) == len(spans)
 
 
-def test_only_what_is_refused_is_lost_without_repairs(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_without_sanitizer_drops_rejected_span_only(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
     """3.10 answers 500 here, and has stored the traces before the bad one."""
     # Without the sanitizer, as if these values were not known to be rejected.
     monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_attributes", lambda _: None)
@@ -204,7 +200,7 @@ class Lossy:
         return Answer(answer.status, headers=headers, body=body)
 
 
-def test_lost_answer_doubles_no_token(
+def test_export_after_lost_response_counts_tokens_once(
     mlflow: Versioned, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     lossy = Lossy(scripted_server, mlflow.server.uri, "/version", BATCH_GET)
@@ -224,7 +220,7 @@ def test_lost_answer_doubles_no_token(
     assert bool(scripted_server.to(BATCH_GET)) is (mlflow.version < (3, 17))
 
 
-def test_lost_answer_where_nothing_can_be_asked_is_told(
+def test_export_after_lost_response_without_lookup_logs_warning(
     mlflow: Versioned, scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As behind a proxy that lets nothing but the OTLP endpoint through."""
@@ -241,7 +237,7 @@ def test_lost_answer_where_nothing_can_be_asked_is_told(
     assert mlflow.tokens(number) == [ONCE if mlflow.version >= (3, 17) else TWICE]
 
 
-def test_spans_sent_twice_are_counted_twice_before_3_17(mlflow: Versioned) -> None:
+def test_export_of_same_spans_twice_counts_tokens_twice_before_3_17(mlflow: Versioned) -> None:
     """The control of the test above: what it would see if nothing were asked before sending again."""
     number = mlflow.server.create_experiment("twice")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=number)

@@ -28,7 +28,7 @@ FILES = [
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs(name)) for name in PYTHONS])
-def test_python(name: str) -> None:
+def test_suite_with_other_python_version_passes(name: str) -> None:
     python = environment(name, read_lock("pythons"), editable=ROOT, base=executable(name))
     files = [f"tests/{name}.py" for name in FILES]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]

@@ -133,7 +133,7 @@ def export(exporter: MLflowSpanExporter, spans: list[ReadableSpan]) -> None:
     assert exporter.export(spans) is SpanExportResult.SUCCESS
 
 
-def test_agents_trace_has_all_and_is_found_by_all(mlflow: Versioned) -> None:
+def test_agent_trace_has_metadata_and_is_found_by_filters(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("rich")
     exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="rich"), Agent()
     export(exporter, agent.spans)
@@ -162,7 +162,7 @@ def test_agents_trace_has_all_and_is_found_by_all(mlflow: Versioned) -> None:
         assert mlflow.count_traces(number, condition) == 1, condition
 
 
-def test_each_trace_of_a_request_has_its_own_name(mlflow: Versioned) -> None:
+def test_traces_of_one_request_have_their_own_names(mlflow: Versioned) -> None:
     number = mlflow.server.create_experiment("names")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="names")
     spans = make_traces(30)
@@ -173,7 +173,7 @@ def test_each_trace_of_a_request_has_its_own_name(mlflow: Versioned) -> None:
     assert names == {f"tr-{span.context.trace_id:032x}": span.name for span in spans if span.context}
 
 
-def test_trace_that_grows_afterwards_still_counts(mlflow: Versioned) -> None:
+def test_trace_with_late_spans_updates_totals(mlflow: Versioned) -> None:
     mlflow.server.create_experiment("grows")
     exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="grows"), Agent()
     export(exporter, agent.spans)
@@ -194,7 +194,7 @@ def test_trace_that_grows_afterwards_still_counts(mlflow: Versioned) -> None:
     }
 
 
-def test_later_end_and_failed_state_stay(mlflow: Versioned) -> None:
+def test_trace_update_with_late_span_first_keeps_later_end_and_error_state(mlflow: Versioned) -> None:
     """Another process's span, which ended last, came first."""
     mlflow.server.create_experiment("failed")
     exporter, agent = (
@@ -211,7 +211,7 @@ def test_later_end_and_failed_state_stay(mlflow: Versioned) -> None:
     assert after["tags"][NAME] == "agent"
 
 
-def test_what_people_wrote_meanwhile_stays(mlflow: Versioned) -> None:
+def test_trace_update_after_user_edits_keeps_them(mlflow: Versioned) -> None:
     mlflow.server.create_experiment("people")
     exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="people"), Agent()
     export(exporter, agent.spans)
@@ -235,7 +235,7 @@ def test_what_people_wrote_meanwhile_stays(mlflow: Versioned) -> None:
     assert [assessment["assessment_name"] for assessment in after["assessments"]] == ["good"]
 
 
-def test_trace_without_its_root_is_left_alone(mlflow: Versioned) -> None:
+def test_trace_without_root_gets_no_update(mlflow: Versioned) -> None:
     """The root is another process's, which follows it up."""
     mlflow.server.create_experiment("part")
     remote = SpanContext(1 << 100 | mlflow.version[1], 7, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
@@ -250,7 +250,7 @@ def test_trace_without_its_root_is_left_alone(mlflow: Versioned) -> None:
     assert before["state"] == "IN_PROGRESS"
 
 
-def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_info_enabled_stores_source_run_and_metadata(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
     number = mlflow.server.create_experiment("everything")
     run = mlflow.server.call_rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"][
@@ -279,7 +279,7 @@ def test_source_run_and_metadata_are_told_when_asked_for(mlflow: Versioned, monk
     assert json.loads(grown[USAGE])["total_tokens"] == 300
 
 
-def test_traces_are_found_by_the_prompts_that_were_used(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_with_linked_prompt_is_found_by_prompt(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
     number = mlflow.server.create_experiment("prompts")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="prompts")
@@ -298,7 +298,7 @@ def test_traces_are_found_by_the_prompts_that_were_used(mlflow: Versioned, monke
         assert mlflow.count_traces(number, "prompt = 'greeting/1'") == 0
 
 
-def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:
+def test_trace_updates_by_two_exporters_at_once_lose_nothing(mlflow: Versioned) -> None:
     """Calls and spans of one trace at the same time: nothing is lost."""
     mlflow.server.create_experiment("crowd")
     exporters = [MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="crowd") for _ in range(2)]
@@ -318,7 +318,7 @@ def test_many_threads_grow_and_follow_up_one_trace(mlflow: Versioned) -> None:
 # Feedback
 
 
-def test_feedback_waits_for_its_trace_and_lands_once(mlflow: Versioned) -> None:
+def test_feedback_sent_before_its_trace_is_stored_once(mlflow: Versioned) -> None:
     mlflow.server.create_experiment("feedback")
     exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="feedback"), Agent()
     context = agent.spans[0].context

@@ -60,7 +60,7 @@ def python_with(vendor: str) -> str:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("vendor", sorted(VENDORS))
-def test_both_get_the_spans(scripted_server: ScriptedServer, vendor: str) -> None:
+def test_configure_after_vendor_sdk_sends_spans_to_both(scripted_server: ScriptedServer, vendor: str) -> None:
     scripted_server.answer(ACCEPTED, path=PATH)
     app = APP.format(vendor=VENDORS[vendor])
     command = [python_with(vendor), "-c", app, scripted_server.url + PATH, scripted_server.url]
@@ -74,7 +74,7 @@ def test_both_get_the_spans(scripted_server: ScriptedServer, vendor: str) -> Non
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("vendor", sorted(BEFORE))
-def test_what_the_page_says_was_before_is_right(scripted_server: ScriptedServer, vendor: str) -> None:
+def test_migration_page_vendor_code_sends_spans(scripted_server: ScriptedServer, vendor: str) -> None:
     (code,) = [block.code for block in blocks(ROOT / "docs" / "migration.md", "python") if BEFORE[vendor] in block.code]
     variables = {
         **os.environ,

@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--tracking-uri", required=True)
     parser.add_argument("--experiment", required=True, help="name, or, for the stock exporter, id")
     arguments = parser.parse_args()
-    chat = runpy.run_path(str(ROOT / "tests" / "apps" / "travel_agent.py"))["chat"]
-    WAYS[arguments.way](chat, arguments.tracking_uri, arguments.experiment)
+    run_chat = runpy.run_path(str(ROOT / "tests" / "apps" / "travel_agent.py"))["run_chat"]
+    WAYS[arguments.way](run_chat, arguments.tracking_uri, arguments.experiment)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The public names as users type them: checked by mypy, never run."""
+"""Calls of the public API with the types that users pass: checked by mypy, never run."""
 
 from pathlib import Path
 
