@@ -63,15 +63,15 @@ CIRCULAR["self"] = CIRCULAR
         (int, "<class 'int'>"),
     ],
 )
-def test_values(value: Any, expected: Any) -> None:
+def test_bounded_json_converts_value(value: Any, expected: Any) -> None:
     assert json.loads(bounded_json(value)) == (value if expected is None else expected)
 
 
-def test_texts_stay_readable() -> None:
+def test_bounded_json_keeps_unicode_readable() -> None:
     assert bounded_json({"city": "Zürich"}) == '{"city": "Zürich"}'
 
 
-def test_what_is_circular_or_deep_ends() -> None:
+def test_bounded_json_circular_or_deep_value_is_cut() -> None:
     deep: Any = "bottom"
     for _ in range(10_000):
         deep = [deep]
@@ -84,23 +84,23 @@ def test_what_is_circular_or_deep_ends() -> None:
     "value",
     ["x" * 10_000, ["x" * 100] * 1000, {str(number): number for number in range(10_000)}, [["y" * 99] * 99] * 99],
 )
-def test_too_long_is_cut_inside_and_stays_json(value: Any) -> None:
-    found = bounded_json(value, 3000)
-    assert len(found) <= 3000
-    assert type(json.loads(found)) in (type(value), str)
-    assert "…" in found
+def test_bounded_json_long_value_is_cut_inside(value: Any) -> None:
+    text = bounded_json(value, 3000)
+    assert len(text) <= 3000
+    assert type(json.loads(text)) in (type(value), str)
+    assert "…" in text
 
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), inner),
+    lambda nested: st.lists(nested) | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), nested),
     max_leaves=30,
 )
 
 
 @settings(max_examples=50, deadline=None)
 @given(values, st.integers(min_value=30, max_value=300))
-def test_always_json_and_never_longer(value: Any, limit: int) -> None:
-    found = bounded_json(value, limit)
-    json.loads(found)
-    assert len(found) <= limit
+def test_bounded_json_any_value_is_json_within_limit(value: Any, limit: int) -> None:
+    text = bounded_json(value, limit)
+    json.loads(text)
+    assert len(text) <= limit

@@ -17,7 +17,7 @@ from support.troubleshooting_page import ENTRIES, PAGE, troubleshooting_page
 
 SOURCES = sorted((ROOT / "src" / "mlflow_otlp_exporter").rglob("*.py"))
 LOGGED = {"info", "warning", "error", "exception", "critical", "log"}
-REPORTED = {"once", "problem", "waiting", "solved"}
+REPORTED = {"log_once", "report", "report_waiting", "resolve"}
 # Where messages pass through that have their codes from elsewhere.
 PASSED_ON = {"problem_log.py"}
 HEADING = re.compile(r"^### (MLO-\d{3}): (.+)$", re.MULTILINE)
@@ -44,7 +44,7 @@ def messages(tree: ast.AST) -> Iterator[tuple[ast.Call, ast.AST]]:
             for call in ast.walk(function):
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
                     owner, name = ast.unparse(call.func.value), call.func.attr
-                    if (owner == "logger" and name in LOGGED) or (owner.endswith("report") and name in REPORTED):
+                    if (owner == "logger" and name in LOGGED) or (owner.endswith("problem_log") and name in REPORTED):
                         yield call, function
 
 
@@ -113,7 +113,7 @@ def strings(*folders: str) -> str:
 
 def fragments(pattern: str) -> Iterator[str]:
     """The parts of a pattern between values, status and punctuation, at which a message is put together."""
-    text = re.sub(r"^\d{3}:? |(environment variable|argument) \S+", "...", pattern)
+    text = re.sub(r"^\d{3}:? |(environment variable|argument) \S+| (?=span ')", "...", pattern)
     for part in re.split(r"'?\.\.\.'?|: |, |\. | \(", text):
         fragment = part.strip(" :;,.()[]'")
         if re.search(r"[A-Za-z]{2}", fragment):

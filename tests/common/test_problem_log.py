@@ -17,14 +17,14 @@ class Clock:
         return self.now
 
 
-def test_counts() -> None:
+def test_export_stats_add_sums_counters() -> None:
     problem_log = ProblemLog()
     problem_log.stats.add(delivered=2, requests=1)
     problem_log.stats.add(delivered=1, dropped=4)
     assert problem_log.stats.snapshot() == Stats(delivered=3, dropped=4, requests=1)
 
 
-def test_problem_is_told_in_full_then_summed_up_each_minute_then_solved(caplog: pytest.LogCaptureFixture) -> None:
+def test_report_repeats_are_summed_up_each_minute(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     problem_log = ProblemLog(clock)
     for _ in range(10):
@@ -39,7 +39,7 @@ def test_problem_is_told_in_full_then_summed_up_each_minute_then_solved(caplog: 
     ]
 
 
-def test_spans_that_wait_are_not_counted_twice(caplog: pytest.LogCaptureFixture) -> None:
+def test_report_waiting_logs_total_of_waiting_spans(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     problem_log = ProblemLog(clock)
     for number in range(1, 11):
@@ -56,7 +56,7 @@ def test_spans_that_wait_are_not_counted_twice(caplog: pytest.LogCaptureFixture)
     ]
 
 
-def test_problem_that_comes_and_goes_is_told_like_one_that_lasts(caplog: pytest.LogCaptureFixture) -> None:
+def test_report_waiting_recurring_problem_is_rate_limited(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     problem_log = ProblemLog(clock)
     for _ in range(200):
@@ -76,7 +76,7 @@ def test_problem_that_comes_and_goes_is_told_like_one_that_lasts(caplog: pytest.
     ]
 
 
-def test_problem_that_is_back_and_lasts_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_report_waiting_lasting_recurrence_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     problem_log = ProblemLog(clock)
     problem_log.report_waiting("x", "500", 8)
@@ -96,7 +96,7 @@ def test_problem_that_is_back_and_lasts_is_told(caplog: pytest.LogCaptureFixture
     ]
 
 
-def test_at_the_end_no_span_is_left_untold(caplog: pytest.LogCaptureFixture) -> None:
+def test_flush_logs_spans_that_are_not_logged_yet(caplog: pytest.LogCaptureFixture) -> None:
     problem_log = ProblemLog()
     for count in (8, 3, 4):
         problem_log.report("x", "lost", count)
@@ -106,7 +106,7 @@ def test_at_the_end_no_span_is_left_untold(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.messages == ["lost [8 spans]", "waiting [5 spans]", "lost [7 more spans]"]
 
 
-def test_other_problem_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_report_other_key_or_text_is_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
     problem_log = ProblemLog()
     problem_log.report("x", "first", 1)
     problem_log.report("x", "second", 1)
@@ -114,7 +114,7 @@ def test_other_problem_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None
     assert len(caplog.messages) == 3
 
 
-def test_problem_that_changes_its_face_to_and_fro_does_not_flood(caplog: pytest.LogCaptureFixture) -> None:
+def test_report_alternating_texts_are_rate_limited(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     problem_log = ProblemLog(clock)
     for _ in range(10):
@@ -131,7 +131,7 @@ def test_problem_that_changes_its_face_to_and_fro_does_not_flood(caplog: pytest.
     ]
 
 
-def test_problem_with_ever_new_texts_does_not_pile_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_report_ever_new_texts_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     problem_log = ProblemLog()
     words = [chr(ord("a") + number) for number in range(26)]
     for word in words * 2:
@@ -141,14 +141,14 @@ def test_problem_with_ever_new_texts_does_not_pile_up(caplog: pytest.LogCaptureF
     assert len(problem_log._problems) == 1
 
 
-def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_once_repeated_message_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     problem_log = ProblemLog()
     problem_log.log_once(logging.WARNING, "hint")
     problem_log.log_once(logging.WARNING, "hint")
     assert caplog.messages == ["hint"]
 
 
-def test_code_stays_at_the_end_of_a_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_report_code_stays_at_the_end_of_the_line(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     problem_log = ProblemLog(clock)
     problem_log.report_waiting("x", add_code(MessageCode.SERVER_UNAVAILABLE, "waiting"), 2)

@@ -58,7 +58,7 @@ for found in pkgutil.walk_packages(mlflow_otlp_exporter.__path__, "mlflow_otlp_e
 """
 
 
-def run(url: str, code: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+def run(url: str, code: str, *arguments: str, **extra_variables: str) -> subprocess.CompletedProcess[str]:
     variables = {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "MLFLOW_TRACKING_URI": url,
@@ -66,10 +66,10 @@ def run(url: str, code: str, *words: str, **more: str) -> subprocess.CompletedPr
         "LOCALAPPDATA": os.environ["XDG_STATE_HOME"],
         "USERNAME": "ada",
     }
-    rest = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"}
+    inherited = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"}
     return subprocess.run(
-        [sys.executable, "-c", code, *words],
-        env={**rest, **variables, **more},
+        [sys.executable, "-c", code, *arguments],
+        env={**inherited, **variables, **extra_variables},
         check=False,
         capture_output=True,
         text=True,
@@ -87,43 +87,43 @@ def server(scripted_server: ScriptedServer) -> ScriptedServer:
     return scripted_server
 
 
-def test_every_module_is_imported() -> None:
-    done = run("http://127.0.0.1:9", IMPORTS)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_every_module_without_posix_is_importable() -> None:
+    process = run("http://127.0.0.1:9", IMPORTS)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_an_outage_is_survived(server: ScriptedServer) -> None:
+def test_spool_without_posix_survives_outage(server: ScriptedServer) -> None:
     def answer(request: RecordedRequest) -> Answer:
-        taken.extend(span.name for span in request.spans() if not down)
+        received.extend(span.name for span in request.spans() if not down)
         return Answer(503) if down else ACCEPTED
 
-    taken, down = list[str](), [True]
+    received, down = list[str](), [True]
     server.answer_with(TRACES_PATH, answer)
-    done = run(server.url, ENDS, "a", "b")
-    assert done.stdout.split() == ["0", "2", "0"] * 2, done.stderr
+    process = run(server.url, ENDS, "a", "b")
+    assert process.stdout.split() == ["0", "2", "0"] * 2, process.stderr
     assert on_disk("*/*.otlp")
     down.clear()
-    done = run(server.url, RECOVERS, "2")
-    assert (done.returncode, done.stdout.split()) == (0, ["2", "0", "0"]), done.stderr
-    assert sorted(taken) == ["a", "b"]
-    assert "Traceback" not in done.stderr
+    process = run(server.url, RECOVERS, "2")
+    assert (process.returncode, process.stdout.split()) == (0, ["2", "0", "0"]), process.stderr
+    assert sorted(received) == ["a", "b"]
+    assert "Traceback" not in process.stderr
     assert on_disk("*/*.otlp") == []
 
 
-def test_what_a_kill_left_is_sent(server: ScriptedServer) -> None:
+def test_journal_without_posix_is_sent_after_kill(server: ScriptedServer) -> None:
     every_span = {"MLFLOW_OTLP_DURABILITY": "every-span", "MLFLOW_OTLP_LINGER": "600"}
     killed = run(server.url, KILLED, **every_span)
     assert killed.returncode == -9, killed.stderr
     assert len(on_disk("*/journal/*")) == 1
-    done = run(server.url, RECOVERS, "1", **every_span)
-    assert (done.returncode, done.stdout.split()) == (0, ["1", "0", "0"]), done.stderr
+    process = run(server.url, RECOVERS, "1", **every_span)
+    assert (process.returncode, process.stdout.split()) == (0, ["1", "0", "0"]), process.stderr
     [request] = server.to(TRACES_PATH)
     assert request.headers["x-mlflow-workspace"] == "team-a"
     assert [span.name for span in request.spans()] == ["killed"]
     assert on_disk("*/*.otlp") + on_disk("*/journal/*") == []
 
 
-def test_with_every_span_nothing_is_left_of_what_was_sent(server: ScriptedServer) -> None:
-    done = run(server.url, ENDS, "a", "b", MLFLOW_OTLP_DURABILITY="every-span")
-    assert done.stdout.split() == ["2", "0", "0", "0", "0", "0"], done.stderr
+def test_journal_without_posix_is_removed_after_delivery(server: ScriptedServer) -> None:
+    process = run(server.url, ENDS, "a", "b", MLFLOW_OTLP_DURABILITY="every-span")
+    assert process.stdout.split() == ["2", "0", "0", "0", "0", "0"], process.stderr
     assert on_disk("*/journal/*") == []

@@ -107,7 +107,7 @@ def test_authorization_rotated_token_is_read_again(pod: Path) -> None:
         ({"MLFLOW_TRACKING_URI": SERVICE, "MLFLOW_TRACKING_TOKEN": "mine"}, True),
         ({"MLFLOW_TRACKING_URI": "https://mlflow.example.com", "MLFLOW_TRACKING_AUTH": "kubernetes"}, False),
         ({"MLFLOW_TRACKING_URI": "http://mlflow.opendatahub.svc"}, False),
-        # OpenShift AI's charts set it to a file that has the system's certificates besides.
+        # OpenShift AI's charts set it to a file that also has the system's certificates.
         ({"MLFLOW_TRACKING_URI": SERVICE, "REQUESTS_CA_BUNDLE": "/etc/bundle.pem"}, False),
         ({"MLFLOW_TRACKING_URI": SERVICE, "MLFLOW_TRACKING_INSECURE_TLS": "true"}, False),
         ({"MLFLOW_TRACKING_URI": SERVICE, "MLFLOW_TRACKING_SERVER_CERT_PATH": __file__}, False),

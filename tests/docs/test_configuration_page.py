@@ -1,4 +1,4 @@
-"""docs/configuration.md: its tables are those of the code, and what it says of sources is what is done."""
+"""docs/configuration.md: its tables match the code, and the described precedence applies."""
 
 import inspect
 from pathlib import Path
@@ -23,11 +23,11 @@ TEXT = PAGE.read_text()
     settings_page.tables(),
     ids=[f"{page.name} {name}" for page, name, _ in settings_page.tables()],
 )
-def test_tables_are_those_of_the_code(page: Path, name: str, table: str) -> None:
+def test_configuration_tables_match_code(page: Path, name: str, table: str) -> None:
     assert text_between(page, *settings_page.marks(name)) == table, "make configuration"
 
 
-def test_every_setting_has_a_row_with_all_its_variables() -> None:
+def test_settings_table_has_every_setting_and_variable() -> None:
     rows = {row.split("`")[1]: row for row in settings_page.settings_table().splitlines()[2:]}
     assert rows.keys() == {setting.name for setting in SETTINGS}
     for setting in SETTINGS:
@@ -35,7 +35,7 @@ def test_every_setting_has_a_row_with_all_its_variables() -> None:
         assert setting.description.split("docs/")[0] in rows[setting.name]
 
 
-def test_every_argument_belongs_to_somebody() -> None:
+def test_settings_table_names_owner_of_every_argument() -> None:
     owners = (configure, MLflowSpanExporter.__init__, MLflowSpanProcessor.__init__)
     taken = {name for owner in owners for name in inspect.signature(owner).parameters}
     table = settings_page.settings_table()
@@ -44,13 +44,13 @@ def test_every_argument_belongs_to_somebody() -> None:
         assert (setting.name in taken or "credentials=" in of) == (of.strip() != "-"), setting.name
 
 
-def test_every_argument_of_configure_is_told_of() -> None:
+def test_arguments_table_describes_every_argument_of_configure() -> None:
     rows = settings_page.arguments_table().splitlines()[2:]
     assert {row.split("`")[1] for row in rows} == set(inspect.signature(configure).parameters)
     assert all(row.count("|") == 3 and row.split("|")[2].strip().endswith(".") for row in rows)
 
 
-def test_type_in_words_for_every_parser() -> None:
+def test_settings_table_names_type_of_every_parser() -> None:
     assert all(row.split(" | ")[3] for row in settings_page.settings_table().splitlines()[2:])
 
 
@@ -70,7 +70,7 @@ TARGETS: list[tuple[str, dict[str, Any], dict[str, str], str]] = [
 ]
 
 
-def test_where_spans_go_is_as_listed() -> None:
+def test_listed_targets_follow_precedence() -> None:
     listed = [line.partition(". ")[2] for line in TEXT.splitlines() if line[:1].isdigit()]
     assert len(listed) == len(TARGETS)
     for number, (shown, _, _, expected) in enumerate(TARGETS):
@@ -85,7 +85,7 @@ MLFLOWS = {"MLFLOW_TRACKING_TOKEN": "of-mlflow", "MLFLOW_TRACKING_INSECURE_TLS":
 OTLPS = {"OTEL_EXPORTER_OTLP_HEADERS": "x-key=of-otlp"}
 
 
-def test_variables_of_one_group_do_not_count_for_the_others_server() -> None:
+def test_described_groups_keep_variables_apart() -> None:
     common = {**MLFLOWS, **OTLPS}
     mlflow = resolve({}, environment={**common, "MLFLOW_TRACKING_URI": "https://mlflow"}).traces
     assert (mlflow.token, mlflow.insecure_tls, mlflow.headers) == ("of-mlflow", True, {})
@@ -95,7 +95,7 @@ def test_variables_of_one_group_do_not_count_for_the_others_server() -> None:
     assert set(otlp.ignored_variables) == set(MLFLOWS)
 
 
-def test_other_defaults_of_configure_are_as_told() -> None:
+def test_described_defaults_of_configure_apply() -> None:
     direct, behind = (
         resolve({name: address}, environment={}, defaults=DEFAULTS)
         for name, address in (("tracking_uri", "http://mlflow"), ("endpoint", "http://collector/v1/traces"))
@@ -108,7 +108,7 @@ def test_other_defaults_of_configure_are_as_told() -> None:
     assert (behind.disk.spool, behind.disk.handle_sigterm, behind.enrichment.compact) == (False, False, False)
 
 
-def test_the_id_counts_of_two_variables() -> None:
+def test_experiment_id_variable_beats_name_variable() -> None:
     both = {"MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_EXPERIMENT_NAME": "a"}
     settings = resolve({}, environment=both)
     assert (settings.experiment, settings.experiment_id) == (None, "7")
@@ -116,7 +116,7 @@ def test_the_id_counts_of_two_variables() -> None:
     assert (settings.experiment, settings.experiment_id) == ("b", None)
 
 
-def test_credentials_file_is_read_as_it_is_shown(tmp_path: Path) -> None:
+def test_shown_credentials_file_is_read(tmp_path: Path) -> None:
     (block,) = blocks(PAGE, "ini")
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow" / "credentials").write_text(block.code)

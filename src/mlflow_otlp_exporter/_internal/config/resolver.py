@@ -208,16 +208,15 @@ class _Resolver:
         """Return the full URL of an OTLP endpoint, or the base URL of an MLflow server."""
         traces_variable, base_variable = otlp_variables("ENDPOINT")
         endpoint, tracking_uri = BY_NAME["endpoint"], BY_NAME["tracking_uri"]
-        if raw := self._argument("endpoint"):
-            return raw.parse(endpoint), SettingGroup.OTLP, raw.source
-        if raw := self._argument("tracking_uri"):
-            return raw.parse(tracking_uri), SettingGroup.MLFLOW, raw.source
-        if raw := self._variable(traces_variable):
-            return raw.parse(endpoint), SettingGroup.OTLP, raw.source
-        if raw := self._variable("MLFLOW_TRACKING_URI"):
-            return raw.parse(tracking_uri), SettingGroup.MLFLOW, raw.source
-        if raw := self._variable(base_variable):
-            return raw.parse(replace(endpoint, parse=parse_base_endpoint)), SettingGroup.OTLP, raw.source
+        for raw, setting, group in (
+            (self._argument("endpoint"), endpoint, SettingGroup.OTLP),
+            (self._argument("tracking_uri"), tracking_uri, SettingGroup.MLFLOW),
+            (self._variable(traces_variable), endpoint, SettingGroup.OTLP),
+            (self._variable("MLFLOW_TRACKING_URI"), tracking_uri, SettingGroup.MLFLOW),
+            (self._variable(base_variable), replace(endpoint, parse=parse_base_endpoint), SettingGroup.OTLP),
+        ):
+            if raw is not None:
+                return raw.parse(setting), group, raw.source
         return DEFAULT_TRACKING_URI, SettingGroup.MLFLOW, _DEFAULT
 
     def _rest_api_override(self) -> tuple[str, SettingGroup, SettingSource] | None:
