@@ -84,7 +84,7 @@ def isolate_test(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) 
 
     The fixture does not use `monkeypatch`, so that a test's own changes with `monkeypatch` are undone before the check.
     """
-    watched_logs.found.clear()
+    watched_logs.leaks.clear()
     threads = set(threading.enumerate())
     with pytest.MonkeyPatch.context() as patch:
         for name in filter(_SETTINGS.fullmatch, list(os.environ)):
@@ -120,8 +120,8 @@ def isolate_test(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) 
         complaints.append(f"environment variables changed: {', '.join(changed)}")
     if complaints:
         pytest.fail("the test left behind " + "; ".join(complaints), pytrace=False)
-    if watched_logs.found:
-        pytest.fail("planted prompts or credentials are in the log: " + "; ".join(watched_logs.found), pytrace=False)
+    if watched_logs.leaks:
+        pytest.fail("planted prompts or credentials are in the log: " + "; ".join(watched_logs.leaks), pytrace=False)
 
 
 def _updater_if_requested(*arguments: Any, everything: bool) -> TraceUpdater | None:

@@ -132,7 +132,7 @@ def test_agents_and_the_server_are_killed(tmp_path: Path) -> None:
             second.kill()
             pause(3)
             for agent in (first, second):
-                agent.end()
+                agent.stop()
                 assert "Traceback" not in agent.log()
         flush_spool(variables)
         counts = check_spans(server, query_sqlite(server.log.parent / "mlflow.db"), experiment, (first, second))

@@ -48,7 +48,7 @@ def test_request_and_response(key: str, found: Found) -> None:
 @pytest.mark.parametrize("key", [key for key in AGENTS if known(key, "tools") is not None])
 def test_tools_that_were_offered(key: str, found: Found) -> None:
     assert set(known(key, "tools")) <= set(found[key]["offered"])
-    assert found[key]["asked"] == 0
+    assert found[key]["model_calls"] == 0
 
 
 @pytest.mark.parametrize("key", [key for key in AGENTS if known(key, "tool_calls") is not None])
@@ -82,7 +82,7 @@ def test_conversation(key: str, found: Found) -> None:
 
 def test_a_model_would_be_asked_only_where_no_tool_was_offered(found: Found) -> None:
     """Which shows, too, that the count of questions counts."""
-    asked = {key for key, each in found.items() if each["asked"]}
+    asked = {key for key, each in found.items() if each["model_calls"]}
     assert asked
     assert not [key for key in asked if known(key, "tools")]
 

@@ -192,13 +192,13 @@ def allow_only_update(platform: Platform) -> None:
 
 def break_the_cluster(status: int) -> Callable[[Platform], None]:
     def broken(platform: Platform) -> None:
-        platform.cluster.broken = status
+        platform.cluster.error_status = status
 
     return broken
 
 
 def mend_the_cluster(platform: Platform, pod: Path) -> None:
-    platform.cluster.broken = None
+    platform.cluster.error_status = None
 
 
 CREDENTIALS = HINTS[MessageCode.UNAUTHENTICATED].fix
@@ -289,7 +289,7 @@ def test_what_is_not_taken_is_kept_and_explained(
             wait_until_delivered(exporter)
             assert by_token.names(experiment) == ["answer"]
     finally:
-        by_token.cluster.broken = None
+        by_token.cluster.error_status = None
         exporter.shutdown(500)
 
 

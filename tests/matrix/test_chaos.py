@@ -195,7 +195,7 @@ def test_export_during_random_failures_stores_each_span_once(tmp_path: Path, ver
         required_events |= {"disk filled"} if mounted else set()
         play(story, agents, tmp_path / "spool" if mounted else None, required_events)
         for agent in agents:
-            agent.end(180)
+            agent.stop(180)
             assert "Traceback" not in agent.log()
         flush_spool(variables, 300)
         query = query_sqlite(server.log.parent / "mlflow.db") if database is None else query_postgresql(database)

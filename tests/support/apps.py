@@ -1,4 +1,4 @@
-"""Servers of apps, each in a process of its own."""
+"""Servers of applications, each in its own process."""
 
 import signal
 import socket
@@ -20,7 +20,7 @@ def free_port() -> int:
 def run_server(
     command: Sequence[str], variables: Mapping[str, str], port: int | None = None, folder: Path | None = None
 ) -> Iterator[None]:
-    """A server in a process of its own, ended as an operator ends it."""
+    """Run a server in its own process, and stop it with SIGTERM."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command], env=variables, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -31,11 +31,11 @@ def run_server(
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            said = process.communicate(timeout=100)[0].decode()
+            output = process.communicate(timeout=100)[0].decode()
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-    assert "Traceback" not in said, said
+    assert "Traceback" not in output, output
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -1,9 +1,9 @@
-"""The same apps once with `mlflow.<flavor>.autolog()` and once with an instrumentation and this library.
+"""Compare `mlflow.<flavor>.autolog()` with an instrumentation and this library on the same applications.
 
-    python -m support.autolog                   # compares, and writes the tables of docs/parity.md
-    python -m support.autolog APP FLAVOR URL    # runs one app with MLflow's autolog
+    python -m support.autolog                   # compare, and write the tables of docs/parity.md
+    python -m support.autolog APP FLAVOR URL    # run one application with MLflow's autolog
 
-The second form needs an environment with the apps' libraries and `mlflow-tracing`, but not this library's spans.
+The second form needs an environment with the applications' libraries and `mlflow-tracing`.
 """
 
 import importlib
@@ -28,16 +28,11 @@ from support.trace_checks import CheckResult
 
 PAGE = ROOT / "docs" / "parity.md"
 _BEGIN, _END = "<!-- Made by `make parity`; tests/matrix/test_autolog.py -->\n", "<!-- end of comparison -->\n"
-_SECONDS = 240
+_TIMEOUT_SECONDS = 240
 
 
 class Program(NamedTuple):
-    """An app, and what traces it in each way.
-
-    Attributes:
-        flavor: The module of MLflow's with the `autolog()`.
-        instrumentor: `module:Class` of the instrumentation, or `none` for an app with spans of its own.
-    """
+    """An application: the MLflow module with `autolog()`, and the `module:Class` of its instrumentation, or `none`."""
 
     flavor: str
     instrumentor: str
@@ -59,12 +54,7 @@ TRUTHS: Mapping[str, Sequence[Truth]] = {
 
 
 class ProgramResult(NamedTuple):
-    """What is seen of a program's traces.
-
-    Attributes:
-        results: The verdicts.
-        fields: The places of MLflow's that some trace fills, by the type of the span.
-    """
+    """The checks of a program's traces, and the MLflow fields that some trace fills, by span type."""
 
     results: list[CheckResult]
     fields: set[str]
@@ -92,44 +82,41 @@ REASONS: Mapping[str, str] = {
 
 
 def run_with_autolog(app: str, flavor: str, url: str) -> None:
-    """Runs an app in this process, traced by the SDK to the server of the environment."""
+    """Run an application in this process; the SDK sends its traces to the server of the environment."""
     mlflow = importlib.import_module("mlflow")
     mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
     getattr(mlflow, flavor).autolog()
-    # What is decorated with `@traced` there is decorated with what the SDK has for it.
+    # The SDK's decorator replaces `@traced`.
     for name, kind in (("get_weather", "TOOL"), ("_agent", "AGENT")):
         plain = getattr(instrumented, name).__wrapped__
-        named = "travel-agent" if kind == "AGENT" else name
-        setattr(instrumented, name, mlflow.trace(plain, name=named, span_type=kind))
+        span_name = "travel-agent" if kind == "AGENT" else name
+        setattr(instrumented, name, mlflow.trace(plain, name=span_name, span_type=kind))
     with mlflow.tracing.context(session_id="s-7", user="ada", tags={"release": "2.3.1"}):
         instrumented.APPS[app](url)
     mlflow.flush_trace_async_logging(terminate=True)
 
 
 def compare_programs(server: MLflowServer) -> dict[str, dict[str, ProgramResult]]:
-    """Runs all programs in both ways, and judges them by the same truths.
-
-    Args:
-        server: A server without these experiments.
-
-    Returns:
-        By program and way (`sdk`, `ours`), what is seen.
-    """
+    """Run all programs in both ways on a new server; return the results by program and way (`sdk`, `ours`)."""
     python, stub = environment("autolog", read_lock("autolog")), OpenAIStub()
-    found: dict[str, dict[str, ProgramResult]] = {}
+    results: dict[str, dict[str, ProgramResult]] = {}
     try:
-        for name, each in PROGRAMS.items():
+        for name, program in PROGRAMS.items():
             commands = {
-                "sdk": ["support.autolog", name, each.flavor, stub.url],
-                "ours": ["support.instrumented", name, each.instrumentor, stub.url],
+                "sdk": ["support.autolog", name, program.flavor, stub.url],
+                "ours": ["support.instrumented", name, program.instrumentor, stub.url],
             }
-            found[name] = {way: _seen(server, python, f"{name} {way}", name, commands[way]) for way in commands}
+            results[name] = {
+                way: _run_program(server, python, f"{name} {way}", name, commands[way]) for way in commands
+            }
     finally:
         stub.stop()
-    return found
+    return results
 
 
-def _seen(server: MLflowServer, python: Path, experiment: str, program: str, command: Sequence[str]) -> ProgramResult:
+def _run_program(
+    server: MLflowServer, python: Path, experiment: str, program: str, command: Sequence[str]
+) -> ProgramResult:
     variables = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))},
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
@@ -139,86 +126,92 @@ def _seen(server: MLflowServer, python: Path, experiment: str, program: str, com
         "OPENAI_AGENTS_DISABLE_TRACING": "0",
         "OPENAI_API_KEY": "none",
     }
-    done = subprocess.run(
-        [str(python), "-m", *command], env=variables, capture_output=True, text=True, timeout=_SECONDS, check=False
+    completed = subprocess.run(
+        [str(python), "-m", *command],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_SECONDS,
+        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     with tempfile.TemporaryDirectory() as folder:
-        given = Path(folder, "truths.json")
-        given.write_text(json.dumps(TRUTHS[program]))
-        words = ["--tracking-uri", server.uri, "--experiment", experiment, "--truths", str(given)]
-        results = [CheckResult(*result) for result in run_module("support.experiment_check", *words)]
-    found = server.experiment(experiment)
-    assert found is not None
-    return ProgramResult(results, set(_fields(server, str(found["experiment_id"]))))
+        truths_file = Path(folder, "truths.json")
+        truths_file.write_text(json.dumps(TRUTHS[program]))
+        arguments = ["--tracking-uri", server.uri, "--experiment", experiment, "--truths", str(truths_file)]
+        results = [CheckResult(*result) for result in run_module("support.experiment_check", *arguments)]
+    stored_experiment = server.experiment(experiment)
+    assert stored_experiment is not None
+    return ProgramResult(results, set(_fields(server, str(stored_experiment["experiment_id"]))))
 
 
 def _fields(server: MLflowServer, experiment_id: str) -> Iterator[str]:
-    """The places of MLflow's that some trace of an experiment fills."""
+    """Iterate over the MLflow fields that some trace of an experiment fills."""
     for info in server.search_traces(experiment_id):
         yield from (f"trace: {key}" for key in (*info.get("trace_metadata", {}), *info.get("tags", {})))
         yield from (f"trace: {key}" for key in ("request_preview", "response_preview") if info.get(key))
         trace = server.trace(info["trace_id"])
         assert trace is not None
         for span in trace["spans"]:
-            filled = {each["key"]: each["value"] for each in span["attributes"] if each.get("value")}
+            filled = {
+                attribute["key"]: attribute["value"] for attribute in span["attributes"] if attribute.get("value")
+            }
             kind = filled.get("mlflow.spanType", {}).get("string_value", "none").replace("LLM", "CHAT_MODEL")
             yield from (f"{kind}: {key}" for key in filled if key.startswith("mlflow."))
-            # The pieces of a stream are numbered.
+            # Chunks of a stream are numbered.
             yield from (f"{kind}: event {event['name'].rstrip('.0123456789')}" for event in span.get("events", []))
 
 
-def list_sdk_only_fields(found: Mapping[str, Mapping[str, ProgramResult]]) -> dict[str, list[str]]:
-    """The fields that the SDK alone fills, each with its programs."""
+def list_sdk_only_fields(results: Mapping[str, Mapping[str, ProgramResult]]) -> dict[str, list[str]]:
+    """Return the fields that only the SDK fills, with their programs."""
     fields: dict[str, list[str]] = {}
-    for program, by in found.items():
-        for field in sorted(by["sdk"].fields - by["ours"].fields):
+    for program, by_way in results.items():
+        for field in sorted(by_way["sdk"].fields - by_way["ours"].fields):
             fields.setdefault(field, []).append(program)
     return fields
 
 
-def format_tables(found: Mapping[str, Mapping[str, ProgramResult]]) -> str:
-    """Both tables as Markdown."""
-    rows = [f"| field | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
-    rows += [f"| {name} | {' | '.join(_shares(found, set(columns)))} |" for name, columns in FEATURES.items()]
-    rows.append(f"| all | {' | '.join(_shares(found, {c for columns in FEATURES.values() for c in columns}))} |")
+def format_tables(results: Mapping[str, Mapping[str, ProgramResult]]) -> str:
+    """Return both tables as Markdown."""
+    rows = [f"| field | {' | '.join(results)} |", "|---" * (len(results) + 1) + "|"]
+    rows += [f"| {name} | {' | '.join(_shares(results, set(columns)))} |" for name, columns in FEATURES.items()]
+    rows.append(f"| all | {' | '.join(_shares(results, {c for columns in FEATURES.values() for c in columns}))} |")
     rows += ["", "| set only by the SDK | programs | reason |", "|---|---|---|"]
     programs: dict[str, dict[str, None]] = {}
-    for field, of in list_sdk_only_fields(found).items():
-        pattern = next((each for each in REASONS if fnmatchcase(field, each)), field)
-        programs.setdefault(pattern, {}).update(dict.fromkeys(of))
-    rows += [f"| `{name}` | {', '.join(of)} | {REASONS.get(name, '')} |" for name, of in sorted(programs.items())]
+    for field, field_programs in list_sdk_only_fields(results).items():
+        pattern = next((pattern for pattern in REASONS if fnmatchcase(field, pattern)), field)
+        programs.setdefault(pattern, {}).update(dict.fromkeys(field_programs))
+    rows += [f"| `{name}` | {', '.join(names)} | {REASONS.get(name, '')} |" for name, names in sorted(programs.items())]
     return "\n".join(rows) + "\n"
 
 
-def _shares(found: Mapping[str, Mapping[str, ProgramResult]], columns: set[str]) -> Iterator[str]:
-    for by in found.values():
+def _shares(results_by_program: Mapping[str, Mapping[str, ProgramResult]], columns: set[str]) -> Iterator[str]:
+    for by_way in results_by_program.values():
         sdk, ours = (
-            [result.passed for result in by[way].results if result.column in columns] for way in ("sdk", "ours")
+            [result.passed for result in by_way[way].results if result.column in columns] for way in ("sdk", "ours")
         )
         yield format_share(sum(sdk), sum(ours), len(ours))
 
 
 def read_tables() -> str:
-    """The tables as they stand in the page."""
+    """Read the tables of the page."""
     text = PAGE.read_text()
     return text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)]
 
 
 def main() -> None:
-    """See the module."""
     if len(sys.argv) > 1:
         run_with_autolog(*sys.argv[1:])
         return
     with tempfile.TemporaryDirectory() as folder:
         server = MLflowServer.start(Path(folder))
         try:
-            found = compare_programs(server)
+            results = compare_programs(server)
         finally:
             server.stop()
     text = PAGE.read_text()
     begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
-    PAGE.write_text(text[:begin] + format_tables(found) + text[end:])
+    PAGE.write_text(text[:begin] + format_tables(results) + text[end:])
 
 
 if __name__ == "__main__":

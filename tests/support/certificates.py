@@ -1,4 +1,4 @@
-"""Certificates made by openssl, and a server that speaks TLS with them in front of one that does not."""
+"""Certificates made by openssl, and a TLS server in front of a plain one."""
 
 import socket
 import ssl
@@ -30,23 +30,14 @@ _POLL_SECONDS = 0.1
 
 
 class Certificate(NamedTuple):
-    """A certificate and its key.
-
-    Attributes:
-        file: With the certificate.
-        key: With the key.
-    """
+    """The files of a certificate and its key."""
 
     file: Path
     key: Path
 
 
 class Authority:
-    """A CA of the test's own.
-
-    Attributes:
-        file: Its certificate.
-    """
+    """A certificate authority; `file` is its certificate."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,42 +48,35 @@ class Authority:
         (folder / "ca.cnf").write_text(_CONFIGURATION.format(folder=folder))
 
     def certificate(self, name: str, host: str = "IP:127.0.0.1", *, expired: bool = False) -> Certificate:
-        """Make a certificate for a host.
-
-        Args:
-            name: Of its files.
-            host: As in subjectAltName.
-            expired: Whether its time is over.
-        """
-        made = Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        """Make a certificate for a host, given as in subjectAltName."""
+        certificate = Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         request = self._folder / f"{name}.csr"
         _openssl(
-            "req", *_key(made.key), "-subj", "/CN=tests", "-addext", f"subjectAltName={host}", "-out", str(request)
+            "req",
+            *_key(certificate.key),
+            "-subj",
+            "/CN=tests",
+            "-addext",
+            f"subjectAltName={host}",
+            "-out",
+            str(request),
         )
         dates = _EXPIRED if expired else ("-days", "30")
         signing = ["-config", str(self._folder / "ca.cnf"), "-cert", str(self.file)]
-        signing += ["-keyfile", str(self._folder / "authority.key"), "-in", str(request), "-out", str(made.file)]
+        signing += ["-keyfile", str(self._folder / "authority.key"), "-in", str(request), "-out", str(certificate.file)]
         _openssl("ca", "-batch", "-notext", *signing, *dates)
-        return made
+        return certificate
 
 
 def self_signed(
     folder: Path, name: str, subject: str = "CN=tests", host: str = "IP:127.0.0.1", *, authority: bool = False
 ) -> Certificate:
-    """Make a certificate that nobody has signed but itself.
-
-    Args:
-        folder: Where its files go.
-        name: Of its files.
-        subject: Whose it is.
-        host: As in subjectAltName.
-        authority: Whether it may sign others.
-    """
-    made = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
+    """Make a self-signed certificate; with `authority`, it may sign others."""
+    certificate = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
     extension = "keyUsage=critical,keyCertSign" if authority else f"subjectAltName={host}"
     subject_words = ["-subj", f"/{subject}", "-addext", extension, "-days", "30"]
-    _openssl("req", "-x509", *_key(made.key), *subject_words, "-out", str(made.file))
-    return made
+    _openssl("req", "-x509", *_key(certificate.key), *subject_words, "-out", str(certificate.file))
+    return certificate
 
 
 def _key(path: Path) -> list[str]:

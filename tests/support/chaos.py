@@ -1,4 +1,4 @@
-"""Agents that are killed and started again, and what must have arrived of their spans in the end."""
+"""Agents that are killed and restarted, and the spans that must have arrived in the end."""
 
 import json
 import os
@@ -19,16 +19,14 @@ from support.postgres import Postgres
 
 HOLD, TIMEOUT = 2.0, 2.0
 WINDOW = HOLD + 3.0 + TIMEOUT
-"""What docs/guarantees.md states: what a kill may take without `every-span`, in seconds."""
+"""Seconds: the window of docs/guarantees.md, in which a kill may lose spans without `every-span`."""
 Query = Callable[[str], Sequence[tuple[Any, ...]]]
 
 
 class Agent:
-    """An agent in a process of its own, run after run.
+    """An agent in its own process, restarted after each kill; `kills` are the times of the kills by run.
 
-    Attributes:
-        every_span: Whether it was promised that no kill takes anything.
-        kills: When it was killed, by its runs.
+    With `every_span`, no kill may lose a span.
     """
 
     def __init__(
@@ -57,21 +55,21 @@ class Agent:
 
     @property
     def run(self) -> int:
-        """The number of this run, which no other run of any agent has."""
+        """The number of this run, unique among all agents."""
         return self._number * 1000 + self._run
 
     def kill(self) -> None:
-        """Kills it with -9 and starts the next run."""
+        """Kill it with SIGKILL and start the next run."""
         self.kills[self.run] = time.time()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self._run, self._log_before = self._run + 1, len(self.log())
         self.process = self._start()
 
-    def end(self, seconds: float = 90.0) -> None:
-        """Has it stop by itself."""
+    def stop(self, timeout_seconds: float = 90.0) -> None:
+        """Let it end by itself."""
         self._stop.touch()
-        self.process.wait(seconds)
+        self.process.wait(timeout_seconds)
 
     def __enter__(self) -> "Agent":
         return self
@@ -81,59 +79,51 @@ class Agent:
         self.process.wait()
 
     def ended_spans(self) -> dict[str, float]:
-        """The spans that ended, and when; a last line that a kill has cut off tells none."""
-        found = {}
+        """Return the times at which spans ended, without a last line that a kill truncated."""
+        end_times = {}
         for line in self._truth.read_text().splitlines():
-            when, _, name = line.partition(" ")
+            end_time, _, name = line.partition(" ")
             if name.count(".") == 2:
-                found[name] = float(when)
-        return found
+                end_times[name] = float(end_time)
+        return end_times
 
     def promised_spans(self) -> set[str]:
-        """The spans that must have arrived."""
-        found = set()
-        for name, when in self.ended_spans().items():
+        """Return the spans that must have arrived."""
+        promised = set()
+        for name, end_time in self.ended_spans().items():
             killed = self.kills.get(int(name.split(".")[0]))
-            if killed is None or self.every_span or when < killed - WINDOW:
-                found.add(name)
-        return found
+            if killed is None or self.every_span or end_time < killed - WINDOW:
+                promised.add(name)
+        return promised
 
     def log(self) -> str:
-        """What it has said."""
         return (self._folder / f"agent-{self._number}.log").read_text(errors="replace")
 
     def has_logged(self, *words: str) -> bool:
-        """Whether each of these stands in what this run has said."""
-        said = self.log()[self._log_before :]
-        return all(each in said for each in words)
+        """Whether the log of this run has all of these words."""
+        log = self.log()[self._log_before :]
+        return all(word in log for word in words)
 
 
 def query_sqlite(database: Path) -> Query:
-    """Asks an MLflow server's SQLite file."""
+    """Return a function that queries an MLflow server's SQLite file."""
 
-    def ask(sql: str) -> Sequence[tuple[Any, ...]]:
+    def query(sql: str) -> Sequence[tuple[Any, ...]]:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
             return connection.execute(sql).fetchall()
 
-    return ask
+    return query
 
 
 def query_postgresql(database: Postgres) -> Query:
-    """Asks an MLflow server's PostgreSQL."""
+    """Return a function that queries an MLflow server's PostgreSQL."""
     return lambda sql: [tuple(row.split("|")) for row in database.query(sql)]
 
 
 def check_spans(server: MLflowServer, query: Query, experiment: str, agents: Sequence[Agent]) -> dict[str, int]:
-    """Compares what MLflow has with what must be there.
+    """Compare the spans, tokens and costs in MLflow with those of the agents; return counts for the log.
 
-    Args:
-        server: Asked for tokens and cost, as its users see them.
-        query: Asks its database for all spans.
-        experiment: The experiment's id.
-        agents: Who made the spans.
-
-    Returns:
-        Counts, for people.
+    `query` reads all spans from the database, `server` returns tokens and costs as for its users.
     """
     rows = query(f"SELECT trace_id, name FROM spans WHERE experiment_id = {int(experiment)}")
     names = Counter(str(name) for _, name in rows)
@@ -142,21 +132,21 @@ def check_spans(server: MLflowServer, query: Query, experiment: str, agents: Seq
     missing = promised - names.keys()
     assert not missing, f"{len(missing)} of {len(promised)} promised spans are missing: {sorted(missing)[:20]}"
     assert {name for name, count in names.items() if count > 1} == set()
-    # A span that ended just before a kill may be there though the truth has no line of it yet.
+    # A span that ended just before a kill may have arrived before the agent recorded its end.
     assert len(names.keys() - ended) <= sum(len(agent.kills) for agent in agents)
     traces: dict[str, list[str]] = {}
     for trace, name in rows:
         traces.setdefault(str(trace), []).append(str(name))
     totals = {str(info["trace_id"]): info.get("trace_metadata", {}) for info in server.search_traces(experiment)}
     assert totals.keys() == traces.keys()
-    for trace, found in traces.items():
-        used = [each for each in map(tokens, found) if each]
-        truth = {key: sum(each[key] for each in used) for key in (used[0] if used else ())}
-        known = json.loads(totals[trace].get("mlflow.trace.tokenUsage", "{}"))
-        assert known == truth, (trace, sorted(found))
-        if used:
+    for trace, span_names in traces.items():
+        usages = [usage for usage in map(tokens, span_names) if usage]
+        total = {key: sum(usage[key] for usage in usages) for key in (usages[0] if usages else ())}
+        stored_usage = json.loads(totals[trace].get("mlflow.trace.tokenUsage", "{}"))
+        assert stored_usage == total, (trace, sorted(span_names))
+        if usages:
             cost = json.loads(totals[trace]["mlflow.trace.cost"])
-            assert all(abs(cost[key] - len(used) * value) < 1e-9 for key, value in COST.items()), (trace, cost)
+            assert all(abs(cost[key] - len(usages) * value) < 1e-9 for key, value in COST.items()), (trace, cost)
     return {
         "ended": len(ended),
         "promised": len(promised),
@@ -166,19 +156,19 @@ def check_spans(server: MLflowServer, query: Query, experiment: str, agents: Seq
     }
 
 
-def flush_spool(variables: Mapping[str, str], seconds: float = 120.0) -> None:
-    """Sends by hand what is left, as a user would."""
+def flush_spool(variables: Mapping[str, str], timeout_seconds: float = 120.0) -> None:
+    """Send the remaining spans with the command line."""
     command = [sys.executable, "-m", "mlflow_otlp_exporter", "spool", "flush", "--timeout", "20"]
-    end = time.monotonic() + seconds
+    end = time.monotonic() + timeout_seconds
     while True:
-        done = subprocess.run(
+        completed = subprocess.run(
             command,
             env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,
             check=False,
         )
-        left = list(Path(variables["MLFLOW_OTLP_SPOOL_DIR"]).glob("*/journal/*"))
-        if done.returncode == 0 and not left:
+        journals = list(Path(variables["MLFLOW_OTLP_SPOOL_DIR"]).glob("*/journal/*"))
+        if completed.returncode == 0 and not journals:
             return
-        assert time.monotonic() < end, (done.stdout, done.stderr, left)
+        assert time.monotonic() < end, (completed.stdout, completed.stderr, journals)

@@ -1,4 +1,4 @@
-"""Forked children that cannot run on into the test session of their parent."""
+"""Run functions in forked children, which never return into the test session of their parent."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ from collections.abc import Callable
 from support.markers import WATCH
 
 
-def run_in_fork(function: Callable[[], object], seconds: float = 60.0) -> bool:
-    """Calls a function in a forked child; whether it returned something true, in time, without raising or leaking."""
+def run_in_fork(function: Callable[[], object], timeout_seconds: float = 60.0) -> bool:
+    """Call a function in a forked child; return whether its result is true, in time, without an exception or a leak."""
     child = os.fork()
     if child == 0:  # pragma: no cover - the child's lines are not seen
-        good = False
+        is_success = False
         try:
-            good = bool(function()) and not WATCH.found
+            is_success = bool(function()) and not WATCH.leaks
         finally:
-            os._exit(0 if good else 1)
-    killer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+            os._exit(0 if is_success else 1)
+    killer = threading.Timer(timeout_seconds, os.kill, (child, signal.SIGKILL))
     killer.start()
     try:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,8 +1,8 @@
-"""MLflow's console in a headless Chromium: what a person sees of an experiment, as text.
+"""Read MLflow's console in a headless Chromium: the content of an experiment, as text.
 
     python -m support.console --tracking-uri http://127.0.0.1:5000 --json OUT [--pictures FOLDER] NAME=EXPERIMENT_ID ...
 
-It is run in a process of its own, as playwright brings an event loop.
+It runs in its own process, because playwright brings an event loop.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _FLAGS = (
 )
 _WIDTH, _HEIGHT = 1600, 720
 _MILLISECONDS, _CHARTS_MILLISECONDS = 30_000, 1_500
-# Invitations that cover what there is to see, for a browser that was never here before.
+# Without these, a new browser shows invitations that cover the content.
 _STORED = {
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
     "mlflow.assistant.panelOpen_v1": "false",
@@ -44,14 +44,13 @@ View = dict[str, Any]
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tracking-uri", required=True)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--pictures", type=Path, help="a folder for screenshots")
     parser.add_argument("experiments", nargs="+", metavar="NAME=EXPERIMENT_ID")
     arguments = parser.parse_args()
-    experiments = dict(each.split("=") for each in arguments.experiments)
+    experiments = dict(argument.split("=") for argument in arguments.experiments)
     with browser_page(experiments) as page:
         seen = {
             name: Experiment(page, arguments.tracking_uri, number, name, arguments.pictures).view()
@@ -62,9 +61,9 @@ def main() -> None:
 
 @contextmanager
 def browser_page(experiments: Mapping[str, str], more_columns: Sequence[str] = ()) -> Iterator[Page]:
-    """A page in a browser without a past, in which lists of traces have these columns besides their usual ones."""
-    wanted = json.dumps({**_COLUMNS, **dict.fromkeys(more_columns, True)})
-    columns = {f"mlflow.traces-v4.columns.{number}_v4": wanted for number in experiments.values()}
+    """Open a page in a new browser, whose lists of traces show these columns in addition to the usual ones."""
+    visible_columns = json.dumps({**_COLUMNS, **dict.fromkeys(more_columns, True)})
+    columns = {f"mlflow.traces-v4.columns.{number}_v4": visible_columns for number in experiments.values()}
     stored = json.dumps({**_STORED, **columns})
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(executable("chromium")), args=_FLAGS)
@@ -78,21 +77,13 @@ def browser_page(experiments: Mapping[str, str], more_columns: Sequence[str] = (
 
 
 class Experiment:
-    """An experiment in the console.
-
-    Args:
-        page: The browser's page.
-        uri: The server.
-        number: The experiment's id.
-        name: What its screenshots are called by.
-        pictures: A folder for them, or None.
-    """
+    """An experiment in the console; `name` is the prefix of its screenshots, `pictures` their folder."""
 
     def __init__(self, page: Page, uri: str, number: str, name: str, pictures: Path | None) -> None:
         self._page, self._uri, self._number, self._name, self._pictures = page, uri, number, name, pictures
 
     def view(self) -> View:
-        """All that is looked at."""
+        """Read all pages."""
         infos = self._traces()
         session = infos[0].get("trace_metadata", {}).get("mlflow.trace.session", "")
         return {
@@ -104,7 +95,7 @@ class Experiment:
         }
 
     def _traces(self) -> list[dict[str, Any]]:
-        """The server's traces, oldest first."""
+        """Return the server's traces, oldest first."""
         place = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": self._number}}
         body = json.dumps({"locations": [place], "order_by": ["timestamp_ms ASC"]}).encode()
         request = Request(f"{self._uri}/api/3.0/mlflow/traces/search", body, {"Content-Type": "application/json"})
@@ -112,7 +103,7 @@ class Experiment:
             return list(json.load(answer)["traces"])
 
     def _open(self, path: str, query: str = "") -> None:
-        # A change of the fragment alone would keep what was open.
+        # A change of only the fragment would keep the open page.
         self._page.goto("about:blank")
         self._page.goto(f"{self._uri}/#/experiments/{self._number}/{path}?workflowType=genai{query}")
 
@@ -124,8 +115,8 @@ class Experiment:
         clip = {"x": 0.0, "y": 0.0, "width": float(_WIDTH), "height": float(height)}
         self._page.screenshot(path=self._pictures / f"{of}-{self._name}.png", clip=clip)  # type: ignore[arg-type]
 
-    def _settled(self, locator: Locator) -> str:
-        """An element's text, when it has stayed the same for a moment."""
+    def _stable_text(self, locator: Locator) -> str:
+        """Return the text of an element as soon as it no longer changes."""
         text, before = "", None
         for _ in range(60):
             text = locator.inner_text()
@@ -136,17 +127,17 @@ class Experiment:
         return text
 
     def rows(self) -> list[dict[str, str]]:
-        """The list's rows by column, newest first."""
+        """Return the rows of the list by column, newest first."""
         self._open("traces")
         self._page.locator("[role=row] [role=cell]").first.wait_for()
-        self._settled(self._page.locator("[role=table]"))
+        self._stable_text(self._page.locator("[role=table]"))
         names = self._page.locator("[role=columnheader]").all_inner_texts()
         rows = [row.locator("[role=cell]").all_inner_texts() for row in self._page.locator("[role=row]").all()]
         self._picture("list", height=300)
         return [dict(zip(names, row, strict=True)) for row in rows if row]
 
     def _trace(self, trace_id: str) -> View:
-        """A trace: its tree, and each of its spans as it is seen when it is clicked."""
+        """Read the tree of a trace, and each span after a click on it."""
         self._open("traces", f"&selectedEvaluationId={trace_id}&traceId={trace_id}")
         self._page.locator(_NODES).first.wait_for()
         nodes = self._page.locator(_NODES)
@@ -164,45 +155,45 @@ class Experiment:
         events, contents = (self._page.get_by_role("tab", name=name) for name in ("Events", "Inputs / Outputs"))
         if events.count():
             events.click()
-            view["events"] = self._settled(self._page.get_by_role("tabpanel").last)
+            view["events"] = self._stable_text(self._page.get_by_role("tabpanel").last)
             self._picture(f"events{number}")
         if not contents.count():
             return view
         contents.click()
-        shown, tools = self._page.get_by_test_id(_CONTENT), self._page.locator(_TOOLS)
-        shown.wait_for()
-        view["text"] = self._settled(shown)
-        view["images"] = shown.locator("img").count()
+        content, tools = self._page.get_by_test_id(_CONTENT), self._page.locator(_TOOLS)
+        content.wait_for()
+        view["text"] = self._stable_text(content)
+        view["images"] = content.locator("img").count()
         self._picture(f"span{number}")
         if tools.count():
             tools.click()
-            view["tools"] = _between(self._settled(shown), "Tools\n", "Inputs").split("\n")[1:]
+            view["tools"] = _between(self._stable_text(content), "Tools\n", "Inputs").split("\n")[1:]
         return view
 
     def _session(self, session: str) -> str:
-        """The page of a session."""
+        """Read the page of a session."""
         if not session:
             return ""
         self._open(f"chat-sessions/{session}")
         self._page.get_by_text("Turn 1").first.wait_for()
-        text = self._settled(self._page.locator("body"))
+        text = self._stable_text(self._page.locator("body"))
         self._picture("session")
         return _between(text, "Turn 2", "Session assessments")
 
     def _overview(self, tab: str) -> str:
-        """A page of charts."""
+        """Read a page of charts."""
         self._open(f"overview/{tab}")
         self._page.get_by_text("Last 7 days").wait_for()
         self._page.wait_for_timeout(_CHARTS_MILLISECONDS)
-        text = self._settled(self._page.locator("main").first)
+        text = self._stable_text(self._page.locator("main").first)
         self._picture(tab)
         return text
 
 
 # The name of a failed span is red.
-_IS_RED = """row => [...row.querySelectorAll('*')].some(each => {
-    const [red, green, blue] = getComputedStyle(each).color.match(/\\d+/g).map(Number);
-    return each.innerText && red > 2 * green && red > 2 * blue;
+_IS_RED = """row => [...row.querySelectorAll('*')].some(element => {
+    const [red, green, blue] = getComputedStyle(element).color.match(/\\d+/g).map(Number);
+    return element.innerText && red > 2 * green && red > 2 * blue;
 })"""
 
 

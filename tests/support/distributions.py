@@ -13,65 +13,58 @@ from pathlib import Path
 
 from support.environments import ROOT
 
-# What git leaves out, and folders of other work beside it.
-_LEFT_OUT = shutil.ignore_patterns(
+# Files that git ignores, and folders of other tools.
+_IGNORED = shutil.ignore_patterns(
     "__pycache__", "*.egg-info", ".git", ".venv", ".*cache", ".demo", ".hypothesis", "dist"
 )
 
 
 @dataclass(frozen=True)
 class Distributions:
-    """What a build has made."""
+    """The results of a build."""
 
     wheel: Path
     sdist: Path
 
     def wheel_names(self) -> list[str]:
-        """What lies in the wheel, in the order that it lies there."""
+        """Return the names in the wheel, in their order."""
         with zipfile.ZipFile(self.wheel) as archive:
             return archive.namelist()
 
     def sdist_names(self) -> list[str]:
-        """What lies in the sdist, without its one folder."""
+        """Return the names in the sdist, without its top-level folder."""
         with tarfile.open(self.sdist) as archive:
             return [member.name.partition("/")[2] for member in archive.getmembers()]
 
     def wheel_text(self, name: str) -> str:
-        """A file of the wheel; `*.dist-info` stands for its folder of metadata."""
+        """Return a file of the wheel; `*.dist-info` stands for its metadata folder."""
         folder = "-".join(self.wheel.name.split("-")[:2]) + ".dist-info"
         with zipfile.ZipFile(self.wheel) as archive:
             return archive.read(name.replace("*.dist-info", folder)).decode()
 
     def metadata(self) -> Message:
-        """The wheel's metadata; its payload is the description."""
+        """Return the wheel's metadata; its payload is the description."""
         return Parser().parsestr(self.wheel_text("*.dist-info/METADATA"))
 
 
 def copy_project(folder: Path) -> Path:
-    """Copy the project's files as a clone has them, without what was built or cached beside them."""
-    shutil.copytree(ROOT, folder, ignore=_LEFT_OUT)
+    """Copy the project's files as in a clone, without build results and caches."""
+    shutil.copytree(ROOT, folder, ignore=_IGNORED)
     return folder
 
 
 def build(project: Path, *, umask: int = 0o022, **variables: str) -> Distributions:
-    """Build both with the `build` and the `hatchling` that run here, the wheel from the sdist.
+    """Build the sdist, and the wheel from it, into `dist` of the project, with the installed `build` and `hatchling`.
 
-    Args:
-        project: The folder with the project's files; what is built lies in its `dist`.
-        umask: The umask of the build's process.
-        **variables: Variables of its environment; one is taken away unless it is given, as `make dist` does it:
-            SOURCE_DATE_EPOCH.
-
-    Raises:
-        RuntimeError: The build failed; the message has what it said.
+    Like `make dist`, it removes SOURCE_DATE_EPOCH from the environment, unless `variables` has it.
     """
     environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
     command = [sys.executable, "-m", "build", "--no-isolation", str(project)]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, env=environment | variables, umask=umask, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise RuntimeError(f"the build ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    if completed.returncode:
+        raise RuntimeError(f"the build ended with {completed.returncode}:\n{completed.stdout}{completed.stderr}")
     (wheel,) = (project / "dist").glob("*.whl")
     (sdist,) = (project / "dist").glob("*.tar.gz")
     return Distributions(wheel, sdist)

@@ -1,4 +1,4 @@
-"""The project's documents: which there are, and what stands in their fenced blocks."""
+"""The project's documents and their fenced blocks."""
 
 import re
 import shlex
@@ -18,15 +18,7 @@ _ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=")
 
 
 class Block(NamedTuple):
-    """A fenced block.
-
-    Attributes:
-        page: Where it stands.
-        line: Its first line there.
-        language: What it is.
-        code: Its text.
-        is_run: False if the page says before it that, and why, it is not run.
-    """
+    """A fenced block; `is_run` is false if a note in the page says why it is not run."""
 
     page: Path
     line: int
@@ -36,19 +28,19 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path, *languages: str) -> list[Block]:
-    """The fenced blocks of a page, in their order; of all languages if none is named."""
+    """Return the fenced blocks of a page in these languages, or in any."""
     text = page.read_text()
-    found = []
+    blocks_of_page = []
     for match in _FENCE.finditer(text):
         indent = len(match["indent"])
         code = "".join(line[indent:] for line in match["code"].splitlines(keepends=True))
         line = text.count("\n", 0, match.start("code")) + 1
-        found.append(Block(page, line, match["language"], code, match["note"] is None))
-    return [block for block in found if not languages or block.language in languages]
+        blocks_of_page.append(Block(page, line, match["language"], code, match["note"] is None))
+    return [block for block in blocks_of_page if not languages or block.language in languages]
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """The words of each command of a shell's block, without prompt, comment, variables before it and redirection."""
+    """Iterate over the commands of a shell block, without prompt, comment, leading variables and redirection."""
     for line in block.code.replace("\\\n", " ").splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True)
         while words and _ASSIGNMENT.match(words[0]):
@@ -60,19 +52,19 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def exported_variables(block: Block) -> dict[str, str]:
-    """The variables that a shell's block sets with `export`."""
+    """Return the variables that a shell block sets with `export`."""
     pairs = (word.partition("=") for words in commands(block) if words[0] == "export" for word in words[1:])
     return {name: value for name, _, value in pairs}
 
 
 def text_between(page: Path, begin: str, end: str) -> str:
-    """What stands between two marks of a page."""
+    """Return the text between two marks of a page."""
     text = page.read_text()
     return text[text.index(begin) + len(begin) : text.index(end)]
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as they are shown on the web."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Virtual environments with other versions than the running one, made once and kept between runs."""
+"""Virtual environments with other versions, created once and reused in later runs."""
 
 import fcntl
 import importlib.metadata
@@ -19,9 +19,9 @@ CONSTRAINTS = ROOT / ".ci" / "constraints"
 # The releases of MLflow that the matrix tests. The last one is in the environment that runs the tests.
 MLFLOW_VERSIONS = ("3.6.0", "3.8.1", "3.10.1", "3.13.0", "3.17.2")
 
-# Kept from when this module is loaded: during a test the variables pip may depend on (HOME with its settings,
-# proxies, certificates) are taken away. Without PYTHONPATH, whose packages pip would take for installed.
-_OUTSIDE = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+# Copied when this module is loaded, because tests remove variables that pip may need (HOME with its settings, proxies,
+# certificates). Without PYTHONPATH, whose packages pip would regard as installed.
+_PIP_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def read_lock(name: str) -> list[str]:
@@ -33,21 +33,16 @@ def read_lock(name: str) -> list[str]:
 def environment(
     name: str, requirements: Sequence[str], *, editable: Path | None = None, base: Path = Path(sys.executable)
 ) -> Path:
-    """Return the Python of an environment with these requirements, making it when it is not there yet.
+    """Return the Python of the environment `.cache/environments/NAME` with these requirements; create it if missing.
 
-    Safe when several processes ask at once: one makes it, the others wait. An environment whose making was
-    broken off, or whose requirements or Python have changed, is made anew.
-
-    Args:
-        name: The name of its folder under `.cache/environments`.
-        requirements: What pip is to install.
-        editable: A project to install editable besides.
-        base: The Python that it is made with, where that of the tests is too old.
+    Several processes may call this at once: one creates the environment, the others wait. An environment that is
+    incomplete, or whose requirements or Python changed, is created again. `base` is the Python for environments that
+    need a newer one than the tests; `editable` is a project for an editable install.
     """
     folder = FOLDER / name
     python = folder / "bin" / "python"
     marker = folder / "requirements.json"
-    wanted = json.dumps(
+    contents = json.dumps(
         {
             "python": f"{sys.version_info.major}.{sys.version_info.minor}"
             if base == Path(sys.executable)
@@ -56,27 +51,22 @@ def environment(
             "editable": str(editable) if editable else None,
         }
     )
-    with _locked(FOLDER / f"{name}.lock"):
-        if python.exists() and marker.is_file() and marker.read_text() == wanted:
+    with _lock(FOLDER / f"{name}.lock"):
+        if python.exists() and marker.is_file() and marker.read_text() == contents:
             return python
         shutil.rmtree(folder, ignore_errors=True)
         _run(str(base), "-m", "venv", str(folder))
         project = ["--editable", str(editable)] if editable else []
         _run(str(python), "-m", "pip", "install", "--disable-pip-version-check", *requirements, *project)
-        # Last, and by renaming: the marker says that all before it is complete.
+        # Last, and by renaming: the marker states that the installation is complete.
         unfinished = marker.with_suffix(".unfinished")
-        unfinished.write_text(wanted)
+        unfinished.write_text(contents)
         unfinished.replace(marker)
     return python
 
 
 def fresh_environment(folder: Path, *requirements: str) -> Path:
-    """Return the Python of an environment with these requirements only, in the newest versions, as users get them.
-
-    Args:
-        folder: Where it is made, which is the test's own.
-        *requirements: What pip is to install.
-    """
+    """Create an environment in `folder` with the newest versions of these requirements; return its Python."""
     python = folder / "bin" / "python"
     _run(sys.executable, "-m", "venv", str(folder))
     _run(str(python), "-m", "pip", "install", "--disable-pip-version-check", *requirements)
@@ -84,11 +74,9 @@ def fresh_environment(folder: Path, *requirements: str) -> Path:
 
 
 def mlflow_python(version: str, *more: str) -> Path:
-    """Return a Python that has this version of MLflow: the running one, or an environment's.
+    """Return a Python that has this version of MLflow: the running one, or that of an environment.
 
-    Args:
-        version: The version.
-        more: Packages besides, which the running one has as it is.
+    The environment also gets the packages `more`, which the running Python has already.
     """
     try:
         if importlib.metadata.version("mlflow") == version:
@@ -99,15 +87,17 @@ def mlflow_python(version: str, *more: str) -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, or its process dies
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or its process ends
         yield
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, env=_OUTSIDE, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stdout + done.stderr).splitlines()[-20:]
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n" + "\n".join(said))
+    completed = subprocess.run(
+        command, env=_PIP_ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if completed.returncode:
+        output_lines = (completed.stdout + completed.stderr).splitlines()[-20:]
+        raise RuntimeError(f"{' '.join(command)} ended with {completed.returncode}:\n" + "\n".join(output_lines))

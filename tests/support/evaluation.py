@@ -1,4 +1,4 @@
-"""What the functions that MLflow's scorers are made of find in the recorded traces.
+"""Run the functions that MLflow's scorers use to read traces on the recorded traces.
 
 python -m support.evaluation --tracking-uri http://127.0.0.1:5000 --json OUT
 """
@@ -14,7 +14,6 @@ from support.recordings import cases
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tracking-uri", required=True)
     parser.add_argument("--json", type=Path, required=True)
@@ -23,15 +22,15 @@ def main() -> None:
 
     client = mlflow.MlflowClient(arguments.tracking_uri)
     sent = send(client, arguments.tracking_uri, "compact", list(cases()))
-    arguments.json.write_text(json.dumps({key: found_in(trace) for key, trace in sent.stored.items()}, default=str))
+    arguments.json.write_text(json.dumps({key: read_trace(trace) for key, trace in sent.stored.items()}, default=str))
 
 
-def found_in(trace: Any) -> dict[str, Any]:
-    """What is found in a trace; `asked` counts how often a language model would have been asked."""
+def read_trace(trace: Any) -> dict[str, Any]:
+    """Return what the functions read in a trace; `model_calls` counts the calls of a language model."""
     from mlflow.genai.utils import trace_utils
 
     called = trace_utils.extract_tools_called_from_trace(trace)
-    # Where no definition of a tool is found, MLflow has a language model guess them, and hides its failures.
+    # Without tool definitions, MLflow lets a language model guess them, and hides its failures.
     with mock.patch.object(trace_utils, "get_chat_completions_with_structured_output") as model:
         offered = trace_utils.extract_available_tools_from_trace(trace, model="openai:/none")
     contexts = trace_utils.extract_retrieval_context_from_trace(trace)
@@ -45,7 +44,7 @@ def found_in(trace: Any) -> dict[str, Any]:
         "documents": [[document["content"] for document in context] for context in contexts.values()],
         "conversation": trace_utils.resolve_conversation_from_session([trace], include_tool_calls=True),
         "session": trace.info.trace_metadata.get("mlflow.trace.session"),
-        "asked": model.call_count,
+        "model_calls": model.call_count,
     }
 
 

@@ -1,9 +1,9 @@
-"""Apps with a real instrumentation, each run in a process of its own.
+"""Applications with a real instrumentation, each run in its own process.
 
     python -m support.instrumented APP INSTRUMENTOR URL
 
-APP is one of APPS, INSTRUMENTOR `module:Class` or `none`, URL that of the stub of OpenAI's API. Where the traces go is
-in its environment. What is not in the environment of the tests is imported by name.
+APP is one of APPS, INSTRUMENTOR `module:Class` or `none`, URL that of the simulated OpenAI API. The environment names
+the destination of the traces. Packages that the environment of the tests lacks are imported by name.
 """
 
 import importlib
@@ -29,28 +29,27 @@ def weather_in(city: str) -> str:
 
 @traced(kind="TOOL")
 def get_weather(city: str) -> str:
-    """The same as a span."""
     return weather_in(city)
 
 
 def openai_calls(url: str) -> None:
-    """All calls of OpenAI's API that the tests know, each a trace of its own."""
+    """Call each kind of OpenAI's API, in a trace of its own."""
     openai = importlib.import_module("openai")
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
     system, user = {"role": "system", "content": SYSTEM}, {"role": "user", "content": "hello"}
-    asked = {"role": "user", "content": QUESTION}
+    question = {"role": "user", "content": QUESTION}
     function = {"name": "get_weather", "description": DESCRIPTION, "parameters": SCHEMA}
     tools = [{"type": "function", "function": function}]
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
     create = client.chat.completions.create
 
     create(model=MODEL, messages=[system, user], temperature=0.5)
-    _agent(create, [system, asked], tools)
+    _agent(create, [system, question], tools)
     list(create(model=MODEL, messages=[system, user], **streamed))
-    list(create(model=MODEL, messages=[system, asked], tools=tools, **streamed))
+    list(create(model=MODEL, messages=[system, question], tools=tools, **streamed))
     flat = [{"type": "function", "strict": False, **function}]
     client.responses.create(model=MODEL, input="hello", instructions=SYSTEM)
-    client.responses.create(model=MODEL, input=[asked], tools=flat)
+    client.responses.create(model=MODEL, input=[question], tools=flat)
     client.embeddings.create(model="text-embedding-3-small", input=["one", "two"])
     with suppress(openai.NotFoundError):
         create(model="bad-model", messages=[user])
@@ -59,7 +58,7 @@ def openai_calls(url: str) -> None:
 
 @traced(kind="AGENT", name="travel-agent", capture_inputs=False)
 def _agent(create: Callable[..., Any], messages: list[Any], tools: list[Any]) -> str:
-    """A loop as people write it: the model asks for tools, and gets their results."""
+    """A usual agent loop: the model calls tools, and gets their results."""
     while True:
         message = create(model=MODEL, messages=messages, tools=tools).choices[0].message
         if not message.tool_calls:
@@ -71,25 +70,24 @@ def _agent(create: Callable[..., Any], messages: list[Any], tools: list[Any]) ->
 
 
 def langgraph_agent(url: str) -> None:
-    """LangChain's agent, which is a LangGraph; once as it is, once with a tool that fails, and a model alone."""
+    """Run LangChain's agent, which is a LangGraph, with a working and a failing tool, and a model alone."""
     agents, models = importlib.import_module("langchain.agents"), importlib.import_module("langchain_openai")
     tools = importlib.import_module("langchain_core.tools")
     model = models.ChatOpenAI(model=MODEL, base_url=url, api_key="none", max_retries=0)
 
-    def broken(city: str) -> str:
+    def broken_weather(city: str) -> str:
         raise ValueError(f"no station in {city}")
 
     weather = tools.StructuredTool.from_function(weather_in, name="get_weather", description=DESCRIPTION)
-    failing = tools.StructuredTool.from_function(broken, name="broken_weather", description=DESCRIPTION)
-    asked = {"messages": [{"role": "user", "content": QUESTION}]}
-    agents.create_agent(model, [weather], system_prompt=SYSTEM, name="travel-agent").invoke(asked)
+    failing = tools.StructuredTool.from_function(broken_weather, name="broken_weather", description=DESCRIPTION)
+    question = {"messages": [{"role": "user", "content": QUESTION}]}
+    agents.create_agent(model, [weather], system_prompt=SYSTEM, name="travel-agent").invoke(question)
     with suppress(ValueError):
-        agents.create_agent(model, [failing], system_prompt=SYSTEM, name="travel-agent").invoke(asked)
+        agents.create_agent(model, [failing], system_prompt=SYSTEM, name="travel-agent").invoke(question)
     model.invoke([("system", SYSTEM), ("user", "hello")])
 
 
 def pydantic_agent(url: str) -> None:
-    """pydantic-ai's agent."""
     ai, models = importlib.import_module("pydantic_ai"), importlib.import_module("pydantic_ai.models.openai")
     providers = importlib.import_module("pydantic_ai.providers.openai")
     ai.Agent.instrument_all()
@@ -101,7 +99,7 @@ def pydantic_agent(url: str) -> None:
 
 
 def agents_sdk(url: str) -> None:
-    """OpenAI's Agents SDK, over the Responses API."""
+    """Run OpenAI's Agents SDK, which calls the Responses API."""
     sdk, openai = importlib.import_module("agents"), importlib.import_module("openai")
     sdk.set_default_openai_client(
         openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0), use_for_tracing=False
@@ -121,7 +119,6 @@ APPS: dict[str, Callable[[str], None]] = {
 
 
 def main() -> None:
-    """See the module."""
     app, instrumentor, url = sys.argv[1:]
     configure(auto_instrument=False)
     if instrumentor != "none":

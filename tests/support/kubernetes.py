@@ -1,6 +1,6 @@
-"""A stand-in for the API of a Kubernetes cluster, as far as MLflow's plugin for it asks: namespaces, access reviews.
+"""A simulated Kubernetes API, with the namespaces and access reviews that MLflow's plugin requests.
 
-The plugin, its client library and MLflow are the real ones; only the cluster is not there.
+The plugin, its client library and MLflow are real.
 """
 
 import json
@@ -19,39 +19,39 @@ from support.mlflow_server import MLflowServer
 from support.needs import executable
 
 ALL_VERBS = frozenset({"get", "list", "create", "update"})
-OF_THE_SERVER = "token-of-the-mlflow-server"
+SERVER_TOKEN = "token-of-the-mlflow-server"
 _LABEL = "mlflow-enabled=true"
 
 
 @dataclass
 class Cluster:
-    """What the cluster says; changed while it runs.
+    """The state of the cluster, which tests change while it runs.
 
     Attributes:
         namespaces: Labels of each namespace.
         granted: Verbs on `experiments` by user and namespace.
-        users: The user of each token that is valid.
-        broken: A status that every access review is answered with instead, as by an API server in trouble.
-        reviews: What was asked: user, namespace, resource, verb, and whether it was allowed.
+        users: The user of each valid token.
+        error_status: A status for every access review, as from a failing API server.
+        reviews: The access reviews: user, namespace, resource, verb, and whether it was allowed.
     """
 
     namespaces: dict[str, dict[str, str]] = field(default_factory=dict)
     granted: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     users: dict[str, str] = field(default_factory=dict)
-    broken: int | None = None
+    error_status: int | None = None
     reviews: list[tuple[str, str, str, str, bool]] = field(default_factory=list)
 
     def review(self, user: str, attributes: Mapping[str, Any]) -> bool:
-        """Whether a user may do something."""
+        """Review an access, and return whether it is allowed."""
         namespace, resource, verb = (str(attributes.get(name)) for name in ("namespace", "resource", "verb"))
-        mine = attributes.get("group") == "mlflow.kubeflow.org" and resource == "experiments"
-        allowed = mine and verb in self.granted.get((user, namespace), frozenset())
+        is_known = attributes.get("group") == "mlflow.kubeflow.org" and resource == "experiments"
+        allowed = is_known and verb in self.granted.get((user, namespace), frozenset())
         self.reviews.append((user, namespace, resource, verb, allowed))
         return allowed
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Of HTTP 1.0, which ends a connection with its answer, so that no thread stays."""
+    """Speaks HTTP 1.0, which closes the connection after each response, so that no thread stays."""
 
     server: "KubernetesAPI"
 
@@ -71,13 +71,15 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         cluster, spec = self.server.cluster, body["spec"]
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if cluster.broken is not None:
-            self._answer(cluster.broken, {"kind": "Status", "code": cluster.broken, "message": "etcd is unwell"})
+        if cluster.error_status is not None:
+            self._answer(
+                cluster.error_status, {"kind": "Status", "code": cluster.error_status, "message": "etcd is unavailable"}
+            )
             return
         user: str | None = None
         if self.path.endswith("/selfsubjectaccessreviews"):
             user = cluster.users.get(token)
-        elif self.path.endswith("/subjectaccessreviews") and token == OF_THE_SERVER:
+        elif self.path.endswith("/subjectaccessreviews") and token == SERVER_TOKEN:
             user = str(spec["user"])
         if user is None:
             self._answer(401, {"kind": "Status", "code": 401, "message": "Unauthorized"})
@@ -95,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"kind": "NamespaceList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}
 
     def _watch(self) -> None:
-        """Says that nothing happens, until the server is closed."""
+        """Send no event until the server is closed."""
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
@@ -110,16 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 class KubernetesAPI(ThreadingHTTPServer):
-    """The cluster's API on 127.0.0.1.
-
-    Attributes:
-        cluster: What it says.
-        closing: Set when it is to end.
-    """
+    """The cluster's API on 127.0.0.1."""
 
     daemon_threads = True
 
@@ -146,17 +143,17 @@ class KubernetesAPI(ThreadingHTTPServer):
         self.server_close()
 
     def write_kubeconfig(self, path: Path) -> None:
-        """What the MLflow server finds the cluster with."""
-        named = {"name": "tests"}
+        """Write the kubeconfig for the MLflow server."""
+        name = {"name": "tests"}
         path.write_text(
             json.dumps(
                 {
                     "apiVersion": "v1",
                     "kind": "Config",
                     "current-context": "tests",
-                    "clusters": [{**named, "cluster": {"server": self.url}}],
-                    "users": [{**named, "user": {"token": OF_THE_SERVER}}],
-                    "contexts": [{**named, "context": {"cluster": "tests", "user": "tests"}}],
+                    "clusters": [{**name, "cluster": {"server": self.url}}],
+                    "users": [{**name, "user": {"token": SERVER_TOKEN}}],
+                    "contexts": [{**name, "context": {"cluster": "tests", "user": "tests"}}],
                 }
             )
         )
@@ -166,13 +163,10 @@ class KubernetesAPI(ThreadingHTTPServer):
 def kubernetes_mlflow(
     folder: Path, cluster: Cluster, *, mode: str = "self_subject_access_review", cache_seconds: float = 300.0
 ) -> Iterator[MLflowServer]:
-    """A real MLflow server with the real plugin, whose workspaces are the cluster's namespaces.
+    """Run a real MLflow server with the real plugin, whose workspaces are the cluster's namespaces.
 
-    Args:
-        folder: For its data and log.
-        cluster: What the cluster says.
-        mode: Whom the plugin asks the cluster about: the owner of a token, or the user that a proxy names.
-        cache_seconds: How long it believes an answer; 300 is its default.
+    `mode` selects the user of the access reviews: the owner of the token, or the user that a proxy names. The plugin
+    caches reviews for `cache_seconds`, 300 by default.
     """
     python = environment("mlflow-kubernetes", read_lock("mlflow-kubernetes"), base=executable("python3.12"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,11 +191,7 @@ def kubernetes_mlflow(
 
 
 def service_account(folder: Path, token: str, namespace: str) -> Path:
-    """The folder that a pod finds its service account in, laid out as the kubelet does, so that it can be rotated.
-
-    Returns:
-        The folder.
-    """
+    """Create the service account folder of a pod, with the kubelet's layout, so that it can be rotated."""
     folder.mkdir(parents=True, exist_ok=True)
     rotate(folder, token, namespace)
     for name in ("token", "namespace"):
@@ -210,12 +200,12 @@ def service_account(folder: Path, token: str, namespace: str) -> Path:
 
 
 def rotate(folder: Path, token: str, namespace: str) -> None:
-    """Swaps the files for others, all at once, as the kubelet does."""
+    """Replace all files at once, as the kubelet does."""
     version = len(list(folder.glob("..version-*")))
-    made = folder / f"..version-{version}"
-    made.mkdir()
-    (made / "token").write_text(token)
-    (made / "namespace").write_text(namespace)
+    version_folder = folder / f"..version-{version}"
+    version_folder.mkdir()
+    (version_folder / "token").write_text(token)
+    (version_folder / "namespace").write_text(namespace)
     link = folder / "..data_tmp"
-    link.symlink_to(made.name)
+    link.symlink_to(version_folder.name)
     link.replace(folder / "..data")

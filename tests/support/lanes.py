@@ -1,4 +1,4 @@
-"""Which tests run in which lane, as pytest itself collects them; a plugin of the pytest that is asked."""
+"""The tests of each lane, as pytest collects them; also the pytest plugin that prints them."""
 
 import os
 import re
@@ -10,16 +10,13 @@ import pytest
 
 from support.environments import ROOT
 
-_SECONDS = 300
+_TIMEOUT_SECONDS = 300
 
 
 class Lanes(NamedTuple):
-    """Test functions, by module and name.
+    """Test functions by module and name: of `make test`, of `make test-matrix`, and of CI.
 
-    Attributes:
-        default: What `make test` runs.
-        matrix: What `make test-matrix` runs; of tests with parameters, some may be here and some there.
-        ci: What CI runs: the first, and some files of the second.
+    CI runs the first and some files of the second. Both of them may have parameters of one test function.
     """
 
     default: set[tuple[str, str]]
@@ -28,7 +25,7 @@ class Lanes(NamedTuple):
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Prints what was collected, and whether it is of the matrix."""
+    """Print the lane, module and name of each collected test."""
     for item in session.items:
         module, _, name = item.nodeid.removeprefix("tests/").partition(".py::")
         lane = "matrix" if item.get_closest_marker("matrix") else "default"
@@ -36,20 +33,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def collect_lanes() -> Lanes:
-    """Asks pytest, and reads which files of the matrix CI's script names."""
+    """Collect all tests with pytest, and read the matrix files of CI's script."""
     path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "--matrix", "-p", "no:cacheprovider"]
     command += ["-p", "support.lanes"]
     environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
+    completed = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found: dict[str, set[tuple[str, str]]] = {"default": set(), "matrix": set()}
-    for lane, module, name in re.findall(r"^collected (\w+) ([\w.]+) (\w+)$", done.stdout, re.MULTILINE):
-        found[lane].add((module, name))
+    assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
+    tests_by_lane: dict[str, set[tuple[str, str]]] = {"default": set(), "matrix": set()}
+    for lane, module, name in re.findall(r"^collected (\w+) ([\w.]+) (\w+)$", completed.stdout, re.MULTILINE):
+        tests_by_lane[lane].add((module, name))
     listed = _files_of_ci()
-    return Lanes(**found, ci=found["default"] | {test for test in found["matrix"] if test[0] in listed})
+    return Lanes(
+        **tests_by_lane, ci=tests_by_lane["default"] | {test for test in tests_by_lane["matrix"] if test[0] in listed}
+    )
 
 
 def _files_of_ci() -> set[str]:

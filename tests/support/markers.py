@@ -1,6 +1,6 @@
-"""Planted prompts and credentials, and a watch over all logs for them.
+"""Planted prompts and credentials, and a log handler that finds them.
 
-Whatever a test gives out as a prompt or as a credential holds the word `planted`; a log that shows it has leaked it.
+Every prompt and credential of a test contains the word `planted`; a log with that word has leaked it.
 """
 
 import base64
@@ -10,42 +10,37 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PROMPT = "planted prompt: what the user asked and nobody else may read"
+PROMPT = "planted prompt: a question that only the user may read"
 SECRET = "planted-secret"
 
 WATCHED = ("mlflow_otlp_exporter", "urllib3", "requests", "opentelemetry")
-"""Loggers that are turned on in full, as they know requests or spans."""
+"""Loggers of code that handles requests or spans; they log everything."""
 
 
-def _encoded(word: bytes) -> Iterator[str]:
-    """What a word is in Base64, wherever in the text it stands: the characters that depend on it alone."""
+def _base64_forms(word: bytes) -> Iterator[str]:
+    """Iterate over the base64 forms of a word, one for each position in a text."""
     for before in range(3):
         whole = base64.b64encode(b"." * before + word + b"..").decode()
         yield re.escape(whole[-(-before * 8 // 6) : (before + len(word)) * 8 // 6])
 
 
-# As it is, as in an address, with a letter that is not ASCII, and inside a Basic authorization.
-_MARKER = re.compile("|".join(["pl(?:a|@|%40|ä)nted", *_encoded(b"planted")]), re.IGNORECASE)
+# Unchanged, in an address, with a non-ASCII letter, and inside of a Basic authorization.
+_MARKER = re.compile("|".join(["pl(?:a|@|%40|ä)nted", *_base64_forms(b"planted")]), re.IGNORECASE)
 
 
 def has_marker(text: str) -> bool:
-    """Whether a text shows what was planted."""
     return bool(_MARKER.search(text))
 
 
 class Watch(logging.Handler):
-    """Remembers the records that show what was planted.
-
-    Attributes:
-        found: Where each came from, and what it said.
-    """
+    """Collects log records with a planted prompt or credential in `leaks`."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
-        self.found: list[str] = []
+        self.leaks: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Looks at all that a handler of the app's could write: message, arguments, traceback, extra fields."""
+        """Search everything that a handler could write: message, arguments, traceback, extra fields."""
         try:
             parts = [record.getMessage()]
         except Exception:  # logging reports it; the arguments are still checked
@@ -55,7 +50,7 @@ class Watch(logging.Handler):
             parts += traceback.format_exception(record.exc_info[1])
         leaked = [part for part in parts if has_marker(part)]
         if leaked:
-            self.found.append(f"{record.levelname} of {record.name}: {leaked[0]}")
+            self.leaks.append(f"{record.levelname} of {record.name}: {leaked[0]}")
 
 
 WATCH = Watch()
@@ -63,7 +58,7 @@ WATCH = Watch()
 
 @contextmanager
 def watch_logs() -> Iterator[Watch]:
-    """Watches all loggers, and turns on in full those that know requests or spans."""
+    """Watch all loggers, with level DEBUG for those of WATCHED."""
     loggers = [logging.getLogger(name) for name in WATCHED]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""A real `mlflow server` in a process of its own."""
+"""A real `mlflow server` in its own process."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ _ACCESS = re.compile(r'"(?P<method>[A-Z]+) (?P<path>[^ ?"]*)[^"]* HTTP/[0-9.]+" 
 
 
 class RestError(Exception):
-    """The server answered a REST call with something else than 2xx."""
+    """The server answered a REST call with a status other than 2xx."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text}")
@@ -37,10 +37,10 @@ class MLflowServer:
     """A running `mlflow server` on 127.0.0.1, with one worker, SQLite and no job runners.
 
     Attributes:
-        uri: What a client is given as the tracking URI, without any `--static-prefix`.
-        log: The file with all that the server said, in every start.
+        uri: The tracking URI, without any `--static-prefix`.
+        log: The log file of all starts.
         process: The `mlflow server` process, the leader of its group.
-        headers: Sent with every `rest()` call, for servers that ask for credentials.
+        headers: Sent with every `call_rest()`, for servers that require credentials.
     """
 
     def __init__(self, command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]) -> None:
@@ -67,24 +67,24 @@ class MLflowServer:
         """Start a server and wait until it answers.
 
         Args:
-            folder: Where its database, artifacts and log are kept.
+            folder: The folder of its database, artifacts and log.
             python: A Python that has MLflow installed.
             workspaces: Whether workspaces are enabled (3.10.0 and later).
             extra: More arguments of `mlflow server`; a `--backend-store-uri` here replaces the SQLite file.
             environment: Variables to add to its environment, or to replace there.
 
         Raises:
-            RuntimeError: It ended or did not answer in time; the message has the end of its log.
+            RuntimeError: It ended or did not answer in time; the message has the end of the log.
         """
         folder.mkdir(parents=True, exist_ok=True)
         variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))}
         variables |= {
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
-            # Seven processes that make the start slower and that no test here asks anything of.
+            # Seven processes that make the start slower and that no test needs.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            # 3.17 asks the internet for the prices of a model when its first span comes, inside the request: with no
-            # way out it tries for 8 s and more.
+            # 3.17 looks up the prices of a model on the internet, inside of the request with its first span: without a
+            # connection, that takes 8 s and more.
             "MLFLOW_MODEL_CATALOG_URI": "",
             "PYTHONUNBUFFERED": "1",
             # Another version's server must not see the packages of the running one.
@@ -111,7 +111,7 @@ class MLflowServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, to be ended with all its children
+                start_new_session=True,  # a process group of its own, so that all its children can be ended
             )
         try:
             self._wait_until_ready()
@@ -138,19 +138,19 @@ class MLflowServer:
         """Return the end of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
-    # Its life
+    # Life cycle
 
     def stop(self) -> None:
-        """End it as an operator does, and whatever is left of its process group by force."""
+        """Stop it with SIGTERM, and kill the remaining processes of its group."""
         self._signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
-        # The leader may be gone before uvicorn has ended its last requests.
+        # The leader may have ended before uvicorn has ended its last requests.
         self._wait_until_closed()
         self.kill()
 
     def kill(self) -> None:
-        """End it and its children at once, like a crash."""
+        """Kill it and its children, like a crash."""
         self._signal(signal.SIGKILL)
         self.process.wait()
         self._wait_until_closed()
@@ -177,7 +177,7 @@ class MLflowServer:
                 pass
             pause.wait(POLL_SECONDS)
 
-    # Asking it
+    # Requests
 
     def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> tuple[int, str, str]:
         """Return status, content type and text; http.client knows no proxies and follows no redirects."""
@@ -199,17 +199,17 @@ class MLflowServer:
         workspace: str | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Any:
-        """Make a call and return its JSON, or its text where the answer is no JSON.
+        """Make a call and return its JSON, or its text if it is not JSON.
 
         Args:
             method: The HTTP method.
             path: The path below `uri`, such as "/api/2.0/mlflow/experiments/create".
-            body: What is sent as JSON.
-            workspace: The workspace asked about; None sends no header.
+            body: Sent as JSON.
+            workspace: The workspace; None sends no header.
             query: The query parameters.
 
         Raises:
-            RestError: The answer is not 2xx.
+            RestError: The status is not 2xx.
         """
         headers = dict(self.headers)
         if workspace is not None:
@@ -245,7 +245,7 @@ class MLflowServer:
         return str(answer["experiment_id"])
 
     def delete_experiment(self, experiment_id: str, workspace: str | None = None) -> None:
-        """Delete an experiment, which MLflow keeps and goes on finding by its name."""
+        """Delete an experiment; MLflow keeps it and still returns it by its name."""
         body = {"experiment_id": experiment_id}
         self._api("POST", "/api/2.0/mlflow/experiments/delete", body, workspace=workspace)
 
@@ -292,10 +292,10 @@ class MLflowServer:
         until: Callable[[dict[str, Any]], object] = bool,
         timeout: float = 30.0,
     ) -> dict[str, Any]:
-        """Wait for a trace to be there, and to satisfy `until`.
+        """Wait until a trace exists and satisfies `until`.
 
         Raises:
-            AssertionError: It did not in time; the message has what there was last.
+            AssertionError: It did not in time; the message has the last state.
         """
         end = time.monotonic() + timeout
         pause = threading.Event()
@@ -304,7 +304,7 @@ class MLflowServer:
             if trace is not None and until(trace):
                 return trace
             if time.monotonic() > end:
-                raise AssertionError(f"trace {trace_id_hex} did not get there in {timeout} s: {trace}")
+                raise AssertionError(f"trace {trace_id_hex} was not complete within {timeout} s: {trace}")
             pause.wait(POLL_SECONDS)
 
     def _get_or_none(self, method: str, path: str, **options: Any) -> Any:
@@ -316,9 +316,9 @@ class MLflowServer:
             raise
 
     def statuses(self, method: str = "POST", path: str = "/v1/traces") -> list[int]:
-        """The status of every request to a path so far, in every start, from the server's access log.
+        """Return the status of every request to a path in all starts, from the server's access log.
 
-        The line of a request is written before its answer is sent, so whoever has the answer finds it here.
+        The server logs a request before its response, so a client that has the response finds the line.
         """
         return [
             int(match["status"])
@@ -327,9 +327,9 @@ class MLflowServer:
         ]
 
     def count_requests(self, method: str = "POST", path: str = "/v1/traces") -> int:
-        """How many requests to a path the server has answered so far, counted on its side.
+        """Return the number of requests to a path that the server has answered so far.
 
-        A server shared by tests goes on counting: compare the counts before and after.
+        Tests share a server: compare the counts before and after.
         """
         return len(self.statuses(method, path))
 

@@ -32,7 +32,7 @@ http {
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    # Which configuration is in force, whatever the server below answers.
+    # The number of the active configuration, independent of the server below.
     server {
         listen 127.0.0.1:{control};
         access_log off;
@@ -47,7 +47,7 @@ http {
 }
 """
 PASS = "location / { proxy_pass {upstream}; }"
-"""A server block that hands everything on."""
+"""A server block that forwards everything."""
 
 
 class Nginx:
@@ -60,11 +60,11 @@ class Nginx:
     """
 
     def __init__(self, folder: Path, server: str, upstream: str) -> None:
-        """Starts it and waits until it answers.
+        """Start it and wait until it answers.
 
         Args:
-            folder: For its configuration and logs; made if missing.
-            server: What stands in the server block; {port} and {upstream} are filled in.
+            folder: For its configuration and logs.
+            server: The content of the server block; {port} and {upstream} are replaced.
             upstream: The address of the server behind it.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class Nginx:
                 [*command, "-g", "daemon off;"], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            self._wait_until_in_force()
+            self._wait_until_active()
         except BaseException:
             self.stop()
             raise
@@ -102,7 +102,7 @@ class Nginx:
             "control": str(self._control),
             "upstream": self._upstream,
             "generation": str(self._generation),
-            # Workers of a root's nginx would be nobody's, who may not look into a test's folder.
+            # Workers of an nginx that root starts cannot read the folders of tests without this.
             "user": "user root;" if self.folder.stat().st_uid == 0 else "",
         }
         text = _CONFIGURATION
@@ -111,27 +111,27 @@ class Nginx:
         (self.folder / "nginx.conf").write_text(text)
 
     def reload(self, server: str) -> None:
-        """Puts another server block in force; when this returns, no connection is accepted under the old one."""
+        """Activate another server block; afterwards, no connection is accepted under the old one."""
         self._write(server)
         with suppress(ProcessLookupError):
             self.process.send_signal(1)  # SIGHUP
-        self._wait_until_in_force()
+        self._wait_until_active()
 
-    def _wait_until_in_force(self) -> None:
+    def _wait_until_active(self) -> None:
         end = time.monotonic() + START_SECONDS
         pause = threading.Event()
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 break
-            # A worker of an older configuration accepts until it says this.
+            # A worker of an older configuration accepts connections until it logs this.
             retired = self._log().count("gracefully shutting down")
-            if self._generation_in_force() == self._generation and retired >= self._generation - 1:
+            if self._active_generation() == self._generation and retired >= self._generation - 1:
                 return
             pause.wait(POLL_SECONDS)
         output = (self.folder / "output.log").read_text(errors="replace")
         raise RuntimeError(f"nginx did not take its configuration:\n{output}\n{self._log()[-2000:]}")
 
-    def _generation_in_force(self) -> int:
+    def _active_generation(self) -> int:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(f"http://127.0.0.1:{self._control}/", timeout=1.0) as answer:
@@ -144,24 +144,24 @@ class Nginx:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def statuses(self, method: str = "POST", path: str = "/v1/traces") -> list[int]:
-        """The status of every request to a path so far.
+        """Return the status of every request to a path so far.
 
-        nginx writes the line of a request when its answer is sent: whoever has the answer may have to wait for it.
+        nginx logs a request after its response, so a client that has the response may have to wait for the line.
         """
         text = (self.folder / "access.log").read_text(errors="replace")
         return [int(status) for status in re.findall(rf"^{method} {re.escape(path)} (\d+) ", text, re.MULTILINE)]
 
     def rejected_credentials(self) -> Counter[str]:
-        """How often each Authorization header got a 401, for any path."""
+        """Count the 401 responses by Authorization header."""
         text = (self.folder / "access.log").read_text(errors="replace")
         return Counter(re.findall(r"^\S+ \S+ 401 (.*)$", text, re.MULTILINE))
 
     def counts(self) -> Counter[int]:
-        """How many requests to the OTLP endpoint got which status."""
+        """Count the responses of the OTLP endpoint by status."""
         return Counter(self.statuses())
 
     def stop(self) -> None:
-        """Ends it with its workers."""
+        """Stop it and its workers."""
         self.process.terminate()
         try:
             self.process.wait(STOP_SECONDS)

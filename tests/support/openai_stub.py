@@ -1,4 +1,4 @@
-"""The OpenAI API on the loopback, with answers that follow from the question alone."""
+"""A simulated OpenAI API on the loopback, whose answers depend only on the question."""
 
 import itertools
 import json
@@ -17,10 +17,10 @@ _NUMBERS = itertools.count(1)
 
 
 class OpenAIStub:
-    """A running stub.
+    """A running simulated API.
 
-    Who asks for the weather in Paris or London, and offers a tool, gets a call of the first tool for each of them; who
-    gives results of tools gets them told; all others are greeted. `bad-model` does not exist.
+    A question about the weather in Paris or London, with a tool, gets a call of the first tool for each city. Tool
+    results are repeated. Every other message gets a greeting. `bad-model` does not exist.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,6 @@ class OpenAIStub:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends it."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -39,18 +38,18 @@ class OpenAIStub:
 
 class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if given["model"] == BAD_MODEL:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if request["model"] == BAD_MODEL:
             error = {"message": f"The model `{BAD_MODEL}` does not exist", "type": "invalid_request_error"}
             self._answer(404, {"error": {**error, "param": None, "code": "model_not_found"}})
-        elif self.path == "/v1/chat/completions" and given.get("stream"):
-            self._stream(_chunks(_completion(given), usage=given.get("stream_options", {}).get("include_usage")))
+        elif self.path == "/v1/chat/completions" and request.get("stream"):
+            self._stream(_chunks(_completion(request), usage=request.get("stream_options", {}).get("include_usage")))
         elif self.path == "/v1/chat/completions":
-            self._answer(200, _completion(given))
+            self._answer(200, _completion(request))
         elif self.path == "/v1/responses":
-            self._answer(200, _response(given))
+            self._answer(200, _response(request))
         elif self.path == "/v1/embeddings":
-            self._answer(200, _embeddings(given))
+            self._answer(200, _embeddings(request))
         else:
             self._answer(404, {"error": {"message": f"no {self.path}", "type": "invalid_request_error"}})
 
@@ -69,11 +68,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 def _reply(messages: Sequence[Mapping[str, Any]], tool: str | None) -> tuple[str | None, list[tuple[str, str, str]]]:
-    """What is said to messages: a text, and calls as id, name and arguments."""
+    """Return the reply to messages: a text, and calls as id, name and arguments."""
     results: list[str] = []
     for message in reversed(messages):
         if message.get("role") != "tool":
@@ -88,9 +87,9 @@ def _reply(messages: Sequence[Mapping[str, Any]], tool: str | None) -> tuple[str
     return GREETING, []
 
 
-def _completion(given: Mapping[str, Any]) -> dict[str, Any]:
-    tools = given.get("tools") or []
-    text, calls = _reply(given["messages"], tools[0]["function"]["name"] if tools else None)
+def _completion(request: Mapping[str, Any]) -> dict[str, Any]:
+    tools = request.get("tools") or []
+    text, calls = _reply(request["messages"], tools[0]["function"]["name"] if tools else None)
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if calls:
         message["tool_calls"] = [
@@ -114,7 +113,7 @@ def _completion(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chunks(whole: Mapping[str, Any], *, usage: bool) -> list[dict[str, Any]]:
-    """A completion as it is streamed: words and arguments in halves."""
+    """Split a completion into the chunks of a stream: texts and arguments in halves."""
     message = whole["choices"][0]["message"]
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": "" if message["content"] else None}]
     text = message["content"] or ""
@@ -122,8 +121,8 @@ def _chunks(whole: Mapping[str, Any], *, usage: bool) -> list[dict[str, Any]]:
     for index, call in enumerate(message.get("tool_calls", [])):
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         first = {"index": index, "id": call["id"], "type": "function", "function": {"name": name, "arguments": ""}}
-        rest = [{"index": index, "function": {"arguments": half}} for half in _halves(arguments)]
-        deltas += [{"tool_calls": [each]} for each in [first, *rest]]
+        parts = [{"index": index, "function": {"arguments": half}} for half in _halves(arguments)]
+        deltas += [{"tool_calls": [call_delta]} for call_delta in [first, *parts]]
     common = {"id": whole["id"], "object": "chat.completion.chunk", "created": _CREATED, "model": ANSWERS_AS}
     reason = whole["choices"][0]["finish_reason"]
     chunks = [{**common, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
@@ -138,14 +137,14 @@ def _halves(text: str) -> list[str]:
     return [half for half in (text[:middle], text[middle:]) if half]
 
 
-def _response(given: Mapping[str, Any]) -> dict[str, Any]:
-    asked = given["input"]
-    items = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+def _response(request: Mapping[str, Any]) -> dict[str, Any]:
+    content = request["input"]
+    items = [{"role": "user", "content": content}] if isinstance(content, str) else content
     messages = [
         {"role": "tool", "content": item["output"]} if item.get("type") == "function_call_output" else item
         for item in items
     ]
-    tools = given.get("tools") or []
+    tools = request.get("tools") or []
     text, calls = _reply(messages, tools[0]["name"] if tools else None)
     output: list[dict[str, Any]] = [
         {"type": "function_call", "id": f"fc_{identity}", "call_id": identity, "name": name, "arguments": arguments}
@@ -166,7 +165,7 @@ def _response(given: Mapping[str, Any]) -> dict[str, Any]:
         "parallel_tool_calls": True,
         "error": None,
         "incomplete_details": None,
-        "instructions": given.get("instructions"),
+        "instructions": request.get("instructions"),
         "metadata": {},
         "temperature": 1.0,
         "top_p": 1.0,
@@ -180,8 +179,8 @@ def _response(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _embeddings(given: Mapping[str, Any]) -> dict[str, Any]:
-    texts = given["input"] if isinstance(given["input"], list) else [given["input"]]
+def _embeddings(request: Mapping[str, Any]) -> dict[str, Any]:
+    texts = request["input"] if isinstance(request["input"], list) else [request["input"]]
     vectors = [{"object": "embedding", "index": index, "embedding": [0.0, 1.0]} for index, _ in enumerate(texts)]
     usage = {"prompt_tokens": EMBEDDED, "total_tokens": EMBEDDED}
-    return {"object": "list", "model": given["model"], "data": vectors, "usage": usage}
+    return {"object": "list", "model": request["model"], "data": vectors, "usage": usage}

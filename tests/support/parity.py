@@ -1,9 +1,9 @@
-"""What a person sees in MLflow's console of one agent's chat, traced in three ways; and the page that tells of it.
+"""Compare MLflow's console for one agent's chat, traced in three ways, and write docs/parity.md.
 
     python -m support.parity
 
-It starts a server, runs the agent of tests/apps/travel_agent.py in each way, reads the console with a browser, writes
-the table of docs/parity.md, and makes the pictures of docs/images anew (`make screenshots`).
+It starts a server, runs the agent of tests/apps/travel_agent.py in each way, reads the console with a browser, and
+writes the table of docs/parity.md and the pictures of docs/images (`make screenshots`).
 """
 
 import json
@@ -22,9 +22,9 @@ from support.traced_travel_agent import EXPERIMENTS, SESSION, TAGS, USER
 WAYS = ("sdk", "stock", "ours")
 PAGE, PICTURES = ROOT / "docs" / "parity.md", ROOT / "docs" / "images"
 _BEGIN, _END = "<!-- Made by `make screenshots`; tests/matrix/test_console.py -->\n", "<!-- end of table -->\n"
-_SECONDS = 240
+_TIMEOUT_SECONDS = 240
 
-# What is said in tests/apps/travel_agent.py, as a person reads it.
+# The texts of tests/apps/travel_agent.py.
 SYSTEM = "You are a travel agent. Look things up before you answer."
 QUESTIONS = ("This is my bicycle. Can it come along from Lyon to Paris?", "And what is the weather there?")
 ANSWERS = (
@@ -36,10 +36,11 @@ TOOLS = ["search_rules", "book_seat", "get_weather"]
 AGENT, MODEL, SEARCH, BOOK, RETRIEVER, STEP = "travel-agent", "Model", "search_rules", "book_seat", "RuleBook", "tools"
 
 
-def _column(name: str, wanted: str | None = None) -> Callable[[View], bool]:
-    """Whether a column of the list says something, or this, in the row of the first turn."""
+def _column(name: str, expected: str | None = None) -> Callable[[View], bool]:
+    """Check that a column is not empty, or has this text, in the row of the first question."""
     return lambda view: (
-        view["list"][1].get(name, "").strip() not in ("", "-") and (wanted is None or view["list"][1][name] == wanted)
+        view["list"][1].get(name, "").strip() not in ("", "-")
+        and (expected is None or view["list"][1][name] == expected)
     )
 
 
@@ -48,32 +49,32 @@ def _spans(view: View, name: str) -> list[View]:
 
 
 def _span(name: str, *texts: str, of: str = "text", nth: int = 0) -> Callable[[View], bool]:
-    """Whether a span shows these texts, one after the other."""
+    """Check that a span shows these texts in this order."""
 
-    def shown(view: View) -> bool:
-        rest = str(_spans(view, name)[nth][of])
+    def has_texts(view: View) -> bool:
+        remaining_text = str(_spans(view, name)[nth][of])
         for text in texts:
-            _, found, rest = rest.partition(text)
-            if not found:
+            _, match, remaining_text = remaining_text.partition(text)
+            if not match:
                 return False
         return True
 
-    return shown
+    return has_texts
 
 
 def _icons(view: View) -> bool:
-    """Agent, step, model, tool and retriever are told apart by their icons, and like is like."""
+    """Check that agent, step, model, tool and retriever have different icons, and equal kinds the same icon."""
     names = (AGENT, STEP, MODEL, SEARCH, RETRIEVER)
     icons = [{span["icon"] for span in _spans(view, name)} for name in names]
-    return all(len(each) == 1 for each in icons) and len(set.union(*icons)) == len(names)
+    return all(len(icon_set) == 1 for icon_set in icons) and len(set.union(*icons)) == len(names)
 
 
 def _only(name: str, begin: str, *lines: str) -> Callable[[View], bool]:
-    """Whether a span's text is these lines and no more, from a heading on."""
+    """Check that a span's text after a heading has exactly these lines."""
     return lambda view: str(_spans(view, name)[0]["text"]).partition(begin)[2].split("\n") == ["", "Pretty", *lines]
 
 
-def _turn(number: int) -> list[str]:
+def _exchange(number: int) -> list[str]:
     return ["User", QUESTIONS[number], "Assistant", ANSWERS[number]]
 
 
@@ -119,7 +120,8 @@ FEATURES: Mapping[str, Callable[[View], bool]] = {
         RETRIEVER, "Outputs", RULES[0], "page", ":\xa0", "1", RULES[1], "page", ":\xa0", "2"
     ),
     "session page: both turns": lambda view: (
-        [line for line in view["session"].split("\n") if line.strip()] == ["Turn 1", *_turn(0), "Turn 2", *_turn(1)]
+        [line for line in view["session"].split("\n") if line.strip()]
+        == ["Turn 1", *_exchange(0), "Turn 2", *_exchange(1)]
     ),
     "tool dashboard: calls, failures, names": lambda view: all(
         text in view["tools"]
@@ -140,75 +142,77 @@ EXCEPTIONS: Mapping[str, str] = {
 
 
 def record_views(server: MLflowServer, pictures: Path | None = None) -> dict[str, View]:
-    """What is seen of the chat, by way.
-
-    Args:
-        server: One that has none of the three experiments yet.
-        pictures: A folder for screenshots.
-    """
+    """Run the chat in each way on a new server, and return the console's views by way."""
     experiments = {}
     for way in WAYS:
         experiments[way] = server.create_experiment(EXPERIMENTS[way])
-        named = experiments[way] if way == "stock" else EXPERIMENTS[way]
-        _run("support.traced_travel_agent", way, "--tracking-uri", server.uri, "--experiment", named)
+        argument = experiments[way] if way == "stock" else EXPERIMENTS[way]
+        _run("support.traced_travel_agent", way, "--tracking-uri", server.uri, "--experiment", argument)
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "seen.json")
-        words = ["--tracking-uri", server.uri, "--json", str(target)]
-        words += ["--pictures", str(pictures)] if pictures else []
-        _run("support.console", *words, *(f"{way}={number}" for way, number in experiments.items()))
+        target = Path(folder, "views.json")
+        arguments = ["--tracking-uri", server.uri, "--json", str(target)]
+        arguments += ["--pictures", str(pictures)] if pictures else []
+        _run("support.console", *arguments, *(f"{way}={number}" for way, number in experiments.items()))
         return dict(json.loads(target.read_text()))
 
 
-def _run(module: str, *words: str) -> None:
+def _run(module: str, *arguments: str) -> None:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))},
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = [sys.executable, "-m", module, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, "-m", module, *arguments]
+    completed = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+    )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
-def compare_views(found: Mapping[str, View]) -> dict[str, dict[str, bool]]:
-    """By feature and way, whether it is seen."""
-    return {name: {way: bool(shows(found[way])) for way in WAYS} for name, shows in FEATURES.items()}
+def compare_views(views: Mapping[str, View]) -> dict[str, dict[str, bool]]:
+    """Return by feature and way whether the console shows it."""
+    return {name: {way: bool(check(views[way])) for way in WAYS} for name, check in FEATURES.items()}
 
 
-def format_table(found: Mapping[str, Mapping[str, bool]]) -> str:
-    """The table as Markdown."""
+def format_table(visible: Mapping[str, Mapping[str, bool]]) -> str:
+    """Return the table as Markdown."""
     rows = [f"| view: element | {' | '.join(EXPERIMENTS.values())} |", "|---|---|---|---|"]
-    rows += [f"| {name} | {' | '.join('yes' if by[way] else '-' for way in WAYS)} |" for name, by in found.items()]
+    rows += [
+        f"| {name} | {' | '.join('yes' if by_way[way] else '-' for way in WAYS)} |" for name, by_way in visible.items()
+    ]
     rows += ["", "| shown only by the SDK | reason |", "|---|---|"]
-    rows += [f"| {name} | {EXCEPTIONS.get(name, '')} |" for name, by in found.items() if by["sdk"] and not by["ours"]]
+    rows += [
+        f"| {name} | {EXCEPTIONS.get(name, '')} |"
+        for name, by_way in visible.items()
+        if by_way["sdk"] and not by_way["ours"]
+    ]
     return "\n".join(rows) + "\n"
 
 
 def read_table() -> str:
-    """The table as it stands in the page."""
+    """Read the table of the page."""
     text = PAGE.read_text()
     return text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)]
 
 
 def main() -> None:
-    """See the module."""
     with tempfile.TemporaryDirectory() as folder:
         server = MLflowServer.start(Path(folder, "server"))
         try:
-            found = record_views(server, Path(folder, "pictures"))
+            views = record_views(server, Path(folder, "pictures"))
         finally:
             server.stop()
         text = PAGE.read_text()
         begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
-        PAGE.write_text(text[:begin] + format_table(compare_views(found)) + text[end:])
-        _keep(Path(folder, "pictures"))
+        PAGE.write_text(text[:begin] + format_table(compare_views(views)) + text[end:])
+        _copy_pictures(Path(folder, "pictures"))
 
 
-def _keep(made: Path) -> None:
-    """Puts the pictures that documents show into their folder."""
+def _copy_pictures(folder: Path) -> None:
+    """Copy the pictures that documents show."""
     PICTURES.mkdir(exist_ok=True)
     for name in ("list-stock", "list-ours", "span2-stock", "span2-ours", "session-ours", "tool-calls-ours"):
-        (PICTURES / f"{name}.png").write_bytes((made / f"{name}.png").read_bytes())
+        (PICTURES / f"{name}.png").write_bytes((folder / f"{name}.png").read_bytes())
 
 
 if __name__ == "__main__":

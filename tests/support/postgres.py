@@ -1,4 +1,4 @@
-"""A real PostgreSQL, whose life a test may end, resume or freeze."""
+"""A real PostgreSQL that a test can stop, restart or freeze."""
 
 import os
 import pwd
@@ -24,19 +24,18 @@ _SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 class Postgres:
-    """A running PostgreSQL on 127.0.0.1 with a fresh database, in a folder of its own that goes with it.
+    """A running PostgreSQL on 127.0.0.1 with a new database, in its own folder, which is removed in the end.
 
     Attributes:
-        uri: What `mlflow server --backend-store-uri` takes.
+        uri: For `mlflow server --backend-store-uri`.
         process: The server's first process.
     """
 
     def __init__(self) -> None:
-        """Makes the database and starts the server."""
-        # Not below pytest's folders: another user, whom a root has to become, may not look into those.
+        # Not below pytest's folders, which the user `postgres` cannot read.
         self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         self._as_user: dict[str, Any] = {}
-        if os.getuid() == 0:  # as whom it refuses to run
+        if os.getuid() == 0:  # PostgreSQL refuses to run as root
             user = pwd.getpwnam("postgres")
             os.chown(self._folder, user.pw_uid, user.pw_gid)
             self._as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
@@ -63,20 +62,20 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str) -> str:
         command = [str(self._programs / program), *arguments]
-        done: subprocess.CompletedProcess[str] = subprocess.run(
+        completed: subprocess.CompletedProcess[str] = subprocess.run(
             command, cwd=self._folder, capture_output=True, text=True, timeout=120, check=False, **self._as_user
         )
-        if done.returncode:
-            raise RuntimeError(f"{program} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        return done.stdout
+        if completed.returncode:
+            raise RuntimeError(f"{program} ended with {completed.returncode}:\n{completed.stdout}{completed.stderr}")
+        return completed.stdout
 
     def query(self, sql: str) -> list[str]:
-        """Asks the database, and returns the first column of each row."""
+        """Query the database, and return the first column of each row."""
         address = ["-h", "127.0.0.1", "-p", str(self._port), "-U", "mlflow", "-d", "postgres"]
         return self._run("psql", *address, "--no-psqlrc", "--tuples-only", "--no-align", "-c", sql).splitlines()
 
     def start(self) -> None:
-        """Starts it and waits until it takes connections."""
+        """Start it and wait until it accepts connections."""
         options = {
             "port": str(self._port),
             "listen_addresses": "127.0.0.1",
@@ -106,10 +105,10 @@ class Postgres:
         self.stop("immediate")
         raise RuntimeError("PostgreSQL did not start:\n" + log.read_text(errors="replace")[-3000:])
 
-    def stop(self, how: Literal["fast", "immediate"] = "fast") -> None:
-        """Ends it and waits for that: "fast" as an operator does, "immediate" like a crash."""
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop it and wait for its end: "fast" as an operator does, "immediate" like a crash."""
         with suppress(ProcessLookupError):
-            self.process.send_signal(_SIGNALS[how])
+            self.process.send_signal(_SIGNALS[mode])
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -118,20 +117,20 @@ class Postgres:
 
     @contextmanager
     def freeze(self) -> Iterator[None]:
-        """Holds all its processes still: connections stay, and nothing answers."""
-        held: list[int] = []
+        """Stop all its processes: connections stay open, without answers."""
+        stopped: list[int] = []
         try:
-            # The first process last stopped would go on making others.
+            # The main process first, because it would start others.
             for process in [self.process.pid, *self._children()]:
                 os.kill(process, signal.SIGSTOP)
-                held.append(process)
+                stopped.append(process)
             yield
         finally:
-            for process in held:
+            for process in stopped:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGCONT)
 
     def _children(self) -> list[int]:
-        """Its other processes: each is the leader of a group of its own, so that no signal reaches all of them."""
+        """Return its other processes, each in its own group, so that no signal reaches all of them."""
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,4 +1,4 @@
-"""Recorded OTLP requests as the spans that the SDK would have handed to an exporter."""
+"""Recorded OTLP requests as the spans that an exporter would get from the SDK."""
 
 import secrets
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _REMOTE = 0x200
 _DROPPED = ("dropped_attributes", "dropped_events", "dropped_links")
 
 
-# The SDK works out how much was dropped; a recording knows it.
+# The SDK computes how much was dropped; a recording holds the numbers.
 class _Span(ReadableSpan):
     dropped_attributes = dropped_events = dropped_links = 0
 
@@ -32,14 +32,7 @@ class _Link(Link):
 
 @dataclass
 class RecordedTrace:
-    """A trace of a recorded request.
-
-    Attributes:
-        key: Its key in `truth.json`.
-        trace_id: The id that it has now, in hex.
-        span_names: The names of its spans.
-        titles: What it may be called.
-    """
+    """A trace of a recorded request: its key in `truth.json`, its new id in hex, and the names that it may have."""
 
     key: str
     trace_id: str
@@ -48,25 +41,25 @@ class RecordedTrace:
 
 
 def cases() -> dict[str, Path]:
-    """The recorded requests by `<source>/<case>`."""
+    """Return the recorded requests by `<source>/<case>`."""
     return {f"{path.parent.name}/{path.stem}": path for path in sorted(CORPUS.glob("*/*.pb"))}
 
 
 def load(key: str) -> tuple[list[ReadableSpan], list[RecordedTrace]]:
-    """A recorded request: its spans in the order in which they ended, its traces in that in which it names them.
+    """Load the spans of a recorded request, in the order of their ends, and its traces, in the order of the request.
 
-    Trace ids are fresh, and links inside the request follow them; all else is as it was recorded.
+    Trace ids are new, also in links inside of the request.
     """
-    found = list(_spans(ExportTraceServiceRequest.FromString(cases()[key].read_bytes())))
+    recorded = list(_spans(ExportTraceServiceRequest.FromString(cases()[key].read_bytes())))
     traces: dict[bytes, RecordedTrace] = {}
-    for span, _, _ in found:
+    for span, _, _ in recorded:
         number = f"#{len(traces)}" if traces else ""
         trace = traces.setdefault(span.trace_id, RecordedTrace(key + number, secrets.token_hex(16)))
         trace.span_names.append(span.name)
         if not span.parent_span_id:
             trace.titles |= {span.name, _attributes(span).get("logfire.msg", span.name)}
-    fresh = {old: bytes.fromhex(trace.trace_id) for old, trace in traces.items()}
-    spans = [_span(span, fresh, resource, scoped) for span, resource, scoped in found]
+    new_ids = {old: bytes.fromhex(trace.trace_id) for old, trace in traces.items()}
+    spans = [_span(span, new_ids, resource, scoped) for span, resource, scoped in recorded]
     return sorted(spans, key=lambda span: span.end_time or 0), list(traces.values())
 
 
@@ -78,15 +71,15 @@ def _spans(request: Any) -> Iterator[tuple[Any, Resource, Any]]:
                 yield span, resource, scoped
 
 
-def _span(span: Any, fresh: dict[bytes, bytes], resource: Resource, scoped: Any) -> ReadableSpan:
-    trace_id, code = fresh[span.trace_id], StatusCode(span.status.code)
-    events = [_Event(each.name, _attributes(each), each.time_unix_nano) for each in span.events]
+def _span(span: Any, new_ids: dict[bytes, bytes], resource: Resource, scoped: Any) -> ReadableSpan:
+    trace_id, code = new_ids[span.trace_id], StatusCode(span.status.code)
+    events = [_Event(event.name, _attributes(event), event.time_unix_nano) for event in span.events]
     links = [
-        _Link(_context(fresh.get(each.trace_id, each.trace_id), each.span_id, each.flags), _attributes(each))
-        for each in span.links
+        _Link(_context(new_ids.get(link.trace_id, link.trace_id), link.span_id, link.flags), _attributes(link))
+        for link in span.links
     ]
     scope = scoped.scope
-    made = _Span(
+    result = _Span(
         span.name,
         _context(trace_id, span.span_id, span.flags & 0xFF, span.trace_state),
         _context(trace_id, span.parent_span_id, span.flags) if span.parent_span_id else None,
@@ -100,11 +93,11 @@ def _span(span: Any, fresh: dict[bytes, bytes], resource: Resource, scoped: Any)
         end_time=span.end_time_unix_nano,
         instrumentation_scope=InstrumentationScope(scope.name, scope.version, scoped.schema_url, _attributes(scope)),
     )
-    for ours, theirs in zip([made, *events, *links], [span, *span.events, *span.links], strict=True):
+    for ours, theirs in zip([result, *events, *links], [span, *span.events, *span.links], strict=True):
         for name in _DROPPED:
             if hasattr(theirs, f"{name}_count"):
                 setattr(ours, name, getattr(theirs, f"{name}_count"))
-    return made
+    return result
 
 
 def _context(trace_id: bytes, span_id: bytes, flags: int, state: str = "") -> SpanContext:
@@ -118,14 +111,14 @@ def _context(trace_id: bytes, span_id: bytes, flags: int, state: str = "") -> Sp
 
 
 def _attributes(message: Any) -> dict[str, Any]:
-    return {each.key: _plain(each.value) for each in message.attributes}
+    return {attribute.key: _plain(attribute.value) for attribute in message.attributes}
 
 
 def _plain(value: Any) -> Any:
-    """The Python value of an OTLP `AnyValue`."""
+    """Convert an OTLP `AnyValue`."""
     kind = value.WhichOneof("value")
     if kind == "array_value":
-        return [_plain(each) for each in value.array_value.values]
+        return [_plain(item) for item in value.array_value.values]
     if kind == "kvlist_value":
-        return {each.key: _plain(each.value) for each in value.kvlist_value.values}
+        return {pair.key: _plain(pair.value) for pair in value.kvlist_value.values}
     return getattr(value, kind) if kind else None

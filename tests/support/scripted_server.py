@@ -126,7 +126,7 @@ class RecordedRequest:
             return gzip.decompress(self.body)
         if encoding == "deflate":
             return zlib.decompress(self.body)
-        assert encoding == "identity", f"a content-encoding nobody asked for: {encoding}"
+        assert encoding == "identity", f"unexpected content-encoding: {encoding}"
         return self.body
 
     def export_request(self) -> ExportTraceServiceRequest:
@@ -148,14 +148,14 @@ class _Script:
 
     def __init__(self) -> None:
         self.queue: deque[Answer] = deque()
-        self.rest: Answer = ACCEPTED
+        self.default: Answer = ACCEPTED
         self.function: Callable[[RecordedRequest], Answer] | None = None
 
     def following(self) -> Answer:
-        return self.queue[0] if self.queue else self.rest
+        return self.queue[0] if self.queue else self.default
 
     def take(self) -> Answer:
-        return self.queue.popleft() if self.queue else self.rest
+        return self.queue.popleft() if self.queue else self.default
 
 
 class _Gone(Exception):
@@ -187,7 +187,7 @@ class _Connection:
         except (_Gone, OSError):
             pass  # the client went away, which clients under test are free to do
         except Exception as error:  # raised again in the test's thread, by close()
-            self.server._failed(error)
+            self.server._on_error(error)
         finally:
             self.sock.close()
             self._is("busy")
@@ -294,13 +294,13 @@ class _Connection:
 
     def _send(self, answer: Answer, method: str, *, closing: bool) -> None:
         reason = answer.reason if answer.reason is not None else _standard_reason(answer.status)
-        given = {name.lower() for name in answer.headers}
+        header_names = {name.lower() for name in answer.headers}
         lines = [f"HTTP/1.1 {answer.status} {reason}"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
         bodiless = answer.status < 200 or answer.status in (204, 304)
-        if not bodiless and not given & {"content-length", "transfer-encoding"}:
+        if not bodiless and not header_names & {"content-length", "transfer-encoding"}:
             lines.append(f"Content-Length: {len(answer.body)}")
-        if "connection" not in given and (closing or not answer.keep_alive):
+        if "connection" not in header_names and (closing or not answer.keep_alive):
             lines.append("Connection: close")
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         body = b"" if bodiless or method == "HEAD" else answer.body
@@ -336,8 +336,8 @@ class _Connection:
         # A socket closed with data unread answers with RST whatever one wants, so read what still comes.
         self.sock.shutdown(socket.SHUT_WR)
         end = time.monotonic() + DRAIN_SECONDS
-        while (left := end - time.monotonic()) > 0:
-            readable, _, _ = select.select([self.sock], [], [], left)
+        while (remaining_seconds := end - time.monotonic()) > 0:
+            readable, _, _ = select.select([self.sock], [], [], remaining_seconds)
             if not readable or not self.sock.recv(65536):
                 break
         return False
@@ -409,7 +409,7 @@ class ScriptedServer:
             script = self._scripts.setdefault(path, _Script())
             script.function = None
             script.queue.extend(answers)
-            script.rest = answers[-1] if then is None else then
+            script.default = answers[-1] if then is None else then
 
     def answer_with(self, path: str, function: Callable[[RecordedRequest], Answer]) -> None:
         """Let a function answer each request to a path; it runs in the thread of the connection."""
@@ -512,7 +512,7 @@ class ScriptedServer:
         with self._condition:
             self._open.discard(connection)
 
-    def _failed(self, error: Exception) -> None:
+    def _on_error(self, error: Exception) -> None:
         with self._condition:
             self._errors.append(error)
 

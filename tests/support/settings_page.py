@@ -14,7 +14,7 @@ from mlflow_otlp_exporter._internal.config.schema import SETTINGS, Setting, form
 from support.environments import ROOT
 
 PAGE, README = ROOT / "docs" / "configuration.md", ROOT / "README.md"
-# What most apps set, in the order in which README has it.
+# The most used settings, in the order of README.
 MOST_USED = (
     "tracking_uri",
     "experiment",
@@ -26,7 +26,7 @@ MOST_USED = (
     "mask",
     "spool_dir",
 )
-# How people write what each parser reads. One that is missing here is named by the KeyError.
+# The type of each parser's values. The KeyError names a missing parser.
 TYPES: Mapping[Any, str] = {
     urls.parse_endpoint: "address",
     urls.parse_tracking_uri: "address",
@@ -52,8 +52,8 @@ TYPES: Mapping[Any, str] = {
     parsers.parse_workspace: "text",
     str: "text",
 }
-# Parsers that are made by a function.
-_MADE_TYPES = {"choices": "names", "one_of": "word"}
+# Parsers that a function returns.
+_FACTORY_TYPES = {"choices": "names", "one_of": "word"}
 _OWNERS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("`configure()`", configure),
     ("exporter", MLflowSpanExporter.__init__),
@@ -63,45 +63,58 @@ _INSIDE_CREDENTIALS = ("token", "token_file", "username", "password")
 
 
 def settings_table() -> str:
-    """All settings."""
+    """Return the table of all settings."""
     rows = ["| setting | argument of | environment variables | type | default | description |", "|---" * 6 + "|"]
     for setting in SETTINGS:
-        of, said = _owners(setting), _linked(setting.description, "")
-        cells = (f"`{setting.name}`", of, _variables(setting), _type(setting), _default(setting), said)
-        rows.append(f"| {' | '.join(cells)} |")
+        owners, description = _owners(setting), _make_links(setting.description, "")
+        columns = (
+            f"`{setting.name}`",
+            owners,
+            _variables(setting),
+            _type(setting),
+            _default(setting),
+            description,
+        )
+        rows.append(f"| {' | '.join(columns)} |")
     return "\n".join(rows) + "\n"
 
 
 def short_table() -> str:
-    """The settings that most apps set."""
+    """Return the table of the most used settings."""
     by_name = {setting.name: setting for setting in SETTINGS}
-    # The first variable is the one to take; the others are for those who have them already.
+    # Only the first variable: the others exist for users who set them already.
     rows = [
-        f"| `{setting.variables[0]}` | {_default(setting)} | {_linked(setting.description, 'docs/')} |"
+        f"| `{setting.variables[0]}` | {_default(setting)} | {_make_links(setting.description, 'docs/')} |"
         for setting in (by_name[name] for name in MOST_USED)
     ]
     return "\n".join(["| variable | default | description |", "|---|---|---|", *rows]) + "\n"
 
 
 def arguments_table() -> str:
-    """What `configure()` takes, from its docstring."""
+    """Return the table of the arguments of `configure()`, from its docstring."""
     rows = ["| argument | description |", "|---|---|"]
-    return "\n".join(rows + [f"| `{name}` | {_linked(said, '')} |" for name, said in _documented(configure)]) + "\n"
+    return (
+        "\n".join(
+            rows
+            + [f"| `{name}` | {_make_links(description, '')} |" for name, description in _iter_arguments(configure)]
+        )
+        + "\n"
+    )
 
 
-def _documented(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+def _iter_arguments(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
     text = inspect.getdoc(function) or ""
     section = text.partition("\nArgs:\n")[2].partition("\n\n")[0]
-    for each in re.split(r"\n(?=    \w)", section):
-        name, _, said = each.partition(":")
-        yield name.strip(), " ".join(said.split())
+    for argument in re.split(r"\n(?=    \w)", section):
+        name, _, description = argument.partition(":")
+        yield name.strip(), " ".join(description.split())
 
 
 def _owners(setting: Setting) -> str:
-    found = [name for name, owner in _OWNERS if setting.name in inspect.signature(owner).parameters]
+    owners = [name for name, owner in _OWNERS if setting.name in inspect.signature(owner).parameters]
     if setting.name in _INSIDE_CREDENTIALS:
-        found.append("`credentials=`")
-    return ", ".join(found) or "-"
+        owners.append("`credentials=`")
+    return ", ".join(owners) or "-"
 
 
 def _variables(setting: Setting) -> str:
@@ -109,32 +122,32 @@ def _variables(setting: Setting) -> str:
 
 
 def _type(setting: Setting) -> str:
-    maker, is_made, _ = setting.parse.__qualname__.partition(".<locals>")
-    return _MADE_TYPES[maker] if is_made else TYPES[setting.parse]
+    factory, is_nested, _ = setting.parse.__qualname__.partition(".<locals>")
+    return _FACTORY_TYPES[factory] if is_nested else TYPES[setting.parse]
 
 
 def _default(setting: Setting) -> str:
     return f"`{format_value(setting.default).lower()}`" if setting.default not in (None, {}, ()) else "-"
 
 
-def _linked(said: str, folder: str) -> str:
-    return re.sub(r"\bdocs/(\w+\.md)", rf"[\1]({folder}\1)", said)
+def _make_links(text: str, folder: str) -> str:
+    return re.sub(r"\bdocs/(\w+\.md)", rf"[\1]({folder}\1)", text)
 
 
 def tables() -> list[tuple[Any, str, str]]:
-    """Each table with its page and its name there."""
+    """Return each table with its page and its name there."""
     long, arguments, short = settings_table(), arguments_table(), short_table()
     return [(PAGE, "settings", long), (PAGE, "arguments", arguments), (README, "settings", short)]
 
 
 def marks(name: str) -> tuple[str, str]:
-    """What stands before and after a table."""
-    made = "generated by `make configuration`, and compared with the code by tests/docs/test_configuration_page.py"
-    return f"<!-- {name}: {made} -->\n", f"<!-- end of {name} -->"
+    """Return the marks before and after a table."""
+    origin = "generated by `make configuration`, and compared with the code by tests/docs/test_configuration_page.py"
+    return f"<!-- {name}: {origin} -->\n", f"<!-- end of {name} -->"
 
 
 def main() -> None:
-    """Puts the tables into their pages."""
+    """Write the tables into their pages."""
     for page, name, table in tables():
         begin, end = marks(name)
         text = page.read_text()

@@ -76,7 +76,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 # The scripted server: what it answers
 
 
-def test_the_default_answer_is_that_of_mlflow(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_without_script_answers_like_mlflow(scripted_server: ScriptedServer) -> None:
     with closing(connect(scripted_server)) as connection:
         connection.request("POST", "/v1/traces", b"abc")
         answer = connection.getresponse()
@@ -85,11 +85,11 @@ def test_the_default_answer_is_that_of_mlflow(scripted_server: ScriptedServer) -
         assert answer.headers["Content-Length"] == "0"
 
 
-def test_unknown_paths_are_not_found(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_with_unknown_path_answers_404(scripted_server: ScriptedServer) -> None:
     assert post(scripted_server, path="/elsewhere") == (404, b'{"detail":"Not Found"}')
 
 
-def test_status_reason_headers_and_body(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_sends_status_reason_headers_and_body(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(503, "Out To Lunch", {"Retry-After": "3"}, b"later"))
     with closing(connect(scripted_server)) as connection:
         connection.request("POST", "/v1/traces", b"")
@@ -98,30 +98,30 @@ def test_status_reason_headers_and_body(scripted_server: ScriptedServer) -> None
         assert answer.headers["Retry-After"] == "3"
 
 
-def test_the_last_answer_repeats(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_repeats_the_last_answer(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(503), Answer(429))
     assert [post(scripted_server)[0] for _ in range(4)] == [503, 429, 429, 429]
 
 
-def test_then_follows_the_queue(scripted_server: ScriptedServer) -> None:
+def test_answer_with_then_uses_it_after_the_queue(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(503), then=Answer(202))
     assert [post(scripted_server)[0] for _ in range(3)] == [503, 202, 202]
 
 
-def test_a_second_call_queues_behind_the_first(scripted_server: ScriptedServer) -> None:
+def test_answer_called_twice_appends_to_the_queue(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(501), Answer(502))
     scripted_server.answer(Answer(503))
     assert [post(scripted_server)[0] for _ in range(4)] == [501, 502, 503, 503]
 
 
-def test_paths_have_their_own_answers(scripted_server: ScriptedServer) -> None:
+def test_answer_with_path_applies_to_that_path_only(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(body=b"3.17.2"), path="/version")
     assert post(scripted_server, path="/version?x=1") == (200, b"3.17.2")
     assert post(scripted_server) == (200, b"")
     assert [request.query for request in scripted_server.to("/version")] == ["x=1"]
 
 
-def test_a_function_answers(scripted_server: ScriptedServer) -> None:
+def test_answer_with_function_returns_its_answers(scripted_server: ScriptedServer) -> None:
     def echo(request: RecordedRequest) -> Answer:
         return Answer(201, body=request.body[::-1])
 
@@ -129,19 +129,19 @@ def test_a_function_answers(scripted_server: ScriptedServer) -> None:
     assert post(scripted_server, b"abc") == (201, b"cba")
 
 
-def test_an_error_in_a_function_is_raised_at_the_end() -> None:
-    def broken(_request: RecordedRequest) -> Answer:
+def test_answer_with_failing_function_raises_at_close() -> None:
+    def fail(_request: RecordedRequest) -> Answer:
         raise LookupError("planted")
 
     server = ScriptedServer()
-    server.answer_with("/v1/traces", broken)
+    server.answer_with("/v1/traces", fail)
     with pytest.raises(ConnectionError):
         post(server)
     with pytest.raises(LookupError, match="planted"):
         server.close()
 
 
-def test_nothing_to_answer_with(scripted_server: ScriptedServer) -> None:
+def test_answer_without_answers_raises(scripted_server: ScriptedServer) -> None:
     with pytest.raises(ValueError, match="nothing"):
         scripted_server.answer()
 
@@ -149,7 +149,7 @@ def test_nothing_to_answer_with(scripted_server: ScriptedServer) -> None:
 # The scripted server: what it records
 
 
-def test_a_request_is_recorded(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_records_the_request(scripted_server: ScriptedServer) -> None:
     earlier = time.monotonic()
     post(scripted_server, b"abc", "/v1/traces?a=b", **{"X-MLflow-Experiment-Id": "7"})
     (request,) = scripted_server.requests
@@ -163,7 +163,9 @@ def test_a_request_is_recorded(scripted_server: ScriptedServer) -> None:
     ("encoding", "encode"),
     [("identity", bytes), ("gzip", gzip.compress), ("deflate", zlib.compress)],
 )
-def test_spans_are_parsed(scripted_server: ScriptedServer, encoding: str, encode: Callable[[bytes], bytes]) -> None:
+def test_recorded_request_with_any_encoding_parses_spans(
+    scripted_server: ScriptedServer, encoding: str, encode: Callable[[bytes], bytes]
+) -> None:
     body = encode(export("agent"))
     post(scripted_server, body, **{"Content-Encoding": encoding})
     (request,) = scripted_server.requests
@@ -171,7 +173,7 @@ def test_spans_are_parsed(scripted_server: ScriptedServer, encoding: str, encode
     assert [span.name for span in request.spans()] == ["agent"]
 
 
-def test_chunked_requests(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_reads_chunked_requests(scripted_server: ScriptedServer) -> None:
     with closing(connect(scripted_server)) as connection:
         for _ in range(2):
             connection.request("POST", "/v1/traces", iter([b"ab", b"c" * 70_000]), encode_chunked=True)
@@ -180,13 +182,13 @@ def test_chunked_requests(scripted_server: ScriptedServer) -> None:
     assert first.body == second.body == b"ab" + b"c" * 70_000
 
 
-def test_a_large_request_and_answer(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_transfers_large_bodies(scripted_server: ScriptedServer) -> None:
     large = os.urandom(5_000_000)
     scripted_server.answer_with("/v1/traces", lambda request: Answer(body=request.body))
     assert post(scripted_server, large) == (200, large)
 
 
-def test_expect_continue(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_answers_expect_continue(scripted_server: ScriptedServer) -> None:
     address = scripted_server.url.removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1])), timeout=30) as sock:
         sock.sendall(b"POST /v1/traces HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
@@ -195,7 +197,7 @@ def test_expect_continue(scripted_server: ScriptedServer) -> None:
         assert sock.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_what_is_not_http_is_refused(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_with_invalid_http_answers_400(scripted_server: ScriptedServer) -> None:
     address = scripted_server.url.removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1])), timeout=30) as sock:
         sock.sendall(b"\x16\x03\x01 hello\r\n")
@@ -203,7 +205,7 @@ def test_what_is_not_http_is_refused(scripted_server: ScriptedServer) -> None:
     assert scripted_server.requests == []
 
 
-def test_wait_for(scripted_server: ScriptedServer) -> None:
+def test_wait_for_returns_the_requests(scripted_server: ScriptedServer) -> None:
     threads = [threading.Thread(target=post, args=(scripted_server,)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -212,7 +214,7 @@ def test_wait_for(scripted_server: ScriptedServer) -> None:
         thread.join()
 
 
-def test_wait_for_says_what_came(scripted_server: ScriptedServer) -> None:
+def test_wait_for_after_timeout_names_the_requests(scripted_server: ScriptedServer) -> None:
     post(scripted_server, path="/elsewhere?x=1")
     with pytest.raises(AssertionError, match=r"no 1 requests to /v1/traces .* \['POST /elsewhere\?x=1'\]"):
         scripted_server.wait_for(1, timeout=0.01)
@@ -221,7 +223,7 @@ def test_wait_for_says_what_came(scripted_server: ScriptedServer) -> None:
 # The scripted server: connections
 
 
-def test_connections_are_kept_alive(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_keeps_connections_alive(scripted_server: ScriptedServer) -> None:
     with closing(connect(scripted_server)) as connection:
         for _ in range(3):
             post_on(connection)
@@ -229,7 +231,7 @@ def test_connections_are_kept_alive(scripted_server: ScriptedServer) -> None:
     assert [request.connection for request in scripted_server.requests] == [1, 1, 1]
 
 
-def test_keep_alive_can_be_refused(scripted_server: ScriptedServer) -> None:
+def test_answer_without_keep_alive_closes_the_connection(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(keep_alive=False))
     with closing(connect(scripted_server)) as connection:
         connection.request("POST", "/v1/traces", b"x")
@@ -238,7 +240,7 @@ def test_keep_alive_can_be_refused(scripted_server: ScriptedServer) -> None:
         assert answer.read() == b""
 
 
-def test_connections_are_served_in_parallel(scripted_server: ScriptedServer) -> None:
+def test_scripted_server_serves_connections_in_parallel(scripted_server: ScriptedServer) -> None:
     both = threading.Barrier(2, timeout=30)
 
     def meet(_request: RecordedRequest) -> Answer:
@@ -253,7 +255,7 @@ def test_connections_are_served_in_parallel(scripted_server: ScriptedServer) -> 
     assert scripted_server.connections == 2
 
 
-def test_idle_connections_can_be_closed(scripted_server: ScriptedServer) -> None:
+def test_close_idle_connections_closes_them(scripted_server: ScriptedServer) -> None:
     for _ in range(50):  # closed right after its answer, a connection is idle already
         with closing(connect(scripted_server)) as connection:
             connection.request("POST", "/v1/traces", b"x")
@@ -262,7 +264,7 @@ def test_idle_connections_can_be_closed(scripted_server: ScriptedServer) -> None
             assert connection.sock.recv(1) == b""
 
 
-def test_busy_connections_are_not_closed_as_idle(scripted_server: ScriptedServer) -> None:
+def test_close_idle_connections_keeps_busy_ones(scripted_server: ScriptedServer) -> None:
     reached, released = threading.Event(), threading.Event()
 
     def hold(_request: RecordedRequest) -> Answer:
@@ -286,7 +288,7 @@ DROPS = ["before-request", "after-headers-read", "after-request"]
 
 @pytest.mark.parametrize("close", DROPS)
 @pytest.mark.parametrize("size", [1, 500_000])
-def test_a_dropped_connection_ends_with_fin(scripted_server: ScriptedServer, close: str, size: int) -> None:
+def test_answer_with_close_ends_with_fin(scripted_server: ScriptedServer, close: str, size: int) -> None:
     scripted_server.answer(Answer(close=close), then=Answer())  # type: ignore[arg-type]
     with pytest.raises(http.client.RemoteDisconnected):
         post(scripted_server, b"x" * size)
@@ -296,14 +298,14 @@ def test_a_dropped_connection_ends_with_fin(scripted_server: ScriptedServer, clo
 
 
 @pytest.mark.parametrize("close", DROPS)
-def test_a_dropped_connection_can_be_reset(scripted_server: ScriptedServer, close: str) -> None:
+def test_answer_with_reset_ends_with_rst(scripted_server: ScriptedServer, close: str) -> None:
     scripted_server.answer(Answer(close=close, reset=True), then=Answer())  # type: ignore[arg-type]
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         post(scripted_server)
     assert post(scripted_server) == (200, b"")
 
 
-def test_a_drop_on_a_kept_connection(scripted_server: ScriptedServer) -> None:
+def test_answer_with_close_drops_a_reused_connection(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(), Answer(close="before-request", reset=True), Answer())
     with closing(connect(scripted_server)) as connection:
         assert post_on(connection) == (200, b"")
@@ -313,7 +315,7 @@ def test_a_drop_on_a_kept_connection(scripted_server: ScriptedServer) -> None:
     assert [request.connection for request in scripted_server.requests] == [1, 2]
 
 
-def test_a_client_that_hangs_up_idle_takes_no_answer(scripted_server: ScriptedServer) -> None:
+def test_client_that_closes_an_idle_connection_takes_no_answer(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(), Answer(close="before-request"), Answer(202))
     post(scripted_server)
     wait_until(lambda: not scripted_server.open_connections)
@@ -329,53 +331,53 @@ def test_a_client_that_hangs_up_idle_takes_no_answer(scripted_server: ScriptedSe
         Answer(body=b"12345678", truncate=True),
     ],
 )
-def test_half_a_body(scripted_server: ScriptedServer, answer: Answer) -> None:
+def test_truncated_answer_sends_half_of_the_body(scripted_server: ScriptedServer, answer: Answer) -> None:
     scripted_server.answer(answer)
     with pytest.raises(http.client.IncompleteRead) as caught:
         post(scripted_server)
     assert (caught.value.partial, caught.value.expected) == (b"1234", 4)
 
 
-def test_half_a_body_and_a_reset(scripted_server: ScriptedServer) -> None:
+def test_truncated_answer_with_reset_ends_with_rst(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(body=b"12345678", close="mid-body", reset=True))
     with pytest.raises(ConnectionResetError):
         post(scripted_server)
 
 
-def test_delay(scripted_server: ScriptedServer) -> None:
+def test_answer_with_delay_waits(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(delay=0.2))
     start = time.monotonic()
     post(scripted_server)
     assert time.monotonic() - start >= 0.2
 
 
-def test_drip(scripted_server: ScriptedServer) -> None:
+def test_answer_with_drip_sends_single_bytes(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(body=b"abcde", drip=0.05))
     start = time.monotonic()
     assert post(scripted_server) == (200, b"abcde")
     assert time.monotonic() - start >= 0.25
 
 
-def test_raw_bytes(scripted_server: ScriptedServer) -> None:
+def test_answer_with_raw_bytes_sends_them(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Answer(raw=b"220 smtp ready\r\n"))
     with pytest.raises(http.client.BadStatusLine, match="220 smtp"):
         post(scripted_server)
 
 
 @pytest.mark.parametrize("status", [204, 304])
-def test_answers_without_a_body(scripted_server: ScriptedServer, status: int) -> None:
+def test_status_without_body_sends_none(scripted_server: ScriptedServer, status: int) -> None:
     scripted_server.answer(Answer(status, body=b"never sent"))
     assert post(scripted_server) == (status, b"")
 
 
-def test_contradictory_answers_are_refused() -> None:
+def test_contradictory_answer_raises() -> None:
     with pytest.raises(ValueError, match="half of an empty body"):
         Answer(truncate=True)
     with pytest.raises(ValueError, match="nothing here ends it"):
         Answer(reset=True)
 
 
-def test_answer_is_held_until_it_is_let_go(scripted_server: ScriptedServer) -> None:
+def test_answer_with_hold_waits_for_the_event(scripted_server: ScriptedServer) -> None:
     go = threading.Event()
     scripted_server.answer(Answer(hold=go))
     timer = threading.Timer(0.2, go.set)
@@ -386,7 +388,7 @@ def test_answer_is_held_until_it_is_let_go(scripted_server: ScriptedServer) -> N
     assert time.monotonic() - start >= 0.2
 
 
-def test_server_that_does_not_listen_refuses_connections() -> None:
+def test_scripted_server_without_listening_refuses_connections() -> None:
     with ScriptedServer(listening=False) as server:
         with pytest.raises(OSError, match="refused"):
             post(server)
@@ -400,7 +402,7 @@ def test_server_that_does_not_listen_refuses_connections() -> None:
     [Answer(delay=60), Answer(hold=threading.Event()), Answer(body=b"ab", drip=60)],
     ids=["delay", "hold", "drip"],
 )
-def test_closing_interrupts_what_takes_long(answer: Answer) -> None:
+def test_close_interrupts_slow_answers(answer: Answer) -> None:
     with ScriptedServer() as server, closing(connect(server)) as connection:
         server.answer(answer)
         connection.request("POST", "/v1/traces", b"x")
@@ -412,7 +414,7 @@ def test_closing_interrupts_what_takes_long(answer: Answer) -> None:
             connection.getresponse().read()
 
 
-def test_closing_ends_idle_and_half_sent_connections() -> None:
+def test_close_ends_idle_and_half_sent_connections() -> None:
     threads = set(threading.enumerate())
     with ScriptedServer() as server:
         address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
@@ -444,7 +446,7 @@ def run_pytest(folder: Path, tests: str, *arguments: str, **variables: str) -> s
     )
 
 
-def test_what_a_test_leaves_behind_fails_it(tmp_path: Path) -> None:
+def test_guard_with_leaked_threads_and_variables_fails_the_test(tmp_path: Path) -> None:
     tests = """
 import os, threading
 import opentelemetry.trace as api
@@ -469,19 +471,19 @@ def test_monkeypatched(monkeypatch):
 def test_provider():
     api.set_tracer_provider(TracerProvider(shutdown_on_exit=False))
 """
-    said = run_pytest(tmp_path, tests).stdout
-    assert "the test left behind threads still alive: left-alone\n" in said
-    assert "the test left behind environment variables changed: PLANTED, XDG_STATE_HOME\n" in said
-    assert "secret" not in said.partition("short test summary")[2]
-    assert "5 passed, 2 errors" in said
-    assert "ERROR test_inner.py::test_thread" in said
-    assert "ERROR test_inner.py::test_variable" in said
+    output = run_pytest(tmp_path, tests).stdout
+    assert "the test left behind threads still alive: left-alone\n" in output
+    assert "the test left behind environment variables changed: PLANTED, XDG_STATE_HOME\n" in output
+    assert "secret" not in output.partition("short test summary")[2]
+    assert "5 passed, 2 errors" in output
+    assert "ERROR test_inner.py::test_thread" in output
+    assert "ERROR test_inner.py::test_variable" in output
 
 
-def test_what_shows_up_in_a_log_fails_the_test(tmp_path: Path) -> None:
+def test_guard_with_prompt_or_credential_in_a_log_fails_the_test(tmp_path: Path) -> None:
     tests = """
 import base64, logging, threading
-from support.children import in_child
+from support.children import run_in_fork
 from support.markers import PROMPT, SECRET
 
 ours = logging.getLogger("mlflow_otlp_exporter._internal.delivery.retry_sender")
@@ -528,21 +530,21 @@ def test_thread():
     thread.join()
 
 def test_child():
-    assert not in_child(lambda: ours.error(SECRET) or True)
+    assert not run_in_fork(lambda: ours.error(SECRET) or True)
 """
-    said = run_pytest(tmp_path, tests).stdout
-    assert "11 passed, 9 errors" in said
-    before_summary = said.partition("short test summary info")[0]  # which repeats it where CI is set
+    output = run_pytest(tmp_path, tests).stdout
+    assert "11 passed, 9 errors" in output
+    before_summary = output.partition("short test summary info")[0]  # which repeats it where CI is set
     assert before_summary.count("planted prompts or credentials are in the log: ") == 9
-    assert said.count("DEBUG of urllib3.connectionpool: Basic ") >= 3
+    assert output.count("DEBUG of urllib3.connectionpool: Basic ") >= 3
     for harmless in ("test_harmless", "test_child"):
-        assert f"ERROR test_inner.py::{harmless}" not in said
+        assert f"ERROR test_inner.py::{harmless}" not in output
 
 
 SETTINGS = ("MLFLOW_TRACKING_URI", "OTEL_SDK_DISABLED", "https_proxy", "NO_PROXY", "REQUESTS_CA_BUNDLE")
 
 
-def test_a_developers_settings_do_not_reach_the_tests(tmp_path: Path) -> None:
+def test_guard_removes_the_developers_settings(tmp_path: Path) -> None:
     tests = f"""
 import os
 from pathlib import Path
@@ -555,11 +557,11 @@ def test_settings(tmp_path_factory):
     assert "1 passed" in run_pytest(tmp_path, tests, **dict.fromkeys(SETTINGS, "planted")).stdout
 
 
-@pytest.mark.parametrize("turn", [1, 2])
-def test_each_test_can_set_its_provider(turn: int) -> None:
+@pytest.mark.parametrize("run", [1, 2])
+def test_tracer_provider_can_be_set_in_each_test(run: int) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     opentelemetry.trace.set_tracer_provider(provider)
-    assert opentelemetry.trace.get_tracer_provider() is provider, turn
+    assert opentelemetry.trace.get_tracer_provider() is provider, run
 
 
 NEEDY = """
@@ -596,7 +598,7 @@ def no_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_missing_need_is_skipped_and_told(no_nginx: Path) -> None:
+def test_missing_need_skips_the_test_and_is_listed(no_nginx: Path) -> None:
     done = run_pytest(no_nginx, NEEDY, "-p", "nowhere", REQUIRE_ALL="")
     assert done.returncode == 0
     assert "2 passed, 1 skipped" in done.stdout
@@ -604,7 +606,7 @@ def test_a_missing_need_is_skipped_and_told(no_nginx: Path) -> None:
     assert "nginx: 1 test. Debian: apt-get install nginx-light\n" in done.stdout
 
 
-def test_a_missing_need_fails_where_all_is_required(no_nginx: Path) -> None:
+def test_missing_need_with_require_all_fails_the_test(no_nginx: Path) -> None:
     done = run_pytest(no_nginx, NEEDY, "-p", "nowhere", REQUIRE_ALL="1")
     assert done.returncode == 1
     assert "2 passed, 1 error" in done.stdout
@@ -612,20 +614,20 @@ def test_a_missing_need_fails_where_all_is_required(no_nginx: Path) -> None:
     assert "nginx: 1 test. Debian: apt-get install nginx-light\n" in done.stdout
 
 
-def test_an_unknown_need_is_an_error(tmp_path: Path) -> None:
+def test_unknown_need_is_an_error(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, NEEDY.replace("nginx", "ngnix"))
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "needs ['ngnix'], which tests/support/needs.py lacks" in done.stderr
 
 
-def test_the_executable_of_a_need(no_nginx: Path) -> None:
+def test_executable_returns_the_path_of_a_need(no_nginx: Path) -> None:
     assert executable("node") == no_nginx / "programs" / "node"
     assert NEEDS["chromium"].find() is None
-    with pytest.raises(AssertionError, match="chromium is not here"):
+    with pytest.raises(AssertionError, match="chromium is missing"):
         executable("chromium")
 
 
-def test_the_matrix_is_run_when_asked_for(tmp_path: Path) -> None:
+def test_matrix_tests_run_only_with_option(tmp_path: Path) -> None:
     tests = "import pytest\n\n@pytest.mark.matrix\ndef test_all(): pass\n\ndef test_one(): pass\n"
     assert "1 passed, 1 deselected" in run_pytest(tmp_path, tests).stdout
     assert "2 passed" in run_pytest(tmp_path, tests, "--matrix").stdout
@@ -634,7 +636,7 @@ def test_the_matrix_is_run_when_asked_for(tmp_path: Path) -> None:
 # Environments
 
 
-def test_environments_are_kept_and_remade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_reused_until_its_contents_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("support.environments.FOLDER", tmp_path)
     commands: list[tuple[str, ...]] = []
 
@@ -655,7 +657,7 @@ def test_environments_are_kept_and_remade(tmp_path: Path, monkeypatch: pytest.Mo
     assert commands[-1][-3:] == ("a==2", "--editable", str(tmp_path))
 
 
-def test_an_environment_that_failed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_after_failed_install_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("support.environments.FOLDER", tmp_path)
     attempts: list[str] = []
 
@@ -689,34 +691,34 @@ def send(server: MLflowServer, body: bytes, **headers: str) -> int:
             return error.code
 
 
-def test_a_real_server(mlflow_server: MLflowServer) -> None:
-    experiment = mlflow_server.create_experiment("harness")
-    found = mlflow_server.experiment("harness")
-    assert found is not None
-    assert found["experiment_id"] == experiment
+def test_mlflow_server_stores_traces(mlflow_server: MLflowServer) -> None:
+    experiment_id = mlflow_server.create_experiment("harness")
+    stored = mlflow_server.experiment("harness")
+    assert stored is not None
+    assert stored["experiment_id"] == experiment_id
     assert mlflow_server.experiment("no such") is None
     trace_id = os.urandom(16)
     assert mlflow_server.trace(trace_id.hex()) is None
     before = mlflow_server.count_requests()
 
-    assert send(mlflow_server, export("agent", trace_id), **{"x-mlflow-experiment-id": experiment}) == 200
+    assert send(mlflow_server, export("agent", trace_id), **{"x-mlflow-experiment-id": experiment_id}) == 200
 
     assert mlflow_server.count_requests() - before == 1
     trace = mlflow_server.wait_for_trace(trace_id.hex(), until=lambda trace: trace["spans"])
     assert trace["trace_info"]["state"] == "OK"
     assert [span["name"] for span in trace["spans"]] == ["agent"]
     assert base64.b64decode(trace["spans"][0]["trace_id"]) == trace_id
-    (info,) = mlflow_server.search_traces(experiment)
+    (info,) = mlflow_server.search_traces(experiment_id)
     assert info["trace_id"] == f"tr-{trace_id.hex()}"
-    assert send(mlflow_server, b"garbage", **{"x-mlflow-experiment-id": experiment}) == 400
+    assert send(mlflow_server, b"garbage", **{"x-mlflow-experiment-id": experiment_id}) == 400
     assert mlflow_server.statuses()[-2:] == [200, 400]
-    mlflow_server.delete_experiment(experiment)
+    mlflow_server.delete_experiment(experiment_id)
     deleted = mlflow_server.experiment("harness")
     assert deleted is not None
     assert deleted["lifecycle_stage"] == "deleted"
 
 
-def test_a_real_server_with_workspaces(workspace_server: MLflowServer) -> None:
+def test_mlflow_server_with_workspaces_separates_them(workspace_server: MLflowServer) -> None:
     experiment = workspace_server.create_experiment("harness", "team-a")
     headers = {"x-mlflow-experiment-id": experiment}
     trace_id = os.urandom(16)
@@ -737,7 +739,7 @@ def test_a_real_server_with_workspaces(workspace_server: MLflowServer) -> None:
     assert json.loads(caught.value.text)["error_code"] == "RESOURCE_DOES_NOT_EXIST"
 
 
-def test_a_real_server_crashes_and_comes_back(tmp_path: Path) -> None:
+def test_mlflow_server_after_kill_restarts_with_its_data(tmp_path: Path) -> None:
     server = MLflowServer.start(tmp_path / "server")
     try:
         trace_id = os.urandom(16)
@@ -753,6 +755,6 @@ def test_a_real_server_crashes_and_comes_back(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
+def test_mlflow_server_that_does_not_start_raises_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no-such-option"):
         MLflowServer.start(tmp_path, extra=["--no-such-option"])

@@ -1,4 +1,4 @@
-"""Traces as an agent makes them, by the real SDK, for tests of many at once."""
+"""Many traces, made by the real SDK."""
 
 import json
 import math
@@ -23,28 +23,25 @@ POLL_SECONDS = 0.05
 
 
 def make_traces(count: int, *, children: int = 0, attributes: Attributes | None = None) -> list[ReadableSpan]:
-    """Ended spans of whole traces: each a root `root N`, and children `child N.M` with M from 1.
+    """Make ended spans of whole traces: each a root `root N`, and `children` children `child N.M` with M from 1.
 
-    Args:
-        count: How many traces.
-        children: How many children each root has.
-        attributes: Told the trace's number and the span's (0 for the root), gives the span's attributes.
+    `attributes` returns a span's attributes for the number of the trace and of the span (0 for the root).
     """
     memory = InMemorySpanExporter()
-    with provider(memory) as made:
-        tracer = made.get_tracer("tests")
+    with provider(memory) as tracer_provider:
+        tracer = tracer_provider.get_tracer("tests")
         for number in range(count):
-            found = attributes or (lambda _trace, _span: {})
-            root = tracer.start_span(f"root {number}", attributes=found(number, 0))
+            attributes_of = attributes or (lambda _trace, _span: {})
+            root = tracer.start_span(f"root {number}", attributes=attributes_of(number, 0))
             context = set_span_in_context(root)
             for child in range(1, children + 1):
-                tracer.start_span(f"child {number}.{child}", context, attributes=found(number, child)).end()
+                tracer.start_span(f"child {number}.{child}", context, attributes=attributes_of(number, child)).end()
             root.end()
     return list(memory.get_finished_spans())
 
 
 _NUL = "a\x00b"
-_BAD_COSTS = (
+_INVALID_COSTS = (
     "much",
     "[]",
     "null",
@@ -55,8 +52,8 @@ _BAD_COSTS = (
     5,
     ("a", "b"),
 )
-# Each, refused by some MLflow from 3.6.0 to 3.17.2, on SQLite or PostgreSQL, or suspected of it.
-_POISON: dict[str, Mapping[str, Any]] = {
+# Some MLflow version from 3.6.0 to 3.17.2 rejects each of these, or may do so, on SQLite or PostgreSQL.
+_REJECTABLE: dict[str, Mapping[str, Any]] = {
     "long session": {"session.id": "s" * 600},
     "long conversation": {"gen_ai.conversation.id": "c" * 600},
     "long user": {"user.id": "u" * 9000},
@@ -67,7 +64,7 @@ _POISON: dict[str, Mapping[str, Any]] = {
     "kind as a list": {"openinference.span.kind": "[]"},
     "operation as a list": {"gen_ai.operation.name": ("chat", "embeddings")},
     "kind as an object": {"traceloop.span.kind": '{"a": 1}'},
-    **{f"cost {cost!r}": {"mlflow.llm.cost": cost} for cost in _BAD_COSTS},
+    **{f"cost {cost!r}": {"mlflow.llm.cost": cost} for cost in _INVALID_COSTS},
     "usage in words": {"mlflow.chat.tokenUsage": '{"input_tokens": "x", "output_tokens": 1, "total_tokens": 1}'},
     "usage and inputs that are not json": {"mlflow.spanInputs": "{", "mlflow.chat.tokenUsage": "{"},
     "odd tokens": {"llm.token_count.prompt": -1, "llm.token_count.completion": 1 << 62},
@@ -104,12 +101,12 @@ _POISON: dict[str, Mapping[str, Any]] = {
 
 
 def make_rejectable_traces() -> list[ReadableSpan]:
-    """Traces of one span, with all that some MLflow refuses and that the SDK lets through."""
+    """Make traces of one span with everything that some MLflow version rejects and the SDK accepts."""
     memory = InMemorySpanExporter()
-    with provider(memory) as made:
-        tracer = made.get_tracer("tests")
-        for name, found in _POISON.items():
-            tracer.start_span(name, attributes=found).end()
+    with provider(memory) as tracer_provider:
+        tracer = tracer_provider.get_tracer("tests")
+        for name, attributes in _REJECTABLE.items():
+            tracer.start_span(name, attributes=attributes).end()
         for name in ("", "n" * 2000, f"nul {_NUL}", "half a pair \ud83d"):
             tracer.start_span(name).end()
         now = time.time_ns()
@@ -125,16 +122,12 @@ def make_rejectable_traces() -> list[ReadableSpan]:
 
 
 def random_text(size: int, seed: int = 0) -> str:
-    """A text that no compression makes much smaller."""
+    """Make a text that cannot be compressed much."""
     return "".join(random.Random(seed).choices(string.ascii_letters + string.digits, k=size))
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 30.0, what: str = "") -> None:
-    """Waits for a condition.
-
-    Raises:
-        AssertionError: It did not come true in time.
-    """
+    """Wait until a condition is true; fail after the time-out."""
     end = time.monotonic() + timeout
     pause = threading.Event()
     while not condition():
@@ -143,7 +136,7 @@ def wait_until(condition: Callable[[], object], timeout: float = 30.0, what: str
 
 
 def stored_span_names(database: Path, experiment: str) -> list[str]:
-    """The names of all spans that an MLflow server keeps of an experiment in its SQLite file, each row one."""
+    """Return the names of all spans of an experiment in an MLflow server's SQLite file, one for each row."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT name FROM spans WHERE experiment_id = ?", (int(experiment),))
         return sorted(str(row[0]) for row in rows)

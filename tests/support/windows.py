@@ -1,8 +1,8 @@
-"""Makes this process a little like one on Windows, before the library is imported: `import support.windows` does it.
+"""Simulate Windows in this process: import `support.windows` before the library.
 
-What POSIX alone has is gone, as far as this library could use it; files that are open can neither be removed nor
-replaced; `msvcrt` locks, and does not let the bytes be locked that others are to read. What Windows does otherwise
-besides, as with names, sockets and rights, no test here knows.
+It removes what only POSIX has and this library could use. Open files can neither be removed nor replaced. `msvcrt`
+locks files, but not the bytes that other processes read. Other differences of Windows (names, sockets, permissions)
+are not simulated.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ import requests
 from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.sdk.trace import export
 
-# Imported here, as they look at the platform when they are.
+# Imported first, because they check the platform on import.
 LOADED = (asyncio, multiprocessing.util, requests, ssl, subprocess, tempfile, trace_exporter, export)
-_GONE = (
+_REMOVED = (
     *("fork", "forkpty", "register_at_fork", "getuid", "geteuid", "getgid", "getpgid", "setsid", "killpg", "waitid"),
     *("O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC", "O_NONBLOCK", "O_SYNC", "fchmod", "fchown", "chown", "lchown"),
     *("statvfs", "fstatvfs", "sysconf", "sched_getaffinity", "mkfifo", "pread", "pwrite", "sendfile", "uname"),
@@ -35,10 +35,10 @@ _MODULES = ("fcntl", "pwd", "grp", "resource", "termios", "tty", "pty", "syslog"
 
 
 def _is_open(path: os.PathLike[str] | str) -> bool:
-    wanted = os.path.realpath(path)
-    for each in os.listdir("/proc/self/fd"):  # noqa: PTH208 - Path is what is changed here
+    real_path = os.path.realpath(path)
+    for descriptor in os.listdir("/proc/self/fd"):  # noqa: PTH208 - Path is what is changed here
         try:
-            if os.path.realpath(f"/proc/self/fd/{each}") == wanted:
+            if os.path.realpath(f"/proc/self/fd/{descriptor}") == real_path:
                 return True
         except OSError:
             continue
@@ -54,14 +54,14 @@ def _deny(*paths: Any) -> None:
 def _locking(descriptor: int, mode: int, count: int) -> None:
     assert (mode, count) == (2, 1)
     position = os.lseek(descriptor, 0, os.SEEK_CUR)
-    assert 1 << 24 < position < 1 << 31, "what is locked cannot be read by others, and the C library counts to 2 GiB"
+    assert 1 << 24 < position < 1 << 31, "other processes cannot read locked bytes, and the C library counts to 2 GiB"
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise PermissionError(errno.EACCES, "Permission denied") from None
 
 
-def _pretend() -> None:
+def _simulate_windows() -> None:
     unlink, replace, rename = Path.unlink, Path.replace, Path.rename
 
     def denied_unlink(path: Path, missing_ok: bool = False) -> None:
@@ -85,7 +85,7 @@ def _pretend() -> None:
         sys.modules[name] = None  # type: ignore[assignment]
     usage = shutil.disk_usage("/")
     setattr(shutil, "disk_usage", lambda _: usage)  # noqa: B010 - its parameter has another name
-    for name in _GONE:
+    for name in _REMOVED:
         if hasattr(os, name):
             delattr(os, name)
     for name in ("SIGKILL", "SIGHUP", "SIGQUIT", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE", "SIGSTOP"):
@@ -93,4 +93,4 @@ def _pretend() -> None:
     sys.platform = "win32"
 
 
-_pretend()
+_simulate_windows()
