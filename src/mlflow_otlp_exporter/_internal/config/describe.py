@@ -14,15 +14,8 @@ def describe_settings(settings: Settings) -> Iterator[tuple[str, str, str]]:
     guess = "" if settings.is_api_certain else " (a guess)"
     api = "none" if settings.api is None else settings.api.address + guess
     yield "mlflow", api, str(settings.api.sources["url"]) if settings.api else "default"
-    sections = (
-        settings,
-        settings.traces,
-        settings.buffer,
-        settings.disk,
-        settings.enrichment,
-        settings.privacy,
-        settings.app,
-    )
+    # `traces` comes first, and has the same type as `api`.
+    sections = (settings, *vars(settings).values())
     for setting in SETTINGS:
         if setting.model is None:
             continue

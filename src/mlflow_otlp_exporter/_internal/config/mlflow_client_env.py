@@ -57,11 +57,9 @@ def reject_auth_plugin(source: object, value: str) -> None:
 def reject_sigv4(source: object, value: str) -> None:
     """Explain what to set instead of `MLFLOW_TRACKING_AWS_SIGV4`, which needs the MLflow SDK, if it is true."""
     try:
-        is_enabled, reason = parsers.parse_boolean(value), ""
+        is_enabled = parsers.parse_boolean(value)
     except ValueError as error:
-        is_enabled, reason = True, str(error)
-    if reason:
-        raise ConfigurationError(f"{source} is {value!r}: {reason}")
+        raise ConfigurationError(f"{source} is {value!r}: {error}") from None
     if is_enabled:
         raise ConfigurationError(
             f"{source} is {value!r}, which needs the MLflow SDK: expected session= with a "

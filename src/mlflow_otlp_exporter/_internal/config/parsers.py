@@ -13,25 +13,12 @@ from urllib.parse import unquote
 Parser = Callable[[Any], Any]
 
 MASK_PATTERNS = ("email", "keys", "cards", "phones")
-# What can be hidden: OpenInference's variables (0.1.72) without `OPENINFERENCE_HIDE_`, in lower case. The last two are
-# older names, which its documentation still has.
+# What can be hidden: OpenInference's variables (0.1.72) without `OPENINFERENCE_HIDE_`, in lower case.
 HIDEABLE = (
-    "inputs",
-    "outputs",
-    "input_messages",
-    "output_messages",
-    "input_images",
-    "input_text",
-    "output_text",
-    "prompts",
-    "choices",
-    "retrieval_documents",
-    "llm_invocation_parameters",
-    "llm_tools",
-    "embeddings_vectors",
-    "embeddings_text",
-    "embedding_vectors",
-    "llm_prompts",
+    *("inputs", "outputs", "input_messages", "output_messages", "input_images", "input_text", "output_text"),
+    *("prompts", "choices", "retrieval_documents", "llm_invocation_parameters", "llm_tools"),
+    *("embeddings_vectors", "embeddings_text"),
+    *("embedding_vectors", "llm_prompts"),  # older names, which its documentation still has
 )
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 # Characters that RFC 9110 (5.6.2) allows in a header's name.

@@ -94,12 +94,12 @@ def resolve(
     return _Resolver(arguments, environment, defaults or {}).resolve()
 
 
-def resolve_app(arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> AppSettings:
-    return AppSettings(**_Resolver(arguments, environment, {}).resolve_fields(AppSettings))
+def resolve_app(arguments: Mapping[str, Any]) -> AppSettings:
+    return AppSettings(**_Resolver(arguments, None, {}).resolve_fields(AppSettings))
 
 
-def resolve_buffer(arguments: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> BufferSettings:
-    return BufferSettings(**_Resolver(arguments, environment, {}).resolve_fields(BufferSettings))
+def resolve_buffer(arguments: Mapping[str, Any]) -> BufferSettings:
+    return BufferSettings(**_Resolver(arguments, None, {}).resolve_fields(BufferSettings))
 
 
 class _Resolver:
