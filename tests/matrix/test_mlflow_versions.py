@@ -127,7 +127,8 @@ def test_export_with_workspace_to_server_without_workspaces_logs_server_message(
         waits(MLflowSpanExporter(timeout=60, tracking_uri=server.uri, experiment_id=0, workspace="team-a"), 3)
     finally:
         server.stop()
-    assert "workspaces are not enabled on this server; unset MLFLOW_WORKSPACE" in caplog.text
+    assert "workspaces are not enabled on this server" in caplog.text
+    assert "Unset `MLFLOW_WORKSPACE`" in caplog.text
 
 
 def test_export_of_sanitized_spans_stores_all_in_one_request(mlflow: Versioned) -> None:
