@@ -22,7 +22,7 @@ import pytest
 
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.cli import main as main_module
-from mlflow_otlp_exporter._internal.cli.doctor import local_checks, probe, server_checks
+from mlflow_otlp_exporter._internal.cli.doctor import connection_checks, local_checks, server_checks
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
 from support.certificates import Authority, TlsServer, self_signed
@@ -681,10 +681,10 @@ def test_recording_log_collects_messages_from_info_on(caplog: pytest.LogCaptureF
 def test_find_proxy_respects_no_proxy(world: World) -> None:
     world.set(HTTPS_PROXY="http://ada:x@proxy.test:3128", NO_PROXY=".svc,127.0.0.1")
     environment = dict(os.environ)
-    assert probe.find_proxy("https://mlflow.team.svc:8443/v1/traces", environment) is None
-    proxy = probe.find_proxy("https://mlflow.example.test/v1/traces", environment)
-    assert proxy is not None
-    assert str(proxy) == "proxy.test:3128 (environment variable HTTPS_PROXY)"
+    proxy, description = connection_checks.find_proxy("https://mlflow.team.svc:8443/v1/traces", environment)
+    assert (proxy, description) == ("", "none for this host (environment variable NO_PROXY)")
+    proxy, description = connection_checks.find_proxy("https://mlflow.example.test/v1/traces", environment)
+    assert proxy == description == "proxy.test:3128 (environment variable HTTPS_PROXY)"
 
 
 PREFIX, USERS = ("--static-prefix", "/mlf"), ("--app-name", "basic-auth")

@@ -211,8 +211,11 @@ def _classify_exception(error: Exception, url: str) -> TransportError:
     if isinstance(error, requests.exceptions.SSLError):
         verification = next((item for item in chain if isinstance(item, ssl.SSLCertVerificationError)), None)
         reason = verification.verify_message if verification else f"{names[-1]}; does it speak https?"
-        return TransportError(f"no TLS connection to {host}: {reason}", code=tls_code(verification))
+        return TransportError(f"no TLS connection to {host}: {reason}", code=_tls_code(verification))
     if isinstance(error, requests.exceptions.ProxyError):
+        if "407" in str(error):  # "Tunnel connection failed: 407 Proxy Authentication Required"
+            message = f"the proxy requires credentials for {host}"
+            return TransportError(message, code=MessageCode.PROXY_UNAUTHENTICATED)
         return TransportError(f"no connection to {host} through the proxy ({names[-1]})", code=MessageCode.PROXY)
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return TransportError(f"{host} did not accept a connection in time", code=MessageCode.CONNECT_TIMEOUT)
@@ -239,7 +242,7 @@ def default_ca_file() -> str:
     return requests.utils.DEFAULT_CA_BUNDLE_PATH
 
 
-def tls_code(error: ssl.SSLCertVerificationError | None) -> MessageCode:
+def _tls_code(error: ssl.SSLCertVerificationError | None) -> MessageCode:
     """The code of a failed TLS handshake; None if the certificate is not the cause."""
     if error is None:
         return MessageCode.NOT_TLS

@@ -15,8 +15,8 @@ from typing import Any
 from opentelemetry.sdk.resources import Resource
 
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure, create_warning
+from mlflow_otlp_exporter._internal.cli.doctor.connection_checks import check_connection
 from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog, run_local_checks
-from mlflow_otlp_exporter._internal.cli.doctor.probe import check_connection
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
     create_test_spans,
     delete_trace,
@@ -108,7 +108,7 @@ def _run_until_failure(
         return
     try:
         yield from run_local_checks(settings)
-        for result in check_connection(settings.traces, environment):
+        for result in check_connection(clients.server, settings.traces, environment):
             yield result
             if result.status is CheckStatus.FAILED:
                 return

@@ -1,0 +1,123 @@
+"""Checks the connection to a server with one request: proxy, host name, TCP connection, TLS."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.hints import HINTS
+from mlflow_otlp_exporter._internal.config.models import ServerSettings, SettingSource
+from mlflow_otlp_exporter._internal.transport.client import HttpClient, default_ca_file, is_proxy_bypassed
+from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, TransportError
+
+_TIMEOUT_SECONDS = 4.0
+_DAY_SECONDS = 86_400
+_MIN_VALID_DAYS = 14
+# Steps that an error of the HTTP client concerns.
+_STEP_BY_CODE = {
+    MessageCode.PROXY: "proxy",
+    MessageCode.PROXY_UNAUTHENTICATED: "proxy",
+    MessageCode.NAME_NOT_RESOLVED: "name",
+    MessageCode.CONNECTION_REFUSED: "connection",
+    MessageCode.CONNECT_TIMEOUT: "connection",
+    MessageCode.CERTIFICATE_UNTRUSTED: "tls",
+    MessageCode.CERTIFICATE_EXPIRED: "tls",
+    MessageCode.CERTIFICATE_HOST_MISMATCH: "tls",
+    MessageCode.NOT_TLS: "tls",
+}
+
+
+def check_connection(
+    client: HttpClient, server: ServerSettings, environment: Mapping[str, str]
+) -> Iterator[CheckResult]:
+    """Send one request and report each step of the connection; if a step fails, its result is the last one."""
+    parts = urlsplit(server.url)
+    proxy, description = find_proxy(server.url, environment)
+    response = client.send(HttpRequest("GET", "/version", timeout_seconds=_TIMEOUT_SECONDS))
+    if isinstance(response, TransportError) and response.is_credential_error:  # reported by the check of the server
+        return
+    failed_step = _STEP_BY_CODE.get(response.code) if isinstance(response, TransportError) else None
+    details = {"proxy": description}
+    if not proxy:
+        details |= {"name": f"{parts.hostname} resolves", "connection": f"{parts.netloc} accepts connections"}
+    if parts.scheme == "https":
+        details["tls"] = ""
+    for step, detail in details.items():
+        if step == failed_step and isinstance(response, TransportError):
+            detail = f"{proxy}: {response.message}" if step == "proxy" else response.message  # noqa: PLW2901
+            if step == "tls":
+                detail += f" (checked against {' from '.join(_find_ca(server, environment))})"  # noqa: PLW2901
+            yield create_failure(step, response.code, detail)
+            return
+        yield (
+            _check_tls(server, environment, bool(proxy)) if step == "tls" else CheckResult(step, CheckStatus.OK, detail)
+        )
+
+
+def find_proxy(url: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return the proxy that `requests` would use, without credentials, and a description; empty without a proxy."""
+    for name in ("no_proxy", "NO_PROXY"):
+        if environment.get(name):
+            if is_proxy_bypassed(url, environment[name]):
+                return "", f"none for this host (environment variable {name})"
+            break
+    scheme = urlsplit(url).scheme
+    for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"):
+        if value := environment.get(name, "").strip():
+            address = urlsplit(value if "://" in value else f"http://{value}").netloc.rpartition("@")[2]
+            proxy = f"{address} (environment variable {name})"
+            return proxy, proxy
+    return "", "none"
+
+
+def _find_ca(server: ServerSettings, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return the CA file or folder that `HttpClient` uses, and its source."""
+    if server.certificate_file:
+        return server.certificate_file, str(server.sources.get("certificate_file", SettingSource("default")))
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if environment.get(name):
+            return environment[name], f"environment variable {name}"
+    return default_ca_file(), "default"
+
+
+def _check_tls(server: ServerSettings, environment: Mapping[str, str], has_proxy: bool) -> CheckResult:
+    """Report the TLS connection, which has succeeded, and a certificate that expires soon."""
+    code = MessageCode.CERTIFICATE_EXPIRED
+    if server.insecure_tls:
+        code, cause = MessageCode.CERTIFICATE_UNTRUSTED, "An attacker on the network could read credentials."
+        fix = "Unset `MLFLOW_TRACKING_INSECURE_TLS`, and set `MLFLOW_TRACKING_SERVER_CERT_PATH` to the CA file."
+        detail = f"certificate verification is disabled ({server.sources['insecure_tls']})"
+        return CheckResult("tls", CheckStatus.WARNING, detail, "", cause, fix, code)
+    ca_path, source = _find_ca(server, environment)
+    detail = f"the certificate is trusted ({ca_path}, {source})"
+    days = None if has_proxy else _read_valid_days(server, ca_path)
+    if days is not None:
+        detail += f" and valid for {days:.0f} more days"
+    if days is not None and days < _MIN_VALID_DAYS:
+        return CheckResult(
+            "tls", CheckStatus.WARNING, detail, "", "The certificate expires soon.", HINTS[code].fix, code
+        )
+    return CheckResult("tls", CheckStatus.OK, detail)
+
+
+def _read_valid_days(server: ServerSettings, ca_path: str) -> float | None:
+    parts = urlsplit(server.url)
+    with suppress(OSError, ValueError, KeyError):
+        folder, file = (ca_path, None) if Path(ca_path).is_dir() else (None, ca_path)
+        context = ssl.create_default_context(cafile=file, capath=folder)
+        if server.client_certificate_file:
+            context.load_cert_chain(server.client_certificate_file, server.client_key_file)
+        with (
+            socket.create_connection((parts.hostname, parts.port or 443), timeout=_TIMEOUT_SECONDS) as connection,
+            context.wrap_socket(connection, server_hostname=parts.hostname) as secure,
+        ):
+            not_after = str((secure.getpeercert() or {})["notAfter"])
+            return (ssl.cert_time_to_seconds(not_after) - time.time()) / _DAY_SECONDS
+    return None
