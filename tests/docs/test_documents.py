@@ -10,8 +10,7 @@ import pytest
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from support.documents import DOCS, PAGES, anchors, links
 from support.environments import ROOT
-from support.lanes import Lanes
-from support.lanes import collect_lanes as asked
+from support.lanes import Lanes, collect_lanes
 
 TESTS = ROOT / "tests"
 GUARANTEES = ROOT / "docs" / "guarantees.md"
@@ -19,9 +18,9 @@ PROMISES = re.findall(r"`([\w.]+\.test_\w+)\.(test_\w+)`", GUARANTEES.read_text(
 _SKIPS = re.compile(r"\b(skip|skipif|xfail|importorskip)\b")
 
 
-@pytest.fixture(scope="module")
-def collect_lanes() -> Lanes:
-    return asked()
+@pytest.fixture(scope="module", name="lanes")
+def collect() -> Lanes:
+    return collect_lanes()
 
 
 def test_guarantees_name_at_least_one_test_each() -> None:
@@ -31,14 +30,14 @@ def test_guarantees_name_at_least_one_test_each() -> None:
     assert [row for row in promises if not re.search(r"`[\w.]+\.test_\w+\.test_\w+`", row)] == []
 
 
-def test_guarantee_tests_are_run_by_ci(collect_lanes: Lanes) -> None:
-    assert [f"{module}.{name}" for module, name in PROMISES if (module, name) not in collect_lanes.ci] == []
+def test_guarantee_tests_are_run_by_ci(lanes: Lanes) -> None:
+    assert [f"{module}.{name}" for module, name in PROMISES if (module, name) not in lanes.ci] == []
 
 
-def test_collected_tests_differ_between_default_ci_and_matrix(collect_lanes: Lanes) -> None:
-    assert ("docs.test_documents", "test_collected_tests_differ_between_default_ci_and_matrix") in collect_lanes.default
-    assert collect_lanes.ci - collect_lanes.default
-    assert collect_lanes.matrix - collect_lanes.ci
+def test_collected_tests_differ_between_default_ci_and_matrix(lanes: Lanes) -> None:
+    assert ("docs.test_documents", "test_collected_tests_differ_between_default_ci_and_matrix") in lanes.default
+    assert lanes.ci - lanes.default
+    assert lanes.matrix - lanes.ci
 
 
 def functions(module: str) -> dict[str, ast.FunctionDef]:

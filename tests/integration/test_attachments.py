@@ -1,4 +1,4 @@
-"""Attachments from the app to MLflow: uploaded before their spans, safe in an outage, never what is hidden."""
+"""Attachments: uploaded before their spans, kept in an outage, never uploaded if hidden."""
 
 import base64
 import io
@@ -36,12 +36,12 @@ PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 )
 NOISE = random.Random(7).randbytes(450_000)
-# Viewers do not mind what follows a picture's end; more than 524,288 characters of base64.
+# Viewers ignore bytes after the end of a picture. LARGE has more than 524,288 characters of base64.
 LARGE, SMALL, WAV = PNG + NOISE, PNG + NOISE[:20_000], b"RIFF....WAVE" + NOISE[:20_000]
 EXPERIMENT = "/api/2.0/mlflow/experiments/get"
 
 
-def parsed(version: str) -> tuple[int, ...]:
+def parse_version(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
@@ -49,49 +49,49 @@ def text_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def asked(*pictures: bytes) -> str:
-    """A request to a model, as OpenAI has it."""
-    urls = [f"data:image/png;base64,{text_of(each)}" for each in pictures]
+def make_request(*pictures: bytes) -> str:
+    """Make a request of OpenAI's API."""
+    urls = [f"data:image/png;base64,{text_of(picture)}" for picture in pictures]
     content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    said = [{"type": "text", "text": "What is this?"}, *content]
-    return json.dumps({"messages": [{"role": "user", "content": said}], "model": "m"})
+    parts = [{"type": "text", "text": "What is this?"}, *content]
+    return json.dumps({"messages": [{"role": "user", "content": parts}], "model": "m"})
 
 
 def call(*pictures: bytes) -> Mapping[str, Any]:
-    return {"openinference.span.kind": "LLM", "input.value": asked(*pictures), "output.value": "A dot."}
+    return {"openinference.span.kind": "LLM", "input.value": make_request(*pictures), "output.value": "A dot."}
 
 
-def spans(*pictures: bytes) -> list[ReadableSpan]:
+def make_picture_spans(*pictures: bytes) -> list[ReadableSpan]:
     return make_traces(1, attributes=lambda *_: call(*pictures))
 
 
 class FakeMLflow:
-    """A scripted server that answers like MLflow, and tells what came in which order."""
+    """A scripted server that answers like MLflow, and records the order of the requests."""
 
-    def __init__(self, server: ScriptedServer, found: list[ReadableSpan], *pictures: bytes) -> None:
+    def __init__(self, server: ScriptedServer, spans: list[ReadableSpan], *pictures: bytes) -> None:
         self.server, self.url = server, server.url
         self.files: dict[str, bytes] = {}
-        self.takes = Answer()
+        self.upload_answer = Answer()
         self.order: list[str] = []
         server.answer_with("/version", lambda _: Answer(body=b"3.17.2"))
         record = json.dumps({"experiment": {"experiment_id": "7", "artifact_location": "mlflow-artifacts:/7"}})
-        there = Answer(headers={"Content-Type": "application/json"}, body=record.encode())
-        server.answer_with(EXPERIMENT, lambda _: there)
+        found_answer = Answer(headers={"Content-Type": "application/json"}, body=record.encode())
+        server.answer_with(EXPERIMENT, lambda _: found_answer)
         server.answer_with("/v1/traces", self._spans)
         self.refs = []
-        for span in found:
+        for span in spans:
             assert span.context is not None
-            for each in pictures:
-                made = create_attachment(span.context.trace_id, "image/png", each)
-                self.refs.append(made.ref)
-                folder = f"/7/traces/tr-{span.context.trace_id:032x}/artifacts/attachments/{made.id}"
+            for picture in pictures:
+                attachment = create_attachment(span.context.trace_id, "image/png", picture)
+                self.refs.append(attachment.ref)
+                folder = f"/7/traces/tr-{span.context.trace_id:032x}/artifacts/attachments/{attachment.id}"
                 server.answer_with(f"/api/2.0/mlflow-artifacts/artifacts{folder}", self._file)
 
     def _file(self, request: RecordedRequest) -> Answer:
         self.order.append(request.method)
-        if self.takes.status == 200:
+        if self.upload_answer.status == 200:
             self.files[request.path.rpartition("/")[2]] = request.body
-        return self.takes
+        return self.upload_answer
 
     def _spans(self, request: RecordedRequest) -> Answer:
         self.order.append("spans")
@@ -103,11 +103,11 @@ def exporter_to(server: ScriptedServer, **more: Any) -> MLflowSpanExporter:
     return MLflowSpanExporter(tracking_uri=server.url, experiment_id=7, attachments=True, **more)
 
 
-def test_pictures_are_uploaded_before_the_spans_that_refer_to_them(scripted_server: ScriptedServer) -> None:
-    found = spans(LARGE, SMALL)
-    fake = FakeMLflow(scripted_server, found, LARGE, SMALL)
+def test_upload_precedes_the_spans_with_references(scripted_server: ScriptedServer) -> None:
+    spans = make_picture_spans(LARGE, SMALL)
+    fake = FakeMLflow(scripted_server, spans, LARGE, SMALL)
     exporter = exporter_to(scripted_server, credentials="secret", workspace="team-a")
-    assert exporter.export(found) is SpanExportResult.SUCCESS
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert fake.order == ["PUT", "PUT", "spans"]
     assert list(fake.files.values()) == [LARGE, SMALL]
@@ -121,11 +121,11 @@ def test_pictures_are_uploaded_before_the_spans_that_refer_to_them(scripted_serv
             assert request.headers["x-mlflow-workspace"] == "team-a"
 
 
-def test_without_the_setting_all_is_as_ever(scripted_server: ScriptedServer) -> None:
-    found = spans(LARGE, SMALL)
-    fake = FakeMLflow(scripted_server, found, LARGE, SMALL)
+def test_export_without_attachments_setting_uploads_nothing(scripted_server: ScriptedServer) -> None:
+    spans = make_picture_spans(LARGE, SMALL)
+    fake = FakeMLflow(scripted_server, spans, LARGE, SMALL)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=7)
-    exporter.export(found)
+    exporter.export(spans)
     exporter.shutdown()
     assert [request.path for request in scripted_server.requests] == ["/v1/traces"]
     assert text_of(SMALL) in fake.sent
@@ -139,34 +139,34 @@ def test_without_the_setting_all_is_as_ever(scripted_server: ScriptedServer) -> 
         Answer(302, headers={"Location": "/login"}),
         Answer(413),
     ],
-    ids=lambda each: str(each.status),
+    ids=lambda answer: str(answer.status),
 )
-def test_refused_uploads_cost_no_span(
+def test_rejected_uploads_deliver_spans_with_inline_content(
     scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, answer: Answer
 ) -> None:
-    found = spans(LARGE, SMALL)
-    fake = FakeMLflow(scripted_server, found, LARGE, SMALL)
-    fake.takes = answer
+    spans = make_picture_spans(LARGE, SMALL)
+    fake = FakeMLflow(scripted_server, spans, LARGE, SMALL)
+    fake.upload_answer = answer
     exporter = exporter_to(scripted_server)
-    assert exporter.export(found) is SpanExportResult.SUCCESS
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert text_of(SMALL) in fake.sent
     assert "[image/png, 450.1 kB, not kept]" in fake.sent
     assert "mlflow-attachment" not in fake.sent
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert f"name type and size where not: {answer.status}" in caplog.text
+    assert f"name type and size of others: {answer.status}" in caplog.text
     assert "[MLO-516]" in caplog.text
     assert exporter.stats().attachments_failed == 2
     assert not [request for request in scripted_server.requests if request.path == "/login"]
 
 
-def test_what_waits_on_disk_is_uploaded_by_the_next_run(tmp_path: Path) -> None:
-    found = spans(LARGE)
+def test_spooled_attachments_are_uploaded_by_the_next_run(tmp_path: Path) -> None:
+    spans = make_picture_spans(LARGE)
     with ScriptedServer(listening=False) as server:
-        fake = FakeMLflow(server, found, LARGE)
+        fake = FakeMLflow(server, spans, LARGE)
         more = {"spool": True, "spool_dir": tmp_path, "timeout": 10.0}
         exporter = exporter_to(server, **more)
-        assert exporter.export(found) is SpanExportResult.SUCCESS
+        assert exporter.export(spans) is SpanExportResult.SUCCESS
         exporter.shutdown()
         assert exporter.stats().spooled == 1
         server.listen()
@@ -177,12 +177,12 @@ def test_what_waits_on_disk_is_uploaded_by_the_next_run(tmp_path: Path) -> None:
     assert fake.refs[0] in fake.sent
 
 
-def test_outage_is_waited_for_in_memory_too(scripted_server: ScriptedServer) -> None:
-    found = spans(LARGE)
-    fake = FakeMLflow(scripted_server, found, LARGE)
+def test_attachments_in_memory_are_uploaded_after_an_outage(scripted_server: ScriptedServer) -> None:
+    spans = make_picture_spans(LARGE)
+    fake = FakeMLflow(scripted_server, spans, LARGE)
     scripted_server.answer_with(EXPERIMENT, lambda _: Answer(503))
     exporter = exporter_to(scripted_server, timeout=3)
-    exporter.export(found)
+    exporter.export(spans)
     assert fake.order == []
     record = json.dumps({"experiment": {"artifact_location": "mlflow-artifacts:/7"}}).encode()
     scripted_server.answer_with(EXPERIMENT, lambda _: Answer(body=record))
@@ -191,48 +191,48 @@ def test_outage_is_waited_for_in_memory_too(scripted_server: ScriptedServer) -> 
     assert (fake.order, exporter.stats().delivered, exporter.stats().attachments_uploaded) == (["PUT", "spans"], 1, 1)
 
 
-def hidden(text: str) -> str:
+def hide(text: str) -> str:
     return text if len(text) < 1000 else "[hidden]"
 
 
 @pytest.mark.parametrize(
     ("variable", "mask"),
-    [("OPENINFERENCE_HIDE_INPUT_IMAGES", None), ("OPENINFERENCE_HIDE_INPUTS", None), (None, hidden)],
+    [("OPENINFERENCE_HIDE_INPUT_IMAGES", None), ("OPENINFERENCE_HIDE_INPUTS", None), (None, hide)],
 )
-def test_what_is_hidden_or_masked_is_never_uploaded(
+def test_hidden_or_masked_content_is_not_uploaded(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: str | None, mask: Any
 ) -> None:
     if variable is not None:
         monkeypatch.setenv(variable, "true")
-    found = spans(LARGE, SMALL)
-    fake = FakeMLflow(scripted_server, found, LARGE, SMALL)
+    spans = make_picture_spans(LARGE, SMALL)
+    fake = FakeMLflow(scripted_server, spans, LARGE, SMALL)
     exporter = exporter_to(scripted_server, mask=mask)
-    assert exporter.export(found) is SpanExportResult.SUCCESS
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert [request.path for request in scripted_server.requests] == ["/v1/traces"]
     assert "base64" not in fake.sent
 
 
-def test_spans_without_media_do_not_ask(scripted_server: ScriptedServer) -> None:
+def test_spans_without_media_send_no_other_request(scripted_server: ScriptedServer) -> None:
     exporter = exporter_to(scripted_server)
     exporter.export(make_spans("plain"))
     exporter.shutdown()
     assert [request.path for request in scripted_server.requests] == ["/v1/traces"]
 
 
-def test_journal_of_a_killed_process_has_the_content(scripted_server: ScriptedServer, tmp_path: Path) -> None:
+def test_journal_holds_the_content_of_attachments(scripted_server: ScriptedServer, tmp_path: Path) -> None:
     """Each span is on disk whole, before anything is taken out of it."""
-    found = spans(LARGE)
-    fake = FakeMLflow(scripted_server, found, LARGE)
+    spans = make_picture_spans(LARGE)
+    fake = FakeMLflow(scripted_server, spans, LARGE)
     more = {"spool": True, "spool_dir": tmp_path, "durability": "every-span"}
     exporter = exporter_to(scripted_server, **more)
     pipeline = exporter._pipeline
     assert pipeline is not None
     assert pipeline.span_recorder is not None
-    pipeline.span_recorder(found[0])
+    pipeline.span_recorder(spans[0])
     (journal,) = tmp_path.rglob("journal/*")
     assert text_of(LARGE)[:1000] in journal.read_text(errors="replace")
-    exporter.export(found)
+    exporter.export(spans)
     exporter.shutdown()
     assert fake.order == ["PUT", "spans"]
 
@@ -241,13 +241,13 @@ def test_journal_of_a_killed_process_has_the_content(scripted_server: ScriptedSe
 
 
 @pytest.fixture(autouse=True)
-def shut_down() -> Iterator[None]:
+def shut_down_after_test() -> Iterator[None]:
     yield
     shutdown()
 
 
-def downloaded(server: MLflowServer, trace_id: str, ref: str, workspace: str | None = None) -> bytes:
-    """What the console is given for a reference."""
+def download(server: MLflowServer, trace_id: str, ref: str, workspace: str | None = None) -> bytes:
+    """Download the content of a reference, as the console does."""
     identity = ref.removeprefix("mlflow-attachment://").partition("?")[0]
     url = f"{server.uri}/ajax-api/2.0/mlflow/get-trace-artifact?request_id={trace_id}&path={identity}"
     headers = {"x-mlflow-workspace": workspace} if workspace else {}
@@ -255,15 +255,15 @@ def downloaded(server: MLflowServer, trace_id: str, ref: str, workspace: str | N
         return bytes(answer.read())
 
 
-def references(found: Any) -> list[str]:
-    """References in a trace as MLflow gives it, wherever they stand."""
-    if isinstance(found, str):
-        return [found] if found.startswith("mlflow-attachment://") else []
-    inner = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
-    return [ref for each in inner for ref in references(each)]
+def find_references(value: Any) -> list[str]:
+    """Find all references in a trace of MLflow's REST API."""
+    if isinstance(value, str):
+        return [value] if value.startswith("mlflow-attachment://") else []
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [ref for item in items for ref in find_references(item)]
 
 
-def test_mlflow_shows_what_was_uploaded(mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_returns_uploaded_content(mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     telemetry = configure(
         tracking_uri=mlflow_server.uri, experiment="attachments", attachments=True, auto_instrument=False
     )
@@ -272,8 +272,8 @@ def test_mlflow_shows_what_was_uploaded(mlflow_server: MLflowServer, monkeypatch
     tracer = trace.get_tracer("tests")
     with tracer.start_as_current_span("agent", attributes={"openinference.span.kind": "AGENT"}) as root:
         tracer.start_span("picture", attributes=call(LARGE)).end()
-        heard = {**call(), "input.value": json.dumps({"messages": [{"role": "user", "content": [audio]}]})}
-        tracer.start_span("sound", attributes=heard).end()
+        audio_call = {**call(), "input.value": json.dumps({"messages": [{"role": "user", "content": [audio]}]})}
+        tracer.start_span("sound", attributes=audio_call).end()
         tracer.start_span("words", attributes={"gen_ai.operation.name": "chat", "gen_ai.input.messages": spoken}).end()
     assert telemetry.flush()
     assert telemetry.stats().attachments_uploaded == 2
@@ -282,25 +282,25 @@ def test_mlflow_shows_what_was_uploaded(mlflow_server: MLflowServer, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     mlflow.set_tracking_uri(mlflow_server.uri)
     try:
-        shown = mlflow.get_trace(trace_id)
-        assert shown is not None
-        (picture,) = (each for each in shown.data.spans if each.name == "picture")
-        (sound,) = (each for each in shown.data.spans if each.name == "sound")
-        seen = GetSpanImageTool().invoke(shown, picture.span_id)
+        stored = mlflow.get_trace(trace_id)
+        assert stored is not None
+        (picture,) = (span for span in stored.data.spans if span.name == "picture")
+        (sound,) = (span for span in stored.data.spans if span.name == "sound")
+        image = GetSpanImageTool().invoke(stored, picture.span_id)
     finally:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-    # As a judge sees it, and as the console does.
-    assert isinstance(seen, SpanImageResult)
-    assert seen.data_url == f"data:image/png;base64,{text_of(LARGE)}"
+    # First as a judge reads it, then as the console does.
+    assert isinstance(image, SpanImageResult)
+    assert image.data_url == f"data:image/png;base64,{text_of(LARGE)}"
     part = picture.inputs["messages"][0]["content"][1]
-    assert downloaded(mlflow_server, trace_id, part["image_url"]["url"]) == LARGE
-    heard_part = sound.inputs["messages"][0]["content"][0]
-    assert heard_part["input_audio"]["format"] == "wav"
-    assert downloaded(mlflow_server, trace_id, heard_part["input_audio"]["data"]) == WAV
+    assert download(mlflow_server, trace_id, part["image_url"]["url"]) == LARGE
+    audio_part = sound.inputs["messages"][0]["content"][0]
+    assert audio_part["input_audio"]["format"] == "wav"
+    assert download(mlflow_server, trace_id, audio_part["input_audio"]["data"]) == WAV
 
 
 def picture(width: int, height: int) -> bytes:
-    """A PNG that a browser draws, and that is not small."""
+    """Make a valid PNG that is not small."""
     noise = random.Random(8).randbytes(3 * width * height)
     rows = b"".join(b"\0" + noise[3 * width * row : 3 * width * (row + 1)] for row in range(height))
     parts = [
@@ -315,27 +315,27 @@ def picture(width: int, height: int) -> bytes:
 
 
 def sound(seconds: int) -> bytes:
-    made = io.BytesIO()
-    with wave.open(made, "wb") as file:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(8000)
         file.writeframes(b"\0\x10" * 8000 * seconds)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 @pytest.mark.matrix
 @pytest.mark.needs("chromium")
-def test_console_shows_what_otlp_cannot_carry(mlflow_server: MLflowServer, tmp_path: Path) -> None:
-    """Pictures, sound, files; source, run name and metadata."""
+def test_console_shows_media_run_source_and_metadata(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    """Images, audio, files; source, run name and metadata."""
     number = mlflow_server.create_experiment("media")
     body = {"experiment_id": number, "run_name": "nightly"}
     run = mlflow_server.call_rest("POST", "/api/2.0/mlflow/runs/create", body)["run"]["info"]["run_id"]
     image, paper = picture(300, 200), b"%PDF-1.4\n" + b"%" * 20_000 + b"\ntrailer<</Root 1 0 R>>\n%%EOF"
     pdf = f"data:application/pdf;base64,{text_of(paper)}"
-    heard = {"type": "input_audio", "input_audio": {"data": text_of(sound(2)), "format": "wav"}}
-    chat = json.loads(asked(image))
-    chat["messages"][0]["content"].append(heard)
+    audio = {"type": "input_audio", "input_audio": {"data": text_of(sound(2)), "format": "wav"}}
+    chat = json.loads(make_request(image))
+    chat["messages"][0]["content"].append(audio)
     files = [{"type": "file", "file": {"filename": "a.pdf", "file_data": pdf}}]
     kinds: list[Mapping[str, Any]] = [
         {"openinference.span.kind": "AGENT", "metadata": '{"release": "2.3.1"}'},
@@ -351,26 +351,26 @@ def test_console_shows_what_otlp_cannot_carry(mlflow_server: MLflowServer, tmp_p
     exporter = MLflowSpanExporter(
         tracking_uri=mlflow_server.uri, experiment_id=number, run_id=run, attachments=True, trace_info=True
     )
-    found = make_traces(1, children=3, attributes=lambda _, number: kinds[number])
-    assert exporter.export(found) is SpanExportResult.SUCCESS
+    spans = make_traces(1, children=3, attributes=lambda _, number: kinds[number])
+    assert exporter.export(spans) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert exporter.stats().attachments_uploaded == 3
-    assert found[0].context is not None
-    trace_id, out = f"tr-{found[0].context.trace_id:032x}", tmp_path / "seen.json"
-    wanted = {"child 0.1": [[300], [2], 0], "render": [[300], [], 1], "child 0.3": [[], [], 1]}
-    said = [f"{name}={json.dumps(each, separators=(',', ':'))}" for name, each in wanted.items()]
-    command = [sys.executable, "-m", "support.media_console", mlflow_server.uri, number, trace_id, str(out), *said]
+    assert spans[0].context is not None
+    trace_id, out = f"tr-{spans[0].context.trace_id:032x}", tmp_path / "views.json"
+    expected = {"child 0.1": [[300], [2], 0], "render": [[300], [], 1], "child 0.3": [[], [], 1]}
+    arguments = [f"{name}={json.dumps(media, separators=(',', ':'))}" for name, media in expected.items()]
+    command = [sys.executable, "-m", "support.media_console", mlflow_server.uri, number, trace_id, str(out), *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(out.read_text())
-    assert seen["spans"] == wanted
-    (row,) = seen["rows"]
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert completed.returncode == 0, completed.stderr
+    views = json.loads(out.read_text())
+    assert views["spans"] == expected
+    (row,) = views["rows"]
     assert (row["Run name"], row["Metadata"]) == ("nightly", "release: 2.3.1")
     assert row["Source"] not in ("", "-")
 
 
-def test_each_workspace_has_its_own(workspace_server: MLflowServer) -> None:
+def test_attachments_are_stored_in_their_workspace(workspace_server: MLflowServer) -> None:
     telemetry = configure(
         tracking_uri=workspace_server.uri, experiment="attachments", attachments=True, auto_instrument=False
     )
@@ -384,43 +384,37 @@ def test_each_workspace_has_its_own(workspace_server: MLflowServer) -> None:
     assert telemetry.flush()
     assert (telemetry.stats().attachments_uploaded, telemetry.stats().attachments_failed) == (3, 0)
     for workspace, trace_id in ids.items():
-        found = workspace_server.trace(trace_id, workspace)
-        (ref,) = set(_texts(found))
-        assert downloaded(workspace_server, trace_id, ref, workspace) == SMALL
+        (ref,) = set(find_references(workspace_server.trace(trace_id, workspace)))
+        assert download(workspace_server, trace_id, ref, workspace) == SMALL
     with pytest.raises(urllib.error.HTTPError):
-        downloaded(workspace_server, ids["team-a"], ref, "team-b")
+        download(workspace_server, ids["team-a"], ref, "team-b")
 
 
-def _texts(found: Any) -> list[str]:
-    """References in a trace as REST has it, also inside of JSON text."""
-    return references(json.loads(json.dumps(found)))
-
-
-VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parsed)]
+VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parse_version)]
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("version", VERSIONS)
-def test_versions_that_know_none_do_without(version: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    knows = parsed(version) >= (3, 11)
+def test_mlflow_before_3_11_gets_inline_content(version: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    is_supported = parse_version(version) >= (3, 11)
     server = MLflowServer.start(tmp_path, python=mlflow_python(version))
     try:
         number = server.create_experiment("attachments")
         exporter = MLflowSpanExporter(tracking_uri=server.uri, experiment_id=number, attachments=True)
-        found = spans(LARGE, SMALL)
-        assert exporter.export(found) is SpanExportResult.SUCCESS
+        spans = make_picture_spans(LARGE, SMALL)
+        assert exporter.export(spans) is SpanExportResult.SUCCESS
         exporter.shutdown()
         stats = exporter.stats()
         assert (stats.delivered, stats.attachments_uploaded, stats.attachments_failed) == (
-            (1, 2, 0) if knows else (1, 0, 2)
+            (1, 2, 0) if is_supported else (1, 0, 2)
         )
-        assert ("attachments need MLflow 3.11 or newer" in caplog.text) is not knows
-        assert found[0].context is not None
-        trace_id = f"tr-{found[0].context.trace_id:032x}"
+        assert ("attachments need MLflow 3.11 or newer" in caplog.text) is not is_supported
+        assert spans[0].context is not None
+        trace_id = f"tr-{spans[0].context.trace_id:032x}"
         stored = server.trace(trace_id)
         assert stored is not None
-        if knows:
-            contents = {downloaded(server, trace_id, ref) for ref in _texts(stored)}
+        if is_supported:
+            contents = {download(server, trace_id, ref) for ref in find_references(stored)}
             assert contents == {LARGE, SMALL}
         elif "spans" in stored:
             assert text_of(SMALL)[:100] in json.dumps(stored["spans"])

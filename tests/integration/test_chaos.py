@@ -1,4 +1,4 @@
-"""Agents and servers are killed at work: in the end nothing that was promised is missing, and nothing there twice."""
+"""Agents and servers are killed: in the end no promised span is missing, and none is stored twice."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ def environment(tmp_path: Path, uri: str, experiment: str) -> dict[str, str]:
     }
 
 
-SHARING = """
+EXPORTER_SCRIPT = """
 import sys, threading
 from mlflow_otlp_exporter import MLflowSpanExporter
 exporter = MLflowSpanExporter(experiment_id=1, spool=True, timeout=5)
@@ -44,17 +44,17 @@ threading.Event().wait(300)
 
 
 class OldServer:
-    """Accepts spans and tells which it has, as MLflow before 3.17 does, which counts what comes twice twice."""
+    """Accepts spans and returns the stored ones, like MLflow before 3.17, which stores a repeated span twice."""
 
     def __init__(self, server: ScriptedServer) -> None:
         self.names: Counter[str] = Counter()
         self._ids: dict[str, list[dict[str, str]]] = {}
         self._lock = threading.Lock()
         server.answer_with("/version", lambda _: Answer(200, body=b"3.10.1"))
-        server.answer_with("/api/3.0/mlflow/traces/batchGet", self._stored)
-        server.answer_with(TRACES_PATH, self._take)
+        server.answer_with("/api/3.0/mlflow/traces/batchGet", self._get_stored)
+        server.answer_with(TRACES_PATH, self._store)
 
-    def _take(self, request: RecordedRequest) -> Answer:
+    def _store(self, request: RecordedRequest) -> Answer:
         with self._lock:
             for span in request.spans():
                 self.names[span.name] += 1
@@ -62,39 +62,39 @@ class OldServer:
                 self._ids.setdefault(f"tr-{span.trace_id.hex()}", []).append(ids)
         return ACCEPTED
 
-    def _stored(self, request: RecordedRequest) -> Answer:
-        wanted = parse_qs(request.query)["trace_ids"]
+    def _get_stored(self, request: RecordedRequest) -> Answer:
+        trace_ids = parse_qs(request.query)["trace_ids"]
         with self._lock:
-            found = [{"spans": self._ids[trace]} for trace in wanted if trace in self._ids]
-        return Answer(200, headers={"Content-Type": "application/json"}, body=json.dumps({"traces": found}).encode())
+            traces = [{"spans": self._ids[trace]} for trace in trace_ids if trace in self._ids]
+        return Answer(200, headers={"Content-Type": "application/json"}, body=json.dumps({"traces": traces}).encode())
 
 
-def test_four_processes_share_a_spool_while_they_are_killed(
+def test_spool_of_killed_processes_is_delivered_exactly_once(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = OldServer(scripted_server)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
     settings = resolve({"spool": True})
-    depot = open_queue(settings, "none", ProblemLog())
+    queue = open_queue(settings, "none", ProblemLog())
     encoder = SpanEncoder()
     for span in make_spans(*map(str, range(2000))):
-        assert depot.append(Destination(experiment_id="1"), [encoder.encode(span)], attempted=False, uncertain=False)
+        assert queue.append(Destination(experiment_id="1"), [encoder.encode(span)], attempted=False, uncertain=False)
     [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
     def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", SHARING], env=variables)
+        return subprocess.Popen([sys.executable, "-c", EXPORTER_SCRIPT], env=variables)
 
     processes, kills = [start() for _ in range(4)], 0
     try:
         end = time.monotonic() + 150
-        while left := len(list(folder.glob("*.otlp"))):
-            assert time.monotonic() < end, left
+        while remaining := len(list(folder.glob("*.otlp"))):
+            assert time.monotonic() < end, remaining
             pause(0.1)
             if len(old.names) > 200 * kills and kills < 8:
-                # Most of the time the one that drains.
+                # Mostly the process that sends the spool.
                 holder = (folder / "lock").read_text()
-                victim = next((each for each in processes if str(each.pid) == holder), processes[0])
+                victim = next((process for process in processes if str(process.pid) == holder), processes[0])
                 victim.kill()
                 victim.wait()
                 processes[processes.index(victim)] = start()
@@ -105,10 +105,10 @@ def test_four_processes_share_a_spool_while_they_are_killed(
             process.wait()
     assert kills >= 5
     assert set(old.names) == set(map(str, range(2000)))
-    assert old.names.total() == 2000  # what may have arrived was asked for
+    assert old.names.total() == 2000  # the exporter asked which spans are stored
 
 
-def test_agents_and_the_server_are_killed(tmp_path: Path) -> None:
+def test_killed_agents_and_server_lose_no_promised_span(tmp_path: Path) -> None:
     server = MLflowServer.start(tmp_path / "mlflow")
     try:
         experiment = server.create_experiment("chaos")

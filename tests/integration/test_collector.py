@@ -50,7 +50,7 @@ def collector_variables(server: MLflowServer, experiment_id: str, workspace: str
 
 
 def wait_for_names(server: MLflowServer, experiment_id: str, workspace: str, count: int) -> list[str]:
-    """Waits for `count` traces in an experiment, and returns the sorted names of their spans."""
+    """Wait for `count` traces in an experiment, and return the sorted names of their spans."""
     wait_until(lambda: len(server.search_traces(experiment_id, workspace)) >= count, 60, f"{count} traces")
     traces = [server.trace(trace["trace_id"], workspace) for trace in server.search_traces(experiment_id, workspace)]
     return sorted(span["name"] for trace in traces if trace for span in trace["spans"])
@@ -64,7 +64,7 @@ def send_with_this_library(endpoint: str, name: str, **arguments: Any) -> None:
 
 
 def send_with_opentelemetry(endpoint: str, name: str, *metadata: str) -> None:
-    """Sends a span with OpenTelemetry's own exporter, without this library."""
+    """Send a span with OpenTelemetry's own exporter, without this library."""
     subprocess.run(
         [str(collector_python()), "-c", OPENTELEMETRY_APP, endpoint, name, *metadata], check=True, timeout=120
     )
@@ -105,14 +105,14 @@ def test_collector_while_mlflow_is_down_accepts_spans_and_delivers_later(
         provider = TracerProvider(shutdown_on_exit=False)
         telemetry = configure(workspace="team-a", tracer_provider=provider)
         server.kill()
-        started = time.monotonic()
+        begin = time.monotonic()
         for index in range(20):
             provider.get_tracer("tests").start_span(f"while down {index:02}").end()
-        assert time.monotonic() - started < 10  # the timeout of one request
+        assert time.monotonic() - begin < 10  # the timeout of one request
         assert telemetry.flush().delivered == 20  # to the Collector, which queues them
-        started = time.monotonic()
+        begin = time.monotonic()
         send_with_opentelemetry(collector.grpc, "stock while down")
-        assert time.monotonic() - started < 60  # how long the exporter retries
+        assert time.monotonic() - begin < 60  # how long the exporter retries
         server.restart()
         assert wait_for_names(server, number, "team-a", 21) == [
             "stock while down",
@@ -122,10 +122,10 @@ def test_collector_while_mlflow_is_down_accepts_spans_and_delivers_later(
         provider.shutdown()
 
 
-def test_experiment_id_that_configurations_default_to_is_rejected(
+def test_default_experiment_id_of_the_configurations_is_rejected(
     server: MLflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The default of the configurations. MLflow would answer an empty header with 200 and store nothing."""
+    """With an empty header instead, MLflow would answer 200 and store nothing."""
     headers = {"x-mlflow-experiment-id": "none-was-given"}
     exporter = MLflowSpanExporter(f"{server.uri}/v1/traces", headers=headers, timeout=10)
     assert exporter.export(make_spans("answer")) is SpanExportResult.FAILURE

@@ -62,7 +62,7 @@ class Picky:
 
 @pytest.mark.parametrize("traces", POISONED.values())
 @pytest.mark.parametrize("statuses", [(400, 400, 400), (422, 422, 422), (500, 500, 500), (400, 422, 500)])
-def test_only_what_is_refused_is_lost(
+def test_export_with_rejected_spans_drops_only_these(
     statuses: tuple[int, ...],
     traces: tuple[int, ...],
     scripted_server: ScriptedServer,
@@ -102,7 +102,7 @@ def test_only_what_is_refused_is_lost(
         assert reason in lost[name]
 
 
-def test_server_in_trouble_is_not_flooded_and_loses_nothing(scripted_server: ScriptedServer) -> None:
+def test_server_that_answers_500_to_everything_gets_few_requests_and_all_spans(scripted_server: ScriptedServer) -> None:
     """500 to everything, as under a Kubernetes API that is away: not the fault of any span."""
     troubled = threading.Event()
     troubled.set()
@@ -130,7 +130,7 @@ def test_server_in_trouble_is_not_flooded_and_loses_nothing(scripted_server: Scr
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
-def test_server_that_answers_now_and_then_loses_nothing(status: int, scripted_server: ScriptedServer) -> None:
+def test_server_that_often_fails_gets_all_spans(status: int, scripted_server: ScriptedServer) -> None:
     chance = random.Random(7)
     taken: list[str] = []
 
@@ -153,7 +153,7 @@ def test_server_that_answers_now_and_then_loses_nothing(status: int, scripted_se
     assert sorted(taken) == sorted(span.name for span in spans)
 
 
-def test_only_what_mlflow_refuses_is_lost_without_repairs(
+def test_export_without_sanitizer_drops_only_spans_that_mlflow_rejects(
     mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Without the sanitizer, as if these values were not known to be rejected.
@@ -186,7 +186,7 @@ def test_only_what_mlflow_refuses_is_lost_without_repairs(
         assert reason in lines[0]
 
 
-def test_repaired_spans_land_in_one_request(mlflow_server: MLflowServer) -> None:
+def test_export_with_sanitized_spans_takes_one_request(mlflow_server: MLflowServer) -> None:
     number = mlflow_server.create_experiment("repaired")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment_id=number, max_request_size=0)
     before = mlflow_server.count_requests()
@@ -217,7 +217,9 @@ def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowS
     server.stop()
 
 
-def test_user_and_password(guarded_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_with_user_and_password_is_accepted(
+    guarded_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     number = guarded_server.create_experiment("with a password")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMINS)
@@ -228,7 +230,7 @@ def test_user_and_password(guarded_server: MLflowServer, monkeypatch: pytest.Mon
     assert stored_span_names(database(guarded_server), number) == ["child 0.1", "root 0"]
 
 
-def test_right_to_edit_an_experiment_is_enough_for_all_that_goes_with_spans(
+def test_edit_permission_suffices_for_spans_attachments_and_metadata(
     guarded_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attachments, metadata and prompts."""
@@ -262,7 +264,7 @@ def test_right_to_edit_an_experiment_is_enough_for_all_that_goes_with_spans(
     assert len(guarded_server.call_rest("POST", "/api/3.0/mlflow/traces/search", body)["traces"]) == 1
 
 
-def test_wrong_password_is_told_without_it_and_waited_out(
+def test_wrong_password_is_logged_without_it_and_retried(
     guarded_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     number = guarded_server.create_experiment("with a wrong password")
@@ -312,7 +314,9 @@ def names_in(postgres: Postgres, experiment: str) -> list[str]:
 
 
 @pytest.mark.needs("postgresql")
-def test_repaired_spans_land_in_one_request_on_postgresql(postgres: Postgres, postgres_server: MLflowServer) -> None:
+def test_export_with_sanitized_spans_on_postgresql_takes_one_request(
+    postgres: Postgres, postgres_server: MLflowServer
+) -> None:
     number = postgres_server.create_experiment("repaired")
     exporter = MLflowSpanExporter(
         timeout=60, tracking_uri=postgres_server.uri, experiment_id=number, max_request_size=0
@@ -327,7 +331,7 @@ def test_repaired_spans_land_in_one_request_on_postgresql(postgres: Postgres, po
 
 
 @pytest.mark.needs("postgresql")
-def test_service_name_that_postgresql_refuses_is_repaired(postgres: Postgres, postgres_server: MLflowServer) -> None:
+def test_service_name_that_postgresql_rejects_is_sanitized(postgres: Postgres, postgres_server: MLflowServer) -> None:
     """MLflow makes tags of the resource's attributes."""
     number = postgres_server.create_experiment("repaired resource")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=postgres_server.uri, experiment_id=number)
@@ -339,7 +343,7 @@ def test_service_name_that_postgresql_refuses_is_repaired(postgres: Postgres, po
 
 @pytest.mark.needs("postgresql")
 @pytest.mark.parametrize("how", ["fast", "immediate"])
-def test_database_that_restarts_in_the_middle_costs_no_span_and_no_token(
+def test_database_restart_costs_no_span_and_no_token(
     how: Literal["fast", "immediate"], postgres: Postgres, postgres_server: MLflowServer
 ) -> None:
     number = postgres_server.create_experiment(f"database away, {how}")

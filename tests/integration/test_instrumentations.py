@@ -1,6 +1,6 @@
-"""Real instrumentations against a stub of OpenAI's API: what MLflow shows of the traces that they make now.
+"""Real instrumentations with a simulated OpenAI API: MLflow's console shows their traces.
 
-Each app runs in a process of its own, and its traces are judged like the recorded ones (tests/support/trace_checks.py).
+Each application runs in its own process; its traces are checked like the recorded ones (tests/support/trace_checks.py).
 """
 
 import json
@@ -27,20 +27,20 @@ RUN_SECONDS = 300
 
 
 class Source(NamedTuple):
-    """An app with an instrumentation.
+    """An application with an instrumentation.
 
     Attributes:
         app: One of `instrumented.APPS`.
-        instrumentor: `module:Class`, or `none` for an app that has spans of its own.
-        truths: What must be seen of its traces.
-        results: How many results that makes.
-        variables: What must be set, that content is on the spans.
+        instrumentor: `module:Class`, or `none` for an application with its own spans.
+        truths: The ground truth of its traces.
+        check_count: The number of checks.
+        variables: Environment variables that turn on the capture of content.
     """
 
     app: str
     instrumentor: str
     truths: Sequence[Truth]
-    results: int
+    check_count: int
     variables: Mapping[str, str] = MappingProxyType({})
 
 
@@ -69,13 +69,15 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def stub() -> Iterator[OpenAIStub]:
-    running = OpenAIStub()
-    yield running
-    running.stop()
+    server = OpenAIStub()
+    yield server
+    server.stop()
 
 
-def seen(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, folder: Path) -> list[CheckResult]:
-    """Runs an app, and looks at its traces."""
+def run_and_check(
+    source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, folder: Path
+) -> list[CheckResult]:
+    """Run an application, and check its traces."""
     variables = {
         **os.environ,
         **source.variables,
@@ -84,39 +86,43 @@ def seen(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, f
         "MLFLOW_EXPERIMENT_NAME": folder.name,
     }
     command = [str(python), "-m", "support.instrumented", source.app, source.instrumentor, stub.url]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
+    assert completed.returncode == 0, completed.stderr
     truths = folder / "truths.json"
     truths.write_text(json.dumps(source.truths))
-    words = ["--tracking-uri", server.uri, "--experiment", folder.name, "--truths", str(truths)]
-    return [CheckResult(*result) for result in run_module("support.experiment_check", *words)]
+    arguments = ["--tracking-uri", server.uri, "--experiment", folder.name, "--truths", str(truths)]
+    return [CheckResult(*result) for result in run_module("support.experiment_check", *arguments)]
 
 
-def check(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, folder: Path) -> None:
-    results = seen(source, python, stub, server, folder)
+def assert_all_checks_pass(source: Source, python: Path, stub: OpenAIStub, server: MLflowServer, folder: Path) -> None:
+    results = run_and_check(source, python, stub, server, folder)
     assert not [result for result in results if not result.passed]
-    assert len(results) == source.results
+    assert len(results) == source.check_count
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_instrumentation(name: str, stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path) -> None:
-    check(SOURCES[name], Path(sys.executable), stub, mlflow_server, tmp_path)
+def test_instrumentation_of_the_environment_passes_all_checks(
+    name: str, stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path
+) -> None:
+    assert_all_checks_pass(SOURCES[name], Path(sys.executable), stub, mlflow_server, tmp_path)
 
 
-def test_the_judge_tells_right_from_wrong(stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path) -> None:
-    """The same without enrichment: what MLflow makes of the spans as they are."""
+def test_checks_without_enrichment_fail(stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path) -> None:
+    """Shows that the checks detect missing content."""
     source = SOURCES["OpenInference openai"]
     plain = source._replace(variables={"MLFLOW_OTLP_ENRICH": "false"})
-    wrong = {
+    failing = {
         result.column
-        for result in seen(plain, Path(sys.executable), stub, mlflow_server, tmp_path)
+        for result in run_and_check(plain, Path(sys.executable), stub, mlflow_server, tmp_path)
         if not result.passed
     }
-    assert wrong >= {"trace_name", "search_type", "chats", "tools", "provider"}
+    assert failing >= {"trace_name", "search_type", "chats", "tools", "provider"}
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_instrumentation(name: str, stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path) -> None:
+def test_other_instrumentation_passes_all_checks(
+    name: str, stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path
+) -> None:
     python = environment("instrumentations", read_lock("instrumentations"))
-    check(OTHERS[name], python, stub, mlflow_server, tmp_path)
+    assert_all_checks_pass(OTHERS[name], python, stub, mlflow_server, tmp_path)

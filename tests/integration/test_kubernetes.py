@@ -119,7 +119,7 @@ class Agent:
 
 
 @pytest.mark.needs("nginx", "openssl")
-def test_a_pod_needs_no_more_than_address_and_experiment(
+def test_pod_with_address_and_experiment_only_exports(
     by_token: Platform, pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """https to a service of the cluster, signed by the cluster: token, workspace and CA are those of the pod."""
@@ -259,7 +259,7 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
-def test_what_is_not_taken_is_kept_and_explained(
+def test_rejected_spans_are_queued_and_explained(
     trouble: Trouble,
     by_token: Platform,
     pod: Path,
@@ -299,7 +299,7 @@ def wait_until_delivered(exporter: MLflowSpanExporter) -> None:
         wait_until(lambda: exporter.stats().delivered, 60)
 
 
-def test_bad_workspace_of_a_tenant_is_told(
+def test_invalid_workspace_of_a_span_is_explained(
     by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A name that no setting would take, from a span's attributes."""
@@ -316,7 +316,7 @@ def test_bad_workspace_of_a_tenant_is_told(
     agent.provider.shutdown()
 
 
-def test_namespace_that_is_no_workspace_is_told(
+def test_namespace_without_workspace_is_explained(
     by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The namespace is no workspace: none is asked for, the server asks for one, and the log says why."""
@@ -329,7 +329,9 @@ def test_namespace_that_is_no_workspace_is_told(
     exporter.shutdown(500)
 
 
-def test_what_the_server_remembers_is_survived(by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_permissions_of_the_server_cost_no_span(
+    by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A token that was withdrawn goes on working for a while, then not; a right that was granted comes late."""
     rotate(pod, by_token.allow("withdrawn"), "team-a")
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes")
@@ -391,7 +393,9 @@ def another(status: int, answers: Callable[[], list[int]]) -> Awaited:
     return lambda: answers().count(status) > before
 
 
-def test_token_rotates_while_exporting_by_token(by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_rotation_with_token_reviews_costs_no_span(
+    by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes-namespaced")
     rotate(pod, by_token.allow("token 0"), "team-a")
     answers = by_token.server.statuses
@@ -413,7 +417,7 @@ def test_token_rotates_while_exporting_by_token(by_token: Platform, pod: Path, m
 
 
 @pytest.mark.needs("nginx")
-def test_token_rotates_while_exporting_by_proxy(
+def test_token_rotation_behind_a_proxy_costs_no_span(
     by_proxy: Platform, pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy knows the tokens and names the user, of whom MLflow asks the cluster."""
@@ -453,7 +457,7 @@ def test_token_rotates_while_exporting_by_proxy(
         ("stranger", "403: Permission denied for requested operation."),
     ],
 )
-def test_proxy_that_names_nobody_or_a_stranger(
+def test_proxy_without_user_or_with_unknown_user_is_explained(
     user: str, message: str, by_proxy: Platform, caplog: pytest.LogCaptureFixture
 ) -> None:
     headers = {"x-remote-user": user} if user else {}
@@ -468,7 +472,7 @@ def test_proxy_that_names_nobody_or_a_stranger(
 @pytest.mark.parametrize(
     ("verbs", "attached"), [(("get", "update"), (1, 0)), (("update",), (0, 1))], ids=["reads", "only-writes"]
 )
-def test_what_goes_with_spans_takes_the_right_to_read_as_well(
+def test_attachments_and_metadata_need_read_permission(
     by_token: Platform, caplog: pytest.LogCaptureFixture, verbs: tuple[str, ...], attached: tuple[int, int]
 ) -> None:
     """Attachments and prompts; a token that may only write does without, and its spans land."""
@@ -500,7 +504,7 @@ def test_what_goes_with_spans_takes_the_right_to_read_as_well(
     assert codes == ([] if "get" in verbs else ["[MLO-516]", "[MLO-514]"])
 
 
-def test_cluster_is_asked_for_what_the_example_grants(by_token: Platform) -> None:
+def test_example_role_grants_the_reviewed_verbs(by_token: Platform) -> None:
     token = by_token.allow("verbs")
     exporter = MLflowSpanExporter(
         tracking_uri=by_token.server.uri,
@@ -529,7 +533,7 @@ def test_cluster_is_asked_for_what_the_example_grants(by_token: Platform) -> Non
         (("get", "create", "update"), "plain", "workspace", MessageCode.WORKSPACE_REQUIRED),
     ],
 )
-def test_doctor_names_the_step(
+def test_doctor_names_the_failed_step(
     verbs: tuple[str, ...],
     namespace: str,
     step: str | None,

@@ -46,7 +46,7 @@ def landed(server: MLflowServer, experiment: str, workspace: str | None = None) 
     return [span["name"] for each in spans if each for span in each["spans"]]
 
 
-def test_workspace_and_experiment_given_as_arguments(workspace_server: MLflowServer) -> None:
+def test_configure_with_arguments_exports_to_workspace_and_experiment(workspace_server: MLflowServer) -> None:
     configure(tracking_uri=workspace_server.uri, experiment="said in two ways", workspace="team-a", service_name="bot")
     trace.get_tracer("tests").start_span("by argument").end()
     assert shutdown(60).delivered == 1
@@ -54,7 +54,7 @@ def test_workspace_and_experiment_given_as_arguments(workspace_server: MLflowSer
     assert workspace_server.experiment("said in two ways", "team-b") is None
 
 
-def test_workspace_and_experiment_given_as_variables_only(
+def test_configure_with_variables_exports_to_workspace_and_experiment(
     workspace_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace_server.uri)
@@ -66,7 +66,7 @@ def test_workspace_and_experiment_given_as_variables_only(
     assert "by variable" in landed(workspace_server, "said in two ways", "team-a")
 
 
-def test_experiment_of_a_workspace_without_its_header_is_explained_once_in_the_servers_words(
+def test_experiment_without_its_workspace_is_explained_once_with_the_servers_message(
     workspace_server: MLflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     number = workspace_server.create_experiment("hidden", "team-a")
@@ -79,7 +79,7 @@ def test_experiment_of_a_workspace_without_its_header_is_explained_once_in_the_s
     assert f"404: No Experiment with id={number} exists" in said[0]
 
 
-def test_unknown_workspace_is_explained_in_the_servers_words(
+def test_unknown_workspace_is_explained_with_the_servers_message(
     workspace_server: MLflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = MLflowSpanExporter(
@@ -90,7 +90,7 @@ def test_unknown_workspace_is_explained_in_the_servers_words(
     assert "Workspace 'nope' not found" in caplog.text
 
 
-def test_deleted_experiment_is_refused_though_the_server_would_take_it(
+def test_deleted_experiment_is_rejected_by_the_client(
     mlflow_server: MLflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     mlflow_server.delete_experiment(mlflow_server.create_experiment("gone"))
@@ -100,7 +100,7 @@ def test_deleted_experiment_is_refused_though_the_server_would_take_it(
     assert "the experiment 'gone' is deleted: restore it" in caplog.text
 
 
-def test_create_race_of_processes_ends_in_one_experiment(mlflow_server: MLflowServer) -> None:
+def test_concurrent_processes_create_one_experiment(mlflow_server: MLflowServer) -> None:
     code = (
         "import sys; from mlflow_otlp_exporter import configure; from opentelemetry import trace\n"
         f"telemetry = configure(tracking_uri={mlflow_server.uri!r}, experiment='raced')\n"
@@ -134,13 +134,15 @@ def instrumented(server: MLflowServer, folder: Path, **variables: str) -> subpro
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_zero_code(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+def test_opentelemetry_instrument_exports_to_mlflow(mlflow_server: MLflowServer, tmp_path: Path) -> None:
     done = instrumented(mlflow_server, tmp_path, MLFLOW_EXPERIMENT_NAME="zero")
     assert (done.returncode, done.stderr) == (0, "")
     assert landed(mlflow_server, "zero") == ["zero code"]
 
 
-def test_zero_code_with_a_wrong_setting_runs_on_and_says_so(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+def test_opentelemetry_instrument_with_invalid_setting_logs_and_continues(
+    mlflow_server: MLflowServer, tmp_path: Path
+) -> None:
     wrong = {"MLFLOW_TRACKING_URI": "sqlite:///x.db", "OTEL_TRACES_EXPORTER": "mlflow,console"}
     done = instrumented(mlflow_server, tmp_path, **wrong)
     assert done.returncode == 0
@@ -161,13 +163,13 @@ def batches(server: MLflowServer) -> None:
     assert len(server.search_traces(number)) == 14
 
 
-def test_each_batch_is_one_request(mlflow_server: MLflowServer) -> None:
+def test_export_sends_one_request_per_batch(mlflow_server: MLflowServer) -> None:
     batches(mlflow_server)
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("version", sorted(MLFLOW_VERSIONS))
-def test_each_batch_is_one_request_on(version: str, tmp_path: Path) -> None:
+def test_export_to_each_version_sends_one_request_per_batch(version: str, tmp_path: Path) -> None:
     server = MLflowServer.start(tmp_path, python=mlflow_python(version))
     try:
         batches(server)
@@ -177,7 +179,7 @@ def test_each_batch_is_one_request_on(version: str, tmp_path: Path) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("version", ["3.6.0", "3.8.1"])
-def test_compressed_bodies_until_the_server_shows_that_it_takes_none(version: str, tmp_path: Path) -> None:
+def test_export_with_compression_stops_it_after_a_rejection(version: str, tmp_path: Path) -> None:
     server = MLflowServer.start(tmp_path, python=mlflow_python(version))
     try:
         number = server.create_experiment("compressed")
@@ -192,7 +194,7 @@ def test_compressed_bodies_until_the_server_shows_that_it_takes_none(version: st
         server.stop()
 
 
-def test_more_than_100_traces_are_all_linked_to_their_run(mlflow_server: MLflowServer) -> None:
+def test_export_of_more_than_100_traces_links_all_to_their_run(mlflow_server: MLflowServer) -> None:
     number = mlflow_server.create_experiment("linked to a run")
     body = {"experiment_id": number}
     run = mlflow_server.call_rest("POST", "/api/2.0/mlflow/runs/create", body)["run"]["info"]["run_id"]
@@ -207,7 +209,7 @@ def test_more_than_100_traces_are_all_linked_to_their_run(mlflow_server: MLflowS
     assert len(found["traces"]) == 120
 
 
-def test_columns_and_prompts_that_otlp_cannot_carry(mlflow_server: MLflowServer) -> None:
+def test_trace_info_sets_columns_and_prompts(mlflow_server: MLflowServer) -> None:
     """Source, run name, metadata; and `prompt =` finds a trace, by what the app or an instrumentation says."""
     number = mlflow_server.create_experiment("columns")
     run = mlflow_server.call_rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"][
@@ -240,7 +242,7 @@ def test_columns_and_prompts_that_otlp_cannot_carry(mlflow_server: MLflowServer)
     assert found("prompt = 'greeting/1'") == []
 
 
-def test_trace_is_readable_soon_after_its_roots_end(mlflow_server: MLflowServer) -> None:
+def test_trace_is_stored_soon_after_its_root_ended(mlflow_server: MLflowServer) -> None:
     configure(tracking_uri=mlflow_server.uri, experiment="quick")
     trace.get_tracer("tests").start_span("warms the server up").end()
     flush()
@@ -258,7 +260,9 @@ def test_trace_is_readable_soon_after_its_roots_end(mlflow_server: MLflowServer)
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(traces(st.integers(1 << 100, (1 << 128) - 1)), st.booleans())
-def test_whatever_is_on_spans_lands(mlflow_server: MLflowServer, spans: list[ReadableSpan], compact: bool) -> None:
+def test_export_with_arbitrary_attributes_is_accepted(
+    mlflow_server: MLflowServer, spans: list[ReadableSpan], compact: bool
+) -> None:
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment_id=0, compact=compact)
     result = exporter.export(spans)
     exporter.shutdown()

@@ -108,7 +108,7 @@ def switch(server: ScriptedServer) -> Switch:
     return Switch(server)
 
 
-def test_an_outage_is_survived_on_disk(app: App, switch: Switch) -> None:
+def test_outage_with_spool_keeps_spans_on_disk(app: App, switch: Switch) -> None:
     switch.down = DOWN
     app.end("a", "b")
     result = app.flush()
@@ -125,7 +125,7 @@ def test_an_outage_is_survived_on_disk(app: App, switch: Switch) -> None:
 
 
 @pytest.mark.parametrize("spool", [False, True])
-def test_flush_that_begins_during_an_attempt_does_not_wait_as_long_as_the_server_asked(
+def test_flush_during_an_attempt_ignores_its_retry_after(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, *, spool: bool
 ) -> None:
     flushing = threading.Event()
@@ -147,7 +147,7 @@ def test_flush_that_begins_during_an_attempt_does_not_wait_as_long_as_the_server
     app.telemetry.shutdown(1)
 
 
-def test_nobody_has_to_flush(app: App, switch: Switch) -> None:
+def test_spooled_spans_are_sent_without_flush(app: App, switch: Switch) -> None:
     switch.down = DOWN
     app.end("a")
     wait_until(on_disk)
@@ -157,7 +157,7 @@ def test_nobody_has_to_flush(app: App, switch: Switch) -> None:
     assert app.flush() == FlushResult(delivered=1)
 
 
-def test_another_run_sends_what_one_has_left(server: ScriptedServer, switch: Switch) -> None:
+def test_next_run_sends_spooled_spans(server: ScriptedServer, switch: Switch) -> None:
     switch.down = DOWN
     first = App(server)
     first.end("a", "b")
@@ -169,7 +169,7 @@ def test_another_run_sends_what_one_has_left(server: ScriptedServer, switch: Swi
     assert second.telemetry.shutdown() == FlushResult(delivered=2)
 
 
-def test_what_is_wrong_with_another_runs_spans_is_told_as_theirs(
+def test_rejected_spans_of_an_earlier_run_are_logged_as_such(
     server: ScriptedServer, switch: Switch, caplog: pytest.LogCaptureFixture
 ) -> None:
     switch.down = DOWN
@@ -188,7 +188,7 @@ def test_what_is_wrong_with_another_runs_spans_is_told_as_theirs(
     assert re.match(r"Dropped span 'today' of trace tr-\w+: ", lines["Dropped span 'today'"])
 
 
-def test_nothing_is_missing_when_threads_begin_with_what_another_run_has_left(
+def test_spool_consumer_starts_with_a_complete_pipeline(
     server: ScriptedServer, switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They may run before the constructor goes on."""
@@ -210,7 +210,7 @@ def test_nothing_is_missing_when_threads_begin_with_what_another_run_has_left(
         second.shutdown(1000)
 
 
-def test_known_to_be_down_it_goes_to_disk_at_once(app: App, switch: Switch) -> None:
+def test_spans_during_a_known_outage_go_to_disk_at_once(app: App, switch: Switch) -> None:
     switch.down = DOWN
     app.end("a")
     wait_until(on_disk)
@@ -224,7 +224,7 @@ def test_known_to_be_down_it_goes_to_disk_at_once(app: App, switch: Switch) -> N
     wait_until(lambda: app.telemetry.stats().spooled == 4)
 
 
-def test_the_oldest_go_first_and_one_at_a_time_is_the_probe(app: App, switch: Switch) -> None:
+def test_spool_consumer_sends_oldest_requests_first(app: App, switch: Switch) -> None:
     switch.down = DOWN
     names = [str(number) for number in range(6)]
     for number, name in enumerate(names):
@@ -236,7 +236,7 @@ def test_the_oldest_go_first_and_one_at_a_time_is_the_probe(app: App, switch: Sw
     assert switch.order == names
 
 
-def test_a_hanging_server_is_not_waited_for_twice(server: ScriptedServer) -> None:
+def test_hanging_server_gets_at_most_two_requests_before_spooling(server: ScriptedServer) -> None:
     release = threading.Event()
     server.answer(then=Answer(200, hold=release))
     app = App(server, timeout=0.5)
@@ -251,7 +251,7 @@ def test_a_hanging_server_is_not_waited_for_twice(server: ScriptedServer) -> Non
         app.telemetry.shutdown(1)
 
 
-def test_what_waits_behind_a_slow_request_goes_to_disk(server: ScriptedServer) -> None:
+def test_spans_behind_a_slow_request_go_to_disk(server: ScriptedServer) -> None:
     release = threading.Event()
     server.answer(Answer(200, hold=release), then=ACCEPTED)
     app = App(server, timeout=30)
@@ -268,7 +268,7 @@ def test_what_waits_behind_a_slow_request_goes_to_disk(server: ScriptedServer) -
     assert on_disk() == []
 
 
-def test_at_the_end_what_is_being_sent_is_on_disk_too(server: ScriptedServer) -> None:
+def test_shutdown_during_a_request_spools_its_spans(server: ScriptedServer) -> None:
     release = threading.Event()
     server.answer(then=Answer(200, hold=release))
     app = App(server, timeout=30)
@@ -284,7 +284,7 @@ def test_at_the_end_what_is_being_sent_is_on_disk_too(server: ScriptedServer) ->
         release.set()
 
 
-def test_export_reports_success_when_the_data_is_safe(server: ScriptedServer, switch: Switch) -> None:
+def test_export_returns_success_for_spooled_spans(server: ScriptedServer, switch: Switch) -> None:
     switch.down = DOWN
     made = exporter(server)
     try:
@@ -300,7 +300,7 @@ def test_export_reports_success_when_the_data_is_safe(server: ScriptedServer, sw
         made.shutdown(1000)
 
 
-def test_off_by_default_in_the_exporter(server: ScriptedServer, switch: Switch) -> None:
+def test_exporter_without_spool_setting_writes_nothing(server: ScriptedServer, switch: Switch) -> None:
     switch.down = DOWN
     made = MLflowSpanExporter(tracking_uri=server.url, experiment_id=1, timeout=0.5)
     assert made.export(make_spans("a")) is SpanExportResult.FAILURE
@@ -318,7 +318,7 @@ def test_off_by_default_in_the_exporter(server: ScriptedServer, switch: Switch) 
         ({"spool": True}, {"MLFLOW_OTLP_SPOOL": "false"}, True),
     ],
 )
-def test_on_by_default_in_configure(
+def test_configure_uses_the_spool_by_default(
     server: ScriptedServer,
     switch: Switch,
     monkeypatch: pytest.MonkeyPatch,
@@ -340,7 +340,7 @@ def test_on_by_default_in_configure(
 
 
 @pytest.mark.parametrize(("spool", "spooled"), [(None, False), ("true", True)])
-def test_behind_an_otlp_endpoint_it_is_off_unless_asked_for(
+def test_configure_with_otlp_endpoint_spools_only_on_request(
     server: ScriptedServer, switch: Switch, monkeypatch: pytest.MonkeyPatch, spool: str | None, spooled: bool
 ) -> None:
     """A Collector may keep what it gets, and send it to others as well."""
@@ -356,14 +356,14 @@ def test_behind_an_otlp_endpoint_it_is_off_unless_asked_for(
     assert len(on_disk()) == spooled
 
 
-def test_an_experiment_that_is_not_known_yet_waits_by_its_name(server: ScriptedServer) -> None:
+def test_spans_for_an_unknown_experiment_are_spooled_by_its_name(server: ScriptedServer) -> None:
     server.close()
     first = App(server, experiment_id=None, experiment="later", create_experiment=True)
     first.end("a")
     assert first.telemetry.shutdown().spooled == 1
 
 
-def test_refused_for_good_is_kept_with_what_the_server_said(app: App, server: ScriptedServer) -> None:
+def test_rejected_request_becomes_a_dead_letter_with_the_servers_message(app: App, server: ScriptedServer) -> None:
     server.answer(then=Answer(400, headers={"Content-Type": "application/json"}, body=b'{"detail": "no such thing"}'))
     app.end("bad")
     assert app.flush().dropped == 1
@@ -372,7 +372,7 @@ def test_refused_for_good_is_kept_with_what_the_server_said(app: App, server: Sc
     assert on_disk() == []
 
 
-def test_poison_on_disk_does_not_keep_the_others(server: ScriptedServer) -> None:
+def test_spooled_request_that_fails_does_not_block_others(server: ScriptedServer) -> None:
     def answer(request: RecordedRequest) -> Answer:
         names = [span.name for span in request.spans()]
         if down:
@@ -396,7 +396,7 @@ def test_poison_on_disk_does_not_keep_the_others(server: ScriptedServer) -> None
     assert sum(int(path.name.split("-")[1]) for path in on_disk()) <= 1
 
 
-def test_a_destination_that_is_missing_keeps_no_other(server: ScriptedServer) -> None:
+def test_missing_destination_does_not_block_others(server: ScriptedServer) -> None:
     def answer(request: RecordedRequest) -> Answer:
         if down or request.headers["x-mlflow-experiment-id"] == "404":
             return DOWN
@@ -417,7 +417,7 @@ def test_a_destination_that_is_missing_keeps_no_other(server: ScriptedServer) ->
     app.telemetry.shutdown(1)
 
 
-def test_damaged_files_do_not_keep_the_others(server: ScriptedServer, switch: Switch) -> None:
+def test_damaged_files_do_not_block_others(server: ScriptedServer, switch: Switch) -> None:
     switch.down = DOWN
     first = App(server)
     for number, name in enumerate("abc"):
@@ -433,7 +433,7 @@ def test_damaged_files_do_not_keep_the_others(server: ScriptedServer, switch: Sw
     assert second.telemetry.shutdown().dropped == 1
 
 
-def test_with_a_broken_disk_all_waits_in_memory(
+def test_unusable_spool_folder_keeps_spans_in_memory(
     server: ScriptedServer, switch: Switch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -449,7 +449,7 @@ def test_with_a_broken_disk_all_waits_in_memory(
     assert ["more spans" in line for line in told] in ([False], [False, True])  # at once, and what is left at the end
 
 
-def test_a_forked_child_drains_nothing_of_its_parents(app: App, switch: Switch) -> None:
+def test_forked_child_does_not_consume_the_parents_spool(app: App, switch: Switch) -> None:
     switch.down = DOWN
     app.end("parent")
     until_on_disk(1)
@@ -467,7 +467,7 @@ def test_a_forked_child_drains_nothing_of_its_parents(app: App, switch: Switch) 
     wait_until(lambda: switch.taken == {"parent": 1, "child": 1})
 
 
-def test_one_process_drains_and_another_takes_over(server: ScriptedServer, switch: Switch) -> None:
+def test_one_process_consumes_the_spool_and_another_takes_over(server: ScriptedServer, switch: Switch) -> None:
     switch.down = DOWN
     first, second = App(server), App(server)
     for number in range(4):
@@ -486,7 +486,7 @@ def test_one_process_drains_and_another_takes_over(server: ScriptedServer, switc
     other.telemetry.shutdown(1)
 
 
-def test_a_drainer_that_stands_still_at_the_end_does_not_keep_the_lock(
+def test_blocked_spool_consumer_releases_the_lock_after_shutdown(
     app: App, switch: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     switch.down = DOWN
@@ -524,7 +524,7 @@ threading.Event().wait(60)
 """
 
 
-def test_killed_in_the_middle_of_a_send_the_file_says_that_it_may_have_arrived(server: ScriptedServer) -> None:
+def test_kill_during_a_send_marks_the_request_as_uncertain(server: ScriptedServer) -> None:
     release = threading.Event()
     server.answer(DOWN, DOWN, then=Answer(200, hold=release))
     child = subprocess.Popen(
@@ -543,7 +543,7 @@ def test_killed_in_the_middle_of_a_send_the_file_says_that_it_may_have_arrived(s
     assert state.attempts >= 1
 
 
-def test_many_requests_catch_up_without_starving_what_is_new(server: ScriptedServer, switch: Switch) -> None:
+def test_large_spool_does_not_starve_new_spans(server: ScriptedServer, switch: Switch) -> None:
     switch.down = DOWN
     first = exporter(server)
     for span in make_traces(60):
@@ -585,9 +585,7 @@ class Failing:
     def mark_suspect(self, span_count: int, byte_count: int) -> None: ...
 
 
-def test_what_was_delivered_is_not_sent_again_whatever_goes_wrong_then(
-    server: ScriptedServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_error_after_delivery_does_not_send_again(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     made = exporter(server)
     pipeline = made._pipeline
     assert pipeline is not None

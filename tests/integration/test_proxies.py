@@ -40,7 +40,7 @@ def database(server: MLflowServer) -> Path:
     return server.log.parent / "mlflow.db"
 
 
-def test_proxy_with_a_body_limit_is_adapted_to(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+def test_proxy_with_a_body_limit_gets_smaller_requests(mlflow_server: MLflowServer, tmp_path: Path) -> None:
     number = mlflow_server.create_experiment("limited bodies")
     with Nginx(tmp_path / "nginx", "client_max_body_size 1m;" + PASS, mlflow_server.uri) as nginx:
         exporter = MLflowSpanExporter(timeout=60, tracking_uri=nginx.uri, experiment_id=number)
@@ -63,7 +63,7 @@ def test_proxy_with_a_body_limit_is_adapted_to(mlflow_server: MLflowServer, tmp_
 
 
 @pytest.mark.parametrize(("page", "status"), [(REDIRECT, 302), (LOGIN_PAGE, 200)], ids=["redirect", "page"])
-def test_login_page_in_between_is_not_taken_for_a_success(
+def test_login_page_does_not_count_as_success(
     page: str, status: int, mlflow_server: MLflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     number = mlflow_server.create_experiment(f"behind a login that answers {status}")
@@ -88,7 +88,7 @@ def test_login_page_in_between_is_not_taken_for_a_success(
 
 
 @pytest.mark.parametrize(("page", "status"), [(REDIRECT, 302), (LOGIN_PAGE, 200)], ids=["redirect", "page"])
-def test_login_page_in_front_of_the_look_up_is_waited_out(
+def test_login_page_during_the_experiment_lookup_is_retried(
     page: str, status: int, mlflow_server: MLflowServer, tmp_path: Path
 ) -> None:
     name = f"looked up behind a login that answers {status}"
@@ -135,7 +135,7 @@ def running(function: Callable[[], None]) -> Iterator[threading.Thread]:
         raise raised[0]
 
 
-def test_rotating_token_costs_no_span_and_one_refusal_each(mlflow_server: MLflowServer, tmp_path: Path) -> None:
+def test_token_rotation_costs_no_span_and_one_rejection_each(mlflow_server: MLflowServer, tmp_path: Path) -> None:
     """The server turns to a new token every two seconds, and the file follows a moment later."""
     number = mlflow_server.create_experiment("rotating token")
     file = tmp_path / "token"
@@ -227,9 +227,7 @@ def read(server: MLflowServer, experiment: str, key: str) -> list[Any]:
     ],
 )
 @pytest.mark.parametrize("version", ["3.10.1", "3.13.0"])
-def test_proxy_that_gives_up_in_the_middle_doubles_no_token(
-    version: str, how: str, more: float, workers: int, tmp_path: Path
-) -> None:
+def test_proxy_time_out_doubles_no_token(version: str, how: str, more: float, workers: int, tmp_path: Path) -> None:
     extra = ["--workers", str(workers)]
     server = MLflowServer.start(tmp_path / "mlflow", python=mlflow_python(version), extra=extra)
     try:

@@ -89,7 +89,7 @@ def asked(port: int, count: int) -> list[str]:
         return list(pool.map(ask, range(count)))
 
 
-def test_fastapi_under_uvicorn(workspace_server: MLflowServer, tmp_path: Path) -> None:
+def test_fastapi_with_uvicorn_exports_each_trace_whole(workspace_server: MLflowServer, tmp_path: Path) -> None:
     port = free_port()
     variables = environment(workspace_server, "fastapi", tmp_path)
     with run_server(["uvicorn", "fastapi_app:app", "--port", str(port)], variables, port, APPS):
@@ -97,7 +97,7 @@ def test_fastapi_under_uvicorn(workspace_server: MLflowServer, tmp_path: Path) -
     assert landed(workspace_server, "fastapi") == expected("fastapi", 50)
 
 
-def test_flask(workspace_server: MLflowServer, tmp_path: Path) -> None:
+def test_flask_exports_each_trace_whole(workspace_server: MLflowServer, tmp_path: Path) -> None:
     port = free_port()
     variables = environment(workspace_server, "flask", tmp_path)
     code = [sys.executable, str(APPS / "flask_app.py"), str(port)]
@@ -112,7 +112,7 @@ def test_flask(workspace_server: MLflowServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preload", [True, False], ids=["preload", "no-preload"])
-def test_gunicorn(workspace_server: MLflowServer, tmp_path: Path, preload: bool) -> None:
+def test_gunicorn_exports_each_trace_whole(workspace_server: MLflowServer, tmp_path: Path, preload: bool) -> None:
     port, kind = free_port(), f"gunicorn-{preload}"
     command = ["gunicorn", "flask_app:app", "-b", f"127.0.0.1:{port}", "--workers", "4", *["--preload"] * preload]
     with run_server(command, environment(workspace_server, kind, tmp_path), port, APPS):
@@ -120,7 +120,7 @@ def test_gunicorn(workspace_server: MLflowServer, tmp_path: Path, preload: bool)
     assert landed(workspace_server, kind) == expected(kind, 40)
 
 
-def test_celery_prefork(workspace_server: MLflowServer, tmp_path: Path) -> None:
+def test_celery_prefork_exports_each_trace_whole(workspace_server: MLflowServer, tmp_path: Path) -> None:
     variables = environment(workspace_server, "celery", tmp_path)
     with run_server(
         ["celery", "-A", "celery_app", "worker", "-P", "prefork", "-c", "2", "-l", "warning"], variables, None, APPS
@@ -131,14 +131,16 @@ def test_celery_prefork(workspace_server: MLflowServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_multiprocessing_pool(workspace_server: MLflowServer, tmp_path: Path, method: str) -> None:
+def test_multiprocessing_pool_exports_each_trace_whole(
+    workspace_server: MLflowServer, tmp_path: Path, method: str
+) -> None:
     kind = f"pool-{method}"
     command = [sys.executable, "-W", "ignore::DeprecationWarning", str(APPS / "pool_app.py"), method, "12"]
     subprocess.run(command, env=environment(workspace_server, kind, tmp_path), check=True, timeout=300)
     assert landed(workspace_server, kind) == expected(kind, 12)
 
 
-def test_asyncio_gather(workspace_server: MLflowServer, tmp_path: Path) -> None:
+def test_asyncio_gather_exports_each_trace_whole(workspace_server: MLflowServer, tmp_path: Path) -> None:
     variables = environment(workspace_server, "asyncio", tmp_path)
     subprocess.run([sys.executable, str(APPS / "asyncio_app.py"), "200"], env=variables, check=True, timeout=300)
     assert landed(workspace_server, "asyncio") == expected("asyncio", 200)
@@ -152,7 +154,7 @@ CELLS = (
 )
 
 
-def test_notebook_executed_twice(
+def test_notebook_executed_twice_exports_each_trace_once(
     workspace_server: MLflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment(workspace_server, "notebook", tmp_path).items():

@@ -104,7 +104,7 @@ def run(server: ScriptedServer, code: str, **more: str) -> subprocess.CompletedP
 START = "from mlflow_otlp_exporter import configure; from opentelemetry import trace; import os, sys, threading\n"
 
 
-def test_exit_with_a_trace_in_progress_in_another_thread(scripted_server: ScriptedServer) -> None:
+def test_exit_with_an_open_trace_sends_its_ended_spans(scripted_server: ScriptedServer) -> None:
     code = START + (
         "configure(experiment_id=1)\n"
         "tracer = trace.get_tracer('x')\n"
@@ -122,7 +122,7 @@ def test_exit_with_a_trace_in_progress_in_another_thread(scripted_server: Script
 
 
 @pytest.mark.parametrize("spool", ["true", "false"])
-def test_exit_is_bounded_with_a_dead_server_and_says_what_was_lost(scripted_server: ScriptedServer, spool: str) -> None:
+def test_exit_with_failing_server_is_bounded_and_logged(scripted_server: ScriptedServer, spool: str) -> None:
     scripted_server.answer(Answer(503))
     code = START + (
         "telemetry = configure(experiment_id=1)\n"
@@ -190,7 +190,7 @@ WAITS = (
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_sigterm_saves_the_spans_and_ends_the_process_as_ever(scripted_server: ScriptedServer, down: bool) -> None:
+def test_sigterm_saves_spans_and_ends_the_process(scripted_server: ScriptedServer, down: bool) -> None:
     if down:
         scripted_server.answer(then=Answer(503))
     app = started(scripted_server, WAITS)
@@ -203,21 +203,21 @@ def test_sigterm_saves_the_spans_and_ends_the_process_as_ever(scripted_server: S
         assert names(scripted_server) == {"a": 1}
 
 
-def test_sigterm_can_be_left_alone(scripted_server: ScriptedServer) -> None:
+def test_sigterm_without_handler_saves_nothing(scripted_server: ScriptedServer) -> None:
     app = started(scripted_server, WAITS, MLFLOW_OTLP_HANDLE_SIGTERM="false", MLFLOW_OTLP_LINGER="30")
     assert ended(app)[0] == -signal.SIGTERM
     assert (names(scripted_server), on_disk()) == ({}, 0)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-def test_the_apps_own_handler_of_sigterm_stays(scripted_server: ScriptedServer, first: bool) -> None:
+def test_sigterm_calls_the_applications_handler(scripted_server: ScriptedServer, first: bool) -> None:
     handler = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
     app = started(scripted_server, handler + WAITS if first else WAITS.replace("trace.get", handler + "trace.get"))
     assert ended(app)[0] == 7
     assert names(scripted_server) == {"a": 1}
 
 
-def test_sigterm_ends_a_process_whose_locks_are_held(scripted_server: ScriptedServer) -> None:
+def test_sigterm_with_held_locks_ends_the_process(scripted_server: ScriptedServer) -> None:
     code = WAITS.replace(
         "print(", "import mlflow_otlp_exporter._internal.setup.configure as c; c._lock.acquire()\nprint("
     )
@@ -225,7 +225,7 @@ def test_sigterm_ends_a_process_whose_locks_are_held(scripted_server: ScriptedSe
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_child_of_multiprocessing_that_does_not_flush_loses_nothing(
+def test_multiprocessing_child_without_flush_sends_its_spans(
     scripted_server: ScriptedServer, tmp_path: Path, method: str
 ) -> None:
     (tmp_path / "app.py").write_text(
@@ -250,7 +250,7 @@ def test_a_child_of_multiprocessing_that_does_not_flush_loses_nothing(
     assert names(scripted_server) == {"child 0": 1, "child 1": 1, "child 2": 1, "parent": 1}
 
 
-def test_a_terminated_child_of_multiprocessing_loses_nothing(scripted_server: ScriptedServer) -> None:
+def test_terminated_multiprocessing_child_spools_its_spans(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(then=Answer(503))
     code = START + (
         "import multiprocessing, time\n"
@@ -269,7 +269,7 @@ def test_a_terminated_child_of_multiprocessing_loses_nothing(scripted_server: Sc
 
 
 @pytest.mark.parametrize("preload", [True, False], ids=["preload", "no preload"])
-def test_gunicorns_workers_save_what_the_server_does_not_take(
+def test_gunicorn_workers_with_failing_server_spool_all_spans(
     scripted_server: ScriptedServer, tmp_path: Path, preload: bool
 ) -> None:
     scripted_server.answer(then=Answer(503))
@@ -291,7 +291,7 @@ def test_gunicorns_workers_save_what_the_server_does_not_take(
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_a_handler_that_flushes_at_its_end_may_be_frozen_for_good(scripted_server: ScriptedServer, down: bool) -> None:
+def test_frozen_process_after_flush_has_no_pending_spans(scripted_server: ScriptedServer, down: bool) -> None:
     """As AWS Lambda does it: between two calls nothing runs, and there may be no next call."""
     if down:
         scripted_server.answer(then=Answer(503))

@@ -128,7 +128,7 @@ def came(server: ScriptedServer) -> dict[tuple[str | None, ...], list[str]]:
 # Where they go
 
 
-def test_each_tenant_finds_its_own_spans_only(workspace_server: MLflowServer) -> None:
+def test_recovered_spans_go_to_their_tenants(workspace_server: MLflowServer) -> None:
     places = {name: workspace_server.create_experiment("killed agents", workspace=f"team-{name}") for name in "ab"}
     own = workspace_server.create_experiment("the next run's")
     killed(workspace_server.uri, TWO_TENANTS)
@@ -141,7 +141,7 @@ def test_each_tenant_finds_its_own_spans_only(workspace_server: MLflowServer) ->
     assert workspace_server.search_traces(own) == []
 
 
-def test_the_next_runs_own_destination_is_not_theirs(server: ScriptedServer) -> None:
+def test_recovered_spans_ignore_the_destination_of_the_next_run(server: ScriptedServer) -> None:
     app = "tracer.start_span(os.environ['MLFLOW_EXPERIMENT_NAME']).end()\n"
     routed = app + "with trace_context(run_id='r', experiment_id=7): tracer.start_span('routed').end()\n"
     killed(server.url, routed, MLFLOW_EXPERIMENT_NAME="one", MLFLOW_WORKSPACE="ours")
@@ -158,7 +158,7 @@ def test_the_next_runs_own_destination_is_not_theirs(server: ScriptedServer) -> 
     }
 
 
-def test_resources_and_roots_that_say_where_to_are_heard(server: ScriptedServer) -> None:
+def test_recovered_spans_follow_resource_and_root_attributes(server: ScriptedServer) -> None:
     late = """
 with tracer.start_as_current_span("root") as root:
     tracer.start_span("child").end()
@@ -171,7 +171,7 @@ with tracer.start_as_current_span("root") as root:
     assert came(server) == {("of-resource", "late's", None): ["child", "root"]}
 
 
-def test_what_is_recovered_changes_no_route_of_this_process(server: ScriptedServer) -> None:
+def test_recovered_spans_do_not_change_routes_of_the_next_run(server: ScriptedServer) -> None:
     """A trace that several processes take part in: each has its own say for its spans."""
     ids = "from opentelemetry.trace import *\nparent = SpanContext(7, 8, True, TraceFlags(1))\n"
     spans = "context = set_span_in_context(NonRecordingSpan(parent))\n"
@@ -190,7 +190,9 @@ def test_what_is_recovered_changes_no_route_of_this_process(server: ScriptedServ
     assert came(server) == {(None, "theirs's", None): ["recovered"], (None, "ours's", None): ["live"]}
 
 
-def test_what_does_not_tell_where_to_goes_nowhere(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_recovered_spans_without_destination_become_dead_letters(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
     killed(server.url, "with trace_context(experiment='theirs'): tracer.start_span('whose').end()\n")
     [path] = journals()
     path.write_bytes(b"\n".join(each for each in path.read_bytes().split(b"\n") if b'"origins"' not in each))
@@ -204,7 +206,7 @@ def test_what_does_not_tell_where_to_goes_nowhere(server: ScriptedServer, caplog
     assert caplog.text.count("does not name their destination") == 1
 
 
-def test_nothing_is_removed_that_could_not_be_read(
+def test_journal_that_cannot_be_read_is_kept(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     killed(server.url, "tracer.start_span('a').end()", MLFLOW_EXPERIMENT_NAME="one")
@@ -226,7 +228,7 @@ def test_nothing_is_removed_that_could_not_be_read(
     exporter.shutdown(2000)
 
 
-def test_what_cannot_be_read_is_set_aside_and_blocks_nothing(
+def test_damaged_journal_is_quarantined_and_blocks_nothing(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     killed(server.url, "[tracer.start_span(name).end() for name in 'abc']", MLFLOW_EXPERIMENT_NAME="one")
@@ -249,7 +251,7 @@ def said_by_status(url: str) -> str:
 
 
 @pytest.mark.parametrize("kept", [1, 5, 30])
-def test_a_line_that_the_kill_has_cut_off_is_no_damage(server: ScriptedServer, kept: int) -> None:
+def test_truncated_last_line_is_not_reported_as_damage(server: ScriptedServer, kept: int) -> None:
     killed(server.url, "[tracer.start_span(name).end() for name in 'ab']", MLFLOW_EXPERIMENT_NAME="one")
     [path] = journals()
     content = path.read_bytes()
@@ -260,7 +262,7 @@ def test_a_line_that_the_kill_has_cut_off_is_no_damage(server: ScriptedServer, k
     assert on_disk("damaged") == []
 
 
-def test_flush_by_hand_sends_it_too_and_purge_removes_it(
+def test_spool_commands_flush_and_purge_journals(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
@@ -282,7 +284,9 @@ def test_flush_by_hand_sends_it_too_and_purge_removes_it(
 
 
 @pytest.mark.parametrize(("noise", "left_out"), [("default", True), ("none", False), ("tests.*", False)])
-def test_noise_is_left_out_as_if_nobody_had_been_killed(server: ScriptedServer, noise: str, left_out: bool) -> None:
+def test_recovered_traces_pass_the_filter_of_the_killed_process(
+    server: ScriptedServer, noise: str, left_out: bool
+) -> None:
     """By the setting of the app that was killed: the next one has another."""
     code = """
 flask, httpx = (trace.get_tracer(f"opentelemetry.instrumentation.{each}") for each in ("flask", "httpx"))
@@ -304,7 +308,7 @@ flask.start_span("part of another's", trace.set_span_in_context(trace.NonRecordi
     assert came(server) == {(None, "one's", None): sorted(health + rest)}
 
 
-def test_a_trace_of_which_a_part_was_sent_is_not_cut(tmp_path: Path) -> None:
+def test_trace_with_acknowledged_spans_is_not_filtered(tmp_path: Path) -> None:
     journal = Journal(lambda: tmp_path / "journal", ProblemLog(), JournalHeader(trace_filter=("tests",)))
     child, root = make_traces(1, children=1)
     for span in (child, root):
@@ -320,7 +324,7 @@ def test_a_trace_of_which_a_part_was_sent_is_not_cut(tmp_path: Path) -> None:
     assert trace.is_filtered
 
 
-def test_a_mask_is_applied_once(server: ScriptedServer) -> None:
+def test_recovered_spans_are_masked_once(server: ScriptedServer) -> None:
     """One that makes pseudonyms would make others of its own: a user would be two."""
     mask = "import hashlib; configure(mask=lambda text: hashlib.sha256(text.encode()).hexdigest())\n"
     killed(server.url, mask + "tracer.start_span('a', attributes={'user.id': 'ada', 'llm.odd': 'b'}).end()\n")
@@ -333,7 +337,7 @@ def test_a_mask_is_applied_once(server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize("mask", ["", "email"], ids=["as it was", "masked"])
-def test_what_was_dropped_is_told_as_if_nobody_had_been_killed(server: ScriptedServer, mask: str) -> None:
+def test_recovered_spans_keep_their_dropped_counts(server: ScriptedServer, mask: str) -> None:
     code = """
 links = [trace.Link(trace.SpanContext(each, 1, False), {"a": 1, "b": 2, "c": 3}) for each in (1, 2, 3)]
 span = tracer.start_span("a", attributes=dict.fromkeys("abcdef", 1), links=links)
@@ -352,7 +356,7 @@ span.end()
     assert [each.dropped_attributes_count for each in span.links] == [2]
 
 
-def test_what_was_written_as_it_was_is_cleaned(server: ScriptedServer) -> None:
+def test_recovered_unmasked_spans_are_redacted(server: ScriptedServer) -> None:
     """Large payloads are no secrets: they are taken out when they are sent, also of what an app without masks left."""
     code = "tracer.start_span('a', attributes={'input.value': 'data:image/png;base64,' + 'A' * 2_000_000}).end()\n"
     killed(server.url, code + "tracer.start_span('b', attributes={'user.id': 'ada@x.org'}).end()\n")
@@ -374,12 +378,12 @@ def test_what_was_written_as_it_was_is_cleaned(server: ScriptedServer) -> None:
         JournalHeader(Destination("w", "é", "7", "r"), is_redacted=True, trace_filter=("default", "my.*")),
     ],
 )
-def test_what_holds_for_all_comes_back(origins: JournalHeader) -> None:
+def test_journal_header_round_trips(origins: JournalHeader) -> None:
     [record] = parse_lines(encode_line(build_header_record(origins)))
     assert parse_header(record) == origins
 
 
-def test_no_credential_is_in_the_journal(tmp_path: Path) -> None:
+def test_journal_holds_no_credential(tmp_path: Path) -> None:
     made = {"tracking_uri": "http://user:planted-one@127.0.0.1:9", "credentials": "planted-two", "spool_dir": tmp_path}
     exporter = MLflowSpanExporter(**made, spool=True, durability="every-span", headers={"x-key": "planted-three"})  # type: ignore[arg-type]
     processor = MLflowSpanProcessor(exporter)
@@ -395,7 +399,7 @@ def test_no_credential_is_in_the_journal(tmp_path: Path) -> None:
     assert "planted" not in names
 
 
-def test_each_identity_finds_its_own_journal_only(server: ScriptedServer, tmp_path: Path) -> None:
+def test_next_run_recovers_only_journals_with_its_credentials(server: ScriptedServer, tmp_path: Path) -> None:
     """Tenants with credentials of their own have an exporter each, and nobody sends another's with its own rights."""
     for name in "ab":
         (tmp_path / name).write_text(f"token-{name}")
@@ -411,7 +415,7 @@ def test_each_identity_finds_its_own_journal_only(server: ScriptedServer, tmp_pa
     assert len(journals()) == 1
 
 
-def test_new_words_for_noise_hold_for_what_comes_after(tmp_path: Path) -> None:
+def test_changed_trace_filter_applies_to_later_spans(tmp_path: Path) -> None:
     journal = Journal(lambda: tmp_path / "journal", ProblemLog())
     before, after = make_spans("before", "after")
     journal.append(before)
