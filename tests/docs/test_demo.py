@@ -12,8 +12,8 @@ from support.environments import ROOT
 
 def test_demo_with_real_server_prints_stored_trace(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--data", str(tmp_path / "data")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
     for expected in (
         "AGENT",
         "CHAT_MODEL",
@@ -24,7 +24,7 @@ def test_demo_with_real_server_prints_stored_trace(tmp_path: Path) -> None:
         "state     OK",
         "#/experiments/",
     ):
-        assert expected in done.stdout
+        assert expected in result.stdout
 
 
 def test_quickstart_without_api_key_answers(monkeypatch: pytest.MonkeyPatch) -> None:

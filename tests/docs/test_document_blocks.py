@@ -1,4 +1,4 @@
-"""What stands in the fenced blocks of the documents: code runs, its types are right, commands exist."""
+"""Fenced blocks of the documents: code runs and passes mypy, and commands exist."""
 
 import ast
 import importlib.util
@@ -31,14 +31,15 @@ from support.settings_page import TYPES
 LANGUAGES = {"python", "sh", "console", "text", "yaml", "ini"}
 SHELL = [block for page in PAGES for block in blocks(page, "sh", "console")]
 PYTHON = [page for page in PAGES if blocks(page, "python")]
-# Named in examples of what was before, and not installed here.
+# The migration page names these packages, which are not installed here.
 VENDORS = {"phoenix", "traceloop"}
-# Programs of others, which no test of documents can know the words of.
+# Programs of other projects: this module does not check their arguments.
 FOREIGN = {"git", "kubectl", "mlflow", "opentelemetry-instrument", "otelcol-contrib", "REQUIRE_ALL=1", "sed"}
 KUBERNETES = ("1.29", "1.33")
-# What has to come first in a module, wherever it stands on the page.
+# Python requires this import at the start of a module, wherever a page shows it.
 FUTURE = "from __future__ import annotations\n"
-# Of mypy: before and after define the same; what is not installed has no types, nor have its decorators.
+# Accepted mypy errors: code before and after a migration defines the same names, and packages that are not installed
+# have no types, and neither have their decorators.
 EXPECTED = re.compile(
     r"note: |\[no-redef\]"
     rf"|module named \"({'|'.join(sorted(VENDORS))})\b.*\[import-not-found\]"
@@ -46,12 +47,12 @@ EXPECTED = re.compile(
 )
 
 
-def label(block: Block) -> str:
+def format_label(block: Block) -> str:
     return f"{block.page.relative_to(ROOT)}:{block.line}"
 
 
 @pytest.fixture(autouse=True)
-def shut_down() -> Iterator[None]:
+def shut_down_telemetry() -> Iterator[None]:
     yield
     shutdown()
     provider = trace.get_tracer_provider()
@@ -60,12 +61,14 @@ def shut_down() -> Iterator[None]:
 
 
 def test_blocks_have_supported_languages() -> None:
-    assert [label(block) for page in PAGES for block in blocks(page) if block.language not in LANGUAGES] == []
+    assert [format_label(block) for page in PAGES for block in blocks(page) if block.language not in LANGUAGES] == []
 
 
 def test_text_blocks_contain_no_code() -> None:
     texts = [block for page in PAGES for block in blocks(page, "text")]
-    assert [label(block) for block in texts if re.search(r"^(import|from|def|export) ", block.code, re.MULTILINE)] == []
+    assert [
+        format_label(block) for block in texts if re.search(r"^(import|from|def|export) ", block.code, re.MULTILINE)
+    ] == []
 
 
 # Python
@@ -75,7 +78,7 @@ def run_blocks(page: Path) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page, "python"):
         if block.is_run:
-            exec(compile(block.code, label(block), "exec", dont_inherit=True), names)
+            exec(compile(block.code, format_label(block), "exec", dont_inherit=True), names)
     return names
 
 
@@ -95,17 +98,17 @@ def test_getting_started_python_blocks_store_traces(
     first, second = blocks(page, "python")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(first.code, label(first), "exec", dont_inherit=True), names)
-    answered, flushed, url = capsys.readouterr().out.splitlines()
-    assert answered == "Take an umbrella."
-    assert f"`{flushed}`" in page.read_text()
+    exec(compile(first.code, format_label(first), "exec", dont_inherit=True), names)
+    reply, flush_result, url = capsys.readouterr().out.splitlines()
+    assert reply == "Take an umbrella."
+    assert f"`{flush_result}`" in page.read_text()
     record = mlflow_server.wait_for_trace(url.partition("tr-")[2][:32])
     assert record["trace_info"]["state"] == "OK"
     assert record["trace_info"]["trace_metadata"]["mlflow.trace.session"] == "s-1"
-    # The server has no workspaces: that the block means what it says is shown by an endpoint that takes all.
+    # The server has no workspaces, so the second block runs against an endpoint that accepts them.
     with RecordingEndpoint() as endpoint:
         telemetry = names["configure"](tracking_uri=endpoint.url, experiment="first-steps")
-        exec(compile(second.code, label(second), "exec", dont_inherit=True), names)
+        exec(compile(second.code, format_label(second), "exec", dont_inherit=True), names)
         telemetry.flush()
         assert {span.workspace for trace in endpoint.traces for span in trace.spans} == {"team-b"}
         shutdown()
@@ -131,7 +134,7 @@ def test_python_blocks_import_existing_modules(page: Path) -> None:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
-                assert name.partition(".")[0] in VENDORS or importlib.util.find_spec(name), label(block)
+                assert name.partition(".")[0] in VENDORS or importlib.util.find_spec(name), format_label(block)
 
 
 def test_skipped_python_blocks_are_in_migration_page_only() -> None:
@@ -143,7 +146,7 @@ def test_skipped_python_blocks_are_in_migration_page_only() -> None:
 # Commands
 
 
-@pytest.mark.parametrize("block", SHELL, ids=label)
+@pytest.mark.parametrize("block", SHELL, ids=format_label)
 def test_shell_block_commands_exist(block: Block) -> None:
     for words in commands(block):
         program, *arguments = words
@@ -160,9 +163,11 @@ def test_shell_block_commands_exist(block: Block) -> None:
             ), words
         elif program == "pip":
             assert arguments[0] == "install"
-            asked = {extra for word in arguments for extra in re.findall(r"^mlflow-otlp-exporter\[(.*)\]$", word)}
+            extra_groups = {
+                extra for word in arguments for extra in re.findall(r"^mlflow-otlp-exporter\[(.*)\]$", word)
+            }
             extras = set(re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
-            assert {extra for group in asked for extra in group.split(",")} <= extras
+            assert {extra for group in extra_groups for extra in group.split(",")} <= extras
         elif program == "export":
             variables = {name for setting in SETTINGS for name in setting.variables}
             others = {
@@ -176,7 +181,7 @@ def test_shell_block_commands_exist(block: Block) -> None:
             assert program in FOREIGN, words
 
 
-FILES = {
+FILE_VARIABLES = {
     variable
     for setting in SETTINGS
     for variable in setting.variables
@@ -185,23 +190,23 @@ FILES = {
 
 
 def resolve_settings(variables: dict[str, str], folder: Path) -> Settings:
-    """The settings that variables make, with a file wherever they name one."""
-    here = dict(variables)
-    for name in FILES & here.keys():
-        file = folder / Path(here[name]).name
+    """Resolve the settings of variables, and create a file for each variable that names one."""
+    variables_with_files = dict(variables)
+    for name in FILE_VARIABLES & variables.keys():
+        file = folder / Path(variables[name]).name
         if name != "MLFLOW_OTLP_SPOOL_DIR":
             file.write_text("planted")
-        here[name] = str(file)
-    here["MLFLOW_OTLP_SERVICE_ACCOUNT_DIR"] = "none"
-    return resolve({}, environment={**here, "HOME": str(folder)}, defaults=DEFAULTS)
+        variables_with_files[name] = str(file)
+    variables_with_files["MLFLOW_OTLP_SERVICE_ACCOUNT_DIR"] = "none"
+    return resolve({}, environment={**variables_with_files, "HOME": str(folder)}, defaults=DEFAULTS)
 
 
-@pytest.mark.parametrize("block", [block for block in SHELL if exported_variables(block)], ids=label)
+@pytest.mark.parametrize("block", [block for block in SHELL if exported_variables(block)], ids=format_label)
 def test_shell_block_variables_resolve_to_settings(block: Block, tmp_path: Path) -> None:
     resolve_settings(exported_variables(block), tmp_path)
 
 
-# Topologies: which server, which credential, which destination, whether the disk is used, whether names are looked up.
+# Topologies: URL, kind of credential, experiment, workspace, whether the spool is used, whether names are looked up.
 TOPOLOGIES = {
     "A plain server": ("http://mlflow.example.com:5000/v1/traces", "none", "support-agent", None, True, True),
     "A plain server, 2": ("https://mlflow.example.com/v1/traces", "user", "support-agent", None, True, True),
@@ -222,30 +227,30 @@ TOPOLOGIES = {
 }  # fmt: skip
 
 
-def topologies() -> dict[str, dict[str, str]]:
-    """The variables of each section of the page; of a second block of a section with its number behind the name."""
+def read_topologies() -> dict[str, dict[str, str]]:
+    """Read the variables of each section; the key of a section's second block ends with `, 2`."""
     page = ROOT / "docs" / "topologies.md"
-    heads = [
+    headings = [
         (number, line[3:]) for number, line in enumerate(page.read_text().splitlines(), 1) if line.startswith("## ")
     ]
     environments: dict[str, dict[str, str]] = {}
     for block in blocks(page, "sh"):
         if variables := exported_variables(block):
-            name = [title for number, title in heads if number < block.line][-1]
+            name = [title for number, title in headings if number < block.line][-1]
             environments[name if name not in environments else f"{name}, 2"] = variables
     return environments
 
 
 def test_topologies_page_sections_are_all_tested() -> None:
-    assert topologies().keys() == TOPOLOGIES.keys()
+    assert read_topologies().keys() == TOPOLOGIES.keys()
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_topology_variables_resolve_to_described_settings(name: str, tmp_path: Path) -> None:
-    settings = resolve_settings(topologies()[name], tmp_path)
+    settings = resolve_settings(read_topologies()[name], tmp_path)
     server = settings.traces
     credentials = {"file": server.token_file, "user": server.username, "token": server.token}
-    credential = next((what for what, value in credentials.items() if value), "none")
+    credential = next((kind for kind, value in credentials.items() if value), "none")
     experiment = settings.experiment or settings.experiment_id
     actual = (server.url, credential, experiment, settings.workspace, settings.disk.spool, settings.is_api_certain)
     assert actual == TOPOLOGIES[name]
@@ -254,14 +259,14 @@ def test_topology_variables_resolve_to_described_settings(name: str, tmp_path: P
 # Other languages
 
 
-@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "yaml")], ids=label)
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "yaml")], ids=format_label)
 def test_yaml_block_against_its_schema_is_valid(block: Block) -> None:
     for document in yaml.safe_load_all(block.code):
         if "apiVersion" in document:
             for version in KUBERNETES:
                 kubernetes_validate.validate(document, version, strict=True)
         else:
-            # OpenTelemetry's own: tests/cli/test_run.py runs an app with it.
+            # A configuration file of OpenTelemetry: tests/cli/test_run.py runs an app with it.
             assert document["file_format"] == "1.0"
             assert block.page.name == "apps.md"
 
@@ -270,21 +275,21 @@ def test_sidecar_manifest_variables_match_shell_block() -> None:
     (block,) = blocks(ROOT / "docs" / "topologies.md", "yaml")
     container = yaml.safe_load(block.code)["spec"]["containers"][0]
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert variables == topologies()["A Collector as a sidecar"]
+    assert variables == read_topologies()["A Collector as a sidecar"]
 
 
 def test_getting_started_shell_blocks_with_server_succeed(mlflow_server: MLflowServer, tmp_path: Path) -> None:
     page = ROOT / "docs" / "getting-started.md"
-    asked = [block for block in blocks(page, "sh") if block.code.startswith("mlflow-otlp")]
+    server_blocks = [block for block in blocks(page, "sh") if block.code.startswith("mlflow-otlp")]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow_server.uri}
     output = ""
-    for block in asked:
+    for block in server_blocks:
         command = ["sh", "-euc", block.code]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
         assert (done.returncode, done.stderr) == (0, ""), block.code
         output += done.stdout
-    assert len(asked) == 2
+    assert len(server_blocks) == 2
     assert "It works." in output

@@ -1,4 +1,4 @@
-"""The documents: what they link to is there, what they promise is proven by a test that CI runs, and all are found."""
+"""Documents: link targets exist, every page is linked, and each guarantee is proven by a test that CI runs."""
 
 import ast
 import re
@@ -18,8 +18,8 @@ PROMISES = re.findall(r"`([\w.]+\.test_\w+)\.(test_\w+)`", GUARANTEES.read_text(
 _SKIPS = re.compile(r"\b(skip|skipif|xfail|importorskip)\b")
 
 
-@pytest.fixture(scope="module", name="lanes")
-def collect() -> Lanes:
+@pytest.fixture(scope="module")
+def lanes() -> Lanes:
     return collect_lanes()
 
 
@@ -40,35 +40,37 @@ def test_collected_tests_differ_between_default_ci_and_matrix(lanes: Lanes) -> N
     assert lanes.matrix - lanes.ci
 
 
-def functions(module: str) -> dict[str, ast.FunctionDef]:
+def parse_functions(module: str) -> dict[str, ast.FunctionDef]:
     tree = ast.parse((TESTS / f"{module.replace('.', '/')}.py").read_text())
     return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-def skips(module: str, name: str) -> Iterator[str]:
-    """Where a test, or a fixture that it uses, may leave itself out; the marks `needs` and `matrix` are not meant."""
-    all_functions = {**functions("conftest"), **functions(module)}
-    waiting, seen = [name], set[str]()
-    while waiting:
-        function_name = waiting.pop()
-        if function_name in seen or function_name not in all_functions:
+def find_skips(module: str, name: str) -> Iterator[str]:
+    """Yield the test, or its fixtures, that can skip it; the markers `needs` and `matrix` do not count."""
+    all_functions = {**parse_functions("conftest"), **parse_functions(module)}
+    pending_names, checked_names = [name], set[str]()
+    while pending_names:
+        function_name = pending_names.pop()
+        if function_name in checked_names or function_name not in all_functions:
             continue
-        seen.add(function_name)
+        checked_names.add(function_name)
         node = all_functions[function_name]
         if _SKIPS.search(ast.unparse(node)):
             yield function_name
-        waiting += [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+        pending_names += [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
 
 
 @pytest.mark.parametrize(("module", "name"), PROMISES, ids=[name for _, name in PROMISES])
 def test_guarantee_test_exists_and_never_skips(module: str, name: str) -> None:
-    assert name in functions(module)
-    assert list(skips(module, name)) == []
+    assert name in parse_functions(module)
+    assert list(find_skips(module, name)) == []
 
 
 def test_skips_in_module_with_skips_are_detected() -> None:
     names = [
-        name for name in functions("matrix.test_mlflow_versions") if list(skips("matrix.test_mlflow_versions", name))
+        name
+        for name in parse_functions("matrix.test_mlflow_versions")
+        if list(find_skips("matrix.test_mlflow_versions", name))
     ]
     assert names
 
@@ -103,7 +105,7 @@ def test_architecture_page_names_every_package() -> None:
 def test_page_environment_variables_exist(page: Path) -> None:
     text, variable = page.read_text(), re.compile(r"\bMLFLOW_OTLP_[A-Z0-9_]*[A-Z0-9]\b")
     variables = {name for setting in SETTINGS for name in setting.variables}
-    if page.name == "CHANGELOG.md":  # its lists of removed settings, and the releases that had these
+    if page.name == "CHANGELOG.md":  # it lists removed settings, and older releases describe them
         for section in re.findall(r"^### Removed\n(.*?)^##", text, re.DOTALL | re.MULTILINE):
             variables |= set(variable.findall(section))
     assert set(variable.findall(text)) <= variables

@@ -1,4 +1,4 @@
-"""examples/evaluate.py: MLflow's scorers are given what the agent did, and ask no model for it."""
+"""examples/evaluate.py: MLflow's scorers read documents, calls and messages from traces, and no model extracts them."""
 
 import json
 import os
@@ -26,24 +26,19 @@ DOCUMENTS = ("A bicycle on wheels needs a ticket of 10 euro.", "A folded bicycle
 EACH_TURN = pytest.mark.parametrize("index", [0, 1])
 
 
-class Evaluated:
-    """What came of the evaluation.
-
-    Attributes:
-        prompts: What the judge was asked.
-        traces: The server's traces of the chat, in the order of its turns.
-    """
+class EvaluationResult:
+    """The prompts that the judge got, and the stored traces of the chat in the order of its turns."""
 
     def __init__(self, prompts: list[str], traces: list[dict[str, Any]]) -> None:
         self.prompts, self.traces = prompts, traces
 
-    def prompt(self, beginning: str, index: int) -> str:
-        """The one question to the judge that begins so and is about this turn."""
+    def find_prompt(self, beginning: str, index: int) -> str:
+        """Find the only prompt with this beginning and this turn's question."""
         (match,) = [prompt for prompt in self.prompts if prompt.startswith(beginning) and QUESTIONS[index] in prompt]
         return match
 
-    def assessments(self, index: int) -> Mapping[str, Any]:
-        """The values of what MLflow keeps with a trace."""
+    def read_assessments(self, index: int) -> Mapping[str, Any]:
+        """Read the values of the assessments of a turn's trace."""
         assessments = self.traces[index]["assessments"]
         return {
             assessment["assessment_name"]: assessment["feedback"].get("value", assessment["feedback"].get("error"))
@@ -52,7 +47,7 @@ class Evaluated:
 
 
 @pytest.fixture(scope="module")
-def evaluation(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+def evaluation(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
     folder = tmp_path_factory.mktemp("evaluate")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "OTEL_"))}
     environment |= {
@@ -71,29 +66,29 @@ def evaluation(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFac
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    experiment = mlflow_server.experiment("evaluation-agent")
+    experiment = mlflow_server.experiment("evaluated-agent")
     assert experiment is not None
     traces = mlflow_server.search_traces(experiment["experiment_id"])
     traces.sort(key=lambda trace: str(trace["request_time"]))
-    return Evaluated(json.loads((folder / "prompts.json").read_text()), traces)
+    return EvaluationResult(json.loads((folder / "prompts.json").read_text()), traces)
 
 
-def test_judge_gets_one_prompt_per_scorer(evaluation: Evaluated) -> None:
-    """Three scorers of a trace, for two traces, and one of the session: nothing is left to be guessed."""
+def test_judge_gets_one_prompt_per_scorer(evaluation: EvaluationResult) -> None:
+    """Three scorers for each of two traces, and one for the session. No prompt asks the judge to extract tools."""
     assert len(evaluation.prompts) == 2 * 3 + 1
 
 
 @EACH_TURN
-def test_groundedness_prompt_contains_documents(index: int, evaluation: Evaluated) -> None:
-    prompt = evaluation.prompt("Consider the following claim and document", index)
+def test_groundedness_prompt_contains_documents(index: int, evaluation: EvaluationResult) -> None:
+    prompt = evaluation.find_prompt("Consider the following claim and document", index)
     assert f"<question>{QUESTIONS[index]}</question>" in prompt
     assert f"<answer>{ANSWERS[index]}</answer>" in prompt
     assert f"<document>{[{'content': text} for text in DOCUMENTS]}</document>" in prompt
 
 
 @EACH_TURN
-def test_tool_call_prompt_contains_calls_results_and_available_tools(index: int, evaluation: Evaluated) -> None:
-    prompt = evaluation.prompt("Consider whether the agent selected appropriate tools", index)
+def test_tool_call_prompt_contains_calls_results_and_available_tools(index: int, evaluation: EvaluationResult) -> None:
+    prompt = evaluation.find_prompt("Consider whether the agent selected appropriate tools", index)
     origin, city = ROUTES[index]
     assert f"<request>\n{QUESTIONS[index]}\n</request>" in prompt
     calls = prompt[prompt.index("<actual_tool_calls>") : prompt.index("</actual_tool_calls>")]
@@ -106,24 +101,24 @@ def test_tool_call_prompt_contains_calls_results_and_available_tools(index: int,
     assert f"Output: {{'city': '{city}', 'sky': 'rain', 'celsius': 11}}" in weather
     assert "search_rules\n  Input Arguments: {'query': 'ticket for a bicycle'}\n" in rules
     assert "Exception" not in calls
-    offered = prompt[prompt.index("<available_tools>") : prompt.index("</available_tools>")]
+    available_tools = prompt[prompt.index("<available_tools>") : prompt.index("</available_tools>")]
     for tool in (
         "get_weather: Tomorrow's weather",
         "find_trains: Tomorrow's trains",
         "search_rules: Search the railway",
     ):
-        assert f"- {tool}" in offered
-    assert "- origin (required): string" in offered
+        assert f"- {tool}" in available_tools
+    assert "- origin (required): string" in available_tools
 
 
 @EACH_TURN
-def test_relevance_prompt_contains_question_and_answer(index: int, evaluation: Evaluated) -> None:
-    prompt = evaluation.prompt("Consider the following question and answer", index)
+def test_relevance_prompt_contains_question_and_answer(index: int, evaluation: EvaluationResult) -> None:
+    prompt = evaluation.find_prompt("Consider the following question and answer", index)
     assert f"<question>{QUESTIONS[index]}</question>" in prompt
     assert ANSWERS[index] in prompt
 
 
-def test_conversation_prompt_contains_all_turns_of_session(evaluation: Evaluated) -> None:
+def test_conversation_prompt_contains_all_turns_of_session(evaluation: EvaluationResult) -> None:
     (prompt,) = [candidate for candidate in evaluation.prompts if "conversation history" in candidate]
     messages = [
         {"role": role, "content": text}
@@ -134,7 +129,7 @@ def test_conversation_prompt_contains_all_turns_of_session(evaluation: Evaluated
 
 
 @EACH_TURN
-def test_scorers_store_expected_values(index: int, evaluation: Evaluated) -> None:
+def test_scorers_store_expected_values(index: int, evaluation: EvaluationResult) -> None:
     origin, city = ROUTES[index]
     expected = {
         "quotes_a_rule": True,
@@ -144,7 +139,7 @@ def test_scorers_store_expected_values(index: int, evaluation: Evaluated) -> Non
     }
     if index == 0:  # MLflow keeps a session's assessment with its first trace
         expected["conversation_completeness"] = "yes"
-    values = dict(evaluation.assessments(index))
+    values = dict(evaluation.read_assessments(index))
     *parallel_calls, last_call = values.pop("tools_called").split("; ")
     assert sorted(parallel_calls) == [  # threads of LangGraph run them in any order
         f'find_trains {{"destination": "{city}", "origin": "{origin}"}}',

@@ -1,4 +1,4 @@
-"""Each example does what it says, against a real MLflow."""
+"""The examples run against a real MLflow server and store the traces that their texts describe."""
 
 import http.client
 import os
@@ -15,8 +15,8 @@ from support.mlflow_server import MLflowServer
 EXAMPLES = ROOT / "examples"
 
 
-def run(server: MLflowServer, *command: str, **variables: str) -> str:
-    """Runs an example as a user does; what it printed."""
+def run_example(server: MLflowServer, *command: str, **variables: str) -> str:
+    """Run an example like a user does and return its output."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_OTLP_AUTO_INSTRUMENT"}
     done = subprocess.run(
@@ -33,26 +33,26 @@ def run(server: MLflowServer, *command: str, **variables: str) -> str:
     return done.stdout
 
 
-def traces(server: MLflowServer, experiment: str) -> list[dict[str, Any]]:
+def search_traces(server: MLflowServer, experiment: str) -> list[dict[str, Any]]:
     record = server.experiment(experiment)
     assert record is not None, f"there is no experiment {experiment}"
     return server.search_traces(record["experiment_id"])
 
 
-def spans(server: MLflowServer, info: dict[str, Any], *, min_count: int = 1) -> Sequence[str]:
+def wait_for_span_names(server: MLflowServer, info: dict[str, Any], *, min_count: int = 1) -> Sequence[str]:
     trace = server.wait_for_trace(info["trace_id"], until=lambda record: len(record["spans"]) >= min_count)
     return sorted(span["name"] for span in trace["spans"])
 
 
 def test_chat_sessions_example_stores_sessions_and_users(mlflow_server: MLflowServer) -> None:
-    output = run(mlflow_server, sys.executable, str(EXAMPLES / "chat_sessions.py"))
+    output = run_example(mlflow_server, sys.executable, str(EXAMPLES / "chat_sessions.py"))
     assert "delivered=6" in output
-    infos = traces(mlflow_server, "chat-sessions")
+    infos = search_traces(mlflow_server, "chat-sessions")
     assert sorted(info["trace_metadata"]["mlflow.trace.session"] for info in infos) == ["chat-ada"] * 2 + ["chat-grace"]
     assert {info["trace_metadata"]["mlflow.trace.user"] for info in infos} == {"ada", "grace"}
     assert all(info["tags"]["release"] == "2.3.1" for info in infos)
     assert all("total_tokens" in info["trace_metadata"]["mlflow.trace.tokenUsage"] for info in infos)
-    assert spans(mlflow_server, infos[0]) == ["reply", "turn"]
+    assert wait_for_span_names(mlflow_server, infos[0]) == ["reply", "turn"]
 
 
 def test_multi_tenant_fastapi_example_stores_traces_by_tenant(mlflow_server: MLflowServer) -> None:
@@ -67,25 +67,25 @@ def test_multi_tenant_fastapi_example_stores_traces_by_tenant(mlflow_server: MLf
             assert (answer.status, answer.read()) == (200, b'"rain? rain in Lyon"')
             connection.close()
     for tenant, count in (("acme", 2), ("initech", 1)):
-        infos = traces(mlflow_server, f"tenant-{tenant}")
+        infos = search_traces(mlflow_server, f"tenant-{tenant}")
         assert [info["tags"]["tenant"] for info in infos] == [tenant] * count
         assert {info["trace_metadata"]["mlflow.trace.session"] for info in infos} == {f"s-{tenant}"}
-        # FastAPI makes spans of its own, around them.
-        assert {"answer", "get_weather"} < set(spans(mlflow_server, infos[0]))
+        # FastAPI creates spans around those of the agent.
+        assert {"answer", "get_weather"} < set(wait_for_span_names(mlflow_server, infos[0]))
 
 
 def test_zero_code_example_stores_agent_trace(mlflow_server: MLflowServer) -> None:
     command = ("mlflow-otlp", "run", "python", str(EXAMPLES / "zero_code.py"))
-    assert run(mlflow_server, *command, MLFLOW_EXPERIMENT_NAME="zero-code-example") == "Take an umbrella.\n"
-    (info,) = traces(mlflow_server, "zero-code-example")
+    assert run_example(mlflow_server, *command, MLFLOW_EXPERIMENT_NAME="zero-code-example") == "Take an umbrella.\n"
+    (info,) = search_traces(mlflow_server, "zero-code-example")
     assert info["tags"]["mlflow.traceName"] == "weather-agent"
-    assert "get_weather" in spans(mlflow_server, info)
+    assert "get_weather" in wait_for_span_names(mlflow_server, info)
 
 
 def test_mlflow_sdk_example_stores_spans_of_both_in_one_trace(mlflow_server: MLflowServer) -> None:
-    output = run(mlflow_server, sys.executable, str(EXAMPLES / "mlflow_sdk.py"))
+    output = run_example(mlflow_server, sys.executable, str(EXAMPLES / "mlflow_sdk.py"))
     assert "delivered=3" in output
-    (info,) = traces(mlflow_server, "side-by-side")
+    (info,) = search_traces(mlflow_server, "side-by-side")
     assert info["trace_metadata"]["mlflow.trace.session"] == "s-42"
     trace = mlflow_server.trace(info["trace_id"])
     assert trace is not None

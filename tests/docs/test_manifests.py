@@ -1,4 +1,4 @@
-"""The manifests of examples/kubernetes, against Kubernetes' schemas and against what the exporter needs."""
+"""The manifests of examples/kubernetes are valid for Kubernetes and for the exporter."""
 
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,28 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
-# The oldest that OpenShift 4.16 has, and a recent one.
+# Kubernetes 1.29 is the version of OpenShift 4.16; 1.33 is a recent one.
 VERSIONS = ("1.29", "1.33")
 
 
-def documents(*names: str) -> list[dict[str, Any]]:
+def load_documents(*names: str) -> list[dict[str, Any]]:
     return [document for name in names for document in yaml.safe_load_all((EXAMPLES / name).read_text())]
 
 
-def the(kind: str, *names: str) -> dict[str, Any]:
-    (match,) = [document for document in documents(*names) if document["kind"] == kind]
+def find_document(kind: str, *names: str) -> dict[str, Any]:
+    (match,) = [document for document in load_documents(*names) if document["kind"] == kind]
     return match
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_manifest_against_kubernetes_schema_is_valid(path: Path, version: str) -> None:
-    for document in documents(path.name):
+    for document in load_documents(path.name):
         kubernetes_validate.validate(document, version, strict=True)
 
 
 def test_manifest_with_unknown_field_is_rejected() -> None:
-    wrong = the("Deployment", "agent.yaml")
+    wrong = find_document("Deployment", "agent.yaml")
     wrong["spec"]["replica"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
@@ -45,8 +45,8 @@ def test_examples_readme_links_every_manifest() -> None:
 
 
 def test_agent_manifests_references_match() -> None:
-    account, role = the("ServiceAccount", "agent.yaml"), the("Role", "agent.yaml")
-    binding, deployment = the("RoleBinding", "agent.yaml"), the("Deployment", "agent.yaml")
+    account, role = find_document("ServiceAccount", "agent.yaml"), find_document("Role", "agent.yaml")
+    binding, deployment = find_document("RoleBinding", "agent.yaml"), find_document("Deployment", "agent.yaml")
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert binding["subjects"][0]["name"] == account["metadata"]["name"]
     template = deployment["spec"]["template"]
@@ -57,7 +57,7 @@ def test_agent_manifests_references_match() -> None:
 
 
 def test_agent_manifest_variables_resolve_to_settings(tmp_path: Path) -> None:
-    container = the("Deployment", "agent.yaml")["spec"]["template"]["spec"]["containers"][0]
+    container = find_document("Deployment", "agent.yaml")["spec"]["template"]["spec"]["containers"][0]
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     (tmp_path / "token").write_text("planted")
     (tmp_path / "namespace").write_text("team-a")
@@ -69,13 +69,18 @@ def test_agent_manifest_variables_resolve_to_settings(tmp_path: Path) -> None:
 
 
 def test_collector_manifests_references_match() -> None:
-    # Kubernetes' schemas lack this resource; tests/cli/test_collector.py checks it.
+    # Kubernetes' schemas lack the Collector resource, so tests/cli/test_collector.py checks it.
     resource = yaml.safe_load(read_config("operator"))
-    account = the("ServiceAccount", "collector-rbac.yaml")
-    role, binding = the("ClusterRole", "collector-rbac.yaml"), the("RoleBinding", "collector-rbac.yaml")
+    account = find_document("ServiceAccount", "collector-rbac.yaml")
+    role, binding = (
+        find_document("ClusterRole", "collector-rbac.yaml"),
+        find_document("RoleBinding", "collector-rbac.yaml"),
+    )
     assert resource["spec"]["serviceAccount"] == account["metadata"]["name"]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert binding["subjects"][0]["name"] == account["metadata"]["name"]
-    ports = {port["port"] for port in the("NetworkPolicy", "collector-rbac.yaml")["spec"]["ingress"][0]["ports"]}
+    ports = {
+        port["port"] for port in find_document("NetworkPolicy", "collector-rbac.yaml")["spec"]["ingress"][0]["ports"]
+    }
     protocols = resource["spec"]["config"]["receivers"]["otlp"]["protocols"].values()
     assert ports == {int(protocol["endpoint"].rpartition(":")[2]) for protocol in protocols}

@@ -1,4 +1,4 @@
-"""What is distributions and installed_python: names, entry points, weight, and the same bytes each time."""
+"""Distributions and installations: names, entry points, sizes and reproducible builds."""
 
 import hashlib
 import importlib.metadata
@@ -33,11 +33,11 @@ RUNTIME = {
 }
 # As CONTRIBUTING.md states them.
 WHEEL_LIMIT, SDIST_LIMIT = 400_000, 2_000_000
-# Of 2020-02-02, hatchling's own time for files whose times say nothing; zip has no time zone.
+# 2020-02-02, the time that hatchling gives to all files in a reproducible build; zip has no time zone.
 BUILT_AT = 1_580_601_600
 
 
-# What runs here
+# Installed distribution
 
 
 def test_version_matches_installed_distribution() -> None:
@@ -81,7 +81,7 @@ def test_import_loads_no_mlflow_and_no_instrumentation() -> None:
     assert done.stdout.strip() == "[]"
 
 
-# What is released
+# Release
 
 
 def test_changelog_lists_dated_version_below_unreleased() -> None:
@@ -97,14 +97,14 @@ def test_version_is_defined_in_one_module() -> None:
     assert [path.name for path in numbers] == ["version.py"]
 
 
-def requirements_in(lines: Iterable[str]) -> list[Requirement]:
+def parse_requirements(lines: Iterable[str]) -> list[Requirement]:
     return [Requirement(line) for line in lines if not line.lstrip().startswith("#")]
 
 
-def development_requirements() -> list[Requirement]:
-    """The run-time requirements, and those of the extras that `make` installs."""
+def list_development_requirements() -> list[Requirement]:
+    """List the run-time requirements and those of the extras that `make` installs."""
     extras = {"dev"}
-    requirements = requirements_in(importlib.metadata.requires(DISTRIBUTION) or [])
+    requirements = parse_requirements(importlib.metadata.requires(DISTRIBUTION) or [])
     for requirement in requirements:
         if requirement.name == DISTRIBUTION:
             extras |= requirement.extras
@@ -125,11 +125,13 @@ def test_lock_has_a_version_for_each_requirement(name: str, python: str) -> None
     variables = {"python_version": python, "python_full_version": f"{python}.9", "extra": "dev"}
     versions = {
         canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
-        for pin in requirements_in(read_lock(name))
+        for pin in parse_requirements(read_lock(name))
         if pin.marker is None or pin.marker.evaluate(variables)
     }
     source = CONSTRAINTS / f"{name}.in"
-    requirements = requirements_in(source.read_text().splitlines()) if name != "dev" else development_requirements()
+    requirements = (
+        parse_requirements(source.read_text().splitlines()) if name != "dev" else list_development_requirements()
+    )
     assert len(requirements) > 0
     for requirement in requirements:
         if requirement.marker is None or name == "dev" or requirement.marker.evaluate(variables):
@@ -145,12 +147,12 @@ def test_lock_names_no_index_and_no_path() -> None:
             assert "/" not in line
 
 
-# What is distributions
+# Built distributions
 
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
-    """Both, from a folder in which work was done."""
+    """The wheel and the sdist, built in a folder with files that must not be packaged."""
     project = copy_project(tmp_path_factory.mktemp("distributions") / "project")
     for junk in (
         "src/mlflow_otlp_exporter/__pycache__/cli.cpython-311.pyc",
@@ -168,7 +170,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
 
 @pytest.fixture(scope="module")
 def installed_python(distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that has the wheel and what it asks for."""
+    """The Python of an environment with the wheel and its dependencies."""
     return fresh_environment(tmp_path_factory.mktemp("installed_python") / "environment", str(distributions.wheel))
 
 
@@ -209,9 +211,8 @@ def test_distribution_sizes_are_below_limits(distributions: Distributions) -> No
 
 def test_wheel_metadata_is_valid_and_complete(distributions: Distributions) -> None:
     text = distributions.wheel_text("*.dist-info/METADATA")
-    metadata = Metadata.from_email(
-        text, validate=True
-    )  # as the index checks them; hatchling has checked the classifiers
+    # The package index does the same validation; hatchling has validated the classifiers.
+    metadata = Metadata.from_email(text, validate=True)
     assert metadata.name == DISTRIBUTION
     assert str(metadata.version) == VERSION
     assert str(metadata.requires_python) == ">=3.10"
@@ -254,7 +255,7 @@ def test_wheel_contains_entry_points(distributions: Distributions) -> None:
 
 def test_second_build_has_identical_bytes(distributions: Distributions, tmp_path: Path) -> None:
     project = copy_project(tmp_path / "elsewhere" / "another name")
-    for path in project.rglob("*"):  # later, and by a person with another umask
+    for path in project.rglob("*"):  # another build time and another umask
         os.utime(path, (1_900_000_000, 1_900_000_000))
         path.chmod(0o700 if path.is_dir() else path.stat().st_mode & 0o700)
     again = build(project, umask=0o077, TZ="Pacific/Auckland", PYTHONHASHSEED="7", LC_ALL="C")
@@ -274,7 +275,7 @@ def test_archives_contain_no_times_or_owners_of_the_builder(distributions: Distr
     assert {member.mode for member in members} <= {0o644, 0o755}
 
 
-# What is installed_python
+# Installed wheel
 
 
 def test_wheel_installation_adds_no_heavy_dependency(installed_python: Path) -> None:
@@ -289,8 +290,8 @@ def test_wheel_installation_adds_no_heavy_dependency(installed_python: Path) -> 
     subprocess.run([installed_python, "-m", "pip", "check"], capture_output=True, check=True)
 
 
-def outside(installed_python: Path, **variables: str) -> dict[str, str]:
-    """The environment of a user who has the wheel: nothing of this project is on its path."""
+def build_user_environment(installed_python: Path, **variables: str) -> dict[str, str]:
+    """Build the environment variables of a user of the wheel: PATH and PYTHONPATH contain nothing of this checkout."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return environment | {"PATH": f"{installed_python.parent}{os.pathsep}{os.environ['PATH']}", **variables}
 
@@ -303,7 +304,7 @@ def test_installed_wheel_runs_readme_example(
     last = next(position for position, code in enumerate(blocks) if "trace_url()" in code)
     lines = [*blocks[: last + 1], "import mlflow_otlp_exporter; print(result, mlflow_otlp_exporter.__file__)"]
     (tmp_path / "app.py").write_text("\n".join(lines))
-    variables = outside(installed_python, MLFLOW_TRACKING_URI=mlflow_server.uri)
+    variables = build_user_environment(installed_python, MLFLOW_TRACKING_URI=mlflow_server.uri)
     done = subprocess.run(
         [installed_python, "app.py"],
         cwd=tmp_path,
@@ -325,7 +326,7 @@ def test_installed_wheel_runs_readme_example(
 def test_installed_wheel_runs_command_line(
     installed_python: Path, mlflow_server: MLflowServer, tmp_path: Path, arguments: list[str]
 ) -> None:
-    variables = outside(installed_python, MLFLOW_TRACKING_URI=mlflow_server.uri)
+    variables = build_user_environment(installed_python, MLFLOW_TRACKING_URI=mlflow_server.uri)
     command = [str(installed_python.with_name("mlflow-otlp")), *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -334,21 +335,23 @@ def test_installed_wheel_runs_command_line(
 
 
 def test_sdist_installed_by_pip_has_same_files_as_wheel(distributions: Distributions, tmp_path: Path) -> None:
-    """In an environment of its own, as pip does it for users who take no wheels."""
+    """Pip builds in an isolated environment, as for users who install no wheels."""
     python = fresh_environment(tmp_path / "environment", "--no-deps", str(distributions.sdist))
-    code = "import importlib.metadata as found; print(*found.files('mlflow-otlp-exporter'), sep='\\n')"
-    listed = subprocess.run([python, "-c", code], env=outside(python), capture_output=True, text=True, check=True)
+    code = "import importlib.metadata as metadata; print(*metadata.files('mlflow-otlp-exporter'), sep='\\n')"
+    listed = subprocess.run(
+        [python, "-c", code], env=build_user_environment(python), capture_output=True, text=True, check=True
+    )
     names = [name for name in listed.stdout.splitlines() if "__pycache__" not in name]
     package = {name for name in names if name.startswith("mlflow_otlp_exporter/")}
     assert package == {name for name in distributions.wheel_names() if name.startswith("mlflow_otlp_exporter/")}
 
 
 def test_sdist_runs_document_tests(distributions: Distributions, tmp_path: Path) -> None:
-    # Not tarfile: it warns without the filter that Debian 12's Python does not have.
+    # Not tarfile, because it warns without a filter, and Debian 12's Python has no filters.
     subprocess.run(["tar", "-xzf", str(distributions.sdist), "-C", str(tmp_path)], check=True)
     (project,) = tmp_path.iterdir()
-    variables = outside(Path(sys.executable)) | {"PYTHONPATH": str(project / "src")}
-    # These need nothing but files, and collect all that CI runs: nothing is missing that any test imports.
+    variables = build_user_environment(Path(sys.executable)) | {"PYTHONPATH": str(project / "src")}
+    # The document tests need only files, and they collect every test that CI runs, so a missing import is an error.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/docs/test_documents.py"]
     done = subprocess.run(command, cwd=project, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr

@@ -1,4 +1,4 @@
-"""README: every code block runs, on one screen or little more, and the messages that it explains exist."""
+"""README: every code block runs, the page is short, and the messages that it explains exist."""
 
 import os
 import re
@@ -19,12 +19,12 @@ from support.mlflow_server import MLflowServer
 PAGE, GUIDE = ROOT / "README.md", ROOT / "docs" / "troubleshooting.md"
 README = PAGE.read_text()
 _MESSAGE = re.compile(
-    r"^\| `(?P<said>[^`]+)` \|.*\| \[(?P<code>MLO-\d+)\]\(docs/troubleshooting\.md#(?P<anchor>.*)\) \|$"
+    r"^\| `(?P<message>[^`]+)` \|.*\| \[(?P<code>MLO-\d+)\]\(docs/troubleshooting\.md#(?P<anchor>.*)\) \|$"
 )
 
 
 @pytest.fixture(autouse=True)
-def shut_down() -> Iterator[None]:
+def shut_down_telemetry() -> Iterator[None]:
     yield
     shutdown()
     provider = trace.get_tracer_provider()
@@ -32,7 +32,7 @@ def shut_down() -> Iterator[None]:
         provider.shutdown()
 
 
-def code(language: str) -> list[str]:
+def read_code_blocks(language: str) -> list[str]:
     return [block.code for block in blocks(PAGE, language)]
 
 
@@ -49,7 +49,7 @@ def test_readme_python_blocks_in_order_deliver_span(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     names: dict[str, object] = {}
-    for block in code("python"):
+    for block in read_code_blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
     assert "FlushResult(delivered=1, spooled=0, dropped=0, pending=0)" in README
     assert repr(names["result"]) == "FlushResult(delivered=1, spooled=0, dropped=0, pending=0)"
@@ -60,9 +60,9 @@ def test_readme_shell_blocks_exit_with_zero(mlflow_server: MLflowServer, tmp_pat
     (tmp_path / "app.py").write_text("from opentelemetry import trace\ntrace.get_tracer('app').start_span('x').end()\n")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow_server.uri}
-    blocks = code("sh")
-    # The two commands at the top are run by CI and by tests/docs/test_demo.py; here it is enough that they exist.
-    for script in [blocks[0].replace("make ", "make --dry-run "), *blocks[1:]]:
+    scripts = read_code_blocks("sh")
+    # CI and tests/docs/test_demo.py run the two commands at the top, so this test checks only that make knows them.
+    for script in [scripts[0].replace("make ", "make --dry-run "), *scripts[1:]]:
         folder = ROOT if "make" in script else tmp_path
         command = ["sh", "-euc", script]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -71,7 +71,7 @@ def test_readme_shell_blocks_exit_with_zero(mlflow_server: MLflowServer, tmp_pat
 
 
 def test_readme_make_commands_are_at_the_top() -> None:
-    assert re.findall(r"make \w+", code("sh")[0]) == ["make demo", "make test"]
+    assert re.findall(r"make \w+", read_code_blocks("sh")[0]) == ["make demo", "make test"]
     assert README.index("make demo") < 600
 
 
@@ -80,6 +80,6 @@ def test_readme_messages_match_troubleshooting_guide() -> None:
     assert len(matches) > 5
     for match in matches:
         section = GUIDE.read_text().partition(f"### {match['code']}: ")[2].partition("\n### ")[0]
-        assert f"`{match['said']}`" in section, match["code"]
+        assert f"`{match['message']}`" in section, match["code"]
         assert match["anchor"].startswith(match["code"].lower())
         assert match["anchor"] in anchors(GUIDE)

@@ -1,4 +1,4 @@
-"""The same programs by `mlflow.<flavor>.autolog()` and by this library: nothing is worse without a reason."""
+"""The same programs traced by `mlflow.<flavor>.autolog()` and by this library: each loss has a documented reason."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -19,11 +19,11 @@ from support.mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.matrix, pytest.mark.needs("node")]
 
-Compared = Mapping[str, Mapping[str, ProgramResult]]
+Comparison = Mapping[str, Mapping[str, ProgramResult]]
 
 
 @pytest.fixture(scope="module")
-def comparison(mlflow_server: MLflowServer) -> Compared:
+def comparison(mlflow_server: MLflowServer) -> Comparison:
     return compare_programs(mlflow_server)
 
 
@@ -32,27 +32,27 @@ def test_programs_have_ground_truth() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_program_with_exporter_passes_all_checks(program: str, comparison: Compared) -> None:
+def test_program_with_exporter_passes_all_checks(program: str, comparison: Comparison) -> None:
     assert not [result for result in comparison[program]["ours"].results if not result.passed]
     assert len(comparison[program]["ours"].results) == len(comparison[program]["sdk"].results)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_program_with_sdk_fails_a_check(program: str, comparison: Compared) -> None:
-    """Which shows that it can."""
+def test_program_with_sdk_fails_a_check(program: str, comparison: Comparison) -> None:
+    """Proves that the checks can fail."""
     assert [result for result in comparison[program]["sdk"].results if not result.passed]
 
 
-def test_fields_filled_by_sdk_only_have_reasons(comparison: Compared) -> None:
+def test_fields_filled_by_sdk_only_have_reasons(comparison: Comparison) -> None:
     fields = list_sdk_only_fields(comparison)
     assert not [field for field in fields if not any(fnmatchcase(field, pattern) for pattern in REASONS)]
     assert not [pattern for pattern in REASONS if not any(fnmatchcase(field, pattern) for field in fields)]
 
 
-def test_parity_page_tables_match_comparison(comparison: Compared) -> None:
-    assert _certain(read_tables()) == _certain(format_tables(comparison))
+def test_parity_page_tables_match_comparison(comparison: Comparison) -> None:
+    assert select_stable_lines(read_tables()) == select_stable_lines(format_tables(comparison))
 
 
-def _certain(text: str) -> list[str]:
-    """All but two: in some runs a trace of the SDK has half of its cost, as its spans came after it was summed."""
+def select_stable_lines(text: str) -> list[str]:
+    """Omit two rows: the SDK's cost is halved in runs where spans arrive after the server has summed it."""
     return [line for line in text.splitlines() if not line.startswith(("| cost |", "| all |"))]

@@ -1,4 +1,4 @@
-"""MLflow's console in a real browser: what the MLflow SDK shows of an agent, this library shows as well."""
+"""MLflow's console in a real browser shows the same of an agent with this library as with the MLflow SDK."""
 
 import struct
 from collections.abc import Mapping
@@ -8,42 +8,41 @@ import pytest
 
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
-from support.parity import EXCEPTIONS, FEATURES, PICTURES, WAYS, compare_views, format_table, read_table
-from support.parity import record_views as take_views
+from support.parity import EXCEPTIONS, FEATURES, PICTURES, WAYS, compare_views, format_table, read_table, record_views
 
 pytestmark = [pytest.mark.matrix, pytest.mark.needs("chromium")]
 
-Seen = Mapping[str, Mapping[str, bool]]
+FeatureViews = Mapping[str, Mapping[str, bool]]
 
 
 @pytest.fixture(scope="module")
-def record_views(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    return compare_views(take_views(mlflow_server, tmp_path_factory.mktemp("pictures")))
+def views(mlflow_server: MLflowServer, tmp_path_factory: pytest.TempPathFactory) -> FeatureViews:
+    return compare_views(record_views(mlflow_server, tmp_path_factory.mktemp("pictures")))
 
 
 @pytest.mark.parametrize("feature", [name for name in FEATURES if name not in EXCEPTIONS])
-def test_console_with_exported_trace_shows_feature(feature: str, record_views: Seen) -> None:
-    assert record_views[feature]["ours"]
+def test_console_with_exported_trace_shows_feature(feature: str, views: FeatureViews) -> None:
+    assert views[feature]["ours"]
 
 
 @pytest.mark.parametrize("feature", EXCEPTIONS)
-def test_console_with_documented_exception_shows_feature_for_sdk_only(feature: str, record_views: Seen) -> None:
-    """One that is shown after all must leave the list."""
-    assert record_views[feature] == {"sdk": True, "stock": False, "ours": False}
+def test_console_with_documented_exception_shows_feature_for_sdk_only(feature: str, views: FeatureViews) -> None:
+    """An exception that the console shows after all must be removed from the list."""
+    assert views[feature] == {"sdk": True, "stock": False, "ours": False}
 
 
-def test_features_show_stock_below_sdk_below_exporter(record_views: Seen) -> None:
-    """A feature that all show, or none, would prove little alone."""
-    counts = {way: sum(by[way] for by in record_views.values()) for way in WAYS}
+def test_features_show_stock_below_sdk_below_exporter(views: FeatureViews) -> None:
+    """A feature that all three show, or none, proves little."""
+    counts = {way: sum(feature_views[way] for feature_views in views.values()) for way in WAYS}
     assert counts["stock"] < counts["sdk"] < counts["ours"]
 
 
-def test_parity_page_table_matches_console(record_views: Seen) -> None:
-    assert _certain(read_table()) == _certain(format_table(record_views))
+def test_parity_page_table_matches_console(views: FeatureViews) -> None:
+    assert select_stable_lines(read_table()) == select_stable_lines(format_table(views))
 
 
-def _certain(text: str) -> list[str]:
-    """All but one: in some runs a trace of the SDK has half of its cost, as its spans came after it was summed."""
+def select_stable_lines(text: str) -> list[str]:
+    """Omit the row of costs: the SDK's cost is halved in runs where spans arrive after the server has summed it."""
     return [line for line in text.splitlines() if not line.startswith("| list: cost |")]
 
 

@@ -1,6 +1,6 @@
-"""Recorded traces on older MLflow servers: what is different from 3.17.2 is known, and nothing is worse than stock.
+"""Recorded traces on older MLflow servers: each difference from 3.17.2 is explained, and none is worse than stock.
 
-The console's code is that of 3.17.2, on traces that the older server gave back over REST.
+The console's code is that of 3.17.2, on traces that the older server returned over REST.
 """
 
 import json
@@ -19,20 +19,14 @@ pytestmark = [pytest.mark.matrix, pytest.mark.needs("node")]
 
 
 class Difference(NamedTuple):
-    """What an older server does not do.
-
-    Attributes:
-        reason: In words.
-        columns: Which results it spoils.
-        spoils: Whether it spoils this one, and in this way.
-    """
+    """A limitation of an older server, and a predicate for the failed results that it explains."""
 
     reason: str
     columns: tuple[str, ...]
-    spoils: Callable[[CheckResult], bool]
+    affects: Callable[[CheckResult], bool]
 
 
-def missing(result: CheckResult) -> bool:
+def is_missing(result: CheckResult) -> bool:
     return not result.actual
 
 
@@ -40,50 +34,50 @@ def is_quoted(result: CheckResult) -> bool:
     return bool(result.actual == json.dumps(result.expected))
 
 
-def of_a_neighbour(result: CheckResult) -> bool:
-    """Whether a trace is called like another one of the same request."""
+def is_from_other_trace(result: CheckResult) -> bool:
+    """Whether the result is the title of another trace of the same request."""
     _, traces = load(result.trace.partition("#")[0])
     return len(traces) > 1 and result.actual in set().union(*(trace.titles for trace in traces)) - set(result.expected)
 
 
-def without_its_request(result: CheckResult) -> bool:
-    """Whether tools are missing that the source did not put into a request in `input.value`."""
+def is_missing_without_request(result: CheckResult) -> bool:
+    """Whether tools are missing because `input.value` holds no request with tools."""
     spans, _ = load(result.trace.partition("#")[0])
     requests = [str((span.attributes or {}).get("input.value", "")) for span in spans]
     return not result.actual and not any('"tools"' in request and '"messages"' in request for request in requests)
 
 
-def of_a_failed_call(result: CheckResult) -> bool:
+def is_from_failed_call(result: CheckResult) -> bool:
     return "error_span" in truths()[result.trace]
 
 
-OLDER: Mapping[str, Sequence[Difference]] = {
+DIFFERENCES: Mapping[str, Sequence[Difference]] = {
     "3.13.0": (
         Difference("sessions and users are kept as JSON text", ("session", "user"), is_quoted),
-        Difference("all traces of a request get the tags of the last", ("trace_name",), of_a_neighbour),
+        Difference("all traces of a request get the tags of the last", ("trace_name",), is_from_other_trace),
     ),
     "3.10.1": (
         Difference("sessions are kept as JSON text", ("session",), is_quoted),
-        Difference("users are not read", ("user",), missing),
-        Difference("tags of traces are not read, nor their names", ("trace_name", "tags", "metadata"), missing),
-        Difference("a list in JSON text stays text: definitions", ("tools",), without_its_request),
-        Difference("a list in JSON text stays text: documents", ("documents",), missing),
-        Difference("a list in JSON text stays text: messages of failed calls", ("chats",), of_a_failed_call),
+        Difference("users are not read", ("user",), is_missing),
+        Difference("tags of traces are not read, nor their names", ("trace_name", "tags", "metadata"), is_missing),
+        Difference("a list in JSON text stays text: definitions", ("tools",), is_missing_without_request),
+        Difference("a list in JSON text stays text: documents", ("documents",), is_missing),
+        Difference("a list in JSON text stays text: messages of failed calls", ("chats",), is_from_failed_call),
     ),
 }
-# Of 1275, as docs/conventions.md says: stock, and ours.
-CHECKS, RIGHT = 1275, {"3.13.0": (649, 1228), "3.10.1": (591, 1071)}
+# Passed checks of stock and of this library, as in docs/conventions.md.
+CHECK_COUNT, PASSED_COUNTS = 1275, {"3.13.0": (649, 1228), "3.10.1": (591, 1071)}
 
-Scored = Mapping[str, Sequence[CheckResult]]
+Scores = Mapping[str, Sequence[CheckResult]]
 
 
-@pytest.fixture(scope="module", params=OLDER)
+@pytest.fixture(scope="module", params=DIFFERENCES)
 def version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def scores(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
+def scores(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scores]:
     server = MLflowServer.start(tmp_path_factory.mktemp(f"mlflow-{version}"), python=mlflow_python(version))
     try:
         yield score_in_subprocess(server.uri, ["stock", "whole"])
@@ -91,22 +85,27 @@ def scores(version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         server.stop()
 
 
-def test_older_server_differences_are_all_explained(version: str, scores: Scored) -> None:
-    counted = [result for result in scores["whole"] if not result.unrecoverable]
-    wrong = [result for result in counted if not result.passed]
+def test_older_server_differences_are_all_explained(version: str, scores: Scores) -> None:
+    recoverable_results = [result for result in scores["whole"] if not result.unrecoverable]
+    failed_results = [result for result in recoverable_results if not result.passed]
     explained = {
         difference.reason: [
-            result for result in wrong if result.column in difference.columns and difference.spoils(result)
+            result for result in failed_results if result.column in difference.columns and difference.affects(result)
         ]
-        for difference in OLDER[version]
+        for difference in DIFFERENCES[version]
     }
     explained_results = {(result.trace, result.column) for results in explained.values() for result in results}
-    assert not [result for result in wrong if (result.trace, result.column) not in explained_results]
-    assert all(explained.values()), "a difference that spoils nothing"
-    stock = sum(result.passed for result in scores["stock"] if not result.unrecoverable)
-    assert (len(counted), (stock, len(counted) - len(wrong))) == (CHECKS, RIGHT[version])
+    assert not [result for result in failed_results if (result.trace, result.column) not in explained_results]
+    assert all(explained.values()), "a difference that explains no result"
+    stock_count = sum(result.passed for result in scores["stock"] if not result.unrecoverable)
+    assert (len(recoverable_results), (stock_count, len(recoverable_results) - len(failed_results))) == (
+        CHECK_COUNT,
+        PASSED_COUNTS[version],
+    )
 
 
-def test_older_server_results_are_no_worse_than_stock(scores: Scored) -> None:
-    right = {(result.trace, result.column) for result in scores["whole"] if result.passed}
-    assert not [result for result in scores["stock"] if result.passed and (result.trace, result.column) not in right]
+def test_older_server_results_are_no_worse_than_stock(scores: Scores) -> None:
+    passed_keys = {(result.trace, result.column) for result in scores["whole"] if result.passed}
+    assert not [
+        result for result in scores["stock"] if result.passed and (result.trace, result.column) not in passed_keys
+    ]

@@ -17,7 +17,7 @@ OPENTELEMETRY = {
         "hypothesis>=6.100",
     ],
 }
-# Those that need neither MLflow nor an instrumentation.
+# Test files that need neither MLflow nor an instrumentation.
 FILES = [
     "delivery/test_server_answers",
     "delivery/test_failure_evidence",
@@ -45,10 +45,10 @@ FILES = [
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("age", sorted(OPENTELEMETRY))
-def test_suite_with_other_opentelemetry_version_passes(age: str) -> None:
-    python = environment(f"opentelemetry-{age}", OPENTELEMETRY[age], editable=ROOT)
+@pytest.mark.parametrize("label", sorted(OPENTELEMETRY))
+def test_suite_with_other_opentelemetry_version_passes(label: str) -> None:
+    python = environment(f"opentelemetry-{label}", OPENTELEMETRY[label], editable=ROOT)
     files = [f"tests/{name}.py" for name in FILES]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""The exporter's tests on the oldest Python, and on newer ones than most of the suite runs with."""
+"""The exporter's tests on the oldest Python, and on newer versions than the one that runs the suite."""
 
 import subprocess
 
@@ -8,7 +8,7 @@ from support.environments import ROOT, environment, read_lock
 from support.needs import executable
 
 PYTHONS = ["python3.10", "python3.12", "python3.13"]
-# Those that depend on the language most, and need neither MLflow nor an instrumentation.
+# Test files that depend on language features and need neither MLflow nor an instrumentation.
 FILES = [
     "processing/test_trace_buffer",
     "setup/test_configure",
@@ -32,5 +32,5 @@ def test_suite_with_other_python_version_passes(name: str) -> None:
     python = environment(name, read_lock("pythons"), editable=ROOT, base=executable(name))
     files = [f"tests/{name}.py" for name in FILES]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]

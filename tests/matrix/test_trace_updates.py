@@ -1,4 +1,4 @@
-"""What follows spans, and feedback, does good and no harm, on every version of MLflow that is run somewhere."""
+"""Trace metadata updates and feedback change nothing else, on every tested version of MLflow."""
 
 import json
 import threading
@@ -54,22 +54,22 @@ def parse_version(version: str) -> tuple[int, ...]:
 VERSIONS: list[object] = [*sorted(MLFLOW_VERSIONS, key=parse_version)]
 
 
-class Versioned:
-    """A server, its version, and an experiment of a test's own."""
+class VersionedServer:
+    """A server and its version."""
 
     def __init__(self, version: str, server: MLflowServer) -> None:
         self.version, self.server = parse_version(version), server
 
     @property
-    def carries(self) -> bool:
-        """Whether OTLP alone brings names, tags, sessions and users."""
+    def has_otlp_metadata(self) -> bool:
+        """Whether the server reads names, tags, sessions and users from OTLP spans, without an update."""
         return self.version >= (3, 14)
 
     @property
-    def counts_cost(self) -> bool:
+    def has_cost(self) -> bool:
         return self.version >= (3, 10)
 
-    def record(self, spans: list[ReadableSpan]) -> dict[str, Any]:
+    def read_trace(self, spans: list[ReadableSpan]) -> dict[str, Any]:
         (context,) = {span.context.trace_id for span in spans if span.context}
         record = self.server.trace(f"{context:032x}")
         assert record is not None
@@ -82,21 +82,21 @@ class Versioned:
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Versioned]:
+def mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersionedServer]:
     """A server of each version."""
     version = str(request.param)
     server = MLflowServer.start(tmp_path_factory.mktemp(f"mlflow-{version}"), python=mlflow_python(version))
-    yield Versioned(version, server)
+    yield VersionedServer(version, server)
     server.stop()
 
 
-class Agent:
-    """Spans of one agent's trace, with times of the test's."""
+class AgentTrace:
+    """Spans of one agent's trace with fixed times."""
 
     def __init__(
         self,
         *,
-        failed: bool = False,
+        has_failed: bool = False,
         parent: SpanContext | None = None,
         root: Mapping[str, Any] | None = None,
         call: Mapping[str, Any] | None = None,
@@ -105,22 +105,26 @@ class Agent:
         start = 1_795_361_518_349 * 10**6
         with provider(memory) as tracer_provider:
             tracer = tracer_provider.get_tracer("tests")
-            above = trace.set_span_in_context(trace.NonRecordingSpan(parent)) if parent else None
-            top = tracer.start_span("agent", above, start_time=start, attributes={**AGENT, **(root or {})})
-            inside = trace.set_span_in_context(top)
+            parent_context = trace.set_span_in_context(trace.NonRecordingSpan(parent)) if parent else None
+            root_span = tracer.start_span(
+                "agent", parent_context, start_time=start, attributes={**AGENT, **(root or {})}
+            )
+            root_context = trace.set_span_in_context(root_span)
             attributes = {**CALL, **(call or {})}
-            tracer.start_span("call", inside, start_time=start, attributes=attributes).end(start + SECOND)
-            if failed:
-                top.set_status(Status(StatusCode.ERROR, "no"))
-            top.end(start + 2 * SECOND)
+            tracer.start_span("call", root_context, start_time=start, attributes=attributes).end(start + SECOND)
+            if has_failed:
+                root_span.set_status(Status(StatusCode.ERROR, "no"))
+            root_span.end(start + 2 * SECOND)
             self.spans = list(memory.get_finished_spans())
             memory.clear()
-            tracer.start_span("late call", inside, start_time=start + SECOND, attributes=CALL).end(start + 5 * SECOND)
-            self.late = list(memory.get_finished_spans())
+            tracer.start_span("late call", root_context, start_time=start + SECOND, attributes=CALL).end(
+                start + 5 * SECOND
+            )
+            self.late_spans = list(memory.get_finished_spans())
 
 
 def assert_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """All that was there is there, but for quotes around session and user."""
+    """Assert that all earlier values are unchanged, except for quotes around session and user."""
     for key in before.keys() - {"tags", "trace_metadata"}:
         assert after[key] == before[key], key
     assert set(before) >= set(after) - {"tags", "trace_metadata"}
@@ -129,25 +133,25 @@ def assert_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
         assert after["trace_metadata"][key] == (json.loads(value) if value.startswith('"') else value)
 
 
-def export(exporter: MLflowSpanExporter, spans: list[ReadableSpan]) -> None:
+def export_spans(exporter: MLflowSpanExporter, spans: list[ReadableSpan]) -> None:
     assert exporter.export(spans) is SpanExportResult.SUCCESS
 
 
-def test_agent_trace_has_metadata_and_is_found_by_filters(mlflow: Versioned) -> None:
-    number = mlflow.server.create_experiment("rich")
-    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="rich"), Agent()
-    export(exporter, agent.spans)
-    before = mlflow.record(agent.spans)
+def test_agent_trace_has_metadata_and_is_found_by_filters(mlflow: VersionedServer) -> None:
+    experiment_id = mlflow.server.create_experiment("rich")
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="rich"), AgentTrace()
+    export_spans(exporter, agent.spans)
+    before = mlflow.read_trace(agent.spans)
     exporter.shutdown(60_000)
-    after = mlflow.record(agent.spans)
+    after = mlflow.read_trace(agent.spans)
     assert_unchanged(before, after)
-    assert exporter.stats().metadata_updates == (0 if mlflow.carries else 1)
+    assert exporter.stats().metadata_updates == (0 if mlflow.has_otlp_metadata else 1)
     assert (after["execution_duration"], after["state"]) == ("2s", "OK")
     assert {NAME: "agent", "beta": "true", "release": "2.3.1"}.items() <= after["tags"].items()
     metadata = after["trace_metadata"]
     assert (metadata[SESSION], metadata[USER]) == ("s-42", "ada")
     assert json.loads(metadata[USAGE]) == {"input_tokens": 100, "output_tokens": 50, "total_tokens": 150}
-    if mlflow.counts_cost:
+    if mlflow.has_cost:
         assert json.loads(metadata[COST]) == {"input_cost": 0.25, "output_cost": 0.5, "total_cost": 0.75}
     assert "Will it rain in Lyon?" in after["request_preview"]
     assert "No." in after["response_preview"]
@@ -159,66 +163,66 @@ def test_agent_trace_has_metadata_and_is_found_by_filters(mlflow: Versioned) -> 
         f"metadata.`{SESSION}` = 's-42'",
         f"metadata.`{USER}` = 'ada'",
     ):
-        assert mlflow.count_traces(number, condition) == 1, condition
+        assert mlflow.count_traces(experiment_id, condition) == 1, condition
 
 
-def test_traces_of_one_request_have_their_own_names(mlflow: Versioned) -> None:
-    number = mlflow.server.create_experiment("names")
+def test_traces_of_one_request_have_their_own_names(mlflow: VersionedServer) -> None:
+    experiment_id = mlflow.server.create_experiment("names")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="names")
     spans = make_traces(30)
-    export(exporter, spans)
+    export_spans(exporter, spans)
     exporter.shutdown(60_000)
     assert exporter.stats().requests == 1
-    names = {info["trace_id"]: info["tags"][NAME] for info in mlflow.server.search_traces(number)}
+    names = {info["trace_id"]: info["tags"][NAME] for info in mlflow.server.search_traces(experiment_id)}
     assert names == {f"tr-{span.context.trace_id:032x}": span.name for span in spans if span.context}
 
 
-def test_trace_with_late_spans_updates_totals(mlflow: Versioned) -> None:
+def test_trace_with_late_spans_updates_totals(mlflow: VersionedServer) -> None:
     mlflow.server.create_experiment("grows")
-    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="grows"), Agent()
-    export(exporter, agent.spans)
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="grows"), AgentTrace()
+    export_spans(exporter, agent.spans)
     exporter.force_flush()
-    record = mlflow.record(agent.spans)
-    export(exporter, agent.late)
+    record = mlflow.read_trace(agent.spans)
+    export_spans(exporter, agent.late_spans)
     exporter.shutdown(60_000)
-    grown = mlflow.record(agent.spans)
+    updated = mlflow.read_trace(agent.spans)
     assert record["execution_duration"] == "2s"
-    assert grown["execution_duration"] == "5s"
-    assert grown["tags"] == record["tags"]
-    metadata = grown["trace_metadata"]
+    assert updated["execution_duration"] == "5s"
+    assert updated["tags"] == record["tags"]
+    metadata = updated["trace_metadata"]
     assert json.loads(metadata[USAGE]) == {"input_tokens": 200, "output_tokens": 100, "total_tokens": 300}
-    if mlflow.counts_cost:
+    if mlflow.has_cost:
         assert json.loads(metadata[COST]) == {"input_cost": 0.5, "output_cost": 1.0, "total_cost": 1.5}
     assert {key: value for key, value in metadata.items() if key not in (USAGE, COST)} == {
         key: value for key, value in record["trace_metadata"].items() if key not in (USAGE, COST)
     }
 
 
-def test_trace_update_with_late_span_first_keeps_later_end_and_error_state(mlflow: Versioned) -> None:
-    """Another process's span, which ended last, came first."""
+def test_trace_update_with_late_span_first_keeps_later_end_and_error_state(mlflow: VersionedServer) -> None:
+    """The span of another process ends last but arrives first."""
     mlflow.server.create_experiment("failed")
     exporter, agent = (
         MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="failed"),
-        Agent(failed=True),
+        AgentTrace(has_failed=True),
     )
-    export(exporter, agent.late)
-    export(exporter, agent.spans)
-    before = mlflow.record(agent.spans)
+    export_spans(exporter, agent.late_spans)
+    export_spans(exporter, agent.spans)
+    before = mlflow.read_trace(agent.spans)
     exporter.shutdown(60_000)
-    after = mlflow.record(agent.spans)
+    after = mlflow.read_trace(agent.spans)
     assert_unchanged(before, after)
     assert (after["execution_duration"], after["state"]) == ("5s", "ERROR")
     assert after["tags"][NAME] == "agent"
 
 
-def test_trace_update_after_user_edits_keeps_them(mlflow: Versioned) -> None:
+def test_trace_update_after_user_edits_keeps_them(mlflow: VersionedServer) -> None:
     mlflow.server.create_experiment("people")
-    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="people"), Agent()
-    export(exporter, agent.spans)
-    path = f"/api/3.0/mlflow/traces/{mlflow.record(agent.spans)['trace_id']}"
+    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="people"), AgentTrace()
+    export_spans(exporter, agent.spans)
+    path = f"/api/3.0/mlflow/traces/{mlflow.read_trace(agent.spans)['trace_id']}"
     written = {"seen": "yes", "third": "too"}
-    if mlflow.version < (3, 13) or mlflow.carries:
-        written["release"] = "mine"  # 3.13 mixes up tags that are sent, which is put right
+    if mlflow.version < (3, 13) or mlflow.has_otlp_metadata:
+        written["release"] = "mine"  # MLflow 3.13 mixes up tags of traces, and the update corrects them
     for key, value in written.items():
         mlflow.server.call_rest("PATCH", f"{path}/tags", {"key": key, "value": value})
     assessment = {
@@ -227,41 +231,42 @@ def test_trace_update_after_user_edits_keeps_them(mlflow: Versioned) -> None:
         "feedback": {"value": True},
     }
     mlflow.server.call_rest("POST", f"{path}/assessments", {"assessment": assessment})
-    before = mlflow.record(agent.spans)
+    before = mlflow.read_trace(agent.spans)
     exporter.shutdown(60_000)
-    after = mlflow.record(agent.spans)
+    after = mlflow.read_trace(agent.spans)
     assert_unchanged(before, after)
     assert {**written, NAME: "agent"}.items() <= after["tags"].items()
     assert [assessment["assessment_name"] for assessment in after["assessments"]] == ["good"]
 
 
-def test_trace_without_root_gets_no_update(mlflow: Versioned) -> None:
-    """The root is another process's, which follows it up."""
+def test_trace_without_root_gets_no_update(mlflow: VersionedServer) -> None:
+    """The root belongs to another process, which sends the update."""
     mlflow.server.create_experiment("part")
     remote = SpanContext(1 << 100 | mlflow.version[1], 7, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     exporter, agent = (
         MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="part"),
-        Agent(parent=remote),
+        AgentTrace(parent=remote),
     )
-    export(exporter, agent.spans)
-    before = mlflow.record(agent.spans)
+    export_spans(exporter, agent.spans)
+    before = mlflow.read_trace(agent.spans)
     exporter.shutdown(60_000)
-    assert mlflow.record(agent.spans) == before
+    assert mlflow.read_trace(agent.spans) == before
     assert before["state"] == "IN_PROGRESS"
 
 
-def test_trace_info_enabled_stores_source_run_and_metadata(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_info_enabled_stores_source_run_and_metadata(
+    mlflow: VersionedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
-    number = mlflow.server.create_experiment("everything")
-    run = mlflow.server.call_rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"][
-        "run_id"
-    ]
+    experiment_id = mlflow.server.create_experiment("everything")
+    response = mlflow.server.call_rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": experiment_id})
+    run = response["run"]["info"]["run_id"]
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="everything", run_id=run)
-    agent = Agent()
-    export(exporter, agent.spans)
-    before = mlflow.record(agent.spans)
+    agent = AgentTrace()
+    export_spans(exporter, agent.spans)
+    before = mlflow.read_trace(agent.spans)
     exporter.shutdown(60_000)
-    after = mlflow.record(agent.spans)
+    after = mlflow.read_trace(agent.spans)
     assert_unchanged(before, after)
     metadata = after["trace_metadata"]
     assert (metadata["release"], metadata["mlflow.sourceRun"], metadata["mlflow.source.type"]) == (
@@ -271,46 +276,47 @@ def test_trace_info_enabled_stores_source_run_and_metadata(mlflow: Versioned, mo
     )
     assert metadata["mlflow.source.name"]
     assert "mlflow.traceInfoFinalized" not in metadata
-    assert mlflow.count_traces(number, f"attributes.run_id = '{run}'") == 1
+    assert mlflow.count_traces(experiment_id, f"attributes.run_id = '{run}'") == 1
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="everything")
-    export(exporter, agent.late)
+    export_spans(exporter, agent.late_spans)
     exporter.shutdown(60_000)
-    grown = mlflow.record(agent.spans)["trace_metadata"]
-    assert json.loads(grown[USAGE])["total_tokens"] == 300
+    updated = mlflow.read_trace(agent.spans)["trace_metadata"]
+    assert json.loads(updated[USAGE])["total_tokens"] == 300
 
 
-def test_trace_with_linked_prompt_is_found_by_prompt(mlflow: Versioned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_with_linked_prompt_is_found_by_prompt(mlflow: VersionedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_OTLP_TRACE_INFO", "true")
-    number = mlflow.server.create_experiment("prompts")
+    experiment_id = mlflow.server.create_experiment("prompts")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="prompts")
-    agent = Agent(root={LINKED: '[{"name": "greeting", "version": "2"}]'}, call={"gen_ai.prompt.name": "other"})
-    export(exporter, agent.spans)
-    before = mlflow.record(agent.spans)
+    agent = AgentTrace(root={LINKED: '[{"name": "greeting", "version": "2"}]'}, call={"gen_ai.prompt.name": "other"})
+    export_spans(exporter, agent.spans)
+    before = mlflow.read_trace(agent.spans)
     exporter.shutdown(60_000)
-    after = mlflow.record(agent.spans)
-    before["tags"].pop(LINKED.removeprefix("mlflow.traceTag."), None)  # on 3.13 it is no JSON, which is mended
+    after = mlflow.read_trace(agent.spans)
+    # MLflow 3.13 stores a tag that is no JSON, and the update corrects it.
+    before["tags"].pop(LINKED.removeprefix("mlflow.traceTag."), None)
     assert_unchanged(before, after)
     assert after["tags"][LINKED.removeprefix("mlflow.traceTag.")] == '[{"name": "greeting", "version": "2"}]'
     stats = exporter.stats()
     assert (stats.metadata_updates, stats.metadata_updates_dropped) == (1, 0)
-    if mlflow.version >= (3, 8):  # 3.6 has neither the call nor the filter
-        assert mlflow.count_traces(number, "prompt = 'greeting/2'") == 1
-        assert mlflow.count_traces(number, "prompt = 'greeting/1'") == 0
+    if mlflow.version >= (3, 8):  # MLflow 3.6 has neither the REST call nor the filter
+        assert mlflow.count_traces(experiment_id, "prompt = 'greeting/2'") == 1
+        assert mlflow.count_traces(experiment_id, "prompt = 'greeting/1'") == 0
 
 
-def test_trace_updates_by_two_exporters_at_once_lose_nothing(mlflow: Versioned) -> None:
-    """Calls and spans of one trace at the same time: nothing is lost."""
+def test_trace_updates_by_two_exporters_at_once_lose_nothing(mlflow: VersionedServer) -> None:
+    """One exporter updates the trace while the other sends late spans of it."""
     mlflow.server.create_experiment("crowd")
     exporters = [MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="crowd") for _ in range(2)]
-    agent = Agent()
-    export(exporters[0], agent.spans)
+    agent = AgentTrace()
+    export_spans(exporters[0], agent.spans)
     flush = threading.Thread(target=exporters[0].force_flush)
     flush.start()
-    export(exporters[1], agent.late)
+    export_spans(exporters[1], agent.late_spans)
     flush.join()
     for exporter in exporters:
         exporter.shutdown(60_000)
-    after = mlflow.record(agent.spans)
+    after = mlflow.read_trace(agent.spans)
     assert json.loads(after["trace_metadata"][USAGE])["total_tokens"] == 300
     assert (after["tags"][NAME], after["trace_metadata"][SESSION]) == ("agent", "s-42")
 
@@ -318,9 +324,12 @@ def test_trace_updates_by_two_exporters_at_once_lose_nothing(mlflow: Versioned) 
 # Feedback
 
 
-def test_feedback_sent_before_its_trace_is_stored_once(mlflow: Versioned) -> None:
+def test_feedback_sent_before_its_trace_is_stored_once(mlflow: VersionedServer) -> None:
     mlflow.server.create_experiment("feedback")
-    exporter, agent = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="feedback"), Agent()
+    exporter, agent = (
+        MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment="feedback"),
+        AgentTrace(),
+    )
     context = agent.spans[0].context
     assert context is not None
     trace_id = mlflow_trace_id(context.trace_id)
@@ -329,7 +338,7 @@ def test_feedback_sent_before_its_trace_is_stored_once(mlflow: Versioned) -> Non
         build_assessment(
             "feedback",
             trace_id,
-            f"value {number}",
+            f"value {index}",
             value,
             workspace=None,
             source="ada",
@@ -337,23 +346,23 @@ def test_feedback_sent_before_its_trace_is_stored_once(mlflow: Versioned) -> Non
             metadata={"channel": "web"},
             span_id=context.span_id,
         )
-        for number, value in enumerate(values)
+        for index, value in enumerate(values)
     ]
     assessments.append(build_assessment("expectation", trace_id, "expected", {"city": "Paris"}, workspace=None))
     pipeline = exporter._pipeline
     assert pipeline is not None
     for assessment in assessments:
         pipeline.send_assessment(assessment)
-    assert not pipeline.wait_for_rest_calls(20.0)  # it has no such trace
+    assert not pipeline.wait_for_rest_calls(20.0)  # the server does not have the trace yet
     assert exporter.stats().feedback == 0
-    export(exporter, agent.spans)
+    export_spans(exporter, agent.spans)
     assert pipeline.wait_for_rest_calls(20.0)
     for assessment in assessments:
-        pipeline.send_assessment(assessment)  # as after a lost answer
+        pipeline.send_assessment(assessment)  # as after a lost response
     assert pipeline.wait_for_rest_calls(20.0)
     exporter.shutdown(60_000)
     assert (exporter.stats().feedback, exporter.stats().feedback_dropped) == (14, 0)
-    stored = {assessment["assessment_id"]: assessment for assessment in mlflow.record(agent.spans)["assessments"]}
+    stored = {assessment["assessment_id"]: assessment for assessment in mlflow.read_trace(agent.spans)["assessments"]}
     assert stored.keys() == {assessment.id for assessment in assessments}
     assert [stored[assessment.id]["feedback"]["value"] for assessment in assessments[:-1]] == values
     assert stored[assessments[-1].id]["expectation"]["serialized_value"]["value"] == '{"city": "Paris"}'

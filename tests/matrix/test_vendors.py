@@ -1,4 +1,4 @@
-"""Another vendor's SDK: a tracer provider that it made first, and what docs/migration.md says was before."""
+"""Vendors' SDKs: configure() with a vendor's tracer provider, and the vendor code in docs/migration.md."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ telemetry = configure(tracking_uri=OURS, experiment_id=1, auto_instrument=False)
 
 @traced(kind="AGENT")
 def answer(question):
-    with trace.get_tracer("app").start_as_current_span("inner"):
+    with trace.get_tracer("app").start_as_current_span("plan"):
         return question
 
 with trace_context(session="s-1"):
@@ -50,11 +50,11 @@ assert configure(tracking_uri=OURS, experiment_id=1, auto_instrument=False) is t
 """
 
 
-BEFORE = {"arize-phoenix-otel": "from phoenix.otel import", "traceloop-sdk": "from traceloop.sdk import"}
+MIGRATION_IMPORTS = {"arize-phoenix-otel": "from phoenix.otel import", "traceloop-sdk": "from traceloop.sdk import"}
 
 
-def python_with(vendor: str) -> str:
-    """The Python of an environment with a vendor's SDK."""
+def create_python(vendor: str) -> str:
+    """Create an environment with a vendor's SDK and return its Python."""
     return str(environment(f"vendor-{vendor}", read_lock(vendor), editable=ROOT))
 
 
@@ -63,22 +63,26 @@ def python_with(vendor: str) -> str:
 def test_configure_after_vendor_sdk_sends_spans_to_both(scripted_server: ScriptedServer, vendor: str) -> None:
     scripted_server.answer(ACCEPTED, path=PATH)
     app = APP.format(vendor=VENDORS[vendor])
-    command = [python_with(vendor), "-c", app, scripted_server.url + PATH, scripted_server.url]
+    command = [create_python(vendor), "-c", app, scripted_server.url + PATH, scripted_server.url]
     variables = {**os.environ, "TRACELOOP_TELEMETRY": "false", "PYTHONPATH": ""}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
     for path in (PATH, "/v1/traces"):
         names = {span.name for request in scripted_server.to(path) for span in request.spans()}
-        assert {"answer", "inner"} <= names, path
+        assert {"answer", "plan"} <= names, path
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("vendor", sorted(BEFORE))
+@pytest.mark.parametrize("vendor", sorted(MIGRATION_IMPORTS))
 def test_migration_page_vendor_code_sends_spans(scripted_server: ScriptedServer, vendor: str) -> None:
-    (code,) = [block.code for block in blocks(ROOT / "docs" / "migration.md", "python") if BEFORE[vendor] in block.code]
+    (code,) = [
+        block.code
+        for block in blocks(ROOT / "docs" / "migration.md", "python")
+        if MIGRATION_IMPORTS[vendor] in block.code
+    ]
     variables = {
         **os.environ,
-        # An HTTP endpoint in the variable makes it speak HTTP, but to the port that this one names.
+        # Phoenix uses HTTP if this variable is an HTTP endpoint, but takes the port from PHOENIX_GRPC_PORT.
         "PHOENIX_COLLECTOR_ENDPOINT": f"{scripted_server.url}/v1/traces",
         "PHOENIX_GRPC_PORT": scripted_server.url.rpartition(":")[2],
         "TRACELOOP_BASE_URL": scripted_server.url,
@@ -86,8 +90,8 @@ def test_migration_page_vendor_code_sends_spans(scripted_server: ScriptedServer,
         "TRACELOOP_TELEMETRY": "false",
         "PYTHONPATH": "",
     }
-    command = [python_with(vendor), "-c", f"{code}\nanswer('rain?')"]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [create_python(vendor), "-c", f"{code}\nanswer('rain?')"]
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
     names = {span.name for request in scripted_server.to("/v1/traces") for span in request.spans()}
     assert [name for name in names if name.startswith("answer")]
