@@ -1,4 +1,4 @@
-"""Ten minutes of all that goes wrong, at random: nothing that was promised is missing, nothing is there twice."""
+"""Ten minutes of random failures: every span that the guarantees cover is stored exactly once."""
 
 import json
 import os
@@ -30,18 +30,14 @@ KILLS = 20
 TOKEN = 'location / { if ($http_authorization != "Bearer {token}") { return 401; } {what} }'
 PASS = "proxy_pass {upstream};"
 ANSWERS = (502, 503, 504, 413, 302)
-# What agents say of a disk without room, and of one that has some again; with `every-span` there is a journal, too.
+# Log messages of agents about a full disk and its recovery; an agent with `every-span` has a journal as well.
 _FULL = {False: ("cannot be used",), True: ("cannot be used", "Journal cannot be written")}
 _ROOM = {False: ("Spool recovered",), True: ("Spool recovered", "Journal recovered")}
 pause = threading.Event().wait
 
 
 class Story:
-    """What goes wrong, one after the other.
-
-    Attributes:
-        told: How often each thing has gone wrong.
-    """
+    """Runs failures one after the other and counts them in `event_counts`."""
 
     def __init__(self, server: MLflowServer, nginx: Nginx, token_file: Path, database: Postgres | None) -> None:
         self._server, self._nginx, self._token_file, self._database = server, nginx, token_file, database
@@ -50,13 +46,13 @@ class Story:
         self._coming: list[Callable[[], None]] = []
         self.event_counts = Counter[str]()
         self.rotate()
-        self.event_counts.clear()  # nobody had a token before
+        self.event_counts.clear()  # the first token is no rotation
 
     def _behind(self, what: str) -> None:
         self._nginx.reload(TOKEN.replace("{token}", f"token-{self._token}").replace("{what}", what))
 
     def rotate(self) -> None:
-        """The proxy wants another token, and a moment later the file has it."""
+        """Change the token that the proxy requires, and write it to the token file one second later."""
         self._token += 1
         self._behind(PASS)
         pause(1.0)
@@ -65,7 +61,7 @@ class Story:
 
     @contextmanager
     def answering(self, status: int) -> Iterator[None]:
-        """The proxy answers, which counts if an agent has asked."""
+        """Let the proxy answer with this status; the event counts if an agent sent a request."""
         before = self._nginx.counts()[status]
         self._behind(f"return {status} /login;" if status == 302 else f"return {status};")
         yield
@@ -74,19 +70,19 @@ class Story:
             self.event_counts[f"proxy said {status}"] += 1
 
     def proxy(self, status: int) -> None:
-        """The proxy answers for a while."""
+        """Let the proxy answer with this status for 2 to 6 seconds."""
         with self.answering(status):
             pause(self._random.uniform(2, 6))
 
     def server(self) -> None:
-        """MLflow is killed, and comes back."""
+        """Kill MLflow and restart it."""
         self._server.kill()
         pause(self._random.uniform(1, 6))
         self._server.restart()
         self.event_counts["MLflow killed"] += 1
 
     def database(self) -> None:
-        """The database goes, and comes back."""
+        """Stop the database and restart it."""
         if self._database is not None:
             self._database.stop("immediate")
             pause(self._random.uniform(1, 5))
@@ -94,13 +90,13 @@ class Story:
             self.event_counts["database stopped"] += 1
 
     def fill(self, folder: Path, agents: Sequence[Agent]) -> None:
-        """No room on the disk while the server is away, until all have said so; then until all is on the disk."""
+        """Fill the disk while the server is down until every agent logs it, then free it until every agent recovers."""
         path = folder / "others"
         with self.answering(503):
             with path.open("wb", buffering=0) as file:
 
                 def full() -> bool:
-                    with suppress(OSError):  # also what was given up meanwhile
+                    with suppress(OSError):  # also fills space that agents free meanwhile
                         while file.write(bytes(4096)):
                             pass
                     return all(agent.has_logged(*_FULL[agent.every_span]) for agent in agents)
@@ -112,7 +108,7 @@ class Story:
         self.event_counts["disk filled"] += 1
 
     def next(self) -> Callable[[], None]:
-        """What comes next: all of it, in another order each time."""
+        """Return the next failure: every failure once, in a new order each round."""
         if not self._coming:
             self._coming = [partial(self.proxy, status) for status in ANSWERS]
             self._coming += [self.rotate, self.server, self.server, self.database, self.database]
@@ -122,7 +118,7 @@ class Story:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[bool]:
-    """A small disk of its own, where one may be mounted; whether it is one."""
+    """Mount a small disk if permitted, and yield whether it is mounted."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -134,7 +130,7 @@ def disk(folder: Path) -> Iterator[bool]:
 
 
 def kill(agents: Sequence[Agent], calm: threading.Lock, over: threading.Event) -> None:
-    """Kills the agents in turn, at random moments, whatever else goes wrong just then."""
+    """Kill the agents in turn at random moments, also during other failures."""
     chance, begin = random.Random(8), time.monotonic()
     for number in range(KILLS):
         due = begin + SECONDS * (number + chance.random()) / KILLS
@@ -145,16 +141,16 @@ def kill(agents: Sequence[Agent], calm: threading.Lock, over: threading.Event) -
 
 
 def play(story: Story, agents: Sequence[Agent], small_disk: Path | None, required_events: AbstractSet[str]) -> None:
-    """Lets things go wrong until the time is over, all kills are done, and each of these has happened."""
+    """Run failures until the time is over, all kills are done, and every required event has happened."""
     end = time.monotonic() + SECONDS
-    # While there is no room, spans are in memory only, and no kill is promised to leave them.
+    # No kills while the disk is full: spans are then in memory only, and the guarantees do not cover a kill.
     calm, over, chance = threading.Lock(), threading.Event(), random.Random(9)
     with ThreadPoolExecutor(1) as executor:
         killing = executor.submit(kill, agents, calm, over)
         try:
             while time.monotonic() < end or not (killing.done() and story.event_counts.keys() >= required_events):
                 story.next()()
-                pause(chance.uniform(0.5, 6.0))  # long enough now and then for what waits to be on its way
+                pause(chance.uniform(0.5, 6.0))  # sometimes long enough that queued spans are sent
                 if small_disk is not None and time.monotonic() > end - SECONDS / 2:
                     with calm:
                         story.fill(small_disk, agents)
