@@ -10,6 +10,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
+from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules
 from support.content_samples import (
     ALL_SAMPLES,
     CHATS,
@@ -144,3 +146,75 @@ def test_hide_with_all_variables_sends_counts_and_model_names(monkeypatch: pytes
     attributes = {"openinference.span.kind": "LLM", "llm.model_name": "gpt-x", **counts}
     body = export_bytes([span((attributes, ()))], enrich=False)
     assert all(key.encode() in body for key in attributes)
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+USER = {"role": "user", "content": "hi"}
+ASSISTANT = {"role": "assistant", "content": "hello"}
+MODEL_ATTRIBUTES: dict[str, Any] = {
+    "input.value": json.dumps({"messages": [USER]}),
+    "llm.input_messages.0.message.role": "user",
+    "llm.input_messages.0.message.content": "hi",
+    "gen_ai.input.messages": json.dumps([USER]),
+    "output.value": json.dumps(ASSISTANT),
+    "llm.output_messages.0.message.content": "hello",
+    "llm.invocation_parameters": json.dumps({"temperature": 0.5}),
+}
+INPUT_MESSAGES = {
+    "input.value",
+    "llm.input_messages.0.message.role",
+    "llm.input_messages.0.message.content",
+    "gen_ai.input.messages",
+}
+OUTPUT_MESSAGES = {"output.value", "llm.output_messages.0.message.content"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "changed", "hidden"),
+    [
+        ("inputs", {}, INPUT_MESSAGES),
+        ("input_messages", {}, INPUT_MESSAGES),
+        ("input_text", {}, INPUT_MESSAGES - {"llm.input_messages.0.message.role"}),
+        ("outputs", {}, OUTPUT_MESSAGES),
+        ("output_messages", {}, OUTPUT_MESSAGES),
+        ("output_text", {}, OUTPUT_MESSAGES),
+        ("input_images", {}, set()),
+        (
+            "input_images",
+            {"gen_ai.input.messages": json.dumps([{"content": [IMAGE]}])},
+            "gen_ai.input.messages",
+        ),
+        ("input_images", {"input.value": json.dumps({"messages": [IMAGE]})}, "input.value"),
+        ("llm_tools", {}, set()),
+        ("llm_tools", {"input.value": json.dumps({"messages": [USER], "tools": []})}, "input.value"),
+        ("llm_tools", {"input.value": '{"messages": [], "tools": [{"na'}, "input.value"),
+        ("llm_tools", {"llm.invocation_parameters": '{"tools": []}'}, "llm.invocation_parameters"),
+        ("llm_invocation_parameters", {}, {"llm.invocation_parameters"}),
+        (
+            "llm_invocation_parameters",
+            {"input.value": '{"messages": [], "temperature": 1}'},
+            {"input.value", "llm.invocation_parameters"},
+        ),
+        (
+            "llm_invocation_parameters",
+            {"input.value": '{"messages": [], "temp'},
+            {"input.value", "llm.invocation_parameters"},
+        ),
+        ("inputs", {"output.value": json.dumps({"messages": [USER, ASSISTANT]})}, INPUT_MESSAGES | {"output.value"}),
+        (
+            "input_text",
+            {"llm.invocation_parameters": '{"prompt": "x"}'},
+            INPUT_MESSAGES - {"llm.input_messages.0.message.role"} | {"llm.invocation_parameters"},
+        ),
+        # A duplicate key may hide a value from the check.
+        ("llm_tools", {"input.value": '{"a": {"tools": 1}, "a": 2}'}, "input.value"),
+        ("input_images", {"input.value": json.dumps(json.dumps({"messages": [IMAGE]}))}, "input.value"),
+    ],
+)
+def test_hide_in_attributes_hides_whole_values(variable: str, changed: dict[str, str], hidden: set[str] | str) -> None:
+    attributes = {**MODEL_ATTRIBUTES, **changed}
+    result = HideRules((variable,), Kind.LLM, attributes).hide_in_attributes(attributes)
+    not_sent = {key for key, value in attributes.items() if result.get(key) != value}
+    expected = {hidden} if isinstance(hidden, str) else hidden
+    assert not_sent == expected
+    assert all(result.get(key) in (None, REDACTED) for key in not_sent)

@@ -51,80 +51,62 @@ _EXACT = {
     Content.PARAMETERS: """
         llm.invocation_parameters embedding.invocation_parameters reranker.invocation_parameters ai.schema
         ai.settings llm.frequency_penalty llm.presence_penalty llm.temperature llm.top_p llm.top_k llm.max_tokens
-        llm.chat.stop_sequences llm.headers llm.user llm.is_streaming""",
+        llm.chat.stop_sequences llm.headers llm.user llm.is_streaming model_request_parameters""",
     Content.DOCUMENTS: "gen_ai.retrieval.documents",
     Content.EMBEDDED_TEXT: "gen_ai.embeddings.input ai.value ai.values",
     Content.VECTOR: "ai.embedding ai.embeddings gen_ai.embeddings.vectors db.query.embeddings",
 }
 _BY_KEY = {key: content for content, keys in _EXACT.items() for key in keys.split()}
-_BY_PREFIX = (
-    ("llm.input_messages.", Content.INPUT_MESSAGES),
-    ("llm.output_messages.", Content.OUTPUT_MESSAGES),
-    ("gen_ai.prompt.variable.", Content.TEMPLATE),
-    ("gen_ai.prompt.", Content.INPUT_MESSAGES),
-    ("gen_ai.completion.", Content.OUTPUT_MESSAGES),
-    ("llm.prompts.", Content.INPUT_MESSAGES),
-    ("llm.choices.", Content.OUTPUT_MESSAGES),
-    ("llm.prompt_template.", Content.TEMPLATE),
-    ("traceloop.prompt.", Content.TEMPLATE),
-    ("llm.tools.", Content.TOOLS),
-    ("llm.request.functions.", Content.TOOLS),
-    ("ai.prompt.tools.", Content.TOOLS),
-    ("ai.settings.", Content.PARAMETERS),
-    ("gen_ai.request.", Content.PARAMETERS),
-    ("reranker.input_documents", Content.INPUT),
-    ("reranker.output_documents", Content.OTHER_DOCUMENTS),
-    ("retrieval.documents", Content.DOCUMENTS),
-    ("input.images", Content.INPUT_IMAGES),
-    ("output.images", Content.OUTPUT_IMAGES),
-    ("input.", Content.INPUT),
-    ("output.", Content.OUTPUT),
+_PREFIXES = {
+    Content.INPUT: "input. reranker.input_documents",
+    Content.INPUT_MESSAGES: "llm.input_messages. gen_ai.prompt. llm.prompts.",
+    Content.OUTPUT: "output.",
+    Content.OUTPUT_MESSAGES: "llm.output_messages. gen_ai.completion. llm.choices.",
+    Content.TEMPLATE: "gen_ai.prompt.variable. llm.prompt_template. traceloop.prompt.",
+    Content.TOOLS: "llm.tools. llm.request.functions. ai.prompt.tools.",
+    Content.PARAMETERS: "ai.settings. gen_ai.request.",
+    Content.DOCUMENTS: "retrieval.documents",
+    Content.OTHER_DOCUMENTS: "reranker.output_documents",
+    Content.EMBEDDED_TEXT: "embedding.embeddings",
+    Content.INPUT_IMAGES: "input.images",
+    Content.OUTPUT_IMAGES: "output.images",
+}
+# The longest prefix decides.
+_BY_PREFIX = sorted(
+    ((prefix, content) for content, prefixes in _PREFIXES.items() for prefix in prefixes.split()),
+    key=lambda item: -len(item[0]),
 )
-# Keys below the prefixes above that hold no content.
-_TEMPLATE_NAMES = frozenset(
-    {
-        "gen_ai.prompt.name",
-        "gen_ai.prompt.version",
-        "llm.prompt_template.version",
-        "traceloop.prompt.key",
-        "traceloop.prompt.version",
-    }
+# Keys below these prefixes that hold no content.
+_NO_CONTENT = frozenset(
+    {"gen_ai.prompt.name", "gen_ai.prompt.version", "llm.prompt_template.version", "traceloop.prompt.key"}
+    | {"traceloop.prompt.version", "gen_ai.request.model", "gen_ai.request.choice.count", "gen_ai.request.user"}
+    | {"input.mime_type", "output.mime_type"}
 )
-_REQUEST_NAMES = frozenset({"gen_ai.request.model", "gen_ai.request.choice.count", "gen_ai.request.user"})
-_MIME_TYPES = frozenset({"input.mime_type", "output.mime_type"})
 # Usual names in conventions without a reader.
 _BY_SUFFIX = (
-    (
-        (".input", ".inputs", ".arguments", ".prompt", ".prompts", ".query", ".request.body", ".input.value"),
-        Content.INPUT,
-    ),
-    ((".output", ".outputs", ".result", ".results", ".completion", ".response.body", ".output.value"), Content.OUTPUT),
+    (Content.INPUT, ".input .inputs .arguments .prompt .prompts .query .request.body .input.value"),
+    (Content.OUTPUT, ".output .outputs .result .results .completion .response.body .output.value"),
 )
 _QUANTITY_WORDS = ("usage", "token", "cost", "duration")
-_EVENTS = {
-    "gen_ai.system.message": Content.INPUT_MESSAGES,
-    "gen_ai.user.message": Content.INPUT_MESSAGES,
-    "gen_ai.assistant.message": Content.INPUT_MESSAGES,
-    "gen_ai.tool.message": Content.INPUT_MESSAGES,
-    "gen_ai.content.prompt": Content.INPUT_MESSAGES,
-    "gen_ai.choice": Content.OUTPUT_MESSAGES,
-    "gen_ai.content.completion": Content.OUTPUT_MESSAGES,
-    "gen_ai.content.completion.chunk": Content.OUTPUT_MESSAGES,
+_INPUT_EVENTS = {
+    "gen_ai.content.prompt",
+    *(f"gen_ai.{role}.message" for role in ("system", "user", "assistant", "tool")),
 }
+_OUTPUT_EVENTS = frozenset({"gen_ai.choice", "gen_ai.content.completion", "gen_ai.content.completion.chunk"})
 
 
 def classify_attribute(key: str) -> Content | None:
     """Return the kind of content of an attribute; None if it is never hidden."""
     content = _BY_KEY.get(key)
-    if content is not None or key in _TEMPLATE_NAMES or key in _REQUEST_NAMES or key in _MIME_TYPES:
+    if content is not None or key in _NO_CONTENT:
         return content
-    if key.startswith("embedding.embeddings"):
-        return Content.VECTOR if key.endswith("vector") else Content.EMBEDDED_TEXT
+    if key.startswith("embedding.embeddings") and key.endswith("vector"):
+        return Content.VECTOR
     for prefix, content in _BY_PREFIX:
         if key.startswith(prefix):
             return content
-    for suffixes, content in _BY_SUFFIX:
-        if key.endswith(suffixes) and not any(word in key for word in _QUANTITY_WORDS):
+    for content, suffixes in _BY_SUFFIX:
+        if key.endswith(tuple(suffixes.split())) and not any(word in key for word in _QUANTITY_WORDS):
             return content
     return None
 
@@ -133,4 +115,6 @@ def classify_event(name: str) -> Content | None:
     """Return the kind of content of a whole event; None if its attributes are classified one by one."""
     if name.startswith("db.") and ".query." in name:
         return Content.VECTOR if name.endswith("embeddings") else Content.DOCUMENTS
-    return _EVENTS.get(name)
+    if name in _INPUT_EVENTS:
+        return Content.INPUT_MESSAGES
+    return Content.OUTPUT_MESSAGES if name in _OUTPUT_EVENTS else None

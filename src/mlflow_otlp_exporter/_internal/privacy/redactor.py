@@ -71,19 +71,15 @@ class Redactor:
         self._problem_log = problem_log
         self.mask: Mask | None = make_mask(settings.mask, self._on_mask_error)
         self._inline_data = InlineDataReplacer(base64_max_length)
-        self._hide_rules: Any = None
+        self._hide_variables = settings.hide
         # By id, together with the original: as long as that is referenced, no other object has its id.
         self._resources: dict[int, tuple[Resource, Resource]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope, InstrumentationScope]] = {}
-        if settings.hide:
-            from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules  # few applications hide content
-
-            self._hide_rules = HideRules(frozenset(settings.hide))
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is masked or hidden; the size limit does not count, because it protects no secrets."""
-        return self.mask is None and self._hide_rules is None
+        return self.mask is None and not self._hide_variables
 
     def _on_mask_error(self, error: Exception) -> None:
         # Without the text of the exception, which may quote the text that had to be masked.
@@ -123,7 +119,7 @@ class Redactor:
         if self.is_idle and not self._has_long_value(span):
             return span
         attributes, events = copy_attributes(span), list(span.events)
-        if self._hide_rules is not None:
+        if self._hide_variables:
             attributes, events = self._hide_content(span, attributes, events)
         attributes = self._inline_data.replace_in_attributes(attributes)
         events = [
@@ -169,12 +165,13 @@ class Redactor:
     def _hide_content(
         self, span: ReadableSpan, attributes: dict[str, Any], events: Sequence[Event]
     ) -> tuple[dict[str, Any], list[Event]]:
-        from mlflow_otlp_exporter._internal.enrichment.enricher import read_span  # few applications hide content
+        # Few applications hide content.
+        from mlflow_otlp_exporter._internal.enrichment.enricher import read_span
+        from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules
 
-        kind = read_span(span).kind
-        rules = self._hide_rules.activate(kind, attributes)
-        visible_events, hidden_sides = self._hide_rules.hide_in_events(events, kind, rules)
-        attributes = self._hide_rules.hide_in_attributes(attributes, rules)
+        rules = HideRules(self._hide_variables, read_span(span).kind, attributes)
+        visible_events, hidden_sides = rules.hide_in_events(events)
+        attributes = rules.hide_in_attributes(attributes)
         for side in hidden_sides:
             attributes.setdefault(f"{side}.value", REDACTED)
         return attributes, visible_events
