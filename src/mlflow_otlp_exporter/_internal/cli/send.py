@@ -38,7 +38,7 @@ def read_file(path: Path) -> list[EncodedSpan]:
         return decode_request(data.SerializeToString())
     except OSError as error:
         reason = error.strerror or type(error).__name__
-    except (DecodeError, json_format.ParseError, ValueError) as error:
+    except (DecodeError, json_format.ParseError, ValueError, RecursionError) as error:
         reason = f"contains no OTLP traces in protobuf or JSON ({type(error).__name__})"
     raise ConfigurationError(f"{path}: {reason}")
 

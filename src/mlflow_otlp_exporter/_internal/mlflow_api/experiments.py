@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from mlflow_otlp_exporter._internal.transport.response import classify_error, cl
 _DEFAULT_EXPERIMENT = "Default"
 # An application with more experiments looks the oldest ones up again.
 _MAX_CACHED = 4096
+_EXPERIMENT_ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _EXPERIMENTS_PATH = "/api/2.0/mlflow/experiments"
 
 
@@ -124,11 +126,12 @@ class ExperimentResolver:
         path = f"{_EXPERIMENTS_PATH}/get-by-name?experiment_name={quote(name, safe='')}"
         response = self._request("GET", path, workspace, b"", timeout_seconds)
         experiment = _parse_object(response).get("experiment")
-        if response.status == 200 and isinstance(experiment, dict) and experiment.get("experiment_id"):
+        experiment_id = _parse_experiment_id(experiment) if isinstance(experiment, dict) else None
+        if response.status == 200 and isinstance(experiment, dict) and experiment_id:
             if experiment.get("lifecycle_stage") == "deleted":
                 message = f"the experiment {name!r}{_in_workspace(workspace)} is deleted: restore it, or give another"
                 raise _Unresolved(_destination_error(message, MessageCode.EXPERIMENT_DELETED))
-            return str(experiment["experiment_id"])
+            return experiment_id
         outcome = classify_response(response)
         is_missing = error_code(response) == "RESOURCE_DOES_NOT_EXIST"
         if is_missing and "workspace" not in outcome.message.lower():
@@ -144,11 +147,11 @@ class ExperimentResolver:
     def _create_experiment(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
         body = json.dumps({"name": name}).encode()
         response = self._request("POST", f"{_EXPERIMENTS_PATH}/create", workspace, body, timeout_seconds)
-        experiment_id = _parse_object(response).get("experiment_id")
+        experiment_id = _parse_experiment_id(_parse_object(response))
         if response.status == 200 and experiment_id:
             message = f"created the experiment {name!r}{_in_workspace(workspace)} (id {experiment_id})"
             self._problem_log.log_once(logging.INFO, add_code(MessageCode.EXPERIMENT_CREATED, message))
-            return str(experiment_id)
+            return experiment_id
         if error_code(response) == "RESOURCE_ALREADY_EXISTS":
             return None
         raise _Unresolved(_lookup_error(classify_response(response), name))
@@ -174,9 +177,15 @@ def _in_workspace(workspace: str | None) -> str:
 def _parse_object(response: HttpResponse) -> dict[str, Any]:
     try:
         content = json.loads(response.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _parse_experiment_id(experiment: dict[str, Any]) -> str | None:
+    """Return the id if it can be a header value: the log and every request contain it."""
+    experiment_id = str(experiment.get("experiment_id") or "")
+    return experiment_id if _EXPERIMENT_ID.fullmatch(experiment_id) else None
 
 
 def _destination_error(message: str, code: MessageCode) -> ExportOutcome:
@@ -184,10 +193,10 @@ def _destination_error(message: str, code: MessageCode) -> ExportOutcome:
 
 
 def _lookup_error(outcome: ExportOutcome, name: str) -> ExportOutcome:
-    verdict, code = outcome.disposition, outcome.code
-    if verdict is Disposition.SUCCESS:
+    code = outcome.code
+    if outcome.disposition is Disposition.SUCCESS:
         # A response that means success for spans does not answer a lookup.
-        verdict, code = Disposition.RETRYABLE, MessageCode.HTML_PAGE
+        code = MessageCode.HTML_PAGE
     elif code is MessageCode.PERMISSION_DENIED:
         code = MessageCode.LOOKUP_DENIED
     reason = outcome.message or "an answer that is not MLflow's"
@@ -195,8 +204,11 @@ def _lookup_error(outcome: ExportOutcome, name: str) -> ExportOutcome:
     return replace(
         outcome,
         status=None,
-        disposition=verdict,
-        cause=outcome.cause or FailureKind.NOT_MLFLOW,
+        # Nothing that a server answers to a lookup says anything about the spans.
+        disposition=Disposition.RETRYABLE,
+        cause=FailureKind.NOT_MLFLOW
+        if outcome.cause in (None, FailureKind.CONTENT, FailureKind.SIZE)
+        else outcome.cause,
         message=f"the experiment {name!r} cannot be looked up: {reason}",
         is_ambiguous=False,
         code=code,

@@ -50,6 +50,6 @@ def request_json(
         return RestResult(classify_error(response), {})
     try:
         content = json.loads(response.body) if response.is_complete else None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     return RestResult(classify_response(response), content if isinstance(content, dict) else {})

@@ -195,7 +195,7 @@ def _parse_stored_spans(body: bytes) -> set[tuple[int, int]] | None:
             return None
         spans = [span for trace in content.get("traces", []) for span in trace.get("spans", [])]
         return {(_decode_id(span["trace_id"]), _decode_id(span["span_id"])) for span in spans}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -158,7 +158,7 @@ def _unquote(text: str) -> str:
     if len(text) > 1 and text.startswith('"') and text.endswith('"'):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
         return value if isinstance(value, str) and value else text
     return text
@@ -173,7 +173,7 @@ def _parse_prompts(text: str) -> tuple[tuple[str, str], ...]:
     """Names and versions of prompts; MLflow's registry answers 500 to a version that is not a positive number."""
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     items = [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
     pairs = ((item.get("name"), str(item.get("version"))) for item in items)
@@ -189,7 +189,7 @@ def _parse_metadata(text: str) -> dict[str, str]:
     """OpenInference's metadata, a JSON object, as MLflow's: strings by name. Names of MLflow's own are left out."""
     try:
         content = _to_object(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {
         key: value if isinstance(value, str) else json.dumps(value)

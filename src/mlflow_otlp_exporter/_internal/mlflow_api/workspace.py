@@ -134,7 +134,7 @@ def _are_workspaces_enabled(response: HttpResponse) -> bool | None:
         return False
     try:
         content = json.loads(response.body) if response.status == 200 else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return bool(content.get("workspaces_enabled")) if isinstance(content, dict) else None
 

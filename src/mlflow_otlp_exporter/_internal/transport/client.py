@@ -121,6 +121,9 @@ class HttpClient:
                         return _timeout_error(self.url)
                     body, is_complete = _read_body(response, deadline, request.max_response_bytes)
                     self._rejected_credential = authorization if response.status_code == 401 else None
+                    if response.status_code < 200:
+                        # An informational response, such as 103: the actual response is still in the connection.
+                        self._session.close()
                     response_headers = {name.lower(): value for name, value in response.headers.items()}
                     return HttpResponse(response.status_code, response_headers, body, is_complete)
             except (requests.RequestException, OSError, ValueError) as error:

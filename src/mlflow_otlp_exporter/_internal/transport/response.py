@@ -21,12 +21,13 @@ from mlflow_otlp_exporter._internal.model.export_outcome import DELIVERED, Dispo
 from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
 
 _MAX_MESSAGE_LENGTH = 300
+# Text of others is cut before a regular expression sees it; only the beginning of a page can hold its title.
+_MAX_TEXT_LENGTH, _MAX_TITLE_BYTES = 10_000, 4_096
+_MAX_COUNT_DIGITS = 18
 _HTML = re.compile(rb"^\s*(<!doctype|<html|<head|<body|<\?xml)", re.IGNORECASE)
 # SQLAlchemy appends the statement and its parameters, which may hold prompts, to its messages. PostgreSQL appends the
 # row or the key, and the line of the statement.
-_SQL = re.compile(
-    r"\s*\[SQL:.*|\s*\[parameters:.*|\(Background on this error.*|\s*\bDETAIL: .*|\s*\bLINE \d+: .*", re.DOTALL
-)
+_SQL = re.compile(r"\[SQL:.*|\[parameters:.*|\(Background on this error.*|\bDETAIL: .*|\bLINE \d{1,9}: .*", re.DOTALL)
 # MLflow quotes values that are too long for it; a quoted text longer than a name may be a prompt.
 _LONG_QUOTED_TEXT = re.compile(r"(['\"`])(?:(?!\1).){100,}(?:\1|$)")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
@@ -51,7 +52,7 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
     text = server_message(response)
     message = f"{status}: {text}" if text else f"{status}"
     if 300 <= status < 400:
-        location = response.headers.get("location", "elsewhere").partition("?")[0][:_MAX_MESSAGE_LENGTH]
+        location = _to_one_line(response.headers.get("location", "elsewhere").partition("?")[0])
         message = f"{status}: the server redirects to {location}, which is not followed with credentials"
         return ExportOutcome(
             Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.REDIRECTED
@@ -71,7 +72,8 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
     if _is_destination_error(response, text):
         code = _destination_code(response, text)
         return ExportOutcome(Disposition.RETRYABLE, FailureKind.DESTINATION, message, status, code=code)
-    if status in _TRANSIENT or (status == 400 and any(words in text for words in _DAMAGED_DATABASE)):
+    is_server_error = status in _TRANSIENT or status < 200 or status >= 500
+    if is_server_error or (status == 400 and any(words in text for words in _DAMAGED_DATABASE)):
         code, delay = _server_code(response, text), parse_retry_after(response.headers)
         ambiguous = _may_be_stored(response, text)
         return ExportOutcome(
@@ -88,7 +90,8 @@ def _may_be_stored(response: HttpResponse, text: str) -> bool:
     """
     if response.status == 503:
         return error_code(response) == "TEMPORARILY_UNAVAILABLE" or "disconnect/reset before headers" in text
-    return response.status in (400, 500, 502, 504)
+    # A 1xx response precedes the actual one, which is not read.
+    return response.status in (400, 500, 502, 504) or response.status < 200
 
 
 def _other_server_code(text: str) -> MessageCode:
@@ -164,7 +167,8 @@ def _parse_partial_success(body: bytes) -> tuple[int, str]:
         # JSON carries 64-bit numbers as strings.
         rejected = str(partial.get("rejectedSpans", partial.get("rejected_spans", 0)))
         text = partial.get("errorMessage", partial.get("error_message", ""))
-        return int(rejected) if rejected.isdecimal() else 0, sanitize_server_text(str(text or ""))
+        is_count = rejected.isdecimal() and len(rejected) <= _MAX_COUNT_DIGITS
+        return int(rejected) if is_count else 0, sanitize_server_text(str(text or ""))
     return max(0, message.partial_success.rejected_spans), sanitize_server_text(message.partial_success.error_message)
 
 
@@ -196,7 +200,7 @@ def _is_destination_error(response: HttpResponse, text: str) -> bool:
 def _parse_json(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # RecursionError: nested by a thousand levels
         return None
 
 
@@ -221,25 +225,28 @@ def server_message(response: HttpResponse) -> str:
             return sanitize(str(error.get("message", "")))
         if isinstance(detail, list):
             items = [item for item in detail if isinstance(item, dict)]
-            return sanitize(
-                "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg', '')}" for item in items)
-            )
+            return sanitize("; ".join(f"{_format_location(item.get('loc'))}: {item.get('msg', '')}" for item in items))
         return sanitize(str(detail or content.get("message") or ""))
     if is_html(response):
-        title = re.search(rb"<title[^>]*>([^<]*)</title>", response.body, re.IGNORECASE)
+        title = re.search(rb"<title[^>]*>([^<]*)</title>", response.body[:_MAX_TITLE_BYTES], re.IGNORECASE)
         suffix = f" ({sanitize_server_text(title.group(1).decode(errors='replace'))})" if title else ""
         return f"an HTML page{suffix}"
     is_text = response.headers.get("content-type", "").lower().startswith("text/") or response.body.isascii()
-    return sanitize(response.body.decode("utf-8", errors="replace")) if is_text else ""
+    return sanitize(response.body[:_MAX_TEXT_LENGTH].decode("utf-8", errors="replace")) if is_text else ""
+
+
+def _format_location(location: Any) -> str:
+    return ".".join(map(str, location[:10])) if isinstance(location, list) else str(location or "")
 
 
 def sanitize_server_text(text: str) -> str:
     """A server's text as it may be logged: one line, cut, no SQL statement, no long value, no control characters."""
-    return _to_one_line(_LONG_QUOTED_TEXT.sub(r"\1...\1", " ".join(_SQL.sub("", text).split())))
+    text = " ".join(text[:_MAX_TEXT_LENGTH].split())
+    return _to_one_line(_LONG_QUOTED_TEXT.sub(r"\1...\1", _SQL.sub("", text)))
 
 
 def _to_one_line(text: str) -> str:
-    line = " ".join(_SQL.sub("", text).split())
+    line = _SQL.sub("", " ".join(text[:_MAX_TEXT_LENGTH].split())).rstrip()
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= _MAX_MESSAGE_LENGTH else f"{line[:_MAX_MESSAGE_LENGTH]}..."
 

@@ -397,6 +397,6 @@ def _format_lifetime(seconds: float) -> str:
 def _parse_object(response: HttpResponse | TransportError) -> dict[str, Any]:
     try:
         content = json.loads(response.body) if isinstance(response, HttpResponse) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -73,7 +73,7 @@ def read_trace(
 def _parse_trace(response: HttpResponse) -> Mapping[str, Any] | None:
     try:
         trace = json.loads(response.body).get("trace") if response.status == 200 else None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
     return trace if isinstance(trace, dict) else None
 
