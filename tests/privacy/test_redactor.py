@@ -178,3 +178,17 @@ def test_journal_with_mask_holds_masked_spans(tmp_path: Path) -> None:
     assert b"harmless" in lines
     assert b"planted" not in lines
     provider.shutdown()
+
+
+def test_redact_spans_with_deeply_nested_value_drops_only_its_span() -> None:
+    nested: Any = 1
+    for _ in range(2_000):
+        nested = {"a": nested}
+    context = SpanContext(1, 2, is_remote=False)
+    good, bad = (
+        ReadableSpan("span", context, resource=Resource({}), attributes=attributes)
+        for attributes in ({"input.value": "hi"}, {"input.value": nested})
+    )
+    redacted, failed_count = make_redactor().redact_spans([good, bad, good])
+    assert list(redacted) == [good, good]
+    assert failed_count == 1

@@ -88,8 +88,11 @@ class Redactor:
 
     def redact_spans(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
         """Return the redacted spans, and the number of spans that could not be redacted and must not be sent."""
-        if self.is_idle and not any(map(self._has_long_value, spans)):
-            return spans, 0
+        try:
+            if self.is_idle and not any(map(self._has_long_value, spans)):
+                return spans, 0
+        except RecursionError:  # a structured value of hundreds of levels: its span alone is dropped below
+            pass
         redacted: list[ReadableSpan] = []
         for span in spans:
             try:
