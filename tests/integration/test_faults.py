@@ -1,4 +1,4 @@
-"""What a server may do to a batch: refuse a part of it, lose its database, ask for a password."""
+"""Faults of a server: it rejects a part of a batch, loses its database, requires a password."""
 
 import base64
 import json
@@ -24,24 +24,24 @@ from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedReque
 from support.spans import make_spans
 from support.traces import make_rejectable_traces, make_traces, stored_span_names, wait_until
 
-MOST_REQUESTS = 40
-"""How many requests 200 traces with three bad spans among them may take."""
-ADMINS = f"{SECRET} of the admin"
-POISONED = {"first, middle and last": (0, 100, 199), "side by side": (63, 64, 65), "scattered": (17, 90, 151)}
+MAX_REQUESTS = 40
+"""Limit of requests for 200 traces with three bad spans among them."""
+ADMIN_PASSWORD = f"{SECRET} of the admin"
+REJECTED_TRACES = {"first, middle and last": (0, 100, 199), "side by side": (63, 64, 65), "scattered": (17, 90, 151)}
 
 
 def database(server: MLflowServer) -> Path:
     return server.log.parent / "mlflow.db"
 
 
-class Picky:
-    """Refuses a request whole when a marked span is in it, as MLflow does, and remembers the spans of others.
+class RejectingServer:
+    """Rejects a whole request with a marked span, like MLflow, and records the spans of other requests.
 
-    The mark is the status that is answered; of several, that of the first span counts.
+    The mark is the status of the response; of several marked spans, the first one counts.
     """
 
     def __init__(self, server: ScriptedServer) -> None:
-        self.taken: list[str] = []
+        self.accepted: list[str] = []
         server.answer_with(TRACES_PATH, self)
 
     def __call__(self, request: RecordedRequest) -> Answer:
@@ -49,18 +49,18 @@ class Picky:
         for span in spans:
             for attribute in span.attributes:
                 if attribute.key == "marked":
-                    return self.refusal(attribute.value.int_value)
-        self.taken += [span.name for span in spans]
+                    return self.reject(attribute.value.int_value)
+        self.accepted += [span.name for span in spans]
         return ACCEPTED
 
-    def refusal(self, status: int) -> Answer:
+    def reject(self, status: int) -> Answer:
         if status == 500:
             return Answer(500, body=b"Internal Server Error")
-        body = json.dumps({"detail": "a marked span cannot be taken"}).encode()
+        body = json.dumps({"detail": "a marked span is not accepted"}).encode()
         return Answer(status, headers={"Content-Type": "application/json"}, body=body)
 
 
-@pytest.mark.parametrize("traces", POISONED.values())
+@pytest.mark.parametrize("traces", REJECTED_TRACES.values())
 @pytest.mark.parametrize("statuses", [(400, 400, 400), (422, 422, 422), (500, 500, 500), (400, 422, 500)])
 def test_export_with_rejected_spans_drops_only_these(
     statuses: tuple[int, ...],
@@ -68,76 +68,76 @@ def test_export_with_rejected_spans_drops_only_these(
     scripted_server: ScriptedServer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    poisoned = dict(zip(traces, statuses, strict=True))
+    status_by_trace = dict(zip(traces, statuses, strict=True))
 
     def attributes(trace: int, span: int) -> Mapping[str, Any]:
-        return {"marked": poisoned[trace]} if trace in poisoned and span == 1 else {}
+        return {"marked": status_by_trace[trace]} if trace in status_by_trace and span == 1 else {}
 
-    def told(words: str) -> dict[str, str]:
-        """Lines by the span that they are about."""
+    def find_lines(words: str) -> dict[str, str]:
+        """Return the log lines with these words by span."""
         lines = [record.getMessage() for record in caplog.records if words in record.getMessage()]
         return {line.partition("'")[2].partition("' of trace tr-")[0]: line for line in lines}
 
-    picky = Picky(scripted_server)
+    rejecting = RejectingServer(scripted_server)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
     spans = make_traces(200, children=2, attributes=attributes)
-    marked = {f"child {trace}.1": status for trace, status in poisoned.items()}
+    marked = {f"child {trace}.1": status for trace, status in status_by_trace.items()}
     exporter.export(spans)
-    started = time.monotonic()
+    begin = time.monotonic()
     exporter.force_flush(60_000)
-    assert time.monotonic() - started < 60  # no flush waits for those that nobody can be sure of
-    # Of those that are answered 500 nobody can be sure yet: they are kept while the process lives, and named.
-    unsure = {name for name, status in marked.items() if status == 500}
-    assert (exporter.stats().delivered, exporter.stats().dropped) == (597, 3 - len(unsure))
-    assert set(told("it is queued in memory")) == unsure
+    assert time.monotonic() - begin < 60  # no flush waits for spans without a final result
+    # A 500 is not final: these spans stay queued while the process lives, and the log names them.
+    queued = {name for name, status in marked.items() if status == 500}
+    assert (exporter.stats().delivered, exporter.stats().dropped) == (597, 3 - len(queued))
+    assert set(find_lines("it is queued in memory")) == queued
     exporter.shutdown()
     stats = exporter.stats()
-    assert sorted(picky.taken) == sorted({span.name for span in spans} - set(marked))  # and each once
+    assert sorted(rejecting.accepted) == sorted({span.name for span in spans} - set(marked))  # each once
     assert (stats.delivered, stats.dropped) == (597, 3)
-    assert len(scripted_server.to(TRACES_PATH)) == stats.requests <= MOST_REQUESTS
-    lost = told("Dropped span")
-    assert set(lost) == set(marked)
+    assert len(scripted_server.to(TRACES_PATH)) == stats.requests <= MAX_REQUESTS
+    dropped = find_lines("Dropped span")
+    assert set(dropped) == set(marked)
     for name, status in marked.items():
-        reason = "500: Internal Server Error" if status == 500 else f"{status}: a marked span cannot be taken"
-        assert reason in lost[name]
+        reason = "500: Internal Server Error" if status == 500 else f"{status}: a marked span is not accepted"
+        assert reason in dropped[name]
 
 
 def test_server_that_answers_500_to_everything_gets_few_requests_and_all_spans(scripted_server: ScriptedServer) -> None:
-    """500 to everything, as under a Kubernetes API that is away: not the fault of any span."""
-    troubled = threading.Event()
-    troubled.set()
-    taken: list[str] = []
+    """As during an outage of the Kubernetes API, which is not the fault of any span."""
+    failing = threading.Event()
+    failing.set()
+    accepted: list[str] = []
 
     def answer(request: RecordedRequest) -> Answer:
-        if troubled.is_set():
+        if failing.is_set():
             return Answer(500, body=b"Internal Server Error")
-        taken.extend(span.name for span in request.spans())
+        accepted.extend(span.name for span in request.spans())
         return ACCEPTED
 
     scripted_server.answer_with(TRACES_PATH, answer)
     exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
     spans = make_traces(200, children=2)
     exporter.export(spans)  # until its time-out of 10 s
-    during = len(scripted_server.to(TRACES_PATH))
-    troubled.clear()
+    requests_during_outage = len(scripted_server.to(TRACES_PATH))
+    failing.clear()
     assert exporter.force_flush(60_000)
     stats = exporter.stats()
     exporter.shutdown()
     assert (stats.delivered, stats.dropped) == (600, 0)
-    assert sorted(taken) == sorted(span.name for span in spans)
-    assert during <= 20
-    assert stats.requests - during <= 20
+    assert sorted(accepted) == sorted(span.name for span in spans)
+    assert requests_during_outage <= 20
+    assert stats.requests - requests_during_outage <= 20
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
 def test_server_that_often_fails_gets_all_spans(status: int, scripted_server: ScriptedServer) -> None:
     chance = random.Random(7)
-    taken: list[str] = []
+    accepted: list[str] = []
 
     def answer(request: RecordedRequest) -> Answer:
         if chance.random() < 0.7:
             return Answer(status, body=b"Internal Server Error")
-        taken.extend(span.name for span in request.spans())
+        accepted.extend(span.name for span in request.spans())
         return ACCEPTED
 
     scripted_server.answer_with(TRACES_PATH, answer)
@@ -150,7 +150,7 @@ def test_server_that_often_fails_gets_all_spans(status: int, scripted_server: Sc
     stats = exporter.stats()
     exporter.shutdown()
     assert (stats.delivered, stats.dropped) == (len(spans), 0)
-    assert sorted(taken) == sorted(span.name for span in spans)
+    assert sorted(accepted) == sorted(span.name for span in spans)
 
 
 def test_export_without_sanitizer_drops_only_spans_that_mlflow_rejects(
@@ -159,23 +159,23 @@ def test_export_without_sanitizer_drops_only_spans_that_mlflow_rejects(
     # Without the sanitizer, as if these values were not known to be rejected.
     monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_attributes", lambda _: None)
     monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_name", lambda _: None)
-    poison: dict[tuple[int, int], Mapping[str, Any]] = {
+    rejected: dict[tuple[int, int], Mapping[str, Any]] = {
         (17, 0): {"session.id": "s" * 600},
         (90, 1): {"mlflow.llm.cost": "much"},
         (151, 0): {"mlflow.traceTag.mlflow.traceName": "n" * 5000},
     }
-    number = mlflow_server.create_experiment("poisoned")
+    number = mlflow_server.create_experiment("rejected")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment_id=number)
     before = mlflow_server.count_requests()
-    spans = make_traces(200, children=2, attributes=lambda trace, span: poison.get((trace, span), {}))
+    spans = make_traces(200, children=2, attributes=lambda trace, span: rejected.get((trace, span), {}))
     exporter.export(spans)
     exporter.force_flush(30_000)
     stats = exporter.stats()
     exporter.shutdown()
-    lost = {"root 17", "child 90.1", "root 151"}
-    assert stored_span_names(database(mlflow_server), number) == sorted({span.name for span in spans} - lost)
+    dropped = {"root 17", "child 90.1", "root 151"}
+    assert stored_span_names(database(mlflow_server), number) == sorted({span.name for span in spans} - dropped)
     assert (stats.delivered, stats.dropped) == (597, 3)
-    assert mlflow_server.count_requests() - before == stats.requests <= MOST_REQUESTS
+    assert mlflow_server.count_requests() - before == stats.requests <= MAX_REQUESTS
     for name, reason in (
         ("root 17", "'Session ID' exceeds the maximum length of 250 characters"),
         ("child 90.1", "422: "),
@@ -187,7 +187,7 @@ def test_export_without_sanitizer_drops_only_spans_that_mlflow_rejects(
 
 
 def test_export_with_sanitized_spans_takes_one_request(mlflow_server: MLflowServer) -> None:
-    number = mlflow_server.create_experiment("repaired")
+    number = mlflow_server.create_experiment("sanitized")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment_id=number, max_request_size=0)
     before = mlflow_server.count_requests()
     spans = make_rejectable_traces()
@@ -203,15 +203,15 @@ def test_export_with_sanitized_spans_takes_one_request(mlflow_server: MLflowServ
 
 @pytest.fixture(scope="module")
 def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
-    """A server that asks for user and password."""
+    """A server that requires user and password."""
     environment = {
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests",
         "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
-        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMINS,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN_PASSWORD,
     }
     folder = tmp_path_factory.mktemp("mlflow-basic-auth")
     server = MLflowServer.start(folder, extra=["--app-name", "basic-auth"], environment=environment)
-    encoded = base64.b64encode(f"admin:{ADMINS}".encode()).decode()
+    encoded = base64.b64encode(f"admin:{ADMIN_PASSWORD}".encode()).decode()
     server.headers["Authorization"] = f"Basic {encoded}"
     yield server
     server.stop()
@@ -222,7 +222,7 @@ def test_export_with_user_and_password_is_accepted(
 ) -> None:
     number = guarded_server.create_experiment("with a password")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMINS)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN_PASSWORD)
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=guarded_server.uri, experiment="with a password")
     assert exporter.export(make_traces(1, children=1)) is SpanExportResult.SUCCESS
     assert exporter.stats().delivered == 2
@@ -233,24 +233,23 @@ def test_export_with_user_and_password_is_accepted(
 def test_edit_permission_suffices_for_spans_attachments_and_metadata(
     guarded_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attachments, metadata and prompts."""
     number = guarded_server.create_experiment("by an editor")
     guarded_server.call_rest(
         "POST", "/api/2.0/mlflow/users/create", {"username": "editor", "password": f"{SECRET}, too"}
     )
-    granted = {"resource_type": "experiment", "resource_id": number, "username": "editor", "permission": "EDIT"}
-    guarded_server.call_rest("POST", "/api/3.0/mlflow/users/permissions/grant", granted)
+    grant = {"resource_type": "experiment", "resource_id": number, "username": "editor", "permission": "EDIT"}
+    guarded_server.call_rest("POST", "/api/3.0/mlflow/users/permissions/grant", grant)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "editor")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{SECRET}, too")
     picture = base64.b64encode(bytes(range(256)) * 50).decode()
-    said = {
+    attributes = {
         "input.value": f"data:image/png;base64,{picture}",
         "mlflow.traceTag.mlflow.linkedPrompts": '[{"name": "greeting", "version": "1"}]',
     }
     exporter = MLflowSpanExporter(
         tracking_uri=guarded_server.uri, experiment="by an editor", attachments=True, trace_info=True
     )
-    assert exporter.export(make_traces(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
+    assert exporter.export(make_traces(1, attributes=lambda *_: attributes)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     stats = exporter.stats()
     assert (
@@ -291,18 +290,18 @@ def test_wrong_password_is_logged_without_it_and_retried(
     assert not has_marker(caplog.text)
 
 
-# A database that goes away
+# Database outages
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
-    with Postgres() as started:
-        yield started
+    with Postgres() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def postgres_server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
-    """A server that keeps all in PostgreSQL."""
+    """A server with a PostgreSQL database."""
     extra = ["--backend-store-uri", postgres.uri]
     server = MLflowServer.start(tmp_path_factory.mktemp("mlflow-postgres"), extra=extra)
     yield server
@@ -317,7 +316,7 @@ def names_in(postgres: Postgres, experiment: str) -> list[str]:
 def test_export_with_sanitized_spans_on_postgresql_takes_one_request(
     postgres: Postgres, postgres_server: MLflowServer
 ) -> None:
-    number = postgres_server.create_experiment("repaired")
+    number = postgres_server.create_experiment("sanitized")
     exporter = MLflowSpanExporter(
         timeout=60, tracking_uri=postgres_server.uri, experiment_id=number, max_request_size=0
     )
@@ -332,8 +331,8 @@ def test_export_with_sanitized_spans_on_postgresql_takes_one_request(
 
 @pytest.mark.needs("postgresql")
 def test_service_name_that_postgresql_rejects_is_sanitized(postgres: Postgres, postgres_server: MLflowServer) -> None:
-    """MLflow makes tags of the resource's attributes."""
-    number = postgres_server.create_experiment("repaired resource")
+    """MLflow stores the attributes of the resource as tags."""
+    number = postgres_server.create_experiment("sanitized resource")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=postgres_server.uri, experiment_id=number)
     result = exporter.export(make_spans("root", service="a\x00b"))
     exporter.shutdown()
@@ -342,11 +341,11 @@ def test_service_name_that_postgresql_rejects_is_sanitized(postgres: Postgres, p
 
 
 @pytest.mark.needs("postgresql")
-@pytest.mark.parametrize("how", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_database_restart_costs_no_span_and_no_token(
-    how: Literal["fast", "immediate"], postgres: Postgres, postgres_server: MLflowServer
+    mode: Literal["fast", "immediate"], postgres: Postgres, postgres_server: MLflowServer
 ) -> None:
-    number = postgres_server.create_experiment(f"database away, {how}")
+    number = postgres_server.create_experiment(f"database restart, {mode}")
     usage = {"input_tokens": 100, "output_tokens": 50, "total_tokens": 150}
     exporter = MLflowSpanExporter(tracking_uri=postgres_server.uri, experiment_id=number)
     provider = TracerProvider(shutdown_on_exit=False)
@@ -356,27 +355,27 @@ def test_database_restart_costs_no_span_and_no_token(
     pause = threading.Event()
     count = 0
 
-    def work(seconds: float, enough: Callable[[], object] = bool) -> None:
-        """Makes a trace now and then, until it is enough, but no longer than that."""
+    def make_spans_until(timeout_seconds: float, is_done: Callable[[], object] = bool) -> None:
+        """Make traces until a condition is true, or the time is over."""
         nonlocal count
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not enough():
+        end = time.monotonic() + timeout_seconds
+        while time.monotonic() < end and not is_done():
             with tracer.start_as_current_span(f"root {count}"):
                 tracer.start_span("child", attributes={"mlflow.chat.tokenUsage": json.dumps(usage)}).end()
             count += 1
             pause.wait(0.03)
 
-    work(2)
-    postgres.stop(how)
-    work(30, lambda: 503 in postgres_server.statuses()[before:])
-    work(1)
+    make_spans_until(2)
+    postgres.stop(mode)
+    make_spans_until(30, lambda: 503 in postgres_server.statuses()[before:])
+    make_spans_until(1)
     postgres.start()
-    work(2)
+    make_spans_until(2)
     assert provider.force_flush(60_000)
     stats = exporter.stats()
     provider.shutdown()
     assert (stats.delivered, stats.dropped) == (2 * count, 0)
     assert 503 in postgres_server.statuses()[before:]
-    assert Counter(names_in(postgres, number)) == {"child": count, **{f"root {each}": 1 for each in range(count)}}
+    assert Counter(names_in(postgres, number)) == {"child": count, **{f"root {number}": 1 for number in range(count)}}
     infos = postgres_server.search_traces(number)
     assert Counter(info["trace_metadata"]["mlflow.trace.tokenUsage"] for info in infos) == {json.dumps(usage): count}

@@ -1,4 +1,4 @@
-"""A pod with a service account, and MLflow with Kubernetes' own permissions: the real plugin, a cluster's stand-in."""
+"""A pod with a service account, and MLflow with Kubernetes permissions: the real plugin, a simulated cluster."""
 
 import base64
 import socket
@@ -32,75 +32,77 @@ from support.traces import make_traces, wait_until
 pytestmark = [pytest.mark.matrix, pytest.mark.needs("python3.12")]
 
 CACHE_SECONDS = 2.0
-"""How long the server believes the cluster here; 300 s by default."""
+"""For how long the server caches access reviews; 300 s by default."""
 OWNER = "owner's token"
 HOST = "mlflow.opendatahub.svc"
 MANIFEST = Path(__file__).resolve().parents[2] / "examples" / "kubernetes" / "agent.yaml"
-LABELLED = {"mlflow-enabled": "true"}
+WORKSPACE_LABELS = {"mlflow-enabled": "true"}
 
 
 @dataclass
 class Platform:
-    """MLflow in a cluster.
-
-    Attributes:
-        server: MLflow.
-        cluster: What the cluster says.
-    """
+    """MLflow in a cluster."""
 
     server: MLflowServer
     cluster: Cluster
 
     def allow(self, token: str, *verbs: str, namespace: str = "team-a") -> str:
-        """Makes a token of a user of its own."""
+        """Create a token of a new user with permissions for these verbs."""
         self.cluster.users[token] = f"user of {token}"
         self.cluster.granted[f"user of {token}", namespace] = frozenset(verbs or ALL_VERBS)
         return token
 
     def names(self, experiment: str, namespace: str = "team-a") -> list[str]:
-        """Of all traces of an experiment."""
-        found = self.server.experiment(experiment, namespace)
-        assert found is not None
-        traces = self.server.search_traces(found["experiment_id"], namespace)
+        """Return the names of all traces of an experiment."""
+        stored = self.server.experiment(experiment, namespace)
+        assert stored is not None
+        traces = self.server.search_traces(stored["experiment_id"], namespace)
         return sorted(trace["tags"]["mlflow.traceName"] for trace in traces)
 
 
-def cluster() -> Cluster:
-    made = Cluster(namespaces={"team-a": LABELLED, "team-b": LABELLED, "plain": {}, "kube-system": LABELLED})
-    made.users[OWNER] = "owner"
+def make_cluster() -> Cluster:
+    cluster = Cluster(
+        namespaces={
+            "team-a": WORKSPACE_LABELS,
+            "team-b": WORKSPACE_LABELS,
+            "plain": {},
+            "kube-system": WORKSPACE_LABELS,
+        }
+    )
+    cluster.users[OWNER] = "owner"
     for namespace in ("team-a", "team-b"):
-        made.granted["owner", namespace] = ALL_VERBS
-    return made
+        cluster.granted["owner", namespace] = ALL_VERBS
+    return cluster
 
 
 @pytest.fixture(scope="module")
 def by_token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """MLflow that asks the cluster about the owner of a token."""
-    made = cluster()
-    with kubernetes_mlflow(tmp_path_factory.mktemp("by-token"), made, cache_seconds=CACHE_SECONDS) as server:
+    """MLflow that reviews the access of a token's owner."""
+    cluster = make_cluster()
+    with kubernetes_mlflow(tmp_path_factory.mktemp("by-token"), cluster, cache_seconds=CACHE_SECONDS) as server:
         server.headers = {"Authorization": f"Bearer {OWNER}"}
-        yield Platform(server, made)
+        yield Platform(server, cluster)
 
 
 @pytest.fixture(scope="module")
 def by_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """MLflow that asks the cluster about the user that a proxy names."""
-    made, folder = cluster(), tmp_path_factory.mktemp("by-proxy")
-    with kubernetes_mlflow(folder, made, mode="subject_access_review", cache_seconds=CACHE_SECONDS) as server:
+    """MLflow that reviews the access of the user that a proxy names."""
+    cluster, folder = make_cluster(), tmp_path_factory.mktemp("by-proxy")
+    with kubernetes_mlflow(folder, cluster, mode="subject_access_review", cache_seconds=CACHE_SECONDS) as server:
         server.headers = {"x-remote-user": "owner"}
-        yield Platform(server, made)
+        yield Platform(server, cluster)
 
 
 @pytest.fixture
 def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a pod's service account in team-a, where the settings find it."""
-    folder = service_account(tmp_path / "serviceaccount", "a token that nobody knows", "team-a")
+    """The folder of a pod's service account in team-a, as set in the environment."""
+    folder = service_account(tmp_path / "serviceaccount", "an unknown token", "team-a")
     monkeypatch.setenv("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR", str(folder))
     return folder
 
 
 class Agent:
-    """An app in a pod, which ends a trace whenever it is told to."""
+    """An application in a pod that makes a trace for each call of `answer()`."""
 
     def __init__(self, **arguments: Any) -> None:
         self.provider = TracerProvider(resource=Resource({"service.name": "agent"}), shutdown_on_exit=False)
@@ -122,7 +124,7 @@ class Agent:
 def test_pod_with_address_and_experiment_only_exports(
     by_token: Platform, pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """https to a service of the cluster, signed by the cluster: token, workspace and CA are those of the pod."""
+    """The service has https with a certificate of the cluster; token, workspace and CA come from the pod."""
     key, certificate = tmp_path / "tls.key", pod / "service-ca.crt"
     command = [str(executable("openssl")), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
     command += ["-keyout", str(key), "-out", str(certificate), "-subj", f"/CN={HOST}"]
@@ -134,7 +136,9 @@ def test_pod_with_address_and_experiment_only_exports(
     )
     resolve = socket.getaddrinfo
     monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, *rest, **more: resolve("127.0.0.1" if host == HOST else host, *rest, **more)
+        socket,
+        "getaddrinfo",
+        lambda host, *arguments, **options: resolve("127.0.0.1" if host == HOST else host, *arguments, **options),
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{HOST}:{port}")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "in a pod")
@@ -148,33 +152,33 @@ def test_pod_with_address_and_experiment_only_exports(
     assert by_token.names("in a pod") == ["answer 000"]
 
 
-Mend = Callable[[Platform, Path], None]
+Fix = Callable[[Platform, Path], None]
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """A row of what MLflow answers with.
+class Failure:
+    """A failure of an export.
 
     Attributes:
-        said: What the log holds: the server's words, and what to do.
-        workspace: The one that is asked for; None for the namespace.
-        experiment_id: An experiment's id, instead of a name; -1 for the right one.
-        token: In the pod's folder.
-        settings: Further variables.
-        break_it: Before the spans are sent.
-        mend: After they were not taken.
+        log_parts: Expected parts of the log: the server's message, and the fix.
+        workspace: The requested workspace; None for the namespace.
+        experiment_id: The id of an experiment, instead of a name; -1 for the correct one.
+        token: The token in the pod's folder.
+        settings: Further environment variables.
+        cause: Causes the failure before the export.
+        fix: Fixes it after the failed export.
     """
 
-    said: tuple[str, ...]
+    log_parts: tuple[str, ...]
     workspace: str | None = "team-a"
     experiment_id: int | None = None
     token: str = "good"
     settings: Mapping[str, str] | None = None
-    break_it: Callable[[Platform], None] = lambda _: None
-    mend: Mend | None = None
+    cause: Callable[[Platform], None] = lambda _: None
+    fix: Fix | None = None
 
 
-def give_a_good_token(platform: Platform, pod: Path) -> None:
+def write_valid_token(platform: Platform, pod: Path) -> None:
     rotate(pod, platform.allow("another token"), "team-a")
 
 
@@ -190,77 +194,77 @@ def allow_only_update(platform: Platform) -> None:
     platform.allow("update only", "update")
 
 
-def break_the_cluster(status: int) -> Callable[[Platform], None]:
-    def broken(platform: Platform) -> None:
+def fail_access_reviews(status: int) -> Callable[[Platform], None]:
+    def set_status(platform: Platform) -> None:
         platform.cluster.error_status = status
 
-    return broken
+    return set_status
 
 
-def mend_the_cluster(platform: Platform, pod: Path) -> None:
+def restore_access_reviews(platform: Platform, pod: Path) -> None:
     platform.cluster.error_status = None
 
 
 CREDENTIALS = HINTS[MessageCode.UNAUTHENTICATED].fix
 NO_WORKSPACE = HINTS[MessageCode.WORKSPACE_NOT_FOUND].fix
 NO_EXPERIMENT = HINTS[MessageCode.EXPERIMENT_NOT_FOUND].fix
-TROUBLES = {
-    "no such namespace": Trouble(("404: Workspace 'nope' not found in the Kubernetes cluster", NO_WORKSPACE), "nope"),
-    "excluded namespace": Trouble(("404: Workspace 'kube-system' not found", NO_WORKSPACE), "kube-system"),
-    "default": Trouble(("404: Workspace 'default' not found", NO_WORKSPACE), "default"),
-    "unlabelled namespace": Trouble(("'plain'", "mlflow-enabled=true", NO_WORKSPACE), "plain"),
-    "unknown experiment": Trouble(("404: No Experiment with id=999 exists", NO_EXPERIMENT), experiment_id=999),
-    "experiment of another": Trouble(("404: No Experiment with id=0 exists", NO_EXPERIMENT), experiment_id=0),
-    "denied": Trouble(
+FAILURES = {
+    "no such namespace": Failure(("404: Workspace 'nope' not found in the Kubernetes cluster", NO_WORKSPACE), "nope"),
+    "excluded namespace": Failure(("404: Workspace 'kube-system' not found", NO_WORKSPACE), "kube-system"),
+    "default": Failure(("404: Workspace 'default' not found", NO_WORKSPACE), "default"),
+    "unlabelled namespace": Failure(("'plain'", "mlflow-enabled=true", NO_WORKSPACE), "plain"),
+    "unknown experiment": Failure(("404: No Experiment with id=999 exists", NO_EXPERIMENT), experiment_id=999),
+    "experiment of another": Failure(("404: No Experiment with id=0 exists", NO_EXPERIMENT), experiment_id=0),
+    "denied": Failure(
         ("403: Permission denied for requested operation", HINTS[MessageCode.PERMISSION_DENIED].fix),
         token="denied",
-        break_it=deny,
-        mend=grant,
+        cause=deny,
+        fix=grant,
     ),
-    "update only, by name": Trouble(
+    "update only, by name": Failure(
         ("403: Permission denied", "(or `experiment_id=`) instead of a name"),
         token="update only",
-        break_it=allow_only_update,
-        mend=give_a_good_token,
+        cause=allow_only_update,
+        fix=write_valid_token,
     ),
-    "unknown or expired token": Trouble(
+    "unknown or expired token": Failure(
         ("401: Authentication with the Kubernetes API failed", "may be invalid or expired", CREDENTIALS, "token file"),
         token="expired",
-        mend=give_a_good_token,
+        fix=write_valid_token,
     ),
-    "no credential": Trouble(
+    "no credential": Failure(
         ("401: Missing Authorization header", CREDENTIALS, "credentials: none", "MLFLOW_TRACKING_AUTH=kubernetes"),
         settings={"MLFLOW_TRACKING_AUTH": ""},
     ),
-    "user and password": Trouble(
+    "user and password": Failure(
         ("401: Authorization header must be in the format 'Bearer <token>'", CREDENTIALS, "user ada"),
         settings={"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "planted"},
     ),
-    "cluster answers 503, with an id": Trouble(
+    "cluster answers 503, with an id": Failure(
         ("500: Failed to perform Kubernetes authorization check: (503)",),
         experiment_id=-1,
         token="good while 503, with an id",
-        break_it=break_the_cluster(503),
-        mend=mend_the_cluster,
+        cause=fail_access_reviews(503),
+        fix=restore_access_reviews,
     ),
     **{
-        f"cluster answers {status}": Trouble(
+        f"cluster answers {status}": Failure(
             (
                 f"500: Failed to perform Kubernetes authorization check: ({status})",
                 HINTS[MessageCode.AUTHORIZATION_CHECK_FAILED].fix,
             ),
             token=f"good while {status}",
-            break_it=break_the_cluster(status),
-            mend=mend_the_cluster,
+            cause=fail_access_reviews(status),
+            fix=restore_access_reviews,
         )
         for status in (429, 500, 503)
     },
 }
 
 
-@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
 def test_rejected_spans_are_queued_and_explained(
-    trouble: Trouble,
+    failure: Failure,
     by_token: Platform,
     pod: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -268,24 +272,26 @@ def test_rejected_spans_are_queued_and_explained(
     request: pytest.FixtureRequest,
 ) -> None:
     experiment = f"of {request.node.callspec.id}"
-    made = by_token.server.create_experiment(experiment, "team-a")
-    if trouble.token.startswith("good"):
-        by_token.allow(trouble.token)
-    rotate(pod, trouble.token, "team-a")
-    variables = {"MLFLOW_TRACKING_AUTH": "kubernetes", **(trouble.settings or {})}
+    experiment_id = by_token.server.create_experiment(experiment, "team-a")
+    if failure.token.startswith("good"):
+        by_token.allow(failure.token)
+    rotate(pod, failure.token, "team-a")
+    variables = {"MLFLOW_TRACKING_AUTH": "kubernetes", **(failure.settings or {})}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    trouble.break_it(by_token)
-    number = {None: None, -1: made}.get(trouble.experiment_id, trouble.experiment_id)
-    chosen: Any = {"experiment": experiment} if number is None else {"experiment_id": number}
-    exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, workspace=trouble.workspace, timeout=6, **chosen)
+    failure.cause(by_token)
+    number = {None: None, -1: experiment_id}.get(failure.experiment_id, failure.experiment_id)
+    destination: Any = {"experiment": experiment} if number is None else {"experiment_id": number}
+    exporter = MLflowSpanExporter(
+        tracking_uri=by_token.server.uri, workspace=failure.workspace, timeout=6, **destination
+    )
     try:
         assert exporter.export(make_spans("answer")) is SpanExportResult.FAILURE
-        said = "\n".join(record.getMessage() for record in caplog.records)
-        assert [part for part in trouble.said if part not in said] == []
+        log = "\n".join(record.getMessage() for record in caplog.records)
+        assert [part for part in failure.log_parts if part not in log] == []
         assert exporter.stats().dropped == 0
-        if trouble.mend:
-            trouble.mend(by_token, pod)
+        if failure.fix:
+            failure.fix(by_token, pod)
             wait_until_delivered(exporter)
             assert by_token.names(experiment) == ["answer"]
     finally:
@@ -294,7 +300,7 @@ def test_rejected_spans_are_queued_and_explained(
 
 
 def wait_until_delivered(exporter: MLflowSpanExporter) -> None:
-    """What the server still remembers, and no more, is waited for."""
+    """Wait until the server's cache has expired and the spans are delivered."""
     with skip_retry_delays(exporter, 0.2):
         wait_until(lambda: exporter.stats().delivered, 60)
 
@@ -302,7 +308,7 @@ def wait_until_delivered(exporter: MLflowSpanExporter) -> None:
 def test_invalid_workspace_of_a_span_is_explained(
     by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A name that no setting would take, from a span's attributes."""
+    """A name in a span's attributes that no setting would accept."""
     rotate(pod, by_token.allow("good"), "team-a")
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes-namespaced")
     agent = Agent(tracking_uri=by_token.server.uri, experiment="of tenants")
@@ -319,7 +325,7 @@ def test_invalid_workspace_of_a_span_is_explained(
 def test_namespace_without_workspace_is_explained(
     by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The namespace is no workspace: none is asked for, the server asks for one, and the log says why."""
+    """No workspace is requested, the server requires one, and the log states the reason."""
     rotate(pod, by_token.allow("good"), "plain")
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes")
     exporter = MLflowSpanExporter(tracking_uri=by_token.server.uri, experiment="any", timeout=10)
@@ -332,65 +338,64 @@ def test_namespace_without_workspace_is_explained(
 def test_cached_permissions_of_the_server_cost_no_span(
     by_token: Platform, pod: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token that was withdrawn goes on working for a while, then not; a right that was granted comes late."""
-    rotate(pod, by_token.allow("withdrawn"), "team-a")
+    """A revoked token remains valid for a while; a new permission becomes valid late."""
+    rotate(pod, by_token.allow("revoked"), "team-a")
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes")
-    by_token.server.create_experiment("remembered", "team-a")
-    agent = Agent(tracking_uri=by_token.server.uri, experiment="remembered")
+    by_token.server.create_experiment("cached", "team-a")
+    agent = Agent(tracking_uri=by_token.server.uri, experiment="cached")
     agent.answer()
     assert agent.telemetry.flush().delivered == 1
-    del by_token.cluster.users["withdrawn"]
-    forgotten = threading.Event()
-    forgotten.wait(CACHE_SECONDS + 0.1)
+    del by_token.cluster.users["revoked"]
+    pause = threading.Event()
+    pause.wait(CACHE_SECONDS + 0.1)
     agent.answer()
     assert agent.telemetry.flush(1).delivered == 0
-    rotate(pod, by_token.allow("newly granted", "get"), "team-a")
+    rotate(pod, by_token.allow("new permission", "get"), "team-a")
     assert agent.telemetry.flush(1).delivered == 0
-    by_token.allow("newly granted")
-    # On disk by now: what is there is sent whenever the server is asked again.
-    number = by_token.server.experiment("remembered", "team-a")
+    by_token.allow("new permission")
+    # The spans are on disk by now, and are sent with the next request.
+    number = by_token.server.experiment("cached", "team-a")
     assert number is not None
     for _ in range(40):
         agent.telemetry.flush(0.5)
         if len(by_token.server.search_traces(number["experiment_id"], "team-a")) == len(agent.names):
             break
-        forgotten.clear()
-        forgotten.wait(0.25)
+        pause.wait(0.25)
     assert agent.close().dropped == 0
-    assert by_token.names("remembered") == agent.names
+    assert by_token.names("cached") == agent.names
 
 
 ROTATIONS = 4
-Awaited = Callable[[], bool]
+Condition = Callable[[], bool]
 
 
-def rotate_while_exporting(agent: Agent, rotations: Iterator[Awaited]) -> None:
-    """Traces end all the time while the token changes; each change waits for what the one before has led to."""
-    enough, pause = threading.Event(), threading.Event()
+def rotate_while_exporting(agent: Agent, rotations: Iterator[Condition]) -> None:
+    """Make traces while the token changes; each change waits for the condition of the previous one."""
+    stop, pause = threading.Event(), threading.Event()
 
     def work() -> None:
-        while not enough.wait(0.05):
+        while not stop.wait(0.05):
             agent.answer()
 
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        for came in rotations:
+        for condition in rotations:
             for _ in range(1200):
-                if came():
+                if condition():
                     break
                 pause.wait(0.05)
             else:
-                pytest.fail("what a change of the token should lead to did not come")
+                pytest.fail("no effect of a change of the token")
     finally:
-        enough.set()
+        stop.set()
         worker.join()
 
 
-def another(status: int, answers: Callable[[], list[int]]) -> Awaited:
-    """Whether the server has given one more answer of this status than now."""
-    before = answers().count(status)
-    return lambda: answers().count(status) > before
+def one_more(status: int, statuses: Callable[[], list[int]]) -> Condition:
+    """Return the condition that the server has sent one more response with this status."""
+    before = statuses().count(status)
+    return lambda: statuses().count(status) > before
 
 
 def test_token_rotation_with_token_reviews_costs_no_span(
@@ -398,16 +403,16 @@ def test_token_rotation_with_token_reviews_costs_no_span(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes-namespaced")
     rotate(pod, by_token.allow("token 0"), "team-a")
-    answers = by_token.server.statuses
+    statuses = by_token.server.statuses
 
-    def rotations() -> Iterator[Awaited]:
-        yield another(200, answers)
+    def rotations() -> Iterator[Condition]:
+        yield one_more(200, statuses)
         for number in range(1, ROTATIONS):
             del by_token.cluster.users[f"token {number - 1}"]
             if number % 2:
-                yield another(401, answers)  # the old one is worthless before there is a new one
+                yield one_more(401, statuses)  # the old token becomes invalid before the new one exists
             rotate(pod, by_token.allow(f"token {number}"), "team-a")
-            yield another(200, answers)
+            yield one_more(200, statuses)
 
     agent = Agent(tracking_uri=by_token.server.uri, experiment="rotated")
     rotate_while_exporting(agent, rotations())
@@ -420,11 +425,11 @@ def test_token_rotation_with_token_reviews_costs_no_span(
 def test_token_rotation_behind_a_proxy_costs_no_span(
     by_proxy: Platform, pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy knows the tokens and names the user, of whom MLflow asks the cluster."""
+    """A proxy checks the tokens and names the user, whose access MLflow reviews."""
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes-namespaced")
     by_proxy.cluster.granted["agent", "team-a"] = ALL_VERBS
 
-    def knows(token: str) -> str:
+    def server_block_for(token: str) -> str:
         return (
             f'set $who ""; if ($http_authorization = "Bearer {token}") {{ set $who agent; }}'
             'if ($who = "") { return 401 "who are you?"; }'
@@ -432,16 +437,16 @@ def test_token_rotation_behind_a_proxy_costs_no_span(
         )
 
     rotate(pod, "token 0", "team-a")
-    with Nginx(tmp_path / "nginx", knows("token 0"), by_proxy.server.uri) as proxy:
+    with Nginx(tmp_path / "nginx", server_block_for("token 0"), by_proxy.server.uri) as proxy:
 
-        def rotations() -> Iterator[Awaited]:
-            yield another(200, proxy.statuses)
+        def rotations() -> Iterator[Condition]:
+            yield one_more(200, proxy.statuses)
             for number in range(1, ROTATIONS):
-                proxy.reload(knows(f"token {number}"))
+                proxy.reload(server_block_for(f"token {number}"))
                 if number % 2:
-                    yield another(401, proxy.statuses)
+                    yield one_more(401, proxy.statuses)
                 rotate(pod, f"token {number}", "team-a")
-                yield another(200, proxy.statuses)
+                yield one_more(200, proxy.statuses)
 
         agent = Agent(tracking_uri=proxy.uri, experiment="rotated")
         rotate_while_exporting(agent, rotations())
@@ -475,11 +480,11 @@ def test_proxy_without_user_or_with_unknown_user_is_explained(
 def test_attachments_and_metadata_need_read_permission(
     by_token: Platform, caplog: pytest.LogCaptureFixture, verbs: tuple[str, ...], attached: tuple[int, int]
 ) -> None:
-    """Attachments and prompts; a token that may only write does without, and its spans land."""
-    name = f"goes with spans, {' '.join(verbs)}"
+    """With a token that may only write, spans are stored without attachments and prompts."""
+    name = f"with attachments, {' '.join(verbs)}"
     number = by_token.server.create_experiment(name, "team-a")
     picture = base64.b64encode(bytes(range(256)) * 50).decode()
-    said = {
+    attributes = {
         "input.value": f"data:image/png;base64,{picture}",
         "mlflow.traceTag.mlflow.linkedPrompts": '[{"name": "greeting", "version": "1"}]',
     }
@@ -491,7 +496,7 @@ def test_attachments_and_metadata_need_read_permission(
         attachments=True,
         trace_info=True,
     )
-    assert exporter.export(make_traces(1, attributes=lambda *_: said)) is SpanExportResult.SUCCESS
+    assert exporter.export(make_traces(1, attributes=lambda *_: attributes)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     stats = exporter.stats()
     assert (
@@ -515,12 +520,12 @@ def test_example_role_grants_the_reviewed_verbs(by_token: Platform) -> None:
     )
     assert exporter.export(make_spans("answer")) is SpanExportResult.SUCCESS
     exporter.shutdown()
-    asked = {(resource, verb) for user, _, resource, verb, _ in by_token.cluster.reviews if user == "user of verbs"}
-    assert asked == {("experiments", "get"), ("experiments", "create"), ("experiments", "update")}
+    reviewed = {(resource, verb) for user, _, resource, verb, _ in by_token.cluster.reviews if user == "user of verbs"}
+    assert reviewed == {("experiments", "get"), ("experiments", "create"), ("experiments", "update")}
     documents = yaml.safe_load_all(MANIFEST.read_text())
-    (rules,) = [each["rules"] for each in documents if each["kind"] == "Role"]
+    (rules,) = [document["rules"] for document in documents if document["kind"] == "Role"]
     granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
-    assert asked <= granted
+    assert reviewed <= granted
 
 
 @pytest.mark.parametrize(
@@ -541,7 +546,7 @@ def test_doctor_names_the_failed_step(
     by_token: Platform,
     tmp_path: Path,
 ) -> None:
-    token = f"of the doctor, {verbs} in {namespace}"
+    token = f"doctor, {verbs} in {namespace}"
     if verbs:
         by_token.allow(token, *verbs, namespace=namespace)
     folder = service_account(tmp_path / "serviceaccount", token, namespace)
@@ -555,4 +560,4 @@ def test_doctor_names_the_failed_step(
         "MLFLOW_EXPERIMENT_ID": number,
     }
     failed = [result for result in run_checks({}, variables, DEFAULTS) if result.status is CheckStatus.FAILED]
-    assert [(finding.step, finding.code) for finding in failed] == ([(step, code)] if step else [])
+    assert [(result.step, result.code) for result in failed] == ([(step, code)] if step else [])

@@ -1,4 +1,4 @@
-"""Against a real MLflow server: traces land where they should, in as many requests as there are batches."""
+"""Export to a real MLflow server: destinations, requests, instrumentation without code, trace metadata."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ NO_OTHER_SIGNALS = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none
 
 
 @pytest.fixture(autouse=True)
-def shut_down() -> Iterator[None]:
+def shut_down_after_test() -> Iterator[None]:
     yield
     shutdown()
     provider = trace.get_tracer_provider()
@@ -37,33 +37,33 @@ def shut_down() -> Iterator[None]:
         provider.shutdown()
 
 
-def landed(server: MLflowServer, experiment: str, workspace: str | None = None) -> list[str]:
-    """Names of the root spans in an experiment."""
-    found = server.experiment(experiment, workspace)
-    assert found is not None, f"there is no experiment {experiment}"
-    traces = server.search_traces(found["experiment_id"], workspace)
-    spans = [server.trace(info["trace_id"], workspace) for info in traces]
-    return [span["name"] for each in spans if each for span in each["spans"]]
+def span_names(server: MLflowServer, experiment: str, workspace: str | None = None) -> list[str]:
+    """Return the names of all spans in an experiment."""
+    stored = server.experiment(experiment, workspace)
+    assert stored is not None, f"there is no experiment {experiment}"
+    infos = server.search_traces(stored["experiment_id"], workspace)
+    traces = [server.trace(info["trace_id"], workspace) for info in infos]
+    return [span["name"] for trace in traces if trace for span in trace["spans"]]
 
 
 def test_configure_with_arguments_exports_to_workspace_and_experiment(workspace_server: MLflowServer) -> None:
-    configure(tracking_uri=workspace_server.uri, experiment="said in two ways", workspace="team-a", service_name="bot")
+    configure(tracking_uri=workspace_server.uri, experiment="set in two ways", workspace="team-a", service_name="bot")
     trace.get_tracer("tests").start_span("by argument").end()
     assert shutdown(60).delivered == 1
-    assert "by argument" in landed(workspace_server, "said in two ways", "team-a")
-    assert workspace_server.experiment("said in two ways", "team-b") is None
+    assert "by argument" in span_names(workspace_server, "set in two ways", "team-a")
+    assert workspace_server.experiment("set in two ways", "team-b") is None
 
 
 def test_configure_with_variables_exports_to_workspace_and_experiment(
     workspace_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace_server.uri)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "said in two ways")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "set in two ways")
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     configure()
     trace.get_tracer("tests").start_span("by variable").end()
     assert shutdown(60).delivered == 1
-    assert "by variable" in landed(workspace_server, "said in two ways", "team-a")
+    assert "by variable" in span_names(workspace_server, "set in two ways", "team-a")
 
 
 def test_experiment_without_its_workspace_is_explained_once_with_the_servers_message(
@@ -73,17 +73,17 @@ def test_experiment_without_its_workspace_is_explained_once_with_the_servers_mes
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=workspace_server.uri, experiment_id=number)
     for _ in range(3):
         assert exporter.export(make_spans("lost")) is SpanExportResult.FAILURE
-    said = [record.getMessage() for record in caplog.records if record.name.startswith("mlflow_otlp")]
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("mlflow_otlp")]
     exporter.shutdown()
-    assert len(said) == 1
-    assert f"404: No Experiment with id={number} exists" in said[0]
+    assert len(messages) == 1
+    assert f"404: No Experiment with id={number} exists" in messages[0]
 
 
 def test_unknown_workspace_is_explained_with_the_servers_message(
     workspace_server: MLflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = MLflowSpanExporter(
-        timeout=60, tracking_uri=workspace_server.uri, experiment="said in two ways", workspace="nope"
+        timeout=60, tracking_uri=workspace_server.uri, experiment="set in two ways", workspace="nope"
     )
     assert exporter.export(make_spans("lost")) is SpanExportResult.FAILURE
     exporter.shutdown()
@@ -93,23 +93,25 @@ def test_unknown_workspace_is_explained_with_the_servers_message(
 def test_deleted_experiment_is_rejected_by_the_client(
     mlflow_server: MLflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mlflow_server.delete_experiment(mlflow_server.create_experiment("gone"))
-    exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow_server.uri, experiment="gone", create_experiment=True)
+    mlflow_server.delete_experiment(mlflow_server.create_experiment("deleted"))
+    exporter = MLflowSpanExporter(
+        timeout=60, tracking_uri=mlflow_server.uri, experiment="deleted", create_experiment=True
+    )
     assert exporter.export(make_spans("lost")) is SpanExportResult.FAILURE
     exporter.shutdown()
-    assert "the experiment 'gone' is deleted: restore it" in caplog.text
+    assert "the experiment 'deleted' is deleted: restore it" in caplog.text
 
 
 def test_concurrent_processes_create_one_experiment(mlflow_server: MLflowServer) -> None:
     code = (
         "import sys; from mlflow_otlp_exporter import configure; from opentelemetry import trace\n"
-        f"telemetry = configure(tracking_uri={mlflow_server.uri!r}, experiment='raced')\n"
+        f"telemetry = configure(tracking_uri={mlflow_server.uri!r}, experiment='concurrent')\n"
         "trace.get_tracer('tests').start_span(sys.argv[1]).end()\n"
         "sys.exit(not telemetry.flush())"
     )
-    racers = [subprocess.Popen([sys.executable, "-c", code, f"racer {number}"]) for number in range(4)]
-    assert [racer.wait(200) for racer in racers] == [0, 0, 0, 0]
-    assert sorted(landed(mlflow_server, "raced")) == [f"racer {number}" for number in range(4)]
+    processes = [subprocess.Popen([sys.executable, "-c", code, f"span {number}"]) for number in range(4)]
+    assert [process.wait(200) for process in processes] == [0, 0, 0, 0]
+    assert sorted(span_names(mlflow_server, "concurrent")) == [f"span {number}" for number in range(4)]
 
 
 def test_trace_url_opens_the_trace(mlflow_server: MLflowServer) -> None:
@@ -125,8 +127,8 @@ def test_trace_url_opens_the_trace(mlflow_server: MLflowServer) -> None:
     assert mlflow_server.trace(f"{span.get_span_context().trace_id:032x}") is not None
 
 
-def instrumented(server: MLflowServer, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs the app as `opentelemetry-instrument python app.py`, with nothing of ours in it."""
+def run_instrumented(server: MLflowServer, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `opentelemetry-instrument python app.py` with an application that does not import this library."""
     (folder / "app.py").write_text(APP)
     command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, str(folder / "app.py")]
     environment = {**os.environ, **NO_OTHER_SIGNALS, "OTEL_TRACES_EXPORTER": "mlflow", **variables}
@@ -135,28 +137,28 @@ def instrumented(server: MLflowServer, folder: Path, **variables: str) -> subpro
 
 
 def test_opentelemetry_instrument_exports_to_mlflow(mlflow_server: MLflowServer, tmp_path: Path) -> None:
-    done = instrumented(mlflow_server, tmp_path, MLFLOW_EXPERIMENT_NAME="zero")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert landed(mlflow_server, "zero") == ["zero code"]
+    completed = run_instrumented(mlflow_server, tmp_path, MLFLOW_EXPERIMENT_NAME="zero")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert span_names(mlflow_server, "zero") == ["zero code"]
 
 
 def test_opentelemetry_instrument_with_invalid_setting_logs_and_continues(
     mlflow_server: MLflowServer, tmp_path: Path
 ) -> None:
     wrong = {"MLFLOW_TRACKING_URI": "sqlite:///x.db", "OTEL_TRACES_EXPORTER": "mlflow,console"}
-    done = instrumented(mlflow_server, tmp_path, **wrong)
-    assert done.returncode == 0
-    assert "No spans will be exported to MLflow: environment variable MLFLOW_TRACKING_URI" in done.stderr
-    assert '"name": "zero code"' in done.stdout  # the other exporter works on
+    completed = run_instrumented(mlflow_server, tmp_path, **wrong)
+    assert completed.returncode == 0
+    assert "No spans will be exported to MLflow: environment variable MLFLOW_TRACKING_URI" in completed.stderr
+    assert '"name": "zero code"' in completed.stdout  # the other exporter works
 
 
-def batches(server: MLflowServer) -> None:
-    """Each batch is one request, counted at the server's side."""
+def assert_one_request_per_batch(server: MLflowServer) -> None:
+    """Export batches, and compare with the requests that the server counts."""
     number = server.create_experiment("batches")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=server.uri, experiment_id=number)
     before = server.count_requests()
     for size in (1, 3, 10):
-        names = [f"{size}/{each}" for each in range(size)]
+        names = [f"{size}/{number}" for number in range(size)]
         assert exporter.export(make_spans(*names)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert server.count_requests() - before == 3
@@ -164,7 +166,7 @@ def batches(server: MLflowServer) -> None:
 
 
 def test_export_sends_one_request_per_batch(mlflow_server: MLflowServer) -> None:
-    batches(mlflow_server)
+    assert_one_request_per_batch(mlflow_server)
 
 
 @pytest.mark.matrix
@@ -172,7 +174,7 @@ def test_export_sends_one_request_per_batch(mlflow_server: MLflowServer) -> None
 def test_export_to_each_version_sends_one_request_per_batch(version: str, tmp_path: Path) -> None:
     server = MLflowServer.start(tmp_path, python=mlflow_python(version))
     try:
-        batches(server)
+        assert_one_request_per_batch(server)
     finally:
         server.stop()
 
@@ -187,7 +189,7 @@ def test_export_with_compression_stops_it_after_a_rejection(version: str, tmp_pa
         for name in ("first", "second"):
             assert exporter.export(make_spans(name * 500)) is SpanExportResult.SUCCESS
         exporter.shutdown()
-        # MLflow before 3.7 cannot read them, and says 400.
+        # MLflow before 3.7 cannot decompress bodies, and answers 400.
         assert server.statuses() == ([400, 200, 200] if version == "3.6.0" else [200, 200])
         assert len(server.search_traces(number)) == 2
     finally:
@@ -205,12 +207,12 @@ def test_export_of_more_than_100_traces_links_all_to_their_run(mlflow_server: ML
     assert mlflow_server.count_requests() - before == 2
     location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}
     query = {"locations": [location], "filter": f"attributes.run_id = '{run}'", "max_results": 500}
-    found = mlflow_server.call_rest("POST", "/api/3.0/mlflow/traces/search", query)
-    assert len(found["traces"]) == 120
+    hits = mlflow_server.call_rest("POST", "/api/3.0/mlflow/traces/search", query)
+    assert len(hits["traces"]) == 120
 
 
 def test_trace_info_sets_columns_and_prompts(mlflow_server: MLflowServer) -> None:
-    """Source, run name, metadata; and `prompt =` finds a trace, by what the app or an instrumentation says."""
+    """Source, run name, metadata; `prompt =` finds traces by prompts of the application or an instrumentation."""
     number = mlflow_server.create_experiment("columns")
     run = mlflow_server.call_rest("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": number})["run"]["info"][
         "run_id"
@@ -218,40 +220,43 @@ def test_trace_info_sets_columns_and_prompts(mlflow_server: MLflowServer) -> Non
     telemetry = configure(tracking_uri=mlflow_server.uri, experiment="columns", trace_info=True, auto_instrument=False)
     tracer = trace.get_tracer("tests")
     with trace_context(prompt="greeting/2", metadata={"release": "2.3.1"}, run_id=run):
-        tracer.start_span("said by the app").end()
-    with trace_context(run_id=run), tracer.start_as_current_span("said by an instrumentation"):
+        tracer.start_span("by the application").end()
+    with trace_context(run_id=run), tracer.start_as_current_span("by an instrumentation"):
         tracer.start_span("chat", attributes={"gen_ai.prompt.name": "greeting", "gen_ai.prompt.version": "3"}).end()
     assert telemetry.flush()
     assert telemetry.stats().metadata_updates == 2
 
-    def found(condition: str) -> list[dict[str, Any]]:
+    def search(condition: str) -> list[dict[str, Any]]:
         location = {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": number}}
         query = {"locations": [location], "filter": condition, "max_results": 10}
         traces = mlflow_server.call_rest("POST", "/api/3.0/mlflow/traces/search", query).get("traces", [])
-        assert all(each["trace_metadata"]["mlflow.sourceRun"] == run for each in traces)
-        assert all(each["trace_metadata"]["mlflow.source.name"] for each in traces)
+        assert all(info["trace_metadata"]["mlflow.sourceRun"] == run for info in traces)
+        assert all(info["trace_metadata"]["mlflow.source.name"] for info in traces)
         return list(traces)
 
-    (by_app,) = found("prompt = 'greeting/2'")
-    assert by_app["tags"]["mlflow.traceName"] == "said by the app"
-    assert (by_app["trace_metadata"]["release"], by_app["trace_metadata"]["mlflow.source.type"]) == ("2.3.1", "LOCAL")
-    (by_instrumentation,) = found("prompt = 'greeting/3'")
-    assert by_instrumentation["tags"]["mlflow.traceName"] == "said by an instrumentation"
-    assert len(found(f"run_id = '{run}'")) == 2
-    assert len(found("metadata.release = '2.3.1'")) == 1
-    assert found("prompt = 'greeting/1'") == []
+    (by_application,) = search("prompt = 'greeting/2'")
+    assert by_application["tags"]["mlflow.traceName"] == "by the application"
+    assert (by_application["trace_metadata"]["release"], by_application["trace_metadata"]["mlflow.source.type"]) == (
+        "2.3.1",
+        "LOCAL",
+    )
+    (by_instrumentation,) = search("prompt = 'greeting/3'")
+    assert by_instrumentation["tags"]["mlflow.traceName"] == "by an instrumentation"
+    assert len(search(f"run_id = '{run}'")) == 2
+    assert len(search("metadata.release = '2.3.1'")) == 1
+    assert search("prompt = 'greeting/1'") == []
 
 
 def test_trace_is_stored_soon_after_its_root_ended(mlflow_server: MLflowServer) -> None:
     configure(tracking_uri=mlflow_server.uri, experiment="quick")
-    trace.get_tracer("tests").start_span("warms the server up").end()
+    trace.get_tracer("tests").start_span("warm-up").end()
     flush()
     with trace.get_tracer("tests").start_as_current_span("root") as span:
         trace.get_tracer("tests").start_span("child").end()
-    # A fraction of a second where nothing else runs; far from the 30 s that a trace without its end is held. MLflow
-    # tells of a trace before it tells of its spans.
+    # It takes a fraction of a second on an idle machine; a trace without an ended root would be buffered for 30 s.
+    # MLflow returns a trace before its spans.
     info = mlflow_server.wait_for_trace(
-        f"{span.get_span_context().trace_id:032x}", until=lambda each: len(each.get("spans", ())) == 2, timeout=5.0
+        f"{span.get_span_context().trace_id:032x}", until=lambda trace: len(trace.get("spans", ())) == 2, timeout=5.0
     )
     assert info["trace_info"]["state"] == "OK"
 

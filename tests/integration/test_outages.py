@@ -1,4 +1,4 @@
-"""Outages with a spool: what a server does not take is on disk, and arrives when it does, in this run or another."""
+"""Outages with a spool: spans that a server does not accept are on disk, and are sent later by this or another run."""
 
 import math
 import os
@@ -28,31 +28,31 @@ from support.spans import make_spans
 from support.traces import make_traces, wait_until
 
 DOWN = Answer(503, body=b"down")
-NEW = b"3.17.2"
+VERSION = b"3.17.2"
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool_consumer, "_MAINTENANCE_SECONDS", 0.5)
     monkeypatch.setattr(spool_consumer, "_IDLE_SECONDS", 0.2)
 
 
 @pytest.fixture
 def server(scripted_server: ScriptedServer) -> ScriptedServer:
-    scripted_server.answer_with("/version", lambda _: Answer(200, body=NEW))
+    scripted_server.answer_with("/version", lambda _: Answer(200, body=VERSION))
     return scripted_server
 
 
-def exporter(server: ScriptedServer, **more: Any) -> MLflowSpanExporter:
+def make_exporter(server: ScriptedServer, **more: Any) -> MLflowSpanExporter:
     return MLflowSpanExporter(**{"tracking_uri": server.url, "experiment_id": 1, "spool": True, "timeout": 20, **more})
 
 
 class App:
-    """A pipeline as `configure()` makes it; its requests are cut off late, as tests tell what the server does."""
+    """A pipeline like that of `configure()`, with a long time-out of requests."""
 
     def __init__(self, server: ScriptedServer, **more: Any) -> None:
         self.provider = TracerProvider(shutdown_on_exit=False)
-        self.exporter = exporter(server, **more)
+        self.exporter = make_exporter(server, **more)
         processor = MLflowSpanProcessor(self.exporter, linger=0.01)
         self.provider.add_span_processor(processor)
         self.telemetry = Telemetry(self.provider, self.exporter, processor, worker_of(processor))
@@ -61,67 +61,67 @@ class App:
         for name in names:
             self.provider.get_tracer("tests").start_span(name).end()
 
-    def flush(self, seconds: float = 30.0) -> FlushResult:
-        return self.telemetry.flush(seconds)
+    def flush(self, timeout_seconds: float = 30.0) -> FlushResult:
+        return self.telemetry.flush(timeout_seconds)
 
 
 @pytest.fixture
 def app(server: ScriptedServer) -> Iterator[App]:
-    made = App(server)
-    yield made
-    made.telemetry.shutdown(1)
+    running_app = App(server)
+    yield running_app
+    running_app.telemetry.shutdown(1)
 
 
-def on_disk() -> list[Path]:
+def spooled_files() -> list[Path]:
     root = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter")
     return sorted(root.glob("*/*.otlp"))
 
 
-def until_on_disk(count: int) -> None:
-    wait_until(lambda: len(on_disk()) >= count)
+def wait_for_spooled_files(count: int) -> None:
+    wait_until(lambda: len(spooled_files()) >= count)
 
 
-class Switch:
-    """Takes what it is told to take, and remembers it, as well as what it was asked to take."""
+class SwitchableServer:
+    """A server that accepts spans unless `down` is set, and records accepted and received spans."""
 
     def __init__(self, server: ScriptedServer) -> None:
         self.down: Answer | None = None
-        self.taken: Counter[str] = Counter()
+        self.accepted: Counter[str] = Counter()
         self.order: list[str] = []
-        self.asked: list[str] = []
+        self.received: list[str] = []
         self._lock = threading.Lock()
         server.answer_with(TRACES_PATH, self)
 
     def __call__(self, request: RecordedRequest) -> Answer:
         with self._lock:
             names = [span.name for span in request.spans()]
-            self.asked += names
+            self.received += names
             if self.down is not None:
                 return self.down
-            self.taken.update(names)
+            self.accepted.update(names)
             self.order += names
             return ACCEPTED
 
 
 @pytest.fixture
-def switch(server: ScriptedServer) -> Switch:
-    return Switch(server)
+def switch(server: ScriptedServer) -> SwitchableServer:
+    return SwitchableServer(server)
 
 
-def test_outage_with_spool_keeps_spans_on_disk(app: App, switch: Switch) -> None:
+def test_outage_with_spool_keeps_spans_on_disk(app: App, switch: SwitchableServer) -> None:
     switch.down = DOWN
     app.end("a", "b")
     result = app.flush()
     assert (result.delivered, result.spooled, result.dropped, result.pending) == (0, 2, 0, 0)
     assert result
     assert app.telemetry.stats().spooled == 2
-    assert len(on_disk()) == 1
+    assert len(spooled_files()) == 1
     switch.down = None
     app.end("c")
     result = app.flush()
     assert (result.delivered, result.spooled) == (3, 0)
-    assert switch.taken == {"a": 1, "b": 1, "c": 1}
-    assert on_disk() == []
+    assert switch.accepted == {"a": 1, "b": 1, "c": 1}
+    assert spooled_files() == []
 
 
 @pytest.mark.parametrize("spool", [False, True])
@@ -137,40 +137,40 @@ def test_flush_during_an_attempt_ignores_its_retry_after(
     assert pipeline is not None
     begin_flush = pipeline.begin_flush
 
-    def flush_began(timeout_seconds: float) -> None:
+    def begin_and_release(timeout_seconds: float) -> None:
         begin_flush(timeout_seconds)
         flushing.set()
 
-    monkeypatch.setattr(pipeline, "begin_flush", flush_began)
+    monkeypatch.setattr(pipeline, "begin_flush", begin_and_release)
     assert app.flush(60) == FlushResult(delivered=1)
     assert len(server.to(TRACES_PATH)) == 2
     app.telemetry.shutdown(1)
 
 
-def test_spooled_spans_are_sent_without_flush(app: App, switch: Switch) -> None:
+def test_spooled_spans_are_sent_without_flush(app: App, switch: SwitchableServer) -> None:
     switch.down = DOWN
     app.end("a")
-    wait_until(on_disk)
+    wait_until(spooled_files)
     switch.down = None
-    wait_until(lambda: switch.taken == {"a": 1})
-    wait_until(lambda: not on_disk())
+    wait_until(lambda: switch.accepted == {"a": 1})
+    wait_until(lambda: not spooled_files())
     assert app.flush() == FlushResult(delivered=1)
 
 
-def test_next_run_sends_spooled_spans(server: ScriptedServer, switch: Switch) -> None:
+def test_next_run_sends_spooled_spans(server: ScriptedServer, switch: SwitchableServer) -> None:
     switch.down = DOWN
     first = App(server)
     first.end("a", "b")
     assert first.telemetry.shutdown() == FlushResult(spooled=2)
     switch.down = None
     second = App(server)
-    wait_until(lambda: switch.taken == {"a": 1, "b": 1})
-    wait_until(lambda: not on_disk())
+    wait_until(lambda: switch.accepted == {"a": 1, "b": 1})
+    wait_until(lambda: not spooled_files())
     assert second.telemetry.shutdown() == FlushResult(delivered=2)
 
 
 def test_rejected_spans_of_an_earlier_run_are_logged_as_such(
-    server: ScriptedServer, switch: Switch, caplog: pytest.LogCaptureFixture
+    server: ScriptedServer, switch: SwitchableServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     switch.down = DOWN
     first = App(server)
@@ -179,7 +179,7 @@ def test_rejected_spans_of_an_earlier_run_are_logged_as_such(
     switch.down = Answer(422, body=b"no")
     caplog.clear()
     second = App(server)
-    wait_until(lambda: not on_disk())
+    wait_until(lambda: not spooled_files())
     second.end("today")
     assert second.telemetry.shutdown().dropped == 2
     lines = {line.split(":")[0].split(" of trace ")[0]: line for line in caplog.messages if "Dropped " in line}
@@ -189,50 +189,50 @@ def test_rejected_spans_of_an_earlier_run_are_logged_as_such(
 
 
 def test_spool_consumer_starts_with_a_complete_pipeline(
-    server: ScriptedServer, switch: Switch, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, switch: SwitchableServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They may run before the constructor goes on."""
+    """Its thread may run before the constructor of the pipeline continues."""
     switch.down = DOWN
     first = App(server)
     first.end("a")
     assert first.telemetry.shutdown() == FlushResult(spooled=1)
-    seen: list[tuple[Any, set[str]]] = []
+    snapshots: list[tuple[Any, set[str]]] = []
 
-    def wake(drainer: Any) -> None:
-        pipeline = drainer._send.__self__
-        seen.append((pipeline, set(vars(pipeline))))
+    def wake(consumer: Any) -> None:
+        pipeline = consumer._send.__self__
+        snapshots.append((pipeline, set(vars(pipeline))))
 
     with monkeypatch.context() as patch:
         patch.setattr(spool_consumer.SpoolConsumer, "wake", wake)
-        second = exporter(server)
-        pipeline, there = seen[0]
-        assert there == set(vars(pipeline))
+        second = make_exporter(server)
+        pipeline, attributes = snapshots[0]
+        assert attributes == set(vars(pipeline))
         second.shutdown(1000)
 
 
-def test_spans_during_a_known_outage_go_to_disk_at_once(app: App, switch: Switch) -> None:
+def test_spans_during_a_known_outage_go_to_disk_at_once(app: App, switch: SwitchableServer) -> None:
     switch.down = DOWN
     app.end("a")
-    wait_until(on_disk)
-    begin, before = time.monotonic(), len(switch.asked)
+    wait_until(spooled_files)
+    begin, before = time.monotonic(), len(switch.received)
     for number in range(3):
         app.end(f"more {number}")
-        until_on_disk(number + 2)
-    asked, seconds = Counter(switch.asked[before:]), time.monotonic() - begin
-    assert asked.pop("a", 0) <= 3 + math.log2(2 + seconds)  # the probes of the oldest, with growing pauses
-    assert set(asked.values()) <= {1}  # what came while the next probe was due
+        wait_for_spooled_files(number + 2)
+    received, seconds = Counter(switch.received[before:]), time.monotonic() - begin
+    assert received.pop("a", 0) <= 3 + math.log2(2 + seconds)  # attempts of the oldest request, with growing delays
+    assert set(received.values()) <= {1}  # spans that ended when the next attempt was due
     wait_until(lambda: app.telemetry.stats().spooled == 4)
 
 
-def test_spool_consumer_sends_oldest_requests_first(app: App, switch: Switch) -> None:
+def test_spool_consumer_sends_oldest_requests_first(app: App, switch: SwitchableServer) -> None:
     switch.down = DOWN
     names = [str(number) for number in range(6)]
     for number, name in enumerate(names):
         app.end(name)
         app.flush(0.5)
-        until_on_disk(number + 1)
+        wait_for_spooled_files(number + 1)
     switch.down = None
-    wait_until(lambda: not on_disk())
+    wait_until(lambda: not spooled_files())
     assert switch.order == names
 
 
@@ -242,8 +242,8 @@ def test_hanging_server_gets_at_most_two_requests_before_spooling(server: Script
     app = App(server, timeout=0.5)
     app.provider.get_tracer("tests").start_span("a").end()
     try:
-        wait_until(on_disk)
-        [path] = on_disk()
+        wait_until(spooled_files)
+        [path] = spooled_files()
         stored = int(path.name.split("-")[0]) / 1e9 - (time.time() - time.monotonic())
         assert len([request for request in server.to(TRACES_PATH) if request.at < stored]) <= 2
     finally:
@@ -259,13 +259,13 @@ def test_spans_behind_a_slow_request_go_to_disk(server: ScriptedServer) -> None:
         app.end("slow")
         server.wait_for(1)
         app.end("behind")
-        wait_until(on_disk)
+        wait_until(spooled_files)
         wait_until(lambda: app.telemetry.stats().spooled == 1)
     finally:
         release.set()
         assert app.telemetry.shutdown()
     assert app.telemetry.stats().delivered == 2
-    assert on_disk() == []
+    assert spooled_files() == []
 
 
 def test_shutdown_during_a_request_spools_its_spans(server: ScriptedServer) -> None:
@@ -277,36 +277,36 @@ def test_shutdown_during_a_request_spools_its_spans(server: ScriptedServer) -> N
         server.wait_for(1)
         begin = time.monotonic()
         result = app.telemetry.shutdown(0.5)
-        assert time.monotonic() - begin < 15  # the request has 30
+        assert time.monotonic() - begin < 15  # the time-out of the request is 30 s
         assert result.dropped == 0
-        assert sum(int(path.name.split("-")[1]) for path in on_disk()) == 1
+        assert sum(int(path.name.split("-")[1]) for path in spooled_files()) == 1
     finally:
         release.set()
 
 
-def test_export_returns_success_for_spooled_spans(server: ScriptedServer, switch: Switch) -> None:
+def test_export_returns_success_for_spooled_spans(server: ScriptedServer, switch: SwitchableServer) -> None:
     switch.down = DOWN
-    made = exporter(server)
+    exporter = make_exporter(server)
     try:
-        assert made.export(make_spans("a", "b")) is SpanExportResult.SUCCESS
-        assert len(on_disk()) == 1
-        assert made.export(make_spans("c")) is SpanExportResult.SUCCESS
-        assert switch.asked.count("c") <= 1  # once if the server was due to be asked again, and mostly not at all
-        assert made.force_flush()
+        assert exporter.export(make_spans("a", "b")) is SpanExportResult.SUCCESS
+        assert len(spooled_files()) == 1
+        assert exporter.export(make_spans("c")) is SpanExportResult.SUCCESS
+        assert switch.received.count("c") <= 1  # once if the next attempt was due, mostly not at all
+        assert exporter.force_flush()
         switch.down = None
-        assert made.force_flush()
-        assert switch.taken == {"a": 1, "b": 1, "c": 1}
+        assert exporter.force_flush()
+        assert switch.accepted == {"a": 1, "b": 1, "c": 1}
     finally:
-        made.shutdown(1000)
+        exporter.shutdown(1000)
 
 
-def test_exporter_without_spool_setting_writes_nothing(server: ScriptedServer, switch: Switch) -> None:
+def test_exporter_without_spool_setting_writes_nothing(server: ScriptedServer, switch: SwitchableServer) -> None:
     switch.down = DOWN
-    made = MLflowSpanExporter(tracking_uri=server.url, experiment_id=1, timeout=0.5)
-    assert made.export(make_spans("a")) is SpanExportResult.FAILURE
-    made.shutdown()
-    assert on_disk() == []
-    assert made.stats().dropped == 1
+    exporter = MLflowSpanExporter(tracking_uri=server.url, experiment_id=1, timeout=0.5)
+    assert exporter.export(make_spans("a")) is SpanExportResult.FAILURE
+    exporter.shutdown()
+    assert spooled_files() == []
+    assert exporter.stats().dropped == 1
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_exporter_without_spool_setting_writes_nothing(server: ScriptedServer, s
 )
 def test_configure_uses_the_spool_by_default(
     server: ScriptedServer,
-    switch: Switch,
+    switch: SwitchableServer,
     monkeypatch: pytest.MonkeyPatch,
     arguments: dict[str, Any],
     variables: dict[str, str],
@@ -335,15 +335,15 @@ def test_configure_uses_the_spool_by_default(
     result = telemetry.shutdown()
     provider.shutdown()
     assert (result.spooled, result.dropped) == ((1, 0) if spooled else (0, 1))
-    assert len(on_disk()) == spooled
+    assert len(spooled_files()) == spooled
     assert Path(os.environ["XDG_STATE_HOME"]).exists() is spooled
 
 
 @pytest.mark.parametrize(("spool", "spooled"), [(None, False), ("true", True)])
 def test_configure_with_otlp_endpoint_spools_only_on_request(
-    server: ScriptedServer, switch: Switch, monkeypatch: pytest.MonkeyPatch, spool: str | None, spooled: bool
+    server: ScriptedServer, switch: SwitchableServer, monkeypatch: pytest.MonkeyPatch, spool: str | None, spooled: bool
 ) -> None:
-    """A Collector may keep what it gets, and send it to others as well."""
+    """A Collector may have its own queue, and other receivers."""
     if spool:
         monkeypatch.setenv("MLFLOW_OTLP_SPOOL", spool)
     switch.down = DOWN
@@ -353,7 +353,7 @@ def test_configure_with_otlp_endpoint_spools_only_on_request(
     provider.get_tracer("tests").start_span("a").end()
     assert telemetry.shutdown().spooled == spooled
     provider.shutdown()
-    assert len(on_disk()) == spooled
+    assert len(spooled_files()) == spooled
 
 
 def test_spans_for_an_unknown_experiment_are_spooled_by_its_name(server: ScriptedServer) -> None:
@@ -369,7 +369,7 @@ def test_rejected_request_becomes_a_dead_letter_with_the_servers_message(app: Ap
     assert app.flush().dropped == 1
     [path] = Path(os.environ["XDG_STATE_HOME"]).glob("*/*/refused/*.otlp")
     assert b"no such thing" in path.read_bytes()
-    assert on_disk() == []
+    assert spooled_files() == []
 
 
 def test_spooled_request_that_fails_does_not_block_others(server: ScriptedServer) -> None:
@@ -377,64 +377,64 @@ def test_spooled_request_that_fails_does_not_block_others(server: ScriptedServer
         names = [span.name for span in request.spans()]
         if down:
             return DOWN
-        if "poison" in names:
+        if "failing" in names:
             return Answer(500, body=b"Internal Server Error")
-        taken.update(names)
+        accepted.update(names)
         return ACCEPTED
 
-    down, taken = [True], Counter[str]()
+    down, accepted = [True], Counter[str]()
     server.answer_with(TRACES_PATH, answer)
     app = App(server)
-    app.end("poison")
-    until_on_disk(1)
+    app.end("failing")
+    wait_for_spooled_files(1)
     for number in range(5):
         app.end(str(number))
         app.flush(0.2)
     down.clear()
-    wait_until(lambda: taken == Counter(map(str, range(5))), 60)
+    wait_until(lambda: accepted == Counter(map(str, range(5))), 60)
     app.telemetry.shutdown(1)
-    assert sum(int(path.name.split("-")[1]) for path in on_disk()) <= 1
+    assert sum(int(path.name.split("-")[1]) for path in spooled_files()) <= 1
 
 
 def test_missing_destination_does_not_block_others(server: ScriptedServer) -> None:
     def answer(request: RecordedRequest) -> Answer:
         if down or request.headers["x-mlflow-experiment-id"] == "404":
             return DOWN
-        taken.append(request.headers["x-mlflow-experiment-id"])
+        accepted.append(request.headers["x-mlflow-experiment-id"])
         return ACCEPTED
 
-    down, taken = [True], list[str]()
+    down, accepted = [True], list[str]()
     server.answer_with(TRACES_PATH, answer)
     for number in (404, 1):
-        made = exporter(server, experiment_id=number)
-        assert made.export(make_spans("a")) is SpanExportResult.SUCCESS
-        made.shutdown(100)
-    assert len(on_disk()) == 2
+        exporter = make_exporter(server, experiment_id=number)
+        assert exporter.export(make_spans("a")) is SpanExportResult.SUCCESS
+        exporter.shutdown(100)
+    assert len(spooled_files()) == 2
     down.clear()
     app = App(server)
-    wait_until(lambda: taken == ["1"])
-    wait_until(lambda: len(on_disk()) == 1)
+    wait_until(lambda: accepted == ["1"])
+    wait_until(lambda: len(spooled_files()) == 1)
     app.telemetry.shutdown(1)
 
 
-def test_damaged_files_do_not_block_others(server: ScriptedServer, switch: Switch) -> None:
+def test_damaged_files_do_not_block_others(server: ScriptedServer, switch: SwitchableServer) -> None:
     switch.down = DOWN
     first = App(server)
     for number, name in enumerate("abc"):
         first.end(name)
-        until_on_disk(number + 1)
+        wait_for_spooled_files(number + 1)
     first.telemetry.shutdown()
-    assert len(on_disk()) == 3
-    on_disk()[1].write_bytes(b"what")
+    assert len(spooled_files()) == 3
+    spooled_files()[1].write_bytes(b"damaged")
     switch.down = None
     second = App(server)
-    wait_until(lambda: not on_disk())
-    assert switch.taken == {"a": 1, "c": 1}
+    wait_until(lambda: not spooled_files())
+    assert switch.accepted == {"a": 1, "c": 1}
     assert second.telemetry.shutdown().dropped == 1
 
 
 def test_unusable_spool_folder_keeps_spans_in_memory(
-    server: ScriptedServer, switch: Switch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: ScriptedServer, switch: SwitchableServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
     switch.down = DOWN
@@ -445,14 +445,14 @@ def test_unusable_spool_folder_keeps_spans_in_memory(
     switch.down = None
     assert app.flush() == FlushResult(delivered=1)
     app.telemetry.shutdown(1)
-    told = [line for line in caplog.messages if "cannot be used" in line]
-    assert ["more spans" in line for line in told] in ([False], [False, True])  # at once, and what is left at the end
+    lines = [line for line in caplog.messages if "cannot be used" in line]
+    assert ["more spans" in line for line in lines] in ([False], [False, True])  # at once, and at the end
 
 
-def test_forked_child_does_not_consume_the_parents_spool(app: App, switch: Switch) -> None:
+def test_forked_child_does_not_consume_the_parents_spool(app: App, switch: SwitchableServer) -> None:
     switch.down = DOWN
     app.end("parent")
-    until_on_disk(1)
+    wait_for_spooled_files(1)
 
     def child() -> bool:
         app.end("child")
@@ -461,64 +461,66 @@ def test_forked_child_does_not_consume_the_parents_spool(app: App, switch: Switc
         return result.spooled == 1
 
     assert run_in_fork(child)
-    assert len(on_disk()) == 2
+    assert len(spooled_files()) == 2
     switch.down = None
-    assert app.flush().delivered  # no flush waits for what other processes have left
-    wait_until(lambda: switch.taken == {"parent": 1, "child": 1})
+    assert app.flush().delivered  # a flush does not wait for the spans of other processes
+    wait_until(lambda: switch.accepted == {"parent": 1, "child": 1})
 
 
-def test_one_process_consumes_the_spool_and_another_takes_over(server: ScriptedServer, switch: Switch) -> None:
+def test_one_process_consumes_the_spool_and_another_takes_over(
+    server: ScriptedServer, switch: SwitchableServer
+) -> None:
     switch.down = DOWN
     first, second = App(server), App(server)
     for number in range(4):
         first.end(str(number))
-        until_on_disk(number + 1)
-    drainers = [each.exporter._pipeline.spool_consumer for each in (first, second)]  # type: ignore[union-attr]
-    wait_until(lambda: any(each is not None and each.is_leader for each in drainers))
-    assert sum(each is not None and each.is_leader for each in drainers) == 1
-    holder, other = (first, second) if drainers[0] and drainers[0].is_leader else (second, first)
-    holder.telemetry.shutdown(0.5)
+        wait_for_spooled_files(number + 1)
+    consumers = [app.exporter._pipeline.spool_consumer for app in (first, second)]  # type: ignore[union-attr]
+    wait_until(lambda: any(consumer is not None and consumer.is_leader for consumer in consumers))
+    assert sum(consumer is not None and consumer.is_leader for consumer in consumers) == 1
+    leader, other = (first, second) if consumers[0] and consumers[0].is_leader else (second, first)
+    leader.telemetry.shutdown(0.5)
     switch.down = None
     other.end("last")
-    wait_until(lambda: len(switch.taken) == 5)
-    wait_until(lambda: not on_disk())
-    assert set(switch.taken.values()) == {1}
+    wait_until(lambda: len(switch.accepted) == 5)
+    wait_until(lambda: not spooled_files())
+    assert set(switch.accepted.values()) == {1}
     other.telemetry.shutdown(1)
 
 
 def test_blocked_spool_consumer_releases_the_lock_after_shutdown(
-    app: App, switch: Switch, monkeypatch: pytest.MonkeyPatch
+    app: App, switch: SwitchableServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     switch.down = DOWN
     app.end("a")
-    until_on_disk(1)
+    wait_for_spooled_files(1)
     pipeline = app.exporter._pipeline
     assert pipeline is not None
     assert pipeline.persistent_queue is not None
-    drainer, spool = pipeline.spool_consumer, pipeline.persistent_queue.storage
-    assert drainer is not None
-    look, reached, go = spool.find_folder, threading.Event(), threading.Event()
+    consumer, storage = pipeline.spool_consumer, pipeline.persistent_queue.storage
+    assert consumer is not None
+    find_folder, is_blocked, release = storage.find_folder, threading.Event(), threading.Event()
 
-    def slow() -> Path | None:
-        reached.set()
-        assert go.wait(60)
-        return look()
+    def block() -> Path | None:
+        is_blocked.set()
+        assert release.wait(60)
+        return find_folder()
 
-    monkeypatch.setattr(spool, "find_folder", slow)
-    drainer.wake()
-    assert reached.wait(30)
+    monkeypatch.setattr(storage, "find_folder", block)
+    consumer.wake()
+    assert is_blocked.wait(30)
     app.telemetry.shutdown(1)
-    go.set()
-    assert drainer._thread is not None
-    drainer._thread.join(30)
-    assert not drainer.is_leader
+    release.set()
+    assert consumer._thread is not None
+    consumer._thread.join(30)
+    assert not consumer.is_leader
 
 
-OLD_SERVER_MAY_HAVE_IT = """
+EXPORT_AND_WAIT = """
 import os, signal, threading
 from mlflow_otlp_exporter import MLflowSpanExporter
 from support.spans import make_spans
-made = MLflowSpanExporter(experiment_id=1, spool=True, timeout=2)
+exporter = MLflowSpanExporter(experiment_id=1, spool=True, timeout=2)
 print(made.export(make_spans("a")), flush=True)
 threading.Event().wait(60)
 """
@@ -528,56 +530,56 @@ def test_kill_during_a_send_marks_the_request_as_uncertain(server: ScriptedServe
     release = threading.Event()
     server.answer(DOWN, DOWN, then=Answer(200, hold=release))
     child = subprocess.Popen(
-        [sys.executable, "-c", OLD_SERVER_MAY_HAVE_IT],
+        [sys.executable, "-c", EXPORT_AND_WAIT],
         env={**os.environ, "MLFLOW_TRACKING_URI": server.url, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     try:
-        server.wait_for(3, timeout=60)  # the third is the drainer's, and hangs
+        server.wait_for(3, timeout=60)  # the third comes from the spool, and hangs
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
         release.set()
-    [path] = on_disk()
+    [path] = spooled_files()
     _, state = file_format.read_header(path.read_bytes())
     assert state.uncertain
     assert state.attempts >= 1
 
 
-def test_large_spool_does_not_starve_new_spans(server: ScriptedServer, switch: Switch) -> None:
+def test_large_spool_does_not_starve_new_spans(server: ScriptedServer, switch: SwitchableServer) -> None:
     switch.down = DOWN
-    first = exporter(server)
+    first = make_exporter(server)
     for span in make_traces(60):
         assert first.export([span]) is SpanExportResult.SUCCESS
     first.shutdown(100)
-    assert len(on_disk()) == 60
+    assert len(spooled_files()) == 60
     switch.down = None
-    turns = threading.Semaphore(6)
+    permits = threading.Semaphore(6)
 
     def answer(request: RecordedRequest) -> Answer:
-        assert turns.acquire(timeout=60)
-        taken.extend(span.name for span in request.spans())
+        assert permits.acquire(timeout=60)
+        accepted.extend(span.name for span in request.spans())
         return ACCEPTED
 
-    taken: list[str] = []
+    accepted: list[str] = []
     server.answer_with(TRACES_PATH, answer)
     app = App(server, timeout=60)
-    wait_until(lambda: len(taken) == 6)
+    wait_until(lambda: len(accepted) == 6)
     app.end("new")
     pipeline = app.exporter._pipeline
     assert pipeline is not None
     wait_until(
-        lambda: any(not shipment.origin.is_on_disk for shipment in pipeline.work_queue.all_items()),
+        lambda: any(not request.origin.is_on_disk for request in pipeline.work_queue.all_items()),
         what="new is queued",
     )
-    turns.release(100)
-    wait_until(lambda: not on_disk())
-    assert Counter(taken) == Counter([f"root {number}" for number in range(60)] + ["new"])
-    assert taken.index("new") < 12
+    permits.release(100)
+    wait_until(lambda: not spooled_files())
+    assert Counter(accepted) == Counter([f"root {number}" for number in range(60)] + ["new"])
+    assert accepted.index("new") < 12
     app.telemetry.shutdown(1)
 
 
-class Failing:
-    """A request's count that is broken: whoever has delivered the request learns of it."""
+class FailingCallback:
+    """A callback of a delivered request that raises."""
 
     def __call__(self) -> None:
         raise ZeroDivisionError
@@ -586,14 +588,14 @@ class Failing:
 
 
 def test_error_after_delivery_does_not_send_again(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
-    made = exporter(server)
-    pipeline = made._pipeline
+    exporter = make_exporter(server)
+    pipeline = exporter._pipeline
     assert pipeline is not None
-    pipeline.submit(make_spans("once"), lambda _spans, _size: Failing())
+    pipeline.submit(make_spans("once"), lambda _spans, _size: FailingCallback())
     wait_until(lambda: "by a mistake in this library" in caplog.text)
-    made.export(make_spans("later"))
-    wait_until(lambda: made.stats().delivered == 2)
-    made.shutdown(5_000)
-    assert made.stats().spooled == 0
+    exporter.export(make_spans("later"))
+    wait_until(lambda: exporter.stats().delivered == 2)
+    exporter.shutdown(5_000)
+    assert exporter.stats().spooled == 0
     sent = [span.name for request in server.to(TRACES_PATH) for span in request.spans()]
     assert sent == ["once", "later"]

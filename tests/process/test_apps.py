@@ -1,4 +1,4 @@
-"""Apps of every kind, as real processes, against a real MLflow: each trace whole, and where it belongs."""
+"""Applications as real processes with a real MLflow: each trace is whole, and in its experiment."""
 
 import http.client
 import os
@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from support.apps import free_port, run_server, wait_for
 from support.mlflow_server import MLflowServer
 
-# Above a minute, which the default lane has not.
+# They take more than a minute, too long for the default lane.
 pytestmark = pytest.mark.matrix
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
@@ -28,13 +28,13 @@ def environment(server: MLflowServer, kind: str, folder: Path) -> dict[str, str]
     for name in ("queue", "results", "control"):
         (folder / name).mkdir(exist_ok=True)
     path = os.pathsep.join(filter(None, [str(APPS), os.environ.get("PYTHONPATH", "")]))
-    own = {"MLFLOW_TRACKING_URI": server.uri, "APP_KIND": kind, "APP_FOLDER": str(folder), "PYTHONPATH": path}
-    return {**os.environ, **own}
+    variables = {"MLFLOW_TRACKING_URI": server.uri, "APP_KIND": kind, "APP_FOLDER": str(folder), "PYTHONPATH": path}
+    return {**os.environ, **variables}
 
 
-def landed(server: MLflowServer, kind: str) -> set[tuple[Any, ...]]:
-    """Number, user, session, workspace, experiment, spans of all traces of an app."""
-    found = set()
+def stored_traces(server: MLflowServer, kind: str) -> set[tuple[Any, ...]]:
+    """Return number, user, session, workspace, experiment, state and spans of all traces of an application."""
+    rows = set()
     for workspace in ("team-a", "team-b"):
         for tenant in range(TENANTS):
             name = f"{kind}-{tenant}"
@@ -43,7 +43,7 @@ def landed(server: MLflowServer, kind: str) -> set[tuple[Any, ...]]:
                 trace = server.trace(info["trace_id"], workspace)
                 assert trace is not None
                 metadata = info["trace_metadata"]
-                found.add(
+                rows.add(
                     (
                         int(info["tags"]["number"]),
                         metadata["mlflow.trace.user"],
@@ -51,14 +51,14 @@ def landed(server: MLflowServer, kind: str) -> set[tuple[Any, ...]]:
                         workspace,
                         name,
                         info["state"],
-                        # A web framework's own spans are there as well, or not.
+                        # Without the spans of web frameworks, which only some traces have.
                         tuple(sorted(span["name"] for span in trace["spans"] if span["name"] in AGENT)),
                     )
                 )
-    return found
+    return rows
 
 
-def expected(kind: str, count: int) -> set[tuple[Any, ...]]:
+def expected_traces(kind: str, count: int) -> set[tuple[Any, ...]]:
     return {
         (
             number,
@@ -73,8 +73,8 @@ def expected(kind: str, count: int) -> set[tuple[Any, ...]]:
     }
 
 
-def asked(port: int, count: int) -> list[str]:
-    """All at once, each over a connection of its own."""
+def send_questions(port: int, count: int) -> list[str]:
+    """Send all questions at the same time, each over its own connection."""
 
     def ask(number: int) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=200)
@@ -93,8 +93,8 @@ def test_fastapi_with_uvicorn_exports_each_trace_whole(workspace_server: MLflowS
     port = free_port()
     variables = environment(workspace_server, "fastapi", tmp_path)
     with run_server(["uvicorn", "fastapi_app:app", "--port", str(port)], variables, port, APPS):
-        asked(port, 50)
-    assert landed(workspace_server, "fastapi") == expected("fastapi", 50)
+        send_questions(port, 50)
+    assert stored_traces(workspace_server, "fastapi") == expected_traces("fastapi", 50)
 
 
 def test_flask_exports_each_trace_whole(workspace_server: MLflowServer, tmp_path: Path) -> None:
@@ -104,11 +104,11 @@ def test_flask_exports_each_trace_whole(workspace_server: MLflowServer, tmp_path
     process = subprocess.Popen(code, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(port, process)
-        asked(port, 10)
+        send_questions(port, 10)
     finally:
-        process.send_signal(signal.SIGINT)  # as Ctrl-C ends the development server
+        process.send_signal(signal.SIGINT)  # like Ctrl-C, which stops the development server
         process.wait(100)
-    assert landed(workspace_server, "flask") == expected("flask", 10)
+    assert stored_traces(workspace_server, "flask") == expected_traces("flask", 10)
 
 
 @pytest.mark.parametrize("preload", [True, False], ids=["preload", "no-preload"])
@@ -116,8 +116,8 @@ def test_gunicorn_exports_each_trace_whole(workspace_server: MLflowServer, tmp_p
     port, kind = free_port(), f"gunicorn-{preload}"
     command = ["gunicorn", "flask_app:app", "-b", f"127.0.0.1:{port}", "--workers", "4", *["--preload"] * preload]
     with run_server(command, environment(workspace_server, kind, tmp_path), port, APPS):
-        asked(port, 40)
-    assert landed(workspace_server, kind) == expected(kind, 40)
+        send_questions(port, 40)
+    assert stored_traces(workspace_server, kind) == expected_traces(kind, 40)
 
 
 def test_celery_prefork_exports_each_trace_whole(workspace_server: MLflowServer, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_celery_prefork_exports_each_trace_whole(workspace_server: MLflowServer,
     ):
         command = [sys.executable, str(APPS / "celery_asks.py"), "30"]
         subprocess.run(command, env=variables, check=True, timeout=300)
-    assert landed(workspace_server, "celery") == expected("celery", 30)
+    assert stored_traces(workspace_server, "celery") == expected_traces("celery", 30)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -137,13 +137,13 @@ def test_multiprocessing_pool_exports_each_trace_whole(
     kind = f"pool-{method}"
     command = [sys.executable, "-W", "ignore::DeprecationWarning", str(APPS / "pool_app.py"), method, "12"]
     subprocess.run(command, env=environment(workspace_server, kind, tmp_path), check=True, timeout=300)
-    assert landed(workspace_server, kind) == expected(kind, 12)
+    assert stored_traces(workspace_server, kind) == expected_traces(kind, 12)
 
 
 def test_asyncio_gather_exports_each_trace_whole(workspace_server: MLflowServer, tmp_path: Path) -> None:
     variables = environment(workspace_server, "asyncio", tmp_path)
     subprocess.run([sys.executable, str(APPS / "asyncio_app.py"), "200"], env=variables, check=True, timeout=300)
-    assert landed(workspace_server, "asyncio") == expected("asyncio", 200)
+    assert stored_traces(workspace_server, "asyncio") == expected_traces("asyncio", 200)
 
 
 CELLS = (
@@ -165,4 +165,4 @@ def test_notebook_executed_twice_exports_each_trace_once(
     book = nbformat.v4.new_notebook(cells=cells)  # type: ignore[no-untyped-call]
     client = NotebookClient(book, timeout=200, kernel_name="python3")
     client.execute()
-    assert landed(workspace_server, "notebook") == expected("notebook", 6)
+    assert stored_traces(workspace_server, "notebook") == expected_traces("notebook", 6)

@@ -1,4 +1,4 @@
-"""Real processes: a prefork server, a pool, an exit with work in flight."""
+"""Real processes: prefork servers, multiprocessing, exits with spans in flight, SIGTERM."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def names(server: ScriptedServer) -> Counter[str]:
 
 
 def imports(server: ScriptedServer) -> int:
-    """In how many processes the app was imported, however often each told so."""
+    """Return the number of processes that imported the application, without repeated spans."""
     spans = [span for request in server.to("/v1/traces") for span in request.spans()]
     return len({span.span_id for span in spans if span.name == "import"})
 
@@ -63,17 +63,17 @@ def test_gunicorn_sends_each_span_once(scripted_server: ScriptedServer, tmp_path
     try:
         pids = {ask(port, f"n={number}") for number in range(30)}
         assert pids
-        wait_until(lambda: imports(scripted_server) == workers, 60)  # one may be up later than another
+        wait_until(lambda: imports(scripted_server) == workers, 60)  # workers start at different times
     finally:
         server.send_signal(signal.SIGTERM)
-        said = server.communicate(timeout=100)[1].decode()
-    assert "Traceback" not in said
-    found = names(scripted_server)
-    assert {name: count for name, count in found.items() if name.startswith("request")} == {
+        output = server.communicate(timeout=100)[1].decode()
+    assert "Traceback" not in output
+    counts = names(scripted_server)
+    assert {name: count for name, count in counts.items() if name.startswith("request")} == {
         f"request n={number}": 1 for number in range(30)
     }
-    assert found["work"] == 30
-    assert found["import"] == workers
+    assert counts["work"] == 30
+    assert counts["import"] == workers
     for request in scripted_server.to("/v1/traces"):
         traces = Counter(span.trace_id for span in request.spans() if span.name != "import")
         assert set(traces.values()) <= {2}
@@ -85,7 +85,7 @@ def ask(port: int, query: str) -> str:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/?{query}", timeout=60) as answer:
                 return str(answer.read().decode())
-        except OSError:  # not up yet
+        except OSError:  # the server is not ready yet
             assert time.monotonic() < end
             pause.wait(0.05)
 
@@ -116,8 +116,8 @@ def test_exit_with_an_open_trace_sends_its_ended_spans(scripted_server: Scripted
         "threading.Thread(target=agent, daemon=True).start()\n"
         "ready.wait()\n"
     )
-    done = run(scripted_server, code)
-    assert (done.returncode, done.stderr) == (0, "")
+    completed = run(scripted_server, code)
+    assert (completed.returncode, completed.stderr) == (0, "")
     assert names(scripted_server) == {"ended": 1}
 
 
@@ -131,11 +131,11 @@ def test_exit_with_failing_server_is_bounded_and_logged(scripted_server: Scripte
         "telemetry.shutdown(timeout=5)\n"
         "print(time.monotonic() - begin, telemetry.stats().dropped, telemetry.stats().spooled)"
     )
-    done = run(scripted_server, code, MLFLOW_OTLP_SPOOL=spool)
-    seconds, refused, spooled = done.stdout.split()
-    assert float(seconds) < 20  # and not the 30 of a flush
-    assert (refused, spooled) == (("0", "1") if spool == "true" else ("1", "0"))
-    assert "503" in done.stderr
+    completed = run(scripted_server, code, MLFLOW_OTLP_SPOOL=spool)
+    seconds, dropped, spooled = completed.stdout.split()
+    assert float(seconds) < 20  # not the 30 s of a flush
+    assert (dropped, spooled) == (("0", "1") if spool == "true" else ("1", "0"))
+    assert "503" in completed.stderr
 
 
 def test_multiprocessing_child_sends_its_traces(scripted_server: ScriptedServer) -> None:
@@ -151,13 +151,13 @@ def test_multiprocessing_child_sends_its_traces(scripted_server: ScriptedServer)
         "[child.start() for child in children]; [child.join() for child in children]\n"
         "sys.exit(any(child.exitcode for child in children))\n"
     )
-    done = run(scripted_server, code)
-    assert done.returncode == 0, done.stderr
+    completed = run(scripted_server, code)
+    assert completed.returncode == 0, completed.stderr
     assert names(scripted_server) == {"child 0": 1, "child 1": 1, "child 2": 1, "parent": 1}
 
 
-def started(server: ScriptedServer, code: str, **more: str) -> subprocess.Popen[str]:
-    """An app that prints a line when it may be ended."""
+def start_app(server: ScriptedServer, code: str, **more: str) -> subprocess.Popen[str]:
+    """Start an application, and wait until it prints `ready`."""
     app = subprocess.Popen(
         [sys.executable, "-c", START + code],
         env={**environment(server), **more},
@@ -170,19 +170,18 @@ def started(server: ScriptedServer, code: str, **more: str) -> subprocess.Popen[
     return app
 
 
-def ended(app: subprocess.Popen[str]) -> tuple[int, str]:
+def terminate(app: subprocess.Popen[str]) -> tuple[int, str]:
     app.send_signal(signal.SIGTERM)
-    said = app.communicate(timeout=100)[1]
-    return app.returncode, said
+    output = app.communicate(timeout=100)[1]
+    return app.returncode, output
 
 
-def on_disk() -> int:
-    """How many spans are in the spool."""
-    found = Path(os.environ["XDG_STATE_HOME"]).glob("mlflow-otlp-exporter/*/*.otlp")
-    return sum(int(path.name.split("-")[1]) for path in found)
+def spooled_span_count() -> int:
+    files = Path(os.environ["XDG_STATE_HOME"]).glob("mlflow-otlp-exporter/*/*.otlp")
+    return sum(int(path.name.split("-")[1]) for path in files)
 
 
-WAITS = (
+WAIT_FOR_SIGNAL = (
     "configure(experiment_id=1)\n"
     "trace.get_tracer('x').start_span('a').end()\n"
     "print('ready', flush=True); threading.Event().wait(60)\n"
@@ -193,35 +192,38 @@ WAITS = (
 def test_sigterm_saves_spans_and_ends_the_process(scripted_server: ScriptedServer, down: bool) -> None:
     if down:
         scripted_server.answer(then=Answer(503))
-    app = started(scripted_server, WAITS)
-    status, said = ended(app)
+    app = start_app(scripted_server, WAIT_FOR_SIGNAL)
+    status, output = terminate(app)
     assert status == -signal.SIGTERM
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     if down:
-        assert on_disk() == 1
+        assert spooled_span_count() == 1
     else:
         assert names(scripted_server) == {"a": 1}
 
 
 def test_sigterm_without_handler_saves_nothing(scripted_server: ScriptedServer) -> None:
-    app = started(scripted_server, WAITS, MLFLOW_OTLP_HANDLE_SIGTERM="false", MLFLOW_OTLP_LINGER="30")
-    assert ended(app)[0] == -signal.SIGTERM
-    assert (names(scripted_server), on_disk()) == ({}, 0)
+    app = start_app(scripted_server, WAIT_FOR_SIGNAL, MLFLOW_OTLP_HANDLE_SIGTERM="false", MLFLOW_OTLP_LINGER="30")
+    assert terminate(app)[0] == -signal.SIGTERM
+    assert (names(scripted_server), spooled_span_count()) == ({}, 0)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 def test_sigterm_calls_the_applications_handler(scripted_server: ScriptedServer, first: bool) -> None:
     handler = "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
-    app = started(scripted_server, handler + WAITS if first else WAITS.replace("trace.get", handler + "trace.get"))
-    assert ended(app)[0] == 7
+    app = start_app(
+        scripted_server,
+        handler + WAIT_FOR_SIGNAL if first else WAIT_FOR_SIGNAL.replace("trace.get", handler + "trace.get"),
+    )
+    assert terminate(app)[0] == 7
     assert names(scripted_server) == {"a": 1}
 
 
 def test_sigterm_with_held_locks_ends_the_process(scripted_server: ScriptedServer) -> None:
-    code = WAITS.replace(
+    code = WAIT_FOR_SIGNAL.replace(
         "print(", "import mlflow_otlp_exporter._internal.setup.configure as c; c._lock.acquire()\nprint("
     )
-    assert ended(started(scripted_server, code))[0] == -signal.SIGTERM
+    assert terminate(start_app(scripted_server, code))[0] == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -243,10 +245,10 @@ def test_multiprocessing_child_without_flush_sends_its_spans(
         "    [child.start() for child in children]; [child.join() for child in children]\n"
         "    sys.exit(any(child.exitcode for child in children))\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "app.py"], cwd=tmp_path, env=environment(scripted_server), timeout=200, check=False
     )
-    assert done.returncode == 0
+    assert completed.returncode == 0
     assert names(scripted_server) == {"child 0": 1, "child 1": 1, "child 2": 1, "parent": 1}
 
 
@@ -265,7 +267,7 @@ def test_terminated_multiprocessing_child_spools_its_spans(scripted_server: Scri
         "sys.exit(child.exitcode != -15)\n"
     )
     assert run(scripted_server, code).returncode == 0
-    assert on_disk() == 1
+    assert spooled_span_count() == 1
 
 
 @pytest.mark.parametrize("preload", [True, False], ids=["preload", "no preload"])
@@ -285,14 +287,14 @@ def test_gunicorn_workers_with_failing_server_spool_all_spans(
         wait_until(lambda: imports(scripted_server) == workers, 60)
     finally:
         server.send_signal(signal.SIGTERM)
-        said = server.communicate(timeout=100)[1].decode()
-    assert "Traceback" not in said
-    assert on_disk() == 20 + workers
+        output = server.communicate(timeout=100)[1].decode()
+    assert "Traceback" not in output
+    assert spooled_span_count() == 20 + workers
 
 
 @pytest.mark.parametrize("down", [False, True])
 def test_frozen_process_after_flush_has_no_pending_spans(scripted_server: ScriptedServer, down: bool) -> None:
-    """As AWS Lambda does it: between two calls nothing runs, and there may be no next call."""
+    """Like AWS Lambda: between two calls nothing runs, and there may be no next call."""
     if down:
         scripted_server.answer(then=Answer(503))
     code = (
@@ -304,8 +306,8 @@ def test_frozen_process_after_flush_has_no_pending_spans(scripted_server: Script
         "assert handler('first') and handler('second')\n"
         "print('ready', flush=True); os.kill(os.getpid(), 19)\n"  # SIGSTOP
     )
-    app = started(scripted_server, code)
+    app = start_app(scripted_server, code)
     app.kill()
     app.communicate(timeout=100)
     assert (names(scripted_server) if not down else {}) == ({} if down else {"first": 1, "second": 1, "work": 2})
-    assert on_disk() == (4 if down else 0)
+    assert spooled_span_count() == (4 if down else 0)
