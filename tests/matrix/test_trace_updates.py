@@ -19,7 +19,7 @@ from support.mlflow_server import MLflowServer
 from support.spans import provider
 from support.traces import make_traces
 
-pytestmark = pytest.mark.matrix
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("trace_updates")]
 
 COST = "mlflow.trace.cost"
 USAGE = "mlflow.trace.tokenUsage"
