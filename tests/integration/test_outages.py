@@ -521,7 +521,7 @@ import os, signal, threading
 from mlflow_otlp_exporter import MLflowSpanExporter
 from support.spans import make_spans
 exporter = MLflowSpanExporter(experiment_id=1, spool=True, timeout=2)
-print(made.export(make_spans("a")), flush=True)
+print(exporter.export(make_spans("a")), flush=True)
 threading.Event().wait(60)
 """
 
