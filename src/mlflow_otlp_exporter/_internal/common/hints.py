@@ -94,7 +94,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Correct `HTTPS_PROXY` or `HTTP_PROXY`, or add the server's host to `NO_PROXY`.",
     ),
     MessageCode.CONNECTION_CLOSED: Hint(
-        "The server stopped, the port does not speak HTTP, or it speaks TLS and the address says `http://`.",
+        "The server stopped, the port does not speak HTTP, or it expects TLS, but the address begins with `http://`.",
         "Check the port; if it speaks TLS, set `MLFLOW_TRACKING_URI` to `https://`.",
     ),
     MessageCode.RESPONSE_TIMEOUT: Hint(
@@ -183,8 +183,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.NO_MLFLOW_SERVER: Hint(
         "Spans go to a Collector, and no setting names the MLflow server.",
-        "Set `MLFLOW_TRACKING_URI` in addition to `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` (not to "
-        "`OTEL_EXPORTER_OTLP_ENDPOINT`, over which it takes precedence), or set `MLFLOW_EXPERIMENT_ID`.",
+        "Set `MLFLOW_TRACKING_URI`, and keep the Collector's address in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, because "
+        "`MLFLOW_TRACKING_URI` overrides `OTEL_EXPORTER_OTLP_ENDPOINT`; or set `MLFLOW_EXPERIMENT_ID`.",
     ),
     MessageCode.NO_EXPERIMENT_SET: Hint(
         "Neither an experiment name nor an experiment id is set.",
@@ -256,18 +256,19 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Grant the token permission to read and update the experiment.",
     ),
     MessageCode.FEEDBACK_DROPPED: Hint(
-        "The message says which: for five minutes the server had no such trace or denied the call; no trace was "
-        "passed and none was current; MLflow is unknown behind a Collector; or the process ended without a spool.",
+        "One of these; the message says which one: for five minutes the server had no such trace or denied the call; "
+        "no trace id was passed and no span was active; spans go to a Collector and `MLFLOW_TRACKING_URI` is not set; "
+        "the process ended without a spool.",
         "Check the trace id and its workspace, set `MLFLOW_TRACKING_URI`, and grant the token permission to update "
         "the experiment.",
     ),
     MessageCode.ATTACHMENT_UPLOAD: Hint(
-        "The message says which: MLflow is older than 3.11, or stores the experiment's artifacts elsewhere (a folder, "
-        "or S3 without the server in between); the token may not write artifacts; a proxy rejects a body of that size "
-        "(413) or returns a login page; or MLflow's artifact store is unavailable.",
-        "Start the server with `--serve-artifacts` and `--artifacts-destination`, and use an experiment created since "
-        "then; grant the token permission to update the experiment; raise the proxy's limit (`client_max_body_size`); "
-        "or set `MLFLOW_OTLP_ATTACHMENTS=false`.",
+        "One of these; the message says which one: MLflow is older than 3.11, or stores the experiment's artifacts "
+        "elsewhere (a folder, or S3 without the server in between); the token may not write artifacts; a proxy rejects "
+        "a body of that size (413) or returns a login page; or MLflow's artifact store is unavailable.",
+        "Start the server with `--serve-artifacts` and `--artifacts-destination`, and use an experiment that was "
+        "created after this change; grant the token permission to update the experiment; raise the proxy's limit "
+        "(`client_max_body_size`); or set `MLFLOW_OTLP_ATTACHMENTS=false`.",
     ),
     MessageCode.JOURNAL_UNAVAILABLE: Hint(
         "`durability` is `every-span`, and the disk is full, or spans end much faster than they are delivered.",

@@ -79,7 +79,7 @@ SETTINGS: tuple[Setting, ...] = (
         Settings,
         parsers.parse_experiment_name,
         ("MLFLOW_EXPERIMENT_NAME",),
-        "The experiment's name. Without one: the experiment named like `service.name`, else `Default`.",
+        "The experiment's name. If not set: the experiment whose name equals `service.name`, or `Default`.",
     ),
     Setting(
         "experiment_id",
@@ -101,7 +101,7 @@ SETTINGS: tuple[Setting, ...] = (
         Settings,
         parsers.parse_boolean,
         ("MLFLOW_OTLP_CREATE_EXPERIMENT",),
-        "Create the experiment if it does not exist. On in `configure()` and in the zero-code path.",
+        "Create the experiment if it does not exist. On in `configure()` and without code changes.",
         default=False,
     ),
     Setting("token", ServerSettings, parsers.parse_text, ("MLFLOW_TRACKING_TOKEN",), "A bearer token.", is_secret=True),
@@ -182,7 +182,7 @@ SETTINGS: tuple[Setting, ...] = (
         EnrichmentSettings,
         parsers.parse_boolean,
         ("MLFLOW_OTLP_COMPACT",),
-        "Drop attributes whose content is also in the added ones. On in `configure()` towards MLflow.",
+        "Drop attributes whose content enrichment has copied. On in `configure()` if spans go to MLflow.",
         default=False,
     ),
     Setting(
@@ -190,7 +190,7 @@ SETTINGS: tuple[Setting, ...] = (
         PrivacySettings,
         parsers.parse_mask,
         ("MLFLOW_OTLP_MASK",),
-        "What is masked before spans are read or written: `email`, `keys`, `cards`, `phones`; as an argument also "
+        "What is masked in spans, before any other step: `email`, `keys`, `cards`, `phones`; as an argument also "
         "compiled expressions, or a function; see docs/privacy.md.",
     ),
     Setting(
@@ -223,7 +223,7 @@ SETTINGS: tuple[Setting, ...] = (
         PrivacySettings,
         parsers.parse_globs,
         ("MLFLOW_OTLP_DROP_RESOURCE",),
-        "Resource attributes that `compact` drops, because MLflow makes a tag of each; `none` for none.",
+        "Resource attributes that `compact` drops, because MLflow stores each as a tag; `none`: drop none.",
         ("service.instance.id", "process.*", "host.*", "telemetry.sdk.*", "telemetry.auto.*"),
     ),
     Setting(
@@ -240,7 +240,7 @@ SETTINGS: tuple[Setting, ...] = (
         BufferSettings,
         parsers.parse_seconds,
         ("MLFLOW_OTLP_LINGER",),
-        "Seconds that a complete trace waits for others to share a request with.",
+        "Seconds that a complete trace waits, so that several traces can share a request.",
         0.1,
     ),
     Setting(
@@ -248,7 +248,7 @@ SETTINGS: tuple[Setting, ...] = (
         BufferSettings,
         parsers.parse_seconds,
         ("MLFLOW_OTLP_HOLD",),
-        "Seconds that an ended span waits at most for its trace to be complete.",
+        "The longest time in seconds that an ended span waits for the rest of its trace.",
         45.0,
     ),
     Setting(
@@ -272,8 +272,8 @@ SETTINGS: tuple[Setting, ...] = (
         SpoolSettings,
         parsers.parse_boolean,
         ("MLFLOW_OTLP_SPOOL",),
-        "Store spans on disk while the server does not accept them. On in `configure()` and in the zero-code path "
-        "towards MLflow.",
+        "Store spans on disk while the server does not accept them. On in `configure()` and without code changes, "
+        "if spans go to MLflow.",
         default=False,
     ),
     Setting(
@@ -305,7 +305,7 @@ SETTINGS: tuple[Setting, ...] = (
         SpoolSettings,
         parsers.one_of("request", "every-span"),
         ("MLFLOW_OTLP_DURABILITY",),
-        "What survives `kill -9`: each `request` that was written to disk, or `every-span` from its end on.",
+        "What survives `kill -9`. `request`: requests in the spool. `every-span`: every span that has ended.",
         "request",
     ),
     Setting(
@@ -321,7 +321,7 @@ SETTINGS: tuple[Setting, ...] = (
         AppSettings,
         parsers.parse_boolean,
         ("MLFLOW_OTLP_ENABLED",),
-        "False: `configure()` and the zero-code path do nothing. `OTEL_SDK_DISABLED=true` has the same effect.",
+        "False: `configure()` and auto-instrumentation do nothing. `OTEL_SDK_DISABLED=true` has the same effect.",
         default=True,
     ),
     Setting(

@@ -45,7 +45,7 @@ class MLflowSpanProcessor(SpanProcessor):
 
     Args:
         exporter: Exporter that receives the traces.
-        linger: Seconds that a complete trace waits for others to share a request with (`MLFLOW_OTLP_LINGER`; 0.1).
+        linger: Seconds that a complete trace waits, so that traces can share a request (`MLFLOW_OTLP_LINGER`; 0.1).
         hold: Maximum seconds that an ended span waits for its trace to be complete (`MLFLOW_OTLP_HOLD`; 45). A longer
             trace is sent in pieces and shows as in progress.
         buffer_spans: Maximum number of spans in memory (`MLFLOW_OTLP_BUFFER_SPANS`; 65536).
