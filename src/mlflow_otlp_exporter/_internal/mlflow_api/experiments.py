@@ -25,7 +25,7 @@ from mlflow_otlp_exporter._internal.transport.response import classify_error, cl
 _DEFAULT_EXPERIMENT = "Default"
 # An application with more experiments looks the oldest ones up again.
 _MAX_CACHED = 4096
-_EXPERIMENT_ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
+_EXPERIMENT_ID = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # printable ASCII
 _EXPERIMENTS_PATH = "/api/2.0/mlflow/experiments"
 
 
