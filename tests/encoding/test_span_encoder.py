@@ -1,6 +1,7 @@
 """The encoder: equal to upstream's for everything that upstream can encode, and valid for other values."""
 
 import enum
+import functools
 import math
 import threading
 from collections import OrderedDict
@@ -58,12 +59,10 @@ def can_be_encoded(value: Any) -> bool:
     return value is not None
 
 
+@functools.cache
 def _upstream_knows_none() -> bool:
-    if not hasattr(_upstream_knows_none, "known"):
-        probe = ReadableSpan("x", SpanContext(1, 1, False), attributes={"a": (None,)}, resource=Resource({}))
-        spans = encode_spans([probe]).resource_spans[0].scope_spans[0].spans
-        _upstream_knows_none.is_known = bool(spans[0].attributes)  # type: ignore[attr-defined]
-    return bool(_upstream_knows_none.is_known)  # type: ignore[attr-defined]
+    probe = ReadableSpan("x", SpanContext(1, 1, False), attributes={"a": (None,)}, resource=Resource({}))
+    return bool(encode_spans([probe]).resource_spans[0].scope_spans[0].spans[0].attributes)
 
 
 ATTRIBUTES = st.dictionaries(KEYS, VALUES.filter(can_be_encoded), max_size=6)
