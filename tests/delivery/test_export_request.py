@@ -1,5 +1,6 @@
 """Splitting and bisecting export requests."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,12 +38,12 @@ def test_split_spans_keeps_all_spans_and_whole_traces(spans: list[EncodedSpan]) 
 def test_bisect_orders_halves_by_chance() -> None:
     first_half, second_half = split_spans(SPANS)
     for chance, expected in ((0.9, first_half), (0.1, second_half)):
-        first, second = bisect(export_request(SPANS), Bisection(0, had_server_error=False), chance)
+        first, second = bisect(export_request(SPANS), Bisection(had_server_error=False, accepted_number=7), chance)
         assert (first.spans, first.other_half) == (expected, second)
 
 
 def test_next_half_marks_other_half_after_delivery() -> None:
-    whole, bisection = export_request(SPANS), Bisection(0, had_server_error=False)
+    whole, bisection = export_request(SPANS), Bisection(had_server_error=False, accepted_number=7)
     whole.uncertain = True
     first, second = bisect(whole, bisection, 0.9)
     assert (first.origin, first.bisection, first.uncertain) == (whole.origin, bisection, True)
@@ -55,7 +56,7 @@ def test_bisection_delivers_or_defers_all_other_spans(
     steps: list[tuple[bool, float, bool]],
 ) -> None:
     """For any sequence of failing and uncertain halves."""
-    bisection, passed = Bisection(0, had_server_error=False), list[EncodedSpan]()
+    bisection, passed = Bisection(had_server_error=False, accepted_number=7), list[EncodedSpan]()
     current, uncertain = export_request(SPANS), False
     for is_first_failing, chance, doubtful in steps:
         if len(current.spans) == 1:
@@ -76,5 +77,18 @@ def test_bisection_delivers_or_defers_all_other_spans(
     assert sorted(span.span_id for span in [*passed, *deferred_spans, *current.spans]) == sorted(
         span.span_id for span in SPANS
     )
-    assert all(request.previous_bisection is bisection and request.uncertain is uncertain for request in deferred)
+    assert all(request.uncertain is uncertain for request in deferred)
     assert current.bisection is None
+
+
+@pytest.mark.parametrize("had_server_error", [False, True])
+def test_merge_deferred_counts_the_server_error_of_its_bisection(had_server_error: bool) -> None:
+    first, _ = bisect(export_request(SPANS), Bisection(had_server_error, accepted_number=7), 0.9)
+    [deferred] = merge_deferred(first)
+    assert (deferred.server_error_count, deferred.accepted_number) == (int(had_server_error), 7)
+
+
+def test_merge_deferred_counts_no_server_error_for_a_single_span() -> None:
+    first, _ = bisect(export_request(SPANS[:2]), Bisection(had_server_error=True, accepted_number=7), 0.9)
+    [deferred] = merge_deferred(first)
+    assert (len(deferred.spans), deferred.server_error_count) == (1, 0)

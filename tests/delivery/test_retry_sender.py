@@ -4,7 +4,6 @@ import base64
 import json
 import logging
 import random
-import re
 from collections import Counter
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
@@ -125,7 +124,6 @@ class Fixture:
         )
         self.settled_count = 0
         self.delay_messages: list[str] = []
-        self.suspects: list[tuple[int, int]] = []
         self.pending: list[ExportRequest] = []
 
     def send(self, spans: list[EncodedSpan], *, until: float = 1e9, label: str = "") -> None:
@@ -134,12 +132,7 @@ class Fixture:
         def on_settled() -> None:
             self.settled_count += 1
 
-        def on_suspected(count: int, size: int) -> None:
-            self.suspects.append((count, size))
-
-        origin = RequestOrigin(
-            len(spans), on_settled, lambda outcome: self.delay_messages.append(outcome.message), on_suspected
-        )
+        origin = RequestOrigin(len(spans), on_settled, lambda outcome: self.delay_messages.append(outcome.message))
         origin.label = label
         queue = [*self.pending, ExportRequest(Destination(experiment_id="1"), spans, origin)]
         while queue and self.server.clock < until:
@@ -346,14 +339,13 @@ def test_messages_name_origin_of_leftover_spans(
     assert caplog.messages[0].partition(": ")[0] == (f"{expected} ({label})" if label else expected)
 
 
-def test_message_names_origin_of_leftover_suspect(caplog: pytest.LogCaptureFixture) -> None:
+def test_message_names_origin_of_leftover_span_answered_500(caplog: pytest.LogCaptureFixture) -> None:
     fixture = Fixture()
     fixture.server.judge = reject_spans_named(500, "c")
-    fixture.send(encode_spans("a", "b", "c", "d"), until=600, label=LEFTOVER_LABEL)
-    lines = [line for line in caplog.messages if line.startswith("Export of span 'c'")]
-    assert [re.sub("tr-[0-9a-f]+", "tr", line).split(";")[0] for line in lines] == [
-        f"Export of span 'c' of trace tr ({LEFTOVER_LABEL}) failing, it is queued in memory and retried"
-    ]
+    fixture.send(encode_spans("a", "b", "c", "d"), until=10, label=LEFTOVER_LABEL)
+    send_other_spans(fixture, seconds=60)
+    lines = [line for line in caplog.messages if line.startswith("Dropped")]
+    assert [line.partition(": ")[0] for line in lines] == [f"Dropped {SPAN_C} ({LEFTOVER_LABEL})"]
 
 
 def test_outage_message_omits_origin_once_own_spans_are_queued(caplog: pytest.LogCaptureFixture) -> None:
@@ -393,79 +385,158 @@ def test_persistent_server_errors_drop_nothing() -> None:
     assert fixture.dropped_count == 0
 
 
-def test_suspect_is_kept_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    fixture, spans = Fixture(), encode_spans("a", "b", "c", "d")
-    fixture.server.judge = reject_spans_named(500, "c")
-    fixture.send(spans, until=600)
-    assert sum(fixture.server.stored.values()) == 3
-    assert (fixture.dropped_count, fixture.settled_count, len(fixture.pending)) == (0, 0, 1)
-    assert fixture.suspects == [(1, len(spans[2].body))]
-    event = "Export of span 'c' of trace tr-00000000000000000000000000000003 failing, it is queued"
-    assert caplog.text.count(event) == 1
-    assert "Dropped" not in caplog.text
-    assert "dropped" not in caplog.text
-    assert len(fixture.server.names) < 40  # in ten minutes
-    fixture.server.judge = lambda _: HttpResponse(200)
-    fixture.send(encode_spans("e", base=10))
-    assert set(fixture.server.stored.values()) == {1}
-    assert fixture.settled_count == 2
-    assert "Export recovered: span 'c' of trace tr-00000000000000000000000000000003 was accepted" in caplog.text
+SPAN_C = "span 'c' of trace tr-00000000000000000000000000000003"
 
 
-def test_suspect_is_dropped_when_many_others_pass(caplog: pytest.LogCaptureFixture) -> None:
+def send_other_spans(fixture: Fixture, seconds: int) -> None:
+    """Send a trace of its own each second."""
+    for _ in range(seconds):
+        until = fixture.server.clock + 1
+        fixture.send(encode_spans("other", base=1000 + len(fixture.server.names)), until=until)
+        fixture.server.clock = max(fixture.server.clock, until)
+
+
+@pytest.mark.parametrize(
+    ("names", "story", "expected"),
+    [
+        # story of attempts of the request (5: a 500) and of accepted other requests (a); what the last attempt causes
+        ("ab", "5", "retry"),
+        ("ab", "55555555", "retry"),
+        ("ab", "a5", "retry"),
+        ("ab", "a555", "retry"),
+        ("ab", "5a5", "bisect"),
+        ("ab", "55a5", "bisect"),
+        ("a", "55555555", "retry"),
+        ("a", "a5a5a5a5", "retry"),
+        ("a", "5aaaa5555", "retry"),
+        ("a", "5a5a5a5a", "retry"),
+        ("a", "5a5a5a5a5", "drop"),
+        ("a", "55a5a55a5a5", "drop"),
+    ],
+)
+def test_server_error_decides_by_other_accepted_requests(names: str, story: str, expected: str) -> None:
+    fixture = Fixture()
+    requests = [ExportRequest(AT_ONE, encode_spans(*names), RequestOrigin(len(names)))]
+    for event in story:
+        assert len(requests) == 1
+        fixture.server.clock += 60
+        if event == "a":
+            fixture.server.judge = lambda _: HttpResponse(200)
+            other = encode_spans("other", base=int(fixture.server.clock))
+            assert not fixture.sender.send(ExportRequest(AT_ONE, other, RequestOrigin(1)), 5.0).remaining
+        else:
+            fixture.server.judge = lambda _: HttpResponse(500)
+            requests = list(fixture.sender.send(requests[0], 5.0).remaining)
+    assert {0: "drop", 1: "retry", 2: "bisect"}[len(requests)] == expected
+    assert fixture.dropped_count == int(expected == "drop")
+
+
+def test_accepted_requests_of_other_destinations_do_not_count() -> None:
+    fixture, request = Fixture(), ExportRequest(AT_ONE, encode_spans("a", "b"), RequestOrigin(2))
+    fixture.server.judge = reject_spans_named(500, "a")
+    for number in range(10):
+        assert fixture.sender.send(request, 5.0).remaining == (request,)
+        other = ExportRequest(Destination(experiment_id="2"), encode_spans("c", base=10 + number), RequestOrigin(1))
+        assert not fixture.sender.send(other, 5.0).remaining
+
+
+def test_span_answered_500_five_times_is_dropped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     fixture = Fixture()
     fixture.server.judge = reject_spans_named(500, "c")
     fixture.send(encode_spans("a", "b", "c", "d"), until=10)
-    for second in range(11, 400):
-        fixture.send(encode_spans("other", base=second), until=second)
-    assert (fixture.dropped_count, fixture.settled_count, fixture.pending) == (1, 390, [])
-    assert caplog.text.count("Dropped span 'c' of trace tr-00000000000000000000000000000003: ") == 1
-    assert len(fixture.server.names) < 389 + 40
+    assert not fixture.server.stored
+    send_other_spans(fixture, seconds=60)
+    assert (fixture.dropped_count, fixture.settled_count, fixture.pending) == (1, 61, [])
+    assert sum(fixture.server.stored.values()) == 60 + 3
+    assert caplog.text.count(f"Dropped {SPAN_C}: ") == 1
+    assert sum(names == ["c"] for names in fixture.server.names) == 5
 
 
-def test_reported_suspect_is_dropped_by_name_at_shutdown(caplog: pytest.LogCaptureFixture) -> None:
+def test_rejected_span_and_span_answered_500_of_one_request_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    fixture, spans = Fixture(), encode_spans(*"abcdefgh")
+
+    def judge(names: list[str]) -> HttpResponse:
+        return HttpResponse(500 if "c" in names else 400 if "f" in names else 200)
+
+    fixture.server.judge = judge
+    fixture.send(spans, until=10)
+    send_other_spans(fixture, seconds=90)
+    assert (fixture.dropped_count, fixture.pending) == (2, [])
+    assert sum(fixture.server.stored.values()) == 90 + 6
+    assert set(fixture.server.stored.values()) == {1}
+    assert caplog.text.count("Dropped span 'c' of") == caplog.text.count("Dropped span 'f' of") == 1
+
+
+def test_span_answered_500_is_sent_when_server_recovers() -> None:
     fixture = Fixture()
     fixture.server.judge = reject_spans_named(500, "c")
-    fixture.send(encode_spans("a", "b", "c", "d"), until=60)
-    request_count = len(fixture.server.names)
+    fixture.send(encode_spans("a", "b", "c", "d"), until=10)
+    while sum(names == ["c"] for names in fixture.server.names) < 4:
+        send_other_spans(fixture, seconds=1)
+    fixture.server.judge = lambda _: HttpResponse(200)
+    send_other_spans(fixture, seconds=30)
+    assert (fixture.dropped_count, fixture.pending) == (0, [])
+    assert set(fixture.server.stored.values()) == {1}
+
+
+def test_span_answered_500_is_dropped_at_shutdown(caplog: pytest.LogCaptureFixture) -> None:
+    fixture = Fixture()
+    fixture.server.judge = reject_spans_named(500, "c")
+    fixture.send(encode_spans("a", "b", "c", "d"), until=10)
+    while sum(names == ["c"] for names in fixture.server.names) < 3:
+        send_other_spans(fixture, seconds=1)
     fixture.sender.is_closing = True
     fixture.send(encode_spans("e", base=10))
-    assert (fixture.dropped_count, fixture.settled_count, fixture.pending) == (1, 2, [])
-    assert len(fixture.server.names) == request_count + 1
-    assert "Dropped span 'c' of trace tr-00000000000000000000000000000003: " in caplog.text
+    assert (fixture.dropped_count, fixture.pending) == (1, [])
+    assert sum(names == ["c"] for names in fixture.server.names) == 4
+    assert "Spans dropped: not delivered before shutdown" in caplog.text
 
 
-def test_suspect_is_kept_while_nothing_else_passes(caplog: pytest.LogCaptureFixture) -> None:
-    fixture = Fixture()
-    fixture.server.judge = reject_spans_named(500, "c")
-    fixture.send(encode_spans("c"), until=300)
-    assert (fixture.dropped_count, len(fixture.pending), fixture.suspects) == (0, 1, [])
-    count = caplog.text.count("Export failing, spans are queued in memory")
-    assert count == 1 + 300 // 61  # the first, and one per minute
+def test_request_answered_500_is_neither_bisected_nor_dropped_while_nothing_else_is_accepted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for names in ("c", "abcd"):
+        caplog.clear()
+        fixture = Fixture()
+        fixture.server.judge = reject_spans_named(500, "c")
+        fixture.send(encode_spans(*names), until=300)
+        assert (fixture.dropped_count, len(fixture.pending)) == (0, 1)
+        assert {tuple(sent) for sent in fixture.server.names} == {tuple(names)}
+        count = caplog.text.count("Export failing, spans are queued in memory")
+        assert count == 1 + 300 // 61  # the first, and one per minute
 
 
 @pytest.mark.parametrize("bad_numbers", [(3,), (0, 199), (0, 100, 199), (66, 67, 133), (1, 2, 3), (50, 125, 126)])
 @pytest.mark.parametrize("jitter", [0.0, 0.9])
-def test_three_suspects_of_200_traces_are_isolated_in_at_most_40_requests(
+def test_spans_answered_500_are_isolated_while_other_requests_pass(
     bad_numbers: tuple[int, ...], jitter: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     fixture, spans = Fixture(jitter=jitter), encode_spans(*map(str, range(200)), children=2)
     fixture.server.judge = reject_spans_named(500, *(f"{number}/1" for number in bad_numbers))
-    fixture.send(spans, until=30)
+    fixture.send(spans, until=10)
+    send_other_spans(fixture, seconds=90)
     assert set(fixture.server.stored.values()) == {1}
-    assert sum(fixture.server.stored.values()) == len(spans) - len(bad_numbers)
-    assert [count for count, _ in fixture.suspects] == [len(bad_numbers)]
-    assert len(fixture.server.names) <= 40
+    assert sum(fixture.server.stored.values()) == 90 + len(spans) - len(bad_numbers)
+    assert (fixture.dropped_count, fixture.pending) == (len(bad_numbers), [])
+    # Five for each bad span, five before another request is accepted, and the bisections.
+    assert sum(names != ["other"] for names in fixture.server.names) <= 40 + 5 * len(bad_numbers) + 5
     for number in bad_numbers:
-        assert caplog.text.count(f"span '{number}/1' of trace") == 1
-    assert fixture.dropped_count == 0
+        assert caplog.text.count(f"Dropped span '{number}/1' of trace") == 1
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.05, 0.3, 0.7, 0.9]), st.integers(1, 12))
-def test_random_server_errors_drop_nothing(seed: int, share: float, traces: int) -> None:
+def test_random_server_errors_drop_spans_only_after_five(seed: int, share: float, traces: int) -> None:
     fixture, chance = Fixture(), random.Random(seed)
-    fixture.server.judge = lambda _: HttpResponse(500 if chance.random() < share else 200)
+    failures: Counter[str] = Counter()
+
+    def judge(names: list[str]) -> HttpResponse:
+        if chance.random() >= share:
+            return HttpResponse(200)
+        failures.update(names if len(names) == 1 else ())
+        return HttpResponse(500)
+
+    fixture.server.judge = judge
     batches = [
         encode_spans(*(f"{batch}.{trace}" for trace in range(traces)), children=1, base=1000 * batch)
         for batch in range(20)
@@ -473,9 +544,11 @@ def test_random_server_errors_drop_nothing(seed: int, share: float, traces: int)
     for batch in batches:
         fixture.send(batch, until=fixture.server.clock + 2)
     fixture.send(encode_spans("last", base=10**6))
-    assert fixture.dropped_count == 0
     assert fixture.pending == []
     assert set(fixture.server.stored.values()) == {1}
+    stored_count = sum(fixture.server.stored.values())
+    assert fixture.dropped_count == sum(map(len, batches)) + 1 - stored_count
+    assert fixture.dropped_count <= sum(count >= 5 for count in failures.values())
 
 
 # Size

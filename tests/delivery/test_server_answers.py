@@ -471,14 +471,7 @@ ROWS = [
         ambiguous=True,
         times=1,
     ),
-    row_retried(
-        "500 twice: searched for a culprit",
-        Answer(500),
-        "500",
-        ambiguous=True,
-        requests=4,
-        rest_paths=(VERSION, *[BATCH_GET] * 3),
-    ),
+    row_retried("500: nothing else is accepted", Answer(500), "500", ambiguous=True),
     row_retried(
         "502, page of a proxy", page(502, "502 Bad Gateway"), r"502: an HTML page \(502 Bad Gateway\)", ambiguous=True
     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
@@ -61,7 +61,7 @@ class RejectingServer:
 
 
 @pytest.mark.parametrize("traces", REJECTED_TRACES.values())
-@pytest.mark.parametrize("statuses", [(400, 400, 400), (422, 422, 422), (500, 500, 500), (400, 422, 500)])
+@pytest.mark.parametrize("statuses", [(400, 400, 400), (422, 422, 422), (400, 422, 400)])
 def test_export_with_rejected_spans_drops_only_these(
     statuses: tuple[int, ...],
     traces: tuple[int, ...],
@@ -85,11 +85,7 @@ def test_export_with_rejected_spans_drops_only_these(
     exporter.export(spans)
     begin = time.monotonic()
     exporter.force_flush(60_000)
-    assert time.monotonic() - begin < 60  # no flush waits for spans without a final result
-    # A 500 is not final: these spans stay queued while the process lives, and the log names them.
-    queued = {name for name, status in marked.items() if status == 500}
-    assert (exporter.stats().delivered, exporter.stats().dropped) == (597, 3 - len(queued))
-    assert set(find_lines("it is queued in memory")) == queued
+    assert time.monotonic() - begin < 60
     exporter.shutdown()
     stats = exporter.stats()
     assert sorted(rejecting.accepted) == sorted({span.name for span in spans} - set(marked))  # each once
@@ -98,8 +94,40 @@ def test_export_with_rejected_spans_drops_only_these(
     dropped = find_lines("Dropped span")
     assert set(dropped) == set(marked)
     for name, status in marked.items():
-        reason = "500: Internal Server Error" if status == 500 else f"{status}: a marked span is not accepted"
-        assert reason in dropped[name]
+        assert f"{status}: a marked span is not accepted" in dropped[name]
+
+
+@pytest.mark.parametrize("traces", REJECTED_TRACES.values())
+def test_export_with_spans_answered_500_drops_only_these(
+    traces: tuple[int, ...], scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def attributes(trace: int, span: int) -> Mapping[str, Any]:
+        return {"marked": 500} if trace in traces and span == 1 else {}
+
+    rejecting = RejectingServer(scripted_server)
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
+    spans = make_traces(200, children=2, attributes=attributes)
+    sender = threading.Thread(target=exporter.export, args=(spans,))
+    sender.start()
+    others: list[ReadableSpan] = []
+    deadline = time.monotonic() + 90
+    while exporter.stats().dropped < len(traces) and time.monotonic() < deadline:
+        others += make_spans(f"other {len(others)}")
+        exporter.export(others[-1:])
+        time.sleep(0.1)
+    sender.join()
+    assert exporter.force_flush(30_000)
+    exporter.shutdown()
+    stats = exporter.stats()
+    marked = {f"child {trace}.1" for trace in traces}
+    assert sorted(rejecting.accepted) == sorted({span.name for span in [*spans, *others]} - marked)  # each once
+    assert (stats.delivered, stats.dropped) == (600 + len(others) - len(marked), len(marked))
+    # Five requests for each marked span, and a few before the first of the others is accepted.
+    assert stats.requests - len(others) <= MAX_REQUESTS + 5 * len(marked) + 5
+    dropped = [record.getMessage() for record in caplog.records if "Dropped span" in record.getMessage()]
+    assert {line.partition("'")[2].partition("' of trace tr-")[0] for line in dropped} == marked
+    assert len(dropped) == len(marked)
+    assert all("500: Internal Server Error" in line for line in dropped)
 
 
 def test_server_that_answers_500_to_everything_gets_few_requests_and_all_spans(scripted_server: ScriptedServer) -> None:

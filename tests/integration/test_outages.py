@@ -584,8 +584,6 @@ class FailingCallback:
     def __call__(self) -> None:
         raise ZeroDivisionError
 
-    def mark_suspect(self, span_count: int, byte_count: int) -> None: ...
-
 
 def test_error_after_delivery_does_not_send_again(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     exporter = make_exporter(server)

@@ -20,7 +20,6 @@ OPENTELEMETRY = {
 # Test files that need neither MLflow nor an instrumentation.
 FILES = [
     "delivery/test_server_answers",
-    "delivery/test_failure_evidence",
     "processing/test_trace_buffer",
     "setup/test_configure",
     "transport/test_client",

@@ -16,7 +16,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
-from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
@@ -346,7 +345,7 @@ def test_worker_survives_exception_of_the_pipeline(
     assert pipeline is not None
     submit, errors = pipeline.submit, [error]
 
-    def submit_or_raise(spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
+    def submit_or_raise(spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
         if errors:
             raise errors.pop()
         submit(spans, track)
@@ -523,12 +522,15 @@ class SettlingPipeline(Pipeline):
             self, BufferSettings(60, 60, buffer_spans=1, buffer_bytes=10_000), has_start_events=True
         )
 
-    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
-        ticket: Any = track(len(spans), 1)
+    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
+        track(len(spans), 1)
+        in_flight = self.worker._in_flight
+        number = in_flight._last_number
 
         def settle() -> None:
             wait_until(lambda: self.worker._is_overflowing)
-            ticket._ticket()
+            with in_flight.changed:
+                in_flight.complete(number)
 
         threading.Thread(target=settle).start()
 
@@ -557,7 +559,7 @@ class AcceptingPipeline(SettlingPipeline):
     def __init__(self) -> None:
         self.worker = TraceWorker(self, BufferSettings(60, 60, 100, 100_000), has_start_events=False)
 
-    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
+    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
         track(len(spans), 1)()
 
 
@@ -576,7 +578,7 @@ class EncodingPipeline(AcceptingPipeline):
             accepted_count += self.worker.enqueue(span)
         return accepted_count
 
-    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
+    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
         if not self.is_encoding:
             self.is_encoding = True
             self.accepted_count = self.end(200)

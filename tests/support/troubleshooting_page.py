@@ -301,7 +301,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.SERVER_ERROR: Entry(
         (
             "500: ...",
-            "Export of span '...' of trace ... failing, it is queued ... and retried; other spans are unaffected: ...",
+            "Dropped span '...' of trace ...: 500: ...",
         ),
     ),
     MessageCode.SPAN_REJECTED: Entry(

@@ -210,7 +210,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "A proxy or a Collector limits the request rate.", "Raise the limit of the proxy or Collector, or wait."
     ),
     MessageCode.SERVER_ERROR: Hint(
-        "The server failed unexpectedly, usually on one span. That span is isolated, and only it is delayed.",
+        "The server failed unexpectedly, sometimes on one span. That span is isolated, and only it is dropped.",
         "Read the server's log.",
     ),
     MessageCode.SPAN_REJECTED: Hint(

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Protocol
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-
-
-class Ticket(Protocol):
-    """One tracked request. Calling it completes the request; further calls have no effect."""
-
-    def __call__(self) -> None: ...
-
-    def mark_suspect(self, span_count: int, byte_count: int) -> None:
-        """Record that only suspect spans remain. No flush waits for them, because they may be pending indefinitely."""
 
 
 class InFlightRequests:
@@ -28,26 +18,26 @@ class InFlightRequests:
         # The parent sends the requests that it has.
         self.changed = threading.Condition()
         self.span_count = self.byte_count = 0  # bytes before compression
-        self._requests: dict[int, _TrackedRequest] = {}
+        self._requests: dict[int, Ticket] = {}
         self._last_number = 0
 
     def track(self, span_count: int, byte_count: int) -> Ticket:
         with self.changed:
             self._last_number += 1
-            request = _TrackedRequest(self, self._last_number)
+            request = Ticket(self, self._last_number)
             self._requests[self._last_number] = request
             request.resize(span_count, byte_count)
             return request
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait for the requests that are tracked now, except suspects; return whether all of them are completed."""
+        """Wait for the requests that are tracked now, except ignored ones; return whether all of them are completed."""
         with self.changed:
             last_number = self._last_number
 
-            def requests() -> list[_TrackedRequest]:
+            def requests() -> list[Ticket]:
                 return [request for number, request in self._requests.items() if number <= last_number]
 
-            self.changed.wait_for(lambda: all(request.is_suspect for request in requests()), timeout_seconds)
+            self.changed.wait_for(lambda: all(request.is_ignored for request in requests()), timeout_seconds)
             return not requests()
 
     def complete(self, number: int) -> None:
@@ -58,11 +48,13 @@ class InFlightRequests:
             self.changed.notify_all()
 
 
-class _TrackedRequest:
+class Ticket:
+    """One tracked request. Calling it completes the request; further calls have no effect."""
+
     def __init__(self, in_flight: InFlightRequests, number: int) -> None:
         self._in_flight, self._number, self._changed = in_flight, number, in_flight.changed
         self._span_count = self._byte_count = 0
-        self.is_suspect = False
+        self.is_ignored = False
 
     def resize(self, span_count: int, byte_count: int) -> None:
         self._in_flight.span_count += span_count - self._span_count
@@ -75,9 +67,8 @@ class _TrackedRequest:
             if self._changed is self._in_flight.changed:
                 self._in_flight.complete(self._number)
 
-    def mark_suspect(self, span_count: int, byte_count: int) -> None:
+    def ignore_in_flush(self) -> None:
+        """Exclude the request from the wait of a flush, because it may be pending indefinitely."""
         with self._changed:
-            if self._changed is self._in_flight.changed:
-                self.resize(span_count, byte_count)
-                self.is_suspect = True
-                self._changed.notify_all()
+            self.is_ignored = True
+            self._changed.notify_all()

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
-
-if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.delivery.failure_evidence import FailureSuspect
 
 
 @dataclass(eq=False)
@@ -22,16 +18,14 @@ class Bisection:
     bisection costs about as many requests as the request can be halved.
 
     Attributes:
-        delivered_count: Requests of the destination that had been delivered when the bisection began.
         had_server_error: True if it began with a 500.
-        cancelled_count: Bisections just before, in which no request was delivered.
+        accepted_number: The last accepted request of the destination when the bisection began.
         deferred: Spans of the other halves.
         uncertain: True if the deferred spans may have arrived.
     """
 
-    delivered_count: int
     had_server_error: bool
-    cancelled_count: int = 0
+    accepted_number: int
     deferred: list[EncodedSpan] = field(default_factory=list)
     uncertain: bool = False
 
@@ -52,15 +46,13 @@ class RequestOrigin:
         span_count: int,
         on_settled: Callable[[], None] = lambda: None,
         on_postponed: Callable[[ExportOutcome], None] = lambda _: None,
-        on_suspected: Callable[[int, int], None] = lambda _spans, _bytes: None,
     ) -> None:
         self.remaining_count = span_count
         self.dropped_count = 0
         self.label = ""
         self.on_postponed = on_postponed
         self.on_counted: Callable[[int, int, ExportOutcome | None], None] = lambda _delivered, _dropped, _outcome: None
-        self._on_settled, self._on_suspected = on_settled, on_suspected
-        self._suspect_count = self._suspect_bytes = 0
+        self._on_settled = on_settled
 
     @property
     def is_on_disk(self) -> bool:
@@ -85,22 +77,6 @@ class RequestOrigin:
         self.remaining_count -= delivered_count + dropped_count
         if self.remaining_count <= 0:
             self._on_settled()
-        else:
-            self._report_suspects()
-
-    def add_suspect(self, byte_count: int) -> None:
-        self._suspect_count += 1
-        self._suspect_bytes += byte_count
-        self._report_suspects()
-
-    def remove_suspect(self, byte_count: int) -> None:
-        self._suspect_count -= 1
-        self._suspect_bytes -= byte_count
-
-    def _report_suspects(self) -> None:
-        # Suspects may be pending indefinitely: a flush does not wait for them.
-        if self._suspect_count and self._suspect_count >= self.remaining_count:
-            self._on_suspected(self._suspect_count, self._suspect_bytes)
 
 
 @dataclass(eq=False)
@@ -113,13 +89,11 @@ class ExportRequest:
         uncertain: True if the spans may have arrived.
         stored_ids: The spans that were stored when the server was last asked.
         bisection: The bisection that the request is a part of.
-        previous_bisection: The bisection that deferred these spans, if its bad span was isolated.
         has_bad_span: True if the bad span of the bisection must be among these spans.
         other_half: The half that has the bad span if this one is delivered.
         rejection_count: Number of rejections of a single span.
-        server_error_count: Number of 500 responses to this exact set of spans.
-        suspect: Evidence about a single span that is answered with 500.
-        reported_outcome: The last response to a suspect that was logged.
+        server_error_count: Number of 500 responses, counted once until the destination accepts another request.
+        accepted_number: The last accepted request of the destination when a 500 was counted.
         check_until: Until then, missing spans may still be on their way into the server's database.
         was_sent: True after the first attempt.
         delay_count: Number of delays.
@@ -134,13 +108,11 @@ class ExportRequest:
     uncertain: bool = False
     stored_ids: frozenset[tuple[int, int]] | None = None
     bisection: Bisection | None = None
-    previous_bisection: Bisection | None = None
     has_bad_span: bool = False
     other_half: ExportRequest | None = field(default=None, repr=False)
     rejection_count: int = 0
     server_error_count: int = 0
-    suspect: FailureSuspect | None = None
-    reported_outcome: ExportOutcome | None = None
+    accepted_number: int = 0
     check_until: float = 0.0
     was_sent: bool = False
     delay_count: int = 0
@@ -208,7 +180,13 @@ def merge_deferred(request: ExportRequest) -> list[ExportRequest]:
         return []
     return [
         ExportRequest(
-            request.destination, spans, request.origin, uncertain=bisection.uncertain, previous_bisection=bisection
+            request.destination,
+            spans,
+            request.origin,
+            uncertain=bisection.uncertain,
+            # If the bisection delivered nothing, the server may be the cause: the next one waits for a success.
+            server_error_count=int(bisection.had_server_error and len(spans) > 1),
+            accepted_number=bisection.accepted_number,
         )
     ]
 

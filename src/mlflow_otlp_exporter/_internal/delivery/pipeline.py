@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.backoff import MAX_SECONDS_IN_MEMORY
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
+from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
@@ -133,20 +133,19 @@ class Pipeline:
         if self.persistent_queue is not None and self.persistent_queue.journal is not None:
             self.persistent_queue.journal.set_trace_filter(patterns)
 
-    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Ticket]) -> None:
+    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
         """Encode spans and send them in the background.
 
         The spans are grouped by trace. The list is emptied while they are encoded: a span of the SDK takes many times
         the memory of its bytes. `track` is called with span count and bytes of each request; the ticket that it returns
-        is called when the request is settled, or when only spans remain that alone are answered with 500.
+        is called when the request is settled.
         """
         if self.is_closed:
             self.spool_or_drop(spans, "the exporter is shut down")
             return
         for batch in self.batcher.build_and_clear(spans):
             count, size = len(batch[1]), memory_bytes_of(batch[1])
-            ticket = track(count, size)
-            self._enqueue(batch, RequestOrigin(count, ticket, on_suspected=ticket.mark_suspect))
+            self._enqueue(batch, RequestOrigin(count, track(count, size)))
 
     def export(self, spans: Sequence[ReadableSpan]) -> bool:
         """Send spans and wait for their outcome, for at most the timeout; True if all were delivered or spooled.
@@ -182,11 +181,7 @@ class Pipeline:
             if outcome.cause is not FailureKind.SERVER:  # only a server that is down may recover within the timeout
                 done.set()
 
-        def on_suspected(span_count: int, byte_count: int) -> None:
-            ticket.mark_suspect(span_count, byte_count)
-            done.set()
-
-        origin = RequestOrigin(count, on_settled, on_postponed, on_suspected)
+        origin = RequestOrigin(count, on_settled, on_postponed)
         last_outcome = self.retry_sender.backoff.last_failure(destination)
         self._enqueue(batch, origin)
         if last_outcome is not None and last_outcome.cause is not FailureKind.SERVER:

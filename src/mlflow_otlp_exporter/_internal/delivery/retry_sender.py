@@ -6,6 +6,7 @@ bisected, so that only the bad span is dropped.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import time
@@ -13,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from mlflow_otlp_exporter._internal.common.backoff import BackoffState
+from mlflow_otlp_exporter._internal.common.backoff import BackoffState, compute_backoff
+from mlflow_otlp_exporter._internal.common.bounded_dict import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
@@ -25,7 +27,6 @@ from mlflow_otlp_exporter._internal.delivery.export_request import (
     next_half,
     split_spans,
 )
-from mlflow_otlp_exporter._internal.delivery.failure_evidence import CONFIRM_SECONDS, MIN_ATTEMPTS, SuspectRegistry
 from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient
 from mlflow_otlp_exporter._internal.encoding.sanitizer import describe_span, truncate_span
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
@@ -48,8 +49,12 @@ if TYPE_CHECKING:
 # Failures that a user has to correct: these destinations are retried more slowly.
 _USER_FAILURES = frozenset({FailureKind.CREDENTIALS, FailureKind.DESTINATION, FailureKind.SIZE})
 _TOKEN_POLL_SECONDS, _LOOKUP_SECONDS = 0.25, 1.0
-# Minimum delay of a suspect for each suspect of the destination.
-_SECONDS_PER_SUSPECT = 0.5
+# A rejection is confirmed by a second attempt after this delay: servers answer a transient 400 or 422, too (two batches
+# of one trace at once before 3.16, a database that crashes).
+_CONFIRM_SECONDS = 1.0
+# 500 responses, with other requests accepted in between, after which a request is bisected and a single span dropped.
+_ERRORS_BEFORE_BISECTION, _ERRORS_BEFORE_DROP = 2, 5
+_MAX_DESTINATIONS = 1000
 _MIN_REQUEST_BYTES = 16 * 1024
 _Result = SendResult[ExportRequest]
 
@@ -98,7 +103,8 @@ class RetrySender:
             clock, jitter, has_spool=persistent_queue is not None
         )
         self.failure_count = 0
-        self._suspects = SuspectRegistry(clock)
+        # The number of the last accepted request of each destination.
+        self._accepted_numbers, self._last_accepted = itertools.count(1), dict[str, int]()
         # Failing destinations for which spans of this run are queued, not only leftovers of other runs.
         self._live_destinations: set[Destination] = set()
         self.max_request_bytes: int | None = None
@@ -112,9 +118,9 @@ class RetrySender:
         if request.started_at < self._locked_until and not self.is_closing and not self._server.has_new_credential():
             return SendResult((request,), retry_after=_TOKEN_POLL_SECONDS)
         self._locked_until = 0.0
-        result = self._check_before_send(request)
-        if result is None and request.uncertain:
-            result = self._skip_stored_spans(request, timeout_seconds)
+        if request.has_bad_span and len(request.spans) > 1:
+            return self._bisect(request)
+        result = self._skip_stored_spans(request, timeout_seconds) if request.uncertain else None
         if result is None and self.uploader is not None:
             result = self._upload(self.uploader, request, timeout_seconds)
         if result is not None:
@@ -146,27 +152,12 @@ class RetrySender:
         request.spans = spans
         return SendResult((request,)) if any(span.attachments for span in spans) else None
 
-    def _check_before_send(self, request: ExportRequest) -> _Result | None:
-        if request.reported_outcome and request.suspect and self.is_closing:
-            evidence = self._suspects.evidence_at(request.destination)
-            if evidence.is_convincing(request.suspect, self.clock()):
-                return self._drop(request, request.reported_outcome)
-        if request.has_bad_span and len(request.spans) > 1:
-            return self._bisect(request)
-        if request.has_bad_span and not request.suspect and request.bisection and request.bisection.had_server_error:
-            return self._confirm_suspect(request, request.bisection)
-        return None
-
     def _on_success(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
-        self._suspects.record_success(request)
+        self._last_accepted.pop(request.destination.name, None)
+        evict_oldest(self._last_accepted, _MAX_DESTINATIONS)[request.destination.name] = next(self._accepted_numbers)
         self._record_recovery(request.destination)
         count = len(request.spans)
         rejected_count = min(outcome.rejected_count, count)
-        if request.reported_outcome:
-            span_label = describe_span(request.spans[0])
-            self._log_recovery(
-                _problem_key(request.reported_outcome, span_label), f"Export recovered: {span_label} was accepted"
-            )
         if rejected_count:
             message = f"Spans rejected{_origin_label(request)}: {self._explain(outcome)}"
             self._problem_log.report(f"rejected {request.destination.name}", message, rejected_count)
@@ -179,15 +170,11 @@ class RetrySender:
     def _record_recovery(self, destination: Destination) -> None:
         self.backoff.record_success(destination)
         self._live_destinations.discard(destination)
-        self._log_recovery(destination.name, "Export recovered")
-
-    def _log_recovery(self, key: str, message: str) -> None:
-        self._problem_log.resolve(key, add_code(MessageCode.RECOVERED, message))
+        self._problem_log.resolve(destination.name, add_code(MessageCode.RECOVERED, "Export recovered"))
 
     def _settle(
         self, request: ExportRequest, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None
     ) -> None:
-        self._remove_suspect(request)
         self._problem_log.stats.add(delivered=delivered_count, dropped=dropped_count)
         if delivered_count:
             self.on_delivered(request.destination, request.spans)
@@ -195,12 +182,6 @@ class RetrySender:
             self._persistent_queue.acknowledge(request.spans)
         request.spans = []  # an error from here on must not send them again
         request.origin.settle(delivered_count, dropped_count, outcome)
-
-    def _remove_suspect(self, request: ExportRequest) -> None:
-        if request.reported_outcome:
-            request.origin.remove_suspect(request.byte_count)
-            request.reported_outcome = None
-        self._suspects.remove(request)
 
     def _skip_stored_spans(self, request: ExportRequest, timeout_seconds: float) -> _Result | None:
         """Remove spans from a request that the server has stored; None when the rest may be sent.
@@ -231,6 +212,7 @@ class RetrySender:
         if stored:
             request.spans = stored
             self._settle(request, len(stored), 0)
+            request.server_error_count = 0
         request.spans = missing
         if missing:
             return None
@@ -238,13 +220,7 @@ class RetrySender:
         return SendResult(next_half(request))
 
     def _bisect(self, request: ExportRequest, *, had_server_error: bool = False) -> _Result:
-        bisection = request.bisection
-        if bisection is None:
-            delivered_count = self._suspects.evidence_at(request.destination).delivered_count
-            previous, cancelled_count = request.previous_bisection, 0
-            if previous is not None and previous.delivered_count == delivered_count:
-                cancelled_count = previous.cancelled_count + 1
-            bisection = Bisection(delivered_count, had_server_error, cancelled_count)
+        bisection = request.bisection or Bisection(had_server_error, request.accepted_number)
         return SendResult(bisect(request, bisection, self._jitter()))
 
     def _on_too_large(self, request: ExportRequest, outcome: ExportOutcome, body_bytes: int) -> _Result:
@@ -275,14 +251,14 @@ class RetrySender:
         if request.rejection_count > 1 or self.is_closing:
             self._drop(request, outcome)
             return SendResult(deferred)
-        request.not_before = self.clock() + CONFIRM_SECONDS
+        request.not_before = self.clock() + _CONFIRM_SECONDS
         return SendResult((*deferred, request), requeue_last=True)
 
     def _drop(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
         count = len(request.spans)
         spans_label = describe_span(request.spans[0]) if count == 1 else f"{count} spans"
         message = f"Dropped {spans_label}{_origin_label(request)}: {self._explain(outcome)}"
-        self._problem_log.report(_problem_key(outcome, spans_label), message, count)
+        self._problem_log.report(f"refused {outcome.status} {spans_label}", message, count)
         if self._persistent_queue is not None:
             self._persistent_queue.dead_letter(request.destination, request.spans, outcome.message)
         self._settle(request, 0, count, outcome)
@@ -331,7 +307,6 @@ class RetrySender:
                 request.destination, request.spans, attempted=request.was_sent, uncertain=request.uncertain
             ):
                 return False
-            self._remove_suspect(request)
             request.spans = []
             request.origin.settle(count, 0)
         return True
@@ -360,55 +335,30 @@ class RetrySender:
     def _on_server_error(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
         """Decide after a 500, which may come from a server in trouble or from a span that it cannot process.
 
-        A request that stays at 500 is bisected like a rejected one. If nothing is delivered during the bisection, not
-        even the deferred spans, the server is the cause, and the next bisection begins later.
+        Failures count only while the destination accepts other requests in between.
         """
-        evidence = self._suspects.evidence_at(request.destination)
-        request.server_error_count += 1
-        reference = request.bisection or request.previous_bisection or request.suspect
-        if reference is None and request.server_error_count == 1:
-            evidence.record_failure()
-        others_pass = reference is not None and evidence.delivered_count > reference.delivered_count
-        if len(request.spans) > 1:
-            attempt_limit = self._suspects.attempts_before_bisection(request, others_pass=others_pass)
-            if request.server_error_count < attempt_limit:
-                return SendResult((request,), retry_after=self._start_delay(request, outcome, FailureKind.SERVER))
-            delay = 0.0 if others_pass else self._start_delay(request, outcome, FailureKind.SERVER)
-            return replace(self._bisect(request, had_server_error=True), retry_after=delay)
-        delay = 0.0 if others_pass else self._start_delay(request, outcome, FailureKind.SERVER)
-        if reference is None and request.server_error_count < MIN_ATTEMPTS:
-            return SendResult((request,), retry_after=delay)
-        return self._retry_suspect(request, outcome, delay)
-
-    def _confirm_suspect(self, request: ExportRequest, bisection: Bisection) -> _Result:
-        """Retry the last span of a bisection, all others of which were delivered."""
-        self._suspects.add(request, bisection)
-        request.not_before = self.clock() + CONFIRM_SECONDS
-        return SendResult((*merge_deferred(request), request), requeue_last=True)
-
-    def _retry_suspect(self, request: ExportRequest, outcome: ExportOutcome, delay: float) -> _Result:
-        """Retry a single span that was answered with 500 after others, or drop it when it is proven to be the cause."""
-        evidence, now = self._suspects.evidence_at(request.destination), self.clock()
-        suspect = request.suspect or self._suspects.add(request, request.bisection)
-        evidence.record_suspect_failure(suspect, now)
+        accepted_number = self._last_accepted.get(request.destination.name, 0)
+        if not request.server_error_count or accepted_number > request.accepted_number:
+            request.server_error_count += 1
+            request.accepted_number = accepted_number
+        is_bisecting = request.bisection is not None and request.bisection.had_server_error
+        if len(request.spans) > 1 and (is_bisecting or request.server_error_count >= _ERRORS_BEFORE_BISECTION):
+            return self._bisect(request, had_server_error=True)
         deferred = merge_deferred(request)
-        is_convincing = evidence.is_convincing(suspect, now)
-        content_outcome = replace(outcome, cause=FailureKind.CONTENT)  # the fix is not on the server
-        if evidence.is_proven(suspect, now) or (self.is_closing and is_convincing):
-            self._drop(request, content_outcome)
+        if request.server_error_count >= _ERRORS_BEFORE_DROP:  # a single span: two or more are bisected before
+            self._drop(request, replace(outcome, cause=FailureKind.CONTENT))  # the fix is not on the server
             return SendResult(deferred)
-        if is_convincing and not request.reported_outcome:
-            span_label = describe_span(request.spans[0])
-            request.reported_outcome = content_outcome
-            message = (
-                f"Export of {span_label}{_origin_label(request)} failing, it is queued {self._where} and retried; "
-                f"other spans are unaffected: {self._explain(content_outcome)}"
-            )
-            self._problem_log.report_waiting(_problem_key(outcome, span_label), message, 1)
-            request.origin.add_suspect(request.byte_count)
-        suspect_count = self._suspects.count(request.destination)
-        request.not_before = now + max(evidence.pause_seconds(suspect, now), suspect_count * _SECONDS_PER_SUSPECT)
-        return SendResult((*deferred, request), retry_after=delay, requeue_last=True)
+        if request.delay_count > 1:
+            request.origin.yield_slot()
+        if request.server_error_count == 1:
+            delay = self._start_delay(request, outcome, FailureKind.SERVER)
+            return SendResult((*deferred, request), retry_after=delay, requeue_last=True)
+        if self.is_closing:
+            self.drop_on_shutdown(request)
+            return SendResult(deferred)
+        # Other requests were accepted: only this one waits.
+        request.not_before = self.clock() + compute_backoff(request.delay_count - 1, self._jitter())
+        return SendResult((*deferred, request), requeue_last=True)
 
     def drop_on_shutdown(self, request: ExportRequest) -> None:
         """Spool a request that cannot be sent before the end, or drop it without a spool."""
@@ -422,9 +372,6 @@ class RetrySender:
         count = len(request.spans)
         if not count:
             return
-        if request.reported_outcome:
-            self._drop(request, request.reported_outcome)
-            return
         last_outcome = self.backoff.last_failure(request.destination)
         message = "Spans dropped: not delivered before shutdown"
         if last_outcome is None:
@@ -433,10 +380,6 @@ class RetrySender:
             message = f"{message}: {self._explain(last_outcome)}"
         self._problem_log.report(f"abandoned {request.destination.name}", message, count)
         self._settle(request, 0, count)
-
-
-def _problem_key(outcome: ExportOutcome, spans_label: str) -> str:
-    return f"refused {outcome.status} {spans_label}"
 
 
 def _origin_label(request: ExportRequest) -> str:

@@ -49,7 +49,7 @@ class SpooledOrigin(RequestOrigin):
     def __init__(
         self, spool: SpoolStorage, entry: Entry, stored: StoredRequest, on_done: Callable[[Entry, bool], None]
     ) -> None:
-        super().__init__(len(stored.spans), self._remove, on_suspected=lambda _spans, _bytes: self.yield_slot())
+        super().__init__(len(stored.spans), self._remove)
         self.label = stored.origin_label
         self._spool, self._entry, self._state, self._on_done = spool, entry, stored.state, on_done
         self._may_have_arrived = stored.state.uncertain

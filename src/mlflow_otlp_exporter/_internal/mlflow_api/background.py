@@ -83,7 +83,7 @@ class BackgroundTasks:
         with self._lock:
             self._failures[task] = self._failures.get(task, 0) + 1
             if self._failures[task] >= _MAX_AWAITED_FAILURES and task.ticket is not None:
-                task.ticket.mark_suspect(1, 0)
+                task.ticket.ignore_in_flush()
 
     def _give_up(self, task: Task) -> None:
         task.give_up()

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
+from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
@@ -34,21 +34,6 @@ _TYPICAL_SPAN_BYTES = 8000
 
 def _ignore_start(_trace_id: int) -> None:
     """Replace `enqueue_start` after the end."""
-
-
-class _CapacityTicket:
-    """Updates the worker's capacity after each change of a request's count."""
-
-    def __init__(self, ticket: Ticket, update_capacity: Callable[[], None]) -> None:
-        self._ticket, self._update_capacity = ticket, update_capacity
-
-    def __call__(self) -> None:
-        self._ticket()
-        self._update_capacity()
-
-    def mark_suspect(self, span_count: int, byte_count: int) -> None:
-        self._ticket.mark_suspect(span_count, byte_count)
-        self._update_capacity()
 
 
 class TraceWorker:
@@ -234,11 +219,16 @@ class TraceWorker:
             self._pipeline.record_dropped(1, f"a span could not be buffered ({type(error).__name__})")
 
     def _submit(self, spans: list[ReadableSpan]) -> None:
-        def track(span_count: int, byte_count: int) -> Ticket:
+        def track(span_count: int, byte_count: int) -> Callable[[], None]:
             ticket = self._in_flight.track(span_count, byte_count)
             self._submitting_spans -= span_count
             self._submitting_bytes = max(0, self._submitting_bytes - byte_count)
-            return _CapacityTicket(ticket, self._update_capacity)
+
+            def complete() -> None:
+                ticket()
+                self._update_capacity()
+
+            return complete
 
         dropped_before = self._pipeline.dropped_count
         try:
