@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_otlp_exporter import MLflowSpanExporter, __version__
 from mlflow_otlp_exporter._internal.cli import main as main_module
-from mlflow_otlp_exporter._internal.common.file_lock import FileLock
+from mlflow_otlp_exporter._internal.common.files import FileLock
 from support.scripted_server import ACCEPTED, Answer, ScriptedServer
 from support.spans import make_spans
 

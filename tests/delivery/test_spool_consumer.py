@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.common.file_lock import FileLock
+from mlflow_otlp_exporter._internal.common.files import FileLock
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings

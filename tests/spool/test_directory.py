@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_otlp_exporter._internal.common.files import create_private_directory
 from mlflow_otlp_exporter._internal.spool.directory import (
     candidate_roots,
-    create_private_directory,
     create_spool_directory,
     find_spool_directory,
     folder_name,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.common.file_lock import FileLock
+from mlflow_otlp_exporter._internal.common.files import FileLock
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline

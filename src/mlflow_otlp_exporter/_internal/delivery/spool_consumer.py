@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.file_lock import FileLock
+from mlflow_otlp_exporter._internal.common.files import FileLock
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation

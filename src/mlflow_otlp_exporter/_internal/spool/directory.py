@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -12,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mlflow_otlp_exporter._internal.common.files import create_private_directory
+
 _APPLICATION = "mlflow-otlp-exporter"
-_PRIVATE_MODE = 0o700
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
 
 
@@ -71,28 +71,3 @@ def folder_name(url: str, identity: str, namespace: str | None = None) -> str:
     target = f"{url}\n{identity}" + (f"\n{namespace}" if namespace else "")
     digest = hashlib.sha256(target.encode()).hexdigest()
     return f"{host}-{digest[:16]}"
-
-
-def create_private_directory(folder: Path) -> None:
-    """Create a directory that only its owner can use, with its parents; raises OSError if another user owns it."""
-    _create_directories(folder.parent)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(_PRIVATE_MODE)
-    status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(f"{folder} is not a directory")
-    if hasattr(os, "getuid"):
-        if status.st_uid != os.getuid():
-            # In a directory that all users may write to, another user may have created it to read the spans.
-            raise PermissionError(f"{folder} belongs to another user")
-        if stat.S_IMODE(status.st_mode) != _PRIVATE_MODE:
-            folder.chmod(_PRIVATE_MODE)
-
-
-def _create_directories(folder: Path) -> None:
-    # Not mkdir(parents=True), which gives parents the mode of the umask.
-    if folder.is_dir():
-        return
-    _create_directories(folder.parent)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(_PRIVATE_MODE)

@@ -19,7 +19,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.file_lock import remove_if_locked, try_lock
+from mlflow_otlp_exporter._internal.common.files import remove_if_locked, try_lock
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.spool.journal_format import (

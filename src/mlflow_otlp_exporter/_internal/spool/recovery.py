@@ -11,7 +11,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.file_lock import remove_if_locked, try_lock
+from mlflow_otlp_exporter._internal.common.files import remove_if_locked, try_lock
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route
 from mlflow_otlp_exporter._internal.spool.journal import SUFFIX
 from mlflow_otlp_exporter._internal.spool.journal_format import (
