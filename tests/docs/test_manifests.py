@@ -7,7 +7,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from mlflow_otlp_exporter._internal.cli.collector import read_config
+from mlflow_otlp_exporter._internal.cli.main import read_collector_config
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
@@ -69,8 +69,8 @@ def test_agent_manifest_variables_resolve_to_settings(tmp_path: Path) -> None:
 
 
 def test_collector_manifests_references_match() -> None:
-    # Kubernetes' schemas lack the Collector resource, so tests/cli/test_collector.py checks it.
-    resource = yaml.safe_load(read_config("operator"))
+    # Kubernetes' schemas lack the Collector resource, so tests/cli/test_collector_configs.py checks it.
+    resource = yaml.safe_load(read_collector_config("operator"))
     account = find_document("ServiceAccount", "collector-rbac.yaml")
     role, binding = (
         find_document("ClusterRole", "collector-rbac.yaml"),

@@ -16,9 +16,13 @@ from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.model.attachment import Attachment, create_attachment
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, memory_bytes_of
+from mlflow_otlp_exporter._internal.model.encoded_span import (
+    Attachment,
+    EncodedSpan,
+    create_attachment,
+    memory_bytes_of,
+)
 from mlflow_otlp_exporter._internal.model.span_data import EventData
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor, inline_attachments
 from mlflow_otlp_exporter._internal.spool import file_format as file_format_module

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import yaml
 
-from mlflow_otlp_exporter._internal.cli.collector import read_config
+from mlflow_otlp_exporter._internal.cli.main import read_collector_config
 from support.environments import environment, read_lock
 from support.nginx import _free_ports
 
@@ -75,7 +75,7 @@ class Collector:
             variables: The environment variables that the configuration refers to.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        exporter = yaml.safe_load(expand_variables(read_config("fixed-no-auth"), variables))["exporters"]
+        exporter = yaml.safe_load(expand_variables(read_collector_config("fixed-no-auth"), variables))["exporters"]
         exporter = exporter["otlphttp/mlflow"]
         web, grpc = _free_ports(2)
         (program,) = collector_python().parents[1].glob("lib/python*/site-packages/rotel/rotel-agent")
@@ -101,7 +101,7 @@ class Collector:
         program = otelcol()
         assert program is not None
         web, grpc, health = _free_ports(3)
-        text = read_config(name)
+        text = read_collector_config(name)
         for old, new in (
             ("0.0.0.0:4318", f"127.0.0.1:{web}"),
             ("0.0.0.0:4317", f"127.0.0.1:{grpc}"),

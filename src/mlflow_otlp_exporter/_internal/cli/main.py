@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.resources
 import json
 import os
 import sys
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_otlp_exporter._internal.cli import spool
-from mlflow_otlp_exporter._internal.cli.collector import add_collector_command, read_config
 from mlflow_otlp_exporter._internal.cli.run import run
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
@@ -25,6 +25,15 @@ _SETTINGS_NOTE = (
     "MLflowSpanExporter() has create_experiment, spool and compact off, too."
 )
 _TARGET_SETTINGS = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id")
+
+# Files in `collector_configs/`. The Collector fills in `${env:NAME}`, so a printed configuration holds no secret.
+COLLECTOR_CONFIGS = {
+    "fixed": "one destination, with a bearer token",
+    "fixed-basic-auth": "one destination, with user and password",
+    "fixed-no-auth": "one destination, without a credential",
+    "per-tenant": "each request names its workspace and experiment in its headers",
+    "operator": "the same as per-tenant, as a resource of the OpenTelemetry Operator",
+}
 
 
 def _print_settings() -> int:
@@ -78,9 +87,31 @@ def _send(options: argparse.Namespace) -> int:
     return status
 
 
+def read_collector_config(name: str) -> str:
+    """The text of a configuration, for `otelcol-contrib --config FILE`, or for `kubectl apply` (`operator`)."""
+    folder = importlib.resources.files("mlflow_otlp_exporter._internal.cli").joinpath("collector_configs")
+    return folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
     for name in _TARGET_SETTINGS:
         parser.add_argument(f"--{name.replace('_', '-')}", help="overrides the environment")
+
+
+def _add_collector_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "collector-config",
+        help="print a configuration for an OpenTelemetry Collector in front of MLflow",
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    command.add_argument(
+        "name",
+        nargs="?",
+        choices=COLLECTOR_CONFIGS,
+        default="fixed",
+        metavar="name",
+        help="\n".join(f"{name}: {summary}" for name, summary in COLLECTOR_CONFIGS.items()) + "\n(default: fixed)",
+    )
 
 
 def _create_parser() -> argparse.ArgumentParser:
@@ -99,7 +130,7 @@ def _create_parser() -> argparse.ArgumentParser:
     run_parser = commands.add_parser("run", help="run a command such as `python app.py`, and send its traces to MLflow")
     run_parser.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
     spool.add_command(commands)
-    add_collector_command(commands)
+    _add_collector_command(commands)
     return parser
 
 
@@ -149,7 +180,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
             case "doctor":
                 return _run_doctor(options)
             case "collector-config":
-                print(read_config(options.name), end="")
+                print(read_collector_config(options.name), end="")
                 return 0
             case "spool":
                 return spool.run_action(options)

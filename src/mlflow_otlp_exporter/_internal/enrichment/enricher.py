@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import StatusCode
 
-from mlflow_otlp_exporter._internal.common.bounded_dict import evict_oldest
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.enrichment.deduplicate import drop_duplicate_attributes
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model

@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
 from mlflow_otlp_exporter._internal.mlflow_api.background import Task
-from mlflow_otlp_exporter._internal.mlflow_api.rest_request import request_json
+from mlflow_otlp_exporter._internal.mlflow_api.server import request_json
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.messages import Transport
 

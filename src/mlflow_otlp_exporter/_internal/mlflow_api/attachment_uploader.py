@@ -14,16 +14,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from urllib.parse import quote, urlencode, urlsplit
 
-from mlflow_otlp_exporter._internal.common.bounded_dict import evict_oldest
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.mlflow_api.rest_request import request_json
-from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
-from mlflow_otlp_exporter._internal.model.attachment import Attachment
+from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version, request_json
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import inline_attachments
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport

@@ -1,4 +1,6 @@
-"""Version and stored spans of an MLflow server, read before spans that may have arrived are sent again.
+"""Requests to an MLflow server: one with JSON, its version, and the spans that it has stored.
+
+Version and stored spans are read before spans that may have arrived are sent again.
 
 MLflow upserts spans by trace and span id, but before 3.17 it adds the tokens and the cost of a span again each time the
 span arrives (measured on 3.6.0 to 3.13.0), and before 3.12 it stores a part of a request that it rejects.
@@ -11,13 +13,14 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.model.destination import WORKSPACE_HEADER
+from mlflow_otlp_exporter._internal.model.destination import WORKSPACE_HEADER, Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
@@ -33,6 +36,8 @@ MAX_WRITE_SECONDS = 25.0
 _VERSION_RETRY_SECONDS, _MAX_VERSION_RETRY_SECONDS = 60.0, 600.0
 # The response holds whole traces, with their prompts.
 _MAX_STORED_SPANS_BYTES = 256 * 1024 * 1024
+# Twenty traces with previews and tags.
+_MAX_JSON_BYTES = 4 * 1024 * 1024
 # In one URL: 35 characters and the parameter's name each, below the 8 kB that proxies accept.
 _TRACES_PER_REQUEST = 100
 _VERSION_PATTERN = re.compile(r"\d+(\.\d+)+")
@@ -47,6 +52,46 @@ _UNUSABLE_RESPONSE = ExportOutcome(
 _INCOMPLETE_RESPONSE = ExportOutcome(
     Disposition.RETRYABLE, FailureKind.SERVER, "the server's answer was cut off", code=MessageCode.CONNECTION_CLOSED
 )
+
+
+class RestResult(NamedTuple):
+    """Outcome of a request, and the JSON object of the response; empty if there is none."""
+
+    outcome: ExportOutcome
+    content: Mapping[str, Any]
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the server did what it was asked for."""
+        return self.outcome.disposition is Disposition.SUCCESS
+
+
+def request_json(
+    api: Transport,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None,
+    *,
+    workspace: str | None,
+    timeout_seconds: float,
+) -> RestResult:
+    """Send a JSON body, if there is one, to a path from `/api` on; `workspace=None` is the server's default."""
+    request = HttpRequest(
+        method,
+        path,
+        headers={"content-type": "application/json", **Destination(workspace=workspace).headers(None)},
+        body=b"" if body is None else json.dumps(body).encode(),
+        timeout_seconds=timeout_seconds,
+        max_response_bytes=_MAX_JSON_BYTES,
+    )
+    response = api.send(request)
+    if not isinstance(response, HttpResponse):
+        return RestResult(classify_error(response), {})
+    try:
+        content = json.loads(response.body) if response.is_complete else None
+    except (ValueError, RecursionError):
+        content = None
+    return RestResult(classify_response(response), content if isinstance(content, dict) else {})
 
 
 class ServerUnavailableError(Exception):

@@ -19,8 +19,13 @@ from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.background import Task
-from mlflow_otlp_exporter._internal.mlflow_api.rest_request import RestResult, request_json
-from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
+from mlflow_otlp_exporter._internal.mlflow_api.server import (
+    RestResult,
+    ServerInfo,
+    ServerUnavailableError,
+    Version,
+    request_json,
+)
 from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import (
     READS_METADATA_SINCE,
     TraceMetadata,

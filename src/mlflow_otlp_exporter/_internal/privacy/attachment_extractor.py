@@ -19,8 +19,7 @@ from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.enrichment.media import read_media
 from mlflow_otlp_exporter._internal.enrichment.values import select_text
-from mlflow_otlp_exporter._internal.model.attachment import Attachment, create_attachment
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, frame_span
+from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan, create_attachment, frame_span
 from mlflow_otlp_exporter._internal.model.span_data import replace_event
 from mlflow_otlp_exporter._internal.privacy.inline_data import (
     IMAGE_URL,

@@ -6,24 +6,21 @@ Stricter than OpenInference in one point: hidden messages are hidden in `input.v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.sdk.trace import Event
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
+from mlflow_otlp_exporter._internal.enrichment.media import read_media
+from mlflow_otlp_exporter._internal.enrichment.messages import normalize_role
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 from mlflow_otlp_exporter._internal.model.span_data import replace_event
-from mlflow_otlp_exporter._internal.privacy.content_detectors import (
-    has_images,
-    has_input_messages,
-    has_messages,
-    has_parameters,
-    has_request_fields,
-    has_tools,
-)
 from mlflow_otlp_exporter._internal.privacy.content_kinds import Content, classify_attribute, classify_event
+from mlflow_otlp_exporter._internal.privacy.inline_data import read_part_type
+from mlflow_otlp_exporter._internal.privacy.json_walk import DuplicateKeysDict, parse_json
 from mlflow_otlp_exporter._internal.privacy.structural_keys import is_structural_field
 
 _INPUT = {Content.INPUT, Content.INPUT_MESSAGES, Content.INPUT_IMAGES, Content.EMBEDDED_TEXT}
@@ -71,6 +68,28 @@ _NON_TEXT_SUFFIXES = (
 _REPLACED_PREFIXES = ("llm.prompts.", "llm.choices.", "embedding.embeddings.")
 _REPLACED_SUFFIXES = ("input.value", "output.value", "mlflow.spanInputs", "mlflow.spanOutputs", ".document.content")
 
+# What a value of unknown content holds: in JSON, JSON inside of JSON, reprs, truncated JSON.
+_TOOL_FIELDS = frozenset(
+    {"tools", "functions", "tool_choice", "toolChoice", "toolConfig", "tool_config", "function_declarations"}
+    | {"functionDeclarations", "function_tools", "output_tools", "builtin_tools", "native_tools", "available_tools"}
+)
+_TOOL_NAMES = "|".join(sorted(_TOOL_FIELDS))
+_TOOL_FIELD_IN_TEXT = re.compile(rf"""["'](?:{_TOOL_NAMES})["']\s*:|\b(?:{_TOOL_NAMES})=""")
+_REQUEST_FIELDS = frozenset(
+    {"messages", "contents", "input", "inputs", "prompt", "prompts", "query", "system", "instructions"}
+    | {"system_instruction", "systemInstruction", "instruction_parts", "chat_history", "documents", "prefill"}
+)
+_NON_PARAMETER_FIELDS = (
+    (_REQUEST_FIELDS - {"instruction_parts", "prefill"})
+    | {"model", "model_name", "modelId", "tools", "functions", "toolConfig", "function_tools", "output_tools"}
+)  # fmt: skip
+_MESSAGE_TYPES = ("human", "ai", "HumanMessage", "AIMessage", "AIMessageChunk", "SystemMessage", "ToolMessage")
+# A message in the repr of an object, or in truncated JSON.
+_MESSAGE = re.compile(r"""["']?_?role["']?\s*[=:]|Message(?:Chunk)?\(|["']parts["']\s*:|\bcontents?=""")
+_IMAGE_URL, _BRACE = re.compile("data:image/"), re.compile("{")
+# Deeper values hold messages, and are hidden without a look.
+_MAX_DEPTH = 30
+
 
 class HideRules:
     """Hides content on one span; `variables` are the variables without `OPENINFERENCE_HIDE_`, in lower case."""
@@ -92,12 +111,12 @@ class HideRules:
         is_input = content in (Content.INPUT, Content.INPUT_MESSAGES, Content.TRANSCRIPT, Content.PARAMETERS)
         has_input = not names.isdisjoint({"inputs", "input_messages", "input_text"})
         return (
-            (not names.isdisjoint(_MESSAGES.get(content, ())) and (self._is_model_call or has_messages(value)))
-            or (has_input and content in (Content.OUTPUT, Content.OUTPUT_MESSAGES) and has_input_messages(value))
-            or (has_input and content is Content.PARAMETERS and has_request_fields(value))
-            or (is_input and "input_images" in names and has_images(value))
-            or (is_input and not names.isdisjoint({"inputs", "llm_tools"}) and has_tools(value))
-            or ("llm_invocation_parameters" in names and self._is_model_call and is_input and has_parameters(value))
+            (not names.isdisjoint(_MESSAGES.get(content, ())) and (self._is_model_call or _has_messages(value)))
+            or (has_input and content in (Content.OUTPUT, Content.OUTPUT_MESSAGES) and _has_input_messages(value))
+            or (has_input and content is Content.PARAMETERS and _has_request_fields(value))
+            or (is_input and "input_images" in names and _has_images(value))
+            or (is_input and not names.isdisjoint({"inputs", "llm_tools"}) and _has_tools(value))
+            or ("llm_invocation_parameters" in names and self._is_model_call and is_input and _has_parameters(value))
         )
 
     def _redact_field(self, key: str, value: Any, content: Content) -> Any:
@@ -182,3 +201,65 @@ def _hide_flattened_images(attributes: dict[str, Any]) -> None:
             attributes.pop(key, None)
             attributes[part + ".message_content.type"] = "text"
             attributes[part + ".message_content.text"] = REDACTED
+
+
+def _holds(value: Any, is_match: Callable[[Mapping[str, Any]], bool], pattern: re.Pattern[str], depth: int = 0) -> bool:
+    """Whether an object in a value, or a text that is not JSON, matches; true in case of doubt."""
+    if isinstance(value, str):
+        parsed = parse_json(value)
+        return pattern.search(value) is not None if parsed is None else _holds(parsed, is_match, pattern, depth + 1)
+    if not isinstance(value, (Mapping, list, tuple)):
+        return False
+    if depth > _MAX_DEPTH or isinstance(value, DuplicateKeysDict) or (isinstance(value, Mapping) and is_match(value)):
+        return True
+    items = value.values() if isinstance(value, Mapping) else value
+    return any(_holds(item, is_match, pattern, depth + 1) for item in items)
+
+
+def _has_messages(value: Any) -> bool:
+    return _holds(value, _is_message, _MESSAGE)
+
+
+def _is_message(value: Mapping[str, Any]) -> bool:
+    return isinstance(value.get("role") or value.get("_role"), str) or value.get("type") in _MESSAGE_TYPES
+
+
+def _has_input_messages(value: Any) -> bool:
+    """Whether an output holds messages that no model wrote: agents return their whole state."""
+    return _holds(value, _is_input_message, _MESSAGE)
+
+
+def _is_input_message(value: Mapping[str, Any]) -> bool:
+    if "raw" in value and "description" in value:  # CrewAI's result of a task repeats the task
+        return True
+    role = value.get("role") or value.get("_role") or value.get("type")
+    if role == "constructor" and isinstance(path := value.get("id"), (list, tuple)) and path:
+        role = path[-1]
+    has_content = any(name in value for name in ("content", "parts", "data", "kwargs", "_content", "blocks"))
+    return has_content and isinstance(role, str) and normalize_role(role, "assistant") != "assistant"
+
+
+def _has_images(value: Any) -> bool:
+    return _holds(value, _is_image, _IMAGE_URL)
+
+
+def _is_image(value: Mapping[str, Any]) -> bool:
+    part = read_media(value, read_part_type(value))
+    return part is not None and part.kind == "image"
+
+
+def _has_tools(value: Any) -> bool:
+    return _holds(value, lambda fields: not _TOOL_FIELDS.isdisjoint(fields), _TOOL_FIELD_IN_TEXT)
+
+
+def _has_request_fields(value: Any) -> bool:
+    """Whether the parameters of a call hold its messages."""
+    return _holds(value, lambda fields: not _REQUEST_FIELDS.isdisjoint(fields), _BRACE)
+
+
+def _has_parameters(value: Any) -> bool:
+    """Whether a request holds parameters such as temperature."""
+    request = parse_json(value) if isinstance(value, str) else value
+    if request is None:
+        return isinstance(value, str) and value.lstrip()[:1] == "{"  # truncated
+    return isinstance(request, Mapping) and not _NON_PARAMETER_FIELDS.issuperset(request)

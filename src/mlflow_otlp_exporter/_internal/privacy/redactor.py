@@ -14,7 +14,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
-from mlflow_otlp_exporter._internal.common.bounded_dict import evict_oldest
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import PrivacySettings
@@ -23,7 +23,7 @@ from mlflow_otlp_exporter._internal.privacy.inline_data import InlineDataReplace
 from mlflow_otlp_exporter._internal.privacy.mask import Mask, make_mask
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.model.attachment import Attachment
+    from mlflow_otlp_exporter._internal.model.encoded_span import Attachment
 
 _SCALARS = (int, float, bool)
 _MAX_CACHED_RESOURCES = 256

@@ -9,8 +9,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
-from mlflow_otlp_exporter._internal.model.attachment import Attachment
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan
 
 
 def encode_attachments(spans: Iterable[EncodedSpan]) -> bytes:

@@ -34,17 +34,11 @@ from mlflow_otlp_exporter._internal.common.attribute_names import (
     USER_ID,
     WORKSPACE,
 )
-from mlflow_otlp_exporter._internal.common.bounded_json import bounded_json
+from mlflow_otlp_exporter._internal.common.bounded import bounded_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.model.destination import Route, read_route
 from mlflow_otlp_exporter._internal.tracing import routing
-from mlflow_otlp_exporter._internal.tracing.context_arguments import (
-    parse_metadata,
-    parse_prompts,
-    parse_tags,
-    parse_text,
-)
 from mlflow_otlp_exporter._internal.tracing.generators import (
     GeneratorContext,
     entered_contexts,
@@ -77,6 +71,7 @@ _SPAN_ATTRIBUTES = (
     PROMPT_TEMPLATE_VERSION,
     PROMPT_TEMPLATE_VARIABLES,
 )
+_MAX_TAG_NAME_LENGTH = 250  # MLflow silently drops tags with longer names
 _SPAN_ATTRIBUTE_SET = frozenset(_SPAN_ATTRIBUTES)
 _KEY = create_key("mlflow-otlp-trace")
 
@@ -150,13 +145,13 @@ class trace_context:  # noqa: N801 - used like a function
     ) -> None:
         global _is_used  # noqa: PLW0603 - once for the process
         _is_used = True
-        self._session, self._user = parse_text(session), parse_text(user)
-        self._names, self._tags = parse_tags(tags)
-        self._metadata = parse_metadata(metadata)
+        self._session, self._user = _parse_text(session), _parse_text(user)
+        self._names, self._tags = _parse_tags(tags)
+        self._metadata = _parse_metadata(metadata)
         self._route = Route(
-            parse_text(workspace), parse_text(experiment), parse_text(experiment_id), parse_text(run_id)
+            _parse_text(workspace), _parse_text(experiment), _parse_text(experiment_id), _parse_text(run_id)
         )
-        self._prompts = parse_prompts(prompt)
+        self._prompts = _parse_prompts(prompt)
         self._baggage = (baggage,) if isinstance(baggage, str) else tuple(baggage)
         unknown = sorted(set(self._baggage) - BAGGAGE_KEYS.keys())
         if unknown:
@@ -347,7 +342,7 @@ def _read_baggage(context: Context, received: Iterable[str]) -> dict[str, str]:
     if not entries:
         return {}
     names = (BAGGAGE_KEYS[name] for name in received)
-    return {name: text for name in names if (text := parse_text(entries.get(name)))}
+    return {name: text for name in names if (text := _parse_text(entries.get(name)))}
 
 
 def _as_list(value: Any) -> tuple[str, ...]:
@@ -360,3 +355,75 @@ def _parse_object(value: Any) -> dict[str, Any]:
     except ValueError:
         return {}
     return parsed if isinstance(parsed, dict) else {}
+
+
+def _parse_text(value: Any) -> str | None:
+    """Return the stripped text; None if it is empty."""
+    text = "" if value is None else str(value).strip()
+    return text or None
+
+
+def _parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return tags without values and tags with values."""
+    if tags is None:
+        return (), {}
+    if not isinstance(tags, Iterable):
+        logger.warning(
+            "trace_context(tags=) is a %s and is ignored: expected a mapping or names [%s]",
+            type(tags).__name__,
+            MessageCode.INVALID_TRACE_CONTEXT,
+        )
+        return (), {}
+    names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
+    invalid = [name for name in names if not name or name.startswith("mlflow.") or len(name) > _MAX_TAG_NAME_LENGTH]
+    if invalid:
+        logger.warning(
+            "trace_context(tags=) ignores tags %s: MLflow reserves names that begin with `mlflow.` "
+            "and accepts at most %d characters [%s]",
+            ", ".join(repr(name[:60]) for name in invalid),
+            _MAX_TAG_NAME_LENGTH,
+            MessageCode.INVALID_TRACE_CONTEXT,
+        )
+    valid = [name for name in names if name not in invalid]
+    if isinstance(tags, Mapping):
+        return (), {name: _tag_value(tags[names[name]]) for name in valid}
+    return tuple(valid), {}
+
+
+def _parse_metadata(metadata: Any) -> dict[str, Any]:
+    if metadata is None or isinstance(metadata, Mapping):
+        return dict(metadata or {})
+    logger.warning(
+        "trace_context(metadata=) is a %s and is ignored: expected a mapping [%s]",
+        type(metadata).__name__,
+        MessageCode.INVALID_TRACE_CONTEXT,
+    )
+    return {}
+
+
+def _tag_value(value: Any) -> str:
+    return value if isinstance(value, str) else bounded_json(value).strip('"')
+
+
+def _parse_prompts(prompt: Any) -> tuple[tuple[str, str], ...]:
+    """Return names and versions; the accepted forms are documented at `trace_context`."""
+    if prompt is None:
+        return ()
+    if isinstance(prompt, str):
+        name, _, version = prompt.removeprefix("prompts:/").rpartition("/")
+        if name and version:
+            return ((name, version),)
+    elif hasattr(prompt, "name") and hasattr(prompt, "version"):
+        return ((str(prompt.name), str(prompt.version)),)
+    elif isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[1], str | int):  # name and version
+        if not (isinstance(prompt[1], str) and "/" in prompt[1]):
+            return ((str(prompt[0]), str(prompt[1])),)
+        return (*_parse_prompts(prompt[0]), *_parse_prompts(prompt[1]))
+    elif isinstance(prompt, Iterable):
+        return tuple(pair for item in prompt for pair in _parse_prompts(item))
+    logger.warning(
+        "trace_context(prompt=) ignores a %s: expected 'name/version' [%s]",
+        type(prompt).__name__,
+        MessageCode.INVALID_TRACE_CONTEXT,
+    )
+    return ()

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
-from mlflow_otlp_exporter._internal.common.bounded_dict import evict_oldest
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route, read_route
 
 # Bounds: spans that never end must not accumulate.

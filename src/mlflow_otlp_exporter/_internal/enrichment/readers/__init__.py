@@ -6,17 +6,15 @@ To add a convention, add a module with a function `read(span)` here, and a line 
 from __future__ import annotations
 
 from mlflow_otlp_exporter._internal.enrichment.readers import (
-    crewai,
     genai,
     genai_events,
-    genai_legacy,
     google_adk,
     logfire,
     mcp,
     mlflow,
     openinference,
+    openllmetry,
     pydantic_ai,
-    traceloop,
     vercel,
 )
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader
@@ -33,18 +31,18 @@ _PYDANTIC_AI = frozenset(
 READERS = (
     Reader("MLflow", frozenset({"mlflow"}), mlflow.read),
     # Before OpenInference, whose output.value is the whole state of the crew.
-    Reader("CrewAI", frozenset({"crew_tasks", "task_id"}), crewai.read),
+    Reader("CrewAI", frozenset({"crew_tasks", "task_id"}), openinference.read_crewai),
     # Before GenAI's attributes, which mark the span as a tool.
     Reader("Google ADK, merged tools", frozenset({"gcp"}), google_adk.read_merged),
     Reader("OpenInference", _OPENINFERENCE, openinference.read),
     Reader("OpenTelemetry GenAI", frozenset({"gen_ai", "operation", "enduser"}), genai.read),
     Reader("OpenTelemetry GenAI, operation details", frozenset({"gen_ai"}), genai.read_details),
     Reader("OpenTelemetry GenAI, message events", frozenset({"gen_ai"}), genai_events.read),
-    Reader("OpenTelemetry GenAI, flattened prompts", frozenset({"gen_ai"}), genai_legacy.read),
+    Reader("OpenTelemetry GenAI, flattened prompts", frozenset({"gen_ai"}), openllmetry.read_flattened),
     Reader("Vercel AI SDK", frozenset({"ai"}), vercel.read),
     Reader("pydantic-ai", _PYDANTIC_AI, pydantic_ai.read),
     Reader("Google ADK", frozenset({"gcp"}), google_adk.read),
     Reader("logfire", frozenset({"logfire", "request_data", "response_data"}), logfire.read),
-    Reader("OpenLLMetry", frozenset({"traceloop"}), traceloop.read),
+    Reader("OpenLLMetry", frozenset({"traceloop"}), openllmetry.read),
     Reader("Model Context Protocol", frozenset({"mcp"}), mcp.read),
 )

@@ -26,6 +26,7 @@ from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     parse_float,
     parse_int,
+    parse_objects,
     parse_structured,
     parse_text,
     parse_texts,
@@ -99,6 +100,23 @@ def read(span: SpanView) -> NormalizedSpan | None:
         agent_name=parse_text(attributes.get("agent.name")),
         covered_keys=covered_keys,
     )
+
+
+def read_crewai(span: SpanView) -> NormalizedSpan | None:
+    """Read the question and the answer of a CrewAI crew or task; the question is in the list of the crew's tasks."""
+    attributes = span.attributes
+    tasks = [
+        task["description"]
+        for task in parse_objects(attributes.get("crew_tasks"))
+        if parse_text(task.get("description"))
+    ]
+    result = parse_structured(attributes.get("output.value"))
+    answer = select_text(result.get("raw")) if isinstance(result, dict) else None
+    description = None
+    if isinstance(result, dict) and not tasks and "task_id" in attributes:
+        description = select_text(result.get("description"))
+    question = "\n".join(tasks) or description
+    return NormalizedSpan(input=question, output=answer) if question or answer else None
 
 
 def _select_values(metadata: Any, names: tuple[str, ...]) -> list[Any]:

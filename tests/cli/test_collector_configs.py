@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mlflow_otlp_exporter._internal.cli import main as main_module
-from mlflow_otlp_exporter._internal.cli.collector import CONFIGS, read_config
+from mlflow_otlp_exporter._internal.cli.main import COLLECTOR_CONFIGS, read_collector_config
 from support.collector import REFERENCE, expand_variables
 from support.environments import ROOT
 
@@ -103,7 +103,7 @@ def find_undocumented(config: Any, documented: Any, path: str = "") -> list[str]
 
 def load_config(name: str, **variables: str) -> dict[str, Any]:
     """The Collector's part of a shipped file, with the values of variables."""
-    document: dict[str, Any] = yaml.safe_load(expand_variables(read_config(name), variables))
+    document: dict[str, Any] = yaml.safe_load(expand_variables(read_collector_config(name), variables))
     config: dict[str, Any] = document["spec"]["config"] if name == "operator" else document
     return config
 
@@ -115,35 +115,35 @@ def exporter_of(config: dict[str, Any]) -> dict[str, Any]:
 
 def test_configs_are_the_shipped_files() -> None:
     folder = ROOT / "src" / "mlflow_otlp_exporter" / "_internal" / "cli" / "collector_configs"
-    assert {path.stem for path in folder.iterdir()} == set(CONFIGS) == set(CREDENTIALS)
+    assert {path.stem for path in folder.iterdir()} == set(COLLECTOR_CONFIGS) == set(CREDENTIALS)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
 def test_collector_config_prints_the_file(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main_module.main(["collector-config", name]) == 0
-    assert capsys.readouterr().out == read_config(name)
+    assert capsys.readouterr().out == read_collector_config(name)
 
 
 def test_collector_config_without_name_prints_fixed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main_module.main(["collector-config"]) == 0
-    assert capsys.readouterr().out == read_config("fixed")
+    assert capsys.readouterr().out == read_collector_config("fixed")
 
 
 def test_collector_config_unknown_name_lists_the_names(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main_module.main(["collector-config", "unknown"])
     message = capsys.readouterr().err
-    assert all(name in message for name in CONFIGS)
+    assert all(name in message for name in COLLECTOR_CONFIGS)
 
 
 def test_collector_config_help_describes_each_file(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main_module.main(["collector-config", "--help"])
     message = capsys.readouterr().out
-    assert all(f"{name}: {summary}\n" in message for name, summary in CONFIGS.items())
+    assert all(f"{name}: {summary}\n" in message for name, summary in COLLECTOR_CONFIGS.items())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
 def test_keys_are_documented_and_parts_fit_together(name: str) -> None:
     config = load_config(name, **VARIABLES)
     assert find_undocumented(config, DOCUMENTED) == []
@@ -174,9 +174,9 @@ def test_keys_are_documented_and_parts_fit_together(name: str) -> None:
     assert config["processors"]["batch/mlflow"]["timeout"] == "200ms"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
 def test_variables_are_settings_and_are_described_in_the_file(name: str) -> None:
-    text = read_config(name)
+    text = read_collector_config(name)
     comments, _, _ = text.partition("extensions:\n")
     described = set(re.findall(r"MLFLOW_\w+", "\n".join(re.findall("^#.*", comments, re.MULTILINE))))
     references = {reference["name"] for reference in REFERENCE.finditer(text)}
@@ -188,17 +188,19 @@ def test_variables_are_settings_and_are_described_in_the_file(name: str) -> None
     assert "$" not in REFERENCE.sub("", text)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
 def test_required_variables_have_no_default(name: str) -> None:
     """The Collector refuses an empty address at its start."""
-    defaults = {reference["name"]: reference["default"] for reference in REFERENCE.finditer(read_config(name))}
+    defaults = {
+        reference["name"]: reference["default"] for reference in REFERENCE.finditer(read_collector_config(name))
+    }
     assert {variable for variable, default in defaults.items() if default is None} == {
         "MLFLOW_TRACKING_URI",
         *(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD") if name == "fixed-basic-auth" else ()),
     }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
 def test_variables_become_values_of_the_exporter(name: str) -> None:
     config = load_config(name, **VARIABLES)
     exporter = exporter_of(config)
@@ -214,7 +216,7 @@ def test_variables_become_values_of_the_exporter(name: str) -> None:
         assert config["extensions"][credential] == {"filename": "/etc/otelcol/token", "token": "planted-token"}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
 def test_unset_optional_variables_verify_with_the_systems_certificates(name: str) -> None:
     exporter = exporter_of(load_config(name, MLFLOW_TRACKING_URI="https://mlflow.example.com"))
     assert exporter["tls"] == {"ca_file": "", "insecure_skip_verify": False}
@@ -277,12 +279,12 @@ def test_operator_resource_contains_the_per_tenant_file() -> None:
     def lines_of(text: str) -> str:
         return text.partition("extensions:\n")[2]
 
-    indented = "".join(f"    {line}\n" for line in lines_of(read_config("per-tenant")).splitlines())
-    assert lines_of(read_config("operator")) == indented
+    indented = "".join(f"    {line}\n" for line in lines_of(read_collector_config("per-tenant")).splitlines())
+    assert lines_of(read_collector_config("operator")) == indented
 
 
 def test_operator_resource_keeps_the_queue_in_its_volume() -> None:
-    resource = yaml.safe_load(read_config("operator"))
+    resource = yaml.safe_load(read_collector_config("operator"))
     (volume,) = resource["spec"]["volumeMounts"]
     (claim,) = resource["spec"]["volumeClaimTemplates"]
     assert volume["name"] == claim["metadata"]["name"]
@@ -290,7 +292,7 @@ def test_operator_resource_keeps_the_queue_in_its_volume() -> None:
 
 
 def test_operator_resource_sets_the_variables_of_its_configuration() -> None:
-    text = read_config("operator")
+    text = read_collector_config("operator")
     variables = {variable["name"] for variable in yaml.safe_load(text)["spec"]["env"]}
     assert variables == {
         "MLFLOW_TRACKING_URI",
@@ -317,12 +319,12 @@ def test_documents_name_shipped_files() -> None:
     for command in commands:
         words = command.partition(" > ")[0].split()
         assert len(words) == 3, command
-        assert words[2] in CONFIGS, command
+        assert words[2] in COLLECTOR_CONFIGS, command
 
 
 def test_readme_of_the_example_links_each_file() -> None:
     page = ROOT / "examples" / "collector" / "README.md"
     links = dict(re.findall(r"^\| \[`([a-z-]+)`\]\((.*?)\) \|", page.read_text(), re.MULTILINE))
     assert {name: (page.parent / link).read_text() for name, link in links.items()} == {
-        name: read_config(name) for name in CONFIGS
+        name: read_collector_config(name) for name in COLLECTOR_CONFIGS
     }

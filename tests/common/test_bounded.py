@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from mlflow_otlp_exporter._internal.common.bounded_json import bounded_json
+from mlflow_otlp_exporter._internal.common.bounded import bounded_json
 
 
 @dataclass

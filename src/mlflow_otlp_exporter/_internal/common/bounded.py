@@ -1,4 +1,4 @@
-"""JSON of any value, with a bounded length; never raises."""
+"""Bounded JSON and text of any value, which never raise, and dictionaries with a maximum number of entries."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 DEFAULT_LIMIT = 1 << 20
 _MAX_DEPTH = 20
@@ -110,3 +114,12 @@ def _safe_repr(value: Any, max_length: int) -> str:
 
 # NaN is not JSON, so it becomes a text. One encoder for all calls: creating one takes as long as using it.
 _encoder = json.JSONEncoder(default=_convert, ensure_ascii=False, allow_nan=False)
+
+
+def evict_oldest(entries: dict[K, V], max_count: int) -> dict[K, V]:
+    """Remove the oldest entries until there is room for one more, and return the dict."""
+    while len(entries) >= max_count:
+        # Another thread may make room at the same moment.
+        with suppress(KeyError, RuntimeError, StopIteration):
+            del entries[next(iter(entries))]
+    return entries
