@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mlflow_otlp_exporter._internal.common.files import read_regular_file
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
@@ -485,19 +486,19 @@ def test_unreadable_or_unremovable_file_blocks_no_other(
     for request in requests:
         assert storage.append(DESTINATION, request)
     [first, second, _] = storage.entries()
-    read, unlink = Path.read_bytes, Path.unlink
+    read, unlink = read_regular_file, Path.unlink
 
-    def fail_to_read(path: Path) -> bytes:
+    def fail_to_read(path: Path, max_bytes: int) -> bytes:
         if path.name == first.name:
             raise PermissionError(errno.EACCES, "no")
-        return read(path)
+        return read(path, max_bytes)
 
     def fail_to_unlink(path: Path, missing_ok: bool = False) -> None:
         if path.name == second.name:
             raise PermissionError(errno.EACCES, "no")
         unlink(path, missing_ok)
 
-    monkeypatch.setattr(Path, "read_bytes", fail_to_read)
+    monkeypatch.setattr(storage_module, "read_regular_file", fail_to_read)
     monkeypatch.setattr(Path, "unlink", fail_to_unlink)
     assert read_all(storage) == requests[1:]
     storage.remove(second)

@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.common.files import FileLock
+from mlflow_otlp_exporter._internal.common.files import FileLock, open_regular_file, read_regular_file, secure_directory
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
-from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED_FOLDER, REJECTED_FOLDER
 from mlflow_otlp_exporter._internal.spool.directory import candidate_roots
-from mlflow_otlp_exporter._internal.spool.index import Index, list_entries
+from mlflow_otlp_exporter._internal.spool.index import DAMAGED_FOLDER, REJECTED_FOLDER, Index, list_entries
 from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL_FOLDER, folder_name_for
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
+from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE
 
 _POLL_SECONDS = 0.1
-_LOCK_FILE, _ABOUT_FILE = "lock", "about.txt"
+_LOCK_FILE, _MAX_TEXT_BYTES = "lock", 10_000
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,8 +56,22 @@ def run_action(options: argparse.Namespace) -> int:
 
 def _folders(settings: Settings) -> Iterator[Path]:
     for root in candidate_roots(settings.disk.spool_dir, os.environ):
-        with suppress(OSError):
-            yield from sorted(path.parent for path in root.glob(f"*/{_ABOUT_FILE}"))
+        for about in sorted(root.glob(f"*/{ABOUT_FILE}")):
+            with suppress(OSError):
+                secure_directory(about.parent)
+                yield about.parent
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return _clean(read_regular_file(path, _MAX_TEXT_BYTES).decode(errors="replace").strip())
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+
+
+def _clean(text: str) -> str:
+    """Replace what could control the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _print_status(settings: Settings) -> int:
@@ -65,8 +79,7 @@ def _print_status(settings: Settings) -> int:
     for folder in _folders(settings):
         is_empty = False
         queued = Index(list_entries(folder)).totals
-        about = (folder / _ABOUT_FILE).read_text(encoding="utf-8").strip()
-        print(f"{about}{' (current settings)' if folder.name == current_name else ''}")
+        print(f"{_read_text(folder / ABOUT_FILE)}{' (current settings)' if folder.name == current_name else ''}")
         print(f"  folder   {folder}")
         age = f", oldest {_format_age(queued.oldest_at)} ago" if queued.file_count else ""
         print(f"  queued   {queued.span_count} spans in {queued.file_count} requests, {queued.size_bytes} bytes{age}")
@@ -75,7 +88,7 @@ def _print_status(settings: Settings) -> int:
             print(f"  {name:8} {totals.span_count} spans in {totals.file_count} files, {totals.size_bytes} bytes")
         journals = list((folder / JOURNAL_FOLDER).glob("*"))
         if journals:
-            print(f"  journal  {sum(path.stat().st_size for path in journals)} bytes in {len(journals)} files")
+            print(f"  journal  {sum(path.lstat().st_size for path in journals)} bytes in {len(journals)} files")
         print(f"  sender   {_find_sender(folder)}")
     if is_empty:
         print("no spool: no requests are queued")
@@ -87,10 +100,10 @@ def _find_sender(folder: Path) -> str:
     try:
         if not lock.path.exists():
             return "none"
-        process = lock.path.read_text(encoding="ascii")
+        process = _read_text(lock.path)
         if lock.acquire():
             return "none"
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return "unknown"
     finally:
         lock.release()
@@ -114,9 +127,10 @@ def _format_time(timestamp: float) -> str:
 
 def _print_requests(settings: Settings, subfolder: str) -> int:
     for folder in _folders(settings):
-        for entry in Index(list_entries(folder / subfolder)):
+        unsafe_names: dict[str, str] = {}
+        for entry in Index(list_entries(folder / subfolder, unsafe_names)):
             try:
-                with (folder / subfolder / entry.name).open("rb") as file:
+                with os.fdopen(open_regular_file(folder / subfolder / entry.name, os.O_RDONLY), "rb") as file:
                     header, state = spool_file.read_header(file.read(spool_file.MAX_HEADER_BYTES))
             except (OSError, spool_file.CorruptFileError, spool_file.UnsupportedVersionError) as error:
                 print(f"{entry.name}  cannot be read: {error}")
@@ -131,7 +145,9 @@ def _print_requests(settings: Settings, subfolder: str) -> int:
                 + (f" of workspace {destination.workspace}" if destination.workspace else ""),
                 f"{state.attempts} attempts" + (", may have arrived" if state.uncertain else ""),
             ]
-            print("  ".join([*columns, header.message] if header.message else columns))
+            print(_clean("  ".join([*columns, header.message] if header.message else columns)))
+        for problem, name in unsafe_names.items():
+            print(f"{name}  is skipped: {problem}")
     return 0
 
 

@@ -61,7 +61,8 @@ def open_regular_file(path: Path, flags: int, *, follow_symlinks: bool = False) 
         status = os.fstat(descriptor)
         _raise_if_unsafe(status, path, is_private=not follow_symlinks)
         if not follow_symlinks and status.st_mode & 0o077 and hasattr(os, "fchmod"):
-            os.fchmod(descriptor, _PRIVATE_FILE_MODE)
+            with suppress(OSError):  # a read-only file system, or one without modes
+                os.fchmod(descriptor, _PRIVATE_FILE_MODE)
     except OSError:
         os.close(descriptor)
         raise
@@ -108,12 +109,16 @@ def atomic_write(path: Path, content: bytes, unique: str) -> None:
 
 
 def create_private_directory(folder: Path) -> None:
-    """Create a directory that only this user can use, with its parents; restores its mode.
-
-    Raises OSError if something else has the name, or a directory of another user, who may have created it where all
-    users may write, to read the spans.
-    """
+    """Create a directory that only this user can use, with its parents, or secure an existing one; raises OSError."""
     _create_directories(folder)
+    secure_directory(folder)
+
+
+def secure_directory(folder: Path) -> None:
+    """Restore mode 0700; raises OSError unless it is a directory of this user.
+
+    Where all users may write, another user may have created it to read the spans, or a link to a directory elsewhere.
+    """
     status = os.lstat(folder)
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(f"{folder} is not a directory")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,9 +15,15 @@ from urllib.parse import quote
 
 from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.files import atomic_write
+from mlflow_otlp_exporter._internal.common.files import (
+    UnsafeFileError,
+    atomic_write,
+    create_private_directory,
+    read_regular_file,
+    secure_directory,
+)
 from mlflow_otlp_exporter._internal.common.in_flight import Ticket
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
 from mlflow_otlp_exporter._internal.mlflow_api.background import Task
@@ -27,7 +34,8 @@ from mlflow_otlp_exporter._internal.transport.messages import Transport
 # How long the sender waits for a missing trace, and for the end of a rejection.
 _MAX_REJECTED_SECONDS = 300.0
 _DIRECTORY_NAME, _SUFFIX = "feedback", ".json"
-_MAX_FILES = 10_000
+_MAX_FILES, _MAX_FILE_BYTES = 10_000, 4 << 20
+_TRACE_ID = re.compile(r"tr-[0-9a-f]{32}")
 
 
 class AssessmentFiles:
@@ -52,12 +60,12 @@ class AssessmentFiles:
         """Store an assessment; whether that succeeded."""
         try:
             directory = self._create_directory() / _DIRECTORY_NAME
-            directory.mkdir(mode=0o700, exist_ok=True)
-            with os.scandir(directory) as entries:
-                if sum(1 for _ in entries) >= _MAX_FILES:
-                    return False
+            create_private_directory(directory)
             path = directory / f"{assessment.id}{_SUFFIX}"
             content = json.dumps({"workspace": assessment.workspace, "assessment": assessment.body}).encode()
+            with os.scandir(directory) as entries:
+                if sum(1 for _ in entries) >= _MAX_FILES or len(content) > _MAX_FILE_BYTES:
+                    return False
             atomic_write(path, content, f"{os.getpid():x}-{os.urandom(4).hex()}")
         except (OSError, ValueError):
             return False
@@ -70,24 +78,54 @@ class AssessmentFiles:
                 (directory / _DIRECTORY_NAME / f"{assessment.id}{_SUFFIX}").unlink(missing_ok=True)
 
     def read(self) -> Iterator[Assessment]:
-        """Yield the stored assessments; damaged and old files are deleted."""
-        try:
-            directory = self._find_directory()
-            paths = sorted((directory / _DIRECTORY_NAME).glob(f"*{_SUFFIX}")) if directory is not None else []
-        except OSError:
-            return
-        for path in paths:
+        """Yield the stored assessments; damaged and old files are deleted, which is logged."""
+        reasons: list[str] = []
+        for path in self._list_paths():
             try:
-                if self._clock() - path.stat().st_mtime <= self._max_age_seconds:
-                    content = json.loads(path.read_text(encoding="utf-8"))
-                    body, workspace = dict(content["assessment"]), content["workspace"]
-                    if f"{body['assessment_id']}{_SUFFIX}" == path.name:
-                        yield Assessment(workspace, str(body["trace_id"]), body)
-                        continue
-            except (OSError, ValueError, KeyError, TypeError):
-                pass
+                if self._clock() - path.lstat().st_mtime > self._max_age_seconds:
+                    reasons.append("too old")
+                else:
+                    yield _parse_assessment(read_regular_file(path, _MAX_FILE_BYTES), path.stem)
+                    continue
+            except FileNotFoundError:
+                continue  # another process sent it meanwhile
+            except UnsafeFileError as error:
+                reasons.append(str(error.strerror))
+            except OSError:
+                continue  # stays for a later run
+            except (ValueError, KeyError, TypeError, RecursionError):
+                reasons.append("damaged")
             with suppress(OSError):
                 path.unlink()
+        if reasons:
+            _log_dropped(f"{len(reasons)} stored files were deleted ({', '.join(sorted(set(reasons)))})")
+
+    def _list_paths(self) -> list[Path]:
+        try:
+            directory = self._find_directory()
+            if directory is not None:
+                secure_directory(directory / _DIRECTORY_NAME)
+                return sorted((directory / _DIRECTORY_NAME).glob(f"*{_SUFFIX}"))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _log_dropped(f"the stored feedback cannot be read ({error})")
+        return []
+
+
+def _parse_assessment(content: bytes, assessment_id: str) -> Assessment:
+    values = json.loads(content)
+    body, workspace = dict(values["assessment"]), values["workspace"]
+    trace_id = body["trace_id"]
+    if body["assessment_id"] != assessment_id or not _TRACE_ID.fullmatch(trace_id):
+        raise ValueError
+    if not (workspace is None or isinstance(workspace, str)):
+        raise TypeError
+    return Assessment(workspace, trace_id, body)
+
+
+def _log_dropped(reason: str) -> None:
+    logger.warning("%s", add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}"))
 
 
 class AssessmentSender:

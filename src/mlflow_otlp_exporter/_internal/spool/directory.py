@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mlflow_otlp_exporter._internal.common.files import create_private_directory
+from mlflow_otlp_exporter._internal.common.files import create_private_directory, secure_directory
 
 _APPLICATION = "mlflow-otlp-exporter"
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
@@ -36,11 +36,8 @@ def create_spool_directory(spool_dir: str | None, name: str, environment: Mappin
 def find_spool_directory(spool_dir: str | None, name: str, environment: Mapping[str, str]) -> Path | None:
     """Return the first candidate that exists and belongs to this user; creates nothing."""
     for root in candidate_roots(spool_dir, environment):
-        try:
-            status = os.lstat(root / name)
-        except OSError:
-            continue
-        if stat.S_ISDIR(status.st_mode) and (not hasattr(os, "getuid") or status.st_uid == os.getuid()):
+        with suppress(OSError):
+            secure_directory(root / name)
             return root / name
     return None
 

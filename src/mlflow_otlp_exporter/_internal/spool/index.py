@@ -10,9 +10,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mlflow_otlp_exporter._internal.common.files import find_problem
 from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.spool.file_format import MAX_FILE_BYTES
 
+# "refused" is the name that version 0.1.0 gave the folder.
+REJECTED_FOLDER, DAMAGED_FOLDER = "refused", "damaged"
 _PATTERN = re.compile(r"(\d{20})-(\d{1,9})-([0-9a-f]{8})-([0-9a-f]+-[0-9a-f]{8}-\d+)\.otlp")
+# The year 2286: a name with a later time must not raise the number of digits of the names that follow.
+MAX_CREATED_NS = 10**19 - 1
 
 
 class Entry(NamedTuple):
@@ -36,8 +42,12 @@ def hash_destination(destination: Destination) -> str:
     return hashlib.sha256(repr(destination).encode()).hexdigest()[:8]
 
 
-def list_entries(folder: Path) -> list[Entry]:
-    """List the spool files of a folder, unordered; raises OSError. Other files are ignored."""
+def list_entries(folder: Path, unsafe_names: dict[str, str] | None = None) -> list[Entry]:
+    """List the spool files of a folder, unordered; raises OSError. Files with other names are ignored.
+
+    What has the name of a spool file but is none of this user is not listed, because it would hang the reader or fill
+    the spool; `unsafe_names` gets the reason and one name for each.
+    """
     entries: list[Entry] = []
     try:
         with os.scandir(folder) as files:
@@ -45,10 +55,17 @@ def list_entries(folder: Path) -> list[Entry]:
                 match = _PATTERN.fullmatch(file.name)
                 if match:
                     try:
-                        size_bytes = file.stat(follow_symlinks=False).st_size
+                        status = file.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue  # another process sent and removed it meanwhile
-                    entries.append(Entry(int(match[1]), int(match[2]), match[3], match[4], size_bytes))
+                    entry = Entry(int(match[1]), int(match[2]), match[3], match[4], status.st_size)
+                    problem = find_problem(status)
+                    if status.st_size > MAX_FILE_BYTES:
+                        problem = problem or f"it is larger than {MAX_FILE_BYTES} bytes"
+                    if problem is None and entry.name == file.name and entry.created_ns <= MAX_CREATED_NS:
+                        entries.append(entry)
+                    elif unsafe_names is not None:
+                        unsafe_names[problem or "it has an impossible name"] = file.name
     except FileNotFoundError:
         return []
     return entries

@@ -19,7 +19,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.files import remove_if_locked, try_lock
+from mlflow_otlp_exporter._internal.common.files import create_private_directory, remove_if_locked, try_lock
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.spool.journal_format import (
@@ -88,7 +88,7 @@ class Journal:
 
     Args:
         folder: Returns the folder; may raise OSError.
-        report: Gets the problems with the disk.
+        problem_log: Gets the problems with the disk.
         header: What holds for all spans that are written here; None for the defaults.
     """
 
@@ -158,7 +158,7 @@ class Journal:
         with self._lock:
             if self._current is None:
                 folder = self._folder()
-                folder.mkdir(0o700, exist_ok=True)
+                create_private_directory(folder)
                 segment = Segment(folder / f"{self.unique}-{next(self._segment_numbers):06d}{SUFFIX}")
                 self._segments.append(segment)
                 self._current = segment

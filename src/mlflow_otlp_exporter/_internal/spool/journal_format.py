@@ -65,14 +65,14 @@ def encode_line(record: Any) -> bytes:
 
 def parse_lines(content: bytes) -> Iterator[list[Any]]:
     """Yield the records of a file; truncated and changed lines are skipped."""
-    for encode_line in content.split(b"\n"):
-        checksum, _, text = encode_line.partition(b" ")
+    for line in content.split(b"\n"):
+        checksum, _, text = line.partition(b" ")
         try:
             if text and int(checksum, 16) == zlib.crc32(text):
                 record = json.loads(text)
                 if isinstance(record, list) and record:
                     yield record
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
 
 
@@ -83,7 +83,7 @@ def build_header_record(header: JournalHeader) -> list[Any]:
 def parse_header(record: list[Any]) -> JournalHeader:
     """Parse the record of `build_header_record`; anything may be raised for another record."""
     _, route, is_redacted, trace_filter, *_ = record
-    return JournalHeader(Destination(*Route(*route)), bool(is_redacted), tuple(map(str, trace_filter)))
+    return JournalHeader(Destination(*_parse_route(route)), bool(is_redacted), tuple(map(str, trace_filter)))
 
 
 def build_owner_record(owner: Resource | InstrumentationScope | None, number: int) -> list[Any]:
@@ -176,7 +176,13 @@ def parse_span(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSp
 def parse_route(record: list[Any]) -> Route | None:
     """Parse the route in the record of a span; None means the destination of the header."""
     route = record[_ROUTE_INDEX]
-    return None if route is None else Route(*route)
+    return None if route is None else _parse_route(route)
+
+
+def _parse_route(values: list[Any]) -> Route:
+    if not all(value is None or isinstance(value, str) for value in values):
+        raise TypeError("a name is not a text")
+    return Route(*values)
 
 
 def _parse_event(name: str, timestamp: int, attributes: Mapping[str, Any], dropped: int = 0, *_: Any) -> EventData:

@@ -9,6 +9,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -18,10 +19,9 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED_FOLDER, REJECTED_FOLDER
 from mlflow_otlp_exporter._internal.spool.directory import folder_name
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
-from mlflow_otlp_exporter._internal.spool.index import Entry
+from mlflow_otlp_exporter._internal.spool.index import DAMAGED_FOLDER, REJECTED_FOLDER, Entry
 from mlflow_otlp_exporter._internal.spool.journal import Journal
 from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader
 from mlflow_otlp_exporter._internal.spool.recovery import AbandonedJournal, find_abandoned_journals
@@ -85,10 +85,10 @@ def open_queue(
     journal = None
     if settings.disk.durability == "every-span":
         journal = Journal(lambda: storage.ensure_folder() / JOURNAL_FOLDER, problem_log, header)
-    queue = PersistentQueue(storage, journal, problem_log)
-    queue.location = settings.disk.spool_dir, name
     server = settings.traces
-    queue.secrets = server.credentials, server.token, server.password, server.headers.get("authorization")
+    # Known parts of the credential; only compared, never written.
+    secrets = server.credentials, server.token, server.password, server.headers.get("authorization")
+    queue = PersistentQueue(storage, journal, problem_log, (settings.disk.spool_dir, name, secrets))
     _open_queues.add(queue)
     return queue
 
@@ -104,28 +104,25 @@ class PersistentQueue:
     Attributes:
         journal: The journal of ended spans; None without `every-span`.
         on_append: Called when a request was written.
-        location: `spool_dir` and the name of the folder.
-        secrets: The credential's parts as far as they are known; only compared, never written.
     """
 
-    def __init__(self, storage: SpoolStorage, journal: Journal | None, problem_log: ProblemLog) -> None:
+    def __init__(
+        self,
+        storage: SpoolStorage,
+        journal: Journal | None,
+        problem_log: ProblemLog,
+        identity: tuple[str | None, str, tuple[object, ...]] = (None, "", ()),
+    ) -> None:
         self.storage, self.journal = storage, journal
-        self._problem_log = problem_log
+        self._problem_log, self.identity = problem_log, identity  # identity: `spool_dir`, folder name, secrets
         self.on_append: Callable[[], None] = lambda: None
-        self.location: tuple[str | None, str] = (None, "")
-        self.secrets: tuple[object, ...] = ()
         self._created_ns = time.time_ns()
         self._recovered_names: set[str] = set()
 
     def append(
         self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool
-    ) -> bool:
-        """Write spans to disk; `uncertain` if they may have arrived. Returns False if the disk takes nothing now."""
-        return self._append(destination, spans, attempted=attempted, uncertain=uncertain) is not None
-
-    def _append(
-        self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool
     ) -> Entry | None:
+        """Write spans to disk; `uncertain` if they may have arrived. Returns None if the disk takes nothing now."""
         sent_at = time.time() if attempted else 0.0
         entry = self.storage.append(destination, spans, uncertain=uncertain, sent_at=sent_at)
         if entry is None:
@@ -146,11 +143,10 @@ class PersistentQueue:
 
     def has_leftovers(self) -> bool:
         """Whether requests or journals are on disk already."""
-        try:
-            folder = self.storage.find_folder()
+        folder = self.storage.find_folder()
+        with suppress(OSError):
             return bool(self.storage.entries()) or (folder is not None and any((folder / JOURNAL_FOLDER).glob("*")))
-        except OSError:
-            return False
+        return False
 
     def recover_journals(self, encode: EncodeRecovered, on_filtered: Callable[[Sequence[ReadableSpan]], None]) -> None:
         """Turn the spans in journals of killed processes into requests.
@@ -161,7 +157,8 @@ class PersistentQueue:
         if folder is None:
             return
         own_unique = self.journal.unique if self.journal is not None else ""
-        for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, own_unique):
+        unsafe_names: dict[str, str] = {}
+        for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, own_unique, unsafe_names):
             try:
                 is_stored = self._recover(journal, encode, on_filtered)
             except OSError as error:
@@ -174,6 +171,9 @@ class PersistentQueue:
             journal.release_files()
             if is_stored:
                 self._quarantine_journal(journal)
+        for problem, name in unsafe_names.items():
+            message = f"Journal file {name} in {folder} is skipped: {problem}."
+            self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
 
     def _recover(
         self,
@@ -204,7 +204,7 @@ class PersistentQueue:
 
     def _append_recovered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> bool:
         # They may have been in flight when the process was killed.
-        entry = self._append(destination, spans, attempted=True, uncertain=True)
+        entry = self.append(destination, spans, attempted=True, uncertain=True)
         if entry is not None:
             self._recovered_names.add(entry.name)
         return entry is not None
@@ -234,7 +234,7 @@ class PersistentQueue:
     def read(self, entry: Entry) -> StoredRequest | None:
         """Check out a request; None if its file is gone, damaged or unreadable."""
         if not self.storage.is_own(entry) and any(
-            queue.location == self.location and queue.secrets != self.secrets for queue in list(_open_queues)
+            queue.identity[:2] == self.identity[:2] and queue.identity != self.identity for queue in list(_open_queues)
         ):
             self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_SHARED, _SHARED_FOLDER))
         content = self.storage.checkout(entry)

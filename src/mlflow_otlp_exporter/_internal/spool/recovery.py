@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.files import remove_if_locked, try_lock
+from mlflow_otlp_exporter._internal.common.files import (
+    UnsafeFileError,
+    open_regular_file,
+    read_regular_file,
+    remove_if_locked,
+    secure_directory,
+    try_lock,
+)
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route
 from mlflow_otlp_exporter._internal.spool.journal import SUFFIX
 from mlflow_otlp_exporter._internal.spool.journal_format import (
@@ -23,6 +29,9 @@ from mlflow_otlp_exporter._internal.spool.journal_format import (
 )
 from mlflow_otlp_exporter._internal.tracing.routing import read_routes
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
+
+# A file ends with the span that fills it, so one span can make it larger than its usual 4 MB.
+_MAX_JOURNAL_BYTES = 256 << 20
 
 
 @dataclass
@@ -77,7 +86,7 @@ class AbandonedJournal:
         for path in self.paths:
             owners: dict[int, list[Any]] = {}
             header: JournalHeader | None = None
-            content = path.read_bytes()
+            content = read_regular_file(path, _MAX_JOURNAL_BYTES)
             records = list(parse_lines(content))
             is_truncated = bool(content) and not content.endswith(b"\n")
             self.damaged_line_count += max(0, sum(map(bool, content.split(b"\n"))) - len(records) - is_truncated)
@@ -117,30 +126,46 @@ class AbandonedJournal:
         self._descriptors = []
 
 
-def find_abandoned_journals(folder: Path, own_unique: str) -> Iterator[AbandonedJournal]:
-    """Yield the journals of dead processes; `own_unique` is that of this process's journal."""
+def find_abandoned_journals(
+    folder: Path, own_unique: str, unsafe_names: dict[str, str] | None = None
+) -> Iterator[AbandonedJournal]:
+    """Yield the journals of dead processes; `own_unique` is that of this process's journal.
+
+    `unsafe_names` gets the reason and one name for each kind of file that is no regular file of this user.
+    """
+    unsafe_names = {} if unsafe_names is None else unsafe_names
     journals: dict[str, list[Path]] = {}
-    with suppress(OSError):
+    try:
+        secure_directory(folder)
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             journals.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        unsafe_names[error.strerror or str(error)] = folder.name
     for unique, paths in journals.items():
         if unique != own_unique:
-            descriptors = _lock_files(paths)
-            if descriptors is not None:
-                yield AbandonedJournal(paths, descriptors)
+            journal = _lock_files(paths, unsafe_names)
+            if journal is not None:
+                yield journal
 
 
-def _lock_files(paths: list[Path]) -> list[int] | None:
-    descriptors: list[int] = []
-    try:
-        for path in paths:
-            descriptors.append(os.open(path, os.O_RDWR))
-            if not try_lock(descriptors[-1]):
-                break
-        else:
-            return descriptors
-    except OSError:
-        pass
-    for descriptor in descriptors:
+def _lock_files(paths: list[Path], unsafe_names: dict[str, str]) -> AbandonedJournal | None:
+    descriptors: dict[Path, int] = {}
+    for path in paths:
+        try:
+            descriptors[path] = open_regular_file(path, os.O_RDWR)
+            if try_lock(descriptors[path]):
+                continue
+        except UnsafeFileError as error:
+            unsafe_names[str(error.strerror)] = path.name
+            continue
+        except OSError:
+            pass
+        break
+    else:
+        if descriptors:
+            return AbandonedJournal(list(descriptors), list(descriptors.values()))
+    for descriptor in descriptors.values():
         os.close(descriptor)
     return None

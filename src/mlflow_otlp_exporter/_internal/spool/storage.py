@@ -1,6 +1,8 @@
 """Requests on disk, one file each, bounded; used by any number of threads and processes at once.
 
 Disk errors are not raised: spans that cannot be written stay with the caller, and the disk is tried again later.
+
+Two folders, bounded as well, hold what is never sent again: dead letters with the server's message, and damaged files.
 """
 
 from __future__ import annotations
@@ -18,15 +20,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.files import atomic_write
+from mlflow_otlp_exporter._internal.common.files import (
+    atomic_write,
+    create_private_directory,
+    open_regular_file,
+    read_regular_file,
+    secure_directory,
+)
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.spool.dead_letters import DAMAGED_FOLDER, DeadLetterDirectory
 from mlflow_otlp_exporter._internal.spool.directory import create_spool_directory, find_spool_directory
 from mlflow_otlp_exporter._internal.spool.file_format import (
+    MAX_FILE_BYTES,
     STATE_OFFSET,
     CorruptFileError,
     DeliveryState,
@@ -35,12 +43,24 @@ from mlflow_otlp_exporter._internal.spool.file_format import (
     decode_file,
     encode_file,
 )
-from mlflow_otlp_exporter._internal.spool.index import Entry, Index, Totals, hash_destination, list_entries
+from mlflow_otlp_exporter._internal.spool.index import (
+    DAMAGED_FOLDER,
+    MAX_CREATED_NS,
+    REJECTED_FOLDER,
+    Entry,
+    Index,
+    Totals,
+    hash_destination,
+    list_entries,
+)
 
+ABOUT_FILE = "about.txt"
 _TEMPORARY_NAME = re.compile(r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp")
 _ABANDONED_SECONDS = 3600.0  # age of a temporary file whose writer has died
 _MAX_FILES = 100_000
 _MAX_EVICTED_FILES = 10_000  # for one new file
+# The folder of dead letters and that of damaged files may each hold an eighth of the bytes of the spool, beside them.
+_MAX_DEAD_LETTERS, _DEAD_LETTER_SHARE = 1000, 8
 # Free disk space for others: a twentieth, because the disk of a container may be small, but at most this.
 _RESERVED_SHARE, _MAX_RESERVED_BYTES = 20, 256 * 1024 * 1024
 # Changes by other processes are noticed after a second, or after 20 times the time of listing, if that is longer.
@@ -56,7 +76,7 @@ class SpoolStorage:
         settings: Location, size and age limits.
         name: Name of the folder.
         about: One line on the purpose of the folder, for its readers.
-        report: Counts and logs dropped spans.
+        problem_log: Counts and logs dropped spans.
         clock: Seconds since 1970.
 
     Attributes:
@@ -72,20 +92,14 @@ class SpoolStorage:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._name, self._about, self._problem_log, self._clock = (
-            settings,
-            name,
-            about,
-            problem_log,
-            clock,
-        )
+        self.name, self._about, self._clock = name, about, clock
+        self._settings, self._problem_log = settings, problem_log
         self.is_memory_full: Callable[[], bool] = lambda: False
         self._folder: Path | None = None
         self._index = Index()
         self._skipped: set[str] = set()
-        self._refreshed_at, self._refresh_took_seconds = -_REFRESH_SECONDS, 0.0
+        self._next_refresh_at = 0.0
         self._retry_at, self._failure_count = 0.0, 0
-        self._dead_letters = DeadLetterDirectory(settings.spool_max_bytes, self._new_unique, self._write_file)
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
@@ -97,25 +111,32 @@ class SpoolStorage:
         self._own_span_counts: dict[str, int] = {}
 
     def __repr__(self) -> str:
-        return f"SpoolStorage({self._name!r})"
+        return f"SpoolStorage({self.name!r})"
 
     # Folder
 
     def ensure_folder(self) -> Path:
         """Return the folder, created if it is missing; raises OSError if no candidate is usable."""
         with self._lock:
-            if self._folder is None or not self._folder.is_dir():
-                # A folder that was chosen once stays chosen: the files in it are not searched elsewhere.
-                spool_dir = str(self._folder.parent) if self._folder else self._settings.spool_dir
-                self._folder = create_spool_directory(spool_dir, self._name, os.environ)
-                self._write_file(self._folder / "about.txt", self._about.encode())
+            if self._folder is not None:
+                with suppress(FileNotFoundError):
+                    secure_directory(self._folder)
+                    return self._folder
+            # A folder that was chosen once stays chosen: the files in it are not searched elsewhere.
+            spool_dir = str(self._folder.parent) if self._folder else self._settings.spool_dir
+            self._folder = create_spool_directory(spool_dir, self.name, os.environ)
+            with suppress(OSError):  # for readers of the folder only
+                self._write_file(self._folder / ABOUT_FILE, self._about.encode())
             return self._folder
 
     def find_folder(self) -> Path | None:
-        """Return the folder if it exists; raises OSError if it is unreadable."""
-        with self._lock:
+        """Return the folder if it exists and is usable."""
+        with self._lock, suppress(OSError):
             self._refresh()
-            return self._folder if self._folder is not None and self._folder.is_dir() else None
+            if self._folder is not None:
+                secure_directory(self._folder)
+                return self._folder
+        return None
 
     def _write_file(self, path: Path, content: bytes) -> None:
         atomic_write(path, content, self._unique)
@@ -142,14 +163,14 @@ class SpoolStorage:
         created_at = self._clock()
         trace_ids = tuple(dict.fromkeys(span.trace_id for span in spans))
         header = FileHeader(destination, len(spans), trace_ids, created_at)
-        content = encode_file(header, spans, DeliveryState(int(sent_at > 0), uncertain, sent_at))
-        with self._lock:
-            try:
+        try:
+            content = encode_file(header, spans, DeliveryState(int(sent_at > 0), uncertain, sent_at))
+            with self._lock:
                 entry = self._append(header, content)
-            except OSError as error:
-                self._on_io_error(error, len(spans))
-                return None
-            self._failure_count, self._retry_at = 0, 0.0
+        except OSError as error:
+            self._on_io_error(error, len(spans))
+            return None
+        self._failure_count, self._retry_at = 0, 0.0
         self._problem_log.resolve(
             _PROBLEM_KEY, add_code(MessageCode.RECOVERED, "Spool recovered: it is writable again")
         )
@@ -160,7 +181,7 @@ class SpoolStorage:
         self._refresh()
         self._make_room(folder, len(content))
         # Newer than all other files, also after the clock was set back.
-        created_ns = max(int(header.created_at * 1e9), self._index.newest_ns + 1)
+        created_ns = min(max(int(header.created_at * 1e9), self._index.newest_ns + 1), MAX_CREATED_NS)
         key = hash_destination(header.destination)
         entry = Entry(created_ns, header.span_count, key, self._new_unique(), len(content))
         try:
@@ -244,37 +265,34 @@ class SpoolStorage:
 
     def totals(self) -> Totals:
         with self._lock:
-            self.invalidate()
             with suppress(OSError):
-                self._refresh()
+                self._refresh(force=True)
             return self._index.totals
 
     def pending_span_count(self) -> int:
         """Count the spans that this process wrote and no process has sent."""
         with self._lock:
             if self._own_span_counts:
-                self.invalidate()
                 with suppress(OSError):
-                    self._refresh()
+                    self._refresh(force=True)
                 self._own_span_counts = {
                     name: count for name, count in self._own_span_counts.items() if name in self._index
                 }
             return sum(self._own_span_counts.values())
 
-    def invalidate(self) -> None:
-        """Make the next refresh list the folder."""
-        self._refreshed_at = -_REFRESH_SECONDS
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._refreshed_at < max(_REFRESH_SECONDS, _REFRESH_FACTOR * self._refresh_took_seconds):
+    def _refresh(self, *, force: bool = False) -> None:
+        started_at = time.monotonic()
+        if not force and started_at < self._next_refresh_at:
             return
         if self._folder is None:
-            self._folder = find_spool_directory(self._settings.spool_dir, self._name, os.environ)
-        self._index = Index(list_entries(self._folder) if self._folder is not None else ())
+            self._folder = find_spool_directory(self._settings.spool_dir, self.name, os.environ)
+        unsafe_names: dict[str, str] = {}
+        self._index = Index(() if self._folder is None else list_entries(self._folder, unsafe_names))
         self._skipped = {name for name in self._skipped if name in self._index}
-        self._refreshed_at = time.monotonic()
-        self._refresh_took_seconds = self._refreshed_at - now
+        for problem, name in unsafe_names.items():
+            self._log_unreadable(f"Spool file {name} in {self._folder} is skipped: {problem}.")
+        now = time.monotonic()
+        self._next_refresh_at = now + max(_REFRESH_SECONDS, _REFRESH_FACTOR * (now - started_at))
 
     # Reading and removing
 
@@ -289,7 +307,7 @@ class SpoolStorage:
                 return None
             self._checked_out.add(entry.name)
         try:
-            return decode_file((folder / entry.name).read_bytes())
+            return decode_file(read_regular_file(folder / entry.name, MAX_FILE_BYTES))
         except FileNotFoundError:
             with self._lock:
                 self._index.discard(entry)
@@ -305,6 +323,9 @@ class SpoolStorage:
 
     def _skip(self, entry: Entry, message: str) -> None:
         self._skipped.add(entry.name)
+        self._log_unreadable(message)
+
+    def _log_unreadable(self, message: str) -> None:
         self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
 
     def release(self, entry: Entry) -> None:
@@ -317,9 +338,11 @@ class SpoolStorage:
         with self._lock:
             folder = self._folder
         if folder is not None:
-            with suppress(OSError), (folder / entry.name).open("r+b", buffering=0) as file:
-                file.seek(STATE_OFFSET)
-                file.write(state.pack())
+            with suppress(OSError):
+                descriptor = open_regular_file(folder / entry.name, os.O_WRONLY)
+                with os.fdopen(descriptor, "wb", buffering=0) as file:
+                    file.seek(STATE_OFFSET)
+                    file.write(state.pack())
 
     def remove(self, entry: Entry) -> None:
         """Remove a request that has an outcome."""
@@ -358,17 +381,22 @@ class SpoolStorage:
 
     def dead_letter(self, destination: Destination, spans: Sequence[EncodedSpan], message: str) -> None:
         """Keep spans that the server rejected for good, with its message."""
+        now = self._clock()
+        header = FileHeader(destination, len(spans), tuple({span.trace_id for span in spans}), now, message)
         with suppress(OSError):
-            self._dead_letters.add_rejected(self.ensure_folder(), destination, spans, message, self._clock())
+            content = encode_file(header, spans, DeliveryState(1, uncertain=False, sent_at=now))
+            entry = Entry(int(now * 1e9), len(spans), hash_destination(destination), self._new_unique(), len(content))
+            self._write_file(self._make_dead_letter_room(REJECTED_FOLDER, entry), content)
 
     def _quarantine(self, entry: Entry, reason: str) -> None:
         # Without the lock, because the request is checked out.
         self._index.discard(entry)
         self._own_span_counts.pop(entry.name, None)
         assert self._folder is not None
+        path = self._folder / entry.name
         with suppress(OSError):
-            self._dead_letters.quarantine_request(self._folder, entry)
-        if (self._folder / entry.name).exists():
+            path.replace(self._make_dead_letter_room(DAMAGED_FOLDER, entry))
+        if path.exists():
             self._skipped.add(entry.name)
         reason = f"a spool file is damaged ({reason}). It was moved to {DAMAGED_FOLDER}/."
         self._record_dropped(entry.span_count, reason, MessageCode.SPOOL_FILE_UNREADABLE)
@@ -376,9 +404,24 @@ class SpoolStorage:
     def quarantine_file(self, path: Path) -> None:
         """Move a damaged file that is not a request, in the folder or below it."""
         with suppress(OSError):
-            self._dead_letters.quarantine_file(self.ensure_folder(), path, self._clock())
+            entry = Entry(int(self._clock() * 1e9), 0, "0" * 8, self._new_unique(), path.stat().st_size)
+            path.replace(self._make_dead_letter_room(DAMAGED_FOLDER, entry))
         with suppress(OSError):
             path.unlink()  # if it could not be moved: it would be read again and again
+
+    def _make_dead_letter_room(self, name: str, new_entry: Entry) -> Path:
+        """Remove the oldest files for a new one, and return the path of the new one; raises OSError."""
+        folder = self.ensure_folder() / name
+        create_private_directory(folder)
+        index = Index(list_entries(folder))
+        max_bytes = self._settings.spool_max_bytes // _DEAD_LETTER_SHARE
+        for entry in list(index):
+            is_too_large = index.totals.size_bytes + new_entry.size_bytes > max_bytes
+            if index.totals.file_count < _MAX_DEAD_LETTERS and not is_too_large:
+                break
+            (folder / entry.name).unlink(missing_ok=True)
+            index.discard(entry)
+        return folder / new_entry.name
 
     def remove_temporary_files(self) -> None:
         """Remove the unfinished files of dead processes."""
@@ -389,5 +432,7 @@ class SpoolStorage:
         now = self._clock()
         with suppress(OSError):
             for path in list(folder.iterdir()):
-                if _TEMPORARY_NAME.fullmatch(path.name) and abs(now - path.stat().st_mtime) > _ABANDONED_SECONDS:
-                    path.unlink()
+                if _TEMPORARY_NAME.fullmatch(path.name):
+                    with suppress(OSError):  # a directory, or removed meanwhile
+                        if abs(now - path.lstat().st_mtime) > _ABANDONED_SECONDS:
+                            path.unlink()
