@@ -119,12 +119,16 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ("... refuses connections: is the server running?",),
     ),
     MessageCode.CONNECT_TIMEOUT: Entry(
-        ("... did not accept a connection in time",),
+        (
+            "... did not accept a connection in time",
+            "... cannot be reached: No route to host",
+        ),
     ),
     MessageCode.CERTIFICATE_UNTRUSTED: Entry(
         (
             "no TLS connection to ...: self-signed certificate",
             "no TLS connection to ...: unable to get local issuer certificate",
+            "no TLS connection to ...: a file of certificates or keys cannot be used: ...",
         ),
         "`REQUESTS_CA_BUNDLE` sets the CA file for everything that uses `requests`. "
         "`MLFLOW_TRACKING_INSECURE_TLS=true` disables certificate verification (testing only).",

@@ -1,17 +1,16 @@
 """Requests and responses of the HTTP client over real sockets."""
 
+import errno
 import gzip
 import os
 import socket
 import ssl
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -20,6 +19,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
+from support.certificates import Certificate, TlsServer, self_signed
 from support.children import run_in_fork
 from support.markers import SECRET
 from support.scripted_server import ACCEPTED, ScriptedServer
@@ -196,43 +196,198 @@ def test_send_after_request_in_time_is_not_cut_off(scripted_server: ScriptedServ
     assert scripted_server.connections == 1
 
 
+def test_send_starts_no_thread(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = make_client(scripted_server)
+    client.send(post_request())  # the server's thread of the connection has started
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    assert isinstance(client.send(post_request()), HttpResponse)
+    client.close()
+    assert started == []
+
+
+class SignedSession(requests.Session):
+    """A session whose `auth` sends another request within a request, as a signal handler may."""
+
+    def __init__(self, server: ScriptedServer) -> None:
+        super().__init__()
+        self.other = make_client(server)
+        self.auth = self.sign
+
+    def sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        assert isinstance(self.other.send(post_request(timeout_seconds=20)), HttpResponse)
+        return request
+
+
+def test_send_after_nested_request_keeps_its_deadline(scripted_server: ScriptedServer) -> None:
+    session = SignedSession(scripted_server)
+    scripted_server.answer(ACCEPTED, Scripted(200, headers={"X-Padding": "x" * 2000}, drip_head=0.01))
+    client = make_client(scripted_server, session)
+    result, seconds = timed_post(client, 0.5)
+    session.other.close()
+    client.close()
+    assert isinstance(result, TransportError)
+    assert seconds < DRIP_SECONDS
+
+
+@contextmanager
+def serve_connection(serve: Callable[[socket.socket, threading.Event], None]) -> Iterator[int]:
+    """Call a function with the first connection to a free port, and with an event that is set when the test is over."""
+    is_over = threading.Event()
+
+    def accept() -> None:
+        with suppress(OSError), listener.accept()[0] as connection:
+            serve(connection, is_over)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield listener.getsockname()[1]
+        is_over.set()
+        thread.join()
+
+
+def drip(sock: socket.socket, content: bytes, is_over: threading.Event) -> None:
+    for byte in content:
+        sock.sendall(bytes([byte]))
+        if is_over.wait(0.01):
+            break
+
+
 @pytest.fixture
-def certificate(tmp_path: Path) -> tuple[str, str]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    names = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    command += " -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run([*command.split(), "-out", names[0], "-keyout", names[1]], check=True, capture_output=True)
-    return names
+def certificate(tmp_path: Path) -> Certificate:
+    return self_signed(tmp_path, "certificate")
+
+
+def accept_tls(certificate: Certificate, connection: socket.socket) -> ssl.SSLSocket:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    return context.wrap_socket(connection, server_side=True)
 
 
 @pytest.mark.needs("openssl")
-def test_send_with_dripping_headers_over_tls_ends_at_deadline(certificate: tuple[str, str]) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-    is_over = threading.Event()
-
-    def serve() -> None:
-        with suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as sock:
+def test_send_with_dripping_headers_over_tls_ends_at_deadline(certificate: Certificate) -> None:
+    def serve(connection: socket.socket, is_over: threading.Event) -> None:
+        with accept_tls(certificate, connection) as sock:
             sock.recv(65536)
-            for byte in b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 2000:
-                sock.sendall(bytes([byte]))
-                if is_over.wait(0.01):
-                    break
+            drip(sock, b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 2000, is_over)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1/traces"
-        client = HttpClient(resolve({"endpoint": url, "certificate_file": certificate[0]}).traces)
+    with serve_connection(serve) as port:
+        client = make_tls_client(port, certificate.file)
         result, seconds = timed_post(client, 2.0)  # the handshake is done by then
-        is_over.set()
-        thread.join()
         client.close()
     assert isinstance(result, TransportError)
-    assert result.message == f"{urlsplit(url).netloc} did not answer in time"
+    assert result.message == f"127.0.0.1:{port} did not answer in time"
     assert result.may_have_arrived
     assert seconds < DRIP_SECONDS
+
+
+@pytest.mark.needs("openssl")
+def test_send_of_body_that_is_read_slowly_over_tls_ends_at_deadline(certificate: Certificate) -> None:
+    def serve(connection: socket.socket, is_over: threading.Event) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with accept_tls(certificate, connection) as sock:
+            while not is_over.wait(0.05) and sock.recv(8192):
+                pass
+
+    with serve_connection(serve) as port:
+        client = make_tls_client(port, certificate.file)
+        start = time.monotonic()
+        result = client.send(post_request(bytes(20_000_000), timeout_seconds=2.0))
+        client.close()
+        seconds = time.monotonic() - start
+    assert isinstance(result, TransportError)
+    assert result.message == f"127.0.0.1:{port} did not answer in time"
+    assert result.may_have_arrived
+    assert seconds < DRIP_SECONDS
+
+
+def test_send_with_dripping_tls_handshake_ends_at_deadline() -> None:
+    # The header of a TLS record with 4,096 bytes of a handshake.
+    with serve_connection(lambda sock, is_over: drip(sock, b"\x16\x03\x03\x10\x00" + bytes(4096), is_over)) as port:
+        result, seconds = timed_post(
+            HttpClient(resolve({"endpoint": f"https://127.0.0.1:{port}/v1/traces"}).traces), 0.5
+        )
+    assert isinstance(result, TransportError)
+    assert (result.code, result.may_have_arrived) == (MessageCode.CONNECT_TIMEOUT, False)
+    assert seconds < DRIP_SECONDS
+
+
+def test_send_with_dripping_proxy_tunnel_ends_at_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(connection: socket.socket, is_over: threading.Event) -> None:
+        connection.recv(65536)
+        drip(connection, b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 2000, is_over)
+
+    with serve_connection(serve) as port:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        client = HttpClient(resolve({"endpoint": "https://nowhere.invalid/v1/traces"}).traces)
+        result, seconds = timed_post(client, 0.5)
+        client.close()
+    assert isinstance(result, TransportError)
+    assert result.code in (MessageCode.CONNECT_TIMEOUT, MessageCode.PROXY)  # urllib3 1.26: the latter
+    assert not result.may_have_arrived
+    assert seconds < DRIP_SECONDS
+
+
+def make_tls_client(port: int, certificate_file: Path) -> HttpClient:
+    endpoint = f"https://127.0.0.1:{port}/v1/traces"
+    return HttpClient(resolve({"endpoint": endpoint, "certificate_file": certificate_file}).traces)
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize(
+    "content", [None, b"", b"not PEM", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+)
+@pytest.mark.parametrize("setting", ["certificate_file", "client_certificate_file"])
+def test_send_with_unusable_certificate_file_names_the_cause(
+    scripted_server: ScriptedServer, certificate: Certificate, tmp_path: Path, setting: str, content: bytes | None
+) -> None:
+    file = tmp_path / "unusable.pem"
+    file.write_bytes(content or b"")
+    with TlsServer(certificate, scripted_server.url) as server:
+        arguments = {"certificate_file": certificate.file, setting: file}
+        client = HttpClient(resolve({"endpoint": server.url + "/v1/traces", **arguments}).traces)
+        if content is None:
+            file.unlink()
+        error = post(client)
+    assert isinstance(error, TransportError)
+    assert "a file of certificates or keys cannot be used" in error.message
+    assert error.code is MessageCode.CERTIFICATE_UNTRUSTED
+    assert not error.may_have_arrived
+    assert error.message.isprintable()
+
+
+@pytest.mark.parametrize("number", [errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPERM, errno.ETIMEDOUT])
+def test_send_to_unreachable_host_reports_that_nothing_arrived(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", fail)
+    error = post(make_client(scripted_server))
+    assert isinstance(error, TransportError)
+    assert f"cannot be reached: {os.strerror(number)}" in error.message
+    assert error.code is MessageCode.CONNECT_TIMEOUT
+    assert not error.may_have_arrived
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [(b"407 Proxy Authentication Required", MessageCode.PROXY_UNAUTHENTICATED), (b"503 No", MessageCode.PROXY)],
+)
+def test_send_with_proxy_that_refuses_tunnel_names_it(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes, code: MessageCode
+) -> None:
+    def serve(connection: socket.socket, _: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 " + answer + b"\r\n\r\n")
+
+    with serve_connection(serve) as port:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        error = post(HttpClient(resolve({"endpoint": "https://nowhere.invalid:4070/v1/traces"}).traces))
+    assert isinstance(error, TransportError)
+    assert (error.code, error.may_have_arrived) == (code, False)
 
 
 def test_send_without_connection_reports_that_nothing_arrived(scripted_server: ScriptedServer) -> None:

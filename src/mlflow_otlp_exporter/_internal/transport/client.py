@@ -8,6 +8,7 @@ configured.
 from __future__ import annotations
 
 import http.cookiejar
+import socket
 import ssl
 import threading
 import time
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 import requests
 import requests.utils
 import urllib3
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
@@ -28,7 +30,7 @@ from mlflow_otlp_exporter._internal.transport.authorization import (
     CredentialsUnavailableError,
     make_authorization,
 )
-from mlflow_otlp_exporter._internal.transport.deadline import Deadline, WatchedAdapter, watch_adapters
+from mlflow_otlp_exporter._internal.transport.deadline import Deadline, DeadlineAdapter, limit_adapters
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.version import __version__
 
@@ -38,11 +40,17 @@ _CONNECT_TIMEOUT_SECONDS = 5.0
 # connection that is being closed fails with a reset, and it is unknown whether the request arrived.
 _MAX_IDLE_SECONDS = 4.0
 _READ_BYTES = 65_536
+# OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH.
+_CODE_BY_VERIFY_ERROR = {
+    10: MessageCode.CERTIFICATE_EXPIRED,
+    62: MessageCode.CERTIFICATE_HOST_MISMATCH,
+    64: MessageCode.CERTIFICATE_HOST_MISMATCH,
+}
 
-# Freeing a session of the parent process would drain urllib3's pool and wait for ever for its lock, which a thread of
-# the parent may have held at the fork.
 # For packages that only pass a session on: no other package imports requests.
 Session = requests.Session
+# Freeing a session of the parent process would drain urllib3's pool and wait for ever for its lock, which a thread of
+# the parent may have held at the fork.
 _sessions_of_parent: list[requests.Session] = []
 
 
@@ -56,7 +64,7 @@ def _new_session() -> requests.Session:
     session.auth = _no_auth
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
-        session.mount(scheme, WatchedAdapter(pool_maxsize=16))
+        session.mount(scheme, DeadlineAdapter(pool_maxsize=16))
     return session
 
 
@@ -75,7 +83,7 @@ class HttpClient:
         self._session = session or _new_session()
         self._owns_session = session is None
         if session is not None:
-            watch_adapters(session.adapters.values())
+            limit_adapters(session.adapters.values())
         self._verify: bool | str = False if server.insecure_tls else server.certificate_file or True
         self._certificate: Any = server.client_certificate_file
         if server.client_certificate_file and server.client_key_file:
@@ -96,7 +104,7 @@ class HttpClient:
     def send(self, request: HttpRequest) -> HttpResponse | TransportError:
         """Send one request and read the response; never raises, never follows a redirect."""
         timeout = request.timeout_seconds
-        deadline = time.monotonic() + timeout
+        deadline = Deadline(time.monotonic() + timeout)
         try:
             authorization = self.credentials.authorization()
         except CredentialsUnavailableError as error:
@@ -104,9 +112,10 @@ class HttpClient:
         headers: dict[str, str | bytes] = {**request.headers, **self._headers}
         if authorization is not None:
             headers["authorization"] = authorization
-        with Deadline(timeout) as limit:
-            try:
-                with self._current_session().request(
+        try:
+            with (
+                deadline,
+                self._current_session().request(
                     request.method,
                     (request.base_url or self.url) + request.path,
                     data=request.body,
@@ -116,22 +125,20 @@ class HttpClient:
                     verify=self._verify,
                     cert=self._certificate,
                     stream=True,
-                ) as response:
-                    if limit.has_cut:  # in the middle of the headers, which then seem to have ended
-                        return _timeout_error(self.url)
-                    body, is_complete = _read_body(response, deadline, request.max_response_bytes)
-                    self._rejected_credential = authorization if response.status_code == 401 else None
-                    if response.status_code < 200:
-                        # An informational response, such as 103: the actual response is still in the connection.
-                        self._session.close()
-                    response_headers = {name.lower(): value for name, value in response.headers.items()}
-                    return HttpResponse(response.status_code, response_headers, body, is_complete)
-            except (requests.RequestException, OSError, ValueError) as error:
-                return _timeout_error(self.url) if limit.has_cut else _classify_exception(error, self.url)
-            except Exception as error:  # noqa: BLE001 - what a session of the user or another urllib3 may raise
-                if limit.has_cut:
-                    return _timeout_error(self.url)
-                return replace(_classify_exception(error, self.url), may_have_arrived=True)
+                ) as response,
+            ):
+                body, is_complete = _read_body(response, deadline.at, request.max_response_bytes)
+                self._rejected_credential = authorization if response.status_code == 401 else None
+                if response.status_code < 200:
+                    # An informational response, such as 103: the actual response is still in the connection.
+                    self._session.close()
+                response_headers = {name.lower(): value for name, value in response.headers.items()}
+                return HttpResponse(response.status_code, response_headers, body, is_complete)
+        except (requests.RequestException, OSError, ValueError) as error:
+            return _classify_exception(error, self.url, is_connecting=deadline.is_connecting)
+        except Exception as error:  # noqa: BLE001 - what a session of the user or another urllib3 may raise
+            failure = _classify_exception(error, self.url, is_connecting=deadline.is_connecting)
+            return replace(failure, may_have_arrived=not deadline.is_connecting)
 
     def has_new_credential(self) -> bool:
         """Whether the credential differs from the one that the server rejected with 401."""
@@ -165,27 +172,27 @@ class HttpClient:
 
 def _read_body(response: requests.Response, deadline: float, max_bytes: int) -> tuple[bytes, bool]:
     """The body as far as it can be read, because a broken body does not change the status; and whether it is whole."""
-    chunks: list[bytes] = []
-    length = 0
+    body = bytearray()
     try:
         for chunk in _iter_body(response):
-            chunks.append(chunk)
-            length += len(chunk)
-            if length > max_bytes or time.monotonic() > deadline:
-                return b"".join(chunks)[:max_bytes], False
+            body += chunk
+            if len(body) > max_bytes or time.monotonic() > deadline:
+                return bytes(body[:max_bytes]), False
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
-        return b"".join(chunks), False
-    return b"".join(chunks), True
+        return bytes(body), False
+    return bytes(body), True
 
 
 def _iter_body(response: requests.Response) -> Iterator[bytes]:
-    """Yield what each read from the socket returns, because a timeout of `requests` restarts with every byte."""
-    read = getattr(response.raw, "read1", None)
-    if read is None:  # urllib3 1.26
-        yield from response.iter_content(1)
-    else:
-        while chunk := read(_READ_BYTES, decode_content=True):
+    """Yield what each read from the socket returns, so that as much as possible of a broken body is kept."""
+    raw = response.raw
+    if isinstance(raw, urllib3.HTTPResponse):
+        raw.enforce_content_length = True  # False in urllib3 1.26
+    if isinstance(raw, urllib3.HTTPResponse) and hasattr(raw, "read1"):
+        while chunk := raw.read1(_READ_BYTES, decode_content=True):
             yield chunk
+    else:  # urllib3 1.26, or a response that an adapter of the user has made
+        yield from response.iter_content(_READ_BYTES)
 
 
 def _exception_chain(error: BaseException) -> Iterator[BaseException]:
@@ -201,38 +208,65 @@ def _exception_chain(error: BaseException) -> Iterator[BaseException]:
             pending += [*candidate.args[:2], reason, candidate.__cause__, candidate.__context__]
 
 
-def _timeout_error(url: str) -> TransportError:
-    message = f"{urlsplit(url).netloc} did not answer in time"
-    return TransportError(message, may_have_arrived=True, code=MessageCode.RESPONSE_TIMEOUT)
-
-
-def _classify_exception(error: Exception, url: str) -> TransportError:
+def _classify_exception(error: Exception, url: str, *, is_connecting: bool) -> TransportError:
     """Describe an exception of `requests`, whose own text holds little but addresses of objects."""
     host = urlsplit(url).netloc
     chain = list(_exception_chain(error))
-    names = [type(exception).__name__ for exception in chain]
-    if isinstance(error, requests.exceptions.SSLError):
-        verification = next((item for item in chain if isinstance(item, ssl.SSLCertVerificationError)), None)
-        reason = verification.verify_message if verification else f"{names[-1]}; does it speak https?"
-        return TransportError(f"no TLS connection to {host}: {reason}", code=_tls_code(verification))
+    last = type(chain[-1]).__name__
+    may_have_arrived = not is_connecting
+    is_unconnected = _contains(chain, NewConnectionError, ConnectTimeoutError)
+    if not is_unconnected and (tls_error := _classify_tls_error(host, chain, is_connecting=is_connecting)):
+        return tls_error
     if isinstance(error, requests.exceptions.ProxyError):
-        if "407" in str(error):  # "Tunnel connection failed: 407 Proxy Authentication Required"
+        if any("Tunnel connection failed: 407" in str(exception) for exception in chain):
             message = f"the proxy requires credentials for {host}"
             return TransportError(message, code=MessageCode.PROXY_UNAUTHENTICATED)
-        return TransportError(f"no connection to {host} through the proxy ({names[-1]})", code=MessageCode.PROXY)
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return TransportError(f"{host} did not accept a connection in time", code=MessageCode.CONNECT_TIMEOUT)
-    if isinstance(error, requests.exceptions.Timeout):
-        return _timeout_error(url)
-    if "ConnectionRefusedError" in names:
+        message = f"no connection to {host} through the proxy ({last})"
+        return TransportError(message, may_have_arrived=may_have_arrived, code=MessageCode.PROXY)
+    if _contains(chain, ConnectionRefusedError):
         message = f"{host} refuses connections: is the server running?"
         return TransportError(message, code=MessageCode.CONNECTION_REFUSED)
-    if "gaierror" in names or "NameResolutionError" in names:
+    if _contains(chain, socket.gaierror):
         return TransportError(f"the name of {host} cannot be resolved", code=MessageCode.NAME_NOT_RESOLVED)
+    is_timeout = isinstance(error, requests.exceptions.Timeout) or _contains(chain, TimeoutError)
+    if is_unconnected or (is_timeout and is_connecting):
+        reason = next((item.strerror for item in chain if isinstance(item, OSError) and item.strerror), "")
+        message = f"{host} cannot be reached: {reason}" if reason else f"{host} did not accept a connection in time"
+        return TransportError(message, code=MessageCode.CONNECT_TIMEOUT)
+    if is_timeout:
+        message = f"{host} did not answer in time"
+        return TransportError(message, may_have_arrived=True, code=MessageCode.RESPONSE_TIMEOUT)
     if isinstance(error, requests.ConnectionError):
-        message = f"{host} closed the connection without an answer ({names[-1]})"
-        return TransportError(message, may_have_arrived=True, code=MessageCode.CONNECTION_CLOSED)
-    return TransportError(f"the request to {host} could not be made ({names[0]})")
+        message = f"{host} closed the connection without an answer ({last})"
+        return TransportError(message, may_have_arrived=may_have_arrived, code=MessageCode.CONNECTION_CLOSED)
+    return TransportError(f"the request to {host} could not be made ({type(error).__name__})")
+
+
+def _contains(chain: list[BaseException], *types: type[BaseException]) -> bool:
+    return any(isinstance(exception, types) for exception in chain)
+
+
+def _classify_tls_error(host: str, chain: list[BaseException], *, is_connecting: bool) -> TransportError | None:
+    code, reason = MessageCode.NOT_TLS, f"{type(chain[-1]).__name__}; does it speak https?"
+    verification = next((item for item in chain if isinstance(item, ssl.SSLCertVerificationError)), None)
+    if file_error := next(filter(_is_file_error, chain), None):
+        code, reason = MessageCode.CERTIFICATE_UNTRUSTED, f"a file of certificates or keys cannot be used: {file_error}"
+    elif verification is not None:
+        code = _CODE_BY_VERIFY_ERROR.get(verification.verify_code, MessageCode.CERTIFICATE_UNTRUSTED)
+        reason = verification.verify_message
+    elif not isinstance(chain[0], requests.exceptions.SSLError):
+        return None
+    may_have_arrived = code is MessageCode.NOT_TLS and not is_connecting
+    return TransportError(f"no TLS connection to {host}: {reason}", may_have_arrived=may_have_arrived, code=code)
+
+
+def _is_file_error(error: BaseException) -> bool:
+    """Whether a file of certificates or a key is missing (an OSError of `requests`), not readable, or not PEM."""
+    if isinstance(error, ssl.SSLError):
+        return error.library in ("X509", "PEM") or " lib (" in str(error)
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return True
+    return type(error) is OSError and str(error).startswith("Could not find ")
 
 
 def is_proxy_bypassed(url: str, no_proxy: str) -> bool:
@@ -243,15 +277,3 @@ def is_proxy_bypassed(url: str, no_proxy: str) -> bool:
 def default_ca_file() -> str:
     """Return the CA file that applies if none is configured."""
     return requests.utils.DEFAULT_CA_BUNDLE_PATH
-
-
-def _tls_code(error: ssl.SSLCertVerificationError | None) -> MessageCode:
-    """The code of a failed TLS handshake; None if the certificate is not the cause."""
-    if error is None:
-        return MessageCode.NOT_TLS
-    # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH.
-    return {
-        10: MessageCode.CERTIFICATE_EXPIRED,
-        62: MessageCode.CERTIFICATE_HOST_MISMATCH,
-        64: MessageCode.CERTIFICATE_HOST_MISMATCH,
-    }.get(error.verify_code, MessageCode.CERTIFICATE_UNTRUSTED)

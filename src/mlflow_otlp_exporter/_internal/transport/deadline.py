@@ -1,124 +1,142 @@
-"""One deadline for a whole request, so that a server that drips a status line or headers is cut off.
+"""One deadline for a whole request, so that a server that drips a handshake, a status line or headers is cut off.
 
 A timeout of `requests` restarts with every byte that arrives, and with every part of a body that is sent over TLS.
-Therefore a timer shuts down the socket of the request; a thread that waits for the socket wakes with an error then.
+Therefore each operation on the socket of a request waits for at most the time that is left.
 """
 
 from __future__ import annotations
 
+import http.client
+import io
 import socket
 import threading
-from contextlib import suppress
-from types import TracebackType
-from typing import Any, final
+import time
+from collections.abc import Iterable
+from typing import Any
 
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.poolmanager import pool_classes_by_scheme
 
+# One operation on a TLS socket writes at most one record; `sendall` waits with the whole timeout for each.
+_TLS_RECORD_BYTES = 16_384
 _current = threading.local()
 
 
-@final
 class Deadline:
-    """Cuts off the request that its thread makes within the `with` block."""
+    """Limits the request that its thread makes within the `with` block; `at` is a time of `time.monotonic`."""
 
-    def __init__(self, timeout_seconds: float) -> None:
-        self.has_cut = False
-        self._is_over = False
-        self._socket: Any = None
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(timeout_seconds, self._on_timeout)
-        self._timer.daemon = True
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.is_connecting = False  # still true if no connection was established
+        self._outer: Deadline | None = getattr(_current, "deadline", None)  # a signal handler may interrupt a request
 
     def __enter__(self) -> Deadline:
         _current.deadline = self
-        # No thread can be started while the interpreter exits; the timeouts of `requests` still apply.
-        with suppress(RuntimeError):
-            self._timer.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _current.deadline = None
-        with self._lock:
-            self._socket = None
-        self._timer.cancel()
-
-    def watch(self, sock: Any) -> None:
-        """Set the socket of the request."""
-        with self._lock:
-            self._socket = sock
-            if self._is_over:
-                self._shut_down_socket()
-
-    def _on_timeout(self) -> None:
-        with self._lock:
-            self._is_over = True
-            if self._socket is not None:
-                self._shut_down_socket()
-
-    def _shut_down_socket(self) -> None:
-        self.has_cut = True
-        with suppress(OSError):  # it is closed already
-            if isinstance(self._socket, socket.socket):
-                # Not the method of SSLSocket, which removes the encryption while another thread reads.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-            else:
-                self._socket.shutdown(socket.SHUT_RDWR)
+    def __exit__(self, *_: object) -> None:
+        _current.deadline = self._outer
 
 
-class _Watched(HTTPConnection):
-    """Registers the socket of each request, new or reused, with the deadline of its thread."""
+def _limit_wait(sock: Any) -> None:
+    """Limit the next operation on a socket; raises TimeoutError if no time is left."""
+    deadline: Deadline | None = getattr(_current, "deadline", None)
+    if deadline is not None:
+        if (seconds := deadline.at - time.monotonic()) <= 0:
+            raise TimeoutError
+        sock.settimeout(seconds)
+
+
+class _DeadlineReader(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase, sock: Any) -> None:
+        self._raw, self._sock = raw, sock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        _limit_wait(self._sock)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _DeadlineResponse(http.client.HTTPResponse):
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        if isinstance(self.fp, io.BufferedReader):  # the sockets of some mocks return another file
+            self.fp = io.BufferedReader(_DeadlineReader(self.fp.detach(), sock))
+
+
+class _DeadlineConnection(HTTPConnection):
+    response_class = _DeadlineResponse
 
     def connect(self) -> None:
+        deadline = getattr(_current, "deadline", None) or Deadline(0)
+        deadline.is_connecting = True
         super().connect()
-        self._register_socket()
+        deadline.is_connecting = False
 
-    def putrequest(self, *args: Any, **kwargs: Any) -> None:
-        self._register_socket()
-        super().putrequest(*args, **kwargs)
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        _limit_wait(sock)  # for the TLS handshake, and the first part of a request
+        return sock
 
-    def _register_socket(self) -> None:
-        deadline = getattr(_current, "deadline", None)
-        if deadline is not None and self.sock is not None:
-            deadline.watch(self.sock)
+    def send(self, data: Any) -> None:
+        pieces = [data]  # a file or an iterator, in another request of the user's session
+        if isinstance(data, bytes):
+            pieces = [data[start : start + _TLS_RECORD_BYTES] for start in range(0, len(data), _TLS_RECORD_BYTES)]
+        for piece in pieces:
+            if self.sock is not None:
+                _limit_wait(self.sock)
+            super().send(piece)
 
 
-class _WatchedTLS(_Watched, HTTPSConnection):
+class _DeadlineTLSConnection(_DeadlineConnection, HTTPSConnection):
     """The same connection over TLS."""
 
 
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Watched
+def _pool_class(pool_class: Any, standard: type, limited: type) -> Any:
+    class Pool(pool_class):  # type: ignore[misc]
+        @property
+        def ConnectionCls(self) -> Any:  # noqa: N802 - a class attribute of urllib3
+            # Read for each connection, because vcrpy replaces urllib3's class within a `with` block.
+            current = pool_class.ConnectionCls
+            return limited if current is standard else current
+
+    return Pool
 
 
-class _TLSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _WatchedTLS
+_POOL_CLASSES = {
+    "http": _pool_class(urllib3.HTTPConnectionPool, HTTPConnection, _DeadlineConnection),
+    "https": _pool_class(urllib3.HTTPSConnectionPool, HTTPSConnection, _DeadlineTLSConnection),
+}
 
 
-def _watch(manager: Any) -> None:
+def _limit_connections(manager: Any) -> None:
     """Replace the connection classes of a pool manager, unless the user has replaced them already."""
     if getattr(manager, "pool_classes_by_scheme", None) is pool_classes_by_scheme:
-        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+        manager.pool_classes_by_scheme = _POOL_CLASSES
 
 
-class WatchedAdapter(HTTPAdapter):
+class DeadlineAdapter(HTTPAdapter):
     """Adapter whose requests keep a `Deadline`, also through a proxy."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        _watch(self.poolmanager)
+        _limit_connections(self.poolmanager)
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(*args, **kwargs)
-        _watch(manager)
+        _limit_connections(manager)
         return manager
 
 
-def watch_adapters(adapters: Any) -> None:
+def limit_adapters(adapters: Iterable[Any]) -> None:
     """Make the requests of a user's session keep a `Deadline`, if its adapters are standard ones."""
     for adapter in adapters:
-        _watch(getattr(adapter, "poolmanager", None))
+        _limit_connections(getattr(adapter, "poolmanager", None))
