@@ -15,7 +15,7 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, configure
 from mlflow_otlp_exporter._internal.privacy.mask import MASK_FAILED, Mask, make_mask
-from mlflow_otlp_exporter._internal.privacy.patterns import make_mask_function
+from mlflow_otlp_exporter._internal.privacy.mask_patterns import make_mask_function
 from support.content_samples import ALL_SAMPLES, CHATS, MARKERS, SpanContent, span
 from support.offline_export import export_bytes, export_span
 

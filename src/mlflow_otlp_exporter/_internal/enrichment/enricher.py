@@ -11,26 +11,19 @@ from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.enrichment.deduplicate import drop_duplicate_attributes
+from mlflow_otlp_exporter._internal.enrichment.duplicate_attributes import drop_duplicate_attributes
 from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, merge
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
+from mlflow_otlp_exporter._internal.enrichment.token_usage import count_usage_once, rename_usage_keys
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 from mlflow_otlp_exporter._internal.enrichment.trace_tree import TraceTree, propagate
 from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinference
 
 SPAN_NAME = "mlflow_otlp.span_name"
 _PREFIXES = frozenset().union(*(reader.prefixes for reader in READERS))
-# Usage that must not count is kept under these names, which no server adds up: pydantic-ai's own for sums over spans.
-_RENAMED_PREFIXES = (
-    ("gen_ai.usage.", "gen_ai.aggregated_usage."),
-    ("llm.token_count.", "llm.aggregated_token_count."),
-    ("llm.usage.", "llm.aggregated_usage."),
-    ("llm.cost.", "llm.aggregated_cost."),
-    ("ai.usage.", "ai.aggregated_usage."),
-)
 _MAX_RESPONSE_SCOPES = 10_000
 
 
@@ -80,7 +73,8 @@ class Enricher:
         for trace_id, members in traces.items():
             try:
                 tree = TraceTree(members, self._trace_cache.get(trace_id))
-                propagate(tree, response_scopes)
+                count_usage_once(tree, response_scopes)
+                propagate(tree)
                 if tree.is_complete:
                     self._trace_cache.remove(trace_id)
                 else:
@@ -112,7 +106,7 @@ class Enricher:
     def _write(self, state: SpanState) -> EnrichedSpan:
         own_attributes = state.attributes
         if not state.counts_usage:
-            own_attributes = _rename_usage_keys(own_attributes)
+            own_attributes = rename_usage_keys(own_attributes)
             state.attributes = own_attributes
         mlflow_attributes = mlflow.write(state)
         added_attributes = mlflow_attributes
@@ -173,18 +167,6 @@ def read_span(span: ReadableSpan) -> SpanState:
     if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
         normalized = normalized._replace(kind=Kind.CHAT_MODEL)
     return SpanState(span, attributes, normalized, scope)
-
-
-def _rename_usage_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in attributes.items():
-        for prefix, renamed_prefix in _RENAMED_PREFIXES:
-            if key.startswith(prefix):
-                result[renamed_prefix + key[len(prefix) :]] = value
-                break
-        else:
-            result["operation.aggregated_cost" if key == "operation.cost" else key] = value
-    return result
 
 
 def _add_exception_event(state: SpanState) -> Sequence[Event]:

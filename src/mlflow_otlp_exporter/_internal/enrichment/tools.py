@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import to_result_text
@@ -21,8 +21,10 @@ _SCHEMA_KEYS = (
 _JSON_TYPES = frozenset({"string", "number", "integer", "object", "array", "boolean", "null"})
 _MAX_DEPTH = 12
 _MAX_TOOLS = 512
-# A Python object's repr: `StopEvent(result=..`, `<Context object at 0x7f..>`.
-_REPR = re.compile(r"^\s*[A-Za-z_][\w.]*\(\w+=|<[A-Za-z_][\w.]*(?:\(| object at 0x| object>)")
+# A Python object's repr: `StopEvent(result=..` at the beginning, `<Context object at 0x7f..>` anywhere. Two patterns,
+# because a search for one that begins with a literal is ten times faster.
+_CALL_REPR = re.compile(r"\s*[A-Za-z_][\w.]*\(\w+=")
+_OBJECT_REPR = re.compile(r"<[A-Za-z_][\w.]*(?:\(| object at 0x| object>)")
 _MAX_SEARCHED_LENGTH = 20_000
 
 
@@ -134,7 +136,10 @@ def _normalize_type(value: Any) -> Any:
 
 def is_repr(value: Any) -> bool:
     """Whether a value is the internal state of a framework rather than text for people."""
-    return isinstance(value, str) and _REPR.search(value[:_MAX_SEARCHED_LENGTH]) is not None
+    if not isinstance(value, str):
+        return False
+    text = value[:_MAX_SEARCHED_LENGTH]
+    return bool(_CALL_REPR.match(text) or _OBJECT_REPR.search(text))
 
 
 def has_named_arguments(value: Any) -> bool:
@@ -143,10 +148,32 @@ def has_named_arguments(value: Any) -> bool:
     return isinstance(arguments, dict) and not arguments.keys() & {"args", "kwargs", "input_str"}
 
 
-def resolve_arguments(
-    normalized: NormalizedSpan, calls: Sequence[ToolCall], tools: Sequence[ToolDefinition], parent_input: Any
-) -> Any:
-    """A tool's arguments as an object if `calls` or `tools` of the trace tell the names; otherwise its input.
+class ToolIndex:
+    """The tool calls and the tools of a trace, by what the span of a tool may know of its call."""
+
+    def __init__(self, calls: Iterable[ToolCall], tools: Iterable[ToolDefinition]) -> None:
+        self.arguments_by_id: dict[str, dict[str, Any]] = {}
+        self._arguments_by_values: dict[tuple[str, str], dict[str, Any]] = {}
+        for call in calls:
+            if isinstance(arguments := parse_structured(call.arguments), dict):
+                self.arguments_by_id.setdefault(call.id, arguments)
+                self._arguments_by_values.setdefault((call.name, repr(list(arguments.values()))), arguments)
+        self._parameter_names: dict[str, tuple[str, ...]] = {}
+        for tool in tools:
+            names = _parameter_names(tool)
+            if len(names) > len(self._parameter_names.get(tool.name, ())):
+                self._parameter_names[tool.name] = names
+
+    def name_arguments(self, tool_name: str, values: list[Any]) -> dict[str, Any] | None:
+        """The arguments of a tool by name, if only their values are known."""
+        names = self._parameter_names.get(tool_name, ())
+        if len(names) >= len(values):
+            return dict(zip(names, values, strict=False))
+        return self._arguments_by_values.get((tool_name, repr(values)))
+
+
+def resolve_arguments(normalized: NormalizedSpan, index: ToolIndex, parent_input: Any) -> Any:
+    """A tool's arguments as an object if calls or tools of the trace tell the names; otherwise its input.
 
     `parent_input` is the input of the span above.
     """
@@ -154,27 +181,16 @@ def resolve_arguments(
     if isinstance(arguments, dict) and not arguments.keys() <= {"args", "kwargs"}:
         return arguments
     call_id = normalized.tool_call_id or find_call_id(normalized.output)
-    if call_id:
-        for call in calls:
-            if call.id == call_id and isinstance(requested := parse_structured(call.arguments), dict):
-                return requested
+    if call_id and call_id in index.arguments_by_id:
+        return index.arguments_by_id[call_id]
     parent = parse_structured(parent_input)
     if isinstance(parent, list) and len(parent) == 1 and isinstance(parent[0], dict):
         parent_tool, requested = parent[0].get("name"), parent[0].get("args")
         if parent_tool == normalized.tool_name and isinstance(requested, dict):
             return requested
-    positional = (
-        arguments.get("args") if isinstance(arguments, dict) else ([arguments] if arguments is not None else None)
-    )
-    if isinstance(positional, list) and positional:
-        for tool in tools:
-            names = _parameter_names(tool) if tool.name == normalized.tool_name else ()
-            if len(names) >= len(positional):
-                return dict(zip(names, positional, strict=False))
-        for call in calls:
-            requested = parse_structured(call.arguments) if call.name == normalized.tool_name else None
-            if isinstance(requested, dict) and list(requested.values()) == positional:
-                return requested
+    values = arguments.get("args") if isinstance(arguments, dict) else [arguments] if arguments is not None else None
+    if isinstance(values, list) and values and normalized.tool_name:
+        return index.name_arguments(normalized.tool_name, values) or arguments
     return arguments
 
 

@@ -1,9 +1,12 @@
-"""What the spans of a trace take from each other."""
+"""What the spans of a trace take from each other.
+
+A trace may be a chain of thousands of spans, so each step takes time in proportion to their number.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
@@ -13,16 +16,17 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Kind,
     NormalizedSpan,
     Prompt,
-    ToolCall,
     ToolDefinition,
 )
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary
-from mlflow_otlp_exporter._internal.enrichment.tools import has_named_arguments, is_repr, resolve_arguments
+from mlflow_otlp_exporter._internal.enrichment.tools import ToolIndex, has_named_arguments, is_repr, resolve_arguments
 
 # Clients that create spans of their own for calls that an instrumentation describes as well, and better.
-_CLIENT_SCOPES = frozenset({"com.anthropic.sdk.python"})
+CLIENT_SCOPES = frozenset({"com.anthropic.sdk.python"})
 # A span of the trace: one that is enriched now, or the summary of an earlier one.
 TreeSpan: TypeAlias = SpanState | SpanSummary
+# Depth and time of a span, and its question or answer: the least comes first.
+_Text: TypeAlias = tuple[int, int, str]
 _CONVERSATION_KINDS = (Kind.AGENT, Kind.CHAT_MODEL, Kind.LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 
 
@@ -34,9 +38,10 @@ class TraceTree:
         self.spans: dict[int, TreeSpan] = {span.span_id: span for span in earlier}
         self.spans.update(self.current)
         self.root = next((span for span in self.spans.values() if span.parent_id is None), None)
-        self.children: dict[int | None, list[TreeSpan]] = {}
+        self._children: dict[int, list[TreeSpan]] = {}
         for span in self.spans.values():
-            self.children.setdefault(self._parent_id(span), []).append(span)
+            if (parent := self.parent(span)) is not None:
+                self._children.setdefault(parent.span_id, []).append(span)
 
     @property
     def is_complete(self) -> bool:
@@ -45,118 +50,102 @@ class TraceTree:
             span.parent_id is None or span.parent_id in self.spans for span in self.spans.values()
         )
 
-    def _parent_id(self, span: TreeSpan) -> int | None:
+    def parent(self, span: TreeSpan) -> TreeSpan | None:
         """The parent, or the root if the parent has not arrived: a span is below the root in any case."""
-        if span.parent_id is None or span.parent_id in self.spans or self.root is None:
-            return span.parent_id
-        return self.root.span_id
+        return None if span.parent_id is None else self.spans.get(span.parent_id, self.root)
 
     @functools.cached_property
-    def tool_calls(self) -> list[ToolCall]:
-        """The tool calls that models requested."""
-        return [call for span in self.spans.values() for call in span.tool_calls]
+    def tools(self) -> ToolIndex:
+        """The tool calls that models requested, and the tools that spans declare."""
+        spans = self.spans.values()
+        return ToolIndex(
+            (call for span in spans for call in span.tool_calls), (tool for span in spans for tool in span.tools or ())
+        )
 
     @functools.cached_property
-    def tools(self) -> list[ToolDefinition]:
-        """The tools that spans declare."""
-        return [tool for span in self.spans.values() for tool in span.tools or ()]
+    def levels(self) -> list[list[TreeSpan]]:
+        """All spans by their depth, roots first; without spans that are their own ancestors."""
+        return list(self._descend([span for span in self.spans.values() if self.parent(span) is None]))
 
-    def ancestors(self, span: TreeSpan) -> Iterable[TreeSpan]:
-        """The spans above a span, nearest first."""
-        visited = {span.span_id}
-        parent_id = self._parent_id(span)
-        while parent_id is not None and parent_id not in visited and (parent := self.spans.get(parent_id)) is not None:
-            visited.add(parent_id)
-            yield parent
-            parent_id = self._parent_id(parent)
-
-    def descendants_by_level(self, span_id: int) -> Iterable[list[TreeSpan]]:
-        visited = {span_id}
-        level = self.children.get(span_id, [])
+    def _descend(self, level: list[TreeSpan]) -> Iterator[list[TreeSpan]]:
         while level:
-            level = [span for span in level if span.span_id not in visited]
-            visited.update(span.span_id for span in level)
-            if level:
-                yield level
-            level = [child for span in level for child in self.children.get(span.span_id, ())]
+            yield level
+            level = [child for span in level for child in self._children.get(span.span_id, ())]
+
+    def with_descendants(self, span: TreeSpan) -> Iterator[TreeSpan]:
+        """A span without a parent and all spans below it, the nearest first."""
+        return (member for level in self._descend([span]) for member in level)
+
+    def nearest_above(self, is_match: Callable[[TreeSpan], bool]) -> dict[int, TreeSpan]:
+        """By the id of a span, the nearest span above it that matches."""
+        nearest: dict[int, TreeSpan] = {}
+        for level in self.levels:
+            for span in level:
+                match = span if is_match(span) else nearest.get(span.span_id)
+                if match is not None:
+                    nearest.update((child.span_id, match) for child in self._children.get(span.span_id, ()))
+        return nearest
+
+    def ids_above(self, is_match: Callable[[TreeSpan], bool]) -> set[int]:
+        """The ids of spans that have a matching span below them."""
+        ids: set[int] = set()
+        for span in self.spans.values():
+            parent = self.parent(span) if is_match(span) else None
+            while parent is not None and parent.span_id not in ids:
+                ids.add(parent.span_id)
+                parent = self.parent(parent)
+        return ids
 
 
-def propagate(tree: TraceTree, response_scopes: Mapping[str, str]) -> None:
-    """Fill in what spans can take from each other.
-
-    `response_scopes` maps response ids, also those of other traces, to the scopes of the instrumentations that
-    described the response.
-    """
-    is_single = len(tree.spans) == 1
-    for span in tree.current.values():
-        if span.scope in _CLIENT_SCOPES:
-            _clear_duplicate_usage(span, tree, response_scopes)
-    if not is_single:
-        for span in tree.current.values():
-            if span.normalized.wraps_calls and any(
-                is_model(child.kind) for level in tree.descendants_by_level(span.span_id) for child in level
-            ):
-                span.kind = Kind.AGENT
-        _clear_ancestor_usage(tree)
+def propagate(tree: TraceTree) -> None:
+    """Fill in what spans can take from each other."""
+    if len(tree.spans) > 1:
+        _mark_agents(tree)
         _share_tools(tree)
     for span in tree.current.values():
         if span.kind is Kind.TOOL:
             _fill_arguments(span, tree)
+    _fill_conversations(tree)
     for span in tree.current.values():
         if span.parent_id is None:
             _fill_root(span, tree)
-        elif span.kind is Kind.AGENT and not is_single:
-            _fill_input_output(span, tree)
 
 
-def _clear_duplicate_usage(span: SpanState, tree: TraceTree, response_scopes: Mapping[str, str]) -> None:
-    """The usage of a client's own span does not count if another span describes the same call."""
-    if response_scopes.get(span.normalized.response_id or "", span.scope) != span.scope or any(
-        is_model(ancestor.kind) and ancestor.scope not in _CLIENT_SCOPES for ancestor in tree.ancestors(span)
-    ):
-        span.counts_usage = False
-
-
-def _clear_ancestor_usage(tree: TraceTree) -> None:
-    """Usage counts on the span of the call: in MLflow, a parent's usage hides that of its children."""
-    for span in list(tree.spans.values()):
-        if not span.has_usage:
-            continue
-        for ancestor in tree.ancestors(span):
-            current = tree.current.get(ancestor.span_id)
-            if current is not None and current.has_usage:
-                current.counts_usage = False
+def _mark_agents(tree: TraceTree) -> None:
+    callers = [span for span in tree.current.values() if span.normalized.wraps_calls]
+    if callers:
+        ids = tree.ids_above(lambda span: is_model(span.kind))
+        for span in callers:
+            if span.span_id in ids:
+                span.kind = Kind.AGENT
 
 
 def _share_tools(tree: TraceTree) -> None:
-    """Give model spans without tools those of their agent, or of the tool spans below that agent."""
-    for span in tree.current.values():
-        if not is_model(span.kind) or span.normalized.tools:
-            continue
-        tools: tuple[ToolDefinition, ...] | None = None
-        for ancestor in tree.ancestors(span):
-            if ancestor.kind is Kind.AGENT:
-                tools = ancestor.tools or _collect_called_tools(tree, ancestor.span_id)
-                break
+    """Give model spans without tools those of their agent, or of the tool spans whose nearest agent is the same."""
+    models = [span for span in tree.current.values() if is_model(span.kind) and not span.normalized.tools]
+    if not models:
+        return
+    agents = tree.nearest_above(lambda span: span.kind is Kind.AGENT)
+    tools_by_agent: dict[int, dict[str, ToolDefinition]] = {}
+    all_tools: dict[str, ToolDefinition] = {}
+    for span in tree.spans.values():
+        if span.kind is Kind.TOOL and span.tools:
+            tools = {tool.name: tool for tool in span.tools}
+            all_tools.update(tools)
+            if span.span_id in agents:
+                tools_by_agent.setdefault(agents[span.span_id].span_id, {}).update(tools)
+    calls_below_models = tree.nearest_above(lambda span: is_model(span.kind))
+    for model in models:
+        if model.scope in CLIENT_SCOPES and model.span_id in calls_below_models:
+            continue  # another span describes the call
+        agent = agents.get(model.span_id)
+        if agent is not None:
+            shared = agent.tools or tuple(tools_by_agent.get(agent.span_id, {}).values())
         else:
             # The agent has not ended yet: take the tools of the calls so far.
-            tools = _collect_called_tools(tree, None) if span.parent_id not in tree.spans else None
-        if tools and _may_have_tools(span, tree):
-            span.normalized = span.normalized._replace(tools=tools)
-
-
-def _may_have_tools(span: SpanState, tree: TraceTree) -> bool:
-    return span.scope not in _CLIENT_SCOPES or not any(is_model(ancestor.kind) for ancestor in tree.ancestors(span))
-
-
-def _collect_called_tools(tree: TraceTree, agent_id: int | None) -> tuple[ToolDefinition, ...] | None:
-    """The definitions on tool spans below an agent, or in the whole trace if there is no agent."""
-    if agent_id is None:
-        spans: Iterable[TreeSpan] = tree.spans.values()
-    else:
-        spans = (span for level in tree.descendants_by_level(agent_id) for span in level)
-    tools = {tool.name: tool for span in spans if span.kind is Kind.TOOL for tool in span.tools or ()}
-    return tuple(tools.values()) or None
+            shared = tuple(all_tools.values()) if model.parent_id not in tree.spans else ()
+        if shared:
+            model.normalized = model.normalized._replace(tools=shared)
 
 
 def _fill_arguments(span: SpanState, tree: TraceTree) -> None:
@@ -164,41 +153,56 @@ def _fill_arguments(span: SpanState, tree: TraceTree) -> None:
     if has_named_arguments(span.normalized.input) or span.normalized.input == REDACTED:
         return
     parent = tree.spans.get(span.parent_id or 0)
-    arguments = resolve_arguments(span.normalized, tree.tool_calls, tree.tools, parent.raw_input if parent else None)
+    arguments = resolve_arguments(span.normalized, tree.tools, parent.raw_input if parent else None)
     if arguments is not None and arguments != span.normalized.input:
         span.normalized = span.normalized._replace(input=arguments)
 
 
-def _fill_input_output(span: SpanState, tree: TraceTree) -> None:
+def _fill_conversations(tree: TraceTree) -> None:
     """Question and answer of a root or an agent that has none of its own: those of the nearest spans below."""
-    if span.question is None and (span.normalized.input is None or is_repr(span.normalized.input)):
-        for level in tree.descendants_by_level(span.span_id):
-            with_question = [child for child in level if child.question and child.kind in _CONVERSATION_KINDS]
-            if with_question:
-                span.question = min(with_question, key=lambda child: child.start_time).question
-                break
-    if (span.answer is None and span.normalized.output is None) or is_repr(span.normalized.output):
-        span.answer = None
-        for level in tree.descendants_by_level(span.span_id):
-            with_answer = [
-                child
-                for child in level
-                if child.answer and child.kind in _CONVERSATION_KINDS and not is_repr(child.answer)
-            ]
-            if with_answer:
-                span.answer = max(with_answer, key=lambda child: child.end_time).answer
-                break
+    questions: dict[int, _Text] = {}  # by the id of the span above
+    answers: dict[int, _Text] = {}
+    for depth, level in reversed(list(enumerate(tree.levels))):
+        for span in level:
+            question, answer = questions.get(span.span_id), answers.get(span.span_id)
+            current = tree.current.get(span.span_id)
+            if current is not None and _takes_conversation(current, tree):
+                _fill_conversation(current, question, answer)
+            if span.kind in _CONVERSATION_KINDS:
+                if span.question:  # the earliest
+                    question = (depth, span.start_time, span.question)
+                if span.answer and not is_repr(span.answer):  # the latest
+                    answer = (depth, -span.end_time, span.answer)
+            if (parent := tree.parent(span)) is not None:
+                _keep_least(questions, parent.span_id, question)
+                _keep_least(answers, parent.span_id, answer)
+
+
+def _takes_conversation(span: SpanState, tree: TraceTree) -> bool:
+    if span.parent_id is None:
+        return not is_model(span.kind)
+    return span.kind is Kind.AGENT and len(tree.spans) > 1
+
+
+def _fill_conversation(span: SpanState, question: _Text | None, answer: _Text | None) -> None:
+    normalized = span.normalized
+    if question is not None and span.question is None and (normalized.input is None or is_repr(normalized.input)):
+        span.question = question[2]
+    if (span.answer is None and normalized.output is None) or is_repr(normalized.output):
+        span.answer = answer[2] if answer is not None else None
+
+
+def _keep_least(texts: dict[int, _Text], span_id: int, text: _Text | None) -> None:
+    if text is not None and (span_id not in texts or text[:2] < texts[span_id][:2]):
+        texts[span_id] = text
 
 
 def _fill_root(span: SpanState, tree: TraceTree) -> None:
-    if not is_model(span.kind):
-        _fill_input_output(span, tree)
     tags: dict[str, None] = {}
     metadata: dict[str, Any] = {}
     prompts: dict[Prompt, None] = {}
     session = user = None
-    descendants = (child for level in tree.descendants_by_level(span.span_id) for child in level)
-    for member in [span, *descendants]:
+    for member in tree.with_descendants(span):
         normalized = member.normalized
         if normalized is EMPTY:
             continue

@@ -1,4 +1,7 @@
-"""Mask every text of a span, also inside of JSON; a text for which the mask fails is hidden."""
+"""Apply a mask to every text in a value, also inside of JSON; a text for which the mask fails is hidden.
+
+`redactor.py` calls it for each attribute, event, link and name of a span; the patterns are in `mask_patterns.py`.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +148,9 @@ def make_mask(setting: Any, on_error: Callable[[Exception], None]) -> Mask | Non
         return None
     if callable(setting):
         return Mask(setting, mask_names=False, on_error=on_error)
-    from mlflow_otlp_exporter._internal.privacy.patterns import make_mask_function  # few applications need the patterns
+    from mlflow_otlp_exporter._internal.privacy.mask_patterns import (
+        make_mask_function,
+    )  # few applications need the patterns
 
     patterns: tuple[str | re.Pattern[str], ...] = tuple(setting)
     return Mask(make_mask_function(patterns), mask_names=True, on_error=on_error) if patterns else None

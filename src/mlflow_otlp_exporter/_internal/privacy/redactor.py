@@ -1,4 +1,7 @@
-"""Redact spans before any other code reads, extends or writes them."""
+"""Redact spans before any other code reads, extends or writes them: hide, limit and mask each part of a span.
+
+`hide_rules.py` knows what to hide, `inline_data.py` limits sizes, and `mask.py` masks the texts in a value.
+"""
 
 from __future__ import annotations
 

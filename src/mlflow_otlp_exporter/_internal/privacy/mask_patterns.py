@@ -1,4 +1,4 @@
-"""Built-in patterns for e-mail addresses, keys, card and phone numbers."""
+"""Patterns of masks for e-mail addresses, keys, card and phone numbers."""
 
 from __future__ import annotations
 

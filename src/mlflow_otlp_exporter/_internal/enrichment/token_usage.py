@@ -1,0 +1,53 @@
+"""Token usage and cost that count once, although several spans of a trace state them.
+
+Usage that must not count is kept under names that no server adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
+from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, TraceTree
+
+# pydantic-ai's own names for sums over spans, and others like them.
+_RENAMED_PREFIXES = (
+    ("gen_ai.usage.", "gen_ai.aggregated_usage."),
+    ("llm.token_count.", "llm.aggregated_token_count."),
+    ("llm.usage.", "llm.aggregated_usage."),
+    ("llm.cost.", "llm.aggregated_cost."),
+    ("ai.usage.", "ai.aggregated_usage."),
+)
+
+
+def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> None:
+    """Mark spans whose usage other spans state as well.
+
+    `response_scopes` maps response ids, also those of other traces, to the scopes of the instrumentations that
+    described the response.
+    """
+    clients = [span for span in tree.current.values() if span.scope in CLIENT_SCOPES]
+    if clients:
+        models = tree.nearest_above(lambda span: is_model(span.kind) and span.scope not in CLIENT_SCOPES)
+        for span in clients:
+            scope = response_scopes.get(span.normalized.response_id or "", span.scope)
+            if scope != span.scope or span.span_id in models:
+                span.counts_usage = False
+    # In MLflow, a parent's usage hides that of its children.
+    parent_ids = tree.ids_above(lambda span: span.has_usage)
+    for span in tree.current.values():
+        if span.has_usage and span.span_id in parent_ids:
+            span.counts_usage = False
+
+
+def rename_usage_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in attributes.items():
+        for prefix, renamed_prefix in _RENAMED_PREFIXES:
+            if key.startswith(prefix):
+                result[renamed_prefix + key[len(prefix) :]] = value
+                break
+        else:
+            result["operation.aggregated_cost" if key == "operation.cost" else key] = value
+    return result
