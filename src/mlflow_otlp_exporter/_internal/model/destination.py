@@ -48,6 +48,13 @@ class Destination:
     run_id: str | None = None
     service_name: str | None = None
 
+    def __post_init__(self) -> None:
+        # Lone surrogates, which UTF-8 does not have, would raise in every header, URL and file. They are escaped, so
+        # that the server rejects the name, or creates an experiment of the escaped name.
+        for name, value in vars(self).items():
+            if value is not None and not value.isascii():
+                object.__setattr__(self, name, value.encode(errors="backslashreplace").decode())
+
     @property
     def route(self) -> Route:
         return Route(self.workspace, self.experiment, self.experiment_id, self.run_id)
