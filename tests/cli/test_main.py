@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,14 @@ import pytest
 from mlflow_otlp_exporter import MLflowSpanExporter, __version__
 from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.common.files import FileLock
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.config.models import SpoolSettings
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.scripted_server import ACCEPTED, Answer, ScriptedServer
 from support.spans import make_spans
+from support.special_files import SPECIAL_FILES
 
 
 def test_settings_prints_sources_and_no_secrets(
@@ -215,6 +221,43 @@ def test_spool_status_names_the_sending_process(capsys: pytest.CaptureFixture[st
     assert lock.acquire()
     assert f"process {os.getpid()}" in run_spool(capsys, "status")
     lock.release()
+
+
+@pytest.mark.usefixtures("spool")
+@pytest.mark.parametrize(("create", "reason"), SPECIAL_FILES)
+def test_spool_with_special_files_shows_and_purges_the_others(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    create: Callable[[Path], object],
+    reason: str,
+) -> None:
+    [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
+    monkeypatch.chdir(folder)
+    request, _ = sorted(folder.glob("*.otlp"))
+    (folder / "journal").mkdir(mode=0o700, exist_ok=True)
+    for path in (request, folder / "lock", folder / "about.txt", folder / "journal" / "a-1-2.journal"):
+        path.unlink(missing_ok=True)
+        create(path)
+    status = run_spool(capsys, "status")
+    assert f"about.txt cannot be read: {reason}" in status
+    assert "1 spans in 1 requests" in status
+    lines = run_spool(capsys, "list").splitlines()
+    assert len(lines) == 2
+    assert f"{request.name}  is skipped: {reason}" in lines
+    assert "1 spans in 1 files deleted" in run_spool(capsys, "purge", "--yes")
+
+
+@pytest.mark.usefixtures("spool")
+def test_spool_output_has_no_control_characters_of_files(capsys: pytest.CaptureFixture[str]) -> None:
+    [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
+    storage = SpoolStorage(SpoolSettings(spool_dir=str(folder.parent)), folder.name, "", ProblemLog())
+    span = SpanEncoder().encode(make_spans("a")[0])
+    assert storage.append(Destination("\x1b[2J", "a\nb\ud800"), [span])
+    (folder / "about.txt").write_bytes(b"spans for \x1b[2J\xff\n" + b"x" * 99)
+    output = run_spool(capsys, "status") + run_spool(capsys, "list")
+    assert "\x1b" not in output
+    assert "experiment a?b\\ud800 of workspace ?[2J" in output
+    assert "spans for ?[2J" in output
 
 
 def test_spool_flush_sends_queued_requests(spool: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:

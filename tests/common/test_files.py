@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 
 from mlflow_otlp_exporter._internal.common.files import FileLock, UnsafeFileError, open_regular_file, read_regular_file
 from support.children import run_in_fork
+from support.special_files import SPECIAL_FILES, make_link
 
 HOLD = """
 import sys, time
@@ -84,32 +84,6 @@ def test_acquire_removed_file_loses_lock(path: Path) -> None:
 def test_acquire_missing_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"):
         FileLock(tmp_path / "missing" / "lock").acquire()
-
-
-def bind_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(path))  # the path of a socket has at most 108 bytes
-
-
-def make_link(path: Path) -> None:
-    victim = path.with_name("victim")
-    victim.write_text("precious")
-    path.symlink_to(victim)
-
-
-def make_second_name(path: Path) -> None:
-    victim = path.with_name("victim")
-    victim.write_text("precious")
-    path.hardlink_to(victim)
-
-
-SPECIAL_FILES: list[tuple[Callable[[Path], object], str]] = [
-    (os.mkfifo, "it is a FIFO, not a regular file"),
-    (Path.mkdir, "it is a directory, not a regular file"),
-    (bind_socket, "it is a socket, not a regular file"),
-    (make_link, "it is a symbolic link, not a regular file"),
-    (make_second_name, "it has a second name (hard link)"),
-]
 
 
 @pytest.mark.parametrize(("create", "reason"), SPECIAL_FILES)

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from mlflow_otlp_exporter.testing import recording
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer as Scripted
 from support.scripted_server import RecordedRequest, ScriptedServer
+from support.special_files import SPECIAL_FILES
 from support.traces import wait_until
 from support.transport import ScriptedTransport, json_of, json_response, workspace_of
 
@@ -350,6 +351,62 @@ def test_read_with_damaged_and_old_files_deletes_them(tmp_path: Path) -> None:
     now = (tmp_path / "feedback" / f"{assessment.id}.json").stat().st_mtime + 61
     assert not list(files.read())
     assert not list((tmp_path / "feedback").iterdir())
+
+
+@pytest.mark.parametrize(("create", "reason"), SPECIAL_FILES)
+def test_read_deletes_special_files_and_logs_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    create: Callable[[Path], object],
+    reason: str,
+) -> None:
+    files, assessment = AssessmentFiles(lambda: tmp_path, lambda: tmp_path, 60.0), make_assessment()
+    assert files.write(assessment)
+    monkeypatch.chdir(tmp_path / "feedback")
+    create(tmp_path / "feedback" / "a-1.json")
+    (tmp_path / "feedback" / "a-2.json").write_text("[" * 100_000)
+    assert list(files.read()) == [assessment]
+    assert caplog.messages == [f"Feedback dropped: 2 stored files were deleted (damaged, {reason}). [MLO-515]"]
+    victim = tmp_path / "feedback" / "victim"
+    assert not victim.exists() or victim.read_text() == "precious"
+    assert (tmp_path / "feedback" / "a-1.json").exists() == (create is Path.mkdir)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trace_id": 7},
+        {"trace_id": "tr-\ud800"},
+        {"trace_id": "../../admin"},
+        {"trace_id": None},
+        {"assessment_id": ["a-1"]},
+    ],
+)
+def test_read_with_crafted_content_deletes_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+) -> None:
+    files, assessment = AssessmentFiles(lambda: tmp_path, lambda: tmp_path, 60.0), make_assessment()
+    assert files.write(assessment)
+    path = tmp_path / "feedback" / f"{assessment.id}.json"
+    path.write_text(json.dumps({"workspace": None, "assessment": {**assessment.body, **changes}}))
+    assert list(files.read()) == []
+    assert not path.exists()
+    assert "1 stored files were deleted (damaged)" in caplog.text
+
+
+def test_feedback_folder_that_is_a_link_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files, assessment = AssessmentFiles(lambda: tmp_path, lambda: tmp_path, 60.0), make_assessment()
+    assert files.write(assessment)
+    (tmp_path / "feedback").chmod(0o777)
+    assert list(files.read()) == [assessment]
+    assert (tmp_path / "feedback").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "feedback").rename(tmp_path / "elsewhere")
+    (tmp_path / "feedback").symlink_to(tmp_path / "elsewhere")
+    assert list(files.read()) == []
+    assert not files.write(make_assessment())
+    assert "the stored feedback cannot be read" in caplog.text
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1
 
 
 # With a server

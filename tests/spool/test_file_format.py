@@ -138,6 +138,29 @@ def test_body_that_expands_to_2_gb_is_corrupt_and_never_expanded() -> None:
         tracemalloc.stop()
 
 
+CRAFTED_VALUES: list[dict[str, Any]] = [
+    {"destination": []},
+    {"destination": {"workspace": 7}},
+    {"destination": {"run_id": ["x"]}},
+    {"spans": -1},
+    {"spans": 1.5},
+    {"spans": True},
+    {"spans": None},
+    {"traces": 7},
+    {"traces": [7]},
+    {"traces": ["-1"]},
+    {"traces": ["f" * 33]},
+    {"created": float("nan")},
+    {"created": float("inf")},
+    {"created": 10**400},
+    {"created": []},
+    {"size": -1},
+    {"size": 1 << 40},
+    {"size": "10"},
+    {"size": float("inf")},
+]
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -149,30 +172,7 @@ def test_body_that_expands_to_2_gb_is_corrupt_and_never_expanded() -> None:
         b"9",
         b"null",
         b"\xff\xfe",
-        *(
-            build_header(**changes)
-            for changes in (
-                {"destination": []},
-                {"destination": {"workspace": 7}},
-                {"destination": {"run_id": ["x"]}},
-                {"spans": -1},
-                {"spans": 1.5},
-                {"spans": True},
-                {"spans": None},
-                {"traces": 7},
-                {"traces": [7]},
-                {"traces": ["-1"]},
-                {"traces": ["f" * 33]},
-                {"created": float("nan")},
-                {"created": float("inf")},
-                {"created": 10**400},
-                {"created": []},
-                {"size": -1},
-                {"size": 1 << 40},
-                {"size": "10"},
-                {"size": float("inf")},
-            )
-        ),
+        *(build_header(**changes) for changes in CRAFTED_VALUES),
     ],
 )
 def test_crafted_header_is_corrupt(header: bytes) -> None:

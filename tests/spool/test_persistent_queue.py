@@ -1,5 +1,7 @@
 """Requests on disk, recovery of journals of killed processes, and the folders of targets."""
 
+import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, Exp
 from mlflow_otlp_exporter._internal.spool import storage as storage_module
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState, read_header
 from mlflow_otlp_exporter._internal.spool.journal import Journal
+from mlflow_otlp_exporter._internal.spool.journal_format import encode_line
 from mlflow_otlp_exporter._internal.spool.persistent_queue import (
     PersistentQueue,
     RecoveredSpans,
@@ -25,6 +28,7 @@ from mlflow_otlp_exporter._internal.spool.persistent_queue import (
 )
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.spans import make_spans
+from support.special_files import SPECIAL_FILES
 from support.traces import make_traces
 
 DESTINATION = Destination("team-a", experiment="agents")
@@ -205,6 +209,93 @@ def test_recover_journals_ignores_running_processes(make_queue: Callable[..., Pe
     queue.recover_journals(callbacks, callbacks.record_filtered)
     assert len(callbacks.arguments) == 1
     assert len(list((folder / "journal").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("create", "reason"), SPECIAL_FILES)
+def test_recover_journals_skips_special_file(
+    make_queue: Callable[..., PersistentQueue],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    create: Callable[[Path], object],
+    reason: str,
+) -> None:
+    leave_journal(make_queue, make_spans("a"))
+    [journal] = (folder / "journal").iterdir()
+    monkeypatch.chdir(folder / "journal")
+    same_process = folder / "journal" / f"{journal.stem.rpartition('-')[0]}-000001.journal"
+    create(same_process)
+    create_other = Path.mkdir if create is os.mkfifo else os.mkfifo
+    create_other(folder / "journal" / "abc-12345678-000000.journal")
+    queue, callbacks = make_queue(), RecoveryCallbacks()
+    for _ in range(2):
+        queue.recover_journals(callbacks, callbacks.record_filtered)
+    assert len(list_files(folder)) == 1
+    assert not journal.exists()
+    assert f"Journal file {same_process.name} in {folder} is skipped: {reason}." in caplog.text
+    assert len(caplog.messages) == 2
+    assert "abc-12345678-000000.journal" in caplog.text
+    victim = folder / "journal" / "victim"
+    assert not victim.exists() or victim.read_text() == "precious"
+
+
+def test_journal_folder_that_is_a_link_is_not_used(
+    make_queue: Callable[..., PersistentQueue], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_journal(make_queue, make_spans("a"))
+    (folder / "journal").rename(tmp_path / "elsewhere")
+    (folder / "journal").symlink_to(tmp_path / "elsewhere")
+    queue, callbacks = make_queue(every_span=True), RecoveryCallbacks()
+    queue.recover_journals(callbacks, callbacks.record_filtered)
+    assert callbacks.arguments == []
+    assert f"{folder / 'journal'} is not a directory" in caplog.text
+    assert queue.journal is not None
+    queue.journal.append(make_spans("b")[0])
+    queue.journal.rotate()
+    assert "Journal cannot be written" in caplog.text
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1
+
+
+CRAFTED_RECORDS: list[Any] = [
+    ["span"],
+    ["span", *[None] * 13],
+    ["owner", []],
+    ["owner", {}, 5],
+    ["gone", [[1, 2], "x", None]],
+    ["gone", 7],
+    ["origins", [7, None, None, None], False, []],
+    ["origins", "x", False, 7],
+    [[], {}],
+    [None],
+]
+
+
+def test_recover_journals_with_crafted_lines_keeps_other_spans(
+    make_queue: Callable[..., PersistentQueue], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_journal(make_queue, make_spans("a", "b"))
+    [journal] = (folder / "journal").iterdir()
+    nested = b"[" * 100_000 + b"]" * 100_000
+    lines = [*map(encode_line, CRAFTED_RECORDS), b"\n%08x %b\n" % (zlib.crc32(nested), nested), b"\n" + b"9" * 9000]
+    journal.write_bytes(b"".join(lines) + journal.read_bytes() + b"".join(lines))
+    queue, callbacks = make_queue(), RecoveryCallbacks()
+    queue.recover_journals(callbacks, callbacks.record_filtered)
+    assert [span.name for recovered in callbacks.arguments for span in recovered.spans] == ["a", "b"]
+    assert len(list_files(folder)) == 2
+    assert len(list_files(folder / "damaged")) == 1
+    [line] = caplog.messages
+    assert "lines in the journal of a killed process cannot be read" in line
+
+
+def test_destination_with_lone_surrogates_reaches_the_reader(make_queue: Callable[..., PersistentQueue]) -> None:
+    queue = make_queue()
+    destination = Destination("a\ud800b", run_id="\udfff\n", service_name="\x1b[2J")
+    assert queue.append(destination, encode_spans("a\ud800b"), attempted=False, uncertain=False)
+    [entry] = queue.storage.entries()
+    stored = queue.read(entry)
+    assert stored is not None
+    assert stored.destination == destination
+    assert stored.destination.headers("1")["x-mlflow-workspace"] == "a\\ud800b"
 
 
 def test_recover_journals_with_failing_disk_keeps_journal(

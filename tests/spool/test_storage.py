@@ -27,6 +27,7 @@ from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import list_entries
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from support.children import run_in_fork
+from support.special_files import SPECIAL_FILES
 from support.traces import make_traces, random_text
 
 DESTINATION = Destination("team-a", experiment="Bücher & more")
@@ -608,3 +609,151 @@ def test_concurrent_append_and_checkout_loses_nothing(make_storage: Callable[...
     reader.join()
     assert sorted(request[0].span_id for request in requests_read) == sorted(request[0].span_id for request in requests)
     assert list_files(folder) == []
+
+
+# Files that are not what they should be
+
+
+@pytest.mark.parametrize(("create", "reason"), SPECIAL_FILES)
+def test_special_file_is_skipped_and_blocks_no_other(
+    make_storage: Callable[..., SpoolStorage],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    create: Callable[[Path], object],
+    reason: str,
+) -> None:
+    storage, good = make_storage(), encode_spans(2)
+    assert storage.append(DESTINATION, encode_spans(3))
+    assert storage.append(DESTINATION, good)
+    monkeypatch.chdir(folder)
+    [path, _] = list_files(folder)
+    path.unlink()
+    create(path)
+    assert read_all(storage) == [good]
+    assert read_all(storage) == [good]
+    assert storage.totals().file_count == 1
+    assert caplog.messages == [f"Spool file {path.name} in {folder} is skipped: {reason}. [MLO-605]"]
+    assert storage.append(DESTINATION, good)
+    [entry, _] = storage.entries()
+    (folder / entry.name).unlink()
+    os.mkfifo(folder / entry.name)
+    storage.write_state(entry, DeliveryState(1))  # replaced since it was listed
+    assert storage.checkout(entry) is None
+    assert (folder / entry.name).is_fifo()
+    victim = folder / "victim"
+    assert not victim.exists() or victim.read_text() == "precious"
+
+
+def test_file_of_another_user_is_skipped(
+    make_storage: Callable[..., SpoolStorage],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage = make_storage()
+    assert storage.append(DESTINATION, encode_spans())
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    assert storage.entries() == []
+    assert "it belongs to another user" in caplog.text
+    assert len(list_files(folder)) == 1
+
+
+def test_huge_file_neither_fills_spool_nor_memory(
+    make_storage: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage, good = make_storage(), encode_spans(2)
+    assert storage.append(DESTINATION, encode_spans(3))
+    os.truncate(list_files(folder)[0], 2 << 30)  # sparse
+    for _ in range(3):
+        assert storage.append(DESTINATION, good)
+    assert read_all(storage) == [good] * 3
+    assert count_dropped(storage) == 0
+    [line] = caplog.messages
+    assert "it is larger than 272629760 bytes" in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{'9' * 20}-3-01234567-1a-0123abcd-0.otlp",  # the names after it would have another digit
+        f"{5:020d}-003-01234567-1a-0123abcd-0.otlp",
+        f"{5:019d}\N{ARABIC-INDIC DIGIT FIVE}-3-01234567-1a-0123abcd-0.otlp",
+    ],
+)
+def test_impossible_name_is_skipped_and_blocks_no_other(
+    make_storage: Callable[..., SpoolStorage], folder: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    storage, good = make_storage(), encode_spans(2)
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"x")
+    assert storage.append(DESTINATION, good)
+    assert storage.append(DESTINATION, good)
+    assert read_all(storage) == [good, good]
+    assert storage.totals().file_count == 2
+    assert caplog.messages == [f"Spool file {name} in {folder} is skipped: it has an impossible name. [MLO-605]"]
+
+
+def test_latest_possible_time_in_a_name_leaves_names_of_the_same_length(
+    make_storage: Callable[..., SpoolStorage], folder: Path
+) -> None:
+    storage, good = make_storage(), encode_spans(2)
+    folder.mkdir(parents=True)
+    (folder / f"{10**19 - 1:020d}-3-01234567-1a-0123abcd-0.otlp").write_bytes(b"x")
+    assert storage.append(DESTINATION, good)
+    assert storage.append(DESTINATION, good)
+    assert read_all(storage) == [good, good]
+
+
+def test_modes_that_were_opened_are_restored(make_storage: Callable[..., SpoolStorage], folder: Path) -> None:
+    assert make_storage().append(DESTINATION, encode_spans())
+    for storage in (make_storage(), make_storage()):
+        folder.chmod(0o777)
+        list_files(folder)[0].chmod(0o666)
+        assert storage.find_folder() == folder
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len(read_all(storage)) == 1
+        assert list_files(folder)[0].stat().st_mode & 0o777 == 0o600
+        folder.chmod(0o777)
+        assert storage.find_folder() == folder
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_folder_replaced_by_link_is_not_used(
+    make_storage: Callable[..., SpoolStorage], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = make_storage()
+    assert storage.append(DESTINATION, encode_spans())
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert not storage.append(DESTINATION, encode_spans())
+    assert storage.find_folder() is None
+    assert "is not a directory" in caplog.text
+    assert len(list_files(tmp_path / "elsewhere")) == 1
+
+
+@pytest.mark.parametrize("create", [create for create, _ in SPECIAL_FILES])
+def test_special_file_as_about_or_temporary_file_blocks_nothing(
+    make_storage: Callable[..., SpoolStorage],
+    folder: Path,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    create: Callable[[Path], object],
+) -> None:
+    folder.mkdir(parents=True, mode=0o700)
+    monkeypatch.chdir(folder)
+    create(folder / "about.txt")
+    create_again = Path.mkdir if create is Path.mkdir else os.mkfifo
+    temporary = folder / "x.1a-0123abcd.tmp"
+    create_again(temporary)
+    abandoned = folder / "y.1a-0123abcd.tmp"
+    abandoned.write_bytes(b"half")
+    storage = make_storage()
+    assert storage.append(DESTINATION, encode_spans())
+    clock.now = abandoned.stat().st_mtime + 4000
+    storage.remove_temporary_files()
+    assert not abandoned.exists()
+    assert temporary.exists() == (create is Path.mkdir)
+    victim = folder / "victim"
+    assert not victim.exists() or victim.read_text() == "precious"

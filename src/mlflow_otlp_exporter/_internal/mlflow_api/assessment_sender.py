@@ -98,7 +98,7 @@ class AssessmentFiles:
             with suppress(OSError):
                 path.unlink()
         if reasons:
-            _log_dropped(f"{len(reasons)} stored files were deleted ({', '.join(sorted(set(reasons)))})")
+            _log_dropped(f"{len(reasons)} stored files were deleted ({', '.join(sorted(set(reasons)))}).")
 
     def _list_paths(self) -> list[Path]:
         try:
