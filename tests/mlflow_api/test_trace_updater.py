@@ -59,6 +59,7 @@ class FakeMLflow:
         version: Its version.
         always: One response to all other requests.
         absent: Traces that it does not have.
+        elsewhere: Traces that another experiment has.
         update_responses: Responses to updates, by trace.
         calls: Method and path of each request.
         tags: Tags by trace.
@@ -70,6 +71,7 @@ class FakeMLflow:
         self.version: str | TransportError = version
         self.always: HttpResponse | TransportError | None = None
         self.absent: set[str] = set()
+        self.elsewhere: set[str] = set()
         self.update_responses: dict[str, HttpResponse | TransportError] = {}
         self.calls: list[tuple[str, str]] = []
         self.tags: dict[str, dict[str, str]] = {}
@@ -90,13 +92,22 @@ class FakeMLflow:
         self.workspaces.add(workspace_of(request))
         if self.always is not None:
             return self.always
+        if method == "GET":
+            trace_id = path.rpartition("/")[2]
+            has_trace = trace_id in self.elsewhere
+            return json_response(200, {"trace": {"trace_info": record(trace_id)}}) if has_trace else HttpResponse(404)
         body = json_of(request)
         if path == SEARCH:
             assert body["locations"][0]["mlflow_experiment"]["experiment_id"] == "7"
             trace_ids = re.findall(r"'([^']+)'", body["filter"])
             assert body["max_results"] == len(trace_ids)
             return json_response(
-                200, {"traces": [record(trace_id) for trace_id in trace_ids if trace_id not in self.absent]}
+                200,
+                {
+                    "traces": [
+                        record(trace_id) for trace_id in trace_ids if trace_id not in self.absent | self.elsewhere
+                    ]
+                },
             )
         if path == LINK:
             if self.link_response == json_response(200, {}):
@@ -361,6 +372,15 @@ def test_update_with_trace_absent_for_long_drops_it(caplog: pytest.LogCaptureFix
     assert sum(delays) == pytest.approx(62)
     assert story.counts() == (0, 1)
     assert "MLflow does not have these traces" in caplog.text
+
+
+def test_update_of_trace_of_another_experiment_updates_it() -> None:
+    """The service that sent first decides about the experiment of a trace."""
+    story, spans = Story(), encode_traces(2)
+    story.api.elsewhere = {names(spans)[0]}
+    assert story.run(story.deliver(spans)) == []
+    assert set(story.api.tags) == set(names(spans))
+    assert story.counts() == (2, 0)
 
 
 def test_update_with_absent_traces_updates_others() -> None:

@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_otlp_exporter._internal.model.destination import Destination, Route
+from mlflow_otlp_exporter._internal.model.destination import Destination, Route, plain_experiment_id
 
 TEXTS = st.none() | st.text(st.characters(codec=None, exclude_categories=()), max_size=9)
 
@@ -18,10 +19,36 @@ def test_lone_surrogates_are_escaped() -> None:
     assert destination.headers("7") == {"x-mlflow-experiment-id": "7", "x-mlflow-workspace": "\\ud800"}
 
 
-@given(st.builds(lambda texts: Destination(*texts), st.tuples(*[TEXTS] * 5)))
+@given(st.builds(lambda texts: Destination(*texts), st.tuples(*[TEXTS] * 6)))
 def test_any_text_becomes_utf_8_and_printable_headers(destination: Destination) -> None:
     for value in dataclasses.astuple(destination):
         assert value is None or value.encode().decode() == value
     headers = destination.headers(destination.experiment_id)
     assert all(value.isascii() and value.isprintable() for value in headers.values())
     assert dataclasses.replace(destination) == destination
+
+
+@pytest.mark.parametrize(
+    ("experiment_id", "plain"),
+    [
+        ("0", "0"),
+        ("00", "0"),
+        ("+0", "0"),
+        ("007", "7"),
+        ("+12", "12"),
+        ("0" * 9000, "0"),
+        ("name", "name"),
+        ("-1", "-1"),
+        ("+", "+"),
+        ("", ""),
+        ("\u0660", "\u0660"),
+    ],
+)
+def test_plain_experiment_id_returns_shortest_form_of_numbers(experiment_id: str, plain: str) -> None:
+    assert plain_experiment_id(experiment_id) == plain
+
+
+@pytest.mark.parametrize("value", ["00", "+0", 0, " 0 "])
+def test_destination_with_experiment_id_uses_plain_form(value: object) -> None:
+    assert Destination().for_trace({}, Route(experiment_id=str(value).strip())) == Destination(experiment_id="0")
+    assert Destination("w").for_trace({"mlflow.experiment_id": value}) == Destination("w", None, "0")

@@ -16,8 +16,12 @@ FOLDER = ROOT / ".cache" / "environments"
 
 CONSTRAINTS = ROOT / ".ci" / "constraints"
 
-# The releases of MLflow that the matrix tests. The last one is in the environment that runs the tests.
-MLFLOW_VERSIONS = ("3.6.0", "3.8.1", "3.10.1", "3.13.0", "3.17.2")
+# The releases of MLflow that the matrix tests. The environment that runs the tests has 3.17.2.
+MLFLOW_VERSIONS = ("3.6.0", "3.8.1", "3.10.1", "3.13.0", "3.17.2", "3.18.0")
+# The registry lacks mlflow-skinny and mlflow-tracing of this release. The wheel of mlflow holds all files of both: it
+# replaces the older release that `.ci/constraints/mlflow-3.18.0.in` names.
+_WHEEL_ONLY = frozenset({"3.18.0"})
+_MLFLOW_PACKAGES = ("mlflow", "mlflow-skinny", "mlflow-tracing")
 
 # Copied when this module is loaded, because tests remove variables that pip may need (HOME with its settings, proxies,
 # certificates). Without PYTHONPATH, whose packages pip would regard as installed.
@@ -31,26 +35,31 @@ def read_lock(name: str) -> list[str]:
 
 
 def environment(
-    name: str, requirements: Sequence[str], *, editable: Path | None = None, base: Path = Path(sys.executable)
+    name: str,
+    requirements: Sequence[str],
+    *,
+    editable: Path | None = None,
+    base: Path = Path(sys.executable),
+    mlflow_wheel: str | None = None,
 ) -> Path:
     """Return the Python of the environment `.cache/environments/NAME` with these requirements; create it if missing.
 
     Several processes may call this at once: one creates the environment, the others wait. An environment that is
     incomplete, or whose requirements or Python changed, is created again. `base` is the Python for environments that
-    need a newer one than the tests; `editable` is a project for an editable install.
+    need a newer one than the tests; `editable` is a project for an editable install; `mlflow_wheel` is the version of
+    the wheel of mlflow that replaces mlflow and its parts, without dependencies of its own.
     """
     folder = FOLDER / name
     python = folder / "bin" / "python"
     marker = folder / "requirements.json"
-    contents = json.dumps(
-        {
-            "python": f"{sys.version_info.major}.{sys.version_info.minor}"
-            if base == Path(sys.executable)
-            else str(base),
-            "requirements": list(requirements),
-            "editable": str(editable) if editable else None,
-        }
-    )
+    values: dict[str, object] = {
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}" if base == Path(sys.executable) else str(base),
+        "requirements": list(requirements),
+        "editable": str(editable) if editable else None,
+    }
+    if mlflow_wheel is not None:
+        values["mlflow_wheel"] = mlflow_wheel
+    contents = json.dumps(values)
     with _lock(FOLDER / f"{name}.lock"):
         if python.exists() and marker.is_file() and marker.read_text() == contents:
             return python
@@ -58,6 +67,10 @@ def environment(
         _run(str(base), "-m", "venv", str(folder))
         project = ["--editable", str(editable)] if editable else []
         _run(str(python), "-m", "pip", "install", "--disable-pip-version-check", *requirements, *project)
+        if mlflow_wheel is not None:
+            _run(str(python), "-m", "pip", "uninstall", "--yes", *_MLFLOW_PACKAGES)
+            wheel = f"mlflow=={mlflow_wheel}"
+            _run(str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", wheel)
         # Last, and by renaming: the marker states that the installation is complete.
         unfinished = marker.with_suffix(".unfinished")
         unfinished.write_text(contents)
@@ -83,7 +96,8 @@ def mlflow_python(version: str, *more: str) -> Path:
             return Path(sys.executable)
     except importlib.metadata.PackageNotFoundError:
         pass
-    return environment("-".join(["mlflow", version, *more]), [*read_lock(f"mlflow-{version}"), *more])
+    name, requirements = "-".join(["mlflow", version, *more]), [*read_lock(f"mlflow-{version}"), *more]
+    return environment(name, requirements, mlflow_wheel=version if version in _WHEEL_ONLY else None)
 
 
 @contextmanager

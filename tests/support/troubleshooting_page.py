@@ -274,6 +274,25 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ),
         "Responses that name the experiment or the workspace have codes of their own.",
     ),
+    MessageCode.TRACE_IN_OTHER_EXPERIMENT: Entry(
+        (
+            "Another service's experiment ... has traces of this service, and gets its spans of them.",
+            "Dropped ... spans: ...: another experiment has their trace tr-..., and cannot be looked up: ...",
+            "Dropped ... spans: ...: experiment ... of another service has their trace, and rejects them: ...",
+        ),
+        "The first message means that no span is lost. Dropped spans are in the dead letters of the spool: "
+        "`mlflow-otlp spool list --refused`.",
+    ),
+    MessageCode.TRACE_IN_OTHER_WORKSPACE: Entry(
+        (
+            (
+                "Dropped ... spans: ...: the server accepted them, and has not stored their traces, which another "
+                "workspace has"
+            ),
+        ),
+        "The library asks once for each trace that continues a trace of another service. Dropped spans are in the dead "
+        "letters of the spool: `mlflow-otlp spool list --refused`.",
+    ),
     MessageCode.SERVER_UNAVAILABLE: Entry(
         (
             "502: ...",

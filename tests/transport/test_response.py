@@ -22,6 +22,7 @@ from mlflow_otlp_exporter._internal.transport.response import (
 )
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
+ELSEWHERE = f"Trace with ID 'tr-{0xAB:032x}' already exists in another experiment."
 JSON = {"content-type": "application/json"}
 HTML = {"content-type": "text/html; charset=utf-8"}
 AUTHORIZATION = MessageCode.AUTHORIZATION_CHECK_FAILED
@@ -296,6 +297,10 @@ def test_parse_retry_after_with_header_returns_seconds(value: str, seconds: floa
             MessageCode.EXPERIMENT_NOT_FOUND,
         ),
         (
+            HttpResponse(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", ELSEWHERE)),
+            MessageCode.TRACE_IN_OTHER_EXPERIMENT,
+        ),
+        (
             HttpResponse(422, JSON, body({"detail": [{"loc": ["x-mlflow-experiment-id"]}]})),
             MessageCode.EXPERIMENT_REQUIRED,
         ),
@@ -323,6 +328,20 @@ def test_parse_retry_after_with_header_returns_seconds(value: str, seconds: floa
 )
 def test_classify_response_with_known_cause_returns_its_code(answer: HttpResponse, code: MessageCode) -> None:
     assert classify_response(answer).code is code
+
+
+def test_classify_response_with_trace_in_other_experiment_names_the_trace() -> None:
+    outcome = classify_response(HttpResponse(400, JSON, mlflow_error("INVALID_PARAMETER_VALUE", ELSEWHERE)))
+    assert (outcome.disposition, outcome.cause) == (Disposition.PERMANENT, FailureKind.CONTENT)
+    assert outcome.trace_id == 0xAB
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(404, ELSEWHERE), (400, ELSEWHERE.replace("000ab", "000aB")), (400, f"Echo of the prompt: {ELSEWHERE}")],
+)
+def test_classify_response_with_similar_message_names_no_trace(status: int, message: str) -> None:
+    assert classify_response(HttpResponse(status, JSON, mlflow_error("X", message))).trace_id is None
 
 
 def test_classify_error_with_kinds_of_failure_returns_code() -> None:

@@ -56,6 +56,8 @@ class MessageCode(enum.Enum):
     NO_MLFLOW_SERVER = "MLO-414", "No MLflow server for the experiment lookup"
     NO_EXPERIMENT_SET = "MLO-415", "No experiment set"
     DESTINATION_REJECTED = "MLO-416", "Destination rejected"
+    TRACE_IN_OTHER_EXPERIMENT = "MLO-417", "Trace in another experiment"
+    TRACE_IN_OTHER_WORKSPACE = "MLO-418", "Trace in another workspace"
 
     SERVER_UNAVAILABLE = "MLO-501", "Server unavailable"
     DATABASE_UNAVAILABLE = "MLO-502", "Server database unavailable"

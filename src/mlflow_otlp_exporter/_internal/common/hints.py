@@ -194,6 +194,21 @@ HINTS: Mapping[MessageCode, Hint] = {
         "The server does not accept the workspace or the experiment; its message says which.",
         "Check `MLFLOW_WORKSPACE` and `MLFLOW_EXPERIMENT_ID`, and the permission to write there.",
     ),
+    MessageCode.TRACE_IN_OTHER_EXPERIMENT: Hint(
+        "Another service of a distributed trace sent its spans first, to its own experiment. A trace belongs to one "
+        "experiment (MLflow 3.18 and newer): the spans of this service are sent there, or dropped if the token may not "
+        "read or write there.",
+        "Set the same `MLFLOW_EXPERIMENT_NAME` in all services of a trace; or pass the experiment on, with "
+        '`trace_context(experiment=..., baggage=("experiment",))` in the caller and `MLFLOW_OTLP_BAGGAGE=experiment` '
+        "in the others; or grant the token access to the other experiment.",
+    ),
+    MessageCode.TRACE_IN_OTHER_WORKSPACE: Hint(
+        "The caller's service sends the same trace to another workspace. A trace belongs to one workspace, and MLflow "
+        "accepts spans of other workspaces without storing them.",
+        "Set the same `MLFLOW_WORKSPACE` in all services of a trace; or pass the workspace on, with "
+        '`trace_context(workspace=..., baggage=("workspace",))` in the caller and `MLFLOW_OTLP_BAGGAGE=workspace` in '
+        "the others; or remove the header `traceparent` between the services of different teams.",
+    ),
     MessageCode.SERVER_UNAVAILABLE: Hint(
         "The server is starting or overloaded, or a proxy cannot reach it.",
         "Check that the server is running, and read its log.",

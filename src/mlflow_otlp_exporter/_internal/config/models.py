@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 # Attachments with more characters of base64 are not worth the app's memory.
 MAX_ATTACHMENT_LENGTH = 32 * 1024 * 1024
@@ -147,6 +148,11 @@ class Settings:
     def uploads_attachments(self) -> bool:
         """Whether images, audio and files are uploaded."""
         return self.enrichment.attachments and self.api is not None
+
+    @property
+    def has_same_server(self) -> bool:
+        """Whether OTLP endpoint and REST API are at one server; a Collector in between would have another address."""
+        return self.api is not None and urlsplit(self.api.url).netloc == urlsplit(self.traces.url).netloc
 
     @property
     def base64_max_length(self) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, plain_experiment_id
+
 Parser = Callable[[Any], Any]
 
 MASK_PATTERNS = ("email", "keys", "cards", "phones")
@@ -167,7 +169,7 @@ def parse_text(value: Any) -> str:
 
 def parse_experiment_id(value: Any) -> str:
     """Parse a number: MLflow's SQL stores answer 422 or 400 to any other id."""
-    number = str(value).strip()
+    number = plain_experiment_id(str(value).strip())
     if not (number.isascii() and number.isdigit()):
         raise ValueError(
             "expected the number that the console shows as the experiment's id; a name goes into experiment="
@@ -248,4 +250,4 @@ def _parse_header(name: Any, value: Any) -> tuple[str, str]:
         raise ValueError("expected header names of letters, digits and '-'")
     if not value.isprintable() or not all(ord(character) < 256 for character in value):  # latin-1
         raise ValueError("expected header values of printable latin-1 characters")
-    return name, value
+    return name, plain_experiment_id(value) if name == EXPERIMENT_HEADER else value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from mlflow_otlp_exporter._internal.common.hints import add_fix
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -64,8 +63,7 @@ def build_clients(
     session = session or load_credential_provider_session(settings.traces)
     server = HttpClient(settings.traces, session)
     # A user's session may sign requests or hold proxies for this server, not for another one.
-    is_same = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
-    api_server = HttpClient(settings.api, session if is_same else None) if settings.api else None
+    api_server = HttpClient(settings.api, session if settings.has_same_server else None) if settings.api else None
     traces, api = with_static_prefix(server, api_server if settings.is_api_certain else None, on_endpoint_moved)
     api, namespace = api or api_server, None
     if settings.namespace is not None and api is not None:

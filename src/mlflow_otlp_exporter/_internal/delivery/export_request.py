@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 
 
@@ -98,6 +98,7 @@ class ExportRequest:
         was_sent: True after the first attempt.
         delay_count: Number of delays.
         created_at: When the spans were enqueued.
+        attachments: Attachments of the spans before they were uploaded, by trace id and span id.
     """
 
     destination: Destination
@@ -117,6 +118,13 @@ class ExportRequest:
     was_sent: bool = False
     delay_count: int = 0
     created_at: float = 0.0
+    attachments: dict[tuple[int, int], tuple[Attachment, ...]] = field(default_factory=dict, repr=False)
+
+    def split_off(self, trace_ids: Collection[int]) -> ExportRequest:
+        """Move the spans of some traces into a request of their own, outside of a bisection."""
+        spans = [span for span in self.spans if span.trace_id in trace_ids]
+        self.spans = [span for span in self.spans if span.trace_id not in trace_ids]
+        return replace(self, spans=spans, bisection=None, has_bad_span=False, other_half=None)
 
     @property
     def byte_count(self) -> int:

@@ -68,7 +68,8 @@ class OTLPClient:
 
         The timeout is for the lookup of the experiment, and again for each request.
         """
-        experiment = None if self._experiment_is_set else self._experiments.resolve(batch.destination, timeout_seconds)
+        is_set = self._experiment_is_set and not batch.destination.trace_experiment_id
+        experiment = None if is_set else self._experiments.resolve(batch.destination, timeout_seconds)
         if isinstance(experiment, ExportOutcome):
             return experiment
         headers = {"content-type": "application/x-protobuf", **batch.destination.headers(experiment)}
@@ -76,7 +77,7 @@ class OTLPClient:
             return self._post(headers, batch.body, timeout_seconds)
         compressed_headers = {**headers, "content-encoding": self._compression}
         outcome = self._post(compressed_headers, compress(batch.body, self._compression), timeout_seconds)
-        if outcome.status in (400, 415):
+        if outcome.status in (400, 415) and outcome.trace_id is None:
             outcome = self._post(headers, batch.body, timeout_seconds)
             if outcome.disposition in (Disposition.SUCCESS, Disposition.PARTIAL_SUCCESS):
                 # MLflow before 3.7 answers 400 to every compressed body; if it accepts the uncompressed body, the

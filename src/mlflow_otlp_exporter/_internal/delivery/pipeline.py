@@ -26,6 +26,7 @@ from mlflow_otlp_exporter._internal.delivery.clients import build_clients, forma
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
+from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import memory_bytes_of
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
@@ -59,6 +60,9 @@ class Pipeline:
             on_dropped=self._record_lost,
         )
         server_info = ServerInfo(clients.api, self.problem_log, certain=settings.is_api_certain)
+        self._locator = TraceLocator(
+            clients.api, checks_workspaces=settings.has_same_server and settings.is_api_certain
+        )
         self.persistent_queue: PersistentQueue | None = None
         if settings.disk.spool:
             # Imported only with a spool: nothing else needs most of it.
@@ -72,6 +76,7 @@ class Pipeline:
             clients.otlp,
             server_info,
             self.problem_log,
+            self._locator,
             explain=lambda outcome: format_outcome(outcome, clients.server, settings),
             count_queued=self._count_queued,
             persistent_queue=self.persistent_queue,
@@ -389,7 +394,8 @@ class Pipeline:
         if self.settings.api is None:
             return None
         destination = self._destination_of(trace_id, resource_attributes)
-        experiment = self._clients.experiments.resolve(destination, self.settings.timeout)
+        other_id = self._locator.experiment_of(destination.workspace, trace_id)
+        experiment = other_id or self._clients.experiments.resolve(destination, self.settings.timeout)
         if not isinstance(experiment, str):
             return None
         # The console writes both names: older ones read the first, newer ones the second.

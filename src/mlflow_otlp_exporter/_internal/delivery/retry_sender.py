@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from mlflow_otlp_exporter._internal.common.backoff import BackoffState, compute_backoff
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.hints import add_fix
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.delivery.export_request import (
@@ -36,6 +37,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import (
     ServerInfo,
     ServerUnavailableError,
 )
+from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
@@ -85,6 +87,7 @@ class RetrySender:
         client: OTLPClient,
         server_info: ServerInfo,
         problem_log: ProblemLog,
+        locator: TraceLocator | None = None,
         *,
         explain: Callable[[ExportOutcome], str],
         count_queued: Callable[[Destination], int] = lambda _: 0,
@@ -94,6 +97,7 @@ class RetrySender:
     ) -> None:
         self._server, self._client, self._server_info = server, client, server_info
         self._problem_log, self._explain, self._count_queued = problem_log, explain, count_queued
+        self._locator = locator or TraceLocator(None)
         self._persistent_queue = persistent_queue
         self._where = "in memory" if persistent_queue is None else "on disk"
         self._locked_until, self.clock, self._jitter = 0.0, clock, jitter
@@ -120,7 +124,9 @@ class RetrySender:
         self._locked_until = 0.0
         if request.has_bad_span and len(request.spans) > 1:
             return self._bisect(request)
-        result = self._skip_stored_spans(request, timeout_seconds) if request.uncertain else None
+        result = self._separate_traces_elsewhere(request)
+        if result is None and request.uncertain:
+            result = self._skip_stored_spans(request, timeout_seconds)
         if result is None and self.uploader is not None:
             result = self._upload(self.uploader, request, timeout_seconds)
         if result is not None:
@@ -130,17 +136,29 @@ class RetrySender:
         request.was_sent = True
         request.origin.on_attempt()
         outcome = self._client.export(batch, timeout_seconds)
+        return self._on_outcome(request, outcome, len(batch.body), timeout_seconds)
+
+    def _on_outcome(
+        self, request: ExportRequest, outcome: ExportOutcome, body_bytes: int, timeout_seconds: float
+    ) -> _Result:
         if outcome.disposition in (Disposition.SUCCESS, Disposition.PARTIAL_SUCCESS):
-            return self._on_success(request, outcome)
+            return self._on_success(request, outcome, timeout_seconds)
         self.failure_count += 1
+        if request.destination.trace_experiment_id and _is_refused(outcome):
+            return self._on_refused_elsewhere(request, outcome)
+        if outcome.trace_id is not None:
+            return self._on_trace_elsewhere(request, outcome, outcome.trace_id, timeout_seconds)
         if outcome.disposition is Disposition.TOO_LARGE:
-            return self._on_too_large(request, outcome, len(batch.body))
+            return self._on_too_large(request, outcome, body_bytes)
         if outcome.disposition is Disposition.PERMANENT:
             return self._on_permanent_error(request, outcome, timeout_seconds)
         return self._schedule_retry(request, outcome)
 
     def _upload(self, uploader: AttachmentUploader, request: ExportRequest, timeout_seconds: float) -> _Result | None:
         """Upload an attachment of the spans; None when the spans may be sent."""
+        for span in request.spans:
+            if span.attachments:
+                request.attachments.setdefault((span.trace_id, span.span_id), span.attachments)
         spans = uploader.upload_next(
             request.spans,
             request.destination,
@@ -152,10 +170,85 @@ class RetrySender:
         request.spans = spans
         return SendResult((request,)) if any(span.attachments for span in spans) else None
 
-    def _on_success(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+    def _separate_traces_elsewhere(self, request: ExportRequest) -> _Result | None:
+        """Split off traces that other experiments are known to have; None if there are none."""
+        if not self._locator.has_locations or request.destination.trace_experiment_id:
+            return None
+        workspace, requests = request.destination.workspace, []
+        locations = {span.trace_id: self._locator.experiment_of(workspace, span.trace_id) for span in request.spans}
+        for experiment_id in dict.fromkeys(filter(None, locations.values())):
+            part = request.split_off({trace_id for trace_id, other in locations.items() if other == experiment_id})
+            part.destination = replace(request.destination, trace_experiment_id=experiment_id)
+            # Their attachments are in the wrong experiment, if they are uploaded at all.
+            part.spans = [
+                span._replace(attachments=request.attachments.get((span.trace_id, span.span_id), span.attachments))
+                for span in part.spans
+            ]
+            requests.append(part)
+        return SendResult((*_remaining(request), *requests)) if requests else None
+
+    def _on_trace_elsewhere(
+        self, request: ExportRequest, outcome: ExportOutcome, trace_id: int, timeout_seconds: float
+    ) -> _Result:
+        """Find the experiment that has a trace, which takes its spans; other spans are sent at once."""
+        workspace = request.destination.workspace
+        own_ids = dict.fromkeys(span.trace_id for span in request.spans)
+        if trace_id not in own_ids:
+            return self._on_permanent_error(request, outcome, timeout_seconds)
+        trace_ids = list(dict.fromkeys((trace_id, *own_ids)))
+        located = self._locator.look_up(trace_ids, workspace, timeout_seconds)
+        location = located[trace_id]
+        if isinstance(location, str):
+            # Traces in further experiments are named by the server's next answers.
+            for other_id, experiment_id in located.items():
+                if experiment_id == location:
+                    self._locator.remember(workspace, other_id, location)
+            message = f"Another service's experiment {location} has traces of this service, and gets its spans of them"
+            self._problem_log.log_once(logging.WARNING, add_fix(MessageCode.TRACE_IN_OTHER_EXPERIMENT, message))
+            return SendResult((request,))
+        part = request.split_off({trace_id})
+        if location.cause is not FailureKind.SERVER:
+            reason = f"another experiment has their trace tr-{trace_id:032x}, and cannot be looked up"
+            self._drop_elsewhere(part, MessageCode.TRACE_IN_OTHER_EXPERIMENT, f"{reason}: {location.message}")
+        elif self.is_closing:
+            self.drop_on_shutdown(part)
+        else:
+            part.not_before = self.clock() + compute_backoff(part.delay_count, self._jitter())
+            part.delay_count += 1
+            return SendResult((*_remaining(request), part), requeue_last=True)
+        return SendResult(_remaining(request))
+
+    def _on_refused_elsewhere(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+        """Drop spans that the experiment of another service does not take."""
+        destination = request.destination
+        self._locator.forget(destination.workspace, {span.trace_id for span in request.spans})
+        if outcome.status == 401 and not request.rejection_count:
+            # An expired token is rejected by the service's own experiment, too, and the spans wait for a new one.
+            request.rejection_count += 1
+            request.destination = replace(destination, trace_experiment_id=None)
+            return SendResult((request,))
+        reason = f"experiment {destination.trace_experiment_id} of another service has their trace, and rejects them"
+        self._drop_elsewhere(request, MessageCode.TRACE_IN_OTHER_EXPERIMENT, f"{reason}: {outcome.message}")
+        return SendResult()
+
+    def _drop_elsewhere(self, request: ExportRequest, code: MessageCode, message: str) -> None:
+        outcome = ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, message, code=code)
+        self._drop(request, outcome, f"{len(request.spans)} spans")
+
+    def _drop_missing(self, request: ExportRequest, timeout_seconds: float) -> None:
+        """Drop accepted spans that MLflow did not store, because another workspace has their trace."""
+        trace_ids = {span.trace_id for span in request.spans if span.has_remote_parent}
+        workspace = request.destination.workspace
+        missing = self._locator.find_missing(trace_ids, workspace, timeout_seconds) if trace_ids else ()
+        if missing:
+            reason = "the server accepted them, and has not stored their traces, which another workspace has"
+            self._drop_elsewhere(request.split_off(missing), MessageCode.TRACE_IN_OTHER_WORKSPACE, reason)
+
+    def _on_success(self, request: ExportRequest, outcome: ExportOutcome, timeout_seconds: float) -> _Result:
         self._last_accepted.pop(request.destination.name, None)
         evict_oldest(self._last_accepted, _MAX_DESTINATIONS)[request.destination.name] = next(self._accepted_numbers)
         self._record_recovery(request.destination)
+        self._drop_missing(request, timeout_seconds)
         count = len(request.spans)
         rejected_count = min(outcome.rejected_count, count)
         if rejected_count:
@@ -164,7 +257,8 @@ class RetrySender:
         elif outcome.message:
             message = add_code(MessageCode.SERVER_MESSAGE, f"Server message: {outcome.message}")
             self._problem_log.log_once(logging.WARNING, message)
-        self._settle(request, count - rejected_count, rejected_count, outcome)
+        if count:
+            self._settle(request, count - rejected_count, rejected_count, outcome)
         return SendResult(next_half(request))
 
     def _record_recovery(self, destination: Destination) -> None:
@@ -254,9 +348,9 @@ class RetrySender:
         request.not_before = self.clock() + _CONFIRM_SECONDS
         return SendResult((*deferred, request), requeue_last=True)
 
-    def _drop(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+    def _drop(self, request: ExportRequest, outcome: ExportOutcome, spans_label: str = "") -> _Result:
         count = len(request.spans)
-        spans_label = describe_span(request.spans[0]) if count == 1 else f"{count} spans"
+        spans_label = spans_label or (describe_span(request.spans[0]) if count == 1 else f"{count} spans")
         message = f"Dropped {spans_label}{_origin_label(request)}: {self._explain(outcome)}"
         self._problem_log.report(f"refused {outcome.status} {spans_label}", message, count)
         if self._persistent_queue is not None:
@@ -384,3 +478,13 @@ class RetrySender:
 
 def _origin_label(request: ExportRequest) -> str:
     return f" ({request.origin.label})" if request.origin.label else ""
+
+
+def _remaining(request: ExportRequest) -> list[ExportRequest]:
+    """What follows after spans were split off a request."""
+    return [request] if request.spans else merge_deferred(request)
+
+
+def _is_refused(outcome: ExportOutcome) -> bool:
+    is_destination_error = outcome.cause is FailureKind.DESTINATION or outcome.status == 401
+    return is_destination_error or outcome.trace_id is not None

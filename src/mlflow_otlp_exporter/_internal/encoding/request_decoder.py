@@ -8,6 +8,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, Framing, encode_field, frame_span
 
 _OWNER_TAG, _SCHEMA_URL_TAG = b"\x0a", b"\x1a"
+_REMOTE_PARENT_FLAG = 0x200
 _TRACE_ID_BYTES, _SPAN_ID_BYTES = 16, 8
 
 
@@ -29,7 +30,8 @@ def decode_request(body: bytes) -> list[EncodedSpan]:
                     raise ValueError("a span without ids")
                 trace_id, span_id = int.from_bytes(span.trace_id, "big"), int.from_bytes(span.span_id, "big")
                 content = frame_span(span.SerializeToString(deterministic=True))
-                spans.append(EncodedSpan(trace_id, span_id, not span.parent_span_id, resource, scope, content))
+                is_root, is_remote = not span.parent_span_id, bool(span.flags & _REMOTE_PARENT_FLAG)
+                spans.append(EncodedSpan(trace_id, span_id, is_root, resource, scope, content, (), is_remote))
     if body and not spans and not request.resource_spans:
         raise ValueError("not an export request")
     return spans

@@ -132,10 +132,11 @@ class SpanEncoder:
             if code := status.status_code.value:
                 status_pieces += (b"\x18", SHORT_VARINTS[code])
             pieces.append(encode_field(b"\x7a", b"".join(status_pieces)))
-        pieces.append(_REMOTE_FLAGS if parent is not None and parent.is_remote else _LOCAL_FLAGS)
+        is_remote = parent is not None and parent.is_remote
+        pieces.append(_REMOTE_FLAGS if is_remote else _LOCAL_FLAGS)
         body = frame_span(b"".join(pieces))
         resource, scope = self.encode_resource(span.resource), self._encode_scope(span.instrumentation_scope)
-        return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body)
+        return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body, (), is_remote)
 
     def _append_events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
         for event in events:

@@ -44,10 +44,14 @@ def create_uploader(
     server: ServerInfo,
     problem_log: ProblemLog,
 ) -> AttachmentUploader:
-    same_server = settings.api is not None and urlsplit(settings.api.url).netloc == urlsplit(settings.traces.url).netloc
     max_inline_length = settings.privacy.base64_max_length
     return AttachmentUploader(
-        api, resolve_experiment, server, problem_log, max_inline_length=max_inline_length, same_server=same_server
+        api,
+        resolve_experiment,
+        server,
+        problem_log,
+        max_inline_length=max_inline_length,
+        same_server=settings.has_same_server,
     )
 
 
@@ -89,7 +93,8 @@ class AttachmentUploader:
         self._failures: dict[str, int] = {}
         self._pauses: dict[str, tuple[float, str]] = {}
         self._min_rejected_bytes: int | None = None
-        self._uploaded: dict[str, None] = {}
+        # By the experiment that has the trace, if it is not the destination's.
+        self._uploaded: dict[tuple[str | None, str], None] = {}
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
@@ -111,8 +116,9 @@ class AttachmentUploader:
         pending = {attachment.id: attachment for span in spans for attachment in span.attachments}
         if not pending:
             return spans
+        experiment_id = destination.trace_experiment_id
         with self._lock:
-            uploaded = self._uploaded.keys() & pending.keys()
+            uploaded = {name for name in pending if (experiment_id, name) in self._uploaded}
         if uploaded:
             return _remove_attachments(spans, uploaded)
         paused_until, reason = self._pauses.get(destination.name, (0.0, ""))
@@ -132,7 +138,7 @@ class AttachmentUploader:
             self._failures.pop(destination.name, None)
             self._problem_log.stats.add(attachments_uploaded=1)
             with self._lock:
-                evict_oldest(self._uploaded, _MAX_UPLOADED)[attachment.id] = None
+                evict_oldest(self._uploaded, _MAX_UPLOADED)[experiment_id, attachment.id] = None
             return _remove_attachments(spans, {attachment.id})
         if outcome.disposition is Disposition.TOO_LARGE:
             size = len(attachment.data)

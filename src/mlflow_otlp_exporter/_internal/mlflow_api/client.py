@@ -64,7 +64,8 @@ class MlflowRestClient:
 
     def resolve_experiment(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
         """The id of a destination's experiment; see `ExperimentResolver.resolve`."""
-        return self._header_experiment_id or self._experiments.resolve(destination, timeout_seconds)
+        header_id = None if destination.trace_experiment_id else self._header_experiment_id
+        return header_id or self._experiments.resolve(destination, timeout_seconds)
 
     def on_delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> None:
         """Schedule the metadata updates of delivered spans; never raises."""

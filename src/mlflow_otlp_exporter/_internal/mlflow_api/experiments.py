@@ -63,8 +63,8 @@ class ExperimentResolver:
 
     def resolve(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
         """The id of the experiment; None if no MLflow is known, so that spans are sent without id; or a failure."""
-        if destination.experiment_id:
-            return destination.experiment_id
+        if destination.trace_experiment_id or destination.experiment_id:
+            return destination.trace_experiment_id or destination.experiment_id
         try:
             with self._lookup_lock(destination):
                 return self._from_settings(destination, timeout_seconds)
@@ -126,7 +126,7 @@ class ExperimentResolver:
         path = f"{_EXPERIMENTS_PATH}/get-by-name?experiment_name={quote(name, safe='')}"
         response = self._request("GET", path, workspace, b"", timeout_seconds)
         experiment = _parse_object(response).get("experiment")
-        experiment_id = _parse_experiment_id(experiment) if isinstance(experiment, dict) else None
+        experiment_id = parse_experiment_id(experiment) if isinstance(experiment, dict) else None
         if response.status == 200 and isinstance(experiment, dict) and experiment_id:
             if experiment.get("lifecycle_stage") == "deleted":
                 message = f"the experiment {name!r}{_in_workspace(workspace)} is deleted: restore it, or give another"
@@ -147,7 +147,7 @@ class ExperimentResolver:
     def _create_experiment(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
         body = json.dumps({"name": name}).encode()
         response = self._request("POST", f"{_EXPERIMENTS_PATH}/create", workspace, body, timeout_seconds)
-        experiment_id = _parse_experiment_id(_parse_object(response))
+        experiment_id = parse_experiment_id(_parse_object(response))
         if response.status == 200 and experiment_id:
             message = f"created the experiment {name!r}{_in_workspace(workspace)} (id {experiment_id})"
             self._problem_log.log_once(logging.INFO, add_code(MessageCode.EXPERIMENT_CREATED, message))
@@ -182,7 +182,7 @@ def _parse_object(response: HttpResponse) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _parse_experiment_id(experiment: dict[str, Any]) -> str | None:
+def parse_experiment_id(experiment: dict[str, Any]) -> str | None:
     """Return the id if it can be a header value: the log and every request contain it."""
     experiment_id = str(experiment.get("experiment_id") or "")
     return experiment_id if _EXPERIMENT_ID.fullmatch(experiment_id) else None

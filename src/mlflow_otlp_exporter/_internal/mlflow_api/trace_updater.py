@@ -137,6 +137,10 @@ class TraceUpdater:
         if not result.is_ok:
             return self._on_failure(task, result.outcome)
         records = {str(record.get("trace_id")): record for record in _objects_in(result.content.get("traces"))}
+        for update in batch:
+            name = update.metadata.mlflow_id
+            if name not in records and (record := self._read_record(name, destination, timeout_seconds)):
+                records[name] = record
         present = [
             (update, records[update.metadata.mlflow_id]) for update in batch if update.metadata.mlflow_id in records
         ]
@@ -145,6 +149,12 @@ class TraceUpdater:
         if present:
             task.failures = 0
         return self._remaining(task, [update for update in batch if update.metadata.mlflow_id not in records])
+
+    def _read_record(self, name: str, destination: Destination, timeout_seconds: float) -> Any:
+        """The record of a trace that another service's experiment may have; None if MLflow does not have the trace."""
+        result = self._request("GET", f"/api/3.0/mlflow/traces/{name}", None, destination, timeout_seconds)
+        trace = result.content.get("trace")
+        return next(iter(_objects_in([trace.get("trace_info")])), None) if isinstance(trace, dict) else None
 
     def _update_all(
         self,
@@ -206,7 +216,7 @@ class TraceUpdater:
         return None
 
     def _request(
-        self, method: str, path: str, body: Mapping[str, Any], destination: Destination, timeout_seconds: float
+        self, method: str, path: str, body: Mapping[str, Any] | None, destination: Destination, timeout_seconds: float
     ) -> RestResult:
         return request_json(
             self._api, method, path, body, workspace=destination.workspace, timeout_seconds=timeout_seconds

@@ -21,7 +21,7 @@ from mlflow_otlp_exporter._internal.model.destination import WORKSPACE_HEADER
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport, TransportError
 from mlflow_otlp_exporter._internal.transport.response import classify_response, server_message
 
-_SERVER_INFO_PATH = "/api/3.0/mlflow/server-info"
+SERVER_INFO_PATH = "/api/3.0/mlflow/server-info"
 # A namespace becomes a workspace when it gets a label; look again after this many seconds.
 _RECHECK_SECONDS = 60.0
 
@@ -66,7 +66,7 @@ class NamespaceWorkspace:
             return self._workspace
 
     def _look_up(self, timeout_seconds: float) -> str | None:
-        are_enabled = _are_workspaces_enabled(self._request(_SERVER_INFO_PATH, {}, timeout_seconds))
+        are_enabled = are_workspaces_enabled(self._request(SERVER_INFO_PATH, {}, timeout_seconds))
         if not are_enabled:
             # An unusable response, such as a login page, is not cached: spans that are sent without a workspace once
             # the server is available again would be stored in another workspace.
@@ -128,7 +128,7 @@ def with_namespace_workspace(
     return WorkspaceTransport(traces, workspace), WorkspaceTransport(api, workspace), workspace
 
 
-def _are_workspaces_enabled(response: HttpResponse) -> bool | None:
+def are_workspaces_enabled(response: HttpResponse) -> bool | None:
     """None if the response does not say. MLflow before 3.10 has neither workspaces nor this path."""
     if response.status == 404:
         return False

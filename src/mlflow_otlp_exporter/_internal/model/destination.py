@@ -30,6 +30,12 @@ class Route(NamedTuple):
         )
 
 
+def plain_experiment_id(experiment_id: str) -> str:
+    """`0` for `00` and `+0`: MLflow 3.18 compares ids as texts, and rejects later spans of a trace if they differ."""
+    digits = experiment_id.removeprefix("+")
+    return (digits.lstrip("0") or "0") if digits.isascii() and digits.isdigit() else experiment_id
+
+
 EXPERIMENT_HEADER = "x-mlflow-experiment-id"
 WORKSPACE_HEADER = "x-mlflow-workspace"
 RUN_HEADER = "x-mlflow-run-id"
@@ -39,7 +45,8 @@ RUN_HEADER = "x-mlflow-run-id"
 class Destination:
     """Where a trace goes inside MLflow; the workspace None is the server's default.
 
-    `service_name` is the resource's `service.name`, which names the experiment if none is set.
+    `service_name` is the resource's `service.name`, which names the experiment if none is set. `trace_experiment_id` is
+    set for traces that MLflow has in another experiment than these settings say.
     """
 
     workspace: str | None = None
@@ -47,6 +54,7 @@ class Destination:
     experiment_id: str | None = None
     run_id: str | None = None
     service_name: str | None = None
+    trace_experiment_id: str | None = None
 
     def __post_init__(self) -> None:
         # Lone surrogates, which UTF-8 does not have, would raise in every header, URL and file. They are escaped, so
@@ -54,6 +62,8 @@ class Destination:
         for name, value in vars(self).items():
             if value is not None and not value.isascii():
                 object.__setattr__(self, name, value.encode(errors="backslashreplace").decode())
+        if self.experiment_id:
+            object.__setattr__(self, "experiment_id", plain_experiment_id(self.experiment_id))
 
     @property
     def route(self) -> Route:
@@ -62,7 +72,7 @@ class Destination:
     @property
     def name(self) -> str:
         """Workspace and experiment, which accept or reject spans regardless of their run."""
-        return f"{self.workspace}/{self.experiment or self.experiment_id}"
+        return f"{self.workspace}/{self.trace_experiment_id or self.experiment or self.experiment_id}"
 
     def for_trace(self, attributes: Mapping[str, Any], route: Route | None = None) -> Destination:
         """Return the destination of a trace: its route overrides the resource's attributes, which override this one."""
@@ -96,5 +106,5 @@ def read_route(attributes: Mapping[str, Any] | None) -> Route | None:
         WORKSPACE in attributes or EXPERIMENT in attributes or EXPERIMENT_ID in attributes or RUN_ID in attributes
     ):
         return None
-    values = [str(attributes.get(name) or "").strip() or None for name in _NAMES]
+    values = [None if (value := attributes.get(name)) is None else str(value).strip() or None for name in _NAMES]
     return Route(*values) if any(values) else None

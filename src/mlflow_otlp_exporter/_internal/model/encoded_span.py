@@ -53,6 +53,7 @@ class EncodedSpan(NamedTuple):
     Attributes:
         is_root: True if the span has no parent, local or remote.
         body: The span as a field of a `ScopeSpans`, with tag and length.
+        has_remote_parent: True if the span's parent is a span of another service.
         attachments: Files to which the span refers and that are not uploaded yet.
     """
 
@@ -63,6 +64,7 @@ class EncodedSpan(NamedTuple):
     scope: Framing
     body: bytes
     attachments: tuple[Attachment, ...] = ()
+    has_remote_parent: bool = False
 
 
 def varint(number: int) -> bytes:

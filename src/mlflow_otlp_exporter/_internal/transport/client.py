@@ -25,6 +25,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.config.models import ServerSettings
+from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER
 from mlflow_otlp_exporter._internal.transport.authorization import (
     Authorization,
     CredentialsUnavailableError,
@@ -110,6 +111,8 @@ class HttpClient:
         except CredentialsUnavailableError as error:
             return TransportError(str(error), is_credential_error=True)
         headers: dict[str, str | bytes] = {**request.headers, **self._headers}
+        if experiment_id := request.headers.get(EXPERIMENT_HEADER):
+            headers[EXPERIMENT_HEADER] = experiment_id  # of a trace that is stored in another experiment
         if authorization is not None:
             headers["authorization"] = authorization
         try:

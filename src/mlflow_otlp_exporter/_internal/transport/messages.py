@@ -20,7 +20,9 @@ class HttpRequest:
     path: str  # appended to the server's URL; may be empty
     _: KW_ONLY
     timeout_seconds: float  # for the whole request: a response that arrives in drips is cut off then
-    headers: Mapping[str, str] = field(default_factory=dict)  # headers that the user configured win
+    headers: Mapping[str, str] = field(
+        default_factory=dict
+    )  # headers that the user configured win, except the experiment
     body: bytes = b""
     max_response_bytes: int = MAX_RESPONSE_BYTES
     base_url: str | None = None  # another URL of the same server

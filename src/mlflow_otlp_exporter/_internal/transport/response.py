@@ -30,6 +30,8 @@ _HTML = re.compile(rb"^\s*(<!doctype|<html|<head|<body|<\?xml)", re.IGNORECASE)
 _SQL = re.compile(r"\[SQL:.*|\[parameters:.*|\(Background on this error.*|\bDETAIL: .*|\bLINE \d{1,9}: .*", re.DOTALL)
 # MLflow quotes values that are too long for it; a quoted text longer than a name may be a prompt.
 _LONG_QUOTED_TEXT = re.compile(r"(['\"`])(?:(?!\1).){100,}(?:\1|$)")
+# MLflow 3.18 rejects a whole request for one such trace.
+_TRACE_ELSEWHERE = re.compile(r"Trace with ID 'tr-([0-9a-f]{32})' already exists in another experiment")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 # SQLite's messages about a damaged file, which MLflow returns with status 400, as if the request were wrong.
 _DAMAGED_DATABASE = ("file is not a database", "database disk image is malformed")
@@ -69,6 +71,10 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
         # proxy is HTML, too, but means that the server is unavailable.
         code, delay = _other_server_code(text), parse_retry_after(response.headers)
         return ExportOutcome(Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, delay, code=code)
+    if status == 400 and (match := _TRACE_ELSEWHERE.match(text)):
+        trace_id, code = int(match.group(1), 16), MessageCode.TRACE_IN_OTHER_EXPERIMENT
+        cause = FailureKind.CONTENT
+        return ExportOutcome(Disposition.PERMANENT, cause, message, status, trace_id=trace_id, code=code)
     if _is_destination_error(response, text):
         code = _destination_code(response, text)
         return ExportOutcome(Disposition.RETRYABLE, FailureKind.DESTINATION, message, status, code=code)
