@@ -306,3 +306,42 @@ def test_invalid_mask_raises(wrong: Any) -> None:
 )
 def test_built_in_patterns_replace_their_matches(text: str, masked: str) -> None:
     assert make_mask_function(("email", "keys", "cards", "phones"))(text) == masked
+
+
+SECRETS = {
+    "key": "sk-abcdefghijklmnopqrstuvwx1234",
+    "AWS key": "AKIAABCDEFGHIJKLMNOP",
+    "JWT": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcdefgh",
+    "card": "4111111111111111",
+    "phone": "+44 20 7946 0958",
+    "e-mail": "ada@example.com",
+}
+SHAPES: dict[str, Callable[[str], str | bytes]] = {
+    "text around JSON": lambda secret: "Result: " + json.dumps({"a": f"mine:\n{secret}"}),
+    "code fence": lambda secret: "```json\n" + json.dumps({"a": f"mine:\n{secret}"}) + "\n```",
+    "JSON lines": lambda secret: (json.dumps({"a": f"mine:\n{secret}"}) + "\n") * 2,
+    "truncated JSON": lambda secret: json.dumps({"a": f"mine:\r{secret} and so on", "b": "x"})[:-6],
+    "truncated JSON in JSON": lambda secret: json.dumps({"a": json.dumps({"a": f"mine:\n{secret} ."}), "b": "x"})[:-6],
+    "truncated JSON in JSON, escaped": lambda secret: json.dumps({"a": json.dumps(escape(secret)), "b": "x"})[:-6],
+    "repr of a dict": lambda secret: str({"a": f"mine:\n{secret}"}),
+    "repr of an exception": lambda secret: repr(ValueError(f"mine:\t{secret}")),
+    "repr of a control character": lambda secret: repr(f"mine:\x0b{secret}"),
+    "too deep JSON": lambda secret: "[" * 60 + json.dumps(f"mine:\n{secret}") + "]" * 60,
+    "bytes of escaped JSON": lambda secret: ('{"a": "' + escape(secret) + '"}').encode(),
+    "Markdown": lambda secret: f"_{secret}_",
+    "field of ids": lambda secret: json.dumps({"id": secret}),
+}
+
+
+def escape(text: str) -> str:
+    return "".join(f"\\u{ord(character):04x}" for character in text)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("secret", SECRETS)
+def test_built_in_patterns_replace_matches_after_escapes(secret: str, shape: str) -> None:
+    mask = make_mask(["email", "keys", "cards", "phones"], lambda error: pytest.fail(str(error)))
+    assert mask is not None
+    masked = str(mask.mask_attribute("input.value", SHAPES[shape](SECRETS[secret])))
+    assert SECRETS[secret] not in masked
+    assert not any(code in masked for code in (escape(SECRETS[secret]), escape(SECRETS[secret]).replace("\\", "\\\\")))

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 # Deeper nesting and longer text count as plain text.
 MAX_DEPTH, _MAX_JSON_LENGTH = 40, 16 * 1024 * 1024
-_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
+# JSON inside of JSON has several backslashes.
+_ESCAPE = re.compile(r"\\{1,8}(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([nrtbfv]))")
+_CONTROL_CHARACTERS = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v"}
 
 
 class DuplicateKeysDict(dict):  # type: ignore[type-arg]
@@ -35,9 +37,9 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def unescape_unicode(text: str) -> str:
-    r"""Replace JSON's `\uXXXX` by characters: truncated JSON cannot be parsed, but a reader can decode it."""
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+def unescape(text: str) -> str:
+    r"""Replace the escapes of JSON and of Python, such as `\n` and `\u002d`, by characters."""
+    return _ESCAPE.sub(lambda match: _CONTROL_CHARACTERS.get(match[3]) or chr(int(match[1] or match[2], 16)), text)
 
 
 class Transform(Protocol):

@@ -14,7 +14,7 @@ from mlflow_otlp_exporter._internal.privacy.json_walk import (
     DuplicateKeysDict,
     dump_json,
     parse_json,
-    unescape_unicode,
+    unescape,
 )
 from mlflow_otlp_exporter._internal.privacy.structural_keys import (
     is_class_path,
@@ -119,11 +119,12 @@ class Mask:
         return text if masked is parsed else dump_json(masked)
 
     def _mask_leaf(self, text: str) -> str:
-        if "\\u" in text and (plain := unescape_unicode(text)) != text:
-            masked = self._call_user_function(plain)
-            if masked != plain:
-                return masked
         masked = self._call_user_function(text)
+        # In JSON that cannot be parsed, as it is truncated or has text around it, a match may hide behind an escape.
+        if "\\" in masked and (plain := unescape(masked)) != masked:
+            masked_plain = self._call_user_function(plain)
+            if masked_plain != plain:
+                return masked_plain
         return text if masked == text else masked
 
     def _mask_number(self, value: float) -> Any:
@@ -138,7 +139,7 @@ class Mask:
             text = value.decode()
         except UnicodeDecodeError:
             text = value.decode("latin-1")
-        masked = self._call_user_function(text)
+        masked = self._mask_leaf(text)
         return value if masked == text else masked
 
 

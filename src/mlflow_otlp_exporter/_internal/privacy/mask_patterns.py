@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-# Every repetition is bounded, so that no text takes more than linear time.
+# Each pattern takes linear time on any text (tests/test_patterns_are_linear.py). An underscore is no boundary of
+# `\w`, but Markdown writes it around words.
 _EMAIL = r"(?<![\w.+-])[\w.+-]{1,320}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"
-_JWT = r"\beyJ[\w-]{8,}\.[\w-]{4,}\.[\w-]*"
+# Matches from the beginning of the word that contains the token: one that began at the token would read the rest of the
+# word again for each `eyJ` in it.
+_JWT = r"(?<![\w-])(?=[\w-]*?(?<![A-Za-z0-9])eyJ[\w-]{8})[\w-]+\.[\w-]{4,}\.[\w-]*"
 _BEARER = r"(?<=[Bb]earer )[\w.~+/=-]{8,}|(?<=BEARER )[\w.~+/=-]{8,}|(?<=[Bb]asic )[A-Za-z0-9+/]{16,}={0,2}"
 _PRIVATE_KEY = (
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[^-]|-(?!----)){0,20000}(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?"
@@ -26,12 +29,12 @@ _PREFIXED_KEY = (
     r")"
 )
 # Digits with single spaces or hyphens between them; the match is then searched for card numbers.
-_DIGITS = r"(?<![\w.+-])\d(?:[ -]?\d){12,5000}(?![\w]|\.\d)"
-_CARD_LENGTHS = range(13, 20)
+_DIGITS = r"(?<![A-Za-z0-9.+-])\d(?:[ -]?\d){12,5000}(?![A-Za-z0-9]|\.\d)"
+_CARD_LENGTHS, _FIRST_DIGITS = range(13, 20), "3456"
 # With a country code, or in groups as in North America. Runs of digits without separators are mostly ids and times.
 _PHONE = (
-    r"(?<![\w+])(?:\+|00)[1-9]\d{0,2}[ .()/-]{0,3}\d(?:[ .()/-]{0,2}\d){5,12}(?![\w-])"
-    r"|(?<![\w.+-])(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-]|\.\d)"
+    r"(?<![A-Za-z0-9+])(?:\+|00)[1-9]\d{0,2}[ .()/-]{0,3}\d(?:[ .()/-]{0,2}\d){5,12}(?![A-Za-z0-9-])"
+    r"|(?<![A-Za-z0-9.+-])(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![A-Za-z0-9-]|\.\d)"
 )
 
 
@@ -44,7 +47,7 @@ class Replacement(NamedTuple):
 
 def is_card_number(digits: str) -> bool:
     """Whether digits have the length, the first digit and the check digit (Luhn) of a card number."""
-    if len(digits) not in _CARD_LENGTHS or digits[0] not in "3456":
+    if len(digits) not in _CARD_LENGTHS or digits[0] not in _FIRST_DIGITS:
         return False
     doubled = [int(digit) * 2 - 9 * (digit > "4") for digit in digits[-2::-2]]
     return (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0
@@ -57,7 +60,7 @@ def _replace_cards(match: re.Match[str]) -> str:
     first = 0
     while first < len(groups):
         digits = ""
-        for last in range(first, len(groups)):
+        for last in range(first, len(groups)) if groups[first][0] in _FIRST_DIGITS else ():
             digits += groups[last]
             if len(digits) not in range(_CARD_LENGTHS.stop):
                 break

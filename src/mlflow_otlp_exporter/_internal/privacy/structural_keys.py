@@ -90,7 +90,7 @@ def is_structural(key: str, value: str) -> bool:
         return True
     if key in _ATTRIBUTES or (key.endswith(_SUFFIXES) and key.startswith(_PREFIXES)):
         return _is_word(value)
-    return key.endswith("_id") and key.startswith("gen_ai.prompt.") and _ID.fullmatch(value) is not None
+    return key.endswith("_id") and key.startswith("gen_ai.prompt.") and _is_id(value)
 
 
 def is_structural_field(key: str, value: str) -> bool:
@@ -98,7 +98,7 @@ def is_structural_field(key: str, value: str) -> bool:
     if key in _VOCABULARY_FIELDS:
         return value in _VOCABULARY
     if key in _ID_FIELDS:
-        return _ID.fullmatch(value) is not None
+        return _is_id(value)
     if key in _MEDIA_FIELDS:
         return _MEDIA_TYPE.fullmatch(value) is not None
     return key in _MODEL_FIELDS and _is_word(value)
@@ -117,6 +117,10 @@ def is_class_path(key: str, value: Any) -> bool:
 
 def is_field_name(key: str) -> bool:
     return _IDENTIFIER.fullmatch(key) is not None
+
+
+def _is_id(value: str) -> bool:
+    return _ID.fullmatch(value) is not None and not value.isdigit()  # a card number has 16 digits, too
 
 
 def _is_word(value: str) -> bool:
