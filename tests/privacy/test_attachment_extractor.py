@@ -26,7 +26,7 @@ from mlflow_otlp_exporter._internal.model.encoded_span import (
 from mlflow_otlp_exporter._internal.model.span_data import EventData
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor, inline_attachments
 from mlflow_otlp_exporter._internal.spool import file_format as file_format_module
-from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState, FileHeader
+from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 
 NOISE = random.Random(5).randbytes(12_000)
 PNG, JPEG, PDF = b"\x89PNG\r\n\x1a\n" + NOISE, b"\xff\xd8\xff" + NOISE, b"%PDF-1.7\n" + NOISE
@@ -301,8 +301,8 @@ def test_inline_after_extract_restores_files_and_texts(files: list[bytes], words
 
 
 def write_and_read(spans: list[EncodedSpan]) -> list[EncodedSpan]:
-    header = FileHeader(Destination(experiment_id="1"), len(spans), tuple(span.trace_id for span in spans), 1.0)
-    return file_format_module.decode_file(file_format_module.encode_file(header, spans, DeliveryState()))[2]
+    content = file_format_module.encode_file(Destination(experiment_id="1"), spans, DeliveryState(), 1.0)
+    return file_format_module.decode_file(content)[2]
 
 
 def test_spool_file_with_shared_attachment_stores_it_once() -> None:

@@ -315,7 +315,7 @@ def test_trace_with_acknowledged_spans_is_not_filtered(tmp_path: Path) -> None:
         journal.append(span)
     journal.acknowledge([(child.context.trace_id, child.context.span_id)])
     journal.close()
-    [abandoned] = find_abandoned_journals(tmp_path / "journal", "none")
+    [abandoned] = find_abandoned_journals(tmp_path / "journal", "none", {})
     [trace] = abandoned.read_traces()
     abandoned.release_files()
     assert [span.name for span in trace.spans.values()] == ["root 0"]
@@ -379,7 +379,7 @@ def test_recovered_unmasked_spans_are_redacted(server: ScriptedServer) -> None:
     ],
 )
 def test_journal_header_round_trips(header: JournalHeader) -> None:
-    [record] = parse_lines(encode_line(build_header_record(header)))
+    [record] = parse_lines(encode_line(build_header_record(header)))[0]
     assert parse_header(record) == header
 
 
@@ -426,7 +426,7 @@ def test_changed_trace_filter_applies_to_later_spans(tmp_path: Path) -> None:
     journal.set_trace_filter(["tests"])
     journal.append(after)
     journal.close()
-    [abandoned] = find_abandoned_journals(tmp_path / "journal", "none")
+    [abandoned] = find_abandoned_journals(tmp_path / "journal", "none", {})
     assert {span.name: trace.is_filtered for trace in abandoned.read_traces() for span in trace.spans.values()} == {
         "before": False,
         "after": True,

@@ -11,8 +11,8 @@ from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.spool import storage as storage_module
 from mlflow_otlp_exporter._internal.spool.file_format import decode_file
-from mlflow_otlp_exporter._internal.spool.index import DAMAGED_FOLDER, REJECTED_FOLDER, Entry, list_entries
-from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE, SpoolStorage
+from mlflow_otlp_exporter._internal.spool.index import Entry, list_entries
+from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE, DAMAGED_FOLDER, REJECTED_FOLDER, SpoolStorage
 from support.traces import make_traces, random_text
 
 DESTINATION = Destination("team-a", experiment="Bücher & more")

@@ -83,7 +83,7 @@ def read_back(span: ReadableSpan) -> ReadableSpan:
     content = encode_line(build_owner_record(span.resource, 0)) + encode_line(
         build_owner_record(span.instrumentation_scope, 1)
     )
-    resource_record, scope_record, span_record = parse_lines(content + encode_line(build_span_record(span, 0, 1)))
+    resource_record, scope_record, span_record = parse_lines(content + encode_line(build_span_record(span, 0, 1)))[0]
     return parse_span(span_record, {0: resource_record, 1: scope_record})
 
 
@@ -161,7 +161,7 @@ NEWER_RECORDS_WITHOUT_DROPPED = [*OLDER_RECORDS[:2], [*OLDER_RECORDS[2], None, "
     ids=["before", "later", "later, with nothing dropped"],
 )
 def test_journals_of_other_versions_are_parsed(records: list[list[Any]], dropped: tuple[int, ...]) -> None:
-    resource_record, scope_record, record = parse_lines(b"".join(map(encode_line, records)))
+    resource_record, scope_record, record = parse_lines(b"".join(map(encode_line, records)))[0]
     span = parse_span(record, {0: resource_record, 1: scope_record})
     assert dropped_counts(span) == dropped
     assert describe_span(span) == describe_span(parse_span(OLDER_RECORDS[2], dict(enumerate(OLDER_RECORDS)))) | {
@@ -198,7 +198,7 @@ def test_damaged_line_affects_no_other_line(data: st.DataObject) -> None:
     position = data.draw(st.integers(1, len(damaged) - 2))
     damaged[position] = data.draw(st.sampled_from(b"\n\x00\xff ax0").filter(lambda byte: byte != damaged[position]))
     content = lines[0] + bytes(damaged[: data.draw(st.integers(1, len(damaged)))]) + lines[2] + lines[3]
-    assert [record[1] for record in parse_lines(content) if record[1] != 1] == [0, 2, 3]
+    assert [record[1] for record in parse_lines(content)[0] if record[1] != 1] == [0, 2, 3]
 
 
 def test_endless_nesting_raises_value_error() -> None:
@@ -222,7 +222,7 @@ def journal(folder: Path) -> Iterator[Journal]:
 
 def read_names(folder: Path) -> list[str]:
     names = []
-    for abandoned in find_abandoned_journals(folder, "no process"):
+    for abandoned in find_abandoned_journals(folder, "no process", {}):
         names += [span.name for trace in abandoned.read_traces() for span in trace.spans.values()]
         abandoned.release_files()
     return sorted(names)
@@ -259,7 +259,7 @@ def test_spans_ended_before_a_kill_are_recovered(folder: Path) -> None:
     assert read_names(folder) == ["a", "b", "c"]
     run_and_kill(folder, "j.acknowledge([key(s[0])])")
     assert read_names(folder) == ["a", "b", "b", "c", "c"]
-    for abandoned in find_abandoned_journals(folder, "no process"):
+    for abandoned in find_abandoned_journals(folder, "no process", {}):
         abandoned.remove_files()
     assert list(folder.iterdir()) == []
 
@@ -267,7 +267,7 @@ def test_spans_ended_before_a_kill_are_recovered(folder: Path) -> None:
 def test_journal_of_running_process_is_not_abandoned(journal: Journal, folder: Path) -> None:
     journal.append(make_spans("a")[0])
     assert read_names(folder) == []
-    assert list(find_abandoned_journals(folder, journal.unique)) == []
+    assert list(find_abandoned_journals(folder, journal.unique, {})) == []
     assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())] == [0o700, 0o600]
     journal.close()
     assert read_names(folder) == ["a"]
@@ -401,6 +401,25 @@ def test_journal_above_file_limit_pauses_and_resumes(
     journal.append(spans[0])
     journal.rotate()
     assert "again" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("name", [7, None, ["a"], {}])
+def test_span_whose_name_is_no_text_is_damaged(folder: Path, name: Any) -> None:
+    folder.mkdir()
+    a, b = make_spans("a", "b")
+    record = build_span_record(b, 0, 1)
+    record[5] = name
+    records = [
+        build_owner_record(a.resource, 0),
+        build_owner_record(a.instrumentation_scope, 1),
+        build_span_record(a, 0, 1),
+        record,
+    ]
+    (folder / "x-000000.journal").write_bytes(b"".join(map(encode_line, records)))
+    [journal] = find_abandoned_journals(folder, "", {})
+    assert [span.name for trace in journal.read_traces() for span in trace.spans.values()] == ["a"]
+    assert journal.damaged_line_count == 1
+    journal.release_files()
 
 
 def test_files_with_foreign_content_are_ignored(folder: Path) -> None:

@@ -17,10 +17,10 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
 from mlflow_otlp_exporter._internal.spool.directory import candidate_roots
-from mlflow_otlp_exporter._internal.spool.index import DAMAGED_FOLDER, REJECTED_FOLDER, Index, list_entries
+from mlflow_otlp_exporter._internal.spool.index import Index, list_entries
 from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL_FOLDER, folder_name_for
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
-from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE
+from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE, DAMAGED_FOLDER, REJECTED_FOLDER
 
 _POLL_SECONDS = 0.1
 _LOCK_FILE, _MAX_TEXT_BYTES = "lock", 10_000
@@ -177,7 +177,7 @@ def _purge(settings: Settings, *, rejected: bool, confirmed: bool) -> int:
     for folder in _folders(settings):
         if folder.name != folder_name_for(settings):
             continue
-        for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, "") if not rejected else ():
+        for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, "", {}) if not rejected else ():
             with suppress(OSError):
                 span_count += sum(len(trace.spans) for trace in journal.read_traces())
                 file_count += len(journal.paths)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import re
@@ -56,35 +57,30 @@ class UnsupportedVersionError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class FileHeader:
-    """A request without its spans.
-
-    `created_at` is in seconds since 1970; `message` is the server's, for a rejected request; the experiment of the
-    destination may be a name.
-    """
+    """A request without its spans."""
 
     destination: Destination
     span_count: int
     trace_ids: tuple[int, ...]
-    created_at: float
-    message: str = ""
+    created_at: float  # seconds since 1970
+    message: str = ""  # the server's, for a rejected request
 
 
 @dataclasses.dataclass(frozen=True)
 class DeliveryState:
-    """The attempts to send a request.
-
-    `uncertain` is true if the request may have arrived; `sent_at` is the last attempt in seconds since 1970.
-    """
+    """The attempts to send a request."""
 
     attempts: int = 0
-    uncertain: bool = False
-    sent_at: float = 0.0
+    uncertain: bool = False  # the request may have arrived
+    sent_at: float = 0.0  # the last attempt, in seconds since 1970
 
     def pack(self) -> bytes:
         return _STATE.pack(min(self.attempts, (1 << 32) - 1), self.uncertain, self.sent_at)
 
 
-def encode_file(header: FileHeader, spans: Sequence[EncodedSpan], state: DeliveryState) -> bytes:
+def encode_file(
+    destination: Destination, spans: Sequence[EncodedSpan], state: DeliveryState, created_at: float, message: str = ""
+) -> bytes:
     """Encode a request; raises OSError if it is too large for a file."""
     body = encode_request(spans)
     contents = {attachment.ref: attachment.data for span in spans for attachment in span.attachments}
@@ -93,17 +89,16 @@ def encode_file(header: FileHeader, spans: Sequence[EncodedSpan], state: Deliver
         for ref, data in contents.items():
             section.resource.attributes.add(key=ref).value.bytes_value = data
         body += TracesData(resource_spans=[section]).SerializeToString()
+    trace_ids = dict.fromkeys(span.trace_id for span in spans)
     values: dict[str, Any] = {
-        "destination": {
-            name: value for name, value in dataclasses.asdict(header.destination).items() if value is not None
-        },
-        "spans": header.span_count,
-        "traces": [f"{trace_id:032x}" for trace_id in header.trace_ids[:_MAX_TRACE_IDS]],
-        "created": header.created_at,
+        "destination": {name: value for name, value in dataclasses.asdict(destination).items() if value is not None},
+        "spans": len(spans),
+        "traces": [f"{trace_id:032x}" for trace_id in itertools.islice(trace_ids, _MAX_TRACE_IDS)],
+        "created": created_at,
         "size": len(body),
     }
-    if header.message:
-        values["message"] = header.message[:_MAX_MESSAGE_LENGTH]
+    if message:
+        values["message"] = message[:_MAX_MESSAGE_LENGTH]
     encoded_header = json.dumps(values).encode()
     if len(body) > _MAX_BODY_BYTES or len(encoded_header) > MAX_HEADER_BYTES - _HEADER_OFFSET:
         raise OSError(errno.EFBIG, "a request is larger than a spool file may be")

@@ -14,11 +14,8 @@ from mlflow_otlp_exporter._internal.common.files import find_problem
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool.file_format import MAX_FILE_BYTES
 
-# "refused" is the name that version 0.1.0 gave the folder.
-REJECTED_FOLDER, DAMAGED_FOLDER = "refused", "damaged"
 _PATTERN = re.compile(r"(\d{20})-(\d{1,9})-([0-9a-f]{8})-([0-9a-f]+-[0-9a-f]{8}-\d+)\.otlp")
-# The year 2286: a name with a later time must not raise the number of digits of the names that follow.
-MAX_CREATED_NS = 10**19 - 1
+_MAX_CREATED_NS = 10**19 - 1  # in the year 2286
 
 
 class Entry(NamedTuple):
@@ -62,7 +59,7 @@ def list_entries(folder: Path, unsafe_names: dict[str, str] | None = None) -> li
                     problem = find_problem(status)
                     if status.st_size > MAX_FILE_BYTES:
                         problem = problem or f"it is larger than {MAX_FILE_BYTES} bytes"
-                    if problem is None and entry.name == file.name and entry.created_ns <= MAX_CREATED_NS:
+                    if problem is None and entry.name == file.name and entry.created_ns <= _MAX_CREATED_NS:
                         entries.append(entry)
                     elif unsafe_names is not None:
                         unsafe_names[problem or "it has an impossible name"] = file.name
@@ -86,7 +83,7 @@ class Index:
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._size_bytes = self._span_count = 0
-        self.newest_ns = 0
+        self._newest_ns = 0
         for entry in sorted(entries):
             self.add(entry)
 
@@ -102,12 +99,16 @@ class Index:
         oldest_at = oldest.created_ns / 1e9 if oldest else 0.0
         return Totals(len(self._entries), self._span_count, self._size_bytes, oldest_at)
 
+    def next_created_ns(self, now: float) -> int:
+        """Return a time after that of all entries, also if the clock was set back."""
+        return min(max(int(now * 1e9), self._newest_ns + 1), _MAX_CREATED_NS)
+
     def add(self, entry: Entry) -> None:
         """Add an entry that is newer than all others."""
         self._entries[entry.name] = entry
         self._size_bytes += entry.size_bytes
         self._span_count += entry.span_count
-        self.newest_ns = max(self.newest_ns, entry.created_ns)
+        self._newest_ns = max(self._newest_ns, entry.created_ns)
 
     def discard(self, entry: Entry) -> None:
         if self._entries.pop(entry.name, None) is not None:

@@ -38,14 +38,7 @@ SpanKey = tuple[int, int]
 
 
 class Segment:
-    """A file of the journal, open for appending and locked.
-
-    Attributes:
-        pending: Spans in it that have no outcome yet.
-        header: The header in it; None before the first span.
-        owners: Numbers of the resources and scopes in it, by identity; holding the objects keeps their ids unique.
-        size_bytes: Approximate size.
-    """
+    """A file of the journal, open for appending and locked."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,11 +47,12 @@ class Segment:
         if not try_lock(self.descriptor):
             os.close(self.descriptor)
             raise OSError(f"{path} cannot be locked")
-        self.pending: dict[SpanKey, None] = {}
-        self.header: JournalHeader | None = None
+        self.pending: dict[SpanKey, None] = {}  # without an outcome
+        self.header: JournalHeader | None = None  # None before the first span
+        # Numbers of the resources and scopes in it, by identity; holding the objects keeps their ids unique.
         self.owners: dict[int, tuple[int, Any]] = {}
         self.owner_numbers = itertools.count()
-        self.size_bytes = 0
+        self.size_bytes = 0  # approximately
 
     def write_record(self, record: Any) -> None:
         content = encode_line(record)
@@ -84,13 +78,7 @@ class Segment:
 
 
 class Journal:
-    """Ended spans on disk, until they have an outcome.
-
-    Args:
-        folder: Returns the folder; may raise OSError.
-        problem_log: Gets the problems with the disk.
-        header: What holds for all spans that are written here; None for the defaults.
-    """
+    """Ended spans on disk, until they have an outcome. `folder` may raise OSError."""
 
     def __init__(
         self, folder: Callable[[], Path], problem_log: ProblemLog, header: JournalHeader | None = None

@@ -10,9 +10,11 @@ Only a destination is read completely or not at all, so that another tenant neve
 from __future__ import annotations
 
 import base64
+import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
@@ -26,21 +28,18 @@ from mlflow_otlp_exporter._internal.tracing.routing import route_of
 
 _BYTES = "\x00base64"
 _ROUTE_INDEX = 13  # of the route in the record of a span
+_DROPPED = "dropped_attributes"  # links of older SDKs do not have it
 _NONE_DROPPED = (0, 0, 0)
 _KINDS = {kind.value: kind for kind in SpanKind}
 _STATUS_CODES = {code.value: code for code in StatusCode}
 
 
 class JournalHeader(NamedTuple):
-    """What holds for all spans of a file, for the process that recovers them.
+    """What holds for all spans of a file, for the process that recovers them."""
 
-    `destination` is that of spans without a route; `is_redacted` is true if private content was removed before writing;
-    `trace_filter` has the words of the setting `noise`.
-    """
-
-    destination: Destination = Destination()
-    is_redacted: bool = False
-    trace_filter: tuple[str, ...] = ()
+    destination: Destination = Destination()  # of spans without a route
+    is_redacted: bool = False  # private content was removed before writing
+    trace_filter: tuple[str, ...] = ()  # the words of the setting `noise`
 
 
 def _json_default(value: Any) -> Any:
@@ -63,17 +62,21 @@ def encode_line(record: Any) -> bytes:
     return b"\n%08x %b\n" % (zlib.crc32(text), text)
 
 
-def parse_lines(content: bytes) -> Iterator[list[Any]]:
-    """Yield the records of a file; truncated and changed lines are skipped."""
-    for line in content.split(b"\n"):
-        checksum, _, text = line.partition(b" ")
-        try:
-            if text and int(checksum, 16) == zlib.crc32(text):
+def parse_lines(content: bytes) -> tuple[list[list[Any]], int]:
+    """Return the records of a file, and the number of damaged lines, except a last one that a kill truncated."""
+    records: list[list[Any]] = []
+    damaged_count = 0
+    for line in io.BytesIO(content):
+        checksum, _, text = line.rstrip(b"\n").partition(b" ")
+        record = None
+        with suppress(ValueError, RecursionError):
+            if int(checksum, 16) == zlib.crc32(text):
                 record = json.loads(text)
-                if isinstance(record, list) and record:
-                    yield record
-        except (ValueError, RecursionError):
-            continue
+        if isinstance(record, list) and record:
+            records.append(record)
+        elif line != b"\n" and line.endswith(b"\n"):
+            damaged_count += 1
+    return records, damaged_count
 
 
 def build_header_record(header: JournalHeader) -> list[Any]:
@@ -112,15 +115,11 @@ def build_span_record(span: ReadableSpan, resource_number: int, scope_number: in
         attributes.copy() if hasattr(attributes, "copy") else dict(attributes),
         [status.status_code.value, status.description],
         [
-            [event.name, event.timestamp, dict(event.attributes or {}), *_optional_count(event.dropped_attributes)]
+            [event.name, event.timestamp, dict(event.attributes or {}), *_drop_zero(event.dropped_attributes)]
             for event in span.events
         ],
         [
-            [
-                _build_context(link.context),
-                dict(link.attributes or {}),
-                *_optional_count(getattr(link, "dropped_attributes", 0)),
-            ]
+            [_build_context(link.context), dict(link.attributes or {}), *_drop_zero(getattr(link, _DROPPED, 0))]
             for link in span.links
         ],
         route_of(context.trace_id),
@@ -131,8 +130,7 @@ def build_span_record(span: ReadableSpan, resource_number: int, scope_number: in
     return record
 
 
-def _optional_count(dropped_count: int) -> tuple[int, ...]:
-    # Nearly always zero, which costs no bytes.
+def _drop_zero(dropped_count: int) -> tuple[int, ...]:
     return (dropped_count,) if dropped_count else ()
 
 
@@ -156,7 +154,7 @@ def parse_span(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSp
     _, _, resource_attributes, schema_url, *_ = owners[resource]
     return SpanData(
         DroppedCounts(*dropped[0][:3]) if dropped and dropped[0] else DroppedCounts(),
-        name=name,
+        name=_parse_text(name),
         context=_parse_context(context),
         parent=None if parent is None else _parse_context(parent),
         resource=Resource(_parse_mapping(resource_attributes), schema_url),
@@ -180,9 +178,14 @@ def parse_route(record: list[Any]) -> Route | None:
 
 
 def _parse_route(values: list[Any]) -> Route:
-    if not all(value is None or isinstance(value, str) for value in values):
-        raise TypeError("a name is not a text")
-    return Route(*values)
+    return Route(*(None if value is None else _parse_text(value) for value in values))
+
+
+def _parse_text(value: Any) -> str:
+    # What the trace filter and the routing read before the encoder checks a span.
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def _parse_event(name: str, timestamp: int, attributes: Mapping[str, Any], dropped: int = 0, *_: Any) -> EventData:
@@ -197,7 +200,7 @@ def _parse_scope(record: list[Any]) -> InstrumentationScope | None:
     if len(record) == 2:  # kind and number
         return None
     _, _, name, version, schema_url, attributes, *_ = record
-    return InstrumentationScope(name, version, schema_url, _parse_mapping(attributes) or None)
+    return InstrumentationScope(_parse_text(name), version, schema_url, _parse_mapping(attributes) or None)
 
 
 def _parse_context(record: list[Any]) -> SpanContext:

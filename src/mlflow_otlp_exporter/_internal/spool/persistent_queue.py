@@ -21,11 +21,11 @@ from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.spool.directory import folder_name
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
-from mlflow_otlp_exporter._internal.spool.index import DAMAGED_FOLDER, REJECTED_FOLDER, Entry
+from mlflow_otlp_exporter._internal.spool.index import Entry
 from mlflow_otlp_exporter._internal.spool.journal import Journal
 from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader
 from mlflow_otlp_exporter._internal.spool.recovery import AbandonedJournal, find_abandoned_journals
-from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
+from mlflow_otlp_exporter._internal.spool.storage import DAMAGED_FOLDER, REJECTED_FOLDER, SpoolStorage
 from mlflow_otlp_exporter._internal.transport.authorization import credential_fingerprint
 
 JOURNAL_FOLDER = "journal"
@@ -34,12 +34,6 @@ _SHARED_FOLDER = (
     "other with its own credential. Give each exporter its own spool_dir, a token file, or a function of another name."
 )
 _NO_DESTINATION = "the journal of a killed process does not name their destination"
-# A reader of the log must not search today's run for the cause of yesterday's problem.
-_EARLIER_RUN, _OTHER_EXPORTER, _KILLED_PROCESS = (
-    "left by an earlier run",
-    "left by another exporter",
-    "left by a killed process",
-)
 
 
 class RecoveredSpans(NamedTuple):
@@ -54,17 +48,12 @@ EncodeRecovered = Callable[[RecoveredSpans], Sequence[tuple[Destination, list[En
 
 
 class StoredRequest(NamedTuple):
-    """A request read from disk.
-
-    Attributes:
-        state: Earlier attempts to send it.
-        origin_label: Who left it on disk, for the log; empty for a request of this queue.
-    """
+    """A request read from disk."""
 
     destination: Destination
     spans: list[EncodedSpan]
-    state: DeliveryState
-    origin_label: str
+    state: DeliveryState  # earlier attempts to send it
+    origin_label: str  # who left it on disk, for the log; empty for a request of this queue
 
 
 # Open queues of this process.
@@ -76,8 +65,7 @@ def open_queue(
 ) -> PersistentQueue:
     """Open the queue of a target.
 
-    `credentials` describes owner and source of the credential for readers of the folder, never the credential. `header`
-    holds for all spans in the journal; None for the defaults.
+    `credentials` describes owner and source of the credential for readers of the folder, never the credential.
     """
     name = folder_name_for(settings)
     about = f"spans for {settings.traces.address}, sent with the credentials of: {credentials}\n"
@@ -86,9 +74,9 @@ def open_queue(
     if settings.disk.durability == "every-span":
         journal = Journal(lambda: storage.ensure_folder() / JOURNAL_FOLDER, problem_log, header)
     server = settings.traces
-    # Known parts of the credential; only compared, never written.
     secrets = server.credentials, server.token, server.password, server.headers.get("authorization")
-    queue = PersistentQueue(storage, journal, problem_log, (settings.disk.spool_dir, name, secrets))
+    queue = PersistentQueue(storage, journal, problem_log)
+    queue.identity = settings.disk.spool_dir, name, secrets
     _open_queues.add(queue)
     return queue
 
@@ -99,23 +87,12 @@ def folder_name_for(settings: Settings) -> str:
 
 
 class PersistentQueue:
-    """Requests on disk.
+    """Requests on disk, and with `every-span` a journal."""
 
-    Attributes:
-        journal: The journal of ended spans; None without `every-span`.
-        on_append: Called when a request was written.
-    """
-
-    def __init__(
-        self,
-        storage: SpoolStorage,
-        journal: Journal | None,
-        problem_log: ProblemLog,
-        identity: tuple[str | None, str, tuple[object, ...]] = (None, "", ()),
-    ) -> None:
-        self.storage, self.journal = storage, journal
-        self._problem_log, self.identity = problem_log, identity  # identity: `spool_dir`, folder name, secrets
+    def __init__(self, storage: SpoolStorage, journal: Journal | None, problem_log: ProblemLog) -> None:
+        self.storage, self.journal, self._problem_log = storage, journal, problem_log
         self.on_append: Callable[[], None] = lambda: None
+        self.identity: tuple[object, ...] = ()  # `spool_dir`, folder name and secrets, which are only compared
         self._created_ns = time.time_ns()
         self._recovered_names: set[str] = set()
 
@@ -125,11 +102,10 @@ class PersistentQueue:
         """Write spans to disk; `uncertain` if they may have arrived. Returns None if the disk takes nothing now."""
         sent_at = time.time() if attempted else 0.0
         entry = self.storage.append(destination, spans, uncertain=uncertain, sent_at=sent_at)
-        if entry is None:
-            return None
-        self._problem_log.stats.add(spooled=len(spans))
-        self.acknowledge(spans)
-        self.on_append()
+        if entry is not None:
+            self._problem_log.stats.add(spooled=len(spans))
+            self.acknowledge(spans)
+            self.on_append()
         return entry
 
     def dead_letter(self, destination: Destination, spans: Sequence[EncodedSpan], message: str) -> None:
@@ -164,16 +140,20 @@ class PersistentQueue:
             except OSError as error:
                 is_stored = False
                 message = f"Journal of a killed process in {folder} cannot be read: {error}. Reading it is retried."
-                self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
+                self.storage.log_unreadable(message)
             if is_stored and not journal.damaged_line_count:
                 journal.remove_files()
                 continue
             journal.release_files()
             if is_stored:
-                self._quarantine_journal(journal)
+                for path in journal.paths:
+                    self.storage.quarantine_file(path)
+                self.storage.log_unreadable(
+                    f"{journal.damaged_line_count} lines in the journal of a killed process cannot be read. "
+                    f"The journal was moved to {DAMAGED_FOLDER}/."
+                )
         for problem, name in unsafe_names.items():
-            message = f"Journal file {name} in {folder} is skipped: {problem}."
-            self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
+            self.storage.log_unreadable(f"Journal file {name} in {folder} is skipped: {problem}.")
 
     def _recover(
         self,
@@ -182,43 +162,32 @@ class PersistentQueue:
         on_filtered: Callable[[Sequence[ReadableSpan]], None],
     ) -> bool:
         """Store the spans of a journal in another form; False if that failed for some of them."""
-        groups: dict[tuple[Destination | None, bool], list[ReadableSpan]] = {}
+        groups: dict[tuple[Destination, bool], list[ReadableSpan]] = {}
+        filtered: list[list[ReadableSpan]] = []
+        unknown: list[ReadableSpan] = []
         for trace in journal.read_traces():
-            if trace.is_filtered:
-                on_filtered(list(trace.spans.values()))
-                continue
-            is_redacted = trace.header is not None and trace.header.is_redacted
-            for destination, spans in trace.group_by_destination().items():
-                groups.setdefault((destination, is_redacted), []).extend(spans)
-        is_stored = all(
-            self._append_recovered(encoded_destination, encoded_spans)
-            for (destination, is_redacted), spans in groups.items()
-            if destination is not None
-            for encoded_destination, encoded_spans in encode(RecoveredSpans(destination, spans, is_redacted))
-        )
-        if is_stored:
-            for (destination, _), spans in groups.items():
-                if destination is None:
-                    self._quarantine_spans(spans, encode)
-        return is_stored
+            if trace.header is None:
+                unknown += trace.spans.values()
+            elif trace.is_filtered:
+                filtered.append(list(trace.spans.values()))
+            else:
+                for span in trace.spans.values():
+                    destination = trace.header.destination.for_trace(span.resource.attributes, trace.route)
+                    groups.setdefault((destination, trace.header.is_redacted), []).append(span)
+        for (destination, is_redacted), spans in groups.items():
+            for encoded_destination, encoded in encode(RecoveredSpans(destination, spans, is_redacted)):
+                # They may have been in flight when the process was killed.
+                entry = self.append(encoded_destination, encoded, attempted=True, uncertain=True)
+                if entry is None:
+                    return False
+                self._recovered_names.add(entry.name)
+        for spans in filtered:
+            on_filtered(spans)
+        if unknown:
+            self._drop_unknown(unknown, encode)
+        return True
 
-    def _append_recovered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> bool:
-        # They may have been in flight when the process was killed.
-        entry = self.append(destination, spans, attempted=True, uncertain=True)
-        if entry is not None:
-            self._recovered_names.add(entry.name)
-        return entry is not None
-
-    def _quarantine_journal(self, journal: AbandonedJournal) -> None:
-        for path in journal.paths:
-            self.storage.quarantine_file(path)
-        message = (
-            f"{journal.damaged_line_count} lines in the journal of a killed process cannot be read. The journal was "
-            f"moved to {DAMAGED_FOLDER}/."
-        )
-        self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
-
-    def _quarantine_spans(self, spans: list[ReadableSpan], encode: EncodeRecovered) -> None:
+    def _drop_unknown(self, spans: list[ReadableSpan], encode: EncodeRecovered) -> None:
         # Their tenant is unknown, and another one must not get them.
         for destination, encoded in encode(RecoveredSpans(Destination(), spans, is_redacted=False)):
             self.dead_letter(destination, encoded, _NO_DESTINATION)
@@ -244,8 +213,9 @@ class PersistentQueue:
         return StoredRequest(header.destination, spans, state, self._origin_label(entry))
 
     def _origin_label(self, entry: Entry) -> str:
+        # A reader of the log must not search today's run for the cause of yesterday's problem.
         if entry.name in self._recovered_names:
-            return _KILLED_PROCESS
+            return "left by a killed process"
         if self.storage.is_own(entry):
             return ""
-        return _EARLIER_RUN if entry.created_ns < self._created_ns else _OTHER_EXPORTER
+        return "left by an earlier run" if entry.created_ns < self._created_ns else "left by another exporter"

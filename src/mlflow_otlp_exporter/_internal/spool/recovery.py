@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.common.files import (
     secure_directory,
     try_lock,
 )
-from mlflow_otlp_exporter._internal.model.destination import Destination, Route
+from mlflow_otlp_exporter._internal.model.destination import Route
 from mlflow_otlp_exporter._internal.spool.journal import SUFFIX
 from mlflow_otlp_exporter._internal.spool.journal_format import (
     JournalHeader,
@@ -31,24 +31,17 @@ from mlflow_otlp_exporter._internal.tracing.routing import read_routes
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
 # A file ends with the span that fills it, so one span can make it larger than its usual 4 MB.
-_MAX_JOURNAL_BYTES = 256 << 20
+_MAX_JOURNAL_BYTES = 128 << 20
 
 
 @dataclass
 class RecoveredTrace:
-    """Spans of one trace.
+    """Spans of one trace."""
 
-    Attributes:
-        spans: Spans without an outcome, by span id; they may have arrived.
-        route: Where the trace goes; None for the destination of the header.
-        header: Header of the journal; None if it is missing or damaged.
-        has_settled_spans: True if other spans of the trace had an outcome.
-    """
-
-    spans: dict[int, ReadableSpan] = field(default_factory=dict)
-    route: Route | None = None
-    header: JournalHeader | None = None
-    has_settled_spans: bool = False
+    spans: dict[int, ReadableSpan] = field(default_factory=dict)  # without an outcome, by id; they may have arrived
+    route: Route | None = None  # None for the destination of the header
+    header: JournalHeader | None = None  # None if it is missing or damaged
+    has_settled_spans: bool = False  # other spans of the trace had an outcome
 
     @property
     def is_filtered(self) -> bool:
@@ -58,15 +51,6 @@ class RecoveredTrace:
         is_whole = not self.has_settled_spans and any(span.parent is None for span in spans)
         return trace_filter is not None and is_whole and trace_filter(spans)
 
-    def group_by_destination(self) -> dict[Destination | None, list[ReadableSpan]]:
-        """Group the spans by where the killed process would have sent them; None where that is unknown."""
-        default = self.header.destination if self.header is not None else None
-        groups: dict[Destination | None, list[ReadableSpan]] = {}
-        for span in self.spans.values():
-            destination = None if default is None else default.for_trace(span.resource.attributes, self.route)
-            groups.setdefault(destination, []).append(span)
-        return groups
-
 
 class AbandonedJournal:
     """The files of the journal of a dead process, in order, open and locked by this process.
@@ -74,8 +58,8 @@ class AbandonedJournal:
     `damaged_line_count` excludes a last line that was truncated by the kill.
     """
 
-    def __init__(self, paths: list[Path], descriptors: list[int]) -> None:
-        self.paths, self._descriptors = paths, descriptors
+    def __init__(self, descriptors: dict[Path, int]) -> None:
+        self.paths, self._descriptors = list(descriptors), descriptors
         self.damaged_line_count = 0
 
     def read_traces(self) -> list[RecoveredTrace]:
@@ -86,10 +70,8 @@ class AbandonedJournal:
         for path in self.paths:
             owners: dict[int, list[Any]] = {}
             header: JournalHeader | None = None
-            content = read_regular_file(path, _MAX_JOURNAL_BYTES)
-            records = list(parse_lines(content))
-            is_truncated = bool(content) and not content.endswith(b"\n")
-            self.damaged_line_count += max(0, sum(map(bool, content.split(b"\n"))) - len(records) - is_truncated)
+            records, damaged_line_count = parse_lines(read_regular_file(path, _MAX_JOURNAL_BYTES))
+            self.damaged_line_count += damaged_line_count
             for record in records:
                 try:
                     if record[0] == "origins":
@@ -115,25 +97,23 @@ class AbandonedJournal:
         return [trace for trace in traces.values() if trace.spans]
 
     def remove_files(self) -> None:
-        for path, descriptor in zip(self.paths, self._descriptors, strict=True):
+        # Oldest first: a later file may acknowledge spans of an earlier one.
+        for path, descriptor in self._descriptors.items():
             remove_if_locked(path, descriptor)
-        self._descriptors = []
+        self._descriptors = {}
 
     def release_files(self) -> None:
         """Leave the files for a later attempt."""
-        for descriptor in self._descriptors:
+        for descriptor in self._descriptors.values():
             os.close(descriptor)
-        self._descriptors = []
+        self._descriptors = {}
 
 
-def find_abandoned_journals(
-    folder: Path, own_unique: str, unsafe_names: dict[str, str] | None = None
-) -> Iterator[AbandonedJournal]:
+def find_abandoned_journals(folder: Path, own_unique: str, unsafe_names: dict[str, str]) -> Iterator[AbandonedJournal]:
     """Yield the journals of dead processes; `own_unique` is that of this process's journal.
 
     `unsafe_names` gets the reason and one name for each kind of file that is no regular file of this user.
     """
-    unsafe_names = {} if unsafe_names is None else unsafe_names
     journals: dict[str, list[Path]] = {}
     try:
         secure_directory(folder)
@@ -155,17 +135,14 @@ def _lock_files(paths: list[Path], unsafe_names: dict[str, str]) -> AbandonedJou
     for path in paths:
         try:
             descriptors[path] = open_regular_file(path, os.O_RDWR)
-            if try_lock(descriptors[path]):
-                continue
+            if not try_lock(descriptors[path]):
+                break
         except UnsafeFileError as error:
             unsafe_names[str(error.strerror)] = path.name
-            continue
         except OSError:
-            pass
-        break
+            break
     else:
         if descriptors:
-            return AbandonedJournal(list(descriptors), list(descriptors.values()))
-    for descriptor in descriptors.values():
-        os.close(descriptor)
+            return AbandonedJournal(descriptors)
+    AbandonedJournal(descriptors).release_files()
     return None

@@ -43,17 +43,10 @@ from mlflow_otlp_exporter._internal.spool.file_format import (
     decode_file,
     encode_file,
 )
-from mlflow_otlp_exporter._internal.spool.index import (
-    DAMAGED_FOLDER,
-    MAX_CREATED_NS,
-    REJECTED_FOLDER,
-    Entry,
-    Index,
-    Totals,
-    hash_destination,
-    list_entries,
-)
+from mlflow_otlp_exporter._internal.spool.index import Entry, Index, Totals, hash_destination, list_entries
 
+# "refused" is the name that version 0.1.0 gave the folder.
+REJECTED_FOLDER, DAMAGED_FOLDER = "refused", "damaged"
 ABOUT_FILE = "about.txt"
 _TEMPORARY_NAME = re.compile(r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp")
 _ABANDONED_SECONDS = 3600.0  # age of a temporary file whose writer has died
@@ -70,18 +63,7 @@ _PROBLEM_KEY = "the spool"
 
 
 class SpoolStorage:
-    """Request files of one target and identity.
-
-    Args:
-        settings: Location, size and age limits.
-        name: Name of the folder.
-        about: One line on the purpose of the folder, for its readers.
-        problem_log: Counts and logs dropped spans.
-        clock: Seconds since 1970.
-
-    Attributes:
-        is_memory_full: Returns True if requests that the full disk does not take have no room in memory either.
-    """
+    """Request files of one target and identity; `name` is that of the folder, `about` says its purpose to readers."""
 
     def __init__(
         self,
@@ -94,6 +76,7 @@ class SpoolStorage:
     ) -> None:
         self.name, self._about, self._clock = name, about, clock
         self._settings, self._problem_log = settings, problem_log
+        # Whether requests that the full disk does not take have no room in memory either.
         self.is_memory_full: Callable[[], bool] = lambda: False
         self._folder: Path | None = None
         self._index = Index()
@@ -108,10 +91,7 @@ class SpoolStorage:
         self._unique = f"{os.getpid():x}-{os.urandom(4).hex()}"
         self._file_numbers = itertools.count()
         self._checked_out: set[str] = set()
-        self._own_span_counts: dict[str, int] = {}
-
-    def __repr__(self) -> str:
-        return f"SpoolStorage({self.name!r})"
+        self._own_names: set[str] = set()
 
     # Folder
 
@@ -161,29 +141,25 @@ class SpoolStorage:
         if not self.is_writable:
             return None
         created_at = self._clock()
-        trace_ids = tuple(dict.fromkeys(span.trace_id for span in spans))
-        header = FileHeader(destination, len(spans), trace_ids, created_at)
+        state = DeliveryState(int(sent_at > 0), uncertain, sent_at)
         try:
-            content = encode_file(header, spans, DeliveryState(int(sent_at > 0), uncertain, sent_at))
+            content = encode_file(destination, spans, state, created_at)
             with self._lock:
-                entry = self._append(header, content)
+                entry = self._append(destination, len(spans), created_at, content)
         except OSError as error:
             self._on_io_error(error, len(spans))
             return None
         self._failure_count, self._retry_at = 0, 0.0
-        self._problem_log.resolve(
-            _PROBLEM_KEY, add_code(MessageCode.RECOVERED, "Spool recovered: it is writable again")
-        )
+        message = add_code(MessageCode.RECOVERED, "Spool recovered: it is writable again")
+        self._problem_log.resolve(_PROBLEM_KEY, message)
         return entry
 
-    def _append(self, header: FileHeader, content: bytes) -> Entry:
+    def _append(self, destination: Destination, span_count: int, created_at: float, content: bytes) -> Entry:
         folder = self.ensure_folder()
         self._refresh()
         self._make_room(folder, len(content))
-        # Newer than all other files, also after the clock was set back.
-        created_ns = min(max(int(header.created_at * 1e9), self._index.newest_ns + 1), MAX_CREATED_NS)
-        key = hash_destination(header.destination)
-        entry = Entry(created_ns, header.span_count, key, self._new_unique(), len(content))
+        created_ns, key = self._index.next_created_ns(created_at), hash_destination(destination)
+        entry = Entry(created_ns, span_count, key, self._new_unique(), len(content))
         try:
             self._write_file(folder / entry.name, content)
         except FileNotFoundError:  # the folder was removed meanwhile
@@ -193,7 +169,7 @@ class SpoolStorage:
                 raise
             self._write_file(folder / entry.name, content)
         self._index.add(entry)
-        self._own_span_counts[entry.name] = header.span_count
+        self._own_names.add(entry.name)
         return entry
 
     def _make_room(self, folder: Path, size_bytes: int) -> None:
@@ -222,9 +198,8 @@ class SpoolStorage:
                 freed_bytes += entry.size_bytes
                 span_count += entry.span_count
         if span_count:
-            self._record_dropped(
-                span_count, "the spool is full. Its oldest requests were removed.", MessageCode.SPOOL_FULL
-            )
+            reason = "the spool is full. Its oldest requests were removed."
+            self._record_dropped(span_count, reason, MessageCode.SPOOL_FULL)
         return freed_bytes >= size_bytes
 
     def _record_dropped(self, span_count: int, reason: str, code: MessageCode) -> None:
@@ -240,9 +215,8 @@ class SpoolStorage:
             f"Spool in {folder} cannot be used: {reason}. Spans are queued in memory, and lost if the process ends. "
             "Free disk space, or set MLFLOW_OTLP_SPOOL_DIR."
         )
-        self._problem_log.report(
-            _PROBLEM_KEY, add_code(MessageCode.SPOOL_UNAVAILABLE, message), span_count, logging.WARNING
-        )
+        message = add_code(MessageCode.SPOOL_UNAVAILABLE, message)
+        self._problem_log.report(_PROBLEM_KEY, message, span_count, logging.WARNING)
 
     # Listing
 
@@ -261,7 +235,7 @@ class SpoolStorage:
 
     def is_own(self, entry: Entry) -> bool:
         """Whether this process wrote the request."""
-        return entry.name in self._own_span_counts
+        return entry.name in self._own_names
 
     def totals(self) -> Totals:
         with self._lock:
@@ -272,13 +246,11 @@ class SpoolStorage:
     def pending_span_count(self) -> int:
         """Count the spans that this process wrote and no process has sent."""
         with self._lock:
-            if self._own_span_counts:
+            if self._own_names:
                 with suppress(OSError):
                     self._refresh(force=True)
-                self._own_span_counts = {
-                    name: count for name, count in self._own_span_counts.items() if name in self._index
-                }
-            return sum(self._own_span_counts.values())
+                self._own_names = {name for name in self._own_names if name in self._index}
+            return sum(entry.span_count for entry in self._index if entry.name in self._own_names)
 
     def _refresh(self, *, force: bool = False) -> None:
         started_at = time.monotonic()
@@ -290,7 +262,7 @@ class SpoolStorage:
         self._index = Index(() if self._folder is None else list_entries(self._folder, unsafe_names))
         self._skipped = {name for name in self._skipped if name in self._index}
         for problem, name in unsafe_names.items():
-            self._log_unreadable(f"Spool file {name} in {self._folder} is skipped: {problem}.")
+            self.log_unreadable(f"Spool file {name} in {self._folder} is skipped: {problem}.")
         now = time.monotonic()
         self._next_refresh_at = now + max(_REFRESH_SECONDS, _REFRESH_FACTOR * (now - started_at))
 
@@ -323,9 +295,9 @@ class SpoolStorage:
 
     def _skip(self, entry: Entry, message: str) -> None:
         self._skipped.add(entry.name)
-        self._log_unreadable(message)
+        self.log_unreadable(message)
 
-    def _log_unreadable(self, message: str) -> None:
+    def log_unreadable(self, message: str) -> None:
         self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message))
 
     def release(self, entry: Entry) -> None:
@@ -335,11 +307,9 @@ class SpoolStorage:
 
     def write_state(self, entry: Entry, state: DeliveryState) -> None:
         """Update the state in the file of a request, for the process that sends it next."""
-        with self._lock:
-            folder = self._folder
-        if folder is not None:
+        if self._folder is not None:
             with suppress(OSError):
-                descriptor = open_regular_file(folder / entry.name, os.O_WRONLY)
+                descriptor = open_regular_file(self._folder / entry.name, os.O_WRONLY)
                 with os.fdopen(descriptor, "wb", buffering=0) as file:
                     file.seek(STATE_OFFSET)
                     file.write(state.pack())
@@ -364,7 +334,7 @@ class SpoolStorage:
 
     def _unlink(self, entry: Entry) -> bool:
         self._index.discard(entry)
-        self._own_span_counts.pop(entry.name, None)
+        self._own_names.discard(entry.name)
         if self._folder is None:
             return False
         try:
@@ -382,16 +352,15 @@ class SpoolStorage:
     def dead_letter(self, destination: Destination, spans: Sequence[EncodedSpan], message: str) -> None:
         """Keep spans that the server rejected for good, with its message."""
         now = self._clock()
-        header = FileHeader(destination, len(spans), tuple({span.trace_id for span in spans}), now, message)
         with suppress(OSError):
-            content = encode_file(header, spans, DeliveryState(1, uncertain=False, sent_at=now))
+            content = encode_file(destination, spans, DeliveryState(1, sent_at=now), now, message)
             entry = Entry(int(now * 1e9), len(spans), hash_destination(destination), self._new_unique(), len(content))
             self._write_file(self._make_dead_letter_room(REJECTED_FOLDER, entry), content)
 
     def _quarantine(self, entry: Entry, reason: str) -> None:
         # Without the lock, because the request is checked out.
         self._index.discard(entry)
-        self._own_span_counts.pop(entry.name, None)
+        self._own_names.discard(entry.name)
         assert self._folder is not None
         path = self._folder / entry.name
         with suppress(OSError):
@@ -425,13 +394,9 @@ class SpoolStorage:
 
     def remove_temporary_files(self) -> None:
         """Remove the unfinished files of dead processes."""
-        with self._lock:
-            folder = self._folder
-        if folder is None:
-            return
         now = self._clock()
         with suppress(OSError):
-            for path in list(folder.iterdir()):
+            for path in list(self._folder.iterdir() if self._folder is not None else ()):
                 if _TEMPORARY_NAME.fullmatch(path.name):
                     with suppress(OSError):  # a directory, or removed meanwhile
                         if abs(now - path.lstat().st_mtime) > _ABANDONED_SECONDS:
