@@ -1,5 +1,6 @@
 """What users write, and what is made of it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,13 @@ def test_parser_invalid_value_names_expected(parse: Any, written: Any, expected:
     with pytest.raises(ValueError, match="expected") as raised:
         parse(written)
     assert expected in str(raised.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_parse_readable_file_fifo_raises(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="a FIFO, not a regular file"):
+        parsers.parse_readable_file(tmp_path / "fifo")
 
 
 def test_parse_readable_file_directory_raises(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a pod's service account gives, and to whom its token goes."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ def pod(tmp_path: Path) -> Path:
 def resolve_settings(pod: Path, variables: dict[str, str], **arguments: Any) -> Settings:
     environment = {"HOME": str(pod), "MLFLOW_OTLP_SERVICE_ACCOUNT_DIR": str(pod), **variables}
     return resolve(arguments, environment=environment)
+
+
+@pytest.mark.parametrize("namespace", [b"a\nb", b"\xff", b"x" * 100_000, b"", b"Team"])
+def test_read_with_unusable_namespace_file_has_no_namespace(pod: Path, namespace: bytes) -> None:
+    (pod / "namespace").unlink()
+    (pod / "namespace").write_bytes(namespace)
+    account = ServiceAccount.read(str(pod))
+    assert account is not None
+    assert account.namespace is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_read_with_fifo_as_namespace_does_not_hang(pod: Path) -> None:
+    (pod / "namespace").unlink()
+    os.mkfifo(pod / "namespace")
+    account = ServiceAccount.read(str(pod))
+    assert account is not None
+    assert account.namespace is None
 
 
 @pytest.mark.parametrize(

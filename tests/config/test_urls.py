@@ -1,5 +1,7 @@
 """Parsing of URLs."""
 
+from collections.abc import Callable
+
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
@@ -14,6 +16,41 @@ from mlflow_otlp_exporter._internal.config.urls import (
     parse_endpoint,
     parse_tracking_uri,
 )
+
+HOST, CHARACTERS = "expected a host name", "without spaces, backslashes and control characters"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        # The HTTP client would connect to evil.com, which the token of *.svc must not reach.
+        (r"https://evil.com\.svc", CHARACTERS),
+        (r"https://evil.com\@mlflow.svc", CHARACTERS),
+        ("https://evil.com\n.svc", CHARACTERS),
+        ("https://evil.com\t.svc", CHARACTERS),
+        ("https://evil.com .svc", CHARACTERS),
+        ("https://evil.com\uff0f.svc", CHARACTERS),  # a solidus of full width
+        ("https://evil.com\ud800.svc", CHARACTERS),
+        ("https://[evil.com.svc", CHARACTERS),
+        ("https://evil.com%2f.svc", HOST),
+        ("https://evil.com;.svc", HOST),
+        ("https://planted@evil.com@mlflow.svc", HOST),
+        ("https://[::1]evil.com.svc", HOST),
+    ],
+)
+@pytest.mark.parametrize("parse", [parse_tracking_uri, parse_endpoint, parse_base_endpoint])
+def test_parse_url_that_two_parsers_read_differently_raises(
+    parse: Callable[[str], str], url: str, message: str
+) -> None:
+    with pytest.raises(InvalidAddressError, match=message) as raised:
+        parse(url)
+    assert "planted" not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["mlflow_1.svc", "[fe80::1%25eth0]:5000", "b\xfccher.example", "u%40x:p@mlflow:5000"])
+def test_parse_url_with_unusual_host_keeps_it(host: str) -> None:
+    assert parse_tracking_uri(f"https://{host}/x/") == f"https://{host}/x"
+
 
 CONSOLE = "http://mlflow:5000/#/experiments/7/traces"
 

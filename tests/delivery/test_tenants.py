@@ -2,8 +2,10 @@
 
 import json
 import threading
+from typing import Any
 from urllib.parse import parse_qs
 
+import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -68,3 +70,43 @@ def test_slow_and_rejected_tenants_delay_no_other(scripted_server: ScriptedServe
     wait_until(lambda: count_delivered() == good, what="all others, while one request is held")
     release.set()
     processor.shutdown(500)
+
+
+class Unreadable:
+    def __str__(self) -> str:
+        raise RuntimeError("planted")
+
+
+HOSTILE: dict[str, Any] = {
+    "surrogate": "a\ud800b",
+    "control characters": "a\n\x1b[2Jb",
+    "long": "x" * 1_000_000,
+    "not latin-1": "团队",
+    "no text": Unreadable(),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("argument", ["workspace", "experiment", "experiment_id", "run_id"])
+def test_hostile_destination_is_delivered_without_flood_of_log_lines(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, argument: str, kind: str
+) -> None:
+    def create(request: RecordedRequest) -> Answer:
+        body = {"experiment": {"experiment_id": "7", "lifecycle_stage": "active"}}
+        return Answer(200, headers={"Content-Type": "application/json"}, body=json.dumps(body).encode())
+
+    scripted_server.answer_with("/api/2.0/mlflow/experiments/get-by-name", create)
+    provider = TracerProvider(resource=Resource({}), shutdown_on_exit=False)
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id=1, tracer_provider=provider)
+    for number in range(3):
+        with trace_context(**{argument: HOSTILE[kind]}):
+            provider.get_tracer("tests").start_span(f"root {number}").end()
+    assert telemetry.flush(60).delivered == 3
+    telemetry.shutdown()
+    provider.shutdown()
+    assert "Traceback" not in caplog.text
+    assert "planted" not in caplog.text
+    assert len(caplog.messages) <= 3
+    assert all(message.isprintable() and len(message) < 1000 for message in caplog.messages)
+    for request in scripted_server.requests:
+        assert all(value.isprintable() and len(value) <= 4500 for value in request.headers.values())

@@ -19,6 +19,12 @@ def test_lone_surrogates_are_escaped() -> None:
     assert destination.headers("7") == {"x-mlflow-experiment-id": "7", "x-mlflow-workspace": "\\ud800"}
 
 
+def test_control_characters_are_escaped_and_long_names_are_cut() -> None:
+    destination = Destination("a\n\x1b[2J\u2028b", "e\0", run_id="r" * 100_000, service_name="s\x85")
+    assert destination == Destination("a\\n\\x1b[2J\\u2028b", "e\\x00", run_id="r" * 500, service_name="s\\x85")
+    assert len(Destination(experiment="\ud800" * 100_000).experiment or "") <= 500
+
+
 @given(st.builds(lambda texts: Destination(*texts), st.tuples(*[TEXTS] * 6)))
 def test_any_text_becomes_utf_8_and_printable_headers(destination: Destination) -> None:
     for value in dataclasses.astuple(destination):

@@ -75,6 +75,24 @@ def test_token_file_auth_after_change_reads_file_again(tmp_path: Path) -> None:
         credentials.authorization()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_token_file_auth_with_file_of_another_kind_is_unavailable(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    (tmp_path / "large").write_text("x" * 100_000)
+    (tmp_path / "binary").write_bytes(b"\xff\0")
+    expected = {"fifo": "a FIFO", "link": "a device", ".": "a directory", "large": "larger", "binary": "holds no token"}
+    for name, reason in expected.items():
+        with pytest.raises(CredentialsUnavailableError, match=reason):
+            make(token_file=str(tmp_path / name)).authorization()
+
+
+def test_make_authorization_with_user_that_is_not_unicode_raises() -> None:
+    with pytest.raises(ConfigurationError, match="a user and a password of Unicode characters") as raised:
+        make(credentials=("ada", "planted\udcff"))
+    assert "planted" not in str(raised.value)
+
+
 def test_make_authorization_with_path_reads_token_file(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("one")
     assert make(credentials=tmp_path / "token").authorization() == "Bearer one"
@@ -121,6 +139,13 @@ def jwt(payload: str) -> str:
         (jwt('{"sub": "x"}'), None),
         (jwt("[]"), None),
         (jwt('{"exp": "soon"}'), None),
+        (jwt('{"exp": 1e999}'), None),
+        (jwt('{"exp": NaN}'), None),
+        (jwt(f'{{"exp": 1{"0" * 400}}}'), None),
+        (jwt(f'{{"exp": {"9" * 5000}}}'), None),
+        (jwt("[" * 40_000), None),
+        (jwt(" " * 100_000 + '{"exp": 1}'), None),
+        ("Bearer a.\ud800.c", None),
         ("Bearer planted", None),
         ("Bearer a.b.c", None),
         ("Basic YTpi", None),

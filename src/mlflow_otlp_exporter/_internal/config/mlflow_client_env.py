@@ -6,9 +6,11 @@ from pathlib import Path
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.files import read_regular_file
 from mlflow_otlp_exporter._internal.config import parsers
 
 CREDENTIALS_FILE = "~/.mlflow/credentials"
+_MAX_CREDENTIALS_BYTES = 65_536
 
 
 def read_credentials_file(home: str) -> dict[str, str]:
@@ -20,7 +22,8 @@ def read_credentials_file(home: str) -> dict[str, str]:
 
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read(path, encoding="utf-8")
+        content = read_regular_file(path, _MAX_CREDENTIALS_BYTES, follow_symlinks=True)
+        parser.read_string(content.decode("utf-8"))
         kind = None
     except (configparser.Error, OSError, UnicodeDecodeError) as error:
         kind = type(error).__name__

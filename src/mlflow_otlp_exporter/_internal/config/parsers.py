@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from mlflow_otlp_exporter._internal.common.files import open_regular_file
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, plain_experiment_id
 
 Parser = Callable[[Any], Any]
@@ -195,8 +196,8 @@ def parse_workspace(value: Any) -> str:
 def parse_readable_file(value: Any) -> str:
     path = Path(os.fspath(value)).expanduser()
     try:
-        with path.open("rb"):
-            return str(path)
+        os.close(open_regular_file(path, os.O_RDONLY, follow_symlinks=True))
+        return str(path)
     except OSError as error:
         raise ValueError(f"expected a file that can be read ({error.strerror or type(error).__name__})") from error
 

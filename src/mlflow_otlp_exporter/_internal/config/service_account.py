@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mlflow_otlp_exporter._internal.common.files import read_regular_file
 from mlflow_otlp_exporter._internal.config.models import SettingSource
+from mlflow_otlp_exporter._internal.config.parsers import parse_workspace
 
+# Tokens of service accounts have 1 to 2 kB.
+MAX_TOKEN_BYTES = 65_536
 _SERVICES = (".svc", ".svc.cluster.local")
 # `requests` reads certificates from these if none are configured. OpenShift AI's charts set the first.
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -37,8 +41,9 @@ class ServiceAccount:
         if not directory or not os.path.exists(path := os.path.join(directory, "token")):  # noqa: PTH110, PTH118 - at start
             return None
         try:
-            namespace = Path(directory, "namespace").read_text(encoding="utf-8").strip() or None
-        except (OSError, UnicodeDecodeError):
+            content = read_regular_file(Path(directory, "namespace"), MAX_TOKEN_BYTES, follow_symlinks=True)
+            namespace = parse_workspace(content.decode("ascii"))
+        except (OSError, ValueError):
             namespace = None
         service_ca = Path(directory, "service-ca.crt")
         return cls(directory, path, namespace, str(service_ca) if service_ca.is_file() else None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit, urlunsplit
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
@@ -16,6 +16,8 @@ TRACES_PATH = "/v1/traces"
 _DATABASES = frozenset({"sqlite", "postgresql", "postgres", "mysql", "mssql"})
 _DATABRICKS = frozenset({"databricks", "databricks-uc", "uc"})
 _DATABRICKS_HOSTS = (".databricks.com", ".databricks.us", ".azuredatabricks.net")
+_FORBIDDEN = frozenset(" \\")
+_HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\])(?::\d*)?")  # with port
 _REST_PATH = re.compile(r"/(?:ajax-)?api/\d\.\d(?:/|$)")
 # The console of 3.10 and newer names the workspace in the query, if at all.
 _CONSOLE = re.compile(r"/(?:workspaces/(?P<workspace>[^/?]+)/)?experiments/(?P<experiment>\d+)(?=[/?]|$)")
@@ -31,7 +33,7 @@ class InvalidAddressError(ValueError):
 
 def _parse_http_url(value: Any) -> str:
     url = str(value).strip()
-    parts = urlsplit(url)
+    parts = _split_url(url)
     if parts.scheme.lower() not in ("http", "https"):
         hint = f", for example http://{url}" if "://" not in url and "." not in parts.scheme else ""
         raise InvalidAddressError(f"expected an address that begins with http:// or https://{hint}")
@@ -41,7 +43,23 @@ def _parse_http_url(value: Any) -> str:
         port = -1
     if not parts.hostname or port == -1:
         raise InvalidAddressError("expected http://host:port or https://host:port")
+    userinfo, at, host = parts.netloc.partition("@")
+    if not _HOST.fullmatch(host if at else userinfo):
+        raise InvalidAddressError(
+            "expected a host name of letters, digits, '-' and '.', with %40 for '@' in user names"
+        )
     return urlunsplit((parts.scheme.lower(), parts.netloc, parts.path.rstrip("/"), parts.query, ""))
+
+
+def _split_url(url: str) -> SplitResult:
+    # The HTTP client takes a backslash for the end of the host, and `urlsplit` removes line feeds and tabs: they would
+    # see different hosts, and a token for one would go to the other.
+    try:
+        if url.isprintable() and not set(url) & _FORBIDDEN:
+            return urlsplit(url)
+    except ValueError:  # whose text quotes the URL, which may hold a password
+        pass
+    raise InvalidAddressError("expected an address without spaces, backslashes and control characters")
 
 
 def _databricks_error() -> InvalidAddressError:

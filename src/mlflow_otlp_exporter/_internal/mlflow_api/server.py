@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.model.destination import WORKSPACE_HEADER, Destination
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
@@ -195,7 +195,7 @@ class ServerInfo:
             return None
         stored: set[tuple[int, int]] = set()
         names = [f"tr-{trace_id:032x}" for trace_id in sorted(trace_ids)]
-        headers = {WORKSPACE_HEADER: workspace} if workspace else {}
+        headers = Destination(workspace).headers(None)
         for start in range(0, len(names), _TRACES_PER_REQUEST):
             query = urlencode([("trace_ids", name) for name in names[start : start + _TRACES_PER_REQUEST]])
             request = HttpRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,6 +40,10 @@ def plain_experiment_id(experiment_id: str) -> str:
 EXPERIMENT_HEADER = "x-mlflow-experiment-id"
 WORKSPACE_HEADER = "x-mlflow-workspace"
 RUN_HEADER = "x-mlflow-run-id"
+# The longest name of an experiment in MLflow 3.17; ids and workspaces are shorter.
+_MAX_NAME_LENGTH = 500
+# Control characters, line separators, lone surrogates.
+_UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,15 @@ class Destination:
     trace_experiment_id: str | None = None
 
     def __post_init__(self) -> None:
-        # Lone surrogates, which UTF-8 does not have, would raise in every header, URL and file. They are escaped, so
-        # that the server rejects the name, or creates an experiment of the escaped name.
+        # Lone surrogates, which UTF-8 does not have, would raise in every header, URL and file; control characters
+        # would forge log lines. They are escaped, so that the server rejects the name, or creates an experiment of the
+        # escaped name.
         for name, value in vars(self).items():
-            if value is not None and not value.isascii():
-                object.__setattr__(self, name, value.encode(errors="backslashreplace").decode())
+            if value and not (value.isascii() and value.isprintable() and len(value) <= _MAX_NAME_LENGTH):
+                text = _UNUSABLE.sub(lambda match: ascii(match.group())[1:-1], value[:_MAX_NAME_LENGTH])[
+                    :_MAX_NAME_LENGTH
+                ]
+                object.__setattr__(self, name, text)
         if self.experiment_id:
             object.__setattr__(self, "experiment_id", plain_experiment_id(self.experiment_id))
 

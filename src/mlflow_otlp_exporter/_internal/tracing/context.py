@@ -359,8 +359,16 @@ def _parse_object(value: Any) -> dict[str, Any]:
 
 def _parse_text(value: Any) -> str | None:
     """Return the stripped text; None if it is empty."""
-    text = "" if value is None else str(value).strip()
-    return text or None
+    try:
+        return ("" if value is None else str(value).strip()) or None
+    except Exception as error:  # noqa: BLE001 - a value's __str__ may raise anything
+        logger.warning(
+            "trace_context() ignores a %s, whose text raises %s [%s]",
+            type(value).__name__,
+            type(error).__name__,
+            MessageCode.INVALID_TRACE_CONTEXT,
+        )
+        return None
 
 
 def _parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -19,7 +20,9 @@ import requests
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.files import read_regular_file
 from mlflow_otlp_exporter._internal.config.models import ServerSettings, SettingSource
+from mlflow_otlp_exporter._internal.config.service_account import MAX_TOKEN_BYTES
 
 _PROVIDER_GROUP = "opentelemetry_otlp_credential_provider"
 
@@ -80,7 +83,8 @@ class TokenFileAuth:
             state = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
             cache = self._cache
             if cache is None or cache[0] != state:
-                cache = self._cache = (state, _bearer(Path(self._path).read_text(encoding="ascii")))
+                content = read_regular_file(Path(self._path), MAX_TOKEN_BYTES, follow_symlinks=True)
+                cache = self._cache = (state, _bearer(content.decode("ascii")))
             return cache[1]
         except OSError as error:
             reason = error.strerror or type(error).__name__
@@ -128,8 +132,12 @@ def _to_header(value: str) -> str:
     return _check_header_value(value) if " " in value else _bearer(value)
 
 
-def _basic(username: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+def _basic(username: str, password: str, source: object) -> str:
+    try:
+        return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+    except UnicodeEncodeError:  # lone surrogates: bytes in the environment that are not UTF-8
+        message = f"{source} is not usable: expected a user and a password of Unicode characters"
+        raise ConfigurationError(message, MessageCode.INVALID_CREDENTIAL) from None
 
 
 def _static_token(token: str, source: object, to_header: Callable[[str], str], description: str) -> StaticAuth:
@@ -149,7 +157,7 @@ def _parse_credentials(value: Any) -> Authorization:
     if isinstance(value, os.PathLike):
         return TokenFileAuth(str(Path(value).expanduser()), source)
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value):
-        return StaticAuth(_basic(*value), f"{source} (user {value[0]})")
+        return StaticAuth(_basic(*value, source), f"{source} (user {value[0]})")
     if callable(value):
         return CallableAuth(value)
     raise ConfigurationError(
@@ -172,7 +180,8 @@ def make_authorization(server: ServerSettings) -> Authorization:
         # The user's own header is sent with the other headers.
         return StaticAuth(None, f"{sources['headers']} (authorization)")
     if server.username and server.password:
-        return StaticAuth(_basic(server.username, server.password), f"user {server.username} ({sources['username']})")
+        basic = _basic(server.username, server.password, sources["username"])
+        return StaticAuth(basic, f"user {server.username} ({sources['username']})")
     if server.token_file:
         return TokenFileAuth(server.token_file, sources["token_file"])
     if server.token:
@@ -246,10 +255,11 @@ def read_token_expiry(authorization: str | None) -> float | None:
     """When a bearer token expires, in seconds since 1970; None if the header value is no JWT with `exp` (RFC 7519)."""
     scheme, _, token = (authorization or "").partition(" ")
     parts = token.split(".")
-    if scheme.lower() != "bearer" or len(parts) != 3:  # header, payload, signature
+    if scheme.lower() != "bearer" or len(parts) != 3 or len(token) > MAX_TOKEN_BYTES:  # header, payload, signature
         return None
     try:
         payload = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-        return float(payload["exp"])
-    except (ValueError, KeyError, TypeError):
+        expiry = float(payload["exp"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+    return expiry if math.isfinite(expiry) else None
