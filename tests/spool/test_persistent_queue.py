@@ -226,15 +226,15 @@ def test_recover_journals_skips_special_file(
     same_process = folder / "journal" / f"{journal.stem.rpartition('-')[0]}-000001.journal"
     create(same_process)
     create_other = Path.mkdir if create is os.mkfifo else os.mkfifo
-    create_other(folder / "journal" / "abc-12345678-000000.journal")
+    create_other(folder / "journal" / "\x1b-12345678-000000.journal")
     queue, callbacks = make_queue(), RecoveryCallbacks()
     for _ in range(2):
         queue.recover_journals(callbacks, callbacks.record_filtered)
     assert len(list_files(folder)) == 1
     assert not journal.exists()
-    assert f"Journal file {same_process.name} in {folder} is skipped: {reason}." in caplog.text
+    assert f"Journal file {same_process.name!r} in {folder} is skipped: {reason}." in caplog.text
     assert len(caplog.messages) == 2
-    assert "abc-12345678-000000.journal" in caplog.text
+    assert r"'\x1b-12345678-000000.journal'" in caplog.text
     victim = folder / "journal" / "victim"
     assert not victim.exists() or victim.read_text() == "precious"
 

@@ -671,7 +671,7 @@ def test_huge_file_neither_fills_spool_nor_memory(
     assert read_all(storage) == [good] * 3
     assert count_dropped(storage) == 0
     [line] = caplog.messages
-    assert "it is larger than 272629760 bytes" in line
+    assert "it is larger than 269484032 bytes" in line
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,7 @@ _FIXED = struct.Struct("<7sBIII")
 _STATE = struct.Struct("<I?3xd")
 STATE_OFFSET = _FIXED.size
 _HEADER_OFFSET = STATE_OFFSET + _STATE.size
-# Bytes before the body, at most; a request of 10,000 traces has 350 kB.
-MAX_HEADER_BYTES = 4 << 20
+MAX_HEADER_BYTES = 1 << 20  # before the body
 # The fastest level: level 4 takes twice as long, which is more than a request may cost here, and saves 5 %.
 _COMPRESSION_LEVEL = 1
 # Limits of a request: a file that claims more is damaged, and must not fill the memory.

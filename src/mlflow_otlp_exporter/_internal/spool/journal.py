@@ -172,10 +172,7 @@ class Journal:
             current = self._current
             if current is not None and (current.size_bytes > _MAX_SEGMENT_BYTES or not current.path.exists()):
                 self._current = None
-            # Oldest first only: a later file may acknowledge spans of an earlier one.
-            while self._segments and self._segments[0] is not self._current and not self._segments[0].pending:
-                segment = self._segments.popleft()
-                remove_if_locked(segment.path, segment.descriptor)
+            self._remove_settled()
             self._is_paused = len(self._segments) > _MAX_SEGMENTS
         error, self._error = self._error, None
         missed_span_count, self._missed_span_count = self._missed_span_count, 0
@@ -189,14 +186,18 @@ class Journal:
             message = "Journal recovered: ended spans are written to it again."
             self._problem_log.resolve(_PROBLEM_KEY, add_code(MessageCode.RECOVERED, message))
 
+    def _remove_settled(self) -> None:
+        # Oldest first only: a later file may acknowledge spans of an earlier one.
+        while self._segments and self._segments[0] is not self._current and not self._segments[0].pending:
+            segment = self._segments.popleft()
+            remove_if_locked(segment.path, segment.descriptor)
+
     def close(self) -> None:
         """Stop writing; spans without an outcome stay for the next process."""
         with self._lock:
             self._is_closed = True
             self._current = None
-            while self._segments and not self._segments[0].pending:
-                segment = self._segments.popleft()
-                remove_if_locked(segment.path, segment.descriptor)
+            self._remove_settled()
             for segment in self._segments:
                 os.close(segment.descriptor)
             self._segments.clear()

@@ -30,8 +30,6 @@ _BYTES = "\x00base64"
 _ROUTE_INDEX = 13  # of the route in the record of a span
 _DROPPED = "dropped_attributes"  # links of older SDKs do not have it
 _NONE_DROPPED = (0, 0, 0)
-_KINDS = {kind.value: kind for kind in SpanKind}
-_STATUS_CODES = {code.value: code for code in StatusCode}
 
 
 class JournalHeader(NamedTuple):
@@ -161,11 +159,9 @@ def parse_span(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSp
         attributes=_parse_mapping(attributes),
         events=[_parse_event(*event) for event in events],
         links=[_parse_link(*link) for link in links],
-        kind=_KINDS[kind],
+        kind=SpanKind(kind),
         instrumentation_scope=_parse_scope(owners[scope]),
-        status=Status(_STATUS_CODES[status[0]], status[1])
-        if status[0] == StatusCode.ERROR.value
-        else Status(_STATUS_CODES[status[0]]),
+        status=Status(StatusCode(status[0]), status[1] if status[0] == StatusCode.ERROR.value else None),
         start_time=start,
         end_time=end,
     )

@@ -1,7 +1,4 @@
-"""The persistent queue of a target: requests in files, and with `durability="every-span"` a journal of ended spans.
-
-Without a persistent queue, spans are queued in memory only.
-"""
+"""The persistent queue of a target: requests in files, and with `durability="every-span"` a journal of ended spans."""
 
 from __future__ import annotations
 
@@ -153,13 +150,10 @@ class PersistentQueue:
                     f"The journal was moved to {DAMAGED_FOLDER}/."
                 )
         for problem, name in unsafe_names.items():
-            self.storage.log_unreadable(f"Journal file {name} in {folder} is skipped: {problem}.")
+            self.storage.log_unreadable(f"Journal file {name!r} in {folder} is skipped: {problem}.")
 
     def _recover(
-        self,
-        journal: AbandonedJournal,
-        encode: EncodeRecovered,
-        on_filtered: Callable[[Sequence[ReadableSpan]], None],
+        self, journal: AbandonedJournal, encode: EncodeRecovered, on_filtered: Callable[[Sequence[ReadableSpan]], None]
     ) -> bool:
         """Store the spans of a journal in another form; False if that failed for some of them."""
         groups: dict[tuple[Destination, bool], list[ReadableSpan]] = {}

@@ -30,8 +30,7 @@ from mlflow_otlp_exporter._internal.spool.journal_format import (
 from mlflow_otlp_exporter._internal.tracing.routing import read_routes
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
-# A file ends with the span that fills it, so one span can make it larger than its usual 4 MB.
-_MAX_JOURNAL_BYTES = 128 << 20
+_MAX_JOURNAL_BYTES = 64 << 20  # usually 4 MB, but it ends with the span that fills it
 
 
 @dataclass

@@ -192,9 +192,7 @@ class SpoolStorage:
         """Drop the oldest requests to free that many bytes; False if there were not enough."""
         freed_bytes = span_count = 0
         for entry in list(itertools.islice(self._index, _MAX_EVICTED_FILES)):
-            if freed_bytes >= size_bytes:
-                break
-            if entry.name not in self._checked_out and self._unlink(entry):
+            if freed_bytes < size_bytes and entry.name not in self._checked_out and self._unlink(entry):
                 freed_bytes += entry.size_bytes
                 span_count += entry.span_count
         if span_count:
@@ -325,8 +323,8 @@ class SpoolStorage:
         with self._lock:
             min_created_ns = int((self._clock() - self._settings.spool_max_age) * 1e9)
             expired = list(itertools.takewhile(lambda entry: entry.created_ns < min_created_ns, self._index))
-            removable = [entry for entry in expired if entry.name not in self._checked_out]
-            span_count = sum(entry.span_count for entry in removable if self._unlink(entry))
+            removed = [entry for entry in expired if entry.name not in self._checked_out and self._unlink(entry)]
+            span_count = sum(entry.span_count for entry in removed)
         if span_count:
             days = self._settings.spool_max_age / 86_400
             reason = f"they were queued on disk for more than {days:g} days."
