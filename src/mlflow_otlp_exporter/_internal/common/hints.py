@@ -135,8 +135,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.NO_OTLP_ENDPOINT: Hint(
         "The address lacks MLflow's path prefix, or MLflow is older than 3.6 or runs with `--gunicorn-opts`, which "
         "disables OTLP.",
-        "Set `MLFLOW_TRACKING_URI` to the address with its prefix, such as `https://host/mlflow`, of MLflow 3.6 or "
-        "newer; check with `curl $MLFLOW_TRACKING_URI/version`.",
+        "Add the path prefix to the address, as in `MLFLOW_TRACKING_URI=https://host/mlflow`. "
+        "`curl $MLFLOW_TRACKING_URI/version` must print 3.6 or newer. Start MLflow without `--gunicorn-opts`.",
     ),
     MessageCode.FILE_STORE: Hint(
         "The server stores its data in files (`./mlruns`), where MLflow does not support OpenTelemetry.",

@@ -281,8 +281,8 @@ SETTINGS: tuple[Setting, ...] = (
         SpoolSettings,
         parsers.parse_directory,
         ("MLFLOW_OTLP_SPOOL_DIR",),
-        "The folder of the spool. Without one: `mlflow-otlp-exporter` in `$XDG_STATE_HOME`, else in `~/.local/state`, "
-        "else a temporary folder.",
+        "The folder of the spool. Without one: `mlflow-otlp-exporter` in `$XDG_STATE_HOME`, in `%LOCALAPPDATA%` on "
+        "Windows, in `~/.local/state`, or a temporary folder.",
     ),
     Setting(
         "spool_max_bytes",
@@ -346,8 +346,9 @@ SETTINGS: tuple[Setting, ...] = (
         AppSettings,
         parsers.parse_names,
         ("MLFLOW_OTLP_NOISE",),
-        "Traces that are filtered out: `default`, those of HTTP, database and messaging spans only; `all`, those "
-        "without a span of an agent or model; `none`; or names of instrumentation scopes that make up the whole trace.",
+        "Which traces are filtered out. `default`: those with HTTP, database and messaging spans only. `all`: those "
+        "without a span of an agent or a model. `none`: no traces. Names of instrumentation scopes: those with spans "
+        "of these scopes only.",
         ("default",),
     ),
     Setting(

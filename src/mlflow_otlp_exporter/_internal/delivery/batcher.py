@@ -185,7 +185,7 @@ def batch_by_size(
 ) -> Iterator[list[EncodedSpan]]:
     """Group spans into requests of at most `max_bytes` (0: no limit); a larger span is a request of its own.
 
-    A trace that arrives in pieces costs MLflow 1.7 to 30 times more, so a trace is split only if it is larger than a
+    A trace in pieces costs MLflow up to three times as much, so a trace is split only if it is larger than a
     request. `has_run` limits the root spans of a request.
     """
     traces: dict[int, list[EncodedSpan]] = {}

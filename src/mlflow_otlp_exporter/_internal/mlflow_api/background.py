@@ -64,7 +64,7 @@ class BackgroundTasks:
     @property
     def count(self) -> int:
         """Number of unfinished tasks."""
-        return self._in_flight.span_count
+        return len(self._failures)
 
     def _step(self, task: Task) -> SendResult[Task]:
         failures, began = task.failures, time.monotonic()

@@ -37,7 +37,7 @@ class MLflowSpanProcessor(SpanProcessor):
     """Span processor that collects spans by trace and sends each trace when it is complete, in the background.
 
     It replaces `BatchSpanProcessor`, which splits traces after 512 spans or 5 s: a trace that arrives in pieces costs
-    MLflow 1.7 to 30 times more, and its totals appear late. Nothing blocks or raises in the application's threads.
+    MLflow up to three times as much, and its totals appear late. Nothing blocks or raises in the application's threads.
 
     Memory is bounded by `buffer_spans` and `buffer_bytes`. When a limit is reached, as while the server is unavailable,
     the newest spans are dropped, counted in `stats()` and logged once. If the process is killed, spans in memory are
@@ -51,8 +51,7 @@ class MLflowSpanProcessor(SpanProcessor):
         buffer_spans: Maximum number of spans in memory (`MLFLOW_OTLP_BUFFER_SPANS`; 65536).
         buffer_bytes: Maximum estimated size of the spans in memory, in bytes (`MLFLOW_OTLP_BUFFER_BYTES`; 64 MiB).
         sampling_ratio: Share of the traces that is sent, from 0 to 1 (`MLFLOW_TRACE_SAMPLING_RATIO`; 1).
-        noise: Traces that are filtered out: `default`, `none`, `all`, or patterns for names of instrumentation scopes
-            (`MLFLOW_OTLP_NOISE`; `default`: traces that consist only of HTTP, database and messaging spans).
+        noise: Which traces are filtered out, as for `configure()` (`MLFLOW_OTLP_NOISE`; `default`).
         baggage: Baggage entries of incoming requests that are set on spans (`MLFLOW_OTLP_BAGGAGE`; none).
 
     Raises:

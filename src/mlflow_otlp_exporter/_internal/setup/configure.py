@@ -101,9 +101,9 @@ def configure(
             `-name` stands for all but that one (`MLFLOW_OTLP_AUTO_INSTRUMENT`; true). Names in
             `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` are excluded.
         sampling_ratio: Ratio of the traces to send, from 0 to 1 (`MLFLOW_TRACE_SAMPLING_RATIO`; 1).
-        noise: Which traces are filtered out: `default`, traces of only HTTP, database and messaging spans; `all`,
-            traces without a span of an agent or a model; `none`; or names of instrumentation scopes
-            (`MLFLOW_OTLP_NOISE`).
+        noise: Which traces are filtered out (`MLFLOW_OTLP_NOISE`). `default`: those with HTTP, database and messaging
+            spans only. `all`: those without a span of an agent or a model. `none`: no traces. Patterns for names of
+            instrumentation scopes: those with spans of these scopes only.
         enabled: False to disable everything (`MLFLOW_OTLP_ENABLED`, `OTEL_SDK_DISABLED`).
         exporter: An `MLflowSpanExporter` to use, instead of the arguments about target and delivery.
 
