@@ -271,6 +271,14 @@ def test_enrich_usage_counts_on_model_span_only() -> None:
     assert agent.attributes["operation.aggregated_cost"] == 0.5
 
 
+@pytest.mark.parametrize("cost", [{"operation.cost": 0.5}, {"llm.cost.total": 0.5}])
+def test_enrich_cost_of_agent_without_model_spans_is_written(cost: Mapping[str, Any]) -> None:
+    """MLflow 3.18 computes no cost for an agent from its tokens."""
+    (agent,) = enrich_spans(span(1, {"gen_ai.operation.name": "invoke_agent", **USAGE, **cost}))
+    assert json.loads(agent.attributes["mlflow.llm.cost"])["total_cost"] == 0.5
+    assert "mlflow.llm.model" not in agent.attributes
+
+
 def test_enrich_usage_of_agent_without_model_spans_counts() -> None:
     (agent,) = enrich_spans(span(1, {"gen_ai.operation.name": "invoke_agent", **USAGE}))
     assert "llm.token_count.prompt" in agent.attributes

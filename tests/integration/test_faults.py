@@ -185,7 +185,7 @@ def test_export_without_sanitizer_drops_only_spans_that_mlflow_rejects(
     mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Without the sanitizer, as if these values were not known to be rejected.
-    monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_attributes", lambda _: None)
+    monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_attributes", lambda *_, **__: None)
     monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_name", lambda _: None)
     rejected: dict[tuple[int, int], Mapping[str, Any]] = {
         (17, 0): {"session.id": "s" * 600},

@@ -161,7 +161,7 @@ def test_export_without_sanitizer_drops_rejected_span_only(
 ) -> None:
     """MLflow 3.10 answers 500 after it has stored the traces before the bad one."""
     # Disable the sanitizer, so that the server gets values that it rejects.
-    monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_attributes", lambda _: None)
+    monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_attributes", lambda *_, **__: None)
     monkeypatch.setattr("mlflow_otlp_exporter._internal.delivery.batcher.sanitize_name", lambda _: None)
     experiment_id = mlflow.server.create_experiment("not repaired")
     exporter = MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=experiment_id)

@@ -90,6 +90,13 @@ _REJECTABLE: dict[str, Mapping[str, Any]] = {
             "gen_ai.provider.name",
         )
     },
+    "nul in a question": {"mlflow.spanInputs": json.dumps({"messages": [{"role": "user", "content": _NUL}]})},
+    "nul in an answer": {
+        "output.value": json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": _NUL}}]})
+    },
+    "nul in parts of a question": {
+        "input.value": json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": _NUL}]}]})
+    },
     "nul as json in a session": {"session.id": json.dumps(_NUL)},
     "nul in a key": {_NUL: "c"},
     "ten mebibytes": {"prompt": "p" * (10 << 20)},

@@ -156,8 +156,9 @@ class Batcher:
 
     def _encode_span(self, span: ReadableSpan | EnrichedSpan) -> EncodedSpan:
         if isinstance(span, ReadableSpan):
-            return self.encoder.encode(span, sanitize_attributes(span.attributes), name=sanitize_name(span.name))
-        attributes = sanitize_attributes(span.attributes) or span.attributes
+            attributes = sanitize_attributes(span.attributes, is_root=span.parent is None)
+            return self.encoder.encode(span, attributes, name=sanitize_name(span.name))
+        attributes = sanitize_attributes(span.attributes, is_root=span.span.parent is None) or span.attributes
         name = sanitize_name(span.name) or span.name
         status = _OK if span.ok else None
         return self.encoder.encode(span.span, attributes, name=name, events=span.events, status=status)

@@ -48,7 +48,7 @@ def sanitize_name(name: str) -> str | None:
     return name.replace("\x00", "\ufffd") if "\x00" in name else None
 
 
-def sanitize_attributes(attributes: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) -> Mapping[str, Any] | None:
     """Repair attributes; None if they need no repair."""
     if not attributes:
         return None
@@ -62,6 +62,9 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None) -> Mapping[str, An
             changed, note = _sanitize_numbers(key, value)
         elif key in _KIND_KEYS and _is_structured(value):
             changed, note = None, f"{key} left out: no text"
+        elif is_root and isinstance(value, str) and "\\u0000" in value and _is_structured(value):
+            # MLflow before 3.18 stores the last message in it as a preview, which is a column.
+            changed, note = replace_nul(value), f"{key}: NUL characters replaced"
         else:
             continue
         if note:

@@ -76,12 +76,10 @@ def write(span: SpanState) -> dict[str, Any]:
         _write_usage(normalized.usage, attributes)
     if kind in _PRICED_KINDS:
         _write_model(normalized, attributes)
-        if (
-            normalized.cost is not None
-            and span.counts_usage
-            and (cost := _complete_cost(normalized.cost, normalized.usage))
-        ):
-            attributes[COST] = to_json(cost)
+    # MLflow 3.18 prices no agent by its tokens, but accepts a cost that the source states.
+    cost = normalized.cost if span.counts_usage and kind in (*_PRICED_KINDS, Kind.AGENT) else None
+    if cost is not None and (costs := _complete_cost(cost, normalized.usage)):
+        attributes[COST] = to_json(costs)
     if span.parent_id is None:
         _write_trace(span, attributes)
     return attributes
