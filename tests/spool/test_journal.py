@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.span_data import DroppedCounts, EventData, LinkData, SpanData
 from mlflow_otlp_exporter._internal.spool import journal as journal_module
 from mlflow_otlp_exporter._internal.spool.journal import Journal
@@ -401,6 +403,52 @@ def test_journal_above_file_limit_pauses_and_resumes(
     journal.append(spans[0])
     journal.rotate()
     assert "again" in caplog.messages[-1]
+
+
+CRAFTED = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([10**400, 2**64, "\ud800", "0" * 5000]),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
+
+
+def mutate(data: st.DataObject, value: Any) -> Any:
+    """Replace one of the values inside a record, or remove it."""
+    if not isinstance(value, (list, dict)) or not value or data.draw(st.integers(0, 3)) == 0:
+        return data.draw(CRAFTED)
+    key = data.draw(st.sampled_from(range(len(value)) if isinstance(value, list) else sorted(value)))
+    if data.draw(st.integers(0, 5)) == 0:
+        del value[key]
+    else:
+        value[key] = mutate(data, value[key])
+    return value
+
+
+@given(st.data())
+def test_mutated_records_raise_nothing_and_keep_other_spans(data: st.DataObject) -> None:
+    intact, span = make_spans("a", "b")
+    owners = [build_owner_record(intact.resource, 0), build_owner_record(intact.instrumentation_scope, 1)]
+    header = build_header_record(JournalHeader(Destination("w", experiment="e"), trace_filter=("http",)))
+    lines = [encode_line(record) for record in (header, *owners, build_span_record(intact, 0, 1))]
+    for record in (header, *owners, build_span_record(span, 0, 1), ["gone", [[1, 2]]]):
+        mutated = mutate(data, json.loads(encode_line(record).split(b" ", 1)[1]))
+        lines.append(encode_line(mutated))
+    lines.append(data.draw(st.binary(max_size=30)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "x-000000.journal").write_bytes(b"".join(lines))
+        [journal] = find_abandoned_journals(folder, "", {})
+        traces = journal.read_traces()
+        journal.release_files()
+    for trace in traces:
+        assert trace.is_filtered in (True, False)
+        assert trace.header is None or trace.header.destination.headers(None) is not None
+    assert intact.context.span_id in {span_id for trace in traces for span_id in trace.spans}
 
 
 @pytest.mark.parametrize("name", [7, None, ["a"], {}])

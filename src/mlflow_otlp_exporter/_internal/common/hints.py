@@ -303,7 +303,8 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Find the reason with `mlflow-otlp doctor`, or raise `MLFLOW_OTLP_SPOOL_MAX_AGE` (7 days).",
     ),
     MessageCode.SPOOL_FILE_UNREADABLE: Hint(
-        "The disk failed, a newer version of this library wrote the file, or file permissions changed.",
+        "The disk failed, a newer version of this library wrote the file, file permissions changed, or something else "
+        "than a regular file of this user has the name of a spool file.",
         "Check the disk and the owner of the folder; `mlflow-otlp spool list --refused` lists the spans in `refused/`.",
     ),
     MessageCode.SPOOL_SHARED: Hint(

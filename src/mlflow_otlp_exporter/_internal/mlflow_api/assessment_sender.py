@@ -87,12 +87,10 @@ class AssessmentFiles:
                 else:
                     yield _parse_assessment(read_regular_file(path, _MAX_FILE_BYTES), path.stem)
                     continue
-            except FileNotFoundError:
-                continue  # another process sent it meanwhile
             except UnsafeFileError as error:
                 reasons.append(str(error.strerror))
             except OSError:
-                continue  # stays for a later run
+                continue  # another process sent it meanwhile, or it stays for a later run
             except (ValueError, KeyError, TypeError, RecursionError):
                 reasons.append("damaged")
             with suppress(OSError):
