@@ -3,6 +3,7 @@
 The responses are those of MLflow 3.18.0; tests/matrix/test_distributed_traces.py has the same with real servers.
 """
 
+import base64
 import json
 import logging
 from collections.abc import Callable
@@ -14,10 +15,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.model.encoded_span import create_attachment
 from support.fast_retries import skip_retry_delays
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedRequest, ScriptedServer
 from support.spans import make_spans, provider
+from support.traces import make_traces
 
+ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 JSON = {"Content-Type": "application/json"}
 BATCH_GET_INFOS = "/api/3.0/mlflow/traces/batchGetInfos"
 SERVER_INFO = "/api/3.0/mlflow/server-info"
@@ -185,6 +189,7 @@ def test_export_of_many_traces_of_other_experiments_takes_few_requests(
     exporter.shutdown()
     assert {name: len(names) for name, names in mlflow.stored.items()} == {OWN: 10, OTHER: 20, "8": 10}
     assert len(mlflow.posts) <= 5
+    assert not has_batch_lookup or len(mlflow.server.requests) <= 8
     assert counts(exporter) == (40, 0)
 
 
@@ -329,6 +334,43 @@ def test_export_of_spooled_trace_of_another_experiment_sends_it_there(mlflow: Fa
     second.shutdown()
     assert mlflow.stored == {OWN: ["b"], OTHER: ["a"]}
     assert list(tmp_path.rglob("*.spans")) == []
+
+
+def test_export_of_trace_of_another_experiment_uploads_its_attachments_there(mlflow: FakeMLflow) -> None:
+    """They go to the service's own experiment first, because only the answer to the spans names the trace."""
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(9000)
+    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    content = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+    chat = json.dumps({"messages": [{"role": "user", "content": content}], "model": "m"})
+    spans = make_traces(2, attributes=lambda *_: {"openinference.span.kind": "LLM", "input.value": chat})
+    mlflow.add_foreign(spans[0])
+    uploads: list[str] = []
+
+    def upload(request: RecordedRequest) -> Answer:
+        assert request.body == picture
+        uploads.append(request.path.removeprefix(f"{ARTIFACTS}/"))
+        return Answer()
+
+    def experiment_of(request: RecordedRequest) -> Answer:
+        number = request.query.partition("=")[2]
+        record = {"experiment_id": number, "artifact_location": f"mlflow-artifacts:/{number}"}
+        return json_answer(200, {"experiment": record})
+
+    mlflow.server.answer_with("/api/2.0/mlflow/experiments/get", experiment_of)
+    paths: dict[str, str] = {}
+    for span in spans:
+        assert span.context is not None
+        attachment = create_attachment(span.context.trace_id, "image/png", picture)
+        for experiment in (OWN, OTHER):
+            path = f"{experiment}/traces/{trace_name(span)}/artifacts/attachments/{attachment.id}"
+            mlflow.server.answer_with(f"{ARTIFACTS}/{path}", upload)
+            paths[f"{span.name} {experiment}"] = path
+    exporter = new_exporter(mlflow, attachments=True)
+    export(exporter, spans)
+    export(exporter, spans)
+    exporter.shutdown()
+    assert counts(exporter) == (4, 0)
+    assert uploads == [paths[name] for name in (f"root 0 {OWN}", f"root 1 {OWN}", f"root 0 {OTHER}")]
 
 
 # Workspaces

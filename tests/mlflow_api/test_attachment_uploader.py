@@ -206,6 +206,18 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("location", json_response(200, {}), "the artifacts of experiment 7 are not kept by the MLflow server itself"),
     ("location", json_response(403, {"message": "Permission denied"}), "403: Permission denied"),
     ("respond_to_upload", json_response(403, {"message": "Permission denied"}), "403: Permission denied"),
+    (
+        "respond_to_upload",
+        json_response(
+            403,
+            {
+                "error_code": "PERMISSION_DENIED",
+                "message": "Upgrade the MLflow client.",
+                "artifacts_presigned_only": True,
+            },
+        ),
+        "403: the server takes files only by signed URLs (`mlflow server --artifacts-presigned-only`)",
+    ),
     ("respond_to_upload", json_response(404, {"detail": "Not Found"}), "404: Not Found"),
     ("respond_to_upload", HttpResponse(405), "405"),
     (

@@ -279,11 +279,13 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.ATTACHMENT_UPLOAD: Hint(
         "One of these; the message says which one: MLflow is older than 3.11, or stores the experiment's artifacts "
-        "elsewhere (a folder, or S3 without the server in between); the token may not write artifacts; a proxy rejects "
-        "a body of that size (413) or returns a login page; or MLflow's artifact store is unavailable.",
-        "Start the server with `--serve-artifacts` and `--artifacts-destination`, and use an experiment that was "
-        "created after this change; grant the token permission to update the experiment; raise the proxy's limit "
-        "(`client_max_body_size`); or set `MLFLOW_OTLP_ATTACHMENTS=false`.",
+        "elsewhere (a folder, or S3 without the server in between); the server takes files only by signed URLs; the "
+        "token may not write artifacts; a proxy rejects a body of that size (413) or returns a login page; or MLflow's "
+        "artifact store is unavailable.",
+        "Start the server with `--serve-artifacts` and `--artifacts-destination` and without "
+        "`--artifacts-presigned-only`, and use an experiment that was created after this change; grant the token "
+        "permission to update the experiment; raise the proxy's limit (`client_max_body_size`); or set "
+        "`MLFLOW_OTLP_ATTACHMENTS=false`.",
     ),
     MessageCode.JOURNAL_UNAVAILABLE: Hint(
         "`durability` is `every-span`, and the disk is full, or spans end much faster than they are delivered.",

@@ -34,6 +34,7 @@ _ARTIFACTS_PATH = "/api/2.0/mlflow-artifacts/artifacts"
 _MAX_FAILURES = 3
 # Pauses after only uploading has failed, and after uploading was rejected.
 _PAUSE_SECONDS, _REJECTED_PAUSE_SECONDS = 60.0, 600.0
+_PRESIGNED_ONLY = "403: the server takes files only by signed URLs (`mlflow server --artifacts-presigned-only`)"
 _MAX_UPLOADED, _MAX_DESTINATIONS = 10_000, 1000
 
 
@@ -170,7 +171,12 @@ class AttachmentUploader:
         response = self._api.send(
             HttpRequest("PUT", path, headers=headers, body=attachment.data, timeout_seconds=timeout_seconds)
         )
-        return classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
+        if not isinstance(response, HttpResponse):
+            return classify_error(response)
+        outcome = classify_response(response)
+        # The server's own message advises to upgrade the MLflow SDK, which the application does not use.
+        is_presigned_only = b'"artifacts_presigned_only":true' in response.body.replace(b" ", b"")
+        return replace(outcome, message=_PRESIGNED_ONLY) if is_presigned_only and outcome.status == 403 else outcome
 
     def _retry_later(
         self,

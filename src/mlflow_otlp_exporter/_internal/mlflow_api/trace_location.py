@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
@@ -67,18 +66,26 @@ class TraceLocator:
             self._experiments.pop((workspace, trace_id), None)
 
     def look_up(
-        self, trace_ids: Sequence[int], workspace: str | None, timeout_seconds: float
+        self,
+        trace_ids: Sequence[int],
+        workspace: str | None,
+        timeout_seconds: float,
+        *,
+        confirms_missing: bool = False,
     ) -> dict[int, str | ExportOutcome]:
-        """The experiment of each trace, or why it is unknown; traces after an unavailable server are left out.
+        """The experiments of traces, or why they are unknown; the first trace has one of both in any case.
 
-        The first trace is asked for in any case.
+        `confirms_missing` asks again for each trace that is missing in a common answer.
         """
         if self._api is None:
             return dict.fromkeys(trace_ids, _NO_REST_API)
         located: dict[int, str | ExportOutcome] = {}
         if len(trace_ids) > 1:
             located.update(self._look_up_together(trace_ids, workspace, timeout_seconds))
-        for trace_id in islice((trace_id for trace_id in trace_ids if trace_id not in located), _MAX_SINGLE_REQUESTS):
+        others = trace_ids[1:_MAX_SINGLE_REQUESTS] if confirms_missing or not located else ()
+        for trace_id in (trace_ids[0], *others):
+            if trace_id in located:
+                continue
             path = f"{_PATH}/{_name(trace_id)}"
             result = request_json(self._api, "GET", path, None, workspace=workspace, timeout_seconds=timeout_seconds)
             experiment_id = _read_experiment_id(_child(result.content, "trace"), trace_id)
@@ -90,25 +97,23 @@ class TraceLocator:
     def _look_up_together(
         self, trace_ids: Sequence[int], workspace: str | None, timeout_seconds: float
     ) -> dict[int, str]:
-        """The experiments of many traces at once, without those that are missing; MLflow 3.17 and newer.
+        """The experiments of traces, without those that are missing; MLflow 3.17 and newer.
 
         With basic auth, one trace that is missing makes the server reject the request.
         """
         assert self._api is not None
         located: dict[int, str] = {}
         for start in range(0, len(trace_ids), _TRACES_PER_REQUEST):
-            ids_by_name = {_name(trace_id): trace_id for trace_id in trace_ids[start : start + _TRACES_PER_REQUEST]}
-            body = {"trace_ids": list(ids_by_name)}
-            path = f"{_PATH}/batchGetInfos"
+            names = {_name(trace_id): trace_id for trace_id in trace_ids[start : start + _TRACES_PER_REQUEST]}
+            path, body = f"{_PATH}/batchGetInfos", {"trace_ids": list(names)}
             result = request_json(self._api, "POST", path, body, workspace=workspace, timeout_seconds=timeout_seconds)
             infos = result.content.get("trace_infos")
-            if not result.is_ok or not isinstance(infos, list):
-                break
-            for info in infos:
-                trace_id = ids_by_name.get(str(_child({"info": info}, "info").get("trace_id")))
-                experiment_id = None if trace_id is None else _read_experiment_id({"trace_info": info}, trace_id)
-                if trace_id is not None and experiment_id:
+            for info in infos if result.is_ok and isinstance(infos, list) else ():
+                trace_id = names.get(str(info.get("trace_id"))) if isinstance(info, dict) else None
+                if trace_id is not None and (experiment_id := _read_experiment_id({"trace_info": info}, trace_id)):
                     located[trace_id] = experiment_id
+            if not result.is_ok:
+                break
         return located
 
     def find_missing(self, trace_ids: Collection[int], workspace: str | None, timeout_seconds: float) -> set[int]:
@@ -119,8 +124,9 @@ class TraceLocator:
         if not self._checks_workspaces or not self._are_workspaces_enabled(workspace, timeout_seconds):
             return set()
         unknown = [trace_id for trace_id in trace_ids if (workspace, trace_id) not in self._stored]
+        located = self.look_up(unknown, workspace, timeout_seconds, confirms_missing=True) if unknown else {}
         missing: set[int] = set()
-        for trace_id, location in (self.look_up(unknown, workspace, timeout_seconds) if unknown else {}).items():
+        for trace_id, location in located.items():
             if isinstance(location, str):
                 evict_oldest(self._stored, _MAX_TRACES)[workspace, trace_id] = None
             elif location.status == 404 and _name(trace_id) in location.message:
