@@ -227,6 +227,18 @@ def test_request_above_size_limit_drops_no_other(
     assert "larger than the spool may be" in caplog.text
 
 
+def test_request_above_size_limit_keeps_no_other_in_memory(
+    make_storage: Callable[..., SpoolStorage], caplog: pytest.LogCaptureFixture
+) -> None:
+    storage, small = make_storage(spool_max_bytes=35_000), encode_spans()
+    for _ in range(3):
+        assert not storage.append(DESTINATION, encode_spans(1, 60_000))
+        assert storage.append(DESTINATION, small)
+    assert read_all(storage) == [small] * 3
+    [line] = caplog.messages
+    assert "larger than the spool may be" in line
+
+
 def test_file_limit_drops_oldest_requests(
     make_storage: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch
 ) -> None:

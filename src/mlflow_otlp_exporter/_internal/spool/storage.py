@@ -106,7 +106,7 @@ class SpoolStorage:
             spool_dir = str(self._folder.parent) if self._folder else self._settings.spool_dir
             self._folder = create_spool_directory(spool_dir, self.name, os.environ)
             with suppress(OSError):  # for readers of the folder only
-                self._write_file(self._folder / ABOUT_FILE, self._about.encode())
+                atomic_write(self._folder / ABOUT_FILE, self._about.encode(), self._unique)
             return self._folder
 
     def find_folder(self) -> Path | None:
@@ -117,9 +117,6 @@ class SpoolStorage:
                 secure_directory(self._folder)
                 return self._folder
         return None
-
-    def _write_file(self, path: Path, content: bytes) -> None:
-        atomic_write(path, content, self._unique)
 
     def _new_unique(self) -> str:
         return f"{self._unique}-{next(self._file_numbers)}"
@@ -161,13 +158,13 @@ class SpoolStorage:
         created_ns, key = self._index.next_created_ns(created_at), hash_destination(destination)
         entry = Entry(created_ns, span_count, key, self._new_unique(), len(content))
         try:
-            self._write_file(folder / entry.name, content)
+            atomic_write(folder / entry.name, content, self._unique)
         except FileNotFoundError:  # the folder was removed meanwhile
-            self._write_file(self.ensure_folder() / entry.name, content)
+            atomic_write(self.ensure_folder() / entry.name, content, self._unique)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._evict(len(content)):
                 raise
-            self._write_file(folder / entry.name, content)
+            atomic_write(folder / entry.name, content, self._unique)
         self._index.add(entry)
         self._own_names.add(entry.name)
         return entry
@@ -205,8 +202,12 @@ class SpoolStorage:
         self._problem_log.report(f"{_PROBLEM_KEY} {reason}", add_code(code, f"Spans dropped: {reason}"), span_count)
 
     def _on_io_error(self, error: OSError, span_count: int) -> None:
-        delay_seconds = min(_MIN_RETRY_SECONDS * 2.0 ** min(self._failure_count, 16), _MAX_RETRY_SECONDS)
-        self._failure_count, self._retry_at = self._failure_count + 1, time.monotonic() + delay_seconds
+        key = _PROBLEM_KEY
+        if error.errno == errno.EFBIG:
+            key += " and a large request"  # which must not keep others in memory
+        else:
+            delay_seconds = min(_MIN_RETRY_SECONDS * 2.0 ** min(self._failure_count, 16), _MAX_RETRY_SECONDS)
+            self._failure_count, self._retry_at = self._failure_count + 1, time.monotonic() + delay_seconds
         folder = self._folder or self._settings.spool_dir or "the default folders"
         reason = error.strerror or str(error) or type(error).__name__
         message = (
@@ -214,7 +215,7 @@ class SpoolStorage:
             "Free disk space, or set MLFLOW_OTLP_SPOOL_DIR."
         )
         message = add_code(MessageCode.SPOOL_UNAVAILABLE, message)
-        self._problem_log.report(_PROBLEM_KEY, message, span_count, logging.WARNING)
+        self._problem_log.report(key, message, span_count, logging.WARNING)
 
     # Listing
 
@@ -353,7 +354,7 @@ class SpoolStorage:
         with suppress(OSError):
             content = encode_file(destination, spans, DeliveryState(1, sent_at=now), now, message)
             entry = Entry(int(now * 1e9), len(spans), hash_destination(destination), self._new_unique(), len(content))
-            self._write_file(self._make_dead_letter_room(REJECTED_FOLDER, entry), content)
+            atomic_write(self._make_dead_letter_room(REJECTED_FOLDER, entry), content, self._unique)
 
     def _quarantine(self, entry: Entry, reason: str) -> None:
         # Without the lock, because the request is checked out.
