@@ -428,7 +428,7 @@ ROWS = [
         MessageCode.HTML_PAGE,
         "service inside the cluster",
     ),
-    Row("404: prefix", wrong_prefix, "endpoint", MessageCode.NO_OTLP_ENDPOINT, "with its prefix"),
+    Row("404: prefix", wrong_prefix, "endpoint", MessageCode.NO_OTLP_ENDPOINT, "Add the path prefix"),
     Row(
         "no /v1/traces",
         no_path_for_traces,

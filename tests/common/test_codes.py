@@ -30,6 +30,7 @@ FOREIGN = {
     "Hostname mismatch",
     "certificate is not valid for",
     "database or disk is full",
+    "No route to host",
     "400 The plain HTTP request was sent to HTTPS port",
     # Composed of an event and `describe_span()`.
     "Dropped span",

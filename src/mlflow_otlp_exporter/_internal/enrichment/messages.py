@@ -284,21 +284,18 @@ def _read_tool_result(part: Mapping[str, Any], draft: _MessageDraft) -> None:
     draft.add_tool_result(call_id, None)
 
 
-def _read_nested_content(part: Mapping[str, Any], draft: _MessageDraft) -> None:
-    _read_content(part.get("content"), draft)
-
-
-def _read_text(part: Mapping[str, Any], draft: _MessageDraft) -> None:
-    draft.add_text(part.get("text", part.get("content")))
-
-
 _PART_READERS: dict[Any, Callable[[dict[str, Any], _MessageDraft], None]] = {
-    **dict.fromkeys(("text", "input_text", "output_text", "text-delta"), _read_text),
+    **dict.fromkeys(
+        ("text", "input_text", "output_text", "text-delta"),
+        lambda part, draft: draft.add_text(part.get("text", part.get("content"))),
+    ),
     "refusal": lambda part, draft: draft.add_text(part.get("refusal")),
     **dict.fromkeys(("tool_call", "tool-call", "function_call"), _read_tool_call),
     **dict.fromkeys(("server_tool_use", "tool_use"), _read_tool_use),
     **dict.fromkeys(_TOOL_RESULT_TYPES, _read_tool_result),
-    **dict.fromkeys(("user-prompt", "system-prompt", "retry-prompt"), _read_nested_content),
+    **dict.fromkeys(
+        ("user-prompt", "system-prompt", "retry-prompt"), lambda part, draft: _read_content(part.get("content"), draft)
+    ),
 }
 
 

@@ -44,22 +44,6 @@ class SpanSummary(NamedTuple):
 class SpanState:
     """A span on its way through enrichment; only this package's stages change it."""
 
-    __slots__ = (
-        "answer",
-        "attributes",
-        "counts_usage",
-        "kind",
-        "normalized",
-        "parent_id",
-        "prompts",
-        "question",
-        "scope",
-        "span",
-        "span_id",
-        "trace_fields",
-        "trace_id",
-    )
-
     def __init__(self, span: ReadableSpan, attributes: dict[str, Any], normalized: NormalizedSpan, scope: str) -> None:
         context = span.get_span_context()
         assert context is not None

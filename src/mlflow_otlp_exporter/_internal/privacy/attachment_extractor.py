@@ -9,7 +9,7 @@ import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
+from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan
 from mlflow_otlp_exporter._internal.enrichment.media import read_media
 from mlflow_otlp_exporter._internal.enrichment.values import select_text
 from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan, create_attachment, frame_span
@@ -32,9 +33,6 @@ from mlflow_otlp_exporter._internal.privacy.inline_data import (
 )
 from mlflow_otlp_exporter._internal.privacy.json_walk import transform_json
 from mlflow_otlp_exporter._internal.privacy.redactor import RedactedSpan, copy_attributes
-
-if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan
 
 # Shorter base64 is not worth a request of its own.
 _MIN_BASE64_LENGTH = 10_000
@@ -254,7 +252,8 @@ class _Reinsert:
                 is_bare = value == ref and not attachment.is_url and key not in _URL_FIELDS
                 prefix = "" if is_bare else f"data:{attachment.content_type};base64,"
                 is_too_long = self._is_too_long(attachment)
-                content = _marker_of(attachment) if is_too_long else prefix + _encode_base64(attachment)
+                base64_text = base64.b64encode(attachment.data).decode()
+                content = _marker_of(attachment) if is_too_long else prefix + base64_text
                 value = value.replace(ref, content)
         return value
 
@@ -264,7 +263,3 @@ class _Reinsert:
 
 def _marker_of(attachment: Attachment) -> str:
     return format_marker(attachment.content_type, len(attachment.data) * 4 // 3)
-
-
-def _encode_base64(attachment: Attachment) -> str:
-    return base64.b64encode(attachment.data).decode()

@@ -25,6 +25,7 @@ from mlflow_otlp_exporter._internal.privacy.structural_keys import is_structural
 
 _INPUT = {Content.INPUT, Content.INPUT_MESSAGES, Content.INPUT_IMAGES, Content.EMBEDDED_TEXT}
 _OUTPUT_MESSAGES = {Content.OUTPUT_MESSAGES, Content.TOOL_CALLS, Content.TRANSCRIPT}
+_OUTPUT_VALUES = (Content.OUTPUT, Content.OUTPUT_MESSAGES)
 _DOCUMENTS = {Content.DOCUMENTS, Content.OTHER_DOCUMENTS}
 _OUTPUT = {Content.OUTPUT, Content.OUTPUT_MESSAGES, Content.OUTPUT_IMAGES, *_DOCUMENTS}
 # What each variable hides without a look at the value.
@@ -109,13 +110,16 @@ class HideRules:
         """Whether a value holds another kind of content that is hidden."""
         names = self._names
         is_input = content in (Content.INPUT, Content.INPUT_MESSAGES, Content.TRANSCRIPT, Content.PARAMETERS)
-        has_input = not names.isdisjoint({"inputs", "input_messages", "input_text"})
+        hides_messages = not names.isdisjoint(_MESSAGES.get(content, ()))
+        hides_tools = not names.isdisjoint({"inputs", "llm_tools"})
+        hides_input = not names.isdisjoint({"inputs", "input_messages", "input_text"})
         return (
-            (not names.isdisjoint(_MESSAGES.get(content, ())) and (self._is_model_call or _has_messages(value)))
-            or (has_input and content in (Content.OUTPUT, Content.OUTPUT_MESSAGES) and _has_input_messages(value))
-            or (has_input and content is Content.PARAMETERS and _has_request_fields(value))
-            or (is_input and "input_images" in names and _has_images(value))
-            or (is_input and not names.isdisjoint({"inputs", "llm_tools"}) and _has_tools(value))
+            (hides_messages and (self._is_model_call or _holds(value, _is_message, _MESSAGE)))
+            # An output may hold messages that no model wrote: agents return their whole state.
+            or (hides_input and content in _OUTPUT_VALUES and _holds(value, _is_input_message, _MESSAGE))
+            or (hides_input and content is Content.PARAMETERS and _holds(value, _is_request, _BRACE))
+            or (is_input and "input_images" in names and _holds(value, _is_image, _IMAGE_URL))
+            or (is_input and hides_tools and _holds(value, _has_tools, _TOOL_FIELD_IN_TEXT))
             or ("llm_invocation_parameters" in names and self._is_model_call and is_input and _has_parameters(value))
         )
 
@@ -216,17 +220,8 @@ def _holds(value: Any, is_match: Callable[[Mapping[str, Any]], bool], pattern: r
     return any(_holds(item, is_match, pattern, depth + 1) for item in items)
 
 
-def _has_messages(value: Any) -> bool:
-    return _holds(value, _is_message, _MESSAGE)
-
-
 def _is_message(value: Mapping[str, Any]) -> bool:
     return isinstance(value.get("role") or value.get("_role"), str) or value.get("type") in _MESSAGE_TYPES
-
-
-def _has_input_messages(value: Any) -> bool:
-    """Whether an output holds messages that no model wrote: agents return their whole state."""
-    return _holds(value, _is_input_message, _MESSAGE)
 
 
 def _is_input_message(value: Mapping[str, Any]) -> bool:
@@ -239,22 +234,17 @@ def _is_input_message(value: Mapping[str, Any]) -> bool:
     return has_content and isinstance(role, str) and normalize_role(role, "assistant") != "assistant"
 
 
-def _has_images(value: Any) -> bool:
-    return _holds(value, _is_image, _IMAGE_URL)
-
-
 def _is_image(value: Mapping[str, Any]) -> bool:
     part = read_media(value, read_part_type(value))
     return part is not None and part.kind == "image"
 
 
-def _has_tools(value: Any) -> bool:
-    return _holds(value, lambda fields: not _TOOL_FIELDS.isdisjoint(fields), _TOOL_FIELD_IN_TEXT)
+def _has_tools(value: Mapping[str, Any]) -> bool:
+    return not _TOOL_FIELDS.isdisjoint(value)
 
 
-def _has_request_fields(value: Any) -> bool:
-    """Whether the parameters of a call hold its messages."""
-    return _holds(value, lambda fields: not _REQUEST_FIELDS.isdisjoint(fields), _BRACE)
+def _is_request(value: Mapping[str, Any]) -> bool:
+    return not _REQUEST_FIELDS.isdisjoint(value)
 
 
 def _has_parameters(value: Any) -> bool:

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import translate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -21,15 +21,14 @@ from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import PrivacySettings
+from mlflow_otlp_exporter._internal.model.encoded_span import Attachment
 from mlflow_otlp_exporter._internal.model.span_data import SpanData, dropped_counts_of, replace_event, replace_link
 from mlflow_otlp_exporter._internal.privacy.inline_data import InlineDataReplacer
 from mlflow_otlp_exporter._internal.privacy.mask import Mask, make_mask
 
-if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.model.encoded_span import Attachment
-
 _SCALARS = (int, float, bool)
 _MAX_CACHED_RESOURCES = 256
+_DEFAULT_SERVICE_NAME = "unknown_service"  # of OpenTelemetry's SDK
 
 
 class RedactedSpan(SpanData):
@@ -204,10 +203,5 @@ def make_resource_filter(patterns: Sequence[str]) -> Callable[[Mapping[str, Any]
     return lambda attributes: {
         key: value
         for key, value in attributes.items()
-        if not dropped_keys.match(key) and not _is_default_service_name(key, value)
+        if not dropped_keys.match(key) and not (key == "service.name" and str(value).startswith(_DEFAULT_SERVICE_NAME))
     }
-
-
-def _is_default_service_name(key: str, value: Any) -> bool:
-    # OpenTelemetry's name for an application without a service name.
-    return key == "service.name" and str(value).startswith("unknown_service")

@@ -17,31 +17,12 @@ _INFRASTRUCTURE = frozenset(
         *("asgi", "wsgi", "fastapi", "starlette", "flask", "django", "falcon", "pyramid", "tornado"),
         *("aiohttp_client", "aiohttp_server", "requests", "urllib", "urllib3", "httpx", "httpx2", "grpc"),
         # databases and caches
-        *(
-            "dbapi",
-            "sqlalchemy",
-            "sqlite3",
-            "psycopg",
-            "psycopg2",
-            "asyncpg",
-            "aiopg",
-            "pymysql",
-            "mysql",
-            "mysqlclient",
-        ),
-        *("pymssql", "pymongo", "redis", "pymemcache", "elasticsearch", "opensearch", "cassandra", "tortoiseorm"),
+        *("dbapi", "sqlalchemy", "sqlite3", "psycopg", "psycopg2", "asyncpg", "aiopg", "pymysql", "mysql"),
+        *("mysqlclient", "pymssql", "pymongo", "redis", "pymemcache", "elasticsearch", "opensearch", "cassandra"),
+        *("tortoiseorm",),
         # messaging and tasks
-        *(
-            "celery",
-            "kafka",
-            "kafka_python",
-            "confluent_kafka",
-            "aiokafka",
-            "pika",
-            "aio_pika",
-            "remoulade",
-            "boto3sqs",
-        ),
+        *("celery", "kafka", "kafka_python", "confluent_kafka", "aiokafka", "pika", "aio_pika"),
+        *("remoulade", "boto3sqs"),
         # inside a process
         *("asyncio", "threading", "jinja2", "asyncclick", "click", "logging", "system_metrics"),
     }

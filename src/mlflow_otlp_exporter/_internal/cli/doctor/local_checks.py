@@ -28,22 +28,11 @@ from mlflow_otlp_exporter._internal.version import __version__
 
 _PACKAGES = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "requests")
 _MIN_OPENTELEMETRY_VERSION = (1, 30)
-# By distribution of a library for agents: the library's name here, and the instrumentation to install for it.
-_LIBRARIES = {
-    "agno": ("agno", "openinference-instrumentation-agno"),
-    "anthropic": ("anthropic", "openinference-instrumentation-anthropic"),
-    "crewai": ("crewai", "openinference-instrumentation-crewai"),
-    "dspy": ("dspy", "openinference-instrumentation-dspy"),
-    "google-genai": ("google_genai", "openinference-instrumentation-google-genai"),
-    "groq": ("groq", "openinference-instrumentation-groq"),
-    "langchain-core": ("langchain", "openinference-instrumentation-langchain"),
-    "litellm": ("litellm", "openinference-instrumentation-litellm"),
-    "llama-index-core": ("llama_index", "openinference-instrumentation-llama-index"),
-    "mistralai": ("mistralai", "openinference-instrumentation-mistralai"),
-    "openai": ("openai", "openinference-instrumentation-openai"),
-    "openai-agents": ("openai_agents", "openinference-instrumentation-openai-agents"),
-    "smolagents": ("smolagents", "openinference-instrumentation-smolagents"),
-}
+# Distributions of libraries for agents that have an OpenInference instrumentation.
+_LIBRARIES = frozenset(
+    {"agno", "anthropic", "crewai", "dspy", "google-genai", "groq", "langchain-core", "litellm", "llama-index-core"}
+    | {"mistralai", "openai", "openai-agents", "smolagents"}
+)
 # The size of a few requests.
 _WRITE_TEST_BYTES = 64 * 1024
 
@@ -105,7 +94,8 @@ def check_instrumentations(
 
     `installed` are the installed distributions in lower case, `choice` is the setting `auto_instrument`.
     """
-    needed = {library: package for name, (library, package) in _LIBRARIES.items() if name in installed}
+    libraries = {name.removesuffix("-core") for name in _LIBRARIES.intersection(installed)}
+    needed = {library.replace("-", "_"): f"openinference-instrumentation-{library}" for library in libraries}
     available = {candidate.library for candidate in instrumentations}
     missing = sorted(package for library, package in needed.items() if library not in available)
     names = [candidates[0].library for candidates in select_instrumentations(instrumentations, choice)]

@@ -43,23 +43,10 @@ from mlflow_otlp_exporter._internal.transport.response import classify_error, cl
 
 TIMEOUT_SECONDS = 5.0
 STEPS = (
-    "settings",
-    "packages",
-    "instrumentations",
-    "spool",
-    "proxy",
-    "name",
-    "connection",
-    "tls",
-    "server",
-    "clock",
-    "endpoint",
-    "credentials",
-    "workspace",
-    "experiment",
-    "write",
-    "read back",
-    "delete",
+    *("settings", "packages", "instrumentations", "spool"),
+    *("proxy", "name", "connection", "tls"),
+    *("server", "clock", "endpoint", "credentials", "workspace", "experiment"),
+    *("write", "read back", "delete"),
 )
 # MLflow 3.6 to 3.17 check everything about a request without spans, and store nothing.
 _REQUEST_WITHOUT_SPANS = b"\x0a\x00"
