@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_otlp_exporter._internal.common.bounded import bounded_text
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
+
+_MAX_DETAIL_LENGTH = 900
 
 
 class CheckStatus(enum.Enum):
@@ -32,6 +35,11 @@ class CheckResult:
     cause: str = ""
     fix: str = ""
     code: MessageCode | None = None
+
+    def __post_init__(self) -> None:
+        # The detail may quote servers: names of experiments, headers, ids.
+        detail = "".join(character if character.isprintable() else "?" for character in self.detail)
+        object.__setattr__(self, "detail", bounded_text(detail, _MAX_DETAIL_LENGTH))
 
     def lines(self) -> Iterator[str]:
         """Yield one line, and further lines for server message, cause and fix."""

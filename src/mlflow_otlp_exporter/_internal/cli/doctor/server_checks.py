@@ -364,7 +364,7 @@ class ServerChecks:
 def _check_clock(response: HttpResponse) -> CheckResult:
     try:
         server_time = email.utils.parsedate_to_datetime(response.headers.get("date", "")).timestamp()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return CheckResult("clock", CheckStatus.SKIPPED, "the server's response has no date")
     difference = time.time() - server_time
     if abs(difference) < _MAX_CLOCK_SKEW_SECONDS:

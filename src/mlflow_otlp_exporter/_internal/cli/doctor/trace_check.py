@@ -82,13 +82,14 @@ def find_missing_spans(spans: list[ReadableSpan], trace: Mapping[str, Any]) -> l
     """Return the names of spans that the trace in MLflow does not have."""
     if "spans" not in trace:
         return []  # MLflow before 3.8 does not return spans
+    items = trace["spans"] if isinstance(trace["spans"], list) else []
     contexts = [(span.name, span.get_span_context()) for span in spans]
     sent = {(context.span_id, name) for name, context in contexts if context is not None}
-    stored = {(_decode_span_id(span.get("span_id", "")), span.get("name", "")) for span in trace["spans"]}
+    stored = {(_decode_span_id(item.get("span_id")), str(item.get("name"))) for item in items if isinstance(item, dict)}
     return sorted(name for _, name in sent - stored)
 
 
-def _decode_span_id(text: str) -> int:
+def _decode_span_id(text: Any) -> int:
     try:
         return int.from_bytes(base64.b64decode(text), "big")
     except (binascii.Error, ValueError, TypeError):
@@ -97,8 +98,10 @@ def _decode_span_id(text: str) -> int:
 
 def read_experiment_id(trace: Mapping[str, Any]) -> str:
     """Return the id of the trace's experiment; empty if the trace does not contain it."""
-    location = trace.get("trace_info", {}).get("trace_location", {})
-    return str(location.get("mlflow_experiment", {}).get("experiment_id", ""))
+    value: Any = trace
+    for name in ("trace_info", "trace_location", "mlflow_experiment", "experiment_id"):
+        value = value.get(name, "") if isinstance(value, dict) else ""
+    return str(value)
 
 
 def delete_trace(
