@@ -11,7 +11,7 @@ from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.service_account import ServiceAccount, is_cluster_service
-from mlflow_otlp_exporter._internal.transport.authorization import make_authorization
+from mlflow_otlp_exporter._internal.transport.authorization import make_credential_source
 from support.kubernetes import rotate, service_account
 
 SERVICE = "https://mlflow.opendatahub.svc:8443"
@@ -100,7 +100,7 @@ def test_resolve_service_account_token_goes_to_allowed_servers_only(
     settings = resolve_settings(pod, variables, **arguments)
     assert (settings.traces.token_file == str(pod / "token")) is goes
     if goes:
-        assert make_authorization(settings.traces).authorization() == "Bearer planted-token"
+        assert make_credential_source(settings.traces).header_value() == "Bearer planted-token"
 
 
 def test_resolve_service_account_token_is_not_sent_to_collector(pod: Path) -> None:
@@ -112,10 +112,10 @@ def test_resolve_service_account_token_is_not_sent_to_collector(pod: Path) -> No
 
 
 def test_authorization_rotated_token_is_read_again(pod: Path) -> None:
-    credentials = make_authorization(resolve_settings(pod, {"MLFLOW_TRACKING_URI": SERVICE}).traces)
-    assert credentials.authorization() == "Bearer planted-token"
+    credentials = make_credential_source(resolve_settings(pod, {"MLFLOW_TRACKING_URI": SERVICE}).traces)
+    assert credentials.header_value() == "Bearer planted-token"
     rotate(pod, "planted-another", "team-a")
-    assert credentials.authorization() == "Bearer planted-another"
+    assert credentials.header_value() == "Bearer planted-another"
     assert "planted" not in str(credentials)
 
 

@@ -10,7 +10,7 @@ from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OT
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition
-from mlflow_otlp_exporter._internal.transport.messages import MAX_RESPONSE_BYTES, HttpResponse
+from mlflow_otlp_exporter._internal.transport.http_types import MAX_RESPONSE_BYTES, HttpResponse
 from support.transport import ScriptedTransport
 
 LARGE = b"body" * 1000

@@ -27,8 +27,8 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import FailureKind
-from mlflow_otlp_exporter._internal.transport.authorization import Authorization
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.authorization import CredentialSource
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 
 JSON = {"content-type": "application/json"}
 Pair = tuple[int, int]
@@ -49,7 +49,7 @@ class FakeMLflow:
         self.sizes: list[int] = []
         self.request = 0
         self.lookup_response: HttpResponse | None = None
-        self.credentials: Authorization = FakeCredentials()
+        self.credentials: CredentialSource = FakeCredentials()
         self.new_credential = False
 
     def has_new_credential(self) -> bool:
@@ -99,7 +99,7 @@ class FakeMLflow:
 class FakeCredentials:
     can_watch = False
 
-    def authorization(self) -> str | None:
+    def header_value(self) -> str | None:
         return None
 
     def __str__(self) -> str:

@@ -28,7 +28,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import (
     AssessmentTask,
 )
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment, build_assessment, mlflow_trace_id
-from mlflow_otlp_exporter._internal.transport.messages import (
+from mlflow_otlp_exporter._internal.transport.http_types import (
     MAX_RESPONSE_BYTES,
     HttpRequest,
     HttpResponse,

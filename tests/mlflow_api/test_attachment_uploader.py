@@ -22,7 +22,7 @@ from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
-from mlflow_otlp_exporter._internal.transport.messages import (
+from mlflow_otlp_exporter._internal.transport.http_types import (
     MAX_RESPONSE_BYTES,
     HttpRequest,
     HttpResponse,
@@ -338,7 +338,7 @@ def test_upload_next_during_outage_keeps_files_and_returns_failure(kind: str, an
     for _ in range(10):
         outcome = story.step(request)
         assert isinstance(outcome, ExportOutcome)
-        assert (outcome.disposition, outcome.status, outcome.is_ambiguous) == (Disposition.RETRYABLE, None, False)
+        assert (outcome.disposition, outcome.status, outcome.may_have_arrived) == (Disposition.RETRYABLE, None, False)
     assert (attributes_of(request), len(request.spans[0].attachments), story.counts()) == (
         attributes_of(request),
         1,

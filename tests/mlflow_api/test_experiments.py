@@ -13,7 +13,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentReso
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.tracing.routing import group_by_destination
-from mlflow_otlp_exporter._internal.transport.messages import (
+from mlflow_otlp_exporter._internal.transport.http_types import (
     MAX_RESPONSE_BYTES,
     HttpRequest,
     HttpResponse,
@@ -177,7 +177,7 @@ def test_group_by_destination_with_route_on_one_span_routes_whole_trace() -> Non
 
 
 def test_headers_with_unencodable_name_quotes_it() -> None:
-    assert Destination("team\n\u2603").headers("1")["x-mlflow-workspace"] == "team%0A%E2%98%83"
+    assert Destination("team\n\u2603").headers("1")["x-mlflow-workspace"] == "team%5Cn%E2%98%83"
 
 
 class SlowMLflow(FakeMLflow):
@@ -241,7 +241,7 @@ def test_resolve_with_failed_lookup_returns_cause_and_message(
     assert isinstance(outcome, ExportOutcome)
     assert outcome.cause is cause
     assert words in outcome.message
-    assert not outcome.is_ambiguous
+    assert not outcome.may_have_arrived
 
 
 @pytest.mark.parametrize("answer", [LOGIN_PAGE, NOT_FOUND, HttpResponse(405), HttpResponse(200, {}, b"ok")])

@@ -8,7 +8,7 @@ import pytest
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import (
+from mlflow_otlp_exporter._internal.transport.http_types import (
     MAX_RESPONSE_BYTES,
     HttpRequest,
     HttpResponse,

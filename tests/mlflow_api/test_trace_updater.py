@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import (
+from mlflow_otlp_exporter._internal.transport.http_types import (
     MAX_RESPONSE_BYTES,
     HttpRequest,
     HttpResponse,

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace, WorkspaceTransport
-from mlflow_otlp_exporter._internal.transport.messages import (
+from mlflow_otlp_exporter._internal.transport.http_types import (
     HttpRequest,
     HttpResponse,
     TransportError,

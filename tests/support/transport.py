@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 
 
 def workspace_of(request: HttpRequest) -> str | None:

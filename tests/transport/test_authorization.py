@@ -10,15 +10,15 @@ import pytest
 from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.transport.authorization import (
-    Authorization,
+    CredentialSource,
     CredentialsUnavailableError,
-    make_authorization,
+    make_credential_source,
     read_token_expiry,
 )
 
 
-def make(**arguments: Any) -> Authorization:
-    return make_authorization(resolve(arguments, environment={"HOME": "/nowhere"}).traces)
+def make(**arguments: Any) -> CredentialSource:
+    return make_credential_source(resolve(arguments, environment={"HOME": "/nowhere"}).traces)
 
 
 def basic(text: str) -> str:
@@ -42,7 +42,7 @@ def basic(text: str) -> str:
     ],
 )
 def test_authorization_with_settings_returns_header(arguments: dict[str, Any], header: str | None) -> None:
-    assert make(**arguments).authorization() == header
+    assert make(**arguments).header_value() == header
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,18 @@ def test_token_file_auth_after_change_reads_file_again(tmp_path: Path) -> None:
     file = tmp_path / "token"
     credentials = make(token_file=str(file), token="stale")
     with pytest.raises(CredentialsUnavailableError, match="No such file"):
-        credentials.authorization()
+        credentials.header_value()
     file.write_text("one\n")
-    assert credentials.authorization() == "Bearer one"
+    assert credentials.header_value() == "Bearer one"
     # As the kubelet does: another file under the same name, with the same size, and even the same time.
     other = tmp_path / "other"
     other.write_text("two\n")
     os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
     other.replace(file)
-    assert credentials.authorization() == "Bearer two"
+    assert credentials.header_value() == "Bearer two"
     file.write_text("")
     with pytest.raises(CredentialsUnavailableError, match="no token"):
-        credentials.authorization()
+        credentials.header_value()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
@@ -84,7 +84,7 @@ def test_token_file_auth_with_file_of_another_kind_is_unavailable(tmp_path: Path
     expected = {"fifo": "a FIFO", "link": "a device", ".": "a directory", "large": "larger", "binary": "holds no token"}
     for name, reason in expected.items():
         with pytest.raises(CredentialsUnavailableError, match=reason):
-            make(token_file=str(tmp_path / name)).authorization()
+            make(token_file=str(tmp_path / name)).header_value()
 
 
 def test_make_authorization_with_user_that_is_not_unicode_raises() -> None:
@@ -95,7 +95,7 @@ def test_make_authorization_with_user_that_is_not_unicode_raises() -> None:
 
 def test_make_authorization_with_path_reads_token_file(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("one")
-    assert make(credentials=tmp_path / "token").authorization() == "Bearer one"
+    assert make(credentials=tmp_path / "token").header_value() == "Bearer one"
 
 
 def test_callable_auth_with_exception_hides_its_text() -> None:
@@ -103,7 +103,7 @@ def test_callable_auth_with_exception_hides_its_text() -> None:
         raise RuntimeError("planted-secret")
 
     with pytest.raises(CredentialsUnavailableError, match="RuntimeError") as raised:
-        make(credentials=fail).authorization()
+        make(credentials=fail).header_value()
     assert "planted" not in str(raised.value)
 
 

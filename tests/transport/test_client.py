@@ -18,7 +18,7 @@ import requests
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 from support.certificates import Certificate, TlsServer, self_signed
 from support.children import run_in_fork
 from support.markers import SECRET

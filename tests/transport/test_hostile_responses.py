@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse
+from mlflow_otlp_exporter._internal.transport.http_types import HttpResponse
 from mlflow_otlp_exporter._internal.transport.response import classify_response
 
 JSON = {"content-type": "application/json"}

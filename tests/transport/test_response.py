@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.transport.response import (
     classify_error,
     classify_response,
@@ -164,13 +164,13 @@ ENVOY = b"upstream connect error or disconnect/reset before headers. reset reaso
 def test_classify_response_with_server_error_tells_whether_spans_may_be_stored(
     answer: HttpResponse, ambiguous: bool
 ) -> None:
-    assert classify_response(answer).is_ambiguous is ambiguous
+    assert classify_response(answer).may_have_arrived is ambiguous
 
 
 def test_classify_error_with_kinds_of_failure_returns_cause_and_ambiguity() -> None:
     assert classify_error(TransportError("refused")).cause is SERVER
-    assert not classify_error(TransportError("refused")).is_ambiguous
-    assert classify_error(TransportError("closed", may_have_arrived=True)).is_ambiguous
+    assert not classify_error(TransportError("refused")).may_have_arrived
+    assert classify_error(TransportError("closed", may_have_arrived=True)).may_have_arrived
     assert classify_error(TransportError("no token file", is_credential_error=True)).cause is CREDENTIALS
 
 

@@ -31,7 +31,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspa
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.transport.response import classify_response, parse_retry_after, server_message
 
 JSON = {"content-type": "application/json"}

@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, 
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import load_credential_provider_session
 from mlflow_otlp_exporter._internal.transport.client import HttpClient, Session
-from mlflow_otlp_exporter._internal.transport.messages import Transport
+from mlflow_otlp_exporter._internal.transport.http_types import Transport
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace

@@ -13,7 +13,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 # A body that fits into one packet gains nothing from compression.

@@ -41,7 +41,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocato
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.authorization import Authorization
+from mlflow_otlp_exporter._internal.transport.authorization import CredentialSource
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
@@ -65,7 +65,7 @@ class Server(Protocol):
     """The server whose credential may be rejected: `HttpClient`."""
 
     @property
-    def credentials(self) -> Authorization: ...
+    def credentials(self) -> CredentialSource: ...
 
     def has_new_credential(self) -> bool: ...
 
@@ -363,8 +363,8 @@ class RetrySender:
         if self.is_closing and self.backoff.failure_count(destination) > 1:
             self.drop_on_shutdown(request)
             return SendResult()
-        request.uncertain = request.uncertain or outcome.is_ambiguous
-        if outcome.is_ambiguous and outcome.status in (None, 504):
+        request.uncertain = request.uncertain or outcome.may_have_arrived
+        if outcome.may_have_arrived and outcome.status in (None, 504):
             request.check_until = self.clock() + MAX_WRITE_SECONDS
         request.origin.on_failure(uncertain=request.uncertain)
         request.delay_count += 1

@@ -29,7 +29,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
 from mlflow_otlp_exporter._internal.mlflow_api.background import Task
 from mlflow_otlp_exporter._internal.mlflow_api.server import request_json
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import Transport
+from mlflow_otlp_exporter._internal.transport.http_types import Transport
 
 # How long the sender waits for a missing trace, and for the end of a rejection.
 _MAX_REJECTED_SECONDS = 300.0
@@ -146,7 +146,7 @@ class AssessmentSender:
         body = {"assessment": assessment.body}
         result = request_json(self._api, "POST", path, body, workspace=workspace, timeout_seconds=timeout_seconds)
         outcome = result.outcome
-        if not result.is_ok and _may_be_stored(outcome):
+        if not result.is_ok and _is_id_taken(outcome):
             # Its id is taken: an earlier response was lost, or another process has sent the file.
             result = request_json(
                 self._api,
@@ -218,7 +218,7 @@ class AssessmentTask:
         self.sender.give_up(self)
 
 
-def _may_be_stored(outcome: ExportOutcome) -> bool:
+def _is_id_taken(outcome: ExportOutcome) -> bool:
     """Whether the server may have this assessment; the words are those of its database, or of MLflow 3.17."""
     message = outcome.message.lower()
     return any(words in message for words in ("unique constraint", "duplicate", "constraint violation"))

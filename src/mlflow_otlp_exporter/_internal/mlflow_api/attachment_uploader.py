@@ -24,7 +24,7 @@ from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import inline_attachments
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 # Older consoles cannot show attachments (seen on 3.10.1 and 3.11.1).
@@ -194,7 +194,7 @@ class AttachmentUploader:
         if (is_last_attempt or failures >= _MAX_FAILURES) and (not self._same_server or is_server_healthy()):
             return self._pause(spans, destination, pending, outcome.message, _PAUSE_SECONDS)
         # Without the status: a 500 to an upload is no reason to search for a span at which the server fails.
-        return replace(outcome, status=None, is_ambiguous=False)
+        return replace(outcome, status=None, may_have_arrived=False)
 
     def _pause(
         self,

@@ -21,7 +21,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
-from mlflow_otlp_exporter._internal.transport.messages import Transport
+from mlflow_otlp_exporter._internal.transport.http_types import Transport
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader

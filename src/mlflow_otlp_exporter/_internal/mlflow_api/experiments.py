@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
 
 _DEFAULT_EXPERIMENT = "Default"
@@ -210,7 +210,7 @@ def _lookup_error(outcome: ExportOutcome, name: str) -> ExportOutcome:
         if outcome.cause in (None, FailureKind.CONTENT, FailureKind.SIZE)
         else outcome.cause,
         message=f"the experiment {name!r} cannot be looked up: {reason}",
-        is_ambiguous=False,
+        may_have_arrived=False,
         code=code,
     )
 

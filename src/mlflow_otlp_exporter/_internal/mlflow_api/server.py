@@ -22,7 +22,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 Version = tuple[int, ...]
@@ -125,7 +125,7 @@ def fetch_version(api: Transport, timeout_seconds: float) -> Version | None:
 
 def parse_version(response: HttpResponse) -> Version | None:
     """The version in a response to `GET /version`, which is plain text whatever its label; None if there is none."""
-    text = response.body.decode("ascii", "replace").strip()
+    text = response.body[: 2 * _MAX_VERSION_LENGTH].decode("ascii", "replace").strip()
     is_short = response.status == 200 and len(text) <= _MAX_VERSION_LENGTH
     match = _VERSION_PATTERN.match(text) if is_short else None
     return tuple(map(int, match.group().split("."))) if match else None

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH, path_prefix, without_path
 from mlflow_otlp_exporter._internal.mlflow_api.server import has_traces_at_root, parse_version
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport, TransportError
 from mlflow_otlp_exporter._internal.transport.response import error_code
 
 # This many path segments identify the kind of a REST call: /api/3.0/mlflow/traces.

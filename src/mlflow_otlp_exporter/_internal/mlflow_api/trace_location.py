@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import parse_experiment_id
 from mlflow_otlp_exporter._internal.mlflow_api.server import request_json
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport
 
 # A service that sends to the experiment of another one learns again after this time if the trace was deleted there.
 _VALID_SECONDS = 600.0

@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.server import parse_version
 from mlflow_otlp_exporter._internal.model.destination import WORKSPACE_HEADER
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport, TransportError
 from mlflow_otlp_exporter._internal.transport.response import classify_response, server_message
 
 SERVER_INFO_PATH = "/api/3.0/mlflow/server-info"

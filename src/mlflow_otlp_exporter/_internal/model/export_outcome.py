@@ -39,7 +39,7 @@ class ExportOutcome:
     status: int | None = None  # None without a response
     retry_after: float | None = None  # seconds
     rejected_count: int = 0  # spans that the server rejected (partial success)
-    is_ambiguous: bool = False  # whether the spans may be stored although the request failed
+    may_have_arrived: bool = False  # whether the spans may be stored although the request failed
     trace_id: int | None = None  # the trace that MLflow has in another experiment, for which it rejected the request
     code: MessageCode = MessageCode.DESTINATION_REJECTED
 

@@ -31,10 +31,10 @@ class CredentialsUnavailableError(Exception):
     """No credential is available now; the message holds no secret."""
 
 
-class Authorization(Protocol):
+class CredentialSource(Protocol):
     """Source of the `Authorization` header; `str()` describes it without secrets."""
 
-    def authorization(self) -> str | None:
+    def header_value(self) -> str | None:
         """Return the header value of the next request; None for no header.
 
         Raises:
@@ -56,7 +56,7 @@ class StaticAuth:
     def __init__(self, value: str | None, description: str) -> None:
         self._value, self._description = value, description
 
-    def authorization(self) -> str | None:
+    def header_value(self) -> str | None:
         return self._value
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ class TokenFileAuth:
         # File state and header in one tuple, so that threads need no lock: at worst two threads read the file.
         self._cache: tuple[tuple[int, int, int], str] | None = None
 
-    def authorization(self) -> str:
+    def header_value(self) -> str:
         try:
             stat = Path(self._path).stat()
             state = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
@@ -104,7 +104,7 @@ class CallableAuth:
     def __init__(self, function: Callable[[], str | None]) -> None:
         self._function = function
 
-    def authorization(self) -> str | None:
+    def header_value(self) -> str | None:
         try:
             value = self._function()
             return None if value is None else _to_header(value)
@@ -149,7 +149,7 @@ def _static_token(token: str, source: object, to_header: Callable[[str], str], d
         ) from None
 
 
-def _parse_credentials(value: Any) -> Authorization:
+def _parse_credentials(value: Any) -> CredentialSource:
     """The value of the argument `credentials=`."""
     source = SettingSource("argument", "credentials")
     if isinstance(value, str):
@@ -167,7 +167,7 @@ def _parse_credentials(value: Any) -> Authorization:
     )
 
 
-def make_authorization(server: ServerSettings) -> Authorization:
+def make_credential_source(server: ServerSettings) -> CredentialSource:
     """Choose the credentials of a server.
 
     Raises:

@@ -27,12 +27,12 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.config.models import ServerSettings
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER
 from mlflow_otlp_exporter._internal.transport.authorization import (
-    Authorization,
+    CredentialSource,
     CredentialsUnavailableError,
-    make_authorization,
+    make_credential_source,
 )
 from mlflow_otlp_exporter._internal.transport.deadline import Deadline, DeadlineAdapter, limit_adapters
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.version import __version__
 
 USER_AGENT = f"mlflow-otlp-exporter/{__version__}"
@@ -78,7 +78,7 @@ class HttpClient:
 
     def __init__(self, server: ServerSettings, session: requests.Session | None = None) -> None:
         self.url, self.address = server.url, server.address
-        self.credentials: Authorization = make_authorization(server)
+        self.credentials: CredentialSource = make_credential_source(server)
         self.unused_variables = server.ignored_variables
         self._headers = {"user-agent": USER_AGENT, **server.headers}
         self._session = session or _new_session()
@@ -107,7 +107,7 @@ class HttpClient:
         timeout = request.timeout_seconds
         deadline = Deadline(time.monotonic() + timeout)
         try:
-            authorization = self.credentials.authorization()
+            authorization = self.credentials.header_value()
         except CredentialsUnavailableError as error:
             return TransportError(str(error), is_credential_error=True)
         headers: dict[str, str | bytes] = {**request.headers, **self._headers}
@@ -147,7 +147,7 @@ class HttpClient:
         """Whether the credential differs from the one that the server rejected with 401."""
         try:
             return (
-                self._rejected_credential is not None and self.credentials.authorization() != self._rejected_credential
+                self._rejected_credential is not None and self.credentials.header_value() != self._rejected_credential
             )
         except CredentialsUnavailableError:
             return False

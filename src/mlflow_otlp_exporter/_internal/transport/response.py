@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.model.export_outcome import DELIVERED, Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.messages import HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpResponse, TransportError
 
 _MAX_MESSAGE_LENGTH = 300
 # Text of others is cut before a regular expression sees it; only the beginning of a page can hold its title.
@@ -43,7 +43,9 @@ def classify_error(error: TransportError) -> ExportOutcome:
     """Classify a request without response."""
     cause = FailureKind.CREDENTIALS if error.is_credential_error else FailureKind.SERVER
     code = MessageCode.CREDENTIAL_UNAVAILABLE if error.is_credential_error else error.code
-    return ExportOutcome(Disposition.RETRYABLE, cause, error.message, is_ambiguous=error.may_have_arrived, code=code)
+    return ExportOutcome(
+        Disposition.RETRYABLE, cause, error.message, may_have_arrived=error.may_have_arrived, code=code
+    )
 
 
 def classify_response(response: HttpResponse) -> ExportOutcome:
@@ -81,14 +83,14 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
     is_server_error = status in _TRANSIENT or status < 200 or status >= 500
     if is_server_error or (status == 400 and any(words in text for words in _DAMAGED_DATABASE)):
         code, delay = _server_code(response, text), parse_retry_after(response.headers)
-        ambiguous = _may_be_stored(response, text)
+        arrived = _may_have_arrived(response, text)
         return ExportOutcome(
-            Disposition.RETRYABLE, FailureKind.SERVER, message, status, delay, is_ambiguous=ambiguous, code=code
+            Disposition.RETRYABLE, FailureKind.SERVER, message, status, delay, may_have_arrived=arrived, code=code
         )
     return ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, message, status, code=MessageCode.SPAN_REJECTED)
 
 
-def _may_be_stored(response: HttpResponse, text: str) -> bool:
+def _may_have_arrived(response: HttpResponse, text: str) -> bool:
     """Whether a failing server may have stored the spans, or some of them: before 3.12, each trace is stored alone.
 
     A database that stops during a request makes MLflow answer 503; so does Envoy if MLflow is killed during a request.

@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
 from mlflow_otlp_exporter._internal.config.models import ServerSettings, SettingSource
 from mlflow_otlp_exporter._internal.transport.client import HttpClient, default_ca_file, is_proxy_bypassed
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, TransportError
 
 _TIMEOUT_SECONDS = 4.0
 _DAY_SECONDS = 86_400

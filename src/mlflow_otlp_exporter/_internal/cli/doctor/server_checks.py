@@ -38,7 +38,7 @@ from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUnavailableError, read_token_expiry
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
 
 TIMEOUT_SECONDS = 5.0
@@ -119,7 +119,7 @@ class ServerChecks:
     def run(self) -> Iterator[CheckResult]:
         """Check credentials, server, destination and a test trace."""
         try:
-            self._clients.server.credentials.authorization()
+            self._clients.server.credentials.header_value()
         except CredentialsUnavailableError as error:
             yield create_failure("credentials", MessageCode.CREDENTIAL_UNAVAILABLE, str(error))
             return
@@ -219,7 +219,7 @@ class ServerChecks:
 
     def _check_credentials(self, rejected: ExportOutcome | None) -> CheckResult:
         credentials = self._clients.server.credentials
-        expiry = read_token_expiry(credentials.authorization())
+        expiry = read_token_expiry(credentials.header_value())
         lifetime = "" if expiry is None else f", {_format_lifetime(expiry - time.time())}"
         if rejected is not None:
             return create_failure("credentials", rejected.code, f"{credentials}{lifetime}", rejected.message)

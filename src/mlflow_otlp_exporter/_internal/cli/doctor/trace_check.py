@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import set_span_in_context
 
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.transport.messages import HttpRequest, HttpResponse, Transport, TransportError
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport, TransportError
 
 _CHILD_NAME = "a step of it"
 _QUESTION = "Does a trace arrive?"
