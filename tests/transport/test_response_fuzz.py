@@ -70,7 +70,7 @@ EXPERIMENT = {
     "lifecycle_stage": "active",
     "artifact_location": "mlflow-artifacts:/7",
 }
-KNOWN = [
+KNOWN_ANSWERS = [
     HttpResponse(200, PROTOBUF),
     partial_success(1, "span 3 has no name"),
     mlflow_json(200, {"partialSuccess": {"rejectedSpans": "2", "errorMessage": "attribute `x` is too long"}}),
@@ -201,7 +201,7 @@ def mutate_body(body: bytes, source: random.Random) -> bytes:
 
 
 def mutate(source: random.Random, response: HttpResponse | None = None) -> HttpResponse:
-    response = response or source.choice(KNOWN)
+    response = response or source.choice(KNOWN_ANSWERS)
     headers = dict(response.headers)
     if source.random() < 0.3:
         names = ["content-type", "location", "retry-after", "date", "server", "content-encoding"]
@@ -213,14 +213,14 @@ def mutate(source: random.Random, response: HttpResponse | None = None) -> HttpR
 
 # What MLflow answers to each path.
 CORRECT = {
-    "/version": KNOWN[3],
-    "/api/3.0/mlflow/server-info": KNOWN[4],
-    "/api/2.0/mlflow/experiments/get-by-name": KNOWN[5],
-    "/api/2.0/mlflow/experiments/get": KNOWN[5],
-    "/api/3.0/mlflow/traces/batchGet": KNOWN[8],
-    "/api/3.0/mlflow/traces/get": KNOWN[9],
-    "/api/3.0/mlflow/traces/delete-traces": KNOWN[11],
-    "": KNOWN[0],
+    "/version": KNOWN_ANSWERS[3],
+    "/api/3.0/mlflow/server-info": KNOWN_ANSWERS[4],
+    "/api/2.0/mlflow/experiments/get-by-name": KNOWN_ANSWERS[5],
+    "/api/2.0/mlflow/experiments/get": KNOWN_ANSWERS[5],
+    "/api/3.0/mlflow/traces/batchGet": KNOWN_ANSWERS[8],
+    "/api/3.0/mlflow/traces/get": KNOWN_ANSWERS[9],
+    "/api/3.0/mlflow/traces/delete-traces": KNOWN_ANSWERS[11],
+    "": KNOWN_ANSWERS[0],
 }
 
 
@@ -239,11 +239,11 @@ class FuzzTransport:
 
     def send(self, request: HttpRequest) -> HttpResponse | TransportError:
         if self._wrong_answer is not None:
-            correct = CORRECT.get(request.path.partition("?")[0], KNOWN[0])
+            correct = CORRECT.get(request.path.partition("?")[0], KNOWN_ANSWERS[0])
             self._wrong_answer -= 1
             return mutate(self._source, correct) if self._wrong_answer == -1 else correct
         response = self._response
-        self._response = self._source.choice(KNOWN) if self._source.random() < 0.7 else mutate(self._source)
+        self._response = self._source.choice(KNOWN_ANSWERS) if self._source.random() < 0.7 else mutate(self._source)
         return response
 
 
