@@ -1,7 +1,5 @@
 """Delays of destinations, with a clock that only the tests move."""
 
-import math
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +8,6 @@ from mlflow_otlp_exporter._internal.common.backoff import (
     MAX_SECONDS_IN_MEMORY,
     BackoffState,
     compute_backoff,
-    flush_delay,
 )
 
 State = BackoffState[str, str]
@@ -36,12 +33,8 @@ def state(clock: Clock) -> State:
     return BackoffState(clock, lambda: NO_JITTER, has_spool=True)
 
 
-def record_failure(
-    state: State, *, needs_user: bool = False, retry_after: float | None = None, began: float = math.inf
-) -> float:
-    return state.record_failure(
-        HERE, "no", retry_after=retry_after, needs_user=needs_user, is_bisecting=False, began=began
-    )
+def record_failure(state: State, *, needs_user: bool = False, retry_after: float | None = None) -> float:
+    return state.record_failure(HERE, "no", retry_after=retry_after, needs_user=needs_user, is_bisecting=False)
 
 
 GROWING = [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
@@ -92,93 +85,25 @@ def test_record_failure_retry_after_is_minimum_delay(state: State, retry_after: 
 
 def test_record_failure_bisecting_is_not_counted(state: State, clock: Clock) -> None:
     for _ in range(4):
-        wait = state.record_failure(HERE, "no", retry_after=None, needs_user=False, is_bisecting=True, began=clock.now)
+        wait = state.record_failure(HERE, "no", retry_after=None, needs_user=False, is_bisecting=True)
         assert wait == GROWING[0]
         clock.now += wait
     assert state.failure_count(HERE) == 0
     assert not state.has_failures
 
 
-def test_record_failure_attempt_of_flush_keeps_delay(state: State, clock: Clock) -> None:
+def test_record_failure_of_early_attempt_keeps_delay(state: State, clock: Clock) -> None:
+    """A flush makes an attempt before the delay is over."""
     for wait in GROWING[:4]:
         record_failure(state)
         clock.now += wait
     record_failure(state)  # waits 8 s
     clock.now += 3
-    state.begin_flush()
-    assert state.remaining_delay(HERE) == 0.0
-    assert not state.is_open(HERE)
-    assert record_failure(state) == 5.0
-    assert state.remaining_delay(HERE) == 5.0  # the flush is for one attempt
+    assert record_failure(state, retry_after=600) == 5.0
+    assert state.remaining_delay(HERE) == 5.0
     assert state.failure_count(HERE) == 5
     clock.now += 5
     assert record_failure(state) == 16.0
-
-
-def test_begin_flush_without_delay_has_no_effect(state: State) -> None:
-    state.begin_flush()
-    assert record_failure(state) == GROWING[0]
-    assert state.remaining_delay(HERE) == GROWING[0]
-
-
-NO_FLUSH = -math.inf
-SHORT = 0.5
-
-
-@pytest.mark.parametrize(
-    ("delay", "began", "flush_began", "expected"),
-    [
-        (60.0, 10.0, NO_FLUSH, 60.0),
-        (60.0, 10.0, 11.0, SHORT),  # during the attempt
-        (600.0, 10.0, 11.0, SHORT),
-        (60.0, 10.0, 10.0, 60.0),  # the attempt that the flush started
-        (60.0, 10.0, 9.0, 60.0),
-        (1.1, 10.0, 11.0, SHORT),
-        (1.0, 10.0, 11.0, 1.0),  # an attempt shortly before would be one too many
-        (0.4, 10.0, 11.0, 0.4),
-        (0.0, 10.0, 11.0, 0.0),
-    ],
-)
-def test_flush_delay_flush_during_attempt_is_short(
-    delay: float, began: float, flush_began: float, expected: float
-) -> None:
-    assert flush_delay(delay, began, flush_began) == expected
-
-
-def test_record_failure_flush_during_attempt_shortens_one_delay(state: State, clock: Clock) -> None:
-    for wait in GROWING[:4]:
-        record_failure(state)
-        clock.now += wait
-    began = clock.now
-    clock.now += 3
-    state.begin_flush()
-    clock.now += 2
-    assert record_failure(state, began=began) == SHORT  # else 8 s
-    assert state.remaining_delay(HERE) == SHORT
-    clock.now += SHORT
-    assert state.remaining_delay(HERE) == 0.0
-    # The flush is for one attempt and does not change the delay.
-    assert record_failure(state, began=clock.now) == state.remaining_delay(HERE) == 8 - SHORT
-    assert state.failure_count(HERE) == 5
-    clock.now += 8 - SHORT
-    assert record_failure(state, began=clock.now) == 16.0
-
-
-def test_record_failure_after_end_flush_has_full_delay(state: State, clock: Clock) -> None:
-    began = clock.now
-    clock.now += 1
-    state.begin_flush()
-    state.end_flush()
-    assert record_failure(state, needs_user=True, began=began) == state.remaining_delay(HERE) == SLOW[0]
-
-
-def test_record_failure_flush_retries_once_despite_retry_after(state: State, clock: Clock) -> None:
-    began = clock.now
-    clock.now += 1
-    state.begin_flush()
-    assert record_failure(state, retry_after=600, began=began) == SHORT
-    clock.now += SHORT
-    assert record_failure(state, retry_after=600, began=clock.now) == 600 - SHORT
 
 
 @pytest.mark.parametrize(
@@ -222,7 +147,7 @@ def test_is_open_after_failed_retry_until_delay_ends(
     st.lists(
         st.tuples(
             st.sampled_from([HERE, THERE]),
-            st.sampled_from(["failure", "success", "begin flush", "end flush", "later"]),
+            st.sampled_from(["failure", "success", "later"]),
             st.booleans(),
             st.floats(0, 1),
             st.booleans(),
@@ -235,35 +160,24 @@ def test_backoff_state_delays_are_bounded_and_independent(
 ) -> None:
     clock, spread = Clock(), [0.5]
     state: State = BackoffState(clock, lambda: spread[0], has_spool=True)
-    failures, resume_at, flush_began = {HERE: 0, THERE: 0}, {HERE: 0.0, THERE: 0.0}, NO_FLUSH
+    failures, resume_at = {HERE: 0, THERE: 0}, {HERE: 0.0, THERE: 0.0}
     for destination, event, needs_user, number, is_bisecting in events:
         other = THERE if destination == HERE else HERE
         before = state.remaining_delay(other), state.failure_count(other)
         spread[0] = number
         if event == "failure":
-            early, began = clock.now < resume_at[destination], clock.now - 200 * number
+            is_early = clock.now < resume_at[destination]
             delay = state.record_failure(
-                destination, "no", retry_after=None, needs_user=needs_user, is_bisecting=is_bisecting, began=began
+                destination, "no", retry_after=None, needs_user=needs_user, is_bisecting=is_bisecting
             )
             assert 0 < delay <= 60 * 1.2
             assert delay == pytest.approx(state.remaining_delay(destination))
-            if not (began < flush_began and delay == SHORT):
-                resume_at[destination] = clock.now + delay
-            elif not early:
-                resume_at[destination] = state._resume_at[destination]
-            failures[destination] += not (is_bisecting or early)
+            resume_at[destination] = clock.now + delay
+            failures[destination] += not (is_bisecting or is_early)
         elif event == "success":
             state.record_success(destination)
             failures[destination], resume_at[destination] = 0, 0.0
             assert state.remaining_delay(destination) == 0.0
-        elif event == "begin flush":
-            state.begin_flush()
-            flush_began = clock.now
-            continue
-        elif event == "end flush":
-            state.end_flush()
-            flush_began = NO_FLUSH
-            continue
         else:
             clock.now += 100 * number
             continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from mlflow_otlp_exporter._internal.common import problem_log
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from support.children import run_in_fork
 
@@ -31,7 +32,7 @@ class Gate:
         self.done: list[tuple[str, int]] = []
         self.abandoned: list[tuple[str, int]] = []
 
-    def step(self, parcel: Parcel) -> SendResult[Parcel]:
+    def step(self, parcel: Parcel) -> SendResult:
         with self.condition:
             self.begun.append((parcel.key, parcel.number))
             self.condition.notify_all()
@@ -55,6 +56,11 @@ class Gate:
     def wait_done(self, count: int) -> None:
         with self.condition:
             assert self.condition.wait_for(lambda: len(self.done) >= count, LONG), self.done
+
+
+@pytest.fixture(autouse=True)
+def _log_every_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problem_log, "_exceptions_logged_at", {})
 
 
 @pytest.fixture
@@ -101,13 +107,13 @@ def test_work_queue_starts_at_most_max_threads(gate: Gate, work_queue: WorkQueue
 class Script:
     """Returns a result for some parcels, once; any other step completes its parcel."""
 
-    def __init__(self, **steps: SendResult[Parcel]) -> None:
+    def __init__(self, **steps: SendResult) -> None:
         self.steps = steps
         self.seen: list[tuple[str, int]] = []
         self.times: list[float] = []
         self.condition = threading.Condition()
 
-    def __call__(self, parcel: Parcel) -> SendResult[Parcel]:
+    def __call__(self, parcel: Parcel) -> SendResult:
         with self.condition:
             self.seen.append((parcel.key, parcel.number))
             self.times.append(time.monotonic())
@@ -149,7 +155,9 @@ def test_work_queue_item_with_not_before_runs_when_due() -> None:
 
 
 def test_wake_all_delayed_key_occupies_no_thread_and_runs() -> None:
-    script = Script(a0=SendResult([Parcel("a", 5)], retry_after=30), b0=SendResult([Parcel("b", 5)], retry_after=0.1))
+    script = Script(
+        a0=SendResult([Parcel("a", 5)], destination_delay=30), b0=SendResult([Parcel("b", 5)], destination_delay=0.1)
+    )
     work_queue = WorkQueue(script, lambda _: None, max_threads=1)
     for key in "ab":
         work_queue.enqueue(key, Parcel(key, 0))
@@ -161,10 +169,43 @@ def test_wake_all_delayed_key_occupies_no_thread_and_runs() -> None:
     work_queue.close(LONG)
 
 
+@pytest.mark.parametrize(
+    ("delay", "expected"),
+    [
+        (60.0, 0.5),
+        (600.0, 0.5),
+        (1.1, 0.5),
+        (1.0, 1.0),  # an attempt shortly before would be one too many
+        (0.4, 0.4),
+        (0.0, 0.0),
+    ],
+)
+def test_wake_all_during_step_shortens_its_delay_once(delay: float, expected: float) -> None:
+    delays: list[float] = []
+
+    def step(parcel: Parcel) -> SendResult:
+        if parcel.number == 0:
+            work_queue.wake_all()
+        return SendResult([Parcel("a", parcel.number + 1)], destination_delay=delay)
+
+    def measure() -> None:
+        delays.append(max(0.0, work_queue._queues["a"].resume_at - started_at))
+
+    work_queue = WorkQueue(step, lambda _: None, max_threads=1)
+    work_queue._start_thread = lambda: True  # type: ignore[method-assign]
+    for _ in range(2):
+        started_at = time.monotonic()
+        work_queue.enqueue("a", Parcel("a", len(delays)))
+        assert work_queue._run_one(block=False)
+        measure()
+        work_queue.remove_if(lambda _: True)
+    assert delays == pytest.approx([expected, delay], abs=0.3)
+
+
 def test_work_queue_raising_item_is_abandoned_and_others_run(caplog: pytest.LogCaptureFixture) -> None:
     script, lost = Script(), list[Parcel]()
 
-    def step(parcel: Parcel) -> SendResult[Parcel]:
+    def step(parcel: Parcel) -> SendResult:
         if parcel.number == 0:
             raise SystemExit(3)
         return script(parcel)
@@ -175,13 +216,13 @@ def test_work_queue_raising_item_is_abandoned_and_others_run(caplog: pytest.LogC
     script.wait(1)
     work_queue.close(LONG)
     assert [parcel.number for parcel in lost] == [0]
-    assert "mistake in this library" in caplog.text
+    assert "Internal error: could not send" in caplog.text
 
 
 def test_work_queue_raising_abandon_does_not_block_others(caplog: pytest.LogCaptureFixture) -> None:
     script = Script()
 
-    def step(parcel: Parcel) -> SendResult[Parcel]:
+    def step(parcel: Parcel) -> SendResult:
         if parcel.number == 0:
             raise SystemExit(3)
         return script(parcel)
@@ -195,7 +236,7 @@ def test_work_queue_raising_abandon_does_not_block_others(caplog: pytest.LogCapt
     script.wait(1)
     work_queue.close(LONG)
     assert script.seen == [("a", 1)]
-    assert "could not be kept" in caplog.text
+    assert "Internal error: could not drop" in caplog.text
 
 
 def test_close_after_timeout_abandons_remaining_items(gate: Gate) -> None:
@@ -218,7 +259,7 @@ def test_enqueue_without_thread_runs_in_caller(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    script, lost = Script(a1=SendResult([Parcel("a", 9)], retry_after=60)), list[Parcel]()
+    script, lost = Script(a1=SendResult([Parcel("a", 9)], destination_delay=60)), list[Parcel]()
     work_queue = WorkQueue(script, lost.append)
     work_queue.enqueue("a", Parcel("a", 0))
     work_queue.enqueue("a", Parcel("a", 1))

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from mlflow_otlp_exporter._internal.delivery.export_request import (
     Bisection,
+    ExportFuture,
     ExportRequest,
-    RequestOrigin,
     bisect,
     merge_deferred,
     next_half,
@@ -22,7 +22,7 @@ SPANS = [SpanEncoder().encode(span) for span in make_traces(6, children=2)]
 
 
 def export_request(spans: list[EncodedSpan]) -> ExportRequest:
-    return ExportRequest(Destination(experiment_id="1"), list(spans), RequestOrigin(len(spans)))
+    return ExportRequest(Destination(experiment_id="1"), list(spans), ExportFuture(len(spans)))
 
 
 @given(st.lists(st.sampled_from(SPANS), min_size=2, max_size=18, unique_by=lambda span: span.span_id))
@@ -44,9 +44,9 @@ def test_bisect_orders_halves_by_chance() -> None:
 
 def test_next_half_marks_other_half_after_delivery() -> None:
     whole, bisection = export_request(SPANS), Bisection(had_server_error=False, accepted_number=7)
-    whole.uncertain = True
+    whole.may_have_arrived = True
     first, second = bisect(whole, bisection, 0.9)
-    assert (first.origin, first.bisection, first.uncertain) == (whole.origin, bisection, True)
+    assert (first.future, first.bisection, first.may_have_arrived) == (whole.future, bisection, True)
     assert next_half(first) == []
     assert second.has_bad_span
 
@@ -63,7 +63,7 @@ def test_bisection_delivers_or_defers_all_other_spans(
             break
         first, second = bisect(current, bisection, chance)
         if is_first_failing:
-            second.uncertain = doubtful
+            second.may_have_arrived = doubtful
             uncertain = uncertain or doubtful
             current = first
         else:
@@ -77,7 +77,7 @@ def test_bisection_delivers_or_defers_all_other_spans(
     assert sorted(span.span_id for span in [*passed, *deferred_spans, *current.spans]) == sorted(
         span.span_id for span in SPANS
     )
-    assert all(request.uncertain is uncertain for request in deferred)
+    assert all(request.may_have_arrived is uncertain for request in deferred)
     assert current.bisection is None
 
 

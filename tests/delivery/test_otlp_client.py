@@ -6,7 +6,7 @@ import zlib
 import pytest
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient, compress
+from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient, compress
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition
@@ -14,7 +14,7 @@ from mlflow_otlp_exporter._internal.transport.http_types import MAX_RESPONSE_BYT
 from support.transport import ScriptedTransport
 
 LARGE = b"body" * 1000
-REQUEST = EncodedBatch(Destination(experiment_id="1"), b"body", 1)
+REQUEST = Destination(experiment_id="1"), b"body"
 
 
 def make_client(
@@ -29,7 +29,7 @@ def make_client(
 def test_export_sends_headers_of_destination() -> None:
     script = ScriptedTransport(HttpResponse(200))
     client, problem_log = make_client(script, "gzip")
-    client.export(EncodedBatch(Destination("w", experiment_id="1", run_id="r"), LARGE, 1), 10)
+    client.export(Destination("w", experiment_id="1", run_id="r"), LARGE, 10)
     [request] = script.requests
     assert (request.method, request.path, request.max_response_bytes) == ("POST", "", MAX_RESPONSE_BYTES)
     assert request.headers == {
@@ -44,13 +44,13 @@ def test_export_sends_headers_of_destination() -> None:
 
 def test_export_keeps_experiment_header_of_user() -> None:
     script = ScriptedTransport(HttpResponse(200))
-    make_client(script, is_set=True)[0].export(EncodedBatch(Destination(experiment="by name"), b"body", 1), 10)
+    make_client(script, is_set=True)[0].export(Destination(experiment="by name"), b"body", 10)
     assert [request.headers for request in script.requests] == [{"content-type": "application/x-protobuf"}]
 
 
 def test_export_does_not_compress_small_body() -> None:
     script = ScriptedTransport(HttpResponse(200))
-    make_client(script, "gzip")[0].export(REQUEST, 10)
+    make_client(script, "gzip")[0].export(*REQUEST, 10)
     assert "content-encoding" not in script.requests[0].headers
 
 
@@ -59,7 +59,7 @@ def test_export_disables_compression_after_rejection(status: int, caplog: pytest
     script = ScriptedTransport(HttpResponse(status), HttpResponse(200))
     client, _ = make_client(script, "gzip")
     for _ in range(2):
-        assert client.export(EncodedBatch(REQUEST.destination, LARGE, 1), 10).disposition is Disposition.SUCCESS
+        assert client.export(REQUEST[0], LARGE, 10).disposition is Disposition.SUCCESS
     assert ["content-encoding" in request.headers for request in script.requests] == [True, False, False]
     assert caplog.text.count("sent uncompressed from now on") == 1
 
@@ -68,7 +68,7 @@ def test_export_keeps_compression_if_uncompressed_body_is_rejected() -> None:
     script = ScriptedTransport(HttpResponse(400))
     client, _ = make_client(script, "gzip")
     for _ in range(2):
-        assert client.export(EncodedBatch(REQUEST.destination, LARGE, 1), 10).disposition is Disposition.PERMANENT
+        assert client.export(REQUEST[0], LARGE, 10).disposition is Disposition.PERMANENT
     assert ["content-encoding" in request.headers for request in script.requests] == [True, False, True, False]
 
 

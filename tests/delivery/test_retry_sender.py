@@ -6,6 +6,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -16,9 +17,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
+from mlflow_otlp_exporter._internal.common import problem_log as problem_log_module
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.delivery import retry_sender
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
@@ -26,7 +28,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentReso
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.model.export_outcome import FailureKind
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import CredentialSource
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 
@@ -129,12 +131,14 @@ class Fixture:
     def send(self, spans: list[EncodedSpan], *, until: float = 1e9, label: str = "") -> None:
         """Send the spans and pending requests until all are settled or the time is over."""
 
-        def on_settled() -> None:
+        def count_settled(_: Future[int]) -> None:
             self.settled_count += 1
 
-        origin = RequestOrigin(len(spans), on_settled, lambda outcome: self.delay_messages.append(outcome.message))
-        origin.label = label
-        queue = [*self.pending, ExportRequest(Destination(experiment_id="1"), spans, origin)]
+        future = ExportFuture(len(spans))
+        future.add_done_callback(count_settled)
+        future.on_postponed = lambda outcome: self.delay_messages.append(outcome.message)
+        future.label = label
+        queue = [*self.pending, ExportRequest(Destination(experiment_id="1"), spans, future)]
         while queue and self.server.clock < until:
             now = self.server.clock
             ready = next((request for request in queue if request.not_before <= now), None)
@@ -144,7 +148,7 @@ class Fixture:
             queue.remove(ready)
             result = self.sender.send(ready, 5.0)
             queue = [*queue, *result.remaining] if result.requeue_last else [*result.remaining, *queue]
-            self.server.clock += result.retry_after
+            self.server.clock += result.destination_delay
         self.pending = queue
 
     @property
@@ -234,29 +238,28 @@ def test_backoff_delay_is_bounded() -> None:
     assert fixture.settled_count == fixture.dropped_count == 0
 
 
-@pytest.mark.parametrize(
-    ("answer", "times"),
-    [
-        (HttpResponse(503), [0, 0.5, 1.5, 2.5, 4, 8]),
-        (HttpResponse(503, {"retry-after": "7"}), [0, 7, 14, 15, 21.5, 28.5]),
-        (HttpResponse(404), [0, 2, 6, 7, 14.5, 30.5]),
-    ],
-)
-def test_flush_during_attempt_shortens_next_delay(answer: HttpResponse, times: list[float]) -> None:
-    """The flush begins during the third attempt; after the extra attempt, the delay continues unchanged."""
-    fixture, spans = Fixture(), encode_spans("a")
-    accepts = fail_times(5, answer)
+def test_unexpected_exception_is_retried_and_does_not_stop_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture, export = Fixture(), OTLPClient.export
 
-    def judge(names: list[str]) -> HttpResponse | TransportError:
-        if len(fixture.server.names) == 3:
-            fixture.server.clock += 0.5  # the request takes a while
-            fixture.sender.backoff.begin_flush()
-        return accepts(names)
+    def export_or_raise(client: OTLPClient, destination: Destination, body: bytes, seconds: float) -> ExportOutcome:
+        if b"bad" in body:
+            raise RecursionError
+        return export(client, destination, body, seconds)
 
-    fixture.server.judge = judge
-    fixture.send(spans)
-    assert fixture.server.times == times
-    assert fixture.lands_once(spans)
+    monkeypatch.setattr(OTLPClient, "export", export_or_raise)
+    monkeypatch.setattr(problem_log_module, "_exceptions_logged_at", {})
+    fixture.pending = [ExportRequest(AT_ONE, encode_spans("bad"), ExportFuture(1))]
+    others = encode_spans("a", base=7)
+    fixture.send(others, until=0.1)
+    assert fixture.lands_once(others)
+    assert len(fixture.pending) == 1
+    fixture.send(encode_spans("b", base=8))
+    assert (fixture.pending, fixture.dropped_count) == ([], 1)
+    assert 5 < fixture.server.clock < 60
+    lines = [line.partition(":")[0] for line in caplog.messages]
+    assert lines == ["Internal error", f"Dropped span 'bad' of trace tr-{1:032x}"]
 
 
 # Content
@@ -352,9 +355,9 @@ def test_outage_message_omits_origin_once_own_spans_are_queued(caplog: pytest.Lo
     """One outage is one problem: own spans and leftover spans do not repeat its message."""
     fixture, theirs, ours = (
         Fixture(),
-        *(ExportRequest(AT_ONE, encode_spans(name), RequestOrigin(1)) for name in ("a", "b")),
+        *(ExportRequest(AT_ONE, encode_spans(name), ExportFuture(1)) for name in ("a", "b")),
     )
-    theirs.origin.label = LEFTOVER_LABEL
+    theirs.future.label = LEFTOVER_LABEL
 
     def send_and_read_log(*requests: ExportRequest, answer: HttpResponse) -> list[str]:
         caplog.clear()
@@ -416,14 +419,14 @@ def send_other_spans(fixture: Fixture, seconds: int) -> None:
 )
 def test_server_error_decides_by_other_accepted_requests(names: str, story: str, expected: str) -> None:
     fixture = Fixture()
-    requests = [ExportRequest(AT_ONE, encode_spans(*names), RequestOrigin(len(names)))]
+    requests = [ExportRequest(AT_ONE, encode_spans(*names), ExportFuture(len(names)))]
     for event in story:
         assert len(requests) == 1
         fixture.server.clock += 60
         if event == "a":
             fixture.server.judge = lambda _: HttpResponse(200)
             other = encode_spans("other", base=int(fixture.server.clock))
-            assert not fixture.sender.send(ExportRequest(AT_ONE, other, RequestOrigin(1)), 5.0).remaining
+            assert not fixture.sender.send(ExportRequest(AT_ONE, other, ExportFuture(1)), 5.0).remaining
         else:
             fixture.server.judge = lambda _: HttpResponse(500)
             requests = list(fixture.sender.send(requests[0], 5.0).remaining)
@@ -432,11 +435,11 @@ def test_server_error_decides_by_other_accepted_requests(names: str, story: str,
 
 
 def test_accepted_requests_of_other_destinations_do_not_count() -> None:
-    fixture, request = Fixture(), ExportRequest(AT_ONE, encode_spans("a", "b"), RequestOrigin(2))
+    fixture, request = Fixture(), ExportRequest(AT_ONE, encode_spans("a", "b"), ExportFuture(2))
     fixture.server.judge = reject_spans_named(500, "a")
     for number in range(10):
         assert fixture.sender.send(request, 5.0).remaining == (request,)
-        other = ExportRequest(Destination(experiment_id="2"), encode_spans("c", base=10 + number), RequestOrigin(1))
+        other = ExportRequest(Destination(experiment_id="2"), encode_spans("c", base=10 + number), ExportFuture(1))
         assert not fixture.sender.send(other, 5.0).remaining
 
 
@@ -785,13 +788,13 @@ def test_partial_success_counts_rejected_spans(caplog: pytest.LogCaptureFixture)
 def test_drop_on_shutdown_counts_deferred_spans() -> None:
     fixture, spans = Fixture(), encode_spans(*map(str, range(16)))
     fixture.server.judge = reject_spans_named(400, "0")
-    origin = RequestOrigin(len(spans))
-    queue = [ExportRequest(Destination(experiment_id="1"), spans, origin)]
+    future = ExportFuture(len(spans))
+    queue = [ExportRequest(Destination(experiment_id="1"), spans, future)]
     for _ in range(3):
         queue = [*fixture.sender.send(queue.pop(0), 5.0).remaining, *queue]
     for request in queue:
         fixture.sender.drop_on_shutdown(request)
-    assert (fixture.dropped_count, origin.remaining_count) == (16, 0)
+    assert (fixture.dropped_count, future.remaining_count) == (16, 0)
 
 
 def test_closing_sender_does_not_wait_for_unavailable_server() -> None:

@@ -22,7 +22,7 @@ from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQue
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.delivery import spool_consumer as spool_consumer_module
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -89,7 +89,7 @@ class Process:
 
     def deliver(self, index: int = 0) -> str:
         request = self.requests.pop(index)
-        request.origin.settle(len(request.spans), 0)
+        request.future.settle(len(request.spans), 0)
         return span_name(request)
 
 
@@ -176,14 +176,14 @@ def test_delayed_request_frees_slot_but_not_memory(
         process.put(name)
     process.tick()
     for request in tuple(process.requests):
-        request.origin.yield_slot()
+        request.future.yield_slot()
     process.tick()
     assert process.names == NAMES[:4]
     for request in process.requests[2:]:
-        request.origin.yield_slot()
+        request.future.yield_slot()
     process.tick()
     assert process.names == NAMES[:4]  # four are in memory
-    process.requests.pop(0).origin.release()
+    process.requests.pop(0).future.release()
     process.tick()
     assert process.names[-1] in NAMES[:5]
     assert len(process.requests) == 4
@@ -227,7 +227,7 @@ def test_consumer_keeps_order_and_slot_limit_per_destination(
             else:  # released at shutdown, and read again
                 for request in [request for request in process.requests if request.destination == request.destination]:
                     process.requests.remove(request)
-                    request.origin.release()
+                    request.future.release()
         assert max(Counter(request.destination for request in process.requests).values(), default=0) <= 2
     while process.tick() or process.requests:
         if process.requests:
@@ -240,10 +240,10 @@ def test_new_spans_are_sent_after_at_most_two_spooled_requests(make_process: Cal
     process, sent = make_process(), list[str]()
     begin, done = threading.Event(), threading.Event()
 
-    def step(request: ExportRequest) -> SendResult[ExportRequest]:
+    def step(request: ExportRequest) -> SendResult:
         begin.wait(20)
-        sent.append("live" if not request.origin.is_on_disk else span_name(request))
-        request.origin.settle(len(request.spans), 0)
+        sent.append("live" if not request.future.is_on_disk else span_name(request))
+        request.future.settle(len(request.spans), 0)
         done.set()
         return SendResult()
 
@@ -252,7 +252,7 @@ def test_new_spans_are_sent_after_at_most_two_spooled_requests(make_process: Cal
         process.put(name)
     process.consumer._send = lambda request: work_queue.enqueue(request.destination, request)
     process.tick()
-    work_queue.enqueue(PLACES[0], ExportRequest(PLACES[0], encode_spans("live"), RequestOrigin(1)))
+    work_queue.enqueue(PLACES[0], ExportRequest(PLACES[0], encode_spans("live"), ExportFuture(1)))
     begin.set()
     end = time.monotonic() + 20
     while len(sent) < 11 and time.monotonic() < end:
@@ -275,7 +275,7 @@ def test_one_process_consumes_and_another_takes_over(make_process: Callable[...,
     assert (len(first.requests), len(second.requests)) == (2, 0)
     assert (first.consumer.is_leader, second.consumer.is_leader) == (True, False)
     while first.requests:
-        first.requests.pop().origin.release()
+        first.requests.pop().future.release()
     first.consumer.close()
     first.consumer.release()
     second.tick()

@@ -135,13 +135,13 @@ def test_flush_during_an_attempt_ignores_its_retry_after(
     server.wait_for(1)
     pipeline = app.exporter._pipeline
     assert pipeline is not None
-    begin_flush = pipeline.begin_flush
+    wake_all = pipeline.work_queue.wake_all
 
-    def begin_and_release(timeout_seconds: float) -> None:
-        begin_flush(timeout_seconds)
+    def wake_and_release() -> None:
+        wake_all()
         flushing.set()
 
-    monkeypatch.setattr(pipeline, "begin_flush", begin_and_release)
+    monkeypatch.setattr(pipeline.work_queue, "wake_all", wake_and_release)
     assert app.flush(60) == FlushResult(delivered=1)
     assert len(server.to(TRACES_PATH)) == 2
     app.telemetry.shutdown(1)
@@ -568,7 +568,7 @@ def test_large_spool_does_not_starve_new_spans(server: ScriptedServer, switch: S
     pipeline = app.exporter._pipeline
     assert pipeline is not None
     wait_until(
-        lambda: any(not request.origin.is_on_disk for request in pipeline.work_queue.all_items()),
+        lambda: any(not request.future.is_on_disk for request in pipeline.work_queue.all_items()),
         what="new is queued",
     )
     permits.release(100)
@@ -578,19 +578,19 @@ def test_large_spool_does_not_starve_new_spans(server: ScriptedServer, switch: S
     app.telemetry.shutdown(1)
 
 
-class FailingCallback:
-    """A callback of a delivered request that raises."""
-
-    def __call__(self) -> None:
-        raise ZeroDivisionError
-
-
 def test_error_after_delivery_does_not_send_again(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     exporter = make_exporter(server)
     pipeline = exporter._pipeline
     assert pipeline is not None
-    pipeline.submit(make_spans("once"), lambda _spans, _size: FailingCallback())
-    wait_until(lambda: "by a mistake in this library" in caplog.text)
+    errors = [ZeroDivisionError()]
+
+    def raise_once(*_: object) -> None:
+        if errors:
+            raise errors.pop()
+
+    pipeline.retry_sender.on_delivered = raise_once
+    pipeline.submit(make_spans("once"))
+    wait_until(lambda: "Internal error: could not send" in caplog.text)
     exporter.export(make_spans("later"))
     wait_until(lambda: exporter.stats().delivered == 2)
     exporter.shutdown(5_000)

@@ -222,7 +222,7 @@ class Story:
             result = self.task.run(1.0)
             if not result.remaining:
                 return step
-            self.now += result.retry_after
+            self.now += result.destination_delay
         return 0
 
     def counts(self) -> tuple[int, int]:

@@ -2,9 +2,8 @@
 
 import threading
 
-from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
-from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks, Task
+from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks
 from support.traces import wait_until
 
 
@@ -13,16 +12,17 @@ class FakeTask:
 
     def __init__(self, *, fails: bool = False) -> None:
         self.not_before, self.failures = 0.0, 0
-        self.ticket: Ticket | None = None
         self.delay_seconds = 0.01
         self.fails, self.has_given_up, self.has_run = fails, False, threading.Event()
 
-    def run(self, timeout_seconds: float) -> SendResult[Task]:
+    def run(self, timeout_seconds: float) -> SendResult:
         assert timeout_seconds > 0
         self.has_run.set()
         if self.fails:
             self.failures += 1
-            return SendResult((self,), retry_after=self.delay_seconds if self.failures > 1 else 0.01, requeue_last=True)
+            return SendResult(
+                (self,), destination_delay=self.delay_seconds if self.failures > 1 else 0.01, requeue_last=True
+            )
         return SendResult()
 
     def give_up(self) -> None:
@@ -39,27 +39,31 @@ def test_wait_with_delayed_task_cancels_delay() -> None:
     tasks.close(1.0)
 
 
-def test_begin_flush_during_failing_step_shortens_next_delay() -> None:
-    """Without the flush, the delay is a minute."""
+def test_wait_during_failing_step_shortens_next_delay() -> None:
+    """Without the wait, the delay is a minute."""
     tasks, task = BackgroundTasks(60.0), FakeTask(fails=True)
     task.failures, task.delay_seconds = 1, 60.0
-    has_begun, is_flushing = threading.Event(), threading.Event()
+    has_begun, is_waiting = threading.Event(), threading.Event()
     run = task.run
 
-    def run_after_flush_began(timeout_seconds: float) -> SendResult[Task]:
+    def run_after_wait_began(timeout_seconds: float) -> SendResult:
         if not has_begun.is_set():
             has_begun.set()
-            assert is_flushing.wait(30.0)
+            assert is_waiting.wait(30.0)
             return run(timeout_seconds)
         task.fails = False
         return run(timeout_seconds)
 
-    task.run = run_after_flush_began  # type: ignore[method-assign]
+    task.run = run_after_wait_began  # type: ignore[method-assign]
     tasks.enqueue("a", task)
     assert has_begun.wait(30.0)
-    tasks.begin_flush(60.0)
-    is_flushing.set()
-    assert tasks._in_flight.wait(30.0)
+    results = list[bool]()
+    waiter = threading.Thread(target=lambda: results.append(tasks.wait(60.0)))
+    waiter.start()
+    wait_until(lambda: tasks._queue._woken)
+    is_waiting.set()
+    waiter.join(30.0)
+    assert results == [True]
     assert task.failures == 2
     tasks.close(1.0)
 

@@ -151,8 +151,8 @@ class Story:
             result = task.run(1.0)
             if not result.remaining:
                 return delays
-            delays.append(result.retry_after)
-            self.now += result.retry_after
+            delays.append(result.destination_delay)
+            self.now += result.destination_delay
         raise AssertionError("the task does not end")
 
     def counts(self) -> tuple[int, int]:
@@ -253,7 +253,7 @@ def test_update_with_temporary_link_failure_links_prompts_later(answer: HttpResp
     task = story.deliver(spans)
     assert task is not None
     story.api.link_response = answer
-    assert task.run(1.0).retry_after == 0.5
+    assert task.run(1.0).destination_delay == 0.5
     story.api.link_response = json_response(200, {})
     story.run(task)
     assert set(story.api.prompts) == set(names(spans))
@@ -279,7 +279,7 @@ def test_update_during_outage_is_retried_with_backoff(answer: HttpResponse | Tra
     task = story.deliver(spans)
     assert task is not None
     story.api.always = answer
-    delays = [task.run(1.0).retry_after for _ in range(3)]
+    delays = [task.run(1.0).destination_delay for _ in range(3)]
     assert delays == [0.5, 1.0, 2.0]
     story.api.always = None
     story.run(task)
@@ -293,10 +293,10 @@ def test_update_with_unknown_version_or_experiment_is_retried() -> None:
     task = story.deliver(spans)
     assert task is not None
     story.api.version = DOWN
-    assert task.run(1.0).retry_after == 0.5
+    assert task.run(1.0).destination_delay == 0.5
     story.api.version = "3.10.1"
     story.experiment = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "away")
-    assert task.run(1.0).retry_after == 1.0
+    assert task.run(1.0).destination_delay == 1.0
     story.experiment = "7"
     story.run(task)
     assert set(story.api.tags) == set(names(spans))
@@ -307,7 +307,7 @@ def test_update_with_failure_of_one_trace_repeats_only_remaining_ones() -> None:
     task, third = story.deliver(spans), names(spans)[2]
     assert task is not None
     story.api.update_responses[third] = json_response(503, {})
-    assert task.run(1.0).retry_after == 0.5
+    assert task.run(1.0).destination_delay == 0.5
     del story.api.update_responses[third]
     story.run(task)
     assert set(story.api.tags) == set(names(spans))
@@ -358,7 +358,7 @@ def test_update_with_absent_trace_waits_for_it() -> None:
     story.api.absent = {late}
     task = story.deliver(spans)
     assert task is not None
-    assert task.run(1.0).retry_after == 2.0
+    assert task.run(1.0).destination_delay == 2.0
     assert set(story.api.tags) == {names(spans)[1]}
     story.api.absent = set()
     story.run(task)

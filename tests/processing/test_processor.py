@@ -4,7 +4,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -236,8 +236,8 @@ def test_memory_is_bounded_while_server_is_unavailable(
             for _ in range(10):
                 bench.tracer.start_span("large", attributes={"text": "x" * 10_000}).end()
             bench.processor.force_flush(1)
-            worker._safe_tick()  # as the worker does a tick later
-            max_bytes = max(max_bytes, worker._buffer.byte_count + worker._in_flight.byte_count)
+            worker._tick()  # as the worker does a tick later
+            max_bytes = max(max_bytes, worker._buffer.byte_count + worker._pipeline.in_flight_byte_count)
         # The spans of one tick may exceed the limit before the worker measures.
         assert 0.9 * limit < max_bytes < limit + 300_000
         dropped_count = bench.exporter.stats().dropped
@@ -345,10 +345,10 @@ def test_worker_survives_exception_of_the_pipeline(
     assert pipeline is not None
     submit, errors = pipeline.submit, [error]
 
-    def submit_or_raise(spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
+    def submit_or_raise(spans: list[ReadableSpan], byte_count: int) -> None:
         if errors:
             raise errors.pop()
-        submit(spans, track)
+        submit(spans, byte_count)
 
     monkeypatch.setattr(pipeline, "submit", submit_or_raise)
     with running_bench(scripted_server, exporter) as bench:
@@ -378,9 +378,9 @@ def test_dead_worker_thread_is_restarted(scripted_server: ScriptedServer) -> Non
         assert worker._thread is not dead
         scripted_server.wait_for(2)
         worker._is_stopped = True
-        for _ in range(2):
-            worker._events.put(None)  # one for each thread
-        alive.join(5)
+        while alive.is_alive():
+            worker._events.put(None)  # either thread may take it
+            alive.join(0.1)
     assert bench.names() == ["first", "second"]
 
 
@@ -512,45 +512,30 @@ def test_enqueue_that_outlasts_shutdown_counts_the_span_as_dropped(
 
 
 class SettlingPipeline(Pipeline):
-    """Settles requests once the worker is full, in a thread of its own, without updating the capacity."""
+    """Settles requests of a full buffer when the flush waits for them."""
 
     span_recorder = None
-    dropped_count = 0
+    dropped_count = in_flight_span_count = in_flight_byte_count = 0
 
     def __init__(self) -> None:
         self.worker = TraceWorker(
             self, BufferSettings(60, 60, buffer_spans=1, buffer_bytes=10_000), has_start_events=True
         )
 
-    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
-        track(len(spans), 1)
-        in_flight = self.worker._in_flight
-        number = in_flight._last_number
+    def submit(self, spans: list[ReadableSpan], byte_count: int = 0) -> None:
+        self.in_flight_span_count, self.in_flight_byte_count = len(spans), byte_count
 
-        def settle() -> None:
-            wait_until(lambda: self.worker._is_overflowing)
-            with in_flight.changed:
-                in_flight.complete(number)
-
-        threading.Thread(target=settle).start()
+    def flush(self, timeout_seconds: float) -> bool:
+        self.in_flight_span_count = self.in_flight_byte_count = 0
+        return True
 
     def resolve_problem(self, reason: str, message: str) -> None: ...
-
-    def begin_flush(self, timeout_seconds: float) -> None: ...
-
-    def end_flush(self) -> None: ...
 
     def record_dropped(self, count: int, reason: str) -> None: ...
 
     def spool_or_drop(self, spans: Sequence[ReadableSpan], reason: str) -> None: ...
 
     def record_filtered(self, spans: Sequence[ReadableSpan]) -> None: ...
-
-    def wait_until_drained(self, timeout_seconds: float) -> int:
-        return 0
-
-    def wait_for_rest_calls(self, timeout_seconds: float) -> bool:
-        return True
 
 
 class AcceptingPipeline(SettlingPipeline):
@@ -559,8 +544,7 @@ class AcceptingPipeline(SettlingPipeline):
     def __init__(self) -> None:
         self.worker = TraceWorker(self, BufferSettings(60, 60, 100, 100_000), has_start_events=False)
 
-    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
-        track(len(spans), 1)()
+    def submit(self, spans: list[ReadableSpan], byte_count: int = 0) -> None: ...
 
 
 class EncodingPipeline(AcceptingPipeline):
@@ -578,11 +562,12 @@ class EncodingPipeline(AcceptingPipeline):
             accepted_count += self.worker.enqueue(span)
         return accepted_count
 
-    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
+    def submit(self, spans: list[ReadableSpan], byte_count: int = 0) -> None:
         if not self.is_encoding:
             self.is_encoding = True
+            self.in_flight_span_count, self.in_flight_byte_count = len(spans), byte_count
             self.accepted_count = self.end(200)
-        super().submit(spans, track)
+            self.in_flight_span_count = self.in_flight_byte_count = 0
 
 
 @pytest.mark.parametrize("has_start_events", [True, False])
@@ -635,36 +620,6 @@ def test_flush_restores_capacity() -> None:
         assert worker.enqueue(make_spans("a")[0])
         assert worker.flush(30)
     worker.close(30, lambda _: None)
-
-
-def test_last_measurement_sets_capacity() -> None:
-    class SlowInFlight:
-        """One request in flight for the first reader, which blocks; none for later readers."""
-
-        byte_count = 0
-
-        def __init__(self) -> None:
-            self.span_counts, self.reading, self.release = iter([1]), threading.Event(), threading.Event()
-
-        @property
-        def span_count(self) -> int:
-            count = next(self.span_counts, 0)
-            if count:
-                self.reading.set()
-                assert self.release.wait(30)
-            return count
-
-    worker, slow_in_flight = SettlingPipeline().worker, SlowInFlight()
-    worker._in_flight = slow_in_flight  # type: ignore[assignment]
-    first, second = (threading.Thread(target=worker._update_capacity) for _ in range(2))
-    first.start()
-    assert slow_in_flight.reading.wait(30)
-    second.start()
-    second.join(0.3)  # finished by then, unless it waits for the lock
-    slow_in_flight.release.set()
-    first.join()
-    second.join()
-    assert worker._capacity == 2
 
 
 def test_processor_reads_arguments_and_environment(

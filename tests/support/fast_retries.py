@@ -10,22 +10,18 @@ from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
 
 @contextmanager
 def skip_retry_delays(exporter: MLflowSpanExporter, interval_seconds: float = 0.01) -> Iterator[None]:
-    """End the delays between attempts again and again, as a flush does.
-
-    Requests keep their time-out, which a short flush would reduce.
-    """
+    """End the delays between attempts again and again, as a flush does."""
     stop, pipeline = threading.Event(), pipeline_of(exporter)
     assert pipeline is not None
 
-    def flush_repeatedly() -> None:
+    def wake_repeatedly() -> None:
         while not stop.wait(interval_seconds):
-            pipeline.begin_flush(60)
+            pipeline.work_queue.wake_all()
 
-    thread = threading.Thread(target=flush_repeatedly)
+    thread = threading.Thread(target=wake_repeatedly)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-        pipeline.end_flush()

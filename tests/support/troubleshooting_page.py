@@ -517,7 +517,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ("configure() replaces the exporter of OTEL_TRACES_EXPORTER=mlflow",),
     ),
     MessageCode.INTERNAL_ERROR: Entry(
-        ("... by a mistake in this library; please report it",),
+        ("Internal error: could not ... Please report this.",),
         "A traceback follows the message.",
     ),
 }

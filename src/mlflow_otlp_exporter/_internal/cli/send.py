@@ -20,7 +20,6 @@ from mlflow_otlp_exporter._internal.common.hints import add_fix
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher, batch_by_size
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
-from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch
 from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
@@ -120,7 +119,7 @@ def send_test(settings: Settings) -> Iterator[tuple[bool, str]]:
 
 def _send_batch(clients: Clients, settings: Settings, batch: Batch) -> ExportOutcome:
     destination, spans = batch
-    return clients.otlp.export(EncodedBatch(destination, encode_request(spans), len(spans)), settings.timeout)
+    return clients.otlp.export(destination, encode_request(spans), settings.timeout)
 
 
 def _format_failure(settings: Settings, outcome: ExportOutcome) -> str:

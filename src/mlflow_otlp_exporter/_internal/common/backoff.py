@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -13,20 +12,9 @@ _USER_DELAYS = (2.0, 60.0)
 MAX_SECONDS_IN_MEMORY = 2.0
 # Requests on disk are safe, so they are retried at most once a minute.
 _MAX_DELAY_ON_DISK = 60.0
-# Delay of the next attempt after a flush that began during an attempt.
-_FLUSH_DELAY = 0.5
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Failure = TypeVar("_Failure")
-
-
-def flush_delay(delay: float, began: float, flush_began: float) -> float:
-    """Shorten the delay after an attempt if a flush began during the attempt; `flush_began` is -inf without a flush.
-
-    A flush cancels pending delays. This does the same for a delay that begins after the flush.
-    """
-    # A delay of up to twice the short one stays as it is: otherwise two attempts would follow each other closely.
-    return _FLUSH_DELAY if began < flush_began and delay > 2 * _FLUSH_DELAY else delay
 
 
 class BackoffState(Generic[_Key, _Failure]):
@@ -39,9 +27,6 @@ class BackoffState(Generic[_Key, _Failure]):
         self._clock, self._jitter, self._has_spool = clock, jitter, has_spool
         self._failure_counts: dict[_Key, int] = {}
         self._resume_at: dict[_Key, float] = {}
-        # Destinations whose next request is sent early, and from when on.
-        self._flushed_at: dict[_Key, float] = {}
-        self._flush_began = -math.inf
         self._last_failures: dict[_Key, _Failure] = {}
 
     def record_success(self, key: _Key) -> None:
@@ -50,32 +35,15 @@ class BackoffState(Generic[_Key, _Failure]):
         self._last_failures.pop(key, None)
 
     def record_failure(
-        self,
-        key: _Key,
-        failure: _Failure,
-        *,
-        retry_after: float | None,
-        needs_user: bool,
-        is_bisecting: bool,
-        began: float,
+        self, key: _Key, failure: _Failure, *, retry_after: float | None, needs_user: bool, is_bisecting: bool
     ) -> float:
         """Record a failed attempt, and return the seconds for which the destination waits.
 
         `needs_user` says that a user has to correct it. Requests of a bisection are not counted, because there are few
-        of them. `began` is the clock's time when the attempt began.
+        of them.
         """
         now = self._clock()
-        self._flushed_at.pop(key, None)
         self._last_failures[key] = failure
-        full_delay = self._full_delay(key, retry_after, now, needs_user=needs_user, is_bisecting=is_bisecting)
-        delay = flush_delay(full_delay, began, self._flush_began)
-        if delay < full_delay:
-            self._flushed_at[key] = now + delay
-        return delay
-
-    def _full_delay(
-        self, key: _Key, retry_after: float | None, now: float, *, needs_user: bool, is_bisecting: bool
-    ) -> float:
         resume_at = self._resume_at.get(key, 0.0)
         if now < resume_at:
             # The attempt was early because of a flush, so it does not change the delay.
@@ -107,22 +75,11 @@ class BackoffState(Generic[_Key, _Failure]):
         return self._failure_counts.get(key, 0) > 1 and self.remaining_delay(key) > 0.0
 
     def remaining_delay(self, key: _Key) -> float:
-        resume_at = self._resume_at.get(key, 0.0)
-        return max(0.0, min(resume_at, self._flushed_at.get(key, math.inf)) - self._clock())
+        return max(0.0, self._resume_at.get(key, 0.0) - self._clock())
 
     @property
     def has_failures(self) -> bool:
         return bool(self._failure_counts)
-
-    def begin_flush(self) -> None:
-        """Cancel the pending delay of each destination, also of failing ones."""
-        self._flush_began = now = self._clock()
-        for key in list(self._resume_at):  # other threads add to it
-            self._flushed_at[key] = now
-
-    def end_flush(self) -> None:
-        """Restore the normal delays."""
-        self._flush_began = -math.inf
 
 
 def compute_backoff(attempt: int, jitter: float, *, first_seconds: float = 0.5, max_seconds: float = 30.0) -> float:

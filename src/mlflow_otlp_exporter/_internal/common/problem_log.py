@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.stats import ExportStats
 
@@ -28,6 +29,16 @@ _MAX_TEXTS = 20
 _VARIABLE_PARTS = re.compile(r"\b(?:tr-)?[0-9a-f]{16,}\b|\d+")
 _CODE = re.compile(r" \[MLO-\d+\]$")
 logger = logging.getLogger("mlflow_otlp_exporter")
+_exceptions_logged_at: dict[str, float] = {}
+
+
+def log_exception(error: BaseException, action: str) -> None:
+    """Log an unexpected exception with its traceback, at most once a minute for each action."""
+    now = time.monotonic()
+    if now - _exceptions_logged_at.get(action, -math.inf) >= _SUMMARY_SECONDS:
+        _exceptions_logged_at[action] = now
+        message = "Internal error: could not %s. Please report this. [%s]"
+        logger.error(message, action, MessageCode.INTERNAL_ERROR, exc_info=error)
 
 
 @dataclass

@@ -13,13 +13,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
+
+# Delay of the next attempt if `wake_all` was called during the last one.
+_WOKEN_DELAY_SECONDS = 0.5
 
 
 class Item(Protocol):
@@ -29,12 +30,11 @@ class Item(Protocol):
 _Item = TypeVar("_Item", bound=Item)
 
 
-@dataclass(frozen=True)
-class SendResult(Generic[_Item]):
+class SendResult(NamedTuple):
     """What remains of an item after one attempt."""
 
-    remaining: Sequence[_Item] = ()  # takes the place of the attempted item
-    retry_after: float = 0.0  # seconds for which the whole destination waits
+    remaining: Sequence[Any] = ()  # items that take the place of the attempted one
+    destination_delay: float = 0.0  # seconds for which the whole destination waits
     requeue_last: bool = False  # whether other items of the destination go first
 
 
@@ -52,7 +52,7 @@ class WorkQueue(Generic[_Item]):
     """
 
     def __init__(
-        self, step: Callable[[_Item], SendResult[_Item]], abandon: Callable[[_Item], None], *, max_threads: int = 4
+        self, step: Callable[[_Item], SendResult], abandon: Callable[[_Item], None], *, max_threads: int = 4
     ) -> None:
         self._step, self._abandon, self._max_threads = step, abandon, max_threads
         self._closed = False
@@ -66,6 +66,7 @@ class WorkQueue(Generic[_Item]):
         self._heap: list[tuple[float, int, Hashable]] = []
         self._numbers = itertools.count()
         self._busy: dict[Hashable, _Item] = {}
+        self._woken: set[Hashable] = set()  # keys that were busy when `wake_all` was called
         self._threads: list[threading.Thread] = []
         self._idle_count = 0
         self._stopped = False
@@ -75,22 +76,24 @@ class WorkQueue(Generic[_Item]):
 
         If no thread can start, as while the interpreter exits, the item is processed in the caller's thread.
         """
-        run_here = False
+        runs_here = False
         with self._lock:
             is_late = self._closed
             if not is_late:
-                queue = self._queues.setdefault(key, _Queue())
+                queue = self._queues.get(key)
+                if queue is None:
+                    queue = self._queues[key] = _Queue()
                 queue.items.append(item)
                 if delay > 0:
                     queue.resume_at = max(queue.resume_at, time.monotonic() + delay)
                 self._schedule(key, queue)
                 if not self._idle_count and len(self._threads) < self._max_threads:
-                    run_here = not self._start_thread()
+                    runs_here = not self._start_thread()
                 self._lock.notify()
         if is_late:
             self._abandon(item)
-        while run_here and self._run_one(block=False):
-            pass
+        elif runs_here:
+            self._run(block=False)
 
     def _schedule(self, key: Hashable, queue: _Queue[_Item]) -> None:
         """Put a key into the heap, for when its first item is due. Needs the lock."""
@@ -112,9 +115,10 @@ class WorkQueue(Generic[_Item]):
         self._threads.append(thread)
         return True
 
-    def _run(self) -> None:
-        while self._run_one(block=True):
-            pass
+    def _run(self, *, block: bool = True) -> None:
+        with suppress_instrumentation():
+            while self._run_one(block=block):
+                pass
 
     def _pop_due(self, *, block: bool) -> tuple[Hashable, _Item] | None:
         """Return the next item that is due; None if there is none and none is waited for. Needs the lock."""
@@ -132,10 +136,11 @@ class WorkQueue(Generic[_Item]):
                     break
                 heapq.heappop(self._heap)
                 queue.due = None
-                item = next(item for item in queue.items if item.not_before <= now)
-                queue.items.remove(item)
-                self._busy[key] = item
-                return key, item
+                for index, item in enumerate(queue.items):
+                    if item.not_before <= now:
+                        del queue.items[index]
+                        self._busy[key] = item
+                        return key, item
             if not block or (self._closed and not self._queues):
                 return None
             self._idle_count += 1
@@ -150,20 +155,22 @@ class WorkQueue(Generic[_Item]):
         if popped is None:
             return False
         key, item = popped
-        result: SendResult[_Item] = SendResult()
         try:
-            with suppress_instrumentation():
-                result = self._step(item)
-        except BaseException:  # noqa: BLE001
+            result = self._step(item)
+        except BaseException as error:  # noqa: BLE001
             # The thread must survive, or all later items would wait for ever; upstream's dies of a SystemExit.
-            message = "spans are lost by a mistake in this library; please report it [%s]"
-            logger.exception(message, MessageCode.INTERNAL_ERROR)
+            log_exception(error, "send")
             self._try_abandon(item)
+            result = SendResult()
         abandoned: Sequence[_Item] = ()
         with self._lock:
             del self._busy[key]
-            queue = self._queues[key]
-            queue.resume_at = time.monotonic() + result.retry_after if result.retry_after else 0.0
+            queue, delay = self._queues[key], result.destination_delay
+            if key in self._woken:
+                self._woken.discard(key)
+                # At most twice the short delay stays as it is: else two attempts would follow each other closely.
+                delay = _WOKEN_DELAY_SECONDS if delay > 2 * _WOKEN_DELAY_SECONDS else delay
+            queue.resume_at = time.monotonic() + delay if delay else 0.0
             if self._stopped:
                 abandoned = result.remaining
             elif result.requeue_last:
@@ -184,11 +191,8 @@ class WorkQueue(Generic[_Item]):
     def _try_abandon(self, item: _Item) -> None:
         try:
             self._abandon(item)
-        except BaseException:  # noqa: BLE001 - as above, and the destination would be busy for ever
-            logger.exception(
-                "spans could not be kept, by a mistake in this library; please report it [%s]",
-                MessageCode.INTERNAL_ERROR,
-            )
+        except BaseException as error:  # noqa: BLE001 - as above, and the destination would be busy for ever
+            log_exception(error, "drop")
 
     def items_of(self, key: Hashable) -> list[_Item]:
         """Return the queued items of a key, without the one in progress."""
@@ -201,8 +205,9 @@ class WorkQueue(Generic[_Item]):
             return [item for queue in self._queues.values() for item in queue.items]
 
     def wake_all(self) -> None:
-        """Cancel the delays of all keys."""
+        """Cancel the delays of all keys, and shorten the next delay of those that are busy."""
         with self._lock:
+            self._woken.update(self._busy)
             for key, queue in self._queues.items():
                 queue.resume_at = 0.0
                 if queue.items:
@@ -246,8 +251,7 @@ class WorkQueue(Generic[_Item]):
                     item.not_before = 0.0
         self.wake_all()
         if not self._threads:
-            while self._run_one(block=False):
-                pass
+            self._run(block=False)
         with self._lock:
             self._lock.wait_for(lambda: not self._queues, max(0.0, deadline - time.monotonic()))
             self._stopped = True

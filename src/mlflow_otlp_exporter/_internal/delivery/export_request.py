@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -21,48 +22,42 @@ class Bisection:
         had_server_error: True if it began with a 500.
         accepted_number: The last accepted request of the destination when the bisection began.
         deferred: Spans of the other halves.
-        uncertain: True if the deferred spans may have arrived.
+        may_have_arrived: True if one of the deferred spans may have arrived.
     """
 
     had_server_error: bool
     accepted_number: int
     deferred: list[EncodedSpan] = field(default_factory=list)
-    uncertain: bool = False
+    may_have_arrived: bool = False
 
 
-class RequestOrigin:
-    """Completion state of a batch; all requests into which the batch is split share it.
+class ExportFuture(Future[int]):
+    """Completion of spans that were submitted together; the result is the number of dropped spans.
+
+    All requests into which the spans are split share it.
 
     Attributes:
         remaining_count: Spans without an outcome.
-        dropped_count: Spans that were dropped.
-        label: Who left the batch on disk, for the log; empty for spans of this exporter.
+        label: Who left the spans on disk, for the log; empty for spans of this exporter.
         on_postponed: Called with the reason when spans have to be retried.
         on_counted: Called with the spans that were delivered and dropped, and the outcome; None at shutdown.
     """
 
-    def __init__(
-        self,
-        span_count: int,
-        on_settled: Callable[[], None] = lambda: None,
-        on_postponed: Callable[[ExportOutcome], None] = lambda _: None,
-    ) -> None:
-        self.remaining_count = span_count
-        self.dropped_count = 0
-        self.label = ""
-        self.on_postponed = on_postponed
-        self.on_counted: Callable[[int, int, ExportOutcome | None], None] = lambda _delivered, _dropped, _outcome: None
-        self._on_settled = on_settled
+    is_on_disk = False
+    label = ""
 
-    @property
-    def is_on_disk(self) -> bool:
-        return False
+    def __init__(self, span_count: int, byte_count: int = 0) -> None:
+        super().__init__()
+        self.span_count, self.byte_count = span_count, byte_count
+        self.remaining_count, self.dropped_count = span_count, 0
+        self.on_postponed: Callable[[ExportOutcome], None] | None = None
+        self.on_counted: Callable[[int, int, ExportOutcome | None], None] | None = None
 
-    def on_attempt(self) -> None:
+    def record_attempt(self) -> None:
         """Called before spans are sent."""
 
-    def on_failure(self, *, uncertain: bool) -> None:
-        """Called after an attempt failed; `uncertain` if the spans may have arrived."""
+    def record_failure(self, *, may_have_arrived: bool) -> None:
+        """Called after an attempt failed."""
 
     def yield_slot(self) -> None:
         """Called when the spans are delayed for long, so that other requests may be sent meanwhile."""
@@ -72,11 +67,12 @@ class RequestOrigin:
 
     def settle(self, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None) -> None:
         """Count spans that have an outcome."""
-        self.on_counted(delivered_count, dropped_count, outcome)
+        if self.on_counted is not None:
+            self.on_counted(delivered_count, dropped_count, outcome)
         self.dropped_count += dropped_count
         self.remaining_count -= delivered_count + dropped_count
-        if self.remaining_count <= 0:
-            self._on_settled()
+        if self.remaining_count <= 0 and not self.done():
+            self.set_result(self.dropped_count)
 
 
 @dataclass(eq=False)
@@ -85,8 +81,7 @@ class ExportRequest:
 
     Attributes:
         not_before: When the spans may be sent.
-        started_at: When the last attempt began.
-        uncertain: True if the spans may have arrived.
+        may_have_arrived: True if the server may have stored the spans already.
         stored_ids: The spans that were stored when the server was last asked.
         bisection: The bisection that the request is a part of.
         has_bad_span: True if the bad span of the bisection must be among these spans.
@@ -94,6 +89,7 @@ class ExportRequest:
         rejection_count: Number of rejections of a single span.
         server_error_count: Number of 500 responses, counted once until the destination accepts another request.
         accepted_number: The last accepted request of the destination when a 500 was counted.
+        exception_count: Number of unexpected exceptions.
         check_until: Until then, missing spans may still be on their way into the server's database.
         was_sent: True after the first attempt.
         delay_count: Number of delays.
@@ -103,10 +99,9 @@ class ExportRequest:
 
     destination: Destination
     spans: list[EncodedSpan]
-    origin: RequestOrigin
+    future: ExportFuture
     not_before: float = 0.0
-    started_at: float = 0.0
-    uncertain: bool = False
+    may_have_arrived: bool = False
     stored_ids: frozenset[tuple[int, int]] | None = None
     bisection: Bisection | None = None
     has_bad_span: bool = False
@@ -114,6 +109,7 @@ class ExportRequest:
     rejection_count: int = 0
     server_error_count: int = 0
     accepted_number: int = 0
+    exception_count: int = 0
     check_until: float = 0.0
     was_sent: bool = False
     delay_count: int = 0
@@ -158,7 +154,9 @@ def bisect(request: ExportRequest, bisection: Bisection, chance: float) -> tuple
     """Split a failing request of two or more spans and defer its other half; `chance` (0 to 1) orders the halves."""
     _defer_other_half(request, bisection)
     first, second = (
-        ExportRequest(request.destination, spans, request.origin, uncertain=request.uncertain, bisection=bisection)
+        ExportRequest(
+            request.destination, spans, request.future, may_have_arrived=request.may_have_arrived, bisection=bisection
+        )
         for spans in split_spans(request.spans)
     )
     if chance < 0.5:
@@ -190,8 +188,8 @@ def merge_deferred(request: ExportRequest) -> list[ExportRequest]:
         ExportRequest(
             request.destination,
             spans,
-            request.origin,
-            uncertain=bisection.uncertain,
+            request.future,
+            may_have_arrived=bisection.may_have_arrived,
             # If the bisection delivered nothing, the server may be the cause: the next one waits for a success.
             server_error_count=int(bisection.had_server_error and len(spans) > 1),
             accepted_number=bisection.accepted_number,
@@ -204,5 +202,5 @@ def _defer_other_half(request: ExportRequest, bisection: Bisection) -> None:
     other_half, request.other_half = request.other_half, None
     if other_half is not None:
         bisection.deferred += other_half.spans
-        bisection.uncertain = bisection.uncertain or other_half.uncertain
+        bisection.may_have_arrived = bisection.may_have_arrived or other_half.may_have_arrived
         other_half.spans = []

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception, logger
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import Settings
@@ -186,12 +186,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
         try:
             with suppress_instrumentation():
                 return SpanExportResult.SUCCESS if pipeline.export(spans) else SpanExportResult.FAILURE
-        except Exception:  # noqa: BLE001 - nothing of this library raises into the application
-            logger.exception(
-                "Internal error: could not export %d spans. Please report this. [%s]",
-                len(spans),
-                MessageCode.INTERNAL_ERROR,
-            )
+        except Exception as error:  # noqa: BLE001 - nothing of this library raises into the application
+            log_exception(error, "export spans")
             return SpanExportResult.FAILURE
 
     def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any] | None = None) -> str | None:

@@ -6,7 +6,6 @@ import gzip
 import logging
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -23,15 +22,6 @@ _MIN_COMPRESSED_BYTES = 1024
 _COMPRESSION_LEVEL = 4
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
-    """An `ExportTraceServiceRequest` for one destination, not compressed."""
-
-    destination: Destination
-    body: bytes
-    span_count: int
-
-
 def compress(body: bytes, compression: str) -> bytes:
     if compression == "gzip":
         return gzip.compress(body, _COMPRESSION_LEVEL, mtime=0)
@@ -39,7 +29,7 @@ def compress(body: bytes, compression: str) -> bytes:
 
 
 class OTLPClient:
-    """Sends batches to the OTLP endpoint.
+    """Sends encoded requests to the OTLP endpoint.
 
     Args:
         compression: `none`, `gzip` or `deflate`.
@@ -63,22 +53,23 @@ class OTLPClient:
         )
         self._experiment_is_set = experiment_is_set
 
-    def export(self, batch: EncodedBatch, timeout_seconds: float) -> ExportOutcome:
-        """Send a batch once, and once more uncompressed if the server rejects the compressed body.
+    def export(self, destination: Destination, body: bytes, timeout_seconds: float) -> ExportOutcome:
+        """Send an encoded request once, and once more uncompressed if the server rejects the compressed body.
 
         The timeout is for the lookup of the experiment, and again for each request.
         """
-        is_set = self._experiment_is_set and not batch.destination.trace_experiment_id
-        experiment = None if is_set else self._experiments.resolve(batch.destination, timeout_seconds)
+        experiment: str | ExportOutcome | None = destination.trace_experiment_id
+        if experiment is None and not self._experiment_is_set:
+            experiment = destination.experiment_id or self._experiments.resolve(destination, timeout_seconds)
         if isinstance(experiment, ExportOutcome):
             return experiment
-        headers = {"content-type": "application/x-protobuf", **batch.destination.headers(experiment)}
-        if self._compression == "none" or len(batch.body) < _MIN_COMPRESSED_BYTES:
-            return self._post(headers, batch.body, timeout_seconds)
+        headers = {"content-type": "application/x-protobuf", **destination.headers(experiment)}
+        if self._compression == "none" or len(body) < _MIN_COMPRESSED_BYTES:
+            return self._post(headers, body, timeout_seconds)
         compressed_headers = {**headers, "content-encoding": self._compression}
-        outcome = self._post(compressed_headers, compress(batch.body, self._compression), timeout_seconds)
+        outcome = self._post(compressed_headers, compress(body, self._compression), timeout_seconds)
         if outcome.status in (400, 415) and outcome.trace_id is None:
-            outcome = self._post(headers, batch.body, timeout_seconds)
+            outcome = self._post(headers, body, timeout_seconds)
             if outcome.disposition in (Disposition.SUCCESS, Disposition.PARTIAL_SUCCESS):
                 # MLflow before 3.7 answers 400 to every compressed body; if it accepts the uncompressed body, the
                 # content was not the cause.

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,19 +17,19 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.backoff import MAX_SECONDS_IN_MEMORY
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher
+from mlflow_otlp_exporter._internal.delivery.batcher import Batcher
 from mlflow_otlp_exporter._internal.delivery.clients import build_clients, format_outcome
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import memory_bytes_of
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, memory_bytes_of
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.tracing.routing import route_of
 
@@ -109,13 +110,20 @@ class Pipeline:
             )
             self.persistent_queue.on_append = self.spool_consumer.wake
             self.persistent_queue.storage.is_memory_full = self._is_memory_full
-        self.in_flight = InFlightRequests()
         self.is_closed = False
         self._flush_deadline = math.inf
+        self._reset_after_fork()
+        register_fork_reset(self._reset_after_fork)
         if self.spool_consumer and self.persistent_queue and self.persistent_queue.has_leftovers():
             # Last, because its thread needs all of the above. Without leftovers no thread starts before there is
             # something to send: until then, the application may fork.
             self.spool_consumer.wake()
+
+    def _reset_after_fork(self) -> None:
+        # The parent sends the requests that it has. The lock is re-entrant, because a signal handler may export.
+        self._lock = threading.RLock()
+        self._in_flight: set[ExportFuture] = set()
+        self.in_flight_span_count = self.in_flight_byte_count = 0  # bytes before compression
 
     # Spans
 
@@ -138,19 +146,39 @@ class Pipeline:
         if self.persistent_queue is not None and self.persistent_queue.journal is not None:
             self.persistent_queue.journal.set_trace_filter(patterns)
 
-    def submit(self, spans: list[ReadableSpan], track: Callable[[int, int], Callable[[], None]]) -> None:
+    def submit(self, spans: list[ReadableSpan], byte_count: int = 0) -> None:
         """Encode spans and send them in the background.
 
         The spans are grouped by trace. The list is emptied while they are encoded: a span of the SDK takes many times
-        the memory of its bytes. `track` is called with span count and bytes of each request; the ticket that it returns
-        is called when the request is settled.
+        the memory of its bytes. `byte_count` is their estimated size.
         """
         if self.is_closed:
             self.spool_or_drop(spans, "the exporter is shut down")
             return
-        for batch in self.batcher.build_and_clear(spans):
-            count, size = len(batch[1]), memory_bytes_of(batch[1])
-            self._enqueue(batch, RequestOrigin(count, track(count, size)))
+        encoding = self._track(ExportFuture(len(spans), byte_count))
+        try:
+            batches = self.batcher.build_and_clear(spans)
+        finally:
+            encoding.set_result(0)
+        for destination, encoded in batches:
+            future = self._track(ExportFuture(len(encoded), memory_bytes_of(encoded)))
+            self._enqueue(destination, encoded, future)
+
+    def _track(self, future: ExportFuture) -> ExportFuture:
+        """Count spans as in flight until their future is done."""
+        with self._lock:
+            self._in_flight.add(future)
+            self.in_flight_span_count += future.span_count
+            self.in_flight_byte_count += future.byte_count
+        future.add_done_callback(self._untrack)
+        return future
+
+    def _untrack(self, future: Future[int]) -> None:
+        with self._lock:
+            if isinstance(future, ExportFuture) and future in self._in_flight:  # after a fork, the parent has it
+                self._in_flight.discard(future)
+                self.in_flight_span_count -= future.span_count
+                self.in_flight_byte_count -= future.byte_count
 
     def export(self, spans: Sequence[ReadableSpan]) -> bool:
         """Send spans and wait for their outcome, for at most the timeout; True if all were delivered or spooled.
@@ -159,56 +187,49 @@ class Pipeline:
         """
         batches, failed_count = self.batcher.build(spans)
         deadline = time.monotonic() + self.settings.timeout
-        waits = []
-        for batch in batches:
-            done = threading.Event()
-            waits.append((done, self._enqueue_and_notify(batch, done)))
-        for done, _ in waits:
-            done.wait(max(0.0, deadline - time.monotonic()))
-        has_delivered = all(origin.remaining_count == 0 and not origin.dropped_count for _, origin in waits)
-        return has_delivered and not failed_count
+        exported = [self._export(destination, encoded) for destination, encoded in batches]
+        for _, is_over in exported:
+            is_over.wait(max(0.0, deadline - time.monotonic()))
+        return not failed_count and all(future.done() and future.result() == 0 for future, _ in exported)
 
-    def _enqueue_and_notify(self, batch: Batch, done: threading.Event) -> RequestOrigin:
-        """Enqueue a batch; `done` is set when there is an outcome, or when waiting longer would not help."""
-        destination, spans = batch
-        count, size = len(spans), memory_bytes_of(spans)
-        if self.in_flight.byte_count + size > self.settings.buffer.buffer_bytes and self.persistent_queue is None:
-            self._record_lost(count, (), "memory_limit", "the server is unavailable and the memory limit is reached")
-            done.set()
-            return RequestOrigin(count)
-        ticket = self.in_flight.track(count, size)
+    def _export(self, destination: Destination, spans: list[EncodedSpan]) -> tuple[ExportFuture, threading.Event]:
+        """Enqueue spans; the event is set when there is an outcome, or when waiting longer would not help."""
+        future, is_over = ExportFuture(len(spans), memory_bytes_of(spans)), threading.Event()
+        future.add_done_callback(lambda _: is_over.set())
+        in_flight_bytes = self.in_flight_byte_count + future.byte_count
+        if in_flight_bytes > self.settings.buffer.buffer_bytes and self.persistent_queue is None:
+            reason = "the server is unavailable and the memory limit is reached"
+            self._record_lost(len(spans), (), "memory_limit", reason)
+            future.settle(0, len(spans))
+            return future, is_over
 
-        def on_settled() -> None:
-            done.set()
-            ticket()
+        def end_if_user_must_act(outcome: ExportOutcome | None) -> None:
+            if outcome is not None and outcome.cause is not FailureKind.SERVER:  # a server may recover in the meantime
+                is_over.set()
 
-        def on_postponed(outcome: ExportOutcome) -> None:
-            if outcome.cause is not FailureKind.SERVER:  # only a server that is down may recover within the timeout
-                done.set()
-
-        origin = RequestOrigin(count, on_settled, on_postponed)
+        future.on_postponed = end_if_user_must_act
         last_outcome = self.retry_sender.backoff.last_failure(destination)
-        self._enqueue(batch, origin)
-        if last_outcome is not None and last_outcome.cause is not FailureKind.SERVER:
-            done.set()  # it is queued behind requests that fail until a user fixes the cause
-        return origin
+        self._enqueue(destination, spans, self._track(future))
+        end_if_user_must_act(last_outcome)  # these spans are queued behind requests that fail
+        return future, is_over
 
-    def _enqueue(self, batch: Batch, origin: RequestOrigin) -> None:
-        destination, spans = batch
+    def _enqueue(self, destination: Destination, spans: list[EncodedSpan], future: ExportFuture) -> None:
         if self._metrics is not None:
-            origin.on_counted = self._metrics.record_start(len(spans))
-        request = ExportRequest(destination, spans, origin, created_at=self.retry_sender.clock())
-        if self.spool_consumer is None:
-            self._enqueue_request(request)
-        elif not (self.retry_sender.backoff.is_open(destination) and self.retry_sender.spool(request)):
-            self._enqueue_request(request)
+            future.on_counted = self._metrics.record_start(len(spans))
+        request = ExportRequest(destination, spans, future, created_at=self.retry_sender.clock())
+        if self.spool_consumer is not None:
+            if self.retry_sender.backoff.is_open(destination) and self.retry_sender.spool(request):
+                return
             self.spool_consumer.wake()
+        self._enqueue_request(request)
 
     def _enqueue_request(self, request: ExportRequest) -> None:
-        wait = self.retry_sender.backoff.remaining_delay(request.destination) if request.origin.is_on_disk else 0.0
-        self.work_queue.enqueue(request.destination, request, delay=wait)
+        # A new request in memory is behind the failing ones in the queue; one from the disk may be the only one.
+        is_delayed = request.future.is_on_disk and self._flush_deadline == math.inf
+        delay = self.retry_sender.backoff.remaining_delay(request.destination) if is_delayed else 0.0
+        self.work_queue.enqueue(request.destination, request, delay=delay)
 
-    def _send_once(self, request: ExportRequest) -> SendResult[ExportRequest]:
+    def _send_once(self, request: ExportRequest) -> SendResult:
         remaining_seconds = max(0.2, self._flush_deadline - time.monotonic())
         return self.retry_sender.send(request, min(self.settings.timeout, remaining_seconds))
 
@@ -227,7 +248,7 @@ class Pipeline:
 
     def _count_queued(self, destination: Destination) -> int:
         queued = self.work_queue.items_of(destination)
-        count = sum(len(request.spans) for request in queued if not request.origin.is_on_disk)
+        count = sum(len(request.spans) for request in queued if not request.future.is_on_disk)
         return count if self.persistent_queue is None else count + self.persistent_queue.storage.totals().span_count
 
     def _spill_to_disk(self) -> bool:
@@ -237,7 +258,7 @@ class Pipeline:
             now = sender.clock()
 
             def is_late(request: ExportRequest) -> bool:
-                if request.origin.is_on_disk or request.bisection is not None or request.other_half is not None:
+                if request.future.is_on_disk or request.bisection is not None or request.other_half is not None:
                     return False
                 return now - request.created_at > MAX_SECONDS_IN_MEMORY or sender.backoff.is_open(request.destination)
 
@@ -248,7 +269,7 @@ class Pipeline:
 
     def _is_memory_full(self) -> bool:
         """Return whether requests that do not fit on the disk would not fit into memory either."""
-        queued = sum(request.byte_count for request in self.work_queue.all_items() if not request.origin.is_on_disk)
+        queued = sum(request.byte_count for request in self.work_queue.all_items() if not request.future.is_on_disk)
         return self.is_closed or 2 * queued > self.settings.buffer.buffer_bytes
 
     def _expire_and_recover(self) -> None:
@@ -308,27 +329,23 @@ class Pipeline:
 
     # Flush and shutdown
 
-    def begin_flush(self, timeout_seconds: float) -> None:
-        """Cancel pending delays and limit requests to the time of the flush; `end_flush` restores both."""
-        self._flush_deadline = time.monotonic() + timeout_seconds
-        self.retry_sender.backoff.begin_flush()
-        self.work_queue.wake_all()
-
-    def end_flush(self) -> None:
-        self._flush_deadline = math.inf
-        self.retry_sender.backoff.end_flush()
-
     def flush(self, timeout_seconds: float) -> bool:
-        """Wait for all requests in flight; True if all were delivered or spooled within the time."""
+        """Wait for all requests in flight; True if all were delivered or spooled within the time.
+
+        Pending delays are cancelled, and requests are limited to the time of the flush.
+        """
         dropped_before, deadline = self.dropped_count, time.monotonic() + timeout_seconds
-        self.begin_flush(timeout_seconds)
+        with self._lock:
+            in_flight = tuple(self._in_flight)
+        self._flush_deadline = deadline
         try:
-            is_settled = self.in_flight.wait(timeout_seconds)
+            self.work_queue.wake_all()
+            is_settled = not wait(in_flight, max(0.0, timeout_seconds)).not_done
             self.wait_until_drained(deadline - time.monotonic())
             self.wait_for_rest_calls(deadline - time.monotonic())
-            return is_settled and self.dropped_count == dropped_before
         finally:
-            self.end_flush()
+            self._flush_deadline = math.inf
+        return is_settled and self.dropped_count == dropped_before
 
     def wait_until_drained(self, timeout_seconds: float) -> int:
         """Wait until the spans that this process spooled are sent; stop early if the server is unavailable.
@@ -345,15 +362,15 @@ class Pipeline:
         """Wait for queued requests, spool or drop the remaining ones, and close connections."""
         deadline = time.monotonic() + timeout_seconds
         self.is_closed = self.retry_sender.is_closing = True
-        self.begin_flush(timeout_seconds)
+        self._flush_deadline = deadline
         if self.spool_consumer is not None:
             self.spool_consumer.close()
-            for request in self.work_queue.remove_if(lambda request: request.origin.is_on_disk):
-                request.origin.release()
+            for request in self.work_queue.remove_if(lambda request: request.future.is_on_disk):
+                request.future.release()
         self.work_queue.close(timeout_seconds)
         if self.persistent_queue is not None and self.spool_consumer is not None:
             for request in self.work_queue.in_progress():
-                request.uncertain = True
+                request.may_have_arrived = True
                 self.retry_sender.drop_on_shutdown(request)
             self.persistent_queue.close()
             self.spool_consumer.release()

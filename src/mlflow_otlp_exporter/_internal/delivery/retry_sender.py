@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.common.backoff import BackoffState, compute_
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.hints import add_fix
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.delivery.export_request import (
     Bisection,
@@ -28,7 +28,7 @@ from mlflow_otlp_exporter._internal.delivery.export_request import (
     next_half,
     split_spans,
 )
-from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch, OTLPClient
+from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.encoding.sanitizer import describe_span, truncate_span
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
     ALL_OR_NOTHING_SINCE,
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
 
-# Between two reads of a token file whose token the server rejected, and between two lookups of stored spans.
 # Failures that a user has to correct: these destinations are retried more slowly.
 _USER_FAILURES = frozenset({FailureKind.CREDENTIALS, FailureKind.DESTINATION, FailureKind.SIZE})
+# Between two reads of a token file whose token the server rejected, and between two lookups of stored spans.
 _TOKEN_POLL_SECONDS, _LOOKUP_SECONDS = 0.25, 1.0
 # A rejection is confirmed by a second attempt after this delay: servers answer a transient 400 or 422, too (two batches
 # of one trace at once before 3.16, a database that crashes).
@@ -58,10 +58,9 @@ _CONFIRM_SECONDS = 1.0
 _ERRORS_BEFORE_BISECTION, _ERRORS_BEFORE_DROP = 2, 5
 _MAX_DESTINATIONS = 1000
 _MIN_REQUEST_BYTES = 16 * 1024
-_Result = SendResult[ExportRequest]
 
 
-class Server(Protocol):
+class AuthenticatedServer(Protocol):
     """The server whose credential may be rejected: `HttpClient`."""
 
     @property
@@ -83,7 +82,7 @@ class RetrySender:
 
     def __init__(
         self,
-        server: Server,
+        server: AuthenticatedServer,
         client: OTLPClient,
         server_info: ServerInfo,
         problem_log: ProblemLog,
@@ -100,7 +99,7 @@ class RetrySender:
         self._locator = locator or TraceLocator(None)
         self._persistent_queue = persistent_queue
         self._where = "in memory" if persistent_queue is None else "on disk"
-        self._locked_until, self.clock, self._jitter = 0.0, clock, jitter
+        self._auth_paused_until, self.clock, self._jitter = 0.0, clock, jitter
         self.on_delivered: Callable[[Destination, Sequence[EncodedSpan]], None] = lambda _destination, _spans: None
         self.uploader: AttachmentUploader | None = None
         self.backoff: BackoffState[Destination, ExportOutcome] = BackoffState(
@@ -114,33 +113,39 @@ class RetrySender:
         self.max_request_bytes: int | None = None
         self.is_closing = False
 
-    def send(self, request: ExportRequest, timeout_seconds: float) -> _Result:
+    def send(self, request: ExportRequest, timeout_seconds: float) -> SendResult:
         """Make one attempt and decide what follows; the timeout is for each HTTP request of the attempt."""
+        try:
+            return self._send(request, timeout_seconds)
+        except Exception as error:  # noqa: BLE001 - a mistake in this library must not lose spans or stop the others
+            return self._on_internal_error(request, error)
+
+    def _send(self, request: ExportRequest, timeout_seconds: float) -> SendResult:
         if not request.spans:
             return SendResult()  # deferred by a bisection
-        request.started_at = self.clock()
-        if request.started_at < self._locked_until and not self.is_closing and not self._server.has_new_credential():
-            return SendResult((request,), retry_after=_TOKEN_POLL_SECONDS)
-        self._locked_until = 0.0
+        if self._auth_paused_until and self._is_auth_paused():
+            return SendResult((request,), destination_delay=_TOKEN_POLL_SECONDS)
         if request.has_bad_span and len(request.spans) > 1:
             return self._bisect(request)
-        result = self._separate_traces_elsewhere(request)
-        if result is None and request.uncertain:
+        result = self._separate_traces_elsewhere(request) if self._locator.has_locations else None
+        if result is None and request.may_have_arrived:
             result = self._skip_stored_spans(request, timeout_seconds)
         if result is None and self.uploader is not None:
             result = self._upload(self.uploader, request, timeout_seconds)
         if result is not None:
             return result
-        batch = EncodedBatch(request.destination, encode_request(request.spans), len(request.spans))
-        self._problem_log.stats.add(retries=int(request.was_sent))
+        body = encode_request(request.spans)
+        if request.was_sent:
+            self._problem_log.stats.add(retries=1)
         request.was_sent = True
-        request.origin.on_attempt()
-        outcome = self._client.export(batch, timeout_seconds)
-        return self._on_outcome(request, outcome, len(batch.body), timeout_seconds)
+        if request.future.is_on_disk:
+            request.future.record_attempt()
+        outcome = self._client.export(request.destination, body, timeout_seconds)
+        return self._on_outcome(request, outcome, len(body), timeout_seconds)
 
     def _on_outcome(
         self, request: ExportRequest, outcome: ExportOutcome, body_bytes: int, timeout_seconds: float
-    ) -> _Result:
+    ) -> SendResult:
         if outcome.disposition in (Disposition.SUCCESS, Disposition.PARTIAL_SUCCESS):
             return self._on_success(request, outcome, timeout_seconds)
         self.failure_count += 1
@@ -154,7 +159,16 @@ class RetrySender:
             return self._on_permanent_error(request, outcome, timeout_seconds)
         return self._schedule_retry(request, outcome)
 
-    def _upload(self, uploader: AttachmentUploader, request: ExportRequest, timeout_seconds: float) -> _Result | None:
+    def _is_auth_paused(self) -> bool:
+        is_paused = self.clock() < self._auth_paused_until and not self.is_closing
+        if is_paused and not self._server.has_new_credential():
+            return True
+        self._auth_paused_until = 0.0
+        return False
+
+    def _upload(
+        self, uploader: AttachmentUploader, request: ExportRequest, timeout_seconds: float
+    ) -> SendResult | None:
         """Upload an attachment of the spans; None when the spans may be sent."""
         for span in request.spans:
             if span.attachments:
@@ -170,9 +184,9 @@ class RetrySender:
         request.spans = spans
         return SendResult((request,)) if any(span.attachments for span in spans) else None
 
-    def _separate_traces_elsewhere(self, request: ExportRequest) -> _Result | None:
+    def _separate_traces_elsewhere(self, request: ExportRequest) -> SendResult | None:
         """Split off traces that other experiments are known to have; None if there are none."""
-        if not self._locator.has_locations or request.destination.trace_experiment_id:
+        if request.destination.trace_experiment_id:
             return None
         workspace, requests = request.destination.workspace, []
         locations = {span.trace_id: self._locator.experiment_of(workspace, span.trace_id) for span in request.spans}
@@ -189,7 +203,7 @@ class RetrySender:
 
     def _on_trace_elsewhere(
         self, request: ExportRequest, outcome: ExportOutcome, trace_id: int, timeout_seconds: float
-    ) -> _Result:
+    ) -> SendResult:
         """Find the experiment that has a trace, which takes its spans; other spans are sent at once."""
         workspace = request.destination.workspace
         own_ids = dict.fromkeys(span.trace_id for span in request.spans)
@@ -218,7 +232,7 @@ class RetrySender:
             return SendResult((*_remaining(request), part), requeue_last=True)
         return SendResult(_remaining(request))
 
-    def _on_refused_elsewhere(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+    def _on_refused_elsewhere(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
         """Drop spans that the experiment of another service does not take."""
         destination = request.destination
         self._locator.forget(destination.workspace, {span.trace_id for span in request.spans})
@@ -244,7 +258,7 @@ class RetrySender:
             reason = "the server accepted them, and has not stored their traces, which another workspace has"
             self._drop_elsewhere(request.split_off(missing), MessageCode.TRACE_IN_OTHER_WORKSPACE, reason)
 
-    def _on_success(self, request: ExportRequest, outcome: ExportOutcome, timeout_seconds: float) -> _Result:
+    def _on_success(self, request: ExportRequest, outcome: ExportOutcome, timeout_seconds: float) -> SendResult:
         self._last_accepted.pop(request.destination.name, None)
         evict_oldest(self._last_accepted, _MAX_DESTINATIONS)[request.destination.name] = next(self._accepted_numbers)
         self._record_recovery(request.destination)
@@ -275,16 +289,16 @@ class RetrySender:
         if self._persistent_queue is not None:
             self._persistent_queue.acknowledge(request.spans)
         request.spans = []  # an error from here on must not send them again
-        request.origin.settle(delivered_count, dropped_count, outcome)
+        request.future.settle(delivered_count, dropped_count, outcome)
 
-    def _skip_stored_spans(self, request: ExportRequest, timeout_seconds: float) -> _Result | None:
+    def _skip_stored_spans(self, request: ExportRequest, timeout_seconds: float) -> SendResult | None:
         """Remove spans from a request that the server has stored; None when the rest may be sent.
 
         A server behind a proxy that timed out may still be writing: it is asked until its response stays the same.
         """
         try:
             if not self._server_info.is_older_than(COUNTS_ONCE_SINCE, timeout_seconds):
-                request.uncertain = False
+                request.may_have_arrived = False
                 return None
             trace_ids = {span.trace_id for span in request.spans}
             stored_ids = self._server_info.stored_spans(trace_ids, request.destination.workspace, timeout_seconds)
@@ -296,9 +310,9 @@ class RetrySender:
             if not are_all_stored and may_grow:
                 request.stored_ids = stored_ids
                 request.not_before = self.clock() + _LOOKUP_SECONDS
-                request.origin.yield_slot()
+                request.future.yield_slot()
                 return SendResult((request,), requeue_last=True)
-        request.uncertain, request.stored_ids = False, None
+        request.may_have_arrived, request.stored_ids = False, None
         if not stored_ids:
             return None
         missing = [span for span in request.spans if (span.trace_id, span.span_id) not in stored_ids]
@@ -313,18 +327,18 @@ class RetrySender:
         self._record_recovery(request.destination)
         return SendResult(next_half(request))
 
-    def _bisect(self, request: ExportRequest, *, had_server_error: bool = False) -> _Result:
+    def _bisect(self, request: ExportRequest, *, had_server_error: bool = False) -> SendResult:
         bisection = request.bisection or Bisection(had_server_error, request.accepted_number)
         return SendResult(bisect(request, bisection, self._jitter()))
 
-    def _on_too_large(self, request: ExportRequest, outcome: ExportOutcome, body_bytes: int) -> _Result:
+    def _on_too_large(self, request: ExportRequest, outcome: ExportOutcome, body_bytes: int) -> SendResult:
         """Split a request after a 413 and send smaller requests from now on; a single span is truncated."""
         if self._persistent_queue is not None and body_bytes <= _MIN_REQUEST_BYTES:
             return self._schedule_retry(request, outcome)
         smaller_bytes = max(body_bytes // 2, _MIN_REQUEST_BYTES)
         self.max_request_bytes = min(self.max_request_bytes or smaller_bytes, smaller_bytes)
         if len(request.spans) > 1:
-            parts = [ExportRequest(request.destination, spans, request.origin) for spans in split_spans(request.spans)]
+            parts = [ExportRequest(request.destination, spans, request.future) for spans in split_spans(request.spans)]
             return SendResult((*parts, *merge_deferred(request)))
         truncated = truncate_span(request.spans[0], body_bytes // 2) if body_bytes > _MIN_REQUEST_BYTES else None
         if truncated is None:
@@ -332,13 +346,13 @@ class RetrySender:
         request.spans = [truncated]
         return SendResult((request,))
 
-    def _on_permanent_error(self, request: ExportRequest, outcome: ExportOutcome, timeout_seconds: float) -> _Result:
+    def _on_permanent_error(self, request: ExportRequest, outcome: ExportOutcome, timeout_seconds: float) -> SendResult:
         """Bisect until the bad span is alone; drop it when the rejection is confirmed."""
         if len(request.spans) > 1:
             try:
-                request.uncertain = self._server_info.is_older_than(ALL_OR_NOTHING_SINCE, timeout_seconds)
+                request.may_have_arrived = self._server_info.is_older_than(ALL_OR_NOTHING_SINCE, timeout_seconds)
             except ServerUnavailableError:
-                request.uncertain = True
+                request.may_have_arrived = True
             return self._bisect(request)
         deferred = merge_deferred(request)
         request.rejection_count += 1
@@ -348,7 +362,7 @@ class RetrySender:
         request.not_before = self.clock() + _CONFIRM_SECONDS
         return SendResult((*deferred, request), requeue_last=True)
 
-    def _drop(self, request: ExportRequest, outcome: ExportOutcome, spans_label: str = "") -> _Result:
+    def _drop(self, request: ExportRequest, outcome: ExportOutcome, spans_label: str = "") -> SendResult:
         count = len(request.spans)
         spans_label = spans_label or (describe_span(request.spans[0]) if count == 1 else f"{count} spans")
         message = f"Dropped {spans_label}{_origin_label(request)}: {self._explain(outcome)}"
@@ -358,24 +372,24 @@ class RetrySender:
         self._settle(request, 0, count, outcome)
         return SendResult()
 
-    def _schedule_retry(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+    def _schedule_retry(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
         destination, cause = request.destination, outcome.cause or FailureKind.SERVER
         if self.is_closing and self.backoff.failure_count(destination) > 1:
             self.drop_on_shutdown(request)
             return SendResult()
-        request.uncertain = request.uncertain or outcome.may_have_arrived
+        request.may_have_arrived = request.may_have_arrived or outcome.may_have_arrived
         if outcome.may_have_arrived and outcome.status in (None, 504):
             request.check_until = self.clock() + MAX_WRITE_SECONDS
-        request.origin.on_failure(uncertain=request.uncertain)
+        request.future.record_failure(may_have_arrived=request.may_have_arrived)
         request.delay_count += 1
-        can_spool = self._persistent_queue is not None and not request.origin.is_on_disk
+        can_spool = self._persistent_queue is not None and not request.future.is_on_disk
         if can_spool and (
             self.is_closing or self.backoff.should_spool(destination, request.delay_count, request.created_at)
         ):
             delay = self._start_delay(request, outcome, cause)
             if self.spool(request):
-                return SendResult(retry_after=0.0 if self.is_closing else delay)
-            return SendResult((request,), retry_after=delay)
+                return SendResult(destination_delay=0.0 if self.is_closing else delay)
+            return SendResult((request,), destination_delay=delay)
         if outcome.status == 500 and cause is FailureKind.SERVER:
             return self._on_server_error(request, outcome)
         delay = self._start_delay(request, outcome, cause)
@@ -384,9 +398,9 @@ class RetrySender:
         if cause is FailureKind.DESTINATION:
             self._client.forget(destination)
         if cause is FailureKind.CREDENTIALS and self._server.credentials.can_watch:
-            self._locked_until = self.clock() + delay
+            self._auth_paused_until = self.clock() + delay
             delay = _TOKEN_POLL_SECONDS
-        return SendResult((request,), retry_after=delay)
+        return SendResult((request,), destination_delay=delay)
 
     def spool(self, request: ExportRequest) -> bool:
         """Write a request and the spans that its bisection deferred to disk; False if the disk does not take them."""
@@ -394,15 +408,15 @@ class RetrySender:
         self._live_destinations.add(request.destination)
         for deferred in merge_deferred(request):
             request.spans += deferred.spans
-            request.uncertain = request.uncertain or deferred.uncertain
+            request.may_have_arrived = request.may_have_arrived or deferred.may_have_arrived
         count = len(request.spans)
         if count:
             if not self._persistent_queue.append(
-                request.destination, request.spans, attempted=request.was_sent, uncertain=request.uncertain
+                request.destination, request.spans, attempted=request.was_sent, uncertain=request.may_have_arrived
             ):
                 return False
             request.spans = []
-            request.origin.settle(count, 0)
+            request.future.settle(count, 0)
         return True
 
     def _start_delay(self, request: ExportRequest, outcome: ExportOutcome, cause: FailureKind) -> float:
@@ -414,19 +428,19 @@ class RetrySender:
             retry_after=outcome.retry_after,
             needs_user=cause in _USER_FAILURES,
             is_bisecting=is_bisecting,
-            began=request.started_at,
         )
-        queued_count = self._count_queued(destination) + (0 if request.origin.is_on_disk else len(request.spans))
-        if not request.origin.label:
+        queued_count = self._count_queued(destination) + (0 if request.future.is_on_disk else len(request.spans))
+        if not request.future.label:
             self._live_destinations.add(destination)
         # Leftovers of another run are named only while this run has no spans queued for the same destination.
         label = "" if destination in self._live_destinations else _origin_label(request)
         message = f"Export failing, spans are queued {self._where}{label}: {self._explain(outcome)}"
         self._problem_log.report_waiting(destination.name, message, queued_count)
-        request.origin.on_postponed(outcome)  # last: it wakes a waiting thread, which may read the log
+        if request.future.on_postponed is not None:
+            request.future.on_postponed(outcome)  # last: it wakes a waiting thread, which may read the log
         return delay
 
-    def _on_server_error(self, request: ExportRequest, outcome: ExportOutcome) -> _Result:
+    def _on_server_error(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
         """Decide after a 500, which may come from a server in trouble or from a span that it cannot process.
 
         Failures count only while the destination accepts other requests in between.
@@ -443,10 +457,10 @@ class RetrySender:
             self._drop(request, replace(outcome, cause=FailureKind.CONTENT))  # the fix is not on the server
             return SendResult(deferred)
         if request.delay_count > 1:
-            request.origin.yield_slot()
+            request.future.yield_slot()
         if request.server_error_count == 1:
             delay = self._start_delay(request, outcome, FailureKind.SERVER)
-            return SendResult((*deferred, request), retry_after=delay, requeue_last=True)
+            return SendResult((*deferred, request), destination_delay=delay, requeue_last=True)
         if self.is_closing:
             self.drop_on_shutdown(request)
             return SendResult(deferred)
@@ -454,10 +468,20 @@ class RetrySender:
         request.not_before = self.clock() + compute_backoff(request.delay_count - 1, self._jitter())
         return SendResult((*deferred, request), requeue_last=True)
 
+    def _on_internal_error(self, request: ExportRequest, error: Exception) -> SendResult:
+        """Retry after an unexpected exception, behind other requests; drop the spans after five."""
+        request.exception_count += 1
+        log_exception(error, "send spans")
+        if request.exception_count < _ERRORS_BEFORE_DROP and not self.is_closing:
+            request.not_before = self.clock() + compute_backoff(request.exception_count, self._jitter())
+            return SendResult((request,), requeue_last=True)
+        outcome = ExportOutcome(Disposition.PERMANENT, message=type(error).__name__, code=MessageCode.INTERNAL_ERROR)
+        return self._drop(request, outcome)
+
     def drop_on_shutdown(self, request: ExportRequest) -> None:
         """Spool a request that cannot be sent before the end, or drop it without a spool."""
-        if request.origin.is_on_disk:
-            request.origin.release()
+        if request.future.is_on_disk:
+            request.future.release()
             return
         if self._persistent_queue is not None and self.spool(request):
             return
@@ -477,7 +501,7 @@ class RetrySender:
 
 
 def _origin_label(request: ExportRequest) -> str:
-    return f" ({request.origin.label})" if request.origin.label else ""
+    return f" ({request.future.label})" if request.future.label else ""
 
 
 def _remaining(request: ExportRequest) -> list[ExportRequest]:

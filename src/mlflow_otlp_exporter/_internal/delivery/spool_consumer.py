@@ -12,13 +12,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.files import FileLock
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, RequestOrigin
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.mlflow_api.server import MAX_WRITE_SECONDS
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
@@ -39,41 +43,48 @@ _MAX_REQUESTS_PER_DESTINATION = 2
 _MAX_REQUESTS, _MAX_BYTES = 64, 32 * 1024 * 1024
 
 
-class SpooledOrigin(RequestOrigin):
-    """Origin of a request from the spool: its file stays until each of its spans has an outcome.
+class _RequestInMemory(NamedTuple):
+    key: str  # of the destination
+    byte_count: int
+    has_slot: bool = True
+
+
+class SpooledFuture(ExportFuture):
+    """Completion of a request from the spool: its file stays until each of its spans has an outcome.
 
     `on_done` is called with False when other requests may be sent meanwhile, and with True when the file is deleted or
     stays for later.
     """
 
+    is_on_disk = True
+
     def __init__(
         self, spool: SpoolStorage, entry: Entry, stored: StoredRequest, on_done: Callable[[Entry, bool], None]
     ) -> None:
-        super().__init__(len(stored.spans), self._remove)
+        super().__init__(len(stored.spans))
         self.label = stored.origin_label
-        self._spool, self._entry, self._state, self._on_done = spool, entry, stored.state, on_done
+        self._spool, self._entry, self._delivery_state, self._on_done = spool, entry, stored.state, on_done
         self._may_have_arrived = stored.state.uncertain
+        self.add_done_callback(self._remove)
 
-    @property
-    def is_on_disk(self) -> bool:
-        return True
-
-    def on_attempt(self) -> None:
+    def record_attempt(self) -> None:
         # Written before the request is sent: after a kill, the next run knows that it may have arrived.
-        self._state = DeliveryState(self._state.attempts + 1, uncertain=True, sent_at=time.time())
-        self._spool.write_state(self._entry, self._state)
+        self._delivery_state = DeliveryState(self._delivery_state.attempts + 1, uncertain=True, sent_at=time.time())
+        self._spool.write_state(self._entry, self._delivery_state)
 
-    def on_failure(self, *, uncertain: bool) -> None:
-        self._may_have_arrived = self._may_have_arrived or uncertain
+    def record_failure(self, *, may_have_arrived: bool) -> None:
+        self._may_have_arrived = self._may_have_arrived or may_have_arrived
         if not self._may_have_arrived:
-            self._state = DeliveryState(self._state.attempts, uncertain=False, sent_at=self._state.sent_at)
-            self._spool.write_state(self._entry, self._state)
+            self._delivery_state = DeliveryState(
+                self._delivery_state.attempts, uncertain=False, sent_at=self._delivery_state.sent_at
+            )
+            self._spool.write_state(self._entry, self._delivery_state)
 
     def settle(self, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None) -> None:
         self._may_have_arrived = self._may_have_arrived or delivered_count > 0
         super().settle(delivered_count, dropped_count, outcome)
 
-    def _remove(self) -> None:
+    def _remove(self, _: Future[int]) -> None:
         self._spool.remove(self._entry)
         self._on_done(self._entry, True)
 
@@ -92,9 +103,9 @@ def read_export_request(
     stored = queue.read(entry)
     if stored is None:
         return None
-    origin, state = SpooledOrigin(queue.storage, entry, stored, on_done), stored.state
+    future, state = SpooledFuture(queue.storage, entry, stored, on_done), stored.state
     request = ExportRequest(
-        stored.destination, stored.spans, origin, uncertain=state.uncertain, was_sent=state.attempts > 0
+        stored.destination, stored.spans, future, may_have_arrived=state.uncertain, was_sent=state.attempts > 0
     )
     if state.uncertain:
         # The server may still be writing spans that were sent just before; bounded, if the clock was changed.
@@ -142,12 +153,10 @@ class SpoolConsumer:
             self._lock.release()
         self._lock = None
         self._thread: threading.Thread | None = None
-        self._starting, self._counting = threading.Lock(), threading.Lock()
-        self._wake_event = threading.Event()
-        self._in_memory: dict[str, int] = {}  # bytes by file name
-        self._with_slot: set[str] = set()
-        self._slot_counts: dict[str, int] = {}
-        self._byte_count = 0
+        self._starting = threading.Lock()
+        # Not an event, whose lock a signal handler could find taken by its own thread.
+        self._wake_ups: SimpleQueue[None] = SimpleQueue()
+        self._in_memory: dict[str, _RequestInMemory] = {}  # by file name
         self._pending: dict[str, deque[Entry]] = {}
         self._listed_at = self._maintained_at = -_MAINTENANCE_SECONDS
         self._is_locking_broken = self.has_ticked = False
@@ -161,7 +170,7 @@ class SpoolConsumer:
         """Start a tick at once: a request was spooled or enqueued."""
         if self._thread is None or not self._thread.is_alive():
             self._start_thread()
-        self._wake_event.set()
+        self._wake_ups.put(None)
 
     def _start_thread(self) -> None:
         if self._is_closed or not self._starting.acquire(blocking=False):
@@ -181,14 +190,14 @@ class SpoolConsumer:
             with suppress_instrumentation():
                 try:
                     is_busy = self._tick()
-                except Exception:  # noqa: BLE001 - the thread must go on
-                    logger.exception(
-                        "Internal error: could not read the spool. Please report this. [%s]", MessageCode.INTERNAL_ERROR
-                    )
+                except Exception as error:  # noqa: BLE001 - the thread must go on
+                    log_exception(error, "read the spool")
                     is_busy = True
             self.has_ticked = True
-            self._wake_event.wait(_BUSY_SECONDS if is_busy else _IDLE_SECONDS)
-            self._wake_event.clear()
+            with suppress(Empty):
+                self._wake_ups.get(timeout=_BUSY_SECONDS if is_busy else _IDLE_SECONDS)
+                while True:
+                    self._wake_ups.get_nowait()
         if self._is_released and self._lock is not None:
             self._lock.release()  # acquired after `release`, which did not wait for this thread
 
@@ -251,33 +260,25 @@ class SpoolConsumer:
                 entry = entries.popleft()
                 request = read_export_request(self._queue, entry, self._on_done)
                 if request is not None:
-                    with self._counting:
-                        self._in_memory[entry.name] = request.byte_count
-                        self._with_slot.add(entry.name)
-                        self._slot_counts[key] = self._slot_counts.get(key, 0) + 1
-                        self._byte_count += request.byte_count
+                    self._in_memory[entry.name] = _RequestInMemory(key, request.byte_count)
                     self._send(request)
             if not entries:
                 del self._pending[key]
 
     def _has_free_slot(self, key: str) -> bool:
-        with self._counting:
-            if self._slot_counts.get(key, 0) >= _MAX_REQUESTS_PER_DESTINATION or len(self._in_memory) >= _MAX_REQUESTS:
-                return False
-            return self._byte_count < _MAX_BYTES or not self._in_memory
+        requests = list(self._in_memory.values())  # other threads remove some
+        if sum(request.key == key and request.has_slot for request in requests) >= _MAX_REQUESTS_PER_DESTINATION:
+            return False
+        return not requests or (
+            len(requests) < _MAX_REQUESTS and sum(request.byte_count for request in requests) < _MAX_BYTES
+        )
 
     def _on_done(self, entry: Entry, is_settled: bool) -> None:
         """Free the slot of a request; called by sender threads."""
-        name, key = entry.name, entry.destination_hash
-        with self._counting:
-            if name in self._with_slot:
-                self._with_slot.discard(name)
-                self._slot_counts[key] -= 1
-                if not self._slot_counts[key]:
-                    del self._slot_counts[key]
-            if is_settled:
-                self._byte_count -= self._in_memory.pop(name, 0)
-        self._wake_event.set()
+        request = self._in_memory.pop(entry.name, None)
+        if request is not None and not is_settled:
+            self._in_memory[entry.name] = request._replace(has_slot=False)
+        self._wake_ups.put(None)
 
     def wait(self, timeout_seconds: float, sender: RetrySender) -> int:
         """Wait until the spans that this process spooled are sent; stop early if the server is unavailable.
@@ -305,7 +306,7 @@ class SpoolConsumer:
     def close(self) -> None:
         """End the thread. Requests in flight stay in flight."""
         self._is_closed = True
-        self._wake_event.set()
+        self._wake_ups.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
 

@@ -52,7 +52,7 @@ class Enricher:
     def _reset_after_fork(self) -> None:
         # Another thread of the parent may hold a lock forever; the parent completes the traces that it exported.
         self._trace_cache = TraceCache()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def enrich(self, spans: Sequence[ReadableSpan]) -> list[EnrichedSpan | ReadableSpan]:
         """Enrich spans of one or more traces, complete or not.

@@ -31,7 +31,7 @@ class TraceCache:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._traces: OrderedDict[int, _CachedTrace] = OrderedDict()
         self._size = 0
 

@@ -22,11 +22,9 @@ from mlflow_otlp_exporter._internal.common.files import (
     read_regular_file,
     secure_directory,
 )
-from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
-from mlflow_otlp_exporter._internal.mlflow_api.background import Task
 from mlflow_otlp_exporter._internal.mlflow_api.server import request_json
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.http_types import Transport
@@ -139,7 +137,7 @@ class AssessmentSender:
     ) -> None:
         self._api, self._problem_log, self._files, self._clock = api, problem_log, files, clock
 
-    def send(self, task: AssessmentTask, timeout_seconds: float) -> SendResult[Task]:
+    def send(self, task: AssessmentTask, timeout_seconds: float) -> SendResult:
         assessment = task.assessment
         workspace = assessment.workspace
         path = f"/api/3.0/mlflow/traces/{quote(assessment.trace_id)}/assessments"
@@ -175,7 +173,7 @@ class AssessmentSender:
         self._persist(task)
         delay = max(compute_backoff(task.failures, 0.5), outcome.retry_after or 0.0)
         task.failures += 1
-        return SendResult((task,), retry_after=delay, requeue_last=True)
+        return SendResult((task,), destination_delay=delay, requeue_last=True)
 
     def _persist(self, task: AssessmentTask) -> None:
         if self._files is not None and not task.is_stored:
@@ -207,11 +205,10 @@ class AssessmentTask:
     assessment: Assessment
     not_before: float = 0.0
     failures: int = 0  # consecutive
-    ticket: Ticket | None = None
     rejected_since: float | None = None
     is_stored: bool = False  # on disk
 
-    def run(self, timeout_seconds: float) -> SendResult[Task]:
+    def run(self, timeout_seconds: float) -> SendResult:
         return self.sender.send(self, timeout_seconds)
 
     def give_up(self) -> None:

@@ -100,7 +100,7 @@ class AttachmentUploader:
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def upload_next(
         self,

@@ -9,12 +9,10 @@ import math
 import threading
 import time
 from collections.abc import Hashable
-from dataclasses import replace
+from concurrent.futures import Future, wait
 from typing import Protocol
 
-from mlflow_otlp_exporter._internal.common.backoff import flush_delay
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests, Ticket
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 
 # The minimum for each request at shutdown.
@@ -28,9 +26,8 @@ class Task(Protocol):
 
     not_before: float
     failures: int
-    ticket: Ticket | None
 
-    def run(self, timeout_seconds: float) -> SendResult[Task]:
+    def run(self, timeout_seconds: float) -> SendResult:
         """Run one step; the timeout applies to each request."""
 
     def give_up(self) -> None:
@@ -41,49 +38,47 @@ class BackgroundTasks:
     """Runs tasks in the background, those of one key one after the other."""
 
     def __init__(self, timeout_seconds: float) -> None:
-        self._timeout_seconds, self._deadline, self._flush_began = timeout_seconds, math.inf, -math.inf
+        self._timeout_seconds, self._deadline = timeout_seconds, math.inf
         self._is_closing = False
         self._queue: WorkQueue[Task] = WorkQueue(self._step, self._give_up, max_threads=1)
-        self._in_flight = InFlightRequests()
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        # The parent process runs its own tasks.
-        self._lock = threading.Lock()
-        # How often each task failed since the last flush began.
-        self._failures: dict[Task, int] = {}
+        # The parent process runs its own tasks. The lock is re-entrant, because a signal handler may enqueue a task.
+        self._lock = threading.RLock()
+        # Of each unfinished task: its failures since the last flush began, and what a flush waits for.
+        self._pending: dict[Task, tuple[int, Future[None]]] = {}
 
     def enqueue(self, key: Hashable, task: Task, *, delay_seconds: float = 0.0) -> None:
         """Queue a task; a flush cancels the delay."""
         with self._lock:
-            self._failures[task] = 0
-            task.ticket = self._in_flight.track(1, 0)
+            self._pending[task] = (0, Future())
         self._queue.enqueue(key, task, delay=delay_seconds)
 
     @property
-    def count(self) -> int:
-        """Number of unfinished tasks."""
-        return len(self._failures)
+    def pending_count(self) -> int:
+        return len(self._pending)
 
-    def _step(self, task: Task) -> SendResult[Task]:
-        failures, began = task.failures, time.monotonic()
+    def _step(self, task: Task) -> SendResult:
+        failures = task.failures
         remaining_seconds = max(_MIN_TIMEOUT_SECONDS, self._deadline - time.monotonic())
         result = task.run(min(self._timeout_seconds, remaining_seconds))
         if result.remaining and task.failures and self._is_closing:
             self._give_up(task)
-            return SendResult[Task]()
+            return SendResult()
         if not result.remaining:
             self._complete(task)
         elif task.failures > failures:
             self._count_failure(task)
-        return replace(result, retry_after=flush_delay(result.retry_after, began, self._flush_began))
+        return result
 
     def _count_failure(self, task: Task) -> None:
         with self._lock:
-            self._failures[task] = self._failures.get(task, 0) + 1
-            if self._failures[task] >= _MAX_AWAITED_FAILURES and task.ticket is not None:
-                task.ticket.ignore_in_flush()
+            count, future = self._pending.get(task, (0, Future[None]()))
+            self._pending[task] = (count + 1, future)
+        if count + 1 >= _MAX_AWAITED_FAILURES:
+            _resolve(future)
 
     def _give_up(self, task: Task) -> None:
         task.give_up()
@@ -91,40 +86,34 @@ class BackgroundTasks:
 
     def _complete(self, task: Task) -> None:
         with self._lock:
-            self._failures.pop(task, None)
-            if task.ticket is not None:
-                task.ticket()
-
-    def begin_flush(self, timeout_seconds: float) -> None:
-        """Cancel delays, and limit the time of each request to that of the flush."""
-        self._flush_began = time.monotonic()
-        self._deadline = self._flush_began + timeout_seconds
-        with self._lock:
-            for task, failures in self._failures.items():
-                if failures and task.ticket is not None:
-                    # A new ticket, because the task may succeed now.
-                    task.ticket()
-                    task.ticket = self._in_flight.track(1, 0)
-                    self._failures[task] = 0
-        self._queue.wake_all()
-
-    def end_flush(self) -> None:
-        """Restore the normal timeouts and delays."""
-        self._deadline, self._flush_began = math.inf, -math.inf
+            _, future = self._pending.pop(task, (0, Future[None]()))
+        _resolve(future)
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait for the tasks that are queued now, except those that fail repeatedly; whether all are finished."""
-        if timeout_seconds <= 0:
-            return self._in_flight.wait(0.0)
-        self.begin_flush(timeout_seconds)
-        try:
-            return self._in_flight.wait(timeout_seconds)
-        finally:
-            self.end_flush()
+        """Wait for the tasks that are queued now, except those that fail repeatedly; whether all are finished.
+
+        Delays are cancelled, and each request is limited to the time of the wait.
+        """
+        with self._lock:
+            for task, (failure_count, future) in self._pending.items():
+                if failure_count:  # it may succeed now
+                    self._pending[task] = (0, Future())
+                    _resolve(future)
+            pending = dict(self._pending)
+        if timeout_seconds > 0:
+            self._deadline = time.monotonic() + timeout_seconds
+            self._queue.wake_all()
+            wait([future for _, future in pending.values()], timeout_seconds)
+            self._deadline = math.inf
+        return not pending.keys() & self._pending.keys()
 
     def close(self, timeout_seconds: float) -> None:
         """Finish tasks within the time, and give up the remaining ones."""
         self._is_closing = True
-        self._flush_began = time.monotonic()
-        self._deadline = self._flush_began + timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
         self._queue.close(timeout_seconds)
+
+
+def _resolve(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import (
     AssessmentFiles,
@@ -72,9 +71,8 @@ class MlflowRestClient:
         try:
             self._load_pending_assessments()
             task = self._updater.add_delivered(destination, spans) if self._updater is not None else None
-        except Exception:  # noqa: BLE001 - a failed update must never affect the spans
-            message = "internal error: trace metadata is not updated; please report this"
-            logger.exception(add_code(MessageCode.INTERNAL_ERROR, message))
+        except Exception as error:  # noqa: BLE001 - a failed update must never affect the spans
+            log_exception(error, "schedule a trace metadata update")
             return
         if task is not None:
             self._tasks.enqueue(("traces", destination), task, delay_seconds=_UPDATE_DELAY_SECONDS)
@@ -82,7 +80,7 @@ class MlflowRestClient:
     def send_assessment(self, assessment: Assessment) -> None:
         """Send an assessment in the background."""
         self._load_pending_assessments()
-        if self._tasks.count >= _MAX_TASKS:
+        if self._tasks.pending_count >= _MAX_TASKS:
             self._assessments.give_up(AssessmentTask(self._assessments, assessment))
             return
         self._enqueue_assessment(assessment)

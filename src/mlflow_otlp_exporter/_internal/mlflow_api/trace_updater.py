@@ -15,10 +15,8 @@ from typing import Any
 from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.common.in_flight import Ticket
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
-from mlflow_otlp_exporter._internal.mlflow_api.background import Task
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
     RestResult,
     ServerInfo,
@@ -85,7 +83,7 @@ class TraceUpdater:
 
     def _reset_after_fork(self) -> None:
         # The parent process updates the traces that it has sent.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._pending: dict[Destination, dict[int, _PendingUpdate]] = {}
         self._rejected_until: dict[str | None, float] = {}
 
@@ -113,7 +111,7 @@ class TraceUpdater:
             self._drop(excess, "traces arrive faster than the server accepts updates")
         return UpdateTask(self, destination) if pending is None else None
 
-    def update_batch(self, task: UpdateTask, timeout_seconds: float) -> SendResult[Task]:
+    def update_batch(self, task: UpdateTask, timeout_seconds: float) -> SendResult:
         """Read MLflow's records of some traces, and send what the records lack."""
         destination = task.destination
         try:
@@ -234,7 +232,7 @@ class TraceUpdater:
             if pending.get(update.metadata.trace_id) is update:
                 del pending[update.metadata.trace_id]
 
-    def _remaining(self, task: UpdateTask, absent: Sequence[_PendingUpdate]) -> SendResult[Task]:
+    def _remaining(self, task: UpdateTask, absent: Sequence[_PendingUpdate]) -> SendResult:
         """Continue with the next batch; traces that MLflow does not have yet go last."""
         now = self._clock()
         for update in absent:
@@ -256,9 +254,9 @@ class TraceUpdater:
             # Only absent traces remain: no flush waits for long, and shutdown not at all.
             task.failures += 1
         delay = 0.0 if has_others else _ABSENT_DELAY_SECONDS
-        return SendResult((task,), retry_after=delay, requeue_last=True)
+        return SendResult((task,), destination_delay=delay, requeue_last=True)
 
-    def _on_failure(self, task: UpdateTask, outcome: ExportOutcome) -> SendResult[Task]:
+    def _on_failure(self, task: UpdateTask, outcome: ExportOutcome) -> SendResult:
         if outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
             return self._reschedule(task, outcome)
         count = self._discard(task.destination)
@@ -266,10 +264,10 @@ class TraceUpdater:
         self._drop(count, f"{outcome.message}; spans are not affected")
         return SendResult()
 
-    def _reschedule(self, task: UpdateTask, outcome: ExportOutcome) -> SendResult[Task]:
+    def _reschedule(self, task: UpdateTask, outcome: ExportOutcome) -> SendResult:
         delay = max(compute_backoff(task.failures, 0.5), outcome.retry_after or 0.0)
         task.failures += 1
-        return SendResult((task,), retry_after=delay, requeue_last=True)
+        return SendResult((task,), destination_delay=delay, requeue_last=True)
 
     def _discard(self, destination: Destination) -> int:
         with self._lock:
@@ -294,9 +292,8 @@ class UpdateTask:
     destination: Destination
     not_before: float = 0.0
     failures: int = 0  # consecutive
-    ticket: Ticket | None = None
 
-    def run(self, timeout_seconds: float) -> SendResult[Task]:
+    def run(self, timeout_seconds: float) -> SendResult:
         return self.updater.update_batch(self, timeout_seconds)
 
     def give_up(self) -> None:

@@ -45,7 +45,7 @@ class NamespaceWorkspace:
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def cached_name(self) -> str | None:

@@ -8,8 +8,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 from mlflow_otlp_exporter._internal.config.models import AppSettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
@@ -21,7 +20,7 @@ from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filte
 _SAMPLED = 1
 # Sampling by trace id looks at its last 64 bits.
 _TRACE_ID_RANGE = 1 << 64
-CONTEXT_ERROR = "Internal error: could not apply trace context to a span. Please report this. [%s]"
+APPLY_CONTEXT = "apply trace context to a span"
 
 
 def sampling_bound(ratio: float) -> int:
@@ -112,8 +111,8 @@ class MLflowSpanProcessor(SpanProcessor):
             worker.enqueue_start(trace_id)
             try:
                 apply_context(span, trace_id, parent_context, self._baggage_keys)
-            except Exception:  # noqa: BLE001 - nothing of this library raises into the application
-                logger.exception(CONTEXT_ERROR, MessageCode.INTERNAL_ERROR)
+            except Exception as error:  # noqa: BLE001 - nothing of this library raises into the application
+                log_exception(error, APPLY_CONTEXT)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Take the ended span; never blocks, never raises."""

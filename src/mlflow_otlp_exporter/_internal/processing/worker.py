@@ -6,18 +6,18 @@ never wait. The worker never waits for a server: the pipeline sends in threads o
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.common.in_flight import InFlightRequests
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
@@ -69,27 +69,25 @@ class TraceWorker:
         # A forked child starts empty: the parent sends what it has collected.
         settings = self._settings
         # A start is its trace id, an end the span, a wake-up None.
-        self._events: queue.SimpleQueue[int | ReadableSpan | None] = queue.SimpleQueue()
+        self._events: SimpleQueue[int | ReadableSpan | None] = SimpleQueue()
         # The queue's own method, until the end: a wrapper would cost the application's thread more than the queue does.
         self.enqueue_start: Callable[[int], None] = _ignore_start if self.is_closed else self._events.put
-        self._overflow: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._overflow: SimpleQueue[None] = SimpleQueue()
+        # Requests for a flush; each future is resolved when all spans that had ended before are submitted.
+        self._flush_requests: SimpleQueue[Future[None]] = SimpleQueue()
         self._buffer = TraceBuffer(
             linger_seconds=settings.linger,
             max_age_seconds=settings.hold,
             has_start_events=self._has_start_events,
             trace_filter=self._trace_filter,
         )
-        self._in_flight = InFlightRequests()
-        self._submitting_spans = self._submitting_bytes = 0
         self._thread: threading.Thread | None = None
-        self._starting, self._ticking, self._measuring = threading.Lock(), threading.Lock(), threading.Lock()
-        self._urgent, self._flushed = threading.Event(), threading.Condition()
+        self._starting, self._ticking = threading.Lock(), threading.Lock()
         self._is_thread_checked = False
-        self._flushes_requested = self._flushes_done = 0
         self._mean_span_bytes = _TYPICAL_SPAN_BYTES
         self._is_overflowing = False
         self._capacity = 0
-        self._update_capacity()
+        self._measure_capacity()
 
     # In the application's threads
 
@@ -104,7 +102,8 @@ class TraceWorker:
             return False
         if not self._is_thread_checked:
             self._check_thread()
-        has_capacity = self._events.qsize() < self._capacity
+        # The capacity is that of the last tick; when it is used up, it is measured again.
+        has_capacity = self._events.qsize() < self._capacity or self._events.qsize() < self._measure_capacity()
         if has_capacity:
             if self._journal_span is not None:
                 self._journal_span(span)
@@ -138,76 +137,60 @@ class TraceWorker:
     # In the worker's thread
 
     def _run(self) -> None:
-        while not self._is_stopped or self._has_pending_flush():
-            self._wait()
-            self._safe_tick()
-
-    def _has_pending_flush(self) -> bool:
-        return self._flushes_requested > self._flushes_done
+        with suppress_instrumentation():
+            while not self._is_stopped or not self._flush_requests.empty():
+                try:
+                    self._wait()
+                    self._tick()
+                except BaseException as error:  # noqa: BLE001
+                    # The thread survives every exception, also SystemExit, of which upstream's worker dies.
+                    log_exception(error, "submit spans")
 
     def _wait(self) -> None:
         """Wait for an event or until a trace is due; then a little longer, to collect a burst."""
-        if self._has_pending_flush():
+        if not self._flush_requests.empty():
             return  # it began during the last tick, which took its wake-up for an event
         due = self._buffer.next_due()
         try:
             event = self._events.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
-        except queue.Empty:
+            self._apply_event(event, time.monotonic())
+            self._flush_requests.put(self._flush_requests.get(timeout=_TICK_SECONDS))
+        except Empty:
             return
-        self._log_exceptions(lambda: self._apply_event(event, time.monotonic()))
-        self._urgent.wait(_TICK_SECONDS)
 
-    def _safe_tick(self) -> None:
-        with suppress_instrumentation():
-            self._log_exceptions(self._locked_tick)
-
-    def _log_exceptions(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except BaseException:  # noqa: BLE001
-            # The thread survives every exception, also SystemExit, of which upstream's worker dies.
-            logger.exception(
-                "Internal error: could not submit spans. Please report this. [%s]", MessageCode.INTERNAL_ERROR
-            )
-
-    def _locked_tick(self) -> None:
-        with self._ticking:
-            requested = self._flushes_requested
-            try:
-                self._tick(is_flush=requested > self._flushes_done)
-            finally:
-                with self._flushed:
-                    self._flushes_done = requested
-                    self._flushed.notify_all()
-
-    def _tick(self, *, is_flush: bool) -> None:
+    def _tick(self, timeout_seconds: float = -1) -> None:
         """Move events into the buffer and submit the traces that are ready, or all during a flush."""
-        self._urgent.clear()
-        self._is_thread_checked = False
-        now = time.monotonic()
-        for _ in range(self._events.qsize()):
-            try:
-                self._apply_event(self._events.get_nowait(), now)
-            except queue.Empty:
-                break
-        self._log_overflow()
-        buffer, settings = self._buffer, self._settings
-        # Traces in progress are sent before any span is dropped.
-        is_crowded = 2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
-        self._submitting_bytes = buffer.byte_count
-        spans = buffer.pop_all() if is_crowded or is_flush else buffer.pop_ready(now)
-        self._submitting_spans, self._submitting_bytes = len(spans), self._submitting_bytes - buffer.byte_count
-        # Also before submitting: as many spans may end while these are enriched and encoded.
-        self._update_capacity()
+        if not self._ticking.acquire(timeout=timeout_seconds):
+            return  # only without a thread: a signal handler interrupted this very tick, or another thread flushes
+        flushes: list[Future[None]] = []
         try:
+            while not self._flush_requests.empty():
+                flushes.append(self._flush_requests.get_nowait())
+            self._is_thread_checked = False
+            now = time.monotonic()
+            with suppress(Empty):
+                for _ in range(self._events.qsize()):
+                    self._apply_event(self._events.get_nowait(), now)
+            buffer, settings = self._buffer, self._settings
+            # Also before submitting: as many spans may end while these are enriched and encoded.
+            self._measure_capacity()
+            # Traces in progress are sent before any span is dropped.
+            is_crowded = (
+                2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
+            )
+            byte_count = buffer.byte_count
+            spans = buffer.pop_all() if is_crowded or flushes else buffer.pop_ready(now)
             if buffer.filtered_spans:
                 filtered_spans, buffer.filtered_spans = buffer.filtered_spans, []
                 self._pipeline.record_filtered(filtered_spans)
             if spans:
-                self._submit(spans)
+                self._submit(spans, byte_count - buffer.byte_count)
+            self._measure_capacity()
+            self._log_overflow()
         finally:
-            self._submitting_spans = self._submitting_bytes = 0
-            self._update_capacity()
+            self._ticking.release()
+            for future in flushes:
+                future.set_result(None)
 
     def _apply_event(self, event: int | ReadableSpan | None, now: float) -> None:
         try:
@@ -218,24 +201,12 @@ class TraceWorker:
         except Exception as error:  # noqa: BLE001 - a bad span must not affect others
             self._pipeline.record_dropped(1, f"a span could not be buffered ({type(error).__name__})")
 
-    def _submit(self, spans: list[ReadableSpan]) -> None:
-        def track(span_count: int, byte_count: int) -> Callable[[], None]:
-            ticket = self._in_flight.track(span_count, byte_count)
-            self._submitting_spans -= span_count
-            self._submitting_bytes = max(0, self._submitting_bytes - byte_count)
-
-            def complete() -> None:
-                ticket()
-                self._update_capacity()
-
-            return complete
-
-        dropped_before = self._pipeline.dropped_count
+    def _submit(self, spans: list[ReadableSpan], byte_count: int) -> None:
+        span_count = len(spans)
         try:
-            self._pipeline.submit(spans, track)
+            self._pipeline.submit(spans, byte_count)
         except BaseException as error:
-            dropped_count = self._pipeline.dropped_count - dropped_before
-            self._pipeline.record_dropped(self._submitting_spans - dropped_count, f"{type(error).__name__} was raised")
+            self._pipeline.record_dropped(span_count, f"{type(error).__name__} was raised")
             raise
 
     def _log_overflow(self) -> None:
@@ -243,65 +214,55 @@ class TraceWorker:
         if count:
             for _ in range(count):
                 self._overflow.get_nowait()
+            self._is_overflowing = True
             self._pipeline.record_dropped(count, self._full_reason)
-
-    def _update_capacity(self) -> None:
-        """Set how many events the queue may hold until the next tick.
-
-        Nothing is measured in the application's threads: the free bytes are converted to spans of the mean size.
-        """
-        settings, in_flight, buffer = self._settings, self._in_flight, self._buffer
-        # One thread at a time: else a thread could write its older measurement last and close the queue forever.
-        with self._measuring:
-            buffered = buffer.span_count  # read once, because the worker pops spans meanwhile
-            if buffered:
-                self._mean_span_bytes = max(1, buffer.byte_count // buffered)
-            free_spans = settings.buffer_spans - buffered - self._submitting_spans - in_flight.span_count
-            free_bytes = settings.buffer_bytes - buffer.byte_count - self._submitting_bytes - in_flight.byte_count
-            # With start events, each span is two events.
-            event_count = 1 + self._has_start_events
-            self._capacity = event_count * max(0, min(free_spans, free_bytes // self._mean_span_bytes))
-            has_recovered = self._is_overflowing and self._capacity > 0
-            self._is_overflowing = self._capacity == 0
-        if has_recovered:
+        elif self._is_overflowing and self._capacity > 0:
+            self._is_overflowing = False
             self._pipeline.resolve_problem(self._full_reason, "Spans are buffered again")
+
+    def _measure_capacity(self) -> int:
+        """Measure how many events the queue may hold, converting the free bytes to spans of the mean size.
+
+        Without a lock: a value that another thread overwrites with an older one is measured again when it is used up.
+        """
+        settings, pipeline, buffer = self._settings, self._pipeline, self._buffer
+        buffered = buffer.span_count  # read once, because the worker pops spans meanwhile
+        if buffered:
+            self._mean_span_bytes = max(1, buffer.byte_count // buffered)
+        free_spans = settings.buffer_spans - buffered - pipeline.in_flight_span_count
+        free_bytes = settings.buffer_bytes - buffer.byte_count - pipeline.in_flight_byte_count
+        # With start events, each span is two events.
+        event_count = 1 + self._has_start_events
+        self._capacity = event_count * max(0, min(free_spans, free_bytes // self._mean_span_bytes))
+        return self._capacity
 
     # For flush and shutdown
 
     def pending_count(self) -> int:
         """Return about how many ended spans have no outcome; includes starts that the worker has not seen."""
-        return self._events.qsize() + self._buffer.span_count + self._submitting_spans + self._in_flight.span_count
+        return self._events.qsize() + self._buffer.span_count + self._pipeline.in_flight_span_count
 
     def flush(self, timeout_seconds: float) -> bool:
         """Submit all ended spans and wait for their outcome; True if all were delivered within the time."""
         if self._thread is None and self._events.empty():
             return True  # no span ever ended
         deadline = time.monotonic() + timeout_seconds
-        pipeline = self._pipeline
-        dropped_before = pipeline.dropped_count
-        pipeline.begin_flush(timeout_seconds)
-        try:
-            with self._flushed:
-                self._flushes_requested += 1
-                requested = self._flushes_requested
-            self._urgent.set()
-            self._events.put(None)
-            if not self._is_stopped:
-                self._start_thread()
-            if self._is_stopped or self._thread is None or not self._thread.is_alive():
-                self._safe_tick()  # a thread that starts after the end looks alive and does nothing
-            with self._flushed:
-                is_submitted = self._flushed.wait_for(
-                    lambda: self._flushes_done >= requested, max(0.0, deadline - time.monotonic())
-                )
-            is_settled = self._in_flight.wait(max(0.0, deadline - time.monotonic()))
-            self._update_capacity()  # the sender thread may do so a moment later
-            if is_settled:
-                pipeline.wait_until_drained(deadline - time.monotonic())
-                pipeline.wait_for_rest_calls(deadline - time.monotonic())
-        finally:
-            pipeline.end_flush()
-        return is_submitted and is_settled and pipeline.dropped_count == dropped_before
+        dropped_before = self._pipeline.dropped_count
+        submitted: Future[None] = Future()
+        self._flush_requests.put(submitted)
+        self._events.put(None)
+        if not self._is_stopped:
+            self._start_thread()
+        if self._is_stopped or self._thread is None or not self._thread.is_alive():
+            # A thread that starts after the end looks alive and does nothing.
+            try:
+                with suppress_instrumentation():
+                    self._tick(max(0.0, timeout_seconds))
+            except Exception as error:  # noqa: BLE001 - as in the thread
+                log_exception(error, "submit spans")
+        is_submitted = bool(wait([submitted], max(0.0, deadline - time.monotonic())).done)
+        is_settled = self._pipeline.flush(deadline - time.monotonic())
+        return is_submitted and is_settled and self._pipeline.dropped_count == dropped_before
 
     def close(self, timeout_seconds: float, shutdown: Callable[[float], None]) -> None:
         """Flush, end the thread, and call `shutdown` with the milliseconds that remain."""
@@ -311,7 +272,6 @@ class TraceWorker:
         self.is_closed, self.enqueue_start = True, _ignore_start
         self.flush(timeout_seconds)
         self._is_stopped = True
-        self._urgent.set()
         self._events.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.2, deadline - time.monotonic()))

@@ -13,11 +13,11 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception, logger
 from mlflow_otlp_exporter._internal.config.models import AppSettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.processing.processor import CONTEXT_ERROR, is_sampled, sampling_bound
+from mlflow_otlp_exporter._internal.processing.processor import APPLY_CONTEXT, is_sampled, sampling_bound
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
@@ -118,8 +118,8 @@ class SpanStartListener(SpanProcessor):
             self._worker.enqueue_start(context.trace_id)
             try:
                 apply_context(span, context.trace_id, parent_context, self._received)
-            except Exception:  # noqa: BLE001 - nothing of this library raises into the application
-                logger.exception(CONTEXT_ERROR, MessageCode.INTERNAL_ERROR)
+            except Exception as error:  # noqa: BLE001 - nothing of this library raises into the application
+                log_exception(error, APPLY_CONTEXT)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Record the end of a local root."""

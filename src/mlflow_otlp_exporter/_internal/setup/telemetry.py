@@ -67,7 +67,7 @@ class Telemetry:
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._last_stats = Stats()
 
     @property

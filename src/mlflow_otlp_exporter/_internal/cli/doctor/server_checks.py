@@ -31,7 +31,6 @@ from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
-from mlflow_otlp_exporter._internal.delivery.otlp_client import EncodedBatch
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.mlflow_api.server import parse_version
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -303,7 +302,7 @@ class ServerChecks:
     def _check_write(self) -> Iterator[CheckResult]:
         encoder = SpanEncoder()
         body = encode_request([encoder.encode(span) for span in self._spans])
-        outcome = self._clients.otlp.export(EncodedBatch(self._destination, body, len(self._spans)), TIMEOUT_SECONDS)
+        outcome = self._clients.otlp.export(self._destination, body, TIMEOUT_SECONDS)
         trace_id = mlflow_trace_id_of(self._spans)
         if outcome.disposition is not Disposition.SUCCESS:
             yield create_failure("write", outcome.code, f"the test trace {trace_id} was not accepted", outcome.message)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
-from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpooledOrigin, read_export_request
+from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpooledFuture, read_export_request
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.mlflow_api.server import MAX_WRITE_SECONDS
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -83,9 +83,9 @@ def test_read_export_request_returns_what_was_put(
     assert queue.append(HERE, spans, attempted=attempted, uncertain=uncertain)
     request = read_export_request(queue, queue.storage.entries()[0], DoneRecorder())
     assert request is not None
-    assert request.origin.is_on_disk
-    assert (request.destination, request.spans, request.origin.remaining_count) == (HERE, spans, 2)
-    assert (request.was_sent, request.uncertain) == (attempted, uncertain)
+    assert request.future.is_on_disk
+    assert (request.destination, request.spans, request.future.remaining_count) == (HERE, spans, 2)
+    assert (request.was_sent, request.may_have_arrived) == (attempted, uncertain)
     # The server may still be writing spans that were sent just before.
     remaining_seconds = request.check_until - time.monotonic()
     assert MAX_WRITE_SECONDS - 10 < remaining_seconds <= MAX_WRITE_SECONDS if uncertain else request.check_until == 0.0
@@ -108,21 +108,21 @@ def test_check_until_is_bounded_if_clock_changed(
 
 def append_and_read(
     make_queue: Callable[[], PersistentQueue], *names: str, uncertain: bool = False
-) -> tuple[PersistentQueue, SpooledOrigin, DoneRecorder]:
+) -> tuple[PersistentQueue, SpooledFuture, DoneRecorder]:
     queue, on_done = make_queue(), DoneRecorder()
     assert queue.append(HERE, encode_spans(*names), attempted=uncertain, uncertain=uncertain)
     request = read_export_request(queue, queue.storage.entries()[0], on_done)
     assert request is not None
-    assert isinstance(request.origin, SpooledOrigin)
-    return queue, request.origin, on_done
+    assert isinstance(request.future, SpooledFuture)
+    return queue, request.future, on_done
 
 
 def test_on_attempt_marks_file_as_uncertain(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
-    _, origin, _ = append_and_read(make_queue, "a")
+    _, future, _ = append_and_read(make_queue, "a")
     [path] = files(folder)
     assert state_on(path) == DeliveryState(0, uncertain=False, sent_at=0.0)
     before = time.time()
-    origin.on_attempt()
+    future.record_attempt()
     state = state_on(path)
     assert (state.attempts, state.uncertain) == (1, True)
     assert before <= state.sent_at <= time.time()
@@ -144,14 +144,14 @@ FATES: list[tuple[list[str], bool]] = [
 def test_file_state_follows_outcomes(
     make_queue: Callable[[], PersistentQueue], folder: Path, fates: list[str], uncertain: bool, before: bool
 ) -> None:
-    _, origin, on_done = append_and_read(make_queue, "a", "b", "c", uncertain=before)
+    _, future, on_done = append_and_read(make_queue, "a", "b", "c", uncertain=before)
     for fate in fates:
-        origin.on_attempt()
+        future.record_attempt()
         if fate.startswith("some"):
             delivered = int(fate.endswith("delivered"))
-            origin.settle(delivered, 1 - delivered, LATER)
+            future.settle(delivered, 1 - delivered, LATER)
         else:
-            origin.on_failure(uncertain=fate == "unclear")
+            future.record_failure(may_have_arrived=fate == "unclear")
     [path] = files(folder)
     state = state_on(path)
     assert (state.attempts, state.uncertain) == (len(fates) + before, uncertain or before)
@@ -159,22 +159,22 @@ def test_file_state_follows_outcomes(
 
 
 def test_settle_deletes_file_after_last_span(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
-    queue, origin, on_done = append_and_read(make_queue, "a", "b", "c")
-    origin.settle(1, 0)
-    origin.settle(0, 1, LATER)
+    queue, future, on_done = append_and_read(make_queue, "a", "b", "c")
+    future.settle(1, 0)
+    future.settle(0, 1, LATER)
     assert files(folder)
-    origin.settle(1, 0)
+    future.settle(1, 0)
     assert files(folder) == []
     assert on_done.settled == [True]
     assert queue.storage.totals().file_count == 0
 
 
 def test_yield_slot_and_release_keep_file(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
-    queue, origin, on_done = append_and_read(make_queue, "a", "b")
-    origin.yield_slot()
+    queue, future, on_done = append_and_read(make_queue, "a", "b")
+    future.yield_slot()
     assert on_done.settled == [False]
     assert queue.storage.entries() == []  # still checked out
-    origin.release()
+    future.release()
     assert on_done.settled == [False, True]
     assert [entry.name for entry in queue.storage.entries()] == [path.name for path in files(folder)]
 
@@ -192,32 +192,32 @@ def test_file_is_uncertain_whenever_spans_may_have_arrived(
     """The file is marked as uncertain after each attempt whose failure is not certain."""
     settings = SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool")))
 
-    def read_again() -> SpooledOrigin | None:
+    def read_again() -> SpooledFuture | None:
         queue = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
         [*entries] = queue.storage.entries()
         request = read_export_request(queue, entries[0], lambda _entry, _settled: None) if entries else None
-        return cast("SpooledOrigin", request.origin) if request else None
+        return cast("SpooledFuture", request.future) if request else None
 
     first = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
     assert first.append(HERE, encode_spans("a", "b", "c"), attempted=False, uncertain=False)
-    origin, may_have_arrived = read_again(), False
+    future, may_have_arrived = read_again(), False
     for event in events:
-        if origin is None or origin.remaining_count <= 0:
+        if future is None or future.remaining_count <= 0:
             break
         if event == "killed":
-            origin = read_again()
+            future = read_again()
             continue
         if event == "deferred":
-            origin.yield_slot()
+            future.yield_slot()
             continue
-        origin.on_attempt()
+        future.record_attempt()
         if event in ("delivered", "refused"):
-            origin.settle(int(event == "delivered"), int(event == "refused"))
+            future.settle(int(event == "delivered"), int(event == "refused"))
         elif event != "killed while it is sent":
-            origin.on_failure(uncertain=event == "unclear")
+            future.record_failure(may_have_arrived=event == "unclear")
         may_have_arrived = may_have_arrived or event not in ("lost", "refused")
         paths = files(Path(str(settings.spool_dir), "target"))
         assert not paths or not may_have_arrived or state_on(paths[0]).uncertain
-        assert bool(paths) is (origin.remaining_count > 0)
+        assert bool(paths) is (future.remaining_count > 0)
         if event == "killed while it is sent":
-            origin = read_again()
+            future = read_again()
