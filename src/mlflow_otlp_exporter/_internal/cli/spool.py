@@ -161,7 +161,7 @@ def _flush(settings: Settings, timeout_seconds: float) -> int:
         consumer.wake()
         # The first tick recovers the journals of killed processes.
         while (not consumer.has_ticked or spool.totals().file_count) and time.monotonic() < deadline:
-            if sender.backoff.has_failures and sender.failure_count:
+            if sender.backoff.failure_counts and sender.failure_count:
                 break  # the reason was logged
             pause.wait(_POLL_SECONDS)
         remaining = spool.totals()

@@ -18,19 +18,19 @@ _Failure = TypeVar("_Failure")
 
 
 class BackoffState(Generic[_Key, _Failure]):
-    """Counts consecutive failures of each destination.
+    """Counts consecutive failures of each destination, in `failure_counts`.
 
     `jitter` returns a random number from 0 to 1. `has_spool` says whether waiting requests are on disk.
     """
 
     def __init__(self, clock: Callable[[], float], jitter: Callable[[], float], *, has_spool: bool) -> None:
         self._clock, self._jitter, self._has_spool = clock, jitter, has_spool
-        self._failure_counts: dict[_Key, int] = {}
+        self.failure_counts: dict[_Key, int] = {}
         self._resume_at: dict[_Key, float] = {}
         self._last_failures: dict[_Key, _Failure] = {}
 
     def record_success(self, key: _Key) -> None:
-        self._failure_counts.pop(key, None)
+        self.failure_counts.pop(key, None)
         self._resume_at.pop(key, None)
         self._last_failures.pop(key, None)
 
@@ -48,12 +48,12 @@ class BackoffState(Generic[_Key, _Failure]):
         if now < resume_at:
             # The attempt was early because of a flush, so it does not change the delay.
             return resume_at - now
-        failure_count = self._failure_counts.get(key, 0)
+        failure_count = self.failure_counts.get(key, 0)
         first_seconds, max_seconds = _USER_DELAYS if needs_user else _SERVER_DELAYS
         if is_bisecting:
             max_seconds = first_seconds
         else:
-            self._failure_counts[key] = failure_count + 1
+            self.failure_counts[key] = failure_count + 1
             max_seconds = _MAX_DELAY_ON_DISK if self._has_spool else max_seconds
         delay = compute_backoff(failure_count, self._jitter(), first_seconds=first_seconds, max_seconds=max_seconds)
         delay = max(delay, retry_after or 0.0)
@@ -61,7 +61,7 @@ class BackoffState(Generic[_Key, _Failure]):
         return delay
 
     def failure_count(self, key: _Key) -> int:
-        return self._failure_counts.get(key, 0)
+        return self.failure_counts.get(key, 0)
 
     def should_spool(self, key: _Key, delay_count: int, since: float) -> bool:
         """Whether a request that waits since then, and had so many delays, is written to disk."""
@@ -72,14 +72,10 @@ class BackoffState(Generic[_Key, _Failure]):
 
     def is_open(self, key: _Key) -> bool:
         """Whether a retry has failed, too, and the next attempt is not due yet."""
-        return self._failure_counts.get(key, 0) > 1 and self.remaining_delay(key) > 0.0
+        return self.failure_counts.get(key, 0) > 1 and self.remaining_delay(key) > 0.0
 
     def remaining_delay(self, key: _Key) -> float:
         return max(0.0, self._resume_at.get(key, 0.0) - self._clock())
-
-    @property
-    def has_failures(self) -> bool:
-        return bool(self._failure_counts)
 
 
 def compute_backoff(attempt: int, jitter: float, *, first_seconds: float = 0.5, max_seconds: float = 30.0) -> float:

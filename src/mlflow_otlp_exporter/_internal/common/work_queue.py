@@ -71,16 +71,18 @@ class WorkQueue(Generic[_Item]):
         self._idle_count = 0
         self._stopped = False
 
-    def enqueue(self, key: Hashable, item: _Item, *, delay: float = 0.0) -> None:
+    def enqueue(self, key: Hashable, item: _Item, *, delay: float = 0.0) -> bool:
         """Queue an item behind those of its key, which waits for the delay unless `wake_all` is called.
 
-        If no thread can start, as while the interpreter exits, the item is processed in the caller's thread.
+        If no thread can start, as while the interpreter exits, the item is processed in the caller's thread. Returns
+        whether other items of the key go first.
         """
-        runs_here = False
+        runs_here = must_wait = False
         with self._lock:
             is_late = self._closed
             if not is_late:
                 queue = self._queues.get(key)
+                must_wait = queue is not None
                 if queue is None:
                     queue = self._queues[key] = _Queue()
                 queue.items.append(item)
@@ -94,6 +96,7 @@ class WorkQueue(Generic[_Item]):
             self._abandon(item)
         elif runs_here:
             self._run(block=False)
+        return must_wait
 
     def _schedule(self, key: Hashable, queue: _Queue[_Item]) -> None:
         """Put a key into the heap, for when its first item is due. Needs the lock."""

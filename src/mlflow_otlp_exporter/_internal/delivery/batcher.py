@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.encoding.sanitizer import sanitize_attribute
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.tracing.routing import group_by_destination
+from mlflow_otlp_exporter._internal.tracing.routing import DestinationCache, group_by_destination
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
@@ -77,6 +77,7 @@ class Batcher:
         self.encoder = SpanEncoder(make_resource_filter(dropped_resource_attributes))
         # Towards an OTLP endpoint, behind which a Collector may route by the resource.
         self._adds_destination = settings.traces.group is not SettingGroup.MLFLOW
+        self._destinations: DestinationCache = {}
         # Keyed by identity, as in the encoder; the resource is kept so that its id is not reused.
         self._routed_resources: dict[tuple[int, Destination], tuple[Resource, Resource]] = {}
 
@@ -90,7 +91,11 @@ class Batcher:
         A span of the SDK takes six times the memory of its bytes, and what is read from it as much again: this exists
         for one chunk of spans at a time.
         """
-        return self._build(iter_chunks(spans))[0]
+        if len(spans) > _CHUNK_SPANS:
+            return self._build(iter_chunks(spans))[0]
+        chunk = spans.copy()
+        spans.clear()
+        return self._build((chunk,))[0]
 
     def _build(self, chunks: Iterable[Sequence[ReadableSpan]]) -> tuple[list[Batch], int]:
         groups: dict[Destination, list[EncodedSpan]] = {}
@@ -98,7 +103,9 @@ class Batcher:
         for chunk in chunks:
             spans, redact_failed_count = self._redact(chunk)
             failed_count += redact_failed_count
-            failed_count += self._encode(spans, group_by_destination(spans, self._destination), groups)
+            failed_count += self._encode(
+                spans, group_by_destination(spans, self._destination, self._destinations), groups
+            )
         return self._to_batches(groups), failed_count
 
     def _redact(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
@@ -148,8 +155,11 @@ class Batcher:
     def _to_batches(self, groups: Mapping[Destination, Sequence[EncodedSpan]]) -> list[Batch]:
         batches: list[Batch] = []
         for destination, spans in groups.items():
-            has_run = destination.run_id is not None
-            batches += [(destination, batch) for batch in batch_by_size(spans, self._max_bytes(), has_run=has_run)]
+            max_bytes, has_run = self._max_bytes(), destination.run_id is not None
+            if len(spans) <= _MAX_ROOTS_PER_RUN and sum([len(span.body) for span in spans]) <= max_bytes:
+                batches.append((destination, list(spans)))
+            else:
+                batches += [(destination, batch) for batch in batch_by_size(spans, max_bytes, has_run=has_run)]
         if self.encoder.repairs.left_out:
             self._problem_log.log_once(logging.WARNING, add_code(MessageCode.VALUES_DROPPED, _VALUES_DROPPED))
         return batches

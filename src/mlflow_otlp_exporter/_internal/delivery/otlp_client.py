@@ -81,9 +81,9 @@ class OTLPClient:
         return outcome
 
     def _post(self, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> ExportOutcome:
-        self._problem_log.stats.add(requests=1)
         request = HttpRequest("POST", "", headers=headers, body=body, timeout_seconds=timeout_seconds)
         response = self._server.send(request)
+        self._problem_log.stats.add(requests=1)
         return classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
 
     def forget(self, destination: Destination) -> None:

@@ -155,30 +155,25 @@ class Pipeline:
         if self.is_closed:
             self.spool_or_drop(spans, "the exporter is shut down")
             return
-        encoding = self._track(ExportFuture(len(spans), byte_count))
+        span_count = len(spans)
+        self._add_in_flight(span_count, byte_count)
         try:
             batches = self.batcher.build_and_clear(spans)
         finally:
-            encoding.set_result(0)
+            self._add_in_flight(-span_count, -byte_count)
         for destination, encoded in batches:
-            future = self._track(ExportFuture(len(encoded), memory_bytes_of(encoded)))
-            self._enqueue(destination, encoded, future)
+            self._enqueue(destination, encoded, ExportFuture(len(encoded), memory_bytes_of(encoded)))
 
-    def _track(self, future: ExportFuture) -> ExportFuture:
-        """Count spans as in flight until their future is done."""
+    def _add_in_flight(self, span_count: int, byte_count: int) -> None:
         with self._lock:
-            self._in_flight.add(future)
-            self.in_flight_span_count += future.span_count
-            self.in_flight_byte_count += future.byte_count
-        future.add_done_callback(self._untrack)
-        return future
+            self.in_flight_span_count += span_count
+            self.in_flight_byte_count += byte_count
 
     def _untrack(self, future: Future[int]) -> None:
         with self._lock:
             if isinstance(future, ExportFuture) and future in self._in_flight:  # after a fork, the parent has it
                 self._in_flight.discard(future)
-                self.in_flight_span_count -= future.span_count
-                self.in_flight_byte_count -= future.byte_count
+                self._add_in_flight(-future.span_count, -future.byte_count)
 
     def export(self, spans: Sequence[ReadableSpan]) -> bool:
         """Send spans and wait for their outcome, for at most the timeout; True if all were delivered or spooled.
@@ -209,19 +204,26 @@ class Pipeline:
 
         future.on_postponed = end_if_user_must_act
         last_outcome = self.retry_sender.backoff.last_failure(destination)
-        self._enqueue(destination, spans, self._track(future))
+        self._enqueue(destination, spans, future)
         end_if_user_must_act(last_outcome)  # these spans are queued behind requests that fail
         return future, is_over
 
     def _enqueue(self, destination: Destination, spans: list[EncodedSpan], future: ExportFuture) -> None:
+        with self._lock:
+            self._in_flight.add(future)
+            self.in_flight_span_count += future.span_count
+            self.in_flight_byte_count += future.byte_count
+        future.add_done_callback(self._untrack)
         if self._metrics is not None:
             future.on_counted = self._metrics.record_start(len(spans))
-        request = ExportRequest(destination, spans, future, created_at=self.retry_sender.clock())
-        if self.spool_consumer is not None:
-            if self.retry_sender.backoff.is_open(destination) and self.retry_sender.spool(request):
-                return
+        request, sender = ExportRequest(destination, spans, future, created_at=time.monotonic()), self.retry_sender
+        is_failing = sender.backoff.failure_counts and sender.backoff.is_open(destination)
+        if is_failing and self.persistent_queue is not None and sender.spool(request):
+            return
+        must_wait = self.work_queue.enqueue(destination, request)
+        if self.spool_consumer is not None and (must_wait or not self.spool_consumer.is_started):
+            # The consumer spools requests that wait for too long.
             self.spool_consumer.wake()
-        self._enqueue_request(request)
 
     def _enqueue_request(self, request: ExportRequest) -> None:
         # A new request in memory is behind the failing ones in the queue; one from the disk may be the only one.
@@ -275,7 +277,7 @@ class Pipeline:
     def _expire_and_recover(self) -> None:
         """Drop expired requests and recover spans from the journals of killed processes."""
         if self.persistent_queue is not None:
-            if self.retry_sender.backoff.has_failures:
+            if self.retry_sender.backoff.failure_counts:
                 self.persistent_queue.storage.remove_expired()
             self.persistent_queue.recover_journals(self.batcher.build_recovered, self.record_filtered)
 

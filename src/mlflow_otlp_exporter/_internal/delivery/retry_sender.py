@@ -192,7 +192,7 @@ class RetrySender:
         locations = {span.trace_id: self._locator.experiment_of(workspace, span.trace_id) for span in request.spans}
         for experiment_id in dict.fromkeys(filter(None, locations.values())):
             part = request.split_off({trace_id for trace_id, other in locations.items() if other == experiment_id})
-            part.destination = replace(request.destination, trace_experiment_id=experiment_id)
+            part.destination = request.destination._replace(trace_experiment_id=experiment_id)
             # Their attachments are in the wrong experiment, if they are uploaded at all.
             part.spans = [
                 span._replace(attachments=request.attachments.get((span.trace_id, span.span_id), span.attachments))
@@ -239,7 +239,7 @@ class RetrySender:
         if outcome.status == 401 and not request.rejection_count:
             # An expired token is rejected by the service's own experiment, too, and the spans wait for a new one.
             request.rejection_count += 1
-            request.destination = replace(destination, trace_experiment_id=None)
+            request.destination = destination._replace(trace_experiment_id=None)
             return SendResult((request,))
         reason = f"experiment {destination.trace_experiment_id} of another service has their trace, and rejects them"
         self._drop_elsewhere(request, MessageCode.TRACE_IN_OTHER_EXPERIMENT, f"{reason}: {outcome.message}")

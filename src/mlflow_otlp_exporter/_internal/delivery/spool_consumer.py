@@ -124,6 +124,7 @@ class SpoolConsumer:
 
     Attributes:
         has_ticked: True after the first tick since the first `wake`.
+        is_started: True after the first `wake`.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class SpoolConsumer:
             self._lock.release()
         self._lock = None
         self._thread: threading.Thread | None = None
+        self.is_started = False
         self._starting = threading.Lock()
         # Not an event, whose lock a signal handler could find taken by its own thread.
         self._wake_ups: SimpleQueue[None] = SimpleQueue()
@@ -179,7 +181,7 @@ class SpoolConsumer:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name="mlflow-otlp-spool", daemon=True)
                 thread.start()
-                self._thread = thread
+                self._thread, self.is_started = thread, True
         except RuntimeError:
             return  # no more threads, or the interpreter is shutting down: the requests stay on disk
         finally:
@@ -294,7 +296,7 @@ class SpoolConsumer:
             if span_count < min_count:
                 min_count, progress_at = span_count, now
             if self.is_leader:
-                is_stuck = sender.failure_count != failures_before and sender.backoff.has_failures
+                is_stuck = sender.failure_count != failures_before and bool(sender.backoff.failure_counts)
             else:
                 # Only the process that consumes knows whether the server is unavailable; here there is no progress.
                 is_stuck = now - progress_at > _STALL_SECONDS

@@ -35,6 +35,8 @@ _KIND_KEYS = frozenset(
         *("openinference.span.kind", "span.type", "traceloop.span.kind"),
     }
 )
+# A text of fewer characters that begins with a letter needs no repair, unless it holds a NUL.
+_SHORT_TEXT = min(_MAX_LENGTHS.values())
 _MIN_CUT_CHARACTERS, _MAX_MARK_BYTES = 256, 64
 
 
@@ -56,6 +58,15 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
     changes: dict[str, Any] = {}
     notes: list[str] = []
     for key, value in original.items():
+        if (
+            value.__class__ is str
+            and value[:1].isalpha()
+            and len(value) <= _SHORT_TEXT
+            and "\x00" not in value
+            and "\\u0000" not in value
+            and key not in _NUMBER_KEYS
+        ):
+            continue
         if key in _COLUMN_KEYS or key.startswith(_TRACE_TAG_PREFIX):
             changed, note = _sanitize_column(key, value)
         elif key in _NUMBER_KEYS:

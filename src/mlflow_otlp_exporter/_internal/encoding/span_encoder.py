@@ -18,12 +18,11 @@ from opentelemetry.trace import Link, SpanKind, Status
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.model.encoded_span import (
-    SHORT_VARINTS,
+    VARINTS,
     EncodedSpan,
     Framing,
     encode_field,
     encode_length,
-    frame_span,
     varint,
 )
 
@@ -69,7 +68,7 @@ class SpanEncoder:
         self._encoders: dict[type, Callable[[Any, int], bytes]] = {
             str: lambda value, _: encode_field(b"\x0a", self._encode_text(value)),
             bool: lambda value, _: b"\x10\x01" if value else b"\x10\x00",
-            int: lambda value, _: self._encode_integer(value),
+            int: self._encode_integer,
             float: lambda value, _: b"\x21" + _pack_double(value),
             bytes: lambda value, _: encode_field(b"\x3a", value),
             bytearray: lambda value, _: encode_field(b"\x3a", bytes(value)),
@@ -98,7 +97,14 @@ class SpanEncoder:
         """
         context, parent = span.get_span_context(), span.parent
         assert context is not None
-        encoded_name = self._encode_text(span.name if name is None else name)
+        name = span.name if name is None else name
+        try:
+            encoded_name = name.encode()
+        except (AttributeError, UnicodeEncodeError):
+            encoded_name = self._encode_text(name)
+        start_time, end_time = span.start_time or 0, span.end_time or 0
+        if not 0 <= start_time <= end_time <= _MAX_TIME:
+            start_time, end_time = _clamp_time(start_time), _clamp_time(end_time)
         pieces = [
             b"\x0a\x10",
             context.trace_id.to_bytes(16, "big"),
@@ -116,8 +122,8 @@ class SpanEncoder:
             encode_length(len(encoded_name)),
             encoded_name,
             b"\x30",
-            SHORT_VARINTS[_KINDS[span.kind]],
-            _pack_times(0x39, _clamp_time(span.start_time), 0x41, _clamp_time(span.end_time)),
+            VARINTS[_KINDS[span.kind]],
+            _pack_times(0x39, start_time, 0x41, end_time),
         )
         # A copy, because iterating over the SDK's own mapping takes ten times as long.
         source: Any = span.attributes if attributes is None else attributes
@@ -130,12 +136,17 @@ class SpanEncoder:
         if status is not None:
             status_pieces = [encode_field(b"\x12", self._encode_text(status.description))] if status.description else []
             if code := status.status_code.value:
-                status_pieces += (b"\x18", SHORT_VARINTS[code])
-            pieces.append(encode_field(b"\x7a", b"".join(status_pieces)))
+                status_pieces += (b"\x18", VARINTS[code])
+            status_content = b"".join(status_pieces)
+            pieces += (b"\x7a", encode_length(len(status_content)), status_content)
         is_remote = parent is not None and parent.is_remote
         pieces.append(_REMOTE_FLAGS if is_remote else _LOCAL_FLAGS)
-        body = frame_span(b"".join(pieces))
-        resource, scope = self.encode_resource(span.resource), self._encode_scope(span.instrumentation_scope)
+        content = b"".join(pieces)
+        body = b"".join((b"\x12", encode_length(len(content)), content))
+        cached_resource = self._resources.get(id(span.resource))
+        resource = cached_resource[1] if cached_resource is not None else self.encode_resource(span.resource)
+        cached_scope = self._scopes.get(id(span.instrumentation_scope))
+        scope = cached_scope[1] if cached_scope is not None else self._encode_scope(span.instrumentation_scope)
         return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body, (), is_remote)
 
     def _append_events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
@@ -158,7 +169,7 @@ class SpanEncoder:
 
     def _append_attributes(self, attributes: dict[Any, Any], tag: bytes, pieces: list[bytes]) -> None:
         # Strings, which are nearly all values, are encoded without another call.
-        keys, short_varints = self._keys, SHORT_VARINTS
+        keys, varints = self._keys, VARINTS
         for key, value in attributes.items():
             encoded_key = keys.get(key)
             if encoded_key is None:
@@ -172,12 +183,12 @@ class SpanEncoder:
                 if size < 126:  # both lengths of the value take one byte each
                     pieces += (
                         tag,
-                        short_varints[size + len(encoded_key) + 4],
+                        varints[size + len(encoded_key) + 4],
                         encoded_key,
                         b"\x12",
-                        short_varints[size + 2],
+                        varints[size + 2],
                         b"\x0a",
-                        short_varints[size],
+                        varints[size],
                         content,
                     )
                     continue
@@ -253,9 +264,9 @@ class SpanEncoder:
         ]
         return encode_field(b"\x32", b"".join(items))
 
-    def _encode_integer(self, value: int) -> bytes:
+    def _encode_integer(self, value: int, _depth: int) -> bytes:
         if 0 <= value < 128:  # one byte
-            return b"\x18" + SHORT_VARINTS[value]
+            return b"\x18" + VARINTS[value]
         if -(1 << 63) <= value < 1 << 63:
             return b"\x18" + varint(value & _MASK_64_BITS)
         self.repairs.repaired += 1
@@ -310,9 +321,6 @@ class SpanEncoder:
         return framing
 
     def _encode_scope(self, scope: InstrumentationScope | None) -> Framing:
-        cached = self._scopes.get(id(scope))
-        if cached is not None:
-            return cached[1]
         pieces: list[bytes] = []
         if scope is not None:
             pieces.append(encode_field(b"\x0a", self._encode_text(scope.name)))

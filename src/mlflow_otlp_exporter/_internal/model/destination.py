@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -46,8 +45,7 @@ _MAX_NAME_LENGTH = 500
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class Destination:
+class Destination(NamedTuple):
     """Where a trace goes inside MLflow; the workspace None is the server's default.
 
     `service_name` is the resource's `service.name`, which names the experiment if none is set. `trace_experiment_id` is

@@ -74,14 +74,11 @@ class Redactor:
         self.mask: Mask | None = make_mask(settings.mask, self._on_mask_error)
         self._inline_data = InlineDataReplacer(base64_max_length)
         self._hide_variables = settings.hide
+        # Whether nothing is masked or hidden; the size limit does not count, because it protects no secrets.
+        self.is_idle = self.mask is None and not self._hide_variables
         # By id, together with the original: as long as that is referenced, no other object has its id.
         self._resources: dict[int, tuple[Resource, Resource]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope, InstrumentationScope]] = {}
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is masked or hidden; the size limit does not count, because it protects no secrets."""
-        return self.mask is None and not self._hide_variables
 
     def _on_mask_error(self, error: Exception) -> None:
         # Without the text of the exception, which may quote the text that had to be masked.

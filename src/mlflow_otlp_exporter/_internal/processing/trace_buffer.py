@@ -41,6 +41,7 @@ class _Trace:
         "byte_count",
         "due_at",
         "first_ended_at",
+        "has_root",
         "is_complete",
         "is_partly_sent",
         "open_count",
@@ -53,6 +54,7 @@ class _Trace:
         self.byte_count = 0
         self.open_count = 0
         self.first_ended_at = 0.0
+        self.has_root = False  # whether a root without parent is among the spans
         self.root_ended_at: float | None = None
         self.due_at: float | None = None
         self.is_complete = False
@@ -109,7 +111,8 @@ class TraceBuffer:
             if len(self._traces) - self._buffered_trace_count > _MAX_OPEN_TRACES:
                 self._evict_open_trace()
         trace.open_count += 1
-        self._update_due(trace_id, trace, None)
+        if trace.spans:
+            self._update_due(trace_id, trace, None)
 
     def add(self, span: ReadableSpan, now: float) -> None:
         """Add an ended span; `now` is in seconds of a monotonic clock."""
@@ -124,7 +127,10 @@ class TraceBuffer:
             self._buffered_trace_count += 1
         trace.spans.append(span)
         trace.open_count = max(0, trace.open_count - 1)
-        if span.parent is None or span.parent.is_remote:
+        if span.parent is None:
+            trace.has_root = True
+            trace.root_ended_at = now
+        elif span.parent.is_remote:
             trace.root_ended_at = now
         trace.byte_count += size
         self.span_count += 1
@@ -132,8 +138,6 @@ class TraceBuffer:
         self._update_due(trace_id, trace, now)
 
     def _update_due(self, trace_id: int, trace: _Trace, now: float | None) -> None:
-        if not trace.spans:
-            return
         due = trace.first_ended_at + self._max_age_seconds
         is_complete = trace.open_count == 0 and (trace.root_ended_at is not None or self.has_start_events)
         if is_complete != trace.is_complete:
@@ -177,7 +181,8 @@ class TraceBuffer:
         has_aged_trace = False
         while (due := self.next_due()) is not None and due <= now:
             _, trace_id = heapq.heappop(self._queue)
-            has_aged_trace = has_aged_trace or self._traces[trace_id].is_in_progress
+            trace = self._traces[trace_id]
+            has_aged_trace = has_aged_trace or (trace.root_ended_at is None and not trace.is_complete)
             spans += self._pop_trace(trace_id)
         if has_aged_trace:
             # Long traces share requests, too: traces that would be due soon go now, a little before their time.
@@ -186,14 +191,13 @@ class TraceBuffer:
                 key for key, trace in self._traces.items() if trace.is_in_progress and trace.first_ended_at <= cutoff
             ]
             spans += [span for trace_id in aged for span in self._pop_trace(trace_id)]
-        if spans or self._is_batch_full():
+        is_full = self.byte_count >= _FULL_BATCH_BYTES or self.span_count >= _FULL_BATCH_SPANS
+        if spans or (is_full and self._has_full_batch()):
             self._last_batch_at = now
             spans += [span for trace_id in list(self._complete) for span in self._pop_trace(trace_id)]
         return spans
 
-    def _is_batch_full(self) -> bool:
-        if self.byte_count < _FULL_BATCH_BYTES and self.span_count < _FULL_BATCH_SPANS:
-            return False
+    def _has_full_batch(self) -> bool:
         complete = [self._traces[trace_id] for trace_id in self._complete]
         has_many_spans = sum(len(trace.spans) for trace in complete) >= _FULL_BATCH_SPANS
         return has_many_spans or sum(trace.byte_count for trace in complete) >= _FULL_BATCH_BYTES
@@ -214,6 +218,7 @@ class TraceBuffer:
         if spans and self._trace_filter is not None and self._is_filtered(trace_id, trace, spans, was_complete):
             self.filtered_spans += spans
             spans = []
+        trace.has_root = False
         if trace.open_count == 0:
             del self._traces[trace_id]
             if trace.root_ended_at is not None and not self.has_start_events:
@@ -227,8 +232,7 @@ class TraceBuffer:
         """Filter whole traces only: a trace of another process, or one that is partly sent, is sent completely."""
         assert self._trace_filter is not None
         is_partly_sent = trace.is_partly_sent or trace_id in self._partly_sent
-        can_filter = was_complete and not is_partly_sent and any(span.parent is None for span in spans)
-        if can_filter and self._trace_filter(spans):
+        if was_complete and trace.has_root and not is_partly_sent and self._trace_filter(spans):
             return True
         trace.is_partly_sent = True
         if trace.open_count == 0:

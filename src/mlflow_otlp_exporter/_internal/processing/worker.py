@@ -172,7 +172,7 @@ class TraceWorker:
                 for _ in range(self._events.qsize()):
                     self._apply_event(self._events.get_nowait(), now)
             buffer, settings = self._buffer, self._settings
-            # Also before submitting: as many spans may end while these are enriched and encoded.
+            # Before submitting: as many spans may end while these are enriched and encoded.
             self._measure_capacity()
             # Traces in progress are sent before any span is dropped.
             is_crowded = (
@@ -185,8 +185,9 @@ class TraceWorker:
                 self._pipeline.record_filtered(filtered_spans)
             if spans:
                 self._submit(spans, byte_count - buffer.byte_count)
-            self._measure_capacity()
-            self._log_overflow()
+                self._measure_capacity()
+            if self._is_overflowing or not self._overflow.empty():
+                self._log_overflow()
         finally:
             self._ticking.release()
             for future in flushes:

@@ -43,7 +43,7 @@ _COMPRESSION_LEVEL = 1
 _MAX_BODY_BYTES, _MAX_TRACE_IDS, _MAX_MESSAGE_LENGTH = 256 << 20, 10_000, 10_000
 MAX_FILE_BYTES = MAX_HEADER_BYTES + _MAX_BODY_BYTES
 _ATTACHMENT_ID = re.compile(re.escape(ATTACHMENT.encode()) + rb"([0-9a-f-]{36})")
-_DESTINATION_FIELDS = frozenset(field.name for field in dataclasses.fields(Destination))
+_DESTINATION_FIELDS = frozenset(Destination._fields)
 
 
 class CorruptFileError(Exception):
@@ -90,7 +90,7 @@ def encode_file(
         body += TracesData(resource_spans=[section]).SerializeToString()
     trace_ids = dict.fromkeys(span.trace_id for span in spans)
     values: dict[str, Any] = {
-        "destination": {name: value for name, value in dataclasses.asdict(destination).items() if value is not None},
+        "destination": {name: value for name, value in destination._asdict().items() if value is not None},
         "spans": len(spans),
         "traces": [f"{trace_id:032x}" for trace_id in itertools.islice(trace_ids, _MAX_TRACE_IDS)],
         "created": created_at,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TypeAlias
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
@@ -19,8 +21,11 @@ _MAX_OPEN_TRACES = 65_536
 # Routes of ended traces serve late spans.
 _MAX_ENDED_TRACES = 16_384
 _MAX_OPEN_ROOTS = 8192
+_MAX_CACHED_DESTINATIONS = 1000
 
 
+# Keyed by the identity of the resource; the resource is kept so that its id is not reused.
+DestinationCache: TypeAlias = "dict[tuple[int, Route | None], tuple[Resource, Destination]]"
 _open: dict[int, Route] = {}
 _ended: dict[int, Route] = {}
 _roots: dict[int, Span] = {}
@@ -65,19 +70,21 @@ def open_root(trace_id: int) -> Span | None:
     return _roots.get(trace_id)
 
 
-def group_by_destination(spans: Sequence[ReadableSpan], default: Destination) -> dict[Destination, list[ReadableSpan]]:
+def group_by_destination(
+    spans: Sequence[ReadableSpan], default: Destination, cache: DestinationCache
+) -> dict[Destination, list[ReadableSpan]]:
     """Group spans by destination and keep their order; all spans of a trace share one destination."""
     for trace_id, route in read_routes(spans).items():
         set_ended_route(trace_id, route)
     groups: dict[Destination, list[ReadableSpan]] = {}
-    destinations: dict[tuple[int, Route | None], Destination] = {}
     for span in spans:
-        context, resource = span.get_span_context(), span.resource
-        key = (id(resource), route_of(context.trace_id) if context is not None else None)
-        destination = destinations.get(key)
-        if destination is None:
-            destination = destinations[key] = default.for_trace(resource.attributes, key[1])
-        groups.setdefault(destination, []).append(span)
+        context, resource = span.context, span.resource
+        route = (_open.get(context.trace_id) or _ended.get(context.trace_id)) if context is not None else None
+        cached = cache.get((id(resource), route))
+        if cached is None:
+            cached = (resource, default.for_trace(resource.attributes, route))
+            evict_oldest(cache, _MAX_CACHED_DESTINATIONS)[id(resource), route] = cached
+        groups.setdefault(cached[1], []).append(span)
     return groups
 
 

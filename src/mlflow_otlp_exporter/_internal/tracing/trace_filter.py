@@ -45,17 +45,17 @@ def make_trace_filter(entries: Sequence[str]) -> TraceFilter | None:
     default = "default" in words
 
     def is_filtered(spans: Sequence[ReadableSpan]) -> bool:
-        return all(_matches_pattern(span, patterns, default=default) for span in spans)
+        for span in spans:
+            name = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
+            is_infrastructure = name.startswith(_PREFIX) and name[len(_PREFIX) :].partition(".")[0] in _INFRASTRUCTURE
+            if default and (is_infrastructure or name in _NATIVE):
+                if _has_agent_attributes(span):
+                    return False
+            elif not patterns or not any(fnmatchcase(name, pattern) for pattern in patterns):
+                return False
+        return True
 
     return is_filtered
-
-
-def _matches_pattern(span: ReadableSpan, patterns: Sequence[str], *, default: bool) -> bool:
-    name = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
-    is_infrastructure = name.startswith(_PREFIX) and name[len(_PREFIX) :].partition(".")[0] in _INFRASTRUCTURE
-    if default and (is_infrastructure or name in _NATIVE):
-        return not _has_agent_attributes(span)
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_agent_span(span: ReadableSpan) -> bool:
