@@ -64,10 +64,10 @@ def test_record_failure_consecutive_failures_double_delay(
 def test_record_success_resets_state(state: State, clock: Clock) -> None:
     for _ in range(5):
         clock.now += record_failure(state)
-    assert (state.failure_count(HERE), state.has_failures, state.last_failure(HERE)) == (5, True, "no")
+    assert (state.failure_count(HERE), state.failure_counts, state.last_failure(HERE)) == (5, {HERE: 5}, "no")
     state.record_success(HERE)
     assert (state.failure_count(HERE), state.remaining_delay(HERE), state.last_failure(HERE)) == (0, 0.0, None)
-    assert state.has_failures is False
+    assert not state.failure_counts
     assert record_failure(state) == GROWING[0]
 
 
@@ -89,7 +89,7 @@ def test_record_failure_bisecting_is_not_counted(state: State, clock: Clock) -> 
         assert wait == GROWING[0]
         clock.now += wait
     assert state.failure_count(HERE) == 0
-    assert not state.has_failures
+    assert not state.failure_counts
 
 
 def test_record_failure_of_early_attempt_keeps_delay(state: State, clock: Clock) -> None:
@@ -183,7 +183,7 @@ def test_backoff_state_delays_are_bounded_and_independent(
             continue
         assert (state.remaining_delay(other), state.failure_count(other)) == before
         assert state.failure_count(destination) == failures[destination]
-    assert state.has_failures is any(failures.values())
+    assert bool(state.failure_counts) is any(failures.values())
     clock.now += 60 * 1.2
     assert (state.remaining_delay(HERE), state.remaining_delay(THERE)) == (0.0, 0.0)
 

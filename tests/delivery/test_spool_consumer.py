@@ -250,7 +250,11 @@ def test_new_spans_are_sent_after_at_most_two_spooled_requests(make_process: Cal
     work_queue: WorkQueue[ExportRequest] = WorkQueue(step, lambda _: None)
     for name in NAMES[:10]:
         process.put(name)
-    process.consumer._send = lambda request: work_queue.enqueue(request.destination, request)
+
+    def send(request: ExportRequest) -> None:
+        work_queue.enqueue(request.destination, request)
+
+    process.consumer._send = send
     process.tick()
     work_queue.enqueue(PLACES[0], ExportRequest(PLACES[0], encode_spans("live"), ExportFuture(1)))
     begin.set()
@@ -415,7 +419,7 @@ def test_requests_stay_on_disk_without_thread(
 
 class FakeRetrySender:
     def __init__(self, *, had_failures: bool = False, keeps_failing: bool = False) -> None:
-        self._failures, self.backoff = 0, SimpleNamespace(has_failures=had_failures)
+        self._failures, self.backoff = 0, SimpleNamespace(failure_counts=had_failures)
         self.keeps_failing = keeps_failing
 
     @property

@@ -362,7 +362,7 @@ def test_enrich_trace_in_pieces_is_cached_until_complete() -> None:
     assert isinstance(root, EnrichedSpan)
     assert parse_inputs(root) == {"messages": [{"role": "user", "content": "q?"}]}
     assert root.attributes["session.id"] == "s"
-    assert len(enricher._trace_cache) == 0
+    assert len(enricher._trace_cache.traces) == 0
 
 
 # Arbitrary spans

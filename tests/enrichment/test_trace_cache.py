@@ -11,15 +11,15 @@ def test_trace_cache_evicts_by_count_age_and_size() -> None:
     summary = SpanSummary(1, 2, 0, 0, Kind.CHAT_MODEL, "", False, "q" * 100, None, (), None, None, EMPTY)
     for number in range(3000):
         cache.add(number, [summary])
-    assert len(cache) == 2000
+    assert len(cache.traces) == 2000
     assert cache.get(0) == ()
     assert cache.get(2999) == (summary,)
     clock_seconds[0] = 1000.0
     cache.add(5000, [summary])
-    assert len(cache) == 1
+    assert len(cache.traces) == 1
     cache.remove(5000)
-    assert len(cache) == 0
+    assert len(cache.traces) == 0
     large = summary._replace(question="q" * 4_000_000)
     for number in range(10):
         cache.add(number, [large])
-    assert len(cache) <= 4
+    assert len(cache.traces) <= 4

@@ -166,14 +166,14 @@ def test_group_by_destination_with_route_on_one_span_routes_whole_trace() -> Non
         tracer.start_span("elsewhere").end()
     spans = list(memory.get_finished_spans())
     default = Destination(experiment="agents")
-    groups = group_by_destination(spans, default)
+    groups = group_by_destination(spans, default, {})
     assert {destination: [span.name for span in group] for destination, group in groups.items()} == {
         Destination(experiment="of the root"): ["child", "root"],
         Destination("team-b", None, "8"): ["child", "sibling", "plain root"],
         default: ["elsewhere"],
     }
     # Also later spans of the trace, without the span that has the route.
-    assert list(group_by_destination(spans[3:4], default)) == [Destination("team-b", None, "8")]
+    assert list(group_by_destination(spans[3:4], default, {})) == [Destination("team-b", None, "8")]
 
 
 def test_headers_with_unencodable_name_quotes_it() -> None:

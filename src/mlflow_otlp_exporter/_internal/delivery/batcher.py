@@ -156,6 +156,8 @@ class Batcher:
         batches: list[Batch] = []
         for destination, spans in groups.items():
             max_bytes, has_run = self._max_bytes(), destination.run_id is not None
+            if not spans:
+                continue
             if len(spans) <= _MAX_ROOTS_PER_RUN and sum([len(span.body) for span in spans]) <= max_bytes:
                 batches.append((destination, list(spans)))
             else:
@@ -169,7 +171,7 @@ class Batcher:
             attributes = sanitize_attributes(span.attributes, is_root=span.parent is None)
             return self.encoder.encode(span, attributes, name=sanitize_name(span.name))
         attributes = sanitize_attributes(span.attributes, is_root=span.span.parent is None) or span.attributes
-        name = sanitize_name(span.name) or span.name
+        name = sanitize_name(span.name)
         status = _OK if span.ok else None
         return self.encoder.encode(span.span, attributes, name=name, events=span.events, status=status)
 

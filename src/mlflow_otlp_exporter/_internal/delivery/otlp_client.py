@@ -7,6 +7,7 @@ import logging
 import zlib
 from collections.abc import Mapping
 
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
@@ -20,6 +21,7 @@ _MIN_COMPRESSED_BYTES = 1024
 # Upstream's level 9 takes three to six times as long as level 1 and saves 20 % to 50 %; level 4 takes 1.5 times as long
 # and saves most of that (docs/performance.md).
 _COMPRESSION_LEVEL = 4
+_MAX_CACHED_HEADERS = 1000
 
 
 def compress(body: bytes, compression: str) -> bytes:
@@ -52,6 +54,7 @@ class OTLPClient:
             problem_log,
         )
         self._experiment_is_set = experiment_is_set
+        self._headers: dict[tuple[Destination, str | None], dict[str, str]] = {}
 
     def export(self, destination: Destination, body: bytes, timeout_seconds: float) -> ExportOutcome:
         """Send an encoded request once, and once more uncompressed if the server rejects the compressed body.
@@ -63,7 +66,10 @@ class OTLPClient:
             experiment = destination.experiment_id or self._experiments.resolve(destination, timeout_seconds)
         if isinstance(experiment, ExportOutcome):
             return experiment
-        headers = {"content-type": "application/x-protobuf", **destination.headers(experiment)}
+        headers = self._headers.get((destination, experiment))
+        if headers is None:
+            headers = {"content-type": "application/x-protobuf", **destination.headers(experiment)}
+            evict_oldest(self._headers, _MAX_CACHED_HEADERS)[destination, experiment] = headers
         if self._compression == "none" or len(body) < _MIN_COMPRESSED_BYTES:
             return self._post(headers, body, timeout_seconds)
         compressed_headers = {**headers, "content-encoding": self._compression}
@@ -81,9 +87,9 @@ class OTLPClient:
         return outcome
 
     def _post(self, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> ExportOutcome:
+        self._problem_log.stats.add(requests=1)
         request = HttpRequest("POST", "", headers=headers, body=body, timeout_seconds=timeout_seconds)
         response = self._server.send(request)
-        self._problem_log.stats.add(requests=1)
         return classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
 
     def forget(self, destination: Destination) -> None:

@@ -283,13 +283,15 @@ class RetrySender:
     def _settle(
         self, request: ExportRequest, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None
     ) -> None:
+        spans, request.spans = request.spans, []  # an error from here on must not send them again
         self._problem_log.stats.add(delivered=delivered_count, dropped=dropped_count)
-        if delivered_count:
-            self.on_delivered(request.destination, request.spans)
-        if self._persistent_queue is not None:
-            self._persistent_queue.acknowledge(request.spans)
-        request.spans = []  # an error from here on must not send them again
-        request.future.settle(delivered_count, dropped_count, outcome)
+        try:
+            if self._persistent_queue is not None:
+                self._persistent_queue.acknowledge(spans)
+            if delivered_count:
+                self.on_delivered(request.destination, spans)
+        finally:
+            request.future.settle(delivered_count, dropped_count, outcome)
 
     def _skip_stored_spans(self, request: ExportRequest, timeout_seconds: float) -> SendResult | None:
         """Remove spans from a request that the server has stored; None when the rest may be sent.

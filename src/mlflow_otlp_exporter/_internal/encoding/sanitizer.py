@@ -35,7 +35,7 @@ _KIND_KEYS = frozenset(
         *("openinference.span.kind", "span.type", "traceloop.span.kind"),
     }
 )
-# A text of fewer characters that begins with a letter needs no repair, unless it holds a NUL.
+# A text of at most so many characters that begins with a letter needs no repair, unless it holds a NUL.
 _SHORT_TEXT = min(_MAX_LENGTHS.values())
 _MIN_CUT_CHARACTERS, _MAX_MARK_BYTES = 256, 64
 
@@ -45,9 +45,9 @@ def replace_nul(text: str) -> str:
     return text.replace("\x00", "\ufffd").replace("\\u0000", "\\ufffd")
 
 
-def sanitize_name(name: str) -> str | None:
-    """Replace NUL characters; None if there are none."""
-    return name.replace("\x00", "\ufffd") if "\x00" in name else None
+def sanitize_name(name: str) -> str:
+    """Replace NUL characters."""
+    return name.replace("\x00", "\ufffd")
 
 
 def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) -> Mapping[str, Any] | None:
@@ -58,21 +58,13 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
     changes: dict[str, Any] = {}
     notes: list[str] = []
     for key, value in original.items():
-        if (
-            value.__class__ is str
-            and value[:1].isalpha()
-            and len(value) <= _SHORT_TEXT
-            and "\x00" not in value
-            and "\\u0000" not in value
-            and key not in _NUMBER_KEYS
-        ):
-            continue
-        if key in _COLUMN_KEYS or key.startswith(_TRACE_TAG_PREFIX):
-            changed, note = _sanitize_column(key, value)
-        elif key in _NUMBER_KEYS:
+        if key in _NUMBER_KEYS:
             changed, note = _sanitize_numbers(key, value)
-        elif key in _KIND_KEYS and _is_structured(value):
-            changed, note = None, f"{key} left out: no text"
+        elif key in _COLUMN_KEYS or key in _KIND_KEYS or key.startswith(_TRACE_TAG_PREFIX):
+            is_short = value.__class__ is str and value[:1].isalpha() and len(value) <= _SHORT_TEXT
+            if is_short and "\x00" not in value and "\\u0000" not in value:
+                continue  # nearly all
+            changed, note = _sanitize_column(key, value)
         elif is_root and isinstance(value, str) and "\\u0000" in value and _is_structured(value):
             # MLflow before 3.18 stores the last message in it as a preview, which is a column.
             changed, note = replace_nul(value), f"{key}: NUL characters replaced"
@@ -89,9 +81,9 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
 
 def _sanitize_column(key: str, value: Any) -> tuple[Any, str]:
     """Return the value and a note on its changes; the value None drops the attribute."""
-    if key == _SPAN_TYPE and _is_structured(value):
+    if (key == _SPAN_TYPE or key in _KIND_KEYS) and _is_structured(value):
         return None, f"{key} left out: no text"
-    if not isinstance(value, str):
+    if not isinstance(value, str) or key in _KIND_KEYS:
         return value, ""
     changed, notes = replace_nul(value), []
     if changed != value:

@@ -205,11 +205,14 @@ class SpanEncoder:
                     content,
                 )
                 continue
-            try:
-                encoded = self._encode_value(value, 0)
-            except _Unencodable:
-                self.repairs.left_out += 1
-                continue
+            if value.__class__ is int and 0 <= value < 128:
+                encoded = b"\x18" + varints[value]
+            else:
+                try:
+                    encoded = self._encode_value(value, 0)
+                except _Unencodable:
+                    self.repairs.left_out += 1
+                    continue
             pieces += (
                 tag,
                 encode_length(len(encoded_key) + 1 + len(encode_length(len(encoded))) + len(encoded)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema
@@ -46,37 +46,38 @@ def drop_duplicate_attributes(span: SpanState, added: Mapping[str, Any]) -> dict
     return {key: value for key, value in own.items() if key not in duplicates} if duplicates else dict(own)
 
 
-def _find_duplicates(span: SpanState, added: Mapping[str, Any]) -> Iterator[str]:
+def _find_duplicates(span: SpanState, added: Mapping[str, Any]) -> list[str]:
+    duplicates: list[str] = []
     own, normalized = span.attributes, span.normalized
-    if is_model(span.kind):
+    if span.kind in MODEL_KINDS:
         if INPUTS in added and (OUTPUTS in added or not normalized.output_messages) and not _has_files(span):
-            yield from normalized.covered_keys
-            if normalized.input_messages and _is_plain_request(
-                own.get("input.value"), normalized.invocation_parameters
+            duplicates += normalized.covered_keys
+            if (
+                normalized.input_messages
+                and "input.value" in own
+                and _is_plain_request(own["input.value"], normalized.invocation_parameters)
             ):
-                yield from ("input.value", "input.mime_type")
-            if normalized.output_messages and _is_plain_answer(own.get("output.value")):
-                yield from ("output.value", "output.mime_type")
+                duplicates += ("input.value", "input.mime_type")
+            if normalized.output_messages and "output.value" in own and _is_plain_answer(own["output.value"]):
+                duplicates += ("output.value", "output.mime_type")
         if TOOLS in added and all(
             normalize_schema(tool.parameters) == tool.parameters for tool in normalized.tools or ()
         ):
-            yield from _TOOL_KEYS
-            for key in own:
-                if key.startswith(_TOOL_PREFIXES):
-                    yield key
+            duplicates += _TOOL_KEYS
+            duplicates += [key for key in own if key.startswith(_TOOL_PREFIXES)]
     elif span.kind is Kind.TOOL:
-        yield from _find_equal_values(_ARGUMENT_KEYS, own, added.get(INPUTS))
-        yield from _find_equal_values(_RESULT_KEYS, own, added.get(OUTPUTS))
+        duplicates += _find_equal_values(_ARGUMENT_KEYS, own, added.get(INPUTS))
+        duplicates += _find_equal_values(_RESULT_KEYS, own, added.get(OUTPUTS))
     elif span.kind in (Kind.RETRIEVER, Kind.RERANKER) and normalized.documents and OUTPUTS in added:
-        for key in own:
-            if key.startswith(("retrieval.documents.", "reranker.output_documents.", "reranker.input_documents.")):
-                yield key
+        prefixes = ("retrieval.documents.", "reranker.output_documents.", "reranker.input_documents.")
+        duplicates += [key for key in own if key.startswith(prefixes)]
+    return duplicates
 
 
 def _has_files(span: SpanState) -> bool:
     """Whether a message holds a part that MLflow's console cannot display, so that only its name was written."""
     messages = (*(span.normalized.input_messages or ()), *(span.normalized.output_messages or ()))
-    return any(part.kind not in ("text", "image") for message in messages for part in message.parts)
+    return not {part.kind for message in messages for part in message.parts} <= {"text", "image"}
 
 
 def _find_equal_values(keys: tuple[str, ...], own: Mapping[str, Any], added: Any) -> Iterator[str]:

@@ -12,14 +12,14 @@ from opentelemetry.trace import StatusCode
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.enrichment.duplicate_attributes import drop_duplicate_attributes
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, merge
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
-from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
+from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.token_usage import count_usage_once, rename_usage_keys
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
-from mlflow_otlp_exporter._internal.enrichment.trace_tree import TraceTree, propagate
+from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, TraceTree, propagate
 from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinference
 
 SPAN_NAME = "mlflow_otlp.span_name"
@@ -69,11 +69,15 @@ class Enricher:
             states.append(state)
             if state is not None:
                 traces.setdefault(state.trace_id, []).append(state)
-        response_scopes = self._record_response_scopes([state for state in states if state is not None])
+                if state.normalized.response_id:
+                    self._record_response_scope(state)
         for trace_id, members in traces.items():
             try:
+                if trace_id not in self._trace_cache.traces and _is_single_call(members):
+                    collect_trace_fields(members[0], members)
+                    continue
                 tree = TraceTree(members, self._trace_cache.get(trace_id))
-                count_usage_once(tree, response_scopes)
+                count_usage_once(tree, self._response_scopes)
                 propagate(tree)
                 if tree.is_complete:
                     self._trace_cache.remove(trace_id)
@@ -81,27 +85,19 @@ class Enricher:
                     self._trace_cache.add(trace_id, [state.summarize() for state in members])
             except Exception:  # noqa: BLE001, S110 - each span is still enriched alone
                 pass
-        return [
-            self._try_write(state) if state is not None else span for span, state in zip(spans, states, strict=True)
-        ]
+        enriched: list[EnrichedSpan | ReadableSpan] = []
+        for span, state in zip(spans, states, strict=True):
+            try:
+                enriched.append(self._write(state) if state is not None else span)
+            except Exception:  # noqa: BLE001 - the span is sent as it was
+                enriched.append(span)
+        return enriched
 
-    def _record_response_scopes(self, states: Sequence[SpanState]) -> Mapping[str, str]:
+    def _record_response_scope(self, state: SpanState) -> None:
         """Remember which instrumentation described which response."""
-        scopes = self._response_scopes
-        with self._lock:
-            for state in states:
-                response_id = state.normalized.response_id
-                if response_id and is_model(state.kind) and state.normalized.input_messages:
-                    if len(scopes) >= _MAX_RESPONSE_SCOPES:
-                        evict_oldest(scopes, _MAX_RESPONSE_SCOPES)
-                    scopes[response_id] = state.scope
-            return dict(scopes) if len(scopes) < 100 else scopes  # a small copy is cheap
-
-    def _try_write(self, state: SpanState) -> EnrichedSpan | ReadableSpan:
-        try:
-            return self._write(state)
-        except Exception:  # noqa: BLE001 - the span is sent as it was
-            return state.span
+        if state.normalized.response_id and state.kind in MODEL_KINDS and state.normalized.input_messages:
+            with self._lock:
+                evict_oldest(self._response_scopes, _MAX_RESPONSE_SCOPES)[state.normalized.response_id] = state.scope
 
     def _write(self, state: SpanState) -> EnrichedSpan:
         own_attributes = state.attributes
@@ -116,7 +112,8 @@ class Enricher:
         if self._compact:
             own_attributes = drop_duplicate_attributes(state, mlflow_attributes)
         attributes = {**added_attributes, **own_attributes}
-        if mlflow.USAGE not in own_attributes and openinference.has_all_counts(state.normalized.usage, attributes):
+        usage = state.normalized.usage
+        if usage and mlflow.USAGE not in own_attributes and openinference.has_all_counts(usage, attributes):
             # Every MLflow reads OpenInference's counts. 3.6 misreads this attribute, and then reads no other.
             attributes.pop(mlflow.USAGE, None)
         name = state.span.name
@@ -135,6 +132,13 @@ class Enricher:
         )
 
 
+def _is_single_call(members: Sequence[SpanState]) -> bool:
+    """Whether a trace is the call of a model and nothing else: there is nothing to share."""
+    span = members[0]
+    is_call = span.parent_id is None and span.kind in MODEL_KINDS and span.scope not in CLIENT_SCOPES
+    return is_call and len(members) == 1
+
+
 def read_span(span: ReadableSpan) -> SpanState:
     """Merge what all readers read from a span."""
     span_attributes = span.attributes
@@ -147,7 +151,7 @@ def read_span(span: ReadableSpan) -> SpanState:
             del attributes[mlflow.TYPE]
     prefixes = {key.partition(".")[0] for key in attributes}
     events = span.events
-    prefixes.update(event.name.partition(".")[0] for event in events)
+    prefixes.update([event.name.partition(".")[0] for event in events])
     scope = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
     if prefixes.isdisjoint(_PREFIXES):
         return SpanState(span, attributes, EMPTY, scope)
@@ -163,7 +167,7 @@ def read_span(span: ReadableSpan) -> SpanState:
                 continue
             if candidate is not None:
                 candidates.append(candidate)
-    normalized = merge(candidates)
+    normalized = candidates[0] if len(candidates) == 1 else merge(candidates)
     if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
         normalized = normalized._replace(kind=Kind.CHAT_MODEL)
     return SpanState(span, attributes, normalized, scope)

@@ -32,6 +32,8 @@ _OPERATIONS = {
 _TRACELOOP = {"workflow": Kind.WORKFLOW, "task": Kind.TASK, "agent": Kind.AGENT, "tool": Kind.TOOL}
 _REQUEST_TYPES = {"chat": Kind.CHAT_MODEL, "completion": Kind.LLM, "embedding": Kind.EMBEDDING, "rerank": Kind.RERANKER}
 
+# Calls of a language model.
+MODEL_KINDS = (Kind.CHAT_MODEL, Kind.LLM)
 # OpenInference has fewer kinds.
 _TO_OPENINFERENCE = {
     Kind.CHAT_MODEL: "LLM",
@@ -40,9 +42,11 @@ _TO_OPENINFERENCE = {
     Kind.MEMORY: "CHAIN",
     Kind.PARSER: "CHAIN",
 }
-_OPENINFERENCE = {kind.value: kind for kind in Kind if kind not in _TO_OPENINFERENCE}
+OPENINFERENCE_KINDS = {kind.value: kind for kind in Kind if kind not in _TO_OPENINFERENCE}
 # MLflow displays PROMPT with a generic icon, and does not search for it.
 _TO_MLFLOW = {Kind.PROMPT: "CHAIN", Kind.DECISION: "LLM"}
+TO_OPENINFERENCE = {kind: _TO_OPENINFERENCE.get(kind, kind.value) for kind in Kind}
+TO_MLFLOW = {kind: _TO_MLFLOW.get(kind, kind.value) for kind in Kind}
 
 
 def parse_operation(name: Any) -> Kind | None:
@@ -62,17 +66,4 @@ def parse_request_type(name: Any) -> Kind | None:
 
 def parse_openinference_kind(name: Any) -> Kind | None:
     """The kind for `openinference.span.kind`, in any case."""
-    return _OPENINFERENCE.get(name.strip().upper()) if isinstance(name, str) else None
-
-
-def to_openinference_kind(kind: Kind) -> str:
-    return _TO_OPENINFERENCE.get(kind, kind.value)
-
-
-def to_mlflow_span_type(kind: Kind) -> str:
-    return _TO_MLFLOW.get(kind, kind.value)
-
-
-def is_model(kind: Kind | None) -> bool:
-    """Whether a span is the call of a language model."""
-    return kind is Kind.CHAT_MODEL or kind is Kind.LLM
+    return OPENINFERENCE_KINDS.get(name.strip().upper()) if isinstance(name, str) else None

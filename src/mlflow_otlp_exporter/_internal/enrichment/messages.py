@@ -14,7 +14,7 @@ from mlflow_otlp_exporter._internal.enrichment.media import read_media
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part, ToolCall
 from mlflow_otlp_exporter._internal.enrichment.values import parse_structured, select_text, to_json, to_text
 
-_ROLES = {
+ROLES = {
     alias: role
     for role, aliases in {
         "system": ("system", "developer", "systemmessage"),
@@ -65,7 +65,7 @@ def normalize_role(value: Any, default_role: str = "user") -> str:
     """The role as MLflow's console accepts it."""
     if not isinstance(value, str):
         return default_role
-    return _ROLES.get(value) or _ROLES.get(value.rpartition(".")[2].strip().lower(), default_role)
+    return ROLES.get(value) or ROLES.get(value.rpartition(".")[2].strip().lower(), default_role)
 
 
 def read_messages(value: Any, default_role: str = "user") -> tuple[Message, ...] | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     EMPTY,
     Kind,
+    Message,
     NormalizedSpan,
     Prompt,
     ToolCall,
@@ -20,7 +22,7 @@ from mlflow_otlp_exporter._internal.enrichment.payloads import find_last_text, r
 # Longer texts are truncated in summaries: they only serve previews of at most 1,000 characters.
 _MAX_TEXT_LENGTH = 32_768
 _MAX_TOOL_CALLS = 64
-_NO_CONVERSATION = frozenset({None, Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING})
+_NO_CONVERSATION = (None, Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING, *MODEL_KINDS)
 
 
 class SpanSummary(NamedTuple):
@@ -44,6 +46,23 @@ class SpanSummary(NamedTuple):
 class SpanState:
     """A span on its way through enrichment; only this package's stages change it."""
 
+    # The two texts are read when they are needed first; the names without underscore are properties.
+    __slots__ = (
+        "_answer",
+        "_question",
+        "attributes",
+        "counts_usage",
+        "kind",
+        "normalized",
+        "parent_id",
+        "prompts",
+        "scope",
+        "span",
+        "span_id",
+        "trace_fields",
+        "trace_id",
+    )
+
     def __init__(self, span: ReadableSpan, attributes: dict[str, Any], normalized: NormalizedSpan, scope: str) -> None:
         context = span.get_span_context()
         assert context is not None
@@ -56,12 +75,33 @@ class SpanState:
         self.scope = scope
         # False if spans below have the same usage, or another span describes the same call.
         self.counts_usage = True
-        # A root or an agent without question and answer gets those of a span below.
-        self.question = _read_question(normalized)
-        self.answer = _read_answer(normalized)
+        # Read when they are needed; a root or an agent without them gets those of a span below.
+        self._question: str | bool | None = False
+        self._answer: str | bool | None = False
         # Of a root: session, user, tags and metadata of all spans below; prompts of a registry with a version.
         self.trace_fields: NormalizedSpan | None = None
         self.prompts: tuple[Prompt, ...] = ()
+
+    @property
+    def question(self) -> str | None:
+        """The last text of the user in the span's own input."""
+        if isinstance(self._question, bool):
+            self._question = _read_text(self.normalized, self.normalized.input_messages, "user")
+        return self._question
+
+    @question.setter
+    def question(self, text: str | None) -> None:
+        self._question = text
+
+    @property
+    def answer(self) -> str | None:
+        if isinstance(self._answer, bool):
+            self._answer = _read_text(self.normalized, self.normalized.output_messages, "assistant")
+        return self._answer
+
+    @answer.setter
+    def answer(self, text: str | None) -> None:
+        self._answer = text
 
     @property
     def start_time(self) -> int:
@@ -122,16 +162,29 @@ def _truncate(text: str | None) -> str | None:
     return text[:_MAX_TEXT_LENGTH] if text else text
 
 
-def _read_question(normalized: NormalizedSpan) -> str | None:
-    """The last text of the user in a span's own input."""
-    text = find_last_text(normalized.input_messages, "user")
-    if text or normalized.kind in _NO_CONVERSATION or is_model(normalized.kind):
+def _read_text(normalized: NormalizedSpan, messages: tuple[Message, ...] | None, role: str) -> str | None:
+    text = find_last_text(messages, role)
+    if text or normalized.kind in _NO_CONVERSATION:
         return text
-    return read_question(normalized.input)
+    return read_question(normalized.input) if role == "user" else read_answer(normalized.output)
 
 
-def _read_answer(normalized: NormalizedSpan) -> str | None:
-    text = find_last_text(normalized.output_messages, "assistant")
-    if text or normalized.kind in _NO_CONVERSATION or is_model(normalized.kind):
-        return text
-    return read_answer(normalized.output)
+def collect_trace_fields(root: SpanState, members: Iterable[SpanState | SpanSummary]) -> None:
+    """Set session, user, tags, metadata and prompts of a root from the spans of its trace, nearest first."""
+    tags: dict[str, None] = {}
+    metadata: dict[str, Any] = {}
+    prompts: dict[Prompt, None] = {}
+    session = user = None
+    for member in members:
+        normalized = member.normalized
+        if normalized is EMPTY:
+            continue
+        session, user = session or normalized.session, user or normalized.user
+        if normalized.prompt is not None and normalized.prompt.version:
+            prompts[normalized.prompt] = None
+        if normalized.tags:
+            tags.update(dict.fromkeys(normalized.tags))
+        for key, value in (normalized.metadata or {}).items():
+            metadata.setdefault(key, value)
+    root.trace_fields = NormalizedSpan(session=session, user=user, tags=tuple(tags) or None, metadata=metadata or None)
+    root.prompts = tuple(prompts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, TraceTree
 
 # pydantic-ai's own names for sums over spans, and others like them.
@@ -29,7 +29,7 @@ def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> Non
     """
     clients = [span for span in tree.current.values() if span.scope in CLIENT_SCOPES]
     if clients:
-        models = tree.nearest_above(lambda span: is_model(span.kind) and span.scope not in CLIENT_SCOPES)
+        models = tree.nearest_above(lambda span: span.kind in MODEL_KINDS and span.scope not in CLIENT_SCOPES)
         for span in clients:
             scope = response_scopes.get(span.normalized.response_id or "", span.scope)
             if scope != span.scope or span.span_id in models:

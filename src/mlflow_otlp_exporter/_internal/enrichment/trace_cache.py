@@ -32,23 +32,20 @@ class TraceCache:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.RLock()
-        self._traces: OrderedDict[int, _CachedTrace] = OrderedDict()
+        self.traces: OrderedDict[int, _CachedTrace] = OrderedDict()
         self._size = 0
 
-    def __len__(self) -> int:
-        return len(self._traces)
-
     def get(self, trace_id: int) -> Sequence[SpanSummary]:
-        if trace_id not in self._traces:
+        if trace_id not in self.traces:
             return ()
         with self._lock:
-            trace = self._traces.get(trace_id)
+            trace = self.traces.get(trace_id)
             return tuple(trace.spans.values()) if trace else ()
 
     def add(self, trace_id: int, spans: Sequence[SpanSummary]) -> None:
         with self._lock:
-            trace = self._traces.pop(trace_id, None) or _CachedTrace()
-            self._traces[trace_id] = trace
+            trace = self.traces.pop(trace_id, None) or _CachedTrace()
+            self.traces[trace_id] = trace
             trace.last_used = self._clock()
             for span in spans:
                 if len(trace.spans) >= _MAX_SPANS:
@@ -62,20 +59,20 @@ class TraceCache:
 
     def remove(self, trace_id: int) -> None:
         """Remove a trace that is complete."""
-        if trace_id in self._traces:
+        if trace_id in self.traces:
             with self._lock:
                 self._remove(trace_id)
 
     def _evict(self) -> None:
         oldest = self._clock() - _MAX_AGE_SECONDS
-        while self._traces:
-            trace_id, trace = next(iter(self._traces.items()))
-            is_full = len(self._traces) > _MAX_TRACES or self._size > _MAX_CHARACTERS
+        while self.traces:
+            trace_id, trace = next(iter(self.traces.items()))
+            is_full = len(self.traces) > _MAX_TRACES or self._size > _MAX_CHARACTERS
             if not is_full and trace.last_used >= oldest:
                 return
             self._remove(trace_id)
 
     def _remove(self, trace_id: int) -> None:
-        trace = self._traces.pop(trace_id, None)
+        trace = self.traces.pop(trace_id, None)
         if trace is not None:
             self._size -= trace.size

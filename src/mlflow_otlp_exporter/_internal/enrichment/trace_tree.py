@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
-    EMPTY,
     Kind,
-    NormalizedSpan,
-    Prompt,
     ToolDefinition,
 )
-from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary
+from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.tools import ToolIndex, has_named_arguments, is_repr, resolve_arguments
 
 # Clients that create spans of their own for calls that an instrumentation describes as well, and better.
@@ -108,13 +105,13 @@ def propagate(tree: TraceTree) -> None:
     _fill_conversations(tree)
     for span in tree.current.values():
         if span.parent_id is None:
-            _fill_root(span, tree)
+            collect_trace_fields(span, tree.with_descendants(span))
 
 
 def _mark_agents(tree: TraceTree) -> None:
     callers = [span for span in tree.current.values() if span.normalized.wraps_calls]
     if callers:
-        ids = tree.ids_above(lambda span: is_model(span.kind))
+        ids = tree.ids_above(lambda span: span.kind in MODEL_KINDS)
         for span in callers:
             if span.span_id in ids:
                 span.kind = Kind.AGENT
@@ -122,7 +119,7 @@ def _mark_agents(tree: TraceTree) -> None:
 
 def _share_tools(tree: TraceTree) -> None:
     """Give model spans without tools those of their agent, or of the tool spans whose nearest agent is the same."""
-    models = [span for span in tree.current.values() if is_model(span.kind) and not span.normalized.tools]
+    models = [span for span in tree.current.values() if span.kind in MODEL_KINDS and not span.normalized.tools]
     if not models:
         return
     agents = tree.nearest_above(lambda span: span.kind is Kind.AGENT)
@@ -134,7 +131,7 @@ def _share_tools(tree: TraceTree) -> None:
             all_tools.update(tools)
             if span.span_id in agents:
                 tools_by_agent.setdefault(agents[span.span_id].span_id, {}).update(tools)
-    calls_below_models = tree.nearest_above(lambda span: is_model(span.kind))
+    calls_below_models = tree.nearest_above(lambda span: span.kind in MODEL_KINDS)
     for model in models:
         if model.scope in CLIENT_SCOPES and model.span_id in calls_below_models:
             continue  # another span describes the call
@@ -180,7 +177,7 @@ def _fill_conversations(tree: TraceTree) -> None:
 
 def _takes_conversation(span: SpanState, tree: TraceTree) -> bool:
     if span.parent_id is None:
-        return not is_model(span.kind)
+        return span.kind not in MODEL_KINDS
     return span.kind is Kind.AGENT and len(tree.spans) > 1
 
 
@@ -195,23 +192,3 @@ def _fill_conversation(span: SpanState, question: _Text | None, answer: _Text | 
 def _keep_least(texts: dict[int, _Text], span_id: int, text: _Text | None) -> None:
     if text is not None and (span_id not in texts or text[:2] < texts[span_id][:2]):
         texts[span_id] = text
-
-
-def _fill_root(span: SpanState, tree: TraceTree) -> None:
-    tags: dict[str, None] = {}
-    metadata: dict[str, Any] = {}
-    prompts: dict[Prompt, None] = {}
-    session = user = None
-    for member in tree.with_descendants(span):
-        normalized = member.normalized
-        if normalized is EMPTY:
-            continue
-        session, user = session or normalized.session, user or normalized.user
-        if normalized.prompt is not None and normalized.prompt.version:
-            prompts[normalized.prompt] = None
-        if normalized.tags:
-            tags.update(dict.fromkeys(normalized.tags))
-        for key, value in (normalized.metadata or {}).items():
-            metadata.setdefault(key, value)
-    span.trace_fields = NormalizedSpan(session=session, user=user, tags=tuple(tags) or None, metadata=metadata or None)
-    span.prompts = tuple(prompts)

@@ -105,13 +105,12 @@ class Destination(NamedTuple):
 
 
 _NAMES = (WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID)
+ROUTE_ATTRIBUTES = frozenset(_NAMES)
 
 
 def read_route(attributes: Mapping[str, Any] | None) -> Route | None:
     """Read the route in attributes of a span or resource, such as `mlflow.experiment`; None without one."""
-    if not attributes or not (
-        WORKSPACE in attributes or EXPERIMENT in attributes or EXPERIMENT_ID in attributes or RUN_ID in attributes
-    ):
+    if not attributes or ROUTE_ATTRIBUTES.isdisjoint(attributes):
         return None
     values = [None if (value := attributes.get(name)) is None else str(value).strip() or None for name in _NAMES]
     return Route(*values) if any(values) else None

@@ -13,7 +13,7 @@ from typing import Any
 from opentelemetry.sdk.trace import Event
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.media import read_media
 from mlflow_otlp_exporter._internal.enrichment.messages import normalize_role
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
@@ -100,7 +100,7 @@ class HideRules:
         sides = {**_SIDES_OF_KIND.get(kind, {}), **(_SIDES_OF_COMPLETION if _is_completion(attributes) else {})}
         self._names = names | {side for name, side in sides.items() if name in names}
         self._hidden = {content for name in self._names for content in _HIDDEN_CONTENT.get(name, ())}
-        self._kind, self._is_model_call = kind, is_model(kind)
+        self._kind, self._is_model_call = kind, kind in MODEL_KINDS
 
     def _should_hide(self, content: Content, value: Any) -> bool:
         """Whether the whole value is hidden."""

@@ -14,7 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
-from mlflow_otlp_exporter._internal.model.destination import Destination, Route, read_route
+from mlflow_otlp_exporter._internal.model.destination import ROUTE_ATTRIBUTES, Destination, Route, read_route
 
 # Bounds: spans that never end must not accumulate.
 _MAX_OPEN_TRACES = 65_536
@@ -79,11 +79,12 @@ def group_by_destination(
     groups: dict[Destination, list[ReadableSpan]] = {}
     for span in spans:
         context, resource = span.context, span.resource
-        route = (_open.get(context.trace_id) or _ended.get(context.trace_id)) if context is not None else None
-        cached = cache.get((id(resource), route))
+        trace_id = context.trace_id if context is not None else 0
+        key = (id(resource), _open.get(trace_id) or _ended.get(trace_id))
+        cached = cache.get(key)
         if cached is None:
-            cached = (resource, default.for_trace(resource.attributes, route))
-            evict_oldest(cache, _MAX_CACHED_DESTINATIONS)[id(resource), route] = cached
+            cached = (resource, default.for_trace(resource.attributes, key[1]))
+            evict_oldest(cache, _MAX_CACHED_DESTINATIONS)[key] = cached
         groups.setdefault(cached[1], []).append(span)
     return groups
 
@@ -93,9 +94,11 @@ def read_routes(spans: Sequence[ReadableSpan]) -> dict[int, Route]:
     routes: dict[int, Route] = {}
     for span in spans:
         attributes, context = span.attributes, span.get_span_context()
-        if attributes and context is not None and (route := read_route(attributes)):
+        if not attributes or context is None or ROUTE_ATTRIBUTES.isdisjoint(attributes):
+            continue
+        if (own_route := read_route(attributes)) is not None:
             if span.parent is None or span.parent.is_remote:
-                routes[context.trace_id] = route
+                routes[context.trace_id] = own_route
             else:
-                routes.setdefault(context.trace_id, route)
+                routes.setdefault(context.trace_id, own_route)
     return routes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
@@ -23,8 +23,8 @@ def read(span: SpanView) -> NormalizedSpan | None:
     inputs, outputs = attributes.get("mlflow.spanInputs"), attributes.get("mlflow.spanOutputs")
     return NormalizedSpan(
         kind=kind,
-        input_messages=read_request(inputs, is_model=is_model(kind)) if inputs is not None else None,
-        output_messages=read_response(outputs, is_model=is_model(kind)) if outputs is not None else None,
+        input_messages=read_request(inputs, is_model=kind in MODEL_KINDS) if inputs is not None else None,
+        output_messages=read_response(outputs, is_model=kind in MODEL_KINDS) if outputs is not None else None,
         input=decode_json(inputs),
         output=decode_json(outputs),
         tools=read_tools(attributes.get("mlflow.chat.tools")),

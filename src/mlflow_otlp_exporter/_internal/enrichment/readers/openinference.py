@@ -7,8 +7,8 @@ from typing import Any
 
 from openinference.semconv.trace import DocumentAttributes, RerankerAttributes, SpanAttributes
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model, parse_openinference_kind
-from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, normalize_role, read_messages
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, parse_openinference_kind
+from mlflow_otlp_exporter._internal.enrichment.messages import ROLES, merge_messages, normalize_role, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
     Document,
@@ -50,16 +50,48 @@ COUNT_KEYS = (
     SpanAttributes.LLM_TOKEN_COUNT_COMPLETION_DETAILS_AUDIO,
 )
 # LangGraph writes its configuration as metadata.
-_SESSION_KEYS, _USER_KEYS = ("session_id", "thread_id"), ("user_id",)
+_SESSION_KEYS = ("session_id", "thread_id")
+# Fields that are a text; of several attributes for one field, the first counts.
+_TEXT_FIELDS = (
+    (SpanAttributes.TOOL_NAME, "tool_name"),
+    (SpanAttributes.TOOL_DESCRIPTION, "tool_description"),
+    ("tool.id", "tool_call_id"),
+    (RerankerAttributes.RERANKER_QUERY, "query"),
+    ("llm.request.model_name", "request_model"),
+    ("llm.response.model_name", "response_model"),
+    (SpanAttributes.LLM_MODEL_NAME, "response_model"),
+    (SpanAttributes.EMBEDDING_MODEL_NAME, "response_model"),
+    (RerankerAttributes.RERANKER_MODEL_NAME, "response_model"),
+    (SpanAttributes.LLM_PROVIDER, "provider"),
+    (SpanAttributes.LLM_SYSTEM, "provider"),
+    ("llm.finish_reason", "finish_reason"),
+    (SpanAttributes.SESSION_ID, "session"),
+    (SpanAttributes.USER_ID, "user"),
+    ("agent.name", "agent_name"),
+)
 _COST_KEYS = ("llm.cost.prompt", "llm.cost.completion", "llm.cost.total")
 
 
 def read(span: SpanView) -> NormalizedSpan | None:
     attributes = span.attributes
-    kind = parse_openinference_kind(attributes.get(SpanAttributes.OPENINFERENCE_SPAN_KIND))
+    kind_name = attributes.get(SpanAttributes.OPENINFERENCE_SPAN_KIND)
+    kind = OPENINFERENCE_KINDS.get(kind_name) if isinstance(kind_name, str) else None
+    kind = kind or parse_openinference_kind(kind_name)
     groups = _group_keys(attributes)
     input_messages, output_messages, covered_keys = _read_all_messages(attributes, kind, groups)
-    metadata = parse_structured(attributes.get(SpanAttributes.METADATA))
+    texts: dict[str, Any] = {}
+    for key, field in _TEXT_FIELDS:
+        text = attributes.get(key)
+        if isinstance(text, str) and text and field not in texts:
+            texts[field] = text
+    if "response_model" not in texts:
+        texts["response_model"] = _read_parameter_model(attributes, kind)
+    metadata = parse_structured(attributes[SpanAttributes.METADATA]) if SpanAttributes.METADATA in attributes else None
+    if isinstance(metadata, dict):
+        texts.setdefault("session", select_text(*map(metadata.get, _SESSION_KEYS)))
+        texts.setdefault("user", select_text(metadata.get("user_id")))
+    parameters = attributes.get(SpanAttributes.LLM_INVOCATION_PARAMETERS) if kind is Kind.LLM else None
+    parameters = parse_structured(parameters) if parameters is not None else None
     return NormalizedSpan(
         kind=kind,
         input_messages=input_messages,
@@ -67,38 +99,24 @@ def read(span: SpanView) -> NormalizedSpan | None:
         input=attributes.get(SpanAttributes.INPUT_VALUE),
         output=attributes.get(SpanAttributes.OUTPUT_VALUE),
         tools=_read_tools(attributes, kind, groups),
-        tool_name=parse_text(attributes.get(SpanAttributes.TOOL_NAME)),
-        tool_description=parse_text(attributes.get(SpanAttributes.TOOL_DESCRIPTION)),
-        tool_call_id=parse_text(attributes.get("tool.id")),
         documents=_read_documents(attributes, groups, kind),
-        query=parse_text(attributes.get(RerankerAttributes.RERANKER_QUERY)),
         input_documents=read_documents(unflatten(attributes, RerankerAttributes.RERANKER_INPUT_DOCUMENTS + "."))
         if "input_documents" in groups
         else None,
-        top_k=parse_int(attributes.get(RerankerAttributes.RERANKER_TOP_K)),
+        top_k=parse_int(attributes[RerankerAttributes.RERANKER_TOP_K])
+        if RerankerAttributes.RERANKER_TOP_K in attributes
+        else None,
         embedded_texts=tuple(_read_texts(attributes, "embedding.embeddings.", "embedding")) or None
         if "embeddings" in groups
         else None,
         usage=_read_usage(attributes) if "token_count" in groups else None,
         cost=_read_cost(attributes) if "cost" in groups else None,
-        request_model=parse_text(attributes.get("llm.request.model_name")),
-        response_model=select_text(
-            attributes.get("llm.response.model_name"),
-            attributes.get(SpanAttributes.LLM_MODEL_NAME),
-            attributes.get(SpanAttributes.EMBEDDING_MODEL_NAME),
-            attributes.get(RerankerAttributes.RERANKER_MODEL_NAME),
-        )
-        or _read_parameter_model(attributes, kind),
-        provider=select_text(attributes.get(SpanAttributes.LLM_PROVIDER), attributes.get(SpanAttributes.LLM_SYSTEM)),
-        invocation_parameters=_read_parameters(attributes, kind),
-        finish_reason=parse_text(attributes.get("llm.finish_reason")),
-        prompt=_read_prompt(attributes),
-        session=select_text(attributes.get(SpanAttributes.SESSION_ID), *_select_values(metadata, _SESSION_KEYS)),
-        user=select_text(attributes.get(SpanAttributes.USER_ID), *_select_values(metadata, _USER_KEYS)),
-        tags=parse_texts(attributes.get(SpanAttributes.TAG_TAGS)),
+        invocation_parameters=parameters if isinstance(parameters, dict) else None,
+        prompt=_read_prompt(attributes) if "prompt.id" in attributes or "prompt.name" in attributes else None,
+        tags=parse_texts(attributes[SpanAttributes.TAG_TAGS]) if SpanAttributes.TAG_TAGS in attributes else None,
         metadata=metadata if isinstance(metadata, dict) else None,
-        agent_name=parse_text(attributes.get("agent.name")),
         covered_keys=covered_keys,
+        **texts,
     )
 
 
@@ -117,10 +135,6 @@ def read_crewai(span: SpanView) -> NormalizedSpan | None:
         description = select_text(result.get("description"))
     question = "\n".join(tasks) or description
     return NormalizedSpan(input=question, output=answer) if question or answer else None
-
-
-def _select_values(metadata: Any, names: tuple[str, ...]) -> list[Any]:
-    return [metadata.get(name) for name in names] if isinstance(metadata, dict) else []
 
 
 def _group_keys(attributes: Mapping[str, Any]) -> dict[str, list[_FlatKey]]:
@@ -153,18 +167,22 @@ def _read_flat_messages(
     messages: list[Message] = []
     has_content = False
     for index in order:
-        content, role = contents.get(index), normalize_role(roles.get(index), default_role)
+        content, source_role = contents.get(index), roles.get(index)
+        role = ROLES.get(source_role) if isinstance(source_role, str) else default_role
+        role = role or normalize_role(source_role, default_role)
         if index not in others and isinstance(content, str) and content and content[0] != "[" and role != "tool":
             messages.append(Message(role, (Part("text", content),)))
             has_content = True
             continue
         item = others.get(index, {})
-        item.update({"message.role": roles.get(index), "message.content": content})
+        item.update({"message.role": source_role, "message.content": content})
         parsed = read_messages([unflatten(item, "")], default_role) or ()
         # LangChain's root has a role, but no content.
         has_content = has_content or any(message.parts or message.tool_calls or message.reasoning for message in parsed)
         messages += parsed
-    return merge_messages(messages) if has_content else None
+    if not has_content:
+        return None
+    return merge_messages(messages) if len(messages) > 1 else tuple(messages)
 
 
 def _read_all_messages(
@@ -188,10 +206,10 @@ def _read_all_messages(
     if kind in (Kind.LLM, Kind.AGENT, Kind.CHAIN, None):
         if input_messages is None or kind is not Kind.LLM:
             request = attributes.get(SpanAttributes.INPUT_VALUE)
-            input_messages = read_request(request, is_model=is_model(kind)) or input_messages
+            input_messages = read_request(request, is_model=kind in MODEL_KINDS) or input_messages
         if output_messages is None or kind is not Kind.LLM:
             response = attributes.get(SpanAttributes.OUTPUT_VALUE)
-            output_messages = read_response(response, is_model=is_model(kind)) or output_messages
+            output_messages = read_response(response, is_model=kind in MODEL_KINDS) or output_messages
     return input_messages, output_messages, tuple(covered_keys)
 
 
@@ -208,7 +226,7 @@ def _read_tools(
         return None
     for key in (SpanAttributes.LLM_INVOCATION_PARAMETERS, SpanAttributes.INPUT_VALUE):
         value = attributes.get(key)
-        if isinstance(value, str) and '"tools"' not in value:
+        if value is None or (isinstance(value, str) and '"tools"' not in value):
             continue
         holder = parse_structured(value)
         if isinstance(holder, dict):
@@ -276,13 +294,6 @@ def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:
 def _read_cost(attributes: Mapping[str, Any]) -> Cost | None:
     cost = Cost(*(parse_float(attributes.get(key)) for key in _COST_KEYS))
     return cost if any(cost) else None
-
-
-def _read_parameters(attributes: Mapping[str, Any], kind: Kind | None) -> Mapping[str, Any] | None:
-    if kind is not Kind.LLM:
-        return None
-    parameters = parse_structured(attributes.get(SpanAttributes.LLM_INVOCATION_PARAMETERS))
-    return parameters if isinstance(parameters, dict) else None
 
 
 def _read_parameter_model(attributes: Mapping[str, Any], kind: Kind | None) -> str | None:

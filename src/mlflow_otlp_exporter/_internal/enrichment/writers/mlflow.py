@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model, to_mlflow_span_type
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_MLFLOW
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
     Document,
@@ -56,12 +56,12 @@ _PRICED_KINDS = (Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER)
 def write(span: SpanState) -> dict[str, Any]:
     """MLflow's attributes for a span; those that the span has already take precedence."""
     normalized, kind = span.normalized, span.kind
-    attributes: dict[str, Any] = {TYPE: to_mlflow_span_type(kind) if kind is not None else Kind.UNKNOWN.value}
+    attributes: dict[str, Any] = {TYPE: TO_MLFLOW[kind] if kind is not None else Kind.UNKNOWN.value}
     if span.span.status.status_code is StatusCode.ERROR:
         attributes[LOG_LEVEL] = _LEVEL_ERROR
     elif kind in _INFO_KINDS:
         attributes[LOG_LEVEL] = _LEVEL_INFO
-    if is_model(kind):
+    if kind in MODEL_KINDS:
         _write_chat(span, attributes)
     elif kind is Kind.TOOL:
         _write_values(normalized.input, unwrap_result(normalized.output), attributes)
@@ -119,7 +119,7 @@ def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
 def _collect_files(messages: Sequence[Message]) -> list[str]:
     """References to uploaded files that a chat cannot display: neither images nor audio in a known format."""
     parts = [part for message in messages for part in message.parts if part.url.startswith(ATTACHMENT)]
-    return list(dict.fromkeys(part.url for part in parts if _build_content_part(part)["type"] == "text"))
+    return list(dict.fromkeys([part.url for part in parts if _build_content_part(part)["type"] == "text"]))
 
 
 def _has_tools(request: Any) -> bool:
@@ -145,7 +145,9 @@ def _build_tool(name: str, description: str, parameters: Mapping[str, Any] | Non
 
 def _build_message(message: Message) -> dict[str, Any]:
     """A message as MLflow's console accepts it; a single invalid message would hide all others."""
-    result: dict[str, Any] = {"role": message.role, "content": _build_content(message)}
+    parts = message.parts
+    is_text = len(parts) == 1 and parts[0].kind == "text"
+    result: dict[str, Any] = {"role": message.role, "content": parts[0].text if is_text else _build_content(message)}
     if message.tool_calls:
         result["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -163,8 +165,6 @@ def _build_message(message: Message) -> dict[str, Any]:
 def _build_content(message: Message) -> Any:
     if not message.parts:
         return None if message.tool_calls or message.reasoning else ""
-    if len(message.parts) == 1 and message.parts[0].kind == "text":
-        return message.parts[0].text
     if all(part.kind == "text" for part in message.parts):
         return message.text
     return [_build_content_part(part) for part in message.parts]

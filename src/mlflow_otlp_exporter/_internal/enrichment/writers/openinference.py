@@ -14,7 +14,7 @@ from openinference.semconv.trace import (
     ToolCallAttributes,
 )
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import is_model, to_openinference_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_OPENINFERENCE
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, to_openinference_provider
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import COUNT_KEYS
@@ -35,7 +35,7 @@ def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
     if kind is None:
         return {}
     own = span.attributes
-    attributes: dict[str, Any] = {SpanAttributes.OPENINFERENCE_SPAN_KIND: to_openinference_kind(kind)}
+    attributes: dict[str, Any] = {SpanAttributes.OPENINFERENCE_SPAN_KIND: TO_OPENINFERENCE[kind]}
     if normalized.session:
         attributes[SpanAttributes.SESSION_ID] = normalized.session
     if normalized.user:
@@ -56,7 +56,7 @@ def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
         _write_tool(normalized, attributes)
     if with_messages:
         _write_values(span, attributes)
-        if is_model(kind):
+        if kind in MODEL_KINDS:
             _write_messages(normalized, own, attributes)
     return attributes
 
@@ -73,7 +73,7 @@ def has_all_counts(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
 
 def _write_model(normalized: NormalizedSpan, kind: Kind, attributes: dict[str, Any]) -> None:
     model = normalized.response_model or normalized.request_model
-    if is_model(kind):
+    if kind in MODEL_KINDS:
         if model:
             attributes[SpanAttributes.LLM_MODEL_NAME] = model
         if provider := resolve_provider(normalized.provider, model):
@@ -110,7 +110,7 @@ def _write_values(span: SpanState, attributes: dict[str, Any]) -> None:
         input_value = normalized.query
     elif normalized.embedded_texts and input_value is None:
         input_value = {"input": list(normalized.embedded_texts)}
-    elif is_model(kind):
+    elif kind in MODEL_KINDS:
         if normalized.input_messages and SpanAttributes.INPUT_VALUE not in own:
             input_value = {"messages": _build_plain_messages(normalized.input_messages)}
         if normalized.output_messages and SpanAttributes.OUTPUT_VALUE not in own:
