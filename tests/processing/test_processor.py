@@ -582,17 +582,17 @@ def test_spans_being_encoded_count_for_limit(has_start_events: bool) -> None:
 def test_flush_during_tick_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     worker, results = AcceptingPipeline().worker, list[bool]()
     thread = threading.Thread(target=lambda: results.append(worker.flush(30)))
-    log_overflow = worker._log_overflow
+    measure_capacity = worker._measure_capacity
 
-    def start_flush() -> None:
+    def start_flush() -> int:
         # During a tick that began before the flush: the tick consumes the wake-up event.
         if not thread.ident:
             thread.start()
             wait_until(lambda: not worker._events.empty())
             worker._events.get_nowait()
-        log_overflow()
+        return measure_capacity()
 
-    monkeypatch.setattr(worker, "_log_overflow", start_flush)
+    monkeypatch.setattr(worker, "_measure_capacity", start_flush)
     started_at = time.monotonic()
     assert worker.enqueue(*make_spans("a"))
     wait_until(lambda: thread.ident)

@@ -1,6 +1,5 @@
 """The file of a request: encoding, decoding, and detection of any damage."""
 
-import dataclasses
 import json
 import time
 import tracemalloc
@@ -224,7 +223,7 @@ JSON = st.recursive(
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=9), values, max_size=3),
     max_leaves=5,
 )
-FIELDS = st.sampled_from([field.name for field in dataclasses.fields(Destination)])
+FIELDS = st.sampled_from(Destination._fields)
 NAMES = st.sampled_from(["destination", "spans", "traces", "created", "size", "message"])
 FILES = [
     encode_request_file(message="no"),

@@ -127,7 +127,7 @@ class RetrySender:
             return SendResult((request,), destination_delay=_TOKEN_POLL_SECONDS)
         if request.has_bad_span and len(request.spans) > 1:
             return self._bisect(request)
-        result = self._separate_traces_elsewhere(request) if self._locator.has_locations else None
+        result = self._separate_traces_elsewhere(request) if self._locator.locations else None
         if result is None and request.may_have_arrived:
             result = self._skip_stored_spans(request, timeout_seconds)
         if result is None and self.uploader is not None:

@@ -45,25 +45,21 @@ class TraceLocator:
         self._api, self._clock = api, clock
         self._checks_workspaces = checks_workspaces and api is not None
         self._has_workspaces, self._ask_again_at = False, 0.0
-        self._experiments: dict[tuple[str | None, int], tuple[str, float]] = {}
+        self.locations: dict[tuple[str | None, int], tuple[str, float]] = {}
         self._stored: dict[tuple[str | None, int], None] = {}
-
-    @property
-    def has_locations(self) -> bool:
-        return bool(self._experiments)
 
     def experiment_of(self, workspace: str | None, trace_id: int) -> str | None:
         """The other experiment that has a trace, as far as it is known without a request."""
-        experiment_id, until = self._experiments.get((workspace, trace_id), (None, 0.0))
+        experiment_id, until = self.locations.get((workspace, trace_id), (None, 0.0))
         return experiment_id if self._clock() < until else None
 
     def remember(self, workspace: str | None, trace_id: int, experiment_id: str) -> None:
         until = self._clock() + _VALID_SECONDS
-        evict_oldest(self._experiments, _MAX_TRACES)[workspace, trace_id] = (experiment_id, until)
+        evict_oldest(self.locations, _MAX_TRACES)[workspace, trace_id] = (experiment_id, until)
 
     def forget(self, workspace: str | None, trace_ids: Collection[int]) -> None:
         for trace_id in trace_ids:
-            self._experiments.pop((workspace, trace_id), None)
+            self.locations.pop((workspace, trace_id), None)
 
     def look_up(
         self,

@@ -45,32 +45,50 @@ _MAX_NAME_LENGTH = 500
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-class Destination(NamedTuple):
+def _escape(text: str | None) -> str | None:
+    """Escape and cut a name, so that the server rejects it, or creates an experiment of the escaped name.
+
+    Lone surrogates, which UTF-8 does not have, would raise in every header, URL and file; control characters would
+    forge log lines.
+    """
+    if not text or (text.isascii() and text.isprintable() and len(text) <= _MAX_NAME_LENGTH):
+        return text
+    escaped = _UNUSABLE.sub(lambda match: ascii(match.group())[1:-1], text[:_MAX_NAME_LENGTH])
+    return escaped[:_MAX_NAME_LENGTH]
+
+
+class _DestinationFields(NamedTuple):
+    workspace: str | None
+    experiment: str | None
+    experiment_id: str | None
+    run_id: str | None
+    service_name: str | None
+    trace_experiment_id: str | None
+
+
+class Destination(_DestinationFields):
     """Where a trace goes inside MLflow; the workspace None is the server's default.
 
     `service_name` is the resource's `service.name`, which names the experiment if none is set. `trace_experiment_id` is
     set for traces that MLflow has in another experiment than these settings say.
     """
 
-    workspace: str | None = None
-    experiment: str | None = None
-    experiment_id: str | None = None
-    run_id: str | None = None
-    service_name: str | None = None
-    trace_experiment_id: str | None = None
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        # Lone surrogates, which UTF-8 does not have, would raise in every header, URL and file; control characters
-        # would forge log lines. They are escaped, so that the server rejects the name, or creates an experiment of the
-        # escaped name.
-        for name, value in vars(self).items():
-            if value and not (value.isascii() and value.isprintable() and len(value) <= _MAX_NAME_LENGTH):
-                text = _UNUSABLE.sub(lambda match: ascii(match.group())[1:-1], value[:_MAX_NAME_LENGTH])[
-                    :_MAX_NAME_LENGTH
-                ]
-                object.__setattr__(self, name, text)
-        if self.experiment_id:
-            object.__setattr__(self, "experiment_id", plain_experiment_id(self.experiment_id))
+    def __new__(
+        cls,
+        workspace: str | None = None,
+        experiment: str | None = None,
+        experiment_id: str | None = None,
+        run_id: str | None = None,
+        service_name: str | None = None,
+        trace_experiment_id: str | None = None,
+    ) -> Destination:
+        texts = (workspace, experiment, experiment_id, run_id, service_name, trace_experiment_id)
+        workspace, experiment, experiment_id, *others = map(_escape, texts)
+        if experiment_id:
+            experiment_id = plain_experiment_id(experiment_id)
+        return super().__new__(cls, workspace, experiment, experiment_id, *others)
 
     @property
     def route(self) -> Route:
