@@ -1,6 +1,7 @@
 """The command line."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -247,6 +248,25 @@ def test_spool_with_special_files_shows_and_purges_the_others(
     assert "1 spans in 1 files deleted" in run_spool(capsys, "purge", "--yes")
 
 
+@pytest.mark.parametrize("create", [create for create, _ in SPECIAL_FILES if create is not Path.mkdir])
+def test_spool_with_special_files_as_folders_sends_requests(
+    spool: ScriptedServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    create: Callable[[Path], object],
+) -> None:
+    [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
+    monkeypatch.chdir(folder)
+    for name in ("refused", "damaged", "journal", "feedback"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        create(folder / name)
+    assert "2 spans in 2 requests" in run_spool(capsys, "status")
+    assert run_spool(capsys, "list", "--refused") == ""
+    assert "0 spans in 0 files deleted" in run_spool(capsys, "purge", "--refused", "--yes")
+    spool.answer(then=ACCEPTED)
+    assert "2 spans sent, 0 queued in 0 requests" in run_spool(capsys, "flush")
+
+
 @pytest.mark.usefixtures("spool")
 def test_spool_output_has_no_control_characters_of_files(capsys: pytest.CaptureFixture[str]) -> None:
     [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
@@ -254,9 +274,11 @@ def test_spool_output_has_no_control_characters_of_files(capsys: pytest.CaptureF
     span = SpanEncoder().encode(make_spans("a")[0])
     assert storage.append(Destination("\x1b[2J", "a\nb\ud800"), [span])
     (folder / "about.txt").write_bytes(b"spans for \x1b[2J\xff\n" + b"x" * 99)
-    output = run_spool(capsys, "status") + run_spool(capsys, "list")
+    storage.dead_letter(Destination(), [span], "no\x1b[2J")
+    output = run_spool(capsys, "status") + run_spool(capsys, "list") + run_spool(capsys, "list", "--refused")
     assert "\x1b" not in output
-    assert "experiment a?b\\ud800 of workspace ?[2J" in output
+    assert "experiment a\\nb\\ud800 of workspace \\x1b[2J" in output
+    assert "  no?[2J" in output
     assert "spans for ?[2J" in output
 
 

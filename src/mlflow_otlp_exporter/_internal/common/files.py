@@ -21,12 +21,8 @@ _PRIVATE_DIRECTORY_MODE, _PRIVATE_FILE_MODE = 0o700, 0o600
 # Without O_NONBLOCK, opening a FIFO that replaced the file after the first check would hang.
 _OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_KINDS = (
-    (stat.S_ISLNK, "a symbolic link"),
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-)
+# By the first letter of `ls -l`.
+_KINDS = {"l": "a symbolic link", "d": "a directory", "p": "a FIFO", "s": "a socket", "c": "a device", "b": "a device"}
 logger = logging.getLogger("mlflow_otlp_exporter")
 
 
@@ -37,8 +33,7 @@ class UnsafeFileError(OSError):
 def find_problem(status: os.stat_result, *, is_private: bool = True) -> str | None:
     """Say why something is not a regular file, or with `is_private` not one of this user only; None if it is."""
     if not stat.S_ISREG(status.st_mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "a device")
-        return f"it is {kind}, not a regular file"
+        return f"it is {_KINDS.get(stat.filemode(status.st_mode)[0], 'something else')}, not a regular file"
     if is_private and hasattr(os, "getuid"):
         if status.st_uid != os.getuid():
             return "it belongs to another user"
@@ -170,16 +165,11 @@ def remove_if_locked(path: Path, descriptor: int) -> None:
 
     It is removed first, so that no other process opens it in between. On Windows it must be closed first.
     """
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        os.close(descriptor)
-    except OSError:
-        os.close(descriptor)
-        with suppress(OSError):
-            path.unlink()
-    else:
-        os.close(descriptor)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+    os.close(descriptor)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 class FileLock:

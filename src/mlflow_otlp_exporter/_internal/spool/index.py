@@ -63,7 +63,7 @@ def list_entries(folder: Path, unsafe_names: dict[str, str] | None = None) -> li
                         entries.append(entry)
                     elif unsafe_names is not None:
                         unsafe_names[problem or "it has an impossible name"] = file.name
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return entries
 
