@@ -42,10 +42,8 @@ Batch = tuple[Destination, list[EncodedSpan]]
 class Batcher:
     """Builds batches of encoded spans.
 
-    Args:
-        destination: Destination of traces that name none.
-        max_bytes: Returns the target size of a request; 0 for no limit.
-        on_dropped: Called with count, spans (if known), failure kind and message.
+    `destination` is that of traces that name none, `max_bytes` returns the target size of a request (0 for no limit),
+    `on_dropped` is called with count, spans (if known), failure kind and message.
     """
 
     def __init__(

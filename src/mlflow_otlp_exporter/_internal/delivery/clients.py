@@ -25,26 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clients:
-    """What it takes to send spans and to call the REST API, without threads.
+    """What it takes to send spans and to call the REST API, without threads."""
 
-    Attributes:
-        server: The server of the OTLP endpoint.
-        api_server: The server of MLflow's REST API; None without one.
-        traces: The OTLP endpoint.
-        api: MLflow's REST API; None without one.
-        is_api_certain: False if `api` is a guess, behind which a Collector may be.
-        namespace: The workspace of the pod's namespace; None outside of Kubernetes.
-    """
-
-    server: HttpClient
-    api_server: HttpClient | None
-    traces: Transport
-    api: Transport | None
-    is_api_certain: bool
+    server: HttpClient  # of the OTLP endpoint
+    api_server: HttpClient | None  # of MLflow's REST API
+    traces: Transport  # the OTLP endpoint
+    api: Transport | None  # MLflow's REST API
+    is_api_certain: bool  # false if `api` is a guess, behind which a Collector may be
     experiments: ExperimentResolver
     otlp: OTLPClient
     destination: Destination
-    namespace: NamespaceWorkspace | None
+    namespace: NamespaceWorkspace | None  # None outside of Kubernetes
 
     def close(self) -> None:
         self.server.close()

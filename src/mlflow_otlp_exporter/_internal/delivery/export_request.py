@@ -17,40 +17,30 @@ class Bisection:
 
     The failing half is split further. The other half is deferred and sent as one request when the bad span is alone: a
     bisection costs about as many requests as the request can be halved.
-
-    Attributes:
-        had_server_error: True if it began with a 500.
-        accepted_number: The last accepted request of the destination when the bisection began.
-        deferred: Spans of the other halves.
-        may_have_arrived: True if one of the deferred spans may have arrived.
     """
 
-    had_server_error: bool
-    accepted_number: int
-    deferred: list[EncodedSpan] = field(default_factory=list)
-    may_have_arrived: bool = False
+    had_server_error: bool  # whether it began with a 500
+    accepted_number: int  # the last accepted request of the destination when the bisection began
+    deferred: list[EncodedSpan] = field(default_factory=list)  # spans of the other halves
+    may_have_arrived: bool = False  # whether one of the deferred spans may have arrived
 
 
 class ExportFuture(Future[int]):
     """Completion of spans that were submitted together; the result is the number of dropped spans.
 
     All requests into which the spans are split share it.
-
-    Attributes:
-        remaining_count: Spans without an outcome.
-        label: Who left the spans on disk, for the log; empty for spans of this exporter.
-        on_postponed: Called with the reason when spans have to be retried.
-        on_counted: Called with the spans that were delivered and dropped, and the outcome; None at shutdown.
     """
 
     is_on_disk = False
-    label = ""
+    label = ""  # who left the spans on disk, for the log; empty for spans of this exporter
 
     def __init__(self, span_count: int, byte_count: int = 0) -> None:
         super().__init__()
         self.span_count, self.byte_count = span_count, byte_count
-        self.remaining_count, self.dropped_count = span_count, 0
+        self.remaining_count, self.dropped_count = span_count, 0  # spans without an outcome, dropped spans
+        # Called with the reason when spans have to be retried.
         self.on_postponed: Callable[[ExportOutcome], None] | None = None
+        # Called with the spans that were delivered and dropped, and the outcome; None at shutdown.
         self.on_counted: Callable[[int, int, ExportOutcome | None], None] | None = None
 
     def record_attempt(self) -> None:
@@ -77,43 +67,26 @@ class ExportFuture(Future[int]):
 
 @dataclass(eq=False)
 class ExportRequest:
-    """Encoded spans of one destination and their retry state; times are by the retry sender's clock.
-
-    Attributes:
-        not_before: When the spans may be sent.
-        may_have_arrived: True if the server may have stored the spans already.
-        stored_ids: The spans that were stored when the server was last asked.
-        bisection: The bisection that the request is a part of.
-        has_bad_span: True if the bad span of the bisection must be among these spans.
-        other_half: The half that has the bad span if this one is delivered.
-        rejection_count: Number of rejections of a single span.
-        server_error_count: Number of 500 responses, counted once until the destination accepts another request.
-        accepted_number: The last accepted request of the destination when a 500 was counted.
-        exception_count: Number of unexpected exceptions.
-        check_until: Until then, missing spans may still be on their way into the server's database.
-        was_sent: True after the first attempt.
-        delay_count: Number of delays.
-        created_at: When the spans were enqueued.
-        attachments: Attachments of the spans before they were uploaded, by trace id and span id.
-    """
+    """Encoded spans of one destination and their retry state; times are by the retry sender's clock."""
 
     destination: Destination
     spans: list[EncodedSpan]
     future: ExportFuture
-    not_before: float = 0.0
-    may_have_arrived: bool = False
-    stored_ids: frozenset[tuple[int, int]] | None = None
-    bisection: Bisection | None = None
-    has_bad_span: bool = False
-    other_half: ExportRequest | None = field(default=None, repr=False)
-    rejection_count: int = 0
-    server_error_count: int = 0
-    accepted_number: int = 0
-    exception_count: int = 0
-    check_until: float = 0.0
+    not_before: float = 0.0  # when the spans may be sent
+    may_have_arrived: bool = False  # whether the server may have stored the spans already
+    stored_ids: frozenset[tuple[int, int]] | None = None  # stored spans when the server was last asked
+    bisection: Bisection | None = None  # that the request is a part of
+    has_bad_span: bool = False  # whether the bad span of the bisection must be among these spans
+    other_half: ExportRequest | None = field(default=None, repr=False)  # has the bad span if this one is delivered
+    rejection_count: int = 0  # of a single span
+    server_error_count: int = 0  # 500 responses, counted once until the destination accepts another request
+    accepted_number: int = 0  # the last accepted request of the destination when a 500 was counted
+    exception_count: int = 0  # unexpected exceptions
+    check_until: float = 0.0  # until then, missing spans may still be on their way into the server's database
     was_sent: bool = False
     delay_count: int = 0
     created_at: float = 0.0
+    # Of the spans before the files were uploaded, by trace id and span id.
     attachments: dict[tuple[int, int], tuple[Attachment, ...]] = field(default_factory=dict, repr=False)
 
     def split_off(self, trace_ids: Collection[int]) -> ExportRequest:

@@ -31,12 +31,7 @@ def compress(body: bytes, compression: str) -> bytes:
 
 
 class OTLPClient:
-    """Sends encoded requests to the OTLP endpoint.
-
-    Args:
-        compression: `none`, `gzip` or `deflate`.
-        experiment_is_set: True if the user's own headers name the experiment.
-    """
+    """Sends encoded requests; `experiment_is_set` is true if the user's own headers name the experiment."""
 
     def __init__(
         self,
@@ -47,12 +42,8 @@ class OTLPClient:
         problem_log: ProblemLog,
         experiment_is_set: bool = False,
     ) -> None:
-        self._server, self._experiments, self._compression, self._problem_log = (
-            server,
-            experiments,
-            compression,
-            problem_log,
-        )
+        self._server, self._experiments, self._compression = server, experiments, compression
+        self._problem_log = problem_log
         self._experiment_is_set = experiment_is_set
         self._headers: dict[tuple[Destination, str | None], dict[str, str]] = {}
 

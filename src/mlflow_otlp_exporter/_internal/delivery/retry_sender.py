@@ -70,15 +70,7 @@ class AuthenticatedServer(Protocol):
 
 
 class RetrySender:
-    """Sends export requests and decides about retries.
-
-    Attributes:
-        on_delivered: Called with spans that were delivered.
-        uploader: Uploads the attachments of spans before they are sent; None without attachments.
-        failure_count: Attempts that failed.
-        max_request_bytes: Reduced after a 413 of a proxy; None before.
-        is_closing: True at shutdown: delays and confirmations are skipped.
-    """
+    """Sends export requests and decides about retries."""
 
     def __init__(
         self,
@@ -110,8 +102,8 @@ class RetrySender:
         self._accepted_numbers, self._last_accepted = itertools.count(1), dict[str, int]()
         # Failing destinations for which spans of this run are queued, not only leftovers of other runs.
         self._live_destinations: set[Destination] = set()
-        self.max_request_bytes: int | None = None
-        self.is_closing = False
+        self.max_request_bytes: int | None = None  # reduced after a 413 of a proxy
+        self.is_closing = False  # at shutdown, delays and confirmations are skipped
 
     def send(self, request: ExportRequest, timeout_seconds: float) -> SendResult:
         """Make one attempt and decide what follows; the timeout is for each HTTP request of the attempt."""

@@ -117,14 +117,8 @@ def read_export_request(
 class SpoolConsumer:
     """Enqueues requests from the spool.
 
-    Args:
-        send: Enqueues a request.
-        spill: Spools requests that are queued in memory for too long; returns whether any request is still queued.
-        maintain: Called now and then in the process that consumes.
-
-    Attributes:
-        has_ticked: True after the first tick since the first `wake`.
-        is_started: True after the first `wake`.
+    `spill` spools requests that are queued in memory for too long, and returns whether any request is still queued;
+    `maintain` is called now and then in the process that consumes.
     """
 
     def __init__(
@@ -136,13 +130,8 @@ class SpoolConsumer:
         maintain: Callable[[], None],
         problem_log: ProblemLog,
     ) -> None:
-        self._queue, self._send, self._spill, self._maintain, self._problem_log = (
-            queue,
-            send,
-            spill,
-            maintain,
-            problem_log,
-        )
+        self._queue, self._send, self._spill, self._maintain = queue, send, spill, maintain
+        self._problem_log = problem_log
         self._is_closed = self._is_released = False
         self._lock: FileLock | None = None
         self._reset_after_fork()

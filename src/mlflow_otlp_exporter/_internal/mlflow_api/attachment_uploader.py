@@ -82,12 +82,8 @@ class AttachmentUploader:
         same_server: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._api, self._resolve_experiment, self._server, self._problem_log = (
-            api,
-            resolve_experiment,
-            server,
-            problem_log,
-        )
+        self._api, self._resolve_experiment, self._server = api, resolve_experiment, server
+        self._problem_log = problem_log
         self._max_inline_length, self._same_server, self._clock = max_inline_length, same_server, clock
         self._directories: dict[tuple[str | None, str], str] = {}
         # By name of the destination: consecutive failures; end and reason of a pause.

@@ -70,12 +70,8 @@ class TraceUpdater:
         everything: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._api, self._resolve_experiment, self._server, self._problem_log = (
-            api,
-            resolve_experiment,
-            server,
-            problem_log,
-        )
+        self._api, self._resolve_experiment, self._server = api, resolve_experiment, server
+        self._problem_log = problem_log
         self._everything, self._clock = everything, clock
         self._is_off = False
         self._reset_after_fork()

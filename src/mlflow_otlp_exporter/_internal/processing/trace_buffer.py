@@ -60,10 +60,6 @@ class _Trace:
         self.is_complete = False
         self.is_partly_sent = False
 
-    @property
-    def is_in_progress(self) -> bool:
-        return bool(self.spans) and not self.is_complete and self.root_ended_at is None
-
 
 class TraceBuffer:
     """Ended spans by trace, until each trace is complete or has reached the maximum age.
@@ -73,13 +69,8 @@ class TraceBuffer:
     under load, unless the complete traces take 8 MiB or have 256 spans. A trace whose root has ended while children are
     open is ready 5 s later. Every trace is ready `max_age_seconds` after its first buffered span ended, so that a long
     trace shows as in progress and memory stays bounded; traces of two thirds of that age go with it. Spans that end
-    after their trace was popped are sent on their own.
-
-    Attributes:
-        has_start_events: False if span starts are not reported: then a trace is complete when its root has ended.
-        filtered_spans: Spans of traces that the filter dropped, until the caller takes them.
-        span_count: Number of buffered spans.
-        byte_count: Their estimated size.
+    after their trace was popped are sent on their own. If span starts are not reported (`has_start_events`), a trace is
+    complete when its root has ended.
     """
 
     def __init__(
@@ -93,7 +84,7 @@ class TraceBuffer:
         self._linger_seconds, self._max_age_seconds = linger_seconds, max_age_seconds
         self.has_start_events, self._trace_filter = has_start_events, trace_filter
         self._partly_sent: OrderedDict[int, None] = OrderedDict()
-        self.filtered_spans: list[ReadableSpan] = []
+        self.filtered_spans: list[ReadableSpan] = []  # of traces that the filter dropped, until the caller takes them
         self._traces: OrderedDict[int, _Trace] = OrderedDict()
         self._queue: list[tuple[float, int]] = []
         self._finished: OrderedDict[int, None] = OrderedDict()
@@ -188,7 +179,12 @@ class TraceBuffer:
             # Long traces share requests, too: traces that would be due soon go now, a little before their time.
             cutoff = now - self._max_age_seconds * (1 - _EARLY_SHARE)
             aged = [
-                key for key, trace in self._traces.items() if trace.is_in_progress and trace.first_ended_at <= cutoff
+                key
+                for key, trace in self._traces.items()
+                if trace.spans
+                and trace.root_ended_at is None
+                and not trace.is_complete
+                and trace.first_ended_at <= cutoff
             ]
             spans += [span for trace_id in aged for span in self._pop_trace(trace_id)]
         is_full = self.byte_count >= _FULL_BATCH_BYTES or self.span_count >= _FULL_BATCH_SPANS

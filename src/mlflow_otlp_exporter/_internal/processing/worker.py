@@ -37,13 +37,7 @@ def _ignore_start(_trace_id: int) -> None:
 
 
 class TraceWorker:
-    """Collects ended spans and submits them trace by trace, in a thread that starts with the first span.
-
-    Attributes:
-        enqueue_start: Takes the trace id of a span that starts; never raises, never waits.
-        last_trace_id: The trace of the span that started last, set by the caller; 0 if there was none.
-        is_closed: True after `close`: spans are dropped.
-    """
+    """Collects ended spans and submits them trace by trace, in a thread that starts with the first span."""
 
     def __init__(
         self,
@@ -55,7 +49,7 @@ class TraceWorker:
     ) -> None:
         self._pipeline = pipeline
         self._journal_span = pipeline.span_recorder
-        self.last_trace_id = 0
+        self.last_trace_id = 0  # of the span that started last, set by the caller
         self.is_closed = self._is_stopped = self._is_over = False
         self._settings, self._has_start_events, self._trace_filter = settings, has_start_events, trace_filter
         self._full_reason = (
@@ -70,7 +64,8 @@ class TraceWorker:
         settings = self._settings
         # A start is its trace id, an end the span, a wake-up None.
         self._events: SimpleQueue[int | ReadableSpan | None] = SimpleQueue()
-        # The queue's own method, until the end: a wrapper would cost the application's thread more than the queue does.
+        # Takes the trace id of a span that starts. The queue's own method, until the end: a wrapper would cost the
+        # application's thread more than the queue does.
         self.enqueue_start: Callable[[int], None] = _ignore_start if self.is_closed else self._events.put
         self._overflow: SimpleQueue[None] = SimpleQueue()
         # Requests for a flush; each future is resolved when all spans that had ended before are submitted.
