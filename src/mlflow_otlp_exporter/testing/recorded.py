@@ -1,7 +1,5 @@
 """`RecordedSpan` and `RecordedTrace`: spans and traces as the exporter sent them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """`mlflow-otlp run python app.py`: send the traces of an application to MLflow without a change of its code."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`mlflow-otlp send`: send OTLP data from a file, or a test trace."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

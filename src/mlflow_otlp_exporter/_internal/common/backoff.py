@@ -1,7 +1,5 @@
 """Delays between attempts, and the state of each destination that currently fails."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 

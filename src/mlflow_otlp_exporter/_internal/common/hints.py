@@ -3,8 +3,6 @@
 `make troubleshooting` writes the page from this table and from tests/support/troubleshooting_page.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Decodes an `ExportTraceServiceRequest` into encoded spans: stored spans are sent and split like new ones."""
 
-from __future__ import annotations
-
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 

@@ -3,8 +3,6 @@
 Measured with MLflow 3.6.0 to 3.17.2, SQLite and PostgreSQL. Each repair is noted on the span: `mlflow_otlp.repaired`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

@@ -4,8 +4,6 @@ Field numbers are those of `opentelemetry/proto/trace/v1/trace.proto` and `commo
 tag is `number << 3 | wire type`; wire types are 0 varint, 1 fixed64, 2 length-delimited, 5 fixed32.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

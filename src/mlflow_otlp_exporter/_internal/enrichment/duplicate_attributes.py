@@ -4,8 +4,6 @@ Otherwise a span holds the same text up to four times: in `input.value`, in flat
 attributes and in MLflow's; MLflow 3.16 even displays it twice (mlflow #25718).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The enrichment stage: adds attributes to spans so that MLflow's console can display them."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Mapping between kinds and the names that conventions have for operations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind

@@ -1,7 +1,5 @@
 """Images, audio and files in messages."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit

@@ -5,8 +5,6 @@ parts, Anthropic blocks, Gemini, Bedrock and Strands, LangChain's three serializ
 pydantic-ai, and OpenInference's unflattened attributes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 

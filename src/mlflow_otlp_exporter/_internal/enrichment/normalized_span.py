@@ -1,7 +1,5 @@
 """The normal form: the content of a span about a language model, in whatever convention the span was written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Parsing of `input.value` and `output.value`: providers' requests and responses, and the state of agents."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any

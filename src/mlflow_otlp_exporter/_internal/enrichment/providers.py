@@ -1,7 +1,5 @@
 """Names of providers: those of OpenInference and of MLflow's price catalog."""
 
-from __future__ import annotations
-
 # Frameworks that write their own name as the provider.
 _FRAMEWORKS = frozenset(
     {"strands-agents", "microsoft.agent_framework", "langgraph", "langchain", "gcp.vertex.agent", "autogen", "crewai"}

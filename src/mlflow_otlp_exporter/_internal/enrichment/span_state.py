@@ -1,7 +1,5 @@
 """A span while it is enriched, and the summary that the trace cache keeps of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 

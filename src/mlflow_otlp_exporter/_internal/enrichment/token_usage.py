@@ -3,8 +3,6 @@
 Usage that must not count is kept under names that no server adds up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tool definitions in any shape, and arguments and results of tools without the envelopes of frameworks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Summaries of spans of traces that arrive in pieces; bounded by count, size and age."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import OrderedDict

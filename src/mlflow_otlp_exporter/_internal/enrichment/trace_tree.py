@@ -3,8 +3,6 @@
 A trace may be a chain of thousands of spans, so each step takes time in proportion to their number.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Parsing of attribute values: JSON text, structured values or Python reprs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

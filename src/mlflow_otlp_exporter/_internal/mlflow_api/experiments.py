@@ -3,8 +3,6 @@
 An empty experiment header is never sent: MLflow answers it with 200 from 3.13 on, and stores nothing.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

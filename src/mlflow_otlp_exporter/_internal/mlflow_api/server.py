@@ -6,8 +6,6 @@ MLflow upserts spans by trace and span id, but before 3.17 it adds the tokens an
 span arrives (measured on 3.6.0 to 3.13.0), and before 3.12 it stores a part of a request that it rejects.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import logging

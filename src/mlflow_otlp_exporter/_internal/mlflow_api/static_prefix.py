@@ -5,8 +5,6 @@ times (measured on 3.6.0 to 3.17.2). If nothing exists below the prefix, the roo
 result is remembered. Spans are sent to the root only if the version of the server is known to have its endpoint there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol

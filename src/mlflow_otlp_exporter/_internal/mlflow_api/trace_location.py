@@ -4,8 +4,6 @@ MLflow 3.18 answers 400 to a request with spans of a trace that another experime
 MLflow 3.12 and newer answers 200 to spans of a trace that another workspace has, and does not store them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any

@@ -6,8 +6,6 @@ newer `POST /api/3.0/mlflow/traces` removes tags (3.6 to 3.10) and metadata (3.6
 previews before 3.13, and from 3.13 on freezes tokens and cost.
 """
 
-from __future__ import annotations
-
 import calendar
 import itertools
 import json

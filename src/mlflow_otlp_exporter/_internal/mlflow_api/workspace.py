@@ -4,8 +4,6 @@ The server is asked once, when the first request is made: a server without works
 and newer), and one that does not take its workspaces from Kubernetes need not have one of that name.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import threading

@@ -1,7 +1,5 @@
 """Encoded spans with their attachments, and requests assembled of them; a span is never encoded twice."""
 
-from __future__ import annotations
-
 import hashlib
 import uuid
 from collections.abc import Sequence

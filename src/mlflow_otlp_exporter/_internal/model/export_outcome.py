@@ -1,7 +1,5 @@
 """The outcome of one export request, derived from the server's response."""
 
-from __future__ import annotations
-
 import enum
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The SDK computes dropped counts from its bounded containers, which a copy does not have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

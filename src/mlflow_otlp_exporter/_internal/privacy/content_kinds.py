@@ -1,7 +1,5 @@
 """The kind of content of each attribute and event, in every convention."""
 
-from __future__ import annotations
-
 from enum import Enum
 
 

@@ -4,8 +4,6 @@ A value that holds hidden content is hidden as a whole; only flattened messages 
 Stricter than OpenInference in one point: hidden messages are hidden in `input.value` and `output.value` as well.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Base64 content (images, audio, files) in attributes: above a limit, a marker replaces it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Transform attribute values: JSON text, also nested inside of text, structured values, sequences."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 `redactor.py` calls it for each attribute, event, link and name of a span; the patterns are in `mask_patterns.py`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

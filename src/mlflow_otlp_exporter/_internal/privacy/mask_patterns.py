@@ -1,7 +1,5 @@
 """Patterns of masks for e-mail addresses, keys, card and phone numbers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 `hide_rules.py` knows what to hide, `inline_data.py` limits sizes, and `mask.py` masks the texts in a value.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Both the key and the value must match, so that a secret under such a key is masked.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -4,8 +4,6 @@ If a library has several, OpenInference's come first, then those that follow Ope
 AI, then others: MLflow and its console understand them in this order.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,7 +1,5 @@
 """Results of the checks of `mlflow-otlp doctor`, as lines of text and as JSON."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Checks the connection to a server with one request: proxy, host name, TCP connection, TLS."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 import time

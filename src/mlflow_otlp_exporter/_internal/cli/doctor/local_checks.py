@@ -1,7 +1,5 @@
 """Checks of `mlflow-otlp doctor` without a server: settings, packages, instrumentations, spool."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

@@ -3,8 +3,6 @@
 After a failed step, the remaining steps are skipped, because they would fail for the same reason.
 """
 
-from __future__ import annotations
-
 import email.utils
 import json
 import time

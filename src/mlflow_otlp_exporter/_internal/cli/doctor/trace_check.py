@@ -1,7 +1,5 @@
 """The test trace of `mlflow-otlp doctor` and `mlflow-otlp send --test`: create, read back, compare, delete."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

@@ -3,8 +3,6 @@
 To add a convention, add a module with a function `read(span)` here, and a line to `READERS`.
 """
 
-from __future__ import annotations
-
 from mlflow_otlp_exporter._internal.enrichment.readers import (
     genai,
     genai_events,

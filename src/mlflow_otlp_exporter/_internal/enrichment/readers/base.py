@@ -1,7 +1,5 @@
 """What a reader gets of a span, and what it may use."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ Written by the GenAI instrumentations, OpenLLMetry from 0.47, OpenLIT, logfire, 
 Microsoft Agent Framework, Semantic Kernel and Vercel AI 7, some of which use older names beside.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Written by Strands by default, and by older instrumentations of OpenTelemetry and Azure.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import parse_operation

@@ -1,7 +1,5 @@
 """Google's Agent Development Kit: `gcp.vertex.agent.*`; version 1 keeps requests and responses as JSON."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages

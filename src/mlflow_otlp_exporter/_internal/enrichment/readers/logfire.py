@@ -1,7 +1,5 @@
 """logfire's own attributes beside the GenAI ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The Model Context Protocol's SDK, which creates spans of its own."""
 
-from __future__ import annotations
-
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.values import select_text

@@ -1,7 +1,5 @@
 """MLflow's own attributes, set by the application or by MLflow's SDK in the same application."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS

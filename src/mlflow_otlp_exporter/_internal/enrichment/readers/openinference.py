@@ -1,7 +1,5 @@
 """OpenInference's semantic conventions (openinference-semantic-conventions 0.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """OpenLLMetry: `traceloop.*`; before 0.47 also `gen_ai.prompt.N` and `gen_ai.completion.N`, which others write, too."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """pydantic-ai's own attributes, in all versions of its data format; keys distinguish them, not the version number."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Vercel AI SDK, versions 4 to 6 and the legacy exporter of 7: `ai.*`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """MLflow's attributes: what its console, search and scorers read (measured on 3.17.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """OpenInference's attributes, for spans in another convention."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
