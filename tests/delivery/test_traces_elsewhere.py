@@ -90,7 +90,8 @@ class FakeMLflow:
         if elsewhere:
             message = f"Trace with ID '{elsewhere[0]}' already exists in another experiment."
             return mlflow_error(400, "INVALID_PARAMETER_VALUE", message)
-        for name in names.keys() - self.hidden:
+        # A trace that another workspace has takes all new traces of its request with it.
+        for name in names if self.hidden.isdisjoint(names) else self.traces.keys() & names:
             self.traces[name] = experiment
             self.stored.setdefault(experiment, []).extend(names[name])
         return ACCEPTED
@@ -395,18 +396,28 @@ def test_export_of_trace_of_another_workspace_drops_its_spans_with_reason(
     mlflow.serve_lookups(*remote, *own)
     mlflow.hidden = {trace_name(remote[1])}
     exporter = new_exporter(mlflow, tmp_path, workspace=workspace)
-    for _ in range(2):
-        export(exporter, [*remote, *own])
+    export(exporter, [*remote, *own])
+    assert counts(exporter) == (2, 1)
+    assert mlflow.posts == [(OWN, 3), (OWN, 1), (OWN, 1), (OWN, 1)]
+    export(exporter, [*remote, *own])
     exporter.shutdown()
     assert counts(exporter) == (4, 2)
-    assert len(mlflow.posts) == 2
-    assert "the server accepted them, and has not stored their traces" in caplog.text
+    assert mlflow.stored == {OWN: ["own", "remote", "remote", "own"]}
+    assert "the server accepted them, and has not stored their trace," in caplog.text
     assert "MLFLOW_WORKSPACE" in caplog.text
     assert "[MLO-418]" in caplog.text
     assert len(dead_letters(tmp_path)) == 2
-    # A trace that is stored is asked for once.
-    asked = [json.loads(request.content)["trace_ids"] for request in mlflow.server.to(BATCH_GET_INFOS)]
-    assert asked == [[trace_name(span) for span in remote]]
+
+
+def test_export_of_stored_trace_of_another_service_asks_once(mlflow: FakeMLflow) -> None:
+    spans = make_remote_spans("a", "b")
+    mlflow.serve_lookups(*spans)
+    exporter = new_exporter(mlflow, workspace="team-b")
+    for _ in range(3):
+        export(exporter, spans)
+    exporter.shutdown()
+    assert counts(exporter) == (6, 0)
+    assert len(mlflow.server.requests) == 4
 
 
 def test_export_without_remote_parent_asks_nothing(mlflow: FakeMLflow) -> None:

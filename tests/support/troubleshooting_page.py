@@ -286,7 +286,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.TRACE_IN_OTHER_WORKSPACE: Entry(
         (
             (
-                "Dropped ... spans: ...: the server accepted them, and has not stored their traces, which another "
+                "Dropped ... spans: ...: the server accepted them, and has not stored their trace, which another "
                 "workspace has"
             ),
         ),

@@ -241,20 +241,30 @@ class RetrySender:
         outcome = ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, message, code=code)
         self._drop(request, outcome, f"{len(request.spans)} spans")
 
-    def _drop_missing(self, request: ExportRequest, timeout_seconds: float) -> None:
-        """Drop accepted spans that MLflow did not store, because another workspace has their trace."""
-        trace_ids = {span.trace_id for span in request.spans if span.has_remote_parent}
+    def _separate_missing_traces(self, request: ExportRequest, timeout_seconds: float) -> list[ExportRequest]:
+        """Split off accepted spans that MLflow did not store, because another workspace has a trace of the request.
+
+        MLflow 3.12 to 3.18 then stores no new trace of the request. The others are sent again, and those that continue
+        a trace of another service one by one: alone, only a trace that another workspace has is still missing.
+        """
+        remote_ids = {span.trace_id for span in request.spans if span.has_remote_parent}
         workspace = request.destination.workspace
-        missing = self._locator.find_missing(trace_ids, workspace, timeout_seconds) if trace_ids else ()
-        if missing:
-            reason = "the server accepted them, and has not stored their traces, which another workspace has"
+        missing = self._locator.find_missing(remote_ids, workspace, timeout_seconds) if remote_ids else ()
+        if not missing:
+            return []
+        other_ids = {span.trace_id for span in request.spans} - remote_ids
+        if not other_ids and len(remote_ids) == 1:
+            reason = "the server accepted them, and has not stored their trace, which another workspace has"
             self._drop_elsewhere(request.split_off(missing), MessageCode.TRACE_IN_OTHER_WORKSPACE, reason)
+            return []
+        others = request.split_off(self._locator.find_missing(other_ids, workspace, timeout_seconds))
+        return [others, *(request.split_off({trace_id}) for trace_id in missing)]
 
     def _on_success(self, request: ExportRequest, outcome: ExportOutcome, timeout_seconds: float) -> SendResult:
         self._last_accepted.pop(request.destination.name, None)
         evict_oldest(self._last_accepted, _MAX_DESTINATIONS)[request.destination.name] = next(self._accepted_numbers)
         self._record_recovery(request.destination)
-        self._drop_missing(request, timeout_seconds)
+        missing = self._separate_missing_traces(request, timeout_seconds)
         count = len(request.spans)
         rejected_count = min(outcome.rejected_count, count)
         if rejected_count:
@@ -265,7 +275,7 @@ class RetrySender:
             self._problem_log.log_once(logging.WARNING, message)
         if count:
             self._settle(request, count - rejected_count, rejected_count, outcome)
-        return SendResult(next_half(request))
+        return SendResult((*next_half(request), *missing))
 
     def _record_recovery(self, destination: Destination) -> None:
         self.backoff.record_success(destination)

@@ -1,7 +1,7 @@
 """Finds the experiment of a trace that MLflow has elsewhere than its spans are sent to.
 
 MLflow 3.18 answers 400 to a request with spans of a trace that another experiment has, and stores none of its spans.
-MLflow 3.12 and newer answers 200 to spans of a trace that another workspace has, and does not store them.
+MLflow 3.12 and newer answers 200 if another workspace has a trace of the request, and stores none of its new traces.
 """
 
 import time
@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, Htt
 # A service that sends to the experiment of another one learns again after this time if the trace was deleted there.
 _VALID_SECONDS = 600.0
 _MAX_TRACES = 10_000
-_TRACES_PER_REQUEST, _MAX_SINGLE_REQUESTS = 100, 100
+_TRACES_PER_REQUEST, _MAX_SINGLE_REQUESTS = 100, 1000
 _PATH = "/api/3.0/mlflow/traces"
 _NO_REST_API = ExportOutcome(
     Disposition.PERMANENT,
