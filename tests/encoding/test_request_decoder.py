@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceState
 
+from mlflow_otlp_exporter._internal.encoding import request_decoder
 from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
@@ -76,3 +77,12 @@ def test_decode_invalid_request_raises(content: bytes) -> None:
 
 def test_decode_request_with_unknown_fields_ignores_them() -> None:
     assert decode_request(b"\x0a\x02\x2a\x00") == []
+
+
+def test_decode_groups_without_spans_encodes_no_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    monkeypatch.setattr(request_decoder, "_encode_framing", lambda *_: encoded.append("framing"))
+    assert decode_request(b"\x0a\x00" * 1000) == []  # resources without scopes
+    assert encoded == []
+    assert decode_request(b"\x0a\x08" + b"\x12\x00" * 4) == []  # scopes without spans
+    assert encoded == ["framing"]

@@ -18,10 +18,14 @@ def decode_request(body: bytes) -> list[EncodedSpan]:
         raise ValueError(f"not an export request: {error}") from error
     spans: list[EncodedSpan] = []
     for resource_spans in request.resource_spans:
+        if not resource_spans.scope_spans:
+            continue  # a request of 8 MB can have 4 million of these
         resource = _encode_framing(
             resource_spans.resource, resource_spans.HasField("resource"), resource_spans.schema_url
         )
         for scope_spans in resource_spans.scope_spans:
+            if not scope_spans.spans:
+                continue
             scope = _encode_framing(scope_spans.scope, scope_spans.HasField("scope"), scope_spans.schema_url)
             for span in scope_spans.spans:
                 if len(span.trace_id) != _TRACE_ID_BYTES or len(span.span_id) != _SPAN_ID_BYTES:
