@@ -25,14 +25,8 @@ _ANSWER_KEYS = frozenset(
 # JSON text without any of these holds no messages, and need not be parsed.
 _REQUEST_MARKS = ('"messages"', '"role"', '"contents"', '"prompt', '"input"', '"type"', '"_role"')
 _ANSWER_MARKS = (
-    '"choices"',
-    '"messages"',
-    '"role"',
-    '"generations"',
-    '"candidates"',
-    '"output"',
-    '"type"',
-    '"replies"',
+    *('"choices"', '"messages"', '"role"', '"generations"'),
+    *('"candidates"', '"output"', '"type"', '"replies"'),
 )
 
 

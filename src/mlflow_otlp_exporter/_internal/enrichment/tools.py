@@ -9,12 +9,8 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import Normalized
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured, parse_text, select_text
 
 _SCHEMA_KEYS = (
-    "parameters",
-    "input_schema",
-    "inputSchema",
-    "parameters_json_schema",
-    "parametersJsonSchema",
-    "json_schema",
+    *("parameters", "input_schema", "inputSchema"),
+    *("parameters_json_schema", "parametersJsonSchema", "json_schema"),
 )
 _JSON_TYPES = frozenset({"string", "number", "integer", "object", "array", "boolean", "null"})
 _MAX_DEPTH = 12

@@ -46,20 +46,13 @@ class PrefixedRestTransport:
             return response
         other_url = root_url if url == prefixed_url else prefixed_url
         other_response = self.server.send(replace(request, base_url=other_url))
-        if (
-            isinstance(other_response, HttpResponse)
-            and not is_missing(other_response)
-            and _is_mlflow_response(other_response)
-        ):
-            self._urls[family] = other_url
-            return other_response
+        if isinstance(other_response, HttpResponse) and not is_missing(other_response):
+            is_json = other_response.status == 200 and other_response.body[:1] == b"{"
+            # Not another application at the root of the same host.
+            if is_json or error_code(other_response) or parse_version(other_response):
+                self._urls[family] = other_url
+                return other_response
         return response
-
-
-def _is_mlflow_response(response: HttpResponse) -> bool:
-    """Whether MLflow may have responded, not another application at the root of the same host."""
-    is_json = response.status == 200 and response.body[:1] == b"{"
-    return bool(error_code(response) or parse_version(response)) or is_json
 
 
 class PrefixedTracesTransport:

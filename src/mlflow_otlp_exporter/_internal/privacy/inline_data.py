@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.media import read_media
+from mlflow_otlp_exporter._internal.enrichment.messages import read_media
 from mlflow_otlp_exporter._internal.privacy.json_walk import transform_json
 
 # The highest repetition count of a regular expression is 2 ** 32 - 2.

@@ -6,7 +6,7 @@ Both the key and the value must match, so that a secret under such a key is mask
 import re
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.media import MEDIA_TYPES
+from mlflow_otlp_exporter._internal.enrichment.messages import MEDIA_TYPES
 
 # Attributes that state the kind of a span, its model, provider and destination.
 _ATTRIBUTES = frozenset(

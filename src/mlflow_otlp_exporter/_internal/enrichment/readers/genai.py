@@ -52,12 +52,7 @@ _REASONING = (
     "gen_ai.usage.details.reasoning_tokens",
 )
 _COUNT_KEYS = (
-    _INPUT,
-    _OUTPUT,
-    _TOTAL,
-    _CACHE_READ,
-    _CACHE_WRITE,
-    _REASONING,
+    *(_INPUT, _OUTPUT, _TOTAL, _CACHE_READ, _CACHE_WRITE, _REASONING),
     ("gen_ai.usage.audio.input_tokens", "gen_ai.usage.details.input_audio_tokens"),
     ("gen_ai.usage.audio.output_tokens", "gen_ai.usage.details.output_audio_tokens"),
 )
