@@ -103,7 +103,7 @@ def test_export_with_missing_experiment_does_not_ask_root(scripted_server: Scrip
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("release", ["3.6.0", "3.8.1", "3.10.1", "3.13.0", "3.17.2"])
+@pytest.mark.parametrize("release", ["3.6.0", "3.8.1", "3.10.1", "3.13.0", "3.17.2", "3.18.0"])
 @pytest.mark.parametrize("end", ["", "/", TRACES_PATH])
 def test_export_to_real_server_with_prefix_is_delivered(
     release: str, end: str, tmp_path_factory: pytest.TempPathFactory

@@ -98,7 +98,7 @@ class ExperimentResolver:
         of_workspace = f" of workspace {workspace!r}" if workspace else ""
         message = (
             f"no experiment is configured: traces go to experiment {name!r} (id {experiment_id}){of_workspace}{reason}"
-            ". Set experiment= or MLFLOW_EXPERIMENT_NAME to choose another"
+            ". Set experiment= or MLFLOW_EXPERIMENT_NAME to choose another, the same in all services of a trace"
         )
         level = logging.WARNING if name == _DEFAULT_EXPERIMENT else logging.INFO
         self._problem_log.log_once(level, add_code(MessageCode.NO_EXPERIMENT_SET, message))
