@@ -333,7 +333,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "Dropped span '...' of trace ... (left by an earlier run): ...",
         ),
         "Values that MLflow is known to reject are repaired. `(left by an earlier run)` means that the span is not "
-        "from this run: it was found [on disk](spool.md#whose-spans-a-message-is-about).",
+        "from this run: it was found [on disk](spool.md#messages-about-spans-of-other-runs).",
     ),
     MessageCode.REQUEST_TOO_LARGE: Entry(
         ("413: ...",),
