@@ -62,6 +62,26 @@ def test_send_with_redirect_does_not_follow_it(scripted_server: ScriptedServer) 
     assert (response.status, len(scripted_server.requests)) == (302, 1)
 
 
+def test_send_with_redirect_to_undecodable_url_returns_status(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Scripted(302, headers={"Location": "http://\xc9"}, body=b"x" * 200_000))
+    response = post(make_client(scripted_server))
+    assert isinstance(response, HttpResponse)
+    assert (response.status, len(response.body), response.is_complete) == (302, 65_536, False)
+
+
+def test_send_with_user_session_and_undecodable_redirect_may_have_arrived(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Scripted(302, headers={"Location": "http://\xc9"}))
+    error = post(make_client(scripted_server, requests.Session()))
+    assert isinstance(error, TransportError)
+    assert error.may_have_arrived
+
+
+def test_send_with_invalid_header_has_not_arrived(scripted_server: ScriptedServer) -> None:
+    error = post(make_client(scripted_server), headers={"x": "a\nb"})
+    assert isinstance(error, TransportError)
+    assert not error.may_have_arrived
+
+
 def test_send_with_netrc_neither_replaces_nor_adds_credential(scripted_server: ScriptedServer) -> None:
     Path(os.environ["HOME"], ".netrc").write_text("machine 127.0.0.1 login netrc password planted-netrc\n")
     post(make_client(scripted_server, credentials=SECRET))

@@ -60,8 +60,13 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Follow no redirect: even without `allow_redirects`, `requests` decodes the URL and reads the whole body."""
+
+
 def _new_session() -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     session.auth = _no_auth
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
@@ -138,9 +143,9 @@ class HttpClient:
                 response_headers = {name.lower(): value for name, value in response.headers.items()}
                 return HttpResponse(response.status_code, response_headers, body, is_complete)
         except (requests.RequestException, OSError, ValueError) as error:
-            return _classify_exception(error, self.url, is_connecting=deadline.is_connecting)
+            return _classify_exception(error, self.url, deadline)
         except Exception as error:  # noqa: BLE001 - what a session of the user or another urllib3 may raise
-            failure = _classify_exception(error, self.url, is_connecting=deadline.is_connecting)
+            failure = _classify_exception(error, self.url, deadline)
             return replace(failure, may_have_arrived=not deadline.is_connecting)
 
     def has_new_credential(self) -> bool:
@@ -211,11 +216,12 @@ def _exception_chain(error: BaseException) -> Iterator[BaseException]:
             pending += [*candidate.args[:2], reason, candidate.__cause__, candidate.__context__]
 
 
-def _classify_exception(error: Exception, url: str, *, is_connecting: bool) -> TransportError:
+def _classify_exception(error: Exception, url: str, deadline: Deadline) -> TransportError:
     """Describe an exception of `requests`, whose own text holds little but addresses of objects."""
     host = urlsplit(url).netloc
     chain = list(_exception_chain(error))
     last = type(chain[-1]).__name__
+    is_connecting = deadline.is_connecting
     may_have_arrived = not is_connecting
     is_unconnected = _contains(chain, NewConnectionError, ConnectTimeoutError)
     if not is_unconnected and (tls_error := _classify_tls_error(host, chain, is_connecting=is_connecting)):
@@ -242,7 +248,8 @@ def _classify_exception(error: Exception, url: str, *, is_connecting: bool) -> T
     if isinstance(error, requests.ConnectionError):
         message = f"{host} closed the connection without an answer ({last})"
         return TransportError(message, may_have_arrived=may_have_arrived, code=MessageCode.CONNECTION_CLOSED)
-    return TransportError(f"the request to {host} could not be made ({type(error).__name__})")
+    message = f"the request to {host} could not be made ({type(error).__name__})"
+    return TransportError(message, may_have_arrived=may_have_arrived and deadline.has_socket)
 
 
 def _contains(chain: list[BaseException], *types: type[BaseException]) -> bool:

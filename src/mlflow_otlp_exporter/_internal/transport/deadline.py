@@ -30,6 +30,7 @@ class Deadline:
     def __init__(self, at: float) -> None:
         self.at = at
         self.is_connecting = False  # still true if no connection was established
+        self.has_socket = False
         self._outer: Deadline | None = getattr(_current, "deadline", None)  # a signal handler may interrupt a request
 
     def __enter__(self) -> Deadline:
@@ -44,6 +45,7 @@ def _limit_wait(sock: Any) -> None:
     """Limit the next operation on a socket; raises TimeoutError if no time is left."""
     deadline: Deadline | None = getattr(_current, "deadline", None)
     if deadline is not None:
+        deadline.has_socket = True
         if (seconds := deadline.at - time.monotonic()) <= 0:
             raise TimeoutError
         sock.settimeout(seconds)
