@@ -50,7 +50,6 @@ def warn_duplicates(instrumentations: Iterable[Instrumentation]) -> list[str]:
 
 
 def warn_missing(instrumentations: Collection[Instrumentation]) -> list[str]:
-    """Return a warning if no instrumentation is installed."""
     warning = "no instrumentation is installed, so only the application's own spans are sent; see `mlflow-otlp doctor`"
     return [] if instrumentations else [warning]
 

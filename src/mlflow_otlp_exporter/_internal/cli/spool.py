@@ -27,7 +27,6 @@ _LOCK_FILE, _MAX_TEXT_BYTES = "lock", 10_000
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the command line."""
     spool = commands.add_parser("spool", help="show, send and delete the requests on disk")
     actions = spool.add_subparsers(required=True, metavar="action", dest="action")
     actions.add_parser(

@@ -114,5 +114,4 @@ class MessageCode(enum.Enum):
 
 
 def add_code(code: MessageCode, message: str) -> str:
-    """Append the code to a message."""
     return f"{message} [{code}]"

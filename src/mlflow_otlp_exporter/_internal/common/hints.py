@@ -394,6 +394,5 @@ HINTS: Mapping[MessageCode, Hint] = {
 
 
 def add_fix(code: MessageCode, message: str) -> str:
-    """Append the fix and the code to a message."""
     end = "" if message.endswith((".", "?", "!")) else "."
     return add_code(code, f"{message}{end} {HINTS[code].fix}")

@@ -58,7 +58,6 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str
 
 
 def describe_unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
-    """Describe them without their values."""
     for name, suggestion in unknown_variables(environment):
         message = f"Unknown environment variable {name} is ignored."
         yield f"{message} Did you mean {suggestion}?" if suggestion else message

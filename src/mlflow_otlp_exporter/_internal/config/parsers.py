@@ -161,7 +161,6 @@ def _split_names(value: Any) -> tuple[Any, ...]:
 
 
 def parse_text(value: Any) -> str:
-    """Parse a text that a header can hold."""
     text = str(value).strip()
     if not text or not text.isprintable():
         raise ValueError("expected a text that is not blank and has no control characters")

@@ -398,5 +398,4 @@ def fields_of(model: type) -> tuple[Setting, ...]:
 
 
 def format_value(value: Any) -> str:
-    """Format a value as it is written in a variable."""
     return ",".join(str(getattr(item, "pattern", item)) for item in value) if isinstance(value, tuple) else str(value)

@@ -56,7 +56,6 @@ class ExportFuture(Future[int]):
         """Called when the spans are given back unsent: on disk, they stay for later."""
 
     def settle(self, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None) -> None:
-        """Count spans that have an outcome."""
         if self.on_counted is not None:
             self.on_counted(delivered_count, dropped_count, outcome)
         self.dropped_count += dropped_count

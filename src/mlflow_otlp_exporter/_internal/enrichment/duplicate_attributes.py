@@ -79,7 +79,6 @@ def _has_files(span: SpanState) -> bool:
 
 
 def _find_equal_values(keys: tuple[str, ...], own: Mapping[str, Any], added: Any) -> Iterator[str]:
-    """Keys whose value equals the value that was added."""
     if added is None:
         return
     value = decode_json(added)

@@ -138,7 +138,6 @@ def _is_single_call(members: Sequence[SpanState]) -> bool:
 
 
 def read_span(span: ReadableSpan) -> SpanState:
-    """Merge what all readers read from a span."""
     span_attributes = span.attributes
     attributes: dict[str, Any] = {}
     if span_attributes:

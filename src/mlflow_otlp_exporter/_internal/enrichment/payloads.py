@@ -231,7 +231,6 @@ def _read_only_text(value: Any, keys: frozenset[str]) -> str | None:
 
 
 def find_last_text(messages: tuple[Message, ...] | None, role: str) -> str | None:
-    """The text of the role's last message that has one."""
     for message in reversed(messages or ()):
         if message.role == role and message.text:
             return message.text

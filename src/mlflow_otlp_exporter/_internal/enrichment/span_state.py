@@ -102,13 +102,11 @@ class SpanState:
         self._answer = text
 
     @property
-    def start_time(self) -> int:
-        """Nanoseconds."""
+    def start_time(self) -> int:  # nanoseconds
         return self.span.start_time or 0
 
     @property
-    def end_time(self) -> int:
-        """Nanoseconds."""
+    def end_time(self) -> int:  # nanoseconds
         return self.span.end_time or 0
 
     @property
@@ -124,12 +122,10 @@ class SpanState:
 
     @property
     def tools(self) -> tuple[ToolDefinition, ...] | None:
-        """The tools that the span declares."""
         return self.normalized.tools
 
     @property
     def raw_input(self) -> Any:
-        """The input, if it is a short text."""
         raw = self.normalized.input
         return raw if isinstance(raw, str) and len(raw) < _MAX_TEXT_LENGTH else None
 

@@ -159,7 +159,6 @@ class ToolIndex:
                 self._parameter_names[tool.name] = names
 
     def name_arguments(self, tool_name: str, values: list[Any]) -> dict[str, Any] | None:
-        """The arguments of a tool by name, if only their values are known."""
         names = self._parameter_names.get(tool_name, ())
         if len(names) >= len(values):
             return dict(zip(names, values, strict=False))

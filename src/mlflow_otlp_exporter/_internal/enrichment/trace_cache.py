@@ -56,7 +56,6 @@ class TraceCache:
             self._evict()
 
     def remove(self, trace_id: int) -> None:
-        """Remove a trace that is complete."""
         if trace_id in self.traces:
             with self._lock:
                 self._remove(trace_id)

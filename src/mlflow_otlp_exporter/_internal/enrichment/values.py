@@ -64,7 +64,6 @@ def parse_text(value: Any) -> str | None:
 
 
 def select_text(*values: Any) -> str | None:
-    """The first value that is a text and not empty."""
     for value in values:
         if isinstance(value, str) and value:
             return value
@@ -93,7 +92,6 @@ def parse_int(value: Any) -> int | None:
 
 
 def parse_float(value: Any) -> float | None:
-    """A finite number, or None."""
     if isinstance(value, bool) or value is None:
         return None
     try:

@@ -78,7 +78,6 @@ class MlflowRestClient:
             self._tasks.enqueue(("traces", destination), task, delay_seconds=_UPDATE_DELAY_SECONDS)
 
     def send_assessment(self, assessment: Assessment) -> None:
-        """Send an assessment in the background."""
         self._load_pending_assessments()
         if self._tasks.pending_count >= _MAX_TASKS:
             self._assessments.give_up(AssessmentTask(self._assessments, assessment))

@@ -122,7 +122,6 @@ class _SpanScan:
         return len(content) >= self._min_length
 
     def _add(self, media_type: str, content: bytes, *, is_url: bool = False) -> str:
-        """Add an attachment and return its reference."""
         attachment = create_attachment(self._trace_id, media_type, content, is_url=is_url)
         # Spans of a trace share the memory of equal content.
         content = self._content_by_id.setdefault(attachment.id, attachment.data)

@@ -100,7 +100,6 @@ class HideRules:
         self._kind, self._is_model_call = kind, kind in MODEL_KINDS
 
     def _should_hide(self, content: Content, value: Any) -> bool:
-        """Whether the whole value is hidden."""
         return content in self._hidden or _TEXTS.get(content) in self._names or self._has_hidden_parts(content, value)
 
     def _has_hidden_parts(self, content: Content, value: Any) -> bool:

@@ -145,7 +145,6 @@ class Redactor:
         return RedactedSpan(span, name, attributes, events, links, status, resource, scope)
 
     def _resource_and_scope(self, span: ReadableSpan) -> tuple[Resource, InstrumentationScope | None]:
-        """Mask each resource and scope once."""
         resource, scope, mask = span.resource, span.instrumentation_scope, self.mask
         if mask is None:
             return resource, scope

@@ -52,7 +52,6 @@ class Instrumentation:
 
 
 def normalize_library_name(name: str) -> str:
-    """Return the library that an instrumentation with this name is for."""
     library = name.strip().lower().replace("-", "_")
     while (shorter := _AFFIXES.sub("", library)) != library:
         library = shorter
@@ -68,7 +67,6 @@ def get_priority(value: str, distribution: str) -> int:
 
 
 def find_instrumentations() -> list[Instrumentation]:
-    """Return the installed instrumentations, without duplicates."""
     instrumentations: dict[str, Instrumentation] = {}
     for group in _GROUPS:
         for point in entry_points(group=group):

@@ -52,7 +52,6 @@ def resolve_provider(argument: TracerProvider | None, service_name: str | None) 
 
 
 def add_processor(provider: TracerProvider, processor: SpanProcessor) -> None:
-    """Add a span processor to those of the provider."""
     add = provider.add_span_processor
     # Phoenix's provider otherwise removes its own exporter when a processor is added.
     if "replace_default_processor" in inspect.signature(add).parameters:

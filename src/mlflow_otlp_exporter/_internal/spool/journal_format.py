@@ -88,7 +88,6 @@ def parse_header(record: list[Any]) -> JournalHeader:
 
 
 def build_owner_record(owner: Resource | InstrumentationScope | None, number: int) -> list[Any]:
-    """Build the record of a resource or scope, to which spans refer by its number."""
     if isinstance(owner, Resource):
         return ["owner", number, dict(owner.attributes), owner.schema_url]
     if owner is None:

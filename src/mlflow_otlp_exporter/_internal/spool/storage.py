@@ -110,7 +110,6 @@ class SpoolStorage:
             return self._folder
 
     def find_folder(self) -> Path | None:
-        """Return the folder if it exists and is usable."""
         with self._lock, suppress(OSError):
             self._refresh()
             if self._folder is not None:
@@ -314,7 +313,6 @@ class SpoolStorage:
                     file.write(state.pack())
 
     def remove(self, entry: Entry) -> None:
-        """Remove a request that has an outcome."""
         with self._lock:
             self._unlink(entry)
             self._checked_out.discard(entry.name)

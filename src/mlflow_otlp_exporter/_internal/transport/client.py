@@ -104,7 +104,6 @@ class HttpClient:
 
     @property
     def header_names(self) -> frozenset[str]:
-        """Names of the headers that the user configured."""
         return frozenset(self._headers)
 
     def send(self, request: HttpRequest) -> HttpResponse | TransportError:

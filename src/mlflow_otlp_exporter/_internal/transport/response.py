@@ -40,7 +40,6 @@ _MAX_RETRY_AFTER_SECONDS = 3600.0
 
 
 def classify_error(error: TransportError) -> ExportOutcome:
-    """Classify a request without response."""
     cause = FailureKind.CREDENTIALS if error.is_credential_error else FailureKind.SERVER
     code = MessageCode.CREDENTIAL_UNAVAILABLE if error.is_credential_error else error.code
     return ExportOutcome(

@@ -67,5 +67,4 @@ def create_failure(step: str, code: MessageCode, detail: str, server_message: st
 
 
 def create_warning(step: str, code: MessageCode, detail: str) -> CheckResult:
-    """Create a warning, with cause and fix of its code."""
     return CheckResult(step, CheckStatus.WARNING, detail, "", *HINTS[code], code)

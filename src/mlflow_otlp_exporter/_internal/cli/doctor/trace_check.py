@@ -105,7 +105,6 @@ def read_experiment_id(trace: Mapping[str, Any]) -> str:
 def delete_trace(
     api: Transport, trace_id: str, destination: Destination, experiment_id: str, timeout_seconds: float
 ) -> HttpResponse | TransportError:
-    """Delete a trace in MLflow."""
     body = json.dumps({"experiment_id": experiment_id, "request_ids": [trace_id]}).encode()
     headers = {"content-type": "application/json", **destination.headers(None)}
     path = "/api/3.0/mlflow/traces/delete-traces"
