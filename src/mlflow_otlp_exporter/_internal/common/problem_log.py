@@ -148,8 +148,8 @@ class ProblemLog:
         """Log the spans that are counted but not logged yet, at the end."""
         with self._lock:
             lines = []
-            for problem in self._problems.values():
-                for text in problem.texts.values():
+            for problem in list(self._problems.values()):
+                for text in list(problem.texts.values()):
                     if text.unlogged_span_count:
                         lines.append(_insert_before_code(text.message, f" [{text.unlogged_span_count} more spans]"))
                         text.unlogged_span_count = 0

@@ -61,6 +61,10 @@ class WorkQueue(Generic[_Item]):
 
     def _reset_after_fork(self) -> None:
         # The parent sends the items that it has.
+        # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
+        # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
+        # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
+        # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
         self._lock = threading.Condition()
         self._queues: dict[Hashable, _Queue[_Item]] = {}
         self._heap: list[tuple[float, int, Hashable]] = []
@@ -102,7 +106,7 @@ class WorkQueue(Generic[_Item]):
         """Put a key into the heap, for when its first item is due. Needs the lock."""
         if key in self._busy:
             return
-        first = min(item.not_before for item in queue.items) if queue.items[0].not_before else 0.0
+        first = min(item.not_before for item in tuple(queue.items)) if queue.items[0].not_before else 0.0
         due = max(queue.resume_at, first)
         if queue.due != due:
             queue.due = due
@@ -205,13 +209,13 @@ class WorkQueue(Generic[_Item]):
 
     def all_items(self) -> list[_Item]:
         with self._lock:
-            return [item for queue in self._queues.values() for item in queue.items]
+            return [item for queue in list(self._queues.values()) for item in tuple(queue.items)]
 
     def wake_all(self) -> None:
         """Cancel the delays of all keys, and shorten the next delay of those that are busy."""
         with self._lock:
             self._woken.update(self._busy)
-            for key, queue in self._queues.items():
+            for key, queue in list(self._queues.items()):
                 queue.resume_at = 0.0
                 if queue.items:
                     self._schedule(key, queue)
@@ -222,11 +226,11 @@ class WorkQueue(Generic[_Item]):
         removed: list[_Item] = []
         with self._lock:
             for key, queue in list(self._queues.items()):
-                matching = [item for item in queue.items if predicate(item)]
+                matching = [item for item in tuple(queue.items) if predicate(item)]
                 if not matching:
                     continue
                 removed += matching
-                queue.items = deque(item for item in queue.items if item not in matching)
+                queue.items = deque(item for item in tuple(queue.items) if item not in matching)
                 queue.due = None
                 if queue.items:
                     self._schedule(key, queue)
@@ -249,17 +253,16 @@ class WorkQueue(Generic[_Item]):
         deadline = time.monotonic() + timeout_seconds
         with self._lock:
             self._closed = True
-            for queue in self._queues.values():
-                for item in queue.items:
-                    item.not_before = 0.0
+            for queued_item in self.all_items():
+                queued_item.not_before = 0.0
         self.wake_all()
         if not self._threads:
             self._run(block=False)
         with self._lock:
             self._lock.wait_for(lambda: not self._queues, max(0.0, deadline - time.monotonic()))
             self._stopped = True
-            abandoned = [item for queue in self._queues.values() for item in queue.items]
-            for queue in self._queues.values():
+            abandoned = self.all_items()
+            for queue in list(self._queues.values()):
                 queue.items.clear()
             self._lock.notify_all()
             threads = list(self._threads)

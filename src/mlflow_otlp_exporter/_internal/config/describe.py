@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.models import ServerSettings, Settings
 from mlflow_otlp_exporter._internal.config.schema import OWN_VARIABLE, SETTINGS, format_value
 
 
@@ -61,3 +63,27 @@ def describe_unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
     for name, suggestion in unknown_variables(environment):
         message = f"Unknown environment variable {name} is ignored."
         yield f"{message} Did you mean {suggestion}?" if suggestion else message
+
+
+def credential_fingerprint(server: ServerSettings) -> str:
+    """Identify the credentials of a server on disk, where no credential may be stored.
+
+    The path of a token file or a user's name, whatever setting it comes from; otherwise the kind of credential.
+    """
+    credentials = server.credentials
+    if isinstance(credentials, os.PathLike):
+        return f"token file {Path(credentials).expanduser().absolute()}"
+    if isinstance(credentials, tuple):
+        return f"user {credentials[0]}"
+    if credentials is not None and callable(credentials):
+        name = getattr(credentials, "__qualname__", type(credentials).__qualname__)
+        return f"function {getattr(credentials, '__module__', '')}.{name}"
+    if credentials is not None:
+        return "token"
+    if "authorization" in server.headers:
+        return "header"
+    if server.username and server.password:
+        return f"user {server.username}"
+    if server.token_file:
+        return f"token file {Path(server.token_file).absolute()}"
+    return "token" if server.token else "none"

@@ -38,6 +38,7 @@ class ExportFuture(Future[int]):
         super().__init__()
         self.span_count, self.byte_count = span_count, byte_count
         self.remaining_count, self.dropped_count = span_count, 0  # spans without an outcome, dropped spans
+        self.is_waiting_for_user = False  # whether the spans wait for something that a user has to correct
         # Called with the reason when spans have to be retried.
         self.on_postponed: Callable[[ExportOutcome], None] | None = None
         # Called with the spans that were delivered and dropped, and the outcome; None at shutdown.

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -120,8 +120,9 @@ class Pipeline:
             self.spool_consumer.wake()
 
     def _reset_after_fork(self) -> None:
-        # The parent sends the requests that it has. The lock is re-entrant, because a signal handler may export.
-        self._lock = threading.RLock()
+        # The parent sends the requests that it has. The lock is re-entrant, because a signal handler may export or
+        # flush, and waiting releases it as a whole; `concurrent.futures.wait` would hold locks that the handler needs.
+        self._changed = threading.Condition()  # notified when a request is settled, or cannot be for now
         self._in_flight: set[ExportFuture] = set()
         self.in_flight_span_count = self.in_flight_byte_count = 0  # bytes before compression
 
@@ -165,15 +166,16 @@ class Pipeline:
             self._enqueue(destination, encoded, ExportFuture(len(encoded), memory_bytes_of(encoded)))
 
     def _add_in_flight(self, span_count: int, byte_count: int) -> None:
-        with self._lock:
+        with self._changed:
             self.in_flight_span_count += span_count
             self.in_flight_byte_count += byte_count
 
     def _untrack(self, future: Future[int]) -> None:
-        with self._lock:
+        with self._changed:
             if isinstance(future, ExportFuture) and future in self._in_flight:  # after a fork, the parent has it
                 self._in_flight.discard(future)
                 self._add_in_flight(-future.span_count, -future.byte_count)
+            self._changed.notify_all()
 
     def export(self, spans: Sequence[ReadableSpan]) -> bool:
         """Send spans and wait for their outcome, for at most the timeout; True if all were delivered or spooled.
@@ -182,34 +184,38 @@ class Pipeline:
         """
         batches, failed_count = self.batcher.build(spans)
         deadline = time.monotonic() + self.settings.timeout
-        exported = [self._export(destination, encoded) for destination, encoded in batches]
-        for _, is_over in exported:
-            is_over.wait(max(0.0, deadline - time.monotonic()))
-        return not failed_count and all(future.done() and future.result() == 0 for future, _ in exported)
+        futures = [self._export(destination, encoded) for destination, encoded in batches]
 
-    def _export(self, destination: Destination, spans: list[EncodedSpan]) -> tuple[ExportFuture, threading.Event]:
-        """Enqueue spans; the event is set when there is an outcome, or when waiting longer would not help."""
-        future, is_over = ExportFuture(len(spans), memory_bytes_of(spans)), threading.Event()
-        future.add_done_callback(lambda _: is_over.set())
+        def is_over() -> bool:
+            return all(future.done() or future.is_waiting_for_user for future in futures)
+
+        with self._changed:
+            self._changed.wait_for(is_over, max(0.0, deadline - time.monotonic()))
+        return not failed_count and all(future.done() and future.result() == 0 for future in futures)
+
+    def _export(self, destination: Destination, spans: list[EncodedSpan]) -> ExportFuture:
+        future = ExportFuture(len(spans), memory_bytes_of(spans))
         in_flight_bytes = self.in_flight_byte_count + future.byte_count
         if in_flight_bytes > self.settings.buffer.buffer_bytes and self.persistent_queue is None:
             reason = "the server is unavailable and the memory limit is reached"
             self._record_lost(len(spans), (), "memory_limit", reason)
             future.settle(0, len(spans))
-            return future, is_over
+            return future
 
-        def end_if_user_must_act(outcome: ExportOutcome | None) -> None:
+        def on_postponed(outcome: ExportOutcome | None) -> None:
             if outcome is not None and outcome.cause is not FailureKind.SERVER:  # a server may recover in the meantime
-                is_over.set()
+                with self._changed:
+                    future.is_waiting_for_user = True
+                    self._changed.notify_all()
 
-        future.on_postponed = end_if_user_must_act
+        future.on_postponed = on_postponed
         last_outcome = self.retry_sender.backoff.last_failure(destination)
         self._enqueue(destination, spans, future)
-        end_if_user_must_act(last_outcome)  # these spans are queued behind requests that fail
-        return future, is_over
+        on_postponed(last_outcome)  # these spans are queued behind requests that fail
+        return future
 
     def _enqueue(self, destination: Destination, spans: list[EncodedSpan], future: ExportFuture) -> None:
-        with self._lock:
+        with self._changed:
             self._in_flight.add(future)
             self.in_flight_span_count += future.span_count
             self.in_flight_byte_count += future.byte_count
@@ -337,12 +343,14 @@ class Pipeline:
         Pending delays are cancelled, and requests are limited to the time of the flush.
         """
         dropped_before, deadline = self.dropped_count, time.monotonic() + timeout_seconds
-        with self._lock:
-            in_flight = tuple(self._in_flight)
         self._flush_deadline = deadline
         try:
             self.work_queue.wake_all()
-            is_settled = not wait(in_flight, max(0.0, timeout_seconds)).not_done
+            with self._changed:
+                in_flight = frozenset(self._in_flight)
+                is_settled = self._changed.wait_for(
+                    lambda: in_flight.isdisjoint(self._in_flight), max(0.0, timeout_seconds)
+                )
             self.wait_until_drained(deadline - time.monotonic())
             self.wait_for_rest_calls(deadline - time.monotonic())
         finally:

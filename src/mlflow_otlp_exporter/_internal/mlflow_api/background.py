@@ -9,7 +9,6 @@ import math
 import threading
 import time
 from collections.abc import Hashable
-from concurrent.futures import Future, wait
 from typing import Protocol
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
@@ -46,14 +45,13 @@ class BackgroundTasks:
 
     def _reset_after_fork(self) -> None:
         # The parent process runs its own tasks. The lock is re-entrant, because a signal handler may enqueue a task.
-        self._lock = threading.RLock()
-        # Of each unfinished task: its failures since the last flush began, and what a flush waits for.
-        self._pending: dict[Task, tuple[int, Future[None]]] = {}
+        self._changed = threading.Condition()
+        self._pending: dict[Task, int] = {}  # unfinished tasks with their failures since the last flush began
 
     def enqueue(self, key: Hashable, task: Task, *, delay_seconds: float = 0.0) -> None:
         """Queue a task; a flush cancels the delay."""
-        with self._lock:
-            self._pending[task] = (0, Future())
+        with self._changed:
+            self._pending[task] = 0
         self._queue.enqueue(key, task, delay=delay_seconds)
 
     @property
@@ -74,46 +72,42 @@ class BackgroundTasks:
         return result
 
     def _count_failure(self, task: Task) -> None:
-        with self._lock:
-            count, future = self._pending.get(task, (0, Future[None]()))
-            self._pending[task] = (count + 1, future)
-        if count + 1 >= _MAX_AWAITED_FAILURES:
-            _resolve(future)
+        with self._changed:
+            self._pending[task] = self._pending.get(task, 0) + 1
+            self._changed.notify_all()
 
     def _give_up(self, task: Task) -> None:
         task.give_up()
         self._complete(task)
 
     def _complete(self, task: Task) -> None:
-        with self._lock:
-            _, future = self._pending.pop(task, (0, Future[None]()))
-        _resolve(future)
+        with self._changed:
+            self._pending.pop(task, None)
+            self._changed.notify_all()
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait for the tasks that are queued now, except those that fail repeatedly; whether all are finished.
 
         Delays are cancelled, and each request is limited to the time of the wait.
         """
-        with self._lock:
-            for task, (failure_count, future) in self._pending.items():
-                if failure_count:  # it may succeed now
-                    self._pending[task] = (0, Future())
-                    _resolve(future)
-            pending = dict(self._pending)
+        with self._changed:
+            tasks = tuple(self._pending)
+            for task in tasks:
+                self._pending[task] = 0  # a task that failed before may succeed now
         if timeout_seconds > 0:
             self._deadline = time.monotonic() + timeout_seconds
             self._queue.wake_all()
-            wait([future for _, future in pending.values()], timeout_seconds)
+
+            def is_over() -> bool:
+                return all(self._pending.get(task, _MAX_AWAITED_FAILURES) >= _MAX_AWAITED_FAILURES for task in tasks)
+
+            with self._changed:
+                self._changed.wait_for(is_over, timeout_seconds)
             self._deadline = math.inf
-        return not pending.keys() & self._pending.keys()
+        return self._pending.keys().isdisjoint(tasks)
 
     def close(self, timeout_seconds: float) -> None:
         """Finish tasks within the time, and give up the remaining ones."""
         self._is_closing = True
         self._deadline = time.monotonic() + timeout_seconds
         self._queue.close(timeout_seconds)
-
-
-def _resolve(future: Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -68,8 +67,9 @@ class TraceWorker:
         # application's thread more than the queue does.
         self.enqueue_start: Callable[[int], None] = _ignore_start if self.is_closed else self._events.put
         self._overflow: SimpleQueue[None] = SimpleQueue()
-        # Requests for a flush; each future is resolved when all spans that had ended before are submitted.
-        self._flush_requests: SimpleQueue[Future[None]] = SimpleQueue()
+        # A flush is done when all spans that had ended before are submitted; its wake-up shortens the wait for a burst.
+        self._flushed, self._flush_wake_ups = threading.Condition(), SimpleQueue[None]()
+        self._requested_flush_count = self._done_flush_count = 0
         self._buffer = TraceBuffer(
             linger_seconds=settings.linger,
             max_age_seconds=settings.hold,
@@ -133,7 +133,7 @@ class TraceWorker:
 
     def _run(self) -> None:
         with suppress_instrumentation():
-            while not self._is_stopped or not self._flush_requests.empty():
+            while not self._is_stopped or self._requested_flush_count > self._done_flush_count:
                 try:
                     self._wait()
                     self._tick()
@@ -143,13 +143,13 @@ class TraceWorker:
 
     def _wait(self) -> None:
         """Wait for an event or until a trace is due; then a little longer, to collect a burst."""
-        if not self._flush_requests.empty():
+        if self._requested_flush_count > self._done_flush_count:
             return  # it began during the last tick, which took its wake-up for an event
         due = self._buffer.next_due()
         try:
             event = self._events.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
             self._apply_event(event, time.monotonic())
-            self._flush_requests.put(self._flush_requests.get(timeout=_TICK_SECONDS))
+            self._flush_wake_ups.get(timeout=_TICK_SECONDS)
         except Empty:
             return
 
@@ -157,10 +157,9 @@ class TraceWorker:
         """Move events into the buffer and submit the traces that are ready, or all during a flush."""
         if not self._ticking.acquire(timeout=timeout_seconds):
             return  # only without a thread: a signal handler interrupted this very tick, or another thread flushes
-        flushes: list[Future[None]] = []
+        requested_flush_count = self._requested_flush_count
+        is_flush = requested_flush_count > self._done_flush_count
         try:
-            while not self._flush_requests.empty():
-                flushes.append(self._flush_requests.get_nowait())
             self._is_thread_checked = False
             now = time.monotonic()
             with suppress(Empty):
@@ -174,7 +173,7 @@ class TraceWorker:
                 2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
             )
             byte_count = buffer.byte_count
-            spans = buffer.pop_all() if is_crowded or flushes else buffer.pop_ready(now)
+            spans = buffer.pop_all() if is_crowded or is_flush else buffer.pop_ready(now)
             if buffer.filtered_spans:
                 filtered_spans, buffer.filtered_spans = buffer.filtered_spans, []
                 self._pipeline.record_filtered(filtered_spans)
@@ -185,8 +184,10 @@ class TraceWorker:
                 self._log_overflow()
         finally:
             self._ticking.release()
-            for future in flushes:
-                future.set_result(None)
+            if is_flush:
+                with self._flushed:
+                    self._done_flush_count = max(self._done_flush_count, requested_flush_count)
+                    self._flushed.notify_all()
 
     def _apply_event(self, event: int | ReadableSpan | None, now: float) -> None:
         try:
@@ -244,8 +245,10 @@ class TraceWorker:
             return True  # no span ever ended
         deadline = time.monotonic() + timeout_seconds
         dropped_before = self._pipeline.dropped_count
-        submitted: Future[None] = Future()
-        self._flush_requests.put(submitted)
+        with self._flushed:
+            self._requested_flush_count += 1
+            requested_count = self._requested_flush_count
+        self._flush_wake_ups.put(None)
         self._events.put(None)
         if not self._is_stopped:
             self._start_thread()
@@ -256,7 +259,10 @@ class TraceWorker:
                     self._tick(max(0.0, timeout_seconds))
             except Exception as error:  # noqa: BLE001 - as in the thread
                 log_exception(error, "submit spans")
-        is_submitted = bool(wait([submitted], max(0.0, deadline - time.monotonic())).done)
+        with self._flushed:
+            is_submitted = self._flushed.wait_for(
+                lambda: self._done_flush_count >= requested_count, max(0.0, deadline - time.monotonic())
+            )
         is_settled = self._pipeline.flush(deadline - time.monotonic())
         return is_submitted and is_settled and self._pipeline.dropped_count == dropped_before
 

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.config.describe import credential_fingerprint
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
@@ -23,7 +24,6 @@ from mlflow_otlp_exporter._internal.spool.journal import Journal
 from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader
 from mlflow_otlp_exporter._internal.spool.recovery import AbandonedJournal, find_abandoned_journals
 from mlflow_otlp_exporter._internal.spool.storage import DAMAGED_FOLDER, REJECTED_FOLDER, SpoolStorage
-from mlflow_otlp_exporter._internal.transport.authorization import credential_fingerprint
 
 JOURNAL_FOLDER = "journal"
 _SHARED_FOLDER = (

@@ -227,30 +227,6 @@ def load_credential_provider_session(server: ServerSettings) -> requests.Session
     )
 
 
-def credential_fingerprint(server: ServerSettings) -> str:
-    """Identify the credentials of a server on disk, where no credential may be stored.
-
-    The path of a token file or a user's name, whatever setting it comes from; otherwise the kind of credential.
-    """
-    credentials = server.credentials
-    if isinstance(credentials, os.PathLike):
-        return f"token file {Path(credentials).expanduser().absolute()}"
-    if isinstance(credentials, tuple):
-        return f"user {credentials[0]}"
-    if credentials is not None and callable(credentials):
-        name = getattr(credentials, "__qualname__", type(credentials).__qualname__)
-        return f"function {getattr(credentials, '__module__', '')}.{name}"
-    if credentials is not None:
-        return "token"
-    if "authorization" in server.headers:
-        return "header"
-    if server.username and server.password:
-        return f"user {server.username}"
-    if server.token_file:
-        return f"token file {Path(server.token_file).absolute()}"
-    return "token" if server.token else "none"
-
-
 def read_token_expiry(authorization: str | None) -> float | None:
     """When a bearer token expires, in seconds since 1970; None if the header value is no JWT with `exp` (RFC 7519)."""
     scheme, _, token = (authorization or "").partition(" ")
