@@ -311,3 +311,40 @@ def test_frozen_process_after_flush_has_no_pending_spans(scripted_server: Script
     app.communicate(timeout=100)
     assert (names(scripted_server) if not down else {}) == ({} if down else {"first": 1, "second": 1, "work": 2})
     assert spooled_span_count() == (4 if down else 0)
+
+
+REENTRANT_HANDLER = """
+import os, signal, sys
+from mlflow_otlp_exporter import configure
+
+telemetry = configure(experiment_id=1)
+tracer = telemetry.tracer_provider.get_tracer("app")
+trace_id = "tr-" + "1" * 32
+calls = {"flush": lambda: telemetry.flush(0.01), "feedback": lambda: telemetry.log_feedback(trace_id, "x", True)}
+call, state = calls[sys.argv[1]], {"signal_count": 0, "is_busy": False}
+
+def handle(*_):
+    # One handler at a time: handlers that interrupt each other on a slow machine would nest without end.
+    if not state["is_busy"]:
+        state["is_busy"] = True
+        call()
+        state["signal_count"] += 1
+        state["is_busy"] = False
+
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+while state["signal_count"] < 400:
+    tracer.start_span("outside").end()
+    telemetry.flush(0.02)
+    call()
+signal.setitimer(signal.ITIMER_REAL, 0)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("call", ["flush", "feedback"])
+def test_call_in_a_signal_handler_during_a_flush_never_hangs(scripted_server: ScriptedServer, call: str) -> None:
+    """With plain locks or `concurrent.futures.wait`, it hung after 3 to 230 signals."""
+    scripted_server.answer(then=Answer(200))
+    command = [sys.executable, "-c", REENTRANT_HANDLER, call]
+    subprocess.run(command, env=environment(scripted_server), check=True, timeout=120)

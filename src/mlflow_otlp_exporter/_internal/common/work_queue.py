@@ -62,9 +62,6 @@ class WorkQueue(Generic[_Item]):
     def _reset_after_fork(self) -> None:
         # The parent sends the items that it has.
         # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
-        # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
-        # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
-        # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
         self._lock = threading.Condition()
         self._queues: dict[Hashable, _Queue[_Item]] = {}
         self._heap: list[tuple[float, int, Hashable]] = []
