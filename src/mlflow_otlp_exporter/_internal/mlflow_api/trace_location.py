@@ -73,10 +73,9 @@ class TraceLocator:
         """
         if self._api is None:
             return dict.fromkeys(trace_ids, _NO_REST_API)
-        located: dict[int, str | ExportOutcome] = {}
-        if len(trace_ids) > 1:
-            located.update(self._look_up_together(trace_ids, workspace, timeout_seconds))
-        others = trace_ids[1:_MAX_SINGLE_REQUESTS] if confirms_missing or not located else ()
+        common = self._look_up_together(trace_ids, workspace, timeout_seconds) if len(trace_ids) > 1 else None
+        located: dict[int, str | ExportOutcome] = {**(common or {})}
+        others = trace_ids[1:_MAX_SINGLE_REQUESTS] if confirms_missing or common is None else ()
         for trace_id in (trace_ids[0], *others):
             if trace_id in located:
                 continue
@@ -84,17 +83,15 @@ class TraceLocator:
             result = request_json(self._api, "GET", path, None, workspace=workspace, timeout_seconds=timeout_seconds)
             experiment_id = _read_experiment_id(_child(result.content, "trace"), trace_id)
             located[trace_id] = (experiment_id or _NO_EXPERIMENT) if result.is_ok else result.outcome
-            if result.outcome.cause is FailureKind.SERVER:
+            is_refused = trace_id == trace_ids[0] and not result.is_ok and not confirms_missing
+            if is_refused or result.outcome.cause is FailureKind.SERVER:
                 break
         return located
 
     def _look_up_together(
         self, trace_ids: Sequence[int], workspace: str | None, timeout_seconds: float
-    ) -> dict[int, str]:
-        """The experiments of traces, without those that are missing; MLflow 3.17 and newer.
-
-        With basic auth, one trace that is missing makes the server reject the request.
-        """
+    ) -> dict[int, str] | None:
+        """The experiments of traces, without those that are missing; None if the server does not tell (before 3.17)."""
         assert self._api is not None
         located: dict[int, str] = {}
         for start in range(0, len(trace_ids), _TRACES_PER_REQUEST):
@@ -107,7 +104,7 @@ class TraceLocator:
                 if trace_id is not None and (experiment_id := _read_experiment_id({"trace_info": info}, trace_id)):
                     located[trace_id] = experiment_id
             if not result.is_ok:
-                break
+                return located or None
         return located
 
     def find_missing(self, trace_ids: Collection[int], workspace: str | None, timeout_seconds: float) -> set[int]:
