@@ -24,11 +24,7 @@ DOCUMENTS = "retrieval.documents"
 RERANKED_DOCUMENTS = "reranker.output_documents"
 DOCUMENT_ID, DOCUMENT_CONTENT = "document.id", "document.content"
 DOCUMENT_SCORE, DOCUMENT_METADATA = "document.score", "document.metadata"
-TOKENS_IN, TOKENS_OUT, TOKENS_TOTAL = (
-    "llm.token_count.prompt",
-    "llm.token_count.completion",
-    "llm.token_count.total",
-)
+TOKENS_IN, TOKENS_OUT, TOKENS_TOTAL = "llm.token_count.prompt", "llm.token_count.completion", "llm.token_count.total"
 TOKENS_CACHE_READ = "llm.token_count.prompt_details.cache_read"
 TOKENS_CACHE_WRITE = "llm.token_count.prompt_details.cache_write"
 TOKENS_REASONING = "llm.token_count.completion_details.reasoning"

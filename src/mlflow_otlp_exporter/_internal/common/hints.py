@@ -104,8 +104,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Check `OTEL_EXPORTER_OTLP_HEADERS`, or the argument `headers=`.",
     ),
     MessageCode.TLS_REQUIRED: Hint(
-        "The port speaks TLS.",
-        "Set `MLFLOW_TRACKING_URI` to `https://` instead of `http://`.",
+        "The port speaks TLS.", "Set `MLFLOW_TRACKING_URI` to `https://` instead of `http://`."
     ),
     MessageCode.UNAUTHENTICATED: Hint(
         "No credential is set for this server, or the credential is incomplete, wrong or expired.",
@@ -216,8 +215,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Start the database, or free disk space there; MLflow needs no restart.",
     ),
     MessageCode.DATABASE_DAMAGED: Hint(
-        "The SQLite file of the server is damaged.",
-        "Restore the server's database from its last backup.",
+        "The SQLite file of the server is damaged.", "Restore the server's database from its last backup."
     ),
     MessageCode.RATE_LIMITED: Hint(
         "A proxy or a Collector limits the request rate.", "Raise the limit of the proxy or Collector, or wait."
@@ -239,8 +237,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Read the server's message and its log.",
     ),
     MessageCode.SERVER_MESSAGE: Hint(
-        "The server accepted the spans, and sent a message with its response.",
-        "Do what the message asks for.",
+        "The server accepted the spans, and sent a message with its response.", "Do what the message asks for."
     ),
     MessageCode.COMPRESSION_UNSUPPORTED: Hint(
         "MLflow before 3.7 does not accept compressed requests.",
@@ -260,8 +257,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "collector-config`).",
     ),
     MessageCode.AUTHORIZATION_CHECK_FAILED: Hint(
-        "MLflow cannot reach the Kubernetes API.",
-        "Read MLflow's log, and check the API server.",
+        "MLflow cannot reach the Kubernetes API.", "Read MLflow's log, and check the API server."
     ),
     MessageCode.TRACE_METADATA: Hint(
         "MLflow before 3.14 takes trace metadata in a separate call after the spans. The token may neither read nor "
@@ -329,8 +325,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Set `OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000`.",
     ),
     MessageCode.VALUES_DROPPED: Hint(
-        "An attribute was set to an object.",
-        "Set the attribute to a string, a number, a boolean, or a list of these.",
+        "An attribute was set to an object.", "Set the attribute to a string, a number, a boolean, or a list of these."
     ),
     MessageCode.INSTRUMENTATION_MISSING: Hint(
         "Each instrumentation is a package of its own.",
@@ -349,8 +344,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Pass values that can be converted to JSON.",
     ),
     MessageCode.INVALID_TRACE_CONTEXT: Hint(
-        "An argument has the wrong type, or a tag has a name that MLflow reserves.",
-        "Pass what the message expects.",
+        "An argument has the wrong type, or a tag has a name that MLflow reserves.", "Pass what the message expects."
     ),
     MessageCode.TRACE_FILTERED: Hint(
         "A trace with only HTTP, database and messaging spans does not come from an agent.",
@@ -376,15 +370,15 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.EXPORT_CONFIGURED: Hint(
         "`configure()` was called, the pod's namespace is the workspace, or a server with a static prefix has its "
-        "endpoint at the root.",
+        "endpoint at the root."
     ),
     MessageCode.INSTRUMENTED: Hint("`configure()` has enabled these instrumentations."),
     MessageCode.EXPERIMENT_CREATED: Hint(
-        "The experiment did not exist; `configure()` or `MLFLOW_OTLP_CREATE_EXPERIMENT=true` creates it.",
+        "The experiment did not exist; `configure()` or `MLFLOW_OTLP_CREATE_EXPERIMENT=true` creates it."
     ),
     MessageCode.RECOVERED: Hint("A problem that was logged before is over."),
     MessageCode.PIPELINE_REPLACED: Hint(
-        "`configure()` replaces the pipeline of `OTEL_TRACES_EXPORTER=mlflow`, because both would send the same spans.",
+        "`configure()` replaces the pipeline of `OTEL_TRACES_EXPORTER=mlflow`, because both would send the same spans."
     ),
     MessageCode.INTERNAL_ERROR: Hint(
         "A bug in this library. The application continues.",

@@ -10,10 +10,7 @@ from opentelemetry import context
 # The key is a private name, the only one of OpenTelemetry that is used here: every span processor of the SDK imports it
 # (1.30 to 1.45), and without it an instrumented `requests` makes a span of each export, whose export makes a span, for
 # ever. Instrumentations also read the plain key, which remains if the private name is removed.
-_KEYS = (
-    "suppress_instrumentation",
-    getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation"),
-)
+_KEYS = ("suppress_instrumentation", getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation"))
 
 
 @contextmanager

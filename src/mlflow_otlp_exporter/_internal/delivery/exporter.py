@@ -141,10 +141,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         self._assemble(settings, session, meter_provider)
 
     def _assemble(
-        self,
-        settings: Settings,
-        session: Session | None = None,
-        meter_provider: MeterProvider | None = None,
+        self, settings: Settings, session: Session | None = None, meter_provider: MeterProvider | None = None
     ) -> None:
         # Imported here: these modules are most of the import time, which applications that only import, or that are
         # switched off, should not pay.

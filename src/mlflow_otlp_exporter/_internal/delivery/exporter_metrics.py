@@ -51,9 +51,7 @@ class ExporterMetrics:
             "(neither successful, nor failed).",
         )
         self._duration = meter.create_histogram(
-            "otel.sdk.exporter.operation.duration",
-            "s",
-            "The duration of exporting a batch of telemetry records.",
+            "otel.sdk.exporter.operation.duration", "s", "The duration of exporting a batch of telemetry records."
         )
 
     def record_start(self, span_count: int) -> OnCounted:

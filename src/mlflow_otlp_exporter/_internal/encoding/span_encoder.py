@@ -103,12 +103,7 @@ class SpanEncoder:
         start_time, end_time = span.start_time or 0, span.end_time or 0
         if not 0 <= start_time <= end_time <= _MAX_TIME:
             start_time, end_time = _clamp_time(start_time), _clamp_time(end_time)
-        pieces = [
-            b"\x0a\x10",
-            context.trace_id.to_bytes(16, "big"),
-            b"\x12\x08",
-            context.span_id.to_bytes(8, "big"),
-        ]
+        pieces = [b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big")]
         if context.trace_state:
             pieces.append(
                 encode_field(b"\x1a", self._encode_text(",".join(f"{k}={v}" for k, v in context.trace_state.items())))

@@ -9,10 +9,7 @@ from typing import TypeAlias
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
-    Kind,
-    ToolDefinition,
-)
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, ToolDefinition
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.tools import ToolIndex, has_named_arguments, is_repr, resolve_arguments
 

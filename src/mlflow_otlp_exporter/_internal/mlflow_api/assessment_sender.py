@@ -147,12 +147,7 @@ class AssessmentSender:
         if not result.is_ok and _is_id_taken(outcome):
             # Its id is taken: an earlier response was lost, or another process has sent the file.
             result = request_json(
-                self._api,
-                "GET",
-                f"{path}/{assessment.id}",
-                None,
-                workspace=workspace,
-                timeout_seconds=timeout_seconds,
+                self._api, "GET", f"{path}/{assessment.id}", None, workspace=workspace, timeout_seconds=timeout_seconds
             )
         if result.is_ok:
             self._problem_log.stats.add(feedback=1)

@@ -60,12 +60,7 @@ class TraceLocator:
             self.locations.pop((workspace, trace_id), None)
 
     def look_up(
-        self,
-        trace_ids: Sequence[int],
-        workspace: str | None,
-        timeout_seconds: float,
-        *,
-        confirms_missing: bool = False,
+        self, trace_ids: Sequence[int], workspace: str | None, timeout_seconds: float, *, confirms_missing: bool = False
     ) -> dict[int, str | ExportOutcome]:
         """The experiments of traces, or why they are unknown; the first trace has one of both in any case.
 

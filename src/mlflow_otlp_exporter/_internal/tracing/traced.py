@@ -15,11 +15,7 @@ from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
 from mlflow_otlp_exporter._internal.common import attribute_names as names
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
-from mlflow_otlp_exporter._internal.tracing.generators import (
-    GeneratorContext,
-    wrap_async_generator,
-    wrap_generator,
-)
+from mlflow_otlp_exporter._internal.tracing.generators import GeneratorContext, wrap_async_generator, wrap_generator
 from mlflow_otlp_exporter._internal.tracing.span_attributes import as_documents, as_inputs, as_outputs
 from mlflow_otlp_exporter._internal.version import __version__
 
