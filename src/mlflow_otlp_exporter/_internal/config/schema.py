@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow_otlp_exporter._internal.config import parsers, urls
@@ -36,9 +37,12 @@ class Setting:
     parse: Parser
     # In the order of the documentation: this library's own, MLflow's, OpenTelemetry's.
     variables: tuple[str, ...]
-    description: str
     default: Any = None
     is_secret: bool = False
+    description: str = ""
+
+    def describe(self, description: str) -> Setting:
+        return replace(self, description=description)
 
     @property
     def is_bound_to_server(self) -> bool:
@@ -59,338 +63,209 @@ def otlp_variables(name: str) -> tuple[str, str]:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting(
-        "endpoint",
-        None,
-        urls.parse_endpoint,
-        otlp_variables("ENDPOINT"),
-        "The full URL of an OTLP/HTTP endpoint: MLflow's own or a Collector's.",
+    Setting("endpoint", None, urls.parse_endpoint, otlp_variables("ENDPOINT")).describe(
+        "The full URL of an OTLP/HTTP endpoint: MLflow's own or a Collector's."
+    ),
+    Setting("tracking_uri", None, urls.parse_tracking_uri, ("MLFLOW_TRACKING_URI",), DEFAULT_TRACKING_URI).describe(
+        "The URL of the MLflow server."
+    ),
+    Setting("experiment", Settings, parsers.parse_experiment_name, ("MLFLOW_EXPERIMENT_NAME",)).describe(
+        "The experiment's name. If not set: the experiment whose name equals `service.name`, or `Default`."
+    ),
+    Setting("experiment_id", Settings, parsers.parse_experiment_id, ("MLFLOW_EXPERIMENT_ID",)).describe(
+        "The experiment's id, instead of a name: saves the look-up."
+    ),
+    Setting("workspace", Settings, parsers.parse_workspace, ("MLFLOW_WORKSPACE",)).describe(
+        "The workspace (OpenShift AI, Kubeflow: the Kubernetes namespace)."
+    ),
+    Setting("run_id", Settings, parsers.parse_text, ()).describe(
+        "A run to link the traces to (MLflow 3.14 and newer)."
     ),
     Setting(
-        "tracking_uri",
-        None,
-        urls.parse_tracking_uri,
-        ("MLFLOW_TRACKING_URI",),
-        "The URL of the MLflow server.",
-        DEFAULT_TRACKING_URI,
+        "create_experiment", Settings, parsers.parse_boolean, ("MLFLOW_OTLP_CREATE_EXPERIMENT",), default=False
+    ).describe("Create the experiment if it does not exist. On in `configure()` and without code changes."),
+    Setting("token", ServerSettings, parsers.parse_text, ("MLFLOW_TRACKING_TOKEN",), is_secret=True).describe(
+        "A bearer token."
     ),
-    Setting(
-        "experiment",
-        Settings,
-        parsers.parse_experiment_name,
-        ("MLFLOW_EXPERIMENT_NAME",),
-        "The experiment's name. If not set: the experiment whose name equals `service.name`, or `Default`.",
-    ),
-    Setting(
-        "experiment_id",
-        Settings,
-        parsers.parse_experiment_id,
-        ("MLFLOW_EXPERIMENT_ID",),
-        "The experiment's id, instead of a name: saves the look-up.",
-    ),
-    Setting(
-        "workspace",
-        Settings,
-        parsers.parse_workspace,
-        ("MLFLOW_WORKSPACE",),
-        "The workspace (OpenShift AI, Kubeflow: the Kubernetes namespace).",
-    ),
-    Setting("run_id", Settings, parsers.parse_text, (), "A run to link the traces to (MLflow 3.14 and newer)."),
-    Setting(
-        "create_experiment",
-        Settings,
-        parsers.parse_boolean,
-        ("MLFLOW_OTLP_CREATE_EXPERIMENT",),
-        "Create the experiment if it does not exist. On in `configure()` and without code changes.",
-        default=False,
-    ),
-    Setting("token", ServerSettings, parsers.parse_text, ("MLFLOW_TRACKING_TOKEN",), "A bearer token.", is_secret=True),
-    Setting(
-        "token_file",
-        ServerSettings,
-        parsers.parse_optional_file,
-        ("MLFLOW_TRACKING_TOKEN_FILE",),
-        "A file with a bearer token; read again when it changes.",
+    Setting("token_file", ServerSettings, parsers.parse_optional_file, ("MLFLOW_TRACKING_TOKEN_FILE",)).describe(
+        "A file with a bearer token; read again when it changes."
     ),
     Setting(
         "service_account_dir",
         Settings,
         parsers.parse_directory_or_none,
         ("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR",),
+        "/var/run/secrets/kubernetes.io/serviceaccount",
+    ).describe(
         "The pod's service account. Its token, its namespace (as workspace) and the CA of the cluster's services are "
         "used where no other value is set. The token is sent only over https to `*.svc` and `*.svc.cluster.local`, or "
-        "to the tracking URI with `MLFLOW_TRACKING_AUTH=kubernetes`. `none`: not used.",
-        "/var/run/secrets/kubernetes.io/serviceaccount",
+        "to the tracking URI with `MLFLOW_TRACKING_AUTH=kubernetes`. `none`: not used."
     ),
-    Setting("username", ServerSettings, parsers.parse_text, ("MLFLOW_TRACKING_USERNAME",), "The user's name."),
-    Setting("password", ServerSettings, str, ("MLFLOW_TRACKING_PASSWORD",), "The user's password.", is_secret=True),
+    Setting("username", ServerSettings, parsers.parse_text, ("MLFLOW_TRACKING_USERNAME",)).describe("The user's name."),
+    Setting("password", ServerSettings, str, ("MLFLOW_TRACKING_PASSWORD",), is_secret=True).describe(
+        "The user's password."
+    ),
+    # The variables are in upstream's order: the general one has precedence.
     Setting(
         "credential_provider",
         ServerSettings,
         parsers.parse_text,
-        # In upstream's order, in which the general variable has precedence.
         (
             "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
             "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
         ),
-        "An entry point of `opentelemetry_otlp_credential_provider`, whose `requests.Session` is used.",
+    ).describe("An entry point of `opentelemetry_otlp_credential_provider`, whose `requests.Session` is used."),
+    Setting("headers", ServerSettings, parsers.parse_headers, otlp_variables("HEADERS"), {}, is_secret=True).describe(
+        "More request headers, `name=value` with commas between."
     ),
     Setting(
-        "headers",
-        ServerSettings,
-        parsers.parse_headers,
-        otlp_variables("HEADERS"),
-        "More request headers, `name=value` with commas between.",
-        {},
-        is_secret=True,
-    ),
+        "timeout", Settings, parsers.parse_seconds, ("MLFLOW_HTTP_REQUEST_TIMEOUT", *otlp_variables("TIMEOUT")), 10.0
+    ).describe("Seconds for the export of one request, with its retries."),
     Setting(
-        "timeout",
-        Settings,
-        parsers.parse_seconds,
-        ("MLFLOW_HTTP_REQUEST_TIMEOUT", *otlp_variables("TIMEOUT")),
-        "Seconds for the export of one request, with its retries.",
-        10.0,
-    ),
+        "compression", Settings, parsers.one_of("none", "gzip", "deflate"), otlp_variables("COMPRESSION"), "none"
+    ).describe("How bodies over 1 KiB are compressed: `none`, `gzip` or `deflate`."),
     Setting(
-        "compression",
-        Settings,
-        parsers.one_of("none", "gzip", "deflate"),
-        otlp_variables("COMPRESSION"),
-        "How bodies over 1 KiB are compressed: `none`, `gzip` or `deflate`.",
-        "none",
-    ),
-    Setting(
-        "max_request_size",
-        Settings,
-        parsers.parse_size_limit,
-        ("MLFLOW_OTLP_MAX_REQUEST_SIZE",),
+        "max_request_size", Settings, parsers.parse_size_limit, ("MLFLOW_OTLP_MAX_REQUEST_SIZE",), 4 * 1024 * 1024
+    ).describe(
         "Target size of a request in bytes, before compression; 0 for no limit. A larger trace is split, a larger span "
-        "is not.",
-        4 * 1024 * 1024,
+        "is not."
     ),
-    Setting(
-        "enrich",
-        EnrichmentSettings,
-        parsers.parse_boolean,
-        ("MLFLOW_OTLP_ENRICH",),
-        "Add what MLflow's console, search and scorers read; see docs/enrichment.md.",
-        default=True,
+    Setting("enrich", EnrichmentSettings, parsers.parse_boolean, ("MLFLOW_OTLP_ENRICH",), default=True).describe(
+        "Add what MLflow's console, search and scorers read; see docs/enrichment.md."
     ),
-    Setting(
-        "compact",
-        EnrichmentSettings,
-        parsers.parse_boolean,
-        ("MLFLOW_OTLP_COMPACT",),
-        "Drop attributes whose content enrichment has copied. On in `configure()` if spans go to MLflow.",
-        default=False,
+    Setting("compact", EnrichmentSettings, parsers.parse_boolean, ("MLFLOW_OTLP_COMPACT",), default=False).describe(
+        "Drop attributes whose content enrichment has copied. On in `configure()` if spans go to MLflow."
     ),
-    Setting(
-        "mask",
-        PrivacySettings,
-        parsers.parse_mask,
-        ("MLFLOW_OTLP_MASK",),
+    Setting("mask", PrivacySettings, parsers.parse_mask, ("MLFLOW_OTLP_MASK",)).describe(
         "What is masked in spans, before any other step: `email`, `keys`, `cards`, `phones`; as an argument also "
-        "compiled expressions, or a function; see docs/privacy.md.",
+        "compiled expressions, or a function; see docs/privacy.md."
     ),
     Setting(
         "hide",
         PrivacySettings,
         parsers.parse_hidden,
         tuple(HIDE_VARIABLE + name.upper() for name in parsers.HIDEABLE),
-        "What is hidden, as OpenInference's instrumentations do it, in every convention; see docs/privacy.md.",
         (),
-    ),
+    ).describe("What is hidden, as OpenInference's instrumentations do it, in every convention; see docs/privacy.md."),
     Setting(
         "base64_max_length",
         PrivacySettings,
         parsers.parse_length,
         ("MLFLOW_OTLP_BASE64_MAX_LENGTH", "OPENINFERENCE_BASE64_IMAGE_MAX_LENGTH"),
-        "Characters of base64 that an image, audio or another file may have; a larger one is replaced by its size.",
         512 * 1024,
+    ).describe(
+        "Characters of base64 that an image, audio or another file may have; a larger one is replaced by its size."
     ),
     Setting(
-        "attachments",
-        EnrichmentSettings,
-        parsers.parse_boolean,
-        ("MLFLOW_OTLP_ATTACHMENTS",),
+        "attachments", EnrichmentSettings, parsers.parse_boolean, ("MLFLOW_OTLP_ATTACHMENTS",), default=False
+    ).describe(
         "Upload images, audio and files of 10,000 characters of base64 and more to MLflow (3.11 and newer), and refer "
-        "to them in spans; see docs/attachments.md.",
-        default=False,
+        "to them in spans; see docs/attachments.md."
     ),
     Setting(
         "drop_resource",
         PrivacySettings,
         parsers.parse_globs,
         ("MLFLOW_OTLP_DROP_RESOURCE",),
-        "Resource attributes that `compact` drops, because MLflow stores each as a tag; `none`: drop none.",
         ("service.instance.id", "process.*", "host.*", "telemetry.sdk.*", "telemetry.auto.*"),
-    ),
+    ).describe("Resource attributes that `compact` drops, because MLflow stores each as a tag; `none`: drop none."),
     Setting(
-        "trace_info",
-        EnrichmentSettings,
-        parsers.parse_boolean,
-        ("MLFLOW_OTLP_TRACE_INFO",),
+        "trace_info", EnrichmentSettings, parsers.parse_boolean, ("MLFLOW_OTLP_TRACE_INFO",), default=False
+    ).describe(
         "Send the source and OpenInference's metadata of each trace over MLflow's REST API, to servers of all "
-        "versions. Servers before 3.14 get names, tags, sessions and users in any case; see docs/compatibility.md.",
-        default=False,
+        "versions. Servers before 3.14 get names, tags, sessions and users in any case; see docs/compatibility.md."
+    ),
+    Setting("linger", BufferSettings, parsers.parse_seconds, ("MLFLOW_OTLP_LINGER",), 0.1).describe(
+        "Seconds that a complete trace waits, so that several traces can share a request."
+    ),
+    Setting("hold", BufferSettings, parsers.parse_seconds, ("MLFLOW_OTLP_HOLD",), 45.0).describe(
+        "The longest time in seconds that an ended span waits for the rest of its trace."
     ),
     Setting(
-        "linger",
-        BufferSettings,
-        parsers.parse_seconds,
-        ("MLFLOW_OTLP_LINGER",),
-        "Seconds that a complete trace waits, so that several traces can share a request.",
-        0.1,
-    ),
+        "buffer_spans", BufferSettings, parsers.parse_positive_integer, ("MLFLOW_OTLP_BUFFER_SPANS",), 65_536
+    ).describe("How many spans may wait in memory; further spans are dropped."),
     Setting(
-        "hold",
-        BufferSettings,
-        parsers.parse_seconds,
-        ("MLFLOW_OTLP_HOLD",),
-        "The longest time in seconds that an ended span waits for the rest of its trace.",
-        45.0,
-    ),
-    Setting(
-        "buffer_spans",
-        BufferSettings,
-        parsers.parse_positive_integer,
-        ("MLFLOW_OTLP_BUFFER_SPANS",),
-        "How many spans may wait in memory; further spans are dropped.",
-        65_536,
-    ),
-    Setting(
-        "buffer_bytes",
-        BufferSettings,
-        parsers.parse_positive_integer,
-        ("MLFLOW_OTLP_BUFFER_BYTES",),
-        "How many bytes of spans, as estimated, may wait in memory; further spans are dropped.",
-        64 * 1024 * 1024,
-    ),
-    Setting(
-        "spool",
-        SpoolSettings,
-        parsers.parse_boolean,
-        ("MLFLOW_OTLP_SPOOL",),
+        "buffer_bytes", BufferSettings, parsers.parse_positive_integer, ("MLFLOW_OTLP_BUFFER_BYTES",), 64 * 1024 * 1024
+    ).describe("How many bytes of spans, as estimated, may wait in memory; further spans are dropped."),
+    Setting("spool", SpoolSettings, parsers.parse_boolean, ("MLFLOW_OTLP_SPOOL",), default=False).describe(
         "Store spans on disk while the server does not accept them. On in `configure()` and without code changes, "
-        "if spans go to MLflow.",
-        default=False,
+        "if spans go to MLflow."
     ),
-    Setting(
-        "spool_dir",
-        SpoolSettings,
-        parsers.parse_directory,
-        ("MLFLOW_OTLP_SPOOL_DIR",),
+    Setting("spool_dir", SpoolSettings, parsers.parse_directory, ("MLFLOW_OTLP_SPOOL_DIR",)).describe(
         "The folder of the spool. Without one: `mlflow-otlp-exporter` in `$XDG_STATE_HOME`, in `%LOCALAPPDATA%` on "
-        "Windows, in `~/.local/state`, or a temporary folder.",
+        "Windows, in `~/.local/state`, or a temporary folder."
     ),
     Setting(
         "spool_max_bytes",
         SpoolSettings,
         parsers.parse_positive_integer,
         ("MLFLOW_OTLP_SPOOL_MAX_BYTES",),
-        "How many bytes the spool of one target may have; the oldest requests are dropped first.",
         512 * 1024 * 1024,
+    ).describe("How many bytes the spool of one target may have; the oldest requests are dropped first."),
+    Setting(
+        "spool_max_age", SpoolSettings, parsers.parse_seconds, ("MLFLOW_OTLP_SPOOL_MAX_AGE",), 7 * 86_400.0
+    ).describe("Seconds after which spans on disk are dropped if the server still does not accept them."),
+    Setting(
+        "durability", SpoolSettings, parsers.one_of("request", "every-span"), ("MLFLOW_OTLP_DURABILITY",), "request"
+    ).describe("What survives `kill -9`. `request`: requests in the spool. `every-span`: every span that has ended."),
+    Setting(
+        "handle_sigterm", SpoolSettings, parsers.parse_boolean, ("MLFLOW_OTLP_HANDLE_SIGTERM",), default=False
+    ).describe("Write spans in memory to disk on SIGTERM, if the app does not handle it. On in `configure()`."),
+    Setting("enabled", AppSettings, parsers.parse_boolean, ("MLFLOW_OTLP_ENABLED",), default=True).describe(
+        "False: `configure()` and auto-instrumentation do nothing. `OTEL_SDK_DISABLED=true` has the same effect."
     ),
     Setting(
-        "spool_max_age",
-        SpoolSettings,
-        parsers.parse_seconds,
-        ("MLFLOW_OTLP_SPOOL_MAX_AGE",),
-        "Seconds after which spans on disk are dropped if the server still does not accept them.",
-        7 * 86_400.0,
-    ),
-    Setting(
-        "durability",
-        SpoolSettings,
-        parsers.one_of("request", "every-span"),
-        ("MLFLOW_OTLP_DURABILITY",),
-        "What survives `kill -9`. `request`: requests in the spool. `every-span`: every span that has ended.",
-        "request",
-    ),
-    Setting(
-        "handle_sigterm",
-        SpoolSettings,
-        parsers.parse_boolean,
-        ("MLFLOW_OTLP_HANDLE_SIGTERM",),
-        "Write spans in memory to disk on SIGTERM, if the app does not handle it. On in `configure()`.",
-        default=False,
-    ),
-    Setting(
-        "enabled",
-        AppSettings,
-        parsers.parse_boolean,
-        ("MLFLOW_OTLP_ENABLED",),
-        "False: `configure()` and auto-instrumentation do nothing. `OTEL_SDK_DISABLED=true` has the same effect.",
-        default=True,
-    ),
-    Setting(
-        "auto_instrument",
-        AppSettings,
-        parsers.parse_boolean_or_names,
-        ("MLFLOW_OTLP_AUTO_INSTRUMENT",),
+        "auto_instrument", AppSettings, parsers.parse_boolean_or_names, ("MLFLOW_OTLP_AUTO_INSTRUMENT",), default=True
+    ).describe(
         "Whether `configure()` activates the installed instrumentations; or the names of some; `-name`: all but that "
-        "one.",
-        default=True,
+        "one."
     ),
-    Setting(
-        "sampling_ratio",
-        AppSettings,
-        parsers.parse_ratio,
-        ("MLFLOW_TRACE_SAMPLING_RATIO",),
-        "Share of the traces that is sent, from 0 to 1; by trace id, so that all processes choose the same ones.",
-        1.0,
+    Setting("sampling_ratio", AppSettings, parsers.parse_ratio, ("MLFLOW_TRACE_SAMPLING_RATIO",), 1.0).describe(
+        "Share of the traces that is sent, from 0 to 1; by trace id, so that all processes choose the same ones."
     ),
-    Setting(
-        "noise",
-        AppSettings,
-        parsers.parse_names,
-        ("MLFLOW_OTLP_NOISE",),
+    Setting("noise", AppSettings, parsers.parse_names, ("MLFLOW_OTLP_NOISE",), ("default",)).describe(
         "Which traces are filtered out. `default`: those with HTTP, database and messaging spans only. `all`: those "
         "without a span of an agent or a model. `none`: no traces. Names of instrumentation scopes: those with spans "
-        "of these scopes only.",
-        ("default",),
+        "of these scopes only."
     ),
     Setting(
         "baggage",
         AppSettings,
         parsers.choices("session", "user", "workspace", "experiment", "run_id"),
         ("MLFLOW_OTLP_BAGGAGE",),
-        "What is read from the baggage of incoming requests: some of `session`, `user`, `workspace`, `experiment`, "
-        "`run_id`.",
         (),
+    ).describe(
+        "What is read from the baggage of incoming requests: some of `session`, `user`, `workspace`, `experiment`, "
+        "`run_id`."
     ),
     Setting(
         "certificate_file",
         ServerSettings,
         parsers.parse_readable_file,
         ("MLFLOW_TRACKING_SERVER_CERT_PATH", *otlp_variables("CERTIFICATE")),
-        "A file with the CA certificates that the server's certificate is verified against.",
-    ),
+    ).describe("A file with the CA certificates that the server's certificate is verified against."),
     Setting(
         "client_certificate_file",
         ServerSettings,
         parsers.parse_readable_file,
         ("MLFLOW_TRACKING_CLIENT_CERT_PATH", *otlp_variables("CLIENT_CERTIFICATE")),
-        "A file with the client's certificate (mTLS).",
+    ).describe("A file with the client's certificate (mTLS)."),
+    Setting("client_key_file", ServerSettings, parsers.parse_readable_file, otlp_variables("CLIENT_KEY")).describe(
+        "A file with the client's key, if it is not in the certificate's file."
     ),
     Setting(
-        "client_key_file",
-        ServerSettings,
-        parsers.parse_readable_file,
-        otlp_variables("CLIENT_KEY"),
-        "A file with the client's key, if it is not in the certificate's file.",
-    ),
-    Setting(
-        "insecure_tls",
-        ServerSettings,
-        parsers.parse_boolean,
-        ("MLFLOW_TRACKING_INSECURE_TLS",),
-        "Disable certificate verification (testing only).",
-        default=False,
-    ),
+        "insecure_tls", ServerSettings, parsers.parse_boolean, ("MLFLOW_TRACKING_INSECURE_TLS",), default=False
+    ).describe("Disable certificate verification (testing only)."),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def select_settings(arguments: Mapping[str, Any], *models: type) -> dict[str, Any]:
+    """Select the settings, or those of some models, among the `locals()` of a function with settings as parameters."""
+    names = (
+        [name for name, setting in BY_NAME.items() if setting.model in models] if models else (*BY_NAME, "credentials")
+    )
+    return {name: arguments[name] for name in names if name in arguments}
 
 
 def fields_of(model: type) -> tuple[Setting, ...]:

@@ -18,6 +18,7 @@ from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
+from mlflow_otlp_exporter._internal.config.schema import select_settings
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -112,32 +113,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         durability: str | None = None,
         mask: Callable[[str], str] | Sequence[str | re.Pattern[str]] | None = None,
     ) -> None:
-        arguments = {
-            "endpoint": endpoint,
-            "certificate_file": certificate_file,
-            "client_key_file": client_key_file,
-            "client_certificate_file": client_certificate_file,
-            "headers": headers,
-            "timeout": timeout,
-            "compression": compression,
-            "tracking_uri": tracking_uri,
-            "experiment": experiment,
-            "experiment_id": experiment_id,
-            "workspace": workspace,
-            "run_id": run_id,
-            "credentials": credentials,
-            "create_experiment": create_experiment,
-            "max_request_size": max_request_size,
-            "enrich": enrich,
-            "compact": compact,
-            "trace_info": trace_info,
-            "attachments": attachments,
-            "spool": spool,
-            "spool_dir": spool_dir,
-            "durability": durability,
-            "mask": mask,
-        }
-        settings = resolve(arguments, defaults=self._defaults)
+        settings = resolve(select_settings(locals()), defaults=self._defaults)
         self._assemble(settings, session, meter_provider)
 
     def _assemble(

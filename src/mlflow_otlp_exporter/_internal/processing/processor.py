@@ -9,8 +9,9 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
-from mlflow_otlp_exporter._internal.config.models import AppSettings
+from mlflow_otlp_exporter._internal.config.models import AppSettings, BufferSettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
+from mlflow_otlp_exporter._internal.config.schema import select_settings
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.tracing.context import IS_REMOTE, TRACE_FLAGS, TRACE_ID, apply_context
@@ -69,13 +70,8 @@ class MLflowSpanProcessor(SpanProcessor):
         noise: str | Sequence[str] | None = None,
         baggage: str | Sequence[str] | None = None,
     ) -> None:
-        self._buffer_arguments = {
-            "linger": linger,
-            "hold": hold,
-            "buffer_spans": buffer_spans,
-            "buffer_bytes": buffer_bytes,
-        }
-        self._app_arguments = {"sampling_ratio": sampling_ratio, "noise": noise, "baggage": baggage}
+        self._buffer_arguments = select_settings(locals(), BufferSettings)
+        self._app_arguments = select_settings(locals(), AppSettings)
         self._bound, self._sends_all = _TRACE_ID_RANGE, True
         self._baggage_keys: tuple[str, ...] = ()
         self._exporter = exporter

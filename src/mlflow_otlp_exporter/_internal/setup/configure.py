@@ -21,6 +21,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, summarize_settings
 from mlflow_otlp_exporter._internal.config.models import AppSettings, Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_app
+from mlflow_otlp_exporter._internal.config.schema import select_settings
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, attach_exporter, worker_of
 from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
@@ -113,30 +114,12 @@ def configure(
     Raises:
         ConfigurationError: An argument, an environment variable or a file is invalid. Nothing was changed.
     """
-    arguments = {
-        "tracking_uri": tracking_uri,
-        "experiment": experiment,
-        "experiment_id": experiment_id,
-        "workspace": workspace,
-        "credentials": credentials,
-        "headers": headers,
-        "spool": spool,
-        "durability": durability,
-        "mask": mask,
-        "trace_info": trace_info,
-        "attachments": attachments,
-    }
-    app_arguments = {
-        "auto_instrument": auto_instrument,
-        "sampling_ratio": sampling_ratio,
-        "noise": noise,
-        "enabled": enabled,
-    }
-    conflicts = sorted(name for name, value in arguments.items() if value is not None)
+    arguments, app_arguments = select_settings(locals()), select_settings(locals(), AppSettings)
+    conflicts = sorted(name for name in arguments.keys() - app_arguments.keys() if arguments[name] is not None)
     if exporter is not None and conflicts:
         message = f"exporter= cannot be combined with {', '.join(conflicts)}: expected one or the other"
         raise ConfigurationError(message, MessageCode.CONFLICTING_SETTINGS)
-    settings = None if exporter else resolve({**arguments, **app_arguments}, defaults=DEFAULTS)
+    settings = None if exporter else resolve(arguments, defaults=DEFAULTS)
     app = resolve_app(app_arguments) if settings is None else settings.app
     global _current, _current_key
     with _lock:
