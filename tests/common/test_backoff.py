@@ -34,7 +34,7 @@ def state(clock: Clock) -> State:
 
 
 def record_failure(state: State, *, needs_user: bool = False, retry_after: float | None = None) -> float:
-    return state.record_failure(HERE, "no", retry_after=retry_after, needs_user=needs_user, is_bisecting=False)
+    return state.record_failure(HERE, "no", retry_after=retry_after, needs_user=needs_user)
 
 
 GROWING = [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
@@ -81,15 +81,6 @@ def test_record_failure_jitter_spreads_delays(clock: Clock) -> None:
 @pytest.mark.parametrize(("retry_after", "expected"), [(None, 0.5), (0.0, 0.5), (0.2, 0.5), (7.0, 7.0), (600.0, 600.0)])
 def test_record_failure_retry_after_is_minimum_delay(state: State, retry_after: float | None, expected: float) -> None:
     assert record_failure(state, retry_after=retry_after) == expected
-
-
-def test_record_failure_bisecting_is_not_counted(state: State, clock: Clock) -> None:
-    for _ in range(4):
-        wait = state.record_failure(HERE, "no", retry_after=None, needs_user=False, is_bisecting=True)
-        assert wait == GROWING[0]
-        clock.now += wait
-    assert state.failure_count(HERE) == 0
-    assert not state.failure_counts
 
 
 def test_record_failure_of_early_attempt_keeps_delay(state: State, clock: Clock) -> None:
@@ -150,30 +141,27 @@ def test_is_open_after_failed_retry_until_delay_ends(
             st.sampled_from(["failure", "success", "later"]),
             st.booleans(),
             st.floats(0, 1),
-            st.booleans(),
         ),
         max_size=60,
     )
 )
 def test_backoff_state_delays_are_bounded_and_independent(
-    events: list[tuple[str, str, bool, float, bool]],
+    events: list[tuple[str, str, bool, float]],
 ) -> None:
     clock, spread = Clock(), [0.5]
     state: State = BackoffState(clock, lambda: spread[0], has_spool=True)
     failures, resume_at = {HERE: 0, THERE: 0}, {HERE: 0.0, THERE: 0.0}
-    for destination, event, needs_user, number, is_bisecting in events:
+    for destination, event, needs_user, number in events:
         other = THERE if destination == HERE else HERE
         before = state.remaining_delay(other), state.failure_count(other)
         spread[0] = number
         if event == "failure":
             is_early = clock.now < resume_at[destination]
-            delay = state.record_failure(
-                destination, "no", retry_after=None, needs_user=needs_user, is_bisecting=is_bisecting
-            )
+            delay = state.record_failure(destination, "no", retry_after=None, needs_user=needs_user)
             assert 0 < delay <= 60 * 1.2
             assert delay == pytest.approx(state.remaining_delay(destination))
             resume_at[destination] = clock.now + delay
-            failures[destination] += not (is_bisecting or is_early)
+            failures[destination] += not is_early
         elif event == "success":
             state.record_success(destination)
             failures[destination], resume_at[destination] = 0, 0.0

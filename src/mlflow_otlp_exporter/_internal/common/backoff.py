@@ -32,13 +32,10 @@ class BackoffState(Generic[_Key, _Failure]):
         self._resume_at.pop(key, None)
         self._last_failures.pop(key, None)
 
-    def record_failure(
-        self, key: _Key, failure: _Failure, *, retry_after: float | None, needs_user: bool, is_bisecting: bool
-    ) -> float:
+    def record_failure(self, key: _Key, failure: _Failure, *, retry_after: float | None, needs_user: bool) -> float:
         """Record a failed attempt, and return the seconds for which the destination waits.
 
-        `needs_user` says that a user has to correct it. Requests of a bisection are not counted, because there are few
-        of them.
+        `needs_user` says that a user has to correct it.
         """
         now = self._clock()
         self._last_failures[key] = failure
@@ -48,11 +45,8 @@ class BackoffState(Generic[_Key, _Failure]):
             return resume_at - now
         failure_count = self.failure_counts.get(key, 0)
         first_seconds, max_seconds = _USER_DELAYS if needs_user else _SERVER_DELAYS
-        if is_bisecting:
-            max_seconds = first_seconds
-        else:
-            self.failure_counts[key] = failure_count + 1
-            max_seconds = _MAX_DELAY_ON_DISK if self._has_spool else max_seconds
+        self.failure_counts[key] = failure_count + 1
+        max_seconds = _MAX_DELAY_ON_DISK if self._has_spool else max_seconds
         delay = compute_backoff(failure_count, self._jitter(), first_seconds=first_seconds, max_seconds=max_seconds)
         delay = max(delay, retry_after or 0.0)
         self._resume_at[key] = now + delay

@@ -11,20 +11,6 @@ from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, Encode
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 
 
-@dataclass(eq=False)
-class Bisection:
-    """State of a bisection that isolates one bad span in a request that was rejected or answered with 500.
-
-    The failing half is split further. The other half is deferred and sent as one request when the bad span is alone: a
-    bisection costs about as many requests as the request can be halved.
-    """
-
-    had_server_error: bool  # whether it began with a 500
-    accepted_number: int  # the last accepted request of the destination when the bisection began
-    deferred: list[EncodedSpan] = field(default_factory=list)  # spans of the other halves
-    may_have_arrived: bool = False  # whether one of the deferred spans may have arrived
-
-
 class ExportFuture(Future[int]):
     """Completion of spans that were submitted together; the result is the number of dropped spans.
 
@@ -75,9 +61,8 @@ class ExportRequest:
     not_before: float = 0.0  # when the spans may be sent
     may_have_arrived: bool = False  # whether the server may have stored the spans already
     stored_ids: frozenset[tuple[int, int]] | None = None  # stored spans when the server was last asked
-    bisection: Bisection | None = None  # that the request is a part of
-    has_bad_span: bool = False  # whether the bad span of the bisection must be among these spans
-    other_half: ExportRequest | None = field(default=None, repr=False)  # has the bad span if this one is delivered
+    has_bad_span: bool = False  # whether a bad span must be among these spans, because the other half was delivered
+    other_half: ExportRequest | None = field(default=None, repr=False)  # of a bisection
     rejection_count: int = 0  # of a single span
     server_error_count: int = 0  # 500 responses, counted once until the destination accepts another request
     accepted_number: int = 0  # the last accepted request of the destination when a 500 was counted
@@ -90,10 +75,10 @@ class ExportRequest:
     attachments: dict[tuple[int, int], tuple[Attachment, ...]] = field(default_factory=dict, repr=False)
 
     def split_off(self, trace_ids: Collection[int]) -> ExportRequest:
-        """Move the spans of some traces into a request of their own, outside of a bisection."""
+        """Move the spans of some traces into a request of their own."""
         spans = [span for span in self.spans if span.trace_id in trace_ids]
         self.spans = [span for span in self.spans if span.trace_id not in trace_ids]
-        return replace(self, spans=spans, bisection=None, has_bad_span=False, other_half=None)
+        return replace(self, spans=spans, has_bad_span=False, other_half=None)
 
     @property
     def byte_count(self) -> int:
@@ -123,57 +108,28 @@ def _middle_index(sizes: Sequence[int]) -> int:
     return len(sizes) - 1
 
 
-def bisect(request: ExportRequest, bisection: Bisection, chance: float) -> tuple[ExportRequest, ExportRequest]:
-    """Split a failing request of two or more spans and defer its other half; `chance` (0 to 1) orders the halves."""
-    _defer_other_half(request, bisection)
+def bisect(request: ExportRequest, chance: float) -> tuple[ExportRequest, ExportRequest]:
+    """Split a failing request of two or more spans; `chance` (0 to 1) orders the halves.
+
+    If one half is delivered, a bad span is in the other one, which is split without being sent again: one bad span
+    costs one or two requests for each time that the request can be halved.
+    """
     first, second = (
         ExportRequest(
-            request.destination, spans, request.future, may_have_arrived=request.may_have_arrived, bisection=bisection
+            request.destination,
+            spans,
+            request.future,
+            may_have_arrived=request.may_have_arrived,
+            # A half is split only after another failure while the destination accepts others; a span has five attempts.
+            server_error_count=min(request.server_error_count, 1) if len(spans) > 1 else 0,
+            accepted_number=request.accepted_number,
+            created_at=request.created_at,
+            attachments=request.attachments,
         )
         for spans in split_spans(request.spans)
     )
     if chance < 0.5:
         # In random order: else a bad span at either end would delay all requests that are delivered in between.
         first, second = second, first
-    first.other_half = second
+    first.other_half, second.other_half = second, first
     return first, second
-
-
-def next_half(request: ExportRequest) -> list[ExportRequest]:
-    """Return what follows the delivery of a part of a bisection: the bad span is in the other half, or nowhere."""
-    if request.has_bad_span:
-        return merge_deferred(request)
-    if request.other_half is not None:
-        request.other_half.has_bad_span = True
-    return []
-
-
-def merge_deferred(request: ExportRequest) -> list[ExportRequest]:
-    """Return the deferred spans of a bisection as one request, when the bad span is alone."""
-    bisection, request.bisection = request.bisection, None
-    if bisection is None:
-        return []
-    _defer_other_half(request, bisection)
-    spans, bisection.deferred = bisection.deferred, []
-    if not spans:
-        return []
-    return [
-        ExportRequest(
-            request.destination,
-            spans,
-            request.future,
-            may_have_arrived=bisection.may_have_arrived,
-            # If the bisection delivered nothing, the server may be the cause: the next one waits for a success.
-            server_error_count=int(bisection.had_server_error and len(spans) > 1),
-            accepted_number=bisection.accepted_number,
-        )
-    ]
-
-
-def _defer_other_half(request: ExportRequest, bisection: Bisection) -> None:
-    """Move the spans of the other half into the bisection; the queue then holds an empty request."""
-    other_half, request.other_half = request.other_half, None
-    if other_half is not None:
-        bisection.deferred += other_half.spans
-        bisection.may_have_arrived = bisection.may_have_arrived or other_half.may_have_arrived
-        other_half.spans = []

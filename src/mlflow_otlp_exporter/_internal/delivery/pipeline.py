@@ -266,7 +266,7 @@ class Pipeline:
             now = sender.clock()
 
             def is_late(request: ExportRequest) -> bool:
-                if request.future.is_on_disk or request.bisection is not None or request.other_half is not None:
+                if request.future.is_on_disk:
                     return False
                 return now - request.created_at > MAX_SECONDS_IN_MEMORY or sender.backoff.is_open(request.destination)
 

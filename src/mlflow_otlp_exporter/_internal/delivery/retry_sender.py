@@ -20,14 +20,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.hints import add_fix
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
-from mlflow_otlp_exporter._internal.delivery.export_request import (
-    Bisection,
-    ExportRequest,
-    bisect,
-    merge_deferred,
-    next_half,
-    split_spans,
-)
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, bisect, split_spans
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.encoding.sanitizer import describe_span, truncate_span
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
@@ -114,11 +107,11 @@ class RetrySender:
 
     def _send(self, request: ExportRequest, timeout_seconds: float) -> SendResult:
         if not request.spans:
-            return SendResult()  # deferred by a bisection
+            return SendResult()  # spooled or settled meanwhile
         if self._auth_paused_until and self._is_auth_paused():
             return SendResult((request,), destination_delay=_TOKEN_POLL_SECONDS)
         if request.has_bad_span and len(request.spans) > 1:
-            return self._bisect(request)
+            return SendResult(bisect(request, self._jitter()))
         result = self._separate_traces_elsewhere(request) if self._locator.locations else None
         if result is None and request.may_have_arrived:
             result = self._skip_stored_spans(request, timeout_seconds)
@@ -191,7 +184,7 @@ class RetrySender:
                 for span in part.spans
             ]
             requests.append(part)
-        return SendResult((*_remaining(request), *requests)) if requests else None
+        return SendResult((request, *requests)) if requests else None
 
     def _on_trace_elsewhere(
         self, request: ExportRequest, outcome: ExportOutcome, trace_id: int, timeout_seconds: float
@@ -221,8 +214,8 @@ class RetrySender:
         else:
             part.not_before = self.clock() + compute_backoff(part.delay_count, self._jitter())
             part.delay_count += 1
-            return SendResult((*_remaining(request), part), requeue_last=True)
-        return SendResult(_remaining(request))
+            return SendResult((request, part), requeue_last=True)
+        return SendResult((request,))
 
     def _on_refused_elsewhere(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
         """Drop spans that the experiment of another service does not take."""
@@ -275,7 +268,9 @@ class RetrySender:
             self._problem_log.log_once(logging.WARNING, message)
         if count:
             self._settle(request, count - rejected_count, rejected_count, outcome)
-        return SendResult((*next_half(request), *missing))
+        if request.other_half is not None:
+            request.other_half.has_bad_span = True
+        return SendResult(missing)
 
     def _record_recovery(self, destination: Destination) -> None:
         self.backoff.record_success(destination)
@@ -329,11 +324,7 @@ class RetrySender:
         if missing:
             return None
         self._record_recovery(request.destination)
-        return SendResult(next_half(request))
-
-    def _bisect(self, request: ExportRequest, *, had_server_error: bool = False) -> SendResult:
-        bisection = request.bisection or Bisection(had_server_error, request.accepted_number)
-        return SendResult(bisect(request, bisection, self._jitter()))
+        return SendResult()
 
     def _on_too_large(self, request: ExportRequest, outcome: ExportOutcome, body_bytes: int) -> SendResult:
         """Split a request after a 413 and send smaller requests from now on; a single span is truncated."""
@@ -342,8 +333,9 @@ class RetrySender:
         smaller_bytes = max(body_bytes // 2, _MIN_REQUEST_BYTES)
         self.max_request_bytes = min(self.max_request_bytes or smaller_bytes, smaller_bytes)
         if len(request.spans) > 1:
-            parts = [ExportRequest(request.destination, spans, request.future) for spans in split_spans(request.spans)]
-            return SendResult((*parts, *merge_deferred(request)))
+            return SendResult(
+                [ExportRequest(request.destination, spans, request.future) for spans in split_spans(request.spans)]
+            )
         truncated = truncate_span(request.spans[0], body_bytes // 2) if body_bytes > _MIN_REQUEST_BYTES else None
         if truncated is None:
             return self._drop(request, outcome)
@@ -357,14 +349,12 @@ class RetrySender:
                 request.may_have_arrived = self._server_info.is_older_than(ALL_OR_NOTHING_SINCE, timeout_seconds)
             except ServerUnavailableError:
                 request.may_have_arrived = True
-            return self._bisect(request)
-        deferred = merge_deferred(request)
+            return SendResult(bisect(request, self._jitter()))
         request.rejection_count += 1
         if request.rejection_count > 1 or self.is_closing:
-            self._drop(request, outcome)
-            return SendResult(deferred)
+            return self._drop(request, outcome)
         request.not_before = self.clock() + _CONFIRM_SECONDS
-        return SendResult((*deferred, request), requeue_last=True)
+        return SendResult((request,), requeue_last=True)
 
     def _drop(self, request: ExportRequest, outcome: ExportOutcome, spans_label: str = "") -> SendResult:
         count = len(request.spans)
@@ -407,12 +397,9 @@ class RetrySender:
         return SendResult((request,), destination_delay=delay)
 
     def spool(self, request: ExportRequest) -> bool:
-        """Write a request and the spans that its bisection deferred to disk; False if the disk does not take them."""
+        """Write a request to disk; False if the disk does not take it."""
         assert self._persistent_queue is not None
         self._live_destinations.add(request.destination)
-        for deferred in merge_deferred(request):
-            request.spans += deferred.spans
-            request.may_have_arrived = request.may_have_arrived or deferred.may_have_arrived
         count = len(request.spans)
         if count:
             if not self._persistent_queue.append(
@@ -425,13 +412,9 @@ class RetrySender:
 
     def _start_delay(self, request: ExportRequest, outcome: ExportOutcome, cause: FailureKind) -> float:
         """Log that the destination fails, and return its delay in seconds."""
-        destination, is_bisecting = request.destination, request.bisection is not None
+        destination, needs_user = request.destination, cause in _USER_FAILURES
         delay = self.backoff.record_failure(
-            destination,
-            outcome,
-            retry_after=outcome.retry_after,
-            needs_user=cause in _USER_FAILURES,
-            is_bisecting=is_bisecting,
+            destination, outcome, retry_after=outcome.retry_after, needs_user=needs_user
         )
         queued_count = self._count_queued(destination) + (0 if request.future.is_on_disk else len(request.spans))
         if not request.future.label:
@@ -453,30 +436,30 @@ class RetrySender:
         if not request.server_error_count or accepted_number > request.accepted_number:
             request.server_error_count += 1
             request.accepted_number = accepted_number
-        is_bisecting = request.bisection is not None and request.bisection.had_server_error
-        if len(request.spans) > 1 and (is_bisecting or request.server_error_count >= _ERRORS_BEFORE_BISECTION):
-            return self._bisect(request, had_server_error=True)
-        deferred = merge_deferred(request)
+        if len(request.spans) > 1 and request.server_error_count >= _ERRORS_BEFORE_BISECTION:
+            return SendResult(bisect(request, self._jitter()))
         if request.server_error_count >= _ERRORS_BEFORE_DROP:  # a single span: two or more are bisected before
-            self._drop(request, replace(outcome, cause=FailureKind.CONTENT))  # the fix is not on the server
-            return SendResult(deferred)
+            return self._drop(request, replace(outcome, cause=FailureKind.CONTENT))  # the fix is not on the server
         if request.delay_count > 1:
             request.future.yield_slot()
         if request.server_error_count == 1:
             delay = self._start_delay(request, outcome, FailureKind.SERVER)
-            return SendResult((*deferred, request), destination_delay=delay, requeue_last=True)
+            return SendResult((request,), destination_delay=delay, requeue_last=True)
         if self.is_closing:
             self.drop_on_shutdown(request)
-            return SendResult(deferred)
+            return SendResult()
         # Other requests were accepted: only this one waits.
         request.not_before = self.clock() + compute_backoff(request.delay_count - 1, self._jitter())
-        return SendResult((*deferred, request), requeue_last=True)
+        return SendResult((request,), requeue_last=True)
 
     def _on_internal_error(self, request: ExportRequest, error: Exception) -> SendResult:
         """Retry after an unexpected exception, behind other requests; drop the spans after five."""
         request.exception_count += 1
         log_exception(error, "send spans")
-        if request.exception_count < _ERRORS_BEFORE_DROP and not self.is_closing:
+        if self.is_closing:
+            self.drop_on_shutdown(request)
+            return SendResult()
+        if request.exception_count < _ERRORS_BEFORE_DROP:
             request.not_before = self.clock() + compute_backoff(request.exception_count, self._jitter())
             return SendResult((request,), requeue_last=True)
         outcome = ExportOutcome(Disposition.PERMANENT, message=type(error).__name__, code=MessageCode.INTERNAL_ERROR)
@@ -489,8 +472,6 @@ class RetrySender:
             return
         if self._persistent_queue is not None and self.spool(request):
             return
-        for deferred in merge_deferred(request):
-            self.drop_on_shutdown(deferred)
         count = len(request.spans)
         if not count:
             return
@@ -506,11 +487,6 @@ class RetrySender:
 
 def _origin_label(request: ExportRequest) -> str:
     return f" ({request.future.label})" if request.future.label else ""
-
-
-def _remaining(request: ExportRequest) -> list[ExportRequest]:
-    """What follows after spans were split off a request."""
-    return [request] if request.spans else merge_deferred(request)
 
 
 def _is_refused(outcome: ExportOutcome) -> bool:
