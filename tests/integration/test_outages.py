@@ -589,7 +589,7 @@ def test_error_after_delivery_does_not_send_again(server: ScriptedServer, caplog
             raise errors.pop()
 
     pipeline.retry_sender.on_delivered = raise_once
-    pipeline.submit(make_spans("once"))
+    pipeline.submit(make_spans("once"), 0)
     wait_until(lambda: "Internal error: could not send" in caplog.text)
     exporter.export(make_spans("later"))
     wait_until(lambda: exporter.stats().delivered == 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -83,23 +84,25 @@ class Batcher:
         """Return the batches and the number of spans that could not be encoded."""
         return self._build((spans,))
 
-    def build_and_clear(self, spans: list[ReadableSpan]) -> list[Batch]:
+    def build_and_clear(self, spans: list[ReadableSpan], byte_count: float = math.inf) -> list[Batch]:
         """Return the batches of spans that are grouped by trace, and empty the list meanwhile.
 
         A span of the SDK takes six times the memory of its bytes, and what is read from it as much again: this exists
         for one chunk of spans at a time.
         """
         if len(spans) > _CHUNK_SPANS:
-            return self._build(iter_chunks(spans))[0]
+            return self._build(iter_chunks(spans), byte_count)[0]
         chunk = spans.copy()
         spans.clear()
-        return self._build((chunk,))[0]
+        return self._build((chunk,), byte_count)[0]
 
-    def _build(self, chunks: Iterable[Sequence[ReadableSpan]]) -> tuple[list[Batch], int]:
+    def _build(self, chunks: Iterable[Sequence[ReadableSpan]], byte_count: float = math.inf) -> tuple[list[Batch], int]:
+        # Spans that are smaller than the limit of a value have no value that exceeds it.
+        must_redact = not self.redactor.is_idle or byte_count > self.redactor.max_value_length
         groups: dict[Destination, list[EncodedSpan]] = {}
         failed_count = 0
         for chunk in chunks:
-            spans, redact_failed_count = self._redact(chunk)
+            spans, redact_failed_count = self._redact(chunk) if must_redact else (chunk, 0)
             failed_count += redact_failed_count
             failed_count += self._encode(
                 spans, group_by_destination(spans, self._destination, self._destinations), groups

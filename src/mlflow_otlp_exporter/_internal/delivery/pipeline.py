@@ -147,7 +147,7 @@ class Pipeline:
         if self.persistent_queue is not None and self.persistent_queue.journal is not None:
             self.persistent_queue.journal.set_trace_filter(patterns)
 
-    def submit(self, spans: list[ReadableSpan], byte_count: int = 0) -> None:
+    def submit(self, spans: list[ReadableSpan], byte_count: int) -> None:
         """Encode spans and send them in the background.
 
         The spans are grouped by trace. The list is emptied while they are encoded: a span of the SDK takes many times
@@ -159,7 +159,7 @@ class Pipeline:
         span_count = len(spans)
         self._add_in_flight(span_count, byte_count)
         try:
-            batches = self.batcher.build_and_clear(spans)
+            batches = self.batcher.build_and_clear(spans, byte_count)
         finally:
             self._add_in_flight(-span_count, -byte_count)
         for destination, encoded in batches:

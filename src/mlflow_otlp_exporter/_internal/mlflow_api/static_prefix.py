@@ -6,7 +6,6 @@ result is remembered. Spans are sent to the root only if the version of the serv
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol
 
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH, path_prefix, without_path
@@ -41,11 +40,11 @@ class PrefixedRestTransport:
         family = "/".join(request.path.partition("?")[0].split("/")[:_FAMILY_SEGMENTS])
         prefixed_url, root_url = self.server.url, without_path(self.server.url)
         url = self._urls.get(family, prefixed_url)
-        response = self.server.send(replace(request, base_url=url))
+        response = self.server.send(request._replace(base_url=url))
         if not is_missing(response):
             return response
         other_url = root_url if url == prefixed_url else prefixed_url
-        other_response = self.server.send(replace(request, base_url=other_url))
+        other_response = self.server.send(request._replace(base_url=other_url))
         if isinstance(other_response, HttpResponse) and not is_missing(other_response):
             is_json = other_response.status == 200 and other_response.body[:1] == b"{"
             # Not another application at the root of the same host.
@@ -70,7 +69,7 @@ class PrefixedTracesTransport:
 
     def send(self, request: HttpRequest) -> HttpResponse | TransportError:
         """Send a request; if the path does not exist, send it to where the server's version has the endpoint."""
-        response = self._server.send(replace(request, base_url=self.url))
+        response = self._server.send(request._replace(base_url=self.url))
         if not is_missing(response):
             return response
         is_at_root = self._is_at_root(request.timeout_seconds)
@@ -79,7 +78,7 @@ class PrefixedTracesTransport:
             return response
         # Also back below the prefix, because an update of the server to 3.16 moves the endpoint.
         self.url = other_url
-        response = self._server.send(replace(request, base_url=other_url))
+        response = self._server.send(request._replace(base_url=other_url))
         if not is_missing(response):
             self._on_moved(other_url)
         return response

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
@@ -114,7 +113,7 @@ class WorkspaceTransport:
             if isinstance(workspace, TransportError):
                 return workspace
             if workspace:
-                request = replace(request, headers={**request.headers, WORKSPACE_HEADER: workspace})
+                request = request._replace(headers={**request.headers, WORKSPACE_HEADER: workspace})
         return self.server.send(request)
 
 

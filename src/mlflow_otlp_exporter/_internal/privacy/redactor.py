@@ -71,6 +71,7 @@ class Redactor:
         self._problem_log = problem_log
         self.mask: Mask | None = make_mask(settings.mask, self._on_mask_error)
         self._inline_data = InlineDataReplacer(base64_max_length)
+        self.max_value_length = self._inline_data.max_length
         self._hide_variables = settings.hide
         # Whether nothing is masked or hidden; the size limit does not count, because it protects no secrets.
         self.is_idle = self.mask is None and not self._hide_variables

@@ -7,20 +7,24 @@ configured.
 
 from __future__ import annotations
 
+import http.client
 import http.cookiejar
+import io
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 import requests.utils
 import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.poolmanager import pool_classes_by_scheme
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
@@ -29,9 +33,9 @@ from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER
 from mlflow_otlp_exporter._internal.transport.authorization import (
     CredentialSource,
     CredentialsUnavailableError,
+    StaticAuth,
     make_credential_source,
 )
-from mlflow_otlp_exporter._internal.transport.deadline import Deadline, DeadlineAdapter, limit_adapters
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.version import __version__
 
@@ -41,6 +45,9 @@ _CONNECT_TIMEOUT_SECONDS = 5.0
 # connection that is being closed fails with a reset, and it is unknown whether the request arrived.
 _MAX_IDLE_SECONDS = 4.0
 _READ_BYTES = 65_536
+# One operation on a TLS socket writes at most one record; `sendall` waits with the whole timeout for each.
+_TLS_RECORD_BYTES = 16_384
+_current = threading.local()
 # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH.
 _CODE_BY_VERIFY_ERROR = {
     10: MessageCode.CERTIFICATE_EXPIRED,
@@ -53,6 +60,131 @@ Session = requests.Session
 # Freeing a session of the parent process would drain urllib3's pool and wait for ever for its lock, which a thread of
 # the parent may have held at the fork.
 _sessions_of_parent: list[requests.Session] = []
+
+
+class Deadline:
+    """Limits the request that its thread makes within the `with` block to a time of `time.monotonic`.
+
+    A timeout of `requests` restarts with every byte that arrives, and with every part of a body that is sent over TLS.
+    Therefore each operation on the socket of a request waits for at most the time that is left: a server that drips a
+    handshake, a status line or headers is cut off.
+    """
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.is_connecting = False  # still true if no connection was established
+        self.has_socket = False
+        self._outer: Deadline | None = getattr(_current, "deadline", None)  # a signal handler may interrupt a request
+
+    def __enter__(self) -> Deadline:
+        _current.deadline = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.deadline = self._outer
+
+
+def _limit_wait(sock: Any) -> None:
+    """Limit the next operation on a socket; raises TimeoutError if no time is left."""
+    deadline: Deadline | None = getattr(_current, "deadline", None)
+    if deadline is not None:
+        deadline.has_socket = True
+        if (seconds := deadline.at - time.monotonic()) <= 0:
+            raise TimeoutError
+        sock.settimeout(seconds)
+
+
+class _DeadlineReader(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase, sock: Any) -> None:
+        self._raw, self._sock = raw, sock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        _limit_wait(self._sock)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _DeadlineResponse(http.client.HTTPResponse):
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        if isinstance(self.fp, io.BufferedReader):  # the sockets of some mocks return another file
+            self.fp = io.BufferedReader(_DeadlineReader(self.fp.detach(), sock))
+
+
+class _DeadlineConnection(HTTPConnection):
+    response_class = _DeadlineResponse
+
+    def connect(self) -> None:
+        deadline = getattr(_current, "deadline", None) or Deadline(0)
+        deadline.is_connecting = True
+        super().connect()
+        deadline.is_connecting = False
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        _limit_wait(sock)  # for the TLS handshake, and the first part of a request
+        return sock
+
+    def send(self, data: Any) -> None:
+        pieces = [data]  # a file or an iterator, in another request of the user's session
+        if isinstance(data, bytes):
+            pieces = [data[start : start + _TLS_RECORD_BYTES] for start in range(0, len(data), _TLS_RECORD_BYTES)]
+        for piece in pieces:
+            if self.sock is not None:
+                _limit_wait(self.sock)
+            super().send(piece)
+
+
+class _DeadlineTLSConnection(_DeadlineConnection, HTTPSConnection):
+    """The same connection over TLS."""
+
+
+def _pool_class(pool_class: Any, standard: type, limited: type) -> Any:
+    class Pool(pool_class):  # type: ignore[misc]
+        @property
+        def ConnectionCls(self) -> Any:  # noqa: N802 - a class attribute of urllib3
+            # Read for each connection, because vcrpy replaces urllib3's class within a `with` block.
+            current = pool_class.ConnectionCls
+            return limited if current is standard else current
+
+    return Pool
+
+
+_POOL_CLASSES = {
+    "http": _pool_class(urllib3.HTTPConnectionPool, HTTPConnection, _DeadlineConnection),
+    "https": _pool_class(urllib3.HTTPSConnectionPool, HTTPSConnection, _DeadlineTLSConnection),
+}
+
+
+def _limit_connections(manager: Any) -> None:
+    """Replace the connection classes of a pool manager, unless the user has replaced them already."""
+    if getattr(manager, "pool_classes_by_scheme", None) is pool_classes_by_scheme:
+        manager.pool_classes_by_scheme = _POOL_CLASSES
+
+
+class DeadlineAdapter(HTTPAdapter):
+    """Adapter whose requests keep a `Deadline`, also through a proxy."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _limit_connections(self.poolmanager)
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        _limit_connections(manager)
+        return manager
+
+
+def limit_adapters(adapters: Iterable[Any]) -> None:
+    """Make the requests of a user's session keep a `Deadline`, if its adapters are standard ones."""
+    for adapter in adapters:
+        _limit_connections(getattr(adapter, "poolmanager", None))
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -86,6 +218,10 @@ class HttpClient:
         self.credentials: CredentialSource = make_credential_source(server)
         self.unused_variables = server.ignored_variables
         self._headers = {"user-agent": USER_AGENT, **server.headers}
+        self.header_names = frozenset(self._headers)  # that the user configured
+        self._has_static_credential = isinstance(self.credentials, StaticAuth)
+        if self._has_static_credential and (value := self.credentials.header_value()) is not None:
+            self._headers["authorization"] = value
         self._session = session or _new_session()
         self._owns_session = session is None
         if session is not None:
@@ -94,7 +230,7 @@ class HttpClient:
         self._certificate: Any = server.client_certificate_file
         if server.client_certificate_file and server.client_key_file:
             self._certificate = (server.client_certificate_file, server.client_key_file)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._last_used = time.monotonic()
         self._rejected_credential: str | None = None
         register_fork_reset(self._reset_after_fork)
@@ -102,16 +238,12 @@ class HttpClient:
     def __repr__(self) -> str:
         return f"HttpClient({self.address!r})"
 
-    @property
-    def header_names(self) -> frozenset[str]:
-        return frozenset(self._headers)
-
     def send(self, request: HttpRequest) -> HttpResponse | TransportError:
         """Send one request and read the response; never raises, never follows a redirect."""
         timeout = request.timeout_seconds
         deadline = Deadline(time.monotonic() + timeout)
         try:
-            authorization = self.credentials.header_value()
+            authorization = None if self._has_static_credential else self.credentials.header_value()
         except CredentialsUnavailableError as error:
             return TransportError(str(error), is_credential_error=True)
         headers: dict[str, str | bytes] = {**request.headers, **self._headers}
@@ -145,7 +277,7 @@ class HttpClient:
             return _classify_exception(error, self.url, deadline)
         except Exception as error:  # noqa: BLE001 - what a session of the user or another urllib3 may raise
             failure = _classify_exception(error, self.url, deadline)
-            return replace(failure, may_have_arrived=not deadline.is_connecting)
+            return failure._replace(may_have_arrived=not deadline.is_connecting)
 
     def has_new_credential(self) -> bool:
         """Whether the credential differs from the one that the server rejected with 401."""
@@ -167,7 +299,7 @@ class HttpClient:
 
     def _reset_after_fork(self) -> None:
         # A new session, because parent and child must not write to the same socket.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._owns_session:
             _sessions_of_parent.append(self._session)
             self._session = _new_session()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
@@ -12,34 +12,31 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 MAX_RESPONSE_BYTES = 65_536
 
 
-@dataclass(frozen=True)
-class HttpRequest:
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class HttpRequest(NamedTuple):
     """One request to a server, whose URL the transport knows."""
 
     method: str
     path: str  # appended to the server's URL; may be empty
-    _: KW_ONLY
     timeout_seconds: float  # for the whole request: a response that arrives in drips is cut off then
-    headers: Mapping[str, str] = field(
-        default_factory=dict
-    )  # headers that the user configured win, except the experiment
+    headers: Mapping[str, str] = _NO_HEADERS  # headers that the user configured win, except the experiment
     body: bytes = b""
     max_response_bytes: int = MAX_RESPONSE_BYTES
     base_url: str | None = None  # another URL of the same server
 
 
-@dataclass(frozen=True)
-class HttpResponse:
+class HttpResponse(NamedTuple):
     """The response of a server: header names in lower case, body decompressed and possibly cut."""
 
     status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = _NO_HEADERS
     body: bytes = b""
     is_complete: bool = True  # False if the body could not be read to its end
 
 
-@dataclass(frozen=True)
-class TransportError:
+class TransportError(NamedTuple):
     """The reason why there is no response. The message holds no secret."""
 
     message: str
