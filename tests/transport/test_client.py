@@ -119,6 +119,25 @@ def test_send_after_idle_time_opens_new_connection(
     assert scripted_server.connections == 2
 
 
+def test_send_in_a_signal_handler_while_idle_connections_are_closed_never_hangs(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_otlp_exporter._internal.transport.client._MAX_IDLE_SECONDS", 0.0)
+    client, requests_of_handler, results = make_client(scripted_server), [post_request()], []
+    close = requests.Session.close
+
+    def close_and_interrupt(session: requests.Session) -> None:
+        close(session)
+        while requests_of_handler:
+            results.append(client.send(requests_of_handler.pop()))
+
+    monkeypatch.setattr(requests.Session, "close", close_and_interrupt)
+    thread = threading.Thread(target=lambda: results.append(post(client)), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert [type(result) for result in results] == [HttpResponse, HttpResponse]
+
+
 def test_send_with_compressed_response_decompresses_body(scripted_server: ScriptedServer) -> None:
     scripted_server.answer(Scripted(400, headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"text")))
     assert post(make_client(scripted_server)) == HttpResponse(

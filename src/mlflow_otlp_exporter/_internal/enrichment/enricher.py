@@ -1,6 +1,5 @@
 """The enrichment stage: adds attributes to spans so that MLflow's console can display them."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,7 +49,6 @@ class Enricher:
     def _reset_after_fork(self) -> None:
         # Another thread of the parent may hold a lock forever; the parent completes the traces that it exported.
         self._trace_cache = TraceCache()
-        self._lock = threading.RLock()
 
     def enrich(self, spans: Sequence[ReadableSpan]) -> list[EnrichedSpan | ReadableSpan]:
         """Enrich spans of one or more traces, complete or not.
@@ -94,8 +92,7 @@ class Enricher:
     def _record_response_scope(self, state: SpanState) -> None:
         """Remember which instrumentation described which response."""
         if state.normalized.response_id and state.kind in MODEL_KINDS and state.normalized.input_messages:
-            with self._lock:
-                evict_oldest(self._response_scopes, _MAX_RESPONSE_SCOPES)[state.normalized.response_id] = state.scope
+            evict_oldest(self._response_scopes, _MAX_RESPONSE_SCOPES)[state.normalized.response_id] = state.scope
 
     def _write(self, state: SpanState) -> EnrichedSpan:
         own_attributes = state.attributes

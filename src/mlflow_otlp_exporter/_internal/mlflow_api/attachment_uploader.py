@@ -8,7 +8,6 @@ files that they refer to.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -16,7 +15,6 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version, request_json
@@ -92,11 +90,6 @@ class AttachmentUploader:
         self._min_rejected_bytes: int | None = None
         # By the experiment that has the trace, if it is not the destination's.
         self._uploaded: dict[tuple[str | None, str], None] = {}
-        self._reset_after_fork()
-        register_fork_reset(self._reset_after_fork)
-
-    def _reset_after_fork(self) -> None:
-        self._lock = threading.RLock()
 
     def upload_next(
         self,
@@ -114,8 +107,7 @@ class AttachmentUploader:
         if not pending:
             return spans
         experiment_id = destination.trace_experiment_id
-        with self._lock:
-            uploaded = {name for name in pending if (experiment_id, name) in self._uploaded}
+        uploaded = {name for name in pending if (experiment_id, name) in self._uploaded}
         if uploaded:
             return _remove_attachments(spans, uploaded)
         paused_until, reason = self._pauses.get(destination.name, (0.0, ""))
@@ -134,8 +126,7 @@ class AttachmentUploader:
         if outcome.disposition is Disposition.SUCCESS:
             self._failures.pop(destination.name, None)
             self._problem_log.stats.add(attachments_uploaded=1)
-            with self._lock:
-                evict_oldest(self._uploaded, _MAX_UPLOADED)[experiment_id, attachment.id] = None
+            evict_oldest(self._uploaded, _MAX_UPLOADED)[experiment_id, attachment.id] = None
             return _remove_attachments(spans, {attachment.id})
         if outcome.disposition is Disposition.TOO_LARGE:
             size = len(attachment.data)

@@ -50,14 +50,12 @@ class ExperimentResolver:
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        self._lock = threading.RLock()
         self._lookup_locks: dict[tuple[str | None, str], threading.RLock] = {}
 
     def _lookup_lock(self, destination: Destination) -> threading.RLock:
         """A lock per experiment, so that a slow lookup delays only the threads that need the same experiment."""
         key = (destination.workspace, destination.experiment or destination.service_name or _DEFAULT_EXPERIMENT)
-        with self._lock:
-            return evict_oldest(self._lookup_locks, _MAX_CACHED).setdefault(key, threading.RLock())
+        return evict_oldest(self._lookup_locks, _MAX_CACHED).setdefault(key, threading.RLock())
 
     def resolve(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
         """The id of the experiment; None if no MLflow is known, so that spans are sent without id; or a failure."""
@@ -116,8 +114,7 @@ class ExperimentResolver:
             if experiment_id is None:
                 message = f"there is no experiment {name!r}{_in_workspace(workspace)}: create it, or give another"
                 raise _Unresolved(_destination_error(message, MessageCode.EXPERIMENT_NOT_FOUND))
-            with self._lock:
-                evict_oldest(self._ids, _MAX_CACHED)[workspace, name] = experiment_id
+            evict_oldest(self._ids, _MAX_CACHED)[workspace, name] = experiment_id
         return experiment_id
 
     def _look_up(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
