@@ -50,7 +50,9 @@ class RecordingEndpoint:
     def __init__(self) -> None:
         self._server = _Server()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_SECONDS,), name="mlflow-otlp-endpoint", daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> RecordingEndpoint:
