@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -30,6 +31,7 @@ from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import CredentialSource
+from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 
 JSON = {"content-type": "application/json"}
@@ -116,7 +118,7 @@ class Fixture:
         self.problem_log = ProblemLog(lambda: self.server.clock)
         self.experiments = ExperimentResolver(None, certain=False, create=False, problem_log=self.problem_log)
         self.sender = RetrySender(
-            self.server,
+            cast("HttpClient", self.server),
             OTLPClient(self.server, self.experiments, compression="none", problem_log=self.problem_log),
             ServerInfo(self.server, self.problem_log, certain=certain),
             self.problem_log,

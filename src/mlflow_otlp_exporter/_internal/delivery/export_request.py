@@ -12,10 +12,7 @@ from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 
 
 class ExportFuture(Future[int]):
-    """Completion of spans that were submitted together; the result is the number of dropped spans.
-
-    All requests into which the spans are split share it.
-    """
+    """Completion of spans that were submitted together, shared by all requests with them; the result counts drops."""
 
     is_on_disk = False
     label = ""  # who left the spans on disk, for the log; empty for spans of this exporter
@@ -92,20 +89,15 @@ def split_spans(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[E
         traces.setdefault(span.trace_id, []).append(span)
     if len(traces) == 1:
         return list(spans[: len(spans) // 2]), list(spans[len(spans) // 2 :])
-    groups = list(traces.values())
-    middle = _middle_index([sum(len(span.body) for span in group) for group in groups])
-    first, second = groups[:middle], groups[middle:]
-    return [span for group in first for span in group], [span for group in second for span in group]
-
-
-def _middle_index(sizes: Sequence[int]) -> int:
-    """Return the index that halves the bytes, with at least one item on either side."""
-    total_bytes, previous_bytes = sum(sizes), 0
-    for index, size in enumerate(sizes):
-        if index and previous_bytes + size / 2 >= total_bytes / 2:
-            return index
-        previous_bytes += size
-    return len(sizes) - 1
+    total_bytes, first_bytes = sum(len(span.body) for span in spans), 0
+    first: list[EncodedSpan] = []
+    second: list[EncodedSpan] = []
+    for trace in traces.values():
+        trace_bytes = sum(len(span.body) for span in trace)
+        is_first = not first or (not second and first_bytes + trace_bytes / 2 < total_bytes / 2)
+        (first if is_first else second).extend(trace)
+        first_bytes += trace_bytes
+    return first, second
 
 
 def bisect(request: ExportRequest, chance: float) -> tuple[ExportRequest, ExportRequest]:

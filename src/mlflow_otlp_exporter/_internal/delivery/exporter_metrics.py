@@ -64,11 +64,10 @@ class ExporterMetrics:
             remaining_count -= delivered_count + dropped_count
             self._add_inflight(-delivered_count - dropped_count)
             if delivered_count:
-                self._add_exported(delivered_count, {})
+                self._add_exported(delivered_count)
             if dropped_count:
                 error_attributes.update(_error_attributes(outcome))
-                self._add_exported(dropped_count, {"error.type": error_attributes["error.type"]})
-            # A broken meter provider must not affect spans.
+                self._add_exported(dropped_count, error_attributes["error.type"])
             with suppress(Exception):
                 if remaining_count <= 0:
                     self._duration.record(self._clock() - started_at, {**self._attributes, **error_attributes})
@@ -77,14 +76,15 @@ class ExporterMetrics:
 
     def record_lost(self, span_count: int, kind: str) -> None:
         """Count spans that were dropped before they were in a batch."""
-        self._add_exported(span_count, {"error.type": kind})
+        self._add_exported(span_count, kind)
 
     def _add_inflight(self, span_count: int) -> None:
-        with suppress(Exception):
+        with suppress(Exception):  # a broken meter provider must not affect spans
             self._inflight.add(span_count, self._attributes)
 
-    def _add_exported(self, span_count: int, attributes: dict[str, AttributeValue]) -> None:
+    def _add_exported(self, span_count: int, error_type: AttributeValue = "") -> None:
         with suppress(Exception):
+            attributes = {"error.type": error_type} if error_type else {}
             self._exported.add(span_count, {**self._attributes, **attributes})
 
 

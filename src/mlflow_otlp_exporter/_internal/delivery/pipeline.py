@@ -338,10 +338,7 @@ class Pipeline:
     # Flush and shutdown
 
     def flush(self, timeout_seconds: float) -> bool:
-        """Wait for all requests in flight; True if all were delivered or spooled within the time.
-
-        Pending delays are cancelled, and requests are limited to the time of the flush.
-        """
+        """Cancel delays and wait for all requests in flight; True if all were delivered or spooled within the time."""
         dropped_before, deadline = self.dropped_count, time.monotonic() + timeout_seconds
         self._flush_deadline = deadline
         try:
@@ -358,10 +355,7 @@ class Pipeline:
         return is_settled and self.dropped_count == dropped_before
 
     def wait_until_drained(self, timeout_seconds: float) -> int:
-        """Wait until the spans that this process spooled are sent; stop early if the server is unavailable.
-
-        Returns how many spans of this process are still on disk.
-        """
+        """Wait until the spans that this process spooled are sent; see `SpoolConsumer.wait`."""
         return self.spool_consumer.wait(timeout_seconds, self.retry_sender) if self.spool_consumer is not None else 0
 
     def wait_for_rest_calls(self, timeout_seconds: float) -> bool:

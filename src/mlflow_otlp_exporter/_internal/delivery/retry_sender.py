@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from mlflow_otlp_exporter._internal.common.backoff import BackoffState, compute_backoff
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
@@ -34,7 +34,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocato
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.authorization import CredentialSource
+from mlflow_otlp_exporter._internal.transport.client import HttpClient
 
 if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
@@ -53,21 +53,12 @@ _MAX_DESTINATIONS = 1000
 _MIN_REQUEST_BYTES = 16 * 1024
 
 
-class AuthenticatedServer(Protocol):
-    """The server whose credential may be rejected: `HttpClient`."""
-
-    @property
-    def credentials(self) -> CredentialSource: ...
-
-    def has_new_credential(self) -> bool: ...
-
-
 class RetrySender:
     """Sends export requests and decides about retries."""
 
     def __init__(
         self,
-        server: AuthenticatedServer,
+        server: HttpClient,
         client: OTLPClient,
         server_info: ServerInfo,
         problem_log: ProblemLog,

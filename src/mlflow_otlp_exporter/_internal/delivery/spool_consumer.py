@@ -50,11 +50,7 @@ class _RequestInMemory(NamedTuple):
 
 
 class SpooledFuture(ExportFuture):
-    """Completion of a request from the spool: its file stays until each of its spans has an outcome.
-
-    `on_done` is called with False when other requests may be sent meanwhile, and with True when the file is deleted or
-    stays for later.
-    """
+    """Completion of a request from the spool, whose file stays until each of its spans has an outcome."""
 
     is_on_disk = True
 
@@ -63,6 +59,7 @@ class SpooledFuture(ExportFuture):
     ) -> None:
         super().__init__(len(stored.spans))
         self.label = stored.origin_label
+        # `on_done` gets False if others may be sent meanwhile, True if the file is deleted or stays for later.
         self._spool, self._entry, self._delivery_state, self._on_done = spool, entry, stored.state, on_done
         self._may_have_arrived = stored.state.uncertain
         self.add_done_callback(self._remove)
@@ -272,10 +269,7 @@ class SpoolConsumer:
         self._wake_ups.put(None)
 
     def wait(self, timeout_seconds: float, sender: RetrySender) -> int:
-        """Wait until the spans that this process spooled are sent; stop early if the server is unavailable.
-
-        Returns how many spans of this process are still on disk.
-        """
+        """Wait for the spans that this process spooled, until the server fails; return how many are still on disk."""
         spool, pause = self._queue.storage, threading.Event()
         progress_at = time.monotonic()
         deadline = progress_at + timeout_seconds

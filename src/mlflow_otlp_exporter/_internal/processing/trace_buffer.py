@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -34,31 +35,17 @@ _EARLY_SHARE = 1 / 3
 _FULL_BATCH_BYTES, _FULL_BATCH_SPANS = 8 * 1024 * 1024, 256
 
 
+@dataclass(slots=True, eq=False)
 class _Trace:
-    """State of one trace; `due_at` is None without buffered spans, `root_ended_at` while the local root is open."""
-
-    __slots__ = (
-        "byte_count",
-        "due_at",
-        "first_ended_at",
-        "has_root",
-        "is_complete",
-        "is_partly_sent",
-        "open_count",
-        "root_ended_at",
-        "spans",
-    )
-
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-        self.byte_count = 0
-        self.open_count = 0
-        self.first_ended_at = 0.0
-        self.has_root = False  # whether a root without parent is among the spans
-        self.root_ended_at: float | None = None
-        self.due_at: float | None = None
-        self.is_complete = False
-        self.is_partly_sent = False
+    spans: list[ReadableSpan] = field(default_factory=list)
+    byte_count: int = 0
+    open_count: int = 0
+    first_ended_at: float = 0.0
+    has_root: bool = False  # whether a root without parent is among the spans
+    root_ended_at: float | None = None  # None while the local root is open
+    due_at: float | None = None  # None without buffered spans
+    is_complete: bool = False
+    is_partly_sent: bool = False
 
 
 class TraceBuffer:

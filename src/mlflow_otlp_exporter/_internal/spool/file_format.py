@@ -108,10 +108,7 @@ def encode_file(
 
 
 def read_header(content: bytes) -> tuple[FileHeader, DeliveryState]:
-    """Read header and state from the first bytes of a file, without checking the checksum.
-
-    Raises CorruptFileError or UnsupportedVersionError.
-    """
+    """Read header and state from the first bytes of a file; raises CorruptFileError or UnsupportedVersionError."""
     header, state, _ = _parse_header(content)
     return header, state
 

@@ -19,10 +19,7 @@ _MAX_CREATED_NS = 10**19 - 1  # in the year 2286
 
 
 class Entry(NamedTuple):
-    """A spool file; entries sort in the order in which the files were written.
-
-    `created_ns` counts from 1970, but is at least one more than that of the newest file before.
-    """
+    """A spool file; entries sort in the order of writing, because `created_ns` (since 1970) always grows."""
 
     created_ns: int
     span_count: int

@@ -143,10 +143,7 @@ def _build_context(context: SpanContext) -> list[Any]:
 
 
 def parse_span(record: list[Any], owners: Mapping[int, list[Any]]) -> ReadableSpan:
-    """Parse the record of `build_span_record`; anything may be raised for another record.
-
-    `owners` are the records of `build_owner_record`, by number.
-    """
+    """Parse the record of a span, with those of its owners by number; anything may be raised for another record."""
     _, resource, scope, context, parent, name, kind, start, end, attributes, status, events, links, _, *dropped = record
     _, _, resource_attributes, schema_url, *_ = owners[resource]
     return SpanData(

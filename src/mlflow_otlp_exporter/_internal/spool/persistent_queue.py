@@ -60,10 +60,7 @@ _open_queues: weakref.WeakSet[PersistentQueue] = weakref.WeakSet()
 def open_queue(
     settings: Settings, credentials: str, problem_log: ProblemLog, header: JournalHeader | None = None
 ) -> PersistentQueue:
-    """Open the queue of a target.
-
-    `credentials` describes owner and source of the credential for readers of the folder, never the credential.
-    """
+    """Open the queue of a target; `credentials` says for readers whose credential it is, never the credential."""
     name = folder_name_for(settings)
     about = f"spans for {settings.traces.address}, sent with the credentials of: {credentials}\n"
     storage = SpoolStorage(settings.disk, name, about, problem_log)
@@ -122,10 +119,7 @@ class PersistentQueue:
         return False
 
     def recover_journals(self, encode: EncodeRecovered, on_filtered: Callable[[Sequence[ReadableSpan]], None]) -> None:
-        """Turn the spans in journals of killed processes into requests.
-
-        `on_filtered` gets the spans of traces that the killed process would have filtered.
-        """
+        """Turn the spans of killed processes into requests, except those that these processes would have filtered."""
         folder = self.storage.find_folder()
         if folder is None:
             return

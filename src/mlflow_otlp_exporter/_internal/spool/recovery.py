@@ -52,10 +52,7 @@ class RecoveredTrace:
 
 
 class AbandonedJournal:
-    """The files of the journal of a dead process, in order, open and locked by this process.
-
-    `damaged_line_count` excludes a last line that was truncated by the kill.
-    """
+    """The files of the journal of a dead process, in order, open and locked by this process."""
 
     def __init__(self, descriptors: dict[Path, int]) -> None:
         self.paths, self._descriptors = list(descriptors), descriptors

@@ -267,10 +267,7 @@ class SpoolStorage:
     # Reading and removing
 
     def checkout(self, entry: Entry) -> tuple[FileHeader, DeliveryState, list[EncodedSpan]] | None:
-        """Read a request, which this process holds until `remove` or `release`.
-
-        Returns None if the file is gone or unreadable; a damaged one is quarantined.
-        """
+        """Read a request and hold it until `remove` or `release`; None if it is gone, damaged or unreadable."""
         with self._lock:
             folder = self._folder
             if folder is None:

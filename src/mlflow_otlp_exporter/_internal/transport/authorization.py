@@ -35,11 +35,7 @@ class CredentialSource(Protocol):
     """Source of the `Authorization` header; `str()` describes it without secrets."""
 
     def header_value(self) -> str | None:
-        """Return the header value of the next request; None for no header.
-
-        Raises:
-            CredentialsUnavailableError: A credential is configured, but not available now.
-        """
+        """The header value, if any; raises CredentialsUnavailableError if it is not available now."""
 
     @property
     def can_watch(self) -> bool:
@@ -168,11 +164,7 @@ def _parse_credentials(value: Any) -> CredentialSource:
 
 
 def make_credential_source(server: ServerSettings) -> CredentialSource:
-    """Choose the credentials of a server.
-
-    Raises:
-        ConfigurationError: The argument `credentials=` or the token cannot be used.
-    """
+    """Choose the credentials of a server; raises ConfigurationError if they are unusable."""
     sources = server.sources
     if server.credentials is not None:
         return _parse_credentials(server.credentials)
@@ -196,11 +188,7 @@ def make_credential_source(server: ServerSettings) -> CredentialSource:
 
 
 def load_credential_provider_session(server: ServerSettings) -> requests.Session | None:
-    """The session of the server's credential provider; None if no provider is configured.
-
-    Raises:
-        ConfigurationError: There is no such provider, or it returns no session.
-    """
+    """The session of the credential provider, if one is configured; raises ConfigurationError without a session."""
     name = server.credential_provider
     if name is None:
         return None

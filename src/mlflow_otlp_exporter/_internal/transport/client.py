@@ -207,11 +207,7 @@ def _new_session() -> requests.Session:
 
 
 class HttpClient:
-    """Client of one server. A session of the user is used as it is, with its adapters and its `auth`.
-
-    Raises:
-        ConfigurationError: The credentials cannot be used.
-    """
+    """Client of one server; a session of the user is used as it is, with its adapters and its `auth`."""
 
     def __init__(self, server: ServerSettings, session: requests.Session | None = None) -> None:
         self.url, self.address = server.url, server.address
