@@ -1,4 +1,4 @@
-"""Bounded JSON and text of any value, which never raise, and dictionaries with a maximum number of entries."""
+"""Bounded JSON and text of any value, JSON of others, and dictionaries with a maximum size; nothing here raises."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ def bounded_json(value: Any, limit: int = DEFAULT_LIMIT) -> str:
         if len(quoted) <= limit:
             break
     return quoted
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON text of others; None if it is no JSON, or nested by a thousand levels."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def bounded_text(text: str, limit: int = DEFAULT_LIMIT) -> str:

@@ -7,12 +7,10 @@ import math
 import uuid
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.privacy.mask import Mask
+from mlflow_otlp_exporter._internal.privacy.mask import Mask
 
 SOURCE_TYPES = ("HUMAN", "CODE", "LLM_JUDGE")
 _DEFAULT_SOURCE_ID = "default"  # as in MLflow's SDK
@@ -37,11 +35,7 @@ class Assessment(NamedTuple):
 
 
 def mlflow_trace_id(trace_id: int | str) -> str:
-    """MLflow's id of a trace, from OpenTelemetry's id (number or hexadecimal) or MLflow's.
-
-    Raises:
-        ConfigurationError: It is neither.
-    """
+    """MLflow's id of a trace, from OpenTelemetry's id (number or hexadecimal) or MLflow's; or `ConfigurationError`."""
     return f"tr-{_parse_id('trace_id', trace_id, _TRACE_ID_BITS, 'tr-'):032x}"
 
 
@@ -62,9 +56,6 @@ def build_assessment(
     """Build an assessment from the arguments of `log_feedback` and `log_expectation`.
 
     `kind` is `feedback` or `expectation`; `trace_id` is MLflow's id. The mask applies to value, rationale and metadata.
-
-    Raises:
-        ConfigurationError: An argument is invalid.
     """
     _check_arguments(name, value, rationale, source_type, metadata)
     value = _to_json_value(value, 0)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import quote, urlencode, urlsplit
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo, ServerUnavailableError, Version, request_json
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan
@@ -34,24 +34,6 @@ _MAX_FAILURES = 3
 _PAUSE_SECONDS, _REJECTED_PAUSE_SECONDS = 60.0, 600.0
 _PRESIGNED_ONLY = "403: the server takes files only by signed URLs (`mlflow server --artifacts-presigned-only`)"
 _MAX_UPLOADED, _MAX_DESTINATIONS = 10_000, 1000
-
-
-def create_uploader(
-    settings: Settings,
-    api: Transport,
-    resolve_experiment: Callable[[Destination, float], str | ExportOutcome | None],
-    server: ServerInfo,
-    problem_log: ProblemLog,
-) -> AttachmentUploader:
-    max_inline_length = settings.privacy.base64_max_length
-    return AttachmentUploader(
-        api,
-        resolve_experiment,
-        server,
-        problem_log,
-        max_inline_length=max_inline_length,
-        same_server=settings.has_same_server,
-    )
 
 
 class _UploadsUnavailable(Exception):
@@ -214,9 +196,8 @@ class AttachmentUploader:
     def _directory(self, destination: Destination, timeout_seconds: float) -> str:
         """The directory of an experiment's files, as MLflow's artifact proxy names it.
 
-        Raises:
-            ServerUnavailableError: The server cannot answer now.
-            _UploadsUnavailable: The files are stored elsewhere, or the server knows no attachments.
+        Raises `_UploadsUnavailable` if the files are stored elsewhere or the server knows no attachments, and
+        `ServerUnavailableError` if the server cannot answer now.
         """
         version = self._server.version(timeout_seconds)
         if version is None:
@@ -262,11 +243,10 @@ class AttachmentUploader:
         """Whether the server and its database answer, so that only uploading fails."""
         self._directories.clear()
         try:
-            self._directory(destination, timeout_seconds)
+            with suppress(_UploadsUnavailable):
+                self._directory(destination, timeout_seconds)
         except ServerUnavailableError:
             return False
-        except _UploadsUnavailable:
-            return True
         return True
 
 

@@ -52,9 +52,12 @@ class MlflowRestClient:
         self.uploader: AttachmentUploader | None = None  # None if attachments are off
         if settings.uploads_attachments:
             # Imported here, because few applications need it.
-            from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import create_uploader
+            from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
 
-            self.uploader = create_uploader(settings, api, self.resolve_experiment, server, problem_log)
+            max_length, same_server = settings.privacy.base64_max_length, settings.has_same_server
+            self.uploader = AttachmentUploader(
+                api, self.resolve_experiment, server, problem_log, max_inline_length=max_length, same_server=same_server
+            )
         self._updater: TraceUpdater | None = None
         trace_info = settings.enrichment.trace_info
         # A REST API that is only guessed, behind a Collector's address, is used only if the user asks for it.

@@ -3,10 +3,10 @@
 An empty experiment header is never sent: MLflow answers it with 200 from 3.13 on, and stores nothing.
 """
 
-import json
 import logging
 import re
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +15,10 @@ from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.mlflow_api.server import RestResult, request_json
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport
-from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
+from mlflow_otlp_exporter._internal.transport.http_types import MAX_RESPONSE_BYTES, Transport
 
 _DEFAULT_EXPERIMENT = "Default"
 # An application with more experiments looks the oldest ones up again.
@@ -119,16 +119,15 @@ class ExperimentResolver:
 
     def _look_up(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
         path = f"{_EXPERIMENTS_PATH}/get-by-name?experiment_name={quote(name, safe='')}"
-        response = self._request("GET", path, workspace, b"", timeout_seconds)
-        experiment = _parse_object(response).get("experiment")
+        result = self._request("GET", path, None, workspace, timeout_seconds)
+        outcome, experiment = result.outcome, result.content.get("experiment")
         experiment_id = parse_experiment_id(experiment) if isinstance(experiment, dict) else None
-        if response.status == 200 and isinstance(experiment, dict) and experiment_id:
+        if result.is_ok and isinstance(experiment, dict) and experiment_id:
             if experiment.get("lifecycle_stage") == "deleted":
                 message = f"the experiment {name!r}{_in_workspace(workspace)} is deleted: restore it, or give another"
                 raise _Unresolved(_destination_error(message, MessageCode.EXPERIMENT_DELETED))
             return experiment_id
-        outcome = classify_response(response)
-        is_missing = error_code(response) == "RESOURCE_DOES_NOT_EXIST"
+        is_missing = result.error_code == "RESOURCE_DOES_NOT_EXIST"
         if is_missing and "workspace" not in outcome.message.lower():
             return None
         if not self._certain and not is_missing:
@@ -140,44 +139,40 @@ class ExperimentResolver:
         raise _Unresolved(_lookup_error(outcome, name))
 
     def _create_experiment(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
-        body = json.dumps({"name": name}).encode()
-        response = self._request("POST", f"{_EXPERIMENTS_PATH}/create", workspace, body, timeout_seconds)
-        experiment_id = parse_experiment_id(_parse_object(response))
-        if response.status == 200 and experiment_id:
+        result = self._request("POST", f"{_EXPERIMENTS_PATH}/create", {"name": name}, workspace, timeout_seconds)
+        experiment_id = parse_experiment_id(result.content)
+        if result.is_ok and experiment_id:
             message = f"created the experiment {name!r}{_in_workspace(workspace)} (id {experiment_id})"
             self._problem_log.log_once(logging.INFO, add_code(MessageCode.EXPERIMENT_CREATED, message))
             return experiment_id
-        if error_code(response) == "RESOURCE_ALREADY_EXISTS":
+        if result.error_code == "RESOURCE_ALREADY_EXISTS":
             return None
-        raise _Unresolved(_lookup_error(classify_response(response), name))
+        raise _Unresolved(_lookup_error(result.outcome, name))
 
     def _request(
-        self, method: str, path: str, workspace: str | None, body: bytes, timeout_seconds: float
-    ) -> HttpResponse:
+        self, method: str, path: str, body: Mapping[str, str] | None, workspace: str | None, timeout_seconds: float
+    ) -> RestResult:
         if self._api is None:
             raise _NoRestApi
-        headers = {"content-type": "application/json", **Destination(workspace=workspace).headers(None)}
-        response = self._api.send(
-            HttpRequest(method, path, headers=headers, body=body, timeout_seconds=timeout_seconds)
+        result = request_json(
+            self._api,
+            method,
+            path,
+            body,
+            workspace=workspace,
+            timeout_seconds=timeout_seconds,
+            max_response_bytes=MAX_RESPONSE_BYTES,
         )
-        if isinstance(response, HttpResponse):
-            return response
-        raise _Unresolved(classify_error(response))
+        if not result.is_ok and result.outcome.status is None:  # no response
+            raise _Unresolved(result.outcome)
+        return result
 
 
 def _in_workspace(workspace: str | None) -> str:
     return f" in workspace {workspace!r}" if workspace else ""
 
 
-def _parse_object(response: HttpResponse) -> dict[str, Any]:
-    try:
-        content = json.loads(response.body)
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def parse_experiment_id(experiment: dict[str, Any]) -> str | None:
+def parse_experiment_id(experiment: Mapping[str, Any]) -> str | None:
     """Return the id if it can be a header value: the log and every request contain it."""
     experiment_id = str(experiment.get("experiment_id") or "")
     return experiment_id if _EXPERIMENT_ID.fullmatch(experiment_id) else None

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
+from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport
-from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
+from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
 
 Version = tuple[int, ...]
 COUNTS_ONCE_SINCE: Version = (3, 17)
@@ -57,6 +58,7 @@ class RestResult(NamedTuple):
 
     outcome: ExportOutcome
     content: Mapping[str, Any]
+    error_code: str = ""  # MLflow's own
 
     @property
     def is_ok(self) -> bool:
@@ -72,6 +74,7 @@ def request_json(
     *,
     workspace: str | None,
     timeout_seconds: float,
+    max_response_bytes: int = _MAX_JSON_BYTES,
 ) -> RestResult:
     """Send a JSON body, if there is one, to a path from `/api` on; `workspace=None` is the server's default."""
     request = HttpRequest(
@@ -80,16 +83,14 @@ def request_json(
         headers={"content-type": "application/json", **Destination(workspace=workspace).headers(None)},
         body=b"" if body is None else json.dumps(body).encode(),
         timeout_seconds=timeout_seconds,
-        max_response_bytes=_MAX_JSON_BYTES,
+        max_response_bytes=max_response_bytes,
     )
     response = api.send(request)
     if not isinstance(response, HttpResponse):
         return RestResult(classify_error(response), {})
-    try:
-        content = json.loads(response.body) if response.is_complete else None
-    except (ValueError, RecursionError):
-        content = None
-    return RestResult(classify_response(response), content if isinstance(content, dict) else {})
+    outcome, content = classify_response(response), parse_json(response.body) if response.is_complete else None
+    code = "" if outcome.disposition is Disposition.SUCCESS else error_code(response)
+    return RestResult(outcome, content if isinstance(content, dict) else {}, code)
 
 
 class ServerUnavailableError(Exception):
@@ -108,11 +109,7 @@ def retry_interval(failure_count: int) -> float:
 
 
 def fetch_version(api: Transport, timeout_seconds: float) -> Version | None:
-    """The version of an MLflow server; None if the server does not tell it, or is not MLflow.
-
-    Raises:
-        ServerUnavailableError: The server cannot answer now.
-    """
+    """The version of an MLflow server, or raises `ServerUnavailableError`; None if the server is perhaps not MLflow."""
     response = api.send(HttpRequest("GET", "/version", timeout_seconds=timeout_seconds))
     if not isinstance(response, HttpResponse):
         raise ServerUnavailableError(classify_error(response))
@@ -154,22 +151,14 @@ class ServerInfo:
         self._failure_count, self._retry_at = 0, 0.0
 
     def is_older_than(self, version: Version, timeout_seconds: float) -> bool:
-        """Whether the server is older than a version, or of an unknown one.
-
-        Raises:
-            ServerUnavailableError: The server cannot answer now.
-        """
+        """Whether the server is older than a version, or of an unknown one; may raise `ServerUnavailableError`."""
         server_version = self.version(timeout_seconds)
         return server_version is None or server_version < version
 
     def version(self, timeout_seconds: float) -> Version | None:
-        """The server's version; None as long as the server does not tell it.
+        """The server's version, cached; None as long as it does not tell it; may raise `ServerUnavailableError`.
 
-        The version is requested when it is first needed, and cached. A response without version, such as a rejected
-        token or a login page, counts for `retry_interval`.
-
-        Raises:
-            ServerUnavailableError: The server cannot answer now.
+        A response without version, such as a rejected token or a login page, counts for `retry_interval`.
         """
         if self._version is None and self._api is not None and self._clock() >= self._retry_at:
             version = fetch_version(self._api, timeout_seconds)
@@ -185,8 +174,7 @@ class ServerInfo:
     ) -> frozenset[tuple[int, int]] | None:
         """Pairs of trace id and span id that the server has of these traces; None if they cannot be read.
 
-        Raises:
-            ServerUnavailableError: The server cannot answer now.
+        Raises `ServerUnavailableError` if the server cannot answer now.
         """
         if self._api is None:
             self._warn_unreadable("no MLflow server is known")

@@ -27,6 +27,7 @@ from mlflow_otlp_exporter._internal.common.attribute_names import (
     TRACE_TAG,
     USER_ID,
 )
+from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.mlflow_api.server import Version
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 
@@ -153,13 +154,8 @@ def _to_object(value: Any) -> Mapping[str, Any]:
 
 def _unquote(text: str) -> str:
     """The string in a JSON text that is one; other texts unchanged."""
-    if len(text) > 1 and text.startswith('"') and text.endswith('"'):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-        return value if isinstance(value, str) and value else text
-    return text
+    value = parse_json(text) if text.startswith('"') else None
+    return value if isinstance(value, str) and value else text
 
 
 def _to_text(value: AnyValue) -> str:
@@ -169,10 +165,7 @@ def _to_text(value: AnyValue) -> str:
 
 def _parse_prompts(text: str) -> tuple[tuple[str, str], ...]:
     """Names and versions of prompts; MLflow's registry answers 500 to a version that is not a positive number."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return ()
+    content = parse_json(text)
     items = [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
     pairs = ((item.get("name"), str(item.get("version"))) for item in items)
     prompts = (
@@ -185,13 +178,9 @@ def _parse_prompts(text: str) -> tuple[tuple[str, str], ...]:
 
 def _parse_metadata(text: str) -> dict[str, str]:
     """OpenInference's metadata, a JSON object, as MLflow's: strings by name. Names of MLflow's own are left out."""
-    try:
-        content = _to_object(json.loads(text))
-    except (ValueError, RecursionError):
-        return {}
     return {
         key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in content.items()
+        for key, value in _to_object(parse_json(text)).items()
         if not key.startswith("mlflow.")
     }
 

@@ -4,12 +4,12 @@ The server is asked once, when the first request is made: a server without works
 and newer), and one that does not take its workspaces from Kubernetes need not have one of that name.
 """
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 
+from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -129,10 +129,7 @@ def are_workspaces_enabled(response: HttpResponse) -> bool | None:
     """None if the response does not say. MLflow before 3.10 has neither workspaces nor this path."""
     if response.status == 404:
         return False
-    try:
-        content = json.loads(response.body) if response.status == 200 else None
-    except (ValueError, RecursionError):
-        return None
+    content = parse_json(response.body) if response.status == 200 else None
     return bool(content.get("workspaces_enabled")) if isinstance(content, dict) else None
 
 

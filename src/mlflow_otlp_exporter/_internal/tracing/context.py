@@ -34,7 +34,7 @@ from mlflow_otlp_exporter._internal.common.attribute_names import (
     USER_ID,
     WORKSPACE,
 )
-from mlflow_otlp_exporter._internal.common.bounded import bounded_json
+from mlflow_otlp_exporter._internal.common.bounded import bounded_json, parse_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.model.destination import Route, read_route
@@ -350,10 +350,7 @@ def _as_list(value: Any) -> tuple[str, ...]:
 
 
 def _parse_object(value: Any) -> dict[str, Any]:
-    try:
-        parsed = json.loads(value) if isinstance(value, str) else {}
-    except ValueError:
-        return {}
+    parsed = parse_json(value) if isinstance(value, str) else None
     return parsed if isinstance(parsed, dict) else {}
 
 

@@ -4,7 +4,6 @@ After a failed step, the remaining steps are skipped, because they would fail fo
 """
 
 import email.utils
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -17,7 +16,6 @@ from mlflow_otlp_exporter._internal.cli.doctor.connection_checks import check_co
 from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog, run_local_checks
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
     create_test_spans,
-    delete_trace,
     find_missing_spans,
     mlflow_trace_id_of,
     read_experiment_id,
@@ -30,13 +28,14 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.mlflow_api.server import parse_version
+from mlflow_otlp_exporter._internal.mlflow_api.server import RestResult, parse_version, request_json
+from mlflow_otlp_exporter._internal.mlflow_api.workspace import SERVER_INFO_PATH
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUnavailableError, read_token_expiry
-from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
-from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
+from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport, TransportError
+from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
 TIMEOUT_SECONDS = 5.0
 STEPS = (
@@ -58,6 +57,9 @@ _STEP_BY_CODE = {
     MessageCode.WORKSPACE_REQUIRED: "workspace",
     MessageCode.AUTHORIZATION_CHECK_FAILED: "credentials",
 }
+_OTHER_SERVER_CODES = frozenset(
+    {MessageCode.REDIRECTED, MessageCode.HTML_PAGE, MessageCode.HOST_NOT_ALLOWED, MessageCode.TLS_REQUIRED}
+)
 # With a larger difference of the clocks, expired tokens seem valid, and traces appear at the wrong time.
 _MAX_CLOCK_SKEW_SECONDS = 30.0
 # A Collector forwards a trace with a delay.
@@ -138,19 +140,15 @@ class ServerChecks:
             return
         self._version = parse_version(response)
         if self._version:
-            yield self._check_mlflow()
+            yield self._check_mlflow(self._clients.api)
         else:
             yield self._classify_other_server(response)
         yield _check_clock(response)
 
-    def _check_mlflow(self) -> CheckResult:
-        assert self._clients.api is not None
+    def _check_mlflow(self, api: Transport) -> CheckResult:
         assert self._version is not None
         number = ".".join(map(str, self._version))
-        features = self._clients.api.send(
-            HttpRequest("GET", "/api/3.0/mlflow/server-info", timeout_seconds=TIMEOUT_SECONDS)
-        )
-        info = _parse_object(features)
+        info = request_json(api, "GET", SERVER_INFO_PATH, None, workspace=None, timeout_seconds=TIMEOUT_SECONDS).content
         if info.get("store_type") == "FileStore":
             return create_failure("server", MessageCode.FILE_STORE, f"MLflow {number} with a file store")
         if self._version < _MIN_MLFLOW_VERSION:
@@ -164,12 +162,7 @@ class ServerChecks:
     def _classify_other_server(self, response: HttpResponse) -> CheckResult:
         """The server returned no version: a login page, a Collector, or MLflow that requires authentication."""
         outcome = classify_response(response)
-        if outcome.code in (
-            MessageCode.REDIRECTED,
-            MessageCode.HTML_PAGE,
-            MessageCode.HOST_NOT_ALLOWED,
-            MessageCode.TLS_REQUIRED,
-        ):
+        if outcome.code in _OTHER_SERVER_CODES:
             return create_failure("server", outcome.code, "not an MLflow server", outcome.message)
         product = f" (server: {response.headers['server']})" if "server" in response.headers else ""
         if response.status == 401:
@@ -274,24 +267,21 @@ class ServerChecks:
         api = self._clients.api
         if api is None or not (self._clients.is_api_certain or self._version):
             return CheckResult("experiment", CheckStatus.OK, f"{detail}, not checked: the MLflow server is unknown")
-        headers = Destination(self._destination.workspace).headers(None)
         path = f"/api/2.0/mlflow/experiments/get?experiment_id={experiment_id}"
-        response = api.send(HttpRequest("GET", path, headers=headers, timeout_seconds=TIMEOUT_SECONDS))
-        if isinstance(response, TransportError):
-            return create_failure("experiment", response.code, detail, response.message)
-        if response.status in (401, 403):
+        workspace = self._destination.workspace
+        result = request_json(api, "GET", path, None, workspace=workspace, timeout_seconds=TIMEOUT_SECONDS)
+        outcome, experiment = result.outcome, result.content.get("experiment")
+        if outcome.status in (401, 403):
             return CheckResult(
                 "experiment", CheckStatus.NOT_PERMITTED, f"{detail}, not checked: the token may not read it"
             )
-        experiment = _parse_object(response).get("experiment")
         if isinstance(experiment, dict):
             if experiment.get("lifecycle_stage") == "deleted":
                 return create_failure(
                     "experiment", MessageCode.EXPERIMENT_DELETED, f"{detail}, {experiment.get('name')!r}, is deleted"
                 )
             return CheckResult("experiment", CheckStatus.OK, f"{detail}, {experiment.get('name')!r}")
-        outcome = classify_response(response)
-        is_missing = error_code(response) == "RESOURCE_DOES_NOT_EXIST" or outcome.disposition is Disposition.SUCCESS
+        is_missing = result.error_code == "RESOURCE_DOES_NOT_EXIST" or result.is_ok
         code = MessageCode.EXPERIMENT_NOT_FOUND if is_missing else outcome.code
         return create_failure("experiment", code, detail, outcome.message)
 
@@ -317,12 +307,11 @@ class ServerChecks:
             yield CheckResult("delete", CheckStatus.SKIPPED, f"{trace_id} remains where it arrived")
             return
         wait_seconds = 0.0 if self._needs_experiment else _COLLECTOR_WAIT_SECONDS
-        trace = read_trace(api, trace_id, self._destination, wait_seconds=wait_seconds, timeout_seconds=TIMEOUT_SECONDS)
-        if isinstance(trace, TransportError):
-            yield create_failure("read back", trace.code, trace.message)
-            return
-        if isinstance(trace, HttpResponse):
-            yield from self._report_unreadable_trace(trace, trace_id)
+        workspace = self._destination.workspace
+        result = read_trace(api, trace_id, workspace, wait_seconds=wait_seconds, timeout_seconds=TIMEOUT_SECONDS)
+        trace = result.content.get("trace")
+        if not result.is_ok or not isinstance(trace, dict):
+            yield from self._report_unreadable_trace(result, trace_id)
             return
         missing = find_missing_spans(self._spans, trace)
         if missing:
@@ -331,30 +320,34 @@ class ServerChecks:
             return
         detail = "MLflow has both spans" if "spans" in trace else "MLflow has the trace; before 3.8 it returns no spans"
         yield CheckResult("read back", CheckStatus.OK, detail)
-        yield self._check_delete(trace_id, read_experiment_id(trace))
+        yield self._check_delete(api, trace_id, read_experiment_id(trace))
 
-    def _report_unreadable_trace(self, response: HttpResponse, trace_id: str) -> Iterator[CheckResult]:
-        outcome = classify_response(response)
-        if response.status in (401, 403):
+    def _report_unreadable_trace(self, result: RestResult, trace_id: str) -> Iterator[CheckResult]:
+        outcome = result.outcome
+        if outcome.status is None and not result.is_ok:  # no response
+            yield create_failure("read back", outcome.code, outcome.message)
+            return
+        if outcome.status in (401, 403):
             detail = "the token may write, but not read"
             yield CheckResult("read back", CheckStatus.NOT_PERMITTED, detail, outcome.message)
             yield CheckResult("delete", CheckStatus.NOT_PERMITTED, f"{trace_id} remains in MLflow")
             return
-        is_missing = response.status == 404 and not self._needs_experiment
+        is_missing = outcome.status == 404 and not self._needs_experiment
         code = MessageCode.NOT_DELIVERED if is_missing else outcome.code
         detail = "MLflow does not have the trace" if is_missing else "the trace could not be read"
         yield create_failure("read back", code, detail, outcome.message)
 
-    def _check_delete(self, trace_id: str, experiment_id: str) -> CheckResult:
-        assert self._clients.api is not None
-        response = delete_trace(self._clients.api, trace_id, self._destination, experiment_id, TIMEOUT_SECONDS)
-        if isinstance(response, TransportError):
-            detail = f"{trace_id} remains in MLflow: {response.message}"
-            return CheckResult("delete", CheckStatus.WARNING, detail, code=response.code)
-        if response.status == 200:
+    def _check_delete(self, api: Transport, trace_id: str, experiment_id: str) -> CheckResult:
+        body = {"experiment_id": experiment_id, "request_ids": [trace_id]}
+        path, workspace = "/api/3.0/mlflow/traces/delete-traces", self._destination.workspace
+        result = request_json(api, "POST", path, body, workspace=workspace, timeout_seconds=TIMEOUT_SECONDS)
+        outcome = result.outcome
+        if result.is_ok:
             return CheckResult("delete", CheckStatus.OK, f"{trace_id} is deleted")
-        outcome = classify_response(response)
-        status = CheckStatus.NOT_PERMITTED if response.status in (401, 403) else CheckStatus.WARNING
+        if outcome.status is None:  # no response
+            detail = f"{trace_id} remains in MLflow: {outcome.message}"
+            return CheckResult("delete", CheckStatus.WARNING, detail, code=outcome.code)
+        status = CheckStatus.NOT_PERMITTED if outcome.status in (401, 403) else CheckStatus.WARNING
         return CheckResult("delete", status, f"{trace_id} remains in MLflow", outcome.message)
 
 
@@ -366,21 +359,10 @@ def _check_clock(response: HttpResponse) -> CheckResult:
     difference = time.time() - server_time
     if abs(difference) < _MAX_CLOCK_SKEW_SECONDS:
         return CheckResult("clock", CheckStatus.OK, "matches the server's clock")
-    seconds = abs(difference)
-    detail = f"{seconds:.0f} s ahead of the server's clock"
-    if difference < 0:
-        detail = f"{seconds:.0f} s behind the server's clock"
-    return create_warning("clock", MessageCode.CLOCK_SKEW, detail)
+    direction = "ahead of" if difference > 0 else "behind"
+    return create_warning("clock", MessageCode.CLOCK_SKEW, f"{abs(difference):.0f} s {direction} the server's clock")
 
 
 def _format_lifetime(seconds: float) -> str:
     minutes = abs(seconds) / 60
     return f"expired {minutes:.0f} min ago" if seconds < 0 else f"valid for {minutes:.0f} min"
-
-
-def _parse_object(response: HttpResponse | TransportError) -> dict[str, Any]:
-    try:
-        content = json.loads(response.body) if isinstance(response, HttpResponse) else None
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

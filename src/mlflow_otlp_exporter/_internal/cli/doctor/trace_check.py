@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +13,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import set_span_in_context
 
-from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport, TransportError
+from mlflow_otlp_exporter._internal.mlflow_api.server import RestResult, request_json
+from mlflow_otlp_exporter._internal.transport.http_types import Transport
 
 _CHILD_NAME = "a step of it"
 _QUESTION = "Does a trace arrive?"
@@ -44,36 +43,20 @@ def mlflow_trace_id_of(spans: list[ReadableSpan]) -> str:
 
 
 def read_trace(
-    api: Transport, trace_id: str, destination: Destination, *, wait_seconds: float, timeout_seconds: float
-) -> Mapping[str, Any] | HttpResponse | TransportError:
-    """Read a trace from MLflow, or return the response without it.
-
-    A missing trace is requested again for `wait_seconds`, because a Collector forwards with a delay.
-    """
-    headers = destination.headers(None)
+    api: Transport, trace_id: str, workspace: str | None, *, wait_seconds: float, timeout_seconds: float
+) -> RestResult:
+    """Read a trace from MLflow; a missing one again for `wait_seconds`, because a Collector forwards with a delay."""
     deadline = time.monotonic() + wait_seconds
     while True:
         # MLflow before 3.8 has only the second path, whose response has no spans.
-        for path in (f"traces/get?trace_id={trace_id}", f"traces/{trace_id}"):
-            request = HttpRequest("GET", f"/api/3.0/mlflow/{path}", headers=headers, timeout_seconds=timeout_seconds)
-            response = api.send(request)
-            if isinstance(response, TransportError) or response.status != 404:
-                break
-        trace = _parse_trace(response) if isinstance(response, HttpResponse) else None
-        if trace is not None:
-            return trace
-        is_missing = isinstance(response, HttpResponse) and response.status == 404
-        if not is_missing or time.monotonic() >= deadline:
-            return response
+        for name in (f"get?trace_id={trace_id}", trace_id):
+            path = f"/api/3.0/mlflow/traces/{name}"
+            result = request_json(api, "GET", path, None, workspace=workspace, timeout_seconds=timeout_seconds)
+            if result.outcome.status != 404:
+                return result
+        if time.monotonic() >= deadline:
+            return result
         time.sleep(_POLL_SECONDS)
-
-
-def _parse_trace(response: HttpResponse) -> Mapping[str, Any] | None:
-    try:
-        trace = json.loads(response.body).get("trace") if response.status == 200 else None
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    return trace if isinstance(trace, dict) else None
 
 
 def find_missing_spans(spans: list[ReadableSpan], trace: Mapping[str, Any]) -> list[str]:
@@ -100,12 +83,3 @@ def read_experiment_id(trace: Mapping[str, Any]) -> str:
     for name in ("trace_info", "trace_location", "mlflow_experiment", "experiment_id"):
         value = value.get(name, "") if isinstance(value, dict) else ""
     return str(value)
-
-
-def delete_trace(
-    api: Transport, trace_id: str, destination: Destination, experiment_id: str, timeout_seconds: float
-) -> HttpResponse | TransportError:
-    body = json.dumps({"experiment_id": experiment_id, "request_ids": [trace_id]}).encode()
-    headers = {"content-type": "application/json", **destination.headers(None)}
-    path = "/api/3.0/mlflow/traces/delete-traces"
-    return api.send(HttpRequest("POST", path, headers=headers, body=body, timeout_seconds=timeout_seconds))
