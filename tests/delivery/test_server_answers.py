@@ -807,7 +807,7 @@ class StoredSpans:
     ],
     ids=["all", "some", "none"],
 )
-def test_uncertain_request_sends_only_missing_spans(
+def test_request_that_may_have_arrived_sends_only_missing_spans(
     stored: tuple[str, ...],
     rest_paths: int,
     resent: list[str],

@@ -81,7 +81,7 @@ class Process:
         return self.consumer._tick()
 
     def put(self, name: str, place: Destination = PLACES[0]) -> None:
-        assert self.queue.append(place, encode_spans(name), attempted=False, uncertain=False)
+        assert self.queue.append(place, encode_spans(name), attempted=False, may_have_arrived=False)
 
     @property
     def names(self) -> list[str]:
@@ -491,16 +491,16 @@ def test_wait_keeps_timeout(make_process: Callable[..., Process]) -> None:
 
 
 @pytest.mark.parametrize(("version", "sent"), [("3.10.1", ["s01"]), ("3.16.1", ["s01"]), ("3.17.2", ["s00", "s01"])])
-@pytest.mark.parametrize("uncertain", [True, False])
-def test_uncertain_request_is_looked_up_on_servers_before_3_17(
-    scripted_server: ScriptedServer, tmp_path: Path, version: str, sent: list[str], uncertain: bool
+@pytest.mark.parametrize("may_have_arrived", [True, False])
+def test_request_that_may_have_arrived_is_looked_up_on_servers_before_3_17(
+    scripted_server: ScriptedServer, tmp_path: Path, version: str, sent: list[str], may_have_arrived: bool
 ) -> None:
     """The server has stored the first of two spans."""
     spans = encode_spans("s00", "s01")
     settings = resolve({"tracking_uri": scripted_server.url, "spool": True, "spool_dir": tmp_path})
     queue = open_queue(settings, "none", ProblemLog())
     long_ago = time.time() - 3600
-    assert queue.storage.append(PLACES[1], spans, uncertain=uncertain, sent_at=long_ago)
+    assert queue.storage.append(PLACES[1], spans, may_have_arrived=may_have_arrived, sent_at=long_ago)
 
     def stored_spans_response(_: RecordedRequest) -> Answer:
         ids = {"trace_id": spans[0].trace_id.to_bytes(16, "big"), "span_id": spans[0].span_id.to_bytes(8, "big")}
@@ -515,5 +515,5 @@ def test_uncertain_request_is_looked_up_on_servers_before_3_17(
     wait_until(lambda: queue.storage.totals().file_count == 0)
     exporter.shutdown(5000)
     names = [span.name for request in scripted_server.to("/v1/traces") for span in request.spans()]
-    assert names == (sent if uncertain else ["s00", "s01"])
-    assert bool(scripted_server.to("/api/3.0/mlflow/traces/batchGet")) is (uncertain and version != "3.17.2")
+    assert names == (sent if may_have_arrived else ["s00", "s01"])
+    assert bool(scripted_server.to("/api/3.0/mlflow/traces/batchGet")) is (may_have_arrived and version != "3.17.2")

@@ -75,20 +75,24 @@ class DoneRecorder:
         self.settled.append(settled)
 
 
-@pytest.mark.parametrize(("attempted", "uncertain"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("attempted", "may_have_arrived"), [(False, False), (True, False), (True, True)])
 def test_read_export_request_returns_what_was_put(
-    make_queue: Callable[[], PersistentQueue], attempted: bool, uncertain: bool
+    make_queue: Callable[[], PersistentQueue], attempted: bool, may_have_arrived: bool
 ) -> None:
     queue, spans = make_queue(), encode_spans("a", "b")
-    assert queue.append(HERE, spans, attempted=attempted, uncertain=uncertain)
+    assert queue.append(HERE, spans, attempted=attempted, may_have_arrived=may_have_arrived)
     request = read_export_request(queue, queue.storage.entries()[0], DoneRecorder())
     assert request is not None
     assert request.future.is_on_disk
     assert (request.destination, request.spans, request.future.remaining_count) == (HERE, spans, 2)
-    assert (request.was_sent, request.may_have_arrived) == (attempted, uncertain)
+    assert (request.was_sent, request.may_have_arrived) == (attempted, may_have_arrived)
     # The server may still be writing spans that were sent just before.
     remaining_seconds = request.check_until - time.monotonic()
-    assert MAX_WRITE_SECONDS - 10 < remaining_seconds <= MAX_WRITE_SECONDS if uncertain else request.check_until == 0.0
+    assert (
+        MAX_WRITE_SECONDS - 10 < remaining_seconds <= MAX_WRITE_SECONDS
+        if may_have_arrived
+        else request.check_until == 0.0
+    )
 
 
 @pytest.mark.parametrize(("seconds", "asks"), [(-3600.0, False), (3600.0, True)], ids=["long ago", "clock set back"])
@@ -96,7 +100,7 @@ def test_check_until_is_bounded_if_clock_changed(
     make_queue: Callable[[], PersistentQueue], seconds: float, asks: bool
 ) -> None:
     queue = make_queue()
-    assert queue.storage.append(HERE, encode_spans("a"), uncertain=True, sent_at=time.time() + seconds)
+    assert queue.storage.append(HERE, encode_spans("a"), may_have_arrived=True, sent_at=time.time() + seconds)
     request = read_export_request(queue, queue.storage.entries()[0], DoneRecorder())
     assert request is not None
     remaining_seconds = request.check_until - time.monotonic()
@@ -107,24 +111,24 @@ def test_check_until_is_bounded_if_clock_changed(
 
 
 def append_and_read(
-    make_queue: Callable[[], PersistentQueue], *names: str, uncertain: bool = False
+    make_queue: Callable[[], PersistentQueue], *names: str, may_have_arrived: bool = False
 ) -> tuple[PersistentQueue, SpooledFuture, DoneRecorder]:
     queue, on_done = make_queue(), DoneRecorder()
-    assert queue.append(HERE, encode_spans(*names), attempted=uncertain, uncertain=uncertain)
+    assert queue.append(HERE, encode_spans(*names), attempted=may_have_arrived, may_have_arrived=may_have_arrived)
     request = read_export_request(queue, queue.storage.entries()[0], on_done)
     assert request is not None
     assert isinstance(request.future, SpooledFuture)
     return queue, request.future, on_done
 
 
-def test_on_attempt_marks_file_as_uncertain(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
+def test_on_attempt_marks_that_file_may_have_arrived(make_queue: Callable[[], PersistentQueue], folder: Path) -> None:
     _, future, _ = append_and_read(make_queue, "a")
     [path] = files(folder)
-    assert state_on(path) == DeliveryState(0, uncertain=False, sent_at=0.0)
+    assert state_on(path) == DeliveryState(0, may_have_arrived=False, sent_at=0.0)
     before = time.time()
     future.record_attempt()
     state = state_on(path)
-    assert (state.attempts, state.uncertain) == (1, True)
+    assert (state.attempts, state.may_have_arrived) == (1, True)
     assert before <= state.sent_at <= time.time()
 
 
@@ -139,12 +143,12 @@ FATES: list[tuple[list[str], bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("fates", "uncertain"), FATES)
+@pytest.mark.parametrize(("fates", "may_have_arrived"), FATES)
 @pytest.mark.parametrize("before", [False, True])
 def test_file_state_follows_outcomes(
-    make_queue: Callable[[], PersistentQueue], folder: Path, fates: list[str], uncertain: bool, before: bool
+    make_queue: Callable[[], PersistentQueue], folder: Path, fates: list[str], may_have_arrived: bool, before: bool
 ) -> None:
-    _, future, on_done = append_and_read(make_queue, "a", "b", "c", uncertain=before)
+    _, future, on_done = append_and_read(make_queue, "a", "b", "c", may_have_arrived=before)
     for fate in fates:
         future.record_attempt()
         if fate.startswith("some"):
@@ -154,7 +158,7 @@ def test_file_state_follows_outcomes(
             future.record_failure(may_have_arrived=fate == "unclear")
     [path] = files(folder)
     state = state_on(path)
-    assert (state.attempts, state.uncertain) == (len(fates) + before, uncertain or before)
+    assert (state.attempts, state.may_have_arrived) == (len(fates) + before, may_have_arrived or before)
     assert on_done.settled == []
 
 
@@ -186,10 +190,10 @@ def test_yield_slot_and_release_keep_file(make_queue: Callable[[], PersistentQue
         max_size=12,
     )
 )
-def test_file_is_uncertain_whenever_spans_may_have_arrived(
+def test_file_is_marked_whenever_spans_may_have_arrived(
     tmp_path_factory: pytest.TempPathFactory, events: list[str]
 ) -> None:
-    """The file is marked as uncertain after each attempt whose failure is not certain."""
+    """The file is marked after each attempt whose failure is not certain."""
     settings = SpoolSettings(spool=True, spool_dir=str(tmp_path_factory.mktemp("spool")))
 
     def read_again() -> SpooledFuture | None:
@@ -199,7 +203,7 @@ def test_file_is_uncertain_whenever_spans_may_have_arrived(
         return cast("SpooledFuture", request.future) if request else None
 
     first = PersistentQueue(SpoolStorage(settings, "target", "", ProblemLog()), None, ProblemLog())
-    assert first.append(HERE, encode_spans("a", "b", "c"), attempted=False, uncertain=False)
+    assert first.append(HERE, encode_spans("a", "b", "c"), attempted=False, may_have_arrived=False)
     future, may_have_arrived = read_again(), False
     for event in events:
         if future is None or future.remaining_count <= 0:
@@ -217,7 +221,7 @@ def test_file_is_uncertain_whenever_spans_may_have_arrived(
             future.record_failure(may_have_arrived=event == "unclear")
         may_have_arrived = may_have_arrived or event not in ("lost", "refused")
         paths = files(Path(str(settings.spool_dir), "target"))
-        assert not paths or not may_have_arrived or state_on(paths[0]).uncertain
+        assert not paths or not may_have_arrived or state_on(paths[0]).may_have_arrived
         assert bool(paths) is (future.remaining_count > 0)
         if event == "killed while it is sent":
             future = read_again()

@@ -78,7 +78,9 @@ def test_spool_of_killed_processes_is_delivered_exactly_once(
     queue = open_queue(settings, "none", ProblemLog())
     encoder = SpanEncoder()
     for span in make_spans(*map(str, range(2000))):
-        assert queue.append(Destination(experiment_id="1"), [encoder.encode(span)], attempted=False, uncertain=False)
+        assert queue.append(
+            Destination(experiment_id="1"), [encoder.encode(span)], attempted=False, may_have_arrived=False
+        )
     [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 

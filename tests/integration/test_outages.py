@@ -526,7 +526,7 @@ threading.Event().wait(60)
 """
 
 
-def test_kill_during_a_send_marks_the_request_as_uncertain(server: ScriptedServer) -> None:
+def test_kill_during_a_send_marks_that_the_request_may_have_arrived(server: ScriptedServer) -> None:
     release = threading.Event()
     server.answer(DOWN, DOWN, then=Answer(200, hold=release))
     child = subprocess.Popen(
@@ -541,7 +541,7 @@ def test_kill_during_a_send_marks_the_request_as_uncertain(server: ScriptedServe
         release.set()
     [path] = spooled_files()
     _, state = file_format.read_header(path.read_bytes())
-    assert state.uncertain
+    assert state.may_have_arrived
     assert state.attempts >= 1
 
 

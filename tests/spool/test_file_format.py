@@ -44,13 +44,13 @@ def encode_request_file(
 
 @given(DESTINATIONS, st.integers(0, 2**40), st.booleans(), st.text(max_size=20))
 def test_file_round_trip_keeps_header_state_and_spans(
-    destination: Destination, attempts: int, uncertain: bool, message: str
+    destination: Destination, attempts: int, may_have_arrived: bool, message: str
 ) -> None:
-    state = DeliveryState(attempts, uncertain, 34.5)
+    state = DeliveryState(attempts, may_have_arrived, 34.5)
     content = encode_request_file(destination, state, message)
     header, decoded_state, spans = spool_file.decode_file(content)
     assert header == FileHeader(destination, 9, TRACES, 12.5, message)
-    assert decoded_state == DeliveryState(min(attempts, 2**32 - 1), uncertain, 34.5)
+    assert decoded_state == DeliveryState(min(attempts, 2**32 - 1), may_have_arrived, 34.5)
     assert spans == SPANS
     assert spool_file.read_header(content[: spool_file.MAX_HEADER_BYTES]) == (header, decoded_state)
 
@@ -61,7 +61,7 @@ def test_body_is_compressed() -> None:
 
 def test_state_can_be_changed_in_place() -> None:
     content = bytearray(encode_request_file())
-    state = DeliveryState(7, uncertain=True, sent_at=1e9)
+    state = DeliveryState(7, may_have_arrived=True, sent_at=1e9)
     content[spool_file.STATE_OFFSET : spool_file.STATE_OFFSET + len(state.pack())] = state.pack()
     assert spool_file.decode_file(bytes(content))[1] == state
 
@@ -191,8 +191,8 @@ def test_header_length_beyond_limit_is_corrupt() -> None:
 
 def test_state_without_a_time_is_read_as_never_sent() -> None:
     for sent_at in (float("nan"), float("inf")):
-        content = encode_request_file(state=DeliveryState(1, uncertain=True, sent_at=sent_at))
-        assert spool_file.decode_file(content)[1] == DeliveryState(1, uncertain=True, sent_at=0.0)
+        content = encode_request_file(state=DeliveryState(1, may_have_arrived=True, sent_at=sent_at))
+        assert spool_file.decode_file(content)[1] == DeliveryState(1, may_have_arrived=True, sent_at=0.0)
 
 
 def test_request_that_is_too_large_raises(monkeypatch: pytest.MonkeyPatch) -> None:

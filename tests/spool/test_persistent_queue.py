@@ -81,25 +81,25 @@ def read_state(path: Path) -> DeliveryState:
 # Requests
 
 
-@pytest.mark.parametrize(("attempted", "uncertain"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("attempted", "may_have_arrived"), [(False, False), (True, False), (True, True)])
 def test_read_returns_what_was_put(
-    make_queue: Callable[..., PersistentQueue], attempted: bool, uncertain: bool
+    make_queue: Callable[..., PersistentQueue], attempted: bool, may_have_arrived: bool
 ) -> None:
     queue, spans, changes = make_queue(), encode_spans("a", "b"), list[bool]()
     queue.on_append = lambda: changes.append(True)
-    assert queue.append(DESTINATION, spans, attempted=attempted, uncertain=uncertain)
+    assert queue.append(DESTINATION, spans, attempted=attempted, may_have_arrived=may_have_arrived)
     assert changes == [True]
     [entry] = queue.storage.entries()
     stored = queue.read(entry)
     assert stored is not None
-    assert (stored.destination, stored.spans, stored.state.uncertain) == (DESTINATION, spans, uncertain)
+    assert (stored.destination, stored.spans, stored.state.may_have_arrived) == (DESTINATION, spans, may_have_arrived)
     assert (stored.state.attempts > 0, stored.state.sent_at > 0) == (attempted, attempted)
 
 
 def test_read_of_missing_or_damaged_file_returns_none(make_queue: Callable[..., PersistentQueue], folder: Path) -> None:
     queue = make_queue()
     for name in "ab":
-        assert queue.append(DESTINATION, encode_spans(name), attempted=False, uncertain=False)
+        assert queue.append(DESTINATION, encode_spans(name), attempted=False, may_have_arrived=False)
     missing, damaged = queue.storage.entries()
     (folder / missing.name).unlink()
     (folder / damaged.name).write_bytes(b"what")
@@ -111,7 +111,7 @@ def test_append_to_unusable_disk_returns_false(make_queue: Callable[..., Persist
     (tmp_path / "file").write_text("")
     queue = make_queue(spool_dir=str(tmp_path / "file" / "spool"))
     queue.on_append = lambda: pytest.fail("nothing is there")
-    assert not queue.append(DESTINATION, encode_spans("a"), attempted=True, uncertain=True)
+    assert not queue.append(DESTINATION, encode_spans("a"), attempted=True, may_have_arrived=True)
     assert not queue.has_leftovers()
 
 
@@ -123,7 +123,7 @@ def test_stored_and_acknowledged_spans_leave_the_journal(
     for span in spans:
         queue.journal.append(span)
     encoder = SpanEncoder()
-    assert queue.append(DESTINATION, [encoder.encode(spans[0])], attempted=False, uncertain=False)
+    assert queue.append(DESTINATION, [encoder.encode(spans[0])], attempted=False, may_have_arrived=False)
     queue.acknowledge([encoder.encode(spans[1])])  # delivered
     queue.close()
     assert list((folder / "journal").iterdir()) == []
@@ -152,7 +152,7 @@ def test_has_leftovers_counts_requests_and_journals(
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_bytes(b"")
     assert make_queue().has_leftovers() is expected
-    assert make_queue().append(DESTINATION, encode_spans("a"), attempted=False, uncertain=False)
+    assert make_queue().append(DESTINATION, encode_spans("a"), attempted=False, may_have_arrived=False)
     assert make_queue().has_leftovers()
 
 
@@ -181,7 +181,9 @@ def leave_journal(make_queue: Callable[..., PersistentQueue], spans: Sequence[Re
     killed.close()
 
 
-def test_recover_journals_stores_uncertain_requests(make_queue: Callable[..., PersistentQueue], folder: Path) -> None:
+def test_recover_journals_stores_requests_that_may_have_arrived(
+    make_queue: Callable[..., PersistentQueue], folder: Path
+) -> None:
     spans, callbacks = make_traces(2, children=2), RecoveryCallbacks()
     leave_journal(make_queue, spans)
     leave_journal(make_queue, [])
@@ -190,7 +192,7 @@ def test_recover_journals_stores_uncertain_requests(make_queue: Callable[..., Pe
     assert sorted(span.name for recovered in callbacks.arguments for span in recovered.spans) == sorted(
         span.name for span in spans
     )
-    assert [read_state(path).uncertain and read_state(path).attempts for path in list_files(folder)] == [1] * 6
+    assert [read_state(path).may_have_arrived and read_state(path).attempts for path in list_files(folder)] == [1] * 6
     assert list((folder / "journal").iterdir()) == []
     callbacks.arguments.clear()
     queue.recover_journals(callbacks, callbacks.record_filtered)
@@ -290,7 +292,7 @@ def test_recover_journals_with_crafted_lines_keeps_other_spans(
 def test_destination_with_lone_surrogates_reaches_the_reader(make_queue: Callable[..., PersistentQueue]) -> None:
     queue = make_queue()
     destination = Destination("a\ud800b", run_id="\udfff\n", service_name="\x1b[2J")
-    assert queue.append(destination, encode_spans("a\ud800b"), attempted=False, uncertain=False)
+    assert queue.append(destination, encode_spans("a\ud800b"), attempted=False, may_have_arrived=False)
     [entry] = queue.storage.entries()
     stored = queue.read(entry)
     assert stored is not None
@@ -328,10 +330,10 @@ def read_origin_labels(queue: PersistentQueue) -> list[str]:
 def test_read_labels_requests_of_other_runs(make_queue: Callable[..., PersistentQueue]) -> None:
     leave_journal(make_queue, make_spans("killed"))
     earlier = make_queue()
-    assert earlier.append(DESTINATION, encode_spans("a"), attempted=False, uncertain=False)
+    assert earlier.append(DESTINATION, encode_spans("a"), attempted=False, may_have_arrived=False)
     queue, other, callbacks = make_queue(), make_queue(), RecoveryCallbacks()
-    assert queue.append(DESTINATION, encode_spans("b"), attempted=False, uncertain=False)
-    assert other.append(DESTINATION, encode_spans("c"), attempted=False, uncertain=False)
+    assert queue.append(DESTINATION, encode_spans("b"), attempted=False, may_have_arrived=False)
+    assert other.append(DESTINATION, encode_spans("c"), attempted=False, may_have_arrived=False)
     queue.recover_journals(callbacks, callbacks.record_filtered)
     assert read_origin_labels(queue) == [
         "left by an earlier run",
@@ -373,7 +375,7 @@ def test_each_target_and_identity_has_its_own_folder_without_credentials(tmp_pat
     for identity in IDENTITIES.values():
         arguments = {**common, **identity}
         queue = open_queue(resolve(arguments, environment={}), "a user", ProblemLog())
-        assert queue.append(DESTINATION, encode_spans("a"), attempted=False, uncertain=False)
+        assert queue.append(DESTINATION, encode_spans("a"), attempted=False, may_have_arrived=False)
     assert len(list(tmp_path.iterdir())) == len(IDENTITIES)
     new_password = {"credentials": ("ada", "planted-3"), "tracking_uri": "http://mlflow:5000"}
     reopened = open_queue(
@@ -405,7 +407,7 @@ def test_exporters_sharing_a_folder_with_other_secrets_are_warned(
         for credentials in (first, second)
     )
     for queue in (one, other):
-        assert queue.append(DESTINATION, encode_spans("a"), attempted=False, uncertain=False)
+        assert queue.append(DESTINATION, encode_spans("a"), attempted=False, may_have_arrived=False)
     for queue in (one, other):
         for entry in queue.storage.entries_of_this_process():
             queue.read(entry)

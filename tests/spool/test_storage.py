@@ -98,7 +98,7 @@ def test_append_and_checkout_oldest_first(
     storage, requests = make_storage(), [encode_spans(number) for number in (1, 2, 3)]
     for number, request in enumerate(requests):
         clock.now += 1
-        assert storage.append(DESTINATION, request, uncertain=number == 2, sent_at=5.0 * number)
+        assert storage.append(DESTINATION, request, may_have_arrived=number == 2, sent_at=5.0 * number)
     entries = storage.entries()
     assert [entry.span_count for entry in entries] == [1, 2, 3]
     assert len({entry.destination_hash for entry in entries}) == 1
@@ -109,7 +109,7 @@ def test_append_and_checkout_oldest_first(
         assert requests_found == request
         assert (header.destination, header.span_count) == (DESTINATION, len(request))
         assert header.trace_ids == tuple(span.trace_id for span in request)
-    assert (header.created_at, state) == (clock.now, DeliveryState(1, uncertain=True, sent_at=10.0))
+    assert (header.created_at, state) == (clock.now, DeliveryState(1, may_have_arrived=True, sent_at=10.0))
     assert storage.entries() == []  # checked out
     storage.release(entries[1])
     assert storage.entries() == [entries[1]]
@@ -145,10 +145,10 @@ def test_other_process_sees_request_and_its_state(make_storage: Callable[..., Sp
     first, second = make_storage(), make_storage()
     assert first.append(DESTINATION, encode_spans())
     [entry] = second.entries()
-    second.write_state(entry, DeliveryState(3, uncertain=True, sent_at=7.0))
+    second.write_state(entry, DeliveryState(3, may_have_arrived=True, sent_at=7.0))
     content = first.checkout(entry)
     assert content is not None
-    assert content[1] == DeliveryState(3, uncertain=True, sent_at=7.0)
+    assert content[1] == DeliveryState(3, may_have_arrived=True, sent_at=7.0)
     second.remove(entry)
     first.release(entry)
     assert first.entries() == []

@@ -90,7 +90,7 @@ class Machine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.now = 1e9
         self.acknowledged: dict[int, list[EncodedSpan]] = {}  # by the span's id
-        self.uncertain: dict[int, list[EncodedSpan]] = {}  # killed while it was written or removed
+        self.interrupted: dict[int, list[EncodedSpan]] = {}  # killed while it was written or removed
         self.damaged: set[int] = set()
         self.alive: list[Process] = []
 
@@ -133,7 +133,7 @@ class Machine(RuleBasedStateMachine):
             with Kill(calls, before=before):
                 acknowledged = process.storage.append(Destination(), request)
         except Killed:
-            self.uncertain[request[0].span_id] = request
+            self.interrupted[request[0].span_id] = request
         else:
             assert acknowledged
             self.acknowledged[request[0].span_id] = request
@@ -146,7 +146,7 @@ class Machine(RuleBasedStateMachine):
             loaded = process.storage.checkout(entry)
             if loaded is not None:
                 process.storage.write_state(
-                    entry, DeliveryState(loaded[1].attempts + 1, uncertain=True, sent_at=self.now)
+                    entry, DeliveryState(loaded[1].attempts + 1, may_have_arrived=True, sent_at=self.now)
                 )
                 return entry, loaded[2]
         return None
@@ -157,13 +157,13 @@ class Machine(RuleBasedStateMachine):
         if checked_out is not None:
             entry, request = checked_out
             oldest = next(iter(self.acknowledged.values()), None)
-            requests = {**self.acknowledged, **self.uncertain}
+            requests = {**self.acknowledged, **self.interrupted}
             assert requests[request[0].span_id] == request
-            if not self.uncertain and not self.damaged:
+            if not self.interrupted and not self.damaged:
                 assert request == oldest
             process.storage.remove(entry)
             self.acknowledged.pop(request[0].span_id, None)
-            self.uncertain.pop(request[0].span_id, None)
+            self.interrupted.pop(request[0].span_id, None)
 
     @rule(process=consumes(processes), calls=st.integers(0, 8), before=st.booleans())
     def deliver_and_be_killed(self, process: Process, calls: int, before: bool) -> None:
@@ -174,9 +174,9 @@ class Machine(RuleBasedStateMachine):
                 with Kill(calls, before=before):
                     process.storage.remove(entry)
             except Killed:
-                self.uncertain[request[0].span_id] = request
+                self.interrupted[request[0].span_id] = request
             else:
-                self.uncertain.pop(request[0].span_id, None)
+                self.interrupted.pop(request[0].span_id, None)
             self.acknowledged.pop(request[0].span_id, None)
         self._end_process(process)
 
@@ -204,13 +204,13 @@ class Machine(RuleBasedStateMachine):
         if position < len(files):
             content = files[position].read_bytes()
             # Rarely the file belongs to no request of this test, and then none can be missing.
-            requests = {**self.acknowledged, **self.uncertain}
+            requests = {**self.acknowledged, **self.interrupted}
             span_id = spool_file.decode_file(content)[2][0].span_id if _is_whole(content) else None
             files[position].write_bytes(content[: keep % max(1, len(content))])
             if span_id in requests:
                 self.damaged.add(span_id)
                 self.acknowledged.pop(span_id, None)
-                self.uncertain.pop(span_id, None)
+                self.interrupted.pop(span_id, None)
 
     @rule()
     def write_foreign_file(self) -> None:
@@ -226,7 +226,7 @@ class Machine(RuleBasedStateMachine):
                 span_ids.append(spool_file.decode_file(content)[2][0].span_id)
         assert len(span_ids) == len(set(span_ids))
         assert set(self.acknowledged) <= set(span_ids)
-        assert set(span_ids) <= set(self.acknowledged) | set(self.uncertain)
+        assert set(span_ids) <= set(self.acknowledged) | set(self.interrupted)
 
 
 def _is_whole(content: bytes) -> bool:

@@ -142,7 +142,7 @@ def _print_requests(settings: Settings, subfolder: str) -> int:
                 f"tr-{header.trace_ids[0]:032x}" if header.trace_ids else "-",
                 f"experiment {experiment}"
                 + (f" of workspace {destination.workspace}" if destination.workspace else ""),
-                f"{state.attempts} attempts" + (", may have arrived" if state.uncertain else ""),
+                f"{state.attempts} attempts" + (", may have arrived" if state.may_have_arrived else ""),
             ]
             print(_clean("  ".join([*columns, header.message] if header.message else columns)))
         for problem, name in unsafe_names.items():

@@ -245,7 +245,7 @@ class Pipeline:
         """Write spans to disk that cannot be sent any more, or drop them without a spool."""
         queue = self.persistent_queue
         for destination, encoded in self.batcher.build(spans)[0]:
-            if queue is None or not queue.append(destination, encoded, attempted=False, uncertain=False):
+            if queue is None or not queue.append(destination, encoded, attempted=False, may_have_arrived=False):
                 self.record_dropped(len(encoded), reason)
 
     # Called by the retry sender, the spool and its consumer

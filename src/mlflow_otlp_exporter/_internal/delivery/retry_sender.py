@@ -389,16 +389,16 @@ class RetrySender:
 
     def spool(self, request: ExportRequest) -> bool:
         """Write a request to disk; False if the disk does not take it."""
-        assert self._persistent_queue is not None
+        queue, spans = self._persistent_queue, request.spans
+        assert queue is not None
         self._live_destinations.add(request.destination)
-        count = len(request.spans)
-        if count:
-            if not self._persistent_queue.append(
-                request.destination, request.spans, attempted=request.was_sent, uncertain=request.may_have_arrived
+        if spans:
+            if not queue.append(
+                request.destination, spans, attempted=request.was_sent, may_have_arrived=request.may_have_arrived
             ):
                 return False
             request.spans = []
-            request.future.settle(count, 0)
+            request.future.settle(len(spans), 0)
         return True
 
     def _start_delay(self, request: ExportRequest, outcome: ExportOutcome, cause: FailureKind) -> float:

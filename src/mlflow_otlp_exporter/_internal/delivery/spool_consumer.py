@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -61,20 +62,20 @@ class SpooledFuture(ExportFuture):
         self.label = stored.origin_label
         # `on_done` gets False if others may be sent meanwhile, True if the file is deleted or stays for later.
         self._spool, self._entry, self._delivery_state, self._on_done = spool, entry, stored.state, on_done
-        self._may_have_arrived = stored.state.uncertain
+        self._may_have_arrived = stored.state.may_have_arrived
         self.add_done_callback(self._remove)
 
     def record_attempt(self) -> None:
         # Written before the request is sent: after a kill, the next run knows that it may have arrived.
-        self._delivery_state = DeliveryState(self._delivery_state.attempts + 1, uncertain=True, sent_at=time.time())
+        self._delivery_state = DeliveryState(
+            self._delivery_state.attempts + 1, may_have_arrived=True, sent_at=time.time()
+        )
         self._spool.write_state(self._entry, self._delivery_state)
 
     def record_failure(self, *, may_have_arrived: bool) -> None:
         self._may_have_arrived = self._may_have_arrived or may_have_arrived
         if not self._may_have_arrived:
-            self._delivery_state = DeliveryState(
-                self._delivery_state.attempts, uncertain=False, sent_at=self._delivery_state.sent_at
-            )
+            self._delivery_state = replace(self._delivery_state, may_have_arrived=False)
             self._spool.write_state(self._entry, self._delivery_state)
 
     def settle(self, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None) -> None:
@@ -102,9 +103,9 @@ def read_export_request(
         return None
     future, state = SpooledFuture(queue.storage, entry, stored, on_done), stored.state
     request = ExportRequest(
-        stored.destination, stored.spans, future, may_have_arrived=state.uncertain, was_sent=state.attempts > 0
+        stored.destination, stored.spans, future, may_have_arrived=state.may_have_arrived, was_sent=state.attempts > 0
     )
-    if state.uncertain:
+    if state.may_have_arrived:
         # The server may still be writing spans that were sent just before; bounded, if the clock was changed.
         remaining_seconds = min(max(state.sent_at + MAX_WRITE_SECONDS - time.time(), 0.0), MAX_WRITE_SECONDS)
         request.check_until = time.monotonic() + remaining_seconds

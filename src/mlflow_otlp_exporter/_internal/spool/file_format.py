@@ -70,11 +70,11 @@ class DeliveryState:
     """The attempts to send a request."""
 
     attempts: int = 0
-    uncertain: bool = False  # the request may have arrived
+    may_have_arrived: bool = False
     sent_at: float = 0.0  # the last attempt, in seconds since 1970
 
     def pack(self) -> bytes:
-        return _STATE.pack(min(self.attempts, (1 << 32) - 1), self.uncertain, self.sent_at)
+        return _STATE.pack(min(self.attempts, (1 << 32) - 1), self.may_have_arrived, self.sent_at)
 
 
 def encode_file(
@@ -181,6 +181,6 @@ def _parse_header(content: bytes) -> tuple[FileHeader, DeliveryState, int]:
         and all(value is None or isinstance(value, str) for value in destination.values())
     ):
         raise CorruptFileError("impossible values in the header")
-    attempts, uncertain, sent_at = _STATE.unpack_from(content, STATE_OFFSET)
-    state = DeliveryState(attempts, uncertain, sent_at if math.isfinite(sent_at) else 0.0)
+    attempts, may_have_arrived, sent_at = _STATE.unpack_from(content, STATE_OFFSET)
+    state = DeliveryState(attempts, may_have_arrived, sent_at if math.isfinite(sent_at) else 0.0)
     return FileHeader(Destination(**destination), span_count, trace_ids, created_at, message), state, body_bytes

@@ -91,11 +91,11 @@ class PersistentQueue:
         self._recovered_names: set[str] = set()
 
     def append(
-        self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, uncertain: bool
+        self, destination: Destination, spans: Sequence[EncodedSpan], *, attempted: bool, may_have_arrived: bool
     ) -> Entry | None:
-        """Write spans to disk; `uncertain` if they may have arrived. Returns None if the disk takes nothing now."""
+        """Write spans to disk. Returns None if the disk takes nothing now."""
         sent_at = time.time() if attempted else 0.0
-        entry = self.storage.append(destination, spans, uncertain=uncertain, sent_at=sent_at)
+        entry = self.storage.append(destination, spans, may_have_arrived=may_have_arrived, sent_at=sent_at)
         if entry is not None:
             self._problem_log.stats.add(spooled=len(spans))
             self.acknowledge(spans)
@@ -165,7 +165,7 @@ class PersistentQueue:
         for (destination, is_redacted), spans in groups.items():
             for encoded_destination, encoded in encode(RecoveredSpans(destination, spans, is_redacted)):
                 # They may have been in flight when the process was killed.
-                entry = self.append(encoded_destination, encoded, attempted=True, uncertain=True)
+                entry = self.append(encoded_destination, encoded, attempted=True, may_have_arrived=True)
                 if entry is None:
                     return False
                 self._recovered_names.add(entry.name)

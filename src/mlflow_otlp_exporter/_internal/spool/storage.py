@@ -128,16 +128,18 @@ class SpoolStorage:
         return time.monotonic() >= self._retry_at
 
     def append(
-        self, destination: Destination, spans: Sequence[EncodedSpan], *, uncertain: bool = False, sent_at: float = 0.0
+        self,
+        destination: Destination,
+        spans: Sequence[EncodedSpan],
+        *,
+        may_have_arrived: bool = False,
+        sent_at: float = 0.0,
     ) -> Entry | None:
-        """Write a request; returns None if the disk takes nothing now.
-
-        `uncertain` is true if the request may have arrived; `sent_at` is in seconds since 1970, 0 if it was never sent.
-        """
+        """Write a request that was sent at a Unix time, or never (0); None if the disk takes nothing now."""
         if not self.is_writable:
             return None
         created_at = self._clock()
-        state = DeliveryState(int(sent_at > 0), uncertain, sent_at)
+        state = DeliveryState(int(sent_at > 0), may_have_arrived, sent_at)
         try:
             content = encode_file(destination, spans, state, created_at)
             with self._lock:
