@@ -588,10 +588,15 @@ def test_too_large_span_that_cannot_be_truncated_is_dropped(caplog: pytest.LogCa
 
 # Exactly once to MLflow's eyes
 
-AMBIGUOUS = [HttpResponse(504), HttpResponse(502), HttpResponse(500), TransportError("reset", may_have_arrived=True)]
+MAY_HAVE_ARRIVED = [
+    HttpResponse(504),
+    HttpResponse(502),
+    HttpResponse(500),
+    TransportError("reset", may_have_arrived=True),
+]
 
 
-@pytest.mark.parametrize("answer", AMBIGUOUS)
+@pytest.mark.parametrize("answer", MAY_HAVE_ARRIVED)
 @pytest.mark.parametrize(("version", "asks"), [("3.10.1", True), ("3.13.0", True), ("3.16.1", True), ("3.17.0", False)])
 def test_retry_looks_up_stored_spans_on_older_servers(
     answer: HttpResponse | TransportError, version: str, asks: bool

@@ -156,7 +156,7 @@ def row_retried(
     message: str,
     advice: str = SERVER_ADVICE,
     *,
-    ambiguous: bool = False,
+    may_have_arrived: bool = False,
     times: int = 2,
     **more: Any,
 ) -> Row:
@@ -165,8 +165,8 @@ def row_retried(
     After a request that may have arrived, stored spans are looked up each time; here the lookup is not available.
     """
     result = SUCCESS if advice == SERVER_ADVICE else FAILURE
-    rest_paths = (VERSION, *[BATCH_GET] * times) if ambiguous else ()
-    log_lines = [export_failing(message, advice), *([SENT_WITHOUT_LOOKUP] if ambiguous else []), RECOVERED]
+    rest_paths = (VERSION, *[BATCH_GET] * times) if may_have_arrived else ()
+    log_lines = [export_failing(message, advice), *([SENT_WITHOUT_LOOKUP] if may_have_arrived else []), RECOVERED]
     defaults: dict[str, Any] = {"result": result, "rest_paths": rest_paths, "log_lines": log_lines, **more}
     return Row(name, (answer,) * times, **{"requests": times + 1, **defaults})
 
@@ -461,25 +461,28 @@ ROWS = [
         "500, plain text: Kubernetes API away",
         text(500, "Internal Server Error"),
         "500: Internal Server Error",
-        ambiguous=True,
+        may_have_arrived=True,
         times=1,
     ),
     row_retried(
         "500: Kubernetes API answers 503",
         kubernetes(500, "INTERNAL_ERROR", "Failed to perform Kubernetes authorization check: (503)"),
         r"500: Failed to perform Kubernetes authorization check: \(503\)",
-        ambiguous=True,
+        may_have_arrived=True,
         times=1,
     ),
-    row_retried("500: nothing else is accepted", Answer(500), "500", ambiguous=True),
+    row_retried("500: nothing else is accepted", Answer(500), "500", may_have_arrived=True),
     row_retried(
-        "502, page of a proxy", page(502, "502 Bad Gateway"), r"502: an HTML page \(502 Bad Gateway\)", ambiguous=True
+        "502, page of a proxy",
+        page(502, "502 Bad Gateway"),
+        r"502: an HTML page \(502 Bad Gateway\)",
+        may_have_arrived=True,
     ),
     row_retried(
         "503: MLflow's database is locked",
         error(503, "TEMPORARILY_UNAVAILABLE", "(sqlite3.OperationalError) database is locked" + SQL),
         r"503: \(sqlite3\.OperationalError\) database is locked",
-        ambiguous=True,
+        may_have_arrived=True,
     ),
     row_retried("503, page", page(503, "Down for maintenance"), r"503: an HTML page \(Down for maintenance\)"),
     row_retried("503, empty", Answer(503), "503"),
@@ -492,33 +495,45 @@ ROWS = [
     row_retried(
         "503, body ends in the middle", Answer(503, headers=TEXT, body=b"away now", truncate=True), "503: away"
     ),
-    row_retried("504", text(504, "upstream timed out"), "504: upstream timed out", ambiguous=True),
+    row_retried("504", text(504, "upstream timed out"), "504: upstream timed out", may_have_arrived=True),
     row_retried("507", Answer(507), "507"),
     row_retried("503, closes the connection", Answer(503, keep_alive=False), "503"),
     row_retried(
         "400: MLflow's SQLite file is no database",
         error(400, "BAD_REQUEST", "(sqlite3.DatabaseError) file is not a database" + SQL),
         r"400: \(sqlite3\.DatabaseError\) file is not a database",
-        ambiguous=True,
+        may_have_arrived=True,
     ),
     # Connections that end.
-    row_retried("closed before the request is read", Answer(close="before-request"), CLOSED, ambiguous=True, times=1),
     row_retried(
-        "reset before the request is read", Answer(close="before-request", reset=True), CLOSED, ambiguous=True, times=1
+        "closed before the request is read", Answer(close="before-request"), CLOSED, may_have_arrived=True, times=1
     ),
-    row_retried("closed after the request's headers", Answer(close="after-headers-read"), CLOSED, ambiguous=True),
+    row_retried(
+        "reset before the request is read",
+        Answer(close="before-request", reset=True),
+        CLOSED,
+        may_have_arrived=True,
+        times=1,
+    ),
+    row_retried(
+        "closed after the request's headers", Answer(close="after-headers-read"), CLOSED, may_have_arrived=True
+    ),
     row_retried(
         "reset after the request's headers",
         Answer(close="after-headers-read", reset=True),
         CLOSED,
-        ambiguous=True,
+        may_have_arrived=True,
         times=1,
     ),
-    row_retried("closed after the request", Answer(close="after-request"), CLOSED, ambiguous=True),
-    row_retried("reset after the request", Answer(close="after-request", reset=True), CLOSED, ambiguous=True),
-    row_retried("reset in the middle of the status", Answer(raw=b"HTTP/1.1 20", reset=True), CLOSED, ambiguous=True),
-    row_retried("reset after the status", Answer(raw=b"HTTP/1.1 200 OK\r\n", reset=True), CLOSED, ambiguous=True),
-    row_retried("no HTTP", Answer(raw=b"220 smtp ready\r\n"), CLOSED, ambiguous=True),
+    row_retried("closed after the request", Answer(close="after-request"), CLOSED, may_have_arrived=True),
+    row_retried("reset after the request", Answer(close="after-request", reset=True), CLOSED, may_have_arrived=True),
+    row_retried(
+        "reset in the middle of the status", Answer(raw=b"HTTP/1.1 20", reset=True), CLOSED, may_have_arrived=True
+    ),
+    row_retried(
+        "reset after the status", Answer(raw=b"HTTP/1.1 200 OK\r\n", reset=True), CLOSED, may_have_arrived=True
+    ),
+    row_retried("no HTTP", Answer(raw=b"220 smtp ready\r\n"), CLOSED, may_have_arrived=True),
     row_retried(
         "reset after the request, MLflow 3.17",
         Answer(close="after-request", reset=True),
@@ -526,10 +541,12 @@ ROWS = [
         rest_paths=(VERSION,),
         rest_responses={VERSION: Answer(body=b"3.17.2")},
     ),
-    row_retried("no answer in time", Answer(delay=30), LATE, ambiguous=True, times=1, timeout=SHORT, result=None),
+    row_retried(
+        "no answer in time", Answer(delay=30), LATE, may_have_arrived=True, times=1, timeout=SHORT, result=None
+    ),
     *(
-        row_retried(name, answer, message, ambiguous=ambiguous, times=1, timeout=SHORT, result=None)
-        for name, answer, message, ambiguous in (
+        row_retried(name, answer, message, may_have_arrived=may_have_arrived, times=1, timeout=SHORT, result=None)
+        for name, answer, message, may_have_arrived in (
             ("status and headers drip beyond the time-out", Answer(drip_head=SHORT / 10), LATE, True),
             (
                 "503, body drips beyond the time-out",
