@@ -85,11 +85,7 @@ class Batcher:
         return self._build((spans,))
 
     def build_and_clear(self, spans: list[ReadableSpan], byte_count: float = math.inf) -> list[Batch]:
-        """Return the batches of spans that are grouped by trace, and empty the list meanwhile.
-
-        A span of the SDK takes six times the memory of its bytes, and what is read from it as much again: this exists
-        for one chunk of spans at a time.
-        """
+        """Return the batches of spans that are grouped by trace, and empty the list meanwhile: they take much memory."""
         if len(spans) > _CHUNK_SPANS:
             return self._build(iter_chunks(spans), byte_count)[0]
         chunk = spans.copy()

@@ -419,10 +419,7 @@ class RetrySender:
         return delay
 
     def _on_server_error(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
-        """Decide after a 500, which may come from a server in trouble or from a span that it cannot process.
-
-        Failures count only while the destination accepts other requests in between.
-        """
+        """Decide after a 500; it counts only while the destination accepts other requests in between."""
         accepted_number = self._last_accepted.get(request.destination.name, 0)
         if not request.server_error_count or accepted_number > request.accepted_number:
             request.server_error_count += 1

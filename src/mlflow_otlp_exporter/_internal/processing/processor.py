@@ -147,11 +147,7 @@ class MLflowSpanProcessor(SpanProcessor):
 def attach_exporter(
     processor: MLflowSpanProcessor, exporter: MLflowSpanExporter, app: AppSettings | None = None
 ) -> TraceWorker | None:
-    """Let a processor send to this exporter from now on, and return its worker; None if the exporter is off.
-
-    A tracer provider cannot remove a processor: this is how `configure()` replaces a pipeline. The caller flushes the
-    previous worker. Without `app`, the processor keeps the settings that it was created with.
-    """
+    """Let a processor, which no tracer provider can remove, send to this exporter from now on; return its worker, if any."""
     return processor._attach(exporter, app)  # noqa: SLF001 - no public method, for set-up only
 
 

@@ -67,8 +67,11 @@ class TraceWorker:
         # application's thread more than the queue does.
         self.enqueue_start: Callable[[int], None] = _ignore_start if self.is_closed else self._events.put
         self._overflow: SimpleQueue[None] = SimpleQueue()
+        # Notified when a tick ends. Re-entrant: a signal handler may flush, or end a span that starts the thread.
+        self._changed = threading.Condition()
+        self._is_ticking = False
         # A flush is done when all spans that had ended before are submitted; its wake-up shortens the wait for a burst.
-        self._flushed, self._flush_wake_ups = threading.Condition(), SimpleQueue[None]()
+        self._flush_wake_ups: SimpleQueue[None] = SimpleQueue()
         self._requested_flush_count = self._done_flush_count = 0
         self._buffer = TraceBuffer(
             linger_seconds=settings.linger,
@@ -77,7 +80,6 @@ class TraceWorker:
             trace_filter=self._trace_filter,
         )
         self._thread: threading.Thread | None = None
-        self._starting, self._ticking = threading.Lock(), threading.Lock()
         self._is_thread_checked = False
         self._mean_span_bytes = _TYPICAL_SPAN_BYTES
         self._is_overflowing = False
@@ -115,18 +117,17 @@ class TraceWorker:
         self._is_thread_checked = (self._thread is not None and self._thread.is_alive()) or self._start_thread()
 
     def _start_thread(self) -> bool:
-        if not self._starting.acquire(blocking=False):
-            return False  # another thread starts it, or this very thread below a signal handler
-        try:
-            if self._thread is None or not self._thread.is_alive():
-                thread = threading.Thread(target=self._run, name="mlflow-otlp-worker", daemon=True)
-                thread.start()
+        with self._changed:
+            thread = self._thread
+            if thread is not None and (thread.is_alive() or thread.ident is None):
+                return True  # or this very thread is starting it, below a signal handler
+            self._thread = threading.Thread(target=self._run, name="mlflow-otlp-worker", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:
+                # No more threads, or the interpreter is shutting down: flush() works in its caller's thread.
                 self._thread = thread
-        except RuntimeError:
-            # No more threads, or the interpreter is shutting down: flush() works in its caller's thread.
-            return False
-        finally:
-            self._starting.release()
+                return False
         return True
 
     # In the worker's thread
@@ -153,10 +154,23 @@ class TraceWorker:
         except Empty:
             return
 
-    def _tick(self, timeout_seconds: float = -1) -> None:
+    def _begin_tick(self, timeout_seconds: float | None) -> bool:
+        """Wait for another tick; False after the timeout, as in a signal handler that interrupted the tick."""
+        with self._changed:
+            can_begin = self._changed.wait_for(lambda: not self._is_ticking, timeout_seconds)
+            self._is_ticking = True  # also if another tick is running still
+            return can_begin
+
+    def _end_tick(self, done_flush_count: int) -> None:
+        with self._changed:
+            self._is_ticking = False
+            self._done_flush_count = max(self._done_flush_count, done_flush_count)
+            self._changed.notify_all()
+
+    def _tick(self, timeout_seconds: float | None = None) -> None:
         """Move events into the buffer and submit the traces that are ready, or all during a flush."""
-        if not self._ticking.acquire(timeout=timeout_seconds):
-            return  # only without a thread: a signal handler interrupted this very tick, or another thread flushes
+        if not self._begin_tick(timeout_seconds):
+            return
         requested_flush_count = self._requested_flush_count
         is_flush = requested_flush_count > self._done_flush_count
         try:
@@ -183,11 +197,7 @@ class TraceWorker:
             if self._is_overflowing or not self._overflow.empty():
                 self._log_overflow()
         finally:
-            self._ticking.release()
-            if is_flush:
-                with self._flushed:
-                    self._done_flush_count = max(self._done_flush_count, requested_flush_count)
-                    self._flushed.notify_all()
+            self._end_tick(requested_flush_count)
 
     def _apply_event(self, event: int | ReadableSpan | None, now: float) -> None:
         try:
@@ -245,7 +255,7 @@ class TraceWorker:
             return True  # no span ever ended
         deadline = time.monotonic() + timeout_seconds
         dropped_before = self._pipeline.dropped_count
-        with self._flushed:
+        with self._changed:
             self._requested_flush_count += 1
             requested_count = self._requested_flush_count
         self._flush_wake_ups.put(None)
@@ -259,8 +269,8 @@ class TraceWorker:
                     self._tick(max(0.0, timeout_seconds))
             except Exception as error:  # noqa: BLE001 - as in the thread
                 log_exception(error, "submit spans")
-        with self._flushed:
-            is_submitted = self._flushed.wait_for(
+        with self._changed:
+            is_submitted = self._changed.wait_for(
                 lambda: self._done_flush_count >= requested_count, max(0.0, deadline - time.monotonic())
             )
         is_settled = self._pipeline.flush(deadline - time.monotonic())
@@ -283,7 +293,7 @@ class TraceWorker:
 
     def _drain_on_close(self) -> None:
         """Spool or drop spans that were enqueued during `close`, or that the worker had no time for."""
-        if not self._ticking.acquire(timeout=0.2):
+        if not self._begin_tick(0.2):
             return  # a tick is submitting: the pipeline spools or drops its spans
         try:
             while not self._events.empty():
@@ -293,4 +303,4 @@ class TraceWorker:
             if spans:
                 self._pipeline.spool_or_drop(spans, "ended during shutdown")
         finally:
-            self._ticking.release()
+            self._end_tick(0)

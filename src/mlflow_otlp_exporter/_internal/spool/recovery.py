@@ -106,10 +106,7 @@ class AbandonedJournal:
 
 
 def find_abandoned_journals(folder: Path, own_unique: str, unsafe_names: dict[str, str]) -> Iterator[AbandonedJournal]:
-    """Yield the journals of dead processes; `own_unique` is that of this process's journal.
-
-    `unsafe_names` gets the reason and one name for each kind of file that is no regular file of this user.
-    """
+    """Yield the journals of dead processes; `unsafe_names` gets the reason and one name for each kind of unusable file."""
     journals: dict[str, list[Path]] = {}
     try:
         secure_directory(folder)
