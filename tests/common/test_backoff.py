@@ -121,16 +121,16 @@ def test_should_spool_after_retry_or_known_failure(
 
 
 @pytest.mark.parametrize(
-    ("failure_count", "waited", "is_open"), [(0, 0.0, False), (1, 0.0, False), (2, 0.0, True), (2, 1.0, False)]
+    ("failure_count", "waited", "is_backing_off"), [(0, 0.0, False), (1, 0.0, False), (2, 0.0, True), (2, 1.0, False)]
 )
 def test_is_open_after_failed_retry_until_delay_ends(
-    state: State, clock: Clock, failure_count: int, waited: float, is_open: bool
+    state: State, clock: Clock, failure_count: int, waited: float, is_backing_off: bool
 ) -> None:
     for number in range(failure_count):
         clock.now += GROWING[number - 1] if number else 0.0
         record_failure(state)
     clock.now += waited
-    assert state.is_open(HERE) is is_open
+    assert state.is_backing_off(HERE) is is_backing_off
 
 
 @settings(deadline=None)

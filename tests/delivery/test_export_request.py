@@ -41,10 +41,10 @@ def test_bisect_orders_halves_by_chance() -> None:
 def test_bisect_keeps_what_is_known_about_the_request() -> None:
     whole = export_request(SPANS)
     whole.may_have_arrived, whole.created_at, whole.accepted_number = True, 12.0, 7
-    whole.server_error_count = whole.rejection_count = 2
+    whole.server_error_count = 2
     for half in bisect(whole, 0.9):
         assert (half.future, half.may_have_arrived, half.created_at) == (whole.future, True, 12.0)
-        assert (half.server_error_count, half.accepted_number, half.rejection_count) == (1, 7, 0)
+        assert (half.server_error_count, half.accepted_number, half.delay_count) == (1, 7, 0)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=10, max_size=10))

@@ -800,7 +800,7 @@ def test_drop_on_shutdown_counts_deferred_spans() -> None:
     for _ in range(3):
         queue = [*fixture.sender.send(queue.pop(0), 5.0).remaining, *queue]
     for request in queue:
-        fixture.sender.drop_on_shutdown(request)
+        fixture.sender.spool_or_drop(request)
     assert (fixture.dropped_count, future.remaining_count) == (16, 0)
 
 

@@ -62,8 +62,8 @@ class BackoffState(Generic[_Key, _Failure]):
     def last_failure(self, key: _Key) -> _Failure | None:
         return self._last_failures.get(key)
 
-    def is_open(self, key: _Key) -> bool:
-        """Whether a retry has failed, too, and the next attempt is not due yet."""
+    def is_backing_off(self, key: _Key) -> bool:
+        """Whether at least two attempts in a row failed and the delay is still running."""
         return self.failure_counts.get(key, 0) > 1 and self.remaining_delay(key) > 0.0
 
     def remaining_delay(self, key: _Key) -> float:

@@ -172,7 +172,7 @@ class WorkQueue(Generic[_Item]):
             queue, delay = self._queues[key], result.destination_delay
             if key in self._woken:
                 self._woken.discard(key)
-                # At most twice the short delay stays as it is: else two attempts would follow each other closely.
+                # A delay that is little longer stays as it is: else the attempt after it would follow closely.
                 delay = _WOKEN_DELAY_SECONDS if delay > 2 * _WOKEN_DELAY_SECONDS else delay
             queue.resume_at = time.monotonic() + delay if delay else 0.0
             if self._stopped:

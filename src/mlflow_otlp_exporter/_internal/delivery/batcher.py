@@ -85,7 +85,10 @@ class Batcher:
         return self._build((spans,))
 
     def build_and_clear(self, spans: list[ReadableSpan], byte_count: float = math.inf) -> list[Batch]:
-        """Return the batches of spans that are grouped by trace, and empty the list meanwhile: they take much memory."""
+        """Return the batches of spans that are grouped by trace, and empty the list meanwhile.
+
+        An SDK span takes six times its encoded size, so only one chunk is in that form at a time.
+        """
         if len(spans) > _CHUNK_SPANS:
             return self._build(iter_chunks(spans), byte_count)[0]
         chunk = spans.copy()

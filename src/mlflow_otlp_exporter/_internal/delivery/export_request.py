@@ -62,7 +62,7 @@ class ExportRequest:
     other_half: ExportRequest | None = field(default=None, repr=False)  # of a bisection
     rejection_count: int = 0  # of a single span
     server_error_count: int = 0  # 500 responses, counted once until the destination accepts another request
-    accepted_number: int = 0  # the last accepted request of the destination when a 500 was counted
+    accepted_number: int = 0  # of the last request that the destination had accepted at the last counted 500
     exception_count: int = 0  # unexpected exceptions
     check_until: float = 0.0  # until then, missing spans may still be on their way into the server's database
     was_sent: bool = False
@@ -75,7 +75,11 @@ class ExportRequest:
         """Move the spans of some traces into a request of their own."""
         spans = [span for span in self.spans if span.trace_id in trace_ids]
         self.spans = [span for span in self.spans if span.trace_id not in trace_ids]
-        return replace(self, spans=spans, has_bad_span=False, other_half=None)
+        return self.part(spans)
+
+    def part(self, spans: list[EncodedSpan]) -> ExportRequest:
+        """Return a request of some spans, with what is known about the whole."""
+        return replace(self, spans=spans, stored_ids=None, has_bad_span=False, other_half=None)
 
     @property
     def byte_count(self) -> int:
@@ -103,23 +107,13 @@ def split_spans(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[E
 def bisect(request: ExportRequest, chance: float) -> tuple[ExportRequest, ExportRequest]:
     """Split a failing request of two or more spans; `chance` (0 to 1) orders the halves.
 
-    If one half is delivered, a bad span is in the other one, which is split without being sent again: one bad span
-    costs one or two requests for each time that the request can be halved.
+    If one half is delivered, the other holds a bad span and is halved at once, unsent: a bad span costs one or two
+    requests per halving.
     """
-    first, second = (
-        ExportRequest(
-            request.destination,
-            spans,
-            request.future,
-            may_have_arrived=request.may_have_arrived,
-            # A half is split only after another failure while the destination accepts others; a span has five attempts.
-            server_error_count=min(request.server_error_count, 1) if len(spans) > 1 else 0,
-            accepted_number=request.accepted_number,
-            created_at=request.created_at,
-            attachments=request.attachments,
-        )
-        for spans in split_spans(request.spans)
-    )
+    first, second = map(request.part, split_spans(request.spans))
+    for half in (first, second):
+        # A half is split only after another failure while the destination accepts others; a span has five attempts.
+        half.delay_count, half.server_error_count = 0, min(request.server_error_count, 1) if len(half.spans) > 1 else 0
     if chance < 0.5:
         # In random order: else a bad span at either end would delay all requests that are delivered in between.
         first, second = second, first

@@ -42,7 +42,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         client_key_file: Path of the client's key (mTLS).
         client_certificate_file: Path of the client's certificate (mTLS).
         headers: Additional request headers; they override the headers that this library sets.
-        timeout: Maximum seconds for the export of one request with its retries (`MLFLOW_HTTP_REQUEST_TIMEOUT`,
+        timeout: Maximum seconds of each HTTP request, and of `export` with its retries (`MLFLOW_HTTP_REQUEST_TIMEOUT`,
             `OTEL_EXPORTER_OTLP_[TRACES_]TIMEOUT`; 10).
         compression: `none`, `gzip` or `deflate` (`OTEL_EXPORTER_OTLP_[TRACES_]COMPRESSION`; `none`).
         session: Session that is used unchanged and closed at shutdown, as upstream does.

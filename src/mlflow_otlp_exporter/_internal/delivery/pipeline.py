@@ -96,7 +96,7 @@ class Pipeline:
             )
             self.retry_sender.on_delivered = self.rest_client.on_delivered
             self.retry_sender.uploader = self.rest_client.uploader
-        self.work_queue: WorkQueue[ExportRequest] = WorkQueue(self._send_once, self.retry_sender.drop_on_shutdown)
+        self.work_queue: WorkQueue[ExportRequest] = WorkQueue(self._send_once, self.retry_sender.spool_or_drop)
         self.spool_consumer: SpoolConsumer | None = None
         if self.persistent_queue is not None:
             from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
@@ -223,7 +223,7 @@ class Pipeline:
         if self._metrics is not None:
             future.on_counted = self._metrics.record_start(len(spans))
         request, sender = ExportRequest(destination, spans, future, created_at=time.monotonic()), self.retry_sender
-        is_failing = sender.backoff.failure_counts and sender.backoff.is_open(destination)
+        is_failing = sender.backoff.failure_counts and sender.backoff.is_backing_off(destination)
         if is_failing and self.persistent_queue is not None and sender.spool(request):
             return
         must_wait = self.work_queue.enqueue(destination, request)
@@ -268,7 +268,9 @@ class Pipeline:
             def is_late(request: ExportRequest) -> bool:
                 if request.future.is_on_disk:
                     return False
-                return now - request.created_at > MAX_SECONDS_IN_MEMORY or sender.backoff.is_open(request.destination)
+                return now - request.created_at > MAX_SECONDS_IN_MEMORY or sender.backoff.is_backing_off(
+                    request.destination
+                )
 
             for request in self.work_queue.remove_if(is_late):
                 if not sender.spool(request):
@@ -375,7 +377,7 @@ class Pipeline:
         if self.persistent_queue is not None and self.spool_consumer is not None:
             for request in self.work_queue.in_progress():
                 request.may_have_arrived = True
-                self.retry_sender.drop_on_shutdown(request)
+                self.retry_sender.spool_or_drop(request)
             self.persistent_queue.close()
             self.spool_consumer.release()
         if self.rest_client is not None:

@@ -1,7 +1,7 @@
 """One attempt for one export request, and the decision what follows: success, retry, split, bisect, spool or drop.
 
-A request is kept until it is delivered, rejected for good, or the process ends. If the server rejects a request, it is
-bisected, so that only the bad span is dropped.
+A request is kept until it is delivered or rejected for good; with a spool it outlives the process, and rejected spans
+become dead letters. A rejected request is bisected, so that only the bad span is dropped. A 413 splits it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ _TOKEN_POLL_SECONDS, _LOOKUP_SECONDS = 0.25, 1.0
 # A rejection is confirmed by a second attempt after this delay: servers answer a transient 400 or 422, too (two batches
 # of one trace at once before 3.16, a database that crashes).
 _CONFIRM_SECONDS = 1.0
-# 500 responses, with other requests accepted in between, after which a request is bisected and a single span dropped.
+# Counted 500s before a request is bisected and before a span is dropped; a 500 counts again only after the destination
+# has accepted another request.
 _ERRORS_BEFORE_BISECTION, _ERRORS_BEFORE_DROP = 2, 5
 _MAX_DESTINATIONS = 1000
 _MIN_REQUEST_BYTES = 16 * 1024
@@ -84,7 +85,7 @@ class RetrySender:
         self.failure_count = 0
         # The number of the last accepted request of each destination.
         self._accepted_numbers, self._last_accepted = itertools.count(1), dict[str, int]()
-        # Failing destinations for which spans of this run are queued, not only leftovers of other runs.
+        # Failing destinations with queued spans of this run; for others, the log names where the leftovers come from.
         self._live_destinations: set[Destination] = set()
         self.max_request_bytes: int | None = None  # reduced after a 413 of a proxy
         self.is_closing = False  # at shutdown, delays and confirmations are skipped
@@ -103,7 +104,7 @@ class RetrySender:
             return SendResult((request,), destination_delay=_TOKEN_POLL_SECONDS)
         if request.has_bad_span and len(request.spans) > 1:
             return SendResult(bisect(request, self._jitter()))
-        result = self._separate_traces_elsewhere(request) if self._locator.locations else None
+        result = self._separate_foreign_traces(request) if self._locator.locations else None
         if result is None and request.may_have_arrived:
             result = self._skip_stored_spans(request, timeout_seconds)
         if result is None and self.uploader is not None:
@@ -126,14 +127,14 @@ class RetrySender:
             return self._on_success(request, outcome, timeout_seconds)
         self.failure_count += 1
         if request.destination.trace_experiment_id and _is_refused(outcome):
-            return self._on_refused_elsewhere(request, outcome)
+            return self._on_foreign_trace_refused(request, outcome)
         if outcome.trace_id is not None:
-            return self._on_trace_elsewhere(request, outcome, outcome.trace_id, timeout_seconds)
+            return self._on_foreign_trace(request, outcome, outcome.trace_id, timeout_seconds)
         if outcome.disposition is Disposition.TOO_LARGE:
             return self._on_too_large(request, outcome, body_bytes)
         if outcome.disposition is Disposition.PERMANENT:
             return self._on_permanent_error(request, outcome, timeout_seconds)
-        return self._schedule_retry(request, outcome)
+        return self._on_retryable_failure(request, outcome)
 
     def _is_auth_paused(self) -> bool:
         is_paused = self.clock() < self._auth_paused_until and not self.is_closing
@@ -156,11 +157,11 @@ class RetrySender:
             is_last_attempt=self.is_closing and self._persistent_queue is None,
         )
         if isinstance(spans, ExportOutcome):
-            return self._schedule_retry(request, spans)
+            return self._on_retryable_failure(request, spans)
         request.spans = spans
         return SendResult((request,)) if any(span.attachments for span in spans) else None
 
-    def _separate_traces_elsewhere(self, request: ExportRequest) -> SendResult | None:
+    def _separate_foreign_traces(self, request: ExportRequest) -> SendResult | None:
         """Split off traces that other experiments are known to have; None if there are none."""
         if request.destination.trace_experiment_id:
             return None
@@ -177,7 +178,7 @@ class RetrySender:
             requests.append(part)
         return SendResult((request, *requests)) if requests else None
 
-    def _on_trace_elsewhere(
+    def _on_foreign_trace(
         self, request: ExportRequest, outcome: ExportOutcome, trace_id: int, timeout_seconds: float
     ) -> SendResult:
         """Find the experiment that has a trace, which takes its spans; other spans are sent at once."""
@@ -199,37 +200,38 @@ class RetrySender:
         part = request.split_off({trace_id})
         if location.cause is not FailureKind.SERVER:
             reason = f"another experiment has their trace tr-{trace_id:032x}, and cannot be looked up"
-            self._drop_elsewhere(part, MessageCode.TRACE_IN_OTHER_EXPERIMENT, f"{reason}: {location.message}")
+            self._drop_foreign_spans(part, MessageCode.TRACE_IN_OTHER_EXPERIMENT, f"{reason}: {location.message}")
         elif self.is_closing:
-            self.drop_on_shutdown(part)
+            self.spool_or_drop(part)
         else:
             part.not_before = self.clock() + compute_backoff(part.delay_count, self._jitter())
             part.delay_count += 1
             return SendResult((request, part), requeue_last=True)
         return SendResult((request,))
 
-    def _on_refused_elsewhere(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
+    def _on_foreign_trace_refused(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
         """Drop spans that the experiment of another service does not take."""
         destination = request.destination
         self._locator.forget(destination.workspace, {span.trace_id for span in request.spans})
         if outcome.status == 401 and not request.rejection_count:
-            # An expired token is rejected by the service's own experiment, too, and the spans wait for a new one.
+            # An expired token is rejected by the service's own experiment, too, and the spans wait for a new token.
             request.rejection_count += 1
             request.destination = destination._replace(trace_experiment_id=None)
             return SendResult((request,))
         reason = f"experiment {destination.trace_experiment_id} of another service has their trace, and rejects them"
-        self._drop_elsewhere(request, MessageCode.TRACE_IN_OTHER_EXPERIMENT, f"{reason}: {outcome.message}")
+        self._drop_foreign_spans(request, MessageCode.TRACE_IN_OTHER_EXPERIMENT, f"{reason}: {outcome.message}")
         return SendResult()
 
-    def _drop_elsewhere(self, request: ExportRequest, code: MessageCode, message: str) -> None:
+    def _drop_foreign_spans(self, request: ExportRequest, code: MessageCode, message: str) -> None:
         outcome = ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, message, code=code)
         self._drop(request, outcome, f"{len(request.spans)} spans")
 
     def _separate_missing_traces(self, request: ExportRequest, timeout_seconds: float) -> list[ExportRequest]:
         """Split off accepted spans that MLflow did not store, because another workspace has a trace of the request.
 
-        MLflow 3.12 to 3.18 then stores no new trace of the request. The others are sent again, and those that continue
-        a trace of another service one by one: alone, only a trace that another workspace has is still missing.
+        MLflow 3.12 to 3.18 then stores none of the request's new traces. Missing traces with a remote parent are sent
+        again in a request each, the other missing ones together. A trace that is still missing after it was sent alone
+        belongs to another workspace.
         """
         remote_ids = {span.trace_id for span in request.spans if span.has_remote_parent}
         workspace = request.destination.workspace
@@ -239,7 +241,7 @@ class RetrySender:
         other_ids = {span.trace_id for span in request.spans} - remote_ids
         if not other_ids and len(remote_ids) == 1:
             reason = "the server accepted them, and has not stored their trace, which another workspace has"
-            self._drop_elsewhere(request.split_off(missing), MessageCode.TRACE_IN_OTHER_WORKSPACE, reason)
+            self._drop_foreign_spans(request.split_off(missing), MessageCode.TRACE_IN_OTHER_WORKSPACE, reason)
             return []
         others = request.split_off(self._locator.find_missing(other_ids, workspace, timeout_seconds))
         return [others, *(request.split_off({trace_id}) for trace_id in missing)]
@@ -293,7 +295,7 @@ class RetrySender:
             trace_ids = {span.trace_id for span in request.spans}
             stored_ids = self._server_info.stored_spans(trace_ids, request.destination.workspace, timeout_seconds)
         except ServerUnavailableError as error:
-            return self._schedule_retry(request, error.outcome)
+            return self._on_retryable_failure(request, error.outcome)
         if stored_ids is not None:
             are_all_stored = all((span.trace_id, span.span_id) in stored_ids for span in request.spans)
             may_grow = stored_ids != request.stored_ids or self.clock() < request.check_until
@@ -320,13 +322,11 @@ class RetrySender:
     def _on_too_large(self, request: ExportRequest, outcome: ExportOutcome, body_bytes: int) -> SendResult:
         """Split a request after a 413 and send smaller requests from now on; a single span is truncated."""
         if self._persistent_queue is not None and body_bytes <= _MIN_REQUEST_BYTES:
-            return self._schedule_retry(request, outcome)
+            return self._on_retryable_failure(request, outcome)
         smaller_bytes = max(body_bytes // 2, _MIN_REQUEST_BYTES)
         self.max_request_bytes = min(self.max_request_bytes or smaller_bytes, smaller_bytes)
         if len(request.spans) > 1:
-            return SendResult(
-                [ExportRequest(request.destination, spans, request.future) for spans in split_spans(request.spans)]
-            )
+            return SendResult([request.part(spans) for spans in split_spans(request.spans)])
         truncated = truncate_span(request.spans[0], body_bytes // 2) if body_bytes > _MIN_REQUEST_BYTES else None
         if truncated is None:
             return self._drop(request, outcome)
@@ -357,10 +357,10 @@ class RetrySender:
         self._settle(request, 0, count, outcome)
         return SendResult()
 
-    def _schedule_retry(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
+    def _on_retryable_failure(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
         destination, cause = request.destination, outcome.cause or FailureKind.SERVER
         if self.is_closing and self.backoff.failure_count(destination) > 1:
-            self.drop_on_shutdown(request)
+            self.spool_or_drop(request)
             return SendResult()
         request.may_have_arrived = request.may_have_arrived or outcome.may_have_arrived
         if outcome.may_have_arrived and outcome.status in (None, 504):
@@ -434,7 +434,7 @@ class RetrySender:
             delay = self._start_delay(request, outcome, FailureKind.SERVER)
             return SendResult((request,), destination_delay=delay, requeue_last=True)
         if self.is_closing:
-            self.drop_on_shutdown(request)
+            self.spool_or_drop(request)
             return SendResult()
         # Other requests were accepted: only this one waits.
         request.not_before = self.clock() + compute_backoff(request.delay_count - 1, self._jitter())
@@ -445,7 +445,7 @@ class RetrySender:
         request.exception_count += 1
         log_exception(error, "send spans")
         if self.is_closing:
-            self.drop_on_shutdown(request)
+            self.spool_or_drop(request)
             return SendResult()
         if request.exception_count < _ERRORS_BEFORE_DROP:
             request.not_before = self.clock() + compute_backoff(request.exception_count, self._jitter())
@@ -453,7 +453,7 @@ class RetrySender:
         outcome = ExportOutcome(Disposition.PERMANENT, message=type(error).__name__, code=MessageCode.INTERNAL_ERROR)
         return self._drop(request, outcome)
 
-    def drop_on_shutdown(self, request: ExportRequest) -> None:
+    def spool_or_drop(self, request: ExportRequest) -> None:
         """Spool a request that cannot be sent before the end, or drop it without a spool."""
         if request.future.is_on_disk:
             request.future.release()

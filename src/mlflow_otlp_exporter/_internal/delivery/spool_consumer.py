@@ -60,7 +60,7 @@ class SpooledFuture(ExportFuture):
     ) -> None:
         super().__init__(len(stored.spans))
         self.label = stored.origin_label
-        # `on_done` gets False if others may be sent meanwhile, True if the file is deleted or stays for later.
+        # False: the request frees its slot, but stays in memory. True: it has left the memory.
         self._spool, self._entry, self._delivery_state, self._on_done = spool, entry, stored.state, on_done
         self._may_have_arrived = stored.state.may_have_arrived
         self.add_done_callback(self._remove)

@@ -32,7 +32,7 @@ def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> Non
             scope = response_scopes.get(span.normalized.response_id or "", span.scope)
             if scope != span.scope or span.span_id in models:
                 span.counts_usage = False
-    # In MLflow, a parent's usage hides that of its children.
+    # In MLflow, a parent's usage hides that of its children, so only the lowest span that states usage counts.
     parent_ids = tree.ids_above(lambda span: span.has_usage)
     for span in tree.current.values():
         if span.has_usage and span.span_id in parent_ids:

@@ -45,7 +45,7 @@ class Mask:
     def mask_name(self, name: Any) -> str:
         """Mask the name of a field or the key of an attribute."""
         text = name if isinstance(name, str) else str(name)
-        return text if not self._mask_names and is_field_name(text) else self._call_user_function(text)
+        return text if not self._mask_names and is_field_name(text) else self._apply_function(text)
 
     def mask_attribute(self, key: str, value: Any) -> Any:
         """Mask the value of an attribute, unless key and value are structural (see `structural_keys`)."""
@@ -60,7 +60,7 @@ class Mask:
             self._on_error(error)
             return MASK_FAILED
 
-    def _call_user_function(self, text: str) -> str:
+    def _apply_function(self, text: str) -> str:
         try:
             masked: Any = self._function(text)
         except Exception as error:  # noqa: BLE001 - a user's function may raise any exception
@@ -117,10 +117,10 @@ class Mask:
         return text if masked is parsed else dump_json(masked)
 
     def _mask_leaf(self, text: str) -> str:
-        masked = self._call_user_function(text)
+        masked = self._apply_function(text)
         # In JSON that cannot be parsed, as it is truncated or has text around it, a match may hide behind an escape.
         if "\\" in masked and (plain := unescape(masked)) != masked:
-            masked_plain = self._call_user_function(plain)
+            masked_plain = self._apply_function(plain)
             if masked_plain != plain:
                 return masked_plain
         return text if masked == text else masked
@@ -129,7 +129,7 @@ class Mask:
         if not abs(value) >= _MIN_MASKED_NUMBER or value != value or abs(value) == float("inf"):  # noqa: PLR0124 - NaN
             return value
         text = str(int(value)) if abs(value) < 1e25 else str(value)  # larger values are no identifiers
-        masked = self._call_user_function(text)
+        masked = self._apply_function(text)
         return value if masked == text else masked
 
     def _mask_bytes(self, value: bytes) -> bytes | str:

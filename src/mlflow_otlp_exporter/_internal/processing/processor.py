@@ -147,7 +147,7 @@ class MLflowSpanProcessor(SpanProcessor):
 def attach_exporter(
     processor: MLflowSpanProcessor, exporter: MLflowSpanExporter, app: AppSettings | None = None
 ) -> TraceWorker | None:
-    """Let a processor, which no tracer provider can remove, send to this exporter from now on; return its worker, if any."""
+    """Let a processor, which no provider can remove, send to this exporter from now on; return its worker, if any."""
     return processor._attach(exporter, app)  # noqa: SLF001 - no public method, for set-up only
 
 

@@ -27,7 +27,7 @@ _SPAN_BYTES, _VALUE_BYTES = 2800, 100
 _MIN_INTERVAL_SECONDS, _MAX_INTERVAL_SECONDS = 0.6, 5.0
 # The interval grows by this many seconds for each trace beyond five that ended within the last 5 s or is in progress.
 _FEW_TRACES, _SECONDS_PER_TRACE = 5, 0.9
-# An aged trace takes along other traces in progress that reach the maximum age within this part of it.
+# When a trace is sent because of its age, traces in progress older than two thirds of that age go with it.
 _EARLY_SHARE = 1 / 3
 # A batch of complete traces of this many bytes or spans is full: waiting would save at most a tenth of what the traces
 # of eight agents cost MLflow. Under high load this bounds memory and the cost in application threads: with 3,600

@@ -106,7 +106,7 @@ class AbandonedJournal:
 
 
 def find_abandoned_journals(folder: Path, own_unique: str, unsafe_names: dict[str, str]) -> Iterator[AbandonedJournal]:
-    """Yield the journals of dead processes; `unsafe_names` gets the reason and one name for each kind of unusable file."""
+    """Yield the journals of dead processes; `unsafe_names` gets the reason and one name per kind of unusable file."""
     journals: dict[str, list[Path]] = {}
     try:
         secure_directory(folder)

@@ -359,8 +359,10 @@ def _check_clock(response: HttpResponse) -> CheckResult:
     difference = time.time() - server_time
     if abs(difference) < _MAX_CLOCK_SKEW_SECONDS:
         return CheckResult("clock", CheckStatus.OK, "matches the server's clock")
-    direction = "ahead of" if difference > 0 else "behind"
-    return create_warning("clock", MessageCode.CLOCK_SKEW, f"{abs(difference):.0f} s {direction} the server's clock")
+    detail = f"{difference:.0f} s ahead of the server's clock"
+    if difference < 0:
+        detail = f"{-difference:.0f} s behind the server's clock"
+    return create_warning("clock", MessageCode.CLOCK_SKEW, detail)
 
 
 def _format_lifetime(seconds: float) -> str:
