@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from mlflow_otlp_exporter._internal.common.bounded import bounded_json
+from mlflow_otlp_exporter._internal.common.bounded import bounded_json, parse_json
 
 
 @dataclass
@@ -104,3 +104,12 @@ def test_bounded_json_any_value_is_json_within_limit(value: Any, limit: int) -> 
     text = bounded_json(value, limit)
     json.loads(text)
     assert len(text) <= limit
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[", b"\xff", "[" * 100_000, '{"a":' * 100_000])
+def test_parse_json_with_other_text_returns_none(text: str | bytes) -> None:
+    assert parse_json(text) is None
+
+
+def test_parse_json_with_json_returns_its_value() -> None:
+    assert parse_json(b'{"a": [1, null]}') == {"a": [1, None]}

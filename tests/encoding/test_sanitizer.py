@@ -23,3 +23,8 @@ def test_sanitize_attributes_of_root_replaces_nul_in_json(key: str) -> None:
 )
 def test_sanitize_attributes_keeps_nul_that_no_preview_has(value: object, is_root: bool) -> None:
     assert sanitize_attributes({"input.value": value}, is_root=is_root) is None
+
+
+def test_sanitize_attributes_with_deeply_nested_cost_leaves_it_out() -> None:
+    repaired = sanitize_attributes({"mlflow.llm.cost": "[" * 100_000}, is_root=False)
+    assert repaired == {REPAIRED_ATTRIBUTE: "mlflow.llm.cost left out: no JSON object of numbers"}

@@ -436,3 +436,12 @@ def test_baggage_values_reach_another_process(tracer: Tracer, processor: Stampin
     taken = tracer.start_span("receives", arrived)
     assert (attributes(ignored), route(ignored)) == ({}, None)
     assert (attributes(taken), route(taken)) == ({"session.id": "s-1"}, Route("team-a"))
+
+
+def test_context_with_deeply_nested_metadata_of_others_keeps_its_own(tracer: Tracer) -> None:
+    token = attach(set_value("metadata", "[" * 100_000))
+    try:
+        with trace_context(metadata={"x": 1}), tracer.start_as_current_span("a") as span:
+            assert json.loads(attributes(span)["metadata"]) == {"x": 1}
+    finally:
+        detach(token)

@@ -35,12 +35,8 @@ SPAN_TYPE = "mlflow.spanType"
 SPAN_INPUTS, SPAN_OUTPUTS = "mlflow.spanInputs", "mlflow.spanOutputs"
 TRACE_TAG = "mlflow.traceTag."
 LINKED_PROMPTS = "mlflow.traceTag.mlflow.linkedPrompts"
-WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID = (
-    "mlflow.workspace",
-    "mlflow.experiment",
-    "mlflow.experiment_id",
-    "mlflow.run_id",
-)
+WORKSPACE, EXPERIMENT = "mlflow.workspace", "mlflow.experiment"
+EXPERIMENT_ID, RUN_ID = "mlflow.experiment_id", "mlflow.run_id"
 
 # Beginning of a reference to an attachment.
 ATTACHMENT = "mlflow-attachment://"

@@ -3,13 +3,12 @@
 Measured with MLflow 3.6.0 to 3.17.2, SQLite and PostgreSQL. Each repair is noted on the span: `mlflow_otlp.repaired`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
+from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, frame_span
 
 REPAIRED_ATTRIBUTE = "mlflow_otlp.repaired"
@@ -98,10 +97,9 @@ def _is_structured(value: Any) -> bool:
 
 
 def _sanitize_numbers(key: str, value: Any) -> tuple[Any, str]:
-    with suppress(ValueError):
-        numbers = json.loads(value) if isinstance(value, str) else None
-        if isinstance(numbers, dict) and all(isinstance(number, (int, float)) for number in numbers.values()):
-            return value, ""
+    numbers = parse_json(value) if isinstance(value, str) else None
+    if isinstance(numbers, dict) and all(isinstance(number, (int, float)) for number in numbers.values()):
+        return value, ""
     return None, f"{key} left out: no JSON object of numbers"
 
 

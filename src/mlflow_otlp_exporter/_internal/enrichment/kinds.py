@@ -1,11 +1,12 @@
 """Mapping between kinds and the names that conventions have for operations."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 
 # `gen_ai.operation.name`: names of the semantic conventions, and others from frameworks.
-_OPERATIONS = {
+OPERATIONS = {
     operation: kind
     for kind, operations in {
         Kind.CHAT_MODEL: ("chat", "generate_content", "response", "responses", "message"),
@@ -27,8 +28,9 @@ _OPERATIONS = {
     }.items()
     for operation in operations
 }
-_TRACELOOP = {"workflow": Kind.WORKFLOW, "task": Kind.TASK, "agent": Kind.AGENT, "tool": Kind.TOOL}
-_REQUEST_TYPES = {"chat": Kind.CHAT_MODEL, "completion": Kind.LLM, "embedding": Kind.EMBEDDING, "rerank": Kind.RERANKER}
+# `traceloop.span.kind`, and OpenLLMetry's older `llm.request.type`.
+TRACELOOP_KINDS = {"workflow": Kind.WORKFLOW, "task": Kind.TASK, "agent": Kind.AGENT, "tool": Kind.TOOL}
+REQUEST_TYPES = {"chat": Kind.CHAT_MODEL, "completion": Kind.LLM, "embedding": Kind.EMBEDDING, "rerank": Kind.RERANKER}
 
 # Calls of a language model.
 MODEL_KINDS = (Kind.CHAT_MODEL, Kind.LLM)
@@ -47,21 +49,10 @@ TO_OPENINFERENCE = {kind: _TO_OPENINFERENCE.get(kind, kind.value) for kind in Ki
 TO_MLFLOW = {kind: _TO_MLFLOW.get(kind, kind.value) for kind in Kind}
 
 
-def parse_operation(name: Any) -> Kind | None:
-    """The kind for `gen_ai.operation.name`."""
-    return _OPERATIONS.get(name.strip().lower()) if isinstance(name, str) else None
-
-
-def parse_traceloop_kind(name: Any) -> Kind | None:
-    """The kind for `traceloop.span.kind`."""
-    return _TRACELOOP.get(name.lower()) if isinstance(name, str) else None
-
-
-def parse_request_type(name: Any) -> Kind | None:
-    """The kind for OpenLLMetry's older `llm.request.type`."""
-    return _REQUEST_TYPES.get(name.lower()) if isinstance(name, str) else None
+def parse_kind(name: Any, kinds: Mapping[str, Kind]) -> Kind | None:
+    """The kind for a name that a convention writes, in any case of letters."""
+    return kinds.get(name.strip().lower()) if isinstance(name, str) else None
 
 
 def parse_openinference_kind(name: Any) -> Kind | None:
-    """The kind for `openinference.span.kind`, in any case."""
     return OPENINFERENCE_KINDS.get(name.strip().upper()) if isinstance(name, str) else None

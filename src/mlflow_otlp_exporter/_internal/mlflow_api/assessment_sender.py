@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.files import (
     UnsafeFileError,
@@ -25,6 +24,7 @@ from mlflow_otlp_exporter._internal.common.files import (
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
+from mlflow_otlp_exporter._internal.mlflow_api.background import retry_later
 from mlflow_otlp_exporter._internal.mlflow_api.server import request_json
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.http_types import Transport
@@ -166,9 +166,7 @@ class AssessmentSender:
         else:
             task.rejected_since = None
         self._persist(task)
-        delay = max(compute_backoff(task.failures, 0.5), outcome.retry_after or 0.0)
-        task.failures += 1
-        return SendResult((task,), destination_delay=delay, requeue_last=True)
+        return retry_later(task, outcome)
 
     def _persist(self, task: AssessmentTask) -> None:
         if self._files is not None and not task.is_stored:

@@ -11,8 +11,10 @@ import time
 from collections.abc import Hashable
 from typing import Protocol
 
+from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 
 # The minimum for each request at shutdown.
 _MIN_TIMEOUT_SECONDS = 0.2
@@ -31,6 +33,12 @@ class Task(Protocol):
 
     def give_up(self) -> None:
         """End the task unfinished."""
+
+
+def retry_later(task: Task, outcome: ExportOutcome) -> SendResult:
+    delay = max(compute_backoff(task.failures, 0.5), outcome.retry_after or 0.0)
+    task.failures += 1
+    return SendResult((task,), destination_delay=delay, requeue_last=True)
 
 
 class BackgroundTasks:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
+from mlflow_otlp_exporter._internal.mlflow_api.background import retry_later
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
     RestResult,
     ServerInfo,
@@ -113,7 +113,7 @@ class TraceUpdater:
         try:
             version = self._server.version(timeout_seconds)
         except ServerUnavailableError as error:
-            return self._reschedule(task, error.outcome)
+            return retry_later(task, error.outcome)
         if not self._everything and (version is None or version >= READS_METADATA_SINCE):
             # A server that does not tell its version may do so later; until then its traces stay unchanged.
             self._is_off = version is not None
@@ -121,7 +121,7 @@ class TraceUpdater:
             return SendResult()
         experiment = self._resolve_experiment(destination, timeout_seconds)
         if isinstance(experiment, ExportOutcome):
-            return self._reschedule(task, experiment)
+            return retry_later(task, experiment)
         if experiment is None:
             self._drop(self._discard(destination), "no MLflow server answers next to the OTLP endpoint")
             return SendResult()
@@ -254,16 +254,11 @@ class TraceUpdater:
 
     def _on_failure(self, task: UpdateTask, outcome: ExportOutcome) -> SendResult:
         if outcome.cause in (FailureKind.SERVER, FailureKind.CREDENTIALS):
-            return self._reschedule(task, outcome)
+            return retry_later(task, outcome)
         count = self._discard(task.destination)
         self._rejected_until[task.destination.workspace] = self._clock() + _REJECTED_PAUSE_SECONDS
         self._drop(count, f"{outcome.message}; spans are not affected")
         return SendResult()
-
-    def _reschedule(self, task: UpdateTask, outcome: ExportOutcome) -> SendResult:
-        delay = max(compute_backoff(task.failures, 0.5), outcome.retry_after or 0.0)
-        task.failures += 1
-        return SendResult((task,), destination_delay=delay, requeue_last=True)
 
     def _discard(self, destination: Destination) -> int:
         with self._lock:

@@ -91,9 +91,7 @@ class AttachmentExtractor:
             )
             for event in events
         ]
-        result = RedactedSpan(
-            span, span.name, attributes, events, span.links, span.status, span.resource, span.instrumentation_scope
-        )
+        result = RedactedSpan(span, attributes=attributes, events=events)
         result.attachments = tuple(scan.attachments.values())
         return result
 

@@ -147,9 +147,8 @@ def make_mask(setting: Any, on_error: Callable[[Exception], None]) -> Mask | Non
         return None
     if callable(setting):
         return Mask(setting, mask_names=False, on_error=on_error)
-    from mlflow_otlp_exporter._internal.privacy.mask_patterns import (
-        make_mask_function,
-    )  # few applications need the patterns
+    # Imported here, because few applications need the patterns.
+    from mlflow_otlp_exporter._internal.privacy.mask_patterns import make_mask_function
 
     patterns: tuple[str | re.Pattern[str], ...] = tuple(setting)
     return Mask(make_mask_function(patterns), mask_names=True, on_error=on_error) if patterns else None

@@ -12,7 +12,7 @@ from typing import Any
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, Status
+from opentelemetry.trace import Status
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
@@ -27,37 +27,18 @@ from mlflow_otlp_exporter._internal.privacy.mask import Mask, make_mask
 _SCALARS = (int, float, bool)
 _MAX_CACHED_RESOURCES = 256
 _DEFAULT_SERVICE_NAME = "unknown_service"  # of OpenTelemetry's SDK
+# The arguments of a span, which are attributes of an ended one.
+_FIELDS = (
+    *("name", "context", "parent", "resource", "attributes", "events", "links", "kind"),
+    *("status", "start_time", "end_time", "instrumentation_scope"),
+)
 
 
 class RedactedSpan(SpanData):
     """A copy of an ended span with other content; `attachments` are the files that were extracted from it."""
 
-    def __init__(
-        self,
-        span: ReadableSpan,
-        name: str,
-        attributes: Mapping[str, Any],
-        events: Sequence[Event],
-        links: Sequence[Link],
-        status: Status,
-        resource: Resource,
-        scope: InstrumentationScope | None,
-    ) -> None:
-        super().__init__(
-            dropped_counts_of(span),
-            name=name,
-            context=span.get_span_context(),
-            parent=span.parent,
-            resource=resource,
-            attributes=attributes,
-            events=events,
-            links=links,
-            kind=span.kind,
-            status=status,
-            start_time=span.start_time,
-            end_time=span.end_time,
-            instrumentation_scope=scope,
-        )
+    def __init__(self, span: ReadableSpan, **changes: Any) -> None:
+        super().__init__(dropped_counts_of(span), **{**{name: getattr(span, name) for name in _FIELDS}, **changes})
         self.attachments: tuple[Attachment, ...] = ()
 
 
@@ -127,7 +108,7 @@ class Redactor:
             replace_event(event, event.name, self._inline_data.replace_in_attributes(dict(event.attributes or {})))
             for event in events
         ]
-        name, links, status = span.name, span.links, span.status
+        changes: dict[str, Any] = {}
         mask = self.mask
         if mask is not None:
             attributes = _mask_attributes(mask, attributes)
@@ -137,18 +118,21 @@ class Redactor:
             ]
             links = [
                 replace_link(link, _mask_attributes(mask, link.attributes)) if link.attributes else link
-                for link in links
+                for link in span.links
             ]
-            name = mask.mask_text(str(name))
-            if status.description:
-                status = Status(status.status_code, mask.mask_text(status.description))
-        resource, scope = self._resource_and_scope(span)
-        return RedactedSpan(span, name, attributes, events, links, status, resource, scope)
+            resource, scope = self._mask_resource_and_scope(span, mask)
+            changes = {
+                "name": mask.mask_text(str(span.name)),
+                "links": links,
+                "resource": resource,
+                "instrumentation_scope": scope,
+            }
+            if span.status.description:
+                changes["status"] = Status(span.status.status_code, mask.mask_text(span.status.description))
+        return RedactedSpan(span, attributes=attributes, events=events, **changes)
 
-    def _resource_and_scope(self, span: ReadableSpan) -> tuple[Resource, InstrumentationScope | None]:
-        resource, scope, mask = span.resource, span.instrumentation_scope, self.mask
-        if mask is None:
-            return resource, scope
+    def _mask_resource_and_scope(self, span: ReadableSpan, mask: Mask) -> tuple[Resource, InstrumentationScope | None]:
+        resource, scope = span.resource, span.instrumentation_scope
         cached = self._resources.get(id(resource))
         if cached is None:
             cached = resource, Resource(_mask_attributes(mask, resource.attributes), resource.schema_url)

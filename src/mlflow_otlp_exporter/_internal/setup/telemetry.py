@@ -162,14 +162,8 @@ class Telemetry:
         Raises:
             ConfigurationError: An argument is invalid.
         """
-        details = {
-            "rationale": rationale,
-            "source": source,
-            "source_type": source_type,
-            "metadata": metadata,
-            "span_id": span_id,
-        }
-        return self._log_assessment("feedback", trace_id, name, value, workspace, details)
+        details = {"source": source, "source_type": source_type, "metadata": metadata, "span_id": span_id}
+        return self._log_assessment("feedback", trace_id, name, value, workspace, rationale=rationale, **details)
 
     def log_expectation(
         self,
@@ -202,16 +196,10 @@ class Telemetry:
             ConfigurationError: An argument is invalid.
         """
         details = {"source": source, "source_type": source_type, "metadata": metadata, "span_id": span_id}
-        return self._log_assessment("expectation", trace_id, name, value, workspace, details)
+        return self._log_assessment("expectation", trace_id, name, value, workspace, **details)
 
     def _log_assessment(
-        self,
-        kind: str,
-        trace_id: int | str | None,
-        name: str,
-        value: Any,
-        workspace: str | None,
-        details: Mapping[str, Any],
+        self, kind: str, trace_id: int | str | None, name: str, value: Any, workspace: str | None, **details: Any
     ) -> str | None:
         # Imported here, because few applications use it, and importing this library must stay cheap.
         from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, mlflow_trace_id

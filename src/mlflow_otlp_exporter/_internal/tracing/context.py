@@ -20,20 +20,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
 from opentelemetry.sdk.trace import Span
 
-from mlflow_otlp_exporter._internal.common.attribute_names import (
-    EXPERIMENT,
-    LINKED_PROMPTS,
-    METADATA,
-    PROMPT_TEMPLATE,
-    PROMPT_TEMPLATE_VARIABLES,
-    PROMPT_TEMPLATE_VERSION,
-    RUN_ID,
-    SESSION_ID,
-    TAGS,
-    TRACE_TAG,
-    USER_ID,
-    WORKSPACE,
-)
+from mlflow_otlp_exporter._internal.common import attribute_names as names
 from mlflow_otlp_exporter._internal.common.bounded import bounded_json, parse_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
@@ -55,21 +42,16 @@ TRACE_ID, IS_REMOTE, TRACE_FLAGS = 0, 2, 3
 
 # Names that `baggage=` accepts, and their keys in the baggage.
 BAGGAGE_KEYS = {
-    "session": SESSION_ID,
-    "user": USER_ID,
-    "workspace": WORKSPACE,
-    "experiment": EXPERIMENT,
-    "run_id": RUN_ID,
+    "session": names.SESSION_ID,
+    "user": names.USER_ID,
+    "workspace": names.WORKSPACE,
+    "experiment": names.EXPERIMENT,
+    "run_id": names.RUN_ID,
 }
 # Attributes that `openinference.instrumentation` puts on every span, in its order.
 _SPAN_ATTRIBUTES = (
-    SESSION_ID,
-    USER_ID,
-    METADATA,
-    TAGS,
-    PROMPT_TEMPLATE,
-    PROMPT_TEMPLATE_VERSION,
-    PROMPT_TEMPLATE_VARIABLES,
+    *(names.SESSION_ID, names.USER_ID, names.METADATA, names.TAGS),
+    *(names.PROMPT_TEMPLATE, names.PROMPT_TEMPLATE_VERSION, names.PROMPT_TEMPLATE_VARIABLES),
 )
 _MAX_TAG_NAME_LENGTH = 250  # MLflow silently drops tags with longer names
 _SPAN_ATTRIBUTE_SET = frozenset(_SPAN_ATTRIBUTES)
@@ -168,17 +150,22 @@ class trace_context:  # noqa: N801 - used like a function
         trace_attributes = self._merge_trace_attributes(
             outer if isinstance(outer, TraceAttributes) else TraceAttributes()
         )
-        own: dict[str, Any] = {SESSION_ID: self._session, USER_ID: self._user}
+        own: dict[str, Any] = {names.SESSION_ID: self._session, names.USER_ID: self._user}
         if self._names:
-            own[TAGS] = list(dict.fromkeys((*_as_list(context.get(TAGS)), *self._names)))
+            own[names.TAGS] = list(dict.fromkeys((*_as_list(context.get(names.TAGS)), *self._names)))
         if self._metadata:
-            own[METADATA] = bounded_json({**_parse_object(context.get(METADATA)), **self._metadata})
+            own[names.METADATA] = bounded_json({**_parse_object(context.get(names.METADATA)), **self._metadata})
         for key, value in own.items():
             if value:
                 context = set_value(key, value, context)
         for name in self._baggage:
             route = trace_attributes.route
-            values = {**own, WORKSPACE: route.workspace, EXPERIMENT: route.experiment, RUN_ID: route.run_id}
+            values = {
+                **own,
+                names.WORKSPACE: route.workspace,
+                names.EXPERIMENT: route.experiment,
+                names.RUN_ID: route.run_id,
+            }
             if value := values.get(BAGGAGE_KEYS.get(name, "")):
                 context = otel_baggage.set_baggage(BAGGAGE_KEYS[name], value, context)
         return set_value(_KEY, trace_attributes, context)
@@ -186,9 +173,11 @@ class trace_context:  # noqa: N801 - used like a function
     def _merge_trace_attributes(self, outer: TraceAttributes) -> TraceAttributes:
         prompts = tuple(dict.fromkeys((*outer.prompts, *self._prompts)))
         tags = {**dict.fromkeys(self._names, "true"), **self._tags}
-        attributes = {**outer.attributes, **{TRACE_TAG + name: value for name, value in tags.items()}}
+        attributes = {**outer.attributes, **{names.TRACE_TAG + name: value for name, value in tags.items()}}
         if prompts:
-            attributes[LINKED_PROMPTS] = json.dumps([{"name": name, "version": version} for name, version in prompts])
+            attributes[names.LINKED_PROMPTS] = json.dumps(
+                [{"name": name, "version": version} for name, version in prompts]
+            )
         return TraceAttributes(self._route.merge_into(outer.route), attributes, prompts)
 
     def __enter__(self) -> trace_context:
@@ -267,7 +256,7 @@ def apply_context(span: Span, trace_id: int, parent_context: Context | None, rec
         context = _restore_entered_values(context)
     baggage = _read_baggage(context, received) if received else {}
     attributes: dict[str, Any] = (
-        {key: baggage[key] for key in (SESSION_ID, USER_ID) if key in baggage} if baggage else {}
+        {key: baggage[key] for key in (names.SESSION_ID, names.USER_ID) if key in baggage} if baggage else {}
     )
     if not _SPAN_ATTRIBUTE_SET.isdisjoint(context):
         attributes |= {key: value for key in _SPAN_ATTRIBUTES if (value := context.get(key)) is not None}
@@ -278,7 +267,9 @@ def apply_context(span: Span, trace_id: int, parent_context: Context | None, rec
             attributes |= trace_attributes.attributes
             route = trace_attributes.route
         if baggage:
-            baggage_route = Route(baggage.get(WORKSPACE), baggage.get(EXPERIMENT), None, baggage.get(RUN_ID))
+            baggage_route = Route(
+                baggage.get(names.WORKSPACE), baggage.get(names.EXPERIMENT), None, baggage.get(names.RUN_ID)
+            )
             route = baggage_route if route is None else route.merge_into(baggage_route)
         if route is None or not any(route):
             route = read_route(_copy_attributes(span)) if span.attributes else None
@@ -308,7 +299,7 @@ def _update_open_root(context: Context, route: Route) -> None:
     if root is not None and any(route):
         _warn_late_destination(current.trace_id, route)
     if root is not None and root.is_recording() and isinstance(trace_attributes, TraceAttributes):
-        identity = {key: value for key in (SESSION_ID, USER_ID) if (value := context.get(key))}
+        identity = {key: value for key in (names.SESSION_ID, names.USER_ID) if (value := context.get(key))}
         _add_missing_attributes(root, {**trace_attributes.attributes, **identity})
 
 
@@ -341,8 +332,8 @@ def _read_baggage(context: Context, received: Iterable[str]) -> dict[str, str]:
     entries = otel_baggage.get_all(context)
     if not entries:
         return {}
-    names = (BAGGAGE_KEYS[name] for name in received)
-    return {name: text for name in names if (text := _parse_text(entries.get(name)))}
+    keys = (BAGGAGE_KEYS[name] for name in received)
+    return {key: text for key in keys if (text := _parse_text(entries.get(key)))}
 
 
 def _as_list(value: Any) -> tuple[str, ...]:
@@ -379,8 +370,8 @@ def _parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
             MessageCode.INVALID_TRACE_CONTEXT,
         )
         return (), {}
-    names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
-    invalid = [name for name in names if not name or name.startswith("mlflow.") or len(name) > _MAX_TAG_NAME_LENGTH]
+    tag_names = {str(name).strip(): name for name in ((tags,) if isinstance(tags, str) else tags)}
+    invalid = [name for name in tag_names if not name or name.startswith("mlflow.") or len(name) > _MAX_TAG_NAME_LENGTH]
     if invalid:
         logger.warning(
             "trace_context(tags=) ignores tags %s: MLflow reserves names that begin with `mlflow.` "
@@ -389,9 +380,9 @@ def _parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
             _MAX_TAG_NAME_LENGTH,
             MessageCode.INVALID_TRACE_CONTEXT,
         )
-    valid = [name for name in names if name not in invalid]
+    valid = [name for name in tag_names if name not in invalid]
     if isinstance(tags, Mapping):
-        return (), {name: _tag_value(tags[names[name]]) for name in valid}
+        return (), {name: _tag_value(tags[tag_names[name]]) for name in valid}
     return tuple(valid), {}
 
 

@@ -20,24 +20,28 @@ entered_contexts: ContextVar[Any] = ContextVar("mlflow-otlp-surroundings", defau
 class GeneratorContext:
     """Context of one run of a generator; subclasses observe what the body yields and how it ends."""
 
-    __slots__ = ("_context", "_entered")
+    __slots__ = ("_context", "_entered", "_previous", "_token")
 
     def __init__(self, context: Context, entered: Any = None) -> None:
         self._context = context
         self._entered = entered_contexts.get() if entered is None else entered
 
-    def attach(self) -> tuple[Any, Any]:
-        """Make the context of the body current; return what `detach` needs."""
-        previous = entered_contexts.get()
+    def __enter__(self) -> None:
+        """Make the context of the body current, for one step."""
+        self._previous = entered_contexts.get()
         entered_contexts.set(self._entered)
-        return attach(self._context), previous
+        self._token = attach(self._context)
 
-    def detach(self, tokens: tuple[Any, Any]) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Make the caller's context current again and store the one that the body left."""
-        token, previous = tokens
-        self._context, self._entered = get_current(), entered_contexts.get()
-        detach(token)
-        entered_contexts.set(previous)
+        try:
+            if error is not None:
+                is_end = isinstance(error, StopIteration | StopAsyncIteration)
+                self.on_end(None if is_end else error, getattr(error, "value", None) if is_end else None)
+        finally:
+            self._context, self._entered = get_current(), entered_contexts.get()
+            detach(self._token)
+            entered_contexts.set(self._previous)
 
     def on_yield(self, item: Any) -> None:
         """Called with each item that the body yields."""
@@ -57,39 +61,23 @@ def wrap_generator(function: Callable[..., Generator[Any, Any, Any]], begin: Beg
         run, body = begin(args, kwargs), function(*args, **kwargs)
         resume, value = body.send, None
         while True:
-            tokens = run.attach()
             try:
-                item = resume(value)
+                with run:
+                    item = resume(value)
             except StopIteration as stop:
-                run.on_end(None, stop.value)
                 return stop.value
-            except BaseException as error:
-                run.on_end(error)
-                raise
-            finally:
-                run.detach(tokens)
             run.on_yield(item)
             try:
                 resume, value = body.send, (yield item)
             except GeneratorExit:
-                _close(run, body)
+                with run:
+                    body.close()
+                run.on_end(None)
                 raise
             except BaseException as error:  # noqa: BLE001 - the body handles what is thrown in
                 resume, value = body.throw, error
 
     return wrapper
-
-
-def _close(run: GeneratorContext, body: Generator[Any, Any, Any]) -> None:
-    tokens = run.attach()
-    try:
-        body.close()
-    except BaseException as error:
-        run.on_end(error)
-        raise
-    finally:
-        run.detach(tokens)
-    run.on_end(None)
 
 
 def wrap_async_generator(function: Callable[..., AsyncGenerator[Any, Any]], begin: BeginFunction) -> Callable[..., Any]:
@@ -100,36 +88,20 @@ def wrap_async_generator(function: Callable[..., AsyncGenerator[Any, Any]], begi
         run, body = begin(args, kwargs), function(*args, **kwargs)
         resume, value = body.asend, None
         while True:
-            tokens = run.attach()
             try:
-                item = await resume(value)
+                with run:
+                    item = await resume(value)
             except StopAsyncIteration:
-                run.on_end(None)
                 return
-            except BaseException as error:
-                run.on_end(error)
-                raise
-            finally:
-                run.detach(tokens)
             run.on_yield(item)
             try:
                 resume, value = body.asend, (yield item)
             except GeneratorExit:
-                await _aclose(run, body)
+                with run:
+                    await body.aclose()
+                run.on_end(None)
                 raise
             except BaseException as error:  # noqa: BLE001 - the body handles what is thrown in
                 resume, value = body.athrow, error
 
     return wrapper
-
-
-async def _aclose(run: GeneratorContext, body: AsyncGenerator[Any, Any]) -> None:
-    tokens = run.attach()
-    try:
-        await body.aclose()
-    except BaseException as error:
-        run.on_end(error)
-        raise
-    finally:
-        run.detach(tokens)
-    run.on_end(None)

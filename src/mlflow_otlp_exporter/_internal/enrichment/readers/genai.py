@@ -7,7 +7,7 @@ Microsoft Agent Framework, Semantic Kernel and Vercel AI 7, some of which use ol
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import parse_operation
+from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, read_system_message
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, NormalizedSpan, Prompt, Usage
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
@@ -60,7 +60,7 @@ _COUNT_KEYS = (
 
 def read(span: SpanView) -> NormalizedSpan | None:
     attributes = span.attributes
-    kind = parse_operation(attributes.get("gen_ai.operation.name"))
+    kind = parse_kind(attributes.get("gen_ai.operation.name"), OPERATIONS)
     input_messages = read_messages(attributes.get(_IN))
     output_messages = read_messages(attributes.get(_OUT), "assistant")
     covered_keys = [key for key, messages in ((_IN, input_messages), (_OUT, output_messages)) if messages]

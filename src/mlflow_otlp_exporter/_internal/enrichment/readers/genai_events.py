@@ -5,7 +5,7 @@ Written by Strands by default, and by older instrumentations of OpenTelemetry an
 
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import parse_operation
+from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, to_result_text
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
@@ -22,7 +22,7 @@ _CHOICE = "gen_ai.choice"
 
 
 def read(span: SpanView) -> NormalizedSpan | None:
-    kind = parse_operation(span.attributes.get("gen_ai.operation.name"))
+    kind = parse_kind(span.attributes.get("gen_ai.operation.name"), OPERATIONS)
     if kind is Kind.TOOL:
         return _read_tool(span)
     input_messages: list[Message] = []

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import parse_request_type, parse_traceloop_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import REQUEST_TYPES, TRACELOOP_KINDS, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Prompt
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
@@ -21,7 +21,7 @@ _IDENTITY_KEYS = frozenset((*_SESSION_KEYS, *_USER_KEYS))
 def read(span: SpanView) -> NormalizedSpan | None:
     """Read workflows, tasks, agents, tools, and association properties."""
     attributes = span.attributes
-    kind = parse_traceloop_kind(attributes.get("traceloop.span.kind"))
+    kind = parse_kind(attributes.get("traceloop.span.kind"), TRACELOOP_KINDS)
     start = len(_ASSOCIATION)
     properties = {key[start:]: value for key, value in attributes.items() if key.startswith(_ASSOCIATION)}
     input_value = _unwrap_entity(attributes.get("traceloop.entity.input"))
@@ -86,7 +86,7 @@ def read_flattened(span: SpanView) -> NormalizedSpan | None:
     output_messages = _read_messages(attributes, _COMPLETION, "assistant")
     functions = unflatten(attributes, _FUNCTIONS)
     tools = read_tools(functions) if isinstance(functions, list) else None
-    kind = parse_request_type(attributes.get("llm.request.type"))
+    kind = parse_kind(attributes.get("llm.request.type"), REQUEST_TYPES)
     if input_messages is None and output_messages is None and tools is None and kind is None:
         return None
     covered_keys = [

@@ -22,13 +22,8 @@ from mlflow_otlp_exporter._internal.enrichment.tools import is_repr, normalize_s
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 
 INPUTS, OUTPUTS, TYPE = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.spanType"
-TOOLS, USAGE, COST, MESSAGES = (
-    "mlflow.chat.tools",
-    "mlflow.chat.tokenUsage",
-    "mlflow.llm.cost",
-    "mlflow.chat.messages",
-)
-LOG_LEVEL = "mlflow.spanLogLevel"
+TOOLS, USAGE, MESSAGES = "mlflow.chat.tools", "mlflow.chat.tokenUsage", "mlflow.chat.messages"
+COST, LOG_LEVEL = "mlflow.llm.cost", "mlflow.spanLogLevel"
 MODEL, PROVIDER, TAG = "mlflow.llm.model", "mlflow.llm.provider", "mlflow.traceTag."
 TRACE_NAME, LINKED_PROMPTS = TAG + "mlflow.traceName", TAG + "mlflow.linkedPrompts"
 _MAX_NAME_LENGTH, _MAX_KEY_LENGTH, _MAX_TAG_LENGTH = 4096, 250, 4096
