@@ -232,9 +232,9 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "400: Invalid experiment ID '...'",
         ),
         "`configure()` creates a missing experiment by default. If the message continues after the correction, spans "
-        "from before are still queued on disk for the wrong experiment: `mlflow-otlp spool list` shows them. They expire "
-        "after 7 days; `mlflow-otlp spool purge --yes` deletes them and **all** other queued requests of the current "
-        "settings.",
+        "from before are still queued on disk for the wrong experiment: `mlflow-otlp spool list` shows them. They "
+        "expire after 7 days; `mlflow-otlp spool purge --yes` deletes them and **all** other queued requests of the "
+        "current settings.",
     ),
     MessageCode.EXPERIMENT_DELETED: Entry(
         ("the experiment '...' is deleted: restore it, or give another",),

@@ -64,8 +64,8 @@ def otlp_variables(name: str) -> tuple[str, str]:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("endpoint", None, urls.parse_endpoint, otlp_variables("ENDPOINT")).describe(
-        "The full URL of an OTLP/HTTP endpoint: MLflow's own or a Collector's. `OTEL_EXPORTER_OTLP_ENDPOINT` is the base "
-        "URL, to which `/v1/traces` is appended."
+        "The full URL of an OTLP/HTTP endpoint: MLflow's own or a Collector's. `OTEL_EXPORTER_OTLP_ENDPOINT` is the "
+        "base URL, to which `/v1/traces` is appended."
     ),
     Setting("tracking_uri", None, urls.parse_tracking_uri, ("MLFLOW_TRACKING_URI",), DEFAULT_TRACKING_URI).describe(
         "The URL of the MLflow server."
@@ -121,7 +121,10 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "timeout", Settings, parsers.parse_seconds, ("MLFLOW_HTTP_REQUEST_TIMEOUT", *otlp_variables("TIMEOUT")), 10.0
-    ).describe("Time limit in seconds for each HTTP request, and for how long `export()` waits. Retries continue in the background."),
+    ).describe(
+        "Time limit in seconds for each HTTP request, and for how long `export()` waits. Retries continue in the "
+        "background."
+    ),
     Setting(
         "compression", Settings, parsers.one_of("none", "gzip", "deflate"), otlp_variables("COMPRESSION"), "none"
     ).describe("How bodies over 1 KiB are compressed: `none`, `gzip` or `deflate`."),
@@ -210,14 +213,14 @@ SETTINGS: tuple[Setting, ...] = (
         "durability", SpoolSettings, parsers.one_of("request", "every-span"), ("MLFLOW_OTLP_DURABILITY",), "request"
     ).describe(
         "What survives `kill -9`. `request`: requests in the spool. `every-span`: every span that has ended, with "
-        "`configure()` or `MLflowSpanProcessor`; without code changes, every span that OpenTelemetry's batch processor has "
-        "exported."
+        "`configure()` or `MLflowSpanProcessor`; without code changes, every span that OpenTelemetry's batch processor "
+        "has exported."
     ),
     Setting(
         "handle_sigterm", SpoolSettings, parsers.parse_boolean, ("MLFLOW_OTLP_HANDLE_SIGTERM",), default=False
     ).describe(
-        "On SIGTERM, if the app does not handle it: send spans for 4 s, then write the rest to disk. On in `configure()` "
-        "if spans go to MLflow; needs the spool; ignored without code changes."
+        "On SIGTERM, if the app does not handle it: send spans for 4 s, then write the rest to disk. On in "
+        "`configure()` if spans go to MLflow; needs the spool; ignored without code changes."
     ),
     Setting("enabled", AppSettings, parsers.parse_boolean, ("MLFLOW_OTLP_ENABLED",), default=True).describe(
         "False: `configure()` and auto-instrumentation do nothing. `OTEL_SDK_DISABLED=true` has the same effect."
