@@ -193,7 +193,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "200 with an unexpected body (a login page?) instead of stored traces",
             "the experiment '...' cannot be looked up: an answer that is not MLflow's",
         ),
-        "After the second message, it is unknown whether spans were stored.",
+        "After the first message, no span was stored, whatever the status. After the second, it is unknown whether spans "
+        "were stored.",
     ),
     MessageCode.NO_OTLP_ENDPOINT: Entry(
         (

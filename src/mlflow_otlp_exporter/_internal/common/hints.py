@@ -126,7 +126,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "cluster, and set a token (`MLFLOW_TRACKING_TOKEN_FILE`).",
     ),
     MessageCode.HTML_PAGE: Hint(
-        "A login proxy or another web site answers at this address. No span was stored, whatever the status.",
+        "A login proxy or another web site answers at this address.",
         "Set `MLFLOW_TRACKING_URI` to the service inside the cluster, or set a token (`MLFLOW_TRACKING_TOKEN_FILE`).",
     ),
     MessageCode.NO_OTLP_ENDPOINT: Hint(

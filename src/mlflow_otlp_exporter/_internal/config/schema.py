@@ -71,7 +71,8 @@ SETTINGS: tuple[Setting, ...] = (
         "The URL of the MLflow server."
     ),
     Setting("experiment", Settings, parsers.parse_experiment_name, ("MLFLOW_EXPERIMENT_NAME",)).describe(
-        "The experiment's name. If not set: the experiment whose name equals `service.name`, or `Default`."
+        "The experiment's name. If not set: the experiment named like `service.name` (`configure()` creates it if it is "
+        "missing), otherwise `Default`."
     ),
     Setting("experiment_id", Settings, parsers.parse_experiment_id, ("MLFLOW_EXPERIMENT_ID",)).describe(
         "The experiment's id, instead of a name: saves the look-up."
@@ -80,7 +81,7 @@ SETTINGS: tuple[Setting, ...] = (
         "The workspace (OpenShift AI, Kubeflow: the Kubernetes namespace)."
     ),
     Setting("run_id", Settings, parsers.parse_text, ()).describe(
-        "A run to link the traces to (MLflow 3.14 and newer)."
+        "A run to link the traces to (before MLflow 3.14 with a trace metadata update)."
     ),
     Setting(
         "create_experiment", Settings, parsers.parse_boolean, ("MLFLOW_OTLP_CREATE_EXPERIMENT",), default=False
@@ -176,8 +177,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "trace_info", EnrichmentSettings, parsers.parse_boolean, ("MLFLOW_OTLP_TRACE_INFO",), default=False
     ).describe(
-        "Send the source and OpenInference's metadata of each trace over MLflow's REST API, to servers of all "
-        "versions. Servers before 3.14 get names, tags, sessions and users in any case; see docs/compatibility.md."
+        "Send the source (the name of the program) and OpenInference's metadata of each trace over MLflow's REST API, to "
+        "servers of all versions. Servers before 3.14 get names, tags, sessions, users and runs in any case; see "
+        "docs/compatibility.md."
     ),
     Setting("linger", BufferSettings, parsers.parse_seconds, ("MLFLOW_OTLP_LINGER",), 0.1).describe(
         "Seconds that a complete trace waits, so that several traces can share a request."

@@ -56,15 +56,15 @@ class MLflowSpanExporter(OTLPSpanExporter):
             id: the experiment named like `service.name`, else `Default`.
         experiment_id: Id of the experiment, instead of its name (`MLFLOW_EXPERIMENT_ID`).
         workspace: Name of the workspace (`MLFLOW_WORKSPACE`; MLflow 3.10 and newer).
-        run_id: Id of a run that the traces are linked to (MLflow 3.14 and newer).
+        run_id: Id of a run that the traces are linked to (before MLflow 3.14 with a trace metadata update).
         credentials: A token, a `pathlib.Path` of a token file, a (user, password) pair, or a function that returns a
             token or the value of an Authorization header; read before every request.
         create_experiment: Create the experiment if it does not exist (`MLFLOW_OTLP_CREATE_EXPERIMENT`; false).
         enrich: Add the attributes that MLflow's console, search and scorers read (`MLFLOW_OTLP_ENRICH`; true).
         compact: Remove attributes whose content the added attributes hold (`MLFLOW_OTLP_COMPACT`; false).
-        trace_info: Send the source and OpenInference's metadata of each trace over MLflow's REST API, to servers of all
-            versions. Servers before 3.14 get names, tags, sessions, users and runs in any case
-            (`MLFLOW_OTLP_TRACE_INFO`; false).
+        trace_info: Send the source (the name of the program) and OpenInference's metadata of each trace over MLflow's
+            REST API, to servers of all versions. Servers before 3.14 get names, tags, sessions, users and runs in any
+            case (`MLFLOW_OTLP_TRACE_INFO`; false).
         attachments: Upload large images, audio and files to MLflow and reference them in spans
             (`MLFLOW_OTLP_ATTACHMENTS`; false; docs/attachments.md).
         spool: Write spans to disk that the server does not accept now, and send them later (`MLFLOW_OTLP_SPOOL`;

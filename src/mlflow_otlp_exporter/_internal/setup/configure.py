@@ -86,9 +86,9 @@ def configure(
         credentials: A token, a `pathlib.Path` of a token file, a (user, password) pair, or a function that returns a
             token or the value of an Authorization header (`MLFLOW_TRACKING_TOKEN` and others).
         headers: Additional request headers.
-        trace_info: Send the source and OpenInference's metadata of each trace over MLflow's REST API, to servers of all
-            versions. Servers before 3.14 get names, tags, sessions, users and runs in any case
-            (`MLFLOW_OTLP_TRACE_INFO`; false).
+        trace_info: Send the source (the name of the program) and OpenInference's metadata of each trace over MLflow's
+            REST API, to servers of all versions. Servers before 3.14 get names, tags, sessions, users and runs in any
+            case (`MLFLOW_OTLP_TRACE_INFO`; false).
         attachments: Upload large images, audio and files to MLflow and reference them in spans
             (`MLFLOW_OTLP_ATTACHMENTS`; false; docs/attachments.md).
         spool: Write spans to disk that the server does not accept now, and send them later, also in another run of the
