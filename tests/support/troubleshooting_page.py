@@ -193,8 +193,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "200 with an unexpected body (a login page?) instead of stored traces",
             "the experiment '...' cannot be looked up: an answer that is not MLflow's",
         ),
-        "After the first message, no span was stored, whatever the status. After the second, it is unknown whether spans "
-        "were stored.",
+        "After the first message, no span was stored, whatever the status. After the second, it is unknown whether "
+        "spans were stored.",
     ),
     MessageCode.NO_OTLP_ENDPOINT: Entry(
         (
@@ -282,7 +282,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "Dropped ... spans: ...: another experiment has their trace tr-..., and cannot be looked up: ...",
             "Dropped ... spans: ...: experiment ... of another service has their trace, and rejects them: ...",
         ),
-        "The first message means that no span is lost. Dropped spans are in the dead letters of the spool: "
+        "The first message means that no span is lost. With a spool, dropped spans are in its dead letters: "
         "`mlflow-otlp spool list --refused`.",
     ),
     MessageCode.TRACE_IN_OTHER_WORKSPACE: Entry(
@@ -292,8 +292,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
                 "workspace has"
             ),
         ),
-        "The library asks once for each trace that continues a trace of another service. Dropped spans are in the dead "
-        "letters of the spool: `mlflow-otlp spool list --refused`.",
+        "The library asks once for each trace that continues a trace of another service. With a spool, dropped spans "
+        "are in its dead letters: `mlflow-otlp spool list --refused`.",
     ),
     MessageCode.SERVER_UNAVAILABLE: Entry(
         (
@@ -334,7 +334,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "Dropped span '...' of trace ...: ...: 400: ...",
             "Dropped span '...' of trace ... (left by an earlier run): ...",
         ),
-        "Values that MLflow is known to reject are repaired. `(left by an earlier run)` means that the span is not "
+        "Values that MLflow is known to reject are sanitized. `(left by an earlier run)` means that the span is not "
         "from this run: it was found [on disk](spool.md#messages-about-spans-of-other-runs).",
     ),
     MessageCode.REQUEST_TOO_LARGE: Entry(

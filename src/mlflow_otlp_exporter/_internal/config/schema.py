@@ -71,8 +71,8 @@ SETTINGS: tuple[Setting, ...] = (
         "The URL of the MLflow server."
     ),
     Setting("experiment", Settings, parsers.parse_experiment_name, ("MLFLOW_EXPERIMENT_NAME",)).describe(
-        "The experiment's name. If not set: the experiment named like `service.name` (`configure()` creates it if it is "
-        "missing), otherwise `Default`."
+        "The experiment's name. If not set: the experiment named like `service.name` (`configure()` creates it if it "
+        "is missing), otherwise `Default`."
     ),
     Setting("experiment_id", Settings, parsers.parse_experiment_id, ("MLFLOW_EXPERIMENT_ID",)).describe(
         "The experiment's id, instead of a name: saves the look-up."
@@ -151,7 +151,10 @@ SETTINGS: tuple[Setting, ...] = (
         parsers.parse_hidden,
         tuple(HIDE_VARIABLE + name.upper() for name in parsers.HIDEABLE),
         (),
-    ).describe("What is hidden, as OpenInference's instrumentations do it, in every convention; see docs/privacy.md."),
+    ).describe(
+        "Content to hide. The variables are those of OpenInference's instrumentations, but apply to spans of every "
+        "convention; see docs/privacy.md."
+    ),
     Setting(
         "base64_max_length",
         PrivacySettings,
@@ -177,12 +180,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "trace_info", EnrichmentSettings, parsers.parse_boolean, ("MLFLOW_OTLP_TRACE_INFO",), default=False
     ).describe(
-        "Send the source (the name of the program) and OpenInference's metadata of each trace over MLflow's REST API, to "
-        "servers of all versions. Servers before 3.14 get names, tags, sessions, users and runs in any case; see "
+        "Send the source (the name of the program) and OpenInference's metadata of each trace over MLflow's REST API, "
+        "to servers of all versions. Servers before 3.14 get names, tags, sessions, users and runs in any case; see "
         "docs/compatibility.md."
     ),
     Setting("linger", BufferSettings, parsers.parse_seconds, ("MLFLOW_OTLP_LINGER",), 0.1).describe(
-        "Seconds that a complete trace waits, so that several traces can share a request."
+        "Seconds that a trace waits after its local root and all its open children in this process have ended, so that "
+        "several traces can share a request."
     ),
     Setting("hold", BufferSettings, parsers.parse_seconds, ("MLFLOW_OTLP_HOLD",), 45.0).describe(
         "The longest time in seconds that an ended span waits for the rest of its trace."
@@ -207,7 +211,9 @@ SETTINGS: tuple[Setting, ...] = (
         parsers.parse_positive_integer,
         ("MLFLOW_OTLP_SPOOL_MAX_BYTES",),
         512 * 1024 * 1024,
-    ).describe("How many bytes the spool of one target may have; the oldest requests are dropped first."),
+    ).describe(
+        "How many bytes the spool of one target and credential may have; the oldest requests are dropped first."
+    ),
     Setting(
         "spool_max_age", SpoolSettings, parsers.parse_seconds, ("MLFLOW_OTLP_SPOOL_MAX_AGE",), 7 * 86_400.0
     ).describe("Seconds after which spans on disk are dropped if the server still does not accept them."),
@@ -230,16 +236,16 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "auto_instrument", AppSettings, parsers.parse_boolean_or_names, ("MLFLOW_OTLP_AUTO_INSTRUMENT",), default=True
     ).describe(
-        "Whether `configure()` activates the installed instrumentations; or the names of some; `-name`: all but that "
-        "one."
+        "Which installed instrumentations `configure()` activates: `true` (all), `false` (none), names to activate, or "
+        "names with a leading `-` to exclude."
     ),
     Setting("sampling_ratio", AppSettings, parsers.parse_ratio, ("MLFLOW_TRACE_SAMPLING_RATIO",), 1.0).describe(
         "Share of the traces that is sent, from 0 to 1; by trace id, so that all processes choose the same ones."
     ),
     Setting("noise", AppSettings, parsers.parse_names, ("MLFLOW_OTLP_NOISE",), ("default",)).describe(
         "Which traces are filtered out. `default`: those with HTTP, database and messaging spans only. `all`: those "
-        "without a span of an agent or a model. `none`: no traces. Names of instrumentation scopes: those with spans "
-        "of these scopes only."
+        "without a span of an agent or a model. `none`: no traces. Names of instrumentation scopes: those that "
+        "contain only spans of these scopes."
     ),
     Setting(
         "baggage",

@@ -98,13 +98,13 @@ def configure(
         mask: Masking that is applied before spans are read, enriched or written (`MLFLOW_OTLP_MASK`): a function from
             text to text, or a sequence of `email`, `keys`, `cards`, `phones` and compiled regular expressions. If the
             function raises, the text is hidden.
-        auto_instrument: Whether to enable the installed instrumentations, one per library; or names of libraries;
-            `-name` stands for all but that one (`MLFLOW_OTLP_AUTO_INSTRUMENT`; true). Names in
+        auto_instrument: Which installed instrumentations to activate, one per library: true (all), false (none), names
+            of libraries, or names with a leading `-` to exclude (`MLFLOW_OTLP_AUTO_INSTRUMENT`; true). Names in
             `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` are excluded.
         sampling_ratio: Ratio of the traces to send, from 0 to 1 (`MLFLOW_TRACE_SAMPLING_RATIO`; 1).
         noise: Which traces are filtered out (`MLFLOW_OTLP_NOISE`). `default`: those with HTTP, database and messaging
             spans only. `all`: those without a span of an agent or a model. `none`: no traces. Patterns for names of
-            instrumentation scopes: those with spans of these scopes only.
+            instrumentation scopes: those that contain only spans of these scopes.
         enabled: False to disable everything (`MLFLOW_OTLP_ENABLED`, `OTEL_SDK_DISABLED`).
         exporter: An `MLflowSpanExporter` to use, instead of the arguments about target and delivery.
 
