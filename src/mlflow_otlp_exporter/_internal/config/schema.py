@@ -228,7 +228,7 @@ SETTINGS: tuple[Setting, ...] = (
         "handle_sigterm", SpoolSettings, parsers.parse_boolean, ("MLFLOW_OTLP_HANDLE_SIGTERM",), default=False
     ).describe(
         "On SIGTERM, if the app does not handle it: send spans for 4 s, then write the rest to disk. On in "
-        "`configure()` if spans go to MLflow; needs the spool; ignored without code changes."
+        "`configure()` if spans go to MLflow; needs the spool; no effect without `configure()`."
     ),
     Setting("enabled", AppSettings, parsers.parse_boolean, ("MLFLOW_OTLP_ENABLED",), default=True).describe(
         "False: `configure()` and auto-instrumentation do nothing. `OTEL_SDK_DISABLED=true` has the same effect."

@@ -34,7 +34,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
     first of: `endpoint`, `tracking_uri`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `MLFLOW_TRACKING_URI`,
     `OTEL_EXPORTER_OTLP_ENDPOINT`, `http://localhost:5000`. Headers, credentials and certificates of `OTEL_*` variables
     are not sent to a server that `tracking_uri` or `MLFLOW_TRACKING_URI` names, nor those of `MLFLOW_*` variables to an
-    OTLP endpoint; arguments always apply. `mlflow-otlp settings` shows the settings and where they come from.
+    OTLP endpoint; arguments apply to the server of the spans. `mlflow-otlp settings` shows the settings and where they
+    come from.
 
     Args:
         endpoint: Full URL of an OTLP/HTTP endpoint, such as `http://collector:4318/v1/traces`.

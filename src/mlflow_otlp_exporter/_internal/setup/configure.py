@@ -69,8 +69,9 @@ def configure(
 
     Uses the global tracer provider if the application has one, and creates it otherwise. Settings that are not passed
     come from the environment (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, `MLFLOW_WORKSPACE`,
-    `MLFLOW_TRACKING_TOKEN` and others; table in docs/configuration.md). Never waits for the server: the experiment is
-    looked up, and created if it is missing, when the first spans are sent. At exit, the remaining spans are sent.
+    `MLFLOW_TRACKING_TOKEN` and others; table in docs/configuration.md). The first call does not wait for the
+    server: the experiment is looked up, and created if it is missing, when the first spans are sent. At exit, the
+    remaining spans are sent.
 
     Can be called again: with the same settings it returns the same object; with other settings it flushes the
     pipeline, for at most 10 s, and replaces it.

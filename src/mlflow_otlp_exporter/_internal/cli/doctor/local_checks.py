@@ -138,8 +138,8 @@ def _check_spool(settings: Settings) -> CheckResult:
     if totals.file_count:
         cause = "The server did not accept these spans. The next process that uses the exporter sends them."
         fix = (
-            "Nothing, if they should arrive; `mlflow-otlp spool list` shows their destination, `spool purge` deletes "
-            "them."
+            "Nothing, if they should arrive; `mlflow-otlp spool list` shows their destination, `spool purge --yes` "
+            "deletes all of them."
         )
         return CheckResult("spool", CheckStatus.OK, detail, cause=cause, fix=fix)
     return CheckResult("spool", CheckStatus.OK, detail)
