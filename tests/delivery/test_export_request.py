@@ -1,12 +1,12 @@
 """Splitting and bisecting export requests."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_otlp_exporter._internal.delivery.export_request import (
     ExportFuture,
     ExportRequest,
-    bisect,
     split_spans,
 )
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
@@ -31,35 +31,61 @@ def test_split_spans_keeps_all_spans_and_whole_traces(spans: list[EncodedSpan]) 
     assert not traces or len({span.trace_id for span in spans}) == 1
 
 
-def test_bisect_orders_halves_by_chance() -> None:
+def test_bisect_keeps_one_half_by_chance() -> None:
     first_half, second_half = split_spans(SPANS)
-    for chance, expected in ((0.9, first_half), (0.1, second_half)):
-        first, second = bisect(export_request(SPANS), chance)
-        assert (first.spans, first.other_half, second.other_half) == (expected, second, first)
+    for chance, expected in ((0.9, (first_half, second_half)), (0.1, (second_half, first_half))):
+        request = export_request(SPANS)
+        request.bisect(chance)
+        assert (request.spans, request.other_half) == expected
 
 
-def test_bisect_keeps_what_is_known_about_the_request() -> None:
-    whole = export_request(SPANS)
-    whole.may_have_arrived, whole.created_at, whole.accepted_number = True, 12.0, 7
-    whole.server_error_count = 2
-    for half in bisect(whole, 0.9):
-        assert (half.future, half.may_have_arrived, half.created_at) == (whole.future, True, 12.0)
-        assert (half.server_error_count, half.accepted_number, half.delay_count) == (1, 7, 0)
+def test_advance_bisects_other_half_unsent() -> None:
+    request = export_request(SPANS)
+    request.may_have_arrived = True
+    request.bisect(0.9)
+    other_half, request.spans, request.may_have_arrived = request.other_half, [], False  # delivered
+    assert request.advance(0.9)
+    assert (request.spans, request.other_half) == split_spans(other_half)
+    assert request.may_have_arrived
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=10, max_size=10))
-def test_bisect_loses_no_span(steps: list[tuple[bool, float]]) -> None:
-    current, others = export_request(SPANS), list[EncodedSpan]()
-    for is_first_failing, chance in steps:
-        if len(current.spans) == 1:
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=10, max_size=10), st.booleans())
+def test_bisection_sends_or_returns_every_span_once(steps: list[tuple[bool, float]], ends_early: bool) -> None:
+    """For any sequence of failing and delivered halves."""
+    request, delivered = export_request(SPANS), list[EncodedSpan]()
+    for is_failing, chance in steps:
+        if len(request.spans) == 1:
             break
-        first, second = bisect(current, chance)
-        current, other = (first, second) if is_first_failing else (second, first)
-        others += other.spans
-    assert sorted(span.span_id for span in [*others, *current.spans]) == sorted(span.span_id for span in SPANS)
+        if is_failing:
+            request.bisect(chance)
+        else:
+            delivered += request.spans
+            request.spans = []
+            if not request.advance(chance):
+                break
+    if ends_early:
+        request.gather()
+        others = []
+    else:
+        others = [span for part in request.separate_others() for span in part.spans]
+    spans = [*delivered, *request.spans, *others]
+    assert sorted(span.span_id for span in spans) == sorted(span.span_id for span in SPANS)
+    assert (request.other_half, request.deferred) == ([], [])
+    assert request.separate_others() == []
 
 
-def test_bisect_gives_a_single_span_all_attempts() -> None:
-    whole = export_request(SPANS[:2])
-    whole.server_error_count = 2
-    assert [half.server_error_count for half in bisect(whole, 0.9)] == [0, 0]
+@pytest.mark.parametrize(("is_after_500", "count"), [(False, 0), (True, 1)])
+def test_separate_others_counts_the_server_error_of_the_bisection(is_after_500: bool, count: int) -> None:
+    request = export_request(SPANS)
+    request.is_bisected_after_500 = is_after_500
+    request.bisect(0.9)
+    [others] = request.separate_others()
+    assert (others.server_error_count, request.is_bisected_after_500) == (count, False)
+
+
+def test_separate_others_counts_no_server_error_for_a_single_span() -> None:
+    request = export_request(SPANS[:2])
+    request.is_bisected_after_500 = True
+    request.bisect(0.9)
+    [others] = request.separate_others()
+    assert (len(others.spans), others.server_error_count) == (1, 0)

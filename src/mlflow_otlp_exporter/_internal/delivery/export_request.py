@@ -58,8 +58,11 @@ class ExportRequest:
     not_before: float = 0.0  # when the spans may be sent
     may_have_arrived: bool = False  # whether the server may have stored the spans already
     stored_ids: frozenset[tuple[int, int]] | None = None  # stored spans when the server was last asked
-    has_bad_span: bool = False  # whether a bad span must be among these spans, because the other half was delivered
-    other_half: ExportRequest | None = field(default=None, repr=False)  # of a bisection
+    # Of a bisection: what has the bad span if `spans` are delivered, and what is sent when the bad span is alone.
+    other_half: list[EncodedSpan] = field(default_factory=list)
+    deferred: list[EncodedSpan] = field(default_factory=list)
+    others_may_have_arrived: bool = False  # whether the server may have stored spans of the two lists
+    is_bisected_after_500: bool = False
     rejection_count: int = 0  # of a single span
     server_error_count: int = 0  # 500 responses, counted once until the destination accepts another request
     accepted_number: int = 0  # of the last request that the destination had accepted at the last counted 500
@@ -71,15 +74,54 @@ class ExportRequest:
     # Of the spans before the files were uploaded, by trace id and span id.
     attachments: dict[tuple[int, int], tuple[Attachment, ...]] = field(default_factory=dict, repr=False)
 
-    def split_off(self, trace_ids: Collection[int]) -> ExportRequest:
-        """Move the spans of some traces into a request of their own."""
-        spans = [span for span in self.spans if span.trace_id in trace_ids]
-        self.spans = [span for span in self.spans if span.trace_id not in trace_ids]
-        return self.part(spans)
-
     def part(self, spans: list[EncodedSpan]) -> ExportRequest:
         """Return a request of some spans, with what is known about the whole."""
-        return replace(self, spans=spans, stored_ids=None, has_bad_span=False, other_half=None)
+        return replace(self, spans=spans, stored_ids=None, other_half=[], deferred=[])
+
+    def split_off(self, trace_ids: Collection[int]) -> ExportRequest:
+        """Move the spans of some traces into a request of their own."""
+        part = self.part([span for span in self.spans if span.trace_id in trace_ids])
+        self.spans = [span for span in self.spans if span.trace_id not in trace_ids]
+        return part
+
+    def bisect(self, chance: float) -> None:
+        """Keep one half of two or more spans, which hold a bad one; `chance` (0 to 1) decides which.
+
+        The half that was set aside before is deferred: a bisection costs about as many requests as the spans can be
+        halved, and two for the others.
+        """
+        self.deferred += self.other_half
+        self.others_may_have_arrived = self.others_may_have_arrived or self.may_have_arrived
+        first, second = split_spans(self.spans)
+        # In random order: else a bad span at either end would delay all requests that are delivered in between.
+        self.spans, self.other_half = (second, first) if chance < 0.5 else (first, second)
+
+    def advance(self, chance: float) -> bool:
+        """Continue a bisection after the spans were delivered; False if nothing is left to send."""
+        if not self.other_half:
+            self.gather()
+            return bool(self.spans)
+        self.spans, self.other_half = self.other_half, []
+        self.may_have_arrived = self.others_may_have_arrived
+        if len(self.spans) > 1:
+            self.bisect(chance)  # unsent, because the bad span is among them
+        return True
+
+    def gather(self) -> None:
+        """End a bisection: all spans belong together again."""
+        self.spans, self.other_half, self.deferred = self.spans + self.other_half + self.deferred, [], []
+        self.may_have_arrived = self.may_have_arrived or self.others_may_have_arrived
+        self.others_may_have_arrived = self.is_bisected_after_500 = False
+
+    def separate_others(self) -> list[ExportRequest]:
+        """Return the other spans of a bisection as a request, when the bad span is alone."""
+        others = self.part(self.other_half + self.deferred)
+        others.may_have_arrived, others.delay_count = self.others_may_have_arrived, 0
+        # If the bisection delivered nothing, the server may be the cause of a 500: the next one waits for a success.
+        others.server_error_count = int(self.is_bisected_after_500 and len(others.spans) > 1)
+        self.other_half, self.deferred, self.others_may_have_arrived = [], [], False
+        self.is_bisected_after_500 = others.is_bisected_after_500 = others.others_may_have_arrived = False
+        return [others] if others.spans else []
 
     @property
     def byte_count(self) -> int:
@@ -101,21 +143,4 @@ def split_spans(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[E
         is_first = not first or (not second and first_bytes + trace_bytes / 2 < total_bytes / 2)
         (first if is_first else second).extend(trace)
         first_bytes += trace_bytes
-    return first, second
-
-
-def bisect(request: ExportRequest, chance: float) -> tuple[ExportRequest, ExportRequest]:
-    """Split a failing request of two or more spans; `chance` (0 to 1) orders the halves.
-
-    If one half is delivered, the other holds a bad span and is halved at once, unsent: a bad span costs one or two
-    requests per halving.
-    """
-    first, second = map(request.part, split_spans(request.spans))
-    for half in (first, second):
-        # A half is split only after another failure while the destination accepts others; a span has five attempts.
-        half.delay_count, half.server_error_count = 0, min(request.server_error_count, 1) if len(half.spans) > 1 else 0
-    if chance < 0.5:
-        # In random order: else a bad span at either end would delay all requests that are delivered in between.
-        first, second = second, first
-    first.other_half, second.other_half = second, first
     return first, second

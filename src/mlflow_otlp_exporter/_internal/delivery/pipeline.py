@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -27,7 +26,7 @@ from mlflow_otlp_exporter._internal.delivery.clients import build_clients, forma
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
-from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator
+from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator, format_console_url
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, memory_bytes_of
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
     from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
     from mlflow_otlp_exporter._internal.mlflow_api.client import MlflowRestClient
-    from mlflow_otlp_exporter._internal.privacy.mask import Mask
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
     from mlflow_otlp_exporter._internal.transport.client import Session
 
@@ -148,10 +146,9 @@ class Pipeline:
             self.persistent_queue.journal.set_trace_filter(patterns)
 
     def submit(self, spans: list[ReadableSpan], byte_count: int) -> None:
-        """Encode spans and send them in the background.
+        """Encode spans of `byte_count` estimated bytes, grouped by trace, and send them in the background.
 
-        The spans are grouped by trace. The list is emptied while they are encoded: a span of the SDK takes many times
-        the memory of its bytes. `byte_count` is their estimated size.
+        The list is emptied meanwhile: a span of the SDK takes many times the memory of its bytes.
         """
         if self.is_closed:
             self.spool_or_drop(spans, "the exporter is shut down")
@@ -387,10 +384,6 @@ class Pipeline:
 
     # Destinations and REST calls
 
-    @property
-    def mask(self) -> Mask | None:
-        return self.batcher.redactor.mask
-
     def workspace_of(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> str | None:
         """Return the workspace of a trace; None for the server's default."""
         return self._destination_of(trace_id, resource_attributes).workspace
@@ -421,10 +414,6 @@ class Pipeline:
         experiment = other_id or self._clients.experiments.resolve(destination, self.settings.timeout)
         if not isinstance(experiment, str):
             return None
-        # The console writes both names: older ones read the first, newer ones the second.
-        query = {"selectedEvaluationId": f"tr-{trace_id:032x}", "traceId": f"tr-{trace_id:032x}"}
         namespace = self._clients.namespace
         workspace = destination.workspace or (namespace.cached_name if namespace else None)
-        if workspace:
-            query["workspace"] = workspace
-        return f"{self.settings.api.url}/#/experiments/{experiment}/traces?{urlencode(query)}"
+        return format_console_url(self.settings.api.url, experiment, trace_id, workspace)

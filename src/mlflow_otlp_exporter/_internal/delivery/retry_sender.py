@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.hints import add_fix
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
-from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, bisect, split_spans
+from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, split_spans
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.encoding.sanitizer import describe_span, truncate_span
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
@@ -98,12 +98,10 @@ class RetrySender:
             return self._on_internal_error(request, error)
 
     def _send(self, request: ExportRequest, timeout_seconds: float) -> SendResult:
-        if not request.spans:
+        if not request.spans and not request.advance(self._jitter()):
             return SendResult()  # spooled or settled meanwhile
         if self._auth_paused_until and self._is_auth_paused():
             return SendResult((request,), destination_delay=_TOKEN_POLL_SECONDS)
-        if request.has_bad_span and len(request.spans) > 1:
-            return SendResult(bisect(request, self._jitter()))
         result = self._separate_foreign_traces(request) if self._locator.locations else None
         if result is None and request.may_have_arrived:
             result = self._skip_stored_spans(request, timeout_seconds)
@@ -186,14 +184,8 @@ class RetrySender:
         own_ids = dict.fromkeys(span.trace_id for span in request.spans)
         if trace_id not in own_ids:
             return self._on_permanent_error(request, outcome, timeout_seconds)
-        trace_ids = list(dict.fromkeys((trace_id, *own_ids)))
-        located = self._locator.look_up(trace_ids, workspace, timeout_seconds)
-        location = located[trace_id]
+        location = self._locator.locate(trace_id, own_ids, workspace, timeout_seconds)
         if isinstance(location, str):
-            # Traces in further experiments are named by the server's next answers.
-            for other_id, experiment_id in located.items():
-                if experiment_id == location:
-                    self._locator.remember(workspace, other_id, location)
             message = f"Another service's experiment {location} has traces of this service, and gets its spans of them"
             self._problem_log.log_once(logging.WARNING, add_fix(MessageCode.TRACE_IN_OTHER_EXPERIMENT, message))
             return SendResult((request,))
@@ -261,9 +253,7 @@ class RetrySender:
             self._problem_log.log_once(logging.WARNING, message)
         if count:
             self._settle(request, count - rejected_count, rejected_count, outcome)
-        if request.other_half is not None:
-            request.other_half.has_bad_span = True
-        return SendResult(missing)
+        return SendResult((request, *missing) if request.advance(self._jitter()) else missing)
 
     def _record_recovery(self, destination: Destination) -> None:
         self.backoff.record_success(destination)
@@ -284,10 +274,7 @@ class RetrySender:
             request.future.settle(delivered_count, dropped_count, outcome)
 
     def _skip_stored_spans(self, request: ExportRequest, timeout_seconds: float) -> SendResult | None:
-        """Remove spans from a request that the server has stored; None when the rest may be sent.
-
-        A server behind a proxy that timed out may still be writing: it is asked until its response stays the same.
-        """
+        """Remove stored spans; None when the rest may be sent. A server that may still be writing is asked again."""
         try:
             if not self._server_info.is_older_than(COUNTS_ONCE_SINCE, timeout_seconds):
                 request.may_have_arrived = False
@@ -317,7 +304,7 @@ class RetrySender:
         if missing:
             return None
         self._record_recovery(request.destination)
-        return SendResult()
+        return SendResult((request,) if request.advance(self._jitter()) else ())
 
     def _on_too_large(self, request: ExportRequest, outcome: ExportOutcome, body_bytes: int) -> SendResult:
         """Split a request after a 413 and send smaller requests from now on; a single span is truncated."""
@@ -326,7 +313,8 @@ class RetrySender:
         smaller_bytes = max(body_bytes // 2, _MIN_REQUEST_BYTES)
         self.max_request_bytes = min(self.max_request_bytes or smaller_bytes, smaller_bytes)
         if len(request.spans) > 1:
-            return SendResult([request.part(spans) for spans in split_spans(request.spans)])
+            parts = [request.part(spans) for spans in split_spans(request.spans)]
+            return SendResult((*parts, *request.separate_others()))
         truncated = truncate_span(request.spans[0], body_bytes // 2) if body_bytes > _MIN_REQUEST_BYTES else None
         if truncated is None:
             return self._drop(request, outcome)
@@ -340,12 +328,15 @@ class RetrySender:
                 request.may_have_arrived = self._server_info.is_older_than(ALL_OR_NOTHING_SINCE, timeout_seconds)
             except ServerUnavailableError:
                 request.may_have_arrived = True
-            return SendResult(bisect(request, self._jitter()))
+            request.bisect(self._jitter())
+            return SendResult((request,))
+        others = request.separate_others()
         request.rejection_count += 1
         if request.rejection_count > 1 or self.is_closing:
-            return self._drop(request, outcome)
+            self._drop(request, outcome)
+            return SendResult(others)
         request.not_before = self.clock() + _CONFIRM_SECONDS
-        return SendResult((request,), requeue_last=True)
+        return SendResult((*others, request), requeue_last=True)
 
     def _drop(self, request: ExportRequest, outcome: ExportOutcome, spans_label: str = "") -> SendResult:
         count = len(request.spans)
@@ -389,6 +380,7 @@ class RetrySender:
 
     def spool(self, request: ExportRequest) -> bool:
         """Write a request to disk; False if the disk does not take it."""
+        request.gather()
         queue, spans = self._persistent_queue, request.spans
         assert queue is not None
         self._live_destinations.add(request.destination)
@@ -424,21 +416,27 @@ class RetrySender:
         if not request.server_error_count or accepted_number > request.accepted_number:
             request.server_error_count += 1
             request.accepted_number = accepted_number
-        if len(request.spans) > 1 and request.server_error_count >= _ERRORS_BEFORE_BISECTION:
-            return SendResult(bisect(request, self._jitter()))
+        if len(request.spans) > 1 and (
+            request.is_bisected_after_500 or request.server_error_count >= _ERRORS_BEFORE_BISECTION
+        ):
+            request.is_bisected_after_500, request.server_error_count, request.delay_count = True, 0, 0
+            request.bisect(self._jitter())
+            return SendResult((request,))
+        others = request.separate_others()
         if request.server_error_count >= _ERRORS_BEFORE_DROP:  # a single span: two or more are bisected before
-            return self._drop(request, replace(outcome, cause=FailureKind.CONTENT))  # the fix is not on the server
+            self._drop(request, replace(outcome, cause=FailureKind.CONTENT))  # the fix is not on the server
+            return SendResult(others)
         if request.delay_count > 1:
             request.future.yield_slot()
         if request.server_error_count == 1:
             delay = self._start_delay(request, outcome, FailureKind.SERVER)
-            return SendResult((request,), destination_delay=delay, requeue_last=True)
+            return SendResult((*others, request), destination_delay=delay, requeue_last=True)
         if self.is_closing:
             self.spool_or_drop(request)
-            return SendResult()
+            return SendResult(others)
         # Other requests were accepted: only this one waits.
         request.not_before = self.clock() + compute_backoff(request.delay_count - 1, self._jitter())
-        return SendResult((request,), requeue_last=True)
+        return SendResult((*others, request), requeue_last=True)
 
     def _on_internal_error(self, request: ExportRequest, error: Exception) -> SendResult:
         """Retry after an unexpected exception, behind other requests; drop the spans after five."""
@@ -460,6 +458,7 @@ class RetrySender:
             return
         if self._persistent_queue is not None and self.spool(request):
             return
+        request.gather()
         count = len(request.spans)
         if not count:
             return
@@ -478,5 +477,4 @@ def _origin_label(request: ExportRequest) -> str:
 
 
 def _is_refused(outcome: ExportOutcome) -> bool:
-    is_destination_error = outcome.cause is FailureKind.DESTINATION or outcome.status == 401
-    return is_destination_error or outcome.trace_id is not None
+    return outcome.cause is FailureKind.DESTINATION or outcome.status == 401 or outcome.trace_id is not None

@@ -237,8 +237,9 @@ class SpoolConsumer:
         self._listed_at = now
         pending: dict[str, deque[Entry]] = {}
         spool = self._queue.storage
-        for entry in spool.entries_of_this_process() if self._is_locking_broken else spool.entries():
-            pending.setdefault(entry.destination_hash, deque()).append(entry)
+        for entry in spool.entries():
+            if not self._is_locking_broken or spool.is_own(entry):
+                pending.setdefault(entry.destination_hash, deque()).append(entry)
         self._pending = pending
 
     def _enqueue_due(self) -> None:

@@ -5,8 +5,9 @@ MLflow 3.12 and newer answers 200 if another workspace has a trace of the reques
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
@@ -58,6 +59,19 @@ class TraceLocator:
     def forget(self, workspace: str | None, trace_ids: Collection[int]) -> None:
         for trace_id in trace_ids:
             self.locations.pop((workspace, trace_id), None)
+
+    def locate(
+        self, trace_id: int, other_ids: Iterable[int], workspace: str | None, timeout_seconds: float
+    ) -> str | ExportOutcome:
+        """The experiment of a trace, or why it is unknown; remembers which of the traces are in this experiment."""
+        located = self.look_up(list(dict.fromkeys((trace_id, *other_ids))), workspace, timeout_seconds)
+        location = located[trace_id]
+        if isinstance(location, str):
+            # Traces in further experiments are named by the server's next answers.
+            for located_id, experiment_id in located.items():
+                if experiment_id == location:
+                    self.remember(workspace, located_id, location)
+        return location
 
     def look_up(
         self, trace_ids: Sequence[int], workspace: str | None, timeout_seconds: float, *, confirms_missing: bool = False
@@ -144,3 +158,11 @@ def _read_experiment_id(trace: Mapping[str, Any], trace_id: int) -> str | None:
     info = _child(trace, "trace_info")
     location = _child(_child(info, "trace_location"), "mlflow_experiment")
     return parse_experiment_id(dict(location)) if info.get("trace_id") == _name(trace_id) else None
+
+
+def format_console_url(url: str, experiment_id: str, trace_id: int, workspace: str | None) -> str:
+    """The address of a trace in the MLflow console, which writes both names: older ones read the first."""
+    query = {"selectedEvaluationId": _name(trace_id), "traceId": _name(trace_id)}
+    if workspace:
+        query["workspace"] = workspace
+    return f"{url}/#/experiments/{experiment_id}/traces?{urlencode(query)}"

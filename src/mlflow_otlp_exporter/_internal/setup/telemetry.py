@@ -211,7 +211,7 @@ class Telemetry:
         if workspace is None and pipeline is not None:
             workspace = pipeline.workspace_of(int(mlflow_id[3:], 16), self.tracer_provider.resource.attributes)
         try:
-            mask = pipeline.mask if pipeline is not None else None
+            mask = pipeline.batcher.redactor.mask if pipeline is not None else None
             assessment = build_assessment(kind, mlflow_id, name, value, workspace=workspace, mask=mask, **details)
         except ConfigurationError:
             raise

@@ -59,11 +59,7 @@ def candidate_roots(spool_dir: str | None, environment: Mapping[str, str]) -> It
 
 
 def folder_name(url: str, identity: str, namespace: str | None = None) -> str:
-    """Return the folder name of a target.
-
-    `identity` names the owner of the credential, such as `user ada`, never the credential. `namespace` is the namespace
-    of the pod, if requests without a workspace go to the workspace of that name.
-    """
+    """Return the folder name of a target; `identity` names the owner of the credential, `namespace` that of the pod."""
     host = _UNSAFE.sub("-", urlsplit(url).netloc.rpartition("@")[2])[:60]
     target = f"{url}\n{identity}" + (f"\n{namespace}" if namespace else "")
     digest = hashlib.sha256(target.encode()).hexdigest()

@@ -37,10 +37,9 @@ def hash_destination(destination: Destination) -> str:
 
 
 def list_entries(folder: Path, unsafe_names: dict[str, str] | None = None) -> list[Entry]:
-    """List the spool files of a folder, unordered; raises OSError. Files with other names are ignored.
+    """List the spool files of a folder, unordered; raises OSError.
 
-    What has the name of a spool file but is none of this user is not listed, because it would hang the reader or fill
-    the spool; `unsafe_names` gets the reason and one name for each.
+    Files that are none of this user are left out; `unsafe_names` gets the reason and one name for each.
     """
     entries: list[Entry] = []
     try:

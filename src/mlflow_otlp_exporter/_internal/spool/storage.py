@@ -230,9 +230,6 @@ class SpoolStorage:
             hidden = self._checked_out | self._skipped
             return [entry for entry in self._index if entry.name not in hidden]
 
-    def entries_of_this_process(self) -> list[Entry]:
-        return [entry for entry in self.entries() if self.is_own(entry)]
-
     def is_own(self, entry: Entry) -> bool:
         """Whether this process wrote the request."""
         return entry.name in self._own_names
