@@ -75,7 +75,6 @@ class ExporterMetrics:
         return on_counted
 
     def record_lost(self, span_count: int, kind: str) -> None:
-        """Count spans that were dropped before they were in a batch."""
         self._add_exported(span_count, kind)
 
     def _add_inflight(self, span_count: int) -> None:
