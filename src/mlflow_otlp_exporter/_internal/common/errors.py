@@ -5,13 +5,14 @@ from __future__ import annotations
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(ValueError, RuntimeError):
     """A setting is invalid.
 
     Raised only by `configure()`, the constructors, `log_feedback()` and `log_expectation()`, before anything is
     exported. The message says what is wrong, where the value came from (argument, environment variable, file) and what
     was expected. It never contains a secret, and ends with a code that docs/troubleshooting.md explains. An unavailable
-    server is not an invalid setting and raises nothing.
+    server is not an invalid setting and raises nothing. It is also a RuntimeError, because upstream's exporter raises one
+    for an unusable credential provider.
 
     Args:
         message: What is wrong.

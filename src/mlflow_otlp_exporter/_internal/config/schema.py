@@ -128,7 +128,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "compression", Settings, parsers.one_of("none", "gzip", "deflate"), otlp_variables("COMPRESSION"), "none"
-    ).describe("How bodies over 1 KiB are compressed: `none`, `gzip` or `deflate`."),
+    ).describe("How bodies are compressed: `none`, `gzip` or `deflate`."),
     Setting(
         "max_request_size", Settings, parsers.parse_size_limit, ("MLFLOW_OTLP_MAX_REQUEST_SIZE",), 4 * 1024 * 1024
     ).describe(

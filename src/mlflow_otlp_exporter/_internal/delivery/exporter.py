@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -13,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.problem_log import log_exception, logger
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import Settings
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
     from mlflow_otlp_exporter._internal.transport.client import Session
+
+# Applications filter upstream's messages about a shutdown, or assert them, by the name of its module.
+_upstream_logger = logging.getLogger(OTLPSpanExporter.__module__)
 
 
 class MLflowSpanExporter(OTLPSpanExporter):
@@ -48,8 +52,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
         compression: `none`, `gzip` or `deflate` (`OTEL_EXPORTER_OTLP_[TRACES_]COMPRESSION`; `none`).
         session: Session that is used unchanged and closed at shutdown, as upstream does.
         meter_provider: Meter provider for the SDK's exporter metrics `otel.sdk.exporter.span.exported`,
-            `otel.sdk.exporter.span.inflight` and `otel.sdk.exporter.operation.duration`. Without it, the global one is
-            used if `OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED=true`.
+            `otel.sdk.exporter.span.inflight` and `otel.sdk.exporter.operation.duration`, instead of the global one.
+            `OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED=true` enables them.
         max_request_size: Target size of a request in bytes, before compression; 0 for no limit
             (`MLFLOW_OTLP_MAX_REQUEST_SIZE`; 4 MiB). Larger requests are split; upstream, from 1.45 on, drops them.
         tracking_uri: URL of the MLflow server (`MLFLOW_TRACKING_URI`).
@@ -155,7 +159,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
         pipeline = self._pipeline
         if pipeline is None or pipeline.is_closed:
             state = "shut down" if pipeline else "off"
-            logger.warning("Dropped %d spans: the exporter is %s [%s]", len(spans), state, MessageCode.EXPORT_DISABLED)
+            _upstream_logger.warning(
+                "Dropped %d spans: the exporter is %s [%s]", len(spans), state, MessageCode.EXPORT_DISABLED
+            )
             return SpanExportResult.FAILURE
         try:
             with suppress_instrumentation():
@@ -205,9 +211,10 @@ class MLflowSpanExporter(OTLPSpanExporter):
             timeout_millis: Maximum time to wait, in milliseconds.
         """
         pipeline = self._pipeline
-        if pipeline is None or pipeline.is_closed:
+        if pipeline is None:
             return
-        pipeline.shutdown(timeout_millis / 1000)
+        if not pipeline.is_closed:
+            pipeline.shutdown(timeout_millis / 1000)
         super().shutdown()  # type: ignore[no-untyped-call]
 
 

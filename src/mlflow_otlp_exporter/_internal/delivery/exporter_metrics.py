@@ -98,7 +98,7 @@ def _error_attributes(outcome: ExportOutcome | None) -> dict[str, AttributeValue
 
 
 def create_metrics(provider: MeterProvider | None, url: str) -> ExporterMetrics | None:
-    """Create the metrics in the given provider, or in the global one if the environment enables them."""
-    if provider is None and os.environ.get(_ENABLED, "").strip().lower() != "true":
+    """Create the metrics in the given provider or the global one, if the environment enables them."""
+    if os.environ.get(_ENABLED, "").strip().lower() != "true":
         return None
     return ExporterMetrics(provider or get_meter_provider(), url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
     from mlflow_otlp_exporter._internal.transport.client import Session
 
+# Failed attempts after which `export` returns, as upstream's does. The spans are retried in the background.
+_MAX_ATTEMPTS = 6
+
 
 class Pipeline:
     """Batcher, retry sender, spool and REST calls of one exporter, and the threads that run them."""
@@ -58,7 +62,12 @@ class Pipeline:
             max_bytes=self._max_request_bytes,
             on_dropped=self._record_lost,
         )
-        server_info = ServerInfo(clients.api, self.problem_log, certain=settings.is_api_certain)
+        server_info = ServerInfo(
+            clients.api,
+            self.problem_log,
+            certain=settings.is_api_certain,
+            has_api=clients.experiments.has_api,
+        )
         self._locator = TraceLocator(
             clients.api, checks_workspaces=settings.has_same_server and settings.is_api_certain
         )
@@ -199,8 +208,13 @@ class Pipeline:
             future.settle(0, len(spans))
             return future
 
+        attempts = itertools.count(1)
+
         def on_postponed(outcome: ExportOutcome | None) -> None:
-            if outcome is not None and outcome.cause is not FailureKind.SERVER:  # a server may recover in the meantime
+            if outcome is None:
+                return
+            # A server may recover in the meantime.
+            if outcome.cause is not FailureKind.SERVER or next(attempts) >= _MAX_ATTEMPTS:
                 with self._changed:
                     future.is_waiting_for_user = True
                     self._changed.notify_all()

@@ -6,7 +6,8 @@ An empty experiment header is never sent: MLflow answers it with 200 from 3.13 o
 import logging
 import re
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -23,12 +24,14 @@ from mlflow_otlp_exporter._internal.transport.http_types import MAX_RESPONSE_BYT
 _DEFAULT_EXPERIMENT = "Default"
 # An application with more experiments looks the oldest ones up again.
 _MAX_CACHED = 4096
+# Between two lookups at a guessed address that does not answer.
+_GUESS_SECONDS = 60.0
 _EXPERIMENT_ID = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # printable ASCII
 _EXPERIMENTS_PATH = "/api/2.0/mlflow/experiments"
 
 
 class _NoRestApi(Exception):
-    """No MLflow REST API exists at the guessed address."""
+    """No MLflow REST API answers at the guessed address."""
 
 
 class _Unresolved(Exception):
@@ -40,11 +43,21 @@ class _Unresolved(Exception):
 class ExperimentResolver:
     """Looks up the ids of experiments when they are first needed, and caches them.
 
-    `certain=False` means that `api` is a guess, behind which a Collector may be.
+    `certain=False` means that `api` is a guess, behind which a Collector may be. If it does not answer, spans are sent
+    without experiment, as upstream sends them: MLflow rejects them, and the experiment is looked up before the retry.
     """
 
-    def __init__(self, api: Transport | None, *, certain: bool, create: bool, problem_log: ProblemLog) -> None:
+    def __init__(
+        self,
+        api: Transport | None,
+        *,
+        certain: bool,
+        create: bool,
+        problem_log: ProblemLog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._api, self._certain, self._create, self._problem_log = api, certain, create, problem_log
+        self._clock, self._silent_until = clock, 0.0
         self._ids: dict[tuple[str | None, str], str] = {}
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
@@ -57,6 +70,10 @@ class ExperimentResolver:
         key = (destination.workspace, destination.experiment or destination.service_name or _DEFAULT_EXPERIMENT)
         return evict_oldest(self._lookup_locks, _MAX_CACHED).setdefault(key, threading.RLock())
 
+    def has_api(self) -> bool:
+        """Whether MLflow's REST API is known, or may answer at the guessed address."""
+        return self._api is not None and self._clock() >= self._silent_until
+
     def resolve(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
         """The id of the experiment; None if no MLflow is known, so that spans are sent without id; or a failure."""
         if destination.trace_experiment_id or destination.experiment_id:
@@ -65,14 +82,16 @@ class ExperimentResolver:
             with self._lookup_lock(destination):
                 return self._from_settings(destination, timeout_seconds)
         except _NoRestApi:
-            message = _no_rest_api_message(destination)
-            self._problem_log.log_once(logging.WARNING, add_code(MessageCode.NO_MLFLOW_SERVER, message))
+            if self._api is None:
+                message = _no_rest_api_message(destination)
+                self._problem_log.log_once(logging.WARNING, add_code(MessageCode.NO_MLFLOW_SERVER, message))
             return None
         except _Unresolved as error:
             return error.outcome
 
     def invalidate(self, destination: Destination) -> None:
         """Look up the destination's experiment again the next time."""
+        self._silent_until = 0.0
         names = (destination.experiment, destination.service_name, _DEFAULT_EXPERIMENT)
         for name in filter(None, names):
             self._ids.pop((destination.workspace, name), None)
@@ -152,10 +171,11 @@ class ExperimentResolver:
     def _request(
         self, method: str, path: str, body: Mapping[str, str] | None, workspace: str | None, timeout_seconds: float
     ) -> RestResult:
-        if self._api is None:
+        api = self._api if self.has_api() else None
+        if api is None:
             raise _NoRestApi
         result = request_json(
-            self._api,
+            api,
             method,
             path,
             body,
@@ -163,9 +183,12 @@ class ExperimentResolver:
             timeout_seconds=timeout_seconds,
             max_response_bytes=MAX_RESPONSE_BYTES,
         )
-        if not result.is_ok and result.outcome.status is None:  # no response
+        if result.is_ok or result.outcome.status is not None:
+            return result
+        if self._certain or result.outcome.cause is FailureKind.CREDENTIALS:
             raise _Unresolved(result.outcome)
-        return result
+        self._silent_until = self._clock() + _GUESS_SECONDS
+        raise _NoRestApi
 
 
 def _in_workspace(workspace: str | None) -> str:

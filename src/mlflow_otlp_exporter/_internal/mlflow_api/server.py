@@ -145,10 +145,16 @@ class ServerInfo:
         clock: Callable[[], float] = time.monotonic,
         *,
         certain: bool = True,
+        has_api: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._api, self._problem_log, self._clock, self._certain = api, problem_log, clock, certain
+        self._known_api, self._problem_log, self._clock, self._certain = api, problem_log, clock, certain
+        self._has_api = has_api
         self._version: Version | None = None
         self._failure_count, self._retry_at = 0, 0.0
+
+    @property
+    def _api(self) -> Transport | None:
+        return self._known_api if self._has_api() else None
 
     def is_older_than(self, version: Version, timeout_seconds: float) -> bool:
         """Whether the server is older than a version, or of an unknown one; may raise `ServerUnavailableError`."""
@@ -160,8 +166,9 @@ class ServerInfo:
 
         A response without version, such as a rejected token or a login page, counts for `retry_interval`.
         """
-        if self._version is None and self._api is not None and self._clock() >= self._retry_at:
-            version = fetch_version(self._api, timeout_seconds)
+        api = self._api
+        if self._version is None and api is not None and self._clock() >= self._retry_at:
+            version = fetch_version(api, timeout_seconds)
             if version is not None:
                 self._version = version
                 return version
@@ -176,7 +183,8 @@ class ServerInfo:
 
         Raises `ServerUnavailableError` if the server cannot answer now.
         """
-        if self._api is None:
+        api = self._api
+        if api is None:
             self._warn_unreadable("no MLflow server is known")
             return None
         stored: set[tuple[int, int]] = set()
@@ -191,7 +199,7 @@ class ServerInfo:
                 timeout_seconds=timeout_seconds,
                 max_response_bytes=_MAX_STORED_SPANS_BYTES,
             )
-            response = self._api.send(request)
+            response = api.send(request)
             if not isinstance(response, HttpResponse):
                 raise ServerUnavailableError(classify_error(response))
             if response.status != 200 or not response.is_complete:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import requests
 import requests.utils
 import urllib3
+from opentelemetry.exporter.otlp.proto.http.version import __version__ as _upstream_version
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
@@ -39,7 +40,8 @@ from mlflow_otlp_exporter._internal.transport.authorization import (
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.version import __version__
 
-USER_AGENT = f"mlflow-otlp-exporter/{__version__}"
+# Upstream's own first, because rules of proxies and servers for upstream should apply.
+USER_AGENT = f"OTel-OTLP-Exporter-Python/{_upstream_version} mlflow-otlp-exporter/{__version__}"
 _CONNECT_TIMEOUT_SECONDS = 5.0
 # uvicorn closes an idle connection after 5.00 s, which is exactly the delay of the batch processor: a request on a
 # connection that is being closed fails with a reset, and it is unknown whether the request arrived.

@@ -1,0 +1,88 @@
+"""Upstream's own tests of its span exporter, run with `MLflowSpanExporter` in the place of upstream's class.
+
+This module is also the pytest plugin that replaces the class and limits the time of each test. The tests are not copied
+into the project: they are downloaded with the release that they belong to.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.environments import ROOT, environment, read_lock
+
+_PACKAGE, _VERSION = "opentelemetry-exporter-otlp-proto-http", "1.45.2"
+_FOLDER = ROOT / ".cache" / "upstream" / f"{_PACKAGE.replace('-', '_')}-{_VERSION}"
+_TIMEOUT_SECONDS = 30
+_ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def pytest_configure() -> None:
+    """Replace the class, before the tests import it."""
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter
+
+    from mlflow_otlp_exporter import MLflowSpanExporter
+
+    class Exporter(MLflowSpanExporter):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # Settings that any user can make: upstream's default port instead of MLflow's, and spans as they are.
+            if not args and "endpoint" not in kwargs and not any(map(os.environ.get, _ENDPOINT_VARIABLES)):
+                os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://localhost:4318"
+            super().__init__(*args, enrich=False, **kwargs)
+
+    trace_exporter.OTLPSpanExporter = Exporter  # type: ignore[misc]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Let a test fail that takes too long: upstream's tests replace upstream's clock, not ours."""
+
+    def fail(*_: object) -> None:
+        raise TimeoutError(f"{item.name} takes more than {_TIMEOUT_SECONDS} s")
+
+    previous = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(_TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _download() -> Path:
+    """Return the folder of the release's source; download it if it is missing."""
+    if not _FOLDER.is_dir():
+        _FOLDER.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
+        command += ["--dest", str(_FOLDER.parent), f"{_PACKAGE}=={_VERSION}"]
+        subprocess.run(command, check=True, capture_output=True)
+        with tarfile.open(_FOLDER.with_name(f"{_FOLDER.name}.tar.gz")) as archive:
+            archive.extractall(_FOLDER.parent, filter="data")
+    return _FOLDER
+
+
+def run_upstream_tests(*, with_own_class: bool) -> dict[str, str]:
+    """Run upstream's tests of its span exporter; return the outcome (`PASSED`, `FAILED`) of each by its name.
+
+    `with_own_class` leaves upstream's class in its place.
+    """
+    python = environment("upstream-tests", read_lock("upstream-tests"), editable=ROOT)
+    command = [str(python), "-m", "pytest", "tests/test_proto_span_exporter.py", "-p", "no:cacheprovider", "-rA"]
+    command += [] if with_own_class else ["-p", "support.upstream_tests"]
+    result = subprocess.run(
+        command,
+        cwd=_download(),
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    outcomes = re.findall(r"^(PASSED|FAILED) \S+::(\w+)", result.stdout, re.MULTILINE)
+    return {name: outcome for outcome, name in outcomes}
