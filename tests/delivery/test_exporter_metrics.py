@@ -40,7 +40,8 @@ class Meters:
 
 
 @pytest.fixture
-def meters() -> Iterator[Meters]:
+def meters(monkeypatch: pytest.MonkeyPatch) -> Iterator[Meters]:
+    monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
     meters = Meters()
     yield meters
     meters.provider.shutdown()
@@ -168,7 +169,19 @@ def test_metrics_use_global_provider_if_enabled_by_environment(
         assert meters.spans(EXPORTED) == expected
 
 
-def test_broken_meter_provider_drops_no_span(scripted_server: ScriptedServer) -> None:
+def test_metrics_with_own_provider_need_environment(
+    scripted_server: ScriptedServer, meters: Meters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED")
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
+    exporter.export(make_spans("root"))
+    exporter.shutdown()
+    assert meters.spans(EXPORTED) == {}
+
+
+def test_broken_meter_provider_drops_no_span(scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
+
     class Instrument:
         def add(self, *_: Any) -> None:
             raise RuntimeError("broken")

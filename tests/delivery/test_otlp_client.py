@@ -34,7 +34,7 @@ def test_export_sends_headers_of_destination() -> None:
     assert (request.method, request.path, request.max_response_bytes) == ("POST", "", MAX_RESPONSE_BYTES)
     assert request.headers == {
         "content-type": "application/x-protobuf",
-        "content-encoding": "gzip",
+        "Content-Encoding": "gzip",
         "x-mlflow-experiment-id": "1",
         "x-mlflow-workspace": "w",
         "x-mlflow-run-id": "r",
@@ -48,10 +48,12 @@ def test_export_keeps_experiment_header_of_user() -> None:
     assert [request.headers for request in script.requests] == [{"content-type": "application/x-protobuf"}]
 
 
-def test_export_does_not_compress_small_body() -> None:
+def test_export_compresses_small_body() -> None:
     script = ScriptedTransport(HttpResponse(200))
     make_client(script, "gzip")[0].export(*REQUEST, 10)
-    assert "content-encoding" not in script.requests[0].headers
+    [request] = script.requests
+    assert request.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(request.body) == REQUEST[1]
 
 
 @pytest.mark.parametrize("status", [400, 415])
@@ -60,7 +62,7 @@ def test_export_disables_compression_after_rejection(status: int, caplog: pytest
     client, _ = make_client(script, "gzip")
     for _ in range(2):
         assert client.export(REQUEST[0], LARGE, 10).disposition is Disposition.SUCCESS
-    assert ["content-encoding" in request.headers for request in script.requests] == [True, False, False]
+    assert ["Content-Encoding" in request.headers for request in script.requests] == [True, False, False]
     assert caplog.text.count("sent uncompressed from now on") == 1
 
 
@@ -69,7 +71,7 @@ def test_export_keeps_compression_if_uncompressed_body_is_rejected() -> None:
     client, _ = make_client(script, "gzip")
     for _ in range(2):
         assert client.export(REQUEST[0], LARGE, 10).disposition is Disposition.PERMANENT
-    assert ["content-encoding" in request.headers for request in script.requests] == [True, False, True, False]
+    assert ["Content-Encoding" in request.headers for request in script.requests] == [True, False, True, False]
 
 
 def test_compress_is_reversible() -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -54,8 +56,14 @@ class FakeMLflow:
         return json_response(200, {"experiment": {"experiment_id": number, "lifecycle_stage": stage}})
 
 
-def make_resolver(api: FakeMLflow | None, *, certain: bool = True, create: bool = False) -> ExperimentResolver:
-    return ExperimentResolver(api, certain=certain, create=create, problem_log=ProblemLog())
+def make_resolver(
+    api: FakeMLflow | None,
+    *,
+    certain: bool = True,
+    create: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> ExperimentResolver:
+    return ExperimentResolver(api, certain=certain, create=create, problem_log=ProblemLog(), clock=clock)
 
 
 def test_resolve_with_id_sends_no_request() -> None:
@@ -260,10 +268,44 @@ def test_resolve_without_rest_api_returns_none() -> None:
     assert make_resolver(None, certain=False).resolve(Destination(), 1) is None
 
 
-def test_resolve_with_unavailable_guessed_server_returns_retryable_failure() -> None:
-    outcome = make_resolver(FakeMLflow(always=TransportError("refused")), certain=False).resolve(Destination(), 1)
+def test_resolve_with_guessed_address_without_answer_returns_none_and_asks_again_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now, api = 0.0, FakeMLflow("agents", always=TransportError("refused"))
+    resolver = make_resolver(api, certain=False, clock=lambda: now)
+    for _ in range(2):
+        assert resolver.resolve(Destination(experiment="agents"), 1) is None
+    assert len(api.calls) == 1
+    assert not resolver.has_api()
+    api.always, now = None, 60.0
+    assert resolver.has_api()
+    assert resolver.resolve(Destination(experiment="agents"), 1) == "0"
+    assert not caplog.records
+
+
+def test_resolve_after_mlflow_missed_the_experiment_asks_at_once() -> None:
+    api = FakeMLflow("agents", always=TransportError("refused"))
+    resolver, destination = make_resolver(api, certain=False, clock=lambda: 0.0), Destination(experiment="agents")
+    assert resolver.resolve(destination, 1) is None
+    api.always = None
+    resolver.invalidate(destination)
+    assert resolver.resolve(destination, 1) == "0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (HttpResponse(503), FailureKind.SERVER),
+        (HttpResponse(401), FailureKind.CREDENTIALS),
+        (TransportError("no token", is_credential_error=True), FailureKind.CREDENTIALS),
+    ],
+)
+def test_resolve_with_unavailable_guessed_server_returns_retryable_failure(
+    answer: HttpResponse | TransportError, cause: FailureKind
+) -> None:
+    outcome = make_resolver(FakeMLflow(always=answer), certain=False).resolve(Destination(), 1)
     assert isinstance(outcome, ExportOutcome)
-    assert outcome.cause is FailureKind.SERVER
+    assert outcome.cause is cause
 
 
 def test_headers_with_empty_values_omits_them() -> None:

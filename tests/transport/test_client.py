@@ -3,6 +3,7 @@
 import errno
 import gzip
 import os
+import re
 import socket
 import ssl
 import threading
@@ -52,7 +53,7 @@ def test_send_with_user_headers_prefers_them_and_adds_credential(scripted_server
     )
     headers = scripted_server.requests[0].headers
     assert (headers["x-a"], headers["x-b"], headers["authorization"]) == ("mine", "ours", f"Bearer {SECRET}")
-    assert headers["user-agent"].startswith("mlflow-otlp-exporter/")
+    assert re.fullmatch(r"OTel-OTLP-Exporter-Python/\S+ mlflow-otlp-exporter/\S+", headers["user-agent"])
 
 
 def test_send_with_redirect_does_not_follow_it(scripted_server: ScriptedServer) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import requests_mock
 import responses
 import vcr
@@ -54,6 +55,19 @@ def test_export_under_requests_mock_calls_the_mock(exporter: MLflowSpanExporter)
         assert exporter.export(SPANS) is SpanExportResult.SUCCESS
         [request] = mock.request_history
     assert count_spans(request.body) == len(SPANS)
+
+
+def test_export_without_experiment_under_mock_sends_spans_at_once() -> None:
+    with responses.RequestsMock() as mock:  # raises a connection error for the lookup of the experiment
+        mock.post(ENDPOINT, status=200, body=b"")
+        mock.post(ENDPOINT, body=requests.ConnectionError("reset"))
+        mock.post(ENDPOINT, status=200, body=b"")
+        exporter = MLflowSpanExporter(ENDPOINT)
+        for _ in range(2):
+            assert exporter.export(SPANS) is SpanExportResult.SUCCESS
+        exporter.shutdown()
+        bodies = [call.request.body for call in mock.calls if call.request.method == "POST"]
+    assert [count_spans(body) for body in bodies] == [len(SPANS)] * 3
 
 
 def test_export_under_mocket_calls_the_mock(exporter: MLflowSpanExporter) -> None:
