@@ -15,8 +15,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, Stats
+from mlflow_otlp_exporter._internal.delivery import pipeline as pipeline_module
 from support.markers import SECRET, has_marker
-from support.scripted_server import Answer, RecordedRequest, ScriptedServer
+from support.scripted_server import ACCEPTED, Answer, RecordedRequest, ScriptedServer
 from support.spans import make_spans
 
 SUCCESS, FAILURE = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
@@ -251,6 +252,40 @@ def test_exporter_never_raises_after_construction(caplog: pytest.LogCaptureFixtu
     assert "shut down" in caplog.messages[-1]
     exporter.shutdown()
     exporter.shutdown(timeout_millis=5)
+
+
+def test_exporter_after_shutdown_warns_with_the_logger_of_upstream(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1)
+    exporter.shutdown()
+    assert not caplog.records
+    assert exporter.export(make_spans("a")) is FAILURE
+    exporter.shutdown()
+    logger_name = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    assert [(record.name, record.levelname) for record in caplog.records] == [(logger_name, "WARNING")] * 2
+
+
+def test_export_returns_after_as_many_attempts_as_upstream(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_MAX_ATTEMPTS", 2)
+    scripted_server.answer(Answer(503))
+    with open_exporter(scripted_server.traces_url, experiment_id=1, timeout=60) as exporter:
+        assert exporter.export(make_spans("a")) is FAILURE
+        assert len(scripted_server.to("/v1/traces")) == 2
+        scripted_server.answer(ACCEPTED)
+        assert exporter.force_flush()
+        assert exporter.stats().delivered == 1
+
+
+def test_shutdown_during_backoff_makes_one_more_attempt(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Answer(503))
+    with open_exporter(scripted_server.traces_url, experiment_id=1, timeout=0.2) as exporter:
+        assert exporter.export(make_spans("a")) is FAILURE
+        attempt_count = len(scripted_server.to("/v1/traces"))
+    assert len(scripted_server.to("/v1/traces")) == attempt_count + 1
+    assert exporter.stats().dropped == 1
 
 
 def test_invalid_setting_raises_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:

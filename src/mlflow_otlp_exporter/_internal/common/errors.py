@@ -11,8 +11,8 @@ class ConfigurationError(ValueError, RuntimeError):
     Raised only by `configure()`, the constructors, `log_feedback()` and `log_expectation()`, before anything is
     exported. The message says what is wrong, where the value came from (argument, environment variable, file) and what
     was expected. It never contains a secret, and ends with a code that docs/troubleshooting.md explains. An unavailable
-    server is not an invalid setting and raises nothing. It is also a RuntimeError, because upstream's exporter raises one
-    for an unusable credential provider.
+    server is not an invalid setting and raises nothing. It is also a RuntimeError, because upstream's exporter raises
+    one for an unusable credential provider.
 
     Args:
         message: What is wrong.

@@ -350,7 +350,7 @@ class RetrySender:
 
     def _on_retryable_failure(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
         destination, cause = request.destination, outcome.cause or FailureKind.SERVER
-        if self.is_closing and self.backoff.failure_count(destination) > 1:
+        if self.is_closing and (request.delay_count or self.backoff.failure_count(destination) > 1):
             self.spool_or_drop(request)
             return SendResult()
         request.may_have_arrived = request.may_have_arrived or outcome.may_have_arrived
