@@ -89,6 +89,25 @@ def test_exporter_works_with_upstream_arguments_only(scripted_server: ScriptedSe
     assert "x-mlflow-experiment-id" not in request.headers
 
 
+def test_guessed_mlflow_without_answer_gets_spans_with_experiment_after_it_missed_the_header(
+    scripted_server: ScriptedServer,
+) -> None:
+    lookups = iter([Answer(close="after-request"), experiment_response("7")])
+    scripted_server.answer_with(GET_BY_NAME, lambda _: next(lookups))
+    missing = b'{"detail":[{"type":"missing","loc":["header","x-mlflow-experiment-id"],"msg":"Field required"}]}'
+
+    def answer(request: RecordedRequest) -> Answer:
+        return ACCEPTED if "x-mlflow-experiment-id" in request.headers else Answer(422, headers=JSON, body=missing)
+
+    scripted_server.answer_with("/v1/traces", answer)
+    with open_exporter(scripted_server.traces_url, experiment="agents") as exporter:
+        assert exporter.export(make_spans("a")) is FAILURE
+        assert exporter.force_flush()
+        assert (exporter.stats().delivered, exporter.stats().dropped) == (1, 0)
+    requests_to_traces = scripted_server.to("/v1/traces")
+    assert [request.headers.get("x-mlflow-experiment-id") for request in requests_to_traces] == [None, "7"]
+
+
 def test_experiment_header_of_user_avoids_lookup(scripted_server: ScriptedServer) -> None:
     with open_exporter(scripted_server.traces_url, headers={"X-MLflow-Experiment-Id": "5"}) as exporter:
         assert exporter.export(make_spans("a")) is SUCCESS

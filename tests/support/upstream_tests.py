@@ -25,6 +25,8 @@ _TIMEOUT_SECONDS = 30
 _PROVIDER_VARIABLE = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER"
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
+_exporters: list[Any] = []
+
 
 class _TransportSession(requests.Session):
     """A session that sends through the transport of upstream's constructor, where upstream's tests look at requests."""
@@ -55,13 +57,14 @@ def pytest_configure() -> None:
             if len(args) < 8 and not os.environ.get(_PROVIDER_VARIABLE):
                 kwargs.setdefault("session", _TransportSession(self))
             super().__init__(*args, enrich=False, **kwargs)
+            _exporters.append(self)
 
     trace_exporter.OTLPSpanExporter = Exporter  # type: ignore[misc]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Let a test fail that takes too long: upstream's tests replace upstream's clock, not ours."""
+    """Let a test fail that takes too long, since upstream's tests replace upstream's clock only; end its exporters."""
 
     def fail(*_: object) -> None:
         raise TimeoutError(f"{item.name} takes more than {_TIMEOUT_SECONDS} s")
@@ -73,6 +76,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
+        while _exporters:  # what is retried in the background would reach the mock of the next test
+            _exporters.pop().shutdown(0)
 
 
 def _download() -> Path:
