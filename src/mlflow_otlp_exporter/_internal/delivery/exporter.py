@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.transport.client import Session
 
 # Applications filter upstream's messages about a shutdown, or assert them, by the name of its module.
-_upstream_logger = logging.getLogger(OTLPSpanExporter.__module__)
+logger = logging.getLogger(OTLPSpanExporter.__module__)
 
 
 class MLflowSpanExporter(OTLPSpanExporter):
@@ -159,9 +159,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         pipeline = self._pipeline
         if pipeline is None or pipeline.is_closed:
             state = "shut down" if pipeline else "off"
-            _upstream_logger.warning(
-                "Dropped %d spans: the exporter is %s [%s]", len(spans), state, MessageCode.EXPORT_DISABLED
-            )
+            logger.warning("Dropped %d spans: the exporter is %s [%s]", len(spans), state, MessageCode.EXPORT_DISABLED)
             return SpanExportResult.FAILURE
         try:
             with suppress_instrumentation():

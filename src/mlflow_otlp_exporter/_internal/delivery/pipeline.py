@@ -63,10 +63,7 @@ class Pipeline:
             on_dropped=self._record_lost,
         )
         server_info = ServerInfo(
-            clients.api,
-            self.problem_log,
-            certain=settings.is_api_certain,
-            has_api=clients.experiments.has_api,
+            clients.api, self.problem_log, certain=settings.is_api_certain, has_api=clients.experiments.has_api
         )
         self._locator = TraceLocator(
             clients.api, checks_workspaces=settings.has_same_server and settings.is_api_certain
@@ -211,10 +208,8 @@ class Pipeline:
         attempts = itertools.count(1)
 
         def on_postponed(outcome: ExportOutcome | None) -> None:
-            if outcome is None:
-                return
             # A server may recover in the meantime.
-            if outcome.cause is not FailureKind.SERVER or next(attempts) >= _MAX_ATTEMPTS:
+            if outcome is not None and (outcome.cause is not FailureKind.SERVER or next(attempts) >= _MAX_ATTEMPTS):
                 with self._changed:
                     future.is_waiting_for_user = True
                     self._changed.notify_all()
