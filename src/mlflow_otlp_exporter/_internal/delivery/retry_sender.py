@@ -239,8 +239,7 @@ class RetrySender:
         return [others, *(request.split_off({trace_id}) for trace_id in missing)]
 
     def _on_success(self, request: ExportRequest, outcome: ExportOutcome, timeout_seconds: float) -> SendResult:
-        self._last_accepted.pop(request.destination.name, None)
-        evict_oldest(self._last_accepted, _MAX_DESTINATIONS)[request.destination.name] = next(self._accepted_numbers)
+        self._record_acceptance(request.destination)
         self._record_recovery(request.destination)
         missing = self._separate_missing_traces(request, timeout_seconds)
         count = len(request.spans)
@@ -254,6 +253,10 @@ class RetrySender:
         if count:
             self._settle(request, count - rejected_count, rejected_count, outcome)
         return SendResult((request, *missing) if request.advance(self._jitter()) else missing)
+
+    def _record_acceptance(self, destination: Destination) -> None:
+        self._last_accepted.pop(destination.name, None)
+        evict_oldest(self._last_accepted, _MAX_DESTINATIONS)[destination.name] = next(self._accepted_numbers)
 
     def _record_recovery(self, destination: Destination) -> None:
         self.backoff.record_success(destination)
@@ -299,7 +302,8 @@ class RetrySender:
         if stored:
             request.spans = stored
             self._settle(request, len(stored), 0)
-            request.server_error_count = 0
+            # The server stored these and answered 500 because of others (MLflow 3.10).
+            self._record_acceptance(request.destination)
         request.spans = missing
         if missing:
             return None
