@@ -557,6 +557,30 @@ def test_random_server_errors_drop_spans_only_after_five(seed: int, share: float
     assert fixture.dropped_count <= sum(count >= 5 for count in failures.values())
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 12))
+def test_random_outcomes_settle_every_span_once(seed: int, traces: int) -> None:
+    """Rejections, 413, server errors and exceptions, also in the middle of a bisection that another of them began."""
+    fixture, chance = Fixture(), random.Random(seed)
+    statuses = [200, 200, 400, 413, 500]
+
+    def judge(_: list[str]) -> HttpResponse:
+        status = chance.choice([*statuses, 0])
+        if not status:
+            raise ArithmeticError
+        return HttpResponse(status)
+
+    fixture.server.judge = judge
+    spans = encode_spans(*(str(trace) for trace in range(traces)), children=1)
+    fixture.send(spans, until=1000)
+    fixture.server.judge = lambda _: HttpResponse(200)
+    fixture.send(encode_spans("last", base=10**6))
+    assert fixture.pending == []
+    assert fixture.settled_count == 2
+    assert set(fixture.server.stored.values()) == {1}
+    assert sum(fixture.server.stored.values()) + fixture.dropped_count == len(spans) + 1
+
+
 # Size
 
 

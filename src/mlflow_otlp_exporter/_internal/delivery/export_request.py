@@ -21,7 +21,7 @@ class ExportFuture(Future[int]):
         super().__init__()
         self.span_count, self.byte_count = span_count, byte_count
         self.remaining_count, self.dropped_count = span_count, 0  # spans without an outcome, dropped spans
-        self.is_waiting_for_user = False  # whether the spans wait for something that a user has to correct
+        self.is_postponed = False  # whether `export` waits no longer, because retries may take long
         # Called with the reason when spans have to be retried.
         self.on_postponed: Callable[[ExportOutcome], None] | None = None
         # Called with the spans that were delivered and dropped, and the outcome; None at shutdown.
@@ -116,7 +116,7 @@ class ExportRequest:
     def separate_others(self) -> list[ExportRequest]:
         """Return the other spans of a bisection as a request, when the bad span is alone."""
         others = self.part(self.other_half + self.deferred)
-        others.may_have_arrived, others.delay_count = self.others_may_have_arrived, 0
+        others.may_have_arrived, others.delay_count, others.exception_count = self.others_may_have_arrived, 0, 0
         # If the bisection delivered nothing, the server may be the cause of a 500: the next one waits for a success.
         others.server_error_count = int(self.is_bisected_after_500 and len(others.spans) > 1)
         self.other_half, self.deferred, self.others_may_have_arrived = [], [], False

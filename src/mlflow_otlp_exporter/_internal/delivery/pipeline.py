@@ -126,7 +126,7 @@ class Pipeline:
     def _reset_after_fork(self) -> None:
         # The parent sends the requests that it has. The lock is re-entrant, because a signal handler may export or
         # flush, and waiting releases it as a whole; `concurrent.futures.wait` would hold locks that the handler needs.
-        self._changed = threading.Condition()  # notified when a request is settled, or cannot be for now
+        self._changed = threading.Condition()  # notified when a request is settled or postponed
         self._in_flight: set[ExportFuture] = set()
         self.in_flight_span_count = self.in_flight_byte_count = 0  # bytes before compression
 
@@ -190,7 +190,7 @@ class Pipeline:
         futures = [self._export(destination, encoded) for destination, encoded in batches]
 
         def is_over() -> bool:
-            return all(future.done() or future.is_waiting_for_user for future in futures)
+            return all(future.done() or future.is_postponed for future in futures)
 
         with self._changed:
             self._changed.wait_for(is_over, max(0.0, deadline - time.monotonic()))
@@ -208,10 +208,10 @@ class Pipeline:
         attempts = itertools.count(1)
 
         def on_postponed(outcome: ExportOutcome | None) -> None:
-            # A server may recover in the meantime.
+            # A server may recover within the timeout; what a user has to correct will not.
             if outcome is not None and (outcome.cause is not FailureKind.SERVER or next(attempts) >= _MAX_ATTEMPTS):
                 with self._changed:
-                    future.is_waiting_for_user = True
+                    future.is_postponed = True
                     self._changed.notify_all()
 
         future.on_postponed = on_postponed

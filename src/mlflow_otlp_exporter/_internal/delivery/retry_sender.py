@@ -211,12 +211,11 @@ class RetrySender:
             request.destination = destination._replace(trace_experiment_id=None)
             return SendResult((request,))
         reason = f"experiment {destination.trace_experiment_id} of another service has their trace, and rejects them"
-        self._drop_foreign_spans(request, MessageCode.TRACE_IN_OTHER_EXPERIMENT, f"{reason}: {outcome.message}")
-        return SendResult()
+        return self._drop_foreign_spans(request, MessageCode.TRACE_IN_OTHER_EXPERIMENT, f"{reason}: {outcome.message}")
 
-    def _drop_foreign_spans(self, request: ExportRequest, code: MessageCode, message: str) -> None:
+    def _drop_foreign_spans(self, request: ExportRequest, code: MessageCode, message: str) -> SendResult:
         outcome = ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, message, code=code)
-        self._drop(request, outcome, f"{len(request.spans)} spans")
+        return self._drop(request, outcome, f"{len(request.spans)} spans")
 
     def _separate_missing_traces(self, request: ExportRequest, timeout_seconds: float) -> list[ExportRequest]:
         """Split off accepted spans that MLflow did not store, because another workspace has a trace of the request.
@@ -350,7 +349,7 @@ class RetrySender:
         if self._persistent_queue is not None:
             self._persistent_queue.dead_letter(request.destination, request.spans, outcome.message)
         self._settle(request, 0, count, outcome)
-        return SendResult()
+        return SendResult(request.separate_others())  # of a bisection, which ends here
 
     def _on_retryable_failure(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
         destination, cause = request.destination, outcome.cause or FailureKind.SERVER
