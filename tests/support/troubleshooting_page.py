@@ -19,7 +19,8 @@ _INTRO = """\
 
 With this page you find the cause and the fix of a message by its code. Every message of this library, in the log
 (logger `mlflow_otlp_exporter`) and in `ConfigurationError`, ends with a code in brackets, such as `[MLO-202]`. In the
-messages below, `...` stands for a value.
+messages below, `...` stands for a value. Messages about an exporter that was shut down are logged as OpenTelemetry's
+exporter logs them: on the logger `opentelemetry.exporter.otlp.proto.http.trace_exporter`.
 
 ```sh
 mlflow-otlp doctor          # check each step, from the settings to a test trace; print cause and fix of a failure
