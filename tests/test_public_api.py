@@ -16,8 +16,8 @@ from mlflow_otlp_exporter import testing
 # Parameters of each public function.
 FUNCTIONS: Mapping[str, str] = {
     "configure": "*, tracking_uri, experiment, experiment_id, workspace, service_name, tracer_provider, credentials, "
-    "headers, mask, auto_instrument, sampling_ratio, noise, enabled, trace_info, attachments, spool, durability, "
-    "exporter",
+    "headers, mask, auto_instrument, sampling_ratio, ignore_caller_sampling, noise, enabled, trace_info, attachments, "
+    "spool, durability, exporter",
     "flush": "timeout",
     "log_expectation": "trace_id, name, value, *, source, source_type, metadata, span_id, workspace",
     "log_feedback": "trace_id, name, value, *, rationale, source, source_type, metadata, span_id, workspace",
@@ -42,7 +42,8 @@ ATTRIBUTES: Mapping[str, str] = {
     "Recording": "assessments, endpoint, spans, telemetry, trace, traces",
     "RecordingEndpoint": "assessments, spans, status, traces, url",
     "Stats": "attachments_failed, attachments_uploaded, delivered, dropped, feedback, feedback_dropped, filtered, "
-    "metadata_updates, metadata_updates_dropped, requests, retries, spooled, values_dropped, values_repaired",
+    "metadata_updates, metadata_updates_dropped, requests, retries, spooled, unsampled, values_dropped, "
+    "values_repaired",
     "Telemetry": "exporter, is_closed, tracer_provider",
     "trace_context": "",
 }

@@ -480,6 +480,16 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             ),
         ),
     ),
+    MessageCode.NOT_SAMPLED_BY_CALLER: Entry(
+        (
+            (
+                "A caller did not sample its trace (traceparent with flag 00), so its spans are not recorded; stats() "
+                "counts such calls, MLFLOW_OTLP_IGNORE_CALLER_SAMPLING=true records them"
+            ),
+        ),
+        "With `MLflowSpanExporter` or `MLflowSpanProcessor` in an application's own set-up, such calls can be neither "
+        "counted nor logged, because their spans reach no processor. Set the sampler of the tracer provider there.",
+    ),
     MessageCode.CLOCK_SKEW: Entry(
         ("... s ahead of the server's clock", "... s behind the server's clock"),
         "Only `doctor` shows this message.",

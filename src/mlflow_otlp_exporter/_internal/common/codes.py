@@ -97,6 +97,7 @@ class MessageCode(enum.Enum):
     DESTINATION_TOO_LATE = "MLO-712", "Destination set too late"
     MASK_FAILED = "MLO-713", "Mask failed"
     UNKNOWN_KIND = "MLO-714", "Unknown span kind"
+    NOT_SAMPLED_BY_CALLER = "MLO-715", "Trace not sampled by the caller"
 
     EXPORT_CONFIGURED = "MLO-801", "Export configured"
     INSTRUMENTED = "MLO-802", "Instrumentations enabled"

@@ -350,6 +350,11 @@ HINTS: Mapping[MessageCode, Hint] = {
         "A trace with only HTTP, database and messaging spans does not come from an agent.",
         "Set `MLFLOW_OTLP_NOISE=none` to send such traces.",
     ),
+    MessageCode.NOT_SAMPLED_BY_CALLER: Hint(
+        "The caller sent a `traceparent` with the flag 00 (not sampled), as load balancers, gateways and meshes do. "
+        "OpenTelemetry's default sampler follows the caller, so no span is recorded.",
+        "Set `MLFLOW_OTLP_IGNORE_CALLER_SAMPLING=true`, or let the caller sample.",
+    ),
     MessageCode.CLOCK_SKEW: Hint(
         "The clock of this machine or of the server is wrong: traces appear at the wrong time, and tokens seem "
         "expired.",

@@ -20,6 +20,9 @@ class Stats:
         requests: Requests to the OTLP endpoint.
         retries: Requests that repeated an earlier one.
         filtered: Spans of traces that the trace filter (`noise`, `MLFLOW_OTLP_NOISE`) left out.
+        unsampled: Calls whose spans OpenTelemetry's sampler did not record, because the caller had not sampled its
+            trace (`ignore_caller_sampling`, `MLFLOW_OTLP_IGNORE_CALLER_SAMPLING`). Counted with `configure()` and
+            without code changes.
         values_repaired: Attribute values that were changed so that they can be encoded: surrogate characters,
             integers beyond 64 bits.
         values_dropped: Attribute values that OTLP cannot represent: unknown types, values nested too deeply.
@@ -39,6 +42,7 @@ class Stats:
     requests: int = 0
     retries: int = 0
     filtered: int = 0
+    unsampled: int = 0
     values_repaired: int = 0
     values_dropped: int = 0
     metadata_updates: int = 0

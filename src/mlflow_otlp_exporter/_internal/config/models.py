@@ -113,6 +113,7 @@ class AppSettings:
     enabled: bool
     auto_instrument: bool | tuple[str, ...]
     sampling_ratio: float
+    ignore_caller_sampling: bool
     noise: tuple[str, ...]
     baggage: tuple[str, ...]
 

@@ -242,6 +242,16 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("sampling_ratio", AppSettings, parsers.parse_ratio, ("MLFLOW_TRACE_SAMPLING_RATIO",), 1.0).describe(
         "Share of the traces that is sent, from 0 to 1; by trace id, so that all processes choose the same ones."
     ),
+    Setting(
+        "ignore_caller_sampling",
+        AppSettings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_IGNORE_CALLER_SAMPLING",),
+        default=False,
+    ).describe(
+        "Record a trace even if its caller did not sample it (`traceparent` with the flag 00, as load balancers send "
+        "it): the application's sampler decides as for a trace without caller."
+    ),
     Setting("noise", AppSettings, parsers.parse_names, ("MLFLOW_OTLP_NOISE",), ("default",)).describe(
         "Which traces are filtered out. `default`: those with HTTP, database and messaging spans only. `all`: those "
         "without a span of an agent or a model. `none`: no traces. Names of instrumentation scopes: those that "

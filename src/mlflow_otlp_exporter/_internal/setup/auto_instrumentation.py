@@ -19,6 +19,7 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import APPLY_CONTEXT, is_sampled, sampling_bound
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
+from mlflow_otlp_exporter._internal.setup.tracer_provider import watch_sampler
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
@@ -60,6 +61,7 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
             trace_filter = make_trace_filter(app.noise)
             self._worker = TraceWorker(self._pipeline, buffer, has_start_events=False, trace_filter=trace_filter)
             _exporters.add(self)
+            self._watch_sampler(trace.get_tracer_provider())  # before the instrumentations get their tracers
         except (ConfigurationError, TypeError) as error:
             # TypeError: a configuration file names an argument that does not exist. It has no code yet.
             is_coded = isinstance(error, ConfigurationError)
@@ -94,8 +96,13 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
     def listen(self, provider: TracerProvider) -> None:
         """Receive the span starts of the provider from now on."""
         if self._worker is not None and self._app is not None and not self.is_disabled:
+            self._watch_sampler(provider)
             provider.add_span_processor(SpanStartListener(self, self._worker, self._app))
             self._worker.enable_start_events()
+
+    def _watch_sampler(self, provider: object) -> None:
+        if isinstance(provider, TracerProvider) and self._app is not None and self._pipeline is not None:
+            watch_sampler(provider, self._app, self._pipeline.problem_log)
 
     def disable(self) -> None:
         """Send the buffered spans and ignore later ones, which the pipeline of `configure()` sends."""

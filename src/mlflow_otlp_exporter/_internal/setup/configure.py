@@ -22,7 +22,7 @@ from mlflow_otlp_exporter._internal.config.describe import describe_unknown_vari
 from mlflow_otlp_exporter._internal.config.models import AppSettings, Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_app
 from mlflow_otlp_exporter._internal.config.schema import select_settings
-from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, attach_exporter, worker_of
 from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
 from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook, install_sigterm_handler
@@ -32,7 +32,12 @@ from mlflow_otlp_exporter._internal.setup.telemetry import (
     FlushResult,
     Telemetry,
 )
-from mlflow_otlp_exporter._internal.setup.tracer_provider import add_processor, resolve_provider, unwrap_provider
+from mlflow_otlp_exporter._internal.setup.tracer_provider import (
+    add_processor,
+    resolve_provider,
+    unwrap_provider,
+    watch_sampler,
+)
 from mlflow_otlp_exporter._internal.tracing.traced import use_provider
 
 DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spool": True, "handle_sigterm": True}
@@ -57,6 +62,7 @@ def configure(
     mask: Callable[[str], str] | Sequence[str | re.Pattern[str]] | None = None,
     auto_instrument: bool | Sequence[str] | None = None,
     sampling_ratio: float | None = None,
+    ignore_caller_sampling: bool | None = None,
     noise: str | Sequence[str] | None = None,
     enabled: bool | None = None,
     trace_info: bool | None = None,
@@ -103,6 +109,8 @@ def configure(
             of libraries, or names with a leading `-` to exclude (`MLFLOW_OTLP_AUTO_INSTRUMENT`; true). Names in
             `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` are excluded.
         sampling_ratio: Ratio of the traces to send, from 0 to 1 (`MLFLOW_TRACE_SAMPLING_RATIO`; 1).
+        ignore_caller_sampling: Record traces even if their caller did not sample them, as load balancers do
+            (`MLFLOW_OTLP_IGNORE_CALLER_SAMPLING`; false).
         noise: Which traces are filtered out (`MLFLOW_OTLP_NOISE`). `default`: those with HTTP, database and messaging
             spans only. `all`: those without a span of an agent or a model. `none`: no traces. Patterns for names of
             instrumentation scopes: those that contain only spans of these scopes.
@@ -135,6 +143,8 @@ def configure(
         if app.enabled:
             provider, origin = resolve_provider(tracer_provider, service_name)
             telemetry = _create_telemetry(provider, new_exporter, app)
+            if (pipeline := pipeline_of(new_exporter)) is not None:
+                watch_sampler(provider, app, pipeline.problem_log)
         else:
             telemetry = _create_disabled_telemetry(provider, new_exporter)
         _current, _current_key = telemetry, (provider, exporter or settings, app)

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
+from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.util.types import Attributes
 
-from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
+from mlflow_otlp_exporter._internal.config.models import AppSettings
 
 # OpenTelemetry's default is 128, and a span drops its first attributes first: a conversation of 30 messages loses the
 # kind of its span.
 _MAX_ATTRIBUTE_COUNT = 10_000
+_NOT_SAMPLED = (
+    "A caller did not sample its trace (traceparent with flag 00), so its spans are not recorded; stats() counts such "
+    "calls, MLFLOW_OTLP_IGNORE_CALLER_SAMPLING=true records them"
+)
 _LIMIT_VARIABLES = ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_COUNT_LIMIT")
 
 
@@ -64,3 +75,62 @@ def unwrap_provider(provider: object) -> object:
     """Return the SDK's provider behind a wrapper such as logfire's, else the provider itself."""
     wrapped = getattr(provider, "provider", None)
     return wrapped if not isinstance(provider, TracerProvider) and isinstance(wrapped, TracerProvider) else provider
+
+
+class CallerSampler(Sampler):
+    """The sampler of a provider, and what happens to spans whose caller did not sample its trace.
+
+    OpenTelemetry's default sampler drops such spans, which then reach no processor.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self.ignores_caller = False
+        self.on_unsampled: Callable[[], None] = lambda: None
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """Ask the provider's sampler, again as for a root if it dropped the span and the caller is ignored."""
+        details = (trace_id, name, kind, attributes, links, trace_state)
+        result = self._sampler.should_sample(parent_context, *details)
+        if result.decision is Decision.DROP:
+            caller = trace.get_current_span(parent_context).get_span_context()
+            if caller.is_valid and caller.is_remote and not caller.trace_flags.sampled:
+                if not self.ignores_caller:
+                    self.on_unsampled()
+                    return result
+                # ParentBased asks its root sampler, which may sample by trace id.
+                no_parent = trace.set_span_in_context(trace.INVALID_SPAN, parent_context)
+                result = self._sampler.should_sample(no_parent, *details)
+                return SamplingResult(
+                    result.decision, result.attributes, result.trace_state or caller.trace_state or None
+                )
+        return result
+
+    def get_description(self) -> str:
+        """Return the description of the provider's sampler."""
+        return self._sampler.get_description()
+
+
+def watch_sampler(provider: TracerProvider, app: AppSettings, problem_log: ProblemLog) -> None:
+    """Count and log the calls that the provider's sampler drops because of their caller, or ignore the caller.
+
+    Tracers that exist already keep the sampler as it was.
+    """
+    sampler = provider.sampler
+    if not isinstance(sampler, CallerSampler):
+        sampler = provider.sampler = CallerSampler(sampler)
+
+    def record_unsampled() -> None:
+        problem_log.stats.add(unsampled=1)
+        problem_log.log_once(logging.WARNING, add_code(MessageCode.NOT_SAMPLED_BY_CALLER, _NOT_SAMPLED))
+
+    sampler.ignores_caller, sampler.on_unsampled = app.ignore_caller_sampling, record_unsampled
