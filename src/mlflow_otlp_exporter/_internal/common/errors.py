@@ -1,6 +1,8 @@
-"""The public exception of this library."""
+"""The public exception of this library, and which exceptions of application code are never caught."""
 
 from __future__ import annotations
+
+import threading
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 
@@ -31,3 +33,13 @@ class ConfigurationError(ValueError, RuntimeError):
 
 
 ConfigurationError.__module__ = "mlflow_otlp_exporter"
+
+
+def must_propagate(error: BaseException) -> bool:
+    """Return whether an exception in code of the application ends the process, such as Ctrl-C or a SIGTERM handler.
+
+    Signal handlers run between any two instructions of the main thread. Everything else that a `__str__`, mask or
+    property raises, also an exception that is no `Exception`, concerns only the value.
+    """
+    is_exit = isinstance(error, KeyboardInterrupt | SystemExit)
+    return is_exit and threading.current_thread() is threading.main_thread()

@@ -21,8 +21,9 @@ from opentelemetry.context import Context, attach, create_key, detach, get_curre
 from opentelemetry.sdk.trace import Span
 
 from mlflow_otlp_exporter._internal.common import attribute_names as names
-from mlflow_otlp_exporter._internal.common.bounded import bounded_json, parse_json
+from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.json_values import bounded_json
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.model.destination import Route, read_route
 from mlflow_otlp_exporter._internal.tracing import routing

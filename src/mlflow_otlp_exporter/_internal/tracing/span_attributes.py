@@ -12,8 +12,9 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from mlflow_otlp_exporter._internal.common import attribute_names as names
-from mlflow_otlp_exporter._internal.common.bounded import bounded_json, bounded_text
+from mlflow_otlp_exporter._internal.common.bounded import bounded_text
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.json_values import bounded_json
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 
 _MAX_DOCUMENT_COUNT = 1000
