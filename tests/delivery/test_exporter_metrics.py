@@ -73,20 +73,22 @@ def test_metrics_of_delivered_spans(scripted_server: ScriptedServer, meters: Met
 
 
 def test_metrics_of_rejected_spans(scripted_server: ScriptedServer, meters: Meters) -> None:
+    statuses = []
+
     def answer(request: Any) -> Answer:
-        return (
-            Answer(422, headers=JSON, body=b"{}") if any(s.name == "child 1.1" for s in request.spans()) else ACCEPTED
-        )
+        is_bad = any(span.name == "child 1.1" for span in request.spans())
+        statuses.append(422 if is_bad else 200)
+        return Answer(422, headers=JSON, body=b"{}") if is_bad else ACCEPTED
 
     scripted_server.answer_with("/v1/traces", answer)
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
     exporter.export(make_traces(2, children=1))
     exporter.shutdown()
     assert meters.spans(EXPORTED) == {"": 3, "422": 1}
-    (duration,) = meters.points(DURATION)
-    assert duration.count == 1
-    assert duration.sum > 1  # the rejection was confirmed a second later
-    assert (duration.attributes["error.type"], duration.attributes["http.response.status_code"]) == ("422", 422)
+    durations = {point.attributes.get("error.type"): point for point in meters.points(DURATION)}
+    counts = {kind: point.count for kind, point in durations.items()}
+    assert counts == {"422": statuses.count(422), None: statuses.count(200)}
+    assert durations["422"].attributes["http.response.status_code"] == 422
     assert meters.spans(INFLIGHT) == {"": 0}
 
 
@@ -98,6 +100,8 @@ def test_metrics_of_spans_in_flight_and_dropped_at_shutdown(scripted_server: Scr
     exporter.export(make_traces(1, children=1))
     assert meters.spans(INFLIGHT) == {"": 2}
     assert meters.spans(EXPORTED) == {}
+    (duration,) = meters.points(DURATION)  # known while the outage lasts
+    assert (duration.attributes["error.type"], duration.attributes["http.response.status_code"]) == ("503", 503)
     exporter.shutdown()
     assert meters.spans(INFLIGHT) == {"": 0}
     assert meters.spans(EXPORTED) == {"shutdown": 2}
@@ -121,15 +125,16 @@ def test_metrics_of_spans_in_flight_and_dropped_at_shutdown(scripted_server: Scr
 def test_metrics_name_error_type_of_outcome(
     outcome: ExportOutcome | None, attributes: Mapping[str, Any], meters: Meters
 ) -> None:
-    clock = iter([10.0, 12.5])
-    metrics = ExporterMetrics(meters.provider, "https://mlflow.example/v1/traces", lambda: next(clock))
+    metrics = ExporterMetrics(meters.provider, "https://mlflow.example/v1/traces")
     on_counted = metrics.record_start(3)
     on_counted(2, 0, None)
     on_counted(0, 1, outcome)
-    (duration,) = meters.points(DURATION)
-    assert duration.sum == 2.5
-    assert attributes.items() <= dict(duration.attributes).items()
-    assert duration.attributes["server.port"] == 443
+    if outcome is not None:
+        metrics.record_request(outcome, 2.5)
+        (duration,) = meters.points(DURATION)
+        assert duration.sum == 2.5
+        assert attributes.items() <= dict(duration.attributes).items()
+        assert duration.attributes["server.port"] == 443
     assert meters.spans(EXPORTED) == {"": 2, attributes["error.type"]: 1}
 
 

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import requests
@@ -25,7 +26,28 @@ _TIMEOUT_SECONDS = 30
 _PROVIDER_VARIABLE = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER"
 _ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
+# Upstream gives up after six attempts; what is retried in the background afterwards waits as usual.
+_MAX_WAITS = 5
+
 _exporters: list[Any] = []
+
+
+def _pass_delays_to_event() -> None:
+    """Wait for a retry with the private event of upstream's exporter, where a test has replaced it."""
+    from mlflow_otlp_exporter._internal.common.backoff import BackoffState
+
+    record_failure = BackoffState.record_failure
+
+    def record_and_wait(self: Any, *args: Any, **kwargs: Any) -> float:
+        delay = record_failure(self, *args, **kwargs)
+        event = _exporters[-1]._client._shutdown_event
+        if not isinstance(event, Mock) or event.wait.call_count >= _MAX_WAITS:
+            return delay
+        event.wait(delay)
+        self._resume_at.clear()
+        return 0.0
+
+    BackoffState.record_failure = record_and_wait  # type: ignore[method-assign]
 
 
 class _TransportSession(requests.Session):
@@ -44,10 +66,21 @@ class _TransportSession(requests.Session):
 
 
 def pytest_configure() -> None:
-    """Replace the class, before the tests import it."""
-    from opentelemetry.exporter.otlp.proto.http import trace_exporter
+    """Replace the class, before the tests import it, and let upstream's private names lead to what replaces them."""
+    from opentelemetry.exporter.otlp.proto.http import _common, trace_exporter
 
     from mlflow_otlp_exporter import MLflowSpanExporter
+    from mlflow_otlp_exporter._internal.delivery import exporter
+    from mlflow_otlp_exporter._internal.transport import authorization
+
+    upstream: Any = _common
+    own_exporter: Any = exporter
+
+    def find_entry_points(**options: Any) -> Any:
+        return upstream.entry_points(**options)  # when it is called: a test replaces it
+
+    vars(authorization)["entry_points"] = find_entry_points
+    _pass_delays_to_event()
 
     class Exporter(MLflowSpanExporter):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -57,6 +90,9 @@ def pytest_configure() -> None:
             if len(args) < 8 and not os.environ.get(_PROVIDER_VARIABLE):
                 kwargs.setdefault("session", _TransportSession(self))
             super().__init__(*args, enrich=False, **kwargs)
+            session = own_exporter.pipeline_of(self)._clients.server._session
+            if not isinstance(session, _TransportSession):
+                vars(self._client._transport)["_session"] = session
             _exporters.append(self)
 
     trace_exporter.OTLPSpanExporter = Exporter  # type: ignore[misc]

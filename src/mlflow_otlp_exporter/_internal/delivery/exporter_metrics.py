@@ -3,11 +3,8 @@
 Only the metrics API is used, so that versions without exporter metrics of their own have them, too.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -25,10 +22,9 @@ OnCounted = Callable[[int, int, "ExportOutcome | None"], None]
 
 
 class ExporterMetrics:
-    """Counters of exported spans and of spans in flight, and the durations of batches."""
+    """Counters of exported spans and of spans in flight, and the durations of requests."""
 
-    def __init__(self, provider: MeterProvider, url: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, provider: MeterProvider, url: str) -> None:
         parts = urlsplit(url)
         self._attributes: dict[str, AttributeValue] = {
             "otel.component.type": "otlp_http_span_exporter",
@@ -56,32 +52,28 @@ class ExporterMetrics:
 
     def record_start(self, span_count: int) -> OnCounted:
         """Count a batch in flight; call the result with delivered and dropped spans and their outcome."""
-        started_at, remaining_count, error_attributes = self._clock(), span_count, dict[str, AttributeValue]()
         self._add_inflight(span_count)
 
         def on_counted(delivered_count: int, dropped_count: int, outcome: ExportOutcome | None) -> None:
-            nonlocal remaining_count
-            remaining_count -= delivered_count + dropped_count
             self._add_inflight(-delivered_count - dropped_count)
             if delivered_count:
-                self._add_exported(delivered_count)
+                self.record_exported(delivered_count)
             if dropped_count:
-                error_attributes.update(_error_attributes(outcome))
-                self._add_exported(dropped_count, error_attributes["error.type"])
-            with suppress(Exception):
-                if remaining_count <= 0:
-                    self._duration.record(self._clock() - started_at, {**self._attributes, **error_attributes})
+                self.record_exported(dropped_count, _error_attributes(outcome)["error.type"])
 
         return on_counted
 
-    def record_lost(self, span_count: int, kind: str) -> None:
-        self._add_exported(span_count, kind)
+    def record_request(self, outcome: ExportOutcome, seconds: float) -> None:
+        """Record the duration of one attempt: with an outage of hours, a batch has none before the outage ends."""
+        attributes = {} if outcome.disposition is Disposition.SUCCESS else _error_attributes(outcome)
+        with suppress(Exception):
+            self._duration.record(seconds, {**self._attributes, **attributes})
 
     def _add_inflight(self, span_count: int) -> None:
         with suppress(Exception):  # a broken meter provider must not affect spans
             self._inflight.add(span_count, self._attributes)
 
-    def _add_exported(self, span_count: int, error_type: AttributeValue = "") -> None:
+    def record_exported(self, span_count: int, error_type: AttributeValue = "") -> None:
         with suppress(Exception):
             attributes = {"error.type": error_type} if error_type else {}
             self._exported.add(span_count, {**self._attributes, **attributes})

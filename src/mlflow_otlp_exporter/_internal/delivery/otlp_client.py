@@ -1,11 +1,10 @@
 """The POST of one export request: experiment, headers, compression, classification of the response."""
 
-from __future__ import annotations
-
 import gzip
 import logging
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
@@ -44,6 +43,7 @@ class OTLPClient:
         self._problem_log = problem_log
         self._experiment_is_set = experiment_is_set
         self._headers: dict[tuple[Destination, str | None], dict[str, str]] = {}
+        self.on_outcome: Callable[[ExportOutcome, float], None] = lambda _outcome, _seconds: None
 
     def export(self, destination: Destination, body: bytes, timeout_seconds: float) -> ExportOutcome:
         """Send an encoded request once, and once more uncompressed if the server rejects the compressed body.
@@ -78,8 +78,11 @@ class OTLPClient:
     def _post(self, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> ExportOutcome:
         self._problem_log.stats.add(requests=1)
         request = HttpRequest("POST", "", headers=headers, body=body, timeout_seconds=timeout_seconds)
+        started_at = time.monotonic()
         response = self._server.send(request)
-        return classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
+        outcome = classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
+        self.on_outcome(outcome, time.monotonic() - started_at)
+        return outcome
 
     def forget(self, destination: Destination) -> None:
         """Look the experiment up again before the next request: it may have been deleted or recreated."""

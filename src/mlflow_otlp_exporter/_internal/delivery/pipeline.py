@@ -55,6 +55,8 @@ class Pipeline:
             settings, self.problem_log, session=session, on_endpoint_moved=self._log_endpoint_moved
         )
         clients = self._clients
+        if metrics is not None:
+            clients.otlp.on_outcome = metrics.record_request
         self.batcher = Batcher(
             settings,
             clients.destination,
@@ -304,7 +306,7 @@ class Pipeline:
     def _record_lost(self, count: int, spans: Sequence[ReadableSpan], kind: str, reason: str) -> None:
         """Record spans that were dropped before they became a request; `spans` are those that are known."""
         if self._metrics is not None:
-            self._metrics.record_lost(count, kind)
+            self._metrics.record_exported(count, kind)
         self._remove_from_journal(spans)
         self.record_dropped(count, reason)
 

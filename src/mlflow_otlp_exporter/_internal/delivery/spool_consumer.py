@@ -5,8 +5,6 @@ when the process dies. It enqueues few requests per destination at a time, the o
 in between; the retry sender decides how often an unavailable server is asked, as for any request.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

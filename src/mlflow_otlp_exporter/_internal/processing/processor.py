@@ -1,7 +1,5 @@
 """`MLflowSpanProcessor`: a span processor that sends whole traces."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from opentelemetry.context import Context

@@ -3,8 +3,6 @@
 Pure decisions without clock, lock or thread: events and times are arguments, and one thread calls.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable

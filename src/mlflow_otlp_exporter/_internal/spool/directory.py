@@ -1,7 +1,5 @@
 """Spool directories: one for each user, target and identity of the credential, readable by its owner only."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -9,8 +9,6 @@ The checksum covers header and body. Attachments are in the body, as the attribu
 reference and content. A file may have any content: nothing in it is used before its type and size were checked.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import itertools

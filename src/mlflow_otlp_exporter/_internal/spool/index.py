@@ -1,7 +1,5 @@
 """The names of spool files: they tell age, number of spans and destination without opening the files."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -4,8 +4,6 @@ Each process appends to files of its own, in the page cache, without sync: that 
 file; the kernel frees the lock when the process dies, so that another process recognises abandoned files.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

@@ -7,8 +7,6 @@ An older or a newer version may read a journal: new values are appended to a lis
 Only a destination is read completely or not at all, so that another tenant never gets spans.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Spans without an outcome in the journals of killed processes, grouped by trace, with the headers of the journals."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field

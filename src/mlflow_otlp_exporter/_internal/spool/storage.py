@@ -5,8 +5,6 @@ Disk errors are not raised: spans that cannot be written stay with the caller, a
 Two folders, bounded as well, hold what is never sent again: dead letters with the server's message, and damaged files.
 """
 
-from __future__ import annotations
-
 import errno
 import itertools
 import logging

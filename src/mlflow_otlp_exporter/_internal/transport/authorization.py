@@ -5,8 +5,6 @@ know but OpenShift AI's agents set, precedes a static token, which is usually a 
 upstream's credential providers (an entry point whose function returns a `requests.Session`) are loaded here, too.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math

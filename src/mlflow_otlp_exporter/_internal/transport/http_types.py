@@ -1,7 +1,5 @@
 """HTTP requests and responses as plain values, and the interface of what sends them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol

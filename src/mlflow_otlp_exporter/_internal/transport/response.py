@@ -4,8 +4,6 @@ Pure functions. Their rules follow the observed responses of MLflow 3.4 to 3.17,
 docs/answers.md lists.
 """
 
-from __future__ import annotations
-
 import email.utils
 import json
 import re
