@@ -302,6 +302,14 @@ def test_invalid_mask_raises(wrong: Any) -> None:
         ("github_pat_" + "a1" * 15, "[key]"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY----- x", "[key] x"),
         ("-----BEGIN PRIVATE KEY-----\nMIIE cut", "[key]"),
+        ("oc login --token=sha256~abcdefghijklmnopqrstuvwxyz0123456789", "oc login --token=[key]"),
+        (
+            "GET https://host/x?user=ada&access_token=abc.def-1&page=2#y",
+            "GET https://host/x?user=ada&access_token=[key]&page=2#y",
+        ),
+        ("https://host/blob?sv=2024&SIG=a%2Fb%3D'", "https://host/blob?sv=2024&SIG=[key]'"),
+        ("psycopg2: postgresql://ada:p4ss@db/x, git@host:x", "psycopg2: postgresql://[key]@db/x, git@host:x"),
+        ("what is ?key=v for", "what is ?key=v for"),
     ],
 )
 def test_built_in_patterns_replace_their_matches(text: str, masked: str) -> None:
@@ -331,6 +339,30 @@ SHAPES: dict[str, Callable[[str], str | bytes]] = {
     "Markdown": lambda secret: f"_{secret}_",
     "field of ids": lambda secret: json.dumps({"id": secret}),
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        # Without the escape, a shorter match is found: the rest of the secret stands after it.
+        ("Bearer abcdefgh\\u0065secret-rest cut", "Bearer [key] cut"),
+        ("Bearer abcdefgh\\/secret-rest cut", "Bearer [key] cut"),
+        ("+44 20 7946\\u00200958 cut", "[phone] cut"),
+        ("4111 1111 1111\\u00201111 cut", "[card] cut"),
+        ("https:\\/\\/ada:secret@host cut", "https://[key]@host cut"),
+        ("https://host?a=1\\u0026token\\u003dsecret cut", "https://host?a=1&token=[key] cut"),
+        (
+            '{"mail": "x\\nada@example.com", cut',
+            '{"mail": "x\nada@example.com", cut'.replace("ada@example.com", "[email]"),
+        ),
+        # What is not changed by the escapes keeps its form.
+        ('{"mail": "x\\n ada@example.com\\n", cut', '{"mail": "x\\n [email]\\n", cut'),
+    ],
+)
+def test_mask_attribute_with_escape_inside_of_a_match_masks_the_whole_match(text: str, masked: str) -> None:
+    mask = make_mask(["email", "keys", "cards", "phones"], lambda error: pytest.fail(str(error)))
+    assert mask is not None
+    assert mask.mask_attribute("input.value", text) == masked
 
 
 def escape(text: str) -> str:

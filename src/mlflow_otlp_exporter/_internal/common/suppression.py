@@ -1,7 +1,9 @@
-"""Keeps instrumentations from tracing this library's own HTTP requests."""
+"""Keeps instrumentations from tracing this library's own HTTP requests, and upstream from logging secrets."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,3 +26,21 @@ def suppress_instrumentation() -> Iterator[None]:
         yield
     finally:
         context.detach(token)
+
+
+@contextmanager
+def suppress_header_warnings() -> Iterator[None]:
+    """Drop what OpenTelemetry's parser of header variables logs in this thread: it quotes values that it cannot read.
+
+    Upstream's constructor parses the variables of every OTLP endpoint, also those that hold another vendor's key.
+    """
+    thread_id, logger = threading.get_ident(), logging.getLogger("opentelemetry.util.re")
+
+    def is_other_thread(_: logging.LogRecord) -> bool:
+        return threading.get_ident() != thread_id
+
+    logger.addFilter(is_other_thread)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other_thread)

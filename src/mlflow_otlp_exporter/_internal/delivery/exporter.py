@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 from mlflow_otlp_exporter._internal.common.stats import Stats
-from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
+from mlflow_otlp_exporter._internal.common.suppression import suppress_header_warnings, suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import select_settings
@@ -134,16 +134,17 @@ class MLflowSpanExporter(OTLPSpanExporter):
         pipeline = Pipeline(settings, session, create_metrics(meter_provider, server.url))
         # Upstream's own transport is never used. It gets the resolved values, so that it resolves nothing, and a
         # session of its own: it writes headers into the session, and would load a credential provider without one.
-        super().__init__(
-            endpoint=server.url,
-            certificate_file=server.certificate_file,
-            client_key_file=server.client_key_file,
-            client_certificate_file=server.client_certificate_file,
-            headers=dict(server.headers),
-            timeout=settings.timeout,  # type: ignore[arg-type,unused-ignore]  # int in upstream's hints up to 1.35
-            compression=Compression(settings.compression),
-            session=Session(),
-        )
+        with suppress_header_warnings():
+            super().__init__(
+                endpoint=server.url,
+                certificate_file=server.certificate_file,
+                client_key_file=server.client_key_file,
+                client_certificate_file=server.client_certificate_file,
+                headers=dict(server.headers),
+                timeout=settings.timeout,  # type: ignore[arg-type,unused-ignore]  # int in upstream's hints up to 1.35
+                compression=Compression(settings.compression),
+                session=Session(),
+            )
         self._pipeline = pipeline
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:

@@ -118,10 +118,11 @@ class Mask:
 
     def _mask_leaf(self, text: str) -> str:
         masked = self._apply_function(text)
-        # In JSON that cannot be parsed, as it is truncated or has text around it, a match may hide behind an escape.
-        if "\\" in masked and (plain := unescape(masked)) != masked:
+        # In JSON that cannot be parsed, as it is truncated or has text around it, a match may hide behind an escape,
+        # or go on after it.
+        if "\\" in text and (plain := unescape(text)) != text:
             masked_plain = self._apply_function(plain)
-            if masked_plain != plain:
+            if masked_plain != plain and masked_plain != unescape(masked):
                 return masked_plain
         return text if masked == text else masked
 

@@ -23,12 +23,17 @@ _PREFIXED_KEY = (
     r"|AIza[\w-]{30,}|ya29\.[\w-]{20,}"  # Google
     r"|hf_[A-Za-z0-9]{20,}|gsk_[A-Za-z0-9]{20,}|xai-\w{20,}|pypi-[\w-]{20,}|npm_[A-Za-z0-9]{20,}"
     r"|(?:sk|pk|rk)_(?:live|test)_\w{10,}|whsec_\w{10,}"  # Stripe
-    r"|dapi[0-9a-f]{32}"  # Databricks
+    r"|dapi[0-9a-f]{32}|sha256~[\w-]{20,}"  # Databricks, OpenShift
+    r"|lsv2_[a-z]{2}_\w{20,}|nvapi-[\w-]{20,}|pplx-\w{20,}|tvly-[\w-]{16,}|r8_\w{20,}"  # LangSmith, NVIDIA, ...
     r")"
 )
+# In the query of a URL, and before its host.
+_QUERY_KEY = r"([?&][\w.-]{0,40}?(?:token|key|secret|password|signature|sig)=)[^\s&#\"'<>\\]{6,}"
+_URL_PASSWORD = r"(?<=://)[^\s/@:\"'<>\\]{0,100}:[^\s/@\"'<>\\]{1,200}(?=@)"
 # Digits with single spaces or hyphens between them; the match is then searched for card numbers.
 _DIGITS = r"(?<![A-Za-z0-9.+-])\d(?:[ -]?\d){12,5000}(?![A-Za-z0-9]|\.\d)"
 _CARD_LENGTHS, _FIRST_DIGITS = range(13, 20), "3456"
+_DOUBLED = bytes.maketrans(b"0123456789", b"0246813579")  # Luhn: the sum of the digits of the double
 # With a country code, or in groups as in North America. Runs of digits without separators are mostly ids and times.
 _PHONE = (
     r"(?<![A-Za-z0-9+])(?:\+|00)[1-9]\d{0,2}[ .()/-]{0,3}\d(?:[ .()/-]{0,2}\d){5,12}(?![A-Za-z0-9-])"
@@ -47,8 +52,8 @@ def is_card_number(digits: str) -> bool:
     """Whether digits have the length, the first digit and the check digit (Luhn) of a card number."""
     if len(digits) not in _CARD_LENGTHS or digits[0] not in _FIRST_DIGITS:
         return False
-    doubled = [int(digit) * 2 - 9 * (digit > "4") for digit in digits[-2::-2]]
-    return (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0
+    single, doubled = digits[-1::-2].encode(), digits[-2::-2].encode().translate(_DOUBLED)
+    return (sum(single) + sum(doubled) - len(digits) * ord("0")) % 10 == 0
 
 
 def _replace_cards(match: re.Match[str]) -> str:
@@ -77,6 +82,8 @@ _BUILT_IN: dict[str, tuple[Replacement, ...]] = {
         Replacement(re.compile(_JWT), "[key]"),
         Replacement(re.compile(_BEARER), "[key]"),
         Replacement(re.compile(_PREFIXED_KEY), "[key]"),
+        Replacement(re.compile(_QUERY_KEY, re.IGNORECASE), r"\1[key]"),
+        Replacement(re.compile(_URL_PASSWORD), "[key]"),
     ),
     "cards": (Replacement(re.compile(_DIGITS, re.ASCII), _replace_cards),),
     "phones": (Replacement(re.compile(_PHONE, re.ASCII), "[phone]"),),
