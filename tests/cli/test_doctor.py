@@ -546,7 +546,7 @@ ROWS = [
         MessageCode.REST_PATH,
         "MLFLOW_TRACKING_URI",
     ),
-    Row("no address", tracking_uri("m:5000"), "settings", MessageCode.INVALID_SETTING, "mlflow-otlp settings"),
+    Row("no scheme", tracking_uri("m:5000"), "settings", MessageCode.SCHEME_MISSING, "http://HOST:PORT"),
     Row("SDK's plugin", sdk_plugin, "settings", MessageCode.SDK_PLUGIN, "MLFLOW_TRACKING_TOKEN_FILE"),
     # Warnings.
     Row("clock skew", clock_is_wrong, "clock", MessageCode.CLOCK_SKEW, "timedatectl", "warning", {"write": "ok"}),

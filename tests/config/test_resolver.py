@@ -11,6 +11,7 @@ from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings, SettingSource
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
+from mlflow_otlp_exporter._internal.transport.authorization import make_credential_source
 
 MLFLOW, OTLP = SettingGroup.MLFLOW, SettingGroup.OTLP
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -190,6 +191,31 @@ def test_resolve_error_names_source_value_and_expectation(
         ({}, {"MLFLOW_TRACKING_TOKEN": "planted\x00-secret"}),
         ({"tracking_uri": "ftp://user:planted@host"}, {}),
         ({"tracking_uri": "http://user:planted@host:x"}, {}),
+        ({"tracking_uri": "user:planted@host:5000"}, {}),
+        ({"tracking_uri": "user:planted@host/mlflow"}, {}),
+        ({"tracking_uri": "planted@host"}, {}),
+        ({"tracking_uri": "http:/user:planted@host"}, {}),
+        ({"tracking_uri": "http//user:planted@host"}, {}),
+        ({"tracking_uri": "//user:planted@host"}, {}),
+        ({"tracking_uri": "http://user:planted?x@host"}, {}),
+        ({"tracking_uri": "http://user:planted#x@host"}, {}),
+        ({"tracking_uri": "http://user:planted/x@host"}, {}),
+        ({"tracking_uri": '"http://user:planted@host"'}, {}),
+        ({"tracking_uri": "host?token=planted"}, {}),
+        ({"tracking_uri": "postgresql://user:planted@host/db"}, {}),
+        ({"tracking_uri": "Server=db;Password=planted"}, {}),
+        ({"tracking_uri": "eyJhbGciOiJIUzI1NiJ9.planted"}, {}),
+        ({"endpoint": "user:planted@c:4318"}, {}),
+        ({"endpoint": "http://c:4318#token=planted"}, {}),
+        ({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "user:planted@c:4318"}),
+        ({}, {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "user:planted@c/v1/traces?key=planted"}),
+        ({}, {"MLFLOW_TRACKING_TOKEN_FILE": "Bearer planted"}),
+        ({}, {"MLFLOW_TRACKING_TOKEN_FILE": "sha256~planted"}),
+        ({}, {"MLFLOW_TRACKING_TOKEN_FILE": "planted0123456789abcdef"}),
+        ({}, {"MLFLOW_TRACKING_CLIENT_CERT_PATH": "-----BEGIN PRIVATE KEY-----\nplanted"}),
+        ({}, {BASE: "http://c", "OTEL_EXPORTER_OTLP_CLIENT_KEY": "-----BEGIN PRIVATE KEY-----\nplanted"}),
+        ({}, {"MLFLOW_TRACKING_AUTH": "Bearer planted"}),
+        ({}, {"MLFLOW_TRACKING_AWS_SIGV4": "planted"}),
     ],
 )
 def test_resolve_error_shows_no_secret(arguments: dict[str, Any], variables: dict[str, str]) -> None:
@@ -229,6 +255,14 @@ def test_resolve_userinfo_of_url_becomes_credentials() -> None:
     assert with_variables.traces.username == "ada"
     assert (settings.traces.username, settings.traces.password) == ("ada", "pl@nted")
     assert "nted" not in repr(settings)
+
+
+@pytest.mark.parametrize("userinfo", ["planted", "planted:", "planted:x-oauth-basic", "oauth2:planted", "ada:planted"])
+def test_user_of_url_is_shown_nowhere(userinfo: str) -> None:
+    for variable in ("MLFLOW_TRACKING_URI", BASE):
+        server = resolve_settings({variable: f"https://{userinfo}@host"})
+        shown = [repr(server), repr(list(describe_settings(server))), str(make_credential_source(server.traces))]
+        assert "planted" not in "".join(shown)
 
 
 def test_describe_settings_shows_no_secret() -> None:

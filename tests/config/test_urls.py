@@ -3,21 +3,26 @@
 from collections.abc import Callable
 
 import pytest
+import requests
+from urllib3.util import parse_url
 
 from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.config import urls as urls_module
 from mlflow_otlp_exporter._internal.config.models import SettingSource
 from mlflow_otlp_exporter._internal.config.resolver import resolve
+from mlflow_otlp_exporter._internal.config.service_account import is_cluster_service
 from mlflow_otlp_exporter._internal.config.urls import (
     InvalidAddressError,
     parse_base_endpoint,
     parse_console_url,
     parse_endpoint,
     parse_tracking_uri,
+    split_userinfo,
 )
 
 HOST, CHARACTERS = "expected a host name", "without spaces, backslashes and control characters"
+PORT = "expected http://host:port"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +41,26 @@ HOST, CHARACTERS = "expected a host name", "without spaces, backslashes and cont
         ("https://evil.com;.svc", HOST),
         ("https://planted@evil.com@mlflow.svc", HOST),
         ("https://[::1]evil.com.svc", HOST),
+        ("https://evil.com%E3%80%82svc", HOST),
+        ("https://evil.com\u3002svc", HOST),  # dots that IDNA replaces by "."
+        ("https://evil.com\uff0esvc", HOST),
+        ("https://evil.com\uff61svc", HOST),
+        ("https://mlflow.team.\uff53vc", HOST),  # letters that look like others, or become others
+        ("https://m\u043bflow.team.svc", HOST),
+        ("https://\u212aiwi.svc", HOST),
+        ("https://mlflow\u200b.svc", CHARACTERS),
+        ("https://mlflow\u00ad.svc", CHARACTERS),
+        ("https://evil.com..svc", HOST),
+        ("https://.svc", HOST),
+        ("https://mlflow.svc..", HOST),
+        (f"https://{'a' * 64}.svc", HOST),
+        ("https://mlflow.svc:\uff14\uff14\uff13", "expected"),
+        ("https://mlflow.svc:443:80", PORT),
+        ("https://mlflow.svc:-1", PORT),
+        ("https://:443", PORT),
+        ("https://evil.com<.svc", HOST),
+        ("https://evil.com|.svc", HOST),
+        ("https://evil.com,mlflow.svc", HOST),
     ],
 )
 @pytest.mark.parametrize("parse", [parse_tracking_uri, parse_endpoint, parse_base_endpoint])
@@ -47,9 +72,40 @@ def test_parse_url_that_two_parsers_read_differently_raises(
     assert "planted" not in str(raised.value)
 
 
-@pytest.mark.parametrize("host", ["mlflow_1.svc", "[fe80::1%25eth0]:5000", "b\xfccher.example", "u%40x:p@mlflow:5000"])
+@pytest.mark.parametrize(
+    "host", ["mlflow_1.svc", "[fe80::1%25eth0]:5000", "xn--bcher-kva.example", "mlflow.svc.", "u%40x:p@mlflow:5000"]
+)
 def test_parse_url_with_unusual_host_keeps_it(host: str) -> None:
     assert parse_tracking_uri(f"https://{host}/x/") == f"https://{host}/x"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://evil.com/.svc", "https://mlflow.svc.evil.com", "https://mlflow.svc@evil.com", "https://svc"),
+        *(
+            "https://mlflow.svc:x@evil.com",
+            "https://evil.com#.svc",
+            "https://evil.com/#/x.svc",
+            "https://evil.com:443/.svc",
+        ),
+        *(
+            "https://xn--evil-.com",
+            "https://mlflow.svc-evil.com",
+            "https://mlflowsvc",
+            "https://[::1]/.svc",
+            "https://1.1/.svc",
+        ),
+        *("https://MLFLOW.team.SVC", "https://mlflow.team.svc:8443/x", "https://mlflow.team.svc.cluster.local."),
+    ],
+)
+def test_parse_url_names_the_host_that_the_http_client_connects_to(url: str) -> None:
+    request_url = requests.Request("POST", split_userinfo(parse_tracking_uri(url))[0] + "/v1/traces").prepare().url
+    connects_to_service = (
+        (parse_url(str(request_url)).host or "").lower().rstrip(".").endswith((".svc", ".cluster.local"))
+    )
+    assert is_cluster_service(parse_tracking_uri(url)) is connects_to_service
+    assert connects_to_service is ("evil" not in url and ".svc" in url.lower().partition("/.svc")[0])
 
 
 CONSOLE = "http://mlflow:5000/#/experiments/7/traces"
@@ -63,6 +119,8 @@ CONSOLE = "http://mlflow:5000/#/experiments/7/traces"
         ("http://m:5000//", "http://m:5000"),
         ("http://m:5000/v1/traces", "http://m:5000"),
         ("http://m:5000/v1/traces/", "http://m:5000"),
+        ("http://m:5000/v1/traces/v1/traces", "http://m:5000"),
+        ("http://m:5000/v1/traces//v1/traces/", "http://m:5000"),
         ("https://host/mlflow/", "https://host/mlflow"),
         ("https://host/mlflow/v1/traces/", "https://host/mlflow"),
         ("http://[::1]:5000/", "http://[::1]:5000"),
@@ -94,7 +152,19 @@ def test_parse_tracking_uri_normalizes(text: str, expected: str) -> None:
         ("databricks", MessageCode.DATABRICKS, "endpoint of its own"),
         ("sqlite:///x.db", MessageCode.NOT_A_SERVER, "mlflow server"),
         ("./mlruns", MessageCode.NOT_A_SERVER, "file store"),
-        ("m:5000", MessageCode.INVALID_SETTING, "for example http://m:5000"),
+        ("m:5000", MessageCode.SCHEME_MISSING, "for example http://m:5000"),
+        ("localhost", MessageCode.SCHEME_MISSING, "for example http://localhost"),
+        ("localhost:5000/", MessageCode.SCHEME_MISSING, "for example http://localhost:5000/"),
+        ("mlflow.example.com", MessageCode.SCHEME_MISSING, "for example http://mlflow.example.com"),
+        ("10.0.0.1/mlflow", MessageCode.SCHEME_MISSING, "for example http://10.0.0.1/mlflow"),
+        ("[::1]:5000", MessageCode.SCHEME_MISSING, "for example http://[::1]:5000"),
+        ("ada:planted@m:5000", MessageCode.SCHEME_MISSING, "for example http://***@m:5000"),
+        ("ada:planted@m/x", MessageCode.SCHEME_MISSING, "for example http://***@m/x"),
+        ("mlruns", MessageCode.NOT_A_SERVER, "file store"),
+        ("data/mlruns", MessageCode.NOT_A_SERVER, "file store"),
+        ("C:/mlruns", MessageCode.NOT_A_SERVER, "file store"),
+        ("file:///tmp/mlruns", MessageCode.NOT_A_SERVER, "file store"),
+        ("http:/m:5000", MessageCode.INVALID_SETTING, "http://host:port"),
         ("http://m:5000?x=1", MessageCode.INVALID_SETTING, "without '?'"),
         ("http://[::1", MessageCode.INVALID_SETTING, ""),
         ("unix:///run/mlflow.sock", MessageCode.INVALID_SETTING, "http://"),
@@ -110,6 +180,7 @@ def test_parse_tracking_uri_invalid_raises_with_code(text: str, code: MessageCod
 
 def test_parse_endpoint_keeps_path() -> None:
     assert parse_endpoint("http://c:4318") == "http://c:4318"
+    assert parse_endpoint("http://c:4318/v1/traces/v1/traces") == "http://c:4318/v1/traces"
     otel = "https://adb-1.azuredatabricks.net/api/2.0/otel/v1/traces"
     assert parse_endpoint(otel) == otel
 
@@ -121,7 +192,9 @@ def test_parse_endpoint_page_or_rest_call_raises(text: str) -> None:
     assert raised.value.code is MessageCode.REST_PATH
 
 
-@pytest.mark.parametrize("end", ["", "/", "/v1/traces", "/v1/traces/"])
+@pytest.mark.parametrize(
+    "end", ["", "/", "/v1/traces", "/v1/traces/", "/v1/traces/v1/traces", "/v1/traces//v1/traces/"]
+)
 def test_parse_base_endpoint_appends_path_once(end: str) -> None:
     text = f"http://c:4318{end}"
     assert parse_base_endpoint(text) == "http://c:4318/v1/traces"

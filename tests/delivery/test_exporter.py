@@ -327,6 +327,30 @@ def test_exporter_ignores_environment_of_upstream(
     assert "x-vendor" not in scripted_server.requests[0].headers
 
 
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+@pytest.mark.parametrize(
+    "value", [f"authorization=Bearer {SECRET};x", f'api-key="{SECRET}', SECRET, f"a={SECRET}\u00e4"]
+)
+@pytest.mark.parametrize("target", ["MLFLOW_TRACKING_URI", "OTEL_EXPORTER_OTLP_ENDPOINT"])
+def test_exporter_logs_no_header_that_upstream_cannot_parse(
+    variable: str, value: str, target: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(target, "http://127.0.0.1:9")
+    monkeypatch.setenv(variable, value)
+    logger = logging.getLogger("opentelemetry.util.re")
+    with caplog.at_level(logging.DEBUG):
+        message = ""
+        try:
+            MLflowSpanExporter().shutdown()
+        except ConfigurationError as error:
+            message = str(error)
+        assert not has_marker(message)
+        assert not has_marker(caplog.text)
+        logger.warning("of the application")
+    assert "of the application" in caplog.text
+    assert logger.filters == []
+
+
 @pytest.mark.parametrize("processor", [BatchSpanProcessor, SimpleSpanProcessor])
 def test_exporter_works_with_upstream_processors(scripted_server: ScriptedServer, processor: Any) -> None:
     provider = TracerProvider(shutdown_on_exit=False)

@@ -112,6 +112,9 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.TRACER_PROVIDER: Entry(
         ("... is a ...: expected a TracerProvider of opentelemetry-sdk, ...",),
     ),
+    MessageCode.SCHEME_MISSING: Entry(
+        ("expected an address that begins with http:// or https://",),
+    ),
     MessageCode.NAME_NOT_RESOLVED: Entry(
         ("the name of ... cannot be resolved",),
         "Check the name with `getent hosts NAME`.",
@@ -469,6 +472,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "trace_context(metadata=) is a ... and is ignored: expected a mapping",
             "trace_context(prompt=) ignores a ...: expected ...",
             "trace_context(baggage=) ignores ...: expected names among ...",
+            "Ignored ... in the baggage of a request: ...",
             "tags ... are left out: ...",
         ),
     ),

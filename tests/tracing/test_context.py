@@ -445,3 +445,35 @@ def test_context_with_deeply_nested_metadata_of_others_keeps_its_own(tracer: Tra
             assert json.loads(attributes(span)["metadata"]) == {"x": 1}
     finally:
         detach(token)
+
+
+def start_with_baggage(tracer: Tracer, processor: Stamping, **values: str) -> Any:
+    processor.received = tuple(values)
+    arrived = Context()
+    for name, value in values.items():
+        arrived = set_baggage(context_module.BAGGAGE_KEYS[name], value, arrived)
+    return tracer.start_span("receives", arrived)
+
+
+def test_baggage_names_at_most_a_hundred_experiments_and_workspaces(
+    tracer: Tracer, processor: Stamping, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(context_module, "_baggage_names", {"mlflow.experiment": set(), "mlflow.workspace": set()})
+    monkeypatch.setattr(context_module, "_has_warned_baggage", False)
+    for name, field in (("experiment", 1), ("workspace", 0)):
+        routes = [route(start_with_baggage(tracer, processor, **{name: f"n-{number}"})) for number in range(500)]
+        assert {item[field] for item in routes if item is not None} == {f"n-{number}" for number in range(100)}
+        again = route(start_with_baggage(tracer, processor, **{name: "n-7"}))
+        assert again is not None
+        assert again[field] == "n-7"
+    assert len(caplog.records) == 1
+    assert "n-100" not in caplog.text
+
+
+@pytest.mark.parametrize("value", ["x" * 251, "a\nb", "a\x1b[2Jb", "a\u2028b", "a\ud800b"])
+def test_baggage_that_is_long_or_not_printable_is_ignored(tracer: Tracer, processor: Stamping, value: str) -> None:
+    names = ("session", "user", "workspace", "experiment", "run_id")
+    span = start_with_baggage(tracer, processor, **dict.fromkeys(names, value))
+    assert (attributes(span), route(span)) == ({}, None)
+    span = start_with_baggage(tracer, processor, session="x" * 250)
+    assert attributes(span) == {"session.id": "x" * 250}

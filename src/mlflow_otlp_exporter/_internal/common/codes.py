@@ -22,6 +22,7 @@ class MessageCode(enum.Enum):
     CREDENTIALS_FILE = "MLO-108", "Unreadable MLflow credentials file"
     CREDENTIAL_PROVIDER = "MLO-109", "Unusable credential provider"
     TRACER_PROVIDER = "MLO-110", "Unsupported tracer provider"
+    SCHEME_MISSING = "MLO-111", "Address without http:// or https://"
 
     NAME_NOT_RESOLVED = "MLO-201", "Server name not resolved"
     CONNECTION_REFUSED = "MLO-202", "Connection refused"

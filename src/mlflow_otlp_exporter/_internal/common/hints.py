@@ -57,6 +57,10 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Another library has set a tracer provider that is not the OpenTelemetry SDK's.",
         "Call `configure()` before that library, or pass `tracer_provider=`.",
     ),
+    MessageCode.SCHEME_MISSING: Hint(
+        "The address is only a host and a port, such as `mlflow:5000`.",
+        "Set `MLFLOW_TRACKING_URI=http://HOST:PORT`, or `https://HOST` if the server uses TLS.",
+    ),
     MessageCode.NAME_NOT_RESOLVED: Hint(
         "The name has a typo, or exists only inside another network or cluster.",
         "Set `MLFLOW_TRACKING_URI` to a name that resolves where the application runs; in Kubernetes "
@@ -344,7 +348,9 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Pass values that can be converted to JSON.",
     ),
     MessageCode.INVALID_TRACE_CONTEXT: Hint(
-        "An argument has the wrong type, or a tag has a name that MLflow reserves.", "Pass what the message expects."
+        "An argument has the wrong type, or a tag has a name that MLflow reserves; or a caller sent more in its "
+        "baggage than is accepted.",
+        "Pass what the message expects. Accept from baggage (`MLFLOW_OTLP_BAGGAGE`) only what trusted callers send.",
     ),
     MessageCode.TRACE_FILTERED: Hint(
         "A trace with only HTTP, database and messaging spans does not come from an agent.",

@@ -29,7 +29,7 @@ def describe_settings(settings: Settings) -> Iterator[tuple[str, str, str]]:
         if setting.name == "headers":
             # Without names: a key that was written without a name reads as one.
             value = f"{len(value)}, hidden" if value else None
-        elif setting.is_secret and value:
+        elif value and (setting.is_secret or (setting.name == "username" and settings.traces.user != f"user {value}")):
             value = "***"
         yield setting.name, "-" if value in (None, ()) else format_value(value), str(settings.sources[setting.name])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
@@ -49,8 +50,10 @@ def reject_auth_plugin(source: object, value: str) -> None:
             "MLFLOW_WORKSPACE=<the namespace>",
             MessageCode.SDK_PLUGIN,
         )
+    # Anything else may be a token.
+    shown = repr(value) if re.fullmatch(r"[\w.-]{1,30}", value) else "set"
     raise ConfigurationError(
-        f"{source} is {value!r}, a plugin of the MLflow SDK: expected MLFLOW_TRACKING_TOKEN, "
+        f"{source} is {shown}, a plugin of the MLflow SDK: expected MLFLOW_TRACKING_TOKEN, "
         "MLFLOW_TRACKING_TOKEN_FILE, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or credentials= "
         "with a function that returns the Authorization header's value",
         MessageCode.SDK_PLUGIN,
@@ -61,8 +64,10 @@ def reject_sigv4(source: object, value: str) -> None:
     """Explain what to set instead of `MLFLOW_TRACKING_AWS_SIGV4`, which needs the MLflow SDK, if it is true."""
     try:
         is_enabled = parsers.parse_boolean(value)
-    except ValueError as error:
-        raise ConfigurationError(f"{source} is {value!r}: {error}") from None
+    except ValueError:
+        is_enabled = None
+    if is_enabled is None:
+        raise ConfigurationError(f"{source} is not usable: expected true or false")
     if is_enabled:
         raise ConfigurationError(
             f"{source} is {value!r}, which needs the MLflow SDK: expected session= with a "

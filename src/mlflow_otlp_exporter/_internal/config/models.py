@@ -59,6 +59,11 @@ class ServerSettings:
         return f"ServerSettings({self.address!r}, {self.group.value})"
 
     @property
+    def user(self) -> str:
+        """The user for messages: in front of a URL's host may be a token."""
+        return "the user in the URL" if self.sources.get("username") == self.sources["url"] else f"user {self.username}"
+
+    @property
     def address(self) -> str:
         """The URL for messages: without its query, which may hold a key."""
         return self.url.partition("?")[0]

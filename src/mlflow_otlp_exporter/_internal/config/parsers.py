@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from mlflow_otlp_exporter._internal.common.files import open_regular_file
+from mlflow_otlp_exporter._internal.config.urls import hide_secrets
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, plain_experiment_id
 
 Parser = Callable[[Any], Any]
@@ -28,6 +29,11 @@ _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", 
 _HEADER_NAME = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 _WORKSPACE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _MAX_EXPERIMENT_NAME = 500  # MLflow 3.17
+_MIN_TOKEN_LENGTH = 20  # shorter names are files in the current folder
+
+
+class SecretValueError(ValueError):
+    """A value that is itself a secret, such as a token where the path of its file is expected."""
 
 
 def parse_boolean(value: Any) -> bool:
@@ -193,7 +199,7 @@ def parse_workspace(value: Any) -> str:
 
 
 def parse_readable_file(value: Any) -> str:
-    path = Path(os.fspath(value)).expanduser()
+    path = _parse_path(value)
     try:
         os.close(open_regular_file(path, os.O_RDONLY, follow_symlinks=True))
         return str(path)
@@ -203,7 +209,17 @@ def parse_readable_file(value: Any) -> str:
 
 def parse_optional_file(value: Any) -> str:
     """Parse the path of a file that may not exist yet, as a projected token may not at start."""
-    return str(Path(os.fspath(value)).expanduser())
+    return str(_parse_path(value))
+
+
+def _parse_path(value: Any) -> Path:
+    path = Path(os.fspath(value)).expanduser()
+    text = str(path)
+    # A token without a known form is not told from a file's name that does not exist yet by more than its length.
+    is_token = hide_secrets(text) != text or len(text) >= _MIN_TOKEN_LENGTH
+    if "-----BEGIN" in text or (is_token and len(path.parts) == 1 and not os.path.exists(text)):  # noqa: PTH110 - of any text
+        raise SecretValueError("expected the path of a file, not its content")
+    return path
 
 
 def parse_directory(value: Any) -> str:

@@ -44,6 +44,7 @@ from mlflow_otlp_exporter._internal.config.schema import (
 from mlflow_otlp_exporter._internal.config.service_account import ServiceAccount, apply_service_account
 from mlflow_otlp_exporter._internal.config.urls import (
     TRACES_PATH,
+    hide_secrets,
     parse_base_endpoint,
     parse_console_url,
     split_userinfo,
@@ -68,20 +69,15 @@ class RawValue:
     source: SettingSource
 
     def parse(self, setting: Setting) -> Any:
+        is_secret = setting.is_secret
         try:
             return setting.parse(self.value)
         except (ValueError, TypeError) as error:
             reason, code = str(error), getattr(error, "code", MessageCode.INVALID_SETTING)
+            is_secret = is_secret or isinstance(error, parsers.SecretValueError)
         # Outside the except block: otherwise the error would carry the other one, and its text, as its context.
-        shown = "not usable" if setting.is_secret else f"{_hide_secrets(str(self.value))[:200]!r}"
+        shown = "not usable" if is_secret else f"{hide_secrets(str(self.value))[:200]!r}"
         raise ConfigurationError(f"{self.source} is {shown}: {reason}", code)
-
-
-def _hide_secrets(value: str) -> str:
-    """Hide `user:password@` and the query of a URL, also of a malformed one."""
-    value = value.partition("?")[0] if "://" in value else value
-    head, at, tail = value.rpartition("@")
-    return f"{head.partition('//')[0]}//***@{tail}" if at and "//" in head else value
 
 
 def resolve(

@@ -17,7 +17,20 @@ _DATABASES = frozenset({"sqlite", "postgresql", "postgres", "mysql", "mssql"})
 _DATABRICKS = frozenset({"databricks", "databricks-uc", "uc"})
 _DATABRICKS_HOSTS = (".databricks.com", ".databricks.us", ".azuredatabricks.net")
 _FORBIDDEN = frozenset(" \\")
-_HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\])(?::\d*)?")  # with port
+# With port. ASCII only: the HTTP client would replace other letters and dots by similar ones.
+_HOST = re.compile(r"(?:[\w-]{1,63}(?:\.[\w-]{1,63})*\.?|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\])(?::\d*)?", re.ASCII)
+# Host with port, or a name that is no path, and what may stand around them.
+_WITHOUT_SCHEME = re.compile(
+    r"(?:[^/@]{1,300}@[\w.-]+|localhost|[\w-]+(?:\.[\w-]+)+|[\w.-]+(?=:\d)|\[[\da-f:.]+\])(?::\d{1,5})?(?:[/?#].*)?",
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]{0,30}://")
+# What else than an address, a path or a name users put into a variable by mistake.
+_SECRET = re.compile(
+    r"-----BEGIN|eyJ[\w-]{10}|sha256~|\b(?:bearer|basic) |\b(?:sk|gh[pousr]|glpat|xox[a-z])[_-]\w{8}|\bdapi[\da-f]{16}"
+    r"|(?:token|key|secret|password)[ \"']{0,2}[=:]",
+    re.IGNORECASE,
+)
 _REST_PATH = re.compile(r"/(?:ajax-)?api/\d\.\d(?:/|$)")
 # The console of 3.10 and newer names the workspace in the query, if at all.
 _CONSOLE = re.compile(r"/(?:workspaces/(?P<workspace>[^/?]+)/)?experiments/(?P<experiment>\d+)(?=[/?]|$)")
@@ -35,8 +48,10 @@ def _parse_http_url(value: Any) -> str:
     url = str(value).strip()
     parts = _split_url(url)
     if parts.scheme.lower() not in ("http", "https"):
-        hint = f", for example http://{url}" if "://" not in url and "." not in parts.scheme else ""
-        raise InvalidAddressError(f"expected an address that begins with http:// or https://{hint}")
+        is_host = _WITHOUT_SCHEME.fullmatch(url) is not None
+        hint = f", for example http://{hide_secrets(url)}" if is_host else ""
+        code = MessageCode.SCHEME_MISSING if is_host else MessageCode.INVALID_SETTING
+        raise InvalidAddressError(f"expected an address that begins with http:// or https://{hint}", code)
     try:
         port = parts.port
     except ValueError:
@@ -46,9 +61,19 @@ def _parse_http_url(value: Any) -> str:
     userinfo, at, host = parts.netloc.partition("@")
     if not _HOST.fullmatch(host if at else userinfo):
         raise InvalidAddressError(
-            "expected a host name of letters, digits, '-' and '.', with %40 for '@' in user names"
+            "expected a host name of ASCII letters, digits, '-' and '.' (an international name in its form with xn--), "
+            "with %40 for '@' in user names"
         )
     return urlunsplit((parts.scheme.lower(), parts.netloc, parts.path.rstrip("/"), parts.query, ""))
+
+
+def hide_secrets(text: str) -> str:
+    """Hide user and password, query and fragment of a URL, also of a malformed one, and a text that looks secret."""
+    scheme = match.group() if (match := _SCHEME.match(text)) else ""
+    head, at, tail = text[len(scheme) :].rpartition("@")
+    if _SECRET.search(text) or "?" in head or "#" in head:
+        return f"{scheme}***"
+    return f"{scheme}{'***@' if at else ''}{re.split('[?]|#(?!/)', tail)[0]}"
 
 
 def _split_url(url: str) -> SplitResult:
@@ -92,7 +117,7 @@ def parse_tracking_uri(value: Any) -> str:
         )
     if scheme in _DATABRICKS:
         raise _databricks_error()
-    if scheme == "file" or ("://" not in text and (text[:1] in "./~" or os.sep in text or ":" not in text)):
+    if scheme == "file" or _is_path(text):
         raise InvalidAddressError(
             "expected the http(s) address of an MLflow server: MLflow's file store takes no OpenTelemetry spans. "
             "Start a server with a database, `mlflow server --backend-store-uri sqlite:///mlflow.db`, "
@@ -106,7 +131,15 @@ def parse_tracking_uri(value: Any) -> str:
     _reject_rest_path(url, "the address of the MLflow server")
     if parts.query:
         raise InvalidAddressError("expected an address without '?'")
-    return url.removesuffix(TRACES_PATH)
+    return _without_traces_path(url)
+
+
+def _is_path(text: str) -> bool:
+    if "://" in text or text.lower().startswith(("http:", "https:")):
+        return False
+    if text[:1] in "./~" or re.match(r"[A-Za-z]:[\\/]", text) or os.path.exists(text):  # noqa: PTH110 - of any text
+        return True
+    return _WITHOUT_SCHEME.fullmatch(text) is None and (os.sep in text or ":" not in text)
 
 
 def parse_console_url(value: Any) -> dict[str, str]:
@@ -130,12 +163,20 @@ def parse_endpoint(value: Any) -> str:
             MessageCode.REST_PATH,
         )
     _reject_rest_path(url, "an OTLP endpoint, such as that of an MLflow server with /v1/traces behind it")
-    return url
+    base_url = _without_traces_path(url)
+    return base_url if base_url == url else base_url + TRACES_PATH
 
 
 def parse_base_endpoint(value: Any) -> str:
     """Append `/v1/traces` to the base URL of an OTLP endpoint, unless it is there already."""
-    return parse_endpoint(value).removesuffix(TRACES_PATH) + TRACES_PATH
+    return _without_traces_path(parse_endpoint(value)) + TRACES_PATH
+
+
+def _without_traces_path(url: str) -> str:
+    # More than once if a variable with the whole path was taken for one without.
+    while url.endswith(TRACES_PATH):
+        url = url.removesuffix(TRACES_PATH).rstrip("/")
+    return url
 
 
 def split_userinfo(url: str) -> tuple[str, dict[str, str]]:

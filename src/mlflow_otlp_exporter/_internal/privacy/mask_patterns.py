@@ -29,7 +29,7 @@ _PREFIXED_KEY = (
 )
 # In the query of a URL, and before its host.
 _QUERY_KEY = r"([?&][\w.-]{0,40}?(?:token|key|secret|password|signature|sig)=)[^\s&#\"'<>\\]{6,}"
-_URL_PASSWORD = r"(?<=://)[^\s/@:\"'<>\\]{0,100}:[^\s/@\"'<>\\]{1,200}(?=@)"
+_URL_USER = r"(?<=://)[^\s/@:\"'<>\\]{0,100}:[^\s/@\"'<>\\]{1,200}(?=@)"
 # Digits with single spaces or hyphens between them; the match is then searched for card numbers.
 _DIGITS = r"(?<![A-Za-z0-9.+-])\d(?:[ -]?\d){12,5000}(?![A-Za-z0-9]|\.\d)"
 _CARD_LENGTHS, _FIRST_DIGITS = range(13, 20), "3456"
@@ -83,7 +83,7 @@ _BUILT_IN: dict[str, tuple[Replacement, ...]] = {
         Replacement(re.compile(_BEARER), "[key]"),
         Replacement(re.compile(_PREFIXED_KEY), "[key]"),
         Replacement(re.compile(_QUERY_KEY, re.IGNORECASE), r"\1[key]"),
-        Replacement(re.compile(_URL_PASSWORD), "[key]"),
+        Replacement(re.compile(_URL_USER), "[key]"),
     ),
     "cards": (Replacement(re.compile(_DIGITS, re.ASCII), _replace_cards),),
     "phones": (Replacement(re.compile(_PHONE, re.ASCII), "[phone]"),),

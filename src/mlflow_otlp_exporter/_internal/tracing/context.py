@@ -55,6 +55,9 @@ _SPAN_ATTRIBUTES = (
     *(names.PROMPT_TEMPLATE, names.PROMPT_TEMPLATE_VERSION, names.PROMPT_TEMPLATE_VARIABLES),
 )
 _MAX_TAG_NAME_LENGTH = 250  # MLflow silently drops tags with longer names
+# Any caller can set baggage: without limits it could create experiments, and a queue for each, without end.
+_MAX_BAGGAGE_LENGTH, _MAX_BAGGAGE_NAMES = 250, 100
+_baggage_names: dict[str, set[str]] = {names.WORKSPACE: set(), names.EXPERIMENT: set()}
 _SPAN_ATTRIBUTE_SET = frozenset(_SPAN_ATTRIBUTES)
 _KEY = create_key("mlflow-otlp-trace")
 
@@ -78,7 +81,7 @@ class EnteredContext(NamedTuple):
     outer: EnteredContext | None
 
 
-_has_warned_late_destination = False
+_has_warned_late_destination = _has_warned_baggage = False
 # Set by the first `trace_context`; until then the start of a span reads no context variable.
 _is_used = False
 _entered: ContextVar[EnteredContext | None] = entered_contexts
@@ -334,7 +337,28 @@ def _read_baggage(context: Context, received: Iterable[str]) -> dict[str, str]:
     if not entries:
         return {}
     keys = (BAGGAGE_KEYS[name] for name in received)
-    return {key: text for key in keys if (text := _parse_text(entries.get(key)))}
+    return {key: text for key in keys if (text := _parse_text(entries.get(key))) and _accept_baggage(key, text)}
+
+
+def _accept_baggage(key: str, text: str) -> bool:
+    global _has_warned_baggage  # noqa: PLW0603 - once for the process
+    accepted_names = _baggage_names.get(key)
+    has_room = accepted_names is None or text in accepted_names or len(accepted_names) < _MAX_BAGGAGE_NAMES
+    if has_room and len(text) <= _MAX_BAGGAGE_LENGTH and text.isprintable():
+        if accepted_names is not None:
+            accepted_names.add(text)
+        return True
+    if not _has_warned_baggage:
+        _has_warned_baggage = True
+        logger.warning(
+            "Ignored %s in the baggage of a request: more than %d characters, control characters, or more than %d "
+            "different workspaces or experiments in this process [%s]",
+            key,
+            _MAX_BAGGAGE_LENGTH,
+            _MAX_BAGGAGE_NAMES,
+            MessageCode.INVALID_TRACE_CONTEXT,
+        )
+    return False
 
 
 def _as_list(value: Any) -> tuple[str, ...]:

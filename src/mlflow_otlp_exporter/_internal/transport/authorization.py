@@ -171,7 +171,7 @@ def make_credential_source(server: ServerSettings) -> CredentialSource:
         return StaticAuth(None, f"{sources['headers']} (authorization)")
     if server.username and server.password:
         basic = _basic(server.username, server.password, sources["username"])
-        return StaticAuth(basic, f"user {server.username} ({sources['username']})")
+        return StaticAuth(basic, f"{server.user} ({sources['username']})")
     if server.token_file:
         return TokenFileAuth(server.token_file, sources["token_file"])
     if server.token:
