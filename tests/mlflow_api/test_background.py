@@ -11,7 +11,7 @@ class FakeTask:
     """A task that fails as long as `fails` is set."""
 
     def __init__(self, *, fails: bool = False) -> None:
-        self.not_before, self.failures = 0.0, 0
+        self.not_before, self.failures, self.is_awaited = 0.0, 0, True
         self.delay_seconds = 0.01
         self.fails, self.has_given_up, self.has_run = fails, False, threading.Event()
 

@@ -189,7 +189,83 @@ def test_open_child_delays_trace_for_grace_period_at_most() -> None:
     fixture.end(0.0, 1, "root", None)
     assert fixture.pop_names(GRACE) == ["root"]
     fixture.end(20.0, 1, "late child")
+    assert fixture.pop_names(21.0) == ["late child", "root"]  # the root's request and response are those of the child
+
+
+@pytest.mark.parametrize("output", ["output.value", "mlflow.spanOutputs", "gen_ai.output.messages"])
+def test_root_with_output_is_sent_once(output: str) -> None:
+    fixture = Fixture()
+    fixture.start(1, 2)
+    fixture.buffer.add(span(1, "root", None, attributes={output: "hello"}), 0.0)
+    assert fixture.pop_names(GRACE) == ["root"]
+    fixture.end(20.0, 1, "late child")
     assert fixture.pop_names(21.0) == ["late child"]
+
+
+@pytest.mark.parametrize("parent", [None, REMOTE])
+def test_root_is_sent_again_with_the_last_of_its_late_children(parent: SpanContext | None) -> None:
+    fixture = Fixture()
+    fixture.start(1, 3)
+    fixture.end(0.0, 1, "root", parent)
+    assert [span.name for span in fixture.buffer.pop_all()] == ["root"]  # a flush
+    fixture.end(10.0, 1, "first child")
+    assert fixture.pop_names(16.0) == ["first child"]
+    fixture.end(20.0, 1, "last child")
+    assert fixture.pop_names(21.0) == ["last child", "root"]
+    assert (fixture.buffer.resent_count, fixture.buffer.span_count, fixture.buffer.byte_count) == (1, 0, 0)
+
+
+def test_large_root_is_not_remembered() -> None:
+    fixture = Fixture()
+    fixture.start(1, 2)
+    fixture.buffer.add(span(1, "root", None, attributes={"text": "x" * 100_000}), 0.0)
+    fixture.pop_names(GRACE)
+    fixture.end(20.0, 1, "late child")
+    assert fixture.pop_names(21.0) == ["late child"]
+
+
+def pop_parents(spans: Sequence[ReadableSpan]) -> dict[str, bool]:
+    """Whether the parent of each span is remote."""
+    return {span.name: span.parent is not None and span.parent.is_remote for span in spans}
+
+
+def test_topmost_span_of_trace_without_root_becomes_local_root() -> None:
+    buffer = Fixture().buffer
+    agent, tool = span(1, "agent", start_time=1), span(1, "tool", start_time=3)
+    model = span(1, "model", agent.context, start_time=2)
+    for _ in range(3):
+        buffer.record_start(1)
+    for member in (model, tool, agent):
+        buffer.add(member, 0.0)
+    spans = buffer.pop_ready(2.0)
+    assert pop_parents(spans) == {"agent": True, "model": False, "tool": False}
+    (root,) = (span for span in spans if span.name == "agent")
+    assert root.parent is not None
+    assert (root.context, root.parent.span_id, buffer.resent_count) == (agent.context, LOCAL.span_id, 0)
+
+
+def test_open_span_that_never_ends_is_replaced_at_the_end() -> None:
+    # A processor in between passed the start of the root, and not its end.
+    fixture = Fixture()
+    fixture.start(1, 3)
+    fixture.end(0.0, 1, "agent")
+    assert pop_parents(fixture.buffer.pop_all()) == {"agent": False}
+    fixture.end(1.0, 1, "later")
+    assert pop_parents(fixture.buffer.pop_all()) == {"later": False}
+    assert pop_parents(fixture.buffer.pop_all(is_final=True)) == {"agent": True}
+    assert fixture.buffer.resent_count == 1
+    assert fixture.buffer.pop_all(is_final=True) == []
+
+
+def test_end_of_open_trace_with_remote_parent_changes_nothing() -> None:
+    fixture = Fixture()
+    fixture.start(1, 2)
+    fixture.end(0.0, 1, "request", REMOTE)
+    assert pop_parents(fixture.buffer.pop_all(is_final=True)) == {"request": True}
+    fixture.start(2, 2)
+    fixture.end(0.0, 2, "root", None)
+    assert pop_parents(fixture.buffer.pop_all(is_final=True)) == {"root": False}
+    assert fixture.buffer.resent_count == 0
 
 
 def test_open_trace_is_ready_after_max_age() -> None:

@@ -46,6 +46,7 @@ TYPES: Mapping[Any, str] = {
     parsers.parse_ratio: "number from 0 to 1",
     parsers.parse_readable_file: "file",
     parsers.parse_seconds: "seconds above 0",
+    parsers.parse_wait: "seconds from 0, or `none`",
     parsers.parse_size_limit: "bytes",
     parsers.parse_text: "text",
     parsers.parse_names: "names",

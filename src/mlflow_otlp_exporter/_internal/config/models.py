@@ -99,6 +99,7 @@ class EnrichmentSettings:
     compact: bool
     attachments: bool
     trace_info: bool
+    root_wait: float
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,15 @@ def parse_seconds(value: Any) -> float:
     return number
 
 
+def parse_wait(value: Any) -> float:
+    if str(value).strip().lower() == "none":
+        return math.inf
+    number = _to_number(value)
+    if math.isnan(number) or number < 0:
+        raise ValueError("expected a number of seconds from 0, or none")
+    return number
+
+
 def parse_ratio(value: Any) -> float:
     number = _to_number(value)
     if not 0 <= number <= 1:

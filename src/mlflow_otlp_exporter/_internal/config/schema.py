@@ -184,6 +184,11 @@ SETTINGS: tuple[Setting, ...] = (
         "to servers of all versions. Servers before 3.14 get names, tags, sessions, users and runs in any case; see "
         "docs/compatibility.md."
     ),
+    Setting("root_wait", EnrichmentSettings, parsers.parse_wait, ("MLFLOW_OTLP_ROOT_WAIT",), 60.0).describe(
+        "Seconds that a trace whose caller is another process waits for its root in MLflow. Then, or when this process "
+        "ends, the first span of this process gives it name, state, request, response and tags. 0: at once, for "
+        "serverless functions. `none`: never."
+    ),
     Setting("linger", BufferSettings, parsers.parse_seconds, ("MLFLOW_OTLP_LINGER",), 0.1).describe(
         "Seconds that a trace waits after its local root and all its open children in this process have ended, so that "
         "several traces can share a request."

@@ -168,9 +168,10 @@ class Batcher:
 
     def _encode_span(self, span: ReadableSpan | EnrichedSpan) -> EncodedSpan:
         if isinstance(span, ReadableSpan):
-            attributes = sanitize_attributes(span.attributes, is_root=span.parent is None)
+            attributes = sanitize_attributes(span.attributes, is_root=span.parent is None or span.parent.is_remote)
             return self.encoder.encode(span, attributes, name=sanitize_name(span.name))
-        attributes = sanitize_attributes(span.attributes, is_root=span.span.parent is None) or span.attributes
+        parent = span.span.parent
+        attributes = sanitize_attributes(span.attributes, is_root=parent is None or parent.is_remote) or span.attributes
         name = sanitize_name(span.name)
         status = _OK if span.ok else None
         return self.encoder.encode(span.span, attributes, name=name, events=span.events, status=status)

@@ -50,6 +50,7 @@ class SpanState:
         "_question",
         "attributes",
         "counts_usage",
+        "is_local_root",
         "kind",
         "normalized",
         "parent_id",
@@ -67,6 +68,8 @@ class SpanState:
         self.span = span
         self.trace_id, self.span_id = context.trace_id, context.span_id
         self.parent_id = span.parent.span_id if span.parent is not None else None
+        # Whether it stands for the trace: the root, or the top span of this process, whose caller MLflow may not have.
+        self.is_local_root = span.parent is None or span.parent.is_remote
         self.attributes = attributes
         self.normalized = normalized
         self.kind = normalized.kind

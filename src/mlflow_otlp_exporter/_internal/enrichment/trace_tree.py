@@ -65,7 +65,7 @@ class TraceTree:
             level = [child for span in level for child in self._children.get(span.span_id, ())]
 
     def with_descendants(self, span: TreeSpan) -> Iterator[TreeSpan]:
-        """A span without a parent and all spans below it, the nearest first."""
+        """A local root and all spans below it, the nearest first."""
         return (member for level in self._descend([span]) for member in level)
 
     def nearest_above(self, is_match: Callable[[TreeSpan], bool]) -> dict[int, TreeSpan]:
@@ -95,11 +95,13 @@ def propagate(tree: TraceTree) -> None:
         _mark_agents(tree)
         _share_tools(tree)
     for span in tree.current.values():
+        if span.parent_id in tree.spans:
+            span.is_local_root = False  # a request of this process to itself
         if span.kind is Kind.TOOL:
             _fill_arguments(span, tree)
     _fill_conversations(tree)
     for span in tree.current.values():
-        if span.parent_id is None:
+        if span.is_local_root:
             collect_trace_fields(span, tree.with_descendants(span))
 
 
@@ -171,7 +173,7 @@ def _fill_conversations(tree: TraceTree) -> None:
 
 
 def _takes_conversation(span: SpanState, tree: TraceTree) -> bool:
-    if span.parent_id is None:
+    if span.is_local_root:
         return span.kind not in MODEL_KINDS
     return span.kind is Kind.AGENT and len(tree.spans) > 1
 

@@ -23,8 +23,9 @@ _MAX_AWAITED_FAILURES = 2
 
 
 class Task(Protocol):
-    """A sequence of requests; `failures` counts consecutive failed steps."""
+    """A sequence of requests; `failures` counts consecutive failed steps, and a flush waits for it if `is_awaited`."""
 
+    is_awaited: bool
     not_before: float
     failures: int
 
@@ -99,7 +100,7 @@ class BackgroundTasks:
         Delays are cancelled, and each request is limited to the time of the wait.
         """
         with self._changed:
-            tasks = tuple(self._pending)
+            tasks = tuple([task for task in tuple(self._pending) if task.is_awaited])
             for task in tasks:
                 self._pending[task] = 0  # a task that failed before may succeed now
         if timeout_seconds > 0:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
@@ -16,6 +17,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
 from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
+from mlflow_otlp_exporter._internal.mlflow_api.trace_completer import TraceCompleter
 from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
@@ -43,8 +45,11 @@ class MlflowRestClient:
         server: ServerInfo,
         problem_log: ProblemLog,
         files: AssessmentFiles | None = None,
+        *,
+        send_spans: Callable[[Destination, bytes, float], ExportOutcome],
     ) -> None:
-        self._tasks = BackgroundTasks(settings.timeout)
+        self._tasks, self._timeout_seconds = BackgroundTasks(settings.timeout), settings.timeout
+        self._root_wait_seconds = settings.enrichment.root_wait
         self._experiments = experiments
         self._header_experiment_id = settings.traces.headers.get(EXPERIMENT_HEADER)
         self._files, self._has_loaded_files = files, files is None
@@ -59,10 +64,20 @@ class MlflowRestClient:
                 api, self.resolve_experiment, server, problem_log, max_inline_length=max_length, same_server=same_server
             )
         self._updater: TraceUpdater | None = None
+        self._completer: TraceCompleter | None = None
         trace_info = settings.enrichment.trace_info
         # A REST API that is only guessed, behind a Collector's address, is used only if the user asks for it.
         if trace_info or settings.is_api_certain:
             self._updater = TraceUpdater(api, self.resolve_experiment, server, problem_log, everything=trace_info)
+            if settings.enrichment.root_wait < math.inf:
+                self._completer = TraceCompleter(
+                    api,
+                    send_spans,
+                    server,
+                    problem_log,
+                    wait_seconds=settings.enrichment.root_wait,
+                    on_completed=self._update_completed,
+                )
 
     def resolve_experiment(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
         """The id of a destination's experiment; see `ExperimentResolver.resolve`."""
@@ -74,10 +89,21 @@ class MlflowRestClient:
         try:
             self._load_pending_assessments()
             task = self._updater.add_delivered(destination, spans) if self._updater is not None else None
+            if task is not None:
+                self._tasks.enqueue(("traces", destination), task, delay_seconds=_UPDATE_DELAY_SECONDS)
+            completion = self._completer.add_delivered(destination, spans) if self._completer is not None else None
+            if completion is not None:
+                self._tasks.enqueue(("roots", destination), completion, delay_seconds=self._root_wait_seconds)
         except Exception as error:  # noqa: BLE001 - a failed update must never affect the spans
             log_exception(error, "schedule a trace metadata update")
+
+    def _update_completed(self, destination: Destination, spans: Sequence[EncodedSpan]) -> None:
+        task = self._updater.add_delivered(destination, spans) if self._updater is not None else None
+        if task is None:
             return
-        if task is not None:
+        if self._completer is not None and self._completer.is_closing:
+            task.run(self._timeout_seconds)  # the queue accepts no more tasks
+        else:
             self._tasks.enqueue(("traces", destination), task, delay_seconds=_UPDATE_DELAY_SECONDS)
 
     def send_assessment(self, assessment: Assessment) -> None:
@@ -104,4 +130,6 @@ class MlflowRestClient:
 
     def close(self, timeout_seconds: float) -> None:
         """Finish tasks within the time, and give up the remaining ones."""
+        if self._completer is not None:
+            self._completer.is_closing = True
         self._tasks.close(timeout_seconds)

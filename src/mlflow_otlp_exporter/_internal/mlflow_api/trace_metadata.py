@@ -134,12 +134,24 @@ def diff_metadata(metadata: TraceMetadata, record: Mapping[str, Any], version: V
 
 def _parse_end(record: Mapping[str, Any]) -> int | None:
     """When a stored trace has ended, in milliseconds since 1970; None if the record does not say."""
-    start, duration = _TIMESTAMP.fullmatch(str(record.get("request_time"))), str(record.get("execution_duration"))
-    if start is None:
-        return None
+    start, duration = _parse_start_seconds(record), str(record.get("execution_duration"))
     try:
-        epoch_seconds = calendar.timegm(time.strptime(start[1], "%Y-%m-%dT%H:%M:%S"))
-        return int((epoch_seconds + Decimal(start[2] or 0) + Decimal(duration.removesuffix("s"))) * 1000)
+        return None if start is None else int((start + Decimal(duration.removesuffix("s"))) * 1000)
+    except (ValueError, InvalidOperation):
+        return None
+
+
+def parse_start(record: Mapping[str, Any]) -> int | None:
+    """When a stored trace has started, in milliseconds since 1970; None if the record does not say."""
+    start = _parse_start_seconds(record)
+    return None if start is None else int(start * 1000)
+
+
+def _parse_start_seconds(record: Mapping[str, Any]) -> Decimal | None:
+    start = _TIMESTAMP.fullmatch(str(record.get("request_time"))[:40])
+    try:
+        epoch_seconds = calendar.timegm(time.strptime(start[1], "%Y-%m-%dT%H:%M:%S")) if start is not None else None
+        return None if start is None or epoch_seconds is None else epoch_seconds + Decimal(start[2] or 0)
     except (ValueError, InvalidOperation):
         return None
 

@@ -3,7 +3,7 @@
 The SDK computes dropped counts from its bounded containers, which a copy does not have.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -72,3 +72,35 @@ def replace_event(event: Event, name: str, attributes: Mapping[str, Any]) -> Eve
 
 def replace_link(link: Link, attributes: Mapping[str, Any]) -> Link:
     return LinkData(link.context, attributes, getattr(link, "dropped_attributes", 0))
+
+
+def is_local_root(span: ReadableSpan) -> bool:
+    return span.parent is None or span.parent.is_remote
+
+
+def find_topmost(spans: Sequence[ReadableSpan]) -> ReadableSpan | None:
+    """The span of a trace that started first, of those whose parent is not among them."""
+    ids = {span.context.span_id for span in spans}
+    tops = [span for span in spans if span.parent is None or span.parent.span_id not in ids]
+    return min(tops, key=lambda span: span.start_time or 0, default=None)
+
+
+def with_remote_parent(span: ReadableSpan) -> ReadableSpan:
+    """A span whose parent is never exported, as if the parent were a span of another process."""
+    parent = span.parent
+    assert parent is not None
+    return SpanData(
+        dropped_counts_of(span),
+        name=span.name,
+        context=span.context,
+        parent=SpanContext(parent.trace_id, parent.span_id, True, parent.trace_flags, parent.trace_state),
+        resource=span.resource,
+        attributes=span.attributes,
+        events=span.events,
+        links=span.links,
+        kind=span.kind,
+        status=span.status,
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from mlflow_otlp_exporter._internal.model.span_data import find_topmost, is_local_root, with_remote_parent
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
 # How long an ended root waits for its open children: a streamed response is often read to its end after the root.
@@ -31,6 +32,9 @@ _EARLY_SHARE = 1 / 3
 # of eight agents cost MLflow. Under high load this bounds memory and the cost in application threads: with 3,600
 # buffered spans they had 0.27 page faults per span, with 256 0.02 (upstream 0.12).
 _FULL_BATCH_BYTES, _FULL_BATCH_SPANS = 8 * 1024 * 1024, 256
+# A sent span of a trace that has open spans is remembered up to this size, because it may have to be sent again.
+_MAX_REMEMBERED_BYTES = 64 * 1024
+_OUTPUTS = ("output.value", "mlflow.spanOutputs", "gen_ai.output.messages")
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +48,7 @@ class _Trace:
     due_at: float | None = None  # None without buffered spans
     is_complete: bool = False
     is_partly_sent: bool = False
+    top: ReadableSpan | None = None  # of the spans that were sent: the local root without output, or the topmost span
 
 
 class TraceBuffer:
@@ -56,6 +61,10 @@ class TraceBuffer:
     trace shows as in progress and memory stays bounded; traces of two thirds of that age go with it. Spans that end
     after their trace was popped are sent on their own. If span starts are not reported (`has_start_events`), a trace is
     complete when its root has ended.
+
+    MLflow takes the request and the response of a trace only from its root. A root that was sent without output before
+    its last child ended is therefore sent again with that child. If a trace ends without local root, because a filter
+    removed it or another sampler dropped it, the topmost span becomes one: it gets a remote parent.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class TraceBuffer:
         self._linger_seconds, self._max_age_seconds = linger_seconds, max_age_seconds
         self.has_start_events, self._trace_filter = has_start_events, trace_filter
         self._partly_sent: OrderedDict[int, None] = OrderedDict()
+        self.resent_count = 0  # of the spans that are popped, until the caller takes it
         self.filtered_spans: list[ReadableSpan] = []  # of traces that the filter dropped, until the caller takes them
         self._traces: OrderedDict[int, _Trace] = OrderedDict()
         self._queue: list[tuple[float, int]] = []
@@ -103,10 +113,8 @@ class TraceBuffer:
             self._buffered_trace_count += 1
         trace.spans.append(span)
         trace.open_count = max(0, trace.open_count - 1)
-        if span.parent is None:
-            trace.has_root = True
-            trace.root_ended_at = now
-        elif span.parent.is_remote:
+        trace.has_root = trace.has_root or span.parent is None
+        if is_local_root(span):
             trace.root_ended_at = now
         trace.byte_count += size
         self.span_count += 1
@@ -183,12 +191,12 @@ class TraceBuffer:
         has_many_spans = sum(len(trace.spans) for trace in complete) >= _FULL_BATCH_SPANS
         return has_many_spans or sum(trace.byte_count for trace in complete) >= _FULL_BATCH_BYTES
 
-    def pop_all(self) -> list[ReadableSpan]:
-        """Pop all buffered spans, grouped by trace."""
+    def pop_all(self, *, is_final: bool = False) -> list[ReadableSpan]:
+        """Pop all buffered spans, grouped by trace; `is_final` if open spans will not end any more."""
         self._queue.clear()
-        return [span for trace_id in list(self._traces) for span in self._pop_trace(trace_id)]
+        return [span for trace_id in list(self._traces) for span in self._pop_trace(trace_id, is_final=is_final)]
 
-    def _pop_trace(self, trace_id: int) -> list[ReadableSpan]:
+    def _pop_trace(self, trace_id: int, *, is_final: bool = False) -> list[ReadableSpan]:
         trace = self._traces[trace_id]
         spans, was_complete = trace.spans, trace.is_complete
         self._buffered_trace_count -= bool(spans)
@@ -199,6 +207,8 @@ class TraceBuffer:
         if spans and self._trace_filter is not None and self._is_filtered(trace_id, trace, spans, was_complete):
             self.filtered_spans += spans
             spans = []
+        elif self.has_start_events and (spans or (is_final and trace.root_ended_at is None and trace.top is not None)):
+            spans = self._complete_root(trace, spans, is_over=trace.open_count == 0 or is_final)
         trace.has_root = False
         if trace.open_count == 0:
             del self._traces[trace_id]
@@ -208,6 +218,23 @@ class TraceBuffer:
                 if len(self._finished) > _MAX_FINISHED_TRACES:
                     self._finished.popitem(last=False)
         return spans
+
+    def _complete_root(self, trace: _Trace, spans: list[ReadableSpan], *, is_over: bool) -> list[ReadableSpan]:
+        """Remember the top span while others are open; at the end of the trace, send it again or mark it as root."""
+        root = next((span for span in spans if is_local_root(span)), None)
+        top, trace.top = trace.top, None
+        if root is None and (top is None or not is_local_root(top)) and trace.root_ended_at is None:
+            top = find_topmost([top, *spans] if top is not None else spans)
+        elif root is not None:
+            top = None if is_over or any(key in (root.attributes or {}) for key in _OUTPUTS) else root
+        if top is None:
+            return spans
+        if not is_over:
+            trace.top = top if estimate_bytes(top) <= _MAX_REMEMBERED_BYTES else None
+            return spans
+        others = [span for span in spans if span is not top]
+        self.resent_count += len(others) == len(spans)
+        return [*others, top if is_local_root(top) else with_remote_parent(top)]
 
     def _is_filtered(self, trace_id: int, trace: _Trace, spans: list[ReadableSpan], was_complete: bool) -> bool:
         """Filter whole traces only: a trace of another process, or one that is partly sent, is sent completely."""

@@ -187,7 +187,12 @@ class TraceWorker:
                 2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
             )
             byte_count = buffer.byte_count
-            spans = buffer.pop_all() if is_crowded or is_flush else buffer.pop_ready(now)
+            must_pop = is_crowded or is_flush
+            spans = buffer.pop_all(is_final=self.is_closed) if must_pop else buffer.pop_ready(now)
+            if buffer.resent_count:
+                # They were counted when they were sent first.
+                self._pipeline.problem_log.stats.add(delivered=-buffer.resent_count)
+                buffer.resent_count = 0
             if buffer.filtered_spans:
                 filtered_spans, buffer.filtered_spans = buffer.filtered_spans, []
                 self._pipeline.record_filtered(filtered_spans)

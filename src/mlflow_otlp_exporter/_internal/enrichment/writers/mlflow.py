@@ -73,7 +73,7 @@ def write(span: SpanState) -> dict[str, Any]:
     cost = normalized.cost if span.counts_usage and kind in (*_PRICED_KINDS, Kind.AGENT) else None
     if cost is not None and (costs := _complete_cost(cost, normalized.usage)):
         attributes[COST] = to_json(costs)
-    if span.parent_id is None:
+    if span.is_local_root:
         _write_trace(span, attributes)
     return attributes
 
@@ -218,7 +218,7 @@ def _write_input_output(span: SpanState, attributes: dict[str, Any]) -> None:
     MLflow takes all messages in the inputs for the user's turn.
     """
     normalized = span.normalized
-    has_preview = span.parent_id is None or span.kind is Kind.AGENT
+    has_preview = span.is_local_root or span.kind is Kind.AGENT
     if has_preview and span.question:
         attributes[INPUTS] = to_json({"messages": [{"role": "user", "content": span.question}]})
     elif normalized.input_messages and not has_preview:

@@ -113,7 +113,7 @@ def _write_values(span: SpanState, attributes: dict[str, Any]) -> None:
             input_value = {"messages": _build_plain_messages(normalized.input_messages)}
         if normalized.output_messages and SpanAttributes.OUTPUT_VALUE not in own:
             output_value = {"messages": _build_plain_messages(normalized.output_messages)}
-    elif kind is Kind.AGENT or span.parent_id is None:
+    elif kind is Kind.AGENT or span.is_local_root:
         input_value, output_value = (
             input_value if input_value is not None else span.question,
             output_value if output_value is not None else span.answer,
