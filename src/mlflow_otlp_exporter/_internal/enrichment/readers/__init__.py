@@ -1,6 +1,7 @@
 """All readers, in order of precedence: the first reader that has a field wins.
 
-To add a convention, add a module with a function `read(span)` here, and a line to `READERS`.
+To add a convention, add a table to `dialects`; if it is no table, add a module with a function `read(span)` here, and a
+line to `READERS`.
 """
 
 from mlflow_otlp_exporter._internal.enrichment.readers import (
@@ -16,6 +17,8 @@ from mlflow_otlp_exporter._internal.enrichment.readers import (
     vercel,
 )
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader
+from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import table_reader
 
 _OPENINFERENCE = frozenset(
     {"openinference", "input", "output", "llm", "tool", "retrieval", "reranker", "embedding", "prompt", "agent"}
@@ -33,6 +36,7 @@ READERS = (
     # Before GenAI's attributes, which mark the span as a tool.
     Reader("Google ADK, merged tools", frozenset({"gcp"}), google_adk.read_merged),
     Reader("OpenInference", _OPENINFERENCE, openinference.read),
+    *map(table_reader, DIALECTS),
     Reader("OpenTelemetry GenAI", frozenset({"gen_ai", "operation", "enduser"}), genai.read),
     Reader("OpenTelemetry GenAI, operation details", frozenset({"gen_ai"}), genai.read_details),
     Reader("OpenTelemetry GenAI, message events", frozenset({"gen_ai"}), genai_events.read),

@@ -1,14 +1,12 @@
 """logfire's own attributes beside the GenAI ones."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import parse_int, parse_structured, parse_text, parse_texts
+from mlflow_otlp_exporter._internal.enrichment.values import parse_structured, parse_text, parse_texts
 
 _IGNORED_TAGS = frozenset({"LLM"})
 
@@ -33,34 +31,6 @@ def read(span: SpanView) -> NormalizedSpan | None:
         input_messages=input_messages,
         output_messages=output_messages,
         tools=tools,
-        usage=_read_usage(attributes.get("gen_ai.usage.raw")),
+        usage=read_usage(attributes.get("gen_ai.usage.raw")),
         tags=tuple(tag for tag in tags if tag not in _IGNORED_TAGS) or None if tags else None,
     )
-
-
-def _read_usage(value: Any) -> Usage | None:
-    raw = parse_structured(value)
-    if not isinstance(raw, dict):
-        return None
-    input_tokens = raw.get("prompt_tokens", raw.get("input_tokens"))
-    if parse_int(input_tokens) is None:
-        return None
-    input_details = _select_details(raw, "prompt_tokens_details", "input_tokens_details")
-    output_details = _select_details(raw, "completion_tokens_details", "output_tokens_details")
-    return Usage(
-        parse_int(input_tokens),
-        parse_int(raw.get("completion_tokens", raw.get("output_tokens"))),
-        parse_int(raw.get("total_tokens")),
-        parse_int(input_details.get("cached_tokens", raw.get("cache_read_input_tokens"))),
-        parse_int(raw.get("cache_creation_input_tokens")),
-        parse_int(output_details.get("reasoning_tokens")),
-        parse_int(input_details.get("audio_tokens")),
-        parse_int(output_details.get("audio_tokens")),
-    )
-
-
-def _select_details(raw: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    for key in keys:
-        if isinstance(raw.get(key), dict):
-            return raw[key]  # type: ignore[no-any-return]  # checked above
-    return {}

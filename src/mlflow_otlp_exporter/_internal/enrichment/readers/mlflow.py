@@ -1,13 +1,12 @@
 """MLflow's own attributes, set by the application or by MLflow's SDK in the same application."""
 
-from typing import Any
-
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_int, parse_structured, parse_text
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_text
 
 # Without UNKNOWN, which is the same as no type.
 _KINDS = {kind.value: kind for kind in Kind if kind is not Kind.UNKNOWN}
@@ -26,21 +25,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
         input=decode_json(inputs),
         output=decode_json(outputs),
         tools=read_tools(attributes.get("mlflow.chat.tools")),
-        usage=_read_usage(attributes.get("mlflow.chat.tokenUsage")),
+        usage=read_usage(attributes.get("mlflow.chat.tokenUsage")),
         response_model=parse_text(decode_json(attributes.get("mlflow.llm.model"))),
         provider=parse_text(decode_json(attributes.get("mlflow.llm.provider"))),
     )
-
-
-def _read_usage(value: Any) -> Usage | None:
-    counts = parse_structured(value)
-    if not isinstance(counts, dict):
-        return None
-    usage = Usage(
-        parse_int(counts.get("input_tokens")),
-        parse_int(counts.get("output_tokens")),
-        parse_int(counts.get("total_tokens")),
-        parse_int(counts.get("cache_read_input_tokens")),
-        parse_int(counts.get("cache_creation_input_tokens")),
-    )
-    return usage if any(count is not None for count in usage) else None

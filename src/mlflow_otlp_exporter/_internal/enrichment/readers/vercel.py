@@ -14,6 +14,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_properties, read_identity
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     decode_json,
@@ -21,13 +22,11 @@ from mlflow_otlp_exporter._internal.enrichment.values import (
     parse_objects,
     parse_structured,
     parse_text,
-    parse_texts,
     select_text,
     to_text,
 )
 
 _METADATA, _SETTINGS = "ai.telemetry.metadata.", "ai.settings."
-_IDENTITY_KEYS = frozenset({"sessionId", "session_id", "threadId", "conversationId", "userId", "user_id", "tags"})
 _CALL_SUFFIXES = (".doGenerate", ".doStream")
 _OUTER_OPERATIONS = frozenset({"ai.generateText", "ai.streamText", "ai.generateObject", "ai.streamObject"})
 
@@ -82,18 +81,12 @@ def read(span: SpanView) -> NormalizedSpan | None:
 
 
 def _read_common(attributes: Mapping[str, Any]) -> NormalizedSpan:
-    start = len(_METADATA)
-    metadata = {key[start:]: value for key, value in attributes.items() if key.startswith(_METADATA)}
-    other_metadata = {key: to_text(value) for key, value in metadata.items() if key not in _IDENTITY_KEYS}
     return NormalizedSpan(
         request_model=parse_text(attributes.get("ai.model.id")),
         response_model=parse_text(attributes.get("ai.response.model")),
         provider=parse_text(attributes.get("ai.model.provider")),
-        session=select_text(*(metadata.get(key) for key in ("sessionId", "session_id", "threadId", "conversationId"))),
-        user=select_text(metadata.get("userId"), metadata.get("user_id")),
-        tags=parse_texts(metadata.get("tags")),
-        metadata=other_metadata or None,
         response_id=parse_text(attributes.get("ai.response.id")),
+        **read_identity(collect_properties(attributes, (_METADATA,))),
     )
 
 
@@ -145,7 +138,6 @@ def _read_embedded_texts(attributes: Mapping[str, Any]) -> tuple[str, ...] | Non
 
 
 def _read_parameters(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    start = len(_SETTINGS)
-    settings = {key[start:]: value for key, value in attributes.items() if key.startswith(_SETTINGS)}
+    settings = collect_properties(attributes, (_SETTINGS,))
     settings.pop("maxRetries", None)
     return settings or None

@@ -1,0 +1,264 @@
+"""Readers that are tables: names of attributes, by the field of the normalized span that they hold."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, NormalizedSpan, Part, Usage
+from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
+from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader, SpanView
+from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
+from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
+from mlflow_otlp_exporter._internal.enrichment.values import (
+    decode_json,
+    parse_float,
+    parse_int,
+    parse_structured,
+    parse_text,
+    parse_texts,
+    to_text,
+)
+
+
+class Dialect(NamedTuple):
+    """A convention that keeps each field in attributes of its own.
+
+    `fields` has the names of attributes by field, in order of precedence; the fields are those of the normalized span.
+    `input` and `output` are read as the kind of the span requires; `usage` and `cost` are objects, `usage.input` or
+    `cost.total` single numbers; `kind` is a name in `kinds`.
+    """
+
+    name: str
+    prefixes: frozenset[str]
+    fields: Mapping[str, tuple[str, ...]]
+    kinds: Mapping[str, Kind] = {}
+    # Prefixes of keys that hold session, user, tags and other metadata, and keys below them that are not metadata.
+    metadata_prefixes: tuple[str, ...] = ()
+    ignored_metadata: frozenset[str] = frozenset()
+    default_kind: Kind | None = None
+    # For what no table can say.
+    complete: Callable[[SpanView, NormalizedSpan], NormalizedSpan | None] | None = None
+
+
+# Keys in lower case, without separators, in order of precedence.
+_SESSION_KEYS = ("sessionid", "threadid", "conversationid")
+_USER_KEYS = ("userid", "enduserid")
+# Keys that LangChain, LangGraph and LangSmith add to metadata for their own use.
+_FRAMEWORK_PREFIXES = ("lc_", "ls_", "langgraph_", "LANGSMITH_", "__pregel")
+_FRAMEWORK_TAGS = ("seq:step:", "graph:step:", "langsmith:")
+# Names of counts in providers' usage objects, in lower case and without separators; those of an object with details
+# begin with `input` or `output`.
+_COUNT_NAMES = {
+    "input": ("inputtokens", "prompttokens", "prompttokencount", "inputtokencount", "input", "prompt"),
+    "output": ("outputtokens", "completiontokens", "candidatestokencount", "outputtokencount", "output", "completion"),
+    "total": ("totaltokens", "totaltokencount", "total"),
+    "cache_read": (
+        *("inputcachedtokens", "inputcacheread", "inputcachereadtokens", "cachereadinputtokens", "cachereadtokens"),
+        *("cachereadinputtokencount", "cachedcontenttokencount", "cachedinputtokens", "cachedtokens"),
+    ),
+    "cache_write": (
+        *("cachecreationinputtokens", "cachewriteinputtokens", "cachewriteinputtokencount", "cachewritetokens"),
+        *("inputcachecreation", "inputcachecreationtokens", "inputcachewritetokens"),
+    ),
+    "reasoning": ("outputreasoningtokens", "outputreasoning", "thoughtstokencount", "reasoningtokens"),
+    "input_audio": ("inputaudiotokens", "inputaudio"),
+    "output_audio": ("outputaudiotokens", "outputaudio"),
+}
+_COUNTS = tuple(_COUNT_NAMES[field] for field in Usage._fields)
+_COST_NAMES = (
+    ("input", "inputcost", "prompt", "promptcost"),
+    ("output", "outputcost", "completion", "completioncost"),
+    ("total", "totalcost"),
+)
+
+
+def table_reader(dialect: Dialect) -> Reader:
+    return Reader(dialect.name, dialect.prefixes, partial(read_dialect, dialect))
+
+
+def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
+    attributes = span.attributes
+    values: dict[str, Any] = {}
+    for field, keys in dialect.fields.items():
+        parse: Callable[[Any], Any] = _PARSERS.get(field, parse_text)
+        for key in keys:
+            value = attributes.get(key)
+            if value is not None and value != "" and (parsed := parse(value)) is not None:
+                values[field] = parsed
+                break
+    kind = parse_kind(values.get("kind"), dialect.kinds)
+    if dialect.metadata_prefixes:
+        for field, value in read_identity(
+            collect_properties(attributes, dialect.metadata_prefixes), dialect.ignored_metadata
+        ).items():
+            values.setdefault(field, value)
+    if not values and kind is None:
+        return None
+    values["kind"] = kind = kind or dialect.default_kind
+    counts = [values.pop(f"usage.{name}", None) for name in Usage._fields]
+    costs = [values.pop(f"cost.{name}", None) for name in Cost._fields]
+    if any(counts):
+        values.setdefault("usage", _include_cached_tokens(Usage(*counts)))
+    if any(costs):
+        values.setdefault("cost", Cost(*costs))
+    content = read_values(kind, values.pop("input", None), values.pop("output", None))
+    normalized = NormalizedSpan(**{**content, **values})
+    return dialect.complete(span, normalized) if dialect.complete is not None else normalized
+
+
+def read_values(kind: Kind | None, input_value: Any, output_value: Any) -> dict[str, Any]:
+    """The fields that a span's input and output stand for: JSON text, text or structured."""
+    request, response = decode_json(input_value), decode_json(output_value)
+    fields: dict[str, Any] = {"input": request, "output": response}
+    if kind is Kind.TOOL:
+        return fields
+    fields["input"] = request = unwrap_call(request)
+    if kind in (Kind.RETRIEVER, Kind.RERANKER):
+        documents = response.get("documents") if isinstance(response, dict) else response
+        fields["documents"] = read_documents(documents)
+        fields["query"] = request.get("query") if isinstance(request, dict) else parse_text(request)
+    elif kind is Kind.EMBEDDING:
+        texts = request.get("input", request.get("texts")) if isinstance(request, dict) else request
+        fields["embedded_texts"] = parse_texts(texts)
+    else:
+        is_model = kind in MODEL_KINDS
+        fields["input_messages"] = read_request(request, is_model=is_model)
+        fields["output_messages"] = read_response(response, is_model=is_model)
+        if is_model:
+            fields["input_messages"] = fields["input_messages"] or _to_message("user", request)
+            fields["output_messages"] = fields["output_messages"] or _to_message("assistant", response)
+            fields["tools"] = read_tools(request.get("tools")) if isinstance(request, dict) else None
+    return {field: value for field, value in fields.items() if value is not None}
+
+
+def _to_message(role: str, value: Any) -> tuple[Message, ...] | None:
+    return (Message(role, (Part("text", value),)),) if isinstance(value, str) and value else None
+
+
+def unwrap_call(value: Any) -> Any:
+    """The single positional argument or the keyword arguments of a call, if it has nothing else."""
+    if isinstance(value, dict) and value.keys() == {"args", "kwargs"}:
+        args, kwargs = value["args"], value["kwargs"]
+        if isinstance(args, list) and len(args) == 1 and not kwargs:
+            return args[0]
+        if not args and isinstance(kwargs, dict):
+            return kwargs
+    return value
+
+
+def collect_properties(attributes: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    for key, value in attributes.items():
+        if key.startswith(prefixes):
+            prefix = next(prefix for prefix in prefixes if key.startswith(prefix))
+            properties.setdefault(key[len(prefix) :], value)
+    return properties
+
+
+def read_identity(properties: Mapping[str, Any], ignored: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Session, user, tags and metadata among properties of a call, without those that frameworks add."""
+    identity: dict[str, Any] = {}
+    ids: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    for key, value in properties.items():
+        if not key or value is None:
+            continue
+        name = _normalize_name(key)
+        text = to_text(decode_json(value) if isinstance(value, str) and value[:1] == '"' else value)
+        if name in _SESSION_KEYS or name in _USER_KEYS:
+            ids[name] = text
+        elif name == "tags":
+            identity["tags"] = parse_tags(value)
+        elif key not in ignored and not key.startswith(_FRAMEWORK_PREFIXES):
+            metadata[key] = text
+    for field, names in (("session", _SESSION_KEYS), ("user", _USER_KEYS)):
+        if text := next((ids[name] for name in names if ids.get(name)), ""):
+            identity[field] = text
+    if metadata:
+        identity["metadata"] = metadata
+    return identity
+
+
+def parse_tags(value: Any) -> tuple[str, ...] | None:
+    """A list, or a text with commas; without the tags that LangChain adds."""
+    tags = value.split(",") if isinstance(value, str) and value[:1] != "[" else parse_texts(value) or ()
+    stripped = [tag.strip() for tag in tags]
+    return tuple(tag for tag in stripped if tag and not tag.startswith(_FRAMEWORK_TAGS)) or None
+
+
+def _normalize_name(key: str) -> str:
+    return key.replace("_", "").replace(".", "").replace("-", "").lower()
+
+
+def read_usage(value: Any) -> Usage | None:
+    """The counts in a usage object of any provider or SDK, as JSON text or structured."""
+    usage = parse_structured(value)
+    if not isinstance(usage, dict):
+        return None
+    counts: dict[str, Any] = {}
+    for key, item in usage.items():
+        name = _normalize_name(key)
+        if isinstance(item, dict):
+            side = "input" if name.startswith(("input", "prompt")) else "output"
+            counts.update((side + _normalize_name(detail), count) for detail, count in item.items())
+        else:
+            counts[name] = item
+    parsed = Usage(*(_select_number(counts, names, parse_int) for names in _COUNTS))
+    if not any(count is not None for count in parsed[:3]):
+        return None
+    return _include_cached_tokens(parsed)
+
+
+def _include_cached_tokens(usage: Usage) -> Usage:
+    """Count cached and reasoning tokens in input and output, where the total says that they stand beside them."""
+    cached, reasoning = (usage.cache_read or 0) + (usage.cache_write or 0), usage.reasoning or 0
+    beside = (usage.total or 0) - (usage.input or 0) - (usage.output or 0)
+    if cached and beside in (cached, cached + reasoning):
+        usage = usage._replace(input=(usage.input or 0) + cached)
+    if reasoning and beside in (reasoning, cached + reasoning):
+        usage = usage._replace(output=(usage.output or 0) + reasoning)
+    return usage
+
+
+def read_cost(value: Any) -> Cost | None:
+    """The costs in an object, or a total."""
+    costs = parse_structured(value)
+    if not isinstance(costs, dict):
+        return Cost(total=total) if (total := parse_float(value)) else None
+    numbers = {_normalize_name(key): number for key, number in costs.items()}
+    cost = Cost(*(_select_number(numbers, names, parse_float) for names in _COST_NAMES))
+    return cost if any(cost) else None
+
+
+def _select_number(numbers: Mapping[str, Any], names: tuple[str, ...], parse: Callable[[Any], Any]) -> Any:
+    for name in names:
+        if (number := parse(numbers.get(name))) is not None:
+            return number
+    return None
+
+
+def _parse_object(value: Any) -> dict[str, Any] | None:
+    parsed = parse_structured(value)
+    return parsed if isinstance(parsed, dict) and parsed else None
+
+
+def _keep(value: Any) -> Any:
+    return value
+
+
+# How the value of a field's attribute is parsed; without an entry, it is a text.
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "input": _keep,
+    "output": _keep,
+    "usage": read_usage,
+    "cost": read_cost,
+    "tools": read_tools,
+    "tags": parse_tags,
+    "embedded_texts": parse_texts,
+    "documents": lambda value: read_documents(parse_structured(value)),
+    "invocation_parameters": _parse_object,
+    "metadata": _parse_object,
+    **{f"usage.{field}": parse_int for field in Usage._fields},
+    **{f"cost.{field}": parse_float for field in Cost._fields},
+}
