@@ -16,6 +16,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import (
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
 from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.mlflow_api.late_roots import DELAY_SECONDS, LateRootCorrector
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.mlflow_api.trace_completer import TraceCompleter
 from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
@@ -65,11 +66,13 @@ class MlflowRestClient:
             )
         self._updater: TraceUpdater | None = None
         self._completer: TraceCompleter | None = None
+        self._corrector: LateRootCorrector | None = None
         trace_info = settings.enrichment.trace_info
         # A REST API that is only guessed, behind a Collector's address, is used only if the user asks for it.
         if trace_info or settings.is_api_certain:
             self._updater = TraceUpdater(api, self.resolve_experiment, server, problem_log, everything=trace_info)
             if settings.enrichment.root_wait < math.inf:
+                self._corrector = LateRootCorrector(api, self.resolve_experiment, server)
                 self._completer = TraceCompleter(
                     api,
                     send_spans,
@@ -93,7 +96,10 @@ class MlflowRestClient:
                 self._tasks.enqueue(("traces", destination), task, delay_seconds=_UPDATE_DELAY_SECONDS)
             completion = self._completer.add_delivered(destination, spans) if self._completer is not None else None
             if completion is not None:
-                self._tasks.enqueue(("roots", destination), completion, delay_seconds=self._root_wait_seconds)
+                self._tasks.enqueue(("local roots", destination), completion, delay_seconds=self._root_wait_seconds)
+            correction = self._corrector.add_delivered(destination, spans) if self._corrector is not None else None
+            if correction is not None:
+                self._tasks.enqueue(("roots", destination), correction, delay_seconds=DELAY_SECONDS)
         except Exception as error:  # noqa: BLE001 - a failed update must never affect the spans
             log_exception(error, "schedule a trace metadata update")
 

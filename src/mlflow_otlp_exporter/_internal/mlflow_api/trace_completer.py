@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_otlp_exporter._internal.common.attribute_names import TRACE_TAG
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
@@ -21,6 +22,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.mlflow_api.background import retry_later
+from mlflow_otlp_exporter._internal.mlflow_api.late_roots import LOCAL_ROOT_TAG
 from mlflow_otlp_exporter._internal.mlflow_api.server import (
     COUNTS_ONCE_SINCE,
     ServerInfo,
@@ -243,5 +245,6 @@ def without_parent(root: EncodedSpan, *, drops_usage: bool) -> EncodedSpan:
         del span.attributes[:]
         span.attributes.extend(attributes)
     span.attributes.add(key=PARENT_ATTRIBUTE).value.string_value = parent_id
+    span.attributes.add(key=TRACE_TAG + LOCAL_ROOT_TAG).value.string_value = span.span_id.hex()
     body = frame_span(span.SerializeToString())
     return root._replace(is_root=True, has_remote_parent=False, attachments=(), body=body)

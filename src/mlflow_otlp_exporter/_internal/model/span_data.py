@@ -85,6 +85,14 @@ def find_topmost(spans: Sequence[ReadableSpan]) -> ReadableSpan | None:
     return min(tops, key=lambda span: span.start_time or 0, default=None)
 
 
+def mark_local_root(spans: dict[int, ReadableSpan]) -> None:
+    """Mark the topmost of a trace's spans, which are keyed by id, if there is no local root among them."""
+    if spans and not any(map(is_local_root, spans.values())):
+        top = find_topmost(list(spans.values()))
+        if top is not None and top.context is not None:
+            spans[top.context.span_id] = with_remote_parent(top)
+
+
 def with_remote_parent(span: ReadableSpan) -> ReadableSpan:
     """A span whose parent is never exported, as if the parent were a span of another process."""
     parent = span.parent

@@ -17,6 +17,7 @@ from mlflow_otlp_exporter._internal.config.describe import credential_fingerprin
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.span_data import mark_local_root
 from mlflow_otlp_exporter._internal.spool.directory import folder_name
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import Entry
@@ -159,6 +160,7 @@ class PersistentQueue:
             elif trace.is_filtered:
                 filtered.append(list(trace.spans.values()))
             else:
+                mark_local_root(trace.spans)  # because a root that was open at the kill never ends
                 for span in trace.spans.values():
                     destination = trace.header.destination.for_trace(span.resource.attributes, trace.route)
                     groups.setdefault((destination, trace.header.is_redacted), []).append(span)
