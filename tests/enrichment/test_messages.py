@@ -15,6 +15,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, P
 from mlflow_otlp_exporter._internal.enrichment.payloads import (
     find_last_text,
     read_answer,
+    read_facts,
     read_question,
     read_request,
     read_response,
@@ -519,3 +520,51 @@ def test_find_last_text_skips_messages_without_text() -> None:
     messages = (user("a"), assistant("b"), user("c"), assistant("", PARIS), result("d"))
     assert (find_last_text(messages, "user"), find_last_text(messages, "assistant")) == ("c", "b")
     assert (find_last_text(None, "user"), find_last_text((), "assistant")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("response", "facts"),
+    [
+        (
+            {
+                "id": "r1",
+                "model": "m",
+                "choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}],
+                "usage": {"prompt_tokens": 3},
+            },
+            {"response_id": "r1", "response_model": "m", "finish_reason": "stop", "usage": {"prompt_tokens": 3}},
+        ),
+        (
+            {"modelVersion": "m", "candidates": [{"finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 3}},
+            {"response_model": "m", "finish_reason": "STOP", "usage": {"promptTokenCount": 3}},
+        ),
+        (
+            {
+                "generations": [
+                    [
+                        {
+                            "generation_info": {"finish_reason": "stop"},
+                            "message": {
+                                "id": ["AIMessage"],
+                                "kwargs": {
+                                    "id": "run-1",
+                                    "usage_metadata": {"input_tokens": 3},
+                                    "response_metadata": {"model_name": "m", "token_usage": {"prompt_tokens": 3}},
+                                },
+                            },
+                        }
+                    ]
+                ]
+            },
+            {"response_model": "m", "finish_reason": "stop", "usage": {"input_tokens": 3}},
+        ),
+        (
+            {"replies": [{"meta": {"model": "m", "finish_reason": "stop", "usage": {"prompt_tokens": 3}}}]},
+            {"response_model": "m", "finish_reason": "stop", "usage": {"prompt_tokens": 3}},
+        ),
+        ({"id": "x", "content": "text"}, {}),
+        ("text", {}),
+    ],
+)
+def test_read_facts_of_any_response_returns_model_usage_and_end(response: Any, facts: dict[str, Any]) -> None:
+    assert read_facts(response) == facts

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, NormalizedSpan, Usage, merge
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
+    EMPTY,
+    Cost,
+    Message,
+    NormalizedSpan,
+    Part,
+    Usage,
+    merge,
+)
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
 from support.random_traces import span
@@ -33,6 +41,10 @@ def enrich_attributes(own: Mapping[str, Any]) -> Mapping[str, Any]:
         ({"gen_ai.operation.name": "search_memory"}, "MEMORY", "CHAIN"),
         ({"gen_ai.operation.name": "create_agent"}, "AGENT", "AGENT"),
         ({"gen_ai.operation.name": "chat", "gen_ai.tool.name": "search"}, "CHAT_MODEL", "LLM"),  # OpenLIT
+        # The source's own kind is more exact than its operation.
+        ({"langsmith.span.kind": "retriever", "gen_ai.operation.name": "embeddings"}, "RETRIEVER", "RETRIEVER"),
+        ({"langfuse.observation.type": "generation"}, "CHAT_MODEL", "LLM"),
+        ({"langfuse.observation.type": "span"}, "UNKNOWN", None),
         ({"traceloop.span.kind": "task"}, "TASK", "CHAIN"),
         ({"traceloop.span.kind": "tool"}, "TOOL", "TOOL"),
         ({"gen_ai.system": "x", "llm.request.type": "rerank"}, "RERANKER", "RERANKER"),
@@ -63,6 +75,24 @@ def test_merge_takes_each_field_from_first_reader_that_has_it() -> None:
     assert merged.usage == Usage(10, 2, None, cache_read=4)
     assert merge([first, NormalizedSpan(usage=Usage(99, 2, cache_read=4))]).usage == Usage(10, 2)
     assert merge([]) == EMPTY
+
+
+def test_merge_prefers_content_to_empty_values() -> None:
+    empty = NormalizedSpan(
+        input_messages=(Message("user"),),
+        output_messages=(),
+        input="",
+        output={},
+        usage=Usage(0, 0),
+        cost=Cost(total=0),
+    )
+    text = (Message("user", (Part("text", "hi"),)),)
+    content = NormalizedSpan(
+        input_messages=text, output_messages=text, input="a", output="b", usage=Usage(3, 4), cost=Cost(total=1)
+    )
+    assert merge([empty, content]) == content
+    assert merge([content, empty]) == content
+    assert merge([empty, NormalizedSpan(session="s")]) == empty._replace(session="s")
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)

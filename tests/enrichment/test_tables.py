@@ -110,6 +110,8 @@ def test_read_dialect_of_other_span_returns_none() -> None:
         ({"promptTokenCount": 3, "candidatesTokenCount": 4, "totalTokenCount": 7}, Usage(3, 4, 7)),
         ({"inputTokens": 3, "outputTokens": 4, "cachedInputTokens": 1}, Usage(3, 4, cache_read=1)),
         ({"input_tokens": 3, "input_token_details": {"cache_read": 1}}, Usage(3, cache_read=1)),
+        ("{'input_tokens': 3, 'cache_read': None, 'cached_tokens': 2}", Usage(3, cache_read=2)),
+        ("{'a': '\\d'}", None),
         ({"seconds": 3}, None),
         ("text", None),
     ],

@@ -153,8 +153,12 @@ _METADATA = NormalizedSpan._fields.index("metadata")
 _USAGE = NormalizedSpan._fields.index("usage")
 
 
+def has_content(messages: Sequence[Message]) -> bool:
+    return any(message.parts or message.tool_calls or message.reasoning for message in messages)
+
+
 def merge(candidates: Sequence[NormalizedSpan]) -> NormalizedSpan:
-    """Merge the results of several readers: the first that has a field wins.
+    """Merge the results of several readers: the first that has a field wins, unless its value is empty.
 
     If two usages agree on the input tokens, the second fills in counts that the first lacks, such as cached tokens.
     The metadata of all readers is combined.
@@ -172,11 +176,22 @@ def merge(candidates: Sequence[NormalizedSpan]) -> NormalizedSpan:
                 fields[index] = value
             elif index == _COVERED_KEYS:
                 fields[index] = (*fields[index], *value)
+            elif _is_empty(fields[index]):
+                fields[index] = value if not _is_empty(value) else fields[index]
             elif index == _METADATA:
                 fields[index] = {**value, **fields[index]}
             elif index == _USAGE:
                 fields[index] = _fill_missing_counts(fields[index], value)
     return NormalizedSpan(*fields)
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value says nothing: an empty text or object, messages without content, counts that are all 0."""
+    if isinstance(value, (Usage, Cost)):
+        return not any(value)
+    if isinstance(value, tuple) and value and isinstance(value[0], Message):
+        return not has_content(value)
+    return value in ("", (), [], {})
 
 
 def _fill_missing_counts(usage: Usage, other: Usage) -> Usage:

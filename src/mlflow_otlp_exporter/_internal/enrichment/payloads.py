@@ -207,6 +207,40 @@ def _select_step_output(messages: tuple[Message, ...] | None) -> tuple[Message, 
     return results[::-1] or None
 
 
+# Where a response, or the result of a framework around it, holds more objects that describe it.
+_FACT_HOLDERS = (
+    *("choices", "candidates", "generations", "replies", "message", "kwargs", "generation_info", "response_metadata"),
+    *("llm_output", "meta", "_meta", "raw", "response"),
+)
+# Names of facts, by the field of the normalized span that holds them.
+_FACTS = {
+    "usage": ("usage", "usage_metadata", "usageMetadata", "token_usage"),
+    "response_model": ("model", "model_name", "modelVersion", "model_version", "modelId"),
+    "finish_reason": ("finish_reason", "stop_reason", "finishReason", "stopReason"),
+    "response_id": ("id", "responseId", "response_id"),
+}
+
+
+def read_facts(response: Any) -> dict[str, Any]:
+    """What a provider's response says about itself: usage as an object, model, finish reason, id."""
+    facts: dict[str, Any] = {}
+    nodes = [response]
+    for _ in range(6):  # LangChain's result is the deepest
+        nodes = [node for item in nodes for node in (item[:1] if isinstance(item, list) else (item,))]
+        nodes = [node[0] if isinstance(node, list) and node else node for node in nodes]
+        objects = [node for node in nodes if isinstance(node, dict)]
+        for node in objects:
+            has_model = any(isinstance(node.get(name), str) for name in _FACTS["response_model"])
+            for field, names in _FACTS.items():
+                for name in names:
+                    value = node.get(name)
+                    is_fact = isinstance(value, dict) if field == "usage" else isinstance(value, str) and value
+                    if is_fact and (field != "response_id" or has_model):
+                        facts.setdefault(field, value)
+        nodes = [node[key] for node in objects for key in _FACT_HOLDERS if key in node]
+    return facts
+
+
 def read_question(value: Any) -> str | None:
     """The question of an agent or chain, if its input holds nothing else."""
     return _read_only_text(value, _QUESTION_KEYS)

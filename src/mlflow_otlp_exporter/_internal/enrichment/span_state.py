@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.enrichment.payloads import find_last_text, r
 # Longer texts are truncated in summaries: they only serve previews of at most 1,000 characters.
 _MAX_TEXT_LENGTH = 32_768
 _MAX_TOOL_CALLS = 64
-_NO_CONVERSATION = (None, Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING, *MODEL_KINDS)
+_NO_CONVERSATION = (Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING, *MODEL_KINDS)
 
 
 class SpanSummary(NamedTuple):

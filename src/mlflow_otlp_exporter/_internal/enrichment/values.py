@@ -1,11 +1,13 @@
 """Parsing of attribute values: JSON text, structured values or Python reprs."""
 
+import ast
 import json
 from collections.abc import Mapping
 from typing import Any
 
 # No convention has larger JSON text; parsing it would take milliseconds.
 _MAX_JSON_LENGTH = 4 * 1024 * 1024
+_MAX_REPR_LENGTH = 2_000
 _MAX_DEPTH = 40
 # json.dumps creates an encoder for each call with other than its default arguments.
 _encode_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
@@ -26,6 +28,17 @@ def parse_structured(value: Any) -> Any:
             return None
     if isinstance(value, (Mapping, list, tuple)):
         return to_plain(value)
+    return None
+
+
+def parse_repr(value: Any) -> Any:
+    """Parse the repr of a small dict, which some SDKs write where others write JSON."""
+    # A backslash may be an invalid escape, of which Python would warn.
+    if isinstance(value, str) and value[:1] == "{" and "\\" not in value and len(value) <= _MAX_REPR_LENGTH:
+        try:
+            return ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            return None
     return None
 
 

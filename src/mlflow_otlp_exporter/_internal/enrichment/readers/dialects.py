@@ -32,5 +32,30 @@ LANGFUSE = Dialect(
     ("langfuse.trace.metadata.",),
 )
 
+LANGSMITH = Dialect(
+    "LangSmith",
+    frozenset({"langsmith"}),
+    {
+        "kind": ("langsmith.span.kind",),
+        "input": ("gen_ai.prompt",),
+        "output": ("gen_ai.completion",),
+        "usage": ("langsmith.metadata.usage_metadata",),
+        "provider": ("langsmith.metadata.ls_provider",),
+        "tags": ("langsmith.span.tags",),
+    },
+    {
+        "llm": Kind.LLM,
+        "chain": Kind.CHAIN,
+        "tool": Kind.TOOL,
+        "retriever": Kind.RETRIEVER,
+        "embedding": Kind.EMBEDDING,
+        "prompt": Kind.PROMPT,
+        "parser": Kind.PARSER,
+    },
+    ("langsmith.metadata.",),
+    frozenset({"_type", "model", "model_name", "stream", "usage_metadata", "revision_id"}),
+    frozenset({"input", "output"}),
+)
+
 # Before the conventions of OpenTelemetry: the source's own kind is more exact than `gen_ai.operation.name`.
-DIALECTS = (LANGFUSE,)
+DIALECTS = (LANGFUSE, LANGSMITH)

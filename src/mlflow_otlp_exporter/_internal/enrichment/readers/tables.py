@@ -5,8 +5,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, parse_kind
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, NormalizedSpan, Part, Usage
-from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
+    Cost,
+    Kind,
+    Message,
+    NormalizedSpan,
+    Part,
+    Usage,
+    has_content,
+)
+from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader, SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
@@ -14,6 +22,7 @@ from mlflow_otlp_exporter._internal.enrichment.values import (
     decode_json,
     parse_float,
     parse_int,
+    parse_repr,
     parse_structured,
     parse_text,
     parse_texts,
@@ -36,6 +45,8 @@ class Dialect(NamedTuple):
     # Prefixes of keys that hold session, user, tags and other metadata, and keys below them that are not metadata.
     metadata_prefixes: tuple[str, ...] = ()
     ignored_metadata: frozenset[str] = frozenset()
+    # Keys of objects with a single key that stand around an input or output.
+    envelopes: frozenset[str] = frozenset()
     default_kind: Kind | None = None
     # For what no table can say.
     complete: Callable[[SpanView, NormalizedSpan], NormalizedSpan | None] | None = None
@@ -102,34 +113,51 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
         values.setdefault("usage", _include_cached_tokens(Usage(*counts)))
     if any(costs):
         values.setdefault("cost", Cost(*costs))
-    content = read_values(kind, values.pop("input", None), values.pop("output", None))
-    normalized = NormalizedSpan(**{**content, **values})
+    request, response = decode_json(values.pop("input", None)), decode_json(values.pop("output", None))
+    if dialect.envelopes:
+        request, response = (_unwrap(value, dialect.envelopes, kind) for value in (request, response))
+    normalized = NormalizedSpan(**{**read_values(kind, request, response), **values})
     return dialect.complete(span, normalized) if dialect.complete is not None else normalized
 
 
-def read_values(kind: Kind | None, input_value: Any, output_value: Any) -> dict[str, Any]:
-    """The fields that a span's input and output stand for: JSON text, text or structured."""
-    request, response = decode_json(input_value), decode_json(output_value)
+def _unwrap(value: Any, envelopes: frozenset[str], kind: Kind | None) -> Any:
+    if kind not in MODEL_KINDS and isinstance(value, dict) and len(value) == 1 and value.keys() <= envelopes:
+        return next(iter(value.values()))
+    return value
+
+
+def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any]:
+    """The fields that a span's input and output stand for; JSON text is decoded already."""
     fields: dict[str, Any] = {"input": request, "output": response}
     if kind is Kind.TOOL:
         return fields
     fields["input"] = request = unwrap_call(request)
     if kind in (Kind.RETRIEVER, Kind.RERANKER):
-        documents = response.get("documents") if isinstance(response, dict) else response
-        fields["documents"] = read_documents(documents)
-        fields["query"] = request.get("query") if isinstance(request, dict) else parse_text(request)
-    elif kind is Kind.EMBEDDING:
+        fields["documents"] = read_documents(response.get("documents") if isinstance(response, dict) else response)
+        fields["query"] = parse_text(request.get("query") if isinstance(request, dict) else request)
+        return fields
+    is_model = kind in MODEL_KINDS
+    if is_model or kind is Kind.EMBEDDING:
+        facts = read_facts(response)
+        fields["usage"] = read_usage(facts.pop("usage", None))
+        fields.update(facts)
+    if kind is Kind.EMBEDDING:
         texts = request.get("input", request.get("texts")) if isinstance(request, dict) else request
         fields["embedded_texts"] = parse_texts(texts)
-    else:
-        is_model = kind in MODEL_KINDS
-        fields["input_messages"] = read_request(request, is_model=is_model)
-        fields["output_messages"] = read_response(response, is_model=is_model)
-        if is_model:
-            fields["input_messages"] = fields["input_messages"] or _to_message("user", request)
-            fields["output_messages"] = fields["output_messages"] or _to_message("assistant", response)
-            fields["tools"] = read_tools(request.get("tools")) if isinstance(request, dict) else None
-    return {field: value for field, value in fields.items() if value is not None}
+        return fields
+    fields["input_messages"] = _drop_empty(read_request(request, is_model=is_model))
+    fields["output_messages"] = _drop_empty(read_response(response, is_model=is_model))
+    if is_model:
+        fields["input_messages"] = fields["input_messages"] or _to_message("user", request)
+        fields["output_messages"] = fields["output_messages"] or _to_message("assistant", response)
+        if isinstance(request, dict):
+            fields["tools"] = read_tools(request.get("tools"))
+            fields["request_model"] = parse_text(request.get("model"))
+    return fields
+
+
+def _drop_empty(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
+    return messages if has_content(messages or ()) else None
 
 
 def _to_message(role: str, value: Any) -> tuple[Message, ...] | None:
@@ -193,7 +221,7 @@ def _normalize_name(key: str) -> str:
 
 def read_usage(value: Any) -> Usage | None:
     """The counts in a usage object of any provider or SDK, as JSON text or structured."""
-    usage = parse_structured(value)
+    usage = parse_structured(value) or parse_repr(value)
     if not isinstance(usage, dict):
         return None
     counts: dict[str, Any] = {}
