@@ -463,11 +463,14 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "Inputs of ... could not be recorded: ...",
             "Outputs of ... could not be recorded: ...",
+            "Span of ... could not be recorded: ...",
+            "A result of type ... cannot be followed, so its span ends now: ...",
             "set_documents() ignores its argument: ...",
         ),
     ),
     MessageCode.INVALID_TRACE_CONTEXT: Entry(
         (
+            "trace_context() ignores ...: a method of its ... raises ...",
             "trace_context(tags=) is a ... and is ignored: expected a mapping or names",
             "trace_context(metadata=) is a ... and is ignored: expected a mapping",
             "trace_context(prompt=) ignores a ...: expected ...",

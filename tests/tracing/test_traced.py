@@ -5,14 +5,12 @@ import functools
 import inspect
 import json
 from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
@@ -21,37 +19,7 @@ from mlflow_otlp_exporter import set_documents, set_inputs, set_outputs, set_usa
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 from mlflow_otlp_exporter._internal.tracing import traced as traced_module
 from mlflow_otlp_exporter._internal.tracing.traced import use_provider
-
-
-@contextmanager
-def provider(exporter: InMemorySpanExporter) -> Iterator[TracerProvider]:
-    tracer_provider = TracerProvider(shutdown_on_exit=False)
-    tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
-    yield tracer_provider
-    tracer_provider.shutdown()
-
-
-class Memory:
-    def __init__(self, exporter: InMemorySpanExporter) -> None:
-        self._exporter = exporter
-
-    def spans(self) -> list[ReadableSpan]:
-        return list(self._exporter.get_finished_spans())
-
-    def only(self) -> ReadableSpan:
-        (span,) = self.spans()
-        return span
-
-    def attributes(self) -> dict[str, Any]:
-        return dict(self.only().attributes or {})
-
-
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    exporter = InMemorySpanExporter()
-    with provider(exporter) as tracer_provider:
-        trace.set_tracer_provider(tracer_provider)
-        yield Memory(exporter)
+from support.memory import Memory, provider
 
 
 class Kinds(str, Enum):

@@ -344,8 +344,8 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Set `OTEL_SERVICE_NAME`, or pass the name where the provider is created.",
     ),
     MessageCode.CONTENT_NOT_RECORDED: Hint(
-        "A value could not be converted to JSON, because its own code raised.",
-        "Pass values that can be converted to JSON.",
+        "Code that is not part of this library raised: a method of a value or of a result, or a span processor or sampler.",
+        "Correct the code that raises. The application itself is not affected.",
     ),
     MessageCode.INVALID_TRACE_CONTEXT: Hint(
         "An argument has the wrong type, or a tag has a name that MLflow reserves; or a caller sent more in its "

@@ -7,7 +7,6 @@ stored under a key of this library.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -16,25 +15,23 @@ from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from opentelemetry import baggage as otel_baggage
-from opentelemetry import trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
 from opentelemetry.sdk.trace import Span
 
 from mlflow_otlp_exporter._internal.common import attribute_names as names
 from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.json_values import bounded_json
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.model.destination import Route, read_route
 from mlflow_otlp_exporter._internal.tracing import routing
-from mlflow_otlp_exporter._internal.tracing.generators import (
-    GeneratorContext,
-    entered_contexts,
-    wrap_async_generator,
-    wrap_generator,
-)
+from mlflow_otlp_exporter._internal.tracing.generators import GeneratorContext, entered_contexts, wrap_function
+from mlflow_otlp_exporter._internal.tracing.parents import find_current_span
+from mlflow_otlp_exporter._internal.tracing.results import COMPLETE_TYPES, follow
 
 P = ParamSpec("P")
+V = TypeVar("V")
 R = TypeVar("R")
 
 # Indices of a span context, which the API defines as a tuple of trace id, span id, `is_remote`, flags, state, validity.
@@ -132,21 +129,13 @@ class trace_context:  # noqa: N801 - used like a function
         global _is_used  # noqa: PLW0603 - once for the process
         _is_used = True
         self._session, self._user = _parse_text(session), _parse_text(user)
-        self._names, self._tags = _parse_tags(tags)
-        self._metadata = _parse_metadata(metadata)
+        self._names, self._tags = _guard("tags=", _parse_tags, tags) or ((), {})
+        self._metadata = _guard("metadata=", _parse_metadata, metadata) or {}
         self._route = Route(
             _parse_text(workspace), _parse_text(experiment), _parse_text(experiment_id), _parse_text(run_id)
         )
-        self._prompts = _parse_prompts(prompt)
-        self._baggage = (baggage,) if isinstance(baggage, str) else tuple(baggage)
-        unknown = sorted(set(self._baggage) - BAGGAGE_KEYS.keys())
-        if unknown:
-            logger.warning(
-                "trace_context(baggage=) ignores %s: expected names among %s [%s]",
-                unknown,
-                ", ".join(BAGGAGE_KEYS),
-                MessageCode.INVALID_TRACE_CONTEXT,
-            )
+        self._prompts = _guard("prompt=", _parse_prompts, prompt) or ()
+        self._baggage = _guard("baggage=", _parse_baggage, baggage) or ()
 
     def _build_context(self) -> Context:
         context = _restore_entered_values(get_current())
@@ -216,23 +205,17 @@ class trace_context:  # noqa: N801 - used like a function
         Returns:
             A function of the same kind and signature.
         """
-        if inspect.isasyncgenfunction(function):
-            return cast("Callable[P, R]", wrap_async_generator(function, self._begin))
-        if inspect.isgeneratorfunction(function):
-            return cast("Callable[P, R]", wrap_generator(function, self._begin))
-        if inspect.iscoroutinefunction(function):
-
-            @wraps(function)
-            async def coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
-
-            return cast("Callable[P, R]", coroutine)
+        wrapper = wrap_function(function, self._begin, follow)
+        if wrapper is not None:
+            return cast("Callable[P, R]", wrapper)
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             with self:
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+            if type(result) in COMPLETE_TYPES:
+                return result
+            return cast("R", follow(result, self._begin(args, kwargs)))
 
         return call
 
@@ -297,7 +280,7 @@ def _restore_entered_values(context: Context) -> Context:
 
 def _update_open_root(context: Context, route: Route) -> None:
     # MLflow reads the tags of a trace on its root span, which has already started.
-    current = trace.get_current_span().get_span_context()
+    current = find_current_span().get_span_context()
     trace_attributes = context.get(_KEY)
     root = routing.open_root(current.trace_id) if current.is_valid else None
     if root is not None and any(route):
@@ -372,16 +355,38 @@ def _parse_object(value: Any) -> dict[str, Any]:
 
 def _parse_text(value: Any) -> str | None:
     """Return the stripped text; None if it is empty."""
+    if value is None:
+        return None
+    return _guard("session=, user= or a destination", lambda text: str(text).strip(), value) or None
+
+
+def _guard(argument: str, parse: Callable[[Any], V], value: Any) -> V | None:
     try:
-        return ("" if value is None else str(value).strip()) or None
-    except Exception as error:  # noqa: BLE001 - a value's __str__ may raise anything
+        return parse(value)
+    except BaseException as error:  # methods of the value may raise anything
+        if must_propagate(error):
+            raise
         logger.warning(
-            "trace_context() ignores a %s, whose text raises %s [%s]",
+            "trace_context() ignores %s: a method of its %s raises %s [%s]",
+            argument,
             type(value).__name__,
             type(error).__name__,
             MessageCode.INVALID_TRACE_CONTEXT,
         )
         return None
+
+
+def _parse_baggage(baggage: Any) -> tuple[str, ...]:
+    baggage_names = (baggage,) if isinstance(baggage, str) else tuple(baggage)
+    unknown = [name for name in baggage_names if name not in BAGGAGE_KEYS]
+    if unknown:
+        logger.warning(
+            "trace_context(baggage=) ignores %s: expected names among %s [%s]",
+            sorted(unknown),
+            ", ".join(BAGGAGE_KEYS),
+            MessageCode.INVALID_TRACE_CONTEXT,
+        )
+    return baggage_names
 
 
 def _parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from mlflow_otlp_exporter._internal.common import attribute_names as names
-from mlflow_otlp_exporter._internal.common.bounded import bounded_text
+from mlflow_otlp_exporter._internal.common.bounded import ELLIPSIS, bounded_text
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.json_values import bounded_json
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
+from mlflow_otlp_exporter._internal.common.json_values import bounded_json, bounded_str
 from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.tracing.parents import find_current_span
 
 _MAX_DOCUMENT_COUNT = 1000
 
@@ -50,14 +51,16 @@ def set_documents(documents: Iterable[Any], *, span: Span | None = None) -> None
         span: The span; None means the current span. On a span of kind `RERANKER` the documents are written as
             `reranker.output_documents.*`.
     """
-    target = trace.get_current_span() if span is None else span
     try:
+        target = find_current_span() if span is None else span
         _set_attributes(target, as_documents(documents, _kind_of(target)))
-    except Exception as error:  # noqa: BLE001 - the application must not fail because of its telemetry
+    except BaseException as error:
+        if must_propagate(error):
+            raise
         logger.warning(
             "set_documents() ignores its argument: %s: %s [%s]",
             type(error).__name__,
-            error,
+            bounded_str(error),
             MessageCode.CONTENT_NOT_RECORDED,
         )
 
@@ -105,15 +108,42 @@ def set_usage(
 
 
 def as_inputs(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {names.INPUT_VALUE: bounded_text(value), names.INPUT_MIME_TYPE: names.TEXT}
+    if issubclass(type(value), str):
+        return {names.INPUT_VALUE: bounded_text(str.__str__(value)), names.INPUT_MIME_TYPE: names.TEXT}
     return {names.INPUT_VALUE: bounded_json(value), names.INPUT_MIME_TYPE: names.JSON}
 
 
 def as_outputs(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {names.OUTPUT_VALUE: bounded_text(value), names.OUTPUT_MIME_TYPE: names.TEXT}
+    if issubclass(type(value), str):
+        return {names.OUTPUT_VALUE: bounded_text(str.__str__(value)), names.OUTPUT_MIME_TYPE: names.TEXT}
     return {names.OUTPUT_VALUE: bounded_json(value), names.OUTPUT_MIME_TYPE: names.JSON}
+
+
+def join_items(items: list[Any], *, is_cut: bool) -> Any:
+    """Return what a stream yielded: the text of texts, bytes and model chunks, or else the list of its items."""
+    if all(type(item) is bytes for item in items):
+        return b"".join(items).decode(errors="replace") + (ELLIPSIS if is_cut else "")
+    texts = []
+    for item in items:
+        if (text := _text_of_item(item)) is None:
+            return [*items, ELLIPSIS] if is_cut else items
+        texts.append(text)
+    return "".join(texts) + (ELLIPSIS if is_cut else "")
+
+
+def _text_of_item(item: Any) -> str | None:
+    """Return the text that an item adds to a stream; None if it holds something else."""
+    name, text = type(item).__name__, None
+    if name == "str":
+        text = item
+    elif name == "bytes":
+        text = item.decode(errors="replace")
+    elif name == "ChatCompletionChunk" and len(item.choices) < 2:  # OpenAI; the last chunk has no choice
+        deltas = [choice.delta for choice in item.choices]
+        text = None if any(delta.tool_calls for delta in deltas) else "".join(delta.content or "" for delta in deltas)
+    elif name.endswith("MessageChunk") and not getattr(item, "tool_call_chunks", None):  # LangChain
+        text = item.content
+    return text if isinstance(text, str) else None
 
 
 def as_documents(documents: Iterable[Any], kind: str = "RETRIEVER") -> dict[str, Any]:
@@ -145,7 +175,7 @@ def _document_attributes(document: Any) -> dict[str, Any]:
         else bounded_json(document if content is None else content)
     }
     if document_id is not None:
-        attributes[names.DOCUMENT_ID] = str(document_id)
+        attributes[names.DOCUMENT_ID] = bounded_str(document_id)
     if score is not None:
         attributes[names.DOCUMENT_SCORE] = float(score)
     if metadata:
@@ -163,6 +193,6 @@ def _kind_of(span: Span) -> str:
 
 
 def _set_attributes(span: Span | None, attributes: Mapping[str, Any]) -> None:
-    target = trace.get_current_span() if span is None else span
+    target = find_current_span() if span is None else span
     if target.is_recording():
         target.set_attributes(attributes)

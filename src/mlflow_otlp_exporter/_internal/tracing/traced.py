@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from enum import Enum
-from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from functools import cached_property, lru_cache, partialmethod
+from typing import Any, ParamSpec, TypeVar, overload
 
 from opentelemetry import trace
-from opentelemetry.context import attach, detach
-from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import Span, set_span_in_context
 
 from mlflow_otlp_exporter._internal.common import attribute_names as names
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import logger
-from mlflow_otlp_exporter._internal.tracing.generators import GeneratorContext, wrap_async_generator, wrap_generator
-from mlflow_otlp_exporter._internal.tracing.span_attributes import as_documents, as_inputs, as_outputs
+from mlflow_otlp_exporter._internal.tracing.errors import is_cancellation, record_error
+from mlflow_otlp_exporter._internal.tracing.generators import GeneratorContext, named_like, wrap_function
+from mlflow_otlp_exporter._internal.tracing.parents import find_parent_context
+from mlflow_otlp_exporter._internal.tracing.results import COMPLETE_TYPES, follow
+from mlflow_otlp_exporter._internal.tracing.span_attributes import as_documents, as_inputs, as_outputs, join_items
 from mlflow_otlp_exporter._internal.version import __version__
 
 P = ParamSpec("P")
@@ -105,9 +110,16 @@ def traced(
         A function of the same kind and signature, or a decorator.
     """
 
-    def decorate(decorated: Callable[..., Any]) -> Any:
+    def decorate(decorated: Any) -> Any:
         if isinstance(decorated, staticmethod | classmethod):
             return type(decorated)(decorate(decorated.__func__))
+        if isinstance(decorated, property):
+            getter = None if decorated.fget is None else decorate(decorated.fget)
+            return type(decorated)(getter, decorated.fset, decorated.fdel, decorated.__doc__)
+        if isinstance(decorated, cached_property):
+            return type(decorated)(decorate(decorated.func))
+        if isinstance(decorated, partialmethod):
+            return type(decorated)(decorate(decorated.func), *decorated.args, **decorated.keywords)
         factory = _SpanFactory(decorated, kind, name, attributes, inputs=capture_inputs, outputs=capture_outputs)
         return factory.wrap()
 
@@ -138,7 +150,7 @@ def _warn_unknown_kind(kind: str, function: str) -> None:
 
 
 class _SpanFactory:
-    """Creates the spans of one function."""
+    """Creates the spans of one function. Nothing here raises: the application sees its own results and errors."""
 
     def __init__(
         self,
@@ -151,135 +163,168 @@ class _SpanFactory:
         outputs: bool,
     ) -> None:
         self._function = function
-        self._name = name or str(getattr(function, "__name__", type(function).__name__))
+        self._name = name or str(_read(function, "__name__", type(function).__name__))
         self._outputs = outputs
         self._arguments = _Arguments(function) if inputs else None
         span_type = str(kind.value if isinstance(kind, Enum) else kind).strip().upper() or "CHAIN"
-        _warn_unknown_kind(span_type, str(getattr(function, "__qualname__", self._name)))
+        _warn_unknown_kind(span_type, str(_read(function, "__qualname__", self._name)))
         self._kind = span_type if span_type in _KINDS else _KIND_OF_SPAN_TYPE.get(span_type, "CHAIN")
         self._attributes: dict[str, Any] = {names.SPAN_KIND: self._kind}
         if span_type != self._kind:
             self._attributes[names.SPAN_TYPE] = span_type
         if self._kind == "TOOL":
             self._attributes[names.TOOL_NAME] = self._name
-            if description := inspect.getdoc(function):
-                self._attributes[names.TOOL_DESCRIPTION] = description
+            if isinstance(description := _read(function, "__doc__", None), str):
+                self._attributes[names.TOOL_DESCRIPTION] = inspect.cleandoc(description)
         self._attributes |= attributes or {}
 
-    def wrap(self) -> Callable[..., Any]:
+    def wrap(self) -> Any:
         function = self._function
-        if inspect.isasyncgenfunction(function):
-            return wrap_async_generator(function, self._start_generator)
-        if inspect.isgeneratorfunction(function):
-            return wrap_generator(function, self._start_generator)
-        if inspect.iscoroutinefunction(function):
+        if isinstance(function, type) and self._wrap_class(function):
+            return function
+        wrapper = wrap_function(function, self._begin, follow)
+        if wrapper is not None:
+            return wrapper
 
-            @wraps(function)
-            async def coroutine(*args: Any, **kwargs: Any) -> Any:
-                span = self.start(args, kwargs)
-                token = attach(set_span_in_context(span))
-                try:
-                    result = await function(*args, **kwargs)
-                except BaseException as error:
-                    self.on_error(span, error)
-                    raise
-                else:
-                    self.on_return(span, result)
-                    return result
-                finally:
-                    detach(token)
-                    span.end()
-
-            return coroutine
-
-        @wraps(function)
+        @named_like(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            span = self.start(args, kwargs)
-            token = attach(set_span_in_context(span))
+            span = self._start(args, kwargs)
+            context = set_span_in_context(span)
+            token = attach(context)
             try:
                 result = function(*args, **kwargs)
             except BaseException as error:
-                self.on_error(span, error)
-                raise
-            else:
-                self.on_return(span, result)
-                return result
-            finally:
                 detach(token)
-                span.end()
+                self.end(span, error)
+                raise
+            detach(token)
+            if type(result) in COMPLETE_TYPES or not span.get_span_context().is_valid:
+                self.end(span, None, result)
+                return result
+            return follow(result, _TracedRun(self, span, context))
 
         return call
 
-    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Span:
-        span = _get_tracer().start_span(self._name, attributes=self._attributes)
+    def _wrap_class(self, decorated: type) -> bool:
+        """Create a span for each new object, and keep the class itself."""
+        construct = decorated.__init__  # type: ignore[misc]
+        if construct is object.__init__:  # its `__new__` may take arguments, which this function would reject
+            return False
+
+        @named_like(construct)
+        def __init__(instance: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - the constructor
+            if type(instance) is not decorated:  # of a subclass
+                construct(instance, *args, **kwargs)
+                return
+            span = self._start(args, kwargs)
+            token = attach(set_span_in_context(span))
+            try:
+                construct(instance, *args, **kwargs)
+            except BaseException as error:
+                detach(token)
+                self.end(span, error)
+                raise
+            detach(token)
+            self.end(span, None, instance)
+
+        try:
+            decorated.__init__ = __init__  # type: ignore[misc]
+        except (AttributeError, TypeError):  # a class in C
+            return False
+        return True
+
+    def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Span:
+        try:
+            span = _get_tracer().start_span(self._name, find_parent_context(), attributes=self._attributes)
+        except BaseException as error:  # noqa: BLE001 - of a sampler or processor of others
+            self._log("Span of %s could not be recorded: %s [%s]", error)
+            return trace.INVALID_SPAN
         if self._arguments is not None and span.is_recording():
             try:
                 span.set_attributes(as_inputs(self._arguments.by_name(args, kwargs)))
-            except Exception as error:  # noqa: BLE001 - the application must not fail because of its telemetry
-                logger.warning(
-                    "Inputs of %s could not be recorded: %s [%s]",
-                    self._name,
-                    type(error).__name__,
-                    MessageCode.CONTENT_NOT_RECORDED,
-                )
+            except BaseException as error:  # noqa: BLE001 - `_log` raises what ends the process
+                self._log("Inputs of %s could not be recorded: %s [%s]", error)
         return span
 
-    def on_return(self, span: Span, result: Any) -> None:
-        if not self._outputs or result is None or not span.is_recording():
-            return
+    def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GeneratorContext:
+        span = self._start(args, kwargs)
+        return _TracedRun(self, span, set_span_in_context(span))
+
+    def end(self, span: Span, error: BaseException | None, result: Any = None) -> None:
         try:
-            present = getattr(span, "attributes", None) or {}
-            if names.OUTPUT_VALUE not in present:
-                span.set_attributes(as_outputs(result))
-            if self._kind in ("RETRIEVER", "RERANKER") and isinstance(result, list | tuple):
-                documents = as_documents(result, self._kind)
-                if not documents.keys() & present.keys():
-                    span.set_attributes(documents)
-        except Exception as error:  # noqa: BLE001 - as above
-            logger.warning(
-                "Outputs of %s could not be recorded: %s [%s]",
-                self._name,
-                type(error).__name__,
-                MessageCode.CONTENT_NOT_RECORDED,
-            )
+            if error is not None:
+                record_error(span, error)
+            elif self._outputs and result is not None and span.is_recording():
+                self._record_outputs(span, result)
+        except BaseException as raised:  # noqa: BLE001 - `_log` raises what ends the process
+            self._log("Outputs of %s could not be recorded: %s [%s]", raised, is_failing=error is not None)
+        try:
+            span.end()
+        except BaseException as raised:  # noqa: BLE001 - of a processor of others
+            self._log("Span of %s could not be recorded: %s [%s]", raised, is_failing=error is not None)
 
-    def on_error(self, span: Span, error: BaseException) -> None:
-        if isinstance(error, GeneratorExit) or not span.is_recording():
-            return
-        # A cancelled task counts as failed: its work is not finished.
-        span.record_exception(cast("Exception", error))
-        span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+    def _record_outputs(self, span: Span, result: Any) -> None:
+        present = getattr(span, "attributes", None) or {}
+        if names.OUTPUT_VALUE not in present:
+            span.set_attributes(as_outputs(result))
+        if self._kind in ("RETRIEVER", "RERANKER") and isinstance(result, list | tuple):
+            documents = as_documents(result, self._kind)
+            if not documents.keys() & present.keys():
+                span.set_attributes(documents)
 
-    def _start_generator(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GeneratorContext:
-        return _TracedGenerator(self, self.start(args, kwargs))
+    def record_partial_outputs(self, span: Span, result: Any) -> None:
+        """Record what a stream yielded before it failed."""
+        if self._outputs and span.is_recording():
+            try:
+                self._record_outputs(span, result)
+            except BaseException as error:  # noqa: BLE001 - `_log` raises what ends the process
+                self._log("Outputs of %s could not be recorded: %s [%s]", error, is_failing=True)
+
+    def _log(self, message: str, error: BaseException, *, is_failing: bool = False) -> None:
+        """Log an exception in code of others. `is_failing`: the application's own exception goes before any other."""
+        if must_propagate(error) and not is_failing:
+            raise error
+        with suppress(Exception):  # the stack may be exhausted
+            logger.warning(message, self._name, type(error).__name__, MessageCode.CONTENT_NOT_RECORDED)
 
 
-class _TracedGenerator(GeneratorContext):
-    """One run of a traced generator."""
+class _TracedRun(GeneratorContext):
+    """One call whose work is done in steps: its span lasts until the end, and its output is what was yielded."""
 
-    __slots__ = ("_character_count", "_factory", "_items", "_span")
+    __slots__ = ("_character_count", "_factory", "_is_cut", "_items", "_span")
 
-    def __init__(self, factory: _SpanFactory, span: Span) -> None:
-        super().__init__(set_span_in_context(span))
+    def __init__(self, factory: _SpanFactory, span: Span, context: Context) -> None:
+        super().__init__(context)
         self._factory, self._span = factory, span
         self._items: list[Any] = []
         self._character_count = 0
+        self._is_cut = False
 
-    def on_yield(self, item: Any) -> None:
+    def record(self, item: Any) -> None:
         if len(self._items) < _MAX_ITEM_COUNT and self._character_count < _MAX_CHARACTER_COUNT:
             self._items.append(item)
-            self._character_count += len(item) if isinstance(item, str) else 100
-
-    def on_end(self, error: BaseException | None, result: Any = None) -> None:
-        items = self._items
-        if items:
-            output = "".join(items) if all(isinstance(item, str) for item in items) else items
-            self._factory.on_return(self._span, output)
+            self._character_count += len(item) if type(item) in (str, bytes) else 100
         else:
-            self._factory.on_return(self._span, result)
-        if error is not None:
-            self._factory.on_error(self._span, error)
-        self._span.end()
+            self._is_cut = True
+
+    def _end(self, error: BaseException | None, result: Any) -> None:
+        if self._items:
+            result = join_items(self._items, is_cut=self._is_cut)
+        if self.is_stream and is_cancellation(error):
+            error = None  # the consumer left
+        if error is not None and self._items:
+            self._factory.record_partial_outputs(self._span, result)
+        self._factory.end(self._span, error, result)
+
+
+def _read(function: Any, name: str, default: Any) -> Any:
+    """Read an attribute of a function, whose own code may raise."""
+    try:
+        return getattr(function, name, default)
+    except BaseException as error:
+        if must_propagate(error):
+            raise
+        return default
 
 
 class _Arguments:
@@ -288,7 +333,9 @@ class _Arguments:
     def __init__(self, function: Callable[..., Any]) -> None:
         try:
             self._signature: inspect.Signature | None = inspect.signature(function)
-        except (TypeError, ValueError):  # a C function without a signature
+        except BaseException as error:  # a C function has none, and `__signature__` may be a property
+            if must_propagate(error):
+                raise
             self._signature = None
         parameters = list(self._signature.parameters.values()) if self._signature else []
         self._names = [parameter.name for parameter in parameters]
