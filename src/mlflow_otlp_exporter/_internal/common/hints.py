@@ -344,7 +344,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Set `OTEL_SERVICE_NAME`, or pass the name where the provider is created.",
     ),
     MessageCode.CONTENT_NOT_RECORDED: Hint(
-        "Code that is not part of this library raised: a method of a value or of a result, or a span processor or sampler.",
+        "Other code raised: a method of a value or of a result, a span processor or a sampler.",
         "Correct the code that raises. The application itself is not affected.",
     ),
     MessageCode.INVALID_TRACE_CONTEXT: Hint(
