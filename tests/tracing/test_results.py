@@ -110,16 +110,16 @@ def test_returned_generator_early_end_ends_span_without_error(memory: Memory, it
 
 
 def test_returned_generator_error_is_recorded_with_partial_output(memory: Memory) -> None:
-    def torn() -> Iterator[str]:
+    def fail_later() -> Iterator[str]:
         yield "a"
         raise ValueError("torn")
 
     with pytest.raises(ValueError, match="torn"):
-        list(traced(name="answer")(torn)())
+        list(traced(name="answer")(fail_later)())
 
     @traced(name="returned")
     def answer() -> Iterator[str]:
-        return torn()
+        return fail_later()
 
     with pytest.raises(ValueError, match="torn"):
         list(answer())
@@ -154,16 +154,16 @@ def test_generator_in_a_tuple_is_followed(memory: Memory) -> None:
 
 def test_nested_traced_functions_each_have_the_stream(memory: Memory) -> None:
     @traced
-    def inner() -> Iterator[str]:
+    def call_model() -> Iterator[str]:
         return Stream(words())
 
     @traced
     def outer() -> Iterator[str]:
-        return inner()
+        return call_model()
 
     assert list(outer()) == ["word0 ", "word1 ", "word2 "]
-    assert memory.output("inner") == memory.output("outer") == "word0 word1 word2 "
-    assert memory.is_child("inner", "outer")
+    assert memory.output("call_model") == memory.output("outer") == "word0 word1 word2 "
+    assert memory.is_child("call_model", "outer")
 
 
 def test_async_generators_are_followed(memory: Memory) -> None:
@@ -756,7 +756,7 @@ class Agent:
 
     @traced  # type: ignore[prop-decorator]
     @functools.cached_property
-    def cached(self) -> str:
+    def name_copy(self) -> str:
         return self.name
 
     @traced(name="half")
@@ -782,9 +782,9 @@ def test_traced_class_stays_a_class(memory: Memory) -> None:
 
 def test_traced_descriptors_stay_descriptors(memory: Memory) -> None:
     agent = Agent("ada")
-    assert (agent.title, agent.cached, agent.cached) == ("Word0 Ada", "word0 ada", "word0 ada")
+    assert (agent.title, agent.name_copy, agent.name_copy) == ("Word0 Ada", "word0 ada", "word0 ada")
     assert agent.ask_short("q") == "qshort"
-    assert memory.names() == ["model", "Agent", "title", "cached", "half", "ask"]
+    assert memory.names() == ["model", "Agent", "title", "name_copy", "half", "ask"]
 
 
 def test_trace_context_decorator_covers_a_returned_stream(memory: Memory) -> None:
