@@ -25,6 +25,8 @@ from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.cli.doctor import connection_checks, local_checks, server_checks
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
+from mlflow_otlp_exporter._internal.config.resolver import resolve
+from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from support.certificates import Authority, TlsServer, self_signed
 from support.environments import MLFLOW_VERSIONS, mlflow_python
 from support.markers import SECRET, has_marker
@@ -678,13 +680,46 @@ def test_recording_log_collects_messages_from_info_on(caplog: pytest.LogCaptureF
     assert caplog.text == ""
 
 
-def test_find_proxy_respects_no_proxy(world: World) -> None:
+def test_describe_proxy_respects_no_proxy(world: World) -> None:
     world.set(HTTPS_PROXY="http://ada:x@proxy.test:3128", NO_PROXY=".svc,127.0.0.1")
     environment = dict(os.environ)
-    proxy, description = connection_checks.find_proxy("https://mlflow.team.svc:8443/v1/traces", environment)
-    assert (proxy, description) == ("", "none for this host (environment variable NO_PROXY)")
-    proxy, description = connection_checks.find_proxy("https://mlflow.example.test/v1/traces", environment)
-    assert proxy == description == "proxy.test:3128 (environment variable HTTPS_PROXY)"
+    for host, proxy, description in (
+        ("mlflow.team.svc:8443", "", "none for this host (environment variable NO_PROXY)"),
+        ("mlflow.example.test", "proxy.test:3128", "proxy.test:3128 (environment variable HTTPS_PROXY)"),
+    ):
+        url = f"https://{host}/v1/traces"
+        assert HttpClient(resolve({"endpoint": url}).traces).find_proxy() == proxy
+        assert connection_checks.describe_proxy(proxy, url, environment) == description
+    assert connection_checks.describe_proxy("", "http://mlflow.test", environment) == "none"
+
+
+def jwt(payload: str) -> str:
+    return f"Bearer e30.{base64.urlsafe_b64encode(payload.encode()).decode().rstrip('=')}.signature"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "expected"),
+    [
+        (jwt('{"exp": 1500000000, "sub": "system:serviceaccount:a:b"}'), 1.5e9),
+        (jwt('{"exp":1500000000.5}'), 1500000000.5),
+        (jwt('{"sub": "x"}'), None),
+        (jwt("[]"), None),
+        (jwt('{"exp": "soon"}'), None),
+        (jwt('{"exp": 1e999}'), None),
+        (jwt('{"exp": NaN}'), None),
+        (jwt(f'{{"exp": 1{"0" * 400}}}'), None),
+        (jwt(f'{{"exp": {"9" * 5000}}}'), None),
+        (jwt("[" * 40_000), None),
+        (jwt(" " * 100_000 + '{"exp": 1}'), None),
+        ("Bearer a.\ud800.c", None),
+        ("Bearer planted", None),
+        ("Bearer a.b.c", None),
+        ("Basic YTpi", None),
+        (None, None),
+    ],
+)
+def test_read_token_expiry_with_header_value_returns_expiry(authorization: str | None, expected: float | None) -> None:
+    assert server_checks.read_token_expiry(authorization) == expected
 
 
 PREFIX, USERS = ("--static-prefix", "/mlf"), ("--app-name", "basic-auth")

@@ -132,7 +132,6 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "no TLS connection to ...: self-signed certificate",
             "no TLS connection to ...: unable to get local issuer certificate",
-            "no TLS connection to ...: a file of certificates or keys cannot be used: ...",
         ),
         "`REQUESTS_CA_BUNDLE` sets the CA file for everything that uses `requests`. "
         "`MLFLOW_TRACKING_INSECURE_TLS=true` disables certificate verification (testing only).",
@@ -147,7 +146,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ("no TLS connection to ...: ...; does it speak https?",),
     ),
     MessageCode.PROXY: Entry(
-        ("no connection to ... through the proxy (...)",),
+        ("no connection to ... through the proxy ... (...)",),
         "Servers inside the cluster belong in `NO_PROXY`.",
     ),
     MessageCode.CONNECTION_CLOSED: Entry(
@@ -165,7 +164,29 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ("the request to ... could not be made (...)",),
     ),
     MessageCode.TLS_REQUIRED: Entry(
-        ("400: an HTML page (400 The plain HTTP request was sent to HTTPS port)",),
+        (
+            "400: an HTML page (400 The plain HTTP request was sent to HTTPS port)",
+            "... speaks TLS",
+        ),
+    ),
+    MessageCode.NOT_HTTP: Entry(
+        ("... does not speak HTTP",),
+    ),
+    MessageCode.HTTP2_ONLY: Entry(
+        (
+            "... does not speak HTTP/1.1: gRPC or HTTP/2",
+            "no TLS connection to ...: the server rejects it (...)",
+        ),
+        "A Collector needs the receiver `otlp` with the protocol `http`.",
+    ),
+    MessageCode.CERTIFICATE_FILE: Entry(
+        ("no TLS connection to ...: a file of certificates or keys cannot be used: ...",),
+    ),
+    MessageCode.TLS_REJECTED: Entry(
+        ("no TLS connection to ...: the server rejects it (...)",),
+    ),
+    MessageCode.SOCKS_UNAVAILABLE: Entry(
+        ("no connection to ...: SOCKS proxies need the package PySocks",),
     ),
     MessageCode.UNAUTHENTICATED: Entry(
         (

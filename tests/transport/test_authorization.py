@@ -13,7 +13,6 @@ from mlflow_otlp_exporter._internal.transport.authorization import (
     CredentialSource,
     CredentialsUnavailableError,
     make_credential_source,
-    read_token_expiry,
 )
 
 
@@ -125,32 +124,3 @@ def test_str_with_any_credential_contains_no_secret(tmp_path: Path) -> None:
         authorization = make(**arguments)
         assert "planted" not in str(authorization) + repr(authorization)
         assert str(authorization)
-
-
-def jwt(payload: str) -> str:
-    return f"Bearer e30.{base64.urlsafe_b64encode(payload.encode()).decode().rstrip('=')}.signature"
-
-
-@pytest.mark.parametrize(
-    ("authorization", "expected"),
-    [
-        (jwt('{"exp": 1500000000, "sub": "system:serviceaccount:a:b"}'), 1.5e9),
-        (jwt('{"exp":1500000000.5}'), 1500000000.5),
-        (jwt('{"sub": "x"}'), None),
-        (jwt("[]"), None),
-        (jwt('{"exp": "soon"}'), None),
-        (jwt('{"exp": 1e999}'), None),
-        (jwt('{"exp": NaN}'), None),
-        (jwt(f'{{"exp": 1{"0" * 400}}}'), None),
-        (jwt(f'{{"exp": {"9" * 5000}}}'), None),
-        (jwt("[" * 40_000), None),
-        (jwt(" " * 100_000 + '{"exp": 1}'), None),
-        ("Bearer a.\ud800.c", None),
-        ("Bearer planted", None),
-        ("Bearer a.b.c", None),
-        ("Basic YTpi", None),
-        (None, None),
-    ],
-)
-def test_read_token_expiry_with_header_value_returns_expiry(authorization: str | None, expected: float | None) -> None:
-    assert read_token_expiry(authorization) == expected

@@ -168,7 +168,7 @@ def test_send_with_unreadable_body_returns_status(scripted_server: ScriptedServe
         (Scripted(close="after-request"), "closed the connection", 20.0),
         (Scripted(close="after-request", reset=True), "closed the connection", 20.0),
         (Scripted(delay=30), "did not answer in time", 0.3),
-        (Scripted(raw=b"SSH-2.0-x\r\n"), "closed the connection", 20.0),
+        (Scripted(raw=b"SSH-2.0-x\r\n"), "does not speak HTTP", 20.0),
     ],
 )
 def test_send_without_response_describes_failure(
@@ -392,7 +392,7 @@ def test_send_with_unusable_certificate_file_names_the_cause(
         error = post(client)
     assert isinstance(error, TransportError)
     assert "a file of certificates or keys cannot be used" in error.message
-    assert error.code is MessageCode.CERTIFICATE_UNTRUSTED
+    assert error.code is MessageCode.CERTIFICATE_FILE
     assert not error.may_have_arrived
     assert error.message.isprintable()
 

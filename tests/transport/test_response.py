@@ -1,6 +1,7 @@
 """Classification of responses: the table of docs/answers.md, row by row."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,6 +122,12 @@ TABLE: list[tuple[int, dict[str, str], bytes, Disposition, FailureKind | None]] 
     (400, JSON, body({"detail": "Invalid OpenTelemetry protobuf format"}), REFUSED, CONTENT),
     (422, JSON, body({"detail": "bad span"}), REFUSED, CONTENT),
     (415, {}, b"", REFUSED, CONTENT),
+    # Another protocol: the spans are right.
+    (400, {}, b"Client sent an HTTP request to an HTTPS server.\n", RETRY, NOT_MLFLOW),
+    (400, HTML, b"<html><title>400 No required SSL certificate was sent</title></html>", RETRY, NOT_MLFLOW),
+    (415, {}, b"invalid gRPC request content-type", RETRY, NOT_MLFLOW),
+    (426, {}, b"", RETRY, NOT_MLFLOW),
+    (505, {}, b"", RETRY, NOT_MLFLOW),
     (418, {}, b"", REFUSED, CONTENT),
 ]
 
@@ -328,6 +335,17 @@ def test_parse_retry_after_with_header_returns_seconds(value: str, seconds: floa
 )
 def test_classify_response_with_known_cause_returns_its_code(answer: HttpResponse, code: MessageCode) -> None:
     assert classify_response(answer).code is code
+
+
+@pytest.mark.parametrize("status", [403, 502, 503, 504])
+def test_classify_response_of_a_proxy_names_it_and_keeps_what_follows_for_the_spans(status: int) -> None:
+    response = HttpResponse(status, {"retry-after": "3"}, b"no route")
+    direct, through_proxy = classify_response(response), classify_response(response._replace(proxy="proxy:3128"))
+    assert through_proxy.code is MessageCode.PROXY
+    assert through_proxy.message == f"{status}: no route, through the proxy proxy:3128"
+    assert replace(through_proxy, code=direct.code, message=direct.message) == direct
+    of_mlflow = HttpResponse(status, JSON, mlflow_error("PERMISSION_DENIED", "no"), proxy="proxy:3128")
+    assert classify_response(of_mlflow) == classify_response(of_mlflow._replace(proxy=""))
 
 
 def test_classify_response_with_trace_in_other_experiment_names_the_trace() -> None:

@@ -36,6 +36,11 @@ class MessageCode(enum.Enum):
     RESPONSE_TIMEOUT = "MLO-210", "Response timeout"
     INVALID_REQUEST = "MLO-211", "Request could not be made"
     TLS_REQUIRED = "MLO-212", "TLS at an http address"
+    NOT_HTTP = "MLO-213", "No HTTP at this port"
+    HTTP2_ONLY = "MLO-214", "gRPC or HTTP/2 at this port"
+    CERTIFICATE_FILE = "MLO-215", "Unusable certificate file"
+    TLS_REJECTED = "MLO-216", "TLS connection rejected by the server"
+    SOCKS_UNAVAILABLE = "MLO-217", "SOCKS proxy without PySocks"
 
     UNAUTHENTICATED = "MLO-301", "Authentication failed"
     CREDENTIAL_UNAVAILABLE = "MLO-302", "Credential unavailable"

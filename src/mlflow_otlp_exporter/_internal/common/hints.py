@@ -67,7 +67,8 @@ HINTS: Mapping[MessageCode, Hint] = {
         "`http://SERVICE.NAMESPACE.svc:PORT`.",
     ),
     MessageCode.CONNECTION_REFUSED: Hint(
-        "No server listens at this port, or it listens only on 127.0.0.1 of another machine.",
+        "No server listens at this port, or it listens only on 127.0.0.1 of another machine. In a container, localhost "
+        "is the container itself.",
         "Start the server (`mlflow server --host 0.0.0.0 --port 5000`), or set `MLFLOW_TRACKING_URI` to its address.",
     ),
     MessageCode.CONNECT_TIMEOUT: Hint(
@@ -75,7 +76,8 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Allow connections to this port, or set `HTTPS_PROXY` if only a proxy reaches the server.",
     ),
     MessageCode.CERTIFICATE_UNTRUSTED: Hint(
-        "The certificate is self-signed, or signed by a private CA.",
+        "The certificate is self-signed, or signed by a private CA, such as that of a proxy that inspects TLS. "
+        "`SSL_CERT_FILE` has no effect on `requests`.",
         "Set `MLFLOW_TRACKING_SERVER_CERT_PATH` (for an OTLP endpoint `OTEL_EXPORTER_OTLP_CERTIFICATE`) to the CA "
         "file; in an OpenShift pod `/var/run/secrets/kubernetes.io/serviceaccount/service-ca.crt`.",
     ),
@@ -92,11 +94,13 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Set `MLFLOW_TRACKING_URI` to `http://` instead of `https://`, or to the TLS port.",
     ),
     MessageCode.PROXY: Hint(
-        "The proxy of `HTTPS_PROXY` or `HTTP_PROXY` is down, or blocks this server.",
-        "Correct `HTTPS_PROXY` or `HTTP_PROXY`, or add the server's host to `NO_PROXY`.",
+        "The proxy of `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` is down, blocks this server or cannot reach it, such "
+        "as a server inside of a cluster; or its scheme is wrong: most proxies speak `http://` only.",
+        "Add the server's host to `NO_PROXY`, or correct `HTTPS_PROXY` or `HTTP_PROXY`.",
     ),
     MessageCode.CONNECTION_CLOSED: Hint(
-        "The server stopped, the port does not speak HTTP, or it expects TLS, but the address begins with `http://`.",
+        "The server stopped, the port does not speak HTTP, or it expects TLS, but the address begins with `http://`; "
+        "or it expects a client certificate.",
         "Check the port; if it speaks TLS, set `MLFLOW_TRACKING_URI` to `https://`.",
     ),
     MessageCode.RESPONSE_TIMEOUT: Hint(
@@ -109,6 +113,31 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.TLS_REQUIRED: Hint(
         "The port speaks TLS.", "Set `MLFLOW_TRACKING_URI` to `https://` instead of `http://`."
+    ),
+    MessageCode.NOT_HTTP: Hint(
+        "Another service listens at this port, such as SSH, Redis or a database.",
+        "Correct the port of `MLFLOW_TRACKING_URI`: 5000 is MLflow's default, and 4318 that of a Collector.",
+    ),
+    MessageCode.HTTP2_ONLY: Hint(
+        "The port, such as 4317 of a Collector, takes OTLP over gRPC, or the server or proxy speaks only HTTP/2. Spans "
+        "are sent over HTTP/1.1, whatever `OTEL_EXPORTER_OTLP_PROTOCOL` says.",
+        "Set `OTEL_EXPORTER_OTLP_ENDPOINT` to the port for OTLP over HTTP, such as `http://collector:4318`, or enable "
+        "HTTP/1.1 on the server.",
+    ),
+    MessageCode.CERTIFICATE_FILE: Hint(
+        "The file of `MLFLOW_TRACKING_SERVER_CERT_PATH`, `OTEL_EXPORTER_OTLP_CERTIFICATE`, `REQUESTS_CA_BUNDLE` or "
+        "`CURL_CA_BUNDLE`, of the client's certificate or of its key is missing, not readable or not in PEM.",
+        "Correct the variable, or unset it. The file must contain `-----BEGIN CERTIFICATE-----`, or that of a key.",
+    ),
+    MessageCode.TLS_REJECTED: Hint(
+        "The server requires a client certificate (mTLS), has no TLS version in common with this process, or does not "
+        "know the host name (SNI).",
+        "Set `MLFLOW_TRACKING_CLIENT_CERT_PATH` (for an OTLP endpoint `OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE` and "
+        "`OTEL_EXPORTER_OTLP_CLIENT_KEY`), or correct the host name. The server's log has the reason.",
+    ),
+    MessageCode.SOCKS_UNAVAILABLE: Hint(
+        "`HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` names a SOCKS proxy, and the package PySocks is not installed.",
+        "Run `pip install PySocks`, or add the server's host to `NO_PROXY`.",
     ),
     MessageCode.UNAUTHENTICATED: Hint(
         "No credential is set for this server, or the credential is incomplete, wrong or expired.",

@@ -78,7 +78,7 @@ def build_clients(
 def format_outcome(outcome: ExportOutcome, server: HttpClient, settings: Settings) -> str:
     """Return an outcome as a message: address, the server's message, the credentials if rejected, fix and code."""
     message = f"{server.address}: {outcome.message}"
-    if outcome.cause is FailureKind.CREDENTIALS:
+    if outcome.cause is FailureKind.CREDENTIALS and outcome.status != 407:  # the proxy's
         message += f"; credentials: {server.credentials}"
         if server.unused_variables:
             message += f"; not used, because set for another server: {', '.join(server.unused_variables)}"

@@ -6,8 +6,6 @@ upstream's credential providers (an entry point whose function returns a `reques
 """
 
 import base64
-import json
-import math
 import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -211,17 +209,3 @@ def load_credential_provider_session(server: ServerSettings) -> requests.Session
         f"{setting}, which {result}: expected a function that returns a requests.Session",
         MessageCode.CREDENTIAL_PROVIDER,
     )
-
-
-def read_token_expiry(authorization: str | None) -> float | None:
-    """When a bearer token expires, in seconds since 1970; None if the header value is no JWT with `exp` (RFC 7519)."""
-    scheme, _, token = (authorization or "").partition(" ")
-    parts = token.split(".")
-    if scheme.lower() != "bearer" or len(parts) != 3 or len(token) > MAX_TOKEN_BYTES:  # header, payload, signature
-        return None
-    try:
-        payload = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-        expiry = float(payload["exp"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-    return expiry if math.isfinite(expiry) else None

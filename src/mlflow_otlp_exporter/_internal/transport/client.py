@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import http.cookiejar
 import io
+import re
 import socket
 import ssl
 import threading
@@ -38,6 +39,7 @@ from mlflow_otlp_exporter._internal.transport.authorization import (
     make_credential_source,
 )
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
+from mlflow_otlp_exporter._internal.transport.response import sanitize_server_text
 from mlflow_otlp_exporter._internal.version import __version__
 
 # Upstream's own first, because rules of proxies and servers for upstream should apply.
@@ -57,8 +59,18 @@ _CODE_BY_VERIFY_ERROR = {
     64: MessageCode.CERTIFICATE_HOST_MISMATCH,
 }
 
-# For packages that only pass a session on: no other package imports requests.
+# A frame of HTTP/2, as the first bytes of a server: length, type SETTINGS, flags, stream 0.
+_HTTP2_FRAME = re.compile(r"\x00[\s\S]{2}\x04[\x00\x01]\x00{4}")
+_TLS_ALERT = re.compile(r"\[SSL[^\]]{0,80}\] ([\w ]{0,20}(?:alert|unrecognized)[\w ]{0,60})")
+_NEVER_ARRIVED = frozenset(
+    {MessageCode.CONNECTION_REFUSED, MessageCode.NAME_NOT_RESOLVED, MessageCode.CONNECT_TIMEOUT, MessageCode.HTTP2_ONLY}
+    | {MessageCode.CERTIFICATE_UNTRUSTED, MessageCode.CERTIFICATE_FILE, MessageCode.SOCKS_UNAVAILABLE}
+    | {MessageCode.TLS_REQUIRED, MessageCode.PROXY_UNAUTHENTICATED, *_CODE_BY_VERIFY_ERROR.values()}
+)
+
+# For other packages, of which none imports requests: for sessions that they pass on, and for the doctor.
 Session = requests.Session
+DEFAULT_CA_FILE = requests.utils.DEFAULT_CA_BUNDLE_PATH
 # Freeing a session of the parent process would drain urllib3's pool and wait for ever for its lock, which a thread of
 # the parent may have held at the fork.
 _sessions_of_parent: list[requests.Session] = []
@@ -270,12 +282,21 @@ class HttpClient:
                     # An informational response, such as 103: the actual response is still in the connection.
                     self._session.close()
                 response_headers = {name.lower(): value for name, value in response.headers.items()}
-                return HttpResponse(response.status_code, response_headers, body, is_complete)
-        except (requests.RequestException, OSError, ValueError) as error:
-            return _classify_exception(error, self.url, deadline)
+                # Of an error over TLS, the proxy is not the author.
+                is_plain_error = response.status_code >= 400 and self.url.startswith("http:")
+                proxy = self.find_proxy() if is_plain_error else ""
+                return HttpResponse(response.status_code, response_headers, body, is_complete, proxy)
         except Exception as error:  # noqa: BLE001 - what a session of the user or another urllib3 may raise
-            failure = _classify_exception(error, self.url, deadline)
-            return failure._replace(may_have_arrived=not deadline.is_connecting)
+            return _classify_exception(error, self.url, deadline, self.find_proxy())
+
+    def find_proxy(self) -> str:
+        """Return the address of the proxy, without its user; empty without a proxy."""
+        try:
+            proxies = self._session.merge_environment_settings(self.url, {}, None, None, None)["proxies"]
+            proxy = requests.utils.select_proxy(self.url, proxies) or ""
+            return proxy.rpartition("@")[2].rpartition("://")[2].rstrip("/")
+        except Exception:  # noqa: BLE001 - a session of the user
+            return ""
 
     def has_new_credential(self) -> bool:
         """Whether the credential differs from the one that the server rejected with 401."""
@@ -345,58 +366,91 @@ def _exception_chain(error: BaseException) -> Iterator[BaseException]:
             pending += [*candidate.args[:2], reason, candidate.__cause__, candidate.__context__]
 
 
-def _classify_exception(error: Exception, url: str, deadline: Deadline) -> TransportError:
+def _classify_exception(error: Exception, url: str, deadline: Deadline, proxy: str) -> TransportError:
+    parts, chain = urlsplit(url), list(_exception_chain(error))
+    code, message = _describe_exception(
+        parts.netloc, chain, proxy, is_connecting=deadline.is_connecting, is_tls=parts.scheme == "https"
+    )
+    may_have_arrived = not deadline.is_connecting and code not in _NEVER_ARRIVED
+    if code is MessageCode.INVALID_REQUEST and isinstance(error, requests.RequestException | OSError | ValueError):
+        may_have_arrived = may_have_arrived and deadline.has_socket
+    return TransportError(message, may_have_arrived=may_have_arrived, code=code)
+
+
+def _describe_exception(
+    host: str, chain: list[BaseException], proxy: str, *, is_connecting: bool, is_tls: bool
+) -> tuple[MessageCode, str]:
     """Describe an exception of `requests`, whose own text holds little but addresses of objects."""
-    host = urlsplit(url).netloc
-    chain = list(_exception_chain(error))
-    last = type(chain[-1]).__name__
-    is_connecting = deadline.is_connecting
-    may_have_arrived = not is_connecting
     is_unconnected = _contains(chain, NewConnectionError, ConnectTimeoutError)
-    if not is_unconnected and (tls_error := _classify_tls_error(host, chain, is_connecting=is_connecting)):
-        return tls_error
-    if isinstance(error, requests.exceptions.ProxyError):
-        if any("Tunnel connection failed: 407" in str(exception) for exception in chain):
-            message = f"the proxy requires credentials for {host}"
-            return TransportError(message, code=MessageCode.PROXY_UNAUTHENTICATED)
-        message = f"no connection to {host} through the proxy ({last})"
-        return TransportError(message, may_have_arrived=may_have_arrived, code=MessageCode.PROXY)
+    is_timeout = _contains(chain, requests.exceptions.Timeout, TimeoutError)
+    description = None if is_unconnected else _describe_tls_error(host, chain, is_connecting=is_connecting)
+    is_at_proxy = bool(proxy) and (is_connecting or not is_tls) and not is_timeout
+    description = description or _describe_proxy_error(host, chain, proxy, is_at_proxy=is_at_proxy)
+    if description is not None:
+        return description
     if _contains(chain, ConnectionRefusedError):
-        message = f"{host} refuses connections: is the server running?"
-        return TransportError(message, code=MessageCode.CONNECTION_REFUSED)
+        return MessageCode.CONNECTION_REFUSED, f"{host} refuses connections: is the server running?"
     if _contains(chain, socket.gaierror):
-        return TransportError(f"the name of {host} cannot be resolved", code=MessageCode.NAME_NOT_RESOLVED)
-    is_timeout = isinstance(error, requests.exceptions.Timeout) or _contains(chain, TimeoutError)
+        return MessageCode.NAME_NOT_RESOLVED, f"the name of {host} cannot be resolved"
     if is_unconnected or (is_timeout and is_connecting):
         reason = next((item.strerror for item in chain if isinstance(item, OSError) and item.strerror), "")
         message = f"{host} cannot be reached: {reason}" if reason else f"{host} did not accept a connection in time"
-        return TransportError(message, code=MessageCode.CONNECT_TIMEOUT)
+        return MessageCode.CONNECT_TIMEOUT, message
     if is_timeout:
-        message = f"{host} did not answer in time"
-        return TransportError(message, may_have_arrived=True, code=MessageCode.RESPONSE_TIMEOUT)
-    if isinstance(error, requests.ConnectionError):
-        message = f"{host} closed the connection without an answer ({last})"
-        return TransportError(message, may_have_arrived=may_have_arrived, code=MessageCode.CONNECTION_CLOSED)
-    message = f"the request to {host} could not be made ({type(error).__name__})"
-    return TransportError(message, may_have_arrived=may_have_arrived and deadline.has_socket)
+        return MessageCode.RESPONSE_TIMEOUT, f"{host} did not answer in time"
+    if not isinstance(chain[0], requests.ConnectionError):
+        return MessageCode.INVALID_REQUEST, f"the request to {host} could not be made ({type(chain[0]).__name__})"
+    return _describe_broken_response(host, chain)
+
+
+def _describe_broken_response(host: str, chain: list[BaseException]) -> tuple[MessageCode, str]:
+    line = next((str(item) for item in chain if type(item) is http.client.BadStatusLine), "")
+    if host.endswith(":4317") or _HTTP2_FRAME.match(line):
+        return MessageCode.HTTP2_ONLY, f"{host} does not speak HTTP/1.1: gRPC or HTTP/2"
+    if line.startswith("\x15\x03"):  # a TLS alert
+        return MessageCode.TLS_REQUIRED, f"{host} speaks TLS"
+    if line:
+        return MessageCode.NOT_HTTP, f"{host} does not speak HTTP"
+    return MessageCode.CONNECTION_CLOSED, f"{host} closed the connection without an answer ({type(chain[-1]).__name__})"
+
+
+def _describe_proxy_error(
+    host: str, chain: list[BaseException], proxy: str, *, is_at_proxy: bool
+) -> tuple[MessageCode, str] | None:
+    if isinstance(chain[0], requests.exceptions.InvalidSchema):
+        return MessageCode.SOCKS_UNAVAILABLE, f"no connection to {host}: SOCKS proxies need the package PySocks"
+    if isinstance(chain[0], requests.exceptions.InvalidURL):  # the server's own URL is checked before
+        proxy, is_at_proxy = "of the environment", True  # malformed: a password may be anywhere in it
+    if not (is_at_proxy or isinstance(chain[0], requests.exceptions.ProxyError)):
+        return None
+    refusal = next((text for item in chain if (text := str(item)).startswith("Tunnel connection failed: ")), "")
+    reason = sanitize_server_text(refusal.partition(": ")[2]) or type(chain[-1]).__name__
+    if reason.startswith("407"):
+        return MessageCode.PROXY_UNAUTHENTICATED, f"the proxy requires credentials for {host}"
+    return MessageCode.PROXY, f"no connection to {host} through the proxy {proxy} ({reason})"
 
 
 def _contains(chain: list[BaseException], *types: type[BaseException]) -> bool:
     return any(isinstance(exception, types) for exception in chain)
 
 
-def _classify_tls_error(host: str, chain: list[BaseException], *, is_connecting: bool) -> TransportError | None:
+def _describe_tls_error(
+    host: str, chain: list[BaseException], *, is_connecting: bool
+) -> tuple[MessageCode, str] | None:
     code, reason = MessageCode.NOT_TLS, f"{type(chain[-1]).__name__}; does it speak https?"
     verification = next((item for item in chain if isinstance(item, ssl.SSLCertVerificationError)), None)
+    alert = next((match[1].strip() for item in chain if (match := _TLS_ALERT.search(str(item)))), "")
     if file_error := next(filter(_is_file_error, chain), None):
-        code, reason = MessageCode.CERTIFICATE_UNTRUSTED, f"a file of certificates or keys cannot be used: {file_error}"
+        code, reason = MessageCode.CERTIFICATE_FILE, f"a file of certificates or keys cannot be used: {file_error}"
     elif verification is not None:
         code = _CODE_BY_VERIFY_ERROR.get(verification.verify_code, MessageCode.CERTIFICATE_UNTRUSTED)
         reason = verification.verify_message
-    elif not isinstance(chain[0], requests.exceptions.SSLError):
+    elif alert:
+        code = MessageCode.HTTP2_ONLY if "application protocol" in alert else MessageCode.TLS_REJECTED
+        reason = f"the server rejects it ({alert})"
+    elif not (is_connecting and isinstance(chain[0], requests.exceptions.SSLError)):
         return None
-    may_have_arrived = code is MessageCode.NOT_TLS and not is_connecting
-    return TransportError(f"no TLS connection to {host}: {reason}", may_have_arrived=may_have_arrived, code=code)
+    return code, f"no TLS connection to {host}: {reason}"
 
 
 def _is_file_error(error: BaseException) -> bool:
@@ -406,13 +460,3 @@ def _is_file_error(error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return True
     return type(error) is OSError and str(error).startswith("Could not find ")
-
-
-def is_proxy_bypassed(url: str, no_proxy: str) -> bool:
-    """Whether a value of `NO_PROXY` excludes the URL from the proxy."""
-    return bool(requests.utils.should_bypass_proxies(url, no_proxy=no_proxy))
-
-
-def default_ca_file() -> str:
-    """Return the CA file that applies if none is configured."""
-    return requests.utils.DEFAULT_CA_BUNDLE_PATH

@@ -32,6 +32,7 @@ class HttpResponse(NamedTuple):
     headers: Mapping[str, str] = _NO_HEADERS
     body: bytes = b""
     is_complete: bool = True  # False if the body could not be read to its end
+    proxy: str = ""  # a forward proxy that may have answered instead of the server
 
 
 class TransportError(NamedTuple):

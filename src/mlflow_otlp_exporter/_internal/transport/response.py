@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -30,6 +31,8 @@ _SQL = re.compile(r"\[SQL:.*|\[parameters:.*|\(Background on this error.*|\bDETA
 _LONG_QUOTED_TEXT = re.compile(r"(['\"`])(?:(?!\1).){100,}(?:\1|$)")
 # MLflow 3.18 rejects a whole request for one such trace.
 _TRACE_ELSEWHERE = re.compile(r"Trace with ID 'tr-([0-9a-f]{32})' already exists in another experiment")
+# nginx and AWS, Go, Apache, Tomcat.
+_TLS_REQUIRED = re.compile(rb"to HTTPS port|to an HTTPS server|to an SSL-enabled server|port requires TLS")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 # SQLite's messages about a damaged file, which MLflow returns with status 400, as if the request were wrong.
 _DAMAGED_DATABASE = ("file is not a database", "database disk image is malformed")
@@ -47,11 +50,21 @@ def classify_error(error: TransportError) -> ExportOutcome:
 
 def classify_response(response: HttpResponse) -> ExportOutcome:
     """Classify a response by its status, headers and body."""
+    outcome = _classify_response(response)
+    if response.proxy and response.status in (403, 502, 503, 504) and not error_code(response):
+        message = f"{outcome.message}, through the proxy {response.proxy}"
+        return replace(outcome, message=message, code=MessageCode.PROXY)
+    return outcome
+
+
+def _classify_response(response: HttpResponse) -> ExportOutcome:
     status = response.status
     if 200 <= status < 300:
         return _classify_success(response)
     text = server_message(response)
     message = f"{status}: {text}" if text else f"{status}"
+    if code := _wrong_protocol_code(response, text):
+        return ExportOutcome(Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, code=code)
     if 300 <= status < 400:
         location = _to_one_line(response.headers.get("location", "elsewhere").partition("?")[0])
         message = f"{status}: the server redirects to {location}, which is not followed with credentials"
@@ -68,7 +81,8 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
     if (is_html(response) and status not in _TRANSIENT) or status in (405, 501):
         # 501: MLflow's file store; 404 as HTML and 405: another server, or MLflow under another path. The 502 of a
         # proxy is HTML, too, but means that the server is unavailable.
-        code, delay = _other_server_code(text), parse_retry_after(response.headers)
+        code = MessageCode.FILE_STORE if "FileStore" in text else MessageCode.NO_OTLP_ENDPOINT
+        delay = parse_retry_after(response.headers)
         return ExportOutcome(Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, delay, code=code)
     if status == 400 and (match := _TRACE_ELSEWHERE.match(text)):
         trace_id, code = int(match.group(1), 16), MessageCode.TRACE_IN_OTHER_EXPERIMENT
@@ -99,11 +113,15 @@ def _may_have_arrived(response: HttpResponse, text: str) -> bool:
     return response.status in (400, 500, 502, 504) or response.status < 200
 
 
-def _other_server_code(text: str) -> MessageCode:
-    if "FileStore" in text:
-        return MessageCode.FILE_STORE
-    # nginx's response to a request without TLS.
-    return MessageCode.TLS_REQUIRED if "sent to HTTPS port" in text else MessageCode.NO_OTLP_ENDPOINT
+def _wrong_protocol_code(response: HttpResponse, text: str) -> MessageCode | None:
+    """Recognize answers of a port that expects TLS, a client certificate, HTTP/2 or gRPC."""
+    status = response.status
+    if status == 400 and _TLS_REQUIRED.search(response.body[:_MAX_TITLE_BYTES]):
+        return MessageCode.TLS_REQUIRED
+    if status == 400 and "SSL certificate" in text:  # nginx
+        return MessageCode.TLS_REJECTED
+    is_http2_only = status in (426, 505) or (status == 415 and "grpc" in text.lower())
+    return MessageCode.HTTP2_ONLY if is_http2_only else None
 
 
 def _destination_code(response: HttpResponse, text: str) -> MessageCode:

@@ -12,7 +12,7 @@ from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckS
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
 from mlflow_otlp_exporter._internal.config.models import ServerSettings, SettingSource
-from mlflow_otlp_exporter._internal.transport.client import HttpClient, default_ca_file, is_proxy_bypassed
+from mlflow_otlp_exporter._internal.transport.client import DEFAULT_CA_FILE, HttpClient
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, TransportError
 
 _TIMEOUT_SECONDS = 4.0
@@ -29,6 +29,11 @@ _STEP_BY_CODE = {
     MessageCode.CERTIFICATE_EXPIRED: "tls",
     MessageCode.CERTIFICATE_HOST_MISMATCH: "tls",
     MessageCode.NOT_TLS: "tls",
+    MessageCode.CERTIFICATE_FILE: "tls",
+    MessageCode.TLS_REJECTED: "tls",
+    MessageCode.SOCKS_UNAVAILABLE: "proxy",
+    MessageCode.NOT_HTTP: "connection",
+    MessageCode.HTTP2_ONLY: "connection",
 }
 
 
@@ -37,7 +42,8 @@ def check_connection(
 ) -> Iterator[CheckResult]:
     """Send one request and report each step of the connection; if a step fails, its result is the last one."""
     parts = urlsplit(server.url)
-    proxy, description = find_proxy(server.url, environment)
+    proxy = client.find_proxy()
+    description = describe_proxy(proxy, server.url, environment)
     response = client.send(HttpRequest("GET", "/version", timeout_seconds=_TIMEOUT_SECONDS))
     if isinstance(response, TransportError) and response.is_credential_error:  # reported by the check of the server
         return
@@ -49,7 +55,7 @@ def check_connection(
         details["tls"] = ""
     for step, detail in details.items():
         if step == failed_step and isinstance(response, TransportError):
-            detail = f"{proxy}: {response.message}" if step == "proxy" else response.message  # noqa: PLW2901
+            detail = f"{description}: {response.message}" if step == "proxy" else response.message  # noqa: PLW2901
             if step == "tls":
                 detail += f" (checked against {' from '.join(_find_ca(server, environment))})"  # noqa: PLW2901
             yield create_failure(step, response.code, detail)
@@ -59,20 +65,15 @@ def check_connection(
         )
 
 
-def find_proxy(url: str, environment: Mapping[str, str]) -> tuple[str, str]:
-    """Return the proxy that `requests` would use, without credentials, and a description; empty without a proxy."""
-    for name in ("no_proxy", "NO_PROXY"):
-        if environment.get(name):
-            if is_proxy_bypassed(url, environment[name]):
-                return "", f"none for this host (environment variable {name})"
-            break
+def describe_proxy(proxy: str, url: str, environment: Mapping[str, str]) -> str:
+    """Describe the proxy that the HTTP client uses, or why it uses none, with the environment variable."""
     scheme = urlsplit(url).scheme
-    for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"):
-        if value := environment.get(name, "").strip():
-            address = urlsplit(value if "://" in value else f"http://{value}").netloc.rpartition("@")[2]
-            proxy = f"{address} (environment variable {name})"
-            return proxy, proxy
-    return "", "none"
+    names = (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY")
+    name = next((name for name in names if environment.get(name, "").strip()), "")
+    if proxy:
+        return f"{proxy} (environment variable {name})" if name else proxy
+    exclusion = next((name for name in ("no_proxy", "NO_PROXY") if environment.get(name)), "")
+    return f"none for this host (environment variable {exclusion})" if name and exclusion else "none"
 
 
 def _find_ca(server: ServerSettings, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -82,7 +83,7 @@ def _find_ca(server: ServerSettings, environment: Mapping[str, str]) -> tuple[st
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if environment.get(name):
             return environment[name], f"environment variable {name}"
-    return default_ca_file(), "default"
+    return DEFAULT_CA_FILE, "default"
 
 
 def _check_tls(server: ServerSettings, environment: Mapping[str, str], has_proxy: bool) -> CheckResult:

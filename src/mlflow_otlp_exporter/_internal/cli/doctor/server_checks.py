@@ -3,7 +3,10 @@
 After a failed step, the remaining steps are skipped, because they would fail for the same reason.
 """
 
+import base64
 import email.utils
+import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,6 +28,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
+from mlflow_otlp_exporter._internal.config.service_account import MAX_TOKEN_BYTES
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
@@ -33,7 +37,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.workspace import SERVER_INFO_PATH
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUnavailableError, read_token_expiry
+from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUnavailableError
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport, TransportError
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 
@@ -59,6 +63,7 @@ _STEP_BY_CODE = {
 }
 _OTHER_SERVER_CODES = frozenset(
     {MessageCode.REDIRECTED, MessageCode.HTML_PAGE, MessageCode.HOST_NOT_ALLOWED, MessageCode.TLS_REQUIRED}
+    | {MessageCode.TLS_REJECTED, MessageCode.HTTP2_ONLY, MessageCode.PROXY}
 )
 # With a larger difference of the clocks, expired tokens seem valid, and traces appear at the wrong time.
 _MAX_CLOCK_SKEW_SECONDS = 30.0
@@ -368,3 +373,17 @@ def _check_clock(response: HttpResponse) -> CheckResult:
 def _format_lifetime(seconds: float) -> str:
     minutes = abs(seconds) / 60
     return f"expired {minutes:.0f} min ago" if seconds < 0 else f"valid for {minutes:.0f} min"
+
+
+def read_token_expiry(authorization: str | None) -> float | None:
+    """When a bearer token expires, in seconds since 1970; None if the header value is no JWT with `exp` (RFC 7519)."""
+    scheme, _, token = (authorization or "").partition(" ")
+    parts = token.split(".")
+    if scheme.lower() != "bearer" or len(parts) != 3 or len(token) > MAX_TOKEN_BYTES:  # header, payload, signature
+        return None
+    try:
+        payload = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        expiry = float(payload["exp"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    return expiry if math.isfinite(expiry) else None
