@@ -344,3 +344,16 @@ def test_trace_context_with_values_whose_methods_raise_raises_nothing(
     with trace_context(**create()):
         traced(name="answer")(lambda: None)()
     assert memory.only().status.status_code is StatusCode.UNSET
+
+
+class ChatCompletionChunk:
+    @property
+    def choices(self) -> list[Any]:
+        raise Fatal
+
+
+def test_stream_items_whose_properties_raise_do_not_change_the_stream(memory: Memory) -> None:
+    items = [ChatCompletionChunk(), Evil()]
+    received = list(traced(name="answer")(lambda: iter(items))())
+    assert [id(item) for item in received] == [id(item) for item in items]
+    assert memory.attributes()["output.value"] == '["<ChatCompletionChunk>", "<Evil: no repr (Fatal)>"]'

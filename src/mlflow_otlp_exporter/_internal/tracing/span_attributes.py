@@ -19,6 +19,9 @@ from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.tracing.parents import find_current_span
 
 _MAX_DOCUMENT_COUNT = 1000
+# Client libraries whose streams yield events with a type, and the types that add text.
+_EVENT_PACKAGES = frozenset({"anthropic", "openai"})
+_TEXT_EVENTS = frozenset({"content.delta", "content_block_delta", "response.output_text.delta"})
 
 
 def set_inputs(value: Any, *, span: Span | None = None) -> None:
@@ -133,17 +136,26 @@ def join_items(items: list[Any], *, is_cut: bool) -> Any:
 
 def _text_of_item(item: Any) -> str | None:
     """Return the text that an item adds to a stream; None if it holds something else."""
-    name, text = type(item).__name__, None
-    if name == "str":
+    kind, text = type(item), None
+    if kind is str:
         text = item
-    elif name == "bytes":
+    elif kind is bytes:
         text = item.decode(errors="replace")
-    elif name == "ChatCompletionChunk" and len(item.choices) < 2:  # OpenAI; the last chunk has no choice
+    elif kind.__name__ == "ChatCompletionChunk" and len(item.choices) < 2:  # OpenAI; the last chunk has no choice
         deltas = [choice.delta for choice in item.choices]
         text = None if any(delta.tool_calls for delta in deltas) else "".join(delta.content or "" for delta in deltas)
-    elif name.endswith("MessageChunk") and not getattr(item, "tool_call_chunks", None):  # LangChain
+    elif kind.__name__.endswith("MessageChunk") and not getattr(item, "tool_call_chunks", None):  # LangChain
         text = item.content
+    elif str(kind.__module__).partition(".")[0] in _EVENT_PACKAGES and isinstance(getattr(item, "type", None), str):
+        text = _text_of_event(item)
     return text if isinstance(text, str) else None
+
+
+def _text_of_event(event: Any) -> Any:
+    if event.type not in _TEXT_EVENTS:
+        return None if "tool" in event.type or "function_call" in event.type else ""
+    delta = event.delta
+    return delta if isinstance(delta, str) else getattr(delta, "text", "" if hasattr(delta, "thinking") else None)
 
 
 def as_documents(documents: Iterable[Any], kind: str = "RETRIEVER") -> dict[str, Any]:

@@ -272,6 +272,13 @@ class _SpanFactory:
             if not documents.keys() & present.keys():
                 span.set_attributes(documents)
 
+    def join(self, items: list[Any], *, is_cut: bool) -> Any:
+        try:
+            return join_items(items, is_cut=is_cut)
+        except BaseException as error:  # noqa: BLE001 - of an item's properties; `_log` raises what ends the process
+            self._log("Outputs of %s could not be recorded: %s [%s]", error)
+            return items
+
     def record_partial_outputs(self, span: Span, result: Any) -> None:
         """Record what a stream yielded before it failed."""
         if self._outputs and span.is_recording():
@@ -309,7 +316,7 @@ class _TracedRun(GeneratorContext):
 
     def _end(self, error: BaseException | None, result: Any) -> None:
         if self._items:
-            result = join_items(self._items, is_cut=self._is_cut)
+            result = self._factory.join(self._items, is_cut=self._is_cut)
         if self.is_stream and is_cancellation(error):
             error = None  # the consumer left
         if error is not None and self._items:
