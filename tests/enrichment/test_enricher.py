@@ -46,6 +46,45 @@ USAGE = {"gen_ai.usage.input_tokens": 10, "gen_ai.usage.output_tokens": 2}
 # One span
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"error.type": "tool_error", "gen_ai.tool.call.result": "boom"},
+        {"gen_ai.tool.call.result": '{"content": [{"type": "text", "text": "boom"}], "isError": true}'},
+        {"gen_ai.tool.call.result": '{"content": "boom", "type": "tool", "tool_call_id": "c", "status": "error"}'},
+    ],
+)
+def test_enrich_tool_that_tells_of_an_error_sets_status_and_exception_event(attributes: Mapping[str, Any]) -> None:
+    enriched = enrich_span({**TOOL, **attributes})
+    assert enriched.status is not None
+    assert enriched.status.status_code is StatusCode.ERROR
+    assert "boom" in str([dict(event.attributes or {}) for event in enriched.events])
+
+
+def test_enrich_events_with_content_as_json_shows_chat() -> None:
+    user = Event("gen_ai.user.message", {"gen_ai.event.content": '{"role": "user", "content": "Weather?"}'})
+    call = {"id": "c1", "type": "function", "function": {"name": "search", "arguments": "{}"}}
+    choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls", "index": 0}
+    enriched = enrich_span(CHAT, events=[user, Event("gen_ai.choice", {"gen_ai.event.content": json.dumps(choice)})])
+    assert parse_inputs(enriched)["messages"] == [{"role": "user", "content": "Weather?"}]
+    assert parse_outputs(enriched)["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "search"
+
+
+def test_enrich_calls_in_completions_of_their_own_makes_one_message_with_both() -> None:
+    names = ("search", "fetch")
+    calls = {f"gen_ai.completion.{index}.function_call.name": name for index, name in enumerate(names)}
+    empty = '[{"role": "assistant", "parts": [], "finish_reason": "tool_calls"}]'
+    enriched = enrich_span({**CHAT, "gen_ai.output.messages": empty, **calls})
+    (choice,) = parse_outputs(enriched)["choices"]
+    assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == list(names)
+
+
+def test_enrich_reads_costs_that_the_source_states() -> None:
+    costs = {"gen_ai.cost.total_cost": 3e-5, "gen_ai.cost.input_cost": 1e-5, "gen_ai.cost.output_cost": 2e-5}
+    cost = json.loads(enrich_span({**CHAT, **USAGE, **costs}).attributes["mlflow.llm.cost"])
+    assert cost == {"input_cost": 1e-5, "output_cost": 2e-5, "total_cost": 3e-5}
+
+
 def test_enrich_other_span_adds_type_and_trace_name() -> None:
     enriched = enrich_span({"http.request.method": "POST", "url.path": "/chat"}, name="POST /chat")
     assert dict(enriched.attributes) == {
@@ -54,7 +93,7 @@ def test_enrich_other_span_adds_type_and_trace_name() -> None:
         "mlflow.spanType": "UNKNOWN",
         "mlflow.traceTag.mlflow.traceName": "POST /chat",
     }
-    assert (enriched.name, enriched.ok) == ("POST /chat", False)
+    assert (enriched.name, enriched.status) == ("POST /chat", None)
 
 
 def test_enrich_keeps_attributes_of_application() -> None:
@@ -80,7 +119,9 @@ def test_enrich_tool_span_takes_name_of_tool_and_keeps_old_name() -> None:
     attributes = {**TOOL, "gen_ai.tool.call.arguments": '{"q": "x"}', "gen_ai.tool.call.result": "found"}
     enriched = enrich_spans(span(2, attributes, parent=1, name="execute_tool search"))[0]
     assert (enriched.name, enriched.attributes["mlflow_otlp.span_name"]) == ("search", "execute_tool search")
-    assert (parse_inputs(enriched), parse_outputs(enriched), enriched.ok) == ({"q": "x"}, "found", True)
+    assert (parse_inputs(enriched), parse_outputs(enriched)) == ({"q": "x"}, "found")
+    assert enriched.status is not None
+    assert enriched.status.is_ok
 
 
 @pytest.mark.parametrize(
@@ -160,7 +201,7 @@ def test_enrich_failed_span_adds_missing_exception_event() -> None:
         {"exception.type": "NotFound", "exception.message": "no such model"},
     )
     assert event.timestamp == 1000
-    assert not enriched.ok
+    assert enriched.status is None
     assert json.loads(enriched.attributes["mlflow.chat.messages"]) == [{"role": "user", "content": "hi"}]
     own = Event("exception", {"exception.type": "Own"})
     assert list(enrich_span(CHAT, status=failed, events=[own]).events) == [own]
@@ -378,7 +419,7 @@ def to_readable_span(enriched: EnrichedSpan) -> ReadableSpan:
         attributes=dict(enriched.attributes),
         resource=span.resource,
         events=enriched.events,
-        status=Status(StatusCode.OK) if enriched.ok else span.status,
+        status=enriched.status or span.status,
         instrumentation_scope=span.instrumentation_scope,
         start_time=span.start_time,
         end_time=span.end_time,

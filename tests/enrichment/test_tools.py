@@ -43,7 +43,14 @@ def test_read_tools_without_definition_returns_none(value: Any) -> None:
         ({"type": "OBJECT"}, {"type": "object", "properties": {}}),
         (
             {"properties": {"a": {"type": "STRING"}, "b": True, "c": {"type": "any"}, "d": {"type": ["null", "X"]}}},
-            {"type": "object", "properties": {"a": {"type": "string"}, "b": {}, "c": {}, "d": {"type": ["null"]}}},
+            {"type": "object", "properties": {"a": {"type": "string"}, "b": {}, "c": {}, "d": {"type": "null"}}},
+        ),
+        (
+            {"properties": {"a": {"type": ["INTEGER", "null"]}, "b": {"type": ["string", "number", "null"]}}},
+            {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}, "b": {"anyOf": [{"type": "string"}, {"type": "number"}]}},
+            },
         ),
         (
             {"properties": {"a": {"enum": ["x", None]}}, "additionalProperties": {"type": "string"}},

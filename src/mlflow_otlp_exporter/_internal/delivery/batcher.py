@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import Status, StatusCode
 
 from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
@@ -31,7 +30,6 @@ _MAX_ROOTS_PER_RUN = 100
 # Spans that are read and encoded at once; more only if a trace has more.
 _CHUNK_SPANS = 64
 _MAX_CACHED_RESOURCES = 1000
-_OK = Status(StatusCode.OK)
 _ATTRIBUTES_DROPPED = (
     "The tracer provider's limit dropped the first attributes of spans: set OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000, "
     "because OpenTelemetry's default of 128 is too few for a conversation"
@@ -173,8 +171,7 @@ class Batcher:
         parent = span.span.parent
         attributes = sanitize_attributes(span.attributes, is_root=parent is None or parent.is_remote) or span.attributes
         name = sanitize_name(span.name)
-        status = _OK if span.ok else None
-        return self.encoder.encode(span.span, attributes, name=name, events=span.events, status=status)
+        return self.encoder.encode(span.span, attributes, name=name, events=span.events, status=span.status)
 
     def _add_destination(self, encoded: EncodedSpan, resource: Resource, destination: Destination) -> EncodedSpan:
         """Add resource attributes that name the destination, for a Collector to route by."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import Status, StatusCode
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
@@ -15,13 +15,17 @@ from mlflow_otlp_exporter._internal.enrichment.readers import READERS
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.token_usage import count_usage_once, rename_usage_keys
+from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, TraceTree, propagate
+from mlflow_otlp_exporter._internal.enrichment.values import to_text
 from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinference
 
 SPAN_NAME = "mlflow_otlp.span_name"
 _PREFIXES = frozenset().union(*(reader.prefixes for reader in READERS))
 _MAX_RESPONSE_SCOPES = 10_000
+_MAX_MESSAGE_LENGTH = 1000
+_OK = Status(StatusCode.OK)
 
 
 class EnrichedSpan(NamedTuple):
@@ -31,7 +35,7 @@ class EnrichedSpan(NamedTuple):
     attributes: Mapping[str, Any]
     name: str
     events: Sequence[Event]
-    ok: bool  # whether the status, which was unset, becomes OK
+    status: Status | None  # instead of its own status, if that was unset
 
 
 class Enricher:
@@ -117,14 +121,11 @@ class Enricher:
         if state.kind is Kind.TOOL and tool_name and tool_name != name:
             attributes.setdefault(SPAN_NAME, name)
             name = tool_name
-        code = state.span.status.status_code
-        return EnrichedSpan(
-            state.span,
-            attributes,
-            name,
-            _add_exception_event(state) if code is StatusCode.ERROR else state.span.events,
-            code is StatusCode.UNSET and state.kind is not None,
-        )
+        status = None
+        if state.span.status.status_code is StatusCode.UNSET and state.kind is not None:
+            status = Status(StatusCode.ERROR, state.normalized.error_type) if state.has_failed else _OK
+        events = _add_exception_event(state) if state.has_failed else state.span.events
+        return EnrichedSpan(state.span, attributes, name, events, status)
 
 
 def _is_single_call(members: Sequence[SpanState]) -> bool:
@@ -174,5 +175,7 @@ def _add_exception_event(state: SpanState) -> Sequence[Event]:
         return events
     error_type = state.normalized.error_type or state.attributes.get("error.type")
     message = state.span.status.description or ""
+    if not message and state.kind is Kind.TOOL and state.normalized.output is not None:
+        message = to_text(unwrap_result(state.normalized.output))[:_MAX_MESSAGE_LENGTH]
     attributes = {"exception.type": str(error_type or "Error"), "exception.message": message}
     return (*events, Event("exception", attributes, state.span.end_time))

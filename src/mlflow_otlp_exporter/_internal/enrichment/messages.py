@@ -214,8 +214,15 @@ def _read_tool_calls(item: Mapping[str, Any], draft: _MessageDraft) -> None:
                 call_id, function.get("name") or call.get("tool_name") or call.get("toolName"), arguments
             )
     single = item.get("function_call")
-    if isinstance(single, dict) and not draft.tool_calls:
-        draft.add_tool_call("", single.get("name"), single.get("arguments"))
+    functions = item.get("function")
+    if isinstance(single, dict):
+        functions = [single]
+    elif "function_call_name" in item:  # OpenInference
+        functions = [{"name": item["function_call_name"], "arguments": item.get("function_call_arguments_json")}]
+    if isinstance(functions, list) and not draft.tool_calls:
+        for function in functions:
+            if isinstance(function, dict):
+                draft.add_tool_call(function.get("id"), function.get("name"), function.get("arguments"))
 
 
 def _read_content(content: Any, draft: _MessageDraft) -> None:

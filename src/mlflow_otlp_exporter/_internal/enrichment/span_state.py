@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
@@ -16,6 +17,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     ToolDefinition,
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import find_last_text, read_answer, read_question
+from mlflow_otlp_exporter._internal.enrichment.tools import is_error_result
 
 # Longer texts are truncated in summaries: they only serve previews of at most 1,000 characters.
 _MAX_TEXT_LENGTH = 32_768
@@ -111,6 +113,15 @@ class SpanState:
     @property
     def end_time(self) -> int:  # nanoseconds
         return self.span.end_time or 0
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the span's status is an error, or is unset although the content tells of an error."""
+        code = self.span.status.status_code
+        if code is not StatusCode.UNSET or self.kind is None:
+            return code is StatusCode.ERROR
+        normalized = self.normalized
+        return bool(normalized.error_type) or (self.kind is Kind.TOOL and is_error_result(normalized.output))
 
     @property
     def has_usage(self) -> bool:

@@ -73,8 +73,8 @@ def _collect_tools(item: dict[str, Any], tools: list[ToolDefinition]) -> None:
 def normalize_schema(schema: Mapping[str, Any] | None, depth: int = 0) -> dict[str, Any]:
     """A JSON schema that MLflow's tool model accepts; it drops tools with other schemas (measured on 3.17.2).
 
-    `properties` must exist and hold objects; types are lower case and known; `additionalProperties` is a boolean; an
-    enumeration holds no null.
+    `properties` must exist and hold objects; types are lower case, known and no lists; `additionalProperties` is a
+    boolean; an enumeration holds no null.
     """
     normalized: dict[str, Any] = {"type": "object", "properties": {}}
     normalized.update(_normalize_node(schema or {}, depth))
@@ -88,8 +88,15 @@ def _normalize_node(schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "type":
-            if (kind := _normalize_type(value)) is not None:
-                result[key] = kind
+            kinds = [_normalize_type(item) for item in value] if isinstance(value, list) else [_normalize_type(value)]
+            names = [kind for kind in dict.fromkeys(kinds) if kind]
+            # The console takes no list of types, which SDKs write for optional arguments: ["integer", "null"].
+            if len(names) > 1:
+                names = [kind for kind in names if kind != "null"]
+            if len(names) == 1:
+                result[key] = names[0]
+            elif names and "anyOf" not in schema:
+                result["anyOf"] = [{"type": kind} for kind in names]
         elif key == "additionalProperties":
             if isinstance(value, bool):
                 result[key] = value
@@ -118,14 +125,9 @@ def _normalize_node(schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
     return result
 
 
-def _normalize_type(value: Any) -> Any:
-    if isinstance(value, str):
-        lower = value.lower()
-        return lower if lower in _JSON_TYPES else None
-    if isinstance(value, list):
-        kinds = [item.lower() for item in value if isinstance(item, str) and item.lower() in _JSON_TYPES]
-        return kinds or None
-    return None
+def _normalize_type(value: Any) -> str | None:
+    lower = value.lower() if isinstance(value, str) else ""
+    return lower if lower in _JSON_TYPES else None
 
 
 def is_repr(value: Any) -> bool:
@@ -217,6 +219,22 @@ def find_call_id(output: Any) -> str | None:
             return call_id
         node = node.get("data") or node.get("kwargs")
     return None
+
+
+def is_error_result(output: Any) -> bool:
+    """Whether a tool's result says that it is an error, as those of MCP and LangChain's tool messages do."""
+    if isinstance(output, str) and 'rror"' not in output:
+        return False
+    node = parse_structured(output)
+    for _ in range(2):
+        if not isinstance(node, dict):
+            return False
+        if node.get("isError") is True or node.get("is_error") is True:
+            return True
+        if node.get("status") == "error" and "tool_call_id" in node:
+            return True
+        node = node.get("data") or node.get("kwargs")
+    return False
 
 
 def unwrap_result(output: Any) -> Any:

@@ -37,6 +37,7 @@ _CACHE_READ = (
     "gen_ai.usage.details.cache_read_tokens",
     "gen_ai.usage.details.cache_read_input_tokens",
     "gen_ai.usage.details.cached_tokens",
+    "gen_ai.usage.input_cached_tokens",
 )
 _CACHE_WRITE = (
     "gen_ai.usage.cache_write.input_tokens",
@@ -49,6 +50,7 @@ _CACHE_WRITE = (
 _REASONING = (
     "gen_ai.usage.reasoning.output_tokens",
     "gen_ai.usage.reasoning_tokens",
+    "gen_ai.usage.thinking_tokens",
     "gen_ai.usage.details.reasoning_tokens",
 )
 _COUNT_KEYS = (
@@ -56,6 +58,8 @@ _COUNT_KEYS = (
     ("gen_ai.usage.audio.input_tokens", "gen_ai.usage.details.input_audio_tokens"),
     ("gen_ai.usage.audio.output_tokens", "gen_ai.usage.details.output_audio_tokens"),
 )
+_TOTAL_COST = ("operation.cost", "gen_ai.usage.cost", "gen_ai.cost.total_cost", "gen_ai.usage.total_cost")
+_COSTS = ("gen_ai.cost.input_cost", "gen_ai.cost.output_cost")
 
 
 def read(span: SpanView) -> NormalizedSpan | None:
@@ -105,6 +109,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
             attributes.get("user.id"), attributes.get("enduser.id"), attributes.get("gen_ai.request.user")
         ),
         agent_name=parse_text(attributes.get("gen_ai.agent.name")),
+        error_type=parse_text(attributes.get("error.type")),
         response_id=parse_text(attributes.get("gen_ai.response.id")),
         covered_keys=tuple(covered_keys),
     )
@@ -175,8 +180,9 @@ def _select_count(attributes: Mapping[str, Any], names: tuple[str, ...]) -> int 
 
 
 def _read_cost(attributes: Mapping[str, Any]) -> Cost | None:
-    total = parse_float(_select_value(attributes, "operation.cost", "gen_ai.usage.cost"))
-    return Cost(total=total) if total else None  # OpenLIT writes 0 for models without a known price
+    total = parse_float(_select_value(attributes, *_TOTAL_COST))
+    # OpenLIT writes 0 for models without a known price. LiteLLM's costs of tokens do not include its margin.
+    return Cost(*(parse_float(attributes.get(key)) for key in _COSTS))._replace(total=total) if total else None
 
 
 def _read_parameters(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -50,6 +50,9 @@ def read(span: SpanView) -> NormalizedSpan | None:
 
 def _read_message(attributes: Any, role: str) -> tuple[Message, ...]:
     item = dict(attributes)
+    content = parse_structured(item.pop("gen_ai.event.content", None))  # Azure AI Inference
+    if isinstance(content, dict):
+        item.update(content)
     message = parse_structured(item.get("message"))
     if isinstance(message, dict):
         item.update(message)

@@ -15,6 +15,7 @@ from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_
 _PROMPT, _COMPLETION, _FUNCTIONS = "gen_ai.prompt.", "gen_ai.completion.", "llm.request.functions."
 _FLATTENED_PREFIXES = (_PROMPT, _COMPLETION, "llm.request.")
 _ASSOCIATION = "traceloop.association.properties."
+_MESSAGE_KEYS = {"role", "content", "tool_calls", "function_call"}
 
 
 def read(span: SpanView) -> NormalizedSpan | None:
@@ -93,9 +94,11 @@ def _read_items(attributes: Mapping[str, Any], prefix: str) -> list[dict[str, An
 
 
 def _read_messages(attributes: Mapping[str, Any], prefix: str, role: str) -> tuple[Message, ...] | None:
-    items = [item for item in _read_items(attributes, prefix) if item.keys() & {"role", "content", "tool_calls"}]
+    items = [item for item in _read_items(attributes, prefix) if item.keys() & _MESSAGE_KEYS]
     messages: list[Message] = []
     for item in items:
         messages += read_messages([item], role) or ()
-    result = merge_messages(messages) if role == "user" else tuple(messages)
+    # LiteLLM writes each of several calls as a completion of its own.
+    is_one_message = role == "user" or all("function_call" in item for item in items)
+    result = merge_messages(messages) if is_one_message else tuple(messages)
     return result if any(message.parts or message.tool_calls for message in result) else None

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opentelemetry.trace import StatusCode
-
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_MLFLOW
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
@@ -50,7 +48,7 @@ def write(span: SpanState) -> dict[str, Any]:
     """MLflow's attributes for a span; those that the span has already take precedence."""
     normalized, kind = span.normalized, span.kind
     attributes: dict[str, Any] = {TYPE: TO_MLFLOW[kind] if kind is not None else Kind.UNKNOWN.value}
-    if span.span.status.status_code is StatusCode.ERROR:
+    if span.has_failed:
         attributes[LOG_LEVEL] = _LEVEL_ERROR
     elif kind in _INFO_KINDS:
         attributes[LOG_LEVEL] = _LEVEL_INFO
