@@ -15,11 +15,11 @@ import os, sys, threading, time
 from opentelemetry.sdk.trace import TracerProvider
 from mlflow_otlp_exporter import configure, trace_context
 from mlflow_otlp_exporter._internal.delivery import spool_consumer
-from mlflow_otlp_exporter._internal.setup import process_exit
+from mlflow_otlp_exporter._internal.common import process_end
 spool_consumer._SWEEP_SECONDS = 0.5
 telemetry = configure(tracer_provider=TracerProvider(shutdown_on_exit=False))
 tracer = telemetry.tracer_provider.get_tracer("app")
-assert not process_exit.install_sigterm_handler(print)
+assert not process_end.install_sigterm_handler(print, print)
 def say(*results):
     print(*(count for each in results for count in (each.delivered, each.spooled, each.dropped)))
 """

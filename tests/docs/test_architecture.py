@@ -12,7 +12,8 @@ from support.environments import ROOT
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PACKAGE = ROOT / "src" / "mlflow_otlp_exporter"
 SECTION = PAGE.partition("\n## Threads and locks\n")[2].partition("\n## ")[0]
-_MODULES = {"threading", "queue", "concurrent.futures", "multiprocessing", "asyncio"}
+_OUR_MODULE = "mlflow_otlp_exporter._internal.common.primitives"
+_MODULES = {"threading", "queue", "concurrent.futures", "multiprocessing", "asyncio", _OUR_MODULE}
 
 
 class Primitive(NamedTuple):

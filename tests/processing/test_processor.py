@@ -379,7 +379,7 @@ def test_dead_worker_thread_is_restarted(scripted_server: ScriptedServer) -> Non
         scripted_server.wait_for(2)
         worker._is_stopped = True
         while alive.is_alive():
-            worker._events.put(None)  # either thread may take it
+            worker._wake()  # either thread may take it
             alive.join(0.1)
     assert bench.names() == ["first", "second"]
 
@@ -585,11 +585,10 @@ def test_flush_during_tick_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> Non
     measure_capacity = worker._measure_capacity
 
     def start_flush() -> int:
-        # During a tick that began before the flush: the tick consumes the wake-up event.
+        # During a tick that began before the flush.
         if not thread.ident:
             thread.start()
-            wait_until(lambda: not worker._events.empty())
-            worker._events.get_nowait()
+            wait_until(lambda: worker._wake_up._is_set)
         return measure_capacity()
 
     monkeypatch.setattr(worker, "_measure_capacity", start_flush)

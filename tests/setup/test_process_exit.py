@@ -1,133 +1,14 @@
-"""Unit tests of the exit hooks; tests/process/test_processes.py ends real processes."""
+"""Unit tests of the exit hook; tests/process/test_processes.py ends real processes."""
 
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from types import FrameType, SimpleNamespace
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._internal.setup import process_exit as process_exit_module
-from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook, install_sigterm_handler
+from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook
 from support.children import run_in_fork
-
-Handler = Callable[[int, FrameType | None], Any]
-
-
-@pytest.fixture
-def default_sigterm() -> Iterator[None]:
-    """SIGTERM has its default action."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def installed_handler() -> Handler:
-    handler = signal.getsignal(signal.SIGTERM)
-    assert callable(handler)
-    return handler
-
-
-@pytest.fixture
-def sent_signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Signals that the process sends."""
-    signals: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "kill", lambda process, number: signals.append((process, number)))
-    return signals
-
-
-# SIGTERM
-
-
-@pytest.mark.usefixtures("default_sigterm")
-@pytest.mark.parametrize("own", [signal.SIG_IGN, lambda *_: None])
-def test_sigterm_handler_of_the_app_is_kept(own: Any) -> None:
-    signal.signal(signal.SIGTERM, own)
-    assert not install_sigterm_handler(lambda _: None)
-    assert signal.getsignal(signal.SIGTERM) is own
-
-
-@pytest.mark.usefixtures("default_sigterm")
-def test_sigterm_handler_in_another_thread_is_not_installed() -> None:
-    results: list[bool] = []
-    thread = threading.Thread(target=lambda: results.append(install_sigterm_handler(lambda _: None)))
-    thread.start()
-    thread.join()
-    assert results == [False]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.usefixtures("default_sigterm")
-def test_later_sigterm_handler_of_the_app_replaces_ours() -> None:
-    assert install_sigterm_handler(lambda _: None)
-    assert not install_sigterm_handler(lambda _: None)  # ours is installed
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    assert callable(before)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert received == [signal.SIGTERM]
-
-
-@pytest.mark.usefixtures("default_sigterm")
-def test_sigterm_shuts_down_then_runs_the_default_action(sent_signals: list[tuple[int, int]]) -> None:
-    calls: list[tuple[float, str, bool]] = []
-
-    def shut_down(timeout: float) -> None:
-        calls.append((timeout, threading.current_thread().name, bool(sent_signals)))
-
-    assert install_sigterm_handler(shut_down)
-    installed_handler()(signal.SIGTERM, None)
-    # In another thread, because the interrupted one may hold a lock; Docker kills after 10 s.
-    assert calls == [(4.0, "mlflow-otlp-end", False)]
-    assert sent_signals == [(os.getpid(), signal.SIGTERM)]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.usefixtures("default_sigterm")
-def test_sigterm_ends_the_process_if_the_shutdown_hangs(
-    sent_signals: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process_exit_module, "_SIGTERM_TIMEOUT_SECONDS", -0.9)  # the handler waits one second longer
-    end = threading.Event()
-    assert install_sigterm_handler(lambda _: end.wait(60))
-    installed_handler()(signal.SIGTERM, None)
-    assert sent_signals == [(os.getpid(), signal.SIGTERM)]
-    end.set()
-
-
-@pytest.mark.usefixtures("default_sigterm")
-def test_sigterm_without_a_new_thread_shuts_down_in_the_main_thread(
-    sent_signals: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def start(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    threads: list[str] = []
-    assert install_sigterm_handler(lambda _: threads.append(threading.current_thread().name))
-    monkeypatch.setattr(threading.Thread, "start", start)
-    installed_handler()(signal.SIGTERM, None)
-    assert threads == ["MainThread"]
-    assert len(sent_signals) == 1
-
-
-@pytest.mark.usefixtures("default_sigterm")
-def test_sigterm_ends_the_process_if_the_shutdown_raises(
-    sent_signals: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: object) -> None:
-        raise RuntimeError("no")
-
-    assert install_sigterm_handler(fail)
-    monkeypatch.setattr(threading.Thread, "start", fail)
-    with pytest.raises(RuntimeError, match="no"):
-        installed_handler()(signal.SIGTERM, None)
-    assert len(sent_signals) == 1
-
-
-# MultiprocessingExitHook
 
 
 class Util:

@@ -533,6 +533,9 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         "Your own kinds, such as `PLANNER` or `ROUTER`, cause no message. A search for agents does not find spans of "
         "the kind `AGNET`.",
     ),
+    MessageCode.THREADS_DISABLED: Entry(
+        ("uWSGI runs without --enable-threads: spans are sent only while it processes requests, or at its end",),
+    ),
     MessageCode.EXPORT_CONFIGURED: Entry(
         (
             "Sending traces to ...; tracer provider: ...",

@@ -104,6 +104,7 @@ class MessageCode(enum.Enum):
     MASK_FAILED = "MLO-713", "Mask failed"
     UNKNOWN_KIND = "MLO-714", "Unknown span kind"
     NOT_SAMPLED_BY_CALLER = "MLO-715", "Trace not sampled by the caller"
+    THREADS_DISABLED = "MLO-716", "Threads disabled by uWSGI"
 
     EXPORT_CONFIGURED = "MLO-801", "Export configured"
     INSTRUMENTED = "MLO-802", "Instrumentations enabled"

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 _resets: list[weakref.WeakMethod[Callable[[], None]]] = []
+_pid = os.getpid()
+# Only there if uWSGI runs this process. It forks its workers without Python's hooks.
+_uwsgi: Any = sys.modules.get("uwsgi")
+LACKS_HOOKS = _uwsgi is not None
 
 
 def register_fork_reset(reset: Callable[[], None]) -> None:
@@ -20,7 +27,34 @@ def register_fork_reset(reset: Callable[[], None]) -> None:
     _resets.append(weakref.WeakMethod(reset))
 
 
+def start_thread(thread: threading.Thread) -> bool:
+    """Start a thread; False if none can start, because the interpreter is shutting down or the system allows no more.
+
+    In uWSGI's master none starts: a worker that is forked while a thread holds the interpreter's lock hangs.
+    """
+    if _uwsgi is not None and not (_uwsgi.worker_id() or _uwsgi.mule_id() or _uwsgi.i_am_the_spooler()):
+        return False
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def lacks_threads() -> bool:
+    """Whether uWSGI runs without `--enable-threads`: threads run only while a request is processed."""
+    return _uwsgi is not None and not getattr(_uwsgi, "has_threads", True)
+
+
+def check_process() -> None:
+    """Start afresh in a child that was forked without hooks."""
+    if _pid != os.getpid():
+        _reset_all()
+
+
 def _reset_all() -> None:
+    global _pid  # noqa: PLW0603 - of this process
+    _pid = os.getpid()
     # A copy: an object may create others during its reset, and these register themselves.
     for reference in _resets.copy():
         reset = reference()

@@ -408,6 +408,10 @@ HINTS: Mapping[MessageCode, Hint] = {
         "`kind=` differs by one or two letters from a kind that MLflow knows.",
         "Correct the kind, or ignore the message if the kind is your own.",
     ),
+    MessageCode.THREADS_DISABLED: Hint(
+        "uWSGI was started without `--enable-threads`.",
+        "Add `--enable-threads` to the command, or `enable-threads = true` to the configuration file.",
+    ),
     MessageCode.EXPORT_CONFIGURED: Hint(
         "`configure()` was called, the pod's namespace is the workspace, or a server with a static prefix has its "
         "endpoint at the root."

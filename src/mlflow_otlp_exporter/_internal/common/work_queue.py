@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset, start_thread
+from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 
@@ -51,6 +52,9 @@ class WorkQueue(Generic[_Item]):
     Up to `max_threads` threads start when they are needed.
     """
 
+    # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
+    _lock = LazyCondition()
+
     def __init__(
         self, step: Callable[[_Item], SendResult], abandon: Callable[[_Item], None], *, max_threads: int = 4
     ) -> None:
@@ -61,8 +65,7 @@ class WorkQueue(Generic[_Item]):
 
     def _reset_after_fork(self) -> None:
         # The parent sends the items that it has.
-        # Re-entrant: a signal handler may enqueue in the middle of any method, so copies are iterated.
-        self._lock = threading.Condition()
+        self.__dict__.pop("_lock", None)
         self._queues: dict[Hashable, _Queue[_Item]] = {}
         self._heap: list[tuple[float, int, Hashable]] = []
         self._numbers = itertools.count()
@@ -78,7 +81,7 @@ class WorkQueue(Generic[_Item]):
         If no thread can start, as while the interpreter exits, the item is processed in the caller's thread. Returns
         whether other items of the key go first.
         """
-        runs_here = must_wait = False
+        needs_thread = must_wait = False
         with self._lock:
             is_late = self._closed
             if not is_late:
@@ -90,12 +93,11 @@ class WorkQueue(Generic[_Item]):
                 if delay > 0:
                     queue.resume_at = max(queue.resume_at, time.monotonic() + delay)
                 self._schedule(key, queue)
-                if not self._idle_count and len(self._threads) < self._max_threads:
-                    runs_here = not self._start_thread()
+                needs_thread = not self._idle_count and len(self._threads) < self._max_threads
                 self._lock.notify()
         if is_late:
             self._abandon(item)
-        elif runs_here:
+        elif needs_thread and not self._start_thread():
             self._run(block=False)
         return must_wait
 
@@ -111,13 +113,15 @@ class WorkQueue(Generic[_Item]):
 
     def _start_thread(self) -> bool:
         """Return False if there is no thread, because the interpreter is shutting down."""
-        thread = threading.Thread(target=self._run, name=f"mlflow-otlp-sender-{len(self._threads)}", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            return bool(self._threads)
-        self._threads.append(thread)
-        return True
+        with self._lock:
+            if len(self._threads) >= self._max_threads:
+                return True
+            thread = threading.Thread(target=self._run, name=f"mlflow-otlp-sender-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+        if start_thread(thread):
+            return True
+        self._threads.remove(thread)
+        return bool(self._threads)
 
     def _run(self, *, block: bool = True) -> None:
         with suppress_instrumentation():
@@ -266,5 +270,5 @@ class WorkQueue(Generic[_Item]):
         for item in abandoned:
             self._abandon(item)
         for thread in threads:
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(max(0.1, deadline - time.monotonic()))

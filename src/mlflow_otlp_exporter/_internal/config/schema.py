@@ -232,8 +232,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "handle_sigterm", SpoolSettings, parsers.parse_boolean, ("MLFLOW_OTLP_HANDLE_SIGTERM",), default=False
     ).describe(
-        "On SIGTERM, if the app does not handle it: send spans for 4 s, then write the rest to disk. On in "
-        "`configure()` if spans go to MLflow; needs the spool; no effect without `configure()`."
+        "On SIGTERM and SIGHUP, if the app does not handle them: send spans for 4 s, then write the rest to disk. On "
+        "in `configure()` and without code changes if spans go to MLflow; needs the spool."
     ),
     Setting("enabled", AppSettings, parsers.parse_boolean, ("MLFLOW_OTLP_ENABLED",), default=True).describe(
         "False: `configure()` and auto-instrumentation do nothing. `OTEL_SDK_DISABLED=true` has the same effect."

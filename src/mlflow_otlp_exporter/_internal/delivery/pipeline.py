@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._internal.common.backoff import MAX_SECONDS_IN_MEMORY
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
@@ -47,6 +47,10 @@ _MAX_ATTEMPTS = 6
 
 class Pipeline:
     """Batcher, retry sender, spool and REST calls of one exporter, and the threads that run them."""
+
+    # Notified when a request is settled or postponed. Re-entrant, because a signal handler may export or flush, and
+    # waiting releases it as a whole; `concurrent.futures.wait` would hold locks that the handler needs.
+    _changed = LazyCondition()
 
     def __init__(self, settings: Settings, session: Session | None, metrics: ExporterMetrics | None = None) -> None:
         self.settings, self._metrics = settings, metrics
@@ -132,9 +136,8 @@ class Pipeline:
             self.spool_consumer.wake()
 
     def _reset_after_fork(self) -> None:
-        # The parent sends the requests that it has. The lock is re-entrant, because a signal handler may export or
-        # flush, and waiting releases it as a whole; `concurrent.futures.wait` would hold locks that the handler needs.
-        self._changed = threading.Condition()  # notified when a request is settled or postponed
+        # The parent sends the requests that it has.
+        self.__dict__.pop("_changed", None)
         self._in_flight: set[ExportFuture] = set()
         self.in_flight_span_count = self.in_flight_byte_count = 0  # bytes before compression
 
@@ -319,6 +322,10 @@ class Pipeline:
     def record_dropped(self, count: int, reason: str) -> None:
         self.problem_log.stats.add(dropped=count)
         self.problem_log.report(reason, add_code(MessageCode.SPANS_DROPPED, f"Spans dropped: {reason}"), count)
+
+    def report_missing_threads(self) -> None:
+        message = "uWSGI runs without --enable-threads: spans are sent only while it processes requests, or at its end"
+        self.problem_log.log_once(logging.WARNING, add_code(MessageCode.THREADS_DISABLED, message))
 
     def record_filtered(self, spans: Sequence[ReadableSpan]) -> None:
         """Record spans of filtered traces, and log the first one."""

@@ -11,14 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import replace
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.files import FileLock
-from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.fork import register_fork_reset, start_thread
+from mlflow_otlp_exporter._internal.common.primitives import WakeUp
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
@@ -141,8 +140,7 @@ class SpoolConsumer:
         self._thread: threading.Thread | None = None
         self.is_started = False
         self._starting = threading.Lock()
-        # Not an event, whose lock a signal handler could find taken by its own thread.
-        self._wake_ups: SimpleQueue[None] = SimpleQueue()
+        self._wake_up = WakeUp()
         self._in_memory: dict[str, _RequestInMemory] = {}  # by file name
         self._pending: dict[str, deque[Entry]] = {}
         self._listed_at = self._maintained_at = -_MAINTENANCE_SECONDS
@@ -157,7 +155,7 @@ class SpoolConsumer:
         """Start a tick at once: a request was spooled or enqueued."""
         if self._thread is None or not self._thread.is_alive():
             self._start_thread()
-        self._wake_ups.put(None)
+        self._wake_up.set()
 
     def _start_thread(self) -> None:
         if self._is_closed or not self._starting.acquire(blocking=False):
@@ -165,10 +163,8 @@ class SpoolConsumer:
         try:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name="mlflow-otlp-spool", daemon=True)
-                thread.start()
-                self._thread, self.is_started = thread, True
-        except RuntimeError:
-            return  # no more threads, or the interpreter is shutting down: the requests stay on disk
+                if start_thread(thread):  # else the requests stay on disk
+                    self._thread, self.is_started = thread, True
         finally:
             self._starting.release()
 
@@ -181,10 +177,7 @@ class SpoolConsumer:
                     log_exception(error, "read the spool")
                     is_busy = True
             self.has_ticked = True
-            with suppress(Empty):
-                self._wake_ups.get(timeout=_BUSY_SECONDS if is_busy else _IDLE_SECONDS)
-                while True:
-                    self._wake_ups.get_nowait()
+            self._wake_up.wait(_BUSY_SECONDS if is_busy else _IDLE_SECONDS)
         if self._is_released and self._lock is not None:
             self._lock.release()  # acquired after `release`, which did not wait for this thread
 
@@ -266,7 +259,7 @@ class SpoolConsumer:
         request = self._in_memory.pop(entry.name, None)
         if request is not None and not is_settled:
             self._in_memory[entry.name] = request._replace(has_slot=False)
-        self._wake_ups.put(None)
+        self._wake_up.set()
 
     def wait(self, timeout_seconds: float, sender: RetrySender) -> int:
         """Wait for the spans that this process spooled, until the server fails; return how many are still on disk."""
@@ -291,7 +284,7 @@ class SpoolConsumer:
     def close(self) -> None:
         """End the thread. Requests in flight stay in flight."""
         self._is_closed = True
-        self._wake_ups.put(None)
+        self._wake_up.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
 

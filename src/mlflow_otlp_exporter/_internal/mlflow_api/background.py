@@ -6,13 +6,13 @@ A task runs step by step, and is repeated as long as it may succeed; tasks that 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Hashable
 from typing import Protocol
 
 from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 
@@ -45,6 +45,8 @@ def retry_later(task: Task, outcome: ExportOutcome) -> SendResult:
 class BackgroundTasks:
     """Runs tasks in the background, those of one key one after the other."""
 
+    _changed = LazyCondition()  # re-entrant, because a signal handler may enqueue a task
+
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout_seconds, self._deadline = timeout_seconds, math.inf
         self._is_closing = False
@@ -53,8 +55,8 @@ class BackgroundTasks:
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        # The parent process runs its own tasks. The lock is re-entrant, because a signal handler may enqueue a task.
-        self._changed = threading.Condition()
+        # The parent process runs its own tasks.
+        self.__dict__.pop("_changed", None)
         self._pending: dict[Task, int] = {}  # unfinished tasks with their failures since the last flush began
 
     def enqueue(self, key: Hashable, task: Task, *, delay_seconds: float = 0.0) -> None:

@@ -102,7 +102,7 @@ class MLflowSpanProcessor(SpanProcessor):
             return
         if context[TRACE_FLAGS] & _SAMPLED if self._sends_all else is_sampled(context, self._bound):
             worker.last_trace_id = trace_id = context[TRACE_ID]
-            worker.enqueue_start(trace_id)
+            worker.enqueue_start(span)
             try:
                 apply_context(span, trace_id, parent_context, self._baggage_keys)
             except Exception as error:  # noqa: BLE001 - nothing of this library raises into the application

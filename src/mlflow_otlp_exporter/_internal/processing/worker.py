@@ -1,6 +1,6 @@
 """The thread between the application and the pipeline: it collects ended spans and submits whole traces.
 
-Application threads only put starts and ends into a queue whose `put` is safe in signal handlers and finalizers: they
+Application threads only append starts and ends to a `deque`, which is safe in signal handlers and finalizers: they
 never wait. The worker never waits for a server: the pipeline sends in threads of its own.
 """
 
@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, Span
+from opentelemetry.trace import Status, StatusCode
 
-from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
+from mlflow_otlp_exporter._internal.common.fork import (
+    LACKS_HOOKS,
+    check_process,
+    lacks_threads,
+    register_fork_reset,
+    start_thread,
+)
+from mlflow_otlp_exporter._internal.common.primitives import LazyCondition, WakeUp
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
+from mlflow_otlp_exporter._internal.common.process_end import is_ending, silence_logging_errors
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
@@ -31,12 +41,21 @@ _TICK_SECONDS = 0.05
 _TYPICAL_SPAN_BYTES = 8000
 
 
-def _ignore_start(_trace_id: int) -> None:
+# Weak references to open spans: those that never end must not accumulate.
+_MAX_OPEN_SPANS = 10_000
+# Spans that end after the shutdown at the end of the process: each is written into a file of its own.
+_MAX_LATE_SPANS = 100
+
+
+def _ignore_start(_span: Span) -> None:
     """Replace `enqueue_start` after the end."""
 
 
 class TraceWorker:
     """Collects ended spans and submits them trace by trace, in a thread that starts with the first span."""
+
+    # Notified when a tick ends. Re-entrant: a signal handler may flush, or end a span that starts the thread.
+    _changed = LazyCondition()
 
     def __init__(
         self,
@@ -49,6 +68,7 @@ class TraceWorker:
         self._pipeline = pipeline
         self._journal_span = pipeline.span_recorder
         self.last_trace_id = 0  # of the span that started last, set by the caller
+        self._late_span_count = 0
         self.is_closed = self._is_stopped = self._is_over = False
         self._settings, self._has_start_events, self._trace_filter = settings, has_start_events, trace_filter
         self._full_reason = (
@@ -61,18 +81,19 @@ class TraceWorker:
     def _reset_after_fork(self) -> None:
         # A forked child starts empty: the parent sends what it has collected.
         settings = self._settings
-        # A start is its trace id, an end the span, a wake-up None.
-        self._events: SimpleQueue[int | ReadableSpan | None] = SimpleQueue()
-        # Takes the trace id of a span that starts. The queue's own method, until the end: a wrapper would cost the
+        # A start is the SDK's own span, an end a copy without its methods.
+        self._events: deque[ReadableSpan] = deque()
+        # Takes a span that starts. The queue's own method, until the end: a wrapper would cost the
         # application's thread more than the queue does.
-        self.enqueue_start: Callable[[int], None] = _ignore_start if self.is_closed else self._events.put
-        self._overflow: SimpleQueue[None] = SimpleQueue()
-        # Notified when a tick ends. Re-entrant: a signal handler may flush, or end a span that starts the thread.
-        self._changed = threading.Condition()
+        self.enqueue_start: Callable[[Span], None] = _ignore_start if self.is_closed else self._events.append
+        self._overflow: deque[None] = deque()  # one entry per span that did not fit
+        self.__dict__.pop("_changed", None)
         self._is_ticking = False
-        # A flush is done when all spans that had ended before are submitted; its wake-up shortens the wait for a burst.
-        self._flush_wake_ups: SimpleQueue[None] = SimpleQueue()
+        # The first end after a tick ends the wait for events; only a flush or the end shortens the wait for a burst.
+        self._wake_up, self._flush_wake_up = WakeUp(), WakeUp()
+        # A flush is done when all spans that had ended before are submitted.
         self._requested_flush_count = self._done_flush_count = 0
+        self._open_spans: dict[int, weakref.ref[Span]] = {}  # by span id
         self._buffer = TraceBuffer(
             linger_seconds=settings.linger,
             max_age_seconds=settings.hold,
@@ -80,6 +101,7 @@ class TraceWorker:
             trace_filter=self._trace_filter,
         )
         self._thread: threading.Thread | None = None
+        self._closing_thread: int | None = None
         self._is_thread_checked = False
         self._mean_span_bytes = _TYPICAL_SPAN_BYTES
         self._is_overflowing = False
@@ -95,39 +117,50 @@ class TraceWorker:
     def enqueue(self, span: ReadableSpan) -> bool:
         """Take an ended span; never raises, never waits. False if it is dropped: after the end, or at the limits."""
         if self.is_closed:
-            self._pipeline.record_dropped(1, "ended after shutdown")
-            return False
-        if not self._is_thread_checked:
-            self._check_thread()
+            return self._save_late_span(span)
+        if LACKS_HOOKS:
+            check_process()
         # The capacity is that of the last tick; when it is used up, it is measured again.
-        has_capacity = self._events.qsize() < self._capacity or self._events.qsize() < self._measure_capacity()
+        has_capacity = len(self._events) < self._capacity or len(self._events) < self._measure_capacity()
         if has_capacity:
             if self._journal_span is not None:
                 self._journal_span(span)
-            self._events.put(span)
+            self._events.append(span)
         else:
             # The worker counts and logs it: logging takes locks.
-            self._overflow.put(None)
+            self._overflow.append(None)
+        if not self._is_thread_checked:  # after the span is visible to the worker
+            self._check_thread()
         if self._is_over:  # since this call began: no tick follows
             self._drain_on_close()
         return has_capacity
 
+    def _save_late_span(self, span: ReadableSpan) -> bool:
+        # As in an `atexit` handler that was registered before this library's; daemon threads may go on without end.
+        if is_ending() and self._late_span_count < _MAX_LATE_SPANS:
+            self._late_span_count += 1
+            self._pipeline.spool_or_drop([span], "ended after shutdown")
+        else:
+            self._pipeline.record_dropped(1, "ended after shutdown")
+        return False
+
     def _check_thread(self) -> None:
-        # Once per tick: the thread may not have started, or may have died.
+        # Once per tick: the thread may sleep, may not have started, or may have died.
         self._is_thread_checked = (self._thread is not None and self._thread.is_alive()) or self._start_thread()
+        self._wake_up.set()
 
     def _start_thread(self) -> bool:
         with self._changed:
             thread = self._thread
             if thread is not None and (thread.is_alive() or thread.ident is None):
                 return True  # or this very thread is starting it, below a signal handler
-            self._thread = threading.Thread(target=self._run, name="mlflow-otlp-worker", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:
-                # No more threads, or the interpreter is shutting down: flush() works in its caller's thread.
-                self._thread = thread
-                return False
+            new_thread = threading.Thread(target=self._run, name="mlflow-otlp-worker", daemon=True)
+            self._thread = new_thread
+        if not start_thread(new_thread):
+            self._thread = thread  # flush() works in its caller's thread
+            return False
+        if lacks_threads():
+            self._pipeline.report_missing_threads()
         return True
 
     # In the worker's thread
@@ -144,15 +177,9 @@ class TraceWorker:
 
     def _wait(self) -> None:
         """Wait for an event or until a trace is due; then a little longer, to collect a burst."""
-        if self._requested_flush_count > self._done_flush_count:
-            return  # it began during the last tick, which took its wake-up for an event
         due = self._buffer.next_due()
-        try:
-            event = self._events.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
-            self._apply_event(event, time.monotonic())
-            self._flush_wake_ups.get(timeout=_TICK_SECONDS)
-        except Empty:
-            return
+        if self._wake_up.wait(None if due is None else due - time.monotonic()):
+            self._flush_wake_up.wait(_TICK_SECONDS)
 
     def _begin_tick(self, timeout_seconds: float | None) -> bool:
         """Wait for another tick; False after the timeout, as in a signal handler that interrupted the tick."""
@@ -176,9 +203,8 @@ class TraceWorker:
         try:
             self._is_thread_checked = False
             now = time.monotonic()
-            with suppress(Empty):
-                for _ in range(self._events.qsize()):
-                    self._apply_event(self._events.get_nowait(), now)
+            for _ in range(len(self._events)):
+                self._apply_event(self._events.popleft(), now)
             buffer, settings = self._buffer, self._settings
             # Before submitting: as many spans may end while these are enriched and encoded.
             self._measure_capacity()
@@ -199,16 +225,18 @@ class TraceWorker:
             if spans:
                 self._submit(spans, byte_count - buffer.byte_count)
                 self._measure_capacity()
-            if self._is_overflowing or not self._overflow.empty():
+            if self._is_overflowing or self._overflow:
                 self._log_overflow()
         finally:
             self._end_tick(requested_flush_count)
 
-    def _apply_event(self, event: int | ReadableSpan | None, now: float) -> None:
+    def _apply_event(self, event: ReadableSpan, now: float) -> None:
         try:
-            if isinstance(event, int):
-                self._buffer.record_start(event)
-            elif event is not None:
+            if isinstance(event, Span):
+                evict_oldest(self._open_spans, _MAX_OPEN_SPANS)[event.context.span_id] = weakref.ref(event)
+                self._buffer.record_start(event.context.trace_id)
+            else:
+                self._open_spans.pop(event.context.span_id, None)
                 self._buffer.add(event, now)
         except Exception as error:  # noqa: BLE001 - a bad span must not affect others
             self._pipeline.record_dropped(1, f"a span could not be buffered ({type(error).__name__})")
@@ -222,10 +250,10 @@ class TraceWorker:
             raise
 
     def _log_overflow(self) -> None:
-        count = self._overflow.qsize()
+        count = len(self._overflow)
         if count:
             for _ in range(count):
-                self._overflow.get_nowait()
+                self._overflow.popleft()
             self._is_overflowing = True
             self._pipeline.record_dropped(count, self._full_reason)
         elif self._is_overflowing and self._capacity > 0:
@@ -252,19 +280,19 @@ class TraceWorker:
 
     def pending_count(self) -> int:
         """Return about how many ended spans have no outcome; includes starts that the worker has not seen."""
-        return self._events.qsize() + self._buffer.span_count + self._pipeline.in_flight_span_count
+        return len(self._events) + self._buffer.span_count + self._pipeline.in_flight_span_count
 
     def flush(self, timeout_seconds: float) -> bool:
         """Submit all ended spans and wait for their outcome; True if all were delivered within the time."""
-        if self._thread is None and self._events.empty():
+        check_process()
+        if self._thread is None and not self._events:
             return True  # no span ever ended
         deadline = time.monotonic() + timeout_seconds
         dropped_before = self._pipeline.dropped_count
         with self._changed:
             self._requested_flush_count += 1
             requested_count = self._requested_flush_count
-        self._flush_wake_ups.put(None)
-        self._events.put(None)
+        self._wake()
         if not self._is_stopped:
             self._start_thread()
         if self._is_stopped or self._thread is None or not self._thread.is_alive():
@@ -281,28 +309,50 @@ class TraceWorker:
         is_settled = self._pipeline.flush(deadline - time.monotonic())
         return is_submitted and is_settled and self._pipeline.dropped_count == dropped_before
 
+    def end_open_spans(self) -> None:
+        """End the spans that a signal interrupts, children before their parents."""
+        self.flush(0.2)  # the worker learns of the last starts and ends
+        for reference in list(self._open_spans.values())[::-1]:
+            span = reference()
+            if span is not None and span.is_recording():
+                span.set_status(Status(StatusCode.ERROR, "The process was ended by a signal"))
+                span.end()
+
+    def _wake(self) -> None:
+        self._flush_wake_up.set()
+        self._wake_up.set()
+
     def close(self, timeout_seconds: float, shutdown: Callable[[float], None]) -> None:
         """Flush, end the thread, and call `shutdown` with the milliseconds that remain."""
+        silence_logging_errors()
         if self.is_closed:
+            # Not in a signal handler that has interrupted the thread which closes.
+            if self._closing_thread != threading.get_ident():
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing_thread is None, timeout_seconds)
             return
         deadline = time.monotonic() + timeout_seconds
+        self._closing_thread = threading.get_ident()
         self.is_closed, self.enqueue_start = True, _ignore_start
         self.flush(timeout_seconds)
         self._is_stopped = True
-        self._events.put(None)
+        self._wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.2, deadline - time.monotonic()))
         shutdown(max(0.0, deadline - time.monotonic()) * 1000)
         self._is_over = True
         self._drain_on_close()
+        self._closing_thread = None
+        with self._changed:
+            self._changed.notify_all()
 
     def _drain_on_close(self) -> None:
         """Spool or drop spans that were enqueued during `close`, or that the worker had no time for."""
         if not self._begin_tick(0.2):
             return  # a tick is submitting: the pipeline spools or drops its spans
         try:
-            while not self._events.empty():
-                self._apply_event(self._events.get_nowait(), time.monotonic())
+            while self._events:
+                self._apply_event(self._events.popleft(), time.monotonic())
             self._log_overflow()
             spans = self._buffer.pop_all()
             if spans:

@@ -39,7 +39,12 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
     setting is logged as an error, and only this exporter is off. A declarative configuration file passes `arguments`.
     """
 
-    _defaults: ClassVar[Mapping[str, Any]] = {"create_experiment": True, "compact": True, "spool": True}
+    _defaults: ClassVar[Mapping[str, Any]] = {
+        "create_experiment": True,
+        "compact": True,
+        "spool": True,
+        "handle_sigterm": True,
+    }
     _worker: TraceWorker | None = None
     _app: AppSettings | None = None
     is_disabled = False
@@ -93,6 +98,10 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
         else:
             self._worker.close(timeout_millis / 1000, super().shutdown)
 
+    def _end_open_spans(self) -> None:
+        if self._worker is not None:
+            self._worker.end_open_spans()
+
     def listen(self, provider: TracerProvider) -> None:
         """Receive the span starts of the provider from now on."""
         if self._worker is not None and self._app is not None and not self.is_disabled:
@@ -122,7 +131,7 @@ class SpanStartListener(SpanProcessor):
         context = span.context
         if context is not None and is_sampled(context, self._bound) and not self._exporter.is_disabled:
             self._worker.last_trace_id = context.trace_id
-            self._worker.enqueue_start(context.trace_id)
+            self._worker.enqueue_start(span)
             try:
                 apply_context(span, context.trace_id, parent_context, self._received)
             except Exception as error:  # noqa: BLE001 - nothing of this library raises into the application

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.process_end import begin_end, install_sigterm_handler
 from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, summarize_settings
 from mlflow_otlp_exporter._internal.config.models import AppSettings, Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_app
@@ -25,7 +26,7 @@ from mlflow_otlp_exporter._internal.config.schema import select_settings
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, attach_exporter, worker_of
 from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
-from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook, install_sigterm_handler
+from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook
 from mlflow_otlp_exporter._internal.setup.telemetry import (
     FLUSH_TIMEOUT_SECONDS,
     SHUTDOWN_TIMEOUT_SECONDS,
@@ -45,6 +46,7 @@ DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spoo
 _P = ParamSpec("_P")
 _lock = threading.RLock()
 _current: Telemetry | None = None
+_last: Telemetry | None = None  # that is shutting down, or was shut down
 _current_key: object = None
 _processors: weakref.WeakKeyDictionary[TracerProvider, MLflowSpanProcessor] = weakref.WeakKeyDictionary()
 
@@ -160,7 +162,7 @@ def configure(
             _instrument(telemetry.tracer_provider, app)
             _exit_hook.install()
             if settings is not None and settings.disk.spool and settings.disk.handle_sigterm:
-                install_sigterm_handler(shutdown)
+                install_sigterm_handler(_end_at_signal, flush)
         return telemetry
 
 
@@ -202,10 +204,26 @@ def shutdown(timeout: float = SHUTDOWN_TIMEOUT_SECONDS) -> FlushResult:
     Returns:
         The outcome of the spans since the last flush.
     """
-    global _current, _current_key
+    global _current, _current_key, _last  # noqa: PLW0603 - as in configure()
     with _lock:
         current, _current, _current_key = _current, None, None
+        _last = current or _last
     return current.shutdown(timeout) if current else FlushResult()
+
+
+def _end(timeout: float = SHUTDOWN_TIMEOUT_SECONDS) -> None:
+    """Shut down at the end of the process, or wait for the shutdown that is in progress."""
+    begin_end()
+    shutdown(timeout)
+    if _last is not None:
+        _last.shutdown(timeout)
+
+
+def _end_at_signal(timeout: float) -> None:
+    current = _current
+    if current is not None:
+        current._end_open_spans()  # noqa: SLF001 - of this package
+    _end(timeout)
 
 
 def _create_exporter(settings: Settings) -> MLflowSpanExporter:
@@ -269,5 +287,5 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 
 # Registered at import: handlers run in reverse order, so this one runs after the application's, whose last spans it
 # sends.
-atexit.register(shutdown)
-_exit_hook = MultiprocessingExitHook(shutdown)
+atexit.register(_end)
+_exit_hook = MultiprocessingExitHook(_end)

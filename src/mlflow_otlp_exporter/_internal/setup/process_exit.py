@@ -1,44 +1,12 @@
-"""Export at ends of a process without `atexit`: SIGTERM, children of `multiprocessing`, Celery workers."""
+"""Export at ends of a process without `atexit`: children of `multiprocessing` and Celery workers."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
-
-# Docker kills a container after 10 s, Kubernetes a pod after 30 s. What is not sent by then is on disk.
-_SIGTERM_TIMEOUT_SECONDS = 4.0
-
-
-def install_sigterm_handler(shutdown: Callable[[float], object]) -> bool:
-    """Call a function with a timeout in seconds at SIGTERM, before the default action; return whether that is so now.
-
-    An application's own handler is kept, and a handler that the application sets later replaces this one.
-    """
-    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
-        return False  # Windows has no SIGTERM, and only the main thread may set a handler
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        return False
-
-    def handle(number: int, _: object) -> None:
-        # In another thread, because the interrupted thread may hold a lock that the shutdown needs.
-        thread = threading.Thread(
-            target=shutdown, args=(_SIGTERM_TIMEOUT_SECONDS,), name="mlflow-otlp-end", daemon=True
-        )
-        try:
-            thread.start()
-            thread.join(_SIGTERM_TIMEOUT_SECONDS + 1.0)
-        except RuntimeError:  # the system allows no more threads
-            shutdown(_SIGTERM_TIMEOUT_SECONDS)
-        finally:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, handle)
-    return True
 
 
 class MultiprocessingExitHook:
@@ -74,6 +42,10 @@ class MultiprocessingExitHook:
     def _on_process_exit(self) -> None:
         process = _loaded_multiprocessing_module("process")
         if process is not None and process.parent_process() is not None:
+            # The child would wait for them after its finalizers, and then call `os._exit`.
+            for thread in threading.enumerate():
+                if not thread.daemon and thread is not threading.current_thread():
+                    thread.join()
             self._shutdown()
 
 

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, detach_worker
@@ -102,6 +103,11 @@ class Telemetry:
         self._close_worker(timeout, self.exporter.shutdown)
         return self._flush_result(all_delivered=True)
 
+    def _end_open_spans(self) -> None:
+        """End the open spans of a process that a signal ends: without its root, a trace would stay in progress."""
+        if self._worker is not None:
+            self._worker.end_open_spans()
+
     def _detach(self) -> None:
         """Flush and accept no more spans, but keep the exporter open for another pipeline."""
         self._close_worker(SHUTDOWN_TIMEOUT_SECONDS, lambda _: None)
@@ -109,7 +115,8 @@ class Telemetry:
     def _close_worker(self, timeout: float, shutdown: Callable[[float], None]) -> None:
         self._is_closed = True
         if self._worker is not None:
-            detach_worker(self._processor, self._worker)
+            if not is_ending():  # else spans that end later are written to disk
+                detach_worker(self._processor, self._worker)
             self._worker.close(timeout, shutdown)
 
     def _flush_result(self, *, all_delivered: bool) -> FlushResult:

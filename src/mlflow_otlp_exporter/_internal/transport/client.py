@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,7 +52,8 @@ _MAX_IDLE_SECONDS = 4.0
 _READ_BYTES = 65_536
 # One operation on a TLS socket writes at most one record; `sendall` waits with the whole timeout for each.
 _TLS_RECORD_BYTES = 16_384
-_current = threading.local()
+# Not a `threading.local`: where gevent or eventlet patches threads after this import, all greenlets would share it.
+_deadline: ContextVar[Deadline | None] = ContextVar("mlflow_otlp_deadline", default=None)
 # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH.
 _CODE_BY_VERIFY_ERROR = {
     10: MessageCode.CERTIFICATE_EXPIRED,
@@ -88,19 +90,19 @@ class Deadline:
         self.at = at
         self.is_connecting = False  # still true if no connection was established
         self.has_socket = False
-        self._outer: Deadline | None = getattr(_current, "deadline", None)  # a signal handler may interrupt a request
+        self._outer = _deadline.get()  # a signal handler may interrupt a request
 
     def __enter__(self) -> Deadline:
-        _current.deadline = self
+        _deadline.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _current.deadline = self._outer
+        _deadline.set(self._outer)
 
 
 def _limit_wait(sock: Any) -> None:
     """Limit the next operation on a socket; raises TimeoutError if no time is left."""
-    deadline: Deadline | None = getattr(_current, "deadline", None)
+    deadline = _deadline.get()
     if deadline is not None:
         deadline.has_socket = True
         if (seconds := deadline.at - time.monotonic()) <= 0:
@@ -135,7 +137,7 @@ class _DeadlineConnection(HTTPConnection):
     response_class = _DeadlineResponse
 
     def connect(self) -> None:
-        deadline = getattr(_current, "deadline", None) or Deadline(0)
+        deadline = _deadline.get() or Deadline(0)
         deadline.is_connecting = True
         super().connect()
         deadline.is_connecting = False

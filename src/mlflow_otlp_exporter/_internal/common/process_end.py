@@ -1,0 +1,158 @@
+"""The end of the process: whether it has begun, and signals whose default action is to end it."""
+
+from __future__ import annotations
+
+import _thread
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import BuiltinFunctionType, FrameType
+from typing import Any
+
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception
+
+# Docker kills a container after 10 s, Kubernetes a pod after 30 s. What is not sent by then is on disk.
+_TIMEOUT_SECONDS = 4.0
+# SIGHUP comes when a terminal is closed.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+# Modules whose functions hold what a shutdown in another thread would wait for.
+_BUSY_MODULES = ("mlflow_otlp_exporter._internal.processing.", "mlflow_otlp_exporter._internal.delivery.")
+
+_Call = Callable[[float], object]
+
+_ends: list[tuple[_Call, _Call]] = []  # a shutdown and a flush
+_set_handler = signal.signal
+
+
+class _State:
+    # Process ids, because a forked child inherits them.
+    ending_pid = 0
+    signalled_pid = 0
+    is_shut_down = False
+
+
+def begin_end() -> None:
+    """Declare that the process ends: spans that end from now on are written to disk."""
+    _State.ending_pid = os.getpid()
+
+
+def is_ending() -> bool:
+    # While `atexit` handlers run, the main thread counts as ended.
+    return _State.ending_pid == os.getpid() or not threading.main_thread().is_alive()
+
+
+def silence_logging_errors() -> None:
+    """At the end of the process, streams of log handlers may be closed: `logging` would print a traceback for each."""
+    if is_ending():
+        logging.raiseExceptions = False
+
+
+def install_sigterm_handler(shutdown: _Call, flush: _Call) -> bool:
+    """Call `shutdown` with a timeout in seconds at SIGTERM and SIGHUP, before the default action.
+
+    An application's own handler is kept, and a handler that the application sets later replaces this one. Return
+    whether the handler of SIGTERM was installed now. `flush` is called instead in the first process of a container, for
+    which the kernel ignores the default action.
+    """
+    if sys.platform == "win32":
+        return False  # no such signals
+    if (shutdown, flush) not in _ends:
+        _ends.append((shutdown, flush))
+    _replace_restored_default()
+    if threading.current_thread() is not threading.main_thread():
+        return False  # only the main thread may set a handler
+    defaults = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in defaults:
+        _set_handler(number, _handle)
+    return signal.SIGTERM in defaults
+
+
+def _replace_restored_default() -> None:
+    """Set this handler instead of the default action when a server takes its own handler back.
+
+    uvicorn handles SIGTERM while it imports the application, ends gracefully, gives SIGTERM its default action back and
+    raises it again. Gunicorn's uvicorn workers reset the signals of the arbiter. Neither runs any other code before the
+    process is killed.
+    """
+    set_handler = signal.signal
+    if getattr(set_handler, "replaces_restored_default", False):
+        return
+
+    @functools.wraps(set_handler)
+    def replace_default(signalnum: int, handler: Any) -> Any:
+        if signalnum in _SIGNALS and handler == signal.SIG_DFL:
+            current = signal.getsignal(signalnum)
+            handler = _handle if callable(current) and current is not _handle else handler
+        return set_handler(signalnum, handler)
+
+    replace_default.replaces_restored_default = True  # type: ignore[attr-defined]
+    signal.signal = replace_default
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    is_first_process = os.getpid() == 1
+    if _State.signalled_pid == os.getpid() and not is_first_process:
+        if _State.is_shut_down:
+            _run_default_action(number)
+        return  # a second signal, during the shutdown that the first one began
+    if not is_first_process:
+        _State.signalled_pid, _State.is_shut_down = os.getpid(), False
+        begin_end()
+    if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
+        # gevent or eventlet: the handler may run in the hub, which must not wait for a greenlet.
+        _thread.start_new_thread(_flush if is_first_process else _shut_down_and_resend, (number,))
+        return
+    can_wait = not (is_first_process or _is_busy(frame))
+    target = _flush if is_first_process else _shut_down if can_wait else _shut_down_and_resend
+    # In another thread, because the interrupted one may hold a lock that the shutdown needs.
+    thread = threading.Thread(target=target, args=(number,), name="mlflow-otlp-end", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the system allows no more threads
+        target(number)
+    if can_wait:
+        if thread.ident is not None:
+            thread.join(_TIMEOUT_SECONDS + 1.0)
+        _run_default_action(number)
+    # Else the interrupted flush or shutdown goes on meanwhile.
+
+
+def _is_busy(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith(_BUSY_MODULES):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _call_all(calls: Iterable[_Call]) -> None:
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    for index, call in enumerate(calls):
+        try:
+            call(max(0.2, deadline - time.monotonic()) if index else _TIMEOUT_SECONDS)
+        except Exception as error:  # noqa: BLE001 - the process must end
+            log_exception(error, "send spans at a signal")
+
+
+def _flush(_number: int) -> None:
+    _call_all([flush for _, flush in _ends])
+
+
+def _shut_down(_number: int) -> None:
+    _call_all([shutdown for shutdown, _ in _ends])
+
+
+def _shut_down_and_resend(number: int) -> None:
+    _shut_down(number)
+    _State.is_shut_down = True
+    os.kill(os.getpid(), number)  # only the main thread may set a handler
+
+
+def _run_default_action(number: int) -> None:
+    _set_handler(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
