@@ -36,7 +36,7 @@ def test_settings_prints_sources_and_no_secrets(
     assert rows["token"] == ["***", "environment variable MLFLOW_TRACKING_TOKEN"]
     assert rows["timeout"] == ["10.0", "default"]
     assert rows["spool"][0] == rows["create_experiment"][0] == "True"  # like configure()
-    assert note.startswith("These are the settings of configure().")
+    assert note.startswith("These are the settings of configure() and `mlflow-otlp run`.")
     assert "planted" not in output
 
 

@@ -21,8 +21,8 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.version import __version__
 
 _SETTINGS_NOTE = (
-    "These are the settings of configure(). `mlflow-otlp run` and MLflowSpanExporter() ignore\n"
-    "handle_sigterm. By default, MLflowSpanExporter() has create_experiment, spool and compact off."
+    "These are the settings of configure() and `mlflow-otlp run`. By default, MLflowSpanExporter()\n"
+    "has create_experiment, spool, handle_sigterm and compact off."
 )
 _TARGET_SETTINGS = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id")
 
