@@ -14,6 +14,7 @@ from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, trace_
 from mlflow_otlp_exporter._internal.delivery.batcher import batch_by_size, iter_chunks
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, Framing
 from support.scripted_server import ScriptedServer
+from support.spans import make_spans
 
 NOTHING = Framing(b"", b"")
 
@@ -164,3 +165,33 @@ def test_resource_is_unchanged_without_destination_or_towards_mlflow(
     pairs = export_two_traces(scripted_server, {"service.name": "bot"}, **arguments)
     assert pairs[0][0] == {"service.name": "bot"}
     assert (len(pairs[1][0]) == 1) == (name == "tracking_uri")
+
+
+class HostileText(str):
+    """A text whose methods raise, as a lazily translated one can."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise GeneratorExit
+
+    def __eq__(self, other: object) -> bool:
+        raise GeneratorExit
+
+    def encode(self, *arguments: str) -> bytes:
+        raise GeneratorExit
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize("mask", [None, ["email"]])
+@pytest.mark.parametrize("key", ["input.value", "app", "openinference.span.kind", "mlflow.experiment"])
+def test_build_with_values_whose_methods_raise_drops_their_span_only(mask: list[str] | None, key: str) -> None:
+    spans = make_spans("good", "bad", "other")
+    spans[1]._attributes = {key: HostileText("x")}
+    exporter = MLflowSpanExporter(endpoint="http://127.0.0.1:9/v1/traces", mask=mask)
+    pipeline = exporter._pipeline
+    assert pipeline is not None
+    batches, failed_count = pipeline.batcher.build(spans)
+    exporter.shutdown(0)
+    assert (failed_count, sum(len(encoded) for _, encoded in batches)) == (1, 2)

@@ -31,7 +31,7 @@ def wipe(text: str) -> str:
     return "***"
 
 
-def ignore(error: Exception) -> None:
+def ignore(error: BaseException) -> None:
     """Other tests check the log message of a failure."""
 
 
@@ -153,7 +153,11 @@ def raise_error(text: str) -> str:
     raise ValueError(text)
 
 
-@pytest.mark.parametrize("wrong", [raise_error, lambda _: None, lambda text: text.encode()])
+def raise_fatal_error(text: str) -> str:
+    raise BaseException(text)  # noqa: TRY002 - as some libraries do
+
+
+@pytest.mark.parametrize("wrong", [raise_error, raise_fatal_error, lambda _: None, lambda text: text.encode()])
 def test_export_with_failing_mask_hides_texts_and_logs_once(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
     content = ({"input.value": SECRET, "x": json.dumps({"a": SECRET})}, [("e", {"b": SECRET})])
     spans = [span(content, name=SECRET, status=Status(StatusCode.ERROR, SECRET), links=[{"c": SECRET}])]

@@ -451,6 +451,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "Spans dropped: the buffer is full (...)",
             "Spans dropped: ended after shutdown",
             "Spans dropped: a span could not be encoded (...)",
+            "Spans dropped: a span could not be read (...)",
             "Spans dropped: the server is unavailable and the memory limit is reached",
             "Spans dropped: hidden content could not be removed from them",
         ),

@@ -97,11 +97,12 @@ def test_make_authorization_with_path_reads_token_file(tmp_path: Path) -> None:
     assert make(credentials=tmp_path / "token").header_value() == "Bearer one"
 
 
-def test_callable_auth_with_exception_hides_its_text() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, BaseException, GeneratorExit])
+def test_callable_auth_with_exception_hides_its_text(error: type[BaseException]) -> None:
     def fail() -> str:
-        raise RuntimeError("planted-secret")
+        raise error("planted-secret")
 
-    with pytest.raises(CredentialsUnavailableError, match="RuntimeError") as raised:
+    with pytest.raises(CredentialsUnavailableError, match=error.__name__) as raised:
         make(credentials=fail).header_value()
     assert "planted" not in str(raised.value)
 

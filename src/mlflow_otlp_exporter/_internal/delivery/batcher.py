@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
 from mlflow_otlp_exporter._internal.encoding.sanitizer import sanitize_attributes, sanitize_name
@@ -99,12 +100,25 @@ class Batcher:
         groups: dict[Destination, list[EncodedSpan]] = {}
         failed_count = 0
         for chunk in chunks:
-            spans, redact_failed_count = self._redact(chunk) if must_redact else (chunk, 0)
-            failed_count += redact_failed_count
-            failed_count += self._encode(
-                spans, group_by_destination(spans, self._destination, self._destinations), groups
-            )
+            try:
+                failed_count += self._add_chunk(chunk, groups, must_redact)
+            except BaseException as error:  # values may have methods that raise anything
+                if must_propagate(error):
+                    raise
+                for span in chunk:  # a bad span must not affect others
+                    try:
+                        failed_count += self._add_chunk([span], groups, must_redact)
+                    except BaseException as reason:  # noqa: BLE001 - as above
+                        failed_count += 1
+                        self._on_dropped(1, (), "encoding", f"a span could not be read ({type(reason).__name__})")
         return self._to_batches(groups), failed_count
+
+    def _add_chunk(
+        self, chunk: Sequence[ReadableSpan], groups: dict[Destination, list[EncodedSpan]], must_redact: bool
+    ) -> int:
+        spans, failed_count = self._redact(chunk) if must_redact else (chunk, 0)
+        by_destination = group_by_destination(spans, self._destination, self._destinations)
+        return failed_count + self._encode(spans, by_destination, groups)
 
     def _redact(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
         spans, failed_count = self.redactor.redact_spans(spans)
@@ -145,7 +159,9 @@ class Batcher:
                     if self._adds_destination:
                         encoded = self._add_destination(encoded, span.resource, destination)
                     encoded_spans.append(encoded)
-                except Exception as error:  # noqa: BLE001 - a bad span must not affect others
+                except BaseException as error:  # a bad span must not affect others
+                    if must_propagate(error):
+                        raise
                     failed_count += 1
                     self._on_dropped(1, (span,), "encoding", f"a span could not be encoded ({type(error).__name__})")
         return failed_count

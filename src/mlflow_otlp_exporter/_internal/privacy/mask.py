@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.privacy.json_walk import (
     MAX_DEPTH,
     DuplicateKeysDict,
@@ -34,7 +35,7 @@ class Mask:
     """
 
     def __init__(
-        self, function: Callable[[str], str], *, mask_names: bool, on_error: Callable[[Exception], None]
+        self, function: Callable[[str], str], *, mask_names: bool, on_error: Callable[[BaseException], None]
     ) -> None:
         self._function, self._mask_names, self._on_error = function, mask_names, on_error
 
@@ -56,20 +57,24 @@ class Mask:
     def _fail_closed(self, work: Callable[[], Any]) -> Any:
         try:
             return work()
-        except Exception as error:  # noqa: BLE001 - after any exception the value may hold a secret
+        except BaseException as error:  # after any exception the value may hold a secret
+            if must_propagate(error):
+                raise
             self._on_error(error)
             return MASK_FAILED
 
     def _apply_function(self, text: str) -> str:
         try:
             masked: Any = self._function(text)
-        except Exception as error:  # noqa: BLE001 - a user's function may raise any exception
+        except BaseException as error:  # a user's function may raise anything, also by sys.exit()
+            if must_propagate(error):
+                raise
             self._on_error(error)
             return MASK_FAILED
-        if not isinstance(masked, str):
+        if not issubclass(type(masked), str):
             self._on_error(TypeError(f"a mask must return a str, not {type(masked).__name__}"))
             return MASK_FAILED
-        return masked
+        return str.__str__(masked)  # of a subclass: without its methods
 
     def _mask_value(self, value: Any, key: str, depth: int, *, inside: bool) -> Any:
         if isinstance(value, str):
@@ -142,7 +147,7 @@ class Mask:
         return value if masked == text else masked
 
 
-def make_mask(setting: Any, on_error: Callable[[Exception], None]) -> Mask | None:
+def make_mask(setting: Any, on_error: Callable[[BaseException], None]) -> Mask | None:
     """Make the mask for the setting `mask`: a function, or names of patterns and expressions; None for no mask."""
     if setting is None:
         return None

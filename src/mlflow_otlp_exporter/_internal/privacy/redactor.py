@@ -17,6 +17,7 @@ from opentelemetry.trace import Status
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import PrivacySettings
 from mlflow_otlp_exporter._internal.model.encoded_span import Attachment
@@ -60,7 +61,7 @@ class Redactor:
         self._resources: dict[int, tuple[Resource, Resource]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope, InstrumentationScope]] = {}
 
-    def _on_mask_error(self, error: Exception) -> None:
+    def _on_mask_error(self, error: BaseException) -> None:
         # Without the text of the exception, which may quote the text that had to be masked.
         message = f"Mask failed with {type(error).__name__}: the text was hidden. Further failures are not logged."
         self._problem_log.log_once(logging.WARNING, add_code(MessageCode.MASK_FAILED, message))
@@ -70,14 +71,16 @@ class Redactor:
         try:
             if self.is_idle and not any(map(self._has_long_value, spans)):
                 return spans, 0
-        except RecursionError:  # a structured value of hundreds of levels: its span alone is dropped below
-            pass
+        except BaseException as error:  # a structured value of hundreds of levels: its span alone is dropped below
+            if must_propagate(error):
+                raise
         redacted: list[ReadableSpan] = []
         for span in spans:
             try:
                 redacted.append(self.redact(span))
-            except Exception:  # noqa: BLE001, S112 - the span may hold a secret, so it is not sent
-                continue
+            except BaseException as error:  # the span may hold a secret, so it is not sent
+                if must_propagate(error):
+                    raise
         return redacted, len(spans) - len(redacted)
 
     def _has_long_value(self, span: ReadableSpan) -> bool:

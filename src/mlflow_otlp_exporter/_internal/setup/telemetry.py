@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.errors import ConfigurationError, must_propagate
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, detach_worker
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
+from mlflow_otlp_exporter._internal.tracing.parents import find_current_span
 
 # A trace id for the check of the other arguments if there is no trace.
 _NO_TRACE = "tr-" + "f" * 32
@@ -212,7 +212,7 @@ class Telemetry:
         from mlflow_otlp_exporter._internal.mlflow_api.assessments import build_assessment, mlflow_trace_id
 
         if trace_id is None:
-            trace_id = trace.get_current_span().get_span_context().trace_id or _NO_TRACE
+            trace_id = find_current_span().get_span_context().trace_id or _NO_TRACE
         mlflow_id = mlflow_trace_id(trace_id)
         pipeline = self._pipeline
         if workspace is None and pipeline is not None:
@@ -222,7 +222,9 @@ class Telemetry:
             assessment = build_assessment(kind, mlflow_id, name, value, workspace=workspace, mask=mask, **details)
         except ConfigurationError:
             raise
-        except Exception as error:  # noqa: BLE001 - nothing else of this library raises into the application
+        except BaseException as error:  # a method of the value raised
+            if must_propagate(error):
+                raise
             if pipeline is not None:
                 pipeline.drop_assessment(f"it could not be built ({type(error).__name__})")
             return None
@@ -243,7 +245,7 @@ class Telemetry:
             The URL; None if there was no trace, or without an MLflow server that returns the experiment's id.
         """
         if trace_id is None:
-            current = trace.get_current_span().get_span_context()
+            current = find_current_span().get_span_context()
             last_trace_id = self._worker.last_trace_id if self._worker is not None else 0
             trace_id = current.trace_id if current.is_valid else last_trace_id
         if not trace_id:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import requests
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.errors import ConfigurationError, must_propagate
 from mlflow_otlp_exporter._internal.common.files import read_regular_file
 from mlflow_otlp_exporter._internal.config.models import ServerSettings, SettingSource
 from mlflow_otlp_exporter._internal.config.service_account import MAX_TOKEN_BYTES
@@ -100,7 +100,9 @@ class CallableAuth:
         try:
             value = self._function()
             return None if value is None else _to_header(value)
-        except Exception as error:  # noqa: BLE001 - the function may raise anything, and its text may hold a secret
+        except BaseException as error:  # the function may raise anything, and its text may hold a secret
+            if must_propagate(error):
+                raise
             kind = type(error).__name__
         raise CredentialsUnavailableError(f"the function given as credentials= raised {kind}")
 
