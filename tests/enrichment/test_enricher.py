@@ -300,6 +300,70 @@ def test_enrich_root_without_texts_takes_those_of_nearest_descendants() -> None:
     assert root.attributes["mlflow.spanType"] == "UNKNOWN"
 
 
+@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize("case", ["history", "agents", "pipeline", "parallel agents"])
+def test_enrich_root_of_several_turns_takes_last_question_and_answer(case: str, size: int) -> None:
+    """A pipeline's later prompts are no turns."""
+    spans = [span(1, {}, name="session")]
+    for number, question in enumerate(("Rain?", "Snow?"), 2):
+        start = number if case == "parallel agents" else number * 2000
+        if case in ("history", "pipeline"):
+            asked = ("Rain?", question) if case == "history" and number > 2 else (question,)
+            parts = [[{"type": "text", "content": text}] for text in asked]
+            messages = json.dumps([{"role": "user", "parts": items} for items in parts])
+            content = {**CHAT, "gen_ai.input.messages": messages}
+            content["gen_ai.output.messages"] = dump_messages(f"{question} No.", "assistant")
+        else:
+            content = {"openinference.span.kind": "AGENT", "input.value": question, "output.value": f"{question} No."}
+        spans.append(span(number, content, parent=1, start=start, name="turn"))
+    enricher, enriched = Enricher(), []
+    for first in range(0, 3, size):
+        enriched += enricher.enrich(spans[::-1][first : first + size])
+    is_turn = case in ("history", "agents")
+    assert parse_inputs(enriched[-1])["messages"][0]["content"] == ("Snow?" if is_turn else "Rain?")
+    assert parse_outputs(enriched[-1])["choices"][0]["message"]["content"] == (
+        "Rain? No." if case == "parallel agents" else "Snow? No."
+    )
+
+
+def test_enrich_question_and_answer_keep_fields_beside_them() -> None:
+    enriched = enrich_span(
+        {
+            "openinference.span.kind": "AGENT",
+            "input.value": '{"question": "Rain?", "user_id": "u-1"}',
+            "output.value": '{"answer": "Yes.", "sources": ["a.md"]}',
+        }
+    )
+    assert parse_inputs(enriched) == {"messages": [{"role": "user", "content": "Rain?"}], "user_id": "u-1"}
+    outputs = parse_outputs(enriched)
+    assert outputs.pop("choices")[0]["message"]["content"] == "Yes."
+    assert outputs == {"sources": ["a.md"]}
+
+
+@pytest.mark.parametrize("own", [{}, {"openinference.span.kind": "CHAIN", "input.value": "{}", "output.value": "null"}])
+@pytest.mark.parametrize("size", [1, 10])
+def test_enrich_root_without_texts_takes_first_and_last_value_below(own: dict[str, Any], size: int) -> None:
+    below = {"openinference.span.kind": "AGENT", "input.value": '{"q": "Rain?"}', "output.value": '{"rain": true}'}
+    tool = {**TOOL, "gen_ai.tool.call.arguments": '{"city": "Paris"}', "gen_ai.tool.call.result": "21 C"}
+    spans = [span(3, tool, parent=1, start=2000), span(2, below, parent=1), span(1, own)]
+    enricher, enriched = Enricher(), []
+    for first in range(0, 3, size):
+        enriched += enricher.enrich(spans[first : first + size])
+    assert (parse_inputs(enriched[-1]), parse_outputs(enriched[-1])) == ({"q": "Rain?"}, "21 C")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('{"args": ["Paris", "London"], "kwargs": {}}', ["Paris", "London"]),
+        ('{"args": [], "kwargs": {"city": "Paris", "days": 3}}', {"city": "Paris", "days": 3}),
+        ('{"graph": null, "update": null, "resume": {"ok": true}, "goto": []}', {"resume": {"ok": True}}),
+    ],
+)
+def test_enrich_root_shows_input_without_envelope(value: str, expected: Any) -> None:
+    assert parse_inputs(enrich_span({"openinference.span.kind": "CHAIN", "input.value": value})) == expected
+
+
 def test_enrich_usage_counts_on_model_span_only() -> None:
     usage = {**USAGE, "operation.cost": 0.5}
     agent, call = enrich_spans(

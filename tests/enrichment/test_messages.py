@@ -16,6 +16,7 @@ from mlflow_otlp_exporter._internal.enrichment.payloads import (
     find_last_text,
     read_answer,
     read_facts,
+    read_other_fields,
     read_question,
     read_request,
     read_response,
@@ -501,7 +502,20 @@ def test_read_response_of_each_shape_returns_messages(name: str) -> None:
         ("hi", "hi"),
         ('{"question": "hi"}', "hi"),
         ({"input": "hi", "chat_history": []}, "hi"),
-        ('{"question": "hi", "k": 3}', None),
+        ('{"question": "hi", "k": 3}', "hi"),
+        ({"user_query": "hi", "user_id": "u-1"}, "hi"),
+        ({"question": "hi", "history": [{"role": "user", "content": "Hello"}]}, "hi"),
+        ({"request": {"question": "hi", "user_id": "u-1"}}, "hi"),
+        ({"request": {"message": "hi", "thread": 1}, "user_id": "u-1"}, "hi"),
+        ('{"args": ["hi"], "kwargs": {}}', "hi"),
+        ('{"args": ["hi", 3], "kwargs": {}}', "hi"),
+        ('{"args": [], "kwargs": {"question": "hi", "k": 3}}', "hi"),
+        ('{"args": ["hi", "u-1"], "kwargs": {}}', None),
+        ({"task": "hi"}, "hi"),
+        ({"graph": None, "update": None, "resume": "hi", "goto": []}, "hi"),
+        ({"city": "Paris"}, None),
+        ({"q": "hi"}, None),
+        ({"a": {"b": {"c": {"d": {"question": "hi"}}}}}, None),
         ('{"answer": 5}', None),
         ("  ", None),
         (None, None),
@@ -513,7 +527,33 @@ def test_read_question_returns_only_text(value: Any, question: str | None) -> No
 
 def test_read_answer_returns_only_text() -> None:
     assert read_answer('{"answer": "yes"}') == "yes"
-    assert read_answer('{"answer": "yes", "sources": ["a"]}') is None
+    assert read_answer('{"answer": "yes", "sources": ["a"]}') == "yes"
+    assert read_answer({"result": {"answer": "yes", "score": 1}, "status": "ok"}) == "yes"
+    assert read_answer({"status": "ok", "count": 2}) is None
+
+
+def test_read_answer_without_question_keeps_mapping() -> None:
+    assert read_answer({"text": "yes"}) == "yes"
+    assert read_answer({"text": "yes"}, is_conversation=False) is None
+
+
+def test_read_request_adds_question_to_its_history() -> None:
+    request = {"question": "b", "chat_history": [["human", "a"], ["ai", "Hello"]]}
+    assert read_request(request, is_model=False) == (user("a"), assistant("Hello"), user("b"))
+
+
+@pytest.mark.parametrize(
+    ("value", "others"),
+    [
+        ({"question": "hi", "k": 3, "history": []}, {"k": 3}),
+        ('{"args": [], "kwargs": {"question": "hi", "k": 3}}', {"k": 3}),
+        ({"question": "hi"}, {}),
+        ({"city": "Paris", "k": 3}, {}),
+        ("hi", {}),
+    ],
+)
+def test_read_other_fields_returns_fields_beside_the_text(value: Any, others: dict[str, Any]) -> None:
+    assert read_other_fields(value, "hi") == others
 
 
 def test_find_last_text_skips_messages_without_text() -> None:

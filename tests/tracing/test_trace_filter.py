@@ -71,6 +71,36 @@ def test_span_marked_as_agent_is_not_filtered(noise: str, key: str) -> None:
     assert decide(trace_of(FASTAPI, attributes={"http.route": "/health"}))
 
 
+NODE_HTTP = "@opentelemetry/instrumentation-http"
+# As Rust's `tracing` writes the spans of Codex.
+CODEX = {"code.file.path": "core/src/codex.rs", "thread.name": "main", "busy_ns": "170", "idle_ns": "20"}
+
+
+@pytest.mark.parametrize(
+    ("scopes", "attributes", "left_out"),
+    [
+        (["codex_cli_rs"], CODEX, True),
+        (["codex_cli_rs"], {**CODEX, "otel.name": "op.dispatch.list", "submission.id": "7"}, True),
+        (["codex_cli_rs"], {**CODEX, "gen_ai.usage.input_tokens": "62"}, False),
+        (["codex_cli_rs"], {**CODEX, "tool_name": "shell", "call_id": "c"}, False),
+        (["codex_cli_rs"], {**CODEX, "model": "gpt-5-codex"}, False),
+        (["codex_cli_rs", "app"], CODEX, False),
+        ([NODE_HTTP, "@opentelemetry/instrumentation-undici"], {"http.route": "/health"}, True),
+        ([NODE_HTTP, "genkit-tracer"], {"http.route": "/ask"}, False),
+        ([NODE_HTTP, "@arizeai/openinference-instrumentation-bedrock"], {"http.route": "/ask"}, False),
+        ([FASTAPI, "mlflow_otlp_exporter"], {"http.route": "/ask"}, False),
+        (["app"], {"mlflow.spanInputs": "{}"}, False),
+        ([FASTAPI], {"mlflow.chat.tools": "[]"}, False),
+    ],
+)
+def test_default_filter_leaves_out_traces_without_content(
+    scopes: Sequence[str], attributes: dict[str, str], left_out: bool
+) -> None:
+    decide = make_trace_filter(["default"])
+    assert decide is not None
+    assert decide(trace_of(*scopes, attributes=attributes)) is left_out
+
+
 def buffer(*, has_start_events: bool = True) -> TraceBuffer:
     return TraceBuffer(
         linger_seconds=0.1,

@@ -258,7 +258,8 @@ SETTINGS: tuple[Setting, ...] = (
         "it): the application's sampler decides as for a trace without caller."
     ),
     Setting("noise", AppSettings, parsers.parse_names, ("MLFLOW_OTLP_NOISE",), ("default",)).describe(
-        "Which traces are filtered out. `default`: those with HTTP, database and messaging spans only. `all`: those "
+        "Which traces are filtered out. `default`: those with spans of HTTP, databases, messaging and coding agents' "
+        "runtime only, without content of a model, tool, agent or retriever. `all`: those "
         "without a span of an agent or a model. `none`: no traces. Names of instrumentation scopes: those that "
         "contain only spans of these scopes."
     ),

@@ -23,6 +23,7 @@ ROLES = {
     }.items()
     for alias in aliases
 }
+_ROLES_IN_PAIRS = ("user", "human", "system", "assistant", "ai")
 # Types of parts that hold an image, audio or a file, in any convention.
 MEDIA_TYPES = frozenset(
     {"image", "image_url", "input_image", "image-url", "audio", "input_audio", "audio-url", "video", "video-url"}
@@ -86,7 +87,9 @@ def read_messages(value: Any, default_role: str = "user") -> tuple[Message, ...]
         parsed = nested if isinstance(nested, (list, tuple)) else [parsed]
     messages: list[Message] = []
     for item in parsed[:_MAX_ITEMS]:
-        if isinstance(item, list):
+        if is_role_and_text(item):
+            item = {"role": item[0], "content": item[1]}  # noqa: PLW2901 - as LangChain accepts messages
+        elif isinstance(item, list):
             messages += read_messages(item, default_role) or ()
             continue
         if isinstance(item, str):
@@ -94,6 +97,11 @@ def read_messages(value: Any, default_role: str = "user") -> tuple[Message, ...]
         if isinstance(item, dict):
             messages += _read_message(item, default_role)
     return merge_messages(messages) or None
+
+
+def is_role_and_text(item: Any) -> bool:
+    """Whether an item is a message as a pair: `["user", "Hello"]`."""
+    return isinstance(item, list) and len(item) == 2 and item[0] in _ROLES_IN_PAIRS and isinstance(item[1], str)
 
 
 def merge_messages(messages: Iterable[Message]) -> tuple[Message, ...]:

@@ -1,10 +1,15 @@
 """Parsing of `input.value` and `output.value`: providers' requests and responses, and the state of agents."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, read_messages, read_system_message
+from mlflow_otlp_exporter._internal.enrichment.messages import (
+    is_role_and_text,
+    merge_messages,
+    read_messages,
+    read_system_message,
+)
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part
 from mlflow_otlp_exporter._internal.enrichment.values import parse_structured
 
@@ -14,14 +19,20 @@ _LANGCHAIN_TYPES = frozenset(
     | {"HumanMessage", "AIMessage", "AIMessageChunk", "SystemMessage", "ToolMessage"}
 )
 _RESPONSES_ITEM_TYPES = frozenset({"function_call", "function_call_output", "reasoning"})
-# Keys of a question that is the whole input of an agent.
-_QUESTION_KEYS = frozenset(
-    {"input", "inputs", "question", "query", "query_str", "prompt", "message", "text", "content", "request", "task"}
-    | {"user_msg", "user_message", "user_input"}
+# Keys of a question, and of an answer, beside which other fields may stand; the surest first.
+_QUESTION_KEYS = (
+    *("question", "query", "user_query", "user_message", "user_msg", "user_input", "query_str", "prompt"),
+    *("message", "input", "task", "resume"),
 )
-_ANSWER_KEYS = frozenset(
-    {"output", "output_text", "answer", "final_answer", "response", "result", "text", "message", "content", "raw"}
-)
+_ANSWER_KEYS = ("answer", "final_answer", "response", "reply", "output_text", "output", "result")
+# Keys that count only if the value holds nothing else.
+_SINGLE_QUESTION_KEYS = frozenset({*_QUESTION_KEYS, "inputs", "text", "content", "request"})
+_SINGLE_ANSWER_KEYS = frozenset({*_ANSWER_KEYS, "message", "content", "raw"})
+# Keys of an object around a question (a request of a web application, for example) or an answer.
+_REQUEST_WRAPPERS = ("request", "input", "inputs", "body", "payload")
+_WRAPPERS = (*_REQUEST_WRAPPERS, "answer", "response", "output", "result")
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_MAX_WRAPPERS = 3
 # JSON text without any of these holds no messages, and need not be parsed.
 _REQUEST_MARKS = ('"messages"', '"role"', '"contents"', '"prompt', '"input"', '"type"', '"_role"')
 _ANSWER_MARKS = (
@@ -37,7 +48,7 @@ def read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     """
     if isinstance(value, str) and not any(mark in value for mark in _REQUEST_MARKS):
         return None
-    request = parse_structured(value)
+    request = simplify_call(parse_structured(value))
     if isinstance(request, list):
         return read_messages(request) if is_message_list(request) else None
     if not isinstance(request, dict):
@@ -46,10 +57,12 @@ def read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
         items = request.get(key)
         if isinstance(items, list) and is_message_list(items):
             messages = read_messages(items) or ()
+            if key == "chat_history" and (question := read_question({**request, key: None})) is not None:
+                messages = (*messages, Message("user", (Part("text", question),)))
             return _add_system_message(request, messages) or None
     if not is_model:
-        nested = request.get("input") or request.get("inputs")
-        return read_request(nested, is_model=False) if isinstance(nested, dict) else None
+        nested = next((request[name] for name in _REQUEST_WRAPPERS if isinstance(request.get(name), dict)), None)
+        return read_request(nested, is_model=False)
     prompt = request.get("input") if isinstance(request.get("input"), str) else request.get("prompt")
     if isinstance(prompt, str):
         return _add_system_message(request, (Message("user", (Part("text", prompt),)),))
@@ -80,7 +93,7 @@ def is_message_list(items: list[Any]) -> bool:
     has_messages = False
     for item in items[:50]:
         if isinstance(item, list):
-            if not is_message_list(item):
+            if not is_message_list(item) and not is_role_and_text(item):
                 return False
         elif isinstance(item, dict):
             if not _is_message(item):
@@ -242,26 +255,68 @@ def read_facts(response: Any) -> dict[str, Any]:
 
 
 def read_question(value: Any) -> str | None:
-    """The question of an agent or chain, if its input holds nothing else."""
-    return _read_only_text(value, _QUESTION_KEYS)
-
-
-def read_answer(value: Any) -> str | None:
-    """The answer of an agent or chain, if its output holds nothing else."""
-    return _read_only_text(value, _ANSWER_KEYS)
-
-
-def _read_only_text(value: Any, keys: frozenset[str]) -> str | None:
+    """The question in the input of an agent or chain: the whole input, a field of it, or the only text argument."""
     parsed = parse_structured(value)
-    if parsed is None:
-        return value if isinstance(value, str) and value.strip() else None
-    if isinstance(parsed, dict):
-        non_empty = {key: item for key, item in parsed.items() if item not in (None, "", [], {})}
-        if len(non_empty) == 1:
-            key, text = next(iter(non_empty.items()))
-            if key in keys and isinstance(text, str):
-                return text
-    return None
+    call = simplify_call(parsed)
+    if isinstance(call, list) and isinstance(parsed, dict):
+        texts = [item for item in call if isinstance(item, str)]
+        return texts[0] if len(texts) == 1 else None
+    return _read_text(value if parsed is None else call, _QUESTION_KEYS, _SINGLE_QUESTION_KEYS)
+
+
+def read_answer(value: Any, *, is_conversation: bool = True) -> str | None:
+    """The answer in the output of an agent or chain.
+
+    If the input was no question (`is_conversation`), a single `text` is a field like any other.
+    """
+    parsed = parse_structured(value)
+    keys = _SINGLE_ANSWER_KEYS | {"text"} if is_conversation else _SINGLE_ANSWER_KEYS
+    return _read_text(value if parsed is None else parsed, _ANSWER_KEYS, keys)
+
+
+def _read_text(value: Any, keys: Sequence[str], single_keys: frozenset[str], depth: int = 0) -> str | None:
+    if isinstance(value, str):
+        return value if value.strip() and not is_empty(value) else None
+    if not isinstance(value, dict) or depth > _MAX_WRAPPERS:
+        return None
+    fields = {key: item for key, item in value.items() if item not in _EMPTY}
+    if len(fields) == 1:
+        key, item = next(iter(fields.items()))
+        if isinstance(item, dict):
+            return _read_text(item, keys, frozenset(keys), depth + 1)
+        return item if key in single_keys and isinstance(item, str) and item.strip() else None
+    for key in keys:
+        if isinstance(item := fields.get(key), str) and item.strip():
+            return item
+    wrapped = next((fields[key] for key in _WRAPPERS if isinstance(fields.get(key), dict)), None)
+    return _read_text(wrapped, keys, frozenset(keys), depth + 1)
+
+
+def read_other_fields(value: Any, text: str) -> dict[str, Any]:
+    """The fields of an input or output beside its question or answer, at the top level."""
+    fields = simplify_call(parse_structured(value))
+    if not isinstance(fields, dict) or len(fields) == 1:
+        return {}
+    others = {key: item for key, item in fields.items() if item != text and item not in _EMPTY}
+    return others if len(others) < len(fields) else {}
+
+
+def is_empty(value: Any) -> bool:
+    """Whether an input or output holds nothing, as a value or as JSON text."""
+    return value in (*_EMPTY, "{}", "[]", "null", '""') or value == {"args": [], "kwargs": {}}
+
+
+def simplify_call(value: Any) -> Any:
+    """A value without the envelope of a framework: the arguments of a call, and LangGraph's command."""
+    if not isinstance(value, dict) or not value:
+        return value
+    if value.keys() <= {"args", "kwargs"}:
+        args, kwargs = value.get("args") or [], value.get("kwargs") or {}
+        if isinstance(args, list) and isinstance(kwargs, dict) and not (args and kwargs):
+            return kwargs if not args else args[0] if len(args) == 1 else args
+    elif "resume" in value and value.keys() <= {"graph", "update", "resume", "goto"}:
+        return {key: item for key, item in value.items() if item not in _EMPTY}
+    return value
 
 
 def find_last_text(messages: tuple[Message, ...] | None, role: str) -> str | None:

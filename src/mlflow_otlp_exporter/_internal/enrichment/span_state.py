@@ -10,7 +10,6 @@ from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     EMPTY,
     Kind,
-    Message,
     NormalizedSpan,
     Prompt,
     ToolCall,
@@ -18,6 +17,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import find_last_text, read_answer, read_question
 from mlflow_otlp_exporter._internal.enrichment.tools import is_error_result
+from mlflow_otlp_exporter._internal.enrichment.values import to_json
 
 # Longer texts are truncated in summaries: they only serve previews of at most 1,000 characters.
 _MAX_TEXT_LENGTH = 32_768
@@ -40,6 +40,9 @@ class SpanSummary(NamedTuple):
     tool_calls: tuple[ToolCall, ...]
     tools: tuple[ToolDefinition, ...] | None
     raw_input: Any
+    raw_output: Any
+    name: str
+    earlier_questions: tuple[int, ...]
     normalized: NormalizedSpan  # only session, user, tags, metadata and prompt, which the root may need
 
 
@@ -89,7 +92,9 @@ class SpanState:
     def question(self) -> str | None:
         """The last text of the user in the span's own input."""
         if isinstance(self._question, bool):
-            self._question = _read_text(self.normalized, self.normalized.input_messages, "user")
+            self._question = find_last_text(self.normalized.input_messages, "user")
+            if self._question is None and self.kind not in _NO_CONVERSATION:
+                self._question = read_question(self.normalized.input)
         return self._question
 
     @question.setter
@@ -99,7 +104,11 @@ class SpanState:
     @property
     def answer(self) -> str | None:
         if isinstance(self._answer, bool):
-            self._answer = _read_text(self.normalized, self.normalized.output_messages, "assistant")
+            normalized = self.normalized
+            self._answer = find_last_text(normalized.output_messages, "assistant")
+            if self._answer is None and self.kind not in _NO_CONVERSATION:
+                is_conversation = normalized.input is None or self.question is not None
+                self._answer = read_answer(normalized.output, is_conversation=is_conversation)
         return self._answer
 
     @answer.setter
@@ -140,8 +149,24 @@ class SpanState:
 
     @property
     def raw_input(self) -> Any:
-        raw = self.normalized.input
-        return raw if isinstance(raw, str) and len(raw) < _MAX_TEXT_LENGTH else None
+        normalized = self.normalized
+        raw = normalized.input if normalized.input is not None else normalized.query
+        return raw if raw is not None or not normalized.embedded_texts else list(normalized.embedded_texts)
+
+    @property
+    def raw_output(self) -> Any:
+        return self.normalized.output
+
+    @property
+    def name(self) -> str:
+        return self.span.name
+
+    @property
+    def earlier_questions(self) -> tuple[int, ...]:
+        """The hashes of the user's texts in the history of a model call, before the last."""
+        messages = self.normalized.input_messages or ()
+        texts = [message.text for message in messages if message.role == "user"]
+        return tuple([hash(text) for text in texts[:-1] if text])
 
     def summarize(self) -> SpanSummary:
         normalized = self.normalized
@@ -157,7 +182,10 @@ class SpanState:
             _truncate(self.answer),
             self.tool_calls[:_MAX_TOOL_CALLS],
             normalized.tools,
-            self.raw_input,
+            _bound(self.raw_input),
+            _bound(self.raw_output),
+            self.name,
+            self.earlier_questions,
             normalized._replace(
                 input_messages=None, output_messages=None, transcript=None, input=None, output=None, documents=None
             )
@@ -170,11 +198,10 @@ def _truncate(text: str | None) -> str | None:
     return text[:_MAX_TEXT_LENGTH] if text else text
 
 
-def _read_text(normalized: NormalizedSpan, messages: tuple[Message, ...] | None, role: str) -> str | None:
-    text = find_last_text(messages, role)
-    if text or normalized.kind in _NO_CONVERSATION:
-        return text
-    return read_question(normalized.input) if role == "user" else read_answer(normalized.output)
+def _bound(value: Any) -> str | None:
+    """A value as text, None if it is long."""
+    text = value if value is None or isinstance(value, str) else to_json(value)
+    return text if text is not None and len(text) < _MAX_TEXT_LENGTH else None
 
 
 def collect_trace_fields(root: SpanState, members: Iterable[SpanState | SpanSummary]) -> None:

@@ -49,7 +49,7 @@ class TraceCache:
                 if len(trace.spans) >= _MAX_SPANS:
                     break
                 size = _SPAN_OVERHEAD + sum(len(call.arguments) for call in span.tool_calls)
-                size += sum(len(text or "") for text in (span.question, span.answer, span.raw_input))
+                size += sum(len(text or "") for text in (span.question, span.answer, span.raw_input, span.raw_output))
                 trace.spans[span.span_id] = span
                 trace.size += size
                 self._size += size

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, ToolDefinition
+from mlflow_otlp_exporter._internal.enrichment.payloads import is_empty
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.tools import ToolIndex, has_named_arguments, is_repr, resolve_arguments
 
@@ -17,9 +18,11 @@ from mlflow_otlp_exporter._internal.enrichment.tools import ToolIndex, has_named
 CLIENT_SCOPES = frozenset({"com.anthropic.sdk.python"})
 # A span of the trace: one that is enriched now, or the summary of an earlier one.
 TreeSpan: TypeAlias = SpanState | SpanSummary
-# Depth and time of a span, and its question or answer: the least comes first.
-_Text: TypeAlias = tuple[int, int, str]
+# Depth of a span, the span and its question or answer.
+_Text: TypeAlias = tuple[int, TreeSpan, str]
 _CONVERSATION_KINDS = (Kind.AGENT, Kind.CHAT_MODEL, Kind.LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
+# Kinds of roots that show values of spans below.
+_VALUE_KINDS = (None, Kind.AGENT, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 
 
 class TraceTree:
@@ -63,6 +66,10 @@ class TraceTree:
         while level:
             yield level
             level = [child for span in level for child in self._children.get(span.span_id, ())]
+
+    def levels_below(self, span: TreeSpan) -> Iterator[list[TreeSpan]]:
+        """The spans below a span by their depth."""
+        return self._descend(self._children.get(span.span_id, []))
 
     def with_descendants(self, span: TreeSpan) -> Iterator[TreeSpan]:
         """A local root and all spans below it, the nearest first."""
@@ -157,19 +164,42 @@ def _fill_conversations(tree: TraceTree) -> None:
     questions: dict[int, _Text] = {}  # by the id of the span above
     answers: dict[int, _Text] = {}
     for depth, level in reversed(list(enumerate(tree.levels))):
-        for span in level:
+        for span in sorted(level, key=lambda span: span.start_time):
             question, answer = questions.get(span.span_id), answers.get(span.span_id)
             current = tree.current.get(span.span_id)
             if current is not None and _takes_conversation(current, tree):
                 _fill_conversation(current, question, answer)
+                if current.is_local_root:
+                    _fill_values(current, tree)
             if span.kind in _CONVERSATION_KINDS:
-                if span.question:  # the earliest
-                    question = (depth, span.start_time, span.question)
-                if span.answer and not is_repr(span.answer):  # the latest
-                    answer = (depth, -span.end_time, span.answer)
+                if span.question:
+                    question = (depth, span, span.question)
+                if span.answer and not is_repr(span.answer):
+                    answer = (depth, span, span.answer)
             if (parent := tree.parent(span)) is not None:
-                _keep_least(questions, parent.span_id, question)
-                _keep_least(answers, parent.span_id, answer)
+                other_question, other_answer = questions.get(parent.span_id), answers.get(parent.span_id)
+                if question is not None and (other_question is None or _precedes(question, other_question)):
+                    questions[parent.span_id] = question
+                if answer is not None and (
+                    other_answer is None
+                    or (answer[0], -answer[1].end_time) < (other_answer[0], -other_answer[1].end_time)
+                ):
+                    answers[parent.span_id] = answer
+
+
+def _precedes(question: _Text, other: _Text) -> bool:
+    """Whether a question stands for the trace rather than another of an earlier span.
+
+    The nearest does, and the earliest, because later ones may be a pipeline's own prompts; but of several turns the
+    last, which has the other in its history or is another run of the same agent.
+    """
+    (depth, span, _), (other_depth, other_span, other_text) = question, other
+    if depth != other_depth:
+        return depth < other_depth
+    if span.start_time < other_span.end_time:
+        return span.start_time < other_span.start_time
+    is_same_step = span.kind not in MODEL_KINDS and (span.kind, span.name) == (other_span.kind, other_span.name)
+    return is_same_step or hash(other_text) in span.earlier_questions
 
 
 def _takes_conversation(span: SpanState, tree: TraceTree) -> bool:
@@ -180,12 +210,25 @@ def _takes_conversation(span: SpanState, tree: TraceTree) -> bool:
 
 def _fill_conversation(span: SpanState, question: _Text | None, answer: _Text | None) -> None:
     normalized = span.normalized
-    if question is not None and span.question is None and (normalized.input is None or is_repr(normalized.input)):
+    if question is not None and span.question is None and (is_empty(normalized.input) or is_repr(normalized.input)):
         span.question = question[2]
-    if (span.answer is None and normalized.output is None) or is_repr(normalized.output):
+    if (span.answer is None and is_empty(normalized.output)) or is_repr(normalized.output):
         span.answer = answer[2] if answer is not None else None
 
 
-def _keep_least(texts: dict[int, _Text], span_id: int, text: _Text | None) -> None:
-    if text is not None and (span_id not in texts or text[:2] < texts[span_id][:2]):
-        texts[span_id] = text
+def _fill_values(root: SpanState, tree: TraceTree) -> None:
+    """The first input and the last output of the nearest spans below a root that has neither text nor value."""
+    normalized = root.normalized
+    needs_input = root.question is None and is_empty(normalized.input) and root.kind in _VALUE_KINDS
+    needs_output = root.answer is None and is_empty(normalized.output) and root.kind in _VALUE_KINDS
+    for level in tree.levels_below(root) if needs_input or needs_output else ():
+        inputs = [span for span in level if not is_empty(span.raw_input) and not is_repr(span.raw_input)]
+        outputs = [span for span in level if not is_empty(span.raw_output) and not is_repr(span.raw_output)]
+        if needs_input and inputs:
+            needs_input = False
+            first = min(inputs, key=lambda span: span.start_time)
+            root.normalized = root.normalized._replace(input=first.raw_input)
+        if needs_output and outputs:
+            needs_output = False
+            last = max(outputs, key=lambda span: span.end_time)
+            root.normalized = root.normalized._replace(output=last.raw_output)

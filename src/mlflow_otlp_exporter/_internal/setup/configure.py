@@ -113,9 +113,10 @@ def configure(
         sampling_ratio: Ratio of the traces to send, from 0 to 1 (`MLFLOW_TRACE_SAMPLING_RATIO`; 1).
         ignore_caller_sampling: Record traces even if their caller did not sample them, as load balancers do
             (`MLFLOW_OTLP_IGNORE_CALLER_SAMPLING`; false).
-        noise: Which traces are filtered out (`MLFLOW_OTLP_NOISE`). `default`: those with HTTP, database and messaging
-            spans only. `all`: those without a span of an agent or a model. `none`: no traces. Patterns for names of
-            instrumentation scopes: those that contain only spans of these scopes.
+        noise: Which traces are filtered out (`MLFLOW_OTLP_NOISE`). `default`: those with spans of HTTP, databases,
+            messaging and coding agents' runtime only, without content of a model, tool, agent or retriever. `all`:
+            those without a span of an agent or a model. `none`: no traces. Patterns for names of instrumentation
+            scopes: those that contain only spans of these scopes.
         enabled: False to disable everything (`MLFLOW_OTLP_ENABLED`, `OTEL_SDK_DISABLED`).
         exporter: An `MLflowSpanExporter` to use, instead of the arguments about target and delivery.
 

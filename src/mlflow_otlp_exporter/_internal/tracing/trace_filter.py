@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 TraceFilter = Callable[[Sequence[ReadableSpan]], bool]
 
-# Instrumentations of HTTP, databases and messaging, by the last part of their scope name. Cloud clients are not in the
+# Instrumentations of HTTP, databases and messaging, by the end of their scope name. Cloud clients are not in the
 # list: `botocore` also traces models on Bedrock.
 _INFRASTRUCTURE = frozenset(
     {
@@ -25,13 +25,25 @@ _INFRASTRUCTURE = frozenset(
         *("remoulade", "boto3sqs"),
         # inside a process
         *("asyncio", "threading", "jinja2", "asyncclick", "click", "logging", "system_metrics"),
+        # JavaScript
+        *("http", "undici", "fetch", "xml-http-request", "express", "koa", "hapi", "connect", "restify", "router"),
+        *("nestjs-core", "graphql", "net", "dns", "fs", "socket.io", "pg", "pg-pool", "mysql2", "knex", "mongodb"),
+        *("mongoose", "ioredis", "redis-4", "memcached", "cassandra-driver", "tedious", "amqplib", "kafkajs"),
+        *("generic-pool", "dataloader", "lru-memoizer", "bunyan", "pino", "winston"),
     }
 )
-_PREFIX = "opentelemetry.instrumentation."
+_PREFIXES = ("opentelemetry.instrumentation.", "@opentelemetry/instrumentation-")
+# Rust's `tracing` writes it on each span: a coding agent such as Codex makes hundreds of them for a question.
+_RUNTIME_ATTRIBUTE = "busy_ns"
 # Frameworks that create such spans without an instrumentation package.
 _NATIVE = frozenset({"fastapi"})
-_AGENT_SCOPES = ("openinference.", "mlflow_otlp_exporter")
-_AGENT_ATTRIBUTES = ("openinference.", "gen_ai.", "llm.", "traceloop.", "ai.", "mlflow.span", "gcp.vertex.agent.")
+_AGENT_SCOPES = ("openinference.", "@arizeai/openinference", "mlflow_otlp_exporter")
+# Content of models, tools, agents and retrieval, by the beginnings of attribute keys.
+_AGENT_ATTRIBUTES = (
+    *("openinference.", "gen_ai.", "llm.", "traceloop.", "ai.", "mlflow.", "gcp.vertex.agent.", "input.value"),
+    *("output.value", "retrieval.documents", "tool.", "tool_", "langfuse.", "langsmith.", "genkit:", "mastra.", "lk."),
+    *("lmnr.", "haystack.", "crew_", "model", "prompt", "codex.turn.", "codex.usage."),
+)
 
 
 def make_trace_filter(entries: Sequence[str]) -> TraceFilter | None:
@@ -47,8 +59,7 @@ def make_trace_filter(entries: Sequence[str]) -> TraceFilter | None:
     def is_filtered(spans: Sequence[ReadableSpan]) -> bool:
         for span in spans:
             name = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
-            is_infrastructure = name.startswith(_PREFIX) and name[len(_PREFIX) :].partition(".")[0] in _INFRASTRUCTURE
-            if default and (is_infrastructure or name in _NATIVE):
+            if default and _is_infrastructure(span, name):
                 if _has_agent_attributes(span):
                     return False
             elif not patterns or not any(fnmatchcase(name, pattern) for pattern in patterns):
@@ -56,6 +67,13 @@ def make_trace_filter(entries: Sequence[str]) -> TraceFilter | None:
         return True
 
     return is_filtered
+
+
+def _is_infrastructure(span: ReadableSpan, scope_name: str) -> bool:
+    for prefix in _PREFIXES:
+        if scope_name.startswith(prefix):
+            return scope_name[len(prefix) :].partition(".")[0] in _INFRASTRUCTURE
+    return scope_name in _NATIVE or _RUNTIME_ATTRIBUTE in (span.attributes or ())
 
 
 def _is_agent_span(span: ReadableSpan) -> bool:

@@ -14,6 +14,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Part,
     Usage,
 )
+from mlflow_otlp_exporter._internal.enrichment.payloads import read_other_fields, simplify_call
 from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, to_catalog_provider
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import is_repr, normalize_schema, unwrap_result
@@ -218,20 +219,30 @@ def _write_input_output(span: SpanState, attributes: dict[str, Any]) -> None:
     normalized = span.normalized
     has_preview = span.is_local_root or span.kind is Kind.AGENT
     if has_preview and span.question:
-        attributes[INPUTS] = to_json({"messages": [{"role": "user", "content": span.question}]})
+        question: dict[str, Any] = {"messages": [{"role": "user", "content": span.question}]}
+        attributes[INPUTS] = to_json(question | read_other_fields(normalized.input, span.question))
     elif normalized.input_messages and not has_preview:
         attributes[INPUTS] = to_json({"messages": [_build_message(message) for message in normalized.input_messages]})
-    elif normalized.input is not None and "input.value" not in span.attributes:
-        attributes[INPUTS] = to_json(decode_json(normalized.input))
+    elif normalized.input is not None:
+        _write_value(INPUTS, normalized.input, span.attributes.get("input.value"), attributes)
     if has_preview and span.answer:
         answer = {"role": "assistant", "content": span.answer}
-        attributes[OUTPUTS] = to_json({"choices": [{"index": 0, "message": answer}]})
+        choices: dict[str, Any] = {"choices": [{"index": 0, "message": answer}]}
+        attributes[OUTPUTS] = to_json(choices | read_other_fields(normalized.output, span.answer))
     elif normalized.output_messages and not has_preview:
         attributes[OUTPUTS] = to_json(_build_choices(normalized.output_messages, normalized.finish_reason))
-    elif normalized.output is not None and "output.value" not in span.attributes and not is_repr(normalized.output):
-        attributes[OUTPUTS] = to_json(decode_json(normalized.output))
+    elif normalized.output is not None and not is_repr(normalized.output):
+        _write_value(OUTPUTS, normalized.output, span.attributes.get("output.value"), attributes)
     if span.kind is Kind.AGENT and normalized.transcript and not has_preview:
         attributes[MESSAGES] = to_json([_build_message(message) for message in normalized.transcript])
+
+
+def _write_value(key: str, value: Any, openinference_value: Any, attributes: dict[str, Any]) -> None:
+    decoded = decode_json(value)
+    simple = simplify_call(decoded)
+    # MLflow reads OpenInference's attribute itself.
+    if value != openinference_value or simple is not decoded:
+        attributes[key] = to_json(simple)
 
 
 def _write_usage(usage: Usage, attributes: dict[str, Any]) -> None:
