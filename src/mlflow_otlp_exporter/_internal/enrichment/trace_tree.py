@@ -169,7 +169,7 @@ def _fill_conversations(tree: TraceTree) -> None:
             current = tree.current.get(span.span_id)
             if current is not None and _takes_conversation(current, tree):
                 _fill_conversation(current, question, answer)
-                if current.is_local_root:
+                if current.is_local_root and current.normalized.kind in _VALUE_KINDS:
                     _fill_values(current, tree)
             if span.kind in _CONVERSATION_KINDS:
                 if span.question:
@@ -219,8 +219,10 @@ def _fill_conversation(span: SpanState, question: _Text | None, answer: _Text | 
 def _fill_values(root: SpanState, tree: TraceTree) -> None:
     """The first input and the last output of the nearest spans below a root that has neither text nor value."""
     normalized = root.normalized
-    needs_input = root.question is None and is_empty(normalized.input) and root.kind in _VALUE_KINDS
-    needs_output = root.answer is None and is_empty(normalized.output) and root.kind in _VALUE_KINDS
+    if "mlflow.spanType" in root.attributes:
+        return  # enriched before, as were the spans below, whose values are others now
+    needs_input = root.question is None and is_empty(normalized.input)
+    needs_output = root.answer is None and is_empty(normalized.output)
     for level in tree.levels_below(root) if needs_input or needs_output else ():
         inputs = [span for span in level if not is_empty(span.raw_input) and not is_repr(span.raw_input)]
         outputs = [span for span in level if not is_empty(span.raw_output) and not is_repr(span.raw_output)]
