@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +20,12 @@ def enrich_spans(*spans: ReadableSpan, **settings_: Any) -> list[EnrichedSpan]:
     result = Enricher(**settings_).enrich(spans)
     assert all(isinstance(item, EnrichedSpan) for item in result)
     return result  # type: ignore[return-value]  # checked above
+
+
+def enrich_in_pieces(spans: Sequence[ReadableSpan], size: int) -> list[EnrichedSpan]:
+    enricher = Enricher()
+    pieces = [enricher.enrich(spans[first : first + size]) for first in range(0, len(spans), size)]
+    return [item for piece in pieces for item in piece if isinstance(item, EnrichedSpan)]
 
 
 def enrich_span(attributes: Mapping[str, Any], **arguments: Any) -> EnrichedSpan:
@@ -316,9 +322,7 @@ def test_enrich_root_of_several_turns_takes_last_question_and_answer(case: str, 
         else:
             content = {"openinference.span.kind": "AGENT", "input.value": question, "output.value": f"{question} No."}
         spans.append(span(number, content, parent=1, start=start, name="turn"))
-    enricher, enriched = Enricher(), []
-    for first in range(0, 3, size):
-        enriched += enricher.enrich(spans[::-1][first : first + size])
+    enriched = enrich_in_pieces(spans[::-1], size)
     is_turn = case in ("history", "agents")
     assert parse_inputs(enriched[-1])["messages"][0]["content"] == ("Snow?" if is_turn else "Rain?")
     assert parse_outputs(enriched[-1])["choices"][0]["message"]["content"] == (
@@ -346,9 +350,7 @@ def test_enrich_root_without_texts_takes_first_and_last_value_below(own: dict[st
     below = {"openinference.span.kind": "AGENT", "input.value": '{"q": "Rain?"}', "output.value": '{"rain": true}'}
     tool = {**TOOL, "gen_ai.tool.call.arguments": '{"city": "Paris"}', "gen_ai.tool.call.result": "21 C"}
     spans = [span(3, tool, parent=1, start=2000), span(2, below, parent=1), span(1, own)]
-    enricher, enriched = Enricher(), []
-    for first in range(0, 3, size):
-        enriched += enricher.enrich(spans[first : first + size])
+    enriched = enrich_in_pieces(spans, size)
     assert (parse_inputs(enriched[-1]), parse_outputs(enriched[-1])) == ({"q": "Rain?"}, "21 C")
 
 
