@@ -182,8 +182,8 @@ class SpanState:
             _truncate(self.answer),
             self.tool_calls[:_MAX_TOOL_CALLS],
             normalized.tools,
-            _bound(self.raw_input),
-            _bound(self.raw_output),
+            _limit_text(self.raw_input),
+            _limit_text(self.raw_output),
             self.name,
             self.earlier_questions,
             normalized._replace(
@@ -198,7 +198,7 @@ def _truncate(text: str | None) -> str | None:
     return text[:_MAX_TEXT_LENGTH] if text else text
 
 
-def _bound(value: Any) -> str | None:
+def _limit_text(value: Any) -> str | None:
     """A value as text, None if it is long."""
     text = value if value is None or isinstance(value, str) else to_json(value)
     return text if text is not None and len(text) < _MAX_TEXT_LENGTH else None
