@@ -1,5 +1,7 @@
 """Where settings come from, which of them counts, and what is said about a wrong one."""
 
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings, SettingSource
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
+from mlflow_otlp_exporter._internal.spool.directory import candidate_roots
 from mlflow_otlp_exporter._internal.transport.authorization import make_credential_source
 
 MLFLOW, OTLP = SettingGroup.MLFLOW, SettingGroup.OTLP
@@ -279,3 +282,30 @@ def test_describe_settings_shows_every_setting() -> None:
     names = [name for name, _, _ in describe_settings(resolve_settings())]
     assert set(names) == {setting.name for setting in SETTINGS} - {"endpoint", "tracking_uri"} | {"target", "mlflow"}
     assert all(setting.description.endswith(".") for setting in SETTINGS)
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without home directory, as in a container with an arbitrary user id."""
+
+    def unknown(user_id: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {user_id}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+
+
+@pytest.mark.usefixtures("homeless")
+def test_resolve_without_home_directory_uses_the_other_settings() -> None:
+    settings = resolve({"tracking_uri": "http://mlflow:5000"}, environment={})
+    assert settings.traces.url == "http://mlflow:5000/v1/traces"
+    assert list(candidate_roots(None, {})) == [Path(tempfile.gettempdir(), f"mlflow-otlp-exporter-{os.getuid()}")]
+
+
+@pytest.mark.usefixtures("homeless")
+@pytest.mark.parametrize(
+    "name", ["MLFLOW_TRACKING_TOKEN_FILE", "MLFLOW_OTLP_SPOOL_DIR", "MLFLOW_TRACKING_SERVER_CERT_PATH"]
+)
+def test_resolve_path_below_missing_home_directory_names_the_setting(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is '~/x': expected a path without ~"):
+        resolve({}, environment={name: "~/x"})

@@ -1,6 +1,7 @@
 """Repairs of attributes that no other test needs a server for."""
 
 import json
+import time
 
 import pytest
 
@@ -28,3 +29,35 @@ def test_sanitize_attributes_keeps_nul_that_no_preview_has(value: object, is_roo
 def test_sanitize_attributes_with_deeply_nested_cost_leaves_it_out() -> None:
     repaired = sanitize_attributes({"mlflow.llm.cost": "[" * 100_000}, is_root=False)
     assert repaired == {REPAIRED_ATTRIBUTE: "mlflow.llm.cost left out: no JSON object of numbers"}
+
+
+@pytest.mark.parametrize("key", ["input.value", "of.a.later.version", "mlflow.traceTag.x"])
+@pytest.mark.parametrize(
+    "text", ["[" * 1000, "[" * 1000 + "]" * 1000, ' {"a":' * 1000 + "1" + "}" * 1000, "[{}," * 501]
+)
+def test_sanitize_attributes_marks_deeply_nested_json_as_text(key: str, text: str) -> None:
+    """MLflow 3.17.2 answers 422 to such a text in any attribute."""
+    repaired = sanitize_attributes({key: text, "other": 1}, is_root=False)
+    assert repaired is not None
+    assert repaired[key] == "\u200b" + text
+    assert repaired[REPAIRED_ATTRIBUTE] == f"{key}: marked as text, because it is nested too deeply"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(repaired[key])
+
+
+def test_sanitize_attributes_cuts_before_it_checks_the_nesting() -> None:
+    repaired = sanitize_attributes({"session.id": "[" * 1000}, is_root=False)
+    assert repaired is not None
+    assert repaired["session.id"] == "[" * 250
+
+
+@pytest.mark.parametrize("text", [json.dumps([{"a": [1]}] * 5000), json.dumps("[" * 1000), "a" + "[" * 1000, "[" * 500])
+def test_sanitize_attributes_keeps_other_texts(text: str) -> None:
+    assert sanitize_attributes({"input.value": text}, is_root=False) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 1_000_000, "[]" * 500_000, '["' * 500_000, "[{" + "]" * 1_000_000])
+def test_check_of_nesting_takes_linear_time(text: str) -> None:
+    started_at = time.process_time()
+    sanitize_attributes({"input.value": text}, is_root=False)
+    assert time.process_time() - started_at < 1

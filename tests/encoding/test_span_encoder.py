@@ -149,6 +149,45 @@ def test_encode_values_that_upstream_rejects_makes_a_valid_request(name: str, at
     assert (result[0].start_time_unix_nano, result[0].end_time_unix_nano) == (2**63 - 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("start_time", "end_time", "expected"),
+    [
+        (1e18, 1e18 + 1024, (10**18, 10**18 + 1024)),  # of time.time() * 1e9
+        (10**18, 1e18 + 1024, (10**18, 10**18 + 1024)),
+        (-5, -1, (0, 0)),
+        (10, 5, (10, 5)),
+        (math.nan, math.inf, (0, 0)),
+        ("soon", None, (0, 0)),
+        (None, 2**64, (0, 2**63 - 1)),
+        (True, 5.5, (1, 5)),
+    ],
+)
+def test_encode_odd_times_makes_a_valid_span(start_time: Any, end_time: Any, expected: tuple[int, int]) -> None:
+    odd = ReadableSpan("odd", SpanContext(1, 2, False), resource=Resource({}), start_time=start_time, end_time=end_time)
+    (span,) = encode_with_ours([odd]).resource_spans[0].scope_spans[0].spans
+    assert (span.start_time_unix_nano, span.end_time_unix_nano) == expected
+
+
+@pytest.mark.parametrize("key_length", [0, 1, 121, 122, 127, 128, 129, 16_379, 16_383, 16_384, 16_385, 2_097_152])
+def test_encode_long_keys_and_values_round_trip(key_length: int) -> None:
+    key = "k" * key_length
+    values: list[Any] = [
+        *("v" * size for size in (0, 1, 125, 126, 127, 128, 16_383, 16_384)),
+        7,
+        300,
+        1.5,
+        True,
+        b"b",
+        [1],
+    ]
+    for value in values:
+        long = ReadableSpan("long", SpanContext(1, 2, False), resource=Resource({}), attributes={key: value})
+        (span,) = encode_with_ours([long]).resource_spans[0].scope_spans[0].spans
+        assert [attribute.key for attribute in span.attributes] == [key]
+        if isinstance(value, str):
+            assert span.attributes[0].value.string_value == value
+
+
 class Color(enum.IntEnum):
     RED = 3
 

@@ -72,7 +72,7 @@ def credential_fingerprint(server: ServerSettings) -> str:
     """
     credentials = server.credentials
     if isinstance(credentials, os.PathLike):
-        return f"token file {Path(credentials).expanduser().absolute()}"
+        return f"token file {Path(os.path.expanduser(credentials)).absolute()}"  # noqa: PTH111 - never raises
     if isinstance(credentials, tuple):
         return f"user {credentials[0]}"
     if credentials is not None and callable(credentials):

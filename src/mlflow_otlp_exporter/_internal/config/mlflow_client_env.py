@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -16,8 +17,9 @@ _MAX_CREDENTIALS_BYTES = 65_536
 
 def read_credentials_file(home: str) -> dict[str, str]:
     """Read user and password of `~/.mlflow/credentials`; an empty `home` stands for this user's."""
-    path = Path(home or str(Path("~").expanduser()), ".mlflow", "credentials")
-    if not path.is_file():
+    # In a container with an arbitrary user id and without HOME, there is no home, and Path.expanduser() raises.
+    path = Path(home or os.path.expanduser("~"), ".mlflow", "credentials")  # noqa: PTH111
+    if not path.is_absolute() or not path.is_file():
         return {}
     import configparser  # few users have the file, and the import takes as long as the one of this module
 

@@ -221,8 +221,16 @@ def parse_optional_file(value: Any) -> str:
     return str(_parse_path(value))
 
 
+def expand_home(path: str) -> str:
+    """Replace a leading `~`; raises ValueError for a user without home directory."""
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser() raises RuntimeError
+    if expanded.startswith("~"):
+        raise ValueError("expected a path without ~, because this user has no home directory")
+    return expanded
+
+
 def _parse_path(value: Any) -> Path:
-    path = Path(os.fspath(value)).expanduser()
+    path = Path(expand_home(os.fspath(value)))
     text = str(path)
     # A token without a known form is not told from a file's name that does not exist yet by more than its length.
     is_token = hide_secrets(text) != text or len(text) >= _MIN_TOKEN_LENGTH
@@ -233,7 +241,7 @@ def _parse_path(value: Any) -> Path:
 
 def parse_directory(value: Any) -> str:
     """Parse the path of a folder, which may not exist yet."""
-    path = os.path.abspath(os.path.expanduser(str(value).strip()))  # noqa: PTH100, PTH111 - no link is followed
+    path = os.path.abspath(expand_home(str(value).strip()))  # noqa: PTH100 - no link is followed
     if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 - as above
         raise ValueError("expected the path of a folder")
     return path

@@ -3,6 +3,7 @@
 Measured with MLflow 3.6.0 to 3.17.2, SQLite and PostgreSQL. Each repair is noted on the span: `mlflow_otlp.repaired`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,10 @@ _KIND_KEYS = frozenset(
 )
 # A text of at most so many characters that begins with a letter needs no repair, unless it holds a NUL.
 _SHORT_TEXT = min(_MAX_LENGTHS.values())
+# MLflow parses each text that may be JSON, and answers 422 to 1,000 nested levels, or 1,000 brackets in a row.
+_MAX_NESTING = 500
+_BRACKETS = re.compile(r"[\[{]+|[\]}]+")
+_ZERO_WIDTH_SPACE = "\u200b"
 _MIN_CUT_CHARACTERS, _MAX_MARK_BYTES = 256, 64
 
 
@@ -66,7 +71,9 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
             # MLflow before 3.18 stores the last message in it as a preview, which is a column.
             changed, note = replace_nul(value), f"{key}: NUL characters replaced"
         else:
-            continue
+            changed, note = value, ""
+        if changed.__class__ is str and len(changed) > _MAX_NESTING and _is_nested_too_deeply(changed):
+            changed, note = _ZERO_WIDTH_SPACE + changed, f"{key}: marked as text, because it is nested too deeply"
         if note:
             changes[key] = changed
             notes.append(note)
@@ -94,6 +101,18 @@ def _sanitize_column(key: str, value: Any) -> tuple[Any, str]:
 
 def _is_structured(value: Any) -> bool:
     return value.lstrip()[:1] in ("[", "{") if isinstance(value, str) else isinstance(value, (Sequence, Mapping))
+
+
+def _is_nested_too_deeply(text: str) -> bool:
+    if text[:64].lstrip()[:1] not in ("[", "{") or text.count("[") + text.count("{") <= _MAX_NESTING:
+        return False
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        brackets = match.group()
+        depth += len(brackets) if brackets[0] in "[{" else -len(brackets)
+        if depth > _MAX_NESTING:
+            return True
+    return False
 
 
 def _sanitize_numbers(key: str, value: Any) -> tuple[Any, str]:

@@ -101,7 +101,7 @@ class SpanEncoder:
         except (AttributeError, UnicodeEncodeError):
             encoded_name = self._encode_text(name)
         start_time, end_time = span.start_time or 0, span.end_time or 0
-        if not 0 <= start_time <= end_time <= _MAX_TIME:
+        if not (0 <= start_time <= end_time <= _MAX_TIME and start_time.__class__ is end_time.__class__ is int):
             start_time, end_time = _clamp_time(start_time), _clamp_time(end_time)
         pieces = [b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big")]
         if context.trace_state:
@@ -335,6 +335,9 @@ class SpanEncoder:
         return encode_field(b"\x1a", self._encode_text(url)) if url else b""
 
 
-def _clamp_time(nanoseconds: int | None) -> int:
-    # MLflow's databases reject a time beyond 63 bits, and with it the whole request.
-    return min(max(nanoseconds or 0, 0), _MAX_TIME)
+def _clamp_time(nanoseconds: float | None) -> int:
+    # MLflow's databases reject a time beyond 63 bits, and with it the whole request. `time.time() * 1e9` is a float.
+    try:
+        return min(max(int(nanoseconds or 0), 0), _MAX_TIME)
+    except (TypeError, ValueError, OverflowError):  # not a number, infinity
+        return 0

@@ -149,7 +149,7 @@ def _parse_credentials(value: Any) -> CredentialSource:
     if isinstance(value, str):
         return _static_token(value, source, _to_header, str(source))
     if isinstance(value, os.PathLike):
-        return TokenFileAuth(str(Path(value).expanduser()), source)
+        return TokenFileAuth(os.path.expanduser(value), source)  # noqa: PTH111 - never raises
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value):
         return StaticAuth(_basic(*value, source), f"{source} (user {value[0]})")
     if callable(value):
