@@ -91,7 +91,8 @@ def isolate_test(tmp_path_factory: pytest.TempPathFactory, watched_logs: Watch) 
             patch.delenv(name)
         # An instrumentation stays on for the rest of the process, so only tests of instrumentations enable it.
         patch.setenv("MLFLOW_OTLP_AUTO_INSTRUMENT", "false")
-        # Tests count requests, so trace metadata updates for older servers are off: see `trace_updates`.
+        # Tests count requests, so trace metadata updates for older servers and the completion of traces without a root
+        # are off: see `trace_updates`.
         patch.setattr(api_client, "TraceUpdater", _updater_if_requested)
         # The tests may run in a pod.
         patch.setenv("MLFLOW_OTLP_SERVICE_ACCOUNT_DIR", "none")
@@ -130,7 +131,7 @@ def _updater_if_requested(*arguments: Any, everything: bool) -> TraceUpdater | N
 
 @pytest.fixture
 def trace_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enable trace metadata updates for older servers, as outside tests."""
+    """Enable trace metadata updates for older servers and completion of traces without a root, as outside tests."""
     monkeypatch.setattr(api_client, "TraceUpdater", TraceUpdater)
 
 

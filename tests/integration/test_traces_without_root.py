@@ -18,6 +18,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCod
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor
 from support.mlflow_server import MLflowServer
 
+pytestmark = pytest.mark.usefixtures("trace_updates")
+
 INPUT = {"openinference.span.kind": "AGENT", "input.value": "Will it rain?"}
 OUTPUT = {"output.value": "Take an umbrella."}
 RESULT = {"state": "OK", "request_preview": "Will it rain?", "response_preview": "Take an umbrella."}

@@ -101,7 +101,7 @@ class SpanEncoder:
         except (AttributeError, UnicodeEncodeError):
             encoded_name = self._encode_text(name)
         start_time, end_time = span.start_time or 0, span.end_time or 0
-        if not (0 <= start_time <= end_time <= _MAX_TIME and start_time.__class__ is end_time.__class__ is int):
+        if not (start_time.__class__ is end_time.__class__ is int and 0 <= start_time <= end_time <= _MAX_TIME):
             start_time, end_time = _clamp_time(start_time), _clamp_time(end_time)
         pieces = [b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big")]
         if context.trace_state:

@@ -71,16 +71,16 @@ class MlflowRestClient:
         # A REST API that is only guessed, behind a Collector's address, is used only if the user asks for it.
         if trace_info or settings.is_api_certain:
             self._updater = TraceUpdater(api, self.resolve_experiment, server, problem_log, everything=trace_info)
-            if settings.enrichment.root_wait < math.inf:
-                self._corrector = LateRootCorrector(api, self.resolve_experiment, server)
-                self._completer = TraceCompleter(
-                    api,
-                    send_spans,
-                    server,
-                    problem_log,
-                    wait_seconds=settings.enrichment.root_wait,
-                    on_completed=self._update_completed,
-                )
+        if self._updater is not None and settings.enrichment.root_wait < math.inf:
+            self._corrector = LateRootCorrector(api, self.resolve_experiment, server)
+            self._completer = TraceCompleter(
+                api,
+                send_spans,
+                server,
+                problem_log,
+                wait_seconds=settings.enrichment.root_wait,
+                on_completed=self._update_completed,
+            )
 
     def resolve_experiment(self, destination: Destination, timeout_seconds: float) -> str | ExportOutcome | None:
         """The id of a destination's experiment; see `ExperimentResolver.resolve`."""
