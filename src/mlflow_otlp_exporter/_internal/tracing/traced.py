@@ -92,8 +92,15 @@ def traced(
 ) -> Any:
     """Create a span for each call, with the inputs, the outputs and the exception.
 
-    Works with functions, methods, coroutine functions, generators and async generators, below or above `@staticmethod`
-    and `@classmethod`. The span of a generator lasts from its first step to its end; its output is what it yielded.
+    Works with functions, methods, coroutine functions, generators, async generators, callable objects, properties and
+    classes (for each new object), below or above `@staticmethod` and `@classmethod`. If the result is work still to be
+    done, such as a generator, a stream, a coroutine, a future, a context manager or a streaming response, the span
+    lasts until that work is done, and its output is what was yielded. The span of a generator function starts with its
+    first step.
+
+    The parent is the current span, or inside a tool or node of LangChain, LangGraph or LlamaIndex the span that
+    OpenInference's instrumentation has for it. Exceptions that direct the control flow, such as `SystemExit(0)` and
+    interrupts of LangGraph, are not recorded as failures (docs/apps.md).
 
     Args:
         function: The function, if the decorator is used without arguments.
@@ -107,7 +114,7 @@ def traced(
         attributes: Further attributes of each span.
 
     Returns:
-        A function of the same kind and signature, or a decorator.
+        A function of the same kind and signature, the class, or a decorator.
     """
 
     def decorate(decorated: Any) -> Any:
