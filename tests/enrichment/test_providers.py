@@ -4,6 +4,7 @@ import pytest
 
 from mlflow_otlp_exporter._internal.enrichment.providers import (
     resolve_provider,
+    strip_provider,
     to_catalog_provider,
     to_openinference_provider,
 )
@@ -28,6 +29,20 @@ from mlflow_otlp_exporter._internal.enrichment.providers import (
         ("langgraph", "claude-sonnet-4-5", "anthropic", "anthropic"),
         (None, "models/gemini-2.5-flash", "google", "gemini"),
         ("my-gateway", "gpt-4o", "my-gateway", "my-gateway"),
+        ("azure-openai.responses", None, "azure", "azure"),
+        ("google.vertex.chat", None, "google", "gemini"),
+        ("my-server.chat", None, "my-server", "my-server"),
+        ("llm.example.com", "gpt-4o", "llm.example.com", "llm.example.com"),
+        ("https://api.groq.com/openai/v1", "llama-3", "groq", "groq"),
+        ("my-resource.openai.azure.com", "gpt-4o", "azure", "azure"),
+        ("bedrock-runtime.us-east-1.amazonaws.com", None, "aws", "bedrock"),
+        ("127.0.0.1:8000", "gpt-4o", "openai", "openai"),
+        ("127.0.0.1:8000", "my-model", "127.0.0.1:8000", "127.0.0.1:8000"),
+        ("[::1]:8000", None, "[::1]:8000", "[::1]:8000"),
+        ("localhost", "claude-sonnet-4-5", "anthropic", "anthropic"),
+        (None, "groq/llama-3", "groq", "groq"),
+        (None, "openrouter/openai/gpt-4o", "openrouter", "openrouter"),
+        ("litellm", "bedrock/anthropic.claude-sonnet-4-5", "aws", "bedrock"),
     ],
 )
 def test_resolve_provider_of_each_name_maps_to_openinference_and_catalog(
@@ -41,3 +56,20 @@ def test_resolve_provider_of_each_name_maps_to_openinference_and_catalog(
 def test_resolve_provider_of_framework_returns_none() -> None:
     assert resolve_provider("crewai", "my-model") is None
     assert resolve_provider(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "provider", "stripped"),
+    [
+        ("openai/gpt-4o", "openai", "gpt-4o"),
+        ("gemini/gemini-2.5-flash", "google", "gemini-2.5-flash"),
+        ("models/gemini-2.5-flash", "gcp.gemini", "gemini-2.5-flash"),
+        ("openai/gpt-oss-20b", "groq", "openai/gpt-oss-20b"),
+        ("openrouter/openai/gpt-4o", "openrouter", "openai/gpt-4o"),
+        ("meta-llama/Llama-3-8b", "huggingface", "meta-llama/Llama-3-8b"),
+        ("ft:gpt-4o:team::id", "openai", "ft:gpt-4o:team::id"),
+        ("openai/", "openai", "openai/"),
+    ],
+)
+def test_strip_provider_removes_provider_of_same_span(model: str, provider: str, stripped: str) -> None:
+    assert strip_provider(model, provider) == stripped

@@ -51,7 +51,7 @@ def enrich_attributes(own: Mapping[str, Any]) -> Mapping[str, Any]:
         ({"ai.operationId": "ai.embedMany.doEmbed"}, "EMBEDDING", "EMBEDDING"),
         ({"mcp.method.name": "tools/call"}, "TOOL", "TOOL"),
         ({"mcp.method.name": "tools/list"}, "UNKNOWN", None),
-        ({"mlflow.spanType": '"RETRIEVER"'}, '"RETRIEVER"', None),
+        ({"mlflow.spanType": '"RETRIEVER"'}, "RETRIEVER", None),
         ({"http.method": "GET"}, "UNKNOWN", None),
     ],
 )

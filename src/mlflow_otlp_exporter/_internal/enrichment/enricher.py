@@ -11,7 +11,7 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.enrichment.duplicate_attributes import drop_duplicate_attributes
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, merge
-from mlflow_otlp_exporter._internal.enrichment.readers import READERS
+from mlflow_otlp_exporter._internal.enrichment.readers import READERS, fallback
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.token_usage import count_usage_once, rename_usage_keys
@@ -141,15 +141,19 @@ def read_span(span: ReadableSpan) -> SpanState:
     if span_attributes:
         # Iterating over the SDK's own mapping is slow.
         attributes = dict(span_attributes.copy() if hasattr(span_attributes, "copy") else span_attributes)
-        if attributes.get(mlflow.TYPE) == "null":
+        span_type = attributes.get(mlflow.TYPE)
+        if span_type == "null":
             # MLflow's SDK in the same app puts it onto the spans of others.
             del attributes[mlflow.TYPE]
+        elif isinstance(span_type, str) and span_type[:1] == '"':
+            # The SDK writes JSON; the server would search for the type with its quotes.
+            attributes[mlflow.TYPE] = span_type.strip('"')
     prefixes = {key.partition(".")[0] for key in attributes}
     events = span.events
     prefixes.update([event.name.partition(".")[0] for event in events])
     scope = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
     if prefixes.isdisjoint(_PREFIXES):
-        return SpanState(span, attributes, EMPTY, scope)
+        return SpanState(span, attributes, fallback.complete(attributes, EMPTY, has_other_keys=True), scope)
     view = SpanView(
         span.name, scope, attributes, [EventView(event.name, dict(event.attributes or {})) for event in events]
     )
@@ -163,6 +167,7 @@ def read_span(span: ReadableSpan) -> SpanState:
             if candidate is not None:
                 candidates.append(candidate)
     normalized = candidates[0] if len(candidates) == 1 else merge(candidates)
+    normalized = fallback.complete(attributes, normalized, has_other_keys=not prefixes <= _PREFIXES)
     if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
         normalized = normalized._replace(kind=Kind.CHAT_MODEL)
     return SpanState(span, attributes, normalized, scope)

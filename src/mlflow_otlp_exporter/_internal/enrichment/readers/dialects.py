@@ -5,7 +5,7 @@ from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect
 
 LANGFUSE = Dialect(
     "Langfuse",
-    frozenset({"langfuse", "session", "user"}),
+    frozenset({"langfuse"}),
     {
         "kind": ("langfuse.observation.type",),
         "input": ("langfuse.observation.input", "langfuse.trace.input"),

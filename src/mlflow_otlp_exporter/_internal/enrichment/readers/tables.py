@@ -53,14 +53,14 @@ class Dialect(NamedTuple):
 
 
 # Keys in lower case, without separators, in order of precedence.
-_SESSION_KEYS = ("sessionid", "threadid", "conversationid")
-_USER_KEYS = ("userid", "enduserid")
+SESSION_KEYS = ("sessionid", "threadid", "conversationid", "tracesessionid")
+USER_KEYS = ("userid", "enduserid", "traceuserid")
 # Keys that LangChain, LangGraph and LangSmith add to metadata for their own use.
 _FRAMEWORK_PREFIXES = ("lc_", "ls_", "langgraph_", "LANGSMITH_", "__pregel")
 _FRAMEWORK_TAGS = ("seq:step:", "graph:step:", "langsmith:")
 # Names of counts in providers' usage objects, in lower case and without separators; those of an object with details
 # begin with `input` or `output`.
-_COUNT_NAMES = {
+COUNT_NAMES = {
     "input": ("inputtokens", "prompttokens", "prompttokencount", "inputtokencount", "input", "prompt"),
     "output": ("outputtokens", "completiontokens", "candidatestokencount", "outputtokencount", "output", "completion"),
     "total": ("totaltokens", "totaltokencount", "total"),
@@ -76,7 +76,7 @@ _COUNT_NAMES = {
     "input_audio": ("inputaudiotokens", "inputaudio"),
     "output_audio": ("outputaudiotokens", "outputaudio"),
 }
-_COUNTS = tuple(_COUNT_NAMES[field] for field in Usage._fields)
+_COUNTS = tuple(COUNT_NAMES[field] for field in Usage._fields)
 _COST_NAMES = (
     ("input", "inputcost", "prompt", "promptcost"),
     ("output", "outputcost", "completion", "completioncost"),
@@ -192,15 +192,15 @@ def read_identity(properties: Mapping[str, Any], ignored: frozenset[str] = froze
     for key, value in properties.items():
         if not key or value is None:
             continue
-        name = _normalize_name(key)
+        name = normalize_name(key)
         text = to_text(decode_json(value) if isinstance(value, str) and value[:1] == '"' else value)
-        if name in _SESSION_KEYS or name in _USER_KEYS:
+        if name in SESSION_KEYS or name in USER_KEYS:
             ids[name] = text
         elif name == "tags":
             identity["tags"] = parse_tags(value)
         elif key not in ignored and not key.startswith(_FRAMEWORK_PREFIXES):
             metadata[key] = text
-    for field, names in (("session", _SESSION_KEYS), ("user", _USER_KEYS)):
+    for field, names in (("session", SESSION_KEYS), ("user", USER_KEYS)):
         if text := next((ids[name] for name in names if ids.get(name)), ""):
             identity[field] = text
     if metadata:
@@ -215,7 +215,7 @@ def parse_tags(value: Any) -> tuple[str, ...] | None:
     return tuple(tag for tag in stripped if tag and not tag.startswith(_FRAMEWORK_TAGS)) or None
 
 
-def _normalize_name(key: str) -> str:
+def normalize_name(key: str) -> str:
     return key.replace("_", "").replace(".", "").replace("-", "").lower()
 
 
@@ -226,10 +226,10 @@ def read_usage(value: Any) -> Usage | None:
         return None
     counts: dict[str, Any] = {}
     for key, item in usage.items():
-        name = _normalize_name(key)
+        name = normalize_name(key)
         if isinstance(item, dict):
             side = "input" if name.startswith(("input", "prompt")) else "output"
-            counts.update((side + _normalize_name(detail), count) for detail, count in item.items())
+            counts.update((side + normalize_name(detail), count) for detail, count in item.items())
         else:
             counts[name] = item
     parsed = Usage(*(_select_number(counts, names, parse_int) for names in _COUNTS))
@@ -254,7 +254,7 @@ def read_cost(value: Any) -> Cost | None:
     costs = parse_structured(value)
     if not isinstance(costs, dict):
         return Cost(total=total) if (total := parse_float(value)) else None
-    numbers = {_normalize_name(key): number for key, number in costs.items()}
+    numbers = {normalize_name(key): number for key, number in costs.items()}
     cost = Cost(*(_select_number(numbers, names, parse_float) for names in _COST_NAMES))
     return cost if any(cost) else None
 

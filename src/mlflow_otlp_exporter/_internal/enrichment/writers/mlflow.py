@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Usage,
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_other_fields, simplify_call
-from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, to_catalog_provider
+from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, strip_provider, to_catalog_provider
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import is_repr, normalize_schema, unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
@@ -265,9 +265,10 @@ def _write_usage(usage: Usage, attributes: dict[str, Any]) -> None:
 
 def _write_model(normalized: NormalizedSpan, attributes: dict[str, Any]) -> None:
     model = normalized.response_model or normalized.request_model
+    provider = resolve_provider(normalized.provider, model)
     if model:
-        attributes[MODEL] = model
-    if provider := resolve_provider(normalized.provider, model):
+        attributes[MODEL] = strip_provider(model, provider)
+    if provider:
         attributes[PROVIDER] = to_catalog_provider(provider)
 
 
