@@ -120,9 +120,9 @@ def test_read_unknown_dialect_reads_identity_usage_and_documents() -> None:
 
 
 def test_read_session_of_application_beside_known_convention() -> None:
-    known = {"openinference.span.kind": "LLM", "input.value": "hi"}
-    assert read({**known, "app.session_id": "s", "app.user.id": "u"})[-12:] != read(known)[-12:]
-    assert (read({**known, "app.session_id": "s"}).session, read(known).session) == ("s", None)
+    model_call = {"openinference.span.kind": "LLM", "input.value": "hi"}
+    assert read({**model_call, "app.session_id": "s", "app.user.id": "u"})[-12:] != read(model_call)[-12:]
+    assert (read({**model_call, "app.session_id": "s"}).session, read(model_call).session) == ("s", None)
 
 
 def test_read_identity_in_parameters_of_call() -> None:
