@@ -714,6 +714,43 @@ def test_handles_are_ordinary_results(memory: Memory, create: Callable[[], Any])
         result.close()
 
 
+class Fluent(OwnIterator):
+    @traced
+    def __enter__(self) -> "Fluent":
+        return self
+
+    def __exit__(self, *details: object) -> None: ...
+
+
+class AsyncFluent(AsyncManager):
+    @traced
+    async def __aenter__(self) -> "AsyncFluent":  # type: ignore[override]
+        return self
+
+
+def test_async_method_that_returns_its_object_is_complete(memory: Memory) -> None:
+    async def main() -> None:
+        async with AsyncFluent():
+            assert memory.names() == ["__aenter__"]
+
+    asyncio.run(main())
+
+
+def test_method_that_returns_its_object_is_complete(memory: Memory) -> None:
+    with Fluent() as stream:
+        assert memory.names() == ["__enter__"]
+        assert type(stream) is Fluent
+
+
+def test_context_manager_used_as_decorator_ends_its_span(memory: Memory) -> None:
+    @traced(name="answer")(session)()
+    def work_inside() -> None: ...
+
+    assert memory.names() == ["answer"]
+    work_inside()
+    assert memory.names() == ["answer", "model", "model"]
+
+
 class Registry:
     classes: list[type] = []  # noqa: RUF012 - shared on purpose
 

@@ -149,6 +149,9 @@ def wrap_function(
         run = begin(args, kwargs)
         with run:
             result = await function(*args, **kwargs)
+        if args and result is args[0]:  # `__aenter__` returns its own object
+            run.on_end(None, result)
+            return result
         return follow(result, run)
 
     return call_coroutine

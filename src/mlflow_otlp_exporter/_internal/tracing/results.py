@@ -498,6 +498,7 @@ _STREAM_METHODS: dict[str, Callable[[_Method], _Method]] = {
 }
 _WORK_METHODS: dict[str, Callable[[_Method], _Method]] = {
     "__await__": _observe_await,
+    "__call__": _observe_end,  # a context manager that is used as a decorator makes a new one for each call
     "__enter__": _observe_enter,
     "__exit__": _observe_exit,
     "__aenter__": _observe_aenter,

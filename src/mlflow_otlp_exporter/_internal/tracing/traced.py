@@ -172,7 +172,7 @@ class _SpanFactory:
         self._function = function
         self._name = name or str(_read(function, "__name__", type(function).__name__))
         self._outputs = outputs
-        self._arguments = _Arguments(function) if inputs else None
+        self._inputs, self._arguments = inputs, _Arguments(function)
         span_type = str(kind.value if isinstance(kind, Enum) else kind).strip().upper() or "CHAIN"
         _warn_unknown_kind(span_type, str(_read(function, "__qualname__", self._name)))
         self._kind = span_type if span_type in _KINDS else _KIND_OF_SPAN_TYPE.get(span_type, "CHAIN")
@@ -205,12 +205,17 @@ class _SpanFactory:
                 self.end(span, error)
                 raise
             detach(token)
-            if type(result) in COMPLETE_TYPES or not span.get_span_context().is_valid:
+            if type(result) in COMPLETE_TYPES or self._is_complete(result, args, span):
                 self.end(span, None, result)
                 return result
             return follow(result, _TracedRun(self, span, context))
 
         return call
+
+    def _is_complete(self, result: Any, args: tuple[Any, ...], span: Span) -> bool:
+        # `__enter__`, `__iter__` and fluent methods return their own object.
+        is_own_object = self._arguments.has_receiver and bool(args) and result is args[0]
+        return is_own_object or not span.get_span_context().is_valid
 
     def _wrap_class(self, decorated: type) -> bool:
         """Create a span for each new object, and keep the class itself."""
@@ -246,7 +251,7 @@ class _SpanFactory:
         except BaseException as error:  # noqa: BLE001 - of a sampler or processor of others
             self._log("Span of %s could not be recorded: %s [%s]", error)
             return trace.INVALID_SPAN
-        if self._arguments is not None and span.is_recording():
+        if self._inputs and span.is_recording():
             try:
                 span.set_attributes(as_inputs(self._arguments.by_name(args, kwargs)))
             except BaseException as error:  # noqa: BLE001 - `_log` raises what ends the process
@@ -354,6 +359,7 @@ class _Arguments:
         parameters = list(self._signature.parameters.values()) if self._signature else []
         self._names = [parameter.name for parameter in parameters]
         self._receiver_names = self._names[:1] if self._names and self._names[0] in _RECEIVER_NAMES else []
+        self.has_receiver = bool(self._receiver_names)
         self._defaults = {
             parameter.name: parameter.default
             for parameter in parameters
