@@ -44,3 +44,14 @@ def suppress_header_warnings() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_other_thread)
+
+
+def hide_logged_queries() -> None:
+    """Cut the queries from what urllib3 logs at DEBUG about requests of this library: a key may be in them."""
+    logging.getLogger("urllib3.connectionpool").addFilter(_cut_queries)
+
+
+def _cut_queries(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple) and context.get_value(_KEYS[0]):
+        record.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in record.args)
+    return True

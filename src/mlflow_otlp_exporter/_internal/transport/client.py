@@ -31,6 +31,7 @@ from urllib3.poolmanager import pool_classes_by_scheme
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.suppression import hide_logged_queries
 from mlflow_otlp_exporter._internal.config.models import ServerSettings
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER
 from mlflow_otlp_exporter._internal.transport.authorization import (
@@ -135,6 +136,7 @@ class _DeadlineResponse(http.client.HTTPResponse):
 
 class _DeadlineConnection(HTTPConnection):
     response_class = _DeadlineResponse
+    debuglevel = 0  # where the application debugs its own requests, http.client prints the credentials of all
 
     def connect(self) -> None:
         deadline = _deadline.get() or Deadline(0)
@@ -242,6 +244,8 @@ class HttpClient:
         self._certificate: Any = server.client_certificate_file
         if server.client_certificate_file and server.client_key_file:
             self._certificate = (server.client_certificate_file, server.client_key_file)
+        if "?" in self.url:
+            hide_logged_queries()
         self._lock = threading.RLock()
         self._last_used = time.monotonic()
         self._rejected_credential: str | None = None
