@@ -1,5 +1,6 @@
 """Batches and chunks of whole traces, and resource attributes that name the destination."""
 
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -195,3 +196,18 @@ def test_build_with_values_whose_methods_raise_drops_their_span_only(mask: list[
     batches, failed_count = pipeline.batcher.build(spans)
     exporter.shutdown(0)
     assert (failed_count, sum(len(encoded) for _, encoded in batches)) == (1, 2)
+
+
+@pytest.mark.parametrize("mask", [None, ["email"]])
+def test_end_of_span_with_values_whose_methods_raise_raises_nothing(mask: list[str] | None, tmp_path: Path) -> None:
+    exporter = MLflowSpanExporter(
+        endpoint="http://127.0.0.1:9/v1/traces", mask=mask, spool=True, spool_dir=tmp_path, durability="every-span"
+    )
+    provider = TracerProvider(shutdown_on_exit=False)
+    processor = MLflowSpanProcessor(exporter)
+    provider.add_span_processor(processor)
+    span = provider.get_tracer("app").start_span("span")
+    span.set_attribute("input.value", HostileText("x"))
+    span.end()
+    processor.shutdown(0)
+    assert exporter.stats().dropped == 1

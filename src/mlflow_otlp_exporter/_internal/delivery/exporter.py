@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 from mlflow_otlp_exporter._internal.common.process_end import install_sigterm_handler
 from mlflow_otlp_exporter._internal.common.stats import Stats
@@ -175,7 +176,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
         try:
             with suppress_instrumentation():
                 return SpanExportResult.SUCCESS if pipeline.export(spans) else SpanExportResult.FAILURE
-        except Exception as error:  # noqa: BLE001 - nothing of this library raises into the application
+        except BaseException as error:  # nothing of this library raises into the application
+            if must_propagate(error):
+                raise
             log_exception(error, "export spans")
             return SpanExportResult.FAILURE
 

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.backoff import MAX_SECONDS_IN_MEMORY
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -152,8 +152,11 @@ class Pipeline:
         write, redact = journal.append, self.batcher.redactor.redact
 
         def record(span: ReadableSpan) -> None:
-            with suppress(Exception):  # the span is only in memory then, and counted as dropped when it is encoded
+            try:
                 write(redact(span))
+            except BaseException as error:  # the span is only in memory then, and dropped when it is encoded
+                if must_propagate(error):
+                    raise
 
         return record
 

@@ -6,6 +6,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 from mlflow_otlp_exporter._internal.config.models import AppSettings, BufferSettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
@@ -105,7 +106,9 @@ class MLflowSpanProcessor(SpanProcessor):
             worker.enqueue_start(span)
             try:
                 apply_context(span, trace_id, parent_context, self._baggage_keys)
-            except Exception as error:  # noqa: BLE001 - nothing of this library raises into the application
+            except BaseException as error:  # nothing of this library raises into the application
+                if must_propagate(error):
+                    raise
                 log_exception(error, APPLY_CONTEXT)
 
     def on_end(self, span: ReadableSpan) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.files import create_private_directory, remove_if_locked, try_lock
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -95,7 +96,7 @@ class Journal:
         self._current: Segment | None = None
         self._segment_numbers = itertools.count()
         self._lock = threading.RLock()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._missed_span_count = 0
         self._is_closed = self._is_paused = False
 
@@ -114,7 +115,9 @@ class Journal:
             return
         try:
             self._append(span)
-        except Exception as error:  # noqa: BLE001 - a malformed span or a full disk must not raise into the application
+        except BaseException as error:  # a malformed span or a full disk must not raise into the application
+            if must_propagate(error):
+                raise
             self._error = error
             self._missed_span_count += 1
 
