@@ -1,6 +1,7 @@
 """The enrichment stage: adds attributes to spans so that MLflow's console can display them."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -152,11 +153,19 @@ def read_span(span: ReadableSpan) -> SpanState:
     events = span.events
     prefixes.update([event.name.partition(".")[0] for event in events])
     scope = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
-    if prefixes.isdisjoint(_PREFIXES):
-        return SpanState(span, attributes, fallback.complete(attributes, EMPTY, has_other_keys=True), scope)
-    view = SpanView(
-        span.name, scope, attributes, [EventView(event.name, dict(event.attributes or {})) for event in events]
-    )
+    normalized = EMPTY if prefixes.isdisjoint(_PREFIXES) else _read_conventions(span, scope, attributes, prefixes)
+    with suppress(Exception):  # what the readers found stays
+        normalized = fallback.complete(attributes, normalized, has_other_keys=not prefixes <= _PREFIXES)
+    if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
+        normalized = normalized._replace(kind=Kind.CHAT_MODEL)
+    return SpanState(span, attributes, normalized, scope)
+
+
+def _read_conventions(
+    span: ReadableSpan, scope: str, attributes: Mapping[str, Any], prefixes: set[str]
+) -> NormalizedSpan:
+    events = [EventView(event.name, dict(event.attributes or {})) for event in span.events]
+    view = SpanView(span.name, scope, attributes, events)
     candidates: list[NormalizedSpan] = []
     for reader in READERS:
         if not prefixes.isdisjoint(reader.prefixes):
@@ -166,11 +175,7 @@ def read_span(span: ReadableSpan) -> SpanState:
                 continue
             if candidate is not None:
                 candidates.append(candidate)
-    normalized = candidates[0] if len(candidates) == 1 else merge(candidates)
-    normalized = fallback.complete(attributes, normalized, has_other_keys=not prefixes <= _PREFIXES)
-    if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
-        normalized = normalized._replace(kind=Kind.CHAT_MODEL)
-    return SpanState(span, attributes, normalized, scope)
+    return candidates[0] if len(candidates) == 1 else merge(candidates)
 
 
 def _add_exception_event(state: SpanState) -> Sequence[Event]:

@@ -261,7 +261,7 @@ def _read_part(part: dict[str, Any], draft: _MessageDraft) -> None:
     message_content = part.get("message_content")
     if isinstance(message_content, dict):
         part = {**part, **message_content}
-    kind = part.get("type") or part.get("part_kind") or part.get("block_type") or ""
+    kind = select_text(part.get("type"), part.get("part_kind"), part.get("block_type")) or ""
     reader = _PART_READERS.get(kind)
     if reader is not None:
         reader(part, draft)

@@ -108,6 +108,8 @@ def _is_message(item: Mapping[str, Any]) -> bool:
     if isinstance(item.get("role") or item.get("_role"), str):
         return True
     kind = item.get("type")
+    if not isinstance(kind, str):
+        kind = None
     if kind in _RESPONSES_ITEM_TYPES:
         return True
     if kind in _LANGCHAIN_TYPES:
