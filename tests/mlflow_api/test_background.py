@@ -18,6 +18,8 @@ class FakeTask:
     def run(self, timeout_seconds: float) -> SendResult:
         assert timeout_seconds > 0
         self.has_run.set()
+        if not self.is_awaited:
+            return SendResult((self,), destination_delay=60.0)
         if self.fails:
             self.failures += 1
             return SendResult(
@@ -37,6 +39,19 @@ def test_wait_with_delayed_task_cancels_delay() -> None:
     assert tasks.wait(30.0)
     assert task.has_run.is_set()
     tasks.close(1.0)
+
+
+def test_wait_does_not_wait_for_tasks_that_are_not_awaited() -> None:
+    tasks, task, other = BackgroundTasks(1.0), FakeTask(), FakeTask()
+    task.is_awaited = False
+    tasks.enqueue("a", task, delay_seconds=60.0)
+    tasks.enqueue("b", other, delay_seconds=60.0)
+    assert tasks.wait(30.0)
+    assert other.has_run.is_set()
+    assert tasks.pending_count == 1
+    task.is_awaited = True
+    tasks.close(5.0)
+    assert tasks.pending_count == 0
 
 
 def test_wait_during_failing_step_shortens_next_delay() -> None:

@@ -23,6 +23,7 @@ from support.transport import json_of, json_response
 DESTINATION = Destination(experiment_id="7")
 SEARCH, CREATE = "/api/3.0/mlflow/traces/search", "/api/3.0/mlflow/traces"
 CHAT = {
+    "mlflow.traceTag.mlflow.traceName": "agent",
     "mlflow.spanInputs": json.dumps({"messages": [{"role": "user", "content": "Will it rain?"}]}),
     "mlflow.spanOutputs": json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "No."}}]}),
 }
@@ -125,7 +126,8 @@ def test_late_root_replaces_values_of_local_root(
     assert story.run() == SendResult()
     (info,) = story.replaced
     assert (info["state"], info["request_preview"], info["response_preview"]) == expected
-    assert info["tags"] == {LOCAL_ROOT_TAG: "", "a": "b"}
+    tags = {"mlflow.traceName": "agent"} if "mlflow.traceTag.mlflow.traceName" in attributes else {}
+    assert info["tags"] == {LOCAL_ROOT_TAG: "", "a": "b", **tags}
     assert (info["request_time"], info["execution_duration"]) == ("2026-11-22T15:31:58.349Z", "9s")
     assert "trace_metadata" not in info  # it would freeze the tokens
     assert story.searches[0]["max_results"] == 2

@@ -48,6 +48,7 @@ class _Root(NamedTuple):
     state: str
     request: str
     response: str
+    tags: Mapping[str, str]  # with the trace's name
 
 
 class LateRootCorrector:
@@ -164,7 +165,8 @@ def _read_root(encoded: EncodedSpan) -> _Root | None:
     request = attributes.get("mlflow.spanInputs") or attributes.get("input.value")
     response = attributes.get("mlflow.spanOutputs") or attributes.get("output.value")
     state = "ERROR" if span.status.code == Status.STATUS_CODE_ERROR else "OK"
-    return _Root(encoded.trace_id, state, _preview(request, "messages"), _preview(response, "choices"))
+    tags = {key[len(TRACE_TAG) :]: value for key, value in attributes.items() if key.startswith(TRACE_TAG) and value}
+    return _Root(encoded.trace_id, state, _preview(request, "messages"), _preview(response, "choices"), tags)
 
 
 def _preview(text: str | None, key: str) -> str:
@@ -183,7 +185,7 @@ def _preview(text: str | None, key: str) -> str:
 def _replace_values(record: Mapping[str, Any], root: _Root, *, keeps_metadata: bool) -> dict[str, Any]:
     """A stored trace with the values of its root."""
     info = {**record, "state": root.state, "request_preview": root.request, "response_preview": root.response}
-    info["tags"] = {**_to_object(record.get("tags")), LOCAL_ROOT_TAG: ""}
+    info["tags"] = {**_to_object(record.get("tags")), **root.tags, LOCAL_ROOT_TAG: ""}
     if keeps_metadata:
         info.pop("trace_metadata", None)
     return {key: value for key, value in info.items() if value is not None and key != "assessments"}

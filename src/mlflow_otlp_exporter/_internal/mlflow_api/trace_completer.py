@@ -97,7 +97,7 @@ class TraceCompleter:
             for span in local_roots:
                 if span.is_root:
                     evict_oldest(self._roots, _MAX_ROOTS)[span.trace_id] = None
-                    for traces in list(self._pending.values()):
+                    for traces in list(self._pending.values()) if self._count else ():
                         self._remove(traces, span.trace_id)
             for span in local_roots:
                 if span.has_remote_parent and span.trace_id not in self._roots:
