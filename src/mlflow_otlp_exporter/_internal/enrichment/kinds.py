@@ -9,14 +9,14 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 OPERATIONS = {
     operation: kind
     for kind, operations in {
-        Kind.CHAT_MODEL: ("chat", "generate_content", "response", "responses", "message"),
+        Kind.CHAT_MODEL: ("chat", "generate_content", "response", "responses", "message", "llm_call"),
         Kind.LLM: ("text_completion", "completion"),
         Kind.EMBEDDING: ("embeddings", "embedding"),
-        Kind.TOOL: ("execute_tool",),
+        Kind.TOOL: ("execute_tool", "tool_call"),
         Kind.RETRIEVER: ("retrieval", "vector_db_retrieve"),
         Kind.RERANKER: ("rerank", "reranking"),
-        Kind.AGENT: ("invoke_agent", "create_agent"),
-        Kind.CHAIN: ("plan", "agent_step", "execute_event_loop_cycle"),
+        Kind.AGENT: ("invoke_agent", "create_agent", "agent_call", "user_prompt"),
+        Kind.CHAIN: ("plan", "agent_step", "execute_event_loop_cycle", "schedule_tool_calls"),
         Kind.WORKFLOW: ("invoke_workflow", "workflow"),
         Kind.TASK: ("execute_task",),
         Kind.MEMORY: (

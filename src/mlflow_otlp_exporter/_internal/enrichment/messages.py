@@ -321,7 +321,9 @@ _PART_READERS: dict[Any, Callable[[dict[str, Any], _MessageDraft], None]] = {
 def read_media(part: Mapping[str, Any], kind: str) -> Part | None:
     """The image, audio or file that a part of a message holds, of type `kind` in any provider's shape."""
     if kind not in MEDIA_TYPES:
-        kind = next((key for key in ("image", "inline_data", "inlineData", "file_data", "fileData") if key in part), "")
+        kind = next(
+            (key for key in ("image", "inline_data", "inlineData", "file_data", "fileData", "media") if key in part), ""
+        )
         if not kind or not isinstance(part.get(kind), dict):
             return None
     nested = part.get(kind)
@@ -338,7 +340,10 @@ def read_media(part: Mapping[str, Any], kind: str) -> Part | None:
 
 
 def _build_part(fields: Mapping[str, Any], kind: str) -> Part:
-    mime = select_text(*(fields.get(key) for key in ("mime_type", "media_type", "mediaType", "mimeType"))) or ""
+    mime = (
+        select_text(*(fields.get(key) for key in ("mime_type", "media_type", "mediaType", "mimeType", "contentType")))
+        or ""
+    )
     url = select_text(
         *(fields.get(key) for key in ("url", "uri", "image_url", "file_uri", "fileUri", "image", "file_url"))
     )
@@ -346,6 +351,8 @@ def _build_part(fields: Mapping[str, Any], kind: str) -> Part:
     if url is None and isinstance(data, str) and data.startswith(("data:", "http://", "https://", ATTACHMENT)):
         url = data
         data = None
+    if not mime and url is not None and url.startswith("data:"):
+        mime = url[5:100].partition(";")[0]
     attachment = url if url is not None and url.startswith(ATTACHMENT) else ""
     if attachment and not mime:
         mime = parse_qs(urlsplit(attachment).query).get("content_type", [""])[0]
@@ -377,6 +384,10 @@ def _read_untyped_part(part: dict[str, Any], draft: _MessageDraft) -> bool:
         draft.add_tool_result(result.get("toolUseId"), result.get("content"))
     elif isinstance(call := part.get("function_call", part.get("functionCall")), dict):
         draft.add_tool_call(call.get("id"), call.get("name"), call.get("args"))
+    elif isinstance(call := part.get("toolRequest"), dict):
+        draft.add_tool_call(call.get("ref"), call.get("name"), call.get("input"))
+    elif isinstance(response := part.get("toolResponse"), dict):
+        draft.add_tool_result(response.get("ref"), response.get("output"), response.get("name"))
     elif isinstance(response := part.get("function_response", part.get("functionResponse")), dict):
         draft.add_tool_result(response.get("id"), response.get("response"), response.get("name"))
     elif isinstance(call := part.get("tool_call"), dict):
@@ -397,7 +408,7 @@ def _read_tool_results(content: Any, draft: _MessageDraft) -> bool:
         content = parse_structured(content)
     if not isinstance(content, list) or not content:
         return False
-    result_keys = {"toolResult", "function_response", "functionResponse", "tool_call_result"}
+    result_keys = {"toolResult", "toolResponse", "function_response", "functionResponse", "tool_call_result"}
     for part in content:
         if not isinstance(part, dict) or not (
             part.get("type") in _TOOL_RESULT_TYPES or not result_keys.isdisjoint(part)

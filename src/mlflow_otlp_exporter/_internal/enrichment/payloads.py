@@ -33,11 +33,12 @@ _REQUEST_WRAPPERS = ("request", "input", "inputs", "body", "payload")
 _WRAPPERS = (*_REQUEST_WRAPPERS, "answer", "response", "output", "result")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _MAX_WRAPPERS = 3
+_MESSAGE_KEYS = ("messages", "choices")
 # JSON text without any of these holds no messages, and need not be parsed.
 _REQUEST_MARKS = ('"messages"', '"role"', '"contents"', '"prompt', '"input"', '"type"', '"_role"')
 _ANSWER_MARKS = (
     *('"choices"', '"messages"', '"role"', '"generations"'),
-    *('"candidates"', '"output"', '"type"', '"replies"'),
+    *('"candidates"', '"output"', '"type"', '"replies"', '"toolCalls"'),
 )
 
 
@@ -148,6 +149,10 @@ def read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
         return read_messages([output["message"]], "assistant")
     if isinstance(output, list) and is_message_list(output):
         return _select_answer(read_messages(output, "assistant"), is_model=is_model)
+    if isinstance(calls := response.get("toolCalls"), list) and isinstance(response.get("text"), str):  # Mastra
+        return read_messages([{"role": "assistant", "content": response["text"], "tool_calls": calls}])
+    if isinstance(message := response.get("message"), dict) and _is_message(message):  # Genkit, Ollama
+        return _select_answer(read_messages([message], "assistant"), is_model=is_model)
     for key in ("messages", "update"):
         nested = response.get(key)
         if isinstance(nested, dict):
@@ -299,8 +304,11 @@ def read_other_fields(value: Any, text: str) -> dict[str, Any]:
     fields = simplify_call(parse_structured(value))
     if not isinstance(fields, dict) or len(fields) == 1:
         return {}
-    others = {key: item for key, item in fields.items() if item != text and item not in _EMPTY}
-    return others if len(others) < len(fields) else {}
+    if text not in fields.values():
+        return {}
+    return {
+        key: item for key, item in fields.items() if item != text and item not in _EMPTY and key not in _MESSAGE_KEYS
+    }
 
 
 def is_empty(value: Any) -> bool:

@@ -22,7 +22,7 @@ _ALIASES = {
     "azure": {"azure.ai.openai", "az.ai.openai", "azure.ai.inference", "az.ai.inference"}
     | {"azure_openai", "azureopenai", "azure-openai", "azure_ai"},
     "aws": {"aws.bedrock", "aws_bedrock", "bedrock", "amazon-bedrock", "bedrock_converse"},
-    "google": {"gemini", "gcp.gemini", "gcp.gen_ai", "google_genai", "google-gla"} | _VERTEX_AI,
+    "google": {"gemini", "googleai", "gcp.gemini", "gcp.gen_ai", "google_genai", "google-gla"} | _VERTEX_AI,
     "xai": {"x_ai"},
     "mistralai": {"mistral_ai", "mistral"},
 }

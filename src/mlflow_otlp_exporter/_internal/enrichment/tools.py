@@ -36,7 +36,7 @@ def read_tools(value: Any) -> tuple[ToolDefinition, ...] | None:
         return None
     tools: list[ToolDefinition] = []
     for item in parsed[:_MAX_TOOLS]:
-        definition = parse_structured(item) if isinstance(item, str) else item
+        definition = (parse_structured(item) or {"name": item}) if isinstance(item, str) else item
         if isinstance(definition, dict):
             _collect_tools(definition, tools)
     return tuple(tools) or None

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, ToolDefinition
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, ToolDefinition, has_content
 from mlflow_otlp_exporter._internal.enrichment.payloads import is_empty
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.tools import ToolIndex, has_named_arguments, is_repr, resolve_arguments
@@ -100,6 +100,7 @@ def propagate(tree: TraceTree) -> None:
     """Fill in what spans can take from each other."""
     if len(tree.spans) > 1:
         _mark_agents(tree)
+        _join_calls(tree)
         _share_tools(tree)
     for span in tree.current.values():
         if span.parent_id in tree.spans:
@@ -119,6 +120,36 @@ def _mark_agents(tree: TraceTree) -> None:
         for span in callers:
             if span.span_id in ids:
                 span.kind = Kind.AGENT
+
+
+def _join_calls(tree: TraceTree) -> None:
+    """Give model spans what stands above them: the messages of a span around this one call, the model of the agent."""
+    agents: dict[int, TreeSpan] | None = None
+    for span in tree.current.values():
+        if span.kind not in MODEL_KINDS:
+            continue
+        normalized, above = span.normalized, tree.current.get(span.parent_id or 0)
+        if above is not None and not normalized.input_messages and _is_same_call(span, above, tree):
+            own, other = normalized.output_messages or (), above.normalized.output_messages or ()
+            is_own = has_content(own) and (span.tool_calls or not above.tool_calls)
+            outputs = own if is_own or not has_content(other) else other
+            span.normalized = normalized._replace(
+                input_messages=above.normalized.input_messages,
+                output_messages=outputs if has_content(outputs) else None,
+            )
+        if not normalized.request_model and not normalized.response_model:
+            agents = agents if agents is not None else tree.nearest_above(lambda span: span.kind is Kind.AGENT)
+            if (agent := agents.get(span.span_id)) is not None and agent.normalized.request_model:
+                span.normalized = span.normalized._replace(request_model=agent.normalized.request_model)
+
+
+def _is_same_call(span: SpanState, above: SpanState, tree: TraceTree) -> bool:
+    if above.kind in (Kind.AGENT, *MODEL_KINDS) or not above.normalized.input_messages:
+        return False
+    if span.start_time < above.start_time or span.end_time > above.end_time:
+        return False
+    children = next(tree.levels_below(above), [])
+    return [child for child in children if child.kind in MODEL_KINDS] == [span]
 
 
 def _share_tools(tree: TraceTree) -> None:

@@ -18,6 +18,7 @@ from mlflow_otlp_exporter._internal.enrichment.readers import (
 )
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader
 from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS
+from mlflow_otlp_exporter._internal.enrichment.readers.frameworks import FRAMEWORKS
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import table_reader
 
 _OPENINFERENCE = frozenset(
@@ -36,7 +37,7 @@ READERS = (
     # Before GenAI's attributes, which mark the span as a tool.
     Reader("Google ADK, merged tools", frozenset({"gcp"}), google_adk.read_merged),
     Reader("OpenInference", _OPENINFERENCE, openinference.read),
-    *map(table_reader, DIALECTS),
+    *map(table_reader, (*DIALECTS, *FRAMEWORKS)),
     Reader("OpenTelemetry GenAI", frozenset({"gen_ai", "operation", "enduser"}), genai.read),
     Reader("OpenTelemetry GenAI, operation details", frozenset({"gen_ai"}), genai.read_details),
     Reader("OpenTelemetry GenAI, message events", frozenset({"gen_ai"}), genai_events.read),

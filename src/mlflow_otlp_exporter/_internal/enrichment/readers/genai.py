@@ -147,12 +147,17 @@ def _read_arguments(attributes: Mapping[str, Any], input_messages: tuple[Message
     """A tool's arguments; Strands writes them as a message with one call."""
     value = attributes.get("gen_ai.tool.call.arguments")
     calls = [call for message in input_messages or () for call in message.tool_calls]
+    if value is None and not calls and isinstance(request := parse_structured(attributes.get(_IN)), dict):
+        call = request["request"] if isinstance(request.get("request"), dict) else request  # Gemini CLI
+        return call.get("args", request)
     return calls[0].arguments if value is None and len(calls) == 1 else value
 
 
 def _read_result(attributes: Mapping[str, Any], output_messages: tuple[Message, ...] | None) -> Any:
     value = attributes.get("gen_ai.tool.call.result")
     results = [message.text for message in output_messages or () if message.role == "tool"]
+    if value is None and not results and isinstance(output := parse_structured(attributes.get(_OUT)), dict):
+        return output.get("llmContent", output)  # Gemini CLI
     return results[0] if value is None and len(results) == 1 else value
 
 

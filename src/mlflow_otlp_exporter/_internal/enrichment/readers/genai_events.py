@@ -7,10 +7,10 @@ from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, to_result_text
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Part
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured, parse_text
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured, parse_text, parse_texts
 
 _ROLES = {
     "gen_ai.system.message": "system",
@@ -36,9 +36,9 @@ def read(span: SpanView) -> NormalizedSpan | None:
             output_messages += _read_message(event.attributes, "assistant")
             reason = parse_text(event.attributes.get("finish_reason")) or reason
         elif event.name == "gen_ai.content.prompt":
-            input_messages += read_messages(event.attributes.get("gen_ai.prompt"), "user") or ()
+            input_messages += _read_contents(event.attributes.get("gen_ai.prompt"), "user")
         elif event.name == "gen_ai.content.completion":
-            output_messages += read_messages(event.attributes.get("gen_ai.completion"), "assistant") or ()
+            output_messages += _read_contents(event.attributes.get("gen_ai.completion"), "assistant")
     if not input_messages and not output_messages:
         return None
     return NormalizedSpan(
@@ -63,6 +63,12 @@ def _read_message(attributes: Any, role: str) -> tuple[Message, ...]:
     if isinstance(content := item.get("content"), str):
         item["content"] = content.rstrip("\n") if role == "assistant" else content
     return read_messages([item]) or ()
+
+
+def _read_contents(value: Any, role: str) -> tuple[Message, ...]:
+    """Messages, or a list of texts, as Spring AI writes them."""
+    messages = read_messages(value, role)
+    return messages or tuple(Message(role, (Part("text", text),)) for text in parse_texts(value) or ())
 
 
 def _read_tool(span: SpanView) -> NormalizedSpan | None:

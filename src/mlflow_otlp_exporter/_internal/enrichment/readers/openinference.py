@@ -262,7 +262,7 @@ def read_documents(value: Any) -> tuple[Document, ...] | None:
             document.get(DocumentAttributes.DOCUMENT_CONTENT.rpartition(".")[2]),
             document.get("page_content"),
             document.get("text"),
-        )
+        ) or _read_parts(document.get("content"))
         if content is None:
             return None
         metadata = parse_structured(document.get("metadata"))
@@ -275,6 +275,16 @@ def read_documents(value: Any) -> tuple[Document, ...] | None:
             )
         )
     return tuple(documents)
+
+
+def _read_parts(parts: Any) -> str | None:
+    """The text of a document in parts, as Genkit writes it."""
+    texts = (
+        [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        if isinstance(parts, list)
+        else []
+    )
+    return "\n".join(texts) or None
 
 
 def _read_texts(attributes: Mapping[str, Any], prefix: str, name: str) -> list[str]:
