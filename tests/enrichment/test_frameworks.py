@@ -77,7 +77,7 @@ def voltagent(kind: str, **attributes: Any) -> dict[str, Any]:
 
 def test_voltagent_model_call_of_several_steps_takes_counts_and_tools_of_agent() -> None:
     tools = json.dumps({"tools": [{"name": "look", "description": "Looks."}]})
-    agent = {"entity.type": "agent", "input": "Rain?", "output": "No.", "agent.stateSnapshot": tools}
+    agent: dict[str, Any] = {"entity.type": "agent", "input": "Rain?", "output": "No.", "agent.stateSnapshot": tools}
     agent |= {"usage.prompt_tokens": 128, "usage.completion_tokens": 48, "usage.total_tokens": 176}
     agent |= {"usage.cached_tokens": 32}
     call = voltagent("llm", llm__messages='[{"role": "user", "content": "Rain?"}]', llm__model="gpt-4o-mini")

@@ -351,7 +351,7 @@ def _build_part(fields: Mapping[str, Any], kind: str) -> Part:
     if url is None and isinstance(data, str) and data.startswith(("data:", "http://", "https://", ATTACHMENT)):
         url = data
         data = None
-    if not mime and url is not None and url.startswith("data:"):
+    if kind == "media" and not mime and url is not None and url.startswith("data:"):
         mime = url[5:100].partition(";")[0]
     attachment = url if url is not None and url.startswith(ATTACHMENT) else ""
     if attachment and not mime:
