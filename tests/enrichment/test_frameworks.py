@@ -224,12 +224,19 @@ def codex(**attributes: Any) -> Mapping[str, Any]:
 
 
 def test_codex_spans_have_kinds_and_tokens_once() -> None:
-    turn = codex(model="gpt-5-codex", codex__turn__token_usage__input_tokens=62, conversation__id="c-1")
-    turn = {**turn, "codex.turn.token_usage.output_tokens": 24, "codex.turn.token_usage.cached_input_tokens": 16}
+    session_task = codex(model="gpt-5-codex", codex__turn__token_usage__input_tokens=62, conversation__id="c-1")
+    session_task = {
+        **session_task,
+        "codex.turn.token_usage.output_tokens": 24,
+        "codex.turn.token_usage.cached_input_tokens": 16,
+    }
     response = codex(codex__usage__total_tokens=86, gen_ai__usage__input_tokens=62, gen_ai__usage__output_tokens=24)
     tool = codex(tool_name="shell", call_id="call_1")
     root, model, shell, other = enrich_trace(
-        span(1, turn), span(2, response, parent=1), span(3, tool, parent=1), span(4, codex(target="x"), parent=1)
+        span(1, session_task),
+        span(2, response, parent=1),
+        span(3, tool, parent=1),
+        span(4, codex(target="x"), parent=1),
     )
     types = [item.attributes["mlflow.spanType"] for item in (root, model, shell, other)]
     assert types == ["AGENT", "LLM", "TOOL", "UNKNOWN"]
