@@ -1,9 +1,11 @@
 """Unit tests of the signal handlers; tests/process/test_process_ends.py ends real processes."""
 
+import faulthandler
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -184,3 +186,15 @@ def test_sighup_is_handled_unless_it_is_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     assert not install_sigterm_handler(ignore, ignore)  # SIGTERM has it already
     assert signal.getsignal(signal.SIGHUP) is process_end._handle
+
+
+@pytest.mark.usefixtures("default_sigterm")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux lists the handlers of a process")
+def test_handler_in_c_is_kept() -> None:
+    faulthandler.register(signal.SIGTERM)
+    try:
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert not install_sigterm_handler(ignore, ignore)
+    finally:
+        faulthandler.unregister(signal.SIGTERM)
+    assert install_sigterm_handler(ignore, ignore)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -32,12 +33,18 @@ def start_thread(thread: threading.Thread) -> bool:
 
     In uWSGI's master none starts: a worker that is forked while a thread holds the interpreter's lock hangs.
     """
-    if _uwsgi is not None and not (_uwsgi.worker_id() or _uwsgi.mule_id() or _uwsgi.i_am_the_spooler()):
-        return False
+    if _uwsgi is not None:
+        if not (_uwsgi.worker_id() or _uwsgi.mule_id() or _uwsgi.i_am_the_spooler()):
+            return False
+        # uWSGI ends the interpreter in the thread that receives the signal. The new thread inherits the mask.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         thread.start()
     except RuntimeError:
         return False
+    finally:
+        if _uwsgi is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return True
 
 

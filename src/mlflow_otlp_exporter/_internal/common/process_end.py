@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from types import BuiltinFunctionType, FrameType
 from typing import Any
 
@@ -64,12 +66,24 @@ def install_sigterm_handler(shutdown: _Call, flush: _Call) -> bool:
     if (shutdown, flush) not in _ends:
         _ends.append((shutdown, flush))
     _replace_restored_default()
-    if threading.current_thread() is not threading.main_thread():
-        return False  # only the main thread may set a handler
-    defaults = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
-    for number in defaults:
-        _set_handler(number, _handle)
+    defaults = [number for number in _SIGNALS if _has_default_action(number)]
+    try:
+        for number in defaults:
+            _set_handler(number, _handle)
+    except ValueError:
+        return False  # not in the main thread; under eventlet, `threading.current_thread` does not say so
     return signal.SIGTERM in defaults
+
+
+def _has_default_action(number: int) -> bool:
+    if signal.getsignal(number) is not signal.SIG_DFL:
+        return False
+    with suppress(OSError, ValueError, IndexError):
+        # uWSGI and granian set handlers in C, of which Python does not know. They end the interpreter by themselves.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return not int(line.split()[1], 16) >> (number - 1) & 1
+    return True
 
 
 def _replace_restored_default() -> None:

@@ -28,6 +28,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.poolmanager import pool_classes_by_scheme
+from urllib3.util.ssl_ import resolve_cert_reqs
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
@@ -160,7 +161,12 @@ class _DeadlineConnection(HTTPConnection):
 
 
 class _DeadlineTLSConnection(_DeadlineConnection, HTTPSConnection):
-    """The same connection over TLS."""
+    def connect(self) -> None:
+        if self.ssl_context is None and ssl.SSLContext is not urllib3.util.ssl_.SSLContext:
+            # gevent or eventlet has replaced the class since urllib3 imported it. Properties of the former one recurse.
+            self.ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self.ssl_context.check_hostname = resolve_cert_reqs(self.cert_reqs) != ssl.CERT_NONE
+        super().connect()
 
 
 def _pool_class(pool_class: Any, standard: type, limited: type) -> Any:
