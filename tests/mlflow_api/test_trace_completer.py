@@ -202,9 +202,9 @@ def test_unavailable_server_is_retried_and_then_given_up(caplog: pytest.LogCaptu
     assert story.run(60.0).remaining == (story.task,)
     story.rest_status = 200
     story.outcome = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, "down")
-    for _ in range(4):
-        assert story.run(61.0).remaining == (story.task,)
-    assert story.run(62.0) == SendResult()
+    for minutes in range(1, 16):
+        assert story.run(60.0 * minutes).remaining == (story.task,)
+    assert story.run(WAIT + 15 * 60.0) == SendResult()
     assert story.problem_log.stats.snapshot().metadata_updates_dropped == 1
     assert "stay in progress: down" in caplog.text
 

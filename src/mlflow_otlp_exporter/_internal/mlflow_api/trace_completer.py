@@ -43,7 +43,6 @@ _MAX_ROOTS = 10_000
 _MAX_AGE_SECONDS = 900.0
 # A Collector in between may hold spans for a while.
 _ABSENT_DELAY_SECONDS = 2.0
-_MAX_FAILURES = 5
 _REMOTE_PARENT_FLAG = 0x200
 # MLflow before 3.17 would add these to the trace's totals once more.
 _USAGE_ATTRIBUTES = ("mlflow.chat.tokenUsage", "mlflow.llm.cost", "llm.token_count.", "gen_ai.usage.")
@@ -135,7 +134,7 @@ class TraceCompleter:
         outcome = self._complete(destination, batch, timeout_seconds) if batch else None
         if outcome is not None:
             is_permanent = outcome.cause not in (FailureKind.SERVER, FailureKind.CREDENTIALS)
-            if not is_permanent and task.failures < _MAX_FAILURES:
+            if not is_permanent and now < batch[0].since + self._wait_seconds + _MAX_AGE_SECONDS:
                 return retry_later(task, outcome)
             self._end(destination, batch)
             self._drop(len(batch), outcome.message)
