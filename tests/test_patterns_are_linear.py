@@ -16,6 +16,7 @@ from mlflow_otlp_exporter._internal.privacy.mask import make_mask
 
 # Patterns that are applied at the beginning of a text only, and the greatest length of that text.
 MAX_LENGTHS = {
+    "_internal.config.urls._WITHOUT_SCHEME": 100_000,
     "_internal.enrichment.tools._CALL_REPR": 20_000,
     "_internal.mlflow_api.server._VERSION_PATTERN": 39,
     "_internal.privacy.attachment_extractor._MEDIA_TYPE": 1_000_000,

@@ -381,3 +381,35 @@ def test_built_in_patterns_replace_matches_after_escapes(secret: str, shape: str
     masked = str(mask.mask_attribute("input.value", SHAPES[shape](SECRETS[secret])))
     assert SECRETS[secret] not in masked
     assert not any(code in masked for code in (escape(SECRETS[secret]), escape(SECRETS[secret]).replace("\\", "\\\\")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "masked"),
+    [
+        ("http.request.header.authorization", ["Token planted"], "[key]"),
+        ("http.request.header.x_api_key", ["planted"], "[key]"),
+        ("http.request.header.x-amz-security-token", "planted", "[key]"),
+        ("http.response.header.set_cookie", ["sid=planted"], "[key]"),
+        ("http.request.header.content_type", ["text/plain"], ["text/plain"]),
+        ("url.query", "access_token=planted&page=2", "access_token=[key]&page=2"),
+        ("url.full", "https://ada:planted@host/x?api-key=planted", "https://[key]@host/x?api-key=[key]"),
+        ("http.target", "/x?token=planted", "/x?token=[key]"),
+        (
+            "exception.message",
+            "401 for url: https://host/x?signature=planted",
+            "401 for url: https://host/x?signature=[key]",
+        ),
+        (
+            "exception.stacktrace",
+            "get('https://ada:planted@host')\nBearer planted12",
+            "get('https://[key]@host')\nBearer [key]",
+        ),
+    ],
+)
+def test_mask_keys_hides_credentials_of_recorded_requests(key: str, value: Any, masked: Any) -> None:
+    mask = make_mask(["keys"], lambda error: pytest.fail(str(error)))
+    assert mask is not None
+    assert mask.mask_attribute(key, value) == masked
+    others = make_mask(["email"], lambda error: pytest.fail(str(error)))
+    assert others is not None
+    assert others.mask_attribute(key, value) == value

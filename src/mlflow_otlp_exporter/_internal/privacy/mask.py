@@ -23,6 +23,10 @@ from mlflow_otlp_exporter._internal.privacy.structural_keys import (
 )
 
 MASK_FAILED = "[masked: the mask failed]"
+# Recorded headers whose whole value is a secret, whatever its form.
+_SECRET_HEADER = re.compile(
+    r"http\.(?:request|response)\.header\..{0,100}(?:auth|cookie|token|secret|key|password)", re.IGNORECASE
+)
 # Smaller numbers are counts; card and phone numbers are larger.
 _MIN_MASKED_NUMBER = 10**9
 
@@ -31,13 +35,20 @@ class Mask:
     """Applies a function to names, keys and texts; never raises, and never returns a text that the function failed on.
 
     Names of fields are masked only with `mask_names`, because a function that replaces every text would make all names
-    equal. `on_error` is called with each exception of the function.
+    equal. With `hide_headers`, recorded HTTP headers that hold credentials are hidden. `on_error` is called with each
+    exception of the function.
     """
 
     def __init__(
-        self, function: Callable[[str], str], *, mask_names: bool, on_error: Callable[[BaseException], None]
+        self,
+        function: Callable[[str], str],
+        *,
+        mask_names: bool,
+        on_error: Callable[[BaseException], None],
+        hide_headers: bool = False,
     ) -> None:
         self._function, self._mask_names, self._on_error = function, mask_names, on_error
+        self._hide_headers = hide_headers
 
     def mask_text(self, text: str) -> str:
         """Mask a text outside of attributes, such as a span's name."""
@@ -52,6 +63,8 @@ class Mask:
         """Mask the value of an attribute, unless key and value are structural (see `structural_keys`)."""
         if value is None or isinstance(value, bool):
             return value
+        if self._hide_headers and _SECRET_HEADER.match(key):
+            return "[key]"
         return self._fail_closed(lambda: self._mask_value(value, key, 0, inside=False))
 
     def _fail_closed(self, work: Callable[[], Any]) -> Any:
@@ -157,4 +170,6 @@ def make_mask(setting: Any, on_error: Callable[[BaseException], None]) -> Mask |
     from mlflow_otlp_exporter._internal.privacy.mask_patterns import make_mask_function
 
     patterns: tuple[str | re.Pattern[str], ...] = tuple(setting)
-    return Mask(make_mask_function(patterns), mask_names=True, on_error=on_error) if patterns else None
+    if not patterns:
+        return None
+    return Mask(make_mask_function(patterns), mask_names=True, on_error=on_error, hide_headers="keys" in patterns)

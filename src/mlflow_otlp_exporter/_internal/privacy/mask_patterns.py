@@ -28,7 +28,7 @@ _PREFIXED_KEY = (
     r")"
 )
 # In the query of a URL, and before its host.
-_QUERY_KEY = r"([?&][\w.-]{0,40}?(?:token|key|secret|password|signature|sig)=)[^\s&#\"'<>\\]{6,}"
+_QUERY_KEY = r"((?:\A|[?&])[\w.-]{0,40}?(?:token|key|secret|password|signature|sig)=)[^\s&#\"'<>\\]{6,}"
 _URL_USER = r"(?<=://)[^\s/@:\"'<>\\]{0,100}:[^\s/@\"'<>\\]{1,200}(?=@)"
 # Digits with single spaces or hyphens between them; the match is then searched for card numbers.
 _DIGITS = r"(?<![A-Za-z0-9.+-])\d(?:[ -]?\d){12,5000}(?![A-Za-z0-9]|\.\d)"
@@ -46,6 +46,7 @@ class Replacement(NamedTuple):
 
     pattern: re.Pattern[str]
     replacement: str | Callable[[re.Match[str]], str]
+    needed: str = ""  # a part of every match: most texts have none
 
 
 def is_card_number(digits: str) -> bool:
@@ -67,7 +68,7 @@ def _replace_cards(match: re.Match[str]) -> str:
             digits += groups[last]
             if len(digits) not in range(_CARD_LENGTHS.stop):
                 break
-            if is_card_number(digits):
+            if len(digits) >= _CARD_LENGTHS.start and is_card_number(digits):
                 pieces[2 * first : 2 * last + 1] = ["[card]", *[""] * (2 * (last - first))]
                 first = last
                 break
@@ -76,14 +77,14 @@ def _replace_cards(match: re.Match[str]) -> str:
 
 
 _BUILT_IN: dict[str, tuple[Replacement, ...]] = {
-    "email": (Replacement(re.compile(_EMAIL), "[email]"),),
+    "email": (Replacement(re.compile(_EMAIL), "[email]", "@"),),
     "keys": (
-        Replacement(re.compile(_PRIVATE_KEY), "[key]"),
-        Replacement(re.compile(_JWT), "[key]"),
-        Replacement(re.compile(_BEARER), "[key]"),
+        Replacement(re.compile(_PRIVATE_KEY), "[key]", "-----BEGIN "),
+        Replacement(re.compile(_JWT), "[key]", "eyJ"),
+        Replacement(re.compile(_BEARER), "[key]", " "),
         Replacement(re.compile(_PREFIXED_KEY), "[key]"),
-        Replacement(re.compile(_QUERY_KEY, re.IGNORECASE), r"\1[key]"),
-        Replacement(re.compile(_URL_USER), "[key]"),
+        Replacement(re.compile(_QUERY_KEY, re.IGNORECASE), r"\1[key]", "="),
+        Replacement(re.compile(_URL_USER), "[key]", "://"),
     ),
     "cards": (Replacement(re.compile(_DIGITS, re.ASCII), _replace_cards),),
     "phones": (Replacement(re.compile(_PHONE, re.ASCII), "[phone]"),),
@@ -101,8 +102,9 @@ def make_mask_function(patterns: Iterable[str | re.Pattern[str]]) -> Callable[[s
         replacements += _BUILT_IN[pattern] if isinstance(pattern, str) else (Replacement(pattern, _replace_match),)
 
     def mask_text(text: str) -> str:
-        for pattern, replacement in replacements:
-            text = pattern.sub(replacement, text)
+        for pattern, replacement, needed in replacements:
+            if needed in text:
+                text = pattern.sub(replacement, text)
         return text
 
     return mask_text
