@@ -155,7 +155,7 @@ def read_span(span: ReadableSpan) -> SpanState:
     scope = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
     normalized = EMPTY if prefixes.isdisjoint(_PREFIXES) else _read_conventions(span, scope, attributes, prefixes)
     with suppress(Exception):  # what the readers found stays
-        normalized = fallback.complete(attributes, normalized, has_other_keys=not prefixes <= _PREFIXES)
+        normalized = fallback.complete(attributes, normalized)
     if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
         normalized = normalized._replace(kind=Kind.CHAT_MODEL)
     return SpanState(span, attributes, normalized, scope)

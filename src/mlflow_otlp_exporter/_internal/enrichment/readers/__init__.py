@@ -38,6 +38,7 @@ READERS = (
     Reader("Google ADK, merged tools", frozenset({"gcp"}), google_adk.read_merged),
     Reader("OpenInference", _OPENINFERENCE, openinference.read),
     *map(table_reader, (*DIALECTS, *FRAMEWORKS)),
+    Reader("OpenLLMetry", frozenset({"traceloop"}), openllmetry.read),
     Reader("OpenTelemetry GenAI", frozenset({"gen_ai", "operation", "enduser"}), genai.read),
     Reader("OpenTelemetry GenAI, operation details", frozenset({"gen_ai"}), genai.read_details),
     Reader("OpenTelemetry GenAI, message events", frozenset({"gen_ai"}), genai_events.read),
@@ -46,6 +47,5 @@ READERS = (
     Reader("pydantic-ai", _PYDANTIC_AI, pydantic_ai.read),
     Reader("Google ADK", frozenset({"gcp"}), google_adk.read),
     Reader("logfire", frozenset({"logfire", "request_data", "response_data"}), logfire.read),
-    Reader("OpenLLMetry", frozenset({"traceloop"}), openllmetry.read),
     Reader("Model Context Protocol", frozenset({"mcp"}), mcp.read),
 )

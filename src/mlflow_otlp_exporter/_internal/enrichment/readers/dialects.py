@@ -1,6 +1,7 @@
 """Conventions that are tables: how SDKs and frameworks with attributes of their own name what a span holds."""
 
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect
 
 LANGFUSE = Dialect(
@@ -57,5 +58,125 @@ LANGSMITH = Dialect(
     frozenset({"input", "output"}),
 )
 
+_HAYSTACK_SPANS = {
+    "haystack.pipeline.run": Kind.CHAIN,
+    "haystack.async_pipeline.run": Kind.CHAIN,
+    "haystack.agent.run": Kind.AGENT,
+    "haystack.agent.step": Kind.CHAIN,
+    "haystack.agent.step.llm": Kind.CHAT_MODEL,
+    "haystack.agent.step.tool": Kind.TOOL,
+}
+_HAYSTACK_COMPONENTS = {
+    "ChatGenerator": Kind.CHAT_MODEL,
+    "Generator": Kind.LLM,
+    "Retriever": Kind.RETRIEVER,
+    "Embedder": Kind.EMBEDDING,
+    "Ranker": Kind.RERANKER,
+    "Agent": Kind.AGENT,
+    "Evaluator": Kind.EVALUATOR,
+    "PromptBuilder": Kind.PROMPT,
+}
+
+
+def _find_haystack_kind(span: SpanView) -> Kind | None:
+    """The kind of a component, from the end of its class's name."""
+    component = span.attributes.get("haystack.component.type")
+    if not isinstance(component, str):
+        return _HAYSTACK_SPANS.get(span.name)
+    return next((kind for suffix, kind in _HAYSTACK_COMPONENTS.items() if component.endswith(suffix)), Kind.CHAIN)
+
+
+HAYSTACK = Dialect(
+    "Haystack",
+    frozenset({"haystack"}),
+    {
+        "input": (
+            *("haystack.component.input", "haystack.pipeline.input_data"),
+            *("haystack.agent.step.tool.input", "haystack.agent.step.llm.input", "haystack.agent.input"),
+        ),
+        "output": (
+            *("haystack.component.output", "haystack.pipeline.output_data"),
+            *("haystack.agent.step.tool.output", "haystack.agent.step.llm.output", "haystack.agent.output"),
+        ),
+        "tools": ("haystack.agent.tools",),
+        "tool_name": ("haystack.tool.name",),
+        "tool_description": ("haystack.tool.description",),
+        "tool_call_id": ("haystack.tool.call.id",),
+        "metadata": ("haystack.pipeline.metadata",),
+    },
+    find_kind=_find_haystack_kind,
+)
+LAMINAR = Dialect(
+    "Laminar",
+    frozenset({"lmnr"}),
+    {"kind": ("lmnr.span.type",), "input": ("lmnr.span.input",), "output": ("lmnr.span.output",)},
+    {
+        "llm": Kind.LLM,
+        "tool": Kind.TOOL,
+        "executor": Kind.CHAIN,
+        "evaluation": Kind.CHAIN,
+        "evaluator": Kind.EVALUATOR,
+        "human_evaluator": Kind.EVALUATOR,
+    },
+    ("lmnr.association.properties.metadata.", "lmnr.association.properties."),
+    frozenset({"trace_type", "tracing_level"}),
+)
+NEMO = Dialect(
+    "NeMo Agent Toolkit",
+    frozenset({"nat", "aiq"}),
+    {
+        "kind": ("nat.span.kind", "aiq.span.kind"),
+        "input": ("input.value",),
+        "output": ("output.value",),
+        "tool_name": ("nat.subspan.name", "aiq.subspan.name", "nat.function.name", "aiq.function.name"),
+        "session": ("nat.conversation.id", "aiq.conversation.id"),
+        "user": ("nat.user.id",),
+    },
+    {
+        "llm": Kind.LLM,
+        "tool": Kind.TOOL,
+        "workflow": Kind.WORKFLOW,
+        "task": Kind.TASK,
+        "function": Kind.CHAIN,
+        "embedder": Kind.EMBEDDING,
+        "retriever": Kind.RETRIEVER,
+        "agent": Kind.AGENT,
+        "reranker": Kind.RERANKER,
+        "guardrail": Kind.GUARDRAIL,
+        "evaluator": Kind.EVALUATOR,
+    },
+)
+PIPECAT = Dialect(
+    "Pipecat",
+    frozenset({"turn", "conversation", "stream", "metrics", "voice_id", "vad_enabled", "modalities"}),
+    {
+        "kind": ("gen_ai.operation.name",),
+        "input": ("input", "text", "function_calls.first_name"),
+        "output": ("output", "transcript", "text_output"),
+        "instructions": ("gen_ai.system_instructions",),
+        "tools": ("tools", "tools.definitions"),
+        "session": ("conversation.id",),
+    },
+    {
+        "chat": Kind.CHAT_MODEL,
+        "llm_request": Kind.CHAT_MODEL,
+        "llm_response": Kind.CHAT_MODEL,
+        "llm_setup": Kind.TASK,
+        "stt": Kind.TASK,
+        "tts": Kind.TASK,
+    },
+    find_kind=lambda span: Kind.CHAIN if span.attributes.keys() & {"turn.number", "conversation.type"} else None,
+)
+WEAVE = Dialect(
+    "Weave",
+    frozenset({"wandb", "weave"}),
+    {"session": ("wandb.thread_id", "weave.thread_id"), "user": ("wandb.user_id",), "tags": ("weave.tags",)},
+)
+OPIK = Dialect(
+    "Opik",
+    frozenset({"opik"}),
+    {"session": ("opik.thread_id", "thread_id"), "tags": ("opik.tags",), "metadata": ("opik.metadata",)},
+)
+
 # Before the conventions of OpenTelemetry: the source's own kind is more exact than `gen_ai.operation.name`.
-DIALECTS = (LANGFUSE, LANGSMITH)
+DIALECTS = (LANGFUSE, LANGSMITH, HAYSTACK, LAMINAR, NEMO, PIPECAT, WEAVE, OPIK)

@@ -78,6 +78,7 @@ _NAMES = {
 _FIELDS = {name: field for field, names in _NAMES.items() for name in names}
 _COUNT_FIELDS = {name: f"usage.{field}" for field, names in COUNT_NAMES.items() for name in names}
 _COUNT_PARENTS = ("usage", "token")
+_IDENTITY = (("session", ""), ("user", ""))
 _GROUPS = ("input", "output", "documents", "tools")
 _SEPARATOR = re.compile(r"[.:/]")
 _MAX_KEY_LENGTH = 120
@@ -113,23 +114,20 @@ def _classify_key(key: str) -> tuple[str, str] | None:
     return (field, "") if field is not None else None
 
 
-def complete(attributes: Mapping[str, Any], normalized: NormalizedSpan, *, has_other_keys: bool) -> NormalizedSpan:
-    """Add what readers did not find: session and user under any name; content and kind if there is no content.
-
-    `has_other_keys` tells that the span has keys of no convention.
-    """
+def complete(attributes: Mapping[str, Any], normalized: NormalizedSpan) -> NormalizedSpan:
+    """Add what readers did not find: session and user under any name; content and kind if there is no content."""
     is_unknown = not any(normalized)
     parameters = normalized.invocation_parameters
     if parameters and ("metadata" in parameters or "user" in parameters):
         normalized = merge((normalized, NormalizedSpan(**_read_parameters(parameters))))
     has_content = _read_fields(normalized) != _NO_CONTENT
-    if has_content and not has_other_keys:
+    if has_content and normalized.session is not None and normalized.user is not None:
         return normalized
     places = []
     for key in attributes:
         if (place := _classify_key(key)) is not None:
             places.append((key, place))
-            if place[0] in ("session", "user") and getattr(normalized, place[0]) is None:
+            if place in _IDENTITY and getattr(normalized, place[0]) is None:
                 identity: dict[str, Any] = {place[0]: parse_text(attributes[key])}
                 normalized = normalized._replace(**identity)
     if has_content or not places:

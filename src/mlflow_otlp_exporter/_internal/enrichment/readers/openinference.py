@@ -265,7 +265,7 @@ def read_documents(value: Any) -> tuple[Document, ...] | None:
         ) or _read_parts(document.get("content"))
         if content is None:
             return None
-        metadata = parse_structured(document.get("metadata"))
+        metadata = parse_structured(document.get("metadata", document.get("meta")))
         documents.append(
             Document(
                 content,

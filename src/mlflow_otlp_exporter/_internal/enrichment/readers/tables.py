@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.messages import read_system_message
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
     Kind,
@@ -35,7 +36,7 @@ class Dialect(NamedTuple):
 
     `fields` has the names of attributes by field, in order of precedence; the fields are those of the normalized span.
     `input` and `output` are read as the kind of the span requires; `usage` and `cost` are objects, `usage.input` or
-    `cost.total` single numbers; `kind` is a name in `kinds`.
+    `cost.total` single numbers; `instructions` a system message beside the messages; `kind` is a name in `kinds`.
     """
 
     name: str
@@ -47,9 +48,8 @@ class Dialect(NamedTuple):
     ignored_metadata: frozenset[str] = frozenset()
     # Keys of objects with a single key that stand around an input or output.
     envelopes: frozenset[str] = frozenset()
-    default_kind: Kind | None = None
-    # For what no table can say.
-    complete: Callable[[SpanView, NormalizedSpan], NormalizedSpan | None] | None = None
+    # The kind of a span whose kind no attribute names.
+    find_kind: Callable[[SpanView], Kind | None] | None = None
 
 
 # Keys in lower case, without separators, in order of precedence.
@@ -99,6 +99,8 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
                 values[field] = parsed
                 break
     kind = parse_kind(values.get("kind"), dialect.kinds)
+    if kind is None and dialect.find_kind is not None:
+        kind = dialect.find_kind(span)
     if dialect.metadata_prefixes:
         for field, value in read_identity(
             collect_properties(attributes, dialect.metadata_prefixes), dialect.ignored_metadata
@@ -106,7 +108,7 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
             values.setdefault(field, value)
     if not values and kind is None:
         return None
-    values["kind"] = kind = kind or dialect.default_kind
+    values["kind"] = kind
     counts = [values.pop(f"usage.{name}", None) for name in Usage._fields]
     costs = [values.pop(f"cost.{name}", None) for name in Cost._fields]
     if any(counts):
@@ -116,8 +118,12 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     request, response = decode_json(values.pop("input", None)), decode_json(values.pop("output", None))
     if dialect.envelopes:
         request, response = (_unwrap(value, dialect.envelopes, kind) for value in (request, response))
-    normalized = NormalizedSpan(**{**read_values(kind, request, response), **values})
-    return dialect.complete(span, normalized) if dialect.complete is not None else normalized
+    instructions = values.pop("instructions", None)
+    fields = {**read_values(kind, request, response), **values}
+    messages = fields.get("input_messages")
+    if instructions and messages and all(message.role != "system" for message in messages):
+        fields["input_messages"] = (instructions, *messages)
+    return NormalizedSpan(**fields)
 
 
 def _unwrap(value: Any, envelopes: frozenset[str], kind: Kind | None) -> Any:
@@ -133,6 +139,9 @@ def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any
         return fields
     fields["input"] = request = unwrap_call(request)
     if kind in (Kind.RETRIEVER, Kind.RERANKER):
+        if kind is Kind.RERANKER and isinstance(request, dict):
+            fields["input_documents"] = read_documents(request.get("documents"))
+            fields["top_k"] = parse_int(request.get("top_k"))
         fields["documents"] = read_documents(response.get("documents") if isinstance(response, dict) else response)
         fields["query"] = parse_text(request.get("query") if isinstance(request, dict) else request)
         return fields
@@ -142,7 +151,11 @@ def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any
         fields["usage"] = read_usage(facts.pop("usage", None))
         fields.update(facts)
     if kind is Kind.EMBEDDING:
-        texts = request.get("input", request.get("texts")) if isinstance(request, dict) else request
+        texts = (
+            next(filter(None, map(request.get, ("input", "texts", "text"))), None)
+            if isinstance(request, dict)
+            else request
+        )
         fields["embedded_texts"] = parse_texts(texts)
         return fields
     fields["input_messages"] = _drop_empty(read_request(request, is_model=is_model))
@@ -283,6 +296,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "cost": read_cost,
     "tools": read_tools,
     "tags": parse_tags,
+    "instructions": read_system_message,
     "embedded_texts": parse_texts,
     "documents": lambda value: read_documents(parse_structured(value)),
     "invocation_parameters": _parse_object,
