@@ -156,8 +156,8 @@ def test_read_pipecat_spans_read_chat_speech_and_turns() -> None:
     assert [tool.name for tool in normalized.tools or ()] == ["search"]
     speech = read({"gen_ai.operation.name": "tts", "voice_id": "v", "text": "hello", "metrics.ttfb": 0.1})
     assert (speech.kind, speech.input) == (Kind.TASK, "hello")
-    turn = read({"turn.number": 1, "turn.type": "conversation", "conversation.id": "c"}, "turn")
-    assert (turn.kind, turn.session) == (Kind.CHAIN, "c")
+    turn_span = read({"turn.number": 1, "turn.type": "conversation", "conversation.id": "c"}, "turn")
+    assert (turn_span.kind, turn_span.session) == (Kind.CHAIN, "c")
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,15 @@ OPERATIONS = {
 TRACELOOP_KINDS = {"workflow": Kind.WORKFLOW, "task": Kind.TASK, "agent": Kind.AGENT, "tool": Kind.TOOL}
 REQUEST_TYPES = {"chat": Kind.CHAT_MODEL, "completion": Kind.LLM, "embedding": Kind.EMBEDDING, "rerank": Kind.RERANKER}
 
+# Words that sources use for the kind of a span, in lower case.
+KIND_WORDS = {
+    **{kind.value.lower(): kind for kind in Kind if kind not in (Kind.UNKNOWN, Kind.DECISION)},
+    "chat": Kind.CHAT_MODEL,
+    "generation": Kind.CHAT_MODEL,
+    "model": Kind.CHAT_MODEL,
+    "embedder": Kind.EMBEDDING,
+}
+
 # Calls of a language model.
 MODEL_KINDS = (Kind.CHAT_MODEL, Kind.LLM)
 # OpenInference has fewer kinds.

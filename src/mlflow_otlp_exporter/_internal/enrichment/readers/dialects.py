@@ -20,16 +20,7 @@ LANGFUSE = Dialect(
         "user": ("langfuse.user.id", "langfuse.trace.user_id"),
         "tags": ("langfuse.trace.tags",),
     },
-    {
-        "generation": Kind.CHAT_MODEL,
-        "agent": Kind.AGENT,
-        "tool": Kind.TOOL,
-        "chain": Kind.CHAIN,
-        "retriever": Kind.RETRIEVER,
-        "embedding": Kind.EMBEDDING,
-        "evaluator": Kind.EVALUATOR,
-        "guardrail": Kind.GUARDRAIL,
-    },
+    {},
     ("langfuse.trace.metadata.",),
 )
 
@@ -44,15 +35,7 @@ LANGSMITH = Dialect(
         "provider": ("langsmith.metadata.ls_provider",),
         "tags": ("langsmith.span.tags",),
     },
-    {
-        "llm": Kind.LLM,
-        "chain": Kind.CHAIN,
-        "tool": Kind.TOOL,
-        "retriever": Kind.RETRIEVER,
-        "embedding": Kind.EMBEDDING,
-        "prompt": Kind.PROMPT,
-        "parser": Kind.PARSER,
-    },
+    {},
     ("langsmith.metadata.",),
     frozenset({"_type", "model", "model_name", "stream", "usage_metadata", "revision_id"}),
     frozenset({"input", "output"}),
@@ -111,11 +94,8 @@ LAMINAR = Dialect(
     frozenset({"lmnr"}),
     {"kind": ("lmnr.span.type",), "input": ("lmnr.span.input",), "output": ("lmnr.span.output",)},
     {
-        "llm": Kind.LLM,
-        "tool": Kind.TOOL,
         "executor": Kind.CHAIN,
         "evaluation": Kind.CHAIN,
-        "evaluator": Kind.EVALUATOR,
         "human_evaluator": Kind.EVALUATOR,
     },
     ("lmnr.association.properties.metadata.", "lmnr.association.properties."),
@@ -133,17 +113,7 @@ NEMO = Dialect(
         "user": ("nat.user.id",),
     },
     {
-        "llm": Kind.LLM,
-        "tool": Kind.TOOL,
-        "workflow": Kind.WORKFLOW,
-        "task": Kind.TASK,
         "function": Kind.CHAIN,
-        "embedder": Kind.EMBEDDING,
-        "retriever": Kind.RETRIEVER,
-        "agent": Kind.AGENT,
-        "reranker": Kind.RERANKER,
-        "guardrail": Kind.GUARDRAIL,
-        "evaluator": Kind.EVALUATOR,
     },
 )
 PIPECAT = Dialect(
@@ -158,7 +128,6 @@ PIPECAT = Dialect(
         "session": ("conversation.id",),
     },
     {
-        "chat": Kind.CHAT_MODEL,
         "llm_request": Kind.CHAT_MODEL,
         "llm_response": Kind.CHAT_MODEL,
         "llm_setup": Kind.TASK,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPERATIONS, TRACELOOP_KINDS
+from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, OPERATIONS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage, merge
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import unflatten
@@ -82,13 +82,7 @@ _IDENTITY = (("session", ""), ("user", ""))
 _GROUPS = ("input", "output", "documents", "tools")
 _SEPARATOR = re.compile(r"[.:/]")
 _MAX_KEY_LENGTH = 120
-_KINDS = {
-    **OPERATIONS,
-    **TRACELOOP_KINDS,
-    **{kind.value.lower(): kind for kind in Kind if kind not in (Kind.UNKNOWN, Kind.PROMPT, Kind.DECISION)},
-    "generation": Kind.CHAT_MODEL,
-    "function": Kind.TOOL,
-}
+_KINDS = {**OPERATIONS, **KIND_WORDS, "function": Kind.TOOL}
 _CONTENT = ("input_messages", "output_messages", "input", "output", "documents", "query", "embedded_texts")
 _read_fields = operator.itemgetter(*map(NormalizedSpan._fields.index, _CONTENT))
 _NO_CONTENT = (None,) * len(_CONTENT)

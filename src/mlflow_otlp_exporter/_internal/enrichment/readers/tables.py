@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_system_message
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
@@ -36,7 +36,8 @@ class Dialect(NamedTuple):
 
     `fields` has the names of attributes by field, in order of precedence; the fields are those of the normalized span.
     `input` and `output` are read as the kind of the span requires; `usage` and `cost` are objects, `usage.input` or
-    `cost.total` single numbers; `instructions` a system message beside the messages; `kind` is a name in `kinds`.
+    `cost.total` single numbers; `instructions` a system message beside the messages; `kind` is a word in `kinds` or in
+    KIND_WORDS.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Dialect(NamedTuple):
     envelopes: frozenset[str] = frozenset()
     # The kind of a span whose kind no attribute names.
     find_kind: Callable[[SpanView], Kind | None] | None = None
+    # For what no table can say.
+    complete: Callable[[SpanView, NormalizedSpan], NormalizedSpan | None] | None = None
 
 
 # Keys in lower case, without separators, in order of precedence.
@@ -98,7 +101,7 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
             if value is not None and value != "" and (parsed := parse(value)) is not None:
                 values[field] = parsed
                 break
-    kind = parse_kind(values.get("kind"), dialect.kinds)
+    kind = parse_kind(values.get("kind"), dialect.kinds) or parse_kind(values.get("kind"), KIND_WORDS)
     if kind is None and dialect.find_kind is not None:
         kind = dialect.find_kind(span)
     if dialect.metadata_prefixes:
@@ -123,7 +126,8 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     messages = fields.get("input_messages")
     if instructions and messages and all(message.role != "system" for message in messages):
         fields["input_messages"] = (instructions, *messages)
-    return NormalizedSpan(**fields)
+    normalized = NormalizedSpan(**fields)
+    return dialect.complete(span, normalized) if dialect.complete is not None else normalized
 
 
 def _unwrap(value: Any, envelopes: frozenset[str], kind: Kind | None) -> Any:
