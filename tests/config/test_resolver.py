@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
+from mlflow_otlp_exporter._internal.config.credentials import make_credential_source
 from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings, SettingSource
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from mlflow_otlp_exporter._internal.spool.directory import candidate_roots
-from mlflow_otlp_exporter._internal.transport.authorization import make_credential_source
 
 MLFLOW, OTLP = SettingGroup.MLFLOW, SettingGroup.OTLP
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"

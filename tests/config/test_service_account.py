@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
+from mlflow_otlp_exporter._internal.config.credentials import make_credential_source
 from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.service_account import ServiceAccount, is_cluster_service
-from mlflow_otlp_exporter._internal.transport.authorization import make_credential_source
 from support.kubernetes import rotate, service_account
 
 SERVICE = "https://mlflow.opendatahub.svc:8443"

@@ -20,6 +20,7 @@ from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.common import problem_log as problem_log_module
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.config.credentials import CredentialSource
 from mlflow_otlp_exporter._internal.delivery import retry_sender
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
@@ -30,7 +31,6 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.authorization import CredentialSource
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 

@@ -71,7 +71,7 @@ def pytest_configure() -> None:
 
     from mlflow_otlp_exporter import MLflowSpanExporter
     from mlflow_otlp_exporter._internal.delivery import exporter
-    from mlflow_otlp_exporter._internal.transport import authorization
+    from mlflow_otlp_exporter._internal.transport import credential_provider
 
     upstream: Any = _common
     own_exporter: Any = exporter
@@ -79,7 +79,7 @@ def pytest_configure() -> None:
     def find_entry_points(**options: Any) -> Any:
         return upstream.entry_points(**options)  # when it is called: a test replaces it
 
-    vars(authorization)["entry_points"] = find_entry_points
+    vars(credential_provider)["entry_points"] = find_entry_points
     _pass_delays_to_event()
 
     class Exporter(MLflowSpanExporter):

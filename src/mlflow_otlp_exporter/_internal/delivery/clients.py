@@ -15,8 +15,8 @@ from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentReso
 from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import with_static_prefix
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.authorization import load_credential_provider_session
 from mlflow_otlp_exporter._internal.transport.client import HttpClient, Session
+from mlflow_otlp_exporter._internal.transport.credential_provider import load_credential_provider_session
 from mlflow_otlp_exporter._internal.transport.http_types import Transport
 
 if TYPE_CHECKING:

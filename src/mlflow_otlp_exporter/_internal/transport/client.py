@@ -33,14 +33,14 @@ from urllib3.util.ssl_ import resolve_cert_reqs
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.suppression import hide_logged_queries
-from mlflow_otlp_exporter._internal.config.models import ServerSettings
-from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER
-from mlflow_otlp_exporter._internal.transport.authorization import (
+from mlflow_otlp_exporter._internal.config.credentials import (
     CredentialSource,
     CredentialsUnavailableError,
     StaticAuth,
     make_credential_source,
 )
+from mlflow_otlp_exporter._internal.config.models import ServerSettings
+from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 from mlflow_otlp_exporter._internal.transport.response import sanitize_server_text
 from mlflow_otlp_exporter._internal.version import __version__

@@ -26,6 +26,7 @@ from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
 )
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.config.credentials import CredentialsUnavailableError
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.service_account import MAX_TOKEN_BYTES
@@ -37,7 +38,6 @@ from mlflow_otlp_exporter._internal.mlflow_api.workspace import SERVER_INFO_PATH
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.transport.authorization import CredentialsUnavailableError
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport, TransportError
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter import ConfigurationError
-from mlflow_otlp_exporter._internal.config.resolver import resolve
-from mlflow_otlp_exporter._internal.transport.authorization import (
+from mlflow_otlp_exporter._internal.config.credentials import (
     CredentialSource,
     CredentialsUnavailableError,
     make_credential_source,
 )
+from mlflow_otlp_exporter._internal.config.resolver import resolve
 
 
 def make(**arguments: Any) -> CredentialSource:

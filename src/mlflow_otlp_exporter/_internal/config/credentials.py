@@ -1,26 +1,20 @@
 """The `Authorization` header of a request, looked up for each request, because tokens expire and are rotated.
 
 The order is that of MLflow's own client (3.17): user and password, then a token. A token file, which MLflow does not
-know but OpenShift AI's agents set, precedes a static token, which is usually a stale copy of the file. Sessions of
-upstream's credential providers (an entry point whose function returns a `requests.Session`) are loaded here, too.
+know but OpenShift AI's agents set, precedes a static token, which is usually a stale copy of the file.
 """
 
 import base64
 import os
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
-
-import requests
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError, must_propagate
 from mlflow_otlp_exporter._internal.common.files import read_regular_file
 from mlflow_otlp_exporter._internal.config.models import ServerSettings, SettingSource
 from mlflow_otlp_exporter._internal.config.service_account import MAX_TOKEN_BYTES
-
-_PROVIDER_GROUP = "opentelemetry_otlp_credential_provider"
 
 
 class CredentialsUnavailableError(Exception):
@@ -183,31 +177,3 @@ def make_credential_source(server: ServerSettings) -> CredentialSource:
         present, missing = ("username", "password") if server.username else ("password", "username")
         return StaticAuth(None, f"none ({sources[present]} without MLFLOW_TRACKING_{missing.upper()})")
     return StaticAuth(None, "none")
-
-
-def load_credential_provider_session(server: ServerSettings) -> requests.Session | None:
-    """The session of the credential provider, if one is configured; raises ConfigurationError without a session."""
-    name = server.credential_provider
-    if name is None:
-        return None
-    setting = f"{server.sources['credential_provider']} is {name!r}"
-    matches = list(entry_points(group=_PROVIDER_GROUP, name=name))
-    if not matches:
-        names = {entry_point.name for entry_point in entry_points(group=_PROVIDER_GROUP)}
-        installed = ", ".join(sorted(names)) or "none is installed"
-        raise ConfigurationError(
-            f"{setting}: expected an entry point of the group {_PROVIDER_GROUP} ({installed})",
-            MessageCode.CREDENTIAL_PROVIDER,
-        )
-    try:
-        session = matches[0].load()()
-        result = f"returned a {type(session).__name__}"
-    except Exception as error:  # noqa: BLE001 - the provider may raise anything
-        # Only the type of the exception, and not as the cause: its text may hold a secret.
-        session, result = None, f"raised {type(error).__name__}"
-    if isinstance(session, requests.Session):
-        return session
-    raise ConfigurationError(
-        f"{setting}, which {result}: expected a function that returns a requests.Session",
-        MessageCode.CREDENTIAL_PROVIDER,
-    )
