@@ -27,6 +27,7 @@ _NOT_SAMPLED = (
     "A caller did not sample its trace (traceparent with flag 00), so its spans are not recorded; stats() counts such "
     "calls, MLFLOW_OTLP_IGNORE_CALLER_SAMPLING=true records them"
 )
+_DROP = Decision.DROP
 _LIMIT_VARIABLES = ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_COUNT_LIMIT")
 
 
@@ -84,7 +85,7 @@ class CallerSampler(Sampler):
     """
 
     def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
+        self._sampler, self._ask = sampler, sampler.should_sample
         self.ignores_caller = False
         self.on_unsampled: Callable[[], None] = lambda: None
 
@@ -99,21 +100,20 @@ class CallerSampler(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         """Ask the provider's sampler, again as for a root if it dropped the span and the caller is ignored."""
-        details = (trace_id, name, kind, attributes, links, trace_state)
-        result = self._sampler.should_sample(parent_context, *details)
-        if result.decision is Decision.DROP:
-            caller = trace.get_current_span(parent_context).get_span_context()
-            if caller.is_valid and caller.is_remote and not caller.trace_flags.sampled:
-                if not self.ignores_caller:
-                    self.on_unsampled()
-                    return result
-                # ParentBased asks its root sampler, which may sample by trace id.
-                no_parent = trace.set_span_in_context(trace.INVALID_SPAN, parent_context)
-                result = self._sampler.should_sample(no_parent, *details)
-                return SamplingResult(
-                    result.decision, result.attributes, result.trace_state or caller.trace_state or None
-                )
-        return result
+        # Every span of the application pays for this call.
+        result = self._ask(parent_context, trace_id, name, kind, attributes, links, trace_state)
+        if result.decision is not _DROP:
+            return result
+        caller = trace.get_current_span(parent_context).get_span_context()
+        if not (caller.is_valid and caller.is_remote) or caller.trace_flags.sampled:
+            return result
+        if not self.ignores_caller:
+            self.on_unsampled()
+            return result
+        # ParentBased asks its root sampler, which may sample by trace id.
+        no_parent = trace.set_span_in_context(trace.INVALID_SPAN, parent_context)
+        result = self._ask(no_parent, trace_id, name, kind, attributes, links, trace_state)
+        return SamplingResult(result.decision, result.attributes, result.trace_state or caller.trace_state or None)
 
     def get_description(self) -> str:
         """Return the description of the provider's sampler."""
