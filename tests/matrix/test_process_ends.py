@@ -186,7 +186,7 @@ UNFIXED = {
     **{
         (name, end): "SIGTERM ends a process while it exits"
         for name, end in COMBINATIONS
-        if name.startswith("pool-") and end == "terminate" or name == "joblib-multiprocessing"
+        if (name.startswith("pool-") and end == "terminate") or name == "joblib-multiprocessing"
     },
 }
 
