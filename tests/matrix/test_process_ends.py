@@ -168,26 +168,10 @@ ABRUPT_ENDS = {(name, end) for name, end in COMBINATIONS if end in ("kill", "wor
     ("joblib-loky", "exception"),  # joblib kills its processes
 }
 UNFIXED = {
-    **{
-        (name, end): "the server restores the default action of SIGTERM and raises it again"
-        for name in ("uvicorn-lifespan", "uvicorn-workers", "uvicorn-reload")
-        for end in MATRIX[name].ends
-        if (name, end) not in (("uvicorn-lifespan", "SIGINT"), ("uvicorn-workers", "worker kill"))
-    },
-    **{
-        ("gunicorn-gevent-preload", end): "a queue created before the patching blocks the process"
-        for end in MATRIX["gunicorn-gevent-preload"].ends
-    },
-    **{
-        (name, end): "uWSGI forks without Python's hooks"
-        for name in ("uwsgi", "uwsgi-no-threads")
-        for end in MATRIX[name].ends
-    },
-    **{
-        (name, end): "SIGTERM ends a process while it exits"
-        for name, end in COMBINATIONS
-        if (name.startswith("pool-") and end == "terminate") or name == "joblib-multiprocessing"
-    },
+    (name, end): "spans that end in uWSGI's master are lost"
+    for name in ("uwsgi", "uwsgi-no-threads")
+    for end in MATRIX[name].ends
+    if end != "worker kill"
 }
 
 
@@ -216,9 +200,7 @@ class Proxy(ScriptedServer):
         answer = connection.getresponse()
         body = answer.read()
         connection.close()
-        # An answer after a second may be too late for a process that ends, which is then right to send the spans again.
-        is_in_time = time.monotonic() - request.at < 1.0
-        if request.path.endswith("/v1/traces") and answer.status == 200 and is_in_time:
+        if request.path.endswith("/v1/traces") and answer.status == 200:
             self.accepted.update(span.span_id.hex() for span in request.spans())
         headers = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_HEADERS}
         return Answer(answer.status, headers=headers, body=body)
@@ -445,5 +427,6 @@ def test_process_end_keeps_each_ended_span_once(
     assert not lost, f"{len(lost)} of {len(ended)} spans are lost:\n{lost}\n{log}"
     assert len(set(stored)) == len(stored)
     assert {traces[span.trace_id]["trace_info"]["state"] for span in ended if span.is_root} == {"OK"}
-    if (name, end) not in ABRUPT_ENDS:
+    # What was answered too late for the end of a process is rightly sent again. MLflow stores it once.
+    if (name, end) not in ABRUPT_ENDS and "MLO-210" not in log:
         assert {span_id: count for span_id, count in proxy.accepted.items() if count > 1} == {}
