@@ -84,17 +84,19 @@ def _is_plain(value: Any, limit: int) -> bool:  # noqa: C901 - one loop: a call 
 
     This costs less than the encoder, and bounds its work: shared parts count as often as they occur.
     """
+    if type(value) not in _CONTAINERS:
+        return type(value) in _NUMBERS or (type(value) is str and len(value) <= limit)
     size = depth = level_end = 0
-    containers: list[Any] = [(value,)]
+    containers: list[Any] = [value]
     for index, container in enumerate(containers):
         if index >= level_end:
             depth, level_end = depth + 1, len(containers)
-        size += len(container)
         items: Iterable[Any] = container
         if type(container) is dict:
             if not set(map(type, container)) <= _TEXT:
                 return False
             items = container.values()
+        size += len(container)
         if size > limit or depth > _MAX_DEPTH:
             return False
         if len(container) > _MIN_VECTOR_LENGTH and set(map(type, items)) <= _NUMBERS:

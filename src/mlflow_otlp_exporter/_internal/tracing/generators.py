@@ -85,7 +85,6 @@ class GeneratorContext:
 
     def on_yield(self, item: Any) -> None:
         """Called with each item that the body yields."""
-        self.is_stream = True
         self.record(item)
         for observer in self.observers:
             observer.on_yield(item)
@@ -179,8 +178,11 @@ def wrap_generator(
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         run = begin(args, kwargs)
         run.is_stream = True
-        with run:
+        try:
             body = function(*args, **kwargs)
+        except BaseException as error:  # wrong arguments
+            run.on_end(error)
+            raise
         resume, value, item, is_waiting = body.send, None, None, is_begun
         while True:
             if not is_waiting:
@@ -213,8 +215,11 @@ def wrap_async_generator(
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         run = begin(args, kwargs)
         run.is_stream = True
-        with run:
+        try:
             body = function(*args, **kwargs)
+        except BaseException as error:  # wrong arguments
+            run.on_end(error)
+            raise
         resume, value, item, is_waiting, is_started = body.asend, None, None, is_begun, False
         while True:
             if not is_waiting:

@@ -34,6 +34,8 @@ def find_current_span() -> Span:
 
 def find_parent_context() -> Context | None:
     """Return the context with the innermost span; None if that is OpenTelemetry's current context."""
+    if not any(name in sys.modules for name in _INSTRUMENTATIONS):
+        return None
     span = find_current_span()
     return None if span is trace.get_current_span() else set_span_in_context(span)
 

@@ -133,6 +133,7 @@ def _watch(followed: Any, run: GeneratorContext, close: Callable[[], object] | N
             close()
         run.on_end(None)
 
+    run.is_stream = _yields_items(type(followed))
     _followed[key] = weakref.ref(followed, end), run
     run.release = lambda: _release(key)
 
