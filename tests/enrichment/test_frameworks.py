@@ -215,6 +215,9 @@ def test_claude_code_spans_have_kinds_content_and_billed_tokens() -> None:
     usage = parse(model, "chat.tokenUsage")
     assert (usage["input_tokens"], usage["cache_read_input_tokens"], usage["total_tokens"]) == (90, 80, 102)
     assert (bash.name, parse(bash, "spanInputs"), parse(bash, "spanOutputs")) == ("Bash", {"command": "ls"}, "a.txt")
+    short = claude("tool", tool_name="Bash", full_command="ls")
+    (bash,) = enrich_trace(span(1, short, name="claude_code.tool"))
+    assert parse(bash, "spanInputs") == {"command": "ls"}
     (other,) = enrich_trace(span(1, claude("tool", tool_name="x")))
     assert other.attributes["mlflow.spanType"] == "UNKNOWN"
 
@@ -231,12 +234,12 @@ def test_codex_spans_have_kinds_and_tokens_once() -> None:
         "codex.turn.token_usage.cached_input_tokens": 16,
     }
     response = codex(codex__usage__total_tokens=86, gen_ai__usage__input_tokens=62, gen_ai__usage__output_tokens=24)
-    tool = codex(tool_name="shell", call_id="call_1")
+    tool = codex(tool_name="shell", call_id="call_1", codex__tool__phase="dispatch")
     root, model, shell, other = enrich_trace(
         span(1, session_task),
         span(2, response, parent=1),
         span(3, tool, parent=1),
-        span(4, codex(target="x"), parent=1),
+        span(4, codex(tool_name="shell", call_id="call_1", turn_id="t"), parent=1),
     )
     types = [item.attributes["mlflow.spanType"] for item in (root, model, shell, other)]
     assert types == ["AGENT", "LLM", "TOOL", "UNKNOWN"]

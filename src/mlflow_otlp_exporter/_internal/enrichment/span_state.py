@@ -145,7 +145,11 @@ class SpanState:
 
     @property
     def tools(self) -> tuple[ToolDefinition, ...] | None:
-        return self.normalized.tools
+        """The tools that the span declares; a tool that describes itself is one."""
+        normalized = self.normalized
+        if not normalized.tools and self.kind is Kind.TOOL and normalized.tool_name and normalized.tool_description:
+            return (ToolDefinition(normalized.tool_name, normalized.tool_description),)
+        return normalized.tools
 
     @property
     def raw_input(self) -> Any:
@@ -181,7 +185,7 @@ class SpanState:
             _truncate(self.question),
             _truncate(self.answer),
             self.tool_calls[:_MAX_TOOL_CALLS],
-            normalized.tools,
+            self.tools,
             _limit_text(self.raw_input),
             _limit_text(self.raw_output),
             self.name,

@@ -123,8 +123,8 @@ def _mark_agents(tree: TraceTree) -> None:
 
 
 def _join_calls(tree: TraceTree) -> None:
-    """Give model spans what stands above them: the messages of a span around this one call, the model of the agent."""
-    agents: dict[int, TreeSpan] | None = None
+    """Give model spans what stands above them: the messages of a span around this one call, the model."""
+    sources: dict[int, TreeSpan] | None = None
     for span in tree.current.values():
         if span.kind not in MODEL_KINDS:
             continue
@@ -138,9 +138,13 @@ def _join_calls(tree: TraceTree) -> None:
                 output_messages=outputs if has_content(outputs) else None,
             )
         if not normalized.request_model and not normalized.response_model:
-            agents = agents if agents is not None else tree.nearest_above(lambda span: span.kind is Kind.AGENT)
-            if (agent := agents.get(span.span_id)) is not None and agent.normalized.request_model:
-                span.normalized = span.normalized._replace(request_model=agent.normalized.request_model)
+            sources = sources if sources is not None else tree.nearest_above(_has_model)
+            if (source := sources.get(span.span_id)) is not None:
+                span.normalized = span.normalized._replace(request_model=source.normalized.request_model)
+
+
+def _has_model(span: TreeSpan) -> bool:
+    return span.normalized.request_model is not None
 
 
 def _is_same_call(span: SpanState, above: SpanState, tree: TraceTree) -> bool:

@@ -41,8 +41,8 @@ _AGENT_SCOPES = ("openinference.", "@arizeai/openinference", "mlflow_otlp_export
 # Content of models, tools, agents and retrieval, by the beginnings of attribute keys.
 _AGENT_ATTRIBUTES = (
     *("openinference.", "gen_ai.", "llm.", "traceloop.", "ai.", "mlflow.", "gcp.vertex.agent.", "input.value"),
-    *("output.value", "retrieval.documents", "tool.", "tool_", "langfuse.", "langsmith.", "genkit:", "mastra.", "lk."),
-    *("lmnr.", "haystack.", "crew_", "model", "prompt", "codex.turn.", "codex.usage."),
+    *("output.value", "retrieval.documents", "langfuse.", "langsmith.", "genkit:", "mastra.", "lk.", "lmnr."),
+    *("haystack.", "crew_", "codex.tool.", "codex.turn.token_usage.", "codex.usage."),
 )
 
 

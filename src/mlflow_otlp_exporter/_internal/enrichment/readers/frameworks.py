@@ -1,6 +1,5 @@
 """Conventions that are tables: frameworks of other languages, and coding agents."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
@@ -8,7 +7,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import Document, 
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect, read_usage
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import parse_structured, parse_text, parse_texts
+from mlflow_otlp_exporter._internal.enrichment.values import parse_structured, parse_texts
 
 _MASTRA_TYPES = {
     "agent_run": Kind.AGENT,
@@ -180,9 +179,12 @@ def _complete_claude_code(span: SpanView, normalized: NormalizedSpan) -> Normali
         cached = (usage.cache_read or 0) + (usage.cache_write or 0)
         normalized = normalized._replace(usage=usage._replace(input=(usage.input or 0) + cached))
     if normalized.kind is Kind.TOOL:
-        outputs = [event.attributes for event in span.events if event.name == "tool.output"]
-        output = normalized.output if normalized.output is not None else _read_tool_output(outputs)
-        normalized = normalized._replace(input=_strip_header(normalized.input), output=_strip_header(output))
+        result = next((event.attributes for event in span.events if event.name == "tool.output"), {})
+        arguments = {name: span.attributes[key] for key, name in _CLAUDE_ARGUMENTS.items() if key in span.attributes}
+        normalized = normalized._replace(
+            input=_strip_header(normalized.input) or arguments or None,
+            output=_strip_header(normalized.output or result.get("output", result.get("content"))),
+        )
     elif normalized.kind is Kind.CHAT_MODEL:
         text = _strip_header(span.attributes.get("new_context"))
         normalized = normalized._replace(input_messages=read_messages(text), provider="anthropic")
@@ -196,11 +198,8 @@ def _strip_header(value: Any) -> Any:
     return value
 
 
-def _read_tool_output(outputs: list[Mapping[str, Any]]) -> str | None:
-    return next(
-        (text for output in outputs for key in ("output", "content") if (text := parse_text(output.get(key)))), None
-    )
-
+# The argument that each attribute holds, if `tool_input` is not recorded.
+_CLAUDE_ARGUMENTS = {"full_command": "command", "file_path": "file_path", "pattern": "pattern", "url": "url"}
 
 CLAUDE_CODE = Dialect(
     "Claude Code",
@@ -233,12 +232,15 @@ def _complete_codex(span: SpanView, normalized: NormalizedSpan) -> NormalizedSpa
         return normalized._replace(kind=Kind.AGENT)
     if "codex.usage.total_tokens" in attributes:
         return normalized._replace(kind=Kind.LLM, tool_name=None, tool_call_id=None)
-    return normalized._replace(kind=Kind.TOOL) if "call_id" in attributes and normalized.tool_name else normalized
+    if "codex.tool.phase" in attributes:
+        return normalized._replace(kind=Kind.TOOL)
+    # Other spans name the tool or the model of a call that they are a part of.
+    return normalized._replace(tool_name=None, tool_call_id=None)
 
 
 CODEX = Dialect(
     "Codex",
-    frozenset({"codex", "call_id"}),
+    frozenset({"codex", "turn", "turn_id"}),
     {
         "tool_name": ("tool_name",),
         "tool_call_id": ("call_id",),
