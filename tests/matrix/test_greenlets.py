@@ -69,7 +69,7 @@ with trace.get_tracer("app").start_as_current_span("root"):
 
 
 def run(url: str, code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    python = environment("greenlets", read_lock("greenlets"), editable=ROOT)
+    python = environment("process-ends", read_lock("process-ends"), editable=ROOT)
     return subprocess.run(
         [str(python), "-W", "ignore", "-c", code, *arguments],
         env={**os.environ, "MLFLOW_TRACKING_URI": url, "MLFLOW_EXPERIMENT_ID": "1", **variables},

@@ -82,13 +82,16 @@ os.getpid = lambda: pid + 1
 uwsgi.worker_id = lambda: 1
 for name in ("first", "second"):
     tracer.start_span(name).end()
-    while telemetry.stats().delivered < (1 if name == "first" else 2): time.sleep(0.01)
+    while telemetry.stats().delivered < (2 if name == "first" else 3): time.sleep(0.01)
 """
 
 
-def test_uwsgi_master_starts_no_thread_and_sends_at_its_end(scripted_server: ScriptedServer) -> None:
-    assert run(scripted_server.url, UWSGI.format(1)) == ""
-    assert names(scripted_server) == {"master": 1}
+@pytest.mark.parametrize("spool", ["true", "false"])
+def test_uwsgi_master_starts_no_thread(scripted_server: ScriptedServer, spool: str) -> None:
+    code = UWSGI.format(1) + ("os._exit(0)" if spool == "true" else "")  # the master runs no exit handlers
+    assert run(scripted_server.url, code, MLFLOW_OTLP_SPOOL=spool) == ""
+    files = list(Path(os.environ["XDG_STATE_HOME"]).glob("mlflow-otlp-exporter/*/*.otlp"))
+    assert (names(scripted_server), len(files)) == (({}, 1) if spool == "true" else ({"master": 1}, 0))
 
 
 @pytest.mark.parametrize("has_threads", [0, 1])
@@ -96,5 +99,5 @@ def test_uwsgi_worker_that_is_forked_without_hooks_sends_its_own_spans(
     scripted_server: ScriptedServer, has_threads: int
 ) -> None:
     output = run(scripted_server.url, UWSGI.format(has_threads) + WORKER)
-    assert names(scripted_server) == {"first": 1, "second": 1}  # the master sends its own
+    assert names(scripted_server) == {"master": 1, "first": 1, "second": 1}
     assert output.count("MLO-716") == (not has_threads)

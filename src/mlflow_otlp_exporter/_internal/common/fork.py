@@ -28,13 +28,17 @@ def register_fork_reset(reset: Callable[[], None]) -> None:
     _resets.append(weakref.WeakMethod(reset))
 
 
+def is_uwsgi_master() -> bool:
+    return _uwsgi is not None and not (_uwsgi.worker_id() or _uwsgi.mule_id() or _uwsgi.i_am_the_spooler())
+
+
 def start_thread(thread: threading.Thread) -> bool:
     """Start a thread; False if none can start, because the interpreter is shutting down or the system allows no more.
 
     In uWSGI's master none starts: a worker that is forked while a thread holds the interpreter's lock hangs.
     """
     if _uwsgi is not None:
-        if not (_uwsgi.worker_id() or _uwsgi.mule_id() or _uwsgi.i_am_the_spooler()):
+        if is_uwsgi_master():
             return False
         # uWSGI ends the interpreter in the thread that receives the signal. The new thread inherits the mask.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

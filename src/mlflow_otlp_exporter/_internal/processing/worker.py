@@ -20,6 +20,7 @@ from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.fork import (
     LACKS_HOOKS,
     check_process,
+    is_uwsgi_master,
     lacks_threads,
     register_fork_reset,
     start_thread,
@@ -148,6 +149,8 @@ class TraceWorker:
         # Once per tick: the thread may sleep, may not have started, or may have died.
         self._is_thread_checked = (self._thread is not None and self._thread.is_alive()) or self._start_thread()
         self._wake_up.set()
+        if not self._is_thread_checked and is_uwsgi_master() and self._pipeline.persistent_queue is not None:
+            self._drain_on_close()  # a worker of uWSGI sends them from the disk; the master runs no exit handlers
 
     def _start_thread(self) -> bool:
         with self._changed:
