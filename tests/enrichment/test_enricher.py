@@ -603,3 +603,187 @@ def test_enrich_model_span_takes_tools_of_its_own_agent_only() -> None:
     )
     tools = json.loads(model.attributes["mlflow.chat.tools"])
     assert [definition["function"]["name"] for definition in tools] == ["own"]
+
+
+# One call, one count
+
+
+def read_tokens(enriched: EnrichedSpan) -> dict[str, Any]:
+    """The tokens that MLflow counts for the span."""
+    attributes = enriched.attributes
+    if "mlflow.chat.tokenUsage" in attributes:
+        return dict(json.loads(attributes["mlflow.chat.tokenUsage"]))
+    names = {"prompt": "input_tokens", "completion": "output_tokens", "total": "total_tokens"}
+    counts = {name: attributes.get(f"llm.token_count.{count}") for count, name in names.items()}
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+@pytest.mark.parametrize(
+    ("scope", "attributes", "expected_input"),
+    [
+        ("any", {"gen_ai.usage.cache_read.input_tokens": 6}, 10),  # included
+        ("any", {"gen_ai.usage.cache_read.input_tokens": 40}, 50),  # more than all input tokens
+        ("any", {"gen_ai.usage.cache_read.input_tokens": 6, "gen_ai.usage.total_tokens": 18}, 16),
+        ("any", {"gen_ai.usage.cache_read.input_tokens": 6, "gen_ai.usage.total_tokens": 12}, 10),
+        ("opentelemetry.instrumentation.botocore.bedrock-runtime", {"gen_ai.usage.cache_read.input_tokens": 6}, 16),
+        (
+            "opentelemetry.instrumentation.bedrock",
+            {"gen_ai.usage.cache_read.input_tokens": 6, "gen_ai.usage.total_tokens": 12},
+            16,
+        ),
+        ("openinference.instrumentation.agno", {"gen_ai.usage.cache_read.input_tokens": 6}, 10),
+        (
+            "openinference.instrumentation.agno",
+            {"gen_ai.usage.cache_read.input_tokens": 6, "gen_ai.request.model": "claude-sonnet-4-5"},
+            16,
+        ),
+    ],
+)
+def test_enrich_counts_cached_tokens_among_input_tokens(
+    scope: str, attributes: Mapping[str, Any], expected_input: int
+) -> None:
+    tokens = read_tokens(enrich_span({**CHAT, **USAGE, **attributes}, scope=scope))
+    assert (tokens["input_tokens"], tokens["total_tokens"]) == (expected_input, expected_input + 2)
+
+
+def test_enrich_takes_cached_tokens_that_the_source_left_out_from_the_response() -> None:
+    response = {
+        "usage": {"inputTokens": 10, "outputTokens": 2, "totalTokens": 18, "cacheReadInputTokens": 6},
+    }
+    counts = {"llm.token_count.prompt": 10, "llm.token_count.completion": 2, "llm.token_count.total": 18}
+    enriched = enrich_span({"openinference.span.kind": "LLM", "output.value": json.dumps(response), **counts})
+    assert read_tokens(enriched) == {
+        "input_tokens": 16,
+        "output_tokens": 2,
+        "total_tokens": 18,
+        "cache_read_input_tokens": 6,
+    }
+
+
+def test_enrich_writes_tokens_of_the_one_hour_cache() -> None:
+    counts = {
+        "gen_ai.usage.cache_creation.input_tokens": 8,
+        "gen_ai.usage.cache_creation.ephemeral_1h_input_tokens": 5,
+    }
+    assert read_tokens(enrich_span({**CHAT, **USAGE, **counts}))["cache_creation_input_tokens_above_1hr"] == 5
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+@pytest.mark.parametrize("is_split", [False, True])
+def test_enrich_layers_of_a_call_counts_once(order: tuple[int, ...], is_split: bool) -> None:
+    content = {
+        "gen_ai.input.messages": dump_messages("hi"),
+        "gen_ai.output.messages": dump_messages("Yes.", "assistant"),
+    }
+    call = {**CHAT, **USAGE, **content}
+    layers = [
+        span(1, {}, name="root"),
+        span(2, call, parent=1, scope="framework", start=100, end=500),
+        span(
+            3, {**call, "gen_ai.response.model": "gpt-4o-mini-2024-07-18"}, parent=1, scope="client", start=200, end=400
+        ),
+    ]
+    layers = [layers[index] for index in order]
+    enricher = Enricher()
+    batches = [[layer] for layer in reversed(layers)] if is_split else [layers]
+    results = [item for batch in batches for item in enricher.enrich(batch)]
+    enriched = [item for item in results if isinstance(item, EnrichedSpan)]
+    assert len([item for item in enriched if read_tokens(item)]) == 1
+    if not is_split:
+        assert [item.attributes["mlflow.spanType"] for item in enriched].count("CHAT_MODEL") == 1
+
+
+def test_enrich_sibling_that_repeats_usage_counts_once() -> None:
+    call, repeated = {**CHAT, **USAGE}, {"gen_ai.response.model": "gpt-4o-mini", **USAGE}
+    spans = [span(1, {}, name="root")]
+    for number in range(3):
+        start = 1000 * number
+        spans.append(span(10 + number, call, parent=1, scope="ag2", start=start, end=start + 500))
+        spans.append(span(20 + number, repeated, parent=1, scope="ag2", start=start + 600, end=start + 601))
+    assert [bool(read_tokens(item)) for item in enrich_spans(*spans)] == [False] + [True, False] * 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"gen_ai.request.model": "claude-sonnet-4-5"},
+        {"gen_ai.usage.input_tokens": 11},
+        {"gen_ai.response.id": "b"},
+    ],
+)
+def test_enrich_two_calls_at_the_same_time_counts_both(changed: Mapping[str, Any]) -> None:
+    call = {**CHAT, **USAGE, "gen_ai.response.id": "a"}
+    first = span(2, call, parent=1, scope="one", start=100, end=500)
+    second = span(3, {**call, **changed}, parent=1, scope="two", start=200, end=400)
+    if "gen_ai.request.model" in changed:
+        second = span(3, {**CHAT, **USAGE, **changed}, parent=1, scope="two", start=200, end=400)
+    enriched = enrich_spans(span(1, {}, name="root"), first, second)
+    assert [bool(read_tokens(item)) for item in enriched] == [False, True, True]
+
+
+# Frameworks with attributes of their own
+
+
+def test_enrich_livekit_makes_one_model_span_of_three_layers() -> None:
+    layer = {"gen_ai.request.model": "gpt-4o-mini", "lk.retry_count": 0}
+    enriched = enrich_spans(
+        span(1, {**layer, "lk.chat_ctx": "{}"}, name="llm_node"),
+        span(2, {**CHAT, **USAGE, "lk.llm_metrics": "{}"}, name="llm_request", parent=1),
+        span(3, layer, name="llm_request_run", parent=2),
+    )
+    assert [item.attributes["mlflow.spanType"] for item in enriched] == ["TASK", "CHAT_MODEL", "TASK"]
+
+
+def test_enrich_litellm_reads_usage_user_and_tools_below() -> None:
+    usage = "{'completion_tokens': 2, 'prompt_tokens': 10, 'prompt_tokens_details': {'cached_tokens': 4, 'x': None}}"
+    call = {**CHAT, **USAGE, "gen_ai.operation.name": "aresponses", "metadata.usage_object": usage, "llm.user": "ada"}
+    tools = "[{'type': 'function', 'name': 'search', 'description': 'Finds.\\nFast.', 'parameters': {}}]"
+    traffic = span(2, {"llm.None.tools": tools}, name="raw_gen_ai_request", parent=1, scope="litellm")
+    (enriched, _) = enrich_spans(span(1, call, name="litellm_request", scope="litellm"), traffic)
+    assert enriched.attributes["mlflow.spanType"] in ("LLM", "CHAT_MODEL")
+    assert (read_tokens(enriched)["cache_read_input_tokens"], enriched.attributes["user.id"]) == (4, "ada")
+    assert json.loads(enriched.attributes["mlflow.chat.tools"])[0]["function"]["name"] == "search"
+
+
+def test_enrich_llama_index_events_shows_call_tool_and_documents() -> None:
+    block = {"block_type": "tool_call", "tool_call_id": "c1", "tool_name": "search", "tool_kwargs": {"q": "x"}}
+    question = [{"role": "user", "blocks": [{"block_type": "text", "text": "hi"}]}]
+    call = enrich_span(
+        {"llamaindex.run_id": "r"},
+        name="OpenAI.achat",
+        events=[
+            Event(
+                "LLMChatStartEvent",
+                {"messages": json.dumps(question)},
+            ),
+            Event(
+                "LLMChatEndEvent",
+                {
+                    "response.message.role": "assistant",
+                    "response.message.blocks": json.dumps([block]),
+                    "response.raw.model": "gpt-4o-mini",
+                    "response.raw.usage.prompt_tokens": 10,
+                    "response.raw.usage.completion_tokens": 2,
+                },
+            ),
+        ],
+    )
+    assert (call.attributes["mlflow.spanType"], call.attributes["mlflow.llm.provider"]) == ("CHAT_MODEL", "openai")
+    assert parse_inputs(call)["messages"] == [{"role": "user", "content": "hi"}]
+    assert parse_outputs(call)["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "search"
+    assert read_tokens(call)["total_tokens"] == 12
+    summary = "ToolCall(tool_name='search', tool_kwargs={'q': 'x'}, tool_id='c1')"
+    output = (
+        "ToolCallResult(tool_output=ToolOutput(blocks=[TextBlock(block_type='text', text='found')], tool_name='sea..."
+    )
+    tool = enrich_span(
+        {"llamaindex.step.input_summary": summary},
+        name="BaseWorkflowAgent.call_tool",
+        events=[Event("step.output", {"output": output})],
+    )
+    assert (tool.name, parse_inputs(tool), parse_outputs(tool)) == ("search", {"q": "x"}, "found")
+    nodes = json.dumps([{"node": {"id_": "1", "text": "Spans."}, "score": 0.5}])
+    retrieval = enrich_span(
+        {}, name="Retriever.retrieve", events=[Event("RetrievalEndEvent", {"nodes": nodes, "str_or_query_bundle": "q"})]
+    )
+    assert (parse_inputs(retrieval), parse_outputs(retrieval)[0]["page_content"]) == ("q", "Spans.")

@@ -8,7 +8,9 @@ from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 def test_trace_cache_evicts_by_count_age_and_size() -> None:
     clock_seconds = [0.0]
     cache = TraceCache(lambda: clock_seconds[0])
-    summary = SpanSummary(1, 2, 0, 0, Kind.CHAT_MODEL, "", False, "q" * 100, None, (), None, None, None, "", (), EMPTY)
+    summary = SpanSummary(
+        1, 2, 0, 0, Kind.CHAT_MODEL, "", False, None, "q" * 100, None, (), None, None, None, "", (), EMPTY
+    )
     for number in range(3000):
         cache.add(number, [summary])
     assert len(cache.traces) == 2000

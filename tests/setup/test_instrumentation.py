@@ -17,6 +17,7 @@ from mlflow_otlp_exporter._internal.setup.instrumentation import (
     normalize_library_name,
     select_instrumentations,
 )
+from mlflow_otlp_exporter._internal.setup.observed_calls import ClientTracerProvider
 from support.scripted_server import ScriptedServer
 
 
@@ -130,9 +131,11 @@ def test_instrument_enables_one_per_library(instrumentors: dict[str, type[Instru
     provider = TracerProvider(shutdown_on_exit=False)
     assert instrument(choice=True, provider=provider) == ["openai (first.openai)", "redis (only.redis)"]
     assert active_names(instrumentors) == ["first.openai", "only.redis"]
-    options = instrumentors["first.openai"].options
-    assert options is not None
-    assert options["tracer_provider"] is provider
+    client, other = instrumentors["first.openai"].options, instrumentors["only.redis"].options
+    assert client is not None
+    assert other is not None
+    assert isinstance(client["tracer_provider"], ClientTracerProvider)
+    assert other["tracer_provider"] is provider
     assert instrument(choice=True, provider=provider) == []
 
 

@@ -24,6 +24,7 @@ def span(
     status: Status | None = None,
     scope: str = "tests",
     start: int | None = None,
+    end: int | None = None,
 ) -> ReadableSpan:
     """Make an ended span."""
     parent_context = SpanContext(trace, parent, False, TraceFlags(1)) if parent else None
@@ -38,7 +39,7 @@ def span(
         status=status or Status(StatusCode.UNSET),
         instrumentation_scope=InstrumentationScope(scope),
         start_time=begin,
-        end_time=begin + 1000 - number,
+        end_time=end if end is not None else begin + 1000 - number,
     )
 
 

@@ -15,7 +15,11 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kin
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS, fallback
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, collect_trace_fields
-from mlflow_otlp_exporter._internal.enrichment.token_usage import count_usage_once, rename_usage_keys
+from mlflow_otlp_exporter._internal.enrichment.token_usage import (
+    count_usage_once,
+    include_cached_tokens,
+    rename_usage_keys,
+)
 from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, TraceTree, propagate
@@ -154,11 +158,19 @@ def read_span(span: ReadableSpan) -> SpanState:
     prefixes.update([event.name.partition(".")[0] for event in events])
     scope = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
     normalized = EMPTY if prefixes.isdisjoint(_PREFIXES) else _read_conventions(span, scope, attributes, prefixes)
+    has_own_kind = normalized.kind is not None
     with suppress(Exception):  # what the readers found stays
         normalized = fallback.complete(attributes, normalized)
     if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
         normalized = normalized._replace(kind=Kind.CHAT_MODEL)
-    return SpanState(span, attributes, normalized, scope)
+    usage = normalized.usage
+    # A span that has a type was enriched before.
+    if usage is not None and usage.input is not None and mlflow.TYPE not in attributes:
+        model = normalized.response_model or normalized.request_model
+        normalized = normalized._replace(usage=include_cached_tokens(usage, scope, model, normalized.output))
+    state = SpanState(span, attributes, normalized, scope)
+    state.has_own_kind = has_own_kind
+    return state
 
 
 def _read_conventions(

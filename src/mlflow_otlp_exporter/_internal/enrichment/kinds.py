@@ -58,6 +58,12 @@ TO_OPENINFERENCE = {kind: _TO_OPENINFERENCE.get(kind, kind.value) for kind in Ki
 TO_MLFLOW = {kind: _TO_MLFLOW.get(kind, kind.value) for kind in Kind}
 
 
+def parse_operation(name: Any) -> Kind | None:
+    """The kind for `gen_ai.operation.name`; LiteLLM writes the name of the function, such as `acompletion`."""
+    kind = parse_kind(name, OPERATIONS)
+    return kind or (parse_kind(name[1:], OPERATIONS) if isinstance(name, str) and name.startswith("a") else None)
+
+
 def parse_kind(name: Any, kinds: Mapping[str, Kind]) -> Kind | None:
     """The kind for a name that a convention writes, in any case of letters."""
     return kinds.get(name.strip().lower()) if isinstance(name, str) else None

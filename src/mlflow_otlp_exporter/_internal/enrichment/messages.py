@@ -253,7 +253,7 @@ def _read_content(content: Any, draft: _MessageDraft) -> None:
 
 
 def _is_part_list(items: list[Any]) -> bool:
-    part_keys = {"type", "text", "toolUse", "toolResult", "part_kind", "reasoningContent"}
+    part_keys = {"type", "text", "toolUse", "toolResult", "part_kind", "block_type", "reasoningContent"}
     return all(isinstance(item, dict) and not part_keys.isdisjoint(item) for item in items)
 
 
@@ -278,7 +278,7 @@ def _read_part(part: dict[str, Any], draft: _MessageDraft) -> None:
 def _read_tool_call(part: Mapping[str, Any], draft: _MessageDraft) -> None:
     function = part.get("function")
     call = function if isinstance(function, dict) else part
-    arguments = call.get("arguments", call.get("args", call.get("input")))
+    arguments = call.get("arguments", call.get("args", call.get("input", call.get("tool_kwargs"))))
     call_id = part.get("id") or part.get("tool_call_id") or part.get("toolCallId") or part.get("call_id")
     draft.add_tool_call(call_id, call.get("name") or part.get("tool_name") or part.get("toolName"), arguments)
 

@@ -92,6 +92,7 @@ class Usage(NamedTuple):
     reasoning: int | None = None
     input_audio: int | None = None
     output_audio: int | None = None
+    cache_write_1h: int | None = None  # the part of `cache_write` that went to Anthropic's one-hour cache
 
 
 class Cost(NamedTuple):

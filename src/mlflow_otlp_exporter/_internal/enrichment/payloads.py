@@ -60,22 +60,22 @@ def read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
             messages = read_messages(items) or ()
             if key == "chat_history" and (question := read_question({**request, key: None})) is not None:
                 messages = (*messages, Message("user", (Part("text", question),)))
-            return _add_system_message(request, messages) or None
+            return add_system_message(request, messages) or None
     if not is_model:
         nested = next((request[name] for name in _REQUEST_WRAPPERS if isinstance(request.get(name), dict)), None)
         return read_request(nested, is_model=False)
     prompt = request.get("input") if isinstance(request.get("input"), str) else request.get("prompt")
     if isinstance(prompt, str):
-        return _add_system_message(request, (Message("user", (Part("text", prompt),)),))
+        return add_system_message(request, (Message("user", (Part("text", prompt),)),))
     prompts = request.get("prompts")
     if isinstance(prompts, list) and prompts and all(isinstance(prompt_text, str) for prompt_text in prompts):
         return tuple(Message("user", (Part("text", prompt_text),)) for prompt_text in prompts)
     return None
 
 
-def _add_system_message(request: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def add_system_message(request: Any, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """Add the instructions that stand beside messages, unless a message holds some."""
-    if any(message.role == "system" for message in messages):
+    if not isinstance(request, dict) or any(message.role == "system" for message in messages):
         return messages
     config = request.get("config")
     holders = (request, config) if isinstance(config, dict) else (request,)

@@ -22,7 +22,21 @@ from mlflow_otlp_exporter._internal.enrichment.values import to_json
 # Longer texts are truncated in summaries: they only serve previews of at most 1,000 characters.
 _MAX_TEXT_LENGTH = 32_768
 _MAX_TOOL_CALLS = 64
+_SUMMING_KINDS = (Kind.AGENT, Kind.CHAIN, Kind.WORKFLOW)
 _NO_CONVERSATION = (Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING, *MODEL_KINDS)
+
+
+class CallSummary(NamedTuple):
+    """What tells whether two spans with token usage describe the same call."""
+
+    counts: tuple[int | None, int | None]  # input, output
+    is_model: bool
+    scope: str
+    model: str  # without the provider's prefix
+    response_id: str
+    start_time: int
+    end_time: int
+    trace_id: int
 
 
 class SpanSummary(NamedTuple):
@@ -35,6 +49,7 @@ class SpanSummary(NamedTuple):
     kind: Kind | None
     scope: str
     has_usage: bool
+    call: CallSummary | None
     question: str | None
     answer: str | None
     tool_calls: tuple[ToolCall, ...]
@@ -55,6 +70,7 @@ class SpanState:
         "_question",
         "attributes",
         "counts_usage",
+        "has_own_kind",
         "is_local_root",
         "kind",
         "normalized",
@@ -79,6 +95,8 @@ class SpanState:
         self.normalized = normalized
         self.kind = normalized.kind
         self.scope = scope
+        # False if the kind was guessed from the content.
+        self.has_own_kind = True
         # False if spans below have the same usage, or another span describes the same call.
         self.counts_usage = True
         # Read when they are needed; a root or an agent without them gets those of a span below.
@@ -138,6 +156,25 @@ class SpanState:
         return self.normalized.usage is not None and self.counts_usage
 
     @property
+    def call(self) -> CallSummary | None:
+        """The call whose usage the span states; None for agents, which state the usage of several."""
+        normalized = self.normalized
+        usage = normalized.usage
+        if usage is None or self.kind in _SUMMING_KINDS:
+            return None
+        model = (normalized.response_model or normalized.request_model or "").rpartition("/")[2]
+        return CallSummary(
+            (usage.input, usage.output),
+            self.has_own_kind and (self.kind in MODEL_KINDS or self.kind is Kind.EMBEDDING),
+            self.scope,
+            model,
+            normalized.response_id or "",
+            self.start_time,
+            self.end_time,
+            self.trace_id,
+        )
+
+    @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tool calls that a model requested in this span."""
         messages = self.normalized.output_messages
@@ -182,6 +219,7 @@ class SpanState:
             self.kind,
             self.scope,
             self.has_usage,
+            self.call,
             _truncate(self.question),
             _truncate(self.answer),
             self.tool_calls[:_MAX_TOOL_CALLS],

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
-from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Usage
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage
+from mlflow_otlp_exporter._internal.enrichment.span_state import CallSummary, SpanState
 from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, TraceTree, TreeSpan
+from mlflow_otlp_exporter._internal.enrichment.values import parse_structured
 
 # pydantic-ai's own names for sums over spans, and others like them.
 _RENAMED_PREFIXES = (
@@ -17,9 +19,102 @@ _RENAMED_PREFIXES = (
     ("llm.token_count.", "llm.aggregated_token_count."),
     ("llm.usage.", "llm.aggregated_usage."),
     ("llm.cost.", "llm.aggregated_cost."),
+    ("langfuse.observation.usage_details", "langfuse.observation.aggregated_usage_details"),
     ("ai.usage.", "ai.aggregated_usage."),
     ("usage.", "aggregated_usage."),
 )
+
+
+# Bedrock and Anthropic count cached tokens beside the input tokens; these pass their counts on as they are.
+_ADDITIVE_SCOPES = ("opentelemetry.instrumentation.botocore", "opentelemetry.instrumentation.bedrock")
+_MAX_OPEN_CALLS = 16
+# How long after a call a span may begin that repeats its usage.
+_MAX_DELAY_NANOS = 1_000_000_000
+
+
+def include_cached_tokens(usage: Usage, scope: str, model: str | None, response: Any) -> Usage:
+    """Count cached tokens among the input tokens, where the source counts them beside these.
+
+    `response` may be that of the provider, which has counts that the source left out.
+    """
+    usage = _add_counts_of_response(usage, response)
+    input_tokens, output_tokens, total = usage.input or 0, usage.output or 0, usage.total
+    cached = (usage.cache_read or 0) + (usage.cache_write or 0)
+    beside = total - input_tokens - output_tokens if total is not None else None
+    is_bedrock = "bedrock" in scope
+    if cached:
+        is_additive = cached > input_tokens or beside == cached or scope.startswith(_ADDITIVE_SCOPES)
+        is_additive = is_additive or (is_bedrock and beside is None)
+        # Agno adds up a total of its own.
+        is_additive = is_additive or (scope.endswith(".agno") and "claude" in (model or ""))
+        added = cached if is_additive else 0
+    else:
+        added = max(beside or 0, 0) if is_bedrock else 0  # the instrumentation does not say how many were cached
+    if not added:
+        return usage
+    input_tokens += added
+    return usage._replace(input=input_tokens, total=max(total, input_tokens + output_tokens) if total else None)
+
+
+def _add_counts_of_response(usage: Usage, response: Any) -> Usage:
+    has_uncounted = (usage.total or 0) > (usage.input or 0) + (usage.output or 0) and not usage.cache_read
+    is_priced_by_time = bool(usage.cache_write) and isinstance(response, str) and "ephemeral_1h" in response
+    parsed = parse_structured(response) if has_uncounted or is_priced_by_time else None
+    counts = read_usage(parsed.get("usage")) if isinstance(parsed, dict) else None
+    if counts is None:
+        return usage
+    return usage._replace(
+        cache_read=usage.cache_read or counts.cache_read or None,
+        cache_write=usage.cache_write or counts.cache_write or None,
+        cache_write_1h=usage.cache_write_1h or counts.cache_write_1h or None,
+    )
+
+
+def is_same_call(outer: CallSummary, other: CallSummary) -> bool:
+    """Whether two spans with the same counts describe one call: a layer within another, or a repeated usage."""
+    if outer.response_id and other.response_id:
+        return outer.response_id == other.response_id
+    models = (outer.model, other.model)
+    if all(models) and not max(models, key=len).startswith(min(models, key=len)):
+        return False
+    if other.is_model:
+        is_within = outer.start_time <= other.start_time and other.end_time <= outer.end_time
+        return is_within and outer.scope != other.scope
+    return outer.start_time <= other.start_time <= outer.end_time + _MAX_DELAY_NANOS
+
+
+def _count_calls_once(tree: TraceTree) -> None:
+    """Find the layers of a call: a framework, the provider's client below it, and siblings that repeat the usage."""
+    groups: dict[tuple[int | None, int | None], list[tuple[CallSummary, TreeSpan]]] = {}
+    for span in tree.spans.values():
+        if span.has_usage and (call := span.call) is not None:
+            groups.setdefault(call.counts, []).append((call, span))
+    for calls in groups.values():
+        if len(calls) < 2:
+            continue
+        calls.sort(key=lambda item: (item[0].start_time, not item[0].is_model, -item[0].end_time))
+        open_calls: list[tuple[CallSummary, TreeSpan, set[tuple[str, bool]]]] = []
+        for call, span in calls:
+            layer = (call.scope, call.is_model)
+            for outer, outer_span, layers in reversed(open_calls):
+                if layer not in layers and is_same_call(outer, call):
+                    layers.add(layer)
+                    _drop_usage(outer_span, span, tree)
+                    break
+            else:
+                if call.is_model:
+                    open_calls = [*open_calls[1 - _MAX_OPEN_CALLS :], (call, span, set())]
+
+
+def _drop_usage(outer: TreeSpan, other: TreeSpan, tree: TraceTree) -> None:
+    """Let one of two spans of the same call count: one that was sent before, otherwise the outer one."""
+    duplicate = tree.current.get(other.span_id) or tree.current.get(outer.span_id)
+    if duplicate is None:
+        return
+    duplicate.counts_usage = False
+    counted = outer if duplicate.span_id == other.span_id else other
+    if duplicate.kind in MODEL_KINDS and counted.kind in MODEL_KINDS and duplicate.answer in (None, counted.answer):
+        duplicate.kind = Kind.TASK  # a call of a model is one span in charts and chats
 
 
 def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> None:
@@ -38,6 +133,7 @@ def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> Non
     for agent in tree.current.values():
         if agent.kind is Kind.AGENT and agent.normalized.usage is not None:
             _complete_last_step(agent, next(tree.levels_below(agent), []))
+    _count_calls_once(tree)
     # In MLflow, a parent's usage hides that of its children, so only the lowest span that states usage counts.
     parent_ids = tree.ids_above(lambda span: span.has_usage)
     for span in tree.current.values():

@@ -49,6 +49,9 @@ class TraceTree:
         """The parent, or the root if the parent has not arrived: a span is below the root in any case."""
         return None if span.parent_id is None else self.spans.get(span.parent_id, self.root)
 
+    def children(self, span: TreeSpan) -> Sequence[TreeSpan]:
+        return self._children.get(span.span_id, ())
+
     @functools.cached_property
     def tools(self) -> ToolIndex:
         """The tool calls that models requested, and the tools that spans declare."""
@@ -175,7 +178,10 @@ def _share_tools(tree: TraceTree) -> None:
         if model.scope in CLIENT_SCOPES and model.span_id in calls_below_models:
             continue  # another span describes the call
         agent = agents.get(model.span_id)
-        if agent is not None:
+        below = next((child.tools for child in tree.children(model) if child.tools), None)
+        if below:
+            shared = below
+        elif agent is not None:
             shared = agent.tools or tuple(tools_by_agent.get(agent.span_id, {}).values())
         else:
             # The agent has not ended yet: take the tools of the calls so far.

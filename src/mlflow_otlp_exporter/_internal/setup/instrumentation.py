@@ -16,6 +16,11 @@ from opentelemetry.trace import TracerProvider
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.setup.observed_calls import (
+    CLIENT_LIBRARIES,
+    ClientTracerProvider,
+    mark_langchain_calls,
+)
 
 _GROUPS = ("openinference_instrumentor", "opentelemetry_instrumentor")
 _DISABLED_VARIABLE = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
@@ -111,11 +116,13 @@ def instrument(choice: bool | Sequence[str], provider: TracerProvider) -> list[s
     disabled = [name for name in os.environ.get(_DISABLED_VARIABLE, "").split(",") if name.strip()]
     instrumentations = find_instrumentations()
     enabled: list[str] = []
+    clients = ClientTracerProvider(provider)
     for candidates in select_instrumentations(instrumentations, choice, disabled):
         if any(_is_active(candidate) for candidate in candidates):
             continue
         for candidate in candidates:
-            if _activate(candidate, provider):
+            is_client = candidate.library in CLIENT_LIBRARIES
+            if _activate(candidate, clients if is_client else provider):
                 enabled.append(f"{candidate.library} ({candidate.package})")
                 break
     if choice is not True:
@@ -150,6 +157,8 @@ def _activate(candidate: Instrumentation, provider: TracerProvider) -> bool:
         instrumentor: Any = candidate.entry_point.load()()
         # The instrumentation's own check logs an error for each library that is not installed; it was done above.
         instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
+        if candidate.library == "langchain":
+            mark_langchain_calls()
     except ModuleNotFoundError as error:
         logger.debug("Skipped instrumentation %s: %s", candidate.package, error)
         return False

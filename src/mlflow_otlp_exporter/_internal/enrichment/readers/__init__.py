@@ -5,9 +5,11 @@ line to `READERS`.
 """
 
 from mlflow_otlp_exporter._internal.enrichment.readers import (
+    call_layers,
     genai,
     genai_events,
     google_adk,
+    llama_index,
     logfire,
     mcp,
     mlflow,
@@ -37,7 +39,8 @@ READERS = (
     # Before GenAI's attributes, which mark the span as a tool.
     Reader("Google ADK, merged tools", frozenset({"gcp"}), google_adk.read_merged),
     Reader("OpenInference", _OPENINFERENCE, openinference.read),
-    *map(table_reader, (*DIALECTS, *FRAMEWORKS)),
+    *map(table_reader, (*DIALECTS, *FRAMEWORKS, call_layers.LITELLM)),
+    Reader(call_layers.LIVEKIT.name, call_layers.LIVEKIT.prefixes, call_layers.read_livekit),
     Reader("OpenLLMetry", frozenset({"traceloop"}), openllmetry.read),
     Reader("OpenTelemetry GenAI", frozenset({"gen_ai", "operation", "enduser"}), genai.read),
     Reader("OpenTelemetry GenAI, operation details", frozenset({"gen_ai"}), genai.read_details),
@@ -46,6 +49,8 @@ READERS = (
     Reader("Vercel AI SDK", frozenset({"ai"}), vercel.read),
     Reader("pydantic-ai", _PYDANTIC_AI, pydantic_ai.read),
     Reader("Google ADK", frozenset({"gcp"}), google_adk.read),
+    Reader("LlamaIndex", frozenset({"llamaindex", "step", "workflow"}) | llama_index.EVENTS, llama_index.read),
     Reader("logfire", frozenset({"logfire", "request_data", "response_data"}), logfire.read),
+    Reader("LiteLLM, provider's traffic", frozenset({"llm"}), call_layers.read_litellm_traffic),
     Reader("Model Context Protocol", frozenset({"mcp"}), mcp.read),
 )

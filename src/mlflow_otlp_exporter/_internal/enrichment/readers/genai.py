@@ -7,7 +7,7 @@ Microsoft Agent Framework, Semantic Kernel and Vercel AI 7, some of which use ol
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import parse_operation
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, read_system_message
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, NormalizedSpan, Prompt, Usage
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
@@ -57,6 +57,7 @@ _COUNT_KEYS = (
     *(_INPUT, _OUTPUT, _TOTAL, _CACHE_READ, _CACHE_WRITE, _REASONING),
     ("gen_ai.usage.audio.input_tokens", "gen_ai.usage.details.input_audio_tokens"),
     ("gen_ai.usage.audio.output_tokens", "gen_ai.usage.details.output_audio_tokens"),
+    ("gen_ai.usage.cache_creation.ephemeral_1h_input_tokens", "gen_ai.usage.details.ephemeral_1h_input_tokens"),
 )
 _TOTAL_COST = ("operation.cost", "gen_ai.usage.cost", "gen_ai.cost.total_cost", "gen_ai.usage.total_cost")
 _COSTS = ("gen_ai.cost.input_cost", "gen_ai.cost.output_cost")
@@ -64,7 +65,7 @@ _COSTS = ("gen_ai.cost.input_cost", "gen_ai.cost.output_cost")
 
 def read(span: SpanView) -> NormalizedSpan | None:
     attributes = span.attributes
-    kind = parse_kind(attributes.get("gen_ai.operation.name"), OPERATIONS)
+    kind = parse_operation(attributes.get("gen_ai.operation.name"))
     input_messages = read_messages(attributes.get(_IN))
     output_messages = read_messages(attributes.get(_OUT), "assistant")
     covered_keys = [key for key, messages in ((_IN, input_messages), (_OUT, output_messages)) if messages]

@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     ToolDefinition,
     Usage,
 )
-from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
+from mlflow_otlp_exporter._internal.enrichment.payloads import add_system_message, read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, index_order, unflatten
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
@@ -201,9 +201,12 @@ def _read_all_messages(
     if "choices" in groups and output_messages is None:
         completions = _read_texts(attributes, "llm.choices.", "completion")
         output_messages = tuple(Message("assistant", (Part("text", text),)) for text in completions) or None
+    request = attributes.get(SpanAttributes.INPUT_VALUE)
+    if kind is Kind.LLM and input_messages and isinstance(request, str) and '"system":' in request:
+        # Anthropic's and Bedrock's instructions stand beside the messages.
+        input_messages = add_system_message(parse_structured(request), input_messages)
     if kind in (Kind.LLM, Kind.AGENT, Kind.CHAIN, None):
         if input_messages is None or kind is not Kind.LLM:
-            request = attributes.get(SpanAttributes.INPUT_VALUE)
             input_messages = read_request(request, is_model=kind in MODEL_KINDS) or input_messages
         if output_messages is None or kind is not Kind.LLM:
             response = attributes.get(SpanAttributes.OUTPUT_VALUE)

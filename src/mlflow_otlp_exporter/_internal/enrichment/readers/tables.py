@@ -78,6 +78,7 @@ COUNT_NAMES = {
     "reasoning": ("outputreasoningtokens", "outputreasoning", "thoughtstokencount", "reasoningtokens"),
     "input_audio": ("inputaudiotokens", "inputaudio"),
     "output_audio": ("outputaudiotokens", "outputaudio"),
+    "cache_write_1h": ("outputephemeral1hinputtokens", "ephemeral1hinputtokens"),
 }
 _COUNTS = tuple(COUNT_NAMES[field] for field in Usage._fields)
 _COST_NAMES = (

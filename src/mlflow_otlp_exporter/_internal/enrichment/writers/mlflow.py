@@ -260,6 +260,8 @@ def _write_usage(usage: Usage, attributes: dict[str, Any]) -> None:
         counts["cache_read_input_tokens"] = usage.cache_read
     if usage.cache_write:
         counts["cache_creation_input_tokens"] = usage.cache_write
+    if usage.cache_write_1h:
+        counts["cache_creation_input_tokens_above_1hr"] = usage.cache_write_1h
     attributes[USAGE] = to_json(counts)
 
 

@@ -49,7 +49,7 @@ def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
         counts = normalized.usage
         if counts.total is None:
             counts = counts._replace(total=(counts.input or 0) + (counts.output or 0))
-        attributes.update((key, count) for key, count in zip(COUNT_KEYS, counts, strict=True) if count is not None)
+        attributes.update((key, count) for key, count in zip(COUNT_KEYS, counts, strict=False) if count is not None)
     if kind is Kind.TOOL:
         _write_tool(normalized, attributes)
     if with_messages:

@@ -1,0 +1,147 @@
+"""LlamaIndex's own OpenTelemetry integration: events of its instrumentation, flattened, with JSON and Python reprs."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
+from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Document, Kind, Message, NormalizedSpan, Part
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
+from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage
+from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
+from mlflow_otlp_exporter._internal.enrichment.values import (
+    parse_int,
+    parse_objects,
+    parse_repr,
+    parse_text,
+    parse_texts,
+    select_text,
+)
+
+# Kind by the beginning of an event's name, in order of precedence.
+_KINDS = {
+    "LLMChat": Kind.CHAT_MODEL,
+    "LLMCompletion": Kind.LLM,
+    "Embedding": Kind.EMBEDDING,
+    "Retrieval": Kind.RETRIEVER,
+    "ReRank": Kind.RERANKER,
+    "LLMPredict": Kind.CHAIN,
+    "LLMStructuredPredict": Kind.CHAIN,
+    "Query": Kind.CHAIN,
+    "Synthesize": Kind.CHAIN,
+    "GetResponse": Kind.CHAIN,
+    "StreamChat": Kind.AGENT,
+    "AgentChatWithStep": Kind.AGENT,
+    "AgentRunStep": Kind.CHAIN,
+}
+EVENTS = frozenset(name + end for name in _KINDS for end in ("StartEvent", "EndEvent"))
+_STEP_EVENTS = ("step.output", "workflow.output")
+_STEP_INPUT = "llamaindex.step.input_summary"
+_QUERY_KEYS = ("query", "query.query_str", "query_str", "str_or_query_bundle.query_str", "str_or_query_bundle")
+_ANSWER_KEYS = ("response.response", "response", "output", "response.message.content")
+# The input of a workflow's step is a repr, which may be cut.
+_TOOL_CALL = re.compile(r"ToolCall\(tool_name='([^']{1,256})', tool_kwargs=(.*?), tool_id=", re.DOTALL)
+_USER_MESSAGE = re.compile(r"user_msg=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")")
+_TEXT = re.compile(r"text=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")")
+_MAX_REPR_LENGTH = 20_000
+
+
+def read(span: SpanView) -> NormalizedSpan | None:
+    fields: dict[str, Any] = {}
+    kinds: list[Kind] = []
+    for event in span.events:
+        name = event.name.removesuffix("StartEvent").removesuffix("EndEvent")
+        if name in _KINDS and name != event.name:
+            kinds.append(_KINDS[name])
+            # Values that are None are written as `null`.
+            fields.update((key, value) for key, value in event.attributes.items() if value != "null")
+    if not kinds:
+        return _read_step(span)
+    kind = kinds[0]
+    content: dict[str, Any] = {"input": select_text(*(fields.get(key) for key in _QUERY_KEYS))}
+    if kind in MODEL_KINDS:
+        content = _read_call(fields)
+    elif kind is Kind.EMBEDDING:
+        content = {"embedded_texts": parse_texts(fields.get("chunks"))}
+    elif kind in (Kind.RETRIEVER, Kind.RERANKER):
+        query = content["input"]
+        content = {
+            "query": query,
+            "documents": _read_nodes(fields.get("nodes")),
+            "top_k": parse_int(fields.get("top_n")),
+        }
+    else:
+        content["output"] = select_text(*(fields.get(key) for key in _ANSWER_KEYS))
+    model_class = str(fields.get("model_dict.class_name") or span.name.partition(".")[0]).lower()
+    return NormalizedSpan(
+        kind=kind,
+        request_model=select_text(fields.get("model_dict.model_name"), fields.get("model_dict.model")),
+        response_model=select_text(fields.get("response.raw.model"), fields.get("model_name")),
+        provider=model_class.replace("_", "").removesuffix("llm").removesuffix("embedding") or None,
+        **content,
+    )
+
+
+def _read_call(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A model call: the messages and the response that the provider's SDK returned."""
+    message = unflatten(fields, "response.message.")
+    text = parse_text(fields.get("response.text"))
+    prompt = _to_message("user", parse_text(fields.get("prompt")))
+    raw = unflatten(fields, "response.raw.")
+    counts = unflatten(fields, "response.additional_kwargs.")
+    return {
+        "input_messages": read_messages(fields.get("messages")) if "messages" in fields else prompt,
+        "output_messages": read_messages([message], "assistant")
+        if isinstance(message, dict)
+        else _to_message("assistant", text),
+        "tools": read_tools(fields.get("additional_kwargs.tools")),
+        "usage": read_usage(raw.get("usage") or raw.get("usage_metadata") or counts) if isinstance(raw, dict) else None,
+        "response_id": parse_text(fields.get("response.raw.id")),
+    }
+
+
+def _to_message(role: str, text: str | None) -> tuple[Message, ...] | None:
+    return (Message(role, (Part("text", text),)),) if text else None
+
+
+def _read_nodes(value: Any) -> tuple[Document, ...] | None:
+    """LlamaIndex's nodes with scores."""
+    nodes = [{**item, **item["node"]} for item in parse_objects(value) if isinstance(item.get("node"), dict)]
+    return read_documents([{**node, "id": node.get("id_")} for node in nodes])
+
+
+def _read_step(span: SpanView) -> NormalizedSpan | None:
+    """A workflow and its steps, whose input and output are reprs."""
+    attributes = span.attributes
+    summary = str(attributes.get(_STEP_INPUT) or "")[:_MAX_REPR_LENGTH]
+    outputs = [
+        event.attributes.get("output") for event in span.events if event.name in ("step.output", "workflow.output")
+    ]
+    output = str(outputs[-1])[:_MAX_REPR_LENGTH] if outputs else ""
+    call = _TOOL_CALL.match(summary)
+    if call is not None:
+        # The step's output has the result; the span of the tool below has none.
+        is_step = span.name.endswith(".call_tool")
+        return NormalizedSpan(
+            kind=Kind.TOOL if is_step else Kind.TASK,
+            tool_name=call[1] if is_step else None,
+            input=parse_repr(call[2]),
+            output=_read_text(output) if is_step else None,
+        )
+    if not outputs and not summary:
+        return None
+    question = _USER_MESSAGE.search(summary)
+    is_run = any(event.name == "workflow.output" for event in span.events)
+    return NormalizedSpan(
+        kind=Kind.AGENT if is_run and "AgentOutput(" in output else Kind.WORKFLOW if is_run else None,
+        input=parse_repr(question[1]) if question else None,
+        output=_read_text(output) if is_run else None,
+    )
+
+
+def _read_text(value: str) -> Any:
+    """The last text in a repr, if it was not cut before its end."""
+    texts = _TEXT.findall(value)
+    return parse_repr(texts[-1]) if texts else None
