@@ -25,6 +25,7 @@ FILES = [
     "transport/test_client",
     "delivery/test_retry_sender",
     "transport/test_authorization",
+    "tracing/test_results",
     "tracing/test_traced",
     "delivery/test_otlp_client",
     "mlflow_api/test_experiments",
