@@ -452,6 +452,37 @@ def test_send_without_connection_reports_that_nothing_arrived(scripted_server: S
     assert codes == [MessageCode.CONNECTION_REFUSED, MessageCode.NAME_NOT_RESOLVED, MessageCode.NOT_TLS]
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "[SSL: SSLV3_ALERT_HANDSHAKE_FAILURE] sslv3 alert handshake failure (_ssl.c:1006)",
+            "sslv3 alert handshake failure",
+        ),
+        (
+            "[SSL: SSL/TLS_ALERT_BAD] ssl/tls alert bad certificate (_ssl.c:1032)",
+            "ssl/tls alert bad certificate",
+        ),  # 3.2
+        (
+            "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required",
+            "tlsv13 alert certificate required",
+        ),
+        ("[SSL: TLSV1_UNRECOGNIZED_NAME] tlsv1 unrecognized name (_ssl.c:1006)", "tlsv1 unrecognized name"),
+    ],
+)
+def test_send_with_alert_of_any_openssl_names_it(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise requests.exceptions.SSLError(ssl.SSLError(1, text))
+
+    monkeypatch.setattr(requests.Session, "request", fail)
+    error = post(make_client(scripted_server))
+    assert isinstance(error, TransportError)
+    assert error.code is MessageCode.TLS_REJECTED
+    assert error.message.endswith(f"the server rejects it ({reason})")
+
+
 def test_send_with_user_session_uses_its_headers_and_auth(scripted_server: ScriptedServer) -> None:
     session = requests.Session()
     session.headers["x-session"] = "theirs"

@@ -62,10 +62,9 @@ _CODE_BY_VERIFY_ERROR = {
     62: MessageCode.CERTIFICATE_HOST_MISMATCH,
     64: MessageCode.CERTIFICATE_HOST_MISMATCH,
 }
-
 # A frame of HTTP/2, as the first bytes of a server: length, type SETTINGS, flags, stream 0.
 _HTTP2_FRAME = re.compile(r"\x00[\s\S]{2}\x04[\x00\x01]\x00{4}")
-_TLS_ALERT = re.compile(r"\[SSL[^\]]{0,80}\] ([\w ]{0,20}(?:alert|unrecognized)[\w ]{0,60})")
+_TLS_ALERT = re.compile(r"\[SSL[^\]]{0,80}\] ([\w/ ]{0,20}(?:alert|unrecognized)[\w ]{0,60})")
 _NEVER_ARRIVED = frozenset(
     {MessageCode.CONNECTION_REFUSED, MessageCode.NAME_NOT_RESOLVED, MessageCode.CONNECT_TIMEOUT, MessageCode.HTTP2_ONLY}
     | {MessageCode.CERTIFICATE_UNTRUSTED, MessageCode.CERTIFICATE_FILE, MessageCode.SOCKS_UNAVAILABLE}
@@ -468,7 +467,8 @@ def _describe_tls_error(
 def _is_file_error(error: BaseException) -> bool:
     """Whether a file of certificates or a key is missing (an OSError of `requests`), not readable, or not PEM."""
     if isinstance(error, ssl.SSLError):
-        return error.library in ("X509", "PEM") or " lib (" in str(error)
+        # Without `library` if it was raised by Python code, such as pyOpenSSL's.
+        return getattr(error, "library", "") in ("X509", "PEM") or " lib (" in str(error)
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return True
     return type(error) is OSError and str(error).startswith("Could not find ")
