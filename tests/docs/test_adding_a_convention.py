@@ -1,4 +1,4 @@
-"""The reader in docs/adding-a-convention.md sets MLflow's attributes once it is in the list of readers."""
+"""The table in docs/adding-a-convention.md sets MLflow's attributes once its reader is in the list of readers."""
 
 import ast
 import json
@@ -10,6 +10,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher, enricher
 from mlflow_otlp_exporter._internal.enrichment import readers as readers_module
+from mlflow_otlp_exporter._internal.enrichment.readers import dialects
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import table_reader
 from support.environments import ROOT
 from support.spans import provider
 
@@ -28,21 +30,24 @@ def names() -> dict[str, Any]:
 
 def test_blocks_run_and_contain_assertions(names: dict[str, Any]) -> None:
     assert names["normalized"] is not None
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 2
     asserts = [node for node in ast.walk(ast.parse(BLOCKS[1])) if isinstance(node, ast.Assert)]
-    assert len(asserts) == 2
+    assert len(asserts) == 7
 
 
-def test_page_names_the_file_of_the_list_of_readers() -> None:
+def test_page_names_the_files_of_dialects_and_readers() -> None:
     assert "READERS" in PAGE
+    assert isinstance(dialects.DIALECTS, tuple)
+    assert "enrichment/readers/dialects.py" in PAGE
     assert isinstance(readers_module.READERS, tuple)
     assert "enrichment/readers/__init__.py" in PAGE
     assert (ROOT / "src" / "mlflow_otlp_exporter" / "_internal" / "enrichment" / "readers" / "__init__.py").is_file()
 
 
-def test_reader_of_the_page_sets_mlflow_attributes(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enricher, "READERS", (*readers_module.READERS, names["acme_reader"]))
-    monkeypatch.setattr(enricher, "_PREFIXES", enricher._PREFIXES | names["acme_reader"].prefixes)
+def test_table_of_the_page_sets_mlflow_attributes(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = table_reader(names["ACME"])
+    monkeypatch.setattr(enricher, "READERS", (*readers_module.READERS, reader))
+    monkeypatch.setattr(enricher, "_PREFIXES", enricher._PREFIXES | reader.prefixes)
     memory = InMemorySpanExporter()
     with provider(memory) as tracer_provider:
         tracer_provider.get_tracer("acme").start_span("acme.step", attributes=names["attributes"]).end()

@@ -61,6 +61,7 @@ def test_read_dialect_of_model_call_reads_every_field() -> None:
     assert [(message.role, message.text) for message in messages] == [("user", "hi"), ("assistant", "hello")]
     assert [tool.name for tool in normalized.tools or ()] == ["f"]
     assert (normalized.kind, normalized.usage, normalized.cost) == (Kind.CHAT_MODEL, Usage(3, 4), Cost(total=0.5))
+    assert normalized.covered_keys == ("example.output",)  # the input is an object that holds more
     assert (normalized.response_model, normalized.session, normalized.metadata) == ("m", "s", {"tenant": "acme"})
 
 

@@ -11,7 +11,6 @@ from mlflow_otlp_exporter._internal.enrichment.readers import (
     google_adk,
     llama_index,
     logfire,
-    mcp,
     mlflow,
     openinference,
     openllmetry,
@@ -19,7 +18,7 @@ from mlflow_otlp_exporter._internal.enrichment.readers import (
     vercel,
 )
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader
-from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS
+from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS, MCP
 from mlflow_otlp_exporter._internal.enrichment.readers.frameworks import FRAMEWORKS
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import table_reader
 
@@ -52,5 +51,5 @@ READERS = (
     Reader("LlamaIndex", frozenset({"llamaindex", "step", "workflow"}) | llama_index.EVENTS, llama_index.read),
     Reader("logfire", frozenset({"logfire", "request_data", "response_data"}), logfire.read),
     Reader("LiteLLM, provider's traffic", frozenset({"llm"}), call_layers.read_litellm_traffic),
-    Reader("Model Context Protocol", frozenset({"mcp"}), mcp.read),
+    table_reader(MCP),
 )

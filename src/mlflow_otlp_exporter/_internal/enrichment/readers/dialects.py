@@ -1,6 +1,6 @@
 """Conventions that are tables: how SDKs and frameworks with attributes of their own name what a span holds."""
 
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect
 
@@ -145,6 +145,30 @@ OPIK = Dialect(
     "Opik",
     frozenset({"opik"}),
     {"session": ("opik.thread_id", "thread_id"), "tags": ("opik.tags",), "metadata": ("opik.metadata",)},
+)
+
+
+def _complete_mcp(span: SpanView, normalized: NormalizedSpan) -> NormalizedSpan | None:
+    """Of a tool call, the tool's name may be the end of the span's name only."""
+    if normalized.kind is None:
+        return None
+    _, separator, name = span.name.rpartition("tools/call ")
+    return normalized._replace(tool_name=name) if separator and not normalized.tool_name else normalized
+
+
+# The Model Context Protocol's SDK, which creates spans of its own.
+MCP = Dialect(
+    "Model Context Protocol",
+    frozenset({"mcp"}),
+    {
+        "kind": ("mcp.method.name",),
+        "tool_name": ("gen_ai.tool.name", "mcp.tool.name"),
+        "input": ("gen_ai.tool.call.arguments", "mcp.request.argument"),
+        "output": ("gen_ai.tool.call.result",),
+        "session": ("mcp.session.id",),
+    },
+    {"tools/call": Kind.TOOL},
+    complete=_complete_mcp,
 )
 
 # Before the conventions of OpenTelemetry: the source's own kind is more exact than `gen_ai.operation.name`.

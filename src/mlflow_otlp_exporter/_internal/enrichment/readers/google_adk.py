@@ -3,11 +3,12 @@
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import parse_int, parse_structured, parse_text
+from mlflow_otlp_exporter._internal.enrichment.values import parse_structured, parse_text
 
 _PREFIX = "gcp.vertex.agent."
 _MERGED_TOOLS = "(merged tools)"
@@ -34,7 +35,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
         input=_drop_placeholder(attributes.get(_PREFIX + "tool_call_args")),
         output=_drop_placeholder(attributes.get(_PREFIX + "tool_response")),
         tools=read_tools(config.get("tools")) if isinstance(config, dict) else None,
-        usage=_read_usage(response.get("usage_metadata")),
+        usage=read_usage(response.get("usage_metadata")),
         request_model=parse_text(request.get("model")),
         provider="gemini" if str(request.get("model", "")).startswith("gemini") else None,
         finish_reason=reason.lower() if reason else None,
@@ -53,14 +54,3 @@ def read_merged(span: SpanView) -> NormalizedSpan | None:
 
 def _drop_placeholder(value: Any) -> Any:
     return None if isinstance(value, str) and value in _PLACEHOLDERS else value
-
-
-def _read_usage(value: Any) -> Usage | None:
-    if not isinstance(value, dict) or parse_int(value.get("prompt_token_count")) is None:
-        return None
-    return Usage(
-        parse_int(value.get("prompt_token_count")),
-        parse_int(value.get("candidates_token_count")),
-        cache_read=parse_int(value.get("cached_content_token_count")),
-        reasoning=parse_int(value.get("thoughts_token_count")),
-    )

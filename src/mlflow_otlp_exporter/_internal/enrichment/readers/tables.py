@@ -95,12 +95,13 @@ def table_reader(dialect: Dialect) -> Reader:
 def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     attributes = span.attributes
     values: dict[str, Any] = {}
+    used_keys: dict[str, str] = {}
     for field, keys in dialect.fields.items():
         parse: Callable[[Any], Any] = _PARSERS.get(field, parse_text)
         for key in keys:
             value = attributes.get(key)
             if value is not None and value != "" and (parsed := parse(value)) is not None:
-                values[field] = parsed
+                values[field], used_keys[field] = parsed, key
                 break
     kind = parse_kind(values.get("kind"), dialect.kinds) or parse_kind(values.get("kind"), KIND_WORDS)
     if kind is None and dialect.find_kind is not None:
@@ -127,6 +128,11 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     messages = fields.get("input_messages")
     if instructions and messages and all(message.role != "system" for message in messages):
         fields["input_messages"] = (instructions, *messages)
+    # An object may hold more than messages.
+    texts = (("input", request, messages), ("output", response, fields.get("output_messages")))
+    fields["covered_keys"] = tuple(
+        used_keys[field] for field, value, parsed in texts if parsed and isinstance(value, (list, str))
+    )
     normalized = NormalizedSpan(**fields)
     return dialect.complete(span, normalized) if dialect.complete is not None else normalized
 

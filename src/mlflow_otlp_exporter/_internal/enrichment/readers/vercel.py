@@ -14,7 +14,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
-from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_properties, read_identity
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_properties, read_identity, read_usage
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     decode_json,
@@ -73,7 +73,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
         output_messages=output_messages,
         tools=read_tools(attributes.get("ai.prompt.tools")),
         # The outer span has the usage of the last step only.
-        usage=None if is_outer else _read_usage(attributes),
+        usage=None if is_outer else read_usage(collect_properties(attributes, ("ai.usage.",))),
         finish_reason=parse_text(attributes.get("ai.response.finishReason")),
         invocation_parameters=_read_parameters(attributes),
         covered_keys=tuple(covered_keys),
@@ -105,20 +105,6 @@ def _read_answer(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
         return None
     parts = (Part("text", answer),) if answer else ()
     return (Message("assistant", parts, tuple(calls), reasoning=reasoning),)
-
-
-def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:
-    input_tokens = parse_int(attributes.get("ai.usage.inputTokens", attributes.get("ai.usage.promptTokens")))
-    output_tokens = parse_int(attributes.get("ai.usage.outputTokens", attributes.get("ai.usage.completionTokens")))
-    if input_tokens is None and output_tokens is None:
-        return None
-    return Usage(
-        input_tokens,
-        output_tokens,
-        parse_int(attributes.get("ai.usage.totalTokens")),
-        cache_read=parse_int(attributes.get("ai.usage.cachedInputTokens")),
-        reasoning=parse_int(attributes.get("ai.usage.reasoningTokens")),
-    )
 
 
 def _read_embedding_usage(attributes: Mapping[str, Any]) -> Usage | None:
