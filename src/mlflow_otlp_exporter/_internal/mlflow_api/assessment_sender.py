@@ -200,7 +200,6 @@ class AssessmentTask:
     failures: int = 0  # consecutive
     rejected_since: float | None = None
     is_stored: bool = False  # on disk
-    is_awaited: bool = True
 
     def run(self, timeout_seconds: float) -> SendResult:
         return self.sender.send(self, timeout_seconds)

@@ -23,9 +23,8 @@ _MAX_AWAITED_FAILURES = 2
 
 
 class Task(Protocol):
-    """A sequence of requests; `failures` counts consecutive failed steps, and a flush waits for it if `is_awaited`."""
+    """A sequence of requests; `failures` counts consecutive failed steps. No flush waits if `is_awaited` is false."""
 
-    is_awaited: bool
     not_before: float
     failures: int
 
@@ -102,7 +101,7 @@ class BackgroundTasks:
         Delays are cancelled, and each request is limited to the time of the wait.
         """
         with self._changed:
-            tasks = tuple([task for task in tuple(self._pending) if task.is_awaited])
+            tasks = tuple([task for task in tuple(self._pending) if getattr(task, "is_awaited", True)])
             for task in tasks:
                 self._pending[task] = 0  # a task that failed before may succeed now
         if timeout_seconds > 0:

@@ -283,7 +283,6 @@ class UpdateTask:
     destination: Destination
     not_before: float = 0.0
     failures: int = 0  # consecutive
-    is_awaited: bool = True
 
     def run(self, timeout_seconds: float) -> SendResult:
         return self.updater.update_batch(self, timeout_seconds)

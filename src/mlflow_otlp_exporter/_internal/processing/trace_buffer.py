@@ -78,7 +78,7 @@ class TraceBuffer:
         self._linger_seconds, self._max_age_seconds = linger_seconds, max_age_seconds
         self.has_start_events, self._trace_filter = has_start_events, trace_filter
         self._partly_sent: OrderedDict[int, None] = OrderedDict()
-        self.resent_count = 0  # of the spans that are popped, until the caller takes it
+        self.resent_spans: list[ReadableSpan] = []  # to be sent once more, until the caller takes them
         self.filtered_spans: list[ReadableSpan] = []  # of traces that the filter dropped, until the caller takes them
         self._traces: OrderedDict[int, _Trace] = OrderedDict()
         self._queue: list[tuple[float, int]] = []
@@ -232,9 +232,12 @@ class TraceBuffer:
         if not is_over:
             trace.top = top if estimate_bytes(top) <= _MAX_REMEMBERED_BYTES else None
             return spans
+        marked = top if is_local_root(top) else with_remote_parent(top)
         others = [span for span in spans if span is not top]
-        self.resent_count += len(others) == len(spans)
-        return [*others, top if is_local_root(top) else with_remote_parent(top)]
+        if len(others) < len(spans):
+            return [*others, marked]
+        self.resent_spans.append(marked)
+        return spans
 
     def _is_filtered(self, trace_id: int, trace: _Trace, spans: list[ReadableSpan], was_complete: bool) -> bool:
         """Filter whole traces only: a trace of another process, or one that is partly sent, is sent completely."""

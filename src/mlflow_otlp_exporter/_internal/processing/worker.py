@@ -218,10 +218,11 @@ class TraceWorker:
             byte_count = buffer.byte_count
             must_pop = is_crowded or is_flush
             spans = buffer.pop_all(is_final=self.is_closed) if must_pop else buffer.pop_ready(now)
-            if buffer.resent_count:
+            if buffer.resent_spans:
                 # They were counted when they were sent first.
-                self._pipeline.problem_log.stats.add(delivered=-buffer.resent_count)
-                buffer.resent_count = 0
+                self._pipeline.problem_log.stats.add(delivered=-len(buffer.resent_spans))
+                spans += buffer.resent_spans
+                buffer.resent_spans = []
             if buffer.filtered_spans:
                 filtered_spans, buffer.filtered_spans = buffer.filtered_spans, []
                 self._pipeline.record_filtered(filtered_spans)
