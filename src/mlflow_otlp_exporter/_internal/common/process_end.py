@@ -10,11 +10,15 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import BuiltinFunctionType, FrameType
-from typing import Any
+from typing import Any, Protocol
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 
@@ -29,6 +33,13 @@ _Call = Callable[[float], object]
 
 _ends: list[tuple[_Call, _Call]] = []  # a shutdown and a flush
 _set_handler = signal.signal
+
+
+class Exporter(Protocol):
+    def shutdown(self, timeout_millis: float) -> None: ...
+
+
+_exporters: weakref.WeakSet[Exporter] = weakref.WeakSet()
 
 
 class _State:
@@ -73,6 +84,27 @@ def install_sigterm_handler(shutdown: _Call, flush: _Call) -> bool:
     except ValueError:
         return False  # not in the main thread; under eventlet, `threading.current_thread` does not say so
     return signal.SIGTERM in defaults
+
+
+def shut_down_at_signal(exporter: Exporter) -> None:
+    """Flush the global tracer provider, then shut the exporter down, at SIGTERM and SIGHUP."""
+    _exporters.add(exporter)
+    install_sigterm_handler(_shut_down_exporters, _flush_provider)
+
+
+def _flush_provider(timeout_seconds: float) -> None:
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.force_flush(int(timeout_seconds * 1000))
+
+
+def _shut_down_exporters(timeout_seconds: float) -> None:
+    exporters = list(_exporters)
+    for exporter in exporters:
+        getattr(exporter, "end_open_spans", int)()
+    _flush_provider(timeout_seconds / 2)
+    for exporter in exporters:
+        exporter.shutdown(timeout_seconds * 500)
 
 
 def _has_default_action(number: int) -> bool:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
-from mlflow_otlp_exporter._internal.common.process_end import install_sigterm_handler
+from mlflow_otlp_exporter._internal.common.process_end import shut_down_at_signal
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.suppression import suppress_header_warnings, suppress_instrumentation
 from mlflow_otlp_exporter._internal.config.models import Settings
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
 # Applications filter upstream's messages about a shutdown, or assert them, by the name of its module.
 logger = logging.getLogger(OTLPSpanExporter.__module__)
-_ended_by_signal: weakref.WeakSet[MLflowSpanExporter] = weakref.WeakSet()
 
 
 class MLflowSpanExporter(OTLPSpanExporter):
@@ -126,11 +123,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         settings = resolve(select_settings(locals()), defaults=self._defaults)
         self._assemble(settings, session, meter_provider)
         if settings.disk.spool and settings.disk.handle_sigterm:
-            _ended_by_signal.add(self)
-            install_sigterm_handler(_shut_down_at_signal, _flush_at_signal)
-
-    def _end_open_spans(self) -> None:
-        """Called when a signal ends the process."""
+            shut_down_at_signal(self)
 
     def _assemble(
         self, settings: Settings, session: Session | None = None, meter_provider: MeterProvider | None = None
@@ -228,21 +221,6 @@ class MLflowSpanExporter(OTLPSpanExporter):
         if not pipeline.is_closed:
             pipeline.shutdown(timeout_millis / 1000)
         super().shutdown()  # type: ignore[no-untyped-call]
-
-
-def _flush_at_signal(timeout_seconds: float) -> None:
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
-        provider.force_flush(int(timeout_seconds * 1000))
-
-
-def _shut_down_at_signal(timeout_seconds: float) -> None:
-    exporters = list(_ended_by_signal)
-    for exporter in exporters:
-        exporter._end_open_spans()  # noqa: SLF001 - of this module
-    _flush_at_signal(timeout_seconds / 2)
-    for exporter in exporters:
-        exporter.shutdown(timeout_seconds * 500)
 
 
 def pipeline_of(exporter: MLflowSpanExporter) -> Pipeline | None:

@@ -315,12 +315,14 @@ class TraceWorker:
 
     def end_open_spans(self) -> None:
         """End the spans that a signal interrupts, children before their parents."""
-        self.flush(0.2)  # the worker learns of the last starts and ends
-        for reference in list(self._open_spans.values())[::-1]:
-            span = reference()
-            if span is not None and span.is_recording():
-                span.set_status(Status(StatusCode.ERROR, "The process was ended by a signal"))
-                span.end()
+        spans: list[ReadableSpan | None] = [reference() for reference in list(self._open_spans.values())]
+        for span in (spans + list(self._events))[::-1]:
+            if isinstance(span, Span) and span.is_recording():
+                try:
+                    span.set_status(Status(StatusCode.ERROR, "The process was ended by a signal"))
+                    span.end()
+                except Exception as error:  # noqa: BLE001 - of another span processor
+                    log_exception(error, "end a span at a signal")
 
     def _wake(self) -> None:
         self._flush_wake_up.set()

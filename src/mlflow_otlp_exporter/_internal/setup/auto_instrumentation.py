@@ -98,7 +98,8 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
         else:
             self._worker.close(timeout_millis / 1000, super().shutdown)
 
-    def _end_open_spans(self) -> None:
+    def end_open_spans(self) -> None:
+        """End the spans that a signal interrupts."""
         if self._worker is not None:
             self._worker.end_open_spans()
 
