@@ -167,12 +167,6 @@ ABRUPT_ENDS = {(name, end) for name, end in COMBINATIONS if end in ("kill", "wor
     ("flask-debug", "SIGTERM"),  # the first process kills the second one
     ("joblib-loky", "exception"),  # joblib kills its processes
 }
-UNFIXED = {
-    (name, end): "spans that end in uWSGI's master are lost"
-    for name in ("uwsgi", "uwsgi-no-threads")
-    for end in MATRIX[name].ends
-    if end != "worker kill"
-}
 
 
 class EndedSpan(NamedTuple):
@@ -393,14 +387,7 @@ def proxy(mlflow_server: MLflowServer) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.mark.parametrize(
-    ("name", "end"),
-    [
-        pytest.param(*pair, marks=pytest.mark.xfail(strict=True, reason=UNFIXED[pair])) if pair in UNFIXED else pair
-        for pair in COMBINATIONS
-    ],
-    ids=lambda value: value.replace(" ", "-"),
-)
+@pytest.mark.parametrize(("name", "end"), COMBINATIONS, ids=lambda value: value.replace(" ", "-"))
 def test_process_end_keeps_each_ended_span_once(
     mlflow_server: MLflowServer, proxy: Proxy, tmp_path: Path, name: str, end: str
 ) -> None:
