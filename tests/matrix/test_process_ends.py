@@ -290,6 +290,9 @@ class Run:
             assert self.get("/work") == 200
         if self.app.spans:
             wait_until(lambda: len(self.ended_spans()) >= self.app.spans, END_SECONDS, "spans have ended")
+        if "uwsgi" in self.app.command:
+            # uWSGI runs no exit handlers in a worker that it ends during a request, of which the log is the last part.
+            wait_until(lambda: self.log.read_text().count("GET /work") == self.app.requests, END_SECONDS)
         # Without the first process, in which spans may have ended while it imported the application.
         workers = {span.pid for span in self.ended_spans()} - {process.pid}
         if self.end in WORKER_ENDS:
