@@ -82,6 +82,24 @@ def test_collector_of_each_tenant_delivers_to_its_destination(
             assert wait_for_names(server, number, tenant, 2) == [f"ours of {tenant}", f"stock of {tenant}"]
 
 
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_export_to_the_grpc_port_of_a_collector_names_the_http_port(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    variables = {
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+        "MLFLOW_EXPERIMENT_ID": "1",
+        "MLFLOW_WORKSPACE": "default",
+    }
+    with start(tmp_path, variables) as collector:
+        exporter = MLflowSpanExporter(f"{collector.grpc}/v1/traces", timeout=1, experiment_id="1")
+        assert exporter.export(make_spans("a")) is SpanExportResult.FAILURE
+        exporter.shutdown(100)
+    assert "does not speak HTTP/1.1: gRPC or HTTP/2" in caplog.text
+    assert "http://collector:4318" in caplog.text
+    assert "[MLO-214]" in caplog.text
+
+
 @pytest.mark.skipif(otelcol() is None, reason="rotel cannot pass headers through; put otelcol-contrib on PATH")
 def test_collector_per_tenant_delivers_to_the_destination_of_each_request(server: MLflowServer, tmp_path: Path) -> None:
     variables = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_TRACKING_TOKEN": "ignored by this server"}
