@@ -45,7 +45,7 @@ READERS = (
     Reader("OpenTelemetry GenAI, operation details", frozenset({"gen_ai"}), genai.read_details),
     Reader("OpenTelemetry GenAI, message events", frozenset({"gen_ai"}), genai_events.read),
     Reader("OpenTelemetry GenAI, flattened prompts", frozenset({"gen_ai"}), openllmetry.read_flattened),
-    Reader("Vercel AI SDK", frozenset({"ai"}), vercel.read),
+    table_reader(vercel.VERCEL),
     Reader("pydantic-ai", _PYDANTIC_AI, pydantic_ai.read),
     Reader("Google ADK", frozenset({"gcp"}), google_adk.read),
     Reader("LlamaIndex", frozenset({"llamaindex", "step", "workflow"}) | llama_index.EVENTS, llama_index.read),
