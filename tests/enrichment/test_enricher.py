@@ -721,6 +721,31 @@ def test_enrich_two_calls_at_the_same_time_counts_both(changed: Mapping[str, Any
     assert [bool(read_tokens(item)) for item in enriched] == [False, True, True]
 
 
+def test_enrich_call_in_a_trace_of_its_own_counts_in_the_larger_trace() -> None:
+    call = {**CHAT, **USAGE}
+    resource_of = span(9, {})
+    framework = span(2, call, parent=1, scope="framework", start=100, end=500)
+    client = span(3, call, trace=2, scope="client", start=200, end=400)
+    client._resource = framework._resource = resource_of.resource
+    enriched = enrich_spans(client, span(1, {}, name="root"), framework)
+    assert [bool(read_tokens(item)) for item in enriched] == [False, False, True]
+    other_process = span(3, call, trace=2, scope="client", start=200, end=400)
+    enriched = enrich_spans(other_process, span(1, {}, name="root"), framework)
+    assert [bool(read_tokens(item)) for item in enriched] == [True, False, True]
+
+
+def test_enrich_layers_of_a_tool_call_leaves_one_tool_span() -> None:
+    call = {"mcp.method.name": "tools/call", "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "search"}
+    enriched = enrich_spans(
+        span(1, call, name="tools/call search"),
+        span(2, {"mcp.method.name": "tools/call"}, name="MCP send tools/call search", parent=1),
+        span(3, {**call, "gen_ai.tool.call.result": "found"}, name="tools/call search", parent=2),
+        span(4, {**TOOL, "gen_ai.tool.name": "fetch"}, parent=3),
+    )
+    assert [item.attributes["mlflow.spanType"] for item in enriched] == ["TOOL", "TASK", "TASK", "TOOL"]
+    assert parse_outputs(enriched[0]) == "found"
+
+
 # Frameworks with attributes of their own
 
 

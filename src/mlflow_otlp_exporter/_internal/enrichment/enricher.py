@@ -1,5 +1,6 @@
 """The enrichment stage: adds attributes to spans so that MLflow's console can display them."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, merge
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS, fallback
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
-from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, collect_trace_fields
+from mlflow_otlp_exporter._internal.enrichment.span_state import CallSummary, SpanState, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.token_usage import (
     count_usage_once,
     include_cached_tokens,
+    is_same_call,
     rename_usage_keys,
 )
 from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
@@ -29,6 +31,7 @@ from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinfere
 SPAN_NAME = "mlflow_otlp.span_name"
 _PREFIXES = frozenset().union(*(reader.prefixes for reader in READERS))
 _MAX_RESPONSE_SCOPES = 10_000
+_MAX_CALLS, _MAX_CALLS_OF_SAME_COUNTS = 1_000, 16
 _MAX_MESSAGE_LENGTH = 1000
 _OK = Status(StatusCode.OK)
 
@@ -52,6 +55,7 @@ class Enricher:
     def __init__(self, *, compact: bool = False) -> None:
         self._compact = compact
         self._response_scopes: dict[str, str] = {}
+        self._calls: dict[tuple[int | None, int | None], deque[CallSummary]] = {}
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
@@ -76,8 +80,12 @@ class Enricher:
                 traces.setdefault(state.trace_id, []).append(state)
                 if state.normalized.response_id:
                     self._record_response_scope(state)
-        for trace_id, members in traces.items():
+        # Of a call in several traces, that in the largest trace counts, where a framework tells more about it.
+        for trace_id, members in sorted(traces.items(), key=lambda item: -len(item[1])):
             try:
+                for state in members:
+                    if state.has_usage and (call := state.call) is not None and call.is_model:
+                        state.counts_usage = self._record_call(call)
                 if trace_id not in self._trace_cache.traces and _is_single_call(members):
                     collect_trace_fields(members[0], members)
                     continue
@@ -102,6 +110,22 @@ class Enricher:
         """Remember which instrumentation described which response."""
         if state.normalized.response_id and state.kind in MODEL_KINDS and state.normalized.input_messages:
             evict_oldest(self._response_scopes, _MAX_RESPONSE_SCOPES)[state.normalized.response_id] = state.scope
+
+    def _record_call(self, call: CallSummary) -> bool:
+        """Whether a call counts: no other trace of this process has it."""
+        calls = self._calls.get(call.counts)
+        if calls is None:
+            calls = evict_oldest(self._calls, _MAX_CALLS)[call.counts] = deque(maxlen=_MAX_CALLS_OF_SAME_COUNTS)
+        for other in tuple(calls):
+            is_other_layer = other.scope != call.scope and other.process == call.process
+            if (
+                is_other_layer
+                and other.trace_id != call.trace_id
+                and is_same_call(*sorted((other, call), key=_duration))
+            ):
+                return False
+        calls.append(call)
+        return True
 
     def _write(self, state: SpanState) -> EnrichedSpan:
         own_attributes = state.attributes
@@ -131,6 +155,11 @@ class Enricher:
             status = Status(StatusCode.ERROR, state.normalized.error_type) if state.has_failed else _OK
         events = _add_exception_event(state) if state.has_failed else state.span.events
         return EnrichedSpan(state.span, attributes, name, events, status)
+
+
+def _duration(call: CallSummary) -> int:
+    """Sort key: the longest first, which is the outer one."""
+    return call.start_time - call.end_time
 
 
 def _is_single_call(members: Sequence[SpanState]) -> bool:

@@ -37,6 +37,7 @@ class CallSummary(NamedTuple):
     start_time: int
     end_time: int
     trace_id: int
+    process: int  # the identity of the resource: all spans of a process share one
 
 
 class SpanSummary(NamedTuple):
@@ -172,6 +173,7 @@ class SpanState:
             self.start_time,
             self.end_time,
             self.trace_id,
+            id(self.span.resource),
         )
 
     @property

@@ -103,6 +103,7 @@ def propagate(tree: TraceTree) -> None:
     """Fill in what spans can take from each other."""
     if len(tree.spans) > 1:
         _mark_agents(tree)
+        _mark_tool_layers(tree)
         _join_calls(tree)
         _share_tools(tree)
     for span in tree.current.values():
@@ -114,6 +115,27 @@ def propagate(tree: TraceTree) -> None:
     for span in tree.current.values():
         if span.is_local_root:
             collect_trace_fields(span, tree.with_descendants(span))
+
+
+def _mark_tool_layers(tree: TraceTree) -> None:
+    """Leave one TOOL span of a tool call that several layers report, such as FastMCP's client and server."""
+    tools = [span for span in tree.current.values() if span.kind is Kind.TOOL]
+    if len(tools) < 2:
+        return
+    depths = {span.span_id: depth for depth, level in enumerate(tree.levels) for span in level}
+    tools.sort(key=lambda span: -depths.get(span.span_id, 0))  # content moves up layer by layer
+    above = tree.nearest_above(lambda span: span.kind is Kind.TOOL)
+    for span in tools:
+        outer = tree.current.get(above[span.span_id].span_id) if span.span_id in above else None
+        if outer is None or outer.normalized.tool_name != span.normalized.tool_name:
+            continue
+        own, content = span.normalized, outer.normalized
+        if own.input is None or content.input is None or own.input == content.input:
+            span.kind = Kind.TASK
+            outer.normalized = content._replace(
+                input=own.input if content.input is None else content.input,
+                output=own.output if content.output is None else content.output,
+            )
 
 
 def _mark_agents(tree: TraceTree) -> None:
