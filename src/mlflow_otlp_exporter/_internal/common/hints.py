@@ -101,7 +101,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.CONNECTION_CLOSED: Hint(
         "The server stopped, the port does not speak HTTP, or it expects TLS, but the address begins with `http://`; "
         "or it expects a client certificate.",
-        "Check the port; if it speaks TLS, set `MLFLOW_TRACKING_URI` to `https://`.",
+        "Check the port; if it speaks TLS, set `MLFLOW_TRACKING_URI` to `https://`; if it is a Collector's for gRPC, "
+        "use the one for HTTP, such as `http://collector:4318`.",
     ),
     MessageCode.RESPONSE_TIMEOUT: Hint(
         "The server is overloaded, its database is locked, or a proxy holds the request.",
