@@ -265,7 +265,7 @@ def read_question(value: Any) -> str | None:
     """The question in the input of an agent or chain: the whole input, a field of it, or the only text argument."""
     parsed = parse_structured(value)
     call = simplify_call(parsed)
-    if isinstance(call, list) and isinstance(parsed, dict):
+    if isinstance(call, list):
         texts = [item for item in call if isinstance(item, str)]
         return texts[0] if len(texts) == 1 else None
     return _read_text(value if parsed is None else call, _QUESTION_KEYS, _SINGLE_QUESTION_KEYS)
@@ -302,9 +302,7 @@ def _read_text(value: Any, keys: Sequence[str], single_keys: frozenset[str], dep
 def read_other_fields(value: Any, text: str) -> dict[str, Any]:
     """The fields of an input or output beside its question or answer, at the top level."""
     fields = simplify_call(parse_structured(value))
-    if not isinstance(fields, dict) or len(fields) == 1:
-        return {}
-    if text not in fields.values():
+    if not isinstance(fields, dict) or text not in fields.values():
         return {}
     return {
         key: item for key, item in fields.items() if item != text and item not in _EMPTY and key not in _MESSAGE_KEYS

@@ -3,7 +3,7 @@
 Usage that must not count is kept under names that no server adds up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
@@ -130,9 +130,8 @@ def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> Non
             scope = response_scopes.get(span.normalized.response_id or "", span.scope)
             if scope != span.scope or span.span_id in models:
                 span.counts_usage = False
-    for agent in tree.current.values():
-        if agent.kind is Kind.AGENT and agent.normalized.usage is not None:
-            _complete_last_step(agent, next(tree.levels_below(agent), []))
+    if any(span.kind is Kind.AGENT and span.normalized.usage is not None for span in tree.current.values()):
+        _complete_last_steps(tree)
     _count_calls_once(tree)
     # In MLflow, a parent's usage hides that of its children, so only the lowest span that states usage counts.
     parent_ids = tree.ids_above(lambda span: span.has_usage)
@@ -141,13 +140,23 @@ def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> Non
             span.counts_usage = False
 
 
-def _complete_last_step(agent: SpanState, children: Sequence[TreeSpan]) -> None:
+def _complete_last_steps(tree: TraceTree) -> None:
     """Give the only model call of an agent the agent's counts, if it stands for several steps and counts the last."""
-    models = [span for span in children if span.kind in MODEL_KINDS]
-    usage = agent.normalized.usage
-    if len(models) == 1 and isinstance(model := models[0], SpanState) and usage is not None:
-        own = model.normalized.usage
-        if own is not None and (own.input or 0) < (usage.input or 0) and (own.output or 0) < (usage.output or 0):
+    calls: dict[int, list[TreeSpan]] = {}
+    agents = tree.nearest_above(lambda span: span.kind is Kind.AGENT)
+    for span in tree.spans.values():
+        if span.span_id in agents and span.kind in (Kind.AGENT, *MODEL_KINDS):
+            calls.setdefault(agents[span.span_id].span_id, []).append(span)
+    for agent_id, (model, *others) in calls.items():
+        agent = tree.current.get(agent_id)
+        if agent is None or others or model.kind is Kind.AGENT or not isinstance(model, SpanState):
+            continue
+        usage, own = agent.normalized.usage, model.normalized.usage
+        if (
+            usage is not None
+            and own is not None
+            and all((a or 0) < (b or 0) for a, b in zip(own[:2], usage[:2], strict=True))
+        ):
             model.normalized = model.normalized._replace(usage=usage)
 
 

@@ -154,22 +154,6 @@ SPRING_AI = Dialect(
 )
 
 
-def _complete_gemini_cli(span: SpanView, normalized: NormalizedSpan) -> NormalizedSpan:
-    """Versions before 0.30: the kind is in the name of the span only."""
-    if span.name.startswith("generateContent"):
-        messages = read_messages(normalized.input)
-        return normalized._replace(kind=Kind.CHAT_MODEL, input_messages=messages, provider="google")
-    return normalized._replace(kind=Kind.TOOL) if "tool" in span.name.lower() else normalized
-
-
-GEMINI_CLI = Dialect(
-    "Gemini CLI",
-    frozenset({"input-json", "output-json"}),
-    {"input": ("input-json",), "output": ("output-json",)},
-    complete=_complete_gemini_cli,
-)
-
-
 def _complete_claude_code(span: SpanView, normalized: NormalizedSpan) -> NormalizedSpan | None:
     """Counts stand beside the cached tokens; contents begin with a line in brackets that says what they are."""
     if not span.name.startswith("claude_code."):
@@ -256,4 +240,4 @@ CODEX = Dialect(
     complete=_complete_codex,
 )
 
-FRAMEWORKS = (GENKIT, VOLTAGENT, MASTRA, SPRING_AI, GEMINI_CLI, CLAUDE_CODE, CODEX)
+FRAMEWORKS = (GENKIT, VOLTAGENT, MASTRA, SPRING_AI, CLAUDE_CODE, CODEX)

@@ -6,9 +6,9 @@ from typing import Any
 from mlflow_otlp_exporter._internal.enrichment.kinds import REQUEST_TYPES, TRACELOOP_KINDS, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Prompt
-from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
+from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response, simplify_call
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
-from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_properties, read_identity, unwrap_call
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_properties, read_identity
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_text
 
@@ -29,8 +29,8 @@ def read(span: SpanView) -> NormalizedSpan | None:
         kind=kind,
         input_messages=read_request(input_value, is_model=False) if input_value is not None else None,
         output_messages=read_response(output_value, is_model=False) if output_value is not None else None,
-        input=_unwrap_arguments(input_value) if kind is Kind.TOOL else unwrap_call(input_value),
-        output=output_value if kind is Kind.TOOL else unwrap_call(output_value),
+        input=_unwrap_arguments(input_value) if kind is Kind.TOOL else simplify_call(input_value),
+        output=output_value if kind is Kind.TOOL else simplify_call(output_value),
         tool_name=parse_text(attributes.get("traceloop.entity.name")) if kind is Kind.TOOL else None,
         prompt=Prompt(prompt_name, str(attributes.get("traceloop.prompt.version") or "")) if prompt_name else None,
         agent_name=parse_text(attributes.get("traceloop.entity.name")) if kind is Kind.AGENT else None,

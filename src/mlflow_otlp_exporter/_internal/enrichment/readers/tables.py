@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Usage,
     has_content,
 )
-from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response
+from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response, simplify_call
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader, SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
@@ -148,7 +148,7 @@ def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any
     fields: dict[str, Any] = {"input": request, "output": response}
     if kind is Kind.TOOL:
         return fields
-    fields["input"] = request = unwrap_call(request)
+    fields["input"] = request = simplify_call(request)
     if kind in (Kind.RETRIEVER, Kind.RERANKER):
         if kind is Kind.RERANKER and isinstance(request, dict):
             fields["input_documents"] = read_documents(request.get("documents"))
@@ -186,17 +186,6 @@ def _drop_empty(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | N
 
 def _to_message(role: str, value: Any) -> tuple[Message, ...] | None:
     return (Message(role, (Part("text", value),)),) if isinstance(value, str) and value else None
-
-
-def unwrap_call(value: Any) -> Any:
-    """The single positional argument or the keyword arguments of a call, if it has nothing else."""
-    if isinstance(value, dict) and value.keys() == {"args", "kwargs"}:
-        args, kwargs = value["args"], value["kwargs"]
-        if isinstance(args, list) and len(args) == 1 and not kwargs:
-            return args[0]
-        if not args and isinstance(kwargs, dict):
-            return kwargs
-    return value
 
 
 def collect_properties(attributes: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
