@@ -13,8 +13,16 @@ from support.trace_checks import CheckResult
 pytestmark = pytest.mark.needs("node")
 
 # Checks known to be wrong: way, trace, column. Remove a result from here as soon as it is right.
-KNOWN_WRONG: set[tuple[str, str, str]] = set()
-CHECKS, UNRECOVERABLE, STOCK = 1275, 36, 702
+KNOWN_WRONG: set[tuple[str, str, str]] = {
+    # The failed call names neither its provider nor a model that tells it.
+    *((way, "voltagent/agent_model_error", "provider") for way in ("whole", "in pieces", "compact")),
+    # A span that is exported before the spans above it takes nothing from them.
+    *(("in pieces", "codex/shell#1", column) for column in ("model", "provider")),
+    *(("in pieces", f"mastra-otel/{case}", "tools") for case in ("agent_chat_api_tools", "agent_parallel_tools")),
+    ("in pieces", "mastra-otel/agent_tool_error", "chats"),
+    *(("in pieces", "voltagent/agent_parallel_tools", column) for column in ("cache", "usage")),
+}
+CHECKS, UNRECOVERABLE, STOCK = 1642, 41, 831
 
 Scored = Mapping[str, Sequence[CheckResult]]
 
@@ -55,4 +63,4 @@ def test_conventions_page_has_current_scores(scored: Scored) -> None:
 def test_truths_belong_to_recordings() -> None:
     recorded = cases()
     assert {key.partition("#")[0] for key in truths()} <= recorded.keys()
-    assert len(recorded) == 103
+    assert len(recorded) == 133
