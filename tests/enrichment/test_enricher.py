@@ -734,6 +734,14 @@ def test_enrich_call_in_a_trace_of_its_own_counts_in_the_larger_trace() -> None:
     assert [bool(read_tokens(item)) for item in enriched] == [True, False, True]
 
 
+def test_enrich_call_counts_once_beside_a_client_span_in_a_trace_of_its_own() -> None:
+    call = {**CHAT, **USAGE, "gen_ai.response.id": "a", "gen_ai.input.messages": dump_messages("hi")}
+    described = span(2, call, scope="framework", start=100, end=500)
+    client = span(3, {**USAGE, **CHAT, "gen_ai.response.id": "a"}, trace=2, scope=ANTHROPIC_SDK, start=200, end=400)
+    client._resource = described._resource
+    assert [bool(read_tokens(item)) for item in enrich_spans(client, described)] == [False, True]
+
+
 def test_enrich_layers_of_a_tool_call_leaves_one_tool_span() -> None:
     call = {"mcp.method.name": "tools/call", "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "search"}
     enriched = enrich_spans(

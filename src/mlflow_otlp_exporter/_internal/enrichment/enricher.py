@@ -84,7 +84,8 @@ class Enricher:
         for trace_id, members in sorted(traces.items(), key=lambda item: -len(item[1])):
             try:
                 for state in members:
-                    if state.has_usage and (call := state.call) is not None and call.is_model:
+                    # Spans of clients never count beside others; see count_usage_once.
+                    if state.scope not in CLIENT_SCOPES and (call := state.call) is not None and call.is_model:
                         state.counts_usage = self._record_call(call)
                 if trace_id not in self._trace_cache.traces and _is_single_call(members):
                     collect_trace_fields(members[0], members)
