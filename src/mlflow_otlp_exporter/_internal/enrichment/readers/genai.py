@@ -12,10 +12,10 @@ from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, re
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, NormalizedSpan, Prompt, Usage
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_properties, parse_counts
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     parse_float,
-    parse_int,
     parse_objects,
     parse_structured,
     parse_text,
@@ -27,38 +27,7 @@ _DETAILS = "gen_ai.client.inference.operation.details"
 _IN, _OUT, _SYSTEM = "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions"
 _PARAMETERS = "gen_ai.request."
 _IGNORED_PARAMETERS = frozenset({"gen_ai.request.model", "gen_ai.request.choice.count", "gen_ai.request.user"})
-# All names of each count, the newest first.
-_INPUT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
-_OUTPUT = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
-_TOTAL = ("gen_ai.usage.total_tokens", "llm.usage.total_tokens")
-_CACHE_READ = (
-    "gen_ai.usage.cache_read.input_tokens",
-    "gen_ai.usage.cache_read_input_tokens",
-    "gen_ai.usage.details.cache_read_tokens",
-    "gen_ai.usage.details.cache_read_input_tokens",
-    "gen_ai.usage.details.cached_tokens",
-    "gen_ai.usage.input_cached_tokens",
-)
-_CACHE_WRITE = (
-    "gen_ai.usage.cache_write.input_tokens",
-    "gen_ai.usage.cache_creation.input_tokens",
-    "gen_ai.usage.cache_creation_input_tokens",
-    "gen_ai.usage.cache_write_input_tokens",
-    "gen_ai.usage.details.cache_write_tokens",
-    "gen_ai.usage.details.cache_creation_input_tokens",
-)
-_REASONING = (
-    "gen_ai.usage.reasoning.output_tokens",
-    "gen_ai.usage.reasoning_tokens",
-    "gen_ai.usage.thinking_tokens",
-    "gen_ai.usage.details.reasoning_tokens",
-)
-_COUNT_KEYS = (
-    *(_INPUT, _OUTPUT, _TOTAL, _CACHE_READ, _CACHE_WRITE, _REASONING),
-    ("gen_ai.usage.audio.input_tokens", "gen_ai.usage.details.input_audio_tokens"),
-    ("gen_ai.usage.audio.output_tokens", "gen_ai.usage.details.output_audio_tokens"),
-    ("gen_ai.usage.cache_creation.ephemeral_1h_input_tokens", "gen_ai.usage.details.ephemeral_1h_input_tokens"),
-)
+_USAGE = "gen_ai.usage."
 _TOTAL_COST = ("operation.cost", "gen_ai.usage.cost", "gen_ai.cost.total_cost", "gen_ai.usage.total_cost")
 _COSTS = ("gen_ai.cost.input_cost", "gen_ai.cost.output_cost")
 
@@ -171,18 +140,14 @@ def _read_instructions(attributes: Mapping[str, Any], input_messages: tuple[Mess
 
 def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:
     """Token counts under any of their names; None if neither input nor output is there."""
-    counts = [_select_count(attributes, names) for names in _COUNT_KEYS[:2]]
-    if counts[0] is None and counts[1] is None:
-        return None
-    return Usage(*counts, *(_select_count(attributes, names) for names in _COUNT_KEYS[2:]))
-
-
-def _select_count(attributes: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    for name in names:
-        value = attributes.get(name)
-        if value is not None and (count := parse_int(value)) is not None:
-            return count
-    return None
+    usage = parse_counts(
+        {
+            "total_tokens": attributes.get("llm.usage.total_tokens"),
+            **collect_properties(attributes, (_USAGE + "details.",)),
+            **collect_properties(attributes, (_USAGE,)),
+        }
+    )
+    return None if usage.input is None and usage.output is None else usage
 
 
 def _read_cost(attributes: Mapping[str, Any]) -> Cost | None:

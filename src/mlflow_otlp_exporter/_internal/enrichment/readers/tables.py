@@ -75,10 +75,17 @@ COUNT_NAMES = {
         *("cachecreationinputtokens", "cachewriteinputtokens", "cachewriteinputtokencount", "cachewritetokens"),
         *("inputcachecreation", "inputcachecreationtokens", "inputcachewritetokens"),
     ),
-    "reasoning": ("outputreasoningtokens", "outputreasoning", "thoughtstokencount", "reasoningtokens"),
-    "input_audio": ("inputaudiotokens", "inputaudio"),
-    "output_audio": ("outputaudiotokens", "outputaudio"),
-    "cache_write_1h": ("outputephemeral1hinputtokens", "ephemeral1hinputtokens"),
+    "reasoning": (
+        "outputreasoningtokens",
+        "outputreasoning",
+        "thoughtstokencount",
+        "reasoningoutputtokens",
+        "reasoningtokens",
+        "thinkingtokens",
+    ),
+    "input_audio": ("inputaudiotokens", "inputaudio", "audioinputtokens"),
+    "output_audio": ("outputaudiotokens", "outputaudio", "audiooutputtokens"),
+    "cache_write_1h": ("outputephemeral1hinputtokens", "ephemeral1hinputtokens", "cachecreationephemeral1hinputtokens"),
 }
 _COUNTS = tuple(COUNT_NAMES[field] for field in Usage._fields)
 _COST_NAMES = (
@@ -237,6 +244,13 @@ def read_usage(value: Any) -> Usage | None:
     usage = parse_structured(value) or parse_repr(value)
     if not isinstance(usage, dict):
         return None
+    counts = parse_counts(usage)
+    if not any(count is not None for count in counts[:3]):
+        return None
+    return _include_cached_tokens(counts)
+
+
+def parse_counts(usage: Mapping[str, Any]) -> Usage:
     counts: dict[str, Any] = {}
     for key, item in usage.items():
         name = normalize_name(key)
@@ -245,10 +259,7 @@ def read_usage(value: Any) -> Usage | None:
             counts.update((side + normalize_name(detail), count) for detail, count in item.items())
         else:
             counts[name] = item
-    parsed = Usage(*(_select_number(counts, names, parse_int) for names in _COUNTS))
-    if not any(count is not None for count in parsed[:3]):
-        return None
-    return _include_cached_tokens(parsed)
+    return Usage(*(_select_number(counts, names, parse_int) for names in _COUNTS))
 
 
 def _include_cached_tokens(usage: Usage) -> Usage:
