@@ -1,5 +1,6 @@
 """The enrichment stage: adds attributes to spans so that MLflow's console can display them."""
 
+import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from mlflow_otlp_exporter._internal.enrichment.duplicate_attributes import drop_
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, merge
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS, fallback
-from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
+from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, Reader, SpanView
 from mlflow_otlp_exporter._internal.enrichment.span_state import CallSummary, SpanState, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.token_usage import (
     count_usage_once,
@@ -187,7 +188,11 @@ def read_span(span: ReadableSpan) -> SpanState:
     events = span.events
     prefixes.update([event.name.partition(".")[0] for event in events])
     scope = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
-    normalized = EMPTY if prefixes.isdisjoint(_PREFIXES) else _read_conventions(span, scope, attributes, prefixes)
+    known_prefixes = _PREFIXES & prefixes
+    normalized = EMPTY
+    if known_prefixes:
+        views = [EventView(event.name, dict(event.attributes or {})) for event in events]
+        normalized = _read_conventions(SpanView(span.name, scope, attributes, views), known_prefixes)
     has_own_kind = normalized.kind is not None
     with suppress(Exception):  # what the readers found stays
         normalized = fallback.complete(attributes, normalized)
@@ -203,20 +208,20 @@ def read_span(span: ReadableSpan) -> SpanState:
     return state
 
 
-def _read_conventions(
-    span: ReadableSpan, scope: str, attributes: Mapping[str, Any], prefixes: set[str]
-) -> NormalizedSpan:
-    events = [EventView(event.name, dict(event.attributes or {})) for event in span.events]
-    view = SpanView(span.name, scope, attributes, events)
+@functools.lru_cache(maxsize=1024)  # spans of one source have the same prefixes
+def _select_readers(prefixes: frozenset[str]) -> tuple[Reader, ...]:
+    return tuple(reader for reader in READERS if not prefixes.isdisjoint(reader.prefixes))
+
+
+def _read_conventions(view: SpanView, prefixes: frozenset[str]) -> NormalizedSpan:
     candidates: list[NormalizedSpan] = []
-    for reader in READERS:
-        if not prefixes.isdisjoint(reader.prefixes):
-            try:
-                candidate = reader.read(view)
-            except Exception:  # noqa: BLE001, S112 - the other readers are not affected
-                continue
-            if candidate is not None:
-                candidates.append(candidate)
+    for reader in _select_readers(prefixes):
+        try:
+            candidate = reader.read(view)
+        except Exception:  # noqa: BLE001, S112 - the other readers are not affected
+            continue
+        if candidate is not None:
+            candidates.append(candidate)
     return candidates[0] if len(candidates) == 1 else merge(candidates)
 
 
