@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 _TICK_SECONDS = 0.05
 # Bytes of a span in memory, until the first spans have been measured.
 _TYPICAL_SPAN_BYTES = 8000
-
-
 # Weak references to open spans: those that never end must not accumulate.
 _MAX_OPEN_SPANS = 10_000
 # Spans that end after the shutdown at the end of the process: each is written into a file of its own.

@@ -5,8 +5,6 @@ the configured credentials) and cookies (of login pages). `REQUESTS_CA_BUNDLE` a
 configured.
 """
 
-from __future__ import annotations
-
 import http.client
 import http.cookiejar
 import io
@@ -55,7 +53,7 @@ _READ_BYTES = 65_536
 # One operation on a TLS socket writes at most one record; `sendall` waits with the whole timeout for each.
 _TLS_RECORD_BYTES = 16_384
 # Not a `threading.local`: where gevent or eventlet patches threads after this import, all greenlets would share it.
-_deadline: ContextVar[Deadline | None] = ContextVar("mlflow_otlp_deadline", default=None)
+_deadline: ContextVar["Deadline | None"] = ContextVar("mlflow_otlp_deadline", default=None)
 # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH.
 _CODE_BY_VERIFY_ERROR = {
     10: MessageCode.CERTIFICATE_EXPIRED,
@@ -93,7 +91,7 @@ class Deadline:
         self.has_socket = False
         self._outer = _deadline.get()  # a signal handler may interrupt a request
 
-    def __enter__(self) -> Deadline:
+    def __enter__(self) -> "Deadline":
         _deadline.set(self)
         return self
 
