@@ -330,7 +330,7 @@ class Run:
             members = group_members(process.pid)
             has_ended = not workers & members if are_all else not (workers or {process.pid}) <= members
             # A server that is ended before it has replaced its workers may wait for them.
-            return has_ended and (len(members) >= count or self.end == "max-requests")
+            return has_ended and (len(members) >= count or self.end in ("max-requests", "open"))
 
         wait_until(is_over, END_SECONDS, "workers have been replaced")
 

@@ -202,6 +202,23 @@ def test_sigterm_saves_spans_and_ends_the_process(scripted_server: ScriptedServe
         assert names(scripted_server) == {"a": 1}
 
 
+def test_second_interrupt_during_exit_spools_the_spans(scripted_server: ScriptedServer) -> None:
+    release = threading.Event()
+    scripted_server.answer(Answer(hold=release))
+    code = START + "configure(experiment_id=1)\ntrace.get_tracer('x').start_span('a').end()\n"
+    app = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(scripted_server), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        scripted_server.wait_for(1)
+        app.send_signal(signal.SIGINT)
+        stderr = app.communicate(timeout=100)[1]
+    finally:
+        release.set()
+    assert "Traceback" not in stderr
+    assert spooled_span_count() == 1
+
+
 def test_sigterm_without_handler_saves_nothing(scripted_server: ScriptedServer) -> None:
     app = start_app(scripted_server, WAIT_FOR_SIGNAL, MLFLOW_OTLP_HANDLE_SIGTERM="false", MLFLOW_OTLP_LINGER="30")
     assert terminate(app)[0] == -signal.SIGTERM

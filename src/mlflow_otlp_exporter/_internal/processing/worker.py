@@ -338,17 +338,23 @@ class TraceWorker:
         deadline = time.monotonic() + timeout_seconds
         self._closing_thread = threading.get_ident()
         self.is_closed, self.enqueue_start = True, _ignore_start
-        self.flush(timeout_seconds)
-        self._is_stopped = True
-        self._wake()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(max(0.2, deadline - time.monotonic()))
-        shutdown(max(0.0, deadline - time.monotonic()) * 1000)
-        self._is_over = True
-        self._drain_on_close()
-        self._closing_thread = None
-        with self._changed:
-            self._changed.notify_all()
+        try:
+            self.flush(timeout_seconds)
+        except BaseException:
+            deadline = time.monotonic()  # a second signal, such as another Ctrl-C: what is not sent goes to disk
+            if not is_ending():  # else nothing follows that could handle it
+                raise
+        finally:
+            self._is_stopped = True
+            self._wake()
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join(max(0.2, deadline - time.monotonic()))
+            shutdown(max(0.0, deadline - time.monotonic()) * 1000)
+            self._is_over = True
+            self._drain_on_close()
+            self._closing_thread = None
+            with self._changed:
+                self._changed.notify_all()
 
     def _drain_on_close(self) -> None:
         """Spool or drop spans that were enqueued during `close`, or that the worker had no time for."""
