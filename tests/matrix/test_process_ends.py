@@ -166,6 +166,7 @@ COMBINATIONS = [(name, end) for name, app in MATRIX.items() for end in app.ends]
 ABRUPT_ENDS = {(name, end) for name, end in COMBINATIONS if end in ("kill", "worker kill", "os._exit")} | {
     ("flask-debug", "SIGTERM"),  # the first process kills the second one
     ("joblib-loky", "exception"),  # joblib kills its processes
+    ("gunicorn-sync-timeout", "open"),  # gunicorn kills a worker that has not ended a second after its time-out
 }
 
 

@@ -341,7 +341,8 @@ class TraceWorker:
         try:
             self.flush(timeout_seconds)
         except BaseException:
-            deadline = time.monotonic()  # a second signal, such as another Ctrl-C: what is not sent goes to disk
+            # A second signal, such as another Ctrl-C: what is not sent within a second goes to disk.
+            deadline = min(deadline, time.monotonic() + 1.0)
             if not is_ending():  # else nothing follows that could handle it
                 raise
         finally:
