@@ -198,6 +198,8 @@ def to_readable_span(enriched: EnrichedSpan) -> ReadableSpan:
 @settings(max_examples=300, deadline=None)
 @example({"output": '"{\\"type\\":[]}"'})  # a type that cannot be hashed
 @example({"output": '[{"role": "user", "content": [{"type": []}]}]'})
+@example({"MODEL": "0", "prompt": '[{"role":"0"}]'})
+@example({"model": "0", "usage.input_tokens": 1, "prompt": '[{"role":"0"}]'})
 @given(ATTRIBUTES)
 def test_enrich_any_attributes_keeps_them_and_is_idempotent(attributes: dict[str, Any]) -> None:
     (first,) = Enricher().enrich([span(1, attributes)])

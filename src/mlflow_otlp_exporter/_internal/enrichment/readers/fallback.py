@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, OPERATIONS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage, merge
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage, has_content, merge
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import unflatten
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
@@ -114,8 +114,8 @@ def complete(attributes: Mapping[str, Any], normalized: NormalizedSpan) -> Norma
     parameters = normalized.invocation_parameters
     if parameters and ("metadata" in parameters or "user" in parameters):
         normalized = merge((normalized, NormalizedSpan(**_read_parameters(parameters))))
-    has_content = _read_fields(normalized) != _NO_CONTENT
-    if has_content and normalized.session is not None and normalized.user is not None:
+    is_read = _read_fields(normalized) != _NO_CONTENT
+    if is_read and (normalized.session is not None or normalized.user is not None):
         return normalized
     places = []
     for key in attributes:
@@ -124,7 +124,7 @@ def complete(attributes: Mapping[str, Any], normalized: NormalizedSpan) -> Norma
             if place in _IDENTITY and getattr(normalized, place[0]) is None:
                 identity: dict[str, Any] = {place[0]: parse_text(attributes[key])}
                 normalized = normalized._replace(**identity)
-    if has_content or not places:
+    if is_read or not places:
         return normalized
     candidates: dict[str, list[Any]] = {}
     for key, (field, prefix) in places:
@@ -171,8 +171,8 @@ def _read_content(candidates: Mapping[str, list[Any]], kind: Kind | None, is_unk
         [value for value in map(decode_json, candidates.get(field, ())) if value not in ("", (), [], {})]
         for field in ("input", "output")
     )
-    request = next((value for value in requests if read_request(value, is_model=True)), None)
-    response = next((value for value in responses if read_response(value, is_model=True)), None)
+    request = next((value for value in requests if has_content(read_request(value, is_model=True) or ())), None)
+    response = next((value for value in responses if has_content(read_response(value, is_model=True) or ())), None)
     has_messages = request is not None or response is not None
     request = request if request is not None else next(iter(requests), None)
     response = response if response is not None else next(iter(responses), None)

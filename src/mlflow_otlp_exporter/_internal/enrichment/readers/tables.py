@@ -179,6 +179,8 @@ def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any
     fields["input_messages"] = _drop_empty(read_request(request, is_model=is_model))
     fields["output_messages"] = _drop_empty(read_response(response, is_model=is_model))
     if is_model:
+        if fields["input_messages"] is None and isinstance(request, list):
+            fields["input"] = None  # messages without content
         fields["input_messages"] = fields["input_messages"] or _to_message("user", request)
         fields["output_messages"] = fields["output_messages"] or _to_message("assistant", response)
         if isinstance(request, dict):
