@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.enrichment.duplicate_attributes import drop_
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, merge
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS, fallback
-from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, Reader, SpanView
+from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, Reader, SpanView, cache_by_keys
 from mlflow_otlp_exporter._internal.enrichment.span_state import CallSummary, SpanState, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.token_usage import (
     count_usage_once,
@@ -184,11 +184,11 @@ def read_span(span: ReadableSpan) -> SpanState:
         elif isinstance(span_type, str) and span_type[:1] == '"':
             # The SDK writes JSON; the server would search for the type with its quotes.
             attributes[mlflow.TYPE] = span_type.strip('"')
-    prefixes = {key.partition(".")[0] for key in attributes}
     events = span.events
-    prefixes.update([event.name.partition(".")[0] for event in events])
+    known_prefixes = _find_prefixes(tuple(attributes))
+    if events:
+        known_prefixes |= _PREFIXES.intersection([event.name.partition(".")[0] for event in events])
     scope = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
-    known_prefixes = _PREFIXES & prefixes
     normalized = EMPTY
     if known_prefixes:
         views = [EventView(event.name, dict(event.attributes or {})) for event in events]
@@ -206,6 +206,11 @@ def read_span(span: ReadableSpan) -> SpanState:
     state = SpanState(span, attributes, normalized, scope)
     state.has_own_kind = has_own_kind
     return state
+
+
+@cache_by_keys
+def _find_prefixes(keys: tuple[str, ...]) -> frozenset[str]:
+    return _PREFIXES.intersection([key.partition(".")[0] for key in keys])
 
 
 @functools.lru_cache(maxsize=1024)  # spans of one source have the same prefixes

@@ -13,7 +13,7 @@ from typing import Any
 from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, OPERATIONS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage, has_content, merge
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response
-from mlflow_otlp_exporter._internal.enrichment.readers.base import unflatten
+from mlflow_otlp_exporter._internal.enrichment.readers.base import cache_by_keys, unflatten
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import (
     COUNT_NAMES,
@@ -32,21 +32,9 @@ from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_
 # First segments of keys that describe machines and protocols, or that this package writes itself.
 _OTHER_NAMESPACES = frozenset(
     {"http", "url", "db", "rpc", "net", "network", "server", "client", "messaging", "graphql", "code", "exception"}
-    | {
-        "faas",
-        "k8s",
-        "os",
-        "process",
-        "thread",
-        "browser",
-        "user_agent",
-        "aws",
-        "cloud",
-        "otel",
-        "telemetry",
-        "service",
-    }
-    | {"host", "container", "error", "peer", "tls", "dns", "file", "mlflow", "mlflow_otlp", "openinference"}
+    | {"faas", "k8s", "os", "process", "thread", "browser", "user_agent", "aws", "cloud", "otel", "telemetry"}
+    | {"service", "host", "container", "error", "peer", "tls", "dns", "file", "mlflow", "mlflow_otlp"}
+    | {"openinference"}
 )
 # Ends of keys by the field that they may hold: the last segment, or the last two; without separators.
 _NAMES = {
@@ -108,6 +96,11 @@ def _classify_key(key: str) -> tuple[str, str] | None:
     return (field, "") if field is not None else None
 
 
+@cache_by_keys
+def _classify_keys(keys: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
+    return [(key, place) for key in keys if (place := _classify_key(key)) is not None]
+
+
 def complete(attributes: Mapping[str, Any], normalized: NormalizedSpan) -> NormalizedSpan:
     """Add what readers did not find: session and user under any name; content and kind if there is no content."""
     is_unknown = not any(normalized)
@@ -117,13 +110,11 @@ def complete(attributes: Mapping[str, Any], normalized: NormalizedSpan) -> Norma
     is_read = _read_fields(normalized) != _NO_CONTENT
     if is_read and (normalized.session is not None or normalized.user is not None):
         return normalized
-    places = []
-    for key in attributes:
-        if (place := _classify_key(key)) is not None:
-            places.append((key, place))
-            if place in _IDENTITY and getattr(normalized, place[0]) is None:
-                identity: dict[str, Any] = {place[0]: parse_text(attributes[key])}
-                normalized = normalized._replace(**identity)
+    places = _classify_keys(tuple(attributes))
+    for key, place in places:
+        if place in _IDENTITY and getattr(normalized, place[0]) is None:
+            identity: dict[str, Any] = {place[0]: parse_text(attributes[key])}
+            normalized = normalized._replace(**identity)
     if is_read or not places:
         return normalized
     candidates: dict[str, list[Any]] = {}
