@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Usage,
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import add_system_message, read_request, read_response
-from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, index_order, unflatten
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, cache_by_keys, index_order, unflatten
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     parse_float,
@@ -75,7 +75,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
     kind_name = attributes.get(SpanAttributes.OPENINFERENCE_SPAN_KIND)
     kind = OPENINFERENCE_KINDS.get(kind_name) if isinstance(kind_name, str) else None
     kind = kind or parse_openinference_kind(kind_name)
-    groups = _group_keys(attributes)
+    groups = _group_keys(tuple(attributes))
     input_messages, output_messages, covered_keys = _read_all_messages(attributes, kind, groups)
     texts: dict[str, Any] = {}
     for key, field in _TEXT_FIELDS:
@@ -135,10 +135,11 @@ def read_crewai(span: SpanView) -> NormalizedSpan | None:
     return NormalizedSpan(input=question, output=answer) if question or answer else None
 
 
-def _group_keys(attributes: Mapping[str, Any]) -> dict[str, list[_FlatKey]]:
+@cache_by_keys
+def _group_keys(keys: tuple[str, ...]) -> Mapping[str, list[_FlatKey]]:
     """Flattened attributes by group, collected in one pass: key, index, remaining path."""
     groups: dict[str, list[_FlatKey]] = {}
-    for key in attributes:
+    for key in keys:
         segments = key.split(".", 3)
         if len(segments) > 2 and segments[1] in _GROUP_NAMES:
             groups.setdefault(segments[1], []).append((key, segments[2], segments[-1]))
