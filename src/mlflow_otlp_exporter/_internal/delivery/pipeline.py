@@ -102,13 +102,7 @@ class Pipeline:
                 storage = self.persistent_queue.storage
                 files = AssessmentFiles(storage.ensure_folder, storage.find_folder, settings.disk.spool_max_age)
             self.rest_client = MlflowRestClient(
-                clients.api,
-                settings,
-                clients.experiments,
-                server_info,
-                self.problem_log,
-                files,
-                send_spans=clients.otlp.export,
+                clients.api, settings, clients.experiments, server_info, self.problem_log, files, clients.otlp.export
             )
             self.retry_sender.on_delivered = self.rest_client.on_delivered
             self.retry_sender.uploader = self.rest_client.uploader

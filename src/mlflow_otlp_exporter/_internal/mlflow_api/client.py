@@ -45,8 +45,7 @@ class MlflowRestClient:
         experiments: ExperimentResolver,
         server: ServerInfo,
         problem_log: ProblemLog,
-        files: AssessmentFiles | None = None,
-        *,
+        files: AssessmentFiles | None,
         send_spans: Callable[[Destination, bytes, float], ExportOutcome],
     ) -> None:
         self._tasks, self._timeout_seconds = BackgroundTasks(settings.timeout), settings.timeout

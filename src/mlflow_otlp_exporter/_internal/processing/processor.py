@@ -92,10 +92,6 @@ class MLflowSpanProcessor(SpanProcessor):
         self._exporter, self._worker = exporter, worker
         return worker
 
-    def _detach(self, worker: TraceWorker) -> None:
-        if self._worker is worker:
-            self._worker = None
-
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Count the open span and set the attributes of `trace_context` and of baggage on it."""
         worker, context = self._worker, span.context
@@ -159,4 +155,5 @@ def worker_of(processor: MLflowSpanProcessor) -> TraceWorker | None:
 
 def detach_worker(processor: MLflowSpanProcessor, worker: TraceWorker) -> None:
     """Let a processor ignore spans from now on, if it still has this worker."""
-    processor._detach(worker)  # noqa: SLF001 - no public method, for set-up only
+    if worker_of(processor) is worker:
+        processor._worker = None  # noqa: SLF001 - no public method, for set-up only
