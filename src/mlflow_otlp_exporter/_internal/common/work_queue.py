@@ -22,6 +22,8 @@ from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumen
 
 # Delay of the next attempt if `wake_all` was called during the last one.
 _WOKEN_DELAY_SECONDS = 0.5
+# A wake-up may get lost: eventlet's locks do not wake a greenlet of another thread.
+_MAX_WAIT_SECONDS = 5.0
 
 
 class Item(Protocol):
@@ -37,6 +39,39 @@ class SendResult(NamedTuple):
     remaining: Sequence[Any] = ()  # items that take the place of the attempted one
     destination_delay: float = 0.0  # seconds for which the whole destination waits
     requeue_last: bool = False  # whether other items of the destination go first
+
+
+class WakeUp:
+    """Wakes the one thread that waits for it; may be set in signal handlers and finalizers.
+
+    `threading.Event.set` waits for a lock that its own thread may hold, if a signal handler interrupted it. Here, each
+    wait has a lock of its own, and `set` only releases it.
+    """
+
+    def __init__(self) -> None:
+        self._waiter: threading.Lock | None = None
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+        waiter = self._waiter
+        if waiter is not None:
+            try:
+                waiter.release()
+            except RuntimeError:
+                return  # another thread has released it
+
+    def wait(self, timeout_seconds: float | None) -> bool:
+        """Wait for at most 5 s; return whether it was set since the last wait."""
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiter = waiter
+        if not self._is_set:  # after the waiter is visible to `set`
+            seconds = _MAX_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _MAX_WAIT_SECONDS)
+            waiter.acquire(timeout=max(0.0, seconds))
+        self._waiter = None
+        was_set, self._is_set = self._is_set, False
+        return was_set
 
 
 class _Queue(Generic[_Item]):

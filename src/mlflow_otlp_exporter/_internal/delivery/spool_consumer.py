@@ -17,9 +17,9 @@ from typing import NamedTuple
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.files import FileLock
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset, start_thread
-from mlflow_otlp_exporter._internal.common.primitives import WakeUp
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
+from mlflow_otlp_exporter._internal.common.work_queue import WakeUp
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.mlflow_api.server import MAX_WRITE_SECONDS

@@ -1,6 +1,7 @@
 """The enrichment stage: adds attributes to spans so that MLflow's console can display them."""
 
 import functools
+import operator
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from mlflow_otlp_exporter._internal.enrichment.duplicate_attributes import drop_
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind, NormalizedSpan, merge
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS, fallback
-from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, Reader, SpanView, cache_by_keys
+from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, Reader, SpanView
 from mlflow_otlp_exporter._internal.enrichment.span_state import CallSummary, SpanState, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.token_usage import (
     count_usage_once,
@@ -26,7 +27,7 @@ from mlflow_otlp_exporter._internal.enrichment.token_usage import (
 from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, TraceTree, propagate
-from mlflow_otlp_exporter._internal.enrichment.values import to_text
+from mlflow_otlp_exporter._internal.enrichment.values import cache_by_keys, parse_text, to_text
 from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinference
 
 SPAN_NAME = "mlflow_otlp.span_name"
@@ -35,6 +36,10 @@ _MAX_RESPONSE_SCOPES = 10_000
 _MAX_CALLS, _MAX_CALLS_OF_SAME_COUNTS = 1_000, 16
 _MAX_MESSAGE_LENGTH = 1000
 _OK = Status(StatusCode.OK)
+_CONTENT = ("input_messages", "output_messages", "input", "output", "documents", "query", "embedded_texts")
+_read_content_fields = operator.itemgetter(*map(NormalizedSpan._fields.index, _CONTENT))
+_NO_CONTENT = (None,) * len(_CONTENT)
+_IDENTITY: tuple[fallback.Place, ...] = (("session", ""), ("user", ""))
 
 
 class EnrichedSpan(NamedTuple):
@@ -195,7 +200,7 @@ def read_span(span: ReadableSpan) -> SpanState:
         normalized = _read_conventions(SpanView(span.name, scope, attributes, views), known_prefixes)
     has_own_kind = normalized.kind is not None
     with suppress(Exception):  # what the readers found stays
-        normalized = fallback.complete(attributes, normalized)
+        normalized = _complete(attributes, normalized)
     if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
         normalized = normalized._replace(kind=Kind.CHAT_MODEL)
     usage = normalized.usage
@@ -228,6 +233,25 @@ def _read_conventions(view: SpanView, prefixes: frozenset[str]) -> NormalizedSpa
         if candidate is not None:
             candidates.append(candidate)
     return candidates[0] if len(candidates) == 1 else merge(candidates)
+
+
+def _complete(attributes: Mapping[str, Any], normalized: NormalizedSpan) -> NormalizedSpan:
+    """Add what readers did not find: session and user under any name; content and kind if there is no content."""
+    is_unknown = not any(normalized)
+    parameters = normalized.invocation_parameters
+    if parameters and ("metadata" in parameters or "user" in parameters):
+        normalized = merge((normalized, NormalizedSpan(**fallback.read_parameters(parameters))))
+    is_read = _read_content_fields(normalized) != _NO_CONTENT
+    if is_read and (normalized.session is not None or normalized.user is not None):
+        return normalized
+    places = fallback.classify_keys(tuple(attributes))
+    for key, place in places:
+        if place in _IDENTITY and getattr(normalized, place[0]) is None:
+            identity: dict[str, Any] = {place[0]: parse_text(attributes[key])}
+            normalized = normalized._replace(**identity)
+    if is_read or not places:
+        return normalized
+    return merge((normalized, fallback.read_content(attributes, places, normalized.kind, is_unknown)))
 
 
 def _add_exception_event(state: SpanState) -> Sequence[Event]:

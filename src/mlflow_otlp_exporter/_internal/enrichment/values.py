@@ -1,10 +1,11 @@
 """Parsing of attribute values: JSON text, structured values or Python reprs."""
 
 import ast
+import functools
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 # No convention has larger JSON text; parsing it would take milliseconds.
 _MAX_JSON_LENGTH = 4 * 1024 * 1024
@@ -13,6 +14,22 @@ _ESCAPE = re.compile(r"\\[\\'\"abfnrtvxuUN0-7]")
 _MAX_DEPTH = 40
 # json.dumps creates an encoder for each call with other than its default arguments.
 _encode_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+
+_Result = TypeVar("_Result")
+# Longer ones, such as flattened conversations, rarely occur twice.
+_MAX_CACHED_KEYS, _MAX_CACHED_KEY_LENGTH = 100, 200
+
+
+def cache_by_keys(function: Callable[[tuple[str, ...]], _Result]) -> Callable[[tuple[str, ...]], _Result]:
+    """Cache what depends on the keys of attributes alone: spans of one source have the same keys."""
+    cached = functools.lru_cache(maxsize=512)(function)
+
+    def call(keys: tuple[str, ...]) -> _Result:
+        is_short = len(keys) <= _MAX_CACHED_KEYS and len(max(keys, key=len, default="")) <= _MAX_CACHED_KEY_LENGTH
+        return cached(keys) if is_short else function(keys)
+
+    return call
 
 
 def parse_structured(value: Any) -> Any:

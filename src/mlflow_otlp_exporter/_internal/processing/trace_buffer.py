@@ -114,7 +114,7 @@ class TraceBuffer:
         trace.spans.append(span)
         trace.open_count = max(0, trace.open_count - 1)
         trace.has_root = trace.has_root or span.parent is None
-        if is_local_root(span):
+        if span.parent is None or span.parent.is_remote:
             trace.root_ended_at = now
         trace.byte_count += size
         self.span_count += 1
@@ -221,7 +221,7 @@ class TraceBuffer:
 
     def _complete_root(self, trace: _Trace, spans: list[ReadableSpan], *, is_over: bool) -> list[ReadableSpan]:
         """Remember the top span while others are open; at the end of the trace, send it again or mark it as root."""
-        root = next((span for span in spans if is_local_root(span)), None)
+        root = next((span for span in spans if span.parent is None or span.parent.is_remote), None)
         top, trace.top = trace.top, None
         if root is None and (top is None or not is_local_root(top)) and trace.root_ended_at is None:
             top = find_topmost([top, *spans] if top is not None else spans)

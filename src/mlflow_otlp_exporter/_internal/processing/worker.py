@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import Status, StatusCode
 
-from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.fork import (
     LACKS_HOOKS,
     check_process,
@@ -25,10 +24,11 @@ from mlflow_otlp_exporter._internal.common.fork import (
     register_fork_reset,
     start_thread,
 )
-from mlflow_otlp_exporter._internal.common.primitives import LazyCondition, WakeUp
+from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 from mlflow_otlp_exporter._internal.common.process_end import is_ending, silence_logging_errors
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
+from mlflow_otlp_exporter._internal.common.work_queue import WakeUp
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
@@ -235,7 +235,9 @@ class TraceWorker:
     def _apply_event(self, event: ReadableSpan, now: float) -> None:
         try:
             if isinstance(event, Span):
-                evict_oldest(self._open_spans, _MAX_OPEN_SPANS)[event.context.span_id] = weakref.ref(event)
+                if len(self._open_spans) >= _MAX_OPEN_SPANS:
+                    del self._open_spans[next(iter(self._open_spans))]
+                self._open_spans[event.context.span_id] = weakref.ref(event)
                 self._buffer.record_start(event.context.trace_id)
             else:
                 self._open_spans.pop(event.context.span_id, None)

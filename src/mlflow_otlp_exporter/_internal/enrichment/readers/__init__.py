@@ -50,6 +50,6 @@ READERS = (
     Reader("Google ADK", frozenset({"gcp"}), google_adk.read),
     Reader("LlamaIndex", frozenset({"llamaindex", "step", "workflow"}) | llama_index.EVENTS, llama_index.read),
     Reader("logfire", frozenset({"logfire", "request_data", "response_data"}), logfire.read),
-    Reader("LiteLLM, provider's traffic", frozenset({"llm"}), call_layers.read_litellm_traffic),
+    Reader("LiteLLM, provider's traffic", frozenset({"llm"}), openinference.read_litellm_traffic),
     table_reader(MCP),
 )

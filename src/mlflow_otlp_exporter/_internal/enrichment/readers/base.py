@@ -1,8 +1,7 @@
 """What a reader gets of a span, and what it may use."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan
 
@@ -31,22 +30,6 @@ class Reader(NamedTuple):
     prefixes: frozenset[str]
     # None: not a span of this convention. Must not raise, and must not change the span.
     read: Callable[[SpanView], NormalizedSpan | None]
-
-
-_Result = TypeVar("_Result")
-# Longer ones, such as flattened conversations, rarely occur twice.
-_MAX_CACHED_KEYS, _MAX_CACHED_KEY_LENGTH = 100, 200
-
-
-def cache_by_keys(function: Callable[[tuple[str, ...]], _Result]) -> Callable[[tuple[str, ...]], _Result]:
-    """Cache what depends on the keys of attributes alone: spans of one source have the same keys."""
-    cached = functools.lru_cache(maxsize=512)(function)
-
-    def call(keys: tuple[str, ...]) -> _Result:
-        is_short = len(keys) <= _MAX_CACHED_KEYS and len(max(keys, key=len, default="")) <= _MAX_CACHED_KEY_LENGTH
-        return cached(keys) if is_short else function(keys)
-
-    return call
 
 
 def unflatten(attributes: Mapping[str, Any], prefix: str) -> Any:

@@ -3,8 +3,6 @@
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect, read_dialect
-from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import parse_repr
 
 LITELLM = Dialect(
     "LiteLLM",
@@ -42,14 +40,3 @@ def read_livekit(span: SpanView) -> NormalizedSpan | None:
         normalized = normalized._replace(error_type="tool_error")
     is_layer = "gen_ai.request.model" in span.attributes and "gen_ai.operation.name" not in span.attributes
     return normalized._replace(kind=Kind.TASK) if is_layer else normalized
-
-
-def read_litellm_traffic(span: SpanView) -> NormalizedSpan | None:
-    """Read the span below a call, which repeats the provider's request; a call of Responses has its tools there."""
-    if span.name != "raw_gen_ai_request":
-        return None
-    fields = {key.rpartition(".")[2]: value for key, value in span.attributes.items() if key.startswith("llm.")}
-    # The usage is that of the span above. An empty input keeps it from being searched for.
-    return NormalizedSpan(
-        kind=Kind.TASK, input=fields.get("messages", ""), tools=read_tools(parse_repr(fields.get("tools")))
-    )

@@ -5,15 +5,14 @@ list of messages, a provider's request or response, token counts, documents.
 """
 
 import functools
-import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, OPERATIONS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage, has_content, merge
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage, has_content
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response
-from mlflow_otlp_exporter._internal.enrichment.readers.base import cache_by_keys, unflatten
+from mlflow_otlp_exporter._internal.enrichment.readers.base import unflatten
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import (
     COUNT_NAMES,
@@ -27,7 +26,13 @@ from mlflow_otlp_exporter._internal.enrichment.readers.tables import (
     read_values,
 )
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_int, parse_structured, parse_text
+from mlflow_otlp_exporter._internal.enrichment.values import (
+    cache_by_keys,
+    decode_json,
+    parse_int,
+    parse_structured,
+    parse_text,
+)
 
 # First segments of keys that describe machines and protocols, or that this package writes itself.
 _OTHER_NAMESPACES = frozenset(
@@ -66,21 +71,18 @@ _NAMES = {
 _FIELDS = {name: field for field, names in _NAMES.items() for name in names}
 _COUNT_FIELDS = {name: f"usage.{field}" for field, names in COUNT_NAMES.items() for name in names}
 _COUNT_PARENTS = ("usage", "token")
-_IDENTITY = (("session", ""), ("user", ""))
 _GROUPS = ("input", "output", "documents", "tools")
+# The field that an attribute may hold, and the prefix of the keys that are flattened together with it.
+Place = tuple[str, str]
 _SEPARATOR = re.compile(r"[.:/]")
 _MAX_KEY_LENGTH = 120
 _KINDS = {**OPERATIONS, **KIND_WORDS, "function": Kind.TOOL}
-_CONTENT = ("input_messages", "output_messages", "input", "output", "documents", "query", "embedded_texts")
-_read_fields = operator.itemgetter(*map(NormalizedSpan._fields.index, _CONTENT))
-_NO_CONTENT = (None,) * len(_CONTENT)
 # What callers put among the parameters of a call for their gateway: metadata with these prefixes is the gateway's own.
 _GATEWAY_PREFIXES = ("user_api_key", "litellm_", "requester", "hidden_params", "model_", "headers", "endpoint")
 
 
 @functools.lru_cache(maxsize=4096)  # spans of one source have the same keys
-def _classify_key(key: str) -> tuple[str, str] | None:
-    """The field that an attribute may hold, and the prefix of the keys that are flattened together with it."""
+def _classify_key(key: str) -> Place | None:
     segments = _SEPARATOR.split(key[:_MAX_KEY_LENGTH])
     if segments[0] in _OTHER_NAMESPACES and len(segments) > 1:
         return None
@@ -97,36 +99,12 @@ def _classify_key(key: str) -> tuple[str, str] | None:
 
 
 @cache_by_keys
-def _classify_keys(keys: tuple[str, ...]) -> list[tuple[str, tuple[str, str]]]:
+def classify_keys(keys: tuple[str, ...]) -> list[tuple[str, Place]]:
+    """The keys that may hold a field, with their places."""
     return [(key, place) for key in keys if (place := _classify_key(key)) is not None]
 
 
-def complete(attributes: Mapping[str, Any], normalized: NormalizedSpan) -> NormalizedSpan:
-    """Add what readers did not find: session and user under any name; content and kind if there is no content."""
-    is_unknown = not any(normalized)
-    parameters = normalized.invocation_parameters
-    if parameters and ("metadata" in parameters or "user" in parameters):
-        normalized = merge((normalized, NormalizedSpan(**_read_parameters(parameters))))
-    is_read = _read_fields(normalized) != _NO_CONTENT
-    if is_read and (normalized.session is not None or normalized.user is not None):
-        return normalized
-    places = _classify_keys(tuple(attributes))
-    for key, place in places:
-        if place in _IDENTITY and getattr(normalized, place[0]) is None:
-            identity: dict[str, Any] = {place[0]: parse_text(attributes[key])}
-            normalized = normalized._replace(**identity)
-    if is_read or not places:
-        return normalized
-    candidates: dict[str, list[Any]] = {}
-    for key, (field, prefix) in places:
-        if not prefix:
-            candidates.setdefault(field, []).append(attributes[key])
-    for prefix, field in {prefix: field for _, (field, prefix) in places if prefix}.items():
-        candidates.setdefault(field, []).append(unflatten(attributes, prefix))
-    return merge((normalized, _read_content(candidates, normalized.kind, is_unknown)))
-
-
-def _read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The identity that a caller handed to a gateway or provider with the call."""
     metadata = parameters.get("metadata")
     properties = {
@@ -143,7 +121,16 @@ def _select_text(candidates: Mapping[str, list[Any]], field: str) -> str | None:
     return next((value for value in candidates.get(field, ()) if isinstance(value, str) and value), None)
 
 
-def _read_content(candidates: Mapping[str, list[Any]], kind: Kind | None, is_unknown: bool) -> NormalizedSpan:
+def read_content(
+    attributes: Mapping[str, Any], places: Sequence[tuple[str, Place]], kind: Kind | None, is_unknown: bool
+) -> NormalizedSpan:
+    """The content of attributes by their places, and the kind that it shows; `is_unknown`: no reader knows the span."""
+    candidates: dict[str, list[Any]] = {}
+    for key, (field, prefix) in places:
+        if not prefix:
+            candidates.setdefault(field, []).append(attributes[key])
+    for prefix, field in {prefix: field for _, (field, prefix) in places if prefix}.items():
+        candidates.setdefault(field, []).append(unflatten(attributes, prefix))
     fields: dict[str, Any] = {
         field: _select_text(candidates, field)
         for field in ("tool_name", "agent_name", "request_model", "response_model", "provider")

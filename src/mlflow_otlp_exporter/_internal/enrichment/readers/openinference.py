@@ -19,12 +19,14 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Usage,
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import add_system_message, read_request, read_response
-from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, cache_by_keys, index_order, unflatten
+from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, index_order, unflatten
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
+    cache_by_keys,
     parse_float,
     parse_int,
     parse_objects,
+    parse_repr,
     parse_structured,
     parse_text,
     parse_texts,
@@ -133,6 +135,17 @@ def read_crewai(span: SpanView) -> NormalizedSpan | None:
         description = select_text(result.get("description"))
     question = "\n".join(tasks) or description
     return NormalizedSpan(input=question, output=answer) if question or answer else None
+
+
+def read_litellm_traffic(span: SpanView) -> NormalizedSpan | None:
+    """Read LiteLLM's span below a call: the provider's request, which alone has the tools of a call of Responses."""
+    if span.name != "raw_gen_ai_request":
+        return None
+    fields = {key.rpartition(".")[2]: value for key, value in span.attributes.items() if key.startswith("llm.")}
+    # The usage is that of the span above. An empty input keeps it from being searched for.
+    return NormalizedSpan(
+        kind=Kind.TASK, input=fields.get("messages", ""), tools=read_tools(parse_repr(fields.get("tools")))
+    )
 
 
 @cache_by_keys
