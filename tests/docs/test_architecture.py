@@ -12,8 +12,9 @@ from support.environments import ROOT
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PACKAGE = ROOT / "src" / "mlflow_otlp_exporter"
 SECTION = PAGE.partition("\n## Threads and locks\n")[2].partition("\n## ")[0]
-_OUR_MODULE = "mlflow_otlp_exporter._internal.common.primitives"
-_MODULES = {"threading", "queue", "concurrent.futures", "multiprocessing", "asyncio", _OUR_MODULE}
+_COMMON = "mlflow_otlp_exporter._internal.common"
+_OUR_PRIMITIVES = {f"{_COMMON}.primitives.LazyCondition", f"{_COMMON}.work_queue.WakeUp"}
+_MODULES = {"threading", "queue", "concurrent.futures", "multiprocessing", "asyncio"}
 
 
 class Primitive(NamedTuple):
@@ -54,8 +55,9 @@ class PrimitiveFinder(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         name = ast.unparse(node.func.value if isinstance(node.func, ast.Subscript) else node.func)
-        module, _, kind = self._imported.get(name, name).rpartition(".")
-        if module in _MODULES and (kind[0].isupper() or kind == "local"):
+        full_name = self._imported.get(name, name)
+        module, _, kind = full_name.rpartition(".")
+        if full_name in _OUR_PRIMITIVES or (module in _MODULES and (kind[0].isupper() or kind == "local")):
             self.primitives.add(Primitive(thread_name(node) if kind == "Thread" else self.place(), kind))
         self.generic_visit(node)
 
