@@ -385,7 +385,7 @@ ROWS = [
         "401: Missing Authorization header or X-Forwarded-Access-Token header.",
     ),
     row_credentials("401, page", page(401, "Unauthorized"), r"401: an HTML page \(Unauthorized\)"),
-    row_credentials("407", Answer(407), "407"),
+    row_retried("407", Answer(407), "407", CREDENTIALS_ADVICE),  # the proxy's credentials, not those of the server
     # The destination.
     row_destination(
         "404: unknown experiment, 3.10", error(404, "RESOURCE_DOES_NOT_EXIST", NO_EXPERIMENT), f"404: {NO_EXPERIMENT}"
@@ -533,7 +533,14 @@ ROWS = [
     row_retried(
         "reset after the status", Answer(raw=b"HTTP/1.1 200 OK\r\n", reset=True), CLOSED, may_have_arrived=True
     ),
-    row_retried("no HTTP", Answer(raw=b"220 smtp ready\r\n"), CLOSED, may_have_arrived=True),
+    row_retried(
+        "no HTTP",
+        Answer(raw=b"220 smtp ready\r\n"),
+        r"127\.0\.0\.1:\d+ does not speak HTTP",
+        advice_of(MessageCode.NOT_HTTP),
+        may_have_arrived=True,
+        result=SUCCESS,
+    ),
     row_retried(
         "reset after the request, MLflow 3.17",
         Answer(close="after-request", reset=True),
