@@ -52,7 +52,7 @@ def test_export_with_everything_masked_or_hidden_sends_no_text(
 
 
 # Steps whose output is the question.
-_QUESTION_IN_OUTPUT = {"oi-langchain/rag_chain"}
+_QUESTION_IN_OUTPUT = {"oi-langchain/rag_chain", "langsmith-otel/rag"}
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)

@@ -6,6 +6,7 @@ Stricter than OpenInference in one point: hidden messages are hidden in `input.v
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from opentelemetry.sdk.trace import Event
@@ -15,7 +16,12 @@ from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
 from mlflow_otlp_exporter._internal.enrichment.messages import normalize_role, read_media
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
 from mlflow_otlp_exporter._internal.model.span_data import replace_event
-from mlflow_otlp_exporter._internal.privacy.content_kinds import Content, classify_attribute, classify_event
+from mlflow_otlp_exporter._internal.privacy.content_kinds import (
+    Content,
+    classify_attribute,
+    classify_event,
+    classify_event_attribute,
+)
 from mlflow_otlp_exporter._internal.privacy.inline_data import read_part_type
 from mlflow_otlp_exporter._internal.privacy.json_walk import DuplicateKeysDict, parse_json
 from mlflow_otlp_exporter._internal.privacy.structural_keys import is_structural_field
@@ -133,12 +139,14 @@ class HideRules:
             return {side for side in ("input", "output") if any(name.startswith(side) for name in self._names)}
         return {"input"} if content in _INPUT else {"output"} if content in _OUTPUT else set()
 
-    def hide_in_attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    def hide_in_attributes(
+        self, attributes: Mapping[str, Any], classify: Callable[[str], Content | None] = classify_attribute
+    ) -> dict[str, Any]:
         """Return the attributes of a span or an event without hidden content."""
         result: dict[str, Any] = {}
         hidden_sides: set[str] = set()
         for key, value in attributes.items():
-            content = classify_attribute(key)
+            content = classify(key)
             if content is None:
                 result[key] = value
             elif content not in self._hidden and key.startswith(_MESSAGE_PREFIXES):
@@ -171,8 +179,8 @@ class HideRules:
                 content = Content.INPUT if event.name == "gen_ai.tool.message" else Content.OUTPUT
             original = dict(event.attributes or {})
             if content is None:
-                is_affected = any(classify_attribute(key) for key in original)
-                attributes = self.hide_in_attributes(original) if is_affected else original
+                classify = partial(classify_event_attribute, event.name)
+                attributes = self.hide_in_attributes(original, classify) if any(map(classify, original)) else original
             elif content in self._hidden or (
                 self._kind is Kind.TOOL and self._has_hidden_parts(content, list(original.values()))
             ):

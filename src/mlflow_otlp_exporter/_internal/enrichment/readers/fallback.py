@@ -82,7 +82,8 @@ _GATEWAY_PREFIXES = ("user_api_key", "litellm_", "requester", "hidden_params", "
 
 
 @functools.lru_cache(maxsize=4096)  # spans of one source have the same keys
-def _classify_key(key: str) -> Place | None:
+def classify_key(key: str) -> Place | None:
+    """The field that an attribute may hold, by the end of its key."""
     segments = _SEPARATOR.split(key[:_MAX_KEY_LENGTH])
     if segments[0] in _OTHER_NAMESPACES and len(segments) > 1:
         return None
@@ -101,7 +102,7 @@ def _classify_key(key: str) -> Place | None:
 @cache_by_keys
 def classify_keys(keys: tuple[str, ...]) -> list[tuple[str, Place]]:
     """The keys that may hold a field, with their places."""
-    return [(key, place) for key in keys if (place := _classify_key(key)) is not None]
+    return [(key, place) for key in keys if (place := classify_key(key)) is not None]
 
 
 def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
