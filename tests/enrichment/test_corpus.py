@@ -22,7 +22,7 @@ KNOWN_WRONG: set[tuple[str, str, str]] = {
     ("in pieces", "mastra-otel/agent_tool_error", "chats"),
     *(("in pieces", "voltagent/agent_parallel_tools", column) for column in ("cache", "usage")),
 }
-CHECKS, UNRECOVERABLE, STOCK = 2502, 41, 1243
+CHECKS, UNRECOVERABLE, STOCK = 2503, 41, 1243
 
 Scored = Mapping[str, Sequence[CheckResult]]
 
