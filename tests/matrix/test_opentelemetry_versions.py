@@ -24,7 +24,7 @@ FILES = [
     "setup/test_configure",
     "transport/test_client",
     "delivery/test_retry_sender",
-    "transport/test_authorization",
+    "config/test_credentials",
     "tracing/test_results",
     "tracing/test_traced",
     "delivery/test_otlp_client",

@@ -13,7 +13,7 @@ FILES = [
     "processing/test_trace_buffer",
     "setup/test_configure",
     "tracing/test_context",
-    "transport/test_authorization",
+    "config/test_credentials",
     "tracing/test_results",
     "tracing/test_traced",
     "encoding/test_span_encoder",
