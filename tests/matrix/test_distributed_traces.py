@@ -74,11 +74,8 @@ def send(server: MLflowServer, service: str, spans: list[ReadableSpan], spool: P
 @pytest.mark.parametrize("has_spool", [False, True], ids=["in memory", "spool"])
 @pytest.mark.parametrize("order", [("front", "back"), ("back", "front")], ids="-".join)
 def test_export_of_trace_of_two_services_stores_all_spans_in_first_experiment(
-    server: MLflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str], has_spool: bool
+    server: MLflowServer, tmp_path: Path, order: tuple[str, str], has_spool: bool
 ) -> None:
-    # A service goes on while its caller works. Here, its exporter is shut down before the root comes, and would
-    # complete the trace by its own span.
-    monkeypatch.setenv("MLFLOW_OTLP_ROOT_WAIT", "none")
     suffix = f"{'-'.join(order)} {has_spool}"
     experiments = {service: server.create_experiment(f"{service} {suffix}") for service in order}
     front, back = make_distributed_trace()

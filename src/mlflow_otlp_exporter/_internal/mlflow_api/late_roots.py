@@ -1,13 +1,14 @@
 """Roots that arrive after a local root of another process has completed their trace.
 
 MLflow keeps the first state, request and response of a trace. The process that sends the root therefore looks for
-traces that a local root has completed before (`trace_completer`), and replaces these values over the REST API.
+traces that a local root has completed before (`trace_completer`), and replaces these values over the REST API. A trace
+belongs to the experiment of its first span, which another service may have sent.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import (
     Version,
     request_json,
 )
+from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
@@ -34,9 +36,7 @@ from mlflow_otlp_exporter._internal.transport.http_types import Transport
 # A tag of traces that a local root has completed; the console does not show tags that begin with `mlflow.`.
 LOCAL_ROOT_TAG = "mlflow.otlp.localRoot"
 DELAY_SECONDS = 20.0
-# No other process completes a trace while such a short call takes.
-_MIN_NANOSECONDS = 1_000_000_000
-_BATCH_SIZE, _MAX_PENDING = 100, 10_000
+_BATCH_SIZE, _MAX_PENDING, _MAX_PENDING_BYTES = 100, 10_000, 32 * 1024 * 1024
 _MAX_FAILURES = 3
 _MAX_PREVIEW_LENGTH = 1000
 # Before, the request removes tags and metadata that it does not name; since then, it freezes tokens that it names.
@@ -44,7 +44,6 @@ _KEEPS_METADATA_SINCE: Version = (3, 13)
 
 
 class _Root(NamedTuple):
-    trace_id: int
     state: str
     request: str
     response: str
@@ -61,26 +60,34 @@ class LateRootCorrector:
         server: ServerInfo,
     ) -> None:
         self._api, self._resolve_experiment, self._server = api, resolve_experiment, server
+        self._locator = TraceLocator(api)
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.RLock()
-        self._pending: dict[Destination, dict[str, _Root]] = {}
+        self._pending: dict[Destination, dict[str, EncodedSpan]] = {}
+        self._byte_count = 0
 
     def add_delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> LateRootTask | None:
         """Add delivered roots; a task if the destination has none yet."""
-        roots = {f"tr-{span.trace_id:032x}": root for span in spans if span.is_root and (root := _read_root(span))}
+        roots = [span for span in spans if span.is_root]
         if not roots:
             return None
         with self._lock:
-            pending = self._pending.get(destination)
-            if pending is None:
-                self._pending[destination] = roots
-                return LateRootTask(self, destination)
-            if len(pending) < _MAX_PENDING:
-                pending.update(roots)
-        return None
+            is_new = destination not in self._pending
+            pending = self._pending.setdefault(destination, {})
+            for root in roots:
+                if len(pending) < _MAX_PENDING and self._byte_count + len(root.body) <= _MAX_PENDING_BYTES:
+                    self._remove(pending, (name := f"tr-{root.trace_id:032x}",))
+                    pending[name] = root
+                    self._byte_count += len(root.body)
+        return LateRootTask(self, destination) if is_new else None
+
+    def _remove(self, pending: dict[str, EncodedSpan], names: Iterable[str]) -> None:
+        for name in names:
+            if (root := pending.pop(name, None)) is not None:
+                self._byte_count -= len(root.body)
 
     def correct_batch(self, task: LateRootTask, timeout_seconds: float) -> SendResult:
         """Check some roots, and correct the traces that another span has completed."""
@@ -88,7 +95,7 @@ class LateRootCorrector:
         with self._lock:
             roots = dict(list(self._pending.get(destination, {}).items())[:_BATCH_SIZE])
         try:
-            outcome = self._correct(destination, roots, timeout_seconds)
+            outcome = self._correct(destination, roots, timeout_seconds) if roots else None
         except ServerUnavailableError as error:
             outcome = error.outcome
         if outcome is not None and outcome.cause is FailureKind.SERVER and task.failures < _MAX_FAILURES:
@@ -96,34 +103,51 @@ class LateRootCorrector:
         task.failures = 0
         with self._lock:
             pending = self._pending.get(destination, {})
-            for name in roots:
-                pending.pop(name, None)
+            self._remove(pending, roots)
             if not pending:
                 self._pending.pop(destination, None)
         return SendResult((task,) if pending else ())
 
     def _correct(
-        self, destination: Destination, roots: Mapping[str, _Root], timeout_seconds: float
+        self, destination: Destination, roots: Mapping[str, EncodedSpan], timeout_seconds: float
     ) -> ExportOutcome | None:
         experiment = self._resolve_experiment(destination, timeout_seconds)
         if not isinstance(experiment, str):
             return experiment
-        names = ", ".join(f"'{name}'" for name in roots)
-        body = {
-            "locations": [{"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}],
-            "filter": f"trace.request_id IN ({names}) AND tag.`{LOCAL_ROOT_TAG}` LIKE '%'",
-            "max_results": len(roots),
-        }
-        result = self._request("/api/3.0/mlflow/traces/search", body, destination, timeout_seconds)
-        records = result.content.get("traces")
-        for record in records if isinstance(records, list) else ():
-            root = roots.get(str(record.get("trace_id"))) if isinstance(record, dict) else None
+        result, records = self._search((experiment,), roots, destination, timeout_seconds)
+        missing = [span.trace_id for name, span in roots.items() if name not in records]
+        if result.is_ok and missing:
+            located = self._locator.look_up(missing, destination.workspace, timeout_seconds)
+            others = {location for location in located.values() if isinstance(location, str)} - {experiment}
+            if others:
+                result, elsewhere = self._search(sorted(others), roots, destination, timeout_seconds)
+                records.update(elsewhere)
+        for name, record in records.items():
+            root = _read_root(roots[name]) if _to_object(record.get("tags")).get(LOCAL_ROOT_TAG) else None
             if root is not None:
                 version = self._server.version(timeout_seconds)
                 info = _replace_values(record, root, keeps_metadata=bool(version and version >= _KEEPS_METADATA_SINCE))
                 body = {"trace": {"trace_info": info}}
                 result = self._request("/api/3.0/mlflow/traces", body, destination, timeout_seconds)
         return None if result.is_ok else result.outcome
+
+    def _search(
+        self, experiments: Sequence[str], roots: Iterable[str], destination: Destination, timeout_seconds: float
+    ) -> tuple[RestResult, dict[str, Mapping[str, Any]]]:
+        """The traces of roots in some experiments, by name."""
+        names = list(roots)
+        body = {
+            "locations": [
+                {"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": experiment}}
+                for experiment in experiments
+            ],
+            "filter": "trace.request_id IN ({})".format(", ".join(f"'{name}'" for name in names)),
+            "max_results": len(names),
+        }
+        result = self._request("/api/3.0/mlflow/traces/search", body, destination, timeout_seconds)
+        records = result.content.get("traces")
+        infos = [info for info in records if isinstance(info, dict)] if isinstance(records, list) else []
+        return result, {str(info["trace_id"]): info for info in infos if info.get("trace_id") in names}
 
     def _request(
         self, path: str, body: Mapping[str, Any], destination: Destination, timeout_seconds: float
@@ -134,7 +158,8 @@ class LateRootCorrector:
     def give_up(self, destination: Destination) -> None:
         """Forget the roots of a destination; their spans are delivered."""
         with self._lock:
-            self._pending.pop(destination, None)
+            pending = self._pending.pop(destination, {})
+            self._remove(pending, list(pending))
 
 
 @dataclass(eq=False)
@@ -155,10 +180,8 @@ class LateRootTask:
 
 
 def _read_root(encoded: EncodedSpan) -> _Root | None:
-    """What the root says of its trace; None if it was too short for another process, or is a local root itself."""
+    """What the root says of its trace; None if it is a local root itself."""
     span = parse_span(encoded)
-    if span.end_time_unix_nano - span.start_time_unix_nano < _MIN_NANOSECONDS:
-        return None
     attributes = {attribute.key: attribute.value.string_value for attribute in span.attributes}
     if TRACE_TAG + LOCAL_ROOT_TAG in attributes:
         return None
@@ -166,7 +189,7 @@ def _read_root(encoded: EncodedSpan) -> _Root | None:
     response = attributes.get("mlflow.spanOutputs") or attributes.get("output.value")
     state = "ERROR" if span.status.code == Status.STATUS_CODE_ERROR else "OK"
     tags = {key[len(TRACE_TAG) :]: value for key, value in attributes.items() if key.startswith(TRACE_TAG) and value}
-    return _Root(encoded.trace_id, state, _preview(request, "messages"), _preview(response, "choices"), tags)
+    return _Root(state, _preview(request, "messages"), _preview(response, "choices"), tags)
 
 
 def _preview(text: str | None, key: str) -> str:
