@@ -85,7 +85,7 @@ def _measure_journal(folder: Path, kind: str) -> list[float]:
     for _ in range(_RUNS):
         journal = Journal(lambda: folder, ProblemLog())
 
-        def write(record: Callable[[Any], None] = journal.append) -> None:
+        def write(record: Callable[[Any], object] = journal.append) -> None:
             for span in spans:
                 record(span)
 

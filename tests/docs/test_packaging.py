@@ -227,7 +227,7 @@ def test_wheel_metadata_is_valid_and_complete(distributions: Distributions) -> N
     }
     assert needed == RUNTIME
     instrumentations = {"anthropic", "langchain", "llama-index", "openai", "openai-agents"}
-    assert set(metadata.provides_extra or []) == instrumentations | {"auto", "demo", "dev"}
+    assert set(metadata.provides_extra or []) == instrumentations | {"auto", "demo", "dev", "gateway"}
 
 
 def test_extras_pin_versions_for_the_demo_only(distributions: Distributions) -> None:

@@ -17,7 +17,9 @@ from mlflow_otlp_exporter._internal.cli.run import run
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.describe import describe_settings, describe_unknown_variables
-from mlflow_otlp_exporter._internal.config.resolver import resolve
+from mlflow_otlp_exporter._internal.config.models import GatewaySettings
+from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_gateway
+from mlflow_otlp_exporter._internal.config.schema import fields_of
 from mlflow_otlp_exporter._internal.version import __version__
 
 _SETTINGS_NOTE = (
@@ -87,6 +89,16 @@ def _send(options: argparse.Namespace) -> int:
     return status
 
 
+def _run_gateway(options: argparse.Namespace) -> int:
+    try:
+        from mlflow_otlp_exporter._internal.gateway.server import DEFAULTS, run_gateway
+    except ModuleNotFoundError as error:
+        message = f"the gateway needs {error.name}: install mlflow-otlp-exporter[gateway]"
+        raise ConfigurationError(message) from None
+    arguments = {setting.name: getattr(options, setting.name) for setting in fields_of(GatewaySettings)}
+    return run_gateway(resolve(_target_settings(options), defaults=DEFAULTS), resolve_gateway(arguments))
+
+
 def read_collector_config(name: str) -> str:
     """The text of a configuration, for `otelcol-contrib --config FILE`, or for `kubectl apply` (`operator`)."""
     folder = importlib.resources.files("mlflow_otlp_exporter._internal.cli").joinpath("collector_configs")
@@ -130,6 +142,13 @@ def _create_parser() -> argparse.ArgumentParser:
     run_parser = commands.add_parser("run", help="run a command such as `python app.py`, and send its traces to MLflow")
     run_parser.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
     spool.add_command(commands)
+    gateway = commands.add_parser(
+        "gateway", help="receive traces of other processes over OTLP, and send them to MLflow"
+    )
+    for setting in fields_of(GatewaySettings):
+        option = setting.name.removeprefix("gateway_").replace("_", "-")
+        gateway.add_argument(f"--{option}", dest=setting.name, help=f"overrides {setting.variables[0]}")
+    _add_target_arguments(gateway)
     _add_collector_command(commands)
     return parser
 
@@ -186,6 +205,8 @@ def _run_command(arguments: Sequence[str] | None) -> int:
                 return spool.run_action(options)
             case "send":
                 return _send(options)
+            case "gateway":
+                return _run_gateway(options)
             case _:
                 return _print_settings()
     except ConfigurationError as error:

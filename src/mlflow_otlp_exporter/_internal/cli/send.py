@@ -1,13 +1,10 @@
 """`mlflow-otlp send`: send OTLP data from a file, or a test trace."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from google.protobuf import json_format
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 
 from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog
@@ -19,52 +16,33 @@ from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher, batch_by_size
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
 from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
+from mlflow_otlp_exporter._internal.encoding.span_decoder import parse_json, parse_protobuf
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
-
-_ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 
 
 def read_file(path: Path) -> list[EncodedSpan]:
     """Read spans from a file: an OTLP request or `TracesData` in protobuf, or JSON, one or one per line."""
     try:
         content = path.read_bytes()
-        data = _parse_json(content) if content.lstrip()[:1] in (b"{", b"[") else TracesData.FromString(content)
+        request = _parse_lines(content) if content.lstrip()[:1] in (b"{", b"[") else parse_protobuf(content)
         # Removes the fields of other signals than traces.
-        data.DiscardUnknownFields()
-        return decode_request(data.SerializeToString())
+        request.DiscardUnknownFields()
+        return decode_request(request.SerializeToString())
     except OSError as error:
         reason = error.strerror or type(error).__name__
-    except (DecodeError, json_format.ParseError, ValueError, RecursionError) as error:
-        reason = f"contains no OTLP traces in protobuf or JSON ({type(error).__name__})"
+    except ValueError as error:
+        reason = f"contains no OTLP traces in protobuf or JSON: {error}"
     raise ConfigurationError(f"{path}: {reason}")
 
 
-def _parse_json(content: bytes) -> TracesData:
-    # Ids are hexadecimal in OTLP's JSON, but Base64 in protobuf's own JSON mapping.
-    try:
-        messages = [json.loads(content)]
-    except ValueError:
-        messages = [json.loads(line) for line in filter(bytes.strip, content.splitlines())]
-    data = TracesData()
-    for message in messages:
-        data.MergeFrom(json_format.ParseDict(_convert_ids(message), TracesData(), ignore_unknown_fields=True))
-    return data
-
-
-def _convert_ids(node: Any) -> Any:
-    import base64  # only for JSON
-
-    if isinstance(node, list):
-        return [_convert_ids(item) for item in node]
-    if not isinstance(node, Mapping):
-        return node
-    return {
-        name: base64.b64encode(bytes.fromhex(value)).decode()
-        if name in _ID_FIELDS and isinstance(value, str)
-        else _convert_ids(value)
-        for name, value in node.items()
-    }
+def _parse_lines(content: bytes) -> ExportTraceServiceRequest:
+    with suppress(ValueError):
+        return parse_json(content)
+    request = ExportTraceServiceRequest()
+    for line in filter(bytes.strip, content.splitlines()):
+        request.MergeFrom(parse_json(line))
+    return request
 
 
 def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:

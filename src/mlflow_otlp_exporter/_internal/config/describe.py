@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.config.models import ServerSettings, Settings
+from mlflow_otlp_exporter._internal.config.models import GatewaySettings, ServerSettings, Settings
 from mlflow_otlp_exporter._internal.config.schema import OWN_VARIABLE, SETTINGS, format_value
 
 
@@ -19,7 +19,7 @@ def describe_settings(settings: Settings) -> Iterator[tuple[str, str, str]]:
     # `traces` comes first, and has the same type as `api`.
     sections = (settings, *vars(settings).values())
     for setting in SETTINGS:
-        if setting.model is None:
+        if setting.model in (None, GatewaySettings):
             continue
         if setting.name == "workspace" and settings.namespace:
             # The server is asked whether it has this workspace when the first spans are sent.

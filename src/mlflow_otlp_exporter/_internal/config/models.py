@@ -125,6 +125,19 @@ class AppSettings:
 
 
 @dataclass(frozen=True)
+class GatewaySettings:
+    """How `mlflow-otlp gateway` receives spans."""
+
+    gateway_listen: str
+    gateway_tokens_file: str | None
+    gateway_certificate_file: str | None
+    gateway_key_file: str | None
+    gateway_client_ca_file: str | None
+    gateway_max_request_size: int
+    gateway_max_destinations: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings, resolved."""
 

@@ -29,6 +29,7 @@ _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", 
 _HEADER_NAME = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 _WORKSPACE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _MAX_EXPERIMENT_NAME = 500  # MLflow 3.17
+_MAX_PORT = 65_535
 _MIN_TOKEN_LENGTH = 20  # shorter names are files in the current folder
 
 
@@ -173,6 +174,16 @@ def _split_names(value: Any) -> tuple[Any, ...]:
     if isinstance(value, str):
         return tuple(name for item in value.split(",") if (name := item.strip().lower()))
     return tuple(value)
+
+
+def parse_listen_address(value: Any) -> str:
+    """Parse `host:port`; an IPv6 address stands in brackets."""
+    address = str(value).strip()
+    host, _, port = address.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= _MAX_PORT
+    if not host or not is_port or (":" in host and host[0] + host[-1] != "[]"):
+        raise ValueError("expected host:port, such as 127.0.0.1:4318")
+    return address
 
 
 def parse_text(value: Any) -> str:

@@ -26,6 +26,7 @@ from mlflow_otlp_exporter._internal.config.models import (
     AppSettings,
     BufferSettings,
     EnrichmentSettings,
+    GatewaySettings,
     PrivacySettings,
     ServerSettings,
     SettingGroup,
@@ -96,6 +97,10 @@ def resolve_app(arguments: Mapping[str, Any]) -> AppSettings:
 
 def resolve_buffer(arguments: Mapping[str, Any]) -> BufferSettings:
     return BufferSettings(**_Resolver(arguments, None, {}).resolve_fields(BufferSettings))
+
+
+def resolve_gateway(arguments: Mapping[str, Any]) -> GatewaySettings:
+    return GatewaySettings(**_Resolver(arguments, None, {}).resolve_fields(GatewaySettings))
 
 
 class _Resolver:

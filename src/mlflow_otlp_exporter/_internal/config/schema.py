@@ -14,6 +14,7 @@ from mlflow_otlp_exporter._internal.config.models import (
     AppSettings,
     BufferSettings,
     EnrichmentSettings,
+    GatewaySettings,
     PrivacySettings,
     ServerSettings,
     SettingGroup,
@@ -291,6 +292,51 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "insecure_tls", ServerSettings, parsers.parse_boolean, ("MLFLOW_TRACKING_INSECURE_TLS",), default=False
     ).describe("Disable certificate verification (testing only)."),
+    Setting(
+        "gateway_listen",
+        GatewaySettings,
+        parsers.parse_listen_address,
+        ("MLFLOW_OTLP_GATEWAY_LISTEN",),
+        "127.0.0.1:4318",
+    ).describe("`mlflow-otlp gateway`: the address for OTLP/HTTP. `0.0.0.0:4318` is reachable from other machines."),
+    Setting(
+        "gateway_tokens_file", GatewaySettings, parsers.parse_optional_file, ("MLFLOW_OTLP_GATEWAY_TOKENS_FILE",)
+    ).describe(
+        "`mlflow-otlp gateway`: a JSON file with bearer tokens and the destinations that each may write to; read again "
+        "when it changes. Without it, every client may write everywhere."
+    ),
+    Setting(
+        "gateway_certificate_file",
+        GatewaySettings,
+        parsers.parse_readable_file,
+        ("MLFLOW_OTLP_GATEWAY_CERTIFICATE_FILE",),
+    ).describe("`mlflow-otlp gateway`: a file with the gateway's certificate, for TLS."),
+    Setting(
+        "gateway_key_file", GatewaySettings, parsers.parse_readable_file, ("MLFLOW_OTLP_GATEWAY_KEY_FILE",)
+    ).describe("`mlflow-otlp gateway`: a file with the key of the certificate."),
+    Setting(
+        "gateway_client_ca_file", GatewaySettings, parsers.parse_readable_file, ("MLFLOW_OTLP_GATEWAY_CLIENT_CA_FILE",)
+    ).describe(
+        "`mlflow-otlp gateway`: a file with the CA certificates of clients; clients without a certificate are rejected "
+        "then (mTLS)."
+    ),
+    Setting(
+        "gateway_max_request_size",
+        GatewaySettings,
+        parsers.parse_positive_integer,
+        ("MLFLOW_OTLP_GATEWAY_MAX_REQUEST_SIZE",),
+        20 * 1024 * 1024,
+    ).describe("`mlflow-otlp gateway`: the largest request in bytes, before and after decompression."),
+    Setting(
+        "gateway_max_destinations",
+        GatewaySettings,
+        parsers.parse_positive_integer,
+        ("MLFLOW_OTLP_GATEWAY_MAX_DESTINATIONS",),
+        1000,
+    ).describe(
+        "`mlflow-otlp gateway`: how many different workspaces and experiments clients may name until a restart; spans "
+        "for further ones are rejected."
+    ),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 

@@ -138,19 +138,20 @@ class Pipeline:
     # Spans
 
     @property
-    def span_recorder(self) -> Callable[[ReadableSpan], None] | None:
+    def span_recorder(self) -> Callable[[ReadableSpan], bool] | None:
         """The function that writes an ended span to the journal; None unless durability is `every-span`."""
         journal = self.persistent_queue.journal if self.persistent_queue is not None else None
         if journal is None or self.batcher.redactor.is_idle:
             return journal.append if journal is not None else None
         write, redact = journal.append, self.batcher.redactor.redact
 
-        def record(span: ReadableSpan) -> None:
+        def record(span: ReadableSpan) -> bool:
             try:
-                write(redact(span))
+                return write(redact(span))
             except BaseException as error:  # the span is only in memory then, and dropped when it is encoded
                 if must_propagate(error):
                     raise
+                return False
 
         return record
 

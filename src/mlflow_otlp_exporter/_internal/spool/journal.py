@@ -108,11 +108,11 @@ class Journal:
 
     # Called by application threads
 
-    def append(self, span: ReadableSpan) -> None:
-        """Write an ended span; never raises. A span that cannot be written is in memory only, which `rotate` logs."""
+    def append(self, span: ReadableSpan) -> bool:
+        """Write an ended span; never raises. False: it is in memory only, which `rotate` logs."""
         if self._is_closed or self._is_paused:
             self._missed_span_count += 1
-            return
+            return False
         try:
             self._append(span)
         except BaseException as error:  # a malformed span or a full disk must not raise into the application
@@ -120,6 +120,8 @@ class Journal:
                 raise
             self._error = error
             self._missed_span_count += 1
+            return False
+        return True
 
     def _append(self, span: ReadableSpan) -> None:
         context = span.context

@@ -1,0 +1,92 @@
+"""OTLP/HTTP: `/v1/traces` in protobuf and JSON, and the endpoints for operations."""
+
+from __future__ import annotations
+
+import anyio
+from anyio.to_thread import run_sync
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from mlflow_otlp_exporter._internal.gateway.intake import Intake, IsAllowed
+from mlflow_otlp_exporter._internal.gateway.protocol import (
+    PROTOBUF,
+    Answer,
+    AnswerKind,
+    BodyFormat,
+    Rejection,
+    encode_http_answer,
+    media_type,
+    parse_body,
+    read_format,
+    reject_size,
+)
+from mlflow_otlp_exporter._internal.gateway.tokens import TokenFile
+
+_BODY_SECONDS = 60.0
+# Requests that are decoded at once, and bodies that are received at once, in units of the largest request.
+_MAX_DECODERS, _MAX_RECEIVED_REQUESTS = 4, 4
+
+
+class HttpReceiver:
+    """The ASGI application `app`; the bodies of all requests together are bounded."""
+
+    def __init__(self, intake: Intake, tokens: TokenFile | None, max_request_bytes: int) -> None:
+        self._intake, self._tokens, self._max_bytes = intake, tokens, max_request_bytes
+        self._received_bytes = 0
+        self._limiter = anyio.CapacityLimiter(_MAX_DECODERS)
+        self.app = Starlette(
+            routes=[
+                Route("/v1/traces", self._export, methods=["POST"]),
+                Route("/healthz", self._report_health),
+                Route("/readyz", self._report_readiness),
+            ]
+        )
+
+    async def _report_health(self, _request: Request) -> Response:
+        is_alive = self._intake.is_alive
+        return PlainTextResponse("ok" if is_alive else "the thread has ended", 200 if is_alive else 503)
+
+    async def _report_readiness(self, _request: Request) -> Response:
+        reason = self._intake.unavailable_reason
+        return PlainTextResponse(reason or "ok", 503 if reason else 200)
+
+    async def _export(self, request: Request) -> Response:
+        try:
+            is_allowed = self._tokens.authenticate(request.headers.get("authorization", "")) if self._tokens else None
+            answer = await self._receive(request, read_format(request.headers), is_allowed)
+        except Rejection as rejection:
+            answer = rejection.answer
+        except ClientDisconnect:
+            answer = Answer(AnswerKind.MALFORMED, "the client closed the connection")
+        headers, content = encode_http_answer(answer, is_json=media_type(request.headers) != PROTOBUF)
+        return Response(content, answer.kind.http_status, headers)
+
+    async def _receive(self, request: Request, body_format: BodyFormat, is_allowed: IsAllowed | None) -> Answer:
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length[:20]) > self._max_bytes:
+            raise reject_size(self._max_bytes)
+        chunks: list[bytes] = []
+        byte_count = 0
+        try:
+            with anyio.fail_after(_BODY_SECONDS):
+                async for chunk in request.stream():
+                    byte_count += len(chunk)
+                    self._received_bytes += len(chunk)
+                    if byte_count > self._max_bytes:
+                        raise reject_size(self._max_bytes)
+                    if self._received_bytes > _MAX_RECEIVED_REQUESTS * self._max_bytes:
+                        raise Rejection(AnswerKind.UNAVAILABLE, "too many requests at once", 1)
+                    chunks.append(chunk)
+            headers = dict(request.headers)
+            return await run_sync(self._take, b"".join(chunks), body_format, headers, is_allowed, limiter=self._limiter)
+        except TimeoutError:
+            raise Rejection(AnswerKind.MALFORMED, f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
+        finally:
+            self._received_bytes -= byte_count
+
+    def _take(
+        self, body: bytes, body_format: BodyFormat, headers: dict[str, str], is_allowed: IsAllowed | None
+    ) -> Answer:
+        return self._intake.take(parse_body(body, body_format, self._max_bytes), headers, is_allowed)

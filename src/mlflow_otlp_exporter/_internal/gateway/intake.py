@@ -1,0 +1,336 @@
+"""Takes decoded requests: destination, journal, assembly of traces, pipeline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception
+from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
+from mlflow_otlp_exporter._internal.config import parsers
+from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
+from mlflow_otlp_exporter._internal.encoding.span_decoder import decode_attributes, decode_scope, decode_span
+from mlflow_otlp_exporter._internal.gateway.protocol import Answer, AnswerKind
+from mlflow_otlp_exporter._internal.gateway.trace_assembler import TraceAssembler
+from mlflow_otlp_exporter._internal.model.destination import (
+    EXPERIMENT_HEADER,
+    ROUTE_ATTRIBUTES,
+    RUN_HEADER,
+    WORKSPACE_HEADER,
+    Destination,
+    Route,
+    read_route,
+)
+from mlflow_otlp_exporter._internal.model.span_data import SpanData
+from mlflow_otlp_exporter._internal.processing.trace_buffer import estimate_bytes
+from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
+
+EXPERIMENT_NAME_HEADER = "x-mlflow-experiment"
+_PARSERS: Mapping[str, Callable[[Any], str]] = {
+    WORKSPACE_HEADER: parsers.parse_workspace,
+    EXPERIMENT_NAME_HEADER: parsers.parse_experiment_name,
+    EXPERIMENT_HEADER: parsers.parse_experiment_id,
+    RUN_HEADER: parsers.parse_text,
+}
+_ATTRIBUTES = (WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID)
+_MAX_RUN_ID_LENGTH = 64
+# Between two submissions, so that traces share requests: a request costs MLflow 11 to 35 ms whatever it holds.
+_TICK_SECONDS = 0.25
+_MAX_CACHED_OWNERS, _MAX_CACHED_BYTES = 1000, 16 * 1024
+# Ids of spans that were taken, so that a request that a client sends again does not count twice. Two generations.
+_MAX_TAKEN_SPANS = 200_000
+_RETRY_AFTER_SECONDS = 5
+# Of the spool: above it, clients keep what they have, because the oldest requests on disk would be dropped.
+_MAX_SPOOL_SHARE = 0.9
+
+IsAllowed = Callable[[Destination], bool]
+
+
+class _Origin(NamedTuple):
+    """A resource with its destination, or the reason for which its spans are dropped."""
+
+    resource: Resource
+    reason: str = ""
+    is_denied: bool = False
+
+
+@dataclass
+class _Decoded:
+    """The spans of a request, and how many are dropped for which reason."""
+
+    spans: list[SpanData] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    is_denied: bool = False
+
+
+class Intake:
+    """Takes requests of many clients, and submits their traces in a thread of its own.
+
+    A request is answered with success when its spans are in the journal, or in memory without one. `max_destinations`
+    bounds how many workspaces and experiments clients may name.
+    """
+
+    def __init__(self, pipeline: Pipeline, trace_filter: TraceFilter | None, max_destinations: int) -> None:
+        self._pipeline, self._max_destinations = pipeline, max_destinations
+        settings = pipeline.settings
+        self._buffer = settings.buffer
+        self._default = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
+        self._write_journal = pipeline.span_recorder
+        self._assembler = TraceAssembler(
+            decision_wait_seconds=self._buffer.linger,
+            max_age_seconds=self._buffer.hold,
+            trace_filter=trace_filter,
+        )
+        self._destinations: dict[str, None] = {}
+        self._resources: dict[tuple[bytes, Route], _Origin] = {}
+        self._scopes: dict[bytes, InstrumentationScope] = {}
+        self._taken: set[tuple[int, int]] = set()
+        self._previously_taken: set[tuple[int, int]] = set()
+        self.received: Counter[str] = Counter()  # spans by destination
+        self.rejected: Counter[str] = Counter()  # spans by reason
+        self.duplicate_count = 0
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="mlflow-otlp-gateway", daemon=True)
+        self._thread.start()
+
+    # In the threads of the receivers
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def queued_span_count(self) -> int:
+        return self._assembler.span_count + self._pipeline.in_flight_span_count
+
+    @property
+    def unavailable_reason(self) -> str:
+        """Why no spans are taken now; empty if they are."""
+        buffer, pipeline = self._buffer, self._pipeline
+        byte_count = self._assembler.byte_count + pipeline.in_flight_byte_count
+        if self._is_closed:
+            return "the gateway is shutting down"
+        if self.queued_span_count >= buffer.buffer_spans or byte_count >= buffer.buffer_bytes:
+            return "the buffer is full"
+        queue = pipeline.persistent_queue
+        if queue is not None:
+            max_bytes = pipeline.settings.disk.spool_max_bytes * _MAX_SPOOL_SHARE
+            if queue.storage.totals().size_bytes >= max_bytes:
+                return "the spool is full"
+        return ""
+
+    def take(
+        self, request: ExportTraceServiceRequest, headers: Mapping[str, str], is_allowed: IsAllowed | None = None
+    ) -> Answer:
+        """Take the spans of a request; `is_allowed` says which destinations the client may write to."""
+        try:
+            route = read_header_route(headers)
+        except ValueError as error:
+            return Answer(AnswerKind.MALFORMED, str(error))
+        if reason := self.unavailable_reason:
+            return Answer(AnswerKind.UNAVAILABLE, reason, retry_after_seconds=_RETRY_AFTER_SECONDS)
+        decoded = self._decode(request, route, is_allowed)
+        reasons = decoded.reasons
+        self.rejected.update(reasons)
+        if decoded.is_denied and not decoded.spans:
+            return Answer(AnswerKind.DENIED, _join(reasons))
+        if decoded.spans and not self._store(decoded.spans):
+            message = "the journal cannot be written"
+            return Answer(AnswerKind.UNAVAILABLE, message, retry_after_seconds=_RETRY_AFTER_SECONDS)
+        return Answer(message=_join(reasons), rejected_count=sum(reasons.values()))
+
+    def _decode(
+        self, request: ExportTraceServiceRequest, route: Route | None, is_allowed: IsAllowed | None
+    ) -> _Decoded:
+        decoded = _Decoded()
+        for resource_spans in request.resource_spans:
+            scoped = [scope_spans for scope_spans in resource_spans.scope_spans if scope_spans.spans]
+            if not scoped:
+                continue  # a request of 8 MB can have 4 million of these
+            origin = self._find_origin(resource_spans, route, is_allowed)
+            if origin.reason:
+                decoded.reasons[origin.reason] += sum(len(scope_spans.spans) for scope_spans in scoped)
+                decoded.is_denied = decoded.is_denied or origin.is_denied
+                continue
+            for scope_spans in scoped:
+                scope = self._find_scope(scope_spans)
+                for span in scope_spans.spans:
+                    try:
+                        # Attributes must not lead a trace elsewhere: its destination is that of the request.
+                        decoded.spans.append(decode_span(span, origin.resource, scope, ROUTE_ATTRIBUTES))
+                    except ValueError as error:
+                        decoded.reasons[str(error)] += 1
+        return decoded
+
+    def _find_origin(self, resource_spans: Any, route: Route | None, is_allowed: IsAllowed | None) -> _Origin:
+        """Return the resource of spans, whose attributes name the destination; cached, because encoders do so, too."""
+        key = (resource_spans.resource.SerializeToString() + resource_spans.schema_url.encode(), route or Route())
+        origin = self._resources.get(key)
+        if origin is None:
+            origin = self._build_origin(resource_spans, route)
+            if len(key[0]) <= _MAX_CACHED_BYTES and not origin.reason:
+                evict_oldest(self._resources, _MAX_CACHED_OWNERS)[key] = origin
+        if is_allowed is not None and not origin.reason:
+            destination = self._default.for_trace(origin.resource.attributes)
+            if not is_allowed(destination):
+                return _Origin(origin.resource, f"the token does not allow {describe_destination(destination)}", True)
+        return origin
+
+    def _build_origin(self, resource_spans: Any, route: Route | None) -> _Origin:
+        attributes = decode_attributes(resource_spans.resource)
+        if route is None:
+            try:
+                route = _validate_route(read_route(attributes))
+            except ValueError as error:
+                return _Origin(Resource({}), f"resource attributes: {error}")
+        own_attributes = {name: value for name, value in attributes.items() if name not in ROUTE_ATTRIBUTES}
+        if route is not None:
+            own_attributes |= {name: value for name, value in zip(_ATTRIBUTES, route, strict=True) if value}
+        resource = Resource(own_attributes, resource_spans.schema_url or None)
+        name = describe_destination(self._default.for_trace(own_attributes))
+        if name not in self._destinations:
+            if len(self._destinations) >= self._max_destinations:
+                return _Origin(resource, f"more than {self._max_destinations} destinations")
+            self._destinations[name] = None
+        return _Origin(resource)
+
+    def _find_scope(self, scope_spans: Any) -> InstrumentationScope:
+        key = scope_spans.scope.SerializeToString() + scope_spans.schema_url.encode()
+        scope = self._scopes.get(key)
+        if scope is None:
+            scope = decode_scope(scope_spans)
+            if len(key) <= _MAX_CACHED_BYTES:
+                evict_oldest(self._scopes, _MAX_CACHED_OWNERS)[key] = scope
+        return scope
+
+    def _store(self, spans: Sequence[SpanData]) -> bool:
+        """Write spans to the journal and hand them to the thread; False if the journal could not be written."""
+        write, names = self._write_journal, dict[int, str]()
+        with self._changed:
+            now, due, is_stored = time.monotonic(), self._assembler.next_due(), True
+            for span in spans:
+                key = (span.context.trace_id, span.context.span_id)
+                if key in self._taken or key in self._previously_taken:
+                    self.duplicate_count += 1
+                    continue
+                if write is not None and not write(span):
+                    is_stored = False  # the client sends all again; the first ones are duplicates then
+                    break
+                self._taken.add(key)
+                self._assembler.add(span, now)
+                resource = span.resource
+                if id(resource) not in names:
+                    names[id(resource)] = describe_destination(self._default.for_trace(resource.attributes))
+                self.received[names[id(resource)]] += 1
+            if len(self._taken) >= _MAX_TAKEN_SPANS:
+                self._taken, self._previously_taken = set(), self._taken
+            if self._assembler.next_due() != due or self._is_crowded():
+                self._changed.notify_all()
+        return is_stored
+
+    # In the thread of this object
+
+    def _run(self) -> None:
+        with suppress_instrumentation():
+            while not self._is_closed:
+                try:
+                    self._submit(self._wait_for_traces())
+                except Exception as error:  # noqa: BLE001 - the thread survives every exception
+                    log_exception(error, "submit spans")
+
+    def _is_crowded(self) -> bool:
+        """Whether traces in progress must be sent, so that no client is turned away."""
+        buffer, assembler = self._buffer, self._assembler
+        return 2 * assembler.span_count >= buffer.buffer_spans or 2 * assembler.byte_count >= buffer.buffer_bytes
+
+    def _wait_for_traces(self) -> list[ReadableSpan]:
+        with self._changed:
+            while not self._is_closed:
+                due, now = self._assembler.next_due(), time.monotonic()
+                if self._is_crowded():
+                    return self._assembler.pop_all()
+                if due is not None and due <= now:
+                    return self._assembler.pop_ready(now)
+                self._changed.wait(None if due is None else max(_TICK_SECONDS, due - now))
+        return []
+
+    def _submit(self, spans: list[ReadableSpan]) -> None:
+        pipeline, assembler = self._pipeline, self._assembler
+        if assembler.filtered_spans:
+            filtered_spans, assembler.filtered_spans = assembler.filtered_spans, []
+            pipeline.record_filtered(filtered_spans)
+        if not spans:
+            return
+        # Counted when they were sent first.
+        pipeline.problem_log.stats.add(delivered=-assembler.resent_count)
+        count = len(spans)
+        try:
+            pipeline.submit(spans, sum(map(estimate_bytes, spans)))
+        except BaseException as error:
+            pipeline.record_dropped(count, f"{type(error).__name__} was raised")
+            raise
+
+    def close(self, timeout_seconds: float) -> None:
+        """Take no more spans, send or spool those in memory, and close the pipeline."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout_seconds / 2)
+        with self._changed:
+            spans = self._assembler.pop_all()
+        self._submit(spans)
+        self._pipeline.shutdown(max(0.0, deadline - time.monotonic()))
+
+
+def _join(reasons: Mapping[str, int]) -> str:
+    return "; ".join(f"{count} spans dropped: {reason}" for reason, count in sorted(reasons.items())[:5])
+
+
+def read_header_route(headers: Mapping[str, str]) -> Route | None:
+    """Read the route in headers, whose names are in lower case; raises ValueError, which names the header."""
+    values = {name: headers.get(name, "").strip() for name in _PARSERS}
+    if not any(values.values()):
+        return None
+    for name, value in values.items():
+        try:
+            values[name] = _PARSERS[name](value) if value else ""
+        except ValueError as error:
+            raise ValueError(f"header {name}: {error}") from None
+    return _validate_route(
+        Route(
+            *(
+                values[name] or None
+                for name in (WORKSPACE_HEADER, EXPERIMENT_NAME_HEADER, EXPERIMENT_HEADER, RUN_HEADER)
+            )
+        )
+    )
+
+
+def _validate_route(route: Route | None) -> Route | None:
+    """Check the parts of a route; raises ValueError."""
+    if route is not None:
+        for value, parse in zip(route, _PARSERS.values(), strict=True):
+            if value:
+                parse(value)
+        if route.run_id and len(route.run_id) > _MAX_RUN_ID_LENGTH:
+            raise ValueError(f"expected a run id of at most {_MAX_RUN_ID_LENGTH} characters")
+    return route
+
+
+def describe_destination(destination: Destination) -> str:
+    """Return `workspace/experiment`, which tokens name; the default workspace is empty."""
+    experiment = destination.experiment or destination.experiment_id or destination.service_name or "Default"
+    return f"{destination.workspace or ''}/{experiment}"

@@ -1,0 +1,152 @@
+"""The process of `mlflow-otlp gateway`: sockets, logging, signals and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.config.models import GatewaySettings, Settings
+from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
+from mlflow_otlp_exporter._internal.gateway.http_receiver import HttpReceiver
+from mlflow_otlp_exporter._internal.gateway.intake import Intake
+from mlflow_otlp_exporter._internal.gateway.tokens import TokenFile
+from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
+from mlflow_otlp_exporter._internal.version import __version__
+
+# What `mlflow-otlp gateway` sets other than the table of settings. `linger` is the decision wait after a trace's root.
+DEFAULTS: Mapping[str, Any] = {
+    "create_experiment": True,
+    "compact": True,
+    "spool": True,
+    "durability": "every-span",
+    "linger": 2.0,
+}
+SERVER_NAME = "mlflow-otlp-gateway"
+# Kubernetes kills a pod after 30 s: requests that are being received, and spans in memory, until then.
+_GRACEFUL_SECONDS, _CLOSE_SECONDS = 5, 10.0
+
+
+class _JsonFormatter(logging.Formatter):
+    """One line of JSON for each record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `_serve`: uvicorn raises them again, so that nothing would run after it."""
+        yield
+
+
+def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
+    """Run until SIGTERM or SIGINT; return the exit status."""
+    _configure_logging()
+    listener = _open_socket(gateway.gateway_listen)
+    pipeline = Pipeline(settings, None)
+    pipeline.set_trace_filter(settings.app.noise)
+    tokens = TokenFile(Path(gateway.gateway_tokens_file), pipeline.problem_log) if gateway.gateway_tokens_file else None
+    intake = Intake(pipeline, make_trace_filter(settings.app.noise), gateway.gateway_max_destinations)
+    receiver = HttpReceiver(intake, tokens, gateway.gateway_max_request_size)
+    config = uvicorn.Config(
+        receiver.app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        headers=[("server", f"{SERVER_NAME}/{__version__}")],
+        timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+        **_tls_arguments(gateway),
+    )
+    scheme = "https" if gateway.gateway_certificate_file else "http"
+    host, port = listener.getsockname()[:2]
+    logger.info(
+        "Gateway receives traces at %s://%s:%d/v1/traces and sends them to %s [%s]",
+        scheme,
+        host,
+        port,
+        settings.traces.address,
+        MessageCode.EXPORT_CONFIGURED,
+    )
+    if tokens is None and not host.startswith(("127.", "::1")):
+        logger.warning(
+            "Every client that reaches %s:%d may write to every destination: set MLFLOW_OTLP_GATEWAY_TOKENS_FILE [%s]",
+            host,
+            port,
+            MessageCode.INVALID_SETTING,
+        )
+    try:
+        asyncio.run(_serve(_Server(config), listener))
+    finally:
+        intake.close(_CLOSE_SECONDS)
+        stats = pipeline.stats()
+        logger.info(
+            "Gateway ended: %d spans delivered, %d spooled, %d dropped [%s]",
+            stats.delivered,
+            stats.spooled,
+            stats.dropped,
+            MessageCode.EXPORT_CONFIGURED,
+        )
+    return 0
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, setattr, server, "should_exit", True)
+    await server.serve(sockets=[listener])
+
+
+def _configure_logging() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonFormatter())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logger.setLevel(logging.INFO)
+
+
+def _open_socket(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen at {address}: {error.strerror or error}") from None
+
+
+def _tls_arguments(gateway: GatewaySettings) -> dict[str, Any]:
+    certificate, client_ca = gateway.gateway_certificate_file, gateway.gateway_client_ca_file
+    if certificate is None:
+        if client_ca or gateway.gateway_key_file:
+            raise ConfigurationError("the gateway's TLS settings need gateway_certificate_file")
+        return {}
+    arguments: dict[str, Any] = {"ssl_certfile": certificate, "ssl_keyfile": gateway.gateway_key_file}
+    if client_ca:
+        arguments |= {"ssl_ca_certs": client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return arguments

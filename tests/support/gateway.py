@@ -1,0 +1,140 @@
+"""`mlflow-otlp gateway` in its own process, and requests to it."""
+
+import base64
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
+
+from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
+from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
+
+PROTOBUF, JSON = "application/x-protobuf", "application/json"
+_START_SECONDS, _STOP_SECONDS, _REQUEST_SECONDS, _POLL_SECONDS = 60.0, 40.0, 30.0, 0.05
+_LISTENS = re.compile(r"receives traces at https?://127\.0\.0\.1:(\d+)/v1/traces")
+_ID_FIELDS = ("traceId", "spanId", "parentSpanId")
+
+
+@dataclass
+class Reply:
+    """An HTTP answer of the gateway."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class GatewayProcess:
+    """A gateway in front of `tracking_uri`, which listens at ports of its own after each start."""
+
+    folder: Path
+    tracking_uri: str
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    port: int = 0
+
+    def start(self) -> "GatewayProcess":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        variables = {
+            **os.environ,
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "MLFLOW_OTLP_SPOOL_DIR": str(self.folder / "spool"),
+            "PYTHONUNBUFFERED": "1",
+            **self.environment,
+        }
+        command = [sys.executable, "-m", "mlflow_otlp_exporter", "gateway", "--listen", f"127.0.0.1:{self.port}"]
+        with self.log_path.open("ab") as log:
+            start = log.tell()
+            self.process = subprocess.Popen([*command, *self.arguments], env=variables, stdout=log, stderr=log)
+        end, pause = time.monotonic() + _START_SECONDS, threading.Event()
+        while (match := _LISTENS.search(self.log_path.read_text()[start:])) is None:
+            assert self.process.poll() is None, self.log_path.read_text()
+            assert time.monotonic() < end, self.log_path.read_text()
+            pause.wait(_POLL_SECONDS)
+        self.port = int(match[1])
+        return self
+
+    def __enter__(self) -> "GatewayProcess":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "gateway.log"
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of the log, each of which is a JSON object."""
+        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> int:
+        """End it by SIGTERM; return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(_STOP_SECONDS)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_REQUEST_SECONDS)
+        try:
+            connection.request(method, path, body, dict(headers or {}))
+            answer = connection.getresponse()
+            return Reply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    def post(self, body: bytes, content_type: str = PROTOBUF, **headers: str) -> Reply:
+        """Post a body to /v1/traces; underscores in names of headers stand for hyphens."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.request("POST", "/v1/traces", body, {"content-type": content_type, **names})
+
+
+def encode_spans(spans: Sequence[ReadableSpan]) -> bytes:
+    encoder = SpanEncoder()
+    return encode_request([encoder.encode(span) for span in spans])
+
+
+def to_json(body: bytes) -> bytes:
+    """Convert a request to OTLP's JSON, whose ids are hexadecimal."""
+    message = json_format.MessageToDict(ExportTraceServiceRequest.FromString(body))
+    return json.dumps(_convert_ids(message)).encode()
+
+
+def _convert_ids(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_convert_ids(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        name: base64.b64decode(value).hex() if name in _ID_FIELDS else _convert_ids(value)
+        for name, value in node.items()
+    }
