@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 _START_SECONDS, _STOP_SECONDS, _REQUEST_SECONDS, _POLL_SECONDS = 60.0, 40.0, 30.0, 0.05
-_LISTENS = re.compile(r"receives traces at https?://127\.0\.0\.1:(\d+)/v1/traces")
+_LISTENS = re.compile(r"receives traces at https?://[\d.]+:(\d+)/v1/traces")
 _ID_FIELDS = ("traceId", "spanId", "parentSpanId")
 
 
@@ -50,6 +51,7 @@ class GatewayProcess:
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
+    tls: ssl.SSLContext | None = None
 
     def start(self) -> "GatewayProcess":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,9 +89,10 @@ class GatewayProcess:
         """The lines of the log, each of which is a JSON object."""
         return [json.loads(line) for line in self.log_path.read_text().splitlines()]
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def metrics(self) -> dict[str, float]:
+        """Return the values of /metrics by name with labels."""
+        lines = self.request("GET", "/metrics").body.decode().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
     def stop(self) -> int:
         """End it by SIGTERM; return the exit status."""
@@ -105,6 +108,8 @@ class GatewayProcess:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_REQUEST_SECONDS)
+        if self.tls is not None:
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=_REQUEST_SECONDS, context=self.tls)
         try:
             connection.request(method, path, body, dict(headers or {}))
             answer = connection.getresponse()

@@ -54,24 +54,29 @@ _RETRY_AFTER_SECONDS = 5
 # Of the spool: above it, clients keep what they have, because the oldest requests on disk would be dropped.
 _MAX_SPOOL_SHARE = 0.9
 
+_DENIED = "denied"
 IsAllowed = Callable[[Destination], bool]
 
 
 class _Origin(NamedTuple):
-    """A resource with its destination, or the reason for which its spans are dropped."""
+    """A resource with its destination, or the reason for which its spans are dropped, and its kind for metrics."""
 
     resource: Resource
     reason: str = ""
-    is_denied: bool = False
+    kind: str = ""
 
 
 @dataclass
 class _Decoded:
-    """The spans of a request, and how many are dropped for which reason."""
+    """The spans of a request, and how many are dropped for which reason, by text and by kind."""
 
     spans: list[SpanData] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
-    is_denied: bool = False
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def drop(self, count: int, reason: str, kind: str) -> None:
+        self.reasons[reason] += count
+        self.kinds[kind] += count
 
 
 class Intake:
@@ -98,7 +103,7 @@ class Intake:
         self._taken: set[tuple[int, int]] = set()
         self._previously_taken: set[tuple[int, int]] = set()
         self.received: Counter[str] = Counter()  # spans by destination
-        self.rejected: Counter[str] = Counter()  # spans by reason
+        self.rejected: Counter[str] = Counter()  # spans by kind of reason
         self.duplicate_count = 0
         self._changed = threading.Condition()
         self._is_closed = False
@@ -116,13 +121,16 @@ class Intake:
         return self._assembler.span_count + self._pipeline.in_flight_span_count
 
     @property
+    def queued_byte_count(self) -> int:
+        return self._assembler.byte_count + self._pipeline.in_flight_byte_count
+
+    @property
     def unavailable_reason(self) -> str:
         """Why no spans are taken now; empty if they are."""
         buffer, pipeline = self._buffer, self._pipeline
-        byte_count = self._assembler.byte_count + pipeline.in_flight_byte_count
         if self._is_closed:
             return "the gateway is shutting down"
-        if self.queued_span_count >= buffer.buffer_spans or byte_count >= buffer.buffer_bytes:
+        if self.queued_span_count >= buffer.buffer_spans or self.queued_byte_count >= buffer.buffer_bytes:
             return "the buffer is full"
         queue = pipeline.persistent_queue
         if queue is not None:
@@ -143,8 +151,8 @@ class Intake:
             return Answer(AnswerKind.UNAVAILABLE, reason, retry_after_seconds=_RETRY_AFTER_SECONDS)
         decoded = self._decode(request, route, is_allowed)
         reasons = decoded.reasons
-        self.rejected.update(reasons)
-        if decoded.is_denied and not decoded.spans:
+        self.rejected.update(decoded.kinds)
+        if decoded.kinds[_DENIED] and not decoded.spans:
             return Answer(AnswerKind.DENIED, _join(reasons))
         if decoded.spans and not self._store(decoded.spans):
             message = "the journal cannot be written"
@@ -161,8 +169,7 @@ class Intake:
                 continue  # a request of 8 MB can have 4 million of these
             origin = self._find_origin(resource_spans, route, is_allowed)
             if origin.reason:
-                decoded.reasons[origin.reason] += sum(len(scope_spans.spans) for scope_spans in scoped)
-                decoded.is_denied = decoded.is_denied or origin.is_denied
+                decoded.drop(sum(len(scope_spans.spans) for scope_spans in scoped), origin.reason, origin.kind)
                 continue
             for scope_spans in scoped:
                 scope = self._find_scope(scope_spans)
@@ -171,7 +178,7 @@ class Intake:
                         # Attributes must not lead a trace elsewhere: its destination is that of the request.
                         decoded.spans.append(decode_span(span, origin.resource, scope, ROUTE_ATTRIBUTES))
                     except ValueError as error:
-                        decoded.reasons[str(error)] += 1
+                        decoded.drop(1, str(error), "malformed")
         return decoded
 
     def _find_origin(self, resource_spans: Any, route: Route | None, is_allowed: IsAllowed | None) -> _Origin:
@@ -185,7 +192,8 @@ class Intake:
         if is_allowed is not None and not origin.reason:
             destination = self._default.for_trace(origin.resource.attributes)
             if not is_allowed(destination):
-                return _Origin(origin.resource, f"the token does not allow {describe_destination(destination)}", True)
+                reason = f"the token does not allow {describe_destination(destination)}"
+                return _Origin(origin.resource, reason, _DENIED)
         return origin
 
     def _build_origin(self, resource_spans: Any, route: Route | None) -> _Origin:
@@ -194,7 +202,7 @@ class Intake:
             try:
                 route = _validate_route(read_route(attributes))
             except ValueError as error:
-                return _Origin(Resource({}), f"resource attributes: {error}")
+                return _Origin(Resource({}), f"resource attributes: {error}", "malformed")
         own_attributes = {name: value for name, value in attributes.items() if name not in ROUTE_ATTRIBUTES}
         if route is not None:
             own_attributes |= {name: value for name, value in zip(_ATTRIBUTES, route, strict=True) if value}
@@ -202,7 +210,8 @@ class Intake:
         name = describe_destination(self._default.for_trace(own_attributes))
         if name not in self._destinations:
             if len(self._destinations) >= self._max_destinations:
-                return _Origin(resource, f"more than {self._max_destinations} destinations")
+                reason = f"more than {self._max_destinations} destinations"
+                return _Origin(resource, reason, "destination limit")
             self._destinations[name] = None
         return _Origin(resource)
 

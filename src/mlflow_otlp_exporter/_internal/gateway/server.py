@@ -23,6 +23,7 @@ from mlflow_otlp_exporter._internal.config.models import GatewaySettings, Settin
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.gateway.http_receiver import HttpReceiver
 from mlflow_otlp_exporter._internal.gateway.intake import Intake
+from mlflow_otlp_exporter._internal.gateway.metrics import GatewayCollector, RequestMetrics
 from mlflow_otlp_exporter._internal.gateway.tokens import TokenFile
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.version import __version__
@@ -66,11 +67,13 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
     _configure_logging()
     listener = _open_socket(gateway.gateway_listen)
-    pipeline = Pipeline(settings, None)
+    metrics = RequestMetrics()
+    pipeline = Pipeline(settings, None, metrics)
     pipeline.set_trace_filter(settings.app.noise)
     tokens = TokenFile(Path(gateway.gateway_tokens_file), pipeline.problem_log) if gateway.gateway_tokens_file else None
     intake = Intake(pipeline, make_trace_filter(settings.app.noise), gateway.gateway_max_destinations)
-    receiver = HttpReceiver(intake, tokens, gateway.gateway_max_request_size)
+    collector = GatewayCollector(intake, pipeline, metrics)
+    receiver = HttpReceiver(intake, tokens, gateway.gateway_max_request_size, collector)
     config = uvicorn.Config(
         receiver.app,
         log_config=None,

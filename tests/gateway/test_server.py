@@ -1,0 +1,221 @@
+"""The process of the gateway: tokens, TLS, metrics, full buffers, ends."""
+
+import json
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from support.certificates import Authority
+from support.gateway import JSON, GatewayProcess, encode_spans, to_json
+from support.scripted_server import TRACES_PATH, Answer, ScriptedServer
+from support.spans import make_spans
+
+AWAY = "http://127.0.0.1:1"
+
+
+def post_span(gateway: GatewayProcess, name: str = "span", **headers: str) -> int:
+    return gateway.post(encode_spans(make_spans(name)), **headers).status
+
+
+def run_gateway(*arguments: str) -> str:
+    """Run a gateway that cannot start; return its output."""
+    command = [sys.executable, "-m", "mlflow_otlp_exporter", "gateway", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+def test_gateway_with_tokens_takes_what_each_may_write(scripted_server: ScriptedServer, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    file.write_text(json.dumps({"secret-a": ["team-a/*"], "secret-b": ["team-b/*", "/1"]}))
+    arguments = ["--tokens-file", str(file), "--experiment-id", "1"]
+    with GatewayProcess(tmp_path, scripted_server.url, arguments) as gateway:
+        team_a = {"authorization": "Bearer secret-a", "x_mlflow_workspace": "team-a", "x_mlflow_experiment_id": "3"}
+        assert post_span(gateway, "a", **team_a) == 200
+        assert post_span(gateway, "b", authorization="Bearer secret-b") == 200
+        denied = gateway.post(to_json(encode_spans(make_spans("denied"))), JSON, authorization="Bearer secret-a")
+        assert (denied.status, denied.json["code"]) == (403, 7)
+        assert denied.json["message"] == "1 spans dropped: the token does not allow /1"
+        for headers in ({}, {"authorization": "Bearer wrong"}):
+            unknown = gateway.post(b"", **headers)
+            assert (unknown.status, unknown.headers["www-authenticate"]) == (401, "Bearer")
+        assert gateway.request("GET", "/healthz").status == 200
+        assert gateway.metrics()['mlflow_otlp_gateway_rejected_spans_total{reason="denied"}'] == 1
+        assert gateway.stop() == 0
+        assert "secret" not in gateway.log_path.read_text()
+    requests = scripted_server.to(TRACES_PATH)
+    assert sorted(span.name for request in requests for span in request.spans()) == ["a", "b"]
+    # A client's credential goes no further.
+    assert not [request for request in requests if "authorization" in request.headers]
+
+
+def test_gateway_with_denied_tenant_sends_spans_of_others(scripted_server: ScriptedServer, tmp_path: Path) -> None:
+    scripted_server.answer_with(
+        TRACES_PATH, lambda request: Answer(403 if request.headers["x-mlflow-experiment-id"] == "1" else 200)
+    )
+    with GatewayProcess(tmp_path, scripted_server.url, environment={"MLFLOW_OTLP_LINGER": "0.1"}) as gateway:
+        for number in range(5):
+            assert post_span(gateway, "denied", x_mlflow_experiment_id="1") == 200
+            assert post_span(gateway, f"other {number}", x_mlflow_experiment_id="2") == 200
+            while True:
+                requests = scripted_server.wait_for(1)
+                names = [span.name for request in requests for span in request.spans()]
+                if f"other {number}" in names:
+                    break
+                scripted_server.wait_for(len(requests) + 1)
+        assert gateway.stop() == 0
+        assert "5 spooled, 0 dropped" in gateway.log[-1]["message"]
+
+
+def test_gateway_with_full_buffer_answers_unavailable_until_spans_are_sent(
+    scripted_server: ScriptedServer, tmp_path: Path
+) -> None:
+    scripted_server.answer(then=Answer(503))
+    environment = {"MLFLOW_OTLP_BUFFER_SPANS": "10", "MLFLOW_OTLP_SPOOL": "false", "MLFLOW_OTLP_DURABILITY": "request"}
+    with GatewayProcess(tmp_path, scripted_server.url, ["--experiment-id", "1"], environment) as gateway:
+        statuses = [post_span(gateway, f"span {number}") for number in range(12)]
+        assert statuses == [200] * 10 + [503] * 2
+        full = gateway.post(to_json(encode_spans(make_spans("full"))), JSON)
+        assert (full.status, full.headers["retry-after"], full.json["code"]) == (503, "5", 14)
+        assert full.json["message"] == "the buffer is full"
+        ready = gateway.request("GET", "/readyz")
+        assert (ready.status, ready.body) == (503, b"the buffer is full")
+        assert gateway.request("GET", "/healthz").status == 200
+        assert gateway.metrics()["mlflow_otlp_gateway_queued_spans"] == 10
+        scripted_server.answer(then=Answer(200))
+        while gateway.request("GET", "/readyz").status != 200:
+            pass
+        assert post_span(gateway, "again") == 200
+
+
+def test_gateway_with_full_spool_answers_unavailable(tmp_path: Path) -> None:
+    environment = {"MLFLOW_OTLP_SPOOL_MAX_BYTES": "5000", "MLFLOW_OTLP_LINGER": "0.1"}
+    with GatewayProcess(tmp_path, AWAY, ["--experiment-id", "1"], environment) as gateway:
+        accepted = 0
+        while post_span(gateway, "x" * 500) == 200:
+            accepted += 1
+        assert gateway.request("GET", "/readyz").body == b"the spool is full"
+        metrics = gateway.metrics()
+        assert metrics["mlflow_otlp_gateway_spool_spans"] > 0
+        assert not [name for name in metrics if name.startswith("mlflow_otlp_gateway_dropped")]
+
+
+def test_gateway_whose_journal_cannot_be_written_answers_unavailable(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path, AWAY, ["--experiment-id", "1"]) as gateway:
+        (tmp_path / "spool").mkdir(exist_ok=True)
+        (tmp_path / "spool").chmod(0o500)
+        for path in (tmp_path / "spool").iterdir():
+            path.chmod(0o500)
+        (tmp_path / "spool").rename(tmp_path / "moved")
+        (tmp_path / "spool").write_text("a file")
+        answer = gateway.post(to_json(encode_spans(make_spans("span"))), JSON)
+        assert (answer.status, answer.json["message"]) == (503, "the journal cannot be written")
+
+
+def test_metrics_count_requests_spans_and_durations(scripted_server: ScriptedServer, tmp_path: Path) -> None:
+    environment = {"MLFLOW_OTLP_LINGER": "0.1"}
+    with GatewayProcess(tmp_path, scripted_server.url, ["--experiment", "bots"], environment) as gateway:
+        body = encode_spans(make_spans("one", "two"))
+        assert [gateway.post(body).status, gateway.post(body).status, gateway.post(b"\xff").status] == [200, 200, 400]
+        assert post_span(gateway, x_mlflow_experiment_id="7") == 200
+        metrics = gateway.metrics()
+        while metrics["mlflow_otlp_gateway_delivered_spans_total"] < 1:
+            metrics = gateway.metrics()
+        expected = {
+            'requests_total{protocol="http",status="200"}': 3,
+            'requests_total{protocol="http",status="400"}': 1,
+            'received_spans_total{destination="/bots"}': 2,
+            'received_spans_total{destination="/7"}': 1,
+            "duplicate_spans_total": 2,
+            "ready": 1,
+        }
+        assert {name: metrics[f"mlflow_otlp_gateway_{name}"] for name in expected} == expected
+        assert metrics['mlflow_otlp_gateway_export_request_duration_seconds_count{status="200"}'] >= 1
+
+
+def make_context(authority: Authority, *arguments: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(authority.file))
+    if arguments:
+        context.load_cert_chain(*map(str, arguments))
+    return context
+
+
+@pytest.mark.needs("openssl")
+def test_gateway_with_tls_and_client_ca_takes_clients_with_certificate_only(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    server, client = authority.certificate("server"), authority.certificate("client")
+    arguments = ["--experiment-id", "1", "--certificate-file", str(server.file), "--key-file", str(server.key)]
+    arguments += ["--client-ca-file", str(authority.file)]
+    gateway = GatewayProcess(tmp_path, AWAY, arguments, tls=make_context(authority, client.file, client.key))
+    with gateway:
+        assert post_span(gateway) == 200
+        gateway.tls = make_context(authority)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            post_span(gateway)
+
+
+def test_gateway_at_sigterm_finishes_requests_and_ends_with_0(tmp_path: Path) -> None:
+    """A request whose body is on its way is answered; a client that sends nothing holds the end up for 5 s only."""
+    with GatewayProcess(tmp_path, AWAY, ["--experiment-id", "1"]) as gateway:
+        body = to_json(encode_spans(make_spans("span")))
+        lines = ["POST /v1/traces HTTP/1.1", "Host: x", f"Content-Type: {JSON}", f"Content-Length: {len(body)}", "", ""]
+        with socket.create_connection(("127.0.0.1", gateway.port), 10) as connection:
+            connection.sendall("\r\n".join(lines).encode())
+            assert gateway.request("GET", "/healthz").status == 200  # the head has been read
+            gateway.process.terminate()
+            connection.sendall(body)
+            assert b" 200 " in connection.recv(4096).partition(b"\r\n")[0]
+        assert gateway.process.wait(30) == 0
+        assert "0 spans delivered, 1 spooled, 0 dropped" in gateway.log[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--listen", "4318"], "argument gateway_listen= is '4318': expected host:port"),
+        (["--listen", "127.0.0.1:99999"], "expected host:port"),
+        (["--tokens-file", "/nowhere/tokens.json"], "/nowhere/tokens.json is not usable: No such file"),
+        (["--key-file", __file__], "TLS settings need gateway_certificate_file"),
+        (["--max-request-size", "0"], "expected a whole number above 0"),
+    ],
+)
+def test_gateway_with_wrong_setting_ends_with_2(arguments: Sequence[str], message: str) -> None:
+    assert message in run_gateway("--listen", "127.0.0.1:0", *arguments)
+
+
+def test_gateway_at_used_address_ends_with_2() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        assert f"cannot listen at 127.0.0.1:{port}: " in run_gateway("--listen", f"127.0.0.1:{port}")
+
+
+def test_gateway_without_extra_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['starlette'] = None\n"
+        "from mlflow_otlp_exporter._internal.cli.main import main; sys.exit(main(['gateway']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "install mlflow-otlp-exporter[gateway]" in done.stderr
+
+
+def test_package_without_gateway_imports_nothing_of_it() -> None:
+    code = (
+        "import sys; import mlflow_otlp_exporter, mlflow_otlp_exporter.testing\n"
+        "from mlflow_otlp_exporter._internal.cli import main\n"
+        "names = ('starlette', 'uvicorn', 'grpc', 'prometheus_client', 'anyio')\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_gateway_open_to_all_without_tokens_warns(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path, AWAY, ["--listen", "0.0.0.0:0"]) as gateway:
+        assert any("may write to every destination" in line["message"] for line in gateway.log)
+        assert gateway.stop() == 0
