@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from mlflow_otlp_exporter._internal.encoding.span_decoder import decode_spans, parse_json, parse_protobuf
-from support.gateway import encode_spans, to_json
+from support.otlp_bodies import encode_spans, to_json
 from support.recordings import cases
 from support.spans import LIMITED, dropped_counts, make_limited_span, make_spans
 from support.traces import make_traces

@@ -11,7 +11,8 @@ import pytest
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from support.gateway import JSON, PROTOBUF, GatewayProcess, encode_spans, to_json
+from support.gateway import JSON, PROTOBUF, GatewayProcess
+from support.otlp_bodies import encode_spans, to_json
 from support.scripted_server import RecordedRequest, ScriptedServer
 from support.spans import make_spans
 

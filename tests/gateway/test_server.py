@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from support.certificates import Authority
-from support.gateway import JSON, GatewayProcess, encode_spans, to_json
+from support.gateway import JSON, GatewayProcess
+from support.otlp_bodies import encode_spans, to_json
 from support.scripted_server import TRACES_PATH, Answer, ScriptedServer
 from support.spans import make_spans
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from support.gateway import JSON, PROTOBUF, GatewayProcess, encode_spans, to_json
+from support.gateway import JSON, PROTOBUF, GatewayProcess
 from support.mlflow_server import MLflowServer
+from support.otlp_bodies import encode_spans, to_json
 from support.traces import make_traces
 
 

@@ -1,6 +1,5 @@
 """`mlflow-otlp gateway` in its own process, and requests to it."""
 
-import base64
 import http.client
 import json
 import os
@@ -11,22 +10,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import json_format
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan
-
-from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
+import grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceResponse,
+)
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 _START_SECONDS, _STOP_SECONDS, _REQUEST_SECONDS, _POLL_SECONDS = 60.0, 40.0, 30.0, 0.05
-_LISTENS = re.compile(r"receives traces at https?://[\d.]+:(\d+)/v1/traces")
-_ID_FIELDS = ("traceId", "spanId", "parentSpanId")
+_LISTENS = re.compile(r"receives traces (?:at https?://[\d.]+:|over gRPC at port )(\d+)")
 
 
 @dataclass
@@ -51,6 +48,7 @@ class GatewayProcess:
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
+    grpc_port: int = 0
     tls: ssl.SSLContext | None = None
 
     def start(self) -> "GatewayProcess":
@@ -63,15 +61,17 @@ class GatewayProcess:
             **self.environment,
         }
         command = [sys.executable, "-m", "mlflow_otlp_exporter", "gateway", "--listen", f"127.0.0.1:{self.port}"]
+        command += ["--grpc-listen", f"127.0.0.1:{self.grpc_port}"]
         with self.log_path.open("ab") as log:
             start = log.tell()
             self.process = subprocess.Popen([*command, *self.arguments], env=variables, stdout=log, stderr=log)
         end, pause = time.monotonic() + _START_SECONDS, threading.Event()
-        while (match := _LISTENS.search(self.log_path.read_text()[start:])) is None:
+        port_count = 1 if "none" in self.arguments else 2
+        while len(ports := _LISTENS.findall(self.log_path.read_text()[start:])) < port_count:
             assert self.process.poll() is None, self.log_path.read_text()
             assert time.monotonic() < end, self.log_path.read_text()
             pause.wait(_POLL_SECONDS)
-        self.port = int(match[1])
+        self.port, self.grpc_port = int(ports[0]), int(ports[1]) if port_count == 2 else 0
         return self
 
     def __enter__(self) -> "GatewayProcess":
@@ -123,23 +123,30 @@ class GatewayProcess:
         return self.request("POST", "/v1/traces", body, {"content-type": content_type, **names})
 
 
-def encode_spans(spans: Sequence[ReadableSpan]) -> bytes:
-    encoder = SpanEncoder()
-    return encode_request([encoder.encode(span) for span in spans])
+@contextmanager
+def open_grpc_channel(gateway: GatewayProcess, credentials: Any = None) -> Iterator[Callable[..., Any]]:
+    """Open a channel; yield the method that exports the bytes of a request."""
+    address = f"127.0.0.1:{gateway.grpc_port}"
+    options = [("grpc.enable_http_proxy", 0)]
+    channel = (
+        grpc.secure_channel(address, credentials, options) if credentials else grpc.insecure_channel(address, options)
+    )
+    with channel:
+        yield channel.unary_unary(
+            "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            response_deserializer=ExportTraceServiceResponse.FromString,
+        )
 
 
-def to_json(body: bytes) -> bytes:
-    """Convert a request to OTLP's JSON, whose ids are hexadecimal."""
-    message = json_format.MessageToDict(ExportTraceServiceRequest.FromString(body))
-    return json.dumps(_convert_ids(message)).encode()
-
-
-def _convert_ids(node: Any) -> Any:
-    if isinstance(node, list):
-        return [_convert_ids(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    return {
-        name: base64.b64decode(value).hex() if name in _ID_FIELDS else _convert_ids(value)
-        for name, value in node.items()
-    }
+def export_over_grpc(
+    gateway: GatewayProcess,
+    body: bytes,
+    metadata: Sequence[tuple[str, str]] = (),
+    compression: Any = None,
+) -> ExportTraceServiceResponse:
+    """Export the bytes of a request over a connection of its own; raises grpc.RpcError."""
+    with open_grpc_channel(gateway) as export:
+        response: ExportTraceServiceResponse = export(
+            body, metadata=metadata, compression=compression, timeout=_REQUEST_SECONDS
+        )
+        return response

@@ -41,6 +41,7 @@ TYPES: Mapping[Any, str] = {
     parsers.parse_optional_file: "file",
     parsers.parse_directory: "folder",
     parsers.parse_listen_address: "host and port",
+    parsers.parse_listen_address_or_none: "host and port, or `none`",
     parsers.parse_directory_or_none: "folder, or `none`",
     parsers.parse_headers: "`name=value` pairs",
     parsers.parse_positive_integer: "integer above 0",

@@ -129,6 +129,7 @@ class GatewaySettings:
     """How `mlflow-otlp gateway` receives spans."""
 
     gateway_listen: str
+    gateway_grpc_listen: str | None
     gateway_tokens_file: str | None
     gateway_certificate_file: str | None
     gateway_key_file: str | None

@@ -186,6 +186,10 @@ def parse_listen_address(value: Any) -> str:
     return address
 
 
+def parse_listen_address_or_none(value: Any) -> str | None:
+    return None if str(value).strip().lower() == "none" else parse_listen_address(value)
+
+
 def parse_text(value: Any) -> str:
     text = str(value).strip()
     if not text or not text.isprintable():

@@ -300,6 +300,13 @@ SETTINGS: tuple[Setting, ...] = (
         "127.0.0.1:4318",
     ).describe("`mlflow-otlp gateway`: the address for OTLP/HTTP. `0.0.0.0:4318` is reachable from other machines."),
     Setting(
+        "gateway_grpc_listen",
+        GatewaySettings,
+        parsers.parse_listen_address_or_none,
+        ("MLFLOW_OTLP_GATEWAY_GRPC_LISTEN",),
+        "127.0.0.1:4317",
+    ).describe("`mlflow-otlp gateway`: the address for OTLP/gRPC; `none`: none."),
+    Setting(
         "gateway_tokens_file", GatewaySettings, parsers.parse_optional_file, ("MLFLOW_OTLP_GATEWAY_TOKENS_FILE",)
     ).describe(
         "`mlflow-otlp gateway`: a JSON file with bearer tokens and the destinations that each may write to; read again "

@@ -71,7 +71,9 @@ class GatewayCollector(Collector):
         for labels, count in list(self.answers.items()):
             answers.add_metric(labels, count)
         yield answers
-        yield _count_by("received_spans", "Spans taken, by destination.", "destination", _bound(intake.received))
+        yield _count_by(
+            "received_spans", "Spans taken, by destination.", "destination", _limit_destinations(intake.received)
+        )
         yield _count_by("rejected_spans", "Spans of answered requests that were not taken.", "reason", intake.rejected)
         yield _count_by("dropped_spans", "Spans taken and dropped later.", "reason", self._metrics.dropped)
         for name, description, value in (
@@ -94,7 +96,7 @@ class GatewayCollector(Collector):
             yield GaugeMetricFamily(_PREFIX + name, description, value)
 
 
-def _bound(counts: Counter[str]) -> Mapping[str, int]:
+def _limit_destinations(counts: Counter[str]) -> Mapping[str, int]:
     counts = counts.copy()  # receivers add to it
     largest = dict(counts.most_common(_MAX_DESTINATIONS))
     if other_count := counts.total() - sum(largest.values()):

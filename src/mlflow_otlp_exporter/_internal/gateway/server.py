@@ -21,6 +21,7 @@ from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings, Settings
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
+from mlflow_otlp_exporter._internal.gateway.grpc_receiver import GrpcReceiver
 from mlflow_otlp_exporter._internal.gateway.http_receiver import HttpReceiver
 from mlflow_otlp_exporter._internal.gateway.intake import Intake
 from mlflow_otlp_exporter._internal.gateway.metrics import GatewayCollector, RequestMetrics
@@ -103,9 +104,17 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
             port,
             MessageCode.INVALID_SETTING,
         )
+    grpc_receiver = GrpcReceiver(intake, tokens, gateway, collector) if gateway.gateway_grpc_listen else None
     try:
+        if grpc_receiver is not None:
+            grpc_receiver.start()
+            logger.info(
+                "Gateway receives traces over gRPC at port %d [%s]", grpc_receiver.port, MessageCode.EXPORT_CONFIGURED
+            )
         asyncio.run(_serve(_Server(config), listener))
     finally:
+        if grpc_receiver is not None:
+            grpc_receiver.stop(_GRACEFUL_SECONDS)
         intake.close(_CLOSE_SECONDS)
         stats = pipeline.stats()
         logger.info(
