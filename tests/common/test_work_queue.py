@@ -1,4 +1,4 @@
-"""A queue per destination, and a few threads for all."""
+"""A queue per destination, and threads for all."""
 
 import threading
 import time
@@ -102,6 +102,24 @@ def test_work_queue_starts_at_most_max_threads(gate: Gate, work_queue: WorkQueue
     gate.let("a", "b", "c", "d")
     gate.wait_done(4)
     assert {key for key, _ in gate.done} == set("abcd")
+
+
+def test_extend_last_reaches_only_items_that_no_thread_has_begun(gate: Gate, work_queue: WorkQueue[Parcel]) -> None:
+    extended: list[tuple[str, int]] = []
+
+    def extend(parcel: Parcel) -> bool:
+        extended.append((parcel.key, parcel.number))
+        return parcel.number == 2
+
+    assert not work_queue.extend_last("a", extend)
+    work_queue.enqueue("a", Parcel("a", 0))
+    gate.wait_begun(1)
+    assert not work_queue.extend_last("a", extend)
+    answers = []
+    for number in (1, 2):
+        work_queue.enqueue("a", Parcel("a", number))
+        answers.append(work_queue.extend_last("a", extend))
+    assert (answers, extended) == ([False, True], [("a", 1), ("a", 2)])
 
 
 class Script:

@@ -31,6 +31,33 @@ def test_split_spans_keeps_all_spans_and_whole_traces(spans: list[EncodedSpan]) 
     assert not traces or len({span.trace_id for span in spans}) == 1
 
 
+MERGED: dict[str, tuple[dict[str, object], dict[str, object], int, bool]] = {
+    "unsent": ({}, {}, 0, True),
+    "at the limit": ({}, {}, 30, True),
+    "above the limit": ({}, {}, 29, False),
+    "sent before": ({"was_sent": True}, {}, 0, False),
+    "settled meanwhile": ({"spans": []}, {}, 0, False),
+    "of a run": ({"destination": Destination(experiment_id="1", run_id="r")}, {}, 0, False),
+    "from the disk": ({}, {"is_on_disk": True}, 0, False),
+    "of a caller that waits": ({}, {"on_postponed": print}, 0, False),
+}
+
+
+@pytest.mark.parametrize(("fields", "future_fields", "max_bytes", "expected"), MERGED.values(), ids=MERGED)
+def test_merge_takes_later_spans_only_into_unsent_requests(
+    fields: dict[str, object], future_fields: dict[str, object], max_bytes: int, expected: bool
+) -> None:
+    request = ExportRequest(Destination(experiment_id="1"), SPANS[:3], ExportFuture(3, byte_count=10))
+    for target, values in ((request, fields), (request.future, future_fields)):
+        for name, value in values.items():
+            setattr(target, name, value)
+    before = list(request.spans)
+    assert request.merge(SPANS[3:5], ExportFuture(2, byte_count=20), max_bytes) is expected
+    assert request.spans == [*before, *(SPANS[3:5] if expected else ())]
+    counts = (request.future.span_count, request.future.remaining_count, request.future.byte_count)
+    assert counts == ((5, 5, 30) if expected else (3, 3, 10))
+
+
 def test_bisect_keeps_one_half_by_chance() -> None:
     first_half, second_half = split_spans(SPANS)
     for chance, expected in ((0.9, (first_half, second_half)), (0.1, (second_half, first_half))):

@@ -1,4 +1,4 @@
-"""A queue per destination, and a few threads for all of them.
+"""A queue per destination, and threads for all of them, as many as destinations are sent to at once.
 
 Requests of one destination are sent one after the other: MLflow before 3.16 answers 400 or deadlocks when two batches
 of one trace arrive at once, and four concurrent clients gain nothing on SQLite and a third on PostgreSQL. A destination
@@ -91,7 +91,7 @@ class WorkQueue(Generic[_Item]):
     _lock = LazyCondition()
 
     def __init__(
-        self, step: Callable[[_Item], SendResult], abandon: Callable[[_Item], None], *, max_threads: int = 4
+        self, step: Callable[[_Item], SendResult], abandon: Callable[[_Item], None], *, max_threads: int = 32
     ) -> None:
         self._step, self._abandon, self._max_threads = step, abandon, max_threads
         self._closed = False
@@ -135,6 +135,12 @@ class WorkQueue(Generic[_Item]):
         elif needs_thread and not self._start_thread():
             self._run(block=False)
         return must_wait
+
+    def extend_last(self, key: Hashable, extend: Callable[[_Item], bool]) -> bool:
+        """Let `extend` add to the last item of a key that no thread has begun; return its answer, False without one."""
+        with self._lock:
+            queue = self._queues.get(key)
+            return queue is not None and bool(queue.items) and extend(queue.items[-1])
 
     def _schedule(self, key: Hashable, queue: _Queue[_Item]) -> None:
         """Put a key into the heap, for when its first item is due. Needs the lock."""

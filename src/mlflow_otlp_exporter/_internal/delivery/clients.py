@@ -1,7 +1,5 @@
 """The HTTP clients of one exporter, as the pipeline and the command line use them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,7 +33,7 @@ class Clients:
     experiments: ExperimentResolver
     otlp: OTLPClient
     destination: Destination
-    namespace: NamespaceWorkspace | None  # None outside of Kubernetes
+    namespace: "NamespaceWorkspace | None"  # None outside of Kubernetes
 
     def close(self) -> None:
         self.server.close()

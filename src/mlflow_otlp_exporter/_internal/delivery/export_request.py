@@ -1,7 +1,5 @@
 """Encoded spans on their way to one destination, with their retry state, and how a request is split."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -74,11 +72,26 @@ class ExportRequest:
     # Of the spans before the files were uploaded, by trace id and span id.
     attachments: dict[tuple[int, int], tuple[Attachment, ...]] = field(default_factory=dict, repr=False)
 
-    def part(self, spans: list[EncodedSpan]) -> ExportRequest:
+    def part(self, spans: list[EncodedSpan]) -> "ExportRequest":
         """Return a request of some spans, with what is known about the whole."""
         return replace(self, spans=spans, stored_ids=None, other_half=[], deferred=[])
 
-    def split_off(self, trace_ids: Collection[int]) -> ExportRequest:
+    def merge(self, spans: Sequence[EncodedSpan], other: ExportFuture, max_bytes: int) -> bool:
+        """Add the spans of another future; False if this request is not unsent, or would be too large.
+
+        While a server is slow or away, fewer requests wait: each costs it 11 to 35 ms, whatever it holds.
+        """
+        future = self.future
+        is_full = self.destination.run_id is not None or 0 < max_bytes < future.byte_count + other.byte_count
+        if is_full or not self.spans or self.was_sent or future.is_on_disk or future.on_postponed is not None:
+            return False
+        self.spans += spans
+        future.span_count += other.span_count
+        future.remaining_count += other.span_count
+        future.byte_count += other.byte_count
+        return True
+
+    def split_off(self, trace_ids: Collection[int]) -> "ExportRequest":
         """Move the spans of some traces into a request of their own."""
         part = self.part([span for span in self.spans if span.trace_id in trace_ids])
         self.spans = [span for span in self.spans if span.trace_id not in trace_ids]
@@ -113,7 +126,7 @@ class ExportRequest:
         self.may_have_arrived = self.may_have_arrived or self.others_may_have_arrived
         self.others_may_have_arrived = self.is_bisected_after_500 = False
 
-    def separate_others(self) -> list[ExportRequest]:
+    def separate_others(self) -> "list[ExportRequest]":
         """Return the other spans of a bisection as a request, when the bad span is alone."""
         others = self.part(self.other_half + self.deferred)
         others.may_have_arrived, others.delay_count, others.exception_count = self.others_may_have_arrived, 0, 0

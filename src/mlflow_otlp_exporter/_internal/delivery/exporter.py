@@ -1,7 +1,5 @@
 """`MLflowSpanExporter`: OpenTelemetry's OTLP/HTTP span exporter for MLflow."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -89,7 +87,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
     """
 
     _defaults: ClassVar[Mapping[str, Any]] = {}
-    _pipeline: Pipeline | None = None
+    _pipeline: "Pipeline | None" = None
 
     def __init__(
         self,
@@ -100,9 +98,9 @@ class MLflowSpanExporter(OTLPSpanExporter):
         headers: Mapping[str, str] | Sequence[Any] | str | None = None,
         timeout: float | None = None,
         compression: Compression | str | None = None,
-        session: Session | None = None,
+        session: "Session | None" = None,
         *,
-        meter_provider: MeterProvider | None = None,
+        meter_provider: "MeterProvider | None" = None,
         max_request_size: int | None = None,
         tracking_uri: str | None = None,
         experiment: str | None = None,
@@ -126,7 +124,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
             shut_down_at_signal(self)
 
     def _assemble(
-        self, settings: Settings, session: Session | None = None, meter_provider: MeterProvider | None = None
+        self, settings: Settings, session: "Session | None" = None, meter_provider: "MeterProvider | None" = None
     ) -> None:
         # Imported here: these modules are most of the import time, which applications that only import, or that are
         # switched off, should not pay.
@@ -223,6 +221,6 @@ class MLflowSpanExporter(OTLPSpanExporter):
         super().shutdown()  # type: ignore[no-untyped-call]
 
 
-def pipeline_of(exporter: MLflowSpanExporter) -> Pipeline | None:
+def pipeline_of(exporter: MLflowSpanExporter) -> "Pipeline | None":
     """Return the pipeline behind an exporter, for processor and set-up; None if the exporter is off."""
     return exporter._pipeline  # noqa: SLF001 - no public attribute: users see upstream's methods only

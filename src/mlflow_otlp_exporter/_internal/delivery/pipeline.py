@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -175,7 +176,14 @@ class Pipeline:
         finally:
             self._add_in_flight(-span_count, -byte_count)
         for destination, encoded in batches:
-            self._enqueue(destination, encoded, ExportFuture(len(encoded), memory_bytes_of(encoded)))
+            future = ExportFuture(len(encoded), memory_bytes_of(encoded))
+            merge = partial(ExportRequest.merge, spans=encoded, other=future, max_bytes=self._max_request_bytes())
+            if self.work_queue.extend_last(destination, merge):
+                self._add_in_flight(future.span_count, future.byte_count)
+                if self._metrics is not None:
+                    self._metrics.record_start(future.span_count)
+            else:
+                self._enqueue(destination, encoded, future)
 
     def _add_in_flight(self, span_count: int, byte_count: int) -> None:
         with self._changed:
@@ -232,8 +240,7 @@ class Pipeline:
     def _enqueue(self, destination: Destination, spans: list[EncodedSpan], future: ExportFuture) -> None:
         with self._changed:
             self._in_flight.add(future)
-            self.in_flight_span_count += future.span_count
-            self.in_flight_byte_count += future.byte_count
+            self._add_in_flight(future.span_count, future.byte_count)
         future.add_done_callback(self._untrack)
         if self._metrics is not None:
             future.on_counted = self._metrics.record_start(len(spans))
@@ -283,9 +290,8 @@ class Pipeline:
             def is_late(request: ExportRequest) -> bool:
                 if request.future.is_on_disk:
                     return False
-                return now - request.created_at > MAX_SECONDS_IN_MEMORY or sender.backoff.is_backing_off(
-                    request.destination
-                )
+                is_old = now - request.created_at > MAX_SECONDS_IN_MEMORY
+                return is_old or sender.backoff.is_backing_off(request.destination)
 
             for request in self.work_queue.remove_if(is_late):
                 if not sender.spool(request):
@@ -335,10 +341,6 @@ class Pipeline:
             "MLFLOW_OTLP_NOISE=none sends them"
         )
         self.problem_log.log_once(logging.INFO, add_code(MessageCode.TRACE_FILTERED, message))
-
-    def resolve_problem(self, reason: str, message: str) -> None:
-        """Log that the problem for which spans were dropped is over."""
-        self.problem_log.resolve(reason, add_code(MessageCode.RECOVERED, message))
 
     def _remove_from_journal(self, spans: Sequence[ReadableSpan]) -> None:
         """Without a request, spans are removed from the journal here: else they would be sent after a kill."""

@@ -4,8 +4,6 @@ A request is kept until it is delivered or rejected for good; with a spool it ou
 become dead letters. A rejected request is bisected, so that only the bad span is dropped. A 413 splits it.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import random
@@ -67,7 +65,7 @@ class RetrySender:
         *,
         explain: Callable[[ExportOutcome], str],
         count_queued: Callable[[Destination], int] = lambda _: 0,
-        persistent_queue: PersistentQueue | None = None,
+        persistent_queue: "PersistentQueue | None" = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -142,7 +140,7 @@ class RetrySender:
         return False
 
     def _upload(
-        self, uploader: AttachmentUploader, request: ExportRequest, timeout_seconds: float
+        self, uploader: "AttachmentUploader", request: ExportRequest, timeout_seconds: float
     ) -> SendResult | None:
         """Upload an attachment of the spans; None when the spans may be sent."""
         for span in request.spans:

@@ -64,9 +64,8 @@ class SpooledFuture(ExportFuture):
 
     def record_attempt(self) -> None:
         # Written before the request is sent: after a kill, the next run knows that it may have arrived.
-        self._delivery_state = DeliveryState(
-            self._delivery_state.attempts + 1, may_have_arrived=True, sent_at=time.time()
-        )
+        attempts = self._delivery_state.attempts + 1
+        self._delivery_state = DeliveryState(attempts, may_have_arrived=True, sent_at=time.time())
         self._spool.write_state(self._entry, self._delivery_state)
 
     def record_failure(self, *, may_have_arrived: bool) -> None:
@@ -250,9 +249,8 @@ class SpoolConsumer:
         requests = list(self._in_memory.values())  # other threads remove some
         if sum(request.key == key and request.has_slot for request in requests) >= _MAX_REQUESTS_PER_DESTINATION:
             return False
-        return not requests or (
-            len(requests) < _MAX_REQUESTS and sum(request.byte_count for request in requests) < _MAX_BYTES
-        )
+        byte_count = sum(request.byte_count for request in requests)
+        return not requests or (len(requests) < _MAX_REQUESTS and byte_count < _MAX_BYTES)
 
     def _on_done(self, entry: Entry, is_settled: bool) -> None:
         """Free the slot of a request; called by sender threads."""

@@ -4,8 +4,6 @@ Application threads only append starts and ends to a `deque`, which is safe in s
 never wait. The worker never waits for a server: the pipeline sends in threads of its own.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 import weakref
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace import ReadableSpan, Span
 from opentelemetry.trace import Status, StatusCode
 
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import (
     LACKS_HOOKS,
     check_process,
@@ -58,7 +57,7 @@ class TraceWorker:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: "Pipeline",
         settings: BufferSettings,
         *,
         has_start_events: bool,
@@ -262,7 +261,8 @@ class TraceWorker:
             self._pipeline.record_dropped(count, self._full_reason)
         elif self._is_overflowing and self._capacity > 0:
             self._is_overflowing = False
-            self._pipeline.resolve_problem(self._full_reason, "Spans are buffered again")
+            message = add_code(MessageCode.RECOVERED, "Spans are buffered again")
+            self._pipeline.problem_log.resolve(self._full_reason, message)
 
     def _measure_capacity(self) -> int:
         """Measure how many events the queue may hold, converting the free bytes to spans of the mean size.

@@ -223,7 +223,7 @@ def _new_session() -> requests.Session:
     session.auth = _no_auth
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
-        session.mount(scheme, DeadlineAdapter(pool_maxsize=16))
+        session.mount(scheme, DeadlineAdapter(pool_maxsize=32))
     return session
 
 

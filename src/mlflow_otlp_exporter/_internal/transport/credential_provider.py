@@ -16,24 +16,19 @@ def load_credential_provider_session(server: ServerSettings) -> requests.Session
     name = server.credential_provider
     if name is None:
         return None
-    setting = f"{server.sources['credential_provider']} is {name!r}"
     matches = list(entry_points(group=_PROVIDER_GROUP, name=name))
     if not matches:
-        names = {entry_point.name for entry_point in entry_points(group=_PROVIDER_GROUP)}
-        installed = ", ".join(sorted(names)) or "none is installed"
-        raise ConfigurationError(
-            f"{setting}: expected an entry point of the group {_PROVIDER_GROUP} ({installed})",
-            MessageCode.CREDENTIAL_PROVIDER,
-        )
-    try:
-        session = matches[0].load()()
-        result = f"returned a {type(session).__name__}"
-    except Exception as error:  # noqa: BLE001 - the provider may raise anything
-        # Only the type of the exception, and not as the cause: its text may hold a secret.
-        session, result = None, f"raised {type(error).__name__}"
-    if isinstance(session, requests.Session):
-        return session
-    raise ConfigurationError(
-        f"{setting}, which {result}: expected a function that returns a requests.Session",
-        MessageCode.CREDENTIAL_PROVIDER,
-    )
+        names = ", ".join(sorted({point.name for point in entry_points(group=_PROVIDER_GROUP)})) or "none is installed"
+        problem = f": expected an entry point of the group {_PROVIDER_GROUP} ({names})"
+    else:
+        try:
+            session = matches[0].load()()
+            result = f"returned a {type(session).__name__}"
+        except Exception as error:  # noqa: BLE001 - the provider may raise anything
+            # Only the type of the exception, and not as the cause: its text may hold a secret.
+            session, result = None, f"raised {type(error).__name__}"
+        if isinstance(session, requests.Session):
+            return session
+        problem = f", which {result}: expected a function that returns a requests.Session"
+    setting = f"{server.sources['credential_provider']} is {name!r}"
+    raise ConfigurationError(setting + problem, MessageCode.CREDENTIAL_PROVIDER)

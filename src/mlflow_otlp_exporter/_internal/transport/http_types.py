@@ -8,8 +8,6 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
 # A response has a few bytes, an error a few kB; the longest that was seen has 3,204 (an invalid time on PostgreSQL).
 MAX_RESPONSE_BYTES = 65_536
-
-
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
