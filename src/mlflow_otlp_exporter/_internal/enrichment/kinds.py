@@ -28,10 +28,6 @@ OPERATIONS = {
     }.items()
     for operation in operations
 }
-# `traceloop.span.kind`, and OpenLLMetry's older `llm.request.type`.
-TRACELOOP_KINDS = {"workflow": Kind.WORKFLOW, "task": Kind.TASK, "agent": Kind.AGENT, "tool": Kind.TOOL}
-REQUEST_TYPES = {"chat": Kind.CHAT_MODEL, "completion": Kind.LLM, "embedding": Kind.EMBEDDING, "rerank": Kind.RERANKER}
-
 # Words that sources use for the kind of a span, in lower case.
 KIND_WORDS = {
     **{kind.value.lower(): kind for kind in Kind if kind not in (Kind.UNKNOWN, Kind.DECISION)},
@@ -51,7 +47,7 @@ _TO_OPENINFERENCE = {
     Kind.MEMORY: "CHAIN",
     Kind.PARSER: "CHAIN",
 }
-OPENINFERENCE_KINDS = {kind.value: kind for kind in Kind if kind not in _TO_OPENINFERENCE}
+OPENINFERENCE_KINDS = {kind.value.lower(): kind for kind in Kind if kind not in _TO_OPENINFERENCE}
 # MLflow displays PROMPT with a generic icon, and does not search for it.
 _TO_MLFLOW = {Kind.PROMPT: "CHAIN", Kind.DECISION: "LLM"}
 TO_OPENINFERENCE = {kind: _TO_OPENINFERENCE.get(kind, kind.value) for kind in Kind}
@@ -67,7 +63,3 @@ def parse_operation(name: Any) -> Kind | None:
 def parse_kind(name: Any, kinds: Mapping[str, Kind]) -> Kind | None:
     """The kind for a name that a convention writes, in any case of letters."""
     return kinds.get(name.strip().lower()) if isinstance(name, str) else None
-
-
-def parse_openinference_kind(name: Any) -> Kind | None:
-    return OPENINFERENCE_KINDS.get(name.strip().upper()) if isinstance(name, str) else None

@@ -32,6 +32,16 @@ MEDIA_TYPES = frozenset(
 # Types of parts that hold a model's reasoning.
 _REASONING_TYPES = frozenset({"reasoning", "thinking", "redacted_thinking", "reasoning_content"})
 _TOOL_RESULT_TYPES = ("tool_call_response", "tool_result", "tool-result", "tool-return", "function_call_output")
+# Keys that hold a tool call, or the result of one, in Gemini, Bedrock, Strands, Genkit and Haystack.
+_TOOL_CALL_KEYS = ("toolUse", "function_call", "functionCall", "toolRequest", "tool_call")
+_TOOL_RESULT_KEYS = ("toolResult", "function_response", "functionResponse", "toolResponse", "tool_call_result")
+# Names of the parts of a tool call and of its result, in order of precedence.
+_CALL_ID_NAMES = ("call_id", "tool_call_id", "toolCallId", "toolUseId", "tool_use_id", "id", "ref")
+_TOOL_NAMES = ("name", "tool_name", "toolName")
+_ARGUMENT_NAMES = ("arguments", "args", "input", "tool_kwargs")
+_RESULT_NAMES = ("response", "result", "output", "content")
+# Keys of a message beside its content that may hold tool calls.
+_CALL_HOLDERS = frozenset({"tool_calls", "additional_kwargs", "function_call", "function_call_name", "function"})
 _TEXT_BLOCK_KEYS = {"type", "text", "content", "annotations", "citations", "block_type"}
 _WRAPPERS = ("message", "data", "kwargs")
 _MAX_ITEMS = 2000
@@ -156,9 +166,8 @@ def _read_message(item: dict[str, Any], default_role: str) -> list[Message]:
         if content is None and "message" in item and not isinstance(item["message"], dict):
             content = item["message"]  # the text of a choice event of the GenAI conventions
     if final_role == "tool":
-        call_id = select_text(item.get("tool_call_id"), item.get("id"), item.get("call_id"))
         if not _read_tool_results(content, draft):
-            draft.add_tool_result(call_id, content, item.get("name"))
+            draft.add_tool_result(_select(item, _CALL_ID_NAMES), content, item.get("name"))
         return draft.tool_results
     _read_content(content, draft)
     _read_tool_calls(item, draft)
@@ -188,11 +197,9 @@ def _build_messages(draft: _MessageDraft, role: str, item: Mapping[str, Any]) ->
 def _read_responses_item(kind: str, item: Mapping[str, Any], draft: _MessageDraft) -> bool:
     """Read an item of OpenAI's Responses that is no message; False if it is another object."""
     if kind in ("function_call", "custom_tool_call", "mcp_call"):
-        draft.add_tool_call(
-            item.get("call_id") or item.get("id"), item.get("name"), item.get("arguments", item.get("input"))
-        )
+        _read_tool_call(item, draft)
     elif kind in ("function_call_output", "custom_tool_call_output"):
-        draft.add_tool_result(item.get("call_id"), item.get("output"))
+        _read_tool_result(item, draft)
     elif kind == "reasoning":
         for summary in item.get("summary") or item.get("content") or ():
             draft.add_reasoning(summary.get("text") if isinstance(summary, dict) else summary)
@@ -203,34 +210,22 @@ def _read_responses_item(kind: str, item: Mapping[str, Any], draft: _MessageDraf
 
 def _read_tool_calls(item: Mapping[str, Any], draft: _MessageDraft) -> None:
     """Read tool calls beside the content: OpenAI, LangChain, LlamaIndex, OpenInference."""
-    tool_calls = item.get("tool_calls")
-    if isinstance(tool_calls, str):
-        tool_calls = parse_structured(tool_calls)
-    additional = item.get("additional_kwargs")
-    if not tool_calls and isinstance(additional, dict):
-        tool_calls = additional.get("tool_calls")
+    if _CALL_HOLDERS.isdisjoint(item):
+        return
+    additional, single = item.get("additional_kwargs"), item.get("function_call")
+    if "function_call_name" in item:  # OpenInference
+        single = {"name": item["function_call_name"], "arguments": item.get("function_call_arguments_json")}
+    nested = additional.get("tool_calls") if isinstance(additional, dict) else None
+    beside = _MessageDraft()
+    for value in (item.get("tool_calls"), nested, [single], item.get("function")):
+        entries = parse_structured(value) if isinstance(value, str) else value
+        for entry in entries if isinstance(entries, (list, tuple)) else ():
+            if isinstance(entry, dict):
+                _read_tool_call(entry, beside)
+        if beside.tool_calls or draft.tool_calls:
+            break
     known_ids = {call.id for call in draft.tool_calls if call.id}
-    for entry in tool_calls if isinstance(tool_calls, (list, tuple)) else ():
-        if not isinstance(entry, dict):
-            continue
-        call: dict[str, Any] = entry["tool_call"] if isinstance(entry.get("tool_call"), dict) else entry
-        function: dict[str, Any] = call["function"] if isinstance(call.get("function"), dict) else call
-        arguments = function.get("arguments", function.get("args", function.get("input")))
-        call_id = call.get("id") or call.get("tool_call_id") or call.get("toolCallId")
-        if call_id not in known_ids:
-            draft.add_tool_call(
-                call_id, function.get("name") or call.get("tool_name") or call.get("toolName"), arguments
-            )
-    single = item.get("function_call")
-    functions = item.get("function")
-    if isinstance(single, dict):
-        functions = [single]
-    elif "function_call_name" in item:  # OpenInference
-        functions = [{"name": item["function_call_name"], "arguments": item.get("function_call_arguments_json")}]
-    if isinstance(functions, list) and not draft.tool_calls:
-        for function in functions:
-            if isinstance(function, dict):
-                draft.add_tool_call(function.get("id"), function.get("name"), function.get("arguments"))
+    draft.tool_calls += [call for call in beside.tool_calls if call.id not in known_ids]
 
 
 def _read_content(content: Any, draft: _MessageDraft) -> None:
@@ -275,32 +270,26 @@ def _read_part(part: dict[str, Any], draft: _MessageDraft) -> None:
         draft.add_text(select_text(part.get("content"), part.get("text")) or to_json(part))
 
 
-def _read_tool_call(part: Mapping[str, Any], draft: _MessageDraft) -> None:
-    function = part.get("function")
-    call = function if isinstance(function, dict) else part
-    arguments = call.get("arguments", call.get("args", call.get("input", call.get("tool_kwargs"))))
-    call_id = part.get("id") or part.get("tool_call_id") or part.get("toolCallId") or part.get("call_id")
-    draft.add_tool_call(call_id, call.get("name") or part.get("tool_name") or part.get("toolName"), arguments)
+def _select(item: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((item[name] for name in names if item.get(name) not in (None, "")), None)
 
 
-def _read_tool_use(part: Mapping[str, Any], draft: _MessageDraft) -> None:
-    call = part.get("tool_call")  # OpenInference repeats each call in the message's tool_calls
-    if not isinstance(call, dict):
-        draft.add_tool_call(part.get("id") or part.get("tool_call_id"), part.get("name"), part.get("input"))
-
-
-def _read_tool_result(part: Mapping[str, Any], draft: _MessageDraft) -> None:
-    call_id = select_text(
-        part.get("id"), part.get("tool_use_id"), part.get("tool_call_id"), part.get("toolCallId"), part.get("call_id")
+def _read_tool_call(item: Mapping[str, Any], draft: _MessageDraft) -> None:
+    nested = item.get("tool_call")
+    call = nested if isinstance(nested, dict) else item
+    function = call["function"] if isinstance(call.get("function"), dict) else call
+    draft.add_tool_call(
+        _select(call, _CALL_ID_NAMES), _select(function, _TOOL_NAMES), _select(function, _ARGUMENT_NAMES)
     )
-    for key in ("response", "result", "output", "content"):
-        if key in part:
-            value = part[key]
-            if isinstance(value, dict) and set(value) <= {"type", "value"}:
-                value = value.get("value")  # Vercel AI
-            draft.add_tool_result(call_id, value, part.get("name") or part.get("tool_name") or part.get("toolName"))
-            return
-    draft.add_tool_result(call_id, None)
+
+
+def _read_tool_result(item: Mapping[str, Any], draft: _MessageDraft) -> None:
+    origin = item.get("origin")  # the call, in Haystack
+    value = _select(item, _RESULT_NAMES)
+    if isinstance(value, dict) and set(value) <= {"type", "value"}:
+        value = value.get("value")  # Vercel AI
+    fields = {**origin, **item} if isinstance(origin, dict) else item
+    draft.add_tool_result(_select(fields, _CALL_ID_NAMES), value, _select(fields, _TOOL_NAMES))
 
 
 _PART_READERS: dict[Any, Callable[[dict[str, Any], _MessageDraft], None]] = {
@@ -309,13 +298,20 @@ _PART_READERS: dict[Any, Callable[[dict[str, Any], _MessageDraft], None]] = {
         lambda part, draft: draft.add_text(part.get("text", part.get("content"))),
     ),
     "refusal": lambda part, draft: draft.add_text(part.get("refusal")),
-    **dict.fromkeys(("tool_call", "tool-call", "function_call"), _read_tool_call),
-    **dict.fromkeys(("server_tool_use", "tool_use"), _read_tool_use),
+    **dict.fromkeys(("tool_call", "tool-call", "function_call", "server_tool_use", "tool_use"), _read_tool_call),
     **dict.fromkeys(_TOOL_RESULT_TYPES, _read_tool_result),
     **dict.fromkeys(
         ("user-prompt", "system-prompt", "retry-prompt"), lambda part, draft: _read_content(part.get("content"), draft)
     ),
 }
+_KEYED_PART_READERS = {
+    **dict.fromkeys(_TOOL_CALL_KEYS, _read_tool_call),
+    **dict.fromkeys(_TOOL_RESULT_KEYS, _read_tool_result),
+}
+_MIME_NAMES = ("mime_type", "media_type", "mediaType", "mimeType", "contentType")
+_URL_NAMES = ("url", "uri", "image_url", "file_uri", "fileUri", "image", "file_url")
+_DATA_NAMES = ("data", "content", "bytes", "base64", "file_data")
+_FILE_NAMES = ("filename", "name", "title", "file_id")
 
 
 def read_media(part: Mapping[str, Any], kind: str) -> Part | None:
@@ -340,14 +336,9 @@ def read_media(part: Mapping[str, Any], kind: str) -> Part | None:
 
 
 def _build_part(fields: Mapping[str, Any], kind: str) -> Part:
-    mime = (
-        select_text(*(fields.get(key) for key in ("mime_type", "media_type", "mediaType", "mimeType", "contentType")))
-        or ""
-    )
-    url = select_text(
-        *(fields.get(key) for key in ("url", "uri", "image_url", "file_uri", "fileUri", "image", "file_url"))
-    )
-    data: str | None = select_text(*(fields.get(key) for key in ("data", "content", "bytes", "base64", "file_data")))
+    mime = select_text(*map(fields.get, _MIME_NAMES)) or ""
+    url = select_text(*map(fields.get, _URL_NAMES))
+    data: str | None = select_text(*map(fields.get, _DATA_NAMES))
     if url is None and isinstance(data, str) and data.startswith(("data:", "http://", "https://", ATTACHMENT)):
         url = data
         data = None
@@ -368,7 +359,7 @@ def _build_part(fields: Mapping[str, Any], kind: str) -> Part:
         url = f"data:{mime or (f'image/{image_format}' if is_image else 'application/octet-stream')};base64,{data}"
     if is_image:
         return Part("image", url=url or "", format=mime)
-    name = select_text(*(fields.get(key) for key in ("filename", "name", "title", "file_id")))
+    name = select_text(*map(fields.get, _FILE_NAMES))
     return Part("file", text=name or "", url=url or "", format=mime)
 
 
@@ -378,23 +369,8 @@ def _read_untyped_part(part: dict[str, Any], draft: _MessageDraft) -> bool:
     if isinstance(reasoning, dict):
         reasoning_text = reasoning.get("reasoningText")
         draft.add_reasoning(reasoning_text.get("text") if isinstance(reasoning_text, dict) else reasoning_text)
-    elif isinstance(use := part.get("toolUse"), dict):
-        draft.add_tool_call(use.get("toolUseId"), use.get("name"), use.get("input"))
-    elif isinstance(result := part.get("toolResult"), dict):
-        draft.add_tool_result(result.get("toolUseId"), result.get("content"))
-    elif isinstance(call := part.get("function_call", part.get("functionCall")), dict):
-        draft.add_tool_call(call.get("id"), call.get("name"), call.get("args"))
-    elif isinstance(call := part.get("toolRequest"), dict):
-        draft.add_tool_call(call.get("ref"), call.get("name"), call.get("input"))
-    elif isinstance(response := part.get("toolResponse"), dict):
-        draft.add_tool_result(response.get("ref"), response.get("output"), response.get("name"))
-    elif isinstance(response := part.get("function_response", part.get("functionResponse")), dict):
-        draft.add_tool_result(response.get("id"), response.get("response"), response.get("name"))
-    elif isinstance(call := part.get("tool_call"), dict):
-        draft.add_tool_call(call.get("id"), call.get("tool_name"), call.get("arguments"))
-    elif isinstance(result := part.get("tool_call_result"), dict):
-        origin = result.get("origin")
-        draft.add_tool_result(origin.get("id") if isinstance(origin, dict) else "", result.get("result"))
+    elif key := next((key for key in _KEYED_PART_READERS if isinstance(part.get(key), dict)), None):
+        _KEYED_PART_READERS[key](part[key], draft)
     elif isinstance(part.get("text"), str):
         (draft.add_reasoning if part.get("thought") is True else draft.add_text)(part["text"])
     else:
@@ -408,10 +384,9 @@ def _read_tool_results(content: Any, draft: _MessageDraft) -> bool:
         content = parse_structured(content)
     if not isinstance(content, list) or not content:
         return False
-    result_keys = {"toolResult", "toolResponse", "function_response", "functionResponse", "tool_call_result"}
     for part in content:
         if not isinstance(part, dict) or not (
-            part.get("type") in _TOOL_RESULT_TYPES or not result_keys.isdisjoint(part)
+            part.get("type") in _TOOL_RESULT_TYPES or any(key in part for key in _TOOL_RESULT_KEYS)
         ):
             return False
     for part in content:

@@ -137,10 +137,7 @@ def read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
         return _read_response_list(response, is_model=is_model)
     if not isinstance(response, dict):
         return None
-    choices = response.get("choices")
-    if isinstance(choices, list):
-        return _read_choices(choices)
-    for key in ("candidates", "generations", "replies"):
+    for key in ("choices", "candidates", "generations", "replies"):
         candidates = response.get(key)
         if isinstance(candidates, list):
             return _read_candidates(candidates)
@@ -160,6 +157,8 @@ def read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
         if isinstance(nested, list) and is_message_list(nested):
             messages = read_messages(nested, "assistant")
             return _select_answer(messages, is_model=False) or _select_step_output(messages)
+    if isinstance(response.get("content"), dict):  # Google ADK
+        return _read_candidates([response])
     if _is_message(response):
         return _select_answer(read_messages([response], "assistant"), is_model=is_model)
     return None
@@ -173,35 +172,21 @@ def _read_response_list(items: list[Any], *, is_model: bool) -> tuple[Message, .
     return None
 
 
-def _read_choices(choices: list[Any]) -> tuple[Message, ...] | None:
-    """Several choices stay several messages."""
-    messages: list[Message] = []
-    for choice in choices:
-        if not isinstance(choice, dict):
-            continue
-        message = choice.get("message") or choice.get("delta")
-        if isinstance(message, dict):
-            messages += read_messages([{"role": "assistant", **message}], "assistant") or ()
-        elif isinstance(choice.get("text"), str):
-            messages.append(Message("assistant", (Part("text", choice["text"]),)))
-    return tuple(messages) or None
-
-
 def _read_candidates(candidates: list[Any]) -> tuple[Message, ...] | None:
+    """Several choices stay several messages."""
     messages: list[Message] = []
     for candidate in candidates:
         if isinstance(candidate, list):
             messages += _read_candidates(candidate) or ()
-        elif isinstance(candidate, str):
-            messages.append(Message("assistant", (Part("text", candidate),)))
-        elif isinstance(candidate, dict):
-            content = candidate.get("message") or candidate.get("content")
-            if isinstance(content, dict):
-                messages += read_messages([content], "assistant") or ()
-            elif isinstance(candidate.get("text"), str):
-                messages.append(Message("assistant", (Part("text", candidate["text"]),)))
-            else:
-                messages += read_messages([candidate], "assistant") or ()
+            continue
+        item = candidate if isinstance(candidate, dict) else {"text": candidate}
+        content = item.get("message") or item.get("delta") or item.get("content")
+        if isinstance(content, dict):
+            messages += read_messages([content], "assistant") or ()
+        elif isinstance(item.get("text"), str):
+            messages.append(Message("assistant", (Part("text", item["text"]),)))
+        elif _is_message(item):
+            messages += read_messages([item], "assistant") or ()
     return tuple(message._replace(role="assistant") for message in messages) or None
 
 

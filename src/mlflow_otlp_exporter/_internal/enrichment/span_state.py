@@ -213,29 +213,19 @@ class SpanState:
 
     def summarize(self) -> SpanSummary:
         normalized = self.normalized
-        return SpanSummary(
-            self.span_id,
-            self.parent_id,
-            self.start_time,
-            self.end_time,
-            self.kind,
-            self.scope,
-            self.has_usage,
-            self.call,
-            _truncate(self.question),
-            _truncate(self.answer),
-            self.tool_calls[:_MAX_TOOL_CALLS],
-            self.tools,
-            _limit_text(self.raw_input),
-            _limit_text(self.raw_output),
-            self.name,
-            self.earlier_questions,
+        has_trace_fields = any((normalized.session, normalized.user, normalized.tags, normalized.metadata))
+        fields = {field: getattr(self, field) for field in SpanSummary._fields}
+        fields["question"], fields["answer"] = _truncate(self.question), _truncate(self.answer)
+        fields["raw_input"], fields["raw_output"] = _limit_text(self.raw_input), _limit_text(self.raw_output)
+        fields["tool_calls"] = self.tool_calls[:_MAX_TOOL_CALLS]
+        fields["normalized"] = (
             normalized._replace(
                 input_messages=None, output_messages=None, transcript=None, input=None, output=None, documents=None
             )
-            if normalized.session or normalized.user or normalized.tags or normalized.metadata or normalized.prompt
-            else EMPTY,
+            if has_trace_fields or normalized.prompt
+            else EMPTY
         )
+        return SpanSummary(**fields)
 
 
 def _truncate(text: str | None) -> str | None:

@@ -33,23 +33,27 @@ _MAX_DELAY_NANOS = 1_000_000_000
 
 
 def include_cached_tokens(usage: Usage, scope: str, model: str | None, response: Any) -> Usage:
-    """Count cached tokens among the input tokens, where the source counts them beside these.
+    """Count cached and reasoning tokens among input and output tokens, where the source counts them beside these.
 
     `response` may be that of the provider, which has counts that the source left out.
     """
     usage = _add_counts_of_response(usage, response)
     input_tokens, output_tokens, total = usage.input or 0, usage.output or 0, usage.total
-    cached = (usage.cache_read or 0) + (usage.cache_write or 0)
+    cached, reasoning = (usage.cache_read or 0) + (usage.cache_write or 0), usage.reasoning or 0
     beside = total - input_tokens - output_tokens if total is not None else None
     is_bedrock = "bedrock" in scope
     if cached:
-        is_additive = cached > input_tokens or beside == cached or scope.startswith(_ADDITIVE_SCOPES)
+        is_additive = cached > input_tokens or beside in (cached, cached + reasoning)
+        is_additive = is_additive or scope.startswith(_ADDITIVE_SCOPES)
         is_additive = is_additive or (is_bedrock and beside is None)
         # Agno adds up a total of its own.
         is_additive = is_additive or (scope.endswith(".agno") and "claude" in (model or ""))
         added = cached if is_additive else 0
     else:
         added = max(beside or 0, 0) if is_bedrock else 0  # the instrumentation does not say how many were cached
+    if reasoning and beside in (reasoning, cached + reasoning):
+        output_tokens += reasoning
+        usage = usage._replace(output=output_tokens)
     if not added:
         return usage
     input_tokens += added

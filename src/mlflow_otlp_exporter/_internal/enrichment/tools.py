@@ -1,7 +1,7 @@
 """Tool definitions in any shape, and arguments and results of tools without the envelopes of frameworks."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import to_result_text
@@ -13,6 +13,12 @@ _SCHEMA_KEYS = (
     *("parameters_json_schema", "parametersJsonSchema", "json_schema"),
 )
 _JSON_TYPES = frozenset({"string", "number", "integer", "object", "array", "boolean", "null"})
+# Values of other types are left out.
+_SCHEMA_TYPES: dict[str, Any] = {
+    "additionalProperties": bool,
+    **dict.fromkeys(("properties", "items"), Mapping),
+    **dict.fromkeys(("enum", "required", "anyOf", "oneOf", "allOf"), list),
+}
 _MAX_DEPTH = 12
 _MAX_TOOLS = 512
 # A Python object's repr: `StopEvent(result=..` at the beginning, `<Context object at 0x7f..>` anywhere. Two patterns,
@@ -40,6 +46,12 @@ def read_tools(value: Any) -> tuple[ToolDefinition, ...] | None:
         if isinstance(definition, dict):
             _collect_tools(definition, tools)
     return tuple(tools) or None
+
+
+def find_tools(request: Mapping[str, Any]) -> tuple[ToolDefinition, ...] | None:
+    """The tools that a model's request, or the configuration in it, offers."""
+    holders = (request, request.get("config"), request.get("kwargs"))
+    return next(filter(None, (read_tools(holder.get("tools")) for holder in holders if isinstance(holder, dict))), None)
 
 
 def _collect_tools(item: dict[str, Any], tools: list[ToolDefinition]) -> None:
@@ -86,7 +98,11 @@ def normalize_schema(schema: Mapping[str, Any] | None, depth: int = 0) -> dict[s
 
 def _normalize_node(schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
+    if depth > _MAX_DEPTH:
+        return result
     for key, value in schema.items():
+        if not isinstance(value, _SCHEMA_TYPES.get(key, object)):
+            continue
         if key == "type":
             kinds = [_normalize_type(item) for item in value] if isinstance(value, list) else [_normalize_type(value)]
             names = [kind for kind in dict.fromkeys(kinds) if kind]
@@ -97,29 +113,19 @@ def _normalize_node(schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
                 result[key] = names[0]
             elif names and "anyOf" not in schema:
                 result["anyOf"] = [{"type": kind} for kind in names]
-        elif key == "additionalProperties":
-            if isinstance(value, bool):
-                result[key] = value
         elif key == "enum":
-            if isinstance(value, list):
-                result[key] = [item for item in value if item is not None]
+            result[key] = [item for item in value if item is not None]
         elif key == "properties":
-            if isinstance(value, Mapping):
-                result[key] = {
-                    str(name): _normalize_node(child, depth + 1)
-                    if isinstance(child, Mapping) and depth < _MAX_DEPTH
-                    else {}
-                    for name, child in value.items()
-                }
+            result[key] = {
+                str(name): _normalize_node(child, depth + 1) if isinstance(child, Mapping) else {}
+                for name, child in value.items()
+            }
         elif key == "required":
-            if isinstance(value, list):
-                result[key] = [item for item in value if isinstance(item, str)]
+            result[key] = [item for item in value if isinstance(item, str)]
         elif key == "items":
-            if isinstance(value, Mapping) and depth < _MAX_DEPTH:
-                result[key] = _normalize_node(value, depth + 1)
+            result[key] = _normalize_node(value, depth + 1)
         elif key in ("anyOf", "oneOf", "allOf"):
-            if isinstance(value, list) and depth < _MAX_DEPTH:
-                result[key] = [_normalize_node(child, depth + 1) for child in value if isinstance(child, Mapping)]
+            result[key] = [_normalize_node(child, depth + 1) for child in value if isinstance(child, Mapping)]
         else:
             result[str(key)] = value
     return result
@@ -200,7 +206,7 @@ def _unwrap_arguments(value: Any) -> Any:
         return value
     if isinstance(value.get("input_str"), str) and len(value) <= 2:  # LangChain has `inputs` beside it
         decoded = decode_json(value["input_str"])
-        return decoded if isinstance(decoded, dict) else value
+        return decoded if isinstance(decoded, dict) or len(value) == 1 else value
     kwargs, args = value.get("kwargs"), value.get("args")
     if isinstance(kwargs, dict) and (isinstance(args, list) or value.keys() == {"kwargs"}):
         if kwargs and not args:
@@ -209,32 +215,29 @@ def _unwrap_arguments(value: Any) -> Any:
     return value
 
 
+def _open_message(output: Any) -> Iterator[dict[str, Any]]:
+    """A tool's result and, if LangChain serialized it, the message in it."""
+    node = parse_structured(output)
+    while isinstance(node, dict):
+        yield node
+        node = node.get("data") or node.get("kwargs")
+
+
 def find_call_id(output: Any) -> str | None:
     """The id of the call that a result names, as in LangChain's serialized tool messages."""
-    node = parse_structured(output)
-    for _ in range(3):
-        if not isinstance(node, dict):
-            return None
-        if call_id := parse_text(node.get("tool_call_id")):
-            return call_id
-        node = node.get("data") or node.get("kwargs")
-    return None
+    return next((call_id for node in _open_message(output) if (call_id := parse_text(node.get("tool_call_id")))), None)
 
 
 def is_error_result(output: Any) -> bool:
     """Whether a tool's result says that it is an error, as those of MCP and LangChain's tool messages do."""
     if isinstance(output, str) and 'rror"' not in output:
         return False
-    node = parse_structured(output)
-    for _ in range(2):
-        if not isinstance(node, dict):
-            return False
-        if node.get("isError") is True or node.get("is_error") is True:
-            return True
-        if node.get("status") == "error" and "tool_call_id" in node:
-            return True
-        node = node.get("data") or node.get("kwargs")
-    return False
+    return any(
+        node.get("isError") is True
+        or node.get("is_error") is True
+        or (node.get("status") == "error" and "tool_call_id" in node)
+        for node in _open_message(output)
+    )
 
 
 def unwrap_result(output: Any) -> Any:

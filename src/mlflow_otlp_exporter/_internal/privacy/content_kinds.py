@@ -3,7 +3,6 @@
 import re
 from enum import Enum
 
-from mlflow_otlp_exporter._internal.enrichment.readers.call_layers import LITELLM, LIVEKIT
 from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS, MCP
 from mlflow_otlp_exporter._internal.enrichment.readers.fallback import classify_key
 from mlflow_otlp_exporter._internal.enrichment.readers.frameworks import FRAMEWORKS
@@ -80,7 +79,7 @@ _BY_FIELD = {
 _BY_KEY = {
     **{
         key: _BY_FIELD[field]
-        for dialect in (*DIALECTS, *FRAMEWORKS, MCP, LITELLM, LIVEKIT)
+        for dialect in (*DIALECTS, *FRAMEWORKS, MCP)
         for field, keys in dialect.fields.items()
         if field in _BY_FIELD
         for key in keys

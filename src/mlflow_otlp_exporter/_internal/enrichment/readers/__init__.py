@@ -5,12 +5,10 @@ line to `READERS`.
 """
 
 from mlflow_otlp_exporter._internal.enrichment.readers import (
-    call_layers,
     genai,
     genai_events,
     google_adk,
     llama_index,
-    logfire,
     mlflow,
     openinference,
     openllmetry,
@@ -18,7 +16,7 @@ from mlflow_otlp_exporter._internal.enrichment.readers import (
     vercel,
 )
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader
-from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS, MCP
+from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS, LOGFIRE, MCP
 from mlflow_otlp_exporter._internal.enrichment.readers.frameworks import FRAMEWORKS
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import table_reader
 
@@ -38,8 +36,7 @@ READERS = (
     # Before GenAI's attributes, which mark the span as a tool.
     Reader("Google ADK, merged tools", frozenset({"gcp"}), google_adk.read_merged),
     Reader("OpenInference", _OPENINFERENCE, openinference.read),
-    *map(table_reader, (*DIALECTS, *FRAMEWORKS, call_layers.LITELLM)),
-    Reader(call_layers.LIVEKIT.name, call_layers.LIVEKIT.prefixes, call_layers.read_livekit),
+    *map(table_reader, (*DIALECTS, *FRAMEWORKS)),
     Reader("OpenLLMetry", frozenset({"traceloop"}), openllmetry.read),
     Reader("OpenTelemetry GenAI", frozenset({"gen_ai", "operation", "enduser"}), genai.read),
     Reader("OpenTelemetry GenAI, operation details", frozenset({"gen_ai"}), genai.read_details),
@@ -49,7 +46,7 @@ READERS = (
     Reader("pydantic-ai", _PYDANTIC_AI, pydantic_ai.read),
     Reader("Google ADK", frozenset({"gcp"}), google_adk.read),
     Reader("LlamaIndex", frozenset({"llamaindex", "step", "workflow"}) | llama_index.EVENTS, llama_index.read),
-    Reader("logfire", frozenset({"logfire", "request_data", "response_data"}), logfire.read),
+    table_reader(LOGFIRE),
     Reader("LiteLLM, provider's traffic", frozenset({"llm"}), openinference.read_litellm_traffic),
     table_reader(MCP),
 )

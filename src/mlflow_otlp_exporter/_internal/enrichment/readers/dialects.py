@@ -2,7 +2,7 @@
 
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
-from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect, find_model_call
 
 LANGFUSE = Dialect(
     "Langfuse",
@@ -148,6 +148,30 @@ OPIK = Dialect(
 )
 
 
+def _complete_logfire(span: SpanView, normalized: NormalizedSpan) -> NormalizedSpan:
+    # The span's name is a template; the message is the template with its values.
+    name = normalized.trace_name if "logfire.msg_template" in span.attributes else None
+    tags = tuple(tag for tag in normalized.tags or () if tag != "LLM") or None  # the tag of all spans of models
+    kind = normalized.kind if normalized.input_messages or normalized.output_messages else None
+    return normalized._replace(kind=kind, trace_name=name, tags=tags, input=None, output=None)
+
+
+# logfire's own attributes beside the GenAI ones; the request and response are those of versions before 5.
+LOGFIRE = Dialect(
+    "logfire",
+    frozenset({"logfire", "request_data", "response_data"}),
+    {
+        "trace_name": ("logfire.msg",),
+        "input": ("request_data",),
+        "output": ("response_data",),
+        "usage": ("gen_ai.usage.raw",),
+        "tags": ("logfire.tags",),
+    },
+    find_kind=find_model_call("request_data"),
+    complete=_complete_logfire,
+)
+
+
 def _complete_mcp(span: SpanView, normalized: NormalizedSpan) -> NormalizedSpan | None:
     """Of a tool call, the tool's name may be the end of the span's name only."""
     if normalized.kind is None:
@@ -171,5 +195,46 @@ MCP = Dialect(
     complete=_complete_mcp,
 )
 
+LITELLM = Dialect(
+    "LiteLLM",
+    frozenset({"litellm", "metadata", "hidden_params"}),
+    {
+        "usage": ("metadata.usage_object",),
+        "user": ("llm.user", "metadata.user_api_key_end_user_id", "metadata.user_api_key_user_id"),
+    },
+)
+
+
+def _find_livekit_kind(span: SpanView) -> Kind | None:
+    """Only `llm_request` is the call of the model; spans above and below name the model, too."""
+    keys = span.attributes.keys()
+    return Kind.TASK if "gen_ai.request.model" in keys and "gen_ai.operation.name" not in keys else None
+
+
+def _complete_livekit(span: SpanView, normalized: NormalizedSpan) -> NormalizedSpan:
+    has_failed = span.attributes.get("lk.function_tool.is_error") is True
+    return normalized._replace(error_type="tool_error") if has_failed else normalized
+
+
+LIVEKIT = Dialect(
+    "LiveKit Agents",
+    frozenset({"lk"}),
+    {
+        "tool_name": ("lk.function_tool.name",),
+        "tool_call_id": ("lk.function_tool.id",),
+        "input": (
+            *("lk.pii.user_input", "lk.user_input", "lk.user_transcript"),
+            *("lk.pii.function_tool.arguments", "lk.function_tool.arguments"),
+            *("lk.pii.chat_ctx", "lk.chat_ctx"),
+        ),
+        "output": (
+            *("lk.pii.response.text", "lk.response.text"),
+            *("lk.pii.function_tool.output", "lk.function_tool.output"),
+        ),
+    },
+    find_kind=_find_livekit_kind,
+    complete=_complete_livekit,
+)
+
 # Before the conventions of OpenTelemetry: the source's own kind is more exact than `gen_ai.operation.name`.
-DIALECTS = (LANGFUSE, LANGSMITH, HAYSTACK, LAMINAR, NEMO, PIPECAT, WEAVE, OPIK)
+DIALECTS = (LANGFUSE, LANGSMITH, HAYSTACK, LAMINAR, NEMO, PIPECAT, WEAVE, OPIK, LITELLM, LIVEKIT)

@@ -9,9 +9,9 @@ from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import parse_operation
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, read_system_message
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, NormalizedSpan, Prompt, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
-from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
+from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents, read_prompt
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_properties, parse_counts
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
@@ -73,7 +73,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
         provider=select_text(attributes.get("gen_ai.provider.name"), attributes.get("gen_ai.system")),
         invocation_parameters=_read_parameters(attributes),
         finish_reason=_read_finish_reason(attributes),
-        prompt=_read_prompt(attributes),
+        prompt=read_prompt(attributes, "gen_ai.prompt.version", "gen_ai.prompt.name"),
         session=parse_text(attributes.get("gen_ai.conversation.id")),
         user=select_text(
             attributes.get("user.id"), attributes.get("enduser.id"), attributes.get("gen_ai.request.user")
@@ -104,13 +104,6 @@ def read_details(span: SpanView) -> NormalizedSpan | None:
     if operation is not None:
         attributes.setdefault("gen_ai.operation.name", operation)
     return read(span._replace(attributes=attributes))
-
-
-def _select_value(attributes: Mapping[str, Any], *keys: str) -> Any:
-    for key in keys:
-        if attributes.get(key) is not None:
-            return attributes[key]
-    return None
 
 
 def _read_arguments(attributes: Mapping[str, Any], input_messages: tuple[Message, ...] | None) -> Any:
@@ -151,7 +144,7 @@ def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:
 
 
 def _read_cost(attributes: Mapping[str, Any]) -> Cost | None:
-    total = parse_float(_select_value(attributes, *_TOTAL_COST))
+    total = next((total for key in _TOTAL_COST if (total := parse_float(attributes.get(key))) is not None), None)
     # OpenLIT writes 0 for models without a known price. LiteLLM's costs of tokens do not include its margin.
     return Cost(*(parse_float(attributes.get(key)) for key in _COSTS))._replace(total=total) if total else None
 
@@ -180,8 +173,3 @@ def _read_documents(attributes: Mapping[str, Any]) -> Any:
         if attributes.get(key) is not None and (documents := read_documents(parse_structured(attributes[key]))):
             return documents
     return None
-
-
-def _read_prompt(attributes: Mapping[str, Any]) -> Prompt | None:
-    name = parse_text(attributes.get("gen_ai.prompt.name"))
-    return Prompt(name, str(attributes.get("gen_ai.prompt.version") or "")) if name else None

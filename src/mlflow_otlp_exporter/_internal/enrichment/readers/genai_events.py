@@ -1,6 +1,7 @@
 """Events that the GenAI conventions had before message attributes: `gen_ai.user.message`, `gen_ai.choice` and others.
 
-Written by Strands by default, and by older instrumentations of OpenTelemetry and Azure.
+Written by Strands by default, and by older instrumentations of OpenTelemetry and Azure; by the first format of
+pydantic-ai as a list in an attribute.
 """
 
 from typing import Any
@@ -8,9 +9,15 @@ from typing import Any
 from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, to_result_text
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Part
-from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
+from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured, parse_text, parse_texts
+from mlflow_otlp_exporter._internal.enrichment.values import (
+    decode_json,
+    parse_objects,
+    parse_structured,
+    parse_text,
+    parse_texts,
+)
 
 _ROLES = {
     "gen_ai.system.message": "system",
@@ -28,7 +35,8 @@ def read(span: SpanView) -> NormalizedSpan | None:
     input_messages: list[Message] = []
     output_messages: list[Message] = []
     reason = None
-    for event in span.events:
+    listed = parse_objects(span.attributes["events"]) if "events" in span.attributes else ()
+    for event in (*span.events, *(EventView(str(item.get("event.name")), item) for item in listed)):
         role = _ROLES.get(event.name)
         if role is not None:
             input_messages += _read_message(event.attributes, role)

@@ -1,21 +1,17 @@
 """LlamaIndex's own OpenTelemetry integration: events of its instrumentation, flattened, with JSON and Python reprs."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Document, Kind, Message, NormalizedSpan, Part
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Document, Kind, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
-from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage
-from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage, read_values
 from mlflow_otlp_exporter._internal.enrichment.values import (
     parse_int,
     parse_objects,
     parse_repr,
-    parse_text,
     parse_texts,
     select_text,
 )
@@ -62,7 +58,12 @@ def read(span: SpanView) -> NormalizedSpan | None:
     kind = kinds[0]
     content: dict[str, Any] = {"input": select_text(*(fields.get(key) for key in _QUERY_KEYS))}
     if kind in MODEL_KINDS:
-        content = _read_call(fields)
+        messages, tools = parse_objects(fields.get("messages")), fields.get("additional_kwargs.tools")
+        response = unflatten(fields, "response.")
+        answer = {"choices": [response], **response} if isinstance(response, dict) else {}
+        content = read_values(kind, {"messages": messages, "prompt": fields.get("prompt"), "tools": tools}, answer)
+        content["usage"] = content.get("usage") or read_usage(answer.get("additional_kwargs"))
+        content["input"] = content["output"] = None
     elif kind is Kind.EMBEDDING:
         content = {"embedded_texts": parse_texts(fields.get("chunks"))}
     elif kind in (Kind.RETRIEVER, Kind.RERANKER):
@@ -75,35 +76,10 @@ def read(span: SpanView) -> NormalizedSpan | None:
     else:
         content["output"] = select_text(*(fields.get(key) for key in _ANSWER_KEYS))
     model_class = str(fields.get("model_dict.class_name") or span.name.partition(".")[0]).lower()
-    return NormalizedSpan(
-        kind=kind,
-        request_model=select_text(fields.get("model_dict.model_name"), fields.get("model_dict.model")),
-        response_model=select_text(fields.get("response.raw.model"), fields.get("model_name")),
-        provider=model_class.replace("_", "").removesuffix("llm").removesuffix("embedding") or None,
-        **content,
-    )
-
-
-def _read_call(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A model call: the messages and the response that the provider's SDK returned."""
-    message = unflatten(fields, "response.message.")
-    text = parse_text(fields.get("response.text"))
-    prompt = _to_message("user", parse_text(fields.get("prompt")))
-    raw = unflatten(fields, "response.raw.")
-    counts = unflatten(fields, "response.additional_kwargs.")
-    return {
-        "input_messages": read_messages(fields.get("messages")) if "messages" in fields else prompt,
-        "output_messages": read_messages([message], "assistant")
-        if isinstance(message, dict)
-        else _to_message("assistant", text),
-        "tools": read_tools(fields.get("additional_kwargs.tools")),
-        "usage": read_usage(raw.get("usage") or raw.get("usage_metadata") or counts) if isinstance(raw, dict) else None,
-        "response_id": parse_text(fields.get("response.raw.id")),
-    }
-
-
-def _to_message(role: str, text: str | None) -> tuple[Message, ...] | None:
-    return (Message(role, (Part("text", text),)),) if text else None
+    content["request_model"] = select_text(fields.get("model_dict.model_name"), fields.get("model_dict.model"))
+    content["response_model"] = select_text(fields.get("response.raw.model"), fields.get("model_name"))
+    provider = model_class.replace("_", "").removesuffix("llm").removesuffix("embedding") or None
+    return NormalizedSpan(kind=kind, provider=provider, **content)
 
 
 def _read_nodes(value: Any) -> tuple[Document, ...] | None:
@@ -116,9 +92,7 @@ def _read_step(span: SpanView) -> NormalizedSpan | None:
     """A workflow and its steps, whose input and output are reprs."""
     attributes = span.attributes
     summary = str(attributes.get(_STEP_INPUT) or "")[:_MAX_REPR_LENGTH]
-    outputs = [
-        event.attributes.get("output") for event in span.events if event.name in ("step.output", "workflow.output")
-    ]
+    outputs = [event.attributes.get("output") for event in span.events if event.name in _STEP_EVENTS]
     output = str(outputs[-1])[:_MAX_REPR_LENGTH] if outputs else ""
     call = _TOOL_CALL.match(summary)
     if call is not None:

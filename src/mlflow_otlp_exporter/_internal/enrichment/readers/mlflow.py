@@ -1,22 +1,18 @@
 """MLflow's own attributes, set by the application or by MLflow's SDK in the same application."""
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
+from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_text
 
-# Without UNKNOWN, which is the same as no type.
-_KINDS = {kind.value: kind for kind in Kind if kind is not Kind.UNKNOWN}
-
 
 def read(span: SpanView) -> NormalizedSpan | None:
     """Read `mlflow.*`: JSON if the SDK wrote them, plain text from others."""
     attributes = span.attributes
-    span_type = decode_json(attributes.get("mlflow.spanType"))
-    kind = _KINDS.get(span_type.upper()) if isinstance(span_type, str) else None
+    kind = parse_kind(decode_json(attributes.get("mlflow.spanType")), KIND_WORDS)
     inputs, outputs = attributes.get("mlflow.spanInputs"), attributes.get("mlflow.spanOutputs")
     return NormalizedSpan(
         kind=kind,

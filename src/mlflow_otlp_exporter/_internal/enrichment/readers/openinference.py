@@ -5,7 +5,7 @@ from typing import Any
 
 from openinference.semconv.trace import DocumentAttributes, RerankerAttributes, SpanAttributes
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, parse_openinference_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import ROLES, merge_messages, normalize_role, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import add_system_message, read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, index_order, unflatten
-from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
+from mlflow_otlp_exporter._internal.enrichment.tools import find_tools, read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     cache_by_keys,
     parse_float,
@@ -74,9 +74,7 @@ _COST_KEYS = ("llm.cost.prompt", "llm.cost.completion", "llm.cost.total")
 
 def read(span: SpanView) -> NormalizedSpan | None:
     attributes = span.attributes
-    kind_name = attributes.get(SpanAttributes.OPENINFERENCE_SPAN_KIND)
-    kind = OPENINFERENCE_KINDS.get(kind_name) if isinstance(kind_name, str) else None
-    kind = kind or parse_openinference_kind(kind_name)
+    kind = parse_kind(attributes.get(SpanAttributes.OPENINFERENCE_SPAN_KIND), OPENINFERENCE_KINDS)
     groups = _group_keys(tuple(attributes))
     input_messages, output_messages, covered_keys = _read_all_messages(attributes, kind, groups)
     texts: dict[str, Any] = {}
@@ -112,7 +110,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
         usage=_read_usage(attributes) if "token_count" in groups else None,
         cost=_read_cost(attributes) if "cost" in groups else None,
         invocation_parameters=parameters if isinstance(parameters, dict) else None,
-        prompt=_read_prompt(attributes) if "prompt.id" in attributes or "prompt.name" in attributes else None,
+        prompt=read_prompt(attributes, "prompt.version", "prompt.id", "prompt.name"),
         tags=parse_texts(attributes[SpanAttributes.TAG_TAGS]) if SpanAttributes.TAG_TAGS in attributes else None,
         metadata=metadata if isinstance(metadata, dict) else None,
         covered_keys=covered_keys,
@@ -244,12 +242,8 @@ def _read_tools(
         if value is None or (isinstance(value, str) and '"tools"' not in value):
             continue
         holder = parse_structured(value)
-        if isinstance(holder, dict):
-            kwargs = holder.get("kwargs")
-            tools = read_tools(holder.get("tools"))
-            tools = tools or (read_tools(kwargs.get("tools")) if isinstance(kwargs, dict) else None)
-            if tools:
-                return tools
+        if isinstance(holder, dict) and (tools := find_tools(holder)):
+            return tools
     return None
 
 
@@ -338,6 +332,6 @@ def _read_parameter_model(attributes: Mapping[str, Any], kind: Kind | None) -> s
     return None
 
 
-def _read_prompt(attributes: Mapping[str, Any]) -> Prompt | None:
-    name = select_text(attributes.get("prompt.id"), attributes.get("prompt.name"))
-    return Prompt(name, str(attributes.get("prompt.version") or "")) if name else None
+def read_prompt(attributes: Mapping[str, Any], version_key: str, *name_keys: str) -> Prompt | None:
+    name = select_text(*map(attributes.get, name_keys))
+    return Prompt(name, str(attributes.get(version_key) or "")) if name else None

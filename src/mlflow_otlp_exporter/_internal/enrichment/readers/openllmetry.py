@@ -3,58 +3,51 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import REQUEST_TYPES, TRACELOOP_KINDS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Prompt
-from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response, simplify_call
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
-from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_properties, read_identity
+from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_prompt
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect, read_dialect
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_text
 
 _PROMPT, _COMPLETION, _FUNCTIONS = "gen_ai.prompt.", "gen_ai.completion.", "llm.request.functions."
 _FLATTENED_PREFIXES = (_PROMPT, _COMPLETION, "llm.request.")
-_ASSOCIATION = "traceloop.association.properties."
+_INPUT, _OUTPUT = "traceloop.entity.input", "traceloop.entity.output"
 _MESSAGE_KEYS = {"role", "content", "tool_calls", "function_call"}
 
 
+# Workflows, tasks, agents, tools, and association properties.
+_ENTITY = Dialect(
+    "OpenLLMetry",
+    frozenset({"traceloop"}),
+    {
+        "kind": ("traceloop.span.kind",),
+        "input": (_INPUT,),
+        "output": (_OUTPUT,),
+        "tool_name": ("traceloop.entity.name",),
+    },
+    metadata_prefixes=("traceloop.association.properties.",),
+)
+
+
 def read(span: SpanView) -> NormalizedSpan | None:
-    """Read workflows, tasks, agents, tools, and association properties."""
-    attributes = span.attributes
-    kind = parse_kind(attributes.get("traceloop.span.kind"), TRACELOOP_KINDS)
-    input_value = _unwrap_entity(attributes.get("traceloop.entity.input"))
-    output_value = _unwrap_entity(attributes.get("traceloop.entity.output"))
-    prompt_name = parse_text(attributes.get("traceloop.prompt.key"))
-    return NormalizedSpan(
-        kind=kind,
-        input_messages=read_request(input_value, is_model=False) if input_value is not None else None,
-        output_messages=read_response(output_value, is_model=False) if output_value is not None else None,
-        input=_unwrap_arguments(input_value) if kind is Kind.TOOL else simplify_call(input_value),
-        output=output_value if kind is Kind.TOOL else simplify_call(output_value),
-        tool_name=parse_text(attributes.get("traceloop.entity.name")) if kind is Kind.TOOL else None,
-        prompt=Prompt(prompt_name, str(attributes.get("traceloop.prompt.version") or "")) if prompt_name else None,
-        agent_name=parse_text(attributes.get("traceloop.entity.name")) if kind is Kind.AGENT else None,
-        **read_identity(collect_properties(attributes, (_ASSOCIATION,))),
-    )
+    values = {key: _unwrap_entity(span.attributes[key]) for key in (_INPUT, _OUTPUT) if key in span.attributes}
+    normalized = read_dialect(_ENTITY, span._replace(attributes={**span.attributes, **values})) or NormalizedSpan()
+    name = parse_text(span.attributes.get("traceloop.entity.name")) if normalized.kind is Kind.AGENT else None
+    prompt = read_prompt(span.attributes, "traceloop.prompt.version", "traceloop.prompt.key")
+    return normalized._replace(agent_name=name, prompt=prompt)
 
 
 def _unwrap_entity(value: Any) -> Any:
     """The input or output of an entity without its envelope; None for `null`."""
     decoded = decode_json(value)
-    if decoded is None or decoded == "null":
-        return None
     if isinstance(decoded, dict):
         for key in ("inputs", "outputs"):
             if key in decoded:
                 return _unwrap_entity(decoded[key]) if isinstance(decoded[key], str) else decoded[key]
-    return decoded
-
-
-def _unwrap_arguments(value: Any) -> Any:
-    """A tool's arguments; a single positional one stays, because only the trace tells the tool's parameters."""
-    if isinstance(value, dict) and isinstance(value.get("input_str"), str):
-        return decode_json(value["input_str"])
-    return value
+    return None if decoded == "null" else decoded
 
 
 def read_flattened(span: SpanView) -> NormalizedSpan | None:
@@ -66,7 +59,7 @@ def read_flattened(span: SpanView) -> NormalizedSpan | None:
     output_messages = _read_messages(attributes, _COMPLETION, "assistant")
     functions = unflatten(attributes, _FUNCTIONS)
     tools = read_tools(functions) if isinstance(functions, list) else None
-    kind = parse_kind(attributes.get("llm.request.type"), REQUEST_TYPES)
+    kind = parse_kind(attributes.get("llm.request.type"), OPERATIONS)
     if input_messages is None and output_messages is None and tools is None and kind is None:
         return None
     covered_keys = [

@@ -7,18 +7,15 @@ from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Part
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import parse_objects, parse_structured, parse_text, to_text
+from mlflow_otlp_exporter._internal.enrichment.values import parse_structured, parse_text, to_text
 
 
 def read(span: SpanView) -> NormalizedSpan | None:
-    """Read agent runs, tool calls, and the events that the first format keeps in an attribute."""
+    """Read agent runs and tool calls; the events of the first format are those of GenAI."""
     attributes = span.attributes
-    input_messages, output_messages = _read_events(attributes)
-    transcript = read_messages(attributes.get("pydantic_ai.all_messages")) or read_messages(
-        attributes.get("all_messages_events")
-    )
-    if transcript:
-        input_messages, output_messages = _split_run(attributes, transcript)
+    keys = ("pydantic_ai.all_messages", "all_messages_events")
+    transcript = next(filter(None, map(read_messages, map(attributes.get, keys))), None)
+    input_messages, output_messages = _split_run(attributes, transcript) if transcript else (None, None)
     parameters = parse_structured(attributes.get("model_request_parameters"))
     tools = read_tools(parameters.get("function_tools")) if isinstance(parameters, dict) else None
     normalized = NormalizedSpan(
@@ -32,22 +29,6 @@ def read(span: SpanView) -> NormalizedSpan | None:
         covered_keys=("pydantic_ai.all_messages",) if transcript and "pydantic_ai.all_messages" in attributes else (),
     )
     return normalized if any(normalized) else None
-
-
-def _read_events(attributes: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None]:
-    """Format 1: a JSON list of events, which later versions replaced by messages."""
-    if "events" not in attributes:
-        return None, None
-    input_messages: list[Message] = []
-    output_messages: list[Message] = []
-    for event in parse_objects(attributes["events"]):
-        name = event.get("event.name", "")
-        if name == "gen_ai.choice":
-            message = event.get("message")
-            output_messages += read_messages([message] if isinstance(message, dict) else None, "assistant") or ()
-        elif isinstance(name, str) and name.startswith("gen_ai."):
-            input_messages += read_messages([event]) or ()
-    return tuple(input_messages) or None, tuple(output_messages) or None
 
 
 def _split_run(

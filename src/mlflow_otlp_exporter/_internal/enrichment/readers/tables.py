@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response, simplify_call
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader, SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
-from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
+from mlflow_otlp_exporter._internal.enrichment.tools import find_tools, read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     decode_json,
     parse_float,
@@ -104,7 +104,7 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     values: dict[str, Any] = {}
     used_keys: dict[str, str] = {}
     for field, keys in dialect.fields.items():
-        parse: Callable[[Any], Any] = _PARSERS.get(field, parse_text)
+        parse: Callable[[Any], Any] = _PARSERS.get(field, _parse_text)
         for key in keys:
             value = attributes.get(key)
             if value is not None and value != "" and (parsed := parse(value)) is not None:
@@ -124,7 +124,7 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     counts = [values.pop(f"usage.{name}", None) for name in Usage._fields]
     costs = [values.pop(f"cost.{name}", None) for name in Cost._fields]
     if any(counts):
-        values.setdefault("usage", _include_cached_tokens(Usage(*counts)))
+        values.setdefault("usage", Usage(*counts))
     if any(costs):
         values.setdefault("cost", Cost(*costs))
     request, response = decode_json(values.pop("input", None)), decode_json(values.pop("output", None))
@@ -144,6 +144,11 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     return dialect.complete(span, normalized) if dialect.complete is not None else normalized
 
 
+def find_model_call(key: str) -> Callable[[SpanView], Kind | None]:
+    """For `find_kind`: a span with a provider's request as a JSON object is the call of a model."""
+    return lambda span: Kind.CHAT_MODEL if str(span.attributes.get(key)).startswith("{") else None
+
+
 def _unwrap(value: Any, envelopes: frozenset[str], kind: Kind | None) -> Any:
     if kind not in MODEL_KINDS and isinstance(value, dict) and len(value) == 1 and value.keys() <= envelopes:
         return next(iter(value.values()))
@@ -152,10 +157,10 @@ def _unwrap(value: Any, envelopes: frozenset[str], kind: Kind | None) -> Any:
 
 def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any]:
     """The fields that a span's input and output stand for; JSON text is decoded already."""
-    fields: dict[str, Any] = {"input": request, "output": response}
     if kind is Kind.TOOL:
-        return fields
-    fields["input"] = request = simplify_call(request)
+        return {"input": request, "output": response}
+    request, response = simplify_call(request), simplify_call(response)
+    fields: dict[str, Any] = {"input": request, "output": response}
     if kind in (Kind.RETRIEVER, Kind.RERANKER):
         if kind is Kind.RERANKER and isinstance(request, dict):
             fields["input_documents"] = read_documents(request.get("documents"))
@@ -181,10 +186,10 @@ def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any
     if is_model:
         if fields["input_messages"] is None and isinstance(request, list):
             fields["input"] = None  # messages without content
-        fields["input_messages"] = fields["input_messages"] or _to_message("user", request)
-        fields["output_messages"] = fields["output_messages"] or _to_message("assistant", response)
+        fields["input_messages"] = fields["input_messages"] or to_message("user", request)
+        fields["output_messages"] = fields["output_messages"] or to_message("assistant", response)
         if isinstance(request, dict):
-            fields["tools"] = read_tools(request.get("tools"))
+            fields["tools"] = find_tools(request)
             fields["request_model"] = parse_text(request.get("model"))
     return fields
 
@@ -193,7 +198,7 @@ def _drop_empty(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | N
     return messages if has_content(messages or ()) else None
 
 
-def _to_message(role: str, value: Any) -> tuple[Message, ...] | None:
+def to_message(role: str, value: Any) -> tuple[Message, ...] | None:
     return (Message(role, (Part("text", value),)),) if isinstance(value, str) and value else None
 
 
@@ -247,9 +252,7 @@ def read_usage(value: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     counts = parse_counts(usage)
-    if not any(count is not None for count in counts[:3]):
-        return None
-    return _include_cached_tokens(counts)
+    return counts if any(count is not None for count in counts[:3]) else None
 
 
 def parse_counts(usage: Mapping[str, Any]) -> Usage:
@@ -262,17 +265,6 @@ def parse_counts(usage: Mapping[str, Any]) -> Usage:
         else:
             counts[name] = item
     return Usage(*(_select_number(counts, names, parse_int) for names in _COUNTS))
-
-
-def _include_cached_tokens(usage: Usage) -> Usage:
-    """Count cached and reasoning tokens in input and output, where the total says that they stand beside them."""
-    cached, reasoning = (usage.cache_read or 0) + (usage.cache_write or 0), usage.reasoning or 0
-    beside = (usage.total or 0) - (usage.input or 0) - (usage.output or 0)
-    if cached and beside in (cached, cached + reasoning):
-        usage = usage._replace(input=(usage.input or 0) + cached)
-    if reasoning and beside in (reasoning, cached + reasoning):
-        usage = usage._replace(output=(usage.output or 0) + reasoning)
-    return usage
 
 
 def read_cost(value: Any) -> Cost | None:
@@ -295,6 +287,11 @@ def _select_number(numbers: Mapping[str, Any], names: tuple[str, ...], parse: Ca
 def _parse_object(value: Any) -> dict[str, Any] | None:
     parsed = parse_structured(value)
     return parsed if isinstance(parsed, dict) and parsed else None
+
+
+def _parse_text(value: Any) -> str | None:
+    """A text, also as JSON."""
+    return parse_text(decode_json(value) if isinstance(value, str) and value[:1] == '"' else value)
 
 
 def _keep(value: Any) -> Any:
