@@ -192,7 +192,9 @@ def test_enrich_chat_lists_files_that_messages_cannot_hold() -> None:
         {"type": "image_url", "image_url": {"url": references[4]}},
     ]
     assert "files" not in parse_inputs(
-        enrich_span({"openinference.span.kind": "LLM", "input.value": '{"messages": [{"role": "user"}]}'})
+        enrich_span(
+            {"openinference.span.kind": "LLM", "input.value": '{"messages": [{"role": "user", "content": "hi"}]}'}
+        )
     )
 
 

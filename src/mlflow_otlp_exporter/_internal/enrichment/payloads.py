@@ -10,7 +10,7 @@ from mlflow_otlp_exporter._internal.enrichment.messages import (
     read_messages,
     read_system_message,
 )
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, Part, has_content
 from mlflow_otlp_exporter._internal.enrichment.values import parse_structured
 
 # LangChain's types of messages, instead of a role.
@@ -45,8 +45,14 @@ _ANSWER_MARKS = (
 def read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     """The messages of a request to a provider, or of an agent's input: JSON text or structured.
 
-    `is_model` tells that a model received the request, so that a prompt without a role is the user's.
+    `is_model` tells that a model received the request, so that a prompt without a role is the user's. None if no
+    message has content.
     """
+    messages = _read_request(value, is_model=is_model)
+    return messages if has_content(messages or ()) else None
+
+
+def _read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     if isinstance(value, str) and not any(mark in value for mark in _REQUEST_MARKS):
         return None
     request = simplify_call(parse_structured(value))
@@ -63,7 +69,7 @@ def read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
             return add_system_message(request, messages) or None
     if not is_model:
         nested = next((request[name] for name in _REQUEST_WRAPPERS if isinstance(request.get(name), dict)), None)
-        return read_request(nested, is_model=False)
+        return _read_request(nested, is_model=False)
     prompt = request.get("input") if isinstance(request.get("input"), str) else request.get("prompt")
     if isinstance(prompt, str):
         return add_system_message(request, (Message("user", (Part("text", prompt),)),))
@@ -128,8 +134,13 @@ def _is_message(item: Mapping[str, Any]) -> bool:
 def read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     """The messages of a provider's response, or of an agent's output: JSON text or structured.
 
-    If `is_model` is false, only the final answer is taken from an agent's state.
+    If `is_model` is false, only the final answer is taken from an agent's state. None if no message has content.
     """
+    messages = _read_response(value, is_model=is_model)
+    return messages if has_content(messages or ()) else None
+
+
+def _read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     if isinstance(value, str) and not any(mark in value for mark in _ANSWER_MARKS):
         return None
     response = parse_structured(value)
@@ -153,7 +164,7 @@ def read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     for key in ("messages", "update"):
         nested = response.get(key)
         if isinstance(nested, dict):
-            return read_response(nested, is_model=is_model)
+            return _read_response(nested, is_model=is_model)
         if isinstance(nested, list) and is_message_list(nested):
             messages = read_messages(nested, "assistant")
             return _select_answer(messages, is_model=False) or _select_step_output(messages)
@@ -168,7 +179,7 @@ def _read_response_list(items: list[Any], *, is_model: bool) -> tuple[Message, .
     if is_message_list(items):
         return _select_answer(read_messages(items, "assistant"), is_model=is_model)
     if items and isinstance(items[-1], dict) and isinstance(items[-1].get("update"), dict):  # LangGraph's commands
-        return read_response(items[-1]["update"], is_model=False)
+        return _read_response(items[-1]["update"], is_model=False)
     return None
 
 

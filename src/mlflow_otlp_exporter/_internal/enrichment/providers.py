@@ -22,7 +22,7 @@ _ALIASES = {
     "azure": {"azure.ai.openai", "az.ai.openai", "azure.ai.inference", "az.ai.inference"}
     | {"azure_openai", "azureopenai", "azure-openai", "azure_ai"},
     "aws": {"aws.bedrock", "aws_bedrock", "bedrock", "amazon-bedrock", "bedrock_converse"},
-    "google": {"gemini", "googleai", "gcp.gemini", "gcp.gen_ai", "google_genai", "google-gla"} | _VERTEX_AI,
+    "google": {"gemini", "googleai", "gcp.gemini", "gcp", "gcp.gen_ai", "google_genai", "google-gla"} | _VERTEX_AI,
     "xai": {"x_ai"},
     "mistralai": {"mistral_ai", "mistral"},
 }
@@ -65,7 +65,6 @@ _PROVIDERS = frozenset(
 )
 _DOMAINS = {"amazonaws": "aws", "googleapis": "google", "x": "xai"}
 _APIS = frozenset({"chat", "responses", "messages", "completion", "completions", "embedding", "embeddings", "image"})
-_GOOGLE = {"gcp": "google"}
 _MAX_ADDRESS_LENGTH = 64
 _ADDRESS = re.compile(r"(?:localhost|[\d.]+|\[[\da-f:]*\])(?::\d+)?")
 
@@ -78,7 +77,7 @@ def resolve_provider(source_name: str | None, model: str | None) -> str | None:
     name = (source_name or "").strip().lower().rpartition("://")[2].partition("/")[0]
     is_address = bool(_ADDRESS.fullmatch(name[:_MAX_ADDRESS_LENGTH]))
     if name and name not in _FRAMEWORKS and not is_address:
-        return _read_dotted(name) if "." in name and name not in _OPENINFERENCE else _GOOGLE.get(name, name)
+        return _read_dotted(name) if "." in name and name not in _OPENINFERENCE else name
     if model:
         prefix, _, bare = model.lower().rpartition("/")
         if (prefix := prefix.partition("/")[0]) in _PROVIDERS:
@@ -92,8 +91,6 @@ def resolve_provider(source_name: str | None, model: str | None) -> str | None:
 def _read_dotted(name: str) -> str:
     """A provider with its API, or the host of an API; the names of other hosts stay as they are."""
     labels = name.partition(":")[0].split(".")
-    if labels[0] == "gcp":
-        return "google"
     if labels[0] in _PROVIDERS or labels[-1] in _APIS:
         return labels[0]
     for label in labels[:0:-1]:

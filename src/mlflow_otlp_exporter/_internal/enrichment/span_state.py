@@ -1,7 +1,7 @@
 """A span while it is enriched, and the summary that the trace cache keeps of it."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
@@ -19,6 +19,7 @@ from mlflow_otlp_exporter._internal.enrichment.payloads import find_last_text, r
 from mlflow_otlp_exporter._internal.enrichment.tools import is_error_result
 from mlflow_otlp_exporter._internal.enrichment.values import to_json
 
+_Value = TypeVar("_Value")
 # Longer texts are truncated in summaries: they only serve previews of at most 1,000 characters.
 _MAX_TEXT_LENGTH = 32_768
 _MAX_TOOL_CALLS = 64
@@ -62,32 +63,29 @@ class SpanSummary(NamedTuple):
     normalized: NormalizedSpan  # only session, user, tags, metadata and prompt, which the root may need
 
 
+class _Lazy(Generic[_Value]):
+    """An attribute that is read when it is needed first, and may be set.
+
+    Not functools.cached_property: before Python 3.12 it has a lock, which another thread may hold during a fork.
+    """
+
+    def __init__(self, read: Callable[[Any], _Value]) -> None:
+        self._read = read
+
+    def __get__(self, instance: Any, _: Any) -> _Value:
+        value = instance.__dict__[self._read.__name__] = self._read(instance)
+        return value
+
+
 class SpanState:
     """A span on its way through enrichment; only this package's stages change it."""
-
-    # The two texts are read when they are needed first; the names without underscore are properties.
-    __slots__ = (
-        "_answer",
-        "_question",
-        "attributes",
-        "counts_usage",
-        "has_own_kind",
-        "is_local_root",
-        "kind",
-        "normalized",
-        "parent_id",
-        "prompts",
-        "scope",
-        "span",
-        "span_id",
-        "trace_fields",
-        "trace_id",
-    )
 
     def __init__(self, span: ReadableSpan, attributes: dict[str, Any], normalized: NormalizedSpan, scope: str) -> None:
         context = span.get_span_context()
         assert context is not None
         self.span = span
+        self.name = span.name
+        self.start_time, self.end_time = span.start_time or 0, span.end_time or 0  # nanoseconds
         self.trace_id, self.span_id = context.trace_id, context.span_id
         self.parent_id = span.parent.span_id if span.parent is not None else None
         # Whether it stands for the trace: the root, or the top span of this process, whose caller MLflow may not have.
@@ -100,47 +98,23 @@ class SpanState:
         self.has_own_kind = True
         # False if spans below have the same usage, or another span describes the same call.
         self.counts_usage = True
-        # Read when they are needed; a root or an agent without them gets those of a span below.
-        self._question: str | bool | None = False
-        self._answer: str | bool | None = False
         # Of a root: session, user, tags and metadata of all spans below; prompts of a registry with a version.
         self.trace_fields: NormalizedSpan | None = None
         self.prompts: tuple[Prompt, ...] = ()
 
-    @property
+    @_Lazy
     def question(self) -> str | None:
-        """The last text of the user in the span's own input."""
-        if isinstance(self._question, bool):
-            self._question = find_last_text(self.normalized.input_messages, "user")
-            if self._question is None and self.kind not in _NO_CONVERSATION:
-                self._question = read_question(self.normalized.input)
-        return self._question
+        """The last text of the user in the span's own input; a root or an agent without one gets that of others."""
+        text = find_last_text(self.normalized.input_messages, "user")
+        return read_question(self.normalized.input) if text is None and self.kind not in _NO_CONVERSATION else text
 
-    @question.setter
-    def question(self, text: str | None) -> None:
-        self._question = text
-
-    @property
+    @_Lazy
     def answer(self) -> str | None:
-        if isinstance(self._answer, bool):
-            normalized = self.normalized
-            self._answer = find_last_text(normalized.output_messages, "assistant")
-            if self._answer is None and self.kind not in _NO_CONVERSATION:
-                is_conversation = normalized.input is None or self.question is not None
-                self._answer = read_answer(normalized.output, is_conversation=is_conversation)
-        return self._answer
-
-    @answer.setter
-    def answer(self, text: str | None) -> None:
-        self._answer = text
-
-    @property
-    def start_time(self) -> int:  # nanoseconds
-        return self.span.start_time or 0
-
-    @property
-    def end_time(self) -> int:  # nanoseconds
-        return self.span.end_time or 0
+        normalized = self.normalized
+        text = find_last_text(normalized.output_messages, "assistant")
+        if text is not None or self.kind in _NO_CONVERSATION:
+            return text
+        return read_answer(normalized.output, is_conversation=normalized.input is None or self.question is not None)
 
     @property
     def has_failed(self) -> bool:
@@ -199,10 +173,6 @@ class SpanState:
     @property
     def raw_output(self) -> Any:
         return self.normalized.output
-
-    @property
-    def name(self) -> str:
-        return self.span.name
 
     @property
     def earlier_questions(self) -> tuple[int, ...]:

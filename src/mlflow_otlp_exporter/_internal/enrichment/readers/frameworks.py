@@ -201,8 +201,6 @@ CLAUDE_CODE = Dialect(
         "usage.cache_write": ("cache_creation_tokens",),
         "finish_reason": ("stop_reason",),
         "response_id": ("gen_ai.response.id",),
-        "session": ("session.id",),
-        "user": ("user.id",),
     },
     {"interaction": Kind.AGENT, "llm_request": Kind.CHAT_MODEL},
     complete=_complete_claude_code,

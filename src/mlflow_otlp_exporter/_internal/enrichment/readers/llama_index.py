@@ -4,17 +4,10 @@ import re
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Document, Kind, NormalizedSpan
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
-from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage, read_values
-from mlflow_otlp_exporter._internal.enrichment.values import (
-    parse_int,
-    parse_objects,
-    parse_repr,
-    parse_texts,
-    select_text,
-)
+from mlflow_otlp_exporter._internal.enrichment.values import parse_objects, parse_repr, select_text
 
 # Kind by the beginning of an event's name, in order of precedence.
 _KINDS = {
@@ -32,6 +25,7 @@ _KINDS = {
     "AgentChatWithStep": Kind.AGENT,
     "AgentRunStep": Kind.CHAIN,
 }
+_CALLS = (*MODEL_KINDS, Kind.EMBEDDING, Kind.RETRIEVER, Kind.RERANKER)
 EVENTS = frozenset(name + end for name in _KINDS for end in ("StartEvent", "EndEvent"))
 _STEP_EVENTS = ("step.output", "workflow.output")
 _STEP_INPUT = "llamaindex.step.input_summary"
@@ -56,36 +50,22 @@ def read(span: SpanView) -> NormalizedSpan | None:
     if not kinds:
         return _read_step(span)
     kind = kinds[0]
-    content: dict[str, Any] = {"input": select_text(*(fields.get(key) for key in _QUERY_KEYS))}
-    if kind in MODEL_KINDS:
-        messages, tools = parse_objects(fields.get("messages")), fields.get("additional_kwargs.tools")
+    query = select_text(*map(fields.get, _QUERY_KEYS))
+    content: dict[str, Any] = {"input": query, "output": select_text(*map(fields.get, _ANSWER_KEYS))}
+    if kind in _CALLS:
+        request = {"query": query, "top_k": fields.get("top_n"), "input": fields.get("chunks")}
+        request |= {"messages": parse_objects(fields.get("messages")), "prompt": fields.get("prompt")}
+        request["tools"] = fields.get("additional_kwargs.tools")
         response = unflatten(fields, "response.")
         answer = {"choices": [response], **response} if isinstance(response, dict) else {}
-        content = read_values(kind, {"messages": messages, "prompt": fields.get("prompt"), "tools": tools}, answer)
+        content = read_values(kind, request, answer if kind in MODEL_KINDS else parse_objects(fields.get("nodes")))
         content["usage"] = content.get("usage") or read_usage(answer.get("additional_kwargs"))
         content["input"] = content["output"] = None
-    elif kind is Kind.EMBEDDING:
-        content = {"embedded_texts": parse_texts(fields.get("chunks"))}
-    elif kind in (Kind.RETRIEVER, Kind.RERANKER):
-        query = content["input"]
-        content = {
-            "query": query,
-            "documents": _read_nodes(fields.get("nodes")),
-            "top_k": parse_int(fields.get("top_n")),
-        }
-    else:
-        content["output"] = select_text(*(fields.get(key) for key in _ANSWER_KEYS))
     model_class = str(fields.get("model_dict.class_name") or span.name.partition(".")[0]).lower()
     content["request_model"] = select_text(fields.get("model_dict.model_name"), fields.get("model_dict.model"))
     content["response_model"] = select_text(fields.get("response.raw.model"), fields.get("model_name"))
     provider = model_class.replace("_", "").removesuffix("llm").removesuffix("embedding") or None
     return NormalizedSpan(kind=kind, provider=provider, **content)
-
-
-def _read_nodes(value: Any) -> tuple[Document, ...] | None:
-    """LlamaIndex's nodes with scores."""
-    nodes = [{**item, **item["node"]} for item in parse_objects(value) if isinstance(item.get("node"), dict)]
-    return read_documents([{**node, "id": node.get("id_")} for node in nodes])
 
 
 def _read_step(span: SpanView) -> NormalizedSpan | None:

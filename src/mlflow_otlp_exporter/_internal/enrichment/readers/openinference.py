@@ -1,6 +1,6 @@
 """OpenInference's semantic conventions (openinference-semantic-conventions 0.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from openinference.semconv.trace import DocumentAttributes, RerankerAttributes, SpanAttributes
@@ -237,14 +237,18 @@ def _read_tools(
             return tools
     if kind is not Kind.LLM:
         return None
-    for key in (SpanAttributes.LLM_INVOCATION_PARAMETERS, SpanAttributes.INPUT_VALUE):
+    keys = (SpanAttributes.LLM_INVOCATION_PARAMETERS, SpanAttributes.INPUT_VALUE)
+    return next(filter(None, map(find_tools, _parse_holders(attributes, keys, '"tools"'))), None)
+
+
+def _parse_holders(attributes: Mapping[str, Any], keys: Iterable[str], mark: str) -> Iterator[dict[str, Any]]:
+    """The objects in attributes; JSON text only if it contains the mark."""
+    for key in keys:
         value = attributes.get(key)
-        if value is None or (isinstance(value, str) and '"tools"' not in value):
-            continue
-        holder = parse_structured(value)
-        if isinstance(holder, dict) and (tools := find_tools(holder)):
-            return tools
-    return None
+        if value is not None and (not isinstance(value, str) or mark in value):
+            holder = parse_structured(value)
+            if isinstance(holder, dict):
+                yield holder
 
 
 def _read_documents(
@@ -266,9 +270,10 @@ def read_documents(value: Any) -> tuple[Document, ...] | None:
         return None
     documents: list[Document] = []
     for item in value:
-        document = item.get("document") if isinstance(item, dict) and isinstance(item.get("document"), dict) else item
-        if not isinstance(document, dict):
+        if not isinstance(item, dict):
             return None
+        nested = item.get("document", item.get("node"))  # LlamaIndex
+        document = {**item, **nested} if isinstance(nested, dict) else item
         content = select_text(
             document.get(DocumentAttributes.DOCUMENT_CONTENT.rpartition(".")[2]),
             document.get("page_content"),
@@ -280,7 +285,7 @@ def read_documents(value: Any) -> tuple[Document, ...] | None:
         documents.append(
             Document(
                 content,
-                str(document["id"]) if document.get("id") not in (None, "") else "",
+                str(document.get("id", document.get("id_")) or ""),
                 parse_float(document.get("score")),
                 metadata if isinstance(metadata, dict) else None,
             )
@@ -319,17 +324,13 @@ def _read_parameter_model(attributes: Mapping[str, Any], kind: Kind | None) -> s
     """The model of a failed call is only among the parameters."""
     if kind not in (Kind.LLM, Kind.EMBEDDING):
         return None
-    for key in (
+    keys = (
         SpanAttributes.LLM_INVOCATION_PARAMETERS,
         SpanAttributes.EMBEDDING_INVOCATION_PARAMETERS,
         SpanAttributes.INPUT_VALUE,
-    ):
-        value = attributes.get(key)
-        if isinstance(value, str) and '"model' in value:
-            holder = parse_structured(value)
-            if isinstance(holder, dict) and (model := select_text(holder.get("model"), holder.get("model_name"))):
-                return model
-    return None
+    )
+    holders = _parse_holders(attributes, keys, '"model')
+    return next(filter(None, (select_text(holder.get("model"), holder.get("model_name")) for holder in holders)), None)
 
 
 def read_prompt(attributes: Mapping[str, Any], version_key: str, *name_keys: str) -> Prompt | None:

@@ -60,15 +60,8 @@ def read_flattened(span: SpanView) -> NormalizedSpan | None:
     functions = unflatten(attributes, _FUNCTIONS)
     tools = read_tools(functions) if isinstance(functions, list) else None
     kind = parse_kind(attributes.get("llm.request.type"), OPERATIONS)
-    if input_messages is None and output_messages is None and tools is None and kind is None:
-        return None
-    covered_keys = [
-        key
-        for key in attributes
-        if (input_messages and key.startswith(_PROMPT))
-        or (output_messages and key.startswith(_COMPLETION))
-        or (tools and key.startswith(_FUNCTIONS))
-    ]
+    contents = {_PROMPT: input_messages, _COMPLETION: output_messages, _FUNCTIONS: tools}
+    covered_prefixes = tuple(prefix for prefix, content in contents.items() if content)
     reasons = [item.get("finish_reason") for item in _read_items(attributes, _COMPLETION)]
     finish_reason = next((reason for reason in reasons if isinstance(reason, str) and reason), None)
     return NormalizedSpan(
@@ -77,7 +70,7 @@ def read_flattened(span: SpanView) -> NormalizedSpan | None:
         output_messages=output_messages,
         tools=tools,
         finish_reason=finish_reason,
-        covered_keys=tuple(covered_keys),
+        covered_keys=tuple(key for key in attributes if key.startswith(covered_prefixes)),
     )
 
 

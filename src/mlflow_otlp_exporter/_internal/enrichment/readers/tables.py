@@ -13,7 +13,6 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     NormalizedSpan,
     Part,
     Usage,
-    has_content,
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response, simplify_call
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader, SpanView
@@ -174,15 +173,12 @@ def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any
         fields["usage"] = read_usage(facts.pop("usage", None))
         fields.update(facts)
     if kind is Kind.EMBEDDING:
-        texts = (
-            next(filter(None, map(request.get, ("input", "texts", "text"))), None)
-            if isinstance(request, dict)
-            else request
-        )
+        holder = request if isinstance(request, dict) else {"input": request}
+        texts = next(filter(None, map(holder.get, ("input", "texts", "text"))), None)
         fields["embedded_texts"] = parse_texts(texts)
         return fields
-    fields["input_messages"] = _drop_empty(read_request(request, is_model=is_model))
-    fields["output_messages"] = _drop_empty(read_response(response, is_model=is_model))
+    fields["input_messages"] = read_request(request, is_model=is_model)
+    fields["output_messages"] = read_response(response, is_model=is_model)
     if is_model:
         if fields["input_messages"] is None and isinstance(request, list):
             fields["input"] = None  # messages without content
@@ -192,10 +188,6 @@ def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any
             fields["tools"] = find_tools(request)
             fields["request_model"] = parse_text(request.get("model"))
     return fields
-
-
-def _drop_empty(messages: tuple[Message, ...] | None) -> tuple[Message, ...] | None:
-    return messages if has_content(messages or ()) else None
 
 
 def to_message(role: str, value: Any) -> tuple[Message, ...] | None:
