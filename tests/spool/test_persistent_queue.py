@@ -409,7 +409,7 @@ def test_exporters_sharing_a_folder_with_other_secrets_are_warned(
     for queue in (one, other):
         assert queue.append(DESTINATION, encode_spans("a"), attempted=False, may_have_arrived=False)
     for queue in (one, other):
-        for entry in filter(queue.storage.is_own, queue.storage.entries()):
+        for entry in [entry for entry in queue.storage.entries() if entry.name in queue.storage.own_names]:
             queue.read(entry)
     assert "told apart" not in caplog.text
     for entry in other.storage.entries():

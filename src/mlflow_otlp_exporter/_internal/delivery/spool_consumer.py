@@ -228,7 +228,7 @@ class SpoolConsumer:
         pending: dict[str, deque[Entry]] = {}
         spool = self._queue.storage
         for entry in spool.entries():
-            if not self._is_locking_broken or spool.is_own(entry):
+            if not self._is_locking_broken or entry.name in spool.own_names:
                 pending.setdefault(entry.destination_hash, deque()).append(entry)
         self._pending = pending
 

@@ -192,7 +192,7 @@ class PersistentQueue:
 
     def read(self, entry: Entry) -> StoredRequest | None:
         """Check out a request; None if its file is gone, damaged or unreadable."""
-        if not self.storage.is_own(entry) and any(
+        if entry.name not in self.storage.own_names and any(
             queue.identity[:2] == self.identity[:2] and queue.identity != self.identity for queue in list(_open_queues)
         ):
             self._problem_log.log_once(logging.WARNING, add_code(MessageCode.SPOOL_SHARED, _SHARED_FOLDER))
@@ -206,6 +206,6 @@ class PersistentQueue:
         # A reader of the log must not search today's run for the cause of yesterday's problem.
         if entry.name in self._recovered_names:
             return "left by a killed process"
-        if self.storage.is_own(entry):
+        if entry.name in self.storage.own_names:
             return ""
         return "left by an earlier run" if entry.created_ns < self._created_ns else "left by another exporter"

@@ -89,7 +89,7 @@ class SpoolStorage:
         self._unique = f"{os.getpid():x}-{os.urandom(4).hex()}"
         self._file_numbers = itertools.count()
         self._checked_out: set[str] = set()
-        self._own_names: set[str] = set()
+        self.own_names: set[str] = set()  # files that this process wrote
 
     # Folder
 
@@ -165,7 +165,7 @@ class SpoolStorage:
                 raise
             atomic_write(folder / entry.name, content, self._unique)
         self._index.add(entry)
-        self._own_names.add(entry.name)
+        self.own_names.add(entry.name)
         return entry
 
     def _make_room(self, folder: Path, size_bytes: int) -> None:
@@ -228,10 +228,6 @@ class SpoolStorage:
             hidden = self._checked_out | self._skipped
             return [entry for entry in self._index if entry.name not in hidden]
 
-    def is_own(self, entry: Entry) -> bool:
-        """Whether this process wrote the request."""
-        return entry.name in self._own_names
-
     def totals(self) -> Totals:
         with self._lock:
             with suppress(OSError):
@@ -241,11 +237,11 @@ class SpoolStorage:
     def pending_span_count(self) -> int:
         """Count the spans that this process wrote and no process has sent."""
         with self._lock:
-            if self._own_names:
+            if self.own_names:
                 with suppress(OSError):
                     self._refresh(force=True)
-                self._own_names = {name for name in self._own_names if name in self._index}
-            return sum(entry.span_count for entry in self._index if entry.name in self._own_names)
+                self.own_names = {name for name in self.own_names if name in self._index}
+            return sum(entry.span_count for entry in self._index if entry.name in self.own_names)
 
     def _refresh(self, *, force: bool = False) -> None:
         started_at = time.monotonic()
@@ -325,7 +321,7 @@ class SpoolStorage:
 
     def _unlink(self, entry: Entry) -> bool:
         self._index.discard(entry)
-        self._own_names.discard(entry.name)
+        self.own_names.discard(entry.name)
         if self._folder is None:
             return False
         try:
@@ -351,7 +347,7 @@ class SpoolStorage:
     def _quarantine(self, entry: Entry, reason: str) -> None:
         # Without the lock, because the request is checked out.
         self._index.discard(entry)
-        self._own_names.discard(entry.name)
+        self.own_names.discard(entry.name)
         assert self._folder is not None
         path = self._folder / entry.name
         with suppress(OSError):
