@@ -11,7 +11,7 @@ CONSTRAINTS := .ci/constraints/dev.txt
 # Number of test files that run at the same time. `make test WORKERS=0` runs one test at a time.
 WORKERS ?= 2
 
-.PHONY: demo test test-matrix lint format bench dist lock configuration troubleshooting conventions parity screenshots clean
+.PHONY: demo test test-matrix lint format collector bench dist lock configuration troubleshooting conventions parity screenshots clean
 # Deletes a virtual environment whose creation was interrupted.
 .DELETE_ON_ERROR:
 
@@ -35,6 +35,10 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Builds the OpenTelemetry Collector of the tests into the user's cache folder. Needs Go. The tests do it on demand.
+collector: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m support.collector
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py

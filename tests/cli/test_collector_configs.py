@@ -1,4 +1,7 @@
-"""`mlflow-otlp collector-config`: the shipped files use documented keys, and their parts fit together."""
+"""`mlflow-otlp collector-config`: the parts of the shipped files fit together.
+
+tests/integration/test_collector.py runs the files.
+"""
 
 import re
 from typing import Any
@@ -28,77 +31,11 @@ CREDENTIALS = {
     "fixed-no-auth": None,
     "per-tenant": "bearertokenauth/mlflow",
     "operator": "bearertokenauth/mlflow",
+    "sidecar": "bearertokenauth/mlflow",
 }
-FIXED = ("fixed", "fixed-basic-auth", "fixed-no-auth")
+FIXED = ("fixed", "fixed-basic-auth", "fixed-no-auth", "sidecar")
 PER_TENANT = ("per-tenant", "operator")
-
-# What the README or config.go of each component names, with what stands below it; "" is one value, [] a list of them.
-DOCUMENTED: dict[str, Any] = {
-    "extensions": {
-        "health_check": {"endpoint": ""},
-        "file_storage": {"directory": "", "create_directory": "", "fsync": "", "compaction": {}},
-        "bearertokenauth": {"filename": "", "token": "", "scheme": ""},
-        "basicauth": {"client_auth": {"username": "", "password": ""}},
-        "headers_setter": {
-            "additional_auth": "",
-            "headers": [{"action": "", "key": "", "value": "", "from_context": "", "default_value": ""}],
-        },
-    },
-    "receivers": {
-        "otlp": {
-            "protocols": {
-                "grpc": {"endpoint": "", "include_metadata": "", "max_recv_msg_size_mib": ""},
-                "http": {"endpoint": "", "include_metadata": "", "max_request_body_size": ""},
-            }
-        }
-    },
-    "processors": {
-        "memory_limiter": {"check_interval": "", "limit_percentage": "", "spike_limit_percentage": ""},
-        "batch": {
-            "timeout": "",
-            "send_batch_size": "",
-            "send_batch_max_size": "",
-            "metadata_keys": [""],
-            "metadata_cardinality_limit": "",
-        },
-    },
-    "exporters": {
-        "otlphttp": {
-            "endpoint": "",
-            "compression": "",
-            "timeout": "",
-            "auth": {"authenticator": ""},
-            "headers": {"x-mlflow-experiment-id": "", "x-mlflow-workspace": ""},
-            "tls": {"ca_file": "", "insecure_skip_verify": ""},
-            "retry_on_failure": {"enabled": "", "initial_interval": "", "max_interval": "", "max_elapsed_time": ""},
-            "sending_queue": {"enabled": "", "storage": "", "queue_size": "", "num_consumers": ""},
-        }
-    },
-    "service": {
-        "extensions": [""],
-        "pipelines": {"traces": {"receivers": [""], "processors": [""], "exporters": [""]}},
-    },
-}
-
-
-def find_undocumented(config: Any, documented: Any, path: str = "") -> list[str]:
-    """The paths in a configuration that no component documents."""
-    if isinstance(documented, dict):
-        if not isinstance(config, dict):
-            return [f"{path} is no mapping"]
-        errors: list[str] = []
-        for key, value in config.items():
-            name = key if key in documented else key.partition("/")[0]  # a component's type, before its name
-            if name in documented:
-                errors += find_undocumented(value, documented[name], f"{path}.{key}")
-            else:
-                errors.append(f"{path}.{key}")
-        return errors
-    if isinstance(documented, list):
-        if not isinstance(config, list):
-            return [f"{path} is no list"]
-        return [error for item in config for error in find_undocumented(item, documented[0], f"{path}[]")]
-    return [] if isinstance(config, str | int | bool) else [f"{path} is no single value"]
+TO_MLFLOW = [*FIXED, *PER_TENANT]
 
 
 def load_config(name: str, **variables: str) -> dict[str, Any]:
@@ -109,13 +46,13 @@ def load_config(name: str, **variables: str) -> dict[str, Any]:
 
 
 def exporter_of(config: dict[str, Any]) -> dict[str, Any]:
-    exporter: dict[str, Any] = config["exporters"]["otlphttp/mlflow"]
+    exporter: dict[str, Any] = config["exporters"]["otlp_http/mlflow"]
     return exporter
 
 
 def test_configs_are_the_shipped_files() -> None:
     folder = ROOT / "src" / "mlflow_otlp_exporter" / "_internal" / "cli" / "collector_configs"
-    assert {path.stem for path in folder.iterdir()} == set(COLLECTOR_CONFIGS) == set(CREDENTIALS)
+    assert {path.stem for path in folder.iterdir()} == set(COLLECTOR_CONFIGS) == {*TO_MLFLOW, "gateway"}
 
 
 @pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
@@ -143,10 +80,9 @@ def test_collector_config_help_describes_each_file(capsys: pytest.CaptureFixture
     assert all(f"{name}: {summary}\n" in message for name, summary in COLLECTOR_CONFIGS.items())
 
 
-@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
-def test_keys_are_documented_and_parts_fit_together(name: str) -> None:
+@pytest.mark.parametrize("name", TO_MLFLOW)
+def test_parts_of_a_file_fit_together(name: str) -> None:
     config = load_config(name, **VARIABLES)
-    assert find_undocumented(config, DOCUMENTED) == []
     service, pipeline = config["service"], config["service"]["pipelines"]["traces/mlflow"]
     assert list(service["pipelines"]) == ["traces/mlflow"]
     for kind in ("receivers", "processors", "exporters"):
@@ -171,10 +107,11 @@ def test_keys_are_documented_and_parts_fit_together(name: str) -> None:
     assert exporter["sending_queue"]["num_consumers"] == 1
     assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
     assert exporter["compression"] == "gzip"
-    assert config["processors"]["batch/mlflow"]["timeout"] == "200ms"
+    batch = config["processors"]["batch/mlflow"] if name in PER_TENANT else exporter["sending_queue"]["batch"]
+    assert "200ms" in (batch.get("timeout"), batch.get("flush_timeout"))
 
 
-@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
+@pytest.mark.parametrize("name", TO_MLFLOW)
 def test_variables_are_settings_and_are_described_in_the_file(name: str) -> None:
     text = read_collector_config(name)
     comments, _, _ = text.partition("extensions:\n")
@@ -188,7 +125,7 @@ def test_variables_are_settings_and_are_described_in_the_file(name: str) -> None
     assert "$" not in REFERENCE.sub("", text)
 
 
-@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
+@pytest.mark.parametrize("name", TO_MLFLOW)
 def test_required_variables_have_no_default(name: str) -> None:
     """The Collector refuses an empty address at its start."""
     defaults = {
@@ -200,7 +137,7 @@ def test_required_variables_have_no_default(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
+@pytest.mark.parametrize("name", TO_MLFLOW)
 def test_variables_become_values_of_the_exporter(name: str) -> None:
     config = load_config(name, **VARIABLES)
     exporter = exporter_of(config)
@@ -216,7 +153,7 @@ def test_variables_become_values_of_the_exporter(name: str) -> None:
         assert config["extensions"][credential] == {"filename": "/etc/otelcol/token", "token": "planted-token"}
 
 
-@pytest.mark.parametrize("name", COLLECTOR_CONFIGS)
+@pytest.mark.parametrize("name", TO_MLFLOW)
 def test_unset_optional_variables_verify_with_the_systems_certificates(name: str) -> None:
     exporter = exporter_of(load_config(name, MLFLOW_TRACKING_URI="https://mlflow.example.com"))
     assert exporter["tls"] == {"ca_file": "", "insecure_skip_verify": False}
@@ -264,15 +201,35 @@ def test_fixed_configs_differ_only_in_the_credential(name: str) -> None:
     assert drop_credential(load_config(name)) == load_config("fixed-no-auth")
 
 
-@pytest.mark.parametrize("part", ["receivers", "processors", "exporters"])
-def test_per_tenant_differs_from_fixed_only_in_tenant_settings(part: str) -> None:
+def test_per_tenant_differs_from_fixed_only_in_tenant_settings() -> None:
     fixed, tenants = load_config("fixed"), load_config("per-tenant")
     for protocol in tenants["receivers"]["otlp"]["protocols"].values():
         del protocol["include_metadata"]
-    del tenants["processors"]["batch/mlflow"]["metadata_keys"]
-    del tenants["processors"]["batch/mlflow"]["metadata_cardinality_limit"]
+    # Its batches are made in front of the queue.
+    del tenants["processors"]["batch/mlflow"], exporter_of(fixed)["sending_queue"]["batch"]
     del exporter_of(tenants)["auth"], exporter_of(fixed)["auth"], exporter_of(fixed)["headers"]
-    assert tenants[part] == fixed[part]
+    for part in ("receivers", "processors", "exporters"):
+        assert tenants[part] == fixed[part]
+
+
+def test_sidecar_differs_from_fixed_only_in_its_addresses() -> None:
+    lines = [
+        read_collector_config(name).partition("extensions:\n")[2].replace(address, "ADDRESS:431")
+        for name, address in (("fixed", "0.0.0.0:431"), ("sidecar", "localhost:431"))
+    ]
+    assert lines[0] == lines[1]
+    assert lines[0].count("ADDRESS:431") == 2
+
+
+def test_gateway_passes_whole_traces_to_one_replica_and_keeps_them_on_disk_meanwhile() -> None:
+    config = load_config("gateway", GATEWAY_HOST="gateway.example.com")
+    exporter = config["exporters"]["load_balancing/mlflow"]
+    assert exporter["routing_key"] == "traceID"
+    assert exporter["resolver"] == {"dns": {"hostname": "gateway.example.com", "port": "4317"}}
+    assert exporter["sending_queue"]["storage"] in config["extensions"]
+    assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
+    # A queue of each replica would be in memory.
+    assert not exporter["protocol"]["otlp"]["sending_queue"]["enabled"]
 
 
 def test_operator_resource_contains_the_per_tenant_file() -> None:

@@ -1,38 +1,39 @@
-"""Traces through a real Collector to a real MLflow."""
+"""Traces through OpenTelemetry's Collector, with the shipped configurations, to a real MLflow."""
 
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure
-from support.collector import Collector, collector_python, otelcol
+from mlflow_otlp_exporter._internal.cli.main import COLLECTOR_CONFIGS
+from support.collector import Collector
+from support.grpc_client import send_span_over_grpc
+from support.markers import SECRET
 from support.mlflow_server import MLflowServer
+from support.nginx import Nginx
+from support.scripted_server import ACCEPTED, Answer, ScriptedServer
 from support.spans import make_spans
 from support.traces import wait_until
 
+# The first test builds the Collector, once for each version of its sources.
+pytestmark = pytest.mark.needs("go")
+
 TENANTS = ("team-a", "team-b")
-OPENTELEMETRY_APP = """
-import sys
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-provider = TracerProvider()
-metadata = tuple(pair.split("=") for pair in sys.argv[3:])
-provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(sys.argv[1], insecure=True, headers=metadata)))
-provider.get_tracer("tests").start_span(sys.argv[2]).end()
-provider.shutdown()
+BY_HEADERS = ("per-tenant", "operator")
+TO_MLFLOW = [name for name in COLLECTOR_CONFIGS if name != "gateway"]
+# Requests without this Authorization are rejected, and all are logged with theirs.
+GUARD = """
+if ($http_authorization != "{authorization}") { return 401; }
+location / { proxy_pass {upstream}; }
 """
-Start = Callable[[Path, Mapping[str, str]], Collector]
-STARTS: dict[str, Start] = {"rotel": Collector.of_pypi}
-if otelcol() is not None:
-    STARTS["otelcol"] = Collector.of_opentelemetry
+QUICK_RETRIES = {"exporters": {"otlp_http/mlflow": {"retry_on_failure": {"max_interval": "1s"}}}}
+BASIC = "Basic YWRhOnBsYW50ZWQtc2VjcmV0"  # ada:planted-secret
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
     server.stop()
 
 
-def collector_variables(server: MLflowServer, experiment_id: str, workspace: str) -> dict[str, str]:
-    return {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_ID": experiment_id, "MLFLOW_WORKSPACE": workspace}
+def guard(authorization: str) -> str:
+    return GUARD.replace("{authorization}", authorization)
+
+
+def collector_variables(uri: str, experiment_id: str = "", workspace: str = "") -> dict[str, str]:
+    variables = {"MLFLOW_TRACKING_URI": uri}
+    if experiment_id:
+        variables |= {"MLFLOW_EXPERIMENT_ID": experiment_id, "MLFLOW_WORKSPACE": workspace}
+    return variables
 
 
 def wait_for_names(server: MLflowServer, experiment_id: str, workspace: str, count: int) -> list[str]:
@@ -56,88 +64,176 @@ def wait_for_names(server: MLflowServer, experiment_id: str, workspace: str, cou
     return sorted(span["name"] for trace in traces if trace for span in trace["spans"])
 
 
-def send_with_this_library(endpoint: str, name: str, **arguments: Any) -> None:
+def send_trace(endpoint: str, name: str, **arguments: Any) -> None:
+    """Send a trace of three spans with this library."""
     provider = TracerProvider(resource=Resource({"service.name": "agent"}), shutdown_on_exit=False)
     provider.add_span_processor(MLflowSpanProcessor(MLflowSpanExporter(f"{endpoint}/v1/traces", **arguments)))
-    provider.get_tracer("tests").start_span(name).end()
+    tracer = provider.get_tracer("tests")
+    with tracer.start_as_current_span(name):
+        for number in (1, 2):
+            tracer.start_span(f"{name} {number}").end()
     provider.shutdown()
 
 
-def send_with_opentelemetry(endpoint: str, name: str, *metadata: str) -> None:
-    """Send a span with OpenTelemetry's own exporter, without this library."""
-    subprocess.run(
-        [str(collector_python()), "-c", OPENTELEMETRY_APP, endpoint, name, *metadata], check=True, timeout=120
-    )
+def assert_log_without_warnings(collector: Collector) -> None:
+    """A deprecated name, for example, is a warning."""
+    lines = collector.log.read_text().splitlines()
+    assert [line for line in lines if "\twarn\t" in line or "\terror\t" in line] == []
 
 
-@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_collector_of_each_tenant_delivers_to_its_destination(
-    start: Start, server: MLflowServer, tmp_path: Path
+@pytest.mark.needs("nginx")
+@pytest.mark.parametrize("name", TO_MLFLOW)
+def test_shipped_configuration_delivers_each_span_once_to_its_destination(
+    name: str, server: MLflowServer, tmp_path: Path
 ) -> None:
-    for tenant in TENANTS:
-        number = server.create_experiment(f"two tenants by {start.__name__}", tenant)
-        with start(tmp_path / tenant, collector_variables(server, number, tenant)) as collector:
-            send_with_this_library(collector.http, f"ours of {tenant}", experiment_id=number, workspace=tenant)
-            send_with_opentelemetry(collector.grpc, f"stock of {tenant}")
-            assert wait_for_names(server, number, tenant, 2) == [f"ours of {tenant}", f"stock of {tenant}"]
+    """With a token in a file, user and password, or no credential; nginx checks them and counts the requests."""
+    token = tmp_path / "token"
+    token.write_text(SECRET)
+    authorization = {"fixed-basic-auth": BASIC, "fixed-no-auth": ""}.get(name, f"Bearer {SECRET}")
+    with Nginx(tmp_path / "nginx", guard(authorization), server.uri) as nginx:
+        credentials = {
+            "fixed-basic-auth": {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": SECRET},
+            "fixed-no-auth": {},
+        }.get(name, {"MLFLOW_TRACKING_TOKEN_FILE": str(token)})
+        numbers = {tenant: server.create_experiment(f"by {name}", tenant) for tenant in TENANTS}
+        tenants = TENANTS if name in BY_HEADERS else TENANTS[:1]
+        fixed = {} if name in BY_HEADERS else {"experiment_id": numbers["team-a"], "workspace": "team-a"}
+        variables = {**collector_variables(nginx.uri, **fixed), **credentials}
+        with Collector(tmp_path / "collector", name, variables) as collector:
+            for tenant in tenants:
+                number = numbers[tenant]
+                send_trace(collector.http, f"ours of {tenant}", experiment_id=number, workspace=tenant)
+                headers = (f"x-mlflow-experiment-id={number}", f"x-mlflow-workspace={tenant}")
+                send_span_over_grpc(collector.grpc, f"stock of {tenant}", *headers)
+            for tenant in tenants:
+                assert wait_for_names(server, numbers[tenant], tenant, 2) == [
+                    f"ours of {tenant}",
+                    f"ours of {tenant} 1",
+                    f"ours of {tenant} 2",
+                    f"stock of {tenant}",
+                ]
+            wait_until(lambda: collector.metric("otelcol_exporter_sent_spans") == 4 * len(tenants))
+            assert collector.metric("otelcol_receiver_accepted_spans") == 4 * len(tenants)
+            assert_log_without_warnings(collector)
+        wait_until(lambda: nginx.counts()[200] == 2 * len(tenants), what="all answers in the access log")
+        assert set(nginx.counts()) == {200}
 
 
-@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_export_to_the_grpc_port_of_a_collector_names_the_http_port(
-    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["fixed-no-auth", "per-tenant"])
+def test_queue_on_disk_survives_outage_of_mlflow_and_kill_of_the_collector(
+    name: str, server: MLflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variables = {
-        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
-        "MLFLOW_EXPERIMENT_ID": "1",
-        "MLFLOW_WORKSPACE": "default",
+    number = server.create_experiment(f"down with {name}", "team-a")
+    fixed = {} if name in BY_HEADERS else {"experiment_id": number, "workspace": "team-a"}
+    variables = {**collector_variables(server.uri, **fixed), "MLFLOW_TRACKING_TOKEN": SECRET}
+    client_secret = "planted-secret-of-a-client"
+    requests = server.count_requests()
+    with Collector(tmp_path / "collector", name, variables, QUICK_RETRIES) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.http)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
+        provider = TracerProvider(shutdown_on_exit=False)
+        telemetry = configure(
+            workspace="team-a", tracer_provider=provider, headers={"Authorization": f"Bearer {client_secret}"}
+        )
+        server.kill()
+        for index in range(20):
+            provider.get_tracer("tests").start_span(f"while down {index:02}").end()
+        assert telemetry.flush().delivered == 20  # to the Collector, which queues them
+        if name in BY_HEADERS:  # whose processor `batch` confirms spans 200 ms before they are on disk
+            wait_until(lambda: collector.log.read_text().count("Exporting failed. Will retry") > 0)
+        collector.kill()
+        stored = b"".join(path.read_bytes() for path in (tmp_path / "collector" / "queue").iterdir())
+        assert b"while down 00" in stored
+        assert client_secret.encode() not in stored
+        collector.start()
+        headers = (f"x-mlflow-experiment-id={number}", "x-mlflow-workspace=team-a")
+        send_span_over_grpc(collector.grpc, "stock while down", *headers)
+        server.restart()
+        assert wait_for_names(server, number, "team-a", 21) == [
+            "stock while down",
+            *(f"while down {index:02}" for index in range(20)),
+        ]
+        wait_until(lambda: collector.metric("otelcol_exporter_queue_size") == 0)
+        telemetry.shutdown()
+        provider.shutdown()
+    statuses = server.statuses()[requests:]
+    assert set(statuses) == {200}
+    assert len(statuses) <= 3
+
+
+PARTIAL_SUCCESS = ExportTraceServiceResponse()
+PARTIAL_SUCCESS.partial_success.rejected_spans = 1
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+ANSWERS = {
+    **{str(status): (Answer(status), "dropped") for status in (302, 400, 401, 403, 404, 408, 413, 422, 500, 501)},
+    **{str(status): (Answer(status), "retried") for status in (429, 502, 503, 504)},
+    "no answer": (Answer(close="after-request"), "retried"),
+    "200 of MLflow 3.6": (Answer(headers=PROTOBUF, body=b'{"partialSuccess":null}'), "dropped"),
+    "200 with a login page": (Answer(headers={"Content-Type": "text/html"}, body=b"<html>Sign in</html>"), "sent"),
+    "200 with rejected spans": (Answer(headers=PROTOBUF, body=PARTIAL_SUCCESS.SerializeToString()), "sent"),
+}
+
+
+def test_answers_that_a_collector_retries_and_those_after_which_it_drops_spans(
+    scripted_server: ScriptedServer, tmp_path: Path
+) -> None:
+    """The table of docs/topologies.md. The exporter of this library drops none of these spans."""
+    changes = {"exporters": {"otlp_http/mlflow": {"retry_on_failure": {"initial_interval": "50ms"}}}}
+    variables = collector_variables(scripted_server.url, "1", "team-a")
+    results = {}
+    with Collector(tmp_path, "fixed-no-auth", variables, changes) as collector:
+        exporter = MLflowSpanExporter(f"{collector.http}/v1/traces")
+
+        def count_finished() -> float:
+            return sum(collector.metric(f"otelcol_exporter_{result}_spans") for result in ("sent", "send_failed"))
+
+        for index, (name, (answer, _)) in enumerate(ANSWERS.items()):
+            requests, sent = len(scripted_server.requests), collector.metric("otelcol_exporter_sent_spans")
+            scripted_server.answer(answer, then=ACCEPTED)
+            assert exporter.export(make_spans(name)) is SpanExportResult.SUCCESS
+            wait_until(lambda: count_finished() > index, what=name)  # noqa: B023 - called in this round
+            is_sent = collector.metric("otelcol_exporter_sent_spans") > sent
+            is_retried = len(scripted_server.requests) == requests + 2
+            results[name] = ("retried" if is_retried else "sent") if is_sent else "dropped"
+        exporter.shutdown()
+    assert results == {name: result for name, (_, result) in ANSWERS.items()}
+
+
+def test_collector_with_full_queue_rejects_spans_and_the_library_keeps_them(
+    scripted_server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {
+        "exporters": {
+            "otlp_http/mlflow": {"sending_queue": {"queue_size": 2}, "retry_on_failure": {"max_interval": "1s"}}
+        }
     }
-    with start(tmp_path, variables) as collector:
+    scripted_server.answer(Answer(503))
+    names = [f"span {number}" for number in range(8)]
+    with Collector(tmp_path, "fixed-no-auth", collector_variables(scripted_server.url, "1"), changes) as collector:
+        exporter = MLflowSpanExporter(f"{collector.http}/v1/traces", timeout=1)
+        for name in names:
+            exporter.export(make_spans(name))
+        wait_until(lambda: "503" in caplog.text, what="a full queue")
+        scripted_server.answer(ACCEPTED)
+        assert exporter.force_flush(60_000)
+        assert exporter.stats().delivered == len(names)
+        exporter.shutdown()
+        wait_until(lambda: collector.metric("otelcol_exporter_sent_spans") == len(names))
+    accepted = scripted_server.requests[-len(names) :]
+    assert {span.name for request in accepted for span in request.spans()} == set(names)
+
+
+def test_export_to_the_grpc_port_of_a_collector_names_the_http_port(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    variables = collector_variables("http://127.0.0.1:9", "1", "default")
+    with Collector(tmp_path, "fixed-no-auth", variables) as collector:
         exporter = MLflowSpanExporter(f"{collector.grpc}/v1/traces", timeout=1, experiment_id="1")
         assert exporter.export(make_spans("a")) is SpanExportResult.FAILURE
         exporter.shutdown(100)
     assert "http://collector:4318" in caplog.text
     # A reset of the connection may discard what the server has sent, which shows its protocol.
     assert "[MLO-214]" in caplog.text or "[MLO-209]" in caplog.text
-
-
-@pytest.mark.skipif(otelcol() is None, reason="rotel cannot pass headers through; put otelcol-contrib on PATH")
-def test_collector_per_tenant_delivers_to_the_destination_of_each_request(server: MLflowServer, tmp_path: Path) -> None:
-    variables = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_TRACKING_TOKEN": "ignored by this server"}
-    with Collector.of_opentelemetry(tmp_path, variables, "per-tenant") as collector:
-        for tenant in TENANTS:
-            number = server.create_experiment("through one", tenant)
-            send_with_this_library(collector.http, f"ours of {tenant}", experiment_id=number, workspace=tenant)
-            headers = (f"x-mlflow-experiment-id={number}", f"x-mlflow-workspace={tenant}")
-            send_with_opentelemetry(collector.grpc, f"stock of {tenant}", *headers)
-            assert wait_for_names(server, number, tenant, 2) == [f"ours of {tenant}", f"stock of {tenant}"]
-
-
-@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_collector_while_mlflow_is_down_accepts_spans_and_delivers_later(
-    start: Start, server: MLflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    number = server.create_experiment(f"down by {start.__name__}", "team-a")
-    with start(tmp_path, collector_variables(server, number, "team-a")) as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.http)
-        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
-        provider = TracerProvider(shutdown_on_exit=False)
-        telemetry = configure(workspace="team-a", tracer_provider=provider)
-        server.kill()
-        begin = time.monotonic()
-        for index in range(20):
-            provider.get_tracer("tests").start_span(f"while down {index:02}").end()
-        assert time.monotonic() - begin < 10  # the timeout of one request
-        assert telemetry.flush().delivered == 20  # to the Collector, which queues them
-        begin = time.monotonic()
-        send_with_opentelemetry(collector.grpc, "stock while down")
-        assert time.monotonic() - begin < 60  # how long the exporter retries
-        server.restart()
-        assert wait_for_names(server, number, "team-a", 21) == [
-            "stock while down",
-            *(f"while down {index:02}" for index in range(20)),
-        ]
-        telemetry.shutdown()
-        provider.shutdown()
 
 
 def test_default_experiment_id_of_the_configurations_is_rejected(

@@ -1,36 +1,59 @@
-"""Collectors in front of MLflow: rotel from PyPI, and otelcol if it is on PATH."""
+"""OpenTelemetry's Collector, built from the official modules that tests/collector names."""
 
+import hashlib
 import http.client
+import os
 import re
-import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import yaml
 
 from mlflow_otlp_exporter._internal.cli.main import read_collector_config
-from support.environments import environment, read_lock
+from support.environments import ROOT, lock_file
+from support.needs import executable
 from support.nginx import _free_ports
 
+SOURCES = ROOT / "tests" / "collector"
+VERSION = re.findall(r"^const release = \"(.*)\"$", (SOURCES / "main.go").read_text(), re.MULTILINE)[0]
 START_SECONDS = 60.0
+STOP_SECONDS = 30.0
 POLL_SECONDS = 0.05
 REFERENCE = re.compile(r"\$\{env:(?P<name>\w+)(?P<default>:-[^}]*)?\}")
 
+# Copied when this module is loaded, because tests replace HOME, where Go keeps its settings, modules and build cache.
+_ENVIRONMENT = {**os.environ, "CGO_ENABLED": "0"}
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlflow-otlp-exporter"
 
-def collector_python() -> Path:
-    """A Python with rotel and OpenTelemetry's gRPC exporter."""
-    return environment("collector", read_lock("collector"))
+
+def build_collector() -> Path:
+    """Return the Collector's executable; build it if the user's cache folder has none of these sources and this Go."""
+    go = str(executable("go"))
+    digest = hashlib.sha256(_run_go(go, "env", "GOVERSION").encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    program = _CACHE / f"collector-{VERSION}-{digest.hexdigest()[:16]}"
+    with lock_file(_CACHE / "collector.lock"):
+        if not program.exists():
+            unfinished = program.with_suffix(".unfinished")
+            _run_go(go, "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(unfinished), ".")
+            unfinished.replace(program)
+    return program
 
 
-def otelcol() -> Path | None:
-    """The path of OpenTelemetry's Collector, or None if it is not installed."""
-    path = shutil.which("otelcol-contrib") or shutil.which("otelcol")
-    return Path(path) if path else None
+def _run_go(*command: str) -> str:
+    completed = subprocess.run(
+        command, cwd=SOURCES, env=_ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if completed.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {completed.returncode}:\n{completed.stderr[-3000:]}")
+    return completed.stdout
 
 
 def expand_variables(text: str, variables: Mapping[str, str]) -> str:
@@ -43,76 +66,63 @@ def expand_variables(text: str, variables: Mapping[str, str]) -> str:
 
 
 class Collector:
-    """A Collector on 127.0.0.1 that forwards spans to MLflow.
+    """A Collector on 127.0.0.1 that runs a shipped configuration as it is.
+
+    Its ports and the folder of its queue are in a second file, which the Collector merges into the first one.
 
     Attributes:
         http: Its address for OTLP over HTTP.
         grpc: Its address for OTLP over gRPC.
+        log: The file with the output of all starts.
+        process: The running process.
     """
 
     def __init__(
-        self, folder: Path, command: Sequence[str], environ: Mapping[str, str], ports: tuple[int, int]
+        self, folder: Path, name: str, variables: Mapping[str, str], changes: Mapping[str, Any] | None = None
     ) -> None:
-        self.http, self.grpc = f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
-        self._port = ports[0]
-        self._log = folder / "collector.log"
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=folder, env=dict(environ), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
-        try:
-            self._wait()
-        except BaseException:
-            self.stop()
-            raise
-
-    @classmethod
-    def of_pypi(cls, folder: Path, variables: Mapping[str, str]) -> "Collector":
-        """Rotel with the values of the configuration `fixed-no-auth`; rotel has no counterpart of `per-tenant`.
+        """Start a Collector and wait until it is healthy.
 
         Args:
             folder: The folder for its files.
+            name: The shipped configuration, an argument of `mlflow-otlp collector-config`.
             variables: The environment variables that the configuration refers to.
+            changes: A third configuration to merge.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        exporter = yaml.safe_load(expand_variables(read_collector_config("fixed-no-auth"), variables))["exporters"]
-        exporter = exporter["otlphttp/mlflow"]
-        web, grpc = _free_ports(2)
-        (program,) = collector_python().parents[1].glob("lib/python*/site-packages/rotel/rotel-agent")
-        options = {
-            "pid-file": str(folder / "pid"),
-            "otlp-http-endpoint": f"127.0.0.1:{web}",
-            "otlp-grpc-endpoint": f"127.0.0.1:{grpc}",
-            "exporter": "otlp",
-            "otlp-exporter-protocol": "http",
-            "otlp-exporter-endpoint": exporter["endpoint"],
-            "otlp-exporter-compression": exporter["compression"],
-            "otlp-exporter-custom-headers": ",".join(f"{name}={value}" for name, value in exporter["headers"].items()),
-            "otlp-exporter-retry-initial-backoff": "200ms",
-            "otlp-exporter-retry-max-backoff": "500ms",
+        http, grpc, self._health, self._metrics = _free_ports(4)
+        self.http, self.grpc = f"http://127.0.0.1:{http}", f"http://127.0.0.1:{grpc}"
+        self.log = folder / "collector.log"
+        self.process: subprocess.Popen[bytes]
+        shipped = read_collector_config(name)
+        if name == "operator":
+            # The operator merges no other values into the configuration.
+            shipped = yaml.safe_dump(yaml.safe_load(shipped)["spec"]["config"])
+        reader = {"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": self._metrics}}}}
+        places = {
+            "extensions": {
+                "health_check": {"endpoint": f"127.0.0.1:{self._health}"},
+                "file_storage/mlflow": {"directory": str(folder / "queue")},
+            },
+            "receivers": {
+                "otlp": {
+                    "protocols": {
+                        "grpc": {"endpoint": f"127.0.0.1:{grpc}"},
+                        "http": {"endpoint": f"127.0.0.1:{http}"},
+                    }
+                }
+            },
+            "service": {"telemetry": {"metrics": {"readers": [reader]}}},
         }
-        command = [str(program), "start", *(word for name, value in options.items() for word in (f"--{name}", value))]
-        return cls(folder, command, {"PATH": "/usr/bin:/bin"}, (web, grpc))
-
-    @classmethod
-    def of_opentelemetry(cls, folder: Path, variables: Mapping[str, str], name: str = "fixed-no-auth") -> "Collector":
-        """Otelcol with a shipped configuration; only its ports and its folder are replaced."""
-        folder.mkdir(parents=True, exist_ok=True)
-        program = otelcol()
-        assert program is not None
-        web, grpc, health = _free_ports(3)
-        text = read_collector_config(name)
-        for old, new in (
-            ("0.0.0.0:4318", f"127.0.0.1:{web}"),
-            ("0.0.0.0:4317", f"127.0.0.1:{grpc}"),
-            ("0.0.0.0:13133", f"127.0.0.1:{health}"),
-            ("/var/lib/otelcol/mlflow", str(folder / "queue")),
+        self._command = [str(build_collector())]
+        for file, text in (
+            ("shipped.yaml", shipped),
+            ("places.yaml", yaml.safe_dump(places)),
+            ("changes.yaml", yaml.safe_dump(dict(changes or {}))),
         ):
-            assert old in text
-            text = text.replace(old, new)
-        (folder / "collector.yaml").write_text(text)
-        command = [str(program), "--config", str(folder / "collector.yaml")]
-        return cls(folder, command, {"PATH": "/usr/bin:/bin", **variables}, (web, grpc))
+            (folder / file).write_text(text)
+            self._command += ["--config", str(folder / file)]
+        self._environment = {"PATH": "/usr/bin:/bin", **variables}
+        self.start()
 
     def __enter__(self) -> "Collector":
         return self
@@ -122,27 +132,59 @@ class Collector:
     ) -> None:
         self.stop()
 
-    def _wait(self) -> None:
+    def start(self) -> None:
+        """Start it, also after an end, with the same ports and the same queue.
+
+        Raises:
+            RuntimeError: It ended or was not healthy in time; the message has the end of its log.
+        """
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        try:
+            self._wait_until_healthy()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_until_healthy(self) -> None:
         end, pause = time.monotonic() + START_SECONDS, threading.Event()
-        while time.monotonic() < end:
-            if self._process.poll() is not None:
-                break
+        while time.monotonic() < end and self.process.poll() is None:
             with suppress(OSError, http.client.HTTPException):
-                connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=1)
-                try:
-                    connection.request("POST", "/v1/traces", b"", {"Content-Type": "application/x-protobuf"})
-                    connection.getresponse()
-                finally:
-                    connection.close()
-                return
+                if self._get(self._health, "/")[0] == 200:
+                    return
             pause.wait(POLL_SECONDS)
-        raise RuntimeError(f"the Collector did not start:\n{self._log.read_text(errors='replace')[-3000:]}")
+        raise RuntimeError(f"the Collector did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
+
+    def _get(self, port: int, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def metric(self, name: str) -> float:
+        """Return one of the Collector's own metrics, such as otelcol_exporter_sent_spans, over all attributes."""
+        _, text = self._get(self._metrics, "/metrics")
+        values = re.findall(rf"^{name}(?:__spans_|_total)*(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
+        return sum(float(value) for value in values)
 
     def stop(self) -> None:
-        """Ends the process."""
-        self._process.terminate()
+        """End it with SIGTERM: it stops receiving, and keeps its queue."""
+        self.process.terminate()
         try:
-            self._process.wait(10)
+            self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill it, like a crash."""
+        self.process.kill()
+        self.process.wait()
+
+
+if __name__ == "__main__":
+    print(build_collector())

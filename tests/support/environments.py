@@ -60,7 +60,7 @@ def environment(
     if mlflow_wheel is not None:
         values["mlflow_wheel"] = mlflow_wheel
     contents = json.dumps(values)
-    with _lock(FOLDER / f"{name}.lock"):
+    with lock_file(FOLDER / f"{name}.lock"):
         if python.exists() and marker.is_file() and marker.read_text() == contents:
             return python
         shutil.rmtree(folder, ignore_errors=True)
@@ -101,7 +101,7 @@ def mlflow_python(version: str, *more: str) -> Path:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock_file(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or its process ends

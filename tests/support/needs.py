@@ -42,6 +42,8 @@ NEEDS = {
         ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
         "Debian: apt-get install chromium",
     ),
+    # tests/collector needs the Go release that its go.mod names, or a Go that downloads that release.
+    "go": Need(("go",), "Debian: apt-get install golang-go", ("/usr/local/go/bin",)),
     "nginx": Need(("nginx",), "Debian: apt-get install nginx-light", ("/usr/sbin", "/usr/local/sbin")),
     "node": Need(("node", "nodejs"), "Debian: apt-get install nodejs"),
     "openssl": Need(("openssl",), "Debian: apt-get install openssl"),

@@ -35,6 +35,8 @@ COLLECTOR_CONFIGS = {
     "fixed-no-auth": "one destination, without a credential",
     "per-tenant": "each request names its workspace and experiment in its headers",
     "operator": "the same as per-tenant, as a resource of the OpenTelemetry Operator",
+    "sidecar": "the same as fixed, for a container in the app's pod",
+    "gateway": "in front of the replicas of `mlflow-otlp gateway`",
 }
 
 
