@@ -153,6 +153,9 @@ def test_export_goes_to_destination_of_headers_before_resource(
     names = ("x-mlflow-experiment-id", "x-mlflow-workspace")
     destinations = {name: [request.headers[header] for header in names] for name, (request, *_) in requests.items()}
     assert destinations == {"headers": ["7", "team-a"], "resource": ["8", "team-b"]}
+    for request in scripted_server.to("/v1/traces"):  # MLflow would store a tag of each attribute
+        assert b"mlflow.workspace" not in request.content
+        assert b"mlflow.experiment_id" not in request.content
 
 
 def test_export_beyond_number_of_destinations_is_rejected(gateway: GatewayProcess) -> None:

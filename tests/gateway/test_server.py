@@ -95,15 +95,17 @@ def test_gateway_with_full_buffer_answers_unavailable_until_spans_are_sent(
 
 
 def test_gateway_with_full_spool_answers_unavailable(tmp_path: Path) -> None:
-    environment = {"MLFLOW_OTLP_SPOOL_MAX_BYTES": "5000", "MLFLOW_OTLP_LINGER": "0.1"}
+    environment = {"MLFLOW_OTLP_SPOOL_MAX_BYTES": "30000", "MLFLOW_OTLP_LINGER": "0.1"}
     with GatewayProcess(tmp_path, AWAY, ["--experiment-id", "1"], environment) as gateway:
-        accepted = 0
-        while post_span(gateway, "x" * 500) == 200:
-            accepted += 1
-        assert gateway.request("GET", "/readyz").body == b"the spool is full"
+        answer = gateway.post(to_json(encode_spans(make_spans("x" * 500))), JSON)
+        while answer.status == 200:
+            answer = gateway.post(to_json(encode_spans(make_spans("x" * 500))), JSON)
+        assert (answer.status, answer.json["message"]) == (503, "the spool is full")
         metrics = gateway.metrics()
         assert metrics["mlflow_otlp_gateway_spool_spans"] > 0
-        assert not [name for name in metrics if name.startswith("mlflow_otlp_gateway_dropped")]
+        assert not [name for name in metrics if name.startswith("mlflow_otlp_gateway_dropped_spans_total")]
+        assert gateway.stop() == 0
+        assert " 0 dropped" in gateway.log[-1]["message"]
 
 
 def test_gateway_whose_journal_cannot_be_written_answers_unavailable(tmp_path: Path) -> None:
@@ -214,6 +216,17 @@ def test_package_without_gateway_imports_nothing_of_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_doctor_recognises_gateway(scripted_server: ScriptedServer, tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path, scripted_server.url, ["--experiment-id", "1"]) as gateway:
+        endpoint = f"http://127.0.0.1:{gateway.port}/v1/traces"
+        command = [sys.executable, "-m", "mlflow_otlp_exporter", "doctor", "--endpoint", endpoint]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+    assert ", a gateway" in done.stdout
+    assert "requires no experiment" in done.stdout
+    assert "was accepted" in done.stdout
 
 
 def test_gateway_open_to_all_without_tokens_warns(tmp_path: Path) -> None:

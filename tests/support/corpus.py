@@ -35,6 +35,7 @@ from support.trace_checks import NO_TYPE, CheckResult, StoredTrace, check_trace,
 _PARSER = Path(__file__).with_name("console_parser.js")
 _PARSE_TIMEOUT_SECONDS, _TIMEOUT_SECONDS = 120, 240
 _MAX_TRACES = 500
+GATEWAY_PROTOCOLS = ("protobuf", "json", "grpc")
 
 
 _Spans = list[ReadableSpan]
@@ -60,11 +61,22 @@ def _ours(**arguments: Any) -> Callable[[str, dict[str, str]], SpanExporter]:
     return lambda endpoint, headers: MLflowSpanExporter(endpoint=endpoint, headers=headers, **arguments)
 
 
+def _gateway(protocol: str, *, in_pieces: bool = False) -> Callable[[str, dict[str, str]], SpanExporter]:
+    def create(endpoint: str, headers: dict[str, str]) -> SpanExporter:
+        from support.gateway_exporter import GatewayExporter  # needs the extra, which few environments have
+
+        return GatewayExporter(endpoint, headers, protocol, in_pieces=in_pieces)
+
+    return create
+
+
 WAYS = {
     "stock": Way(lambda endpoint, headers: OTLPSpanExporter(endpoint=endpoint, headers=headers), _one_batch),
     "whole": Way(_ours()),
     "in pieces": Way(_ours(), _batches_of_three),
     "compact": Way(_ours(compact=True), _one_batch),
+    **{f"gateway {protocol}": Way(_gateway(protocol)) for protocol in GATEWAY_PROTOCOLS},
+    **{f"gateway {protocol} in pieces": Way(_gateway(protocol, in_pieces=True)) for protocol in GATEWAY_PROTOCOLS},
 }
 
 

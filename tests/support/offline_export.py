@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter import MLflowSpanExporter
@@ -23,5 +24,8 @@ def export_bytes(spans: Sequence[ReadableSpan], **arguments: Any) -> bytes:
 
 def export_span(span: ReadableSpan, **arguments: Any) -> RecordedSpan:
     """Return a span as a server would parse it."""
-    (recorded,) = parse_spans(export_bytes([span], **arguments), dict.fromkeys(("experiment", "workspace", "run_id")))
+    (recorded,) = parse_spans(
+        ExportTraceServiceRequest.FromString(export_bytes([span], **arguments)),
+        dict.fromkeys(("experiment", "workspace", "run_id")),
+    )
     return recorded

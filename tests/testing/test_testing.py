@@ -1,5 +1,6 @@
 """The public testing package."""
 
+import gzip
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from mlflow_otlp_exporter import configure, trace_context, traced
 from mlflow_otlp_exporter.testing import Recording, RecordingEndpoint, recording
 from support.environments import ROOT
+from support.otlp_bodies import encode_spans, to_json
+from support.spans import make_spans
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +126,21 @@ def test_endpoint_records_another_process(compression: str) -> None:
         assert (trace.root.name, trace.root.experiment) == ("x" * 2000, "7")
         with pytest.raises(TimeoutError, match="1 traces with a root after"):
             endpoint.wait_for(2, timeout=0.05)
+
+
+def test_endpoint_records_json_of_any_language() -> None:
+    body = to_json(encode_spans(make_spans("from JavaScript")))
+    with RecordingEndpoint() as endpoint:
+        url = f"{endpoint.url}/v1/traces"
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip", "x-mlflow-experiment-id": "7"}
+        answer = requests.post(url, gzip.compress(body), headers=headers, timeout=10)
+        assert (answer.status_code, answer.headers["content-type"], answer.json()) == (200, "application/json", {})
+        (span,) = endpoint.spans
+        assert (span.name, span.experiment) == ("from JavaScript", "7")
+        for content_type, content, status in (("application/json", b"{", 400), ("text/plain", b"", 415)):
+            rejected = requests.post(url, content, headers={"Content-Type": content_type}, timeout=10)
+            assert rejected.status_code == status
+        assert len(endpoint.spans) == 1
 
 
 def test_endpoint_answers_like_mlflow() -> None:

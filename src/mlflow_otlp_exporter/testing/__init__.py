@@ -17,15 +17,24 @@ import json
 import os
 import threading
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from mlflow_otlp_exporter._internal.gateway.protocol import (
+    PROTOBUF,
+    Answer,
+    Rejection,
+    encode_http_answer,
+    media_type,
+    parse_body,
+    read_format,
+)
 from mlflow_otlp_exporter._internal.setup.configure import configure, flush, shutdown
 from mlflow_otlp_exporter._internal.setup.telemetry import Telemetry
 from mlflow_otlp_exporter.testing.recorded import RecordedSpan, RecordedTrace, parse_spans
@@ -35,12 +44,14 @@ __all__ = ["RecordedSpan", "RecordedTrace", "Recording", "RecordingEndpoint", "r
 _TEXTS = {"/version": b"3.17.2", "/health": b"OK"}
 _NOT_FOUND = {"error_code": "ENDPOINT_NOT_FOUND", "message": "a recording endpoint of a test"}
 _POLL_SECONDS = 0.01
+_MAX_BODY_BYTES = 256 * 1024 * 1024
 
 
 class RecordingEndpoint:
     """A context manager: an HTTP server on 127.0.0.1 that accepts spans like MLflow, and keeps them in memory.
 
-    For tests of `MLflowSpanExporter` and of applications in other processes. For the test's own process, `recording()`
+    For tests of `MLflowSpanExporter` and of applications in other processes and languages: it reads OTLP/HTTP in
+    protobuf and JSON. For the test's own process, `recording()`
     also calls `configure()`.
 
     Attributes:
@@ -138,7 +149,7 @@ class _Server(ThreadingHTTPServer):
         self.assessments: list[dict[str, Any]] = []
         self._experiment_ids: dict[tuple[str | None, str], str] = {}
 
-    def record_spans(self, body: bytes, headers: Message) -> None:
+    def record_spans(self, request: ExportTraceServiceRequest, headers: Mapping[str, str]) -> None:
         experiment_id = headers.get("x-mlflow-experiment-id")
         with self.lock:
             names = {number: name for (_, name), number in self._experiment_ids.items()}
@@ -147,7 +158,7 @@ class _Server(ThreadingHTTPServer):
                 "workspace": headers.get("x-mlflow-workspace"),
                 "run_id": headers.get("x-mlflow-run-id"),
             }
-            self.spans += parse_spans(body, destination)
+            self.spans += parse_spans(request, destination)
 
     def experiment_id(self, workspace: str | None, name: str, *, create: bool) -> str | None:
         with self.lock:
@@ -178,12 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path = urlsplit(self.path).path
         body = self.rfile.read(int(self.headers.get("content-length", "0")))
-        if self.headers.get("content-encoding") in ("gzip", "deflate"):
-            body = zlib.decompress(body, zlib.MAX_WBITS | 32)  # 32: detect gzip or deflate by the header
         if path.endswith("/v1/traces"):
-            if self.server.status == 200:
-                self.server.record_spans(body, self.headers)
-            self._respond(self.server.status, b"", "application/x-protobuf")
+            self._export(body)
         elif path.endswith("/experiments/create"):
             name = str(json.loads(body)["name"])
             number = self.server.experiment_id(self.headers.get("x-mlflow-workspace"), name, create=True)
@@ -194,6 +201,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._respond_json(200, {})
         else:
             self._respond_json(404, _NOT_FOUND)
+
+    def _export(self, body: bytes) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if self.server.status != 200:
+            self._respond(self.server.status, b"", PROTOBUF)
+            return
+        answer = Answer()
+        try:
+            self.server.record_spans(parse_body(body, read_format(headers), _MAX_BODY_BYTES), headers)
+        except Rejection as rejection:
+            answer = rejection.answer
+        answer_headers, content = encode_http_answer(answer, is_json=media_type(headers) != PROTOBUF)
+        self._respond(answer.kind.http_status, content, answer_headers["content-type"])
 
     def _respond_json(self, status: int, content: Any) -> None:
         self._respond(status, json.dumps(content).encode(), "application/json")

@@ -155,11 +155,11 @@ class RecordedTrace:
         return next((str(span.attributes[name]) for span in self.spans if name in span.attributes), None)
 
 
-def parse_spans(body: bytes, destination: Mapping[str, Any]) -> list[RecordedSpan]:
-    """Return the spans of an encoded `ExportTraceServiceRequest`; `destination` is experiment, workspace and run."""
+def parse_spans(request: ExportTraceServiceRequest, destination: Mapping[str, Any]) -> list[RecordedSpan]:
+    """Return the spans of a request; `destination` is experiment, workspace and run."""
     return [
         _parse_span(span, scope.scope.name, _to_dict(resource.resource.attributes), destination)
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for resource in request.resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
     ]
@@ -173,7 +173,7 @@ def _parse_span(span: Any, scope: str, resource: Mapping[str, Any], destination:
         parent_id=span.parent_span_id.hex(),
         attributes=_to_dict(span.attributes),
         events=[(event.name, _to_dict(event.attributes)) for event in span.events],
-        status=_STATUS[span.status.code],
+        status=_STATUS.get(span.status.code, "UNSET"),
         message=span.status.message,
         start=span.start_time_unix_nano,
         end=span.end_time_unix_nano,

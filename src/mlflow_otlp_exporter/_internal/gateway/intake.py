@@ -134,8 +134,10 @@ class Intake:
             return "the buffer is full"
         queue = pipeline.persistent_queue
         if queue is not None:
+            # What is in memory may have to go there, too.
+            spool_bytes = queue.storage.totals().size_bytes
             max_bytes = pipeline.settings.disk.spool_max_bytes * _MAX_SPOOL_SHARE
-            if queue.storage.totals().size_bytes >= max_bytes:
+            if spool_bytes and spool_bytes + self.queued_byte_count >= max_bytes:
                 return "the spool is full"
         return ""
 

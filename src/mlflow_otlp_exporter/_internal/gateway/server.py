@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import uvicorn
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
-from mlflow_otlp_exporter._internal.config.models import GatewaySettings, Settings
+from mlflow_otlp_exporter._internal.config.models import GatewaySettings, SettingGroup, Settings
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.gateway.grpc_receiver import GrpcReceiver
 from mlflow_otlp_exporter._internal.gateway.http_receiver import HttpReceiver
 from mlflow_otlp_exporter._internal.gateway.intake import Intake
 from mlflow_otlp_exporter._internal.gateway.metrics import GatewayCollector, RequestMetrics
 from mlflow_otlp_exporter._internal.gateway.tokens import TokenFile
+from mlflow_otlp_exporter._internal.model.destination import ROUTE_ATTRIBUTES
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.version import __version__
 
@@ -69,7 +71,7 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
     _configure_logging()
     listener = _open_socket(gateway.gateway_listen)
     metrics = RequestMetrics()
-    pipeline = Pipeline(settings, None, metrics)
+    pipeline = Pipeline(_hide_routes(settings), None, metrics)
     pipeline.set_trace_filter(settings.app.noise)
     tokens = TokenFile(Path(gateway.gateway_tokens_file), pipeline.problem_log) if gateway.gateway_tokens_file else None
     intake = Intake(pipeline, make_trace_filter(settings.app.noise), gateway.gateway_max_destinations)
@@ -125,6 +127,14 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
             MessageCode.EXPORT_CONFIGURED,
         )
     return 0
+
+
+def _hide_routes(settings: Settings) -> Settings:
+    """Drop the attributes that name the destination of a resource: MLflow would store each as a tag."""
+    if settings.traces.group is not SettingGroup.MLFLOW:
+        return settings  # a Collector may route by them
+    names = (*settings.privacy.drop_resource, *sorted(ROUTE_ATTRIBUTES))
+    return replace(settings, privacy=replace(settings.privacy, drop_resource=names))
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:

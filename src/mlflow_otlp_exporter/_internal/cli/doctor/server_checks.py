@@ -24,6 +24,7 @@ from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
     read_experiment_id,
     read_trace,
 )
+from mlflow_otlp_exporter._internal.common.bounded import bounded_text
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.credentials import CredentialsUnavailableError
@@ -169,6 +170,8 @@ class ServerChecks:
         outcome = classify_response(response)
         if outcome.code in _OTHER_SERVER_CODES:
             return create_failure("server", outcome.code, "not an MLflow server", outcome.message)
+        if response.headers.get("server", "").startswith("mlflow-otlp-gateway/"):
+            return CheckResult("server", CheckStatus.OK, f"{bounded_text(response.headers['server'], 100)}, a gateway")
         product = f" (server: {response.headers['server']})" if "server" in response.headers else ""
         if response.status == 401:
             return CheckResult(
