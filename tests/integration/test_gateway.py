@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from support.gateway import JSON, PROTOBUF, GatewayProcess
@@ -86,3 +87,57 @@ def test_gateway_stopped_sends_what_it_has(mlflow_server: MLflowServer, experime
         assert gateway.stop() == 0
         check_stored(mlflow_server, experiment, spans)
         assert "8 spans delivered, 0 spooled, 0 dropped" in gateway.log[-1]["message"]
+
+
+def test_gateway_completes_root_that_came_before_its_child(
+    mlflow_server: MLflowServer, experiment: str, tmp_path: Path
+) -> None:
+    """Between processes, a root without output may be sent before the call of a model that a called service made."""
+    root, child = make_traces(1, children=1)[::-1]
+    call = ReadableSpan(
+        "call",
+        child.context,
+        root.context,
+        Resource({"service.name": "called"}),
+        {"openinference.span.kind": "LLM", "input.value": "Why?", "output.value": "Because."},
+        start_time=child.start_time,
+        end_time=child.end_time,
+    )
+    caller = ReadableSpan(
+        "caller", root.context, None, root.resource, {}, start_time=root.start_time, end_time=root.end_time
+    )
+    environment = {"MLFLOW_OTLP_LINGER": "0.2"}
+    with GatewayProcess(tmp_path, mlflow_server.uri, ["--experiment-id", experiment], environment) as gateway:
+        assert gateway.post(encode_spans([caller])).status == 200
+        trace_id = f"{root.context.trace_id:032x}"
+        mlflow_server.wait_for_trace(trace_id)
+        assert gateway.post(encode_spans([call])).status == 200
+
+        def has_response(trace: dict[str, Any]) -> bool:
+            return "Because." in str(trace["trace_info"].get("response_preview"))
+
+        trace = mlflow_server.wait_for_trace(trace_id, until=has_response)
+        assert "Why?" in trace["trace_info"]["request_preview"]
+        assert len(trace["spans"]) == 2
+        assert gateway.stop() == 0
+        assert "2 spans delivered" in gateway.log[-1]["message"]
+
+
+def test_gateway_keeps_tenants_apart_over_kill(workspace_server: MLflowServer, tmp_path: Path) -> None:
+    """The journal has the destination of each span: after a kill, each tenant gets its own."""
+    experiments = {
+        name: workspace_server.create_experiment(f"gateway {tmp_path.name}", name) for name in ("team-a", "team-b")
+    }
+    spans = {name: make_traces(2, children=2) for name in experiments}
+    with GatewayProcess(tmp_path, workspace_server.uri) as gateway:
+        for name, number in experiments.items():
+            post_all(gateway, split(spans[name], 2), x_mlflow_workspace=name, x_mlflow_experiment_id=number)
+        gateway.kill()
+        gateway.start()
+        for name, number in experiments.items():
+            for span in spans[name]:
+                workspace_server.wait_for_trace(
+                    f"{span.context.trace_id:032x}", name, until=lambda trace: len(trace["spans"]) == 3
+                )
+            assert len(workspace_server.search_traces(number, name)) == 2
+        assert gateway.stop() == 0
