@@ -53,7 +53,8 @@ import support.windows
 import importlib, pkgutil
 import mlflow_otlp_exporter
 for found in pkgutil.walk_packages(mlflow_otlp_exporter.__path__, "mlflow_otlp_exporter."):
-    if not found.name.endswith("__main__"):
+    # The packages of the gateway's extra see which system this is, and import what Windows lacks.
+    if not found.name.endswith("__main__") and ".gateway." not in found.name:
         importlib.import_module(found.name)
 """
 

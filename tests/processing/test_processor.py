@@ -18,6 +18,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
+from mlflow_otlp_exporter._internal.processing import worker as worker_module
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from support.children import run_in_fork
 from support.markers import SECRET
@@ -252,7 +253,10 @@ def test_memory_is_bounded_while_server_is_unavailable(
     ]  # at once, and the remaining spans at the end
 
 
-def test_full_buffer_recovers_with_server(scripted_server: ScriptedServer) -> None:
+def test_full_buffer_recovers_with_server(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_SLOW_SECONDS", 60.0)
     release = threading.Event()
     scripted_server.answer(Answer(200, hold=release), then=Answer(200))
     with running_bench(scripted_server, buffer_spans=10) as bench:
@@ -262,6 +266,7 @@ def test_full_buffer_recovers_with_server(scripted_server: ScriptedServer) -> No
         for number in range(10, 40):
             bench.trace(str(number))
         wait_until(lambda: bench.exporter.stats().dropped)
+        assert "spans end faster than this process can prepare them" in caplog.text  # no request has waited for long
         release.set()
         bench.processor.force_flush()
         dropped_count = bench.exporter.stats().dropped
@@ -269,6 +274,23 @@ def test_full_buffer_recovers_with_server(scripted_server: ScriptedServer) -> No
         assert bench.processor.force_flush()
     assert "after" in bench.names()
     assert len(bench.names()) == 41 - dropped_count
+
+
+def test_full_buffer_during_long_request_names_the_server(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_SLOW_SECONDS", 0.0)
+    scripted_server.answer(STALLED)
+    with running_bench(scripted_server, timeout=30, buffer_spans=10) as bench:
+        for number in range(10):
+            bench.trace(str(number))
+        scripted_server.wait_for(1)
+        for number in range(10, 40):
+            bench.trace(str(number))
+        wait_until(lambda: bench.exporter.stats().dropped)
+        scripted_server.close()
+        bench.processor.shutdown(500)
+    assert "the server is unavailable, or slower than the application" in caplog.text
 
 
 def test_flush_keeps_timeout_while_server_stalls(scripted_server: ScriptedServer) -> None:

@@ -12,6 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext
 
+from mlflow_otlp_exporter._internal.processing import trace_buffer
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer, estimate_bytes
 
 LINGER, HOLD, GRACE = 1.0, 30.0, 5.0
@@ -380,14 +381,22 @@ def test_pop_all_returns_open_traces() -> None:
     assert fixture.pop_names(2.0) == ["root"]
 
 
-def test_open_traces_without_ended_spans_are_bounded() -> None:
+def test_open_traces_without_ended_spans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_buffer, "_MAX_OPEN_TRACES", 100)
     fixture = Fixture()
-    for trace in range(1, 30_000):
+    for trace in range(1, 51):  # with a buffered span each, as neighbours that must not be evicted
         fixture.start(trace)
-    assert len(fixture.buffer._traces) <= 10_002
-    fixture.end(0.0, 29_999, "root", None)
-    fixture.end(0.0, 1, "forgotten", None)
+        fixture.start(trace)
+        fixture.end(0.0, trace, "child")
+    for trace in range(51, 300):
+        fixture.start(trace)
+    assert len(fixture.buffer._traces) == 150
+    assert list(fixture.buffer._spanless) == list(range(200, 300))
+    fixture.end(0.0, 299, "root", None)
+    fixture.end(0.0, 51, "forgotten", None)
     assert sorted(fixture.pop_names(LINGER)) == ["forgotten", "root"]
+    fixture.buffer.pop_all(is_final=True)
+    assert set(fixture.buffer._traces) == set(fixture.buffer._spanless)
 
 
 def test_estimate_bytes_counts_texts_and_overhead() -> None:

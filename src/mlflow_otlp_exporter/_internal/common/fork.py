@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 _resets: list[weakref.WeakMethod[Callable[[], None]]] = []
+_max_reset_count = 64  # then those of deleted objects are removed
 _pid = os.getpid()
 # Only there if uWSGI runs this process. It forks its workers without Python's hooks.
 _uwsgi: Any = sys.modules.get("uwsgi")
@@ -24,7 +25,10 @@ def register_fork_reset(reset: Callable[[], None]) -> None:
     The method replaces locks, threads and sockets and empties queues, because the parent sends what it has queued.
     """
     # One callback of the system for all objects: a process may configure often, and callbacks cannot be removed.
-    _resets[:] = [reference for reference in _resets if reference() is not None]
+    global _max_reset_count  # noqa: PLW0603 - of this process
+    if len(_resets) >= _max_reset_count:
+        _resets[:] = [reference for reference in _resets if reference() is not None]
+        _max_reset_count = 2 * len(_resets) + 64  # at a constant cost per object, however many there are
     _resets.append(weakref.WeakMethod(reset))
 
 

@@ -17,7 +17,7 @@ from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 # How long an ended root waits for its open children: a streamed response is often read to its end after the root.
 _GRACE_SECONDS = 5.0
 # Traces without buffered spans, of which only the open spans are counted: spans that never end must not accumulate.
-_MAX_OPEN_TRACES = 10_000
+_MAX_OPEN_TRACES = 65_536  # of about 230 bytes each
 _MAX_FINISHED_TRACES = 4096
 # Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes plus its text.
 _SPAN_BYTES, _VALUE_BYTES = 2800, 100
@@ -86,7 +86,7 @@ class TraceBuffer:
         self._complete: dict[int, None] = {}  # traces that may go with any other
         self._completion_times: deque[float] = deque()  # within the last 5 s
         self._last_batch_at = -_MAX_INTERVAL_SECONDS
-        self._buffered_trace_count = 0
+        self._spanless: dict[int, None] = {}  # traces without buffered spans, oldest first
         self.span_count = 0
         self.byte_count = 0
 
@@ -94,8 +94,9 @@ class TraceBuffer:
         trace = self._traces.get(trace_id)
         if trace is None:
             trace = self._traces[trace_id] = _Trace()
-            if len(self._traces) - self._buffered_trace_count > _MAX_OPEN_TRACES:
-                self._evict_open_trace()
+            self._spanless[trace_id] = None
+            if len(self._spanless) > _MAX_OPEN_TRACES:
+                del self._traces[oldest_id := next(iter(self._spanless))], self._spanless[oldest_id]
         trace.open_count += 1
         if trace.spans:
             self._update_due(trace_id, trace, None)
@@ -110,7 +111,7 @@ class TraceBuffer:
                 trace.root_ended_at = now
         if not trace.spans:
             trace.first_ended_at = now
-            self._buffered_trace_count += 1
+            self._spanless.pop(trace_id, None)
         trace.spans.append(span)
         trace.open_count = max(0, trace.open_count - 1)
         trace.has_root = trace.has_root or span.parent is None
@@ -144,7 +145,7 @@ class TraceBuffer:
         while self._completion_times[0] < now - _MAX_INTERVAL_SECONDS:
             self._completion_times.popleft()
         # Traces without buffered spans do not count: spans that never end must not delay others forever.
-        in_progress = self._buffered_trace_count - len(self._complete)
+        in_progress = len(self._traces) - len(self._spanless) - len(self._complete)
         excess = max(0, len(self._completion_times) + in_progress - _FEW_TRACES)
         return min(_MIN_INTERVAL_SECONDS + _SECONDS_PER_TRACE * excess, _MAX_INTERVAL_SECONDS)
 
@@ -199,7 +200,7 @@ class TraceBuffer:
     def _pop_trace(self, trace_id: int, *, is_final: bool = False) -> list[ReadableSpan]:
         trace = self._traces[trace_id]
         spans, was_complete = trace.spans, trace.is_complete
-        self._buffered_trace_count -= bool(spans)
+        self._spanless[trace_id] = None
         self.span_count -= len(spans)
         self.byte_count -= trace.byte_count
         trace.spans, trace.byte_count, trace.due_at, trace.is_complete = [], 0, None, False
@@ -211,7 +212,7 @@ class TraceBuffer:
             spans = self._complete_root(trace, spans, is_over=trace.open_count == 0 or is_final)
         trace.has_root = False
         if trace.open_count == 0:
-            del self._traces[trace_id]
+            del self._traces[trace_id], self._spanless[trace_id]
             if trace.root_ended_at is not None and not self.has_start_events:
                 # Late children need not wait for a root that has ended already.
                 self._finished[trace_id] = None
@@ -252,9 +253,6 @@ class TraceBuffer:
             if len(self._partly_sent) > _MAX_FINISHED_TRACES:
                 self._partly_sent.popitem(last=False)
         return False
-
-    def _evict_open_trace(self) -> None:
-        del self._traces[next(trace_id for trace_id, trace in self._traces.items() if not trace.spans)]
 
 
 def estimate_bytes(span: ReadableSpan) -> int:

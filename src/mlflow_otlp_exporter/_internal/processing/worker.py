@@ -43,6 +43,10 @@ _TYPICAL_SPAN_BYTES = 8000
 _MAX_OPEN_SPANS = 10_000
 # Spans that end after the shutdown at the end of the process: each is written into a file of its own.
 _MAX_LATE_SPANS = 100
+# The age of a request at which the server is the reason for a full buffer.
+_SLOW_SECONDS = 1.0
+_SERVER_IS_SLOW = "the server is unavailable, or slower than the application"
+_PROCESS_IS_SLOW = "spans end faster than this process can prepare them"
 
 
 def _ignore_start(_span: Span) -> None:
@@ -69,10 +73,6 @@ class TraceWorker:
         self._late_span_count = 0
         self.is_closed = self._is_stopped = self._is_over = False
         self._settings, self._has_start_events, self._trace_filter = settings, has_start_events, trace_filter
-        self._full_reason = (
-            f"the buffer is full ({settings.buffer_spans} spans or {settings.buffer_bytes} bytes): the server is "
-            "unavailable, or slower than the application"
-        )
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
@@ -102,7 +102,7 @@ class TraceWorker:
         self._closing_thread: int | None = None
         self._is_thread_checked = False
         self._mean_span_bytes = _TYPICAL_SPAN_BYTES
-        self._is_overflowing = False
+        self._is_overflowing, self._full_reason = False, ""
         self._capacity = 0
         self._measure_capacity()
 
@@ -253,10 +253,15 @@ class TraceWorker:
             raise
 
     def _log_overflow(self) -> None:
-        count = len(self._overflow)
-        if count:
+        if count := len(self._overflow):
             for _ in range(count):
                 self._overflow.popleft()
+            if not self._is_overflowing:
+                queue, now = self._pipeline.work_queue, time.monotonic()
+                ages = [now - request.created_at for request in (*queue.all_items(), *queue.in_progress())]
+                cause = _SERVER_IS_SLOW if max(ages, default=0.0) > _SLOW_SECONDS else _PROCESS_IS_SLOW
+                limits = f"{self._settings.buffer_spans} spans or {self._settings.buffer_bytes} bytes"
+                self._full_reason = f"the buffer is full ({limits}): {cause}"
             self._is_overflowing = True
             self._pipeline.record_dropped(count, self._full_reason)
         elif self._is_overflowing and self._capacity > 0:

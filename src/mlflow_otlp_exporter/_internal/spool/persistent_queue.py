@@ -1,7 +1,5 @@
 """The persistent queue of a target: requests in files, and with `durability="every-span"` a journal of ended spans."""
 
-from __future__ import annotations
-
 import logging
 import time
 import weakref
@@ -55,12 +53,12 @@ class StoredRequest(NamedTuple):
 
 
 # Open queues of this process.
-_open_queues: weakref.WeakSet[PersistentQueue] = weakref.WeakSet()
+_open_queues: "weakref.WeakSet[PersistentQueue]" = weakref.WeakSet()
 
 
 def open_queue(
     settings: Settings, credentials: str, problem_log: ProblemLog, header: JournalHeader | None = None
-) -> PersistentQueue:
+) -> "PersistentQueue":
     """Open the queue of a target; `credentials` says for readers whose credential it is, never the credential."""
     name = folder_name_for(settings)
     about = f"spans for {settings.traces.address}, sent with the credentials of: {credentials}\n"

@@ -6,6 +6,7 @@ Nothing here takes a lock, because spans also start in signal handlers and final
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeAlias
@@ -28,7 +29,8 @@ _MAX_CACHED_DESTINATIONS = 1000
 DestinationCache: TypeAlias = "dict[tuple[int, Route | None], tuple[Resource, Destination]]"
 _open: dict[int, Route] = {}
 _ended: dict[int, Route] = {}
-_roots: dict[int, Span] = {}
+# A root that never ends lives only as long as the application holds it.
+_roots: dict[int, weakref.ref[Span]] = {}
 
 
 def route_of(trace_id: int) -> Route | None:
@@ -56,7 +58,8 @@ def on_root_start(trace_id: int, span: Span, route: Route | None) -> None:
         set_route(trace_id, route)
     if len(_roots) >= _MAX_OPEN_ROOTS:
         evict_oldest(_roots, _MAX_OPEN_ROOTS)
-    _roots.setdefault(trace_id, span)
+    if open_root(trace_id) is None:
+        _roots[trace_id] = weakref.ref(span)
 
 
 def on_root_end(trace_id: int) -> None:
@@ -67,7 +70,8 @@ def on_root_end(trace_id: int) -> None:
 
 
 def open_root(trace_id: int) -> Span | None:
-    return _roots.get(trace_id)
+    reference = _roots.get(trace_id)
+    return reference() if reference is not None else None
 
 
 def group_by_destination(
