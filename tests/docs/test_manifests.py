@@ -8,9 +8,12 @@ import pytest
 import yaml
 
 from mlflow_otlp_exporter._internal.cli.main import read_collector_config
+from mlflow_otlp_exporter._internal.config.models import GatewaySettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
+from mlflow_otlp_exporter._internal.config.schema import SETTINGS, fields_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
+GATEWAY = EXAMPLES.parent / "gateway"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 # Kubernetes 1.29 is the version of OpenShift 4.16; 1.33 is a recent one.
 VERSIONS = ("1.29", "1.33")
@@ -30,6 +33,37 @@ def find_document(kind: str, *names: str) -> dict[str, Any]:
 def test_manifest_against_kubernetes_schema_is_valid(path: Path, version: str) -> None:
     for document in load_documents(path.name):
         kubernetes_validate.validate(document, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_gateway_manifest_is_valid_and_its_references_match(version: str) -> None:
+    documents = list(yaml.safe_load_all((GATEWAY / "gateway.yaml").read_text()))
+    for document in documents:
+        kubernetes_validate.validate(document, version, strict=True)
+    service, secret, stateful_set = documents
+    template = stateful_set["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    gateway = GatewaySettings(
+        **{
+            setting.name: setting.parse(variables[setting.variables[0]])
+            if setting.variables[0] in variables
+            else setting.default
+            for setting in fields_of(GatewaySettings)
+        }
+    )
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == ports
+    assert gateway.gateway_listen == f"0.0.0.0:{ports['otlp-http']}"
+    assert gateway.gateway_grpc_listen == f"0.0.0.0:{ports['otlp-grpc']}"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (token_file,) = secret["stringData"]
+    assert gateway.gateway_tokens_file == f"{mounts['tokens']}/{token_file}"
+    assert variables["MLFLOW_OTLP_SPOOL_DIR"].startswith(f"{mounts['spool']}/")
+    assert set(variables) <= {name for setting in SETTINGS for name in setting.variables}
+    assert stateful_set["spec"]["serviceName"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == template["metadata"]["labels"]
+    assert template["spec"]["volumes"][0]["secret"]["secretName"] == secret["metadata"]["name"]
 
 
 def test_manifest_with_unknown_field_is_rejected() -> None:
