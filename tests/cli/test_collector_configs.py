@@ -221,15 +221,22 @@ def test_sidecar_differs_from_fixed_only_in_its_addresses() -> None:
     assert lines[0].count("ADDRESS:431") == 2
 
 
-def test_gateway_passes_whole_traces_to_one_replica_and_keeps_them_on_disk_meanwhile() -> None:
-    config = load_config("gateway", GATEWAY_HOST="gateway.example.com")
+def test_gateway_passes_whole_traces_with_their_destination_to_one_replica_without_a_queue() -> None:
+    config = load_config("gateway", GATEWAY_HOST="gateway.example.com", GATEWAY_TOKEN="planted-token")
     exporter = config["exporters"]["load_balancing/mlflow"]
     assert exporter["routing_key"] == "traceID"
     assert exporter["resolver"] == {"dns": {"hostname": "gateway.example.com", "port": "4317"}}
-    assert exporter["sending_queue"]["storage"] in config["extensions"]
-    assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
-    # A queue of each replica would be in memory.
-    assert not exporter["protocol"]["otlp"]["sending_queue"]["enabled"]
+    protocol = exporter["protocol"]["otlp"]
+    assert protocol["auth"]["authenticator"] in config["service"]["extensions"]
+    # The client gets the answer of the gateway.
+    assert not protocol["sending_queue"]["enabled"]
+    assert "sending_queue" not in exporter
+    headers = config["extensions"]["headers_setter/mlflow"]["headers"]
+    assert {header["key"]: header.get("from_context") for header in headers} == {
+        "authorization": None,
+        **{f"x-mlflow-{key}": f"x-mlflow-{key}" for key in ("workspace", "experiment-id", "experiment", "run-id")},
+    }
+    assert all(protocol["include_metadata"] for protocol in config["receivers"]["otlp"]["protocols"].values())
 
 
 def test_operator_resource_contains_the_per_tenant_file() -> None:

@@ -1,76 +1,81 @@
-"""Gateways behind OpenTelemetry's Collector, with the configuration of examples/gateway."""
+"""Replicas of the gateway behind OpenTelemetry's Collector, with its shipped configuration."""
 
-from collections.abc import Callable, Iterator
+import json
+import random
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-import yaml
 
-from support import collector as collector_module
 from support.collector import Collector
-from support.environments import ROOT
 from support.gateway import PROTOBUF, GatewayProcess
 from support.mlflow_server import MLflowServer
 from support.otlp_bodies import encode_spans
-from support.traces import make_traces
+from support.traces import make_traces, stored_span_names, wait_until
 
 pytestmark = pytest.mark.needs("go")
+
 TOKEN = "planted-token"
-StartCollector = Callable[[list[GatewayProcess]], Collector]
+TRACES, CHILDREN = 30, 3
+LLM_CALL = {
+    "openinference.span.kind": "LLM",
+    "llm.token_count.prompt": 100,
+    "llm.token_count.completion": 50,
+    "llm.token_count.total": 150,
+}
 
 
-@pytest.fixture
-def start_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartCollector]:
-    """Start the example's Collector in front of gateways, at their addresses instead of a service's name."""
-    with ExitStack() as stack:
-
-        def start(gateways: list[GatewayProcess]) -> Collector:
-            config: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "gateway" / "collector.yaml").read_text())
-            hostnames = [f"127.0.0.1:{gateway.grpc_port}" for gateway in gateways]
-            config["exporters"]["loadbalancing"]["resolver"] = {"static": {"hostnames": hostnames}}
-            (tmp_path / "collector" / "queue").mkdir(parents=True)  # which the shipped configurations use
-            monkeypatch.setattr(collector_module, "read_collector_config", lambda _: yaml.safe_dump(config))
-            return stack.enter_context(Collector(tmp_path / "collector", "gateway", {"GATEWAY_TOKEN": TOKEN}))
-
-        yield start
+def send_until_accepted(collector: Collector, body: bytes, experiment: str) -> None:
+    """Send a request as clients do: again after 503, also with what one of the gateways has taken."""
+    headers = {"content-type": PROTOBUF, "x-mlflow-experiment-id": experiment}
+    status = 503
+    while status == 503:
+        status = requests.post(f"{collector.http}/v1/traces", body, headers=headers, timeout=60).status_code
+    assert status == 200
 
 
-def test_two_gateways_one_killed_have_every_span_once(
-    mlflow_server: MLflowServer, tmp_path: Path, start_collector: StartCollector
+def test_traces_in_pieces_through_two_gateways_arrive_once_when_a_gateway_and_the_collector_are_killed(
+    mlflow_server: MLflowServer, tmp_path: Path
 ) -> None:
     experiment = mlflow_server.create_experiment("two gateways")
     tokens = tmp_path / "tokens.json"
-    tokens.write_text(f'{{"{TOKEN}": ["/{experiment}"]}}')
-    spans = make_traces(30, children=3)
+    tokens.write_text(json.dumps({TOKEN: [f"/{experiment}"]}))
+    spans = make_traces(TRACES, children=CHILDREN, attributes=lambda _, span: LLM_CALL if span == 1 else {})
+    names = Counter(span.name for span in spans)
+    random.Random(1).shuffle(spans)
+    pieces = [encode_spans(spans[start : start + 3]) for start in range(0, len(spans), 3)]
+    database = mlflow_server.log.parent / "mlflow.db"
     with ExitStack() as stack:
+        arguments = ["--tokens-file", str(tokens)]
+        short = {"MLFLOW_OTLP_HOLD": "3"}  # how long children wait for a root that was sent before the kill
         gateways = [
-            stack.enter_context(
-                GatewayProcess(tmp_path / f"gateway-{number}", mlflow_server.uri, ["--tokens-file", str(tokens)])
-            )
-            for number in range(2)
+            stack.enter_context(GatewayProcess(tmp_path / name, mlflow_server.uri, arguments, short))
+            for name in ("first", "second")
         ]
-        collector = start_collector(gateways)
-        headers = {"content-type": PROTOBUF, "x-mlflow-experiment-id": experiment}
-        for start in range(0, len(spans), 10):  # a trace has four spans
-            body = encode_spans(spans[start : start + 10])
-            status = 503
-            while status == 503:  # as clients do, also with what one of the gateways has taken
-                status = requests.post(f"{collector.http}/v1/traces", body, headers=headers, timeout=60).status_code
-            assert status == 200
-            if start == 60:
+        # Instead of a service's name: both have the same address here.
+        resolver = {"dns": None, "static": {"hostnames": [f"127.0.0.1:{gateway.grpc_port}" for gateway in gateways]}}
+        changes: dict[str, Any] = {"exporters": {"load_balancing/mlflow": {"resolver": resolver}}}
+        variables = {"GATEWAY_HOST": "localhost", "GATEWAY_TOKEN": TOKEN}
+        collector = stack.enter_context(Collector(tmp_path / "collector", "gateway", variables, changes))
+        for number, piece in enumerate(pieces):
+            if number == len(pieces) // 3:
                 gateways[0].kill()
                 gateways[0].start()  # at the same ports
-        received = [
-            gateway.metrics().get(f'mlflow_otlp_gateway_received_spans_total{{destination="/{experiment}"}}', 0)
-            for gateway in gateways
-        ]
-        assert all(count % 4 == 0 for count in received[1:])  # whole traces
-        assert received[1] > 0
-        for trace_id in {span.context.trace_id for span in spans}:
-            trace = mlflow_server.wait_for_trace(f"{trace_id:032x}", until=lambda trace: len(trace["spans"]) >= 4)
-            assert len(trace["spans"]) == 4
-        assert len(mlflow_server.search_traces(experiment)) == 30
+            if number == len(pieces) * 2 // 3:
+                collector.kill()
+                collector.start()
+            send_until_accepted(collector, piece, experiment)
+        metric = f'mlflow_otlp_gateway_received_spans_total{{destination="/{experiment}"}}'
+        received = [gateway.metrics().get(metric, 0) for gateway in gateways]
+        assert all(received)
+        assert received[1] % (1 + CHILDREN) == 0  # whole traces; the first one's count began again
+        wait_until(lambda: len(stored_span_names(database, experiment)) >= len(spans), 90)
         assert [gateway.stop() for gateway in gateways] == [0, 0]
+    assert Counter(stored_span_names(database, experiment)) == names
+    traces = mlflow_server.search_traces(experiment)
+    assert Counter(trace["state"] for trace in traces) == {"OK": TRACES}
+    usages = [json.loads(trace["trace_metadata"]["mlflow.trace.tokenUsage"]) for trace in traces]
+    assert Counter(usage["total_tokens"] for usage in usages) == {150: TRACES}

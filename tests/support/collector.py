@@ -98,11 +98,11 @@ class Collector:
             # The operator merges no other values into the configuration.
             shipped = yaml.safe_dump(yaml.safe_load(shipped)["spec"]["config"])
         reader = {"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": self._metrics}}}}
+        extensions = {"health_check": {"endpoint": f"127.0.0.1:{self._health}"}}
+        if "file_storage/mlflow:" in shipped:
+            extensions["file_storage/mlflow"] = {"directory": str(folder / "queue")}
         places = {
-            "extensions": {
-                "health_check": {"endpoint": f"127.0.0.1:{self._health}"},
-                "file_storage/mlflow": {"directory": str(folder / "queue")},
-            },
+            "extensions": extensions,
             "receivers": {
                 "otlp": {
                     "protocols": {
