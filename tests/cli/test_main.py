@@ -12,6 +12,7 @@ import pytest
 
 from mlflow_otlp_exporter import MLflowSpanExporter, __version__
 from mlflow_otlp_exporter._internal.cli import main as main_module
+from mlflow_otlp_exporter._internal.cli import spool as spool_command
 from mlflow_otlp_exporter._internal.common.files import FileLock
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
@@ -287,6 +288,17 @@ def test_spool_flush_sends_queued_requests(spool: ScriptedServer, capsys: pytest
     spool.answer(then=ACCEPTED)
     assert "2 spans sent, 0 queued in 0 requests" in run_spool(capsys, "flush")
     assert "0 spans sent, 0 queued" in run_spool(capsys, "flush")
+
+
+def test_spool_flush_that_takes_long_shows_progress(
+    spool: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_command, "_PROGRESS_SECONDS", 0.1)
+    spool.answer(Answer(200, delay=1.0), then=ACCEPTED)
+    assert main_module.main(["spool", "flush"]) == 0
+    captured = capsys.readouterr()
+    assert "0 spans sent, 2 still queued ..." in captured.err
+    assert captured.out == "2 spans sent, 0 queued in 0 requests\n"
 
 
 @pytest.mark.usefixtures("spool")

@@ -138,6 +138,23 @@ def test_exit_with_failing_server_is_bounded_and_logged(scripted_server: Scripte
     assert "503" in completed.stderr
 
 
+def test_exit_with_spool_does_not_wait_for_a_stalled_server(scripted_server: ScriptedServer) -> None:
+    release = threading.Event()
+    scripted_server.answer(Answer(200, hold=release))
+    code = START + (
+        "configure(experiment_id=1)\n"
+        "for number in range(50): trace.get_tracer('x').start_span(str(number)).end()\n"
+        "import time; print(time.time())"
+    )
+    completed = run(scripted_server, code, MLFLOW_OTLP_SPOOL="true")
+    assert time.time() - float(completed.stdout) < 9  # not the 10 s of a request, which are those of a shutdown, too
+    release.set()
+    before = names(scripted_server)
+    completed = run(scripted_server, START + "print(configure(experiment_id=1).flush())", MLFLOW_OTLP_SPOOL="true")
+    assert completed.returncode == 0, completed.stderr
+    assert set(names(scripted_server) - before) == {str(number) for number in range(50)}
+
+
 def test_multiprocessing_child_sends_its_traces(scripted_server: ScriptedServer) -> None:
     code = START + (
         "import multiprocessing\n"

@@ -12,8 +12,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext
 
+from mlflow_otlp_exporter._internal.model.encoded_span import estimate_bytes
 from mlflow_otlp_exporter._internal.processing import trace_buffer
-from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer, estimate_bytes
+from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
 
 LINGER, HOLD, GRACE = 1.0, 30.0, 5.0
 LOCAL, REMOTE = SpanContext(1, 99, is_remote=False), SpanContext(1, 99, is_remote=True)

@@ -22,7 +22,7 @@ from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL_FOLDER
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
 from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE, DAMAGED_FOLDER, REJECTED_FOLDER
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _PROGRESS_SECONDS = 0.1, 5.0
 _LOCK_FILE, _MAX_TEXT_BYTES = "lock", 10_000
 
 
@@ -152,6 +152,7 @@ def _print_requests(settings: Settings, subfolder: str) -> int:
 
 def _flush(settings: Settings, timeout_seconds: float) -> int:
     deadline, pause = time.monotonic() + timeout_seconds, threading.Event()
+    next_report = time.monotonic() + _PROGRESS_SECONDS
     pipeline = Pipeline(settings, None)
     try:
         assert pipeline.persistent_queue is not None
@@ -162,6 +163,10 @@ def _flush(settings: Settings, timeout_seconds: float) -> int:
         while (not consumer.has_ticked or spool.totals().file_count) and time.monotonic() < deadline:
             if sender.backoff.failure_counts and sender.failure_count:
                 break  # the reason was logged
+            if time.monotonic() >= next_report:
+                next_report += _PROGRESS_SECONDS
+                sent_count, queued = pipeline.stats().delivered, spool.totals()
+                print(f"{sent_count} spans sent, {queued.span_count} still queued ...", file=sys.stderr, flush=True)
             pause.wait(_POLL_SECONDS)
         remaining = spool.totals()
     finally:

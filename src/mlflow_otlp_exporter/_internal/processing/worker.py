@@ -342,6 +342,7 @@ class TraceWorker:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing_thread is None, timeout_seconds)
             return
+        timeout_seconds = self._pipeline.limit_exit_seconds(timeout_seconds)
         deadline = time.monotonic() + timeout_seconds
         self._closing_thread = threading.get_ident()
         self.is_closed, self.enqueue_start = True, _ignore_start
