@@ -60,7 +60,7 @@ class Enricher:
 
     def __init__(self, *, compact: bool = False) -> None:
         self._compact = compact
-        self._response_scopes: dict[str, str] = {}
+        self._response_scopes: dict[str, str] = {}  # which instrumentation described which response
         self._calls: dict[tuple[int | None, int | None], deque[CallSummary]] = {}
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
@@ -84,8 +84,9 @@ class Enricher:
             states.append(state)
             if state is not None:
                 traces.setdefault(state.trace_id, []).append(state)
-                if state.normalized.response_id:
-                    self._record_response_scope(state)
+                normalized = state.normalized
+                if normalized.response_id and normalized.input_messages and state.kind in MODEL_KINDS:
+                    evict_oldest(self._response_scopes, _MAX_RESPONSE_SCOPES)[normalized.response_id] = state.scope
         # Of a call in several traces, that in the largest trace counts, where a framework tells more about it.
         for trace_id, members in sorted(traces.items(), key=lambda item: -len(item[1])):
             try:
@@ -113,11 +114,6 @@ class Enricher:
                 enriched.append(span)
         return enriched
 
-    def _record_response_scope(self, state: SpanState) -> None:
-        """Remember which instrumentation described which response."""
-        if state.normalized.response_id and state.kind in MODEL_KINDS and state.normalized.input_messages:
-            evict_oldest(self._response_scopes, _MAX_RESPONSE_SCOPES)[state.normalized.response_id] = state.scope
-
     def _record_call(self, call: CallSummary) -> bool:
         """Whether a call counts: no other trace of this process has it."""
         calls = self._calls.get(call.counts)
@@ -139,14 +135,13 @@ class Enricher:
         if not state.counts_usage:
             own_attributes = rename_usage_keys(own_attributes)
             state.attributes = own_attributes
-        mlflow_attributes = mlflow.write(state)
-        added_attributes = mlflow_attributes
+        attributes = mlflow.write(state)
+        if self._compact:
+            own_attributes = drop_duplicate_attributes(state, attributes)
         if mlflow.TYPE not in own_attributes:
             # A span that has a type was enriched before, or comes from MLflow's SDK: it needs no more.
-            added_attributes = {**mlflow_attributes, **openinference.write(state, with_messages=not self._compact)}
-        if self._compact:
-            own_attributes = drop_duplicate_attributes(state, mlflow_attributes)
-        attributes = {**added_attributes, **own_attributes}
+            attributes |= openinference.write(state, with_messages=not self._compact)
+        attributes |= own_attributes
         usage = state.normalized.usage
         if usage and mlflow.USAGE not in own_attributes and openinference.has_all_counts(usage, attributes):
             # Every MLflow reads OpenInference's counts. 3.6 misreads this attribute, and then reads no other.
@@ -160,7 +155,7 @@ class Enricher:
         status = None
         if state.span.status.status_code is StatusCode.UNSET and state.kind is not None:
             status = Status(StatusCode.ERROR, state.normalized.error_type) if state.has_failed else _OK
-        events = _add_exception_event(state) if state.has_failed else state.span.events
+        events = _add_exception_event(state) if state.has_failed else state.events
         return EnrichedSpan(state.span, attributes, name, events, status)
 
 
@@ -189,16 +184,15 @@ def read_span(span: ReadableSpan) -> SpanState:
         elif isinstance(span_type, str) and span_type[:1] == '"':
             # The SDK writes JSON; the server would search for the type with its quotes.
             attributes[mlflow.TYPE] = span_type.strip('"')
-    events = span.events
+    state = SpanState(span, attributes)
     known_prefixes = _find_prefixes(tuple(attributes))
-    if events:
-        known_prefixes |= _PREFIXES.intersection([event.name.partition(".")[0] for event in events])
-    scope = span.instrumentation_scope.name if span.instrumentation_scope is not None else ""
+    if state.events:
+        known_prefixes |= _PREFIXES.intersection([event.name.partition(".")[0] for event in state.events])
     normalized = EMPTY
     if known_prefixes:
-        views = [EventView(event.name, dict(event.attributes or {})) for event in events]
-        normalized = _read_conventions(SpanView(span.name, scope, attributes, views), known_prefixes)
-    has_own_kind = normalized.kind is not None
+        views = [EventView(event.name, dict(event.attributes or {})) for event in state.events]
+        normalized = _read_conventions(SpanView(state.name, state.scope, attributes, views), known_prefixes)
+    state.has_own_kind = normalized.kind is not None
     with suppress(Exception):  # what the readers found stays
         normalized = _complete(attributes, normalized)
     if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
@@ -207,9 +201,8 @@ def read_span(span: ReadableSpan) -> SpanState:
     # A span that has a type was enriched before.
     if usage is not None and usage.input is not None and mlflow.TYPE not in attributes:
         model = normalized.response_model or normalized.request_model
-        normalized = normalized._replace(usage=include_cached_tokens(usage, scope, model, normalized.output))
-    state = SpanState(span, attributes, normalized, scope)
-    state.has_own_kind = has_own_kind
+        normalized = normalized._replace(usage=include_cached_tokens(usage, state.scope, model, normalized.output))
+    state.normalized, state.kind = normalized, normalized.kind
     return state
 
 
@@ -256,7 +249,7 @@ def _complete(attributes: Mapping[str, Any], normalized: NormalizedSpan) -> Norm
 
 def _add_exception_event(state: SpanState) -> Sequence[Event]:
     """Add an `exception` event with the text of the status, because MLflow's console does not show the status."""
-    events = state.span.events
+    events = state.events
     if any(event.name == "exception" for event in events):
         return events
     error_type = state.normalized.error_type or state.attributes.get("error.type")

@@ -42,6 +42,10 @@ _ANSWER_MARKS = (
 )
 
 
+def _has_mark(text: str, marks: Sequence[str]) -> bool:
+    return text.lstrip()[:1] in ("{", "[") and any(mark in text for mark in marks)
+
+
 def read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     """The messages of a request to a provider, or of an agent's input: JSON text or structured.
 
@@ -49,11 +53,11 @@ def read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     message has content.
     """
     messages = _read_request(value, is_model=is_model)
-    return messages if has_content(messages or ()) else None
+    return messages if messages and has_content(messages) else None
 
 
 def _read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
-    if isinstance(value, str) and not any(mark in value for mark in _REQUEST_MARKS):
+    if isinstance(value, str) and not _has_mark(value, _REQUEST_MARKS):
         return None
     request = simplify_call(parse_structured(value))
     if isinstance(request, list):
@@ -137,11 +141,11 @@ def read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     If `is_model` is false, only the final answer is taken from an agent's state. None if no message has content.
     """
     messages = _read_response(value, is_model=is_model)
-    return messages if has_content(messages or ()) else None
+    return messages if messages and has_content(messages) else None
 
 
 def _read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
-    if isinstance(value, str) and not any(mark in value for mark in _ANSWER_MARKS):
+    if isinstance(value, str) and not _has_mark(value, _ANSWER_MARKS):
         return None
     response = parse_structured(value)
     if isinstance(response, list):

@@ -80,20 +80,20 @@ class _Lazy(Generic[_Value]):
 class SpanState:
     """A span on its way through enrichment; only this package's stages change it."""
 
-    def __init__(self, span: ReadableSpan, attributes: dict[str, Any], normalized: NormalizedSpan, scope: str) -> None:
-        context = span.get_span_context()
+    def __init__(self, span: ReadableSpan, attributes: dict[str, Any]) -> None:
+        context, parent, scope = span.get_span_context(), span.parent, span.instrumentation_scope
         assert context is not None
         self.span = span
         self.name = span.name
         self.start_time, self.end_time = span.start_time or 0, span.end_time or 0  # nanoseconds
         self.trace_id, self.span_id = context.trace_id, context.span_id
-        self.parent_id = span.parent.span_id if span.parent is not None else None
+        self.parent_id = parent.span_id if parent is not None else None
         # Whether it stands for the trace: the root, or the top span of this process, whose caller MLflow may not have.
-        self.is_local_root = span.parent is None or span.parent.is_remote
+        self.is_local_root = parent is None or parent.is_remote
         self.attributes = attributes
-        self.normalized = normalized
-        self.kind = normalized.kind
-        self.scope = scope
+        self.events = span.events
+        self.scope = scope.name if scope is not None else ""
+        self.normalized, self.kind = EMPTY, EMPTY.kind
         # False if the kind was guessed from the content.
         self.has_own_kind = True
         # False if spans below have the same usage, or another span describes the same call.
@@ -116,7 +116,7 @@ class SpanState:
             return text
         return read_answer(normalized.output, is_conversation=normalized.input is None or self.question is not None)
 
-    @property
+    @_Lazy
     def has_failed(self) -> bool:
         """Whether the span's status is an error, or is unset although the content tells of an error."""
         code = self.span.status.status_code

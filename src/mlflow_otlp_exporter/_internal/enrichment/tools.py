@@ -170,7 +170,7 @@ class ToolIndex:
         names = self._parameter_names.get(tool_name, ())
         if len(names) >= len(values):
             return dict(zip(names, values, strict=False))
-        return self._arguments_by_values.get((tool_name, repr(values)))
+        return self._arguments_by_values.get((tool_name, repr(values))) if self._arguments_by_values else None
 
 
 def resolve_arguments(normalized: NormalizedSpan, index: ToolIndex, parent_input: Any) -> Any:

@@ -119,18 +119,15 @@ def propagate(tree: TraceTree) -> None:
 
 def _mark_tool_layers(tree: TraceTree) -> None:
     """Leave one TOOL span of a tool call that several layers report, such as FastMCP's client and server."""
-    tools = [span for span in tree.current.values() if span.kind is Kind.TOOL]
-    if len(tools) < 2:
-        return
-    depths = {span.span_id: depth for depth, level in enumerate(tree.levels) for span in level}
-    tools.sort(key=lambda span: -depths.get(span.span_id, 0))  # content moves up layer by layer
     above = tree.nearest_above(lambda span: span.kind is Kind.TOOL)
-    for span in tools:
-        outer = tree.current.get(above[span.span_id].span_id) if span.span_id in above else None
-        if outer is None or outer.normalized.tool_name != span.normalized.tool_name:
+    spans = (span for level in reversed(tree.levels) for span in level)  # content moves up layer by layer
+    for span in spans if above else ():
+        outer = above.get(span.span_id)
+        if span.kind is not Kind.TOOL or not isinstance(span, SpanState) or not isinstance(outer, SpanState):
             continue
         own, content = span.normalized, outer.normalized
-        if own.input is None or content.input is None or own.input == content.input:
+        is_same_input = own.input is None or content.input is None or own.input == content.input
+        if is_same_input and own.tool_name == content.tool_name:
             span.kind = Kind.TASK
             outer.normalized = content._replace(
                 input=own.input if content.input is None else content.input,
@@ -177,8 +174,7 @@ def _is_same_call(span: SpanState, above: SpanState, tree: TraceTree) -> bool:
         return False
     if span.start_time < above.start_time or span.end_time > above.end_time:
         return False
-    children = next(tree.levels_below(above), [])
-    return [child for child in children if child.kind in MODEL_KINDS] == [span]
+    return [child for child in tree.children(above) if child.kind in MODEL_KINDS] == [span]
 
 
 def _share_tools(tree: TraceTree) -> None:
@@ -224,14 +220,20 @@ def _fill_arguments(span: SpanState, tree: TraceTree) -> None:
 
 def _fill_conversations(tree: TraceTree) -> None:
     """Question and answer of a root or an agent that has none of its own: those of the nearest spans below."""
+    incomplete = {span.span_id for span in tree.current.values() if _takes_conversation(span, tree)}
+    if not incomplete:
+        return
     questions: dict[int, _Text] = {}  # by the id of the span above
     answers: dict[int, _Text] = {}
     for depth, level in reversed(list(enumerate(tree.levels))):
         for span in sorted(level, key=lambda span: span.start_time):
             question, answer = questions.get(span.span_id), answers.get(span.span_id)
-            current = tree.current.get(span.span_id)
-            if current is not None and _takes_conversation(current, tree):
-                _fill_conversation(current, question, answer)
+            if span.span_id in incomplete:
+                current = tree.current[span.span_id]
+                if _needs_question(current):
+                    current.question = question and question[2]
+                if _needs_answer(current):
+                    current.answer = answer and answer[2]
                 if current.is_local_root and current.normalized.kind in _VALUE_KINDS:
                     _fill_values(current, tree)
             if span.kind in _CONVERSATION_KINDS:
@@ -266,17 +268,19 @@ def _precedes(question: _Text, other: _Text) -> bool:
 
 
 def _takes_conversation(span: SpanState, tree: TraceTree) -> bool:
-    if span.is_local_root:
-        return span.kind not in MODEL_KINDS
-    return span.kind is Kind.AGENT and len(tree.spans) > 1
+    is_agent = span.kind is Kind.AGENT and len(tree.spans) > 1
+    shows_conversation = is_agent or (span.is_local_root and span.kind not in (Kind.TOOL, *MODEL_KINDS))
+    return shows_conversation and (_needs_question(span) or _needs_answer(span))
 
 
-def _fill_conversation(span: SpanState, question: _Text | None, answer: _Text | None) -> None:
-    normalized = span.normalized
-    if question is not None and span.question is None and (is_empty(normalized.input) or is_repr(normalized.input)):
-        span.question = question[2]
-    if (span.answer is None and is_empty(normalized.output)) or is_repr(normalized.output):
-        span.answer = answer[2] if answer is not None else None
+def _needs_question(span: SpanState) -> bool:
+    value = span.normalized.input
+    return span.question is None and (is_empty(value) or is_repr(value))
+
+
+def _needs_answer(span: SpanState) -> bool:
+    value = span.normalized.output
+    return (span.answer is None and is_empty(value)) or is_repr(value)
 
 
 def _fill_values(root: SpanState, tree: TraceTree) -> None:

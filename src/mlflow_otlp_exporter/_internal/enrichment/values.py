@@ -1,11 +1,12 @@
 """Parsing of attribute values: JSON text, structured values or Python reprs."""
 
 import ast
-import functools
 import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 
 # No convention has larger JSON text; parsing it would take milliseconds.
 _MAX_JSON_LENGTH = 4 * 1024 * 1024
@@ -18,16 +19,20 @@ _encode_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 _Result = TypeVar("_Result")
 # Longer ones, such as flattened conversations, rarely occur twice.
-_MAX_CACHED_KEYS, _MAX_CACHED_KEY_LENGTH = 100, 200
+_MAX_CACHED_KEYS, _MAX_CACHED_KEY_LENGTH, _MAX_CACHED_RESULTS = 100, 200, 512
 
 
 def cache_by_keys(function: Callable[[tuple[str, ...]], _Result]) -> Callable[[tuple[str, ...]], _Result]:
     """Cache what depends on the keys of attributes alone: spans of one source have the same keys."""
-    cached = functools.lru_cache(maxsize=512)(function)
+    results: dict[tuple[str, ...], _Result] = {}
 
     def call(keys: tuple[str, ...]) -> _Result:
-        is_short = len(keys) <= _MAX_CACHED_KEYS and len(max(keys, key=len, default="")) <= _MAX_CACHED_KEY_LENGTH
-        return cached(keys) if is_short else function(keys)
+        result = results.get(keys)
+        if result is None:
+            result = function(keys)
+            if len(keys) <= _MAX_CACHED_KEYS and max(map(len, keys), default=0) <= _MAX_CACHED_KEY_LENGTH:
+                evict_oldest(results, _MAX_CACHED_RESULTS)[keys] = result
+        return result
 
     return call
 
@@ -45,9 +50,7 @@ def parse_structured(value: Any) -> Any:
             return json.loads(stripped)
         except (ValueError, RecursionError):
             return None
-    if isinstance(value, (Mapping, list, tuple)):
-        return to_plain(value)
-    return None
+    return to_plain(value) if value is not None and isinstance(value, (list, tuple, Mapping)) else None
 
 
 def parse_repr(value: Any) -> Any:
@@ -64,6 +67,8 @@ def parse_repr(value: Any) -> Any:
 
 def to_plain(value: Any, depth: int = 0) -> Any:
     """Copy a structured value into dicts and lists; what is nested too deeply becomes None."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
     if isinstance(value, Mapping):
         return {str(key): to_plain(item, depth + 1) for key, item in value.items()} if depth < _MAX_DEPTH else None
     if isinstance(value, (list, tuple)):
@@ -89,7 +94,7 @@ def decode_json(value: Any) -> Any:
             return json.loads(value)
         except (ValueError, RecursionError):
             return value
-    return to_plain(value) if isinstance(value, (Mapping, list, tuple)) else value
+    return to_plain(value)
 
 
 def parse_text(value: Any) -> str | None:

@@ -78,8 +78,8 @@ def read(span: SpanView) -> NormalizedSpan | None:
     groups = _group_keys(tuple(attributes))
     input_messages, output_messages, covered_keys = _read_all_messages(attributes, kind, groups)
     texts: dict[str, Any] = {}
-    for key, field in _TEXT_FIELDS:
-        text = attributes.get(key)
+    for key, field, _ in groups["texts"]:
+        text = attributes[key]
         if isinstance(text, str) and text and field not in texts:
             texts[field] = text
     if "response_model" not in texts:
@@ -148,8 +148,9 @@ def read_litellm_traffic(span: SpanView) -> NormalizedSpan | None:
 
 @cache_by_keys
 def _group_keys(keys: tuple[str, ...]) -> Mapping[str, list[_FlatKey]]:
-    """Flattened attributes by group, collected in one pass: key, index, remaining path."""
-    groups: dict[str, list[_FlatKey]] = {}
+    """Flattened attributes by group, collected in one pass: key, index, remaining path; `texts`: key, field."""
+    key_set = set(keys)
+    groups: dict[str, list[_FlatKey]] = {"texts": [(key, field, "") for key, field in _TEXT_FIELDS if key in key_set]}
     for key in keys:
         segments = key.split(".", 3)
         if len(segments) > 2 and segments[1] in _GROUP_NAMES:

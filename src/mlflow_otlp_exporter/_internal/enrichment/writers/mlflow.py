@@ -93,7 +93,8 @@ def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
         if files := _collect_files(input_messages):
             # A chat message cannot hold them; the console displays them next to the chat.
             request["files"] = files
-        if tools and _has_tools(span.attributes.get("input.value")):
+        value = span.attributes.get("input.value")
+        if tools and isinstance(value, str) and '"tools"' in value:
             # MLflow before 3.13 accepts no list as JSON text: keep the tools that it displays from the request.
             request["tools"] = tools
         attributes[INPUTS] = to_json(request)
@@ -114,17 +115,9 @@ def _collect_files(messages: Sequence[Message]) -> list[str]:
     return list(dict.fromkeys([part.url for part in parts if _build_content_part(part)["type"] == "text"]))
 
 
-def _has_tools(request: Any) -> bool:
-    return isinstance(request, str) and '"tools"' in request
-
-
 def _build_choices(messages: Sequence[Message], reason: str | None) -> dict[str, Any]:
-    choices: list[dict[str, Any]] = []
-    for index, message in enumerate(messages):
-        choice: dict[str, Any] = {"index": index, "message": _build_message(message)}
-        if reason:
-            choice["finish_reason"] = reason
-        choices.append(choice)
+    shared = {"finish_reason": reason} if reason else {}
+    choices = [{"index": index, "message": _build_message(message), **shared} for index, message in enumerate(messages)]
     return {"choices": choices}
 
 

@@ -21,6 +21,7 @@ from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 
 _JSON, _TEXT = OpenInferenceMimeTypeValues.JSON.value, OpenInferenceMimeTypeValues.TEXT.value
+_TOOL_KEYS = (SpanAttributes.TOOL_NAME, SpanAttributes.TOOL_DESCRIPTION, "tool.id")
 _SYSTEMS = frozenset({"openai", "anthropic", "cohere", "mistralai", "vertexai"})
 
 
@@ -51,7 +52,8 @@ def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
             counts = counts._replace(total=(counts.input or 0) + (counts.output or 0))
         attributes.update((key, count) for key, count in zip(COUNT_KEYS, counts, strict=False) if count is not None)
     if kind is Kind.TOOL:
-        _write_tool(normalized, attributes)
+        tool = (normalized.tool_name, normalized.tool_description, normalized.tool_call_id)
+        attributes |= {key: value for key, value in zip(_TOOL_KEYS, tool, strict=True) if value}
     if with_messages:
         _write_values(span, attributes)
         if kind in MODEL_KINDS:
@@ -86,15 +88,6 @@ def _write_model(normalized: NormalizedSpan, kind: Kind, attributes: dict[str, A
         attributes[SpanAttributes.EMBEDDING_MODEL_NAME] = model
     elif model and kind is Kind.RERANKER:
         attributes[RerankerAttributes.RERANKER_MODEL_NAME] = model
-
-
-def _write_tool(normalized: NormalizedSpan, attributes: dict[str, Any]) -> None:
-    if normalized.tool_name:
-        attributes[SpanAttributes.TOOL_NAME] = normalized.tool_name
-    if normalized.tool_description:
-        attributes[SpanAttributes.TOOL_DESCRIPTION] = normalized.tool_description
-    if normalized.tool_call_id:
-        attributes["tool.id"] = normalized.tool_call_id
 
 
 def _write_values(span: SpanState, attributes: dict[str, Any]) -> None:
