@@ -1,5 +1,6 @@
 """Traces through OpenTelemetry's Collector, with the shipped configurations, to a real MLflow."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, config
 from mlflow_otlp_exporter._internal.cli.main import COLLECTOR_CONFIGS
 from support.collector import Collector
 from support.grpc_client import send_span_over_grpc
+from support.kubernetes import rotate, service_account
 from support.markers import SECRET
 from support.mlflow_server import MLflowServer
 from support.nginx import Nginx
@@ -119,6 +121,30 @@ def test_shipped_configuration_delivers_each_span_once_to_its_destination(
         assert set(nginx.counts()) == {200}
 
 
+@pytest.mark.needs("nginx")
+def test_rotated_token_of_a_service_account_is_used_and_spans_until_then_are_lost(
+    server: MLflowServer, tmp_path: Path
+) -> None:
+    folder, renewed = service_account(tmp_path / "account", SECRET, "team-a"), f"{SECRET}-renewed"
+    number = server.create_experiment("rotation", "team-a")
+    with Nginx(tmp_path / "nginx", guard(f"Bearer {renewed}"), server.uri) as nginx:
+        variables = collector_variables(nginx.uri, number, "team-a")
+        variables["MLFLOW_TRACKING_TOKEN_FILE"] = str(folder / "token")
+        with Collector(tmp_path / "collector", "fixed", variables) as collector:
+            send_trace(collector.http, "expired")
+            wait_until(lambda: collector.metric("otelcol_exporter_send_failed_spans") == 3)
+            refreshed = collector.log.read_text().count("refresh token")
+            replaced = (folder / "token").resolve().parent
+            rotate(folder, renewed, "team-a")
+            shutil.rmtree(replaced)  # as the kubelet does, and what the Collector notices
+            wait_until(lambda: collector.log.read_text().count("refresh token") > refreshed)
+            send_trace(collector.http, "renewed")
+            assert wait_for_names(server, number, "team-a", 1) == ["renewed", "renewed 1", "renewed 2"]
+        wait_until(lambda: len(nginx.statuses()) == 2, what="all answers in the access log")
+        assert nginx.counts() == {401: 1, 200: 1}
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["fixed-no-auth", "per-tenant"])
 def test_queue_on_disk_survives_outage_of_mlflow_and_kill_of_the_collector(
     name: str, server: MLflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
