@@ -300,10 +300,12 @@ class Intake:
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join(timeout_seconds / 2)
-        with self._changed:
-            spans = self._assembler.pop_all()
-        self._submit(spans)
-        self._pipeline.shutdown(max(0.0, deadline - time.monotonic()))
+        try:
+            with self._changed:
+                spans = self._assembler.pop_all()
+            self._submit(spans)
+        finally:
+            self._pipeline.shutdown(max(0.0, deadline - time.monotonic()))
 
 
 def _join(reasons: Mapping[str, int]) -> str:
