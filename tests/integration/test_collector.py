@@ -10,6 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure
 from mlflow_otlp_exporter._internal.cli.main import COLLECTOR_CONFIGS
@@ -142,6 +143,47 @@ def test_rotated_token_of_a_service_account_is_used_and_spans_until_then_are_los
             assert wait_for_names(server, number, "team-a", 1) == ["renewed", "renewed 1", "renewed 2"]
         wait_until(lambda: len(nginx.statuses()) == 2, what="all answers in the access log")
         assert nginx.counts() == {401: 1, 200: 1}
+
+
+def test_collector_that_samples_whole_traces_and_changes_spans_delivers_the_sampled_traces(
+    server: MLflowServer, tmp_path: Path
+) -> None:
+    """Sampled are traces with an error in any span."""
+    number = server.create_experiment("sampled", "team-a")
+    processors = {
+        "groupbytrace": {"wait_duration": "1s"},
+        "tail_sampling": {
+            "decision_wait": "1s",
+            "policies": [{"name": "errors", "type": "status_code", "status_code": {"status_codes": ["ERROR"]}}],
+        },
+        "attributes": {"actions": [{"key": "secret", "action": "delete"}]},
+        "transform": {"trace_statements": ['set(span.attributes["changed"], "by the Collector")']},
+        "resource": {"attributes": [{"key": "deployment.environment", "value": "test", "action": "upsert"}]},
+    }
+    pipeline = {"processors": ["memory_limiter", *processors]}
+    changes = {"processors": processors, "service": {"pipelines": {"traces/mlflow": pipeline}}}
+    variables = collector_variables(server.uri, number, "team-a")
+    with Collector(tmp_path, "fixed-no-auth", variables, changes) as collector:
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(MLflowSpanProcessor(MLflowSpanExporter(f"{collector.http}/v1/traces")))
+        tracer = provider.get_tracer("tests")
+        for name, status in (("fails", StatusCode.ERROR), ("works", StatusCode.OK)):
+            with tracer.start_as_current_span(name, attributes={"secret": SECRET}):
+                tracer.start_span(f"child of {name}").end()
+                with tracer.start_as_current_span(f"step of {name}") as step:
+                    step.set_status(status)
+        provider.shutdown()
+        wait_until(lambda: collector.metric("otelcol_processor_tail_sampling_global_count_traces_sampled") == 2)
+        names = wait_for_names(server, number, "team-a", 1)
+        assert names == ["child of fails", "fails", "step of fails"]
+        assert_log_without_warnings(collector)
+    (info,) = server.search_traces(number, "team-a")
+    trace = server.trace(info["trace_id"], "team-a")
+    assert trace is not None
+    (root,) = [span for span in trace["spans"] if span["name"] == "fails"]
+    attributes = {attribute["key"] for attribute in root["attributes"]}
+    assert "changed" in attributes
+    assert "secret" not in attributes
 
 
 @pytest.mark.matrix
