@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mlflow_otlp_exporter._internal.enrichment.enricher import read_span
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage
+from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan, Usage
 from support.random_traces import span
 
 

@@ -12,7 +12,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
 from mlflow_otlp_exporter._internal.enrichment.enricher import read_span
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Document, Kind, NormalizedSpan, Usage
+from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Document, NormalizedSpan, Usage
 from support.random_traces import JSON, LEAVES, span
 
 USER = [{"role": "user", "content": "Weather in Paris?"}]

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Usage
+from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Usage
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import (
     Dialect,

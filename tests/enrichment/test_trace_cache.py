@@ -1,6 +1,7 @@
 """Bounds of the trace cache."""
 
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanSummary
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 

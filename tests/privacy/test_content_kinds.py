@@ -3,7 +3,6 @@
 import pytest
 
 from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS, MCP
-from mlflow_otlp_exporter._internal.enrichment.readers.frameworks import FRAMEWORKS
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect
 from mlflow_otlp_exporter._internal.privacy.content_kinds import (
     Content,
@@ -14,7 +13,7 @@ from mlflow_otlp_exporter._internal.privacy.content_kinds import (
 CONTENT_FIELDS = ("input", "output", "instructions", "tools", "tool_description", "documents", "invocation_parameters")
 
 
-@pytest.mark.parametrize("dialect", [*DIALECTS, *FRAMEWORKS, MCP], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("dialect", [*DIALECTS, MCP], ids=lambda dialect: dialect.name)
 def test_classify_attribute_that_a_dialect_reads_as_content_returns_a_kind(dialect: Dialect) -> None:
     keys = [key for field in CONTENT_FIELDS for key in dialect.fields.get(field, ())]
     assert [key for key in keys if classify_attribute(key) is None] == []

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
 from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules
 from support.content_samples import (
     ALL_SAMPLES,

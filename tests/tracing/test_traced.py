@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter import set_documents, set_inputs, set_outputs, set_usage, traced
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
 from mlflow_otlp_exporter._internal.tracing import traced as traced_module
 from mlflow_otlp_exporter._internal.tracing.traced import use_provider
 from support.memory import Memory, provider

@@ -7,8 +7,7 @@ attributes and in MLflow's; MLflow 3.16 even displays it twice (mlflow #25718).
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured
@@ -50,10 +49,8 @@ def _find_duplicates(span: SpanState, added: Mapping[str, Any]) -> list[str]:
     if span.kind in MODEL_KINDS:
         if INPUTS in added and (OUTPUTS in added or not normalized.output_messages) and not _has_files(span):
             duplicates += normalized.covered_keys
-            if (
-                normalized.input_messages
-                and "input.value" in own
-                and _is_plain_request(own["input.value"], normalized.invocation_parameters)
+            if normalized.input_messages and _is_plain_request(
+                own.get("input.value"), normalized.invocation_parameters
             ):
                 duplicates += ("input.value", "input.mime_type")
             if normalized.output_messages and "output.value" in own and _is_plain_answer(own["output.value"]):
@@ -99,9 +96,7 @@ def _is_plain_request(value: Any, parameters: Mapping[str, Any] | None) -> bool:
 
 def _is_plain_answer(value: Any) -> bool:
     answer = parse_structured(value)
-    if not isinstance(answer, dict) or not answer.keys() <= _ANSWER_KEYS:
-        return False
-    choices = answer.get("choices")
+    choices = answer.get("choices") if isinstance(answer, dict) and answer.keys() <= _ANSWER_KEYS else None
     return isinstance(choices, list) and all(
         isinstance(choice, dict)
         and choice.keys() <= _CHOICE_KEYS

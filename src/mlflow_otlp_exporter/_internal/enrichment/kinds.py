@@ -1,9 +1,31 @@
-"""Mapping between kinds and the names that conventions have for operations."""
+"""Kinds of spans, and the names that conventions have for them."""
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind
+
+class Kind(str, Enum):
+    """The operation that a span stands for; the value is MLflow's span type."""
+
+    CHAT_MODEL = "CHAT_MODEL"
+    LLM = "LLM"
+    AGENT = "AGENT"
+    CHAIN = "CHAIN"
+    WORKFLOW = "WORKFLOW"
+    TASK = "TASK"
+    TOOL = "TOOL"
+    RETRIEVER = "RETRIEVER"
+    RERANKER = "RERANKER"
+    EMBEDDING = "EMBEDDING"
+    GUARDRAIL = "GUARDRAIL"
+    EVALUATOR = "EVALUATOR"
+    MEMORY = "MEMORY"
+    PARSER = "PARSER"
+    PROMPT = "PROMPT"
+    DECISION = "DECISION"
+    UNKNOWN = "UNKNOWN"
+
 
 # `gen_ai.operation.name`: names of the semantic conventions, and others from frameworks.
 OPERATIONS = {
@@ -54,12 +76,7 @@ TO_OPENINFERENCE = {kind: _TO_OPENINFERENCE.get(kind, kind.value) for kind in Ki
 TO_MLFLOW = {kind: _TO_MLFLOW.get(kind, kind.value) for kind in Kind}
 
 
-def parse_operation(name: Any) -> Kind | None:
-    """The kind for `gen_ai.operation.name`; LiteLLM writes the name of the function, such as `acompletion`."""
-    kind = parse_kind(name, OPERATIONS)
-    return kind or (parse_kind(name[1:], OPERATIONS) if isinstance(name, str) and name.startswith("a") else None)
-
-
 def parse_kind(name: Any, kinds: Mapping[str, Kind]) -> Kind | None:
-    """The kind for a name that a convention writes, in any case of letters."""
-    return kinds.get(name.strip().lower()) if isinstance(name, str) else None
+    """The kind for a name that a convention writes; LiteLLM writes that of a function, such as `acompletion`."""
+    word = name.strip().lower().replace(" ", "_") if isinstance(name, str) else ""
+    return kinds.get(word) or kinds.get(word.removeprefix("a"))

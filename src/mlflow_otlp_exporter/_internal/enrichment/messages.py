@@ -261,9 +261,7 @@ def _read_part(part: dict[str, Any], draft: _MessageDraft) -> None:
     if reader is not None:
         reader(part, draft)
     elif kind in _REASONING_TYPES:
-        draft.add_reasoning(
-            select_text(part.get("content"), part.get("text"), part.get("thinking"), part.get("reasoning"))
-        )
+        draft.add_reasoning(select_text(*map(part.get, ("content", "text", "thinking", "reasoning"))))
     elif (media := read_media(part, kind)) is not None:
         draft.parts.append(media)
     elif not _read_untyped_part(part, draft):
@@ -384,14 +382,15 @@ def _read_tool_results(content: Any, draft: _MessageDraft) -> bool:
         content = parse_structured(content)
     if not isinstance(content, list) or not content:
         return False
-    for part in content:
-        if not isinstance(part, dict) or not (
-            part.get("type") in _TOOL_RESULT_TYPES or any(key in part for key in _TOOL_RESULT_KEYS)
-        ):
-            return False
+    if not all(isinstance(part, dict) and _is_tool_result(part) for part in content):
+        return False
     for part in content:
         _read_part(part, draft)
     return True
+
+
+def _is_tool_result(part: Mapping[str, Any]) -> bool:
+    return part.get("type") in _TOOL_RESULT_TYPES or any(key in part for key in _TOOL_RESULT_KEYS)
 
 
 def to_result_text(value: Any) -> str:

@@ -1,30 +1,9 @@
 """The normal form: the content of a span about a language model, in whatever convention the span was written."""
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import Any, NamedTuple
 
-
-class Kind(str, Enum):
-    """The operation that a span stands for; the value is MLflow's span type."""
-
-    CHAT_MODEL = "CHAT_MODEL"
-    LLM = "LLM"
-    AGENT = "AGENT"
-    CHAIN = "CHAIN"
-    WORKFLOW = "WORKFLOW"
-    TASK = "TASK"
-    TOOL = "TOOL"
-    RETRIEVER = "RETRIEVER"
-    RERANKER = "RERANKER"
-    EMBEDDING = "EMBEDDING"
-    GUARDRAIL = "GUARDRAIL"
-    EVALUATOR = "EVALUATOR"
-    MEMORY = "MEMORY"
-    PARSER = "PARSER"
-    PROMPT = "PROMPT"
-    DECISION = "DECISION"
-    UNKNOWN = "UNKNOWN"
+from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
 
 
 class Part(NamedTuple):
@@ -166,8 +145,6 @@ def merge(candidates: Sequence[NormalizedSpan]) -> NormalizedSpan:
     """
     if not candidates:
         return EMPTY
-    if len(candidates) == 1:
-        return candidates[0]
     fields: list[Any] = list(candidates[0])
     for candidate in candidates[1:]:
         for index, value in enumerate(candidate):

@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.enrichment.values import parse_structured
 
 # LangChain's types of messages, instead of a role.
 _LANGCHAIN_TYPES = frozenset(
-    {"human", "ai", "system", "tool", "function", "constructor", "message"}
+    {"human", "ai", "system", "tool", "function", "message"}
     | {"HumanMessage", "AIMessage", "AIMessageChunk", "SystemMessage", "ToolMessage"}
 )
 _RESPONSES_ITEM_TYPES = frozenset({"function_call", "function_call_output", "reasoning"})
@@ -52,14 +52,17 @@ def read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     `is_model` tells that a model received the request, so that a prompt without a role is the user's. None if no
     message has content.
     """
-    messages = _read_request(value, is_model=is_model)
+    if isinstance(value, str) and not _has_mark(value, _REQUEST_MARKS):
+        return None
+    return read_decoded_request(parse_structured(value), is_model=is_model)
+
+
+def read_decoded_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
+    messages = _read_request(simplify_call(value), is_model=is_model)
     return messages if messages and has_content(messages) else None
 
 
-def _read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
-    if isinstance(value, str) and not _has_mark(value, _REQUEST_MARKS):
-        return None
-    request = simplify_call(parse_structured(value))
+def _read_request(request: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     if isinstance(request, list):
         return read_messages(request) if is_message_list(request) else None
     if not isinstance(request, dict):
@@ -73,7 +76,7 @@ def _read_request(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
             return add_system_message(request, messages) or None
     if not is_model:
         nested = next((request[name] for name in _REQUEST_WRAPPERS if isinstance(request.get(name), dict)), None)
-        return _read_request(nested, is_model=False)
+        return _read_request(simplify_call(nested), is_model=False)
     prompt = request.get("input") if isinstance(request.get("input"), str) else request.get("prompt")
     if isinstance(prompt, str):
         return add_system_message(request, (Message("user", (Part("text", prompt),)),))
@@ -101,36 +104,24 @@ def add_system_message(request: Any, messages: tuple[Message, ...]) -> tuple[Mes
 
 def is_message_list(items: list[Any]) -> bool:
     """Whether a list holds messages, and not documents, tool calls or other typed objects."""
-    has_messages = False
-    for item in items[:50]:
-        if isinstance(item, list):
-            if not is_message_list(item) and not is_role_and_text(item):
-                return False
-        elif isinstance(item, dict):
-            if not _is_message(item):
-                return False
-        else:
-            continue
-        has_messages = True
-    return has_messages
+    members = [item for item in items[:50] if isinstance(item, (list, dict))]
+    return bool(members) and all(
+        _is_message(item) if isinstance(item, dict) else is_message_list(item) or is_role_and_text(item)
+        for item in members
+    )
 
 
 def _is_message(item: Mapping[str, Any]) -> bool:
     if isinstance(item.get("role") or item.get("_role"), str):
         return True
-    kind = item.get("type")
-    if not isinstance(kind, str):
-        kind = None
+    kind = item.get("type") if isinstance(item.get("type"), str) else None
+    if kind == "constructor":
+        class_path = item.get("id")
+        name = str(class_path[-1]) if isinstance(class_path, list) and class_path else ""
+        return name.endswith(("Message", "MessageChunk"))
     if kind in _RESPONSES_ITEM_TYPES:
         return True
     if kind in _LANGCHAIN_TYPES:
-        class_path = item.get("id")
-        if kind == "constructor":
-            return (
-                isinstance(class_path, list)
-                and bool(class_path)
-                and str(class_path[-1]).endswith(("Message", "MessageChunk"))
-            )
         return "content" in item or isinstance(item.get("data"), dict)
     return item.get("kind") in ("request", "response") and isinstance(item.get("parts"), list)
 
@@ -140,16 +131,22 @@ def read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
 
     If `is_model` is false, only the final answer is taken from an agent's state. None if no message has content.
     """
+    if isinstance(value, str) and not _has_mark(value, _ANSWER_MARKS):
+        return None
+    return read_decoded_response(parse_structured(value), is_model=is_model)
+
+
+def read_decoded_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     messages = _read_response(value, is_model=is_model)
     return messages if messages and has_content(messages) else None
 
 
-def _read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
-    if isinstance(value, str) and not _has_mark(value, _ANSWER_MARKS):
-        return None
-    response = parse_structured(value)
+def _read_response(response: Any, *, is_model: bool) -> tuple[Message, ...] | None:
     if isinstance(response, list):
-        return _read_response_list(response, is_model=is_model)
+        if is_message_list(response):
+            return _select_answer(read_messages(response, "assistant"), is_model=is_model)
+        last = response[-1] if response else None
+        response = {"update": last.get("update")} if isinstance(last, dict) else None  # LangGraph's commands
     if not isinstance(response, dict):
         return None
     for key in ("choices", "candidates", "generations", "replies"):
@@ -176,14 +173,6 @@ def _read_response(value: Any, *, is_model: bool) -> tuple[Message, ...] | None:
         return _read_candidates([response])
     if _is_message(response):
         return _select_answer(read_messages([response], "assistant"), is_model=is_model)
-    return None
-
-
-def _read_response_list(items: list[Any], *, is_model: bool) -> tuple[Message, ...] | None:
-    if is_message_list(items):
-        return _select_answer(read_messages(items, "assistant"), is_model=is_model)
-    if items and isinstance(items[-1], dict) and isinstance(items[-1].get("update"), dict):  # LangGraph's commands
-        return _read_response(items[-1]["update"], is_model=False)
     return None
 
 

@@ -6,10 +6,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     EMPTY,
-    Kind,
     NormalizedSpan,
     Prompt,
     ToolCall,
@@ -73,7 +72,8 @@ class _Lazy(Generic[_Value]):
         self._read = read
 
     def __get__(self, instance: Any, _: Any) -> _Value:
-        value = instance.__dict__[self._read.__name__] = self._read(instance)
+        value = self._read(instance)
+        setattr(instance, self._read.__name__, value)
         return value
 
 

@@ -3,30 +3,27 @@
 Usage that must not count is kept under names that no server adds up.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Usage
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Usage
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage
 from mlflow_otlp_exporter._internal.enrichment.span_state import CallSummary, SpanState
 from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, TraceTree, TreeSpan
 from mlflow_otlp_exporter._internal.enrichment.values import parse_structured
 
-# pydantic-ai's own names for sums over spans, and others like them.
-_RENAMED_PREFIXES = (
-    ("gen_ai.usage.", "gen_ai.aggregated_usage."),
-    ("llm.token_count.", "llm.aggregated_token_count."),
-    ("llm.usage.", "llm.aggregated_usage."),
-    ("llm.cost.", "llm.aggregated_cost."),
-    ("langfuse.observation.usage_details", "langfuse.observation.aggregated_usage_details"),
-    ("ai.usage.", "ai.aggregated_usage."),
-    ("usage.", "aggregated_usage."),
+# Where names of usage and cost get `aggregated_`, as pydantic-ai names sums over spans.
+_USAGE_KEY = re.compile(
+    r"^(?:gen_ai\.|llm\.|ai\.)?(?=usage\.)|^llm\.(?=token_count\.|cost\.)|^operation\.(?=cost$)"
+    r"|^langfuse\.observation\.(?=usage_details)"
 )
-
-
 # Bedrock and Anthropic count cached tokens beside the input tokens; these pass their counts on as they are.
-_ADDITIVE_SCOPES = ("opentelemetry.instrumentation.botocore", "opentelemetry.instrumentation.bedrock")
+_ADDITIVE_SCOPES = (
+    *("opentelemetry.instrumentation.botocore", "opentelemetry.instrumentation.bedrock"),
+    "com.anthropic.claude_code",
+)
 _MAX_OPEN_CALLS = 16
 # How long after a call a span may begin that repeats its usage.
 _MAX_DELAY_NANOS = 1_000_000_000
@@ -165,12 +162,4 @@ def _complete_last_steps(tree: TraceTree) -> None:
 
 
 def rename_usage_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in attributes.items():
-        for prefix, renamed_prefix in _RENAMED_PREFIXES:
-            if key.startswith(prefix):
-                result[renamed_prefix + key[len(prefix) :]] = value
-                break
-        else:
-            result["operation.aggregated_cost" if key == "operation.cost" else key] = value
-    return result
+    return {_USAGE_KEY.sub(r"\g<0>aggregated_", key, count=1): value for key, value in attributes.items()}

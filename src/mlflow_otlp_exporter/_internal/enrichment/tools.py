@@ -55,29 +55,20 @@ def find_tools(request: Mapping[str, Any]) -> tuple[ToolDefinition, ...] | None:
 
 
 def _collect_tools(item: dict[str, Any], tools: list[ToolDefinition]) -> None:
-    for key in ("function_declarations", "functionDeclarations"):
-        declared = item.get(key)
-        if isinstance(declared, list):
-            for declaration in declared:
-                if isinstance(declaration, dict):
-                    _collect_tools(declaration, tools)
-            return
-    definition: dict[str, Any] = item
-    for key in ("function", "toolSpec", "tool", "custom"):
-        nested = item.get(key)
-        if isinstance(nested, dict):
-            definition = nested
-            break
+    declared = item.get("function_declarations", item.get("functionDeclarations"))
+    if isinstance(declared, list):
+        for declaration in declared:
+            if isinstance(declaration, dict):
+                _collect_tools(declaration, tools)
+        return
+    nested_keys = ("function", "toolSpec", "tool", "custom")
+    definition = next((item[key] for key in nested_keys if isinstance(item.get(key), dict)), item)
     name = select_text(definition.get("name"), item.get("name"))
     if not name:
         return
-    schema: Any = None
-    for key in _SCHEMA_KEYS:
-        schema = parse_structured(definition.get(key))
-        if isinstance(schema, dict):
-            nested = schema.get("json")
-            schema = nested if isinstance(nested, dict) else schema
-            break
+    schema: Any = next(filter(None, (parse_structured(definition.get(key)) for key in _SCHEMA_KEYS)), None)
+    if isinstance(schema, dict) and isinstance(schema.get("json"), dict):
+        schema = schema["json"]
     description = select_text(definition.get("description"), item.get("description")) or ""
     tools.append(ToolDefinition(name, description, schema if isinstance(schema, dict) else None))
 
@@ -173,22 +164,14 @@ class ToolIndex:
         return self._arguments_by_values.get((tool_name, repr(values))) if self._arguments_by_values else None
 
 
-def resolve_arguments(normalized: NormalizedSpan, index: ToolIndex, parent_input: Any) -> Any:
-    """A tool's arguments as an object if calls or tools of the trace tell the names; otherwise its input.
-
-    `parent_input` is the input of the span above.
-    """
+def resolve_arguments(normalized: NormalizedSpan, index: ToolIndex) -> Any:
+    """A tool's arguments as an object if calls or tools of the trace tell the names; otherwise its input."""
     arguments = _unwrap_arguments(decode_json(normalized.input))
     if isinstance(arguments, dict) and not arguments.keys() <= {"args", "kwargs"}:
         return arguments
     call_id = normalized.tool_call_id or find_call_id(normalized.output)
     if call_id and call_id in index.arguments_by_id:
         return index.arguments_by_id[call_id]
-    parent = parse_structured(parent_input)
-    if isinstance(parent, list) and len(parent) == 1 and isinstance(parent[0], dict):
-        parent_tool, requested = parent[0].get("name"), parent[0].get("args")
-        if parent_tool == normalized.tool_name and isinstance(requested, dict):
-            return requested
     values = arguments.get("args") if isinstance(arguments, dict) else [arguments] if arguments is not None else None
     if isinstance(values, list) and values and normalized.tool_name:
         return index.name_arguments(normalized.tool_name, values) or arguments
@@ -252,12 +235,10 @@ def unwrap_result(output: Any) -> Any:
         return result if text.startswith("[") and parse_structured(text) is not None else text
     if not isinstance(result, dict):
         return result
-    if isinstance(result.get("data"), dict) and result.get("type") == "tool":
-        return unwrap_result(result["data"].get("content"))
-    if isinstance(result.get("kwargs"), dict) and result.get("lc"):
-        return unwrap_result(result["kwargs"].get("content"))
-    if result.get("type") == "tool" and "content" in result:
-        return unwrap_result(result["content"])
+    if result.get("type") == "tool" or result.get("lc"):  # LangChain
+        *_, message = _open_message(result)
+        if "content" in message:
+            return unwrap_result(message["content"])
     if "raw_output" in result and "tool_name" in result:  # LlamaIndex
         return result["raw_output"]
     if result.keys() == {"type", "value"}:

@@ -58,7 +58,8 @@ class TraceCache:
     def remove(self, trace_id: int) -> None:
         if trace_id in self.traces:
             with self._lock:
-                self._remove(trace_id)
+                trace = self.traces.pop(trace_id, None)
+                self._size -= trace.size if trace is not None else 0
 
     def _evict(self) -> None:
         oldest = self._clock() - _MAX_AGE_SECONDS
@@ -67,9 +68,4 @@ class TraceCache:
             is_full = len(self.traces) > _MAX_TRACES or self._size > _MAX_CHARACTERS
             if not is_full and trace.last_used >= oldest:
                 return
-            self._remove(trace_id)
-
-    def _remove(self, trace_id: int) -> None:
-        trace = self.traces.pop(trace_id, None)
-        if trace is not None:
-            self._size -= trace.size
+            self.remove(trace_id)

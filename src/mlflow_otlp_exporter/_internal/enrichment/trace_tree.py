@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, ToolDefinition, has_content
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import ToolDefinition, has_content
 from mlflow_otlp_exporter._internal.enrichment.payloads import is_empty
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.tools import ToolIndex, has_named_arguments, is_repr, resolve_arguments
@@ -212,8 +212,7 @@ def _fill_arguments(span: SpanState, tree: TraceTree) -> None:
     """Replace a tool's bare value by arguments with names, from the call of the model."""
     if has_named_arguments(span.normalized.input) or span.normalized.input == REDACTED:
         return
-    parent = tree.spans.get(span.parent_id or 0)
-    arguments = resolve_arguments(span.normalized, tree.tools, parent.raw_input if parent else None)
+    arguments = resolve_arguments(span.normalized, tree.tools)
     if arguments is not None and arguments != span.normalized.input:
         span.normalized = span.normalized._replace(input=arguments)
 

@@ -5,7 +5,6 @@ from enum import Enum
 
 from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS, MCP
 from mlflow_otlp_exporter._internal.enrichment.readers.fallback import classify_key
-from mlflow_otlp_exporter._internal.enrichment.readers.frameworks import FRAMEWORKS
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import normalize_name
 
 
@@ -79,7 +78,7 @@ _BY_FIELD = {
 _BY_KEY = {
     **{
         key: _BY_FIELD[field]
-        for dialect in (*DIALECTS, *FRAMEWORKS, MCP)
+        for dialect in (*DIALECTS, MCP)
         for field, keys in dialect.fields.items()
         if field in _BY_FIELD
         for key in keys

@@ -9,23 +9,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, OPERATIONS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan, Usage, has_content
+from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, OPERATIONS, Kind, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan, Usage, has_content
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import unflatten
-from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import (
     COUNT_NAMES,
+    PARSERS,
     SESSION_KEYS,
     USER_KEYS,
     normalize_name,
     parse_tags,
-    read_cost,
     read_identity,
-    read_usage,
     read_values,
 )
-from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     cache_by_keys,
     decode_json,
@@ -70,6 +67,10 @@ _NAMES = {
 }
 _FIELDS = {name: field for field, names in _NAMES.items() for name in names}
 _COUNT_FIELDS = {name: f"usage.{field}" for field, names in COUNT_NAMES.items() for name in names}
+_SINGLE_FIELDS = (
+    *("tool_name", "agent_name", "request_model", "response_model", "provider"),
+    *("usage", "cost", "tools", "documents"),
+)
 _COUNT_PARENTS = ("usage", "token")
 _GROUPS = ("input", "output", "documents", "tools")
 # The field that an attribute may hold, and the prefix of the keys that are flattened together with it.
@@ -118,10 +119,6 @@ def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return read_identity(properties)
 
 
-def _select_text(candidates: Mapping[str, list[Any]], field: str) -> str | None:
-    return next((value for value in candidates.get(field, ()) if isinstance(value, str) and value), None)
-
-
 def read_content(
     attributes: Mapping[str, Any], places: Sequence[tuple[str, Place]], kind: Kind | None, is_unknown: bool
 ) -> NormalizedSpan:
@@ -133,14 +130,13 @@ def read_content(
     for prefix, field in {prefix: field for _, (field, prefix) in places if prefix}.items():
         candidates.setdefault(field, []).append(unflatten(attributes, prefix))
     fields: dict[str, Any] = {
-        field: _select_text(candidates, field)
-        for field in ("tool_name", "agent_name", "request_model", "response_model", "provider")
+        field: next(filter(None, map(PARSERS.get(field, parse_text), candidates.get(field, ()))), None)
+        for field in _SINGLE_FIELDS
     }
     counts = [next(map(parse_int, candidates.get(f"usage.{field}", ())), None) for field in Usage._fields]
-    usage = Usage(*counts) if counts[0] is not None or counts[1] is not None else None
-    fields["usage"] = usage or next(filter(None, map(read_usage, candidates.get("usage", ()))), None)
-    fields["cost"] = next(filter(None, map(read_cost, candidates.get("cost", ()))), None)
-    fields["tools"] = next(filter(None, map(read_tools, candidates.get("tools", ()))), None)
+    if counts[0] is not None or counts[1] is not None:
+        fields["usage"] = Usage(*counts)
+    documents = fields.pop("documents")
     if is_unknown:  # otherwise a reader knows where its source puts them
         fields["tags"] = next(filter(None, map(parse_tags, candidates.get("tags", ()))), None)
         for value in candidates.get("metadata", ()):
@@ -155,9 +151,6 @@ def read_content(
     has_messages = request is not None or response is not None
     request = request if request is not None else next(iter(requests), None)
     response = response if response is not None else next(iter(responses), None)
-    documents = next(
-        filter(None, (read_documents(parse_structured(value)) for value in candidates.get("documents", ()))), None
-    )
     facts = read_facts(response)
     model = fields["request_model"] or fields["response_model"] or parse_text(facts.get("response_model"))
     is_priced = fields["usage"] is not None or "usage" in facts
@@ -169,25 +162,15 @@ def read_content(
             kind = Kind.EMBEDDING if "embed" in model.lower() else Kind.CHAT_MODEL
         elif fields["tool_name"] and (request is not None or response is not None):
             kind = Kind.TOOL
+    fields["documents"] = documents if kind is Kind.RETRIEVER else None
     content = read_values(kind, request, response)
-    fields = {field: value for field, value in {**content, **_drop_none(fields)}.items() if value is not None}
-    if kind is Kind.RETRIEVER and documents:
-        fields["documents"] = documents
+    content.update((field, value) for field, value in fields.items() if value is not None)
     # A span above model calls that has a model and usage as well sums up the calls of an agent.
-    return NormalizedSpan(**fields, kind=kind, wraps_calls=True if kind in MODEL_KINDS else None)
-
-
-def _drop_none(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: value for field, value in fields.items() if value is not None}
+    return NormalizedSpan(**content, kind=kind, wraps_calls=True if kind in MODEL_KINDS else None)
 
 
 def _read_kind(candidates: Mapping[str, list[Any]]) -> Kind | None:
     """The kind that an attribute names, if the span has content, a model or usage."""
     if not candidates.keys() & {"input", "output", "documents", "request_model", "usage", "usage.input"}:
         return None
-    for value in candidates.get("kind", ()):
-        if isinstance(value, str):
-            word = value.strip().lower().replace(" ", "_")
-            if kind := _KINDS.get(word) or _KINDS.get(word.removeprefix("a")):
-                return kind
-    return None
+    return next(filter(None, (parse_kind(value, _KINDS) for value in candidates.get("kind", ()))), None)

@@ -7,9 +7,9 @@ Microsoft Agent Framework, Semantic Kernel and Vercel AI 7, some of which use ol
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import parse_operation
+from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, Kind, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, read_system_message
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Kind, Message, NormalizedSpan, Usage
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Document, Message, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents, read_prompt
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_properties, parse_counts
@@ -29,12 +29,14 @@ _PARAMETERS = "gen_ai.request."
 _IGNORED_PARAMETERS = frozenset({"gen_ai.request.model", "gen_ai.request.choice.count", "gen_ai.request.user"})
 _USAGE = "gen_ai.usage."
 _TOTAL_COST = ("operation.cost", "gen_ai.usage.cost", "gen_ai.cost.total_cost", "gen_ai.usage.total_cost")
+_USER_KEYS = ("user.id", "enduser.id", "gen_ai.request.user")
+_DOCUMENT_KEYS = ("gen_ai.retrieval.documents", "gen_ai.output.documents")
 _COSTS = ("gen_ai.cost.input_cost", "gen_ai.cost.output_cost")
 
 
 def read(span: SpanView) -> NormalizedSpan | None:
     attributes = span.attributes
-    kind = parse_operation(attributes.get("gen_ai.operation.name"))
+    kind = parse_kind(attributes.get("gen_ai.operation.name"), OPERATIONS)
     input_messages = read_messages(attributes.get(_IN))
     output_messages = read_messages(attributes.get(_OUT), "assistant")
     covered_keys = [key for key, messages in ((_IN, input_messages), (_OUT, output_messages)) if messages]
@@ -75,9 +77,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
         finish_reason=_read_finish_reason(attributes),
         prompt=read_prompt(attributes, "gen_ai.prompt.version", "gen_ai.prompt.name"),
         session=parse_text(attributes.get("gen_ai.conversation.id")),
-        user=select_text(
-            attributes.get("user.id"), attributes.get("enduser.id"), attributes.get("gen_ai.request.user")
-        ),
+        user=select_text(*map(attributes.get, _USER_KEYS)),
         agent_name=parse_text(attributes.get("gen_ai.agent.name")),
         error_type=parse_text(attributes.get("error.type")),
         response_id=parse_text(attributes.get("gen_ai.response.id")),
@@ -87,22 +87,17 @@ def read(span: SpanView) -> NormalizedSpan | None:
 
 def read_details(span: SpanView) -> NormalizedSpan | None:
     """Read the events in which newer instrumentations put large values; Strands writes one event per part."""
-    attributes: dict[str, Any] = {}
-    for event in span.events:
-        if event.name != _DETAILS:
-            continue
-        for key, value in event.attributes.items():
-            if key in attributes and key in (_IN, _OUT):
-                attributes[key] = [*parse_objects(attributes[key]), *parse_objects(value)]
-            else:
-                attributes.setdefault(key, value)
-    if not attributes:
+    events = [event.attributes for event in span.events if event.name == _DETAILS]
+    if not events:
         return None
-    operation = span.attributes.get("gen_ai.operation.name")
-    if _SYSTEM not in attributes and _SYSTEM in span.attributes:
-        attributes[_SYSTEM] = span.attributes[_SYSTEM]
-    if operation is not None:
-        attributes.setdefault("gen_ai.operation.name", operation)
+    attributes: dict[str, Any] = {}
+    for key, value in (item for event in events for item in event.items()):
+        if key in attributes and key in (_IN, _OUT):
+            attributes[key] = [*parse_objects(attributes[key]), *parse_objects(value)]
+        else:
+            attributes.setdefault(key, value)
+    for key in (_SYSTEM, "gen_ai.operation.name"):
+        attributes.setdefault(key, span.attributes.get(key))
     return read(span._replace(attributes=attributes))
 
 
@@ -168,8 +163,6 @@ def _read_finish_reason(attributes: Mapping[str, Any]) -> str | None:
     return parsed[0] if parsed else None
 
 
-def _read_documents(attributes: Mapping[str, Any]) -> Any:
-    for key in ("gen_ai.retrieval.documents", "gen_ai.output.documents"):
-        if attributes.get(key) is not None and (documents := read_documents(parse_structured(attributes[key]))):
-            return documents
-    return None
+def _read_documents(attributes: Mapping[str, Any]) -> tuple[Document, ...] | None:
+    values = [attributes[key] for key in _DOCUMENT_KEYS if attributes.get(key) is not None]
+    return next(filter(None, map(read_documents, map(parse_structured, values))), None)

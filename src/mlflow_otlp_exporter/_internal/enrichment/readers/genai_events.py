@@ -6,9 +6,9 @@ pydantic-ai as a list in an attribute.
 
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, Kind, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, to_result_text
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Part
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Part
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (

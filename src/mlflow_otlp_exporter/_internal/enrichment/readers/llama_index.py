@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, NormalizedSpan
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage, read_values
 from mlflow_otlp_exporter._internal.enrichment.values import parse_objects, parse_repr, select_text
@@ -16,13 +16,8 @@ _KINDS = {
     "Embedding": Kind.EMBEDDING,
     "Retrieval": Kind.RETRIEVER,
     "ReRank": Kind.RERANKER,
-    "LLMPredict": Kind.CHAIN,
-    "LLMStructuredPredict": Kind.CHAIN,
-    "Query": Kind.CHAIN,
-    "Synthesize": Kind.CHAIN,
-    "GetResponse": Kind.CHAIN,
-    "StreamChat": Kind.AGENT,
-    "AgentChatWithStep": Kind.AGENT,
+    **dict.fromkeys(("LLMPredict", "LLMStructuredPredict", "Query", "Synthesize", "GetResponse"), Kind.CHAIN),
+    **dict.fromkeys(("StreamChat", "AgentChatWithStep"), Kind.AGENT),
     "AgentRunStep": Kind.CHAIN,
 }
 _CALLS = (*MODEL_KINDS, Kind.EMBEDDING, Kind.RETRIEVER, Kind.RERANKER)
@@ -56,7 +51,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
         request = {"query": query, "top_k": fields.get("top_n"), "input": fields.get("chunks")}
         request |= {"messages": parse_objects(fields.get("messages")), "prompt": fields.get("prompt")}
         request["tools"] = fields.get("additional_kwargs.tools")
-        response = unflatten(fields, "response.")
+        response = unflatten(fields, "response.") if kind in MODEL_KINDS else None
         answer = {"choices": [response], **response} if isinstance(response, dict) else {}
         content = read_values(kind, request, answer if kind in MODEL_KINDS else parse_objects(fields.get("nodes")))
         content["usage"] = content.get("usage") or read_usage(answer.get("additional_kwargs"))
@@ -74,25 +69,17 @@ def _read_step(span: SpanView) -> NormalizedSpan | None:
     summary = str(attributes.get(_STEP_INPUT) or "")[:_MAX_REPR_LENGTH]
     outputs = [event.attributes.get("output") for event in span.events if event.name in _STEP_EVENTS]
     output = str(outputs[-1])[:_MAX_REPR_LENGTH] if outputs else ""
-    call = _TOOL_CALL.match(summary)
-    if call is not None:
-        # The step's output has the result; the span of the tool below has none.
-        is_step = span.name.endswith(".call_tool")
-        return NormalizedSpan(
-            kind=Kind.TOOL if is_step else Kind.TASK,
-            tool_name=call[1] if is_step else None,
-            input=parse_repr(call[2]),
-            output=_read_text(output) if is_step else None,
-        )
     if not outputs and not summary:
         return None
-    question = _USER_MESSAGE.search(summary)
-    is_run = any(event.name == "workflow.output" for event in span.events)
-    return NormalizedSpan(
-        kind=Kind.AGENT if is_run and "AgentOutput(" in output else Kind.WORKFLOW if is_run else None,
-        input=parse_repr(question[1]) if question else None,
-        output=_read_text(output) if is_run else None,
-    )
+    question, is_run = _USER_MESSAGE.search(summary), any(event.name == "workflow.output" for event in span.events)
+    kind = Kind.AGENT if is_run and "AgentOutput(" in output else Kind.WORKFLOW if is_run else None
+    normalized = NormalizedSpan(kind=kind, input=parse_repr(question[1]) if question else None)
+    if call := _TOOL_CALL.match(summary):
+        normalized = NormalizedSpan(kind=Kind.TASK, input=parse_repr(call[2]))
+        is_run = span.name.endswith(".call_tool")  # the step's output has the result; the span of the tool has none
+        if is_run:
+            normalized = normalized._replace(kind=Kind.TOOL, tool_name=call[1])
+    return normalized._replace(output=_read_text(output) if is_run else None)
 
 
 def _read_text(value: str) -> Any:

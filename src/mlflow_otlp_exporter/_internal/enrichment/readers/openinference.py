@@ -5,12 +5,11 @@ from typing import Any
 
 from openinference.semconv.trace import DocumentAttributes, RerankerAttributes, SpanAttributes
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, Kind, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import ROLES, merge_messages, normalize_role, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
     Document,
-    Kind,
     Message,
     NormalizedSpan,
     Part,
@@ -89,7 +88,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
         texts.setdefault("session", select_text(*map(metadata.get, _SESSION_KEYS)))
         texts.setdefault("user", select_text(metadata.get("user_id")))
     parameters = attributes.get(SpanAttributes.LLM_INVOCATION_PARAMETERS) if kind is Kind.LLM else None
-    parameters = parse_structured(parameters) if parameters is not None else None
+    parameters = parse_structured(parameters)
     return NormalizedSpan(
         kind=kind,
         input_messages=input_messages,
@@ -101,12 +100,8 @@ def read(span: SpanView) -> NormalizedSpan | None:
         input_documents=read_documents(unflatten(attributes, RerankerAttributes.RERANKER_INPUT_DOCUMENTS + "."))
         if "input_documents" in groups
         else None,
-        top_k=parse_int(attributes[RerankerAttributes.RERANKER_TOP_K])
-        if RerankerAttributes.RERANKER_TOP_K in attributes
-        else None,
-        embedded_texts=tuple(_read_texts(attributes, "embedding.embeddings.", "embedding")) or None
-        if "embeddings" in groups
-        else None,
+        top_k=parse_int(attributes.get(RerankerAttributes.RERANKER_TOP_K)),
+        embedded_texts=_read_texts(attributes, groups, "embeddings", "embedding.embeddings.", "embedding"),
         usage=_read_usage(attributes) if "token_count" in groups else None,
         cost=_read_cost(attributes) if "cost" in groups else None,
         invocation_parameters=parameters if isinstance(parameters, dict) else None,
@@ -208,12 +203,12 @@ def _read_all_messages(
     if keys := groups.get("output_messages"):
         output_messages = _read_flat_messages(attributes, keys, "assistant")
         covered_keys += [key for key, _, _ in keys] if output_messages else ()
-    if "prompts" in groups and input_messages is None:
-        prompts = _read_texts(attributes, SpanAttributes.LLM_PROMPTS + ".", "prompt")
-        input_messages = tuple(Message("user", (Part("text", text),)) for text in prompts) or None
-    if "choices" in groups and output_messages is None:
-        completions = _read_texts(attributes, "llm.choices.", "completion")
-        output_messages = tuple(Message("assistant", (Part("text", text),)) for text in completions) or None
+    if input_messages is None:
+        prompts = _read_texts(attributes, groups, "prompts", SpanAttributes.LLM_PROMPTS + ".", "prompt")
+        input_messages = tuple(Message("user", (Part("text", text),)) for text in prompts or ()) or None
+    if output_messages is None:
+        completions = _read_texts(attributes, groups, "choices", "llm.choices.", "completion")
+        output_messages = tuple(Message("assistant", (Part("text", text),)) for text in completions or ()) or None
     request = attributes.get(SpanAttributes.INPUT_VALUE)
     if kind is Kind.LLM and input_messages and isinstance(request, str) and '"system":' in request:
         # Anthropic's and Bedrock's instructions stand beside the messages.
@@ -304,11 +299,15 @@ def _read_parts(parts: Any) -> str | None:
     return "\n".join(texts) or None
 
 
-def _read_texts(attributes: Mapping[str, Any], prefix: str, name: str) -> list[str]:
+def _read_texts(
+    attributes: Mapping[str, Any], groups: Mapping[str, list[_FlatKey]], group: str, prefix: str, name: str
+) -> tuple[str, ...] | None:
     """The texts of flattened objects below a prefix: `PREFIX.0.NAME.text` and so on."""
+    if group not in groups:
+        return None
     entries = unflatten(attributes, prefix)
     texts = [entry.get(name, {}).get("text") for entry in entries if isinstance(entry, dict)]
-    return [text for text in texts if isinstance(text, str)]
+    return tuple(text for text in texts if isinstance(text, str)) or None
 
 
 def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, Kind, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, has_content
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_prompt
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect, read_dialect
@@ -81,10 +81,8 @@ def _read_items(attributes: Mapping[str, Any], prefix: str) -> list[dict[str, An
 
 def _read_messages(attributes: Mapping[str, Any], prefix: str, role: str) -> tuple[Message, ...] | None:
     items = [item for item in _read_items(attributes, prefix) if item.keys() & _MESSAGE_KEYS]
-    messages: list[Message] = []
-    for item in items:
-        messages += read_messages([item], role) or ()
+    messages = [message for item in items for message in read_messages([item], role) or ()]
     # LiteLLM writes each of several calls as a completion of its own.
     is_one_message = role == "user" or all("function_call" in item for item in items)
     result = merge_messages(messages) if is_one_message else tuple(messages)
-    return result if any(message.parts or message.tool_calls for message in result) else None
+    return result if has_content(result) else None

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Part
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
+from mlflow_otlp_exporter._internal.enrichment.readers.tables import to_message
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import parse_structured, parse_text, to_text
 
@@ -36,11 +37,8 @@ def _split_run(
 ) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None]:
     """The input of a run, up to the user's last message, and its result."""
     last_user_index = max((index for index, message in enumerate(transcript) if message.role == "user"), default=-1)
-    result = attributes.get("final_result")
-    if result is not None:
-        output_messages: tuple[Message, ...] | None = (Message("assistant", (Part("text", to_text(result)),)),)
-    elif transcript[-1].role == "assistant" and transcript[-1].text:
-        output_messages = transcript[-1:]
-    else:
-        output_messages = None
+    result, last = attributes.get("final_result"), transcript[-1]
+    output_messages = to_message("assistant", to_text(result)) if result is not None else None
+    if result is None and last.role == "assistant" and last.text:
+        output_messages = (last,)
     return transcript[: last_user_index + 1] or None, output_messages

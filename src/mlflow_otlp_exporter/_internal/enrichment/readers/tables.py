@@ -4,17 +4,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, Kind, parse_kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_system_message
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
-    Cost,
-    Kind,
-    Message,
-    NormalizedSpan,
-    Part,
-    Usage,
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Message, NormalizedSpan, Part, Usage
+from mlflow_otlp_exporter._internal.enrichment.payloads import (
+    read_decoded_request,
+    read_decoded_response,
+    read_facts,
+    simplify_call,
 )
-from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response, simplify_call
 from mlflow_otlp_exporter._internal.enrichment.readers.base import Reader, SpanView
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_documents
 from mlflow_otlp_exporter._internal.enrichment.tools import find_tools, read_tools
@@ -75,12 +73,8 @@ COUNT_NAMES = {
         *("inputcachecreation", "inputcachecreationtokens", "inputcachewritetokens"),
     ),
     "reasoning": (
-        "outputreasoningtokens",
-        "outputreasoning",
-        "thoughtstokencount",
-        "reasoningoutputtokens",
-        "reasoningtokens",
-        "thinkingtokens",
+        *("outputreasoningtokens", "outputreasoning", "thoughtstokencount", "reasoningoutputtokens"),
+        *("reasoningtokens", "thinkingtokens"),
     ),
     "input_audio": ("inputaudiotokens", "inputaudio", "audioinputtokens"),
     "output_audio": ("outputaudiotokens", "outputaudio", "audiooutputtokens"),
@@ -103,7 +97,7 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     values: dict[str, Any] = {}
     used_keys: dict[str, str] = {}
     for field, keys in dialect.fields.items():
-        parse: Callable[[Any], Any] = _PARSERS.get(field, _parse_text)
+        parse: Callable[[Any], Any] = PARSERS.get(field, _parse_text)
         for key in keys:
             value = attributes.get(key)
             if value is not None and value != "" and (parsed := parse(value)) is not None:
@@ -120,12 +114,11 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     if not values and kind is None:
         return None
     values["kind"] = kind
-    counts = [values.pop(f"usage.{name}", None) for name in Usage._fields]
-    costs = [values.pop(f"cost.{name}", None) for name in Cost._fields]
-    if any(counts):
-        values.setdefault("usage", Usage(*counts))
-    if any(costs):
-        values.setdefault("cost", Cost(*costs))
+    for field, make in (("usage", Usage), ("cost", Cost)):
+        names = [name for name in values if name.startswith(field + ".")]
+        numbers = {name.partition(".")[2]: values.pop(name) for name in names}
+        if any(numbers.values()):
+            values.setdefault(field, make(**numbers))
     request, response = decode_json(values.pop("input", None)), decode_json(values.pop("output", None))
     if dialect.envelopes:
         request, response = (_unwrap(value, dialect.envelopes, kind) for value in (request, response))
@@ -177,8 +170,8 @@ def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any
         texts = next(filter(None, map(holder.get, ("input", "texts", "text"))), None)
         fields["embedded_texts"] = parse_texts(texts)
         return fields
-    fields["input_messages"] = read_request(request, is_model=is_model)
-    fields["output_messages"] = read_response(response, is_model=is_model)
+    fields["input_messages"] = read_decoded_request(request, is_model=is_model)
+    fields["output_messages"] = read_decoded_response(response, is_model=is_model)
     if is_model:
         if fields["input_messages"] is None and isinstance(request, list):
             fields["input"] = None  # messages without content
@@ -291,7 +284,7 @@ def _keep(value: Any) -> Any:
 
 
 # How the value of a field's attribute is parsed; without an entry, it is a text.
-_PARSERS: dict[str, Callable[[Any], Any]] = {
+PARSERS: dict[str, Callable[[Any], Any]] = {
     "input": _keep,
     "output": _keep,
     "usage": read_usage,

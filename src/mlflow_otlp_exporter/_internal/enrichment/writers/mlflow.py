@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_MLFLOW
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_MLFLOW, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
     Document,
-    Kind,
     Message,
     NormalizedSpan,
     Part,

@@ -12,8 +12,8 @@ from openinference.semconv.trace import (
     ToolCallAttributes,
 )
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_OPENINFERENCE
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import Kind, Message, NormalizedSpan, Usage
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_OPENINFERENCE, Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, to_openinference_provider
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import COUNT_KEYS
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
