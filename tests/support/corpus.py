@@ -71,7 +71,7 @@ def _gateway(protocol: str, *, in_pieces: bool = False) -> Callable[[str, dict[s
 
 
 WAYS = {
-    "stock": Way(lambda endpoint, headers: OTLPSpanExporter(endpoint=endpoint, headers=headers), _one_batch),
+    "stock": Way(lambda url, headers: OTLPSpanExporter(endpoint=url, headers=headers, timeout=120), _one_batch),
     "whole": Way(_ours()),
     "in pieces": Way(_ours(), _batches_of_three),
     "compact": Way(_ours(compact=True), _one_batch),
