@@ -39,6 +39,7 @@ DEFAULTS: Mapping[str, Any] = {
     "spool": True,
     "durability": "every-span",
     "linger": 2.0,
+    "buffer_bytes": 256 * 1024 * 1024,
 }
 _SWITCH_SECONDS, _BACKLOG = 0.0005, 1024
 SERVER_NAME = "mlflow-otlp-gateway"
