@@ -44,8 +44,11 @@ NEEDS = {
     ),
     # tests/collector needs the Go release that its go.mod names, or a Go that downloads that release.
     "go": Need(("go",), "Debian: apt-get install golang-go", ("/usr/local/go/bin",)),
+    "java": Need(("java",), "Debian: apt-get install default-jdk-headless"),
+    "mvn": Need(("mvn",), "Debian: apt-get install maven"),
     "nginx": Need(("nginx",), "Debian: apt-get install nginx-light", ("/usr/sbin", "/usr/local/sbin")),
     "node": Need(("node", "nodejs"), "Debian: apt-get install nodejs"),
+    "npm": Need(("npm",), "Debian: apt-get install npm"),
     "openssl": Need(("openssl",), "Debian: apt-get install openssl"),
     "python3.10": Need(("python3.10",), "pyenv: pyenv install 3.10", ("~/.pyenv/versions/3.10*/bin",)),
     # pyenv's own `python3.12` on PATH works only where that version is enabled.
