@@ -95,14 +95,12 @@ def truths() -> dict[str, dict[str, Any]]:
     return dict(json.loads((CORPUS / "truth.json").read_text()))
 
 
-def score(
-    tracking_uri: str, ways: Sequence[str], pattern: str = "*", sources: Sequence[str] = ()
-) -> dict[str, list[CheckResult]]:
+def score(tracking_uri: str, ways: Sequence[str], pattern: str = "*") -> dict[str, list[CheckResult]]:
     """Send the cases each way, read them back and check them."""
     import mlflow  # tests import this module without MLflow's client
 
     client = mlflow.MlflowClient(tracking_uri)
-    keys = [key for key in fnmatch.filter(cases(), pattern) if not sources or key.partition("/")[0] in sources]
+    keys = fnmatch.filter(cases(), pattern)
     sent = {way: send(client, tracking_uri, way, keys) for way in ways}
     stored = {f"{way} {key}": trace for way, traces in sent.items() for key, trace in traces.stored.items()}
     views = console_views(stored)
@@ -164,12 +162,9 @@ def _check_traces(sent: SentTraces, views: Mapping[str, Any]) -> list[CheckResul
     return results
 
 
-def score_in_subprocess(
-    tracking_uri: str, ways: Sequence[str], sources: Sequence[str] = ()
-) -> dict[str, list[CheckResult]]:
+def score_in_subprocess(tracking_uri: str, ways: Sequence[str]) -> dict[str, list[CheckResult]]:
     """Score in a process of its own: MLflow's client warns, and leaves threads and environment variables behind."""
     arguments = ["--tracking-uri", tracking_uri, *(word for way in ways for word in ("--way", way))]
-    arguments += [word for source in sources for word in ("--source", source)]
     return {
         way: [CheckResult(*result) for result in results]
         for way, results in run_module("support.corpus", *arguments).items()
@@ -209,13 +204,12 @@ def main() -> None:
     parser.add_argument("--tracking-uri", help="a running MLflow server")
     parser.add_argument("--way", action="append", choices=WAYS, help="how to send; all ways by default")
     parser.add_argument("--case", default="*", help="a pattern for <source>/<case>")
-    parser.add_argument("--source", action="append", default=[], help="a source; all by default")
     parser.add_argument("--json", type=Path, help="a file for all results")
     arguments = parser.parse_args()
     if arguments.tracking_uri is None:
         _write_table()
         return
-    scored = score(arguments.tracking_uri.rstrip("/"), arguments.way or list(WAYS), arguments.case, arguments.source)
+    scored = score(arguments.tracking_uri.rstrip("/"), arguments.way or list(WAYS), arguments.case)
     for way, results in scored.items():
         counted = [result for result in results if not result.unrecoverable]
         for result in counted:
