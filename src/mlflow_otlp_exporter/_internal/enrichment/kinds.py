@@ -1,8 +1,6 @@
 """Kinds of spans, and the names that conventions have for them."""
 
-from collections.abc import Mapping
 from enum import Enum
-from typing import Any
 
 
 class Kind(str, Enum):
@@ -74,9 +72,3 @@ OPENINFERENCE_KINDS = {kind.value.lower(): kind for kind in Kind if kind not in 
 _TO_MLFLOW = {Kind.PROMPT: "CHAIN", Kind.DECISION: "LLM"}
 TO_OPENINFERENCE = {kind: _TO_OPENINFERENCE.get(kind, kind.value) for kind in Kind}
 TO_MLFLOW = {kind: _TO_MLFLOW.get(kind, kind.value) for kind in Kind}
-
-
-def parse_kind(name: Any, kinds: Mapping[str, Kind]) -> Kind | None:
-    """The kind for a name that a convention writes; LiteLLM writes that of a function, such as `acompletion`."""
-    word = name.strip().lower().replace(" ", "_") if isinstance(name, str) else ""
-    return kinds.get(word) or kinds.get(word.removeprefix("a"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
+from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
 
 # No convention has larger JSON text; parsing it would take milliseconds.
 _MAX_JSON_LENGTH = 4 * 1024 * 1024
@@ -35,6 +36,12 @@ def cache_by_keys(function: Callable[[tuple[str, ...]], _Result]) -> Callable[[t
         return result
 
     return call
+
+
+def parse_kind(name: Any, kinds: Mapping[str, Kind]) -> Kind | None:
+    """The kind for a name that a convention writes; LiteLLM writes that of a function, such as `acompletion`."""
+    word = name.strip().lower().replace(" ", "_") if isinstance(name, str) else ""
+    return kinds.get(word) or kinds.get(word.removeprefix("a"))
 
 
 def parse_structured(value: Any) -> Any:

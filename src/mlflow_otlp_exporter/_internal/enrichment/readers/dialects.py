@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, Kind, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Document, NormalizedSpan, Usage, merge
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_request, read_response
@@ -18,6 +18,7 @@ from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     decode_json,
     parse_int,
+    parse_kind,
     parse_structured,
     parse_text,
     parse_texts,

@@ -7,7 +7,7 @@ Microsoft Agent Framework, Semantic Kernel and Vercel AI 7, some of which use ol
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, Kind, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, Kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, read_system_message
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Document, Message, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView
@@ -16,6 +16,7 @@ from mlflow_otlp_exporter._internal.enrichment.readers.tables import collect_pro
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     parse_float,
+    parse_kind,
     parse_objects,
     parse_structured,
     parse_text,

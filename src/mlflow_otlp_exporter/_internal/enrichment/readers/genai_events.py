@@ -6,13 +6,14 @@ pydantic-ai as a list in an attribute.
 
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, Kind, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, Kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_messages, to_result_text
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Part
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, SpanView
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
     decode_json,
+    parse_kind,
     parse_objects,
     parse_structured,
     parse_text,

@@ -5,7 +5,7 @@ from typing import Any
 
 from openinference.semconv.trace import DocumentAttributes, RerankerAttributes, SpanAttributes
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, Kind, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.messages import ROLES, merge_messages, normalize_role, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
@@ -24,6 +24,7 @@ from mlflow_otlp_exporter._internal.enrichment.values import (
     cache_by_keys,
     parse_float,
     parse_int,
+    parse_kind,
     parse_objects,
     parse_repr,
     parse_structured,

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, Kind, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import OPERATIONS, Kind
 from mlflow_otlp_exporter._internal.enrichment.messages import merge_messages, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, has_content
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, unflatten
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import read_prompt
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import Dialect, read_dialect
 from mlflow_otlp_exporter._internal.enrichment.tools import read_tools
-from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_text
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_kind, parse_text
 
 _PROMPT, _COMPLETION, _FUNCTIONS = "gen_ai.prompt.", "gen_ai.completion.", "llm.request.functions."
 _FLATTENED_PREFIXES = (_PROMPT, _COMPLETION, "llm.request.")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, Kind, parse_kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.messages import read_system_message
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Message, NormalizedSpan, Part, Usage
 from mlflow_otlp_exporter._internal.enrichment.payloads import (
@@ -20,6 +20,7 @@ from mlflow_otlp_exporter._internal.enrichment.values import (
     decode_json,
     parse_float,
     parse_int,
+    parse_kind,
     parse_repr,
     parse_structured,
     parse_text,
