@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from support.corpus import run_module, truths
+from support.evaluation import JUDGED_SOURCES
 from support.mlflow_server import MLflowServer
 
 TRUTHS = truths()
@@ -102,3 +103,45 @@ def test_scorer_functions_read_sessions(readings: Readings) -> None:
     sessions = {key: session for key in TRUTHS if (session := expected_value(key, "session")) is not None}
     assert {key: readings[key]["session"] for key in sessions} == sessions
     assert len(sessions) == 26
+
+
+# The content that each scorer's judge needs.
+JUDGED = {
+    "RelevanceToQuery": ("request", "response"),
+    "ToolCallCorrectness": ("request", "tool_calls"),
+    "RetrievalGroundedness": ("request", "response", "documents"),
+    "ConversationCompleteness": ("session", "request", "response"),
+}
+JUDGED_TRACES = [
+    (key, scorer)
+    for key in TRUTHS
+    for scorer, columns in JUDGED.items()
+    if key.partition("/")[0] in JUDGED_SOURCES and all(expected_value(key, column) for column in columns)
+]
+
+
+def list_texts(key: str, column: str) -> list[str]:
+    """Return the texts of an expected value that a judge must see."""
+    value: Any = expected_request(key) if column == "request" else expected_value(key, column)
+    if column == "tool_calls":
+        arguments = [argument for call in value for argument in call.get("arguments", {}).values()]
+        return [*map(str, arguments), *(call[name] for call in value for name in ("name", "result") if name in call)]
+    if column == "session":
+        return []  # the judge gets the conversation
+    return list(value) if isinstance(value, list) else [value]
+
+
+def test_judged_recordings_cover_each_source_and_scorer() -> None:
+    pairs = {(key.partition("/")[0], scorer) for key, scorer in JUDGED_TRACES}
+    # Vercel's recordings have no documents; LlamaIndex writes no session.
+    missing = {("vercel-ai-5", "RetrievalGroundedness"), ("llama-index-otel", "ConversationCompleteness")}
+    assert pairs == {(source, scorer) for source in JUDGED_SOURCES for scorer in JUDGED} - missing
+
+
+@pytest.mark.parametrize(("key", "scorer"), JUDGED_TRACES)
+def test_scorer_gives_content_of_the_trace_to_its_judge(key: str, scorer: str, readings: Readings) -> None:
+    prompt = readings[key]["judged"][scorer]
+    texts = [text for column in JUDGED[scorer] for text in list_texts(key, column)]
+    assert texts
+    # Some prompts hold JSON.
+    assert not [text for text in texts if text not in prompt and json.dumps(text)[1:-1] not in prompt]
