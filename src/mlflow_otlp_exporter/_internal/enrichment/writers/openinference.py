@@ -21,7 +21,6 @@ from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 
 _JSON, _TEXT = OpenInferenceMimeTypeValues.JSON.value, OpenInferenceMimeTypeValues.TEXT.value
-_TOOL_KEYS = (SpanAttributes.TOOL_NAME, SpanAttributes.TOOL_DESCRIPTION, "tool.id")
 _SYSTEMS = frozenset({"openai", "anthropic", "cohere", "mistralai", "vertexai"})
 
 
@@ -52,8 +51,12 @@ def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
             counts = counts._replace(total=(counts.input or 0) + (counts.output or 0))
         attributes.update((key, count) for key, count in zip(COUNT_KEYS, counts, strict=False) if count is not None)
     if kind is Kind.TOOL:
-        tool = (normalized.tool_name, normalized.tool_description, normalized.tool_call_id)
-        attributes |= {key: value for key, value in zip(_TOOL_KEYS, tool, strict=True) if value}
+        if normalized.tool_name:
+            attributes[SpanAttributes.TOOL_NAME] = normalized.tool_name
+        if normalized.tool_description:
+            attributes[SpanAttributes.TOOL_DESCRIPTION] = normalized.tool_description
+        if normalized.tool_call_id:
+            attributes["tool.id"] = normalized.tool_call_id
     if with_messages:
         _write_values(span, attributes)
         if kind in MODEL_KINDS:
