@@ -74,7 +74,7 @@ DIFFERENCES: Mapping[str, Sequence[Difference]] = {
         Difference("a list in JSON text stays text: definitions", ("tools",), is_missing_without_request),
         Difference("a list in JSON text stays text: documents", ("documents",), is_missing),
         Difference("a list in JSON text stays text: messages without an answer", ("chats",), is_without_answer),
-        Difference("spans of MLflow's SDK keep the trace id that the SDK recorded", tuple(COLUMNS), is_from_mlflow_sdk),
+        Difference("spans of MLflow's SDK keep the trace id in their attribute", tuple(COLUMNS), is_from_mlflow_sdk),
         Difference("no span names the provider", ("provider",), is_without_provider),
     ),
 }
