@@ -47,7 +47,7 @@ def check_stored(server: MLflowServer, experiment: str, spans: Sequence[Readable
     for trace_id, span_ids in expected.items():
 
         def is_whole(trace: dict[str, Any], count: int = len(span_ids)) -> bool:
-            return len(trace["spans"]) >= count and trace["trace_info"]["state"] == "OK"
+            return len(trace.get("spans", ())) >= count and trace["trace_info"]["state"] == "OK"
 
         trace = server.wait_for_trace(trace_id, until=is_whole)
         assert len(trace["spans"]) == len(span_ids)
@@ -114,11 +114,10 @@ def test_gateway_completes_root_that_came_before_its_child(
         assert gateway.post(encode_spans([call])).status == 200
 
         def has_response(trace: dict[str, Any]) -> bool:
-            return "Because." in str(trace["trace_info"].get("response_preview"))
+            return len(trace.get("spans", ())) == 2 and "Because." in str(trace["trace_info"].get("response_preview"))
 
         trace = mlflow_server.wait_for_trace(trace_id, until=has_response)
         assert "Why?" in trace["trace_info"]["request_preview"]
-        assert len(trace["spans"]) == 2
         assert gateway.stop() == 0
         assert "2 spans delivered" in gateway.log[-1]["message"]
 
@@ -137,7 +136,7 @@ def test_gateway_keeps_tenants_apart_over_kill(workspace_server: MLflowServer, t
         for name, number in experiments.items():
             for span in spans[name]:
                 workspace_server.wait_for_trace(
-                    f"{span.context.trace_id:032x}", name, until=lambda trace: len(trace["spans"]) == 3
+                    f"{span.context.trace_id:032x}", name, until=lambda trace: len(trace.get("spans", ())) == 3
                 )
             assert len(workspace_server.search_traces(number, name)) == 2
         assert gateway.stop() == 0
