@@ -120,7 +120,7 @@ class Enricher:
         if calls is None:
             calls = evict_oldest(self._calls, _MAX_CALLS)[call.counts] = deque(maxlen=_MAX_CALLS_OF_SAME_COUNTS)
         for other in tuple(calls):
-            is_other_layer = other.scope != call.scope and other.process == call.process
+            is_other_layer = other.scope != call.scope and other.process is call.process
             if (
                 is_other_layer
                 and other.trace_id != call.trace_id

@@ -37,7 +37,7 @@ class CallSummary(NamedTuple):
     start_time: int
     end_time: int
     trace_id: int
-    process: int  # the identity of the resource: all spans of a process share one
+    process: Any  # the resource, which all spans of a process share; not its id, which another may get once it is gone
 
 
 class SpanSummary(NamedTuple):
@@ -147,7 +147,7 @@ class SpanState:
             self.start_time,
             self.end_time,
             self.trace_id,
-            id(self.span.resource),
+            self.span.resource,
         )
 
     @property
