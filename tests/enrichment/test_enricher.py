@@ -736,6 +736,14 @@ def test_enrich_call_in_a_trace_of_its_own_counts_in_the_larger_trace() -> None:
     assert [bool(read_tokens(item)) for item in enriched] == [True, False, True]
 
 
+def test_enrich_later_call_with_repeated_response_id_counts() -> None:
+    call = {**CHAT, **USAGE, "gen_ai.response.id": "chatcmpl-0"}
+    first = span(2, call, scope="one", start=100, end=500)
+    second = span(3, call, trace=2, scope="two", start=10**10, end=10**10 + 400)
+    second._resource = first._resource
+    assert [bool(read_tokens(item)) for item in enrich_spans(first, second)] == [True, True]
+
+
 def test_enrich_call_counts_once_beside_a_client_span_in_a_trace_of_its_own() -> None:
     call = {**CHAT, **USAGE, "gen_ai.response.id": "a", "gen_ai.input.messages": dump_messages("hi")}
     described = span(2, call, scope="framework", start=100, end=500)

@@ -19,6 +19,7 @@ from mlflow_otlp_exporter._internal.enrichment.readers import READERS, fallback
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, Reader, SpanView
 from mlflow_otlp_exporter._internal.enrichment.span_state import CallSummary, SpanState, collect_trace_fields
 from mlflow_otlp_exporter._internal.enrichment.token_usage import (
+    MAX_DELAY_NANOS,
     count_usage_once,
     include_cached_tokens,
     is_same_call,
@@ -120,12 +121,10 @@ class Enricher:
         if calls is None:
             calls = evict_oldest(self._calls, _MAX_CALLS)[call.counts] = deque(maxlen=_MAX_CALLS_OF_SAME_COUNTS)
         for other in tuple(calls):
-            is_other_layer = other.scope != call.scope and other.process is call.process
-            if (
-                is_other_layer
-                and other.trace_id != call.trace_id
-                and is_same_call(*sorted((other, call), key=_duration))
-            ):
+            # Some servers repeat the ids of their responses.
+            is_near = max(other.start_time, call.start_time) <= min(other.end_time, call.end_time) + MAX_DELAY_NANOS
+            is_layer = is_near and other.scope != call.scope and other.process is call.process
+            if is_layer and other.trace_id != call.trace_id and is_same_call(*sorted((other, call), key=_duration)):
                 return False
         calls.append(call)
         return True
@@ -146,8 +145,7 @@ class Enricher:
         if usage and mlflow.USAGE not in own_attributes and openinference.has_all_counts(usage, attributes):
             # Every MLflow reads OpenInference's counts. 3.6 misreads this attribute, and then reads no other.
             attributes.pop(mlflow.USAGE, None)
-        name = state.span.name
-        tool_name = state.normalized.tool_name
+        name, tool_name = state.span.name, state.normalized.tool_name
         # MLflow counts and scores tools by the name of the span.
         if state.kind is Kind.TOOL and tool_name and tool_name != name:
             attributes.setdefault(SPAN_NAME, name)

@@ -62,7 +62,7 @@ class SpanSummary(NamedTuple):
     normalized: NormalizedSpan  # only session, user, tags, metadata and prompt, which the root may need
 
 
-class _Lazy(Generic[_Value]):
+class LazyAttribute(Generic[_Value]):
     """An attribute that is read when it is needed first, and may be set.
 
     Not functools.cached_property: before Python 3.12 it has a lock, which another thread may hold during a fork.
@@ -102,13 +102,13 @@ class SpanState:
         self.trace_fields: NormalizedSpan | None = None
         self.prompts: tuple[Prompt, ...] = ()
 
-    @_Lazy
+    @LazyAttribute
     def question(self) -> str | None:
         """The last text of the user in the span's own input; a root or an agent without one gets that of others."""
         text = find_last_text(self.normalized.input_messages, "user")
         return read_question(self.normalized.input) if text is None and self.kind not in _NO_CONVERSATION else text
 
-    @_Lazy
+    @LazyAttribute
     def answer(self) -> str | None:
         normalized = self.normalized
         text = find_last_text(normalized.output_messages, "assistant")
@@ -116,7 +116,7 @@ class SpanState:
             return text
         return read_answer(normalized.output, is_conversation=normalized.input is None or self.question is not None)
 
-    @_Lazy
+    @LazyAttribute
     def has_failed(self) -> bool:
         """Whether the span's status is an error, or is unset although the content tells of an error."""
         code = self.span.status.status_code

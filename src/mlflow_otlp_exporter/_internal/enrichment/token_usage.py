@@ -26,7 +26,7 @@ _ADDITIVE_SCOPES = (
 )
 _MAX_OPEN_CALLS = 16
 # How long after a call a span may begin that repeats its usage.
-_MAX_DELAY_NANOS = 1_000_000_000
+MAX_DELAY_NANOS = 1_000_000_000
 
 
 def include_cached_tokens(usage: Usage, scope: str, model: str | None, response: Any) -> Usage:
@@ -81,7 +81,7 @@ def is_same_call(outer: CallSummary, other: CallSummary) -> bool:
     if other.is_model:
         is_within = outer.start_time <= other.start_time and other.end_time <= outer.end_time
         return is_within and outer.scope != other.scope
-    return outer.start_time <= other.start_time <= outer.end_time + _MAX_DELAY_NANOS
+    return outer.start_time <= other.start_time <= outer.end_time + MAX_DELAY_NANOS
 
 
 def _count_calls_once(tree: TraceTree) -> None:

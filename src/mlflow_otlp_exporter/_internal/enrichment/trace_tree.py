@@ -3,7 +3,6 @@
 A trace may be a chain of thousands of spans, so each step takes time in proportion to their number.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -11,7 +10,12 @@ from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import ToolDefinition, has_content
 from mlflow_otlp_exporter._internal.enrichment.payloads import is_empty
-from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState, SpanSummary, collect_trace_fields
+from mlflow_otlp_exporter._internal.enrichment.span_state import (
+    LazyAttribute,
+    SpanState,
+    SpanSummary,
+    collect_trace_fields,
+)
 from mlflow_otlp_exporter._internal.enrichment.tools import ToolIndex, has_named_arguments, is_repr, resolve_arguments
 
 # Clients that create spans of their own for calls that an instrumentation describes as well, and better.
@@ -52,7 +56,7 @@ class TraceTree:
     def children(self, span: TreeSpan) -> Sequence[TreeSpan]:
         return self._children.get(span.span_id, ())
 
-    @functools.cached_property
+    @LazyAttribute
     def tools(self) -> ToolIndex:
         """The tool calls that models requested, and the tools that spans declare."""
         spans = self.spans.values()
@@ -60,7 +64,7 @@ class TraceTree:
             (call for span in spans for call in span.tool_calls), (tool for span in spans for tool in span.tools or ())
         )
 
-    @functools.cached_property
+    @LazyAttribute
     def levels(self) -> list[list[TreeSpan]]:
         """All spans by their depth, roots first; without spans that are their own ancestors."""
         return list(self._descend([span for span in self.spans.values() if self.parent(span) is None]))
