@@ -536,7 +536,7 @@ def test_enqueue_that_outlasts_shutdown_counts_the_span_as_dropped(
 class SettlingPipeline(Pipeline):
     """Settles requests of a full buffer when the flush waits for them."""
 
-    span_recorder = None
+    span_recorder = persistent_queue = None
     dropped_count = in_flight_span_count = in_flight_byte_count = 0
 
     def __init__(self) -> None:
