@@ -21,6 +21,7 @@ NAMES = (
     "import_time",
     "encoder",
     "enrichment",
+    "tree_shapes",
     "spool",
     "traced",
     "app_thread",
