@@ -57,6 +57,14 @@ class Bench:
             for number in range(children):
                 self.tracer.start_span(f"{name}/{number}").end()
 
+    def fill_buffer(self) -> None:
+        """End more spans than a buffer of ten takes, while the server has a request with the first ones."""
+        for number in range(10):
+            self.trace(str(number))
+        self.server.wait_for(1)
+        for number in range(10, 40):
+            self.trace(str(number))
+
 
 @contextmanager
 def running_bench(
@@ -260,13 +268,9 @@ def test_full_buffer_recovers_with_server(
     release = threading.Event()
     scripted_server.answer(Answer(200, hold=release), then=Answer(200))
     with running_bench(scripted_server, buffer_spans=10) as bench:
-        for number in range(10):
-            bench.trace(str(number))
-        scripted_server.wait_for(1)
-        for number in range(10, 40):
-            bench.trace(str(number))
-        wait_until(lambda: bench.exporter.stats().dropped)
-        assert "spans end faster than this process can prepare them" in caplog.text  # no request has waited for long
+        bench.fill_buffer()
+        # No request has waited for long.
+        wait_until(lambda: "spans end faster than this process can prepare them" in caplog.text)
         release.set()
         bench.processor.force_flush()
         dropped_count = bench.exporter.stats().dropped
@@ -282,15 +286,10 @@ def test_full_buffer_during_long_request_names_the_server(
     monkeypatch.setattr(worker_module, "_SLOW_SECONDS", 0.0)
     scripted_server.answer(STALLED)
     with running_bench(scripted_server, timeout=30, buffer_spans=10) as bench:
-        for number in range(10):
-            bench.trace(str(number))
-        scripted_server.wait_for(1)
-        for number in range(10, 40):
-            bench.trace(str(number))
-        wait_until(lambda: bench.exporter.stats().dropped)
+        bench.fill_buffer()
+        wait_until(lambda: "the server is unavailable, or slower than the application" in caplog.text)
         scripted_server.close()
         bench.processor.shutdown(500)
-    assert "the server is unavailable, or slower than the application" in caplog.text
 
 
 def test_flush_keeps_timeout_while_server_stalls(scripted_server: ScriptedServer) -> None:

@@ -344,8 +344,8 @@ HINTS: Mapping[MessageCode, Hint] = {
         "with its own name.",
     ),
     MessageCode.SPANS_DROPPED: Hint(
-        "Spans end faster than the server accepts them, for longer than memory lasts; or they ended after the "
-        "shutdown; or they could not be encoded or masked.",
+        "Spans end faster than the server accepts them or this process can prepare them, for longer than memory lasts; "
+        "or they ended after the shutdown; or they could not be encoded or masked.",
         "Enable the spool (`MLFLOW_OTLP_SPOOL=true`), raise `MLFLOW_OTLP_BUFFER_SPANS` and "
         "`MLFLOW_OTLP_BUFFER_BYTES`, or sample with `MLFLOW_TRACE_SAMPLING_RATIO`.",
     ),

@@ -233,7 +233,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "handle_sigterm", SpoolSettings, parsers.parse_boolean, ("MLFLOW_OTLP_HANDLE_SIGTERM",), default=False
     ).describe(
-        "On SIGTERM and SIGHUP, if the app does not handle them: send spans for 4 s, then write the rest to disk. On "
+        "On SIGTERM and SIGHUP, if the app does not handle them: send spans for 2.5 s, then write the rest to disk. On "
         "in `configure()` and without code changes if spans go to MLflow; needs the spool."
     ),
     Setting("enabled", AppSettings, parsers.parse_boolean, ("MLFLOW_OTLP_ENABLED",), default=True).describe(
