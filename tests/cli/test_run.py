@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,32 @@ def test_run_with_broken_stderr_starts_the_command() -> None:
         words = [sys.executable, "-m", "mlflow_otlp_exporter", "run", sys.executable, "-c", "print('started')"]
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=broken, text=True, timeout=60, check=False)
     assert done.stdout == "started\n"
+
+
+def test_run_without_activated_environment_uses_its_own_python(tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\nexit 9\n")  # like one without this library
+    other.chmod(0o755)
+    words = [sys.executable, "-m", "mlflow_otlp_exporter", "run", "python", "-c", "import sys; print(sys.prefix)"]
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.defpath}"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{sys.prefix}\n"), done.stderr
+    assert f"mlflow-otlp: using {Path(sys.executable).parent / 'python'}, of the environment" in done.stderr
+    assert "sitecustomize" not in done.stderr
+
+
+def test_find_command_prefers_path_if_it_has_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_folder = Path(sys.executable).parent
+    other = tmp_path / "python"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.defpath}")
+    assert run_module.find_command("python") == str(own_folder / "python")
+    other.write_text("#!/bin/sh\nexit 0\n")
+    other.chmod(0o755)
+    assert run_module.find_command("python") == str(other)
+    assert run_module.find_command(str(other)) == str(other)
+    assert run_module.find_command("ls") == shutil.which("ls")
+    assert run_module.find_command("pytest") == str(own_folder / "pytest")
+    assert run_module.find_command("no-such-command-here") is None
 
 
 def test_run_with_wrong_setting_does_not_start_the_command(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
+from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
+from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpooledFuture, read_export_request
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.mlflow_api.server import MAX_WRITE_SECONDS
+from mlflow_otlp_exporter._internal.mlflow_api.server import MAX_WRITE_SECONDS, ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
@@ -22,6 +25,7 @@ from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState, read
 from mlflow_otlp_exporter._internal.spool.index import Entry
 from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
+from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from support.spans import make_spans
 
 HERE = Destination("team-a", experiment="agents")
@@ -225,3 +229,29 @@ def test_file_is_marked_whenever_spans_may_have_arrived(
         assert bool(paths) is (future.remaining_count > 0)
         if event == "killed while it is sent":
             future = read_again()
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_failed_attempt_at_shutdown_marks_file_only_if_spans_may_have_arrived(
+    make_queue: Callable[[], PersistentQueue], folder: Path, arrived: bool
+) -> None:
+    class Client:
+        def export(self, *_: object) -> ExportOutcome:
+            return replace(LATER, may_have_arrived=arrived)
+
+    queue = make_queue()
+    assert queue.append(HERE, encode_spans("a"), attempted=False, may_have_arrived=False)
+    request = read_export_request(queue, queue.storage.entries()[0], DoneRecorder())
+    assert request is not None
+    sender = RetrySender(
+        cast("HttpClient", None),
+        cast("OTLPClient", Client()),
+        cast("ServerInfo", None),
+        ProblemLog(),
+        explain=lambda outcome: outcome.message,
+        persistent_queue=queue,
+    )
+    sender.is_closing, request.delay_count = True, 1
+    assert not sender.send(request, 1.0).remaining
+    [path] = files(folder)
+    assert state_on(path).may_have_arrived is arrived

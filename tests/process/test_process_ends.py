@@ -324,3 +324,24 @@ def test_uvicorn_that_restores_the_default_action_loses_no_span(
         process.send_signal(signal.SIGTERM)
         process.wait(100)
     assert names(scripted_server) == {"request": 20}
+
+
+@pytest.mark.parametrize(
+    ("timeout", "flush_seconds", "max_seconds"), [("1", 1.5, 4.9), ("4", 0.5, 6.0)], ids=["failed", "in flight"]
+)
+def test_exit_without_spool_counts_the_time_of_a_flush(
+    scripted_server: ScriptedServer, timeout: str, flush_seconds: float, max_seconds: float
+) -> None:
+    """The exit waits for the request in flight, and for a server that has failed 2.5 s; it does not begin anew."""
+    hold = threading.Event()
+    scripted_server.answer(Answer(200, hold=hold))
+    code = (
+        f"{START}begin = time.monotonic()\natexit.register(lambda: print(time.monotonic() - begin))\n"
+        f"telemetry = configure(spool=False)\n{WORK}work('a')\ntelemetry.flush({flush_seconds})\n"
+    )
+    process = start(scripted_server, code, MLFLOW_HTTP_REQUEST_TIMEOUT=timeout)
+    output, errors = process.communicate(timeout=100)
+    hold.set()
+    assert float(output) < max_seconds, errors
+    assert "Spans dropped: not delivered before shutdown" in errors
+    assert "did not answer in time" in errors

@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, summarize_settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
@@ -54,6 +56,29 @@ def warn_missing(instrumentations: Collection[Instrumentation]) -> list[str]:
     return [] if instrumentations else [warning]
 
 
+def find_command(name: str) -> str | None:
+    """Return the path of a command; that of this environment, also if the environment is not activated.
+
+    A Python of another environment would print "Error in sitecustomize", and send nothing.
+    """
+    path = shutil.which(name)
+    own_path = shutil.which(name, path=str(Path(sys.executable).parent))
+    if own_path is None or path is None or os.path.dirname(name):  # noqa: PTH120 - "./x" is a path, too
+        return path or own_path
+    if Path(path).parent == Path(own_path).parent or (name.startswith("python") and _has_library(path)):
+        return path
+    return own_path
+
+
+def _has_library(python: str) -> bool:
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('mlflow_otlp_exporter') is None)"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, timeout=10, check=False)  # noqa: S603 - of PATH
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
 def run(command: Sequence[str]) -> int:
     """Replace this process by the command with OpenTelemetry's auto-instrumentation; a Python file alone is a command.
 
@@ -68,8 +93,13 @@ def run(command: Sequence[str]) -> int:
         entry_points(group="opentelemetry_configurator")
     ):
         return _fail(_NOT_INSTALLED, 2)
-    if shutil.which(words[0]) is None:
+    path = find_command(words[0])
+    if path is None:
         return _fail(f"command {words[0]!r} not found", 127)
+    if path != shutil.which(words[0]):
+        # As an activated environment would: the command may start others.
+        os.environ["PATH"] = os.pathsep.join(filter(None, (str(Path(path).parent), os.environ.get("PATH"))))
+        _print(f"using {path}, of the environment in which mlflow-otlp is installed")
     variables, warnings = select_variables(os.environ)
     _print(f"sending traces to {summarize_settings(resolve({}))}")
     if variables:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 # Failed attempts after which `export` returns, as upstream's does. The spans are retried in the background.
 _MAX_ATTEMPTS = 6
-# With a spool, the end of the process waits that long for a server.
+# The end of the process waits that long for a server: with a spool, and for one that has not answered before.
 _MAX_EXIT_SECONDS = 2.5
 
 
@@ -389,10 +389,10 @@ class Pipeline:
         return self.rest_client is None or self.rest_client.wait(max(0.0, timeout_seconds))
 
     def limit_exit_seconds(self, timeout_seconds: float) -> float:
-        """Shorten a timeout at the end of the process, if the disk takes what a slow server does not."""
+        """Shorten a timeout at the end of the process, if the disk takes the spans, or the server has failed before."""
         queue = self.persistent_queue
-        has_disk = queue is not None and queue.storage.is_writable
-        return min(timeout_seconds, _MAX_EXIT_SECONDS) if has_disk and is_ending() else timeout_seconds
+        is_short = (queue is not None and queue.storage.is_writable) or bool(self.retry_sender.backoff.failure_counts)
+        return min(timeout_seconds, _MAX_EXIT_SECONDS) if is_short and is_ending() else timeout_seconds
 
     def shutdown(self, timeout_seconds: float) -> None:
         """Wait for queued requests, spool or drop the remaining ones, and close connections."""

@@ -17,6 +17,7 @@ from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.hints import add_fix
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
+from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, split_spans
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
@@ -351,13 +352,13 @@ class RetrySender:
 
     def _on_retryable_failure(self, request: ExportRequest, outcome: ExportOutcome) -> SendResult:
         destination, cause = request.destination, outcome.cause or FailureKind.SERVER
-        if self.is_closing and (request.delay_count or self.backoff.failure_count(destination) > 1):
-            self.spool_or_drop(request)
-            return SendResult()
         request.may_have_arrived = request.may_have_arrived or outcome.may_have_arrived
         if outcome.may_have_arrived and outcome.status in (None, 504):
             request.check_until = self.clock() + MAX_WRITE_SECONDS
         request.future.record_failure(may_have_arrived=request.may_have_arrived)
+        if self.is_closing and (request.delay_count or self.backoff.failure_count(destination) > 1):
+            self.spool_or_drop(request)
+            return SendResult()
         request.delay_count += 1
         can_spool = self._persistent_queue is not None and not request.future.is_on_disk
         if can_spool and (
@@ -370,6 +371,9 @@ class RetrySender:
         if outcome.status == 500 and cause is FailureKind.SERVER:
             return self._on_server_error(request, outcome)
         delay = self._start_delay(request, outcome, cause)
+        if outcome.code is MessageCode.RESPONSE_TIMEOUT and is_ending():  # the end has waited long enough
+            self.spool_or_drop(request)
+            return SendResult()
         if cause is FailureKind.CREDENTIALS and self._server.has_new_credential():
             return SendResult((request,))
         if cause is FailureKind.DESTINATION:
