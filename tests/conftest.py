@@ -16,7 +16,7 @@ from opentelemetry.util._once import Once
 
 from mlflow_otlp_exporter._internal.mlflow_api import client as api_client
 from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
-from mlflow_otlp_exporter._internal.tracing.traced import use_provider
+from mlflow_otlp_exporter._internal.tracing.spans import use_provider
 from support.markers import Watch, watch_logs
 from support.mlflow_server import MLflowServer
 from support.needs import NEEDS

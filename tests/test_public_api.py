@@ -18,6 +18,7 @@ FUNCTIONS: Mapping[str, str] = {
     "configure": "*, tracking_uri, experiment, experiment_id, workspace, service_name, tracer_provider, credentials, "
     "headers, mask, auto_instrument, sampling_ratio, ignore_caller_sampling, noise, enabled, trace_info, attachments, "
     "spool, durability, exporter",
+    "current_trace_id": "",
     "flush": "timeout",
     "log_expectation": "trace_id, name, value, *, source, source_type, metadata, span_id, workspace",
     "log_feedback": "trace_id, name, value, *, rationale, source, source_type, metadata, span_id, workspace",
@@ -28,7 +29,9 @@ FUNCTIONS: Mapping[str, str] = {
     "set_usage": "*, input_tokens, output_tokens, total_tokens, cache_read_tokens, cache_write_tokens, "
     "reasoning_tokens, model, provider, span",
     "shutdown": "timeout",
-    "traced": "function, /, *, kind, name, capture_inputs, capture_outputs, attributes",
+    "traced": "function, /, *, kind, name, capture_inputs, capture_outputs, redact, attributes, sampled, "
+    "output_reducer",
+    "update_trace": "*, tags, session, user, name",
 }
 # Attributes and properties of each public class.
 ATTRIBUTES: Mapping[str, str] = {
@@ -45,6 +48,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "metadata_updates, metadata_updates_dropped, requests, retries, spooled, unsampled, values_dropped, "
     "values_repaired",
     "Telemetry": "exporter, is_closed, tracer_provider",
+    "span": "",
     "trace_context": "",
 }
 # Parameters of each public method, and of the constructors that users call.
@@ -78,6 +82,7 @@ METHODS: Mapping[str, Mapping[str, str]] = {
         "stats": "",
         "trace_url": "trace_id",
     },
+    "span": {"__init__": "name, *, kind, inputs, attributes"},
     "trace_context": {
         "__init__": "*, session, user, tags, metadata, experiment, workspace, experiment_id, run_id, prompt, baggage",
     },
@@ -137,6 +142,7 @@ def test_all_names_of_the_packages_are_pinned() -> None:
         "Telemetry",
         "__version__",
         "configure",
+        "current_trace_id",
         "flush",
         "log_expectation",
         "log_feedback",
@@ -145,8 +151,10 @@ def test_all_names_of_the_packages_are_pinned() -> None:
         "set_outputs",
         "set_usage",
         "shutdown",
+        "span",
         "trace_context",
         "traced",
+        "update_trace",
     ]
     assert sorted(testing.__all__) == [
         "RecordedSpan",
@@ -160,7 +168,7 @@ def test_all_names_of_the_packages_are_pinned() -> None:
 
 def test_the_package_has_no_other_public_names() -> None:
     names = {name for name in vars(mlflow_otlp_exporter) if not name.startswith("_")}
-    assert names - {"testing"} == {*mlflow_otlp_exporter.__all__} - {"__version__"}
+    assert names - {"testing", "types"} == {*mlflow_otlp_exporter.__all__} - {"__version__"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -8,6 +8,7 @@ from mlflow_otlp_exporter._internal.setup.configure import configure, flush, log
 from mlflow_otlp_exporter._internal.setup.telemetry import FlushResult, Telemetry
 from mlflow_otlp_exporter._internal.tracing.context import trace_context
 from mlflow_otlp_exporter._internal.tracing.span_attributes import set_documents, set_inputs, set_outputs, set_usage
+from mlflow_otlp_exporter._internal.tracing.spans import current_trace_id, span, update_trace
 from mlflow_otlp_exporter._internal.tracing.traced import traced
 from mlflow_otlp_exporter._internal.version import __version__
 
@@ -20,6 +21,7 @@ __all__ = [
     "Telemetry",
     "__version__",
     "configure",
+    "current_trace_id",
     "flush",
     "log_expectation",
     "log_feedback",
@@ -28,8 +30,10 @@ __all__ = [
     "set_outputs",
     "set_usage",
     "shutdown",
+    "span",
     "trace_context",
     "traced",
+    "update_trace",
 ]
 
 for _name in __all__:

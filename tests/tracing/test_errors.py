@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter import set_documents, set_inputs, set_outputs, trace_context, traced
-from mlflow_otlp_exporter._internal.tracing.traced import use_provider
+from mlflow_otlp_exporter._internal.tracing.spans import use_provider
 from support.memory import Memory
 
 

@@ -17,8 +17,8 @@ from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter import set_documents, set_inputs, set_outputs, set_usage, traced
 from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
-from mlflow_otlp_exporter._internal.tracing import traced as traced_module
-from mlflow_otlp_exporter._internal.tracing.traced import use_provider
+from mlflow_otlp_exporter._internal.tracing import spans as spans_module
+from mlflow_otlp_exporter._internal.tracing.spans import use_provider
 from support.memory import Memory, provider
 
 
@@ -77,7 +77,7 @@ def test_kind_sets_span_kind_and_span_type(memory: Memory, kind: str, expected: 
 
 
 def test_known_kinds_match_enrichment() -> None:
-    assert sorted(traced_module._KNOWN_KINDS) == sorted(kind.value for kind in Kind)
+    assert sorted(spans_module._KNOWN_KINDS) == sorted(kind.value for kind in Kind)
 
 
 # What is probably meant, if anything; the same in small letters.
@@ -121,7 +121,7 @@ MEANT: list[tuple[str, str | None]] = [
 def test_mistyped_kind_is_logged_and_used_as_is(
     memory: Memory, caplog: pytest.LogCaptureFixture, kind: str, meant: str | None
 ) -> None:
-    traced_module._warn_unknown_kind.cache_clear()
+    spans_module._warn_unknown_kind.cache_clear()
 
     def answer() -> None: ...
 
@@ -138,7 +138,7 @@ def test_mistyped_kind_is_logged_and_used_as_is(
 
 
 def test_mistyped_kind_is_logged_once_per_function(caplog: pytest.LogCaptureFixture) -> None:
-    traced_module._warn_unknown_kind.cache_clear()
+    spans_module._warn_unknown_kind.cache_clear()
 
     def one() -> None: ...
 

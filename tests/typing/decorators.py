@@ -6,9 +6,21 @@ Mypy reports an ignored error that does not occur, so each ignore comment proves
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
+from opentelemetry.trace import Span
 from typing_extensions import assert_type
 
-from mlflow_otlp_exporter import set_documents, set_inputs, set_outputs, set_usage, trace_context, traced
+from mlflow_otlp_exporter import (
+    current_trace_id,
+    set_documents,
+    set_inputs,
+    set_outputs,
+    set_usage,
+    span,
+    trace_context,
+    traced,
+    update_trace,
+)
+from mlflow_otlp_exporter.types import SpanKind
 
 
 @traced
@@ -21,8 +33,13 @@ def with_arguments(city: str) -> float:
     return len(city)
 
 
+@traced(capture_inputs=["city"], capture_outputs=["-raw"], redact={"city": str.upper}, sampled=len, output_reducer=sum)
+def with_options(city: str) -> float:
+    return len(city)
+
+
 @trace_context(session="s-42", user="ada")
-@traced(kind="AGENT")
+@traced(kind="AGENT", redact=["question"], sampled=True)
 async def coroutine(question: str) -> bytes:
     return question.encode()
 
@@ -56,6 +73,9 @@ class Agent:
 
 assert_type(plain("a", style=2), list[str])
 assert_type(with_arguments("Lyon"), float)
+assert_type(with_options("Lyon"), float)
+own_kind = "PLANNER"
+kind: SpanKind = "TOOL"
 to_await: Coroutine[Any, Any, bytes] = coroutine("a")
 assert_type(generator(1), Iterator[int])
 assert_type(async_generator(1), AsyncIterator[str])
@@ -73,6 +93,12 @@ trace_context(sesion="s")  # type: ignore[call-arg]
 
 
 async def helpers() -> None:
+    with span("a", kind=kind, inputs={"a": 1}, attributes={"b": 2}) as current:
+        assert_type(current, Span)
+    async with span("a", kind=own_kind) as current:
+        assert_type(current, Span)
+    assert_type(current_trace_id(), str | None)
+    update_trace(tags={"a": 1}, session="s", user="u", name="n")
     with trace_context(session="s", metadata={"a": 1}, tags=["a"], prompt="p/1", baggage=("session",)) as inside:
         assert_type(inside, trace_context)
     async with trace_context(experiment="e", workspace="w", experiment_id=7, run_id="r"):

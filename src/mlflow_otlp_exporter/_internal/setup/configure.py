@@ -39,7 +39,7 @@ from mlflow_otlp_exporter._internal.setup.tracer_provider import (
     unwrap_provider,
     watch_sampler,
 )
-from mlflow_otlp_exporter._internal.tracing.traced import use_provider
+from mlflow_otlp_exporter._internal.tracing.spans import use_provider
 
 DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spool": True, "handle_sigterm": True}
 

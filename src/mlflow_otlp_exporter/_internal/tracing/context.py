@@ -129,7 +129,7 @@ class trace_context:  # noqa: N801 - used like a function
         global _is_used  # noqa: PLW0603 - once for the process
         _is_used = True
         self._session, self._user = _parse_text(session), _parse_text(user)
-        self._names, self._tags = _guard("tags=", _parse_tags, tags) or ((), {})
+        self._names, self._tags = _guard("tags=", parse_tags, tags) or ((), {})
         self._metadata = _guard("metadata=", _parse_metadata, metadata) or {}
         self._route = Route(
             _parse_text(workspace), _parse_text(experiment), _parse_text(experiment_id), _parse_text(run_id)
@@ -389,7 +389,7 @@ def _parse_baggage(baggage: Any) -> tuple[str, ...]:
     return baggage_names
 
 
-def _parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
+def parse_tags(tags: Any) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return tags without values and tags with values."""
     if tags is None:
         return (), {}

@@ -1,68 +1,38 @@
 """`@traced`: a decorator that creates a span for each call of a function."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from enum import Enum
-from functools import cached_property, lru_cache, partialmethod
+from functools import cached_property, partialmethod
 from typing import Any, ParamSpec, TypeVar, overload
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
-from opentelemetry.trace import Span, set_span_in_context
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Span, SpanContext, set_span_in_context
 
 from mlflow_otlp_exporter._internal.common import attribute_names as names
-from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import must_propagate
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.types import SpanKind
+from mlflow_otlp_exporter._internal.tracing.capture import Capture, Choice, Redaction, parameter_names
 from mlflow_otlp_exporter._internal.tracing.errors import is_cancellation, record_error
 from mlflow_otlp_exporter._internal.tracing.generators import GeneratorContext, named_like, wrap_function
-from mlflow_otlp_exporter._internal.tracing.parents import find_parent_context
+from mlflow_otlp_exporter._internal.tracing.parents import find_current_span, find_parent_context
 from mlflow_otlp_exporter._internal.tracing.results import COMPLETE_TYPES, follow
 from mlflow_otlp_exporter._internal.tracing.span_attributes import as_documents, as_inputs, as_outputs, join_items
-from mlflow_otlp_exporter._internal.version import __version__
+from mlflow_otlp_exporter._internal.tracing.spans import (
+    check_span_arguments,
+    get_tracer,
+    kind_attributes,
+    log_failure,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# OpenInference's span kinds.
-_KINDS = frozenset(
-    "LLM CHAIN AGENT TOOL RETRIEVER EMBEDDING RERANKER GUARDRAIL EVALUATOR PROMPT UNKNOWN".split()  # noqa: SIM905
-)
-# MLflow's span types that map to a kind other than CHAIN.
-_KIND_OF_SPAN_TYPE = {"CHAT_MODEL": "LLM"}
-_KNOWN_KINDS = (*sorted(_KINDS), *_KIND_OF_SPAN_TYPE, "DECISION", "MEMORY", "PARSER", "TASK", "WORKFLOW")
-# Similarity (difflib) from which an unknown kind counts as mistyped: RETRIEVAL has 0.78, TALK has 0.75.
-_MIN_SIMILARITY = 0.77
-# Shorter kinds resemble too many words: LM, ASK, VLM.
-_MIN_MISTYPED_LENGTH = 4
 _RECEIVER_NAMES = frozenset({"self", "cls", "mcs"})
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # Limits for the recorded output of a generator.
 _MAX_ITEM_COUNT, _MAX_CHARACTER_COUNT = 10_000, 1 << 20
-_SCOPE = "mlflow_otlp_exporter"
-
-_provider: trace.TracerProvider | None = None
-_cached_tracer: tuple[trace.TracerProvider | None, trace.Tracer | None] = (None, None)
-
-
-def use_provider(provider: trace.TracerProvider | None) -> None:
-    """Set the provider of `@traced`'s tracer; None means the global provider."""
-    global _provider  # noqa: PLW0603 - one for the process, as the global provider is
-    _provider = provider
-
-
-def _get_tracer() -> trace.Tracer:
-    # Cached, because creating a tracer takes longer than creating a span.
-    global _cached_tracer  # noqa: PLW0603 - replaced as one tuple, so that threads never see half of it
-    provider = _provider or trace.get_tracer_provider()
-    cached_provider, tracer = _cached_tracer
-    if cached_provider is not provider or tracer is None:
-        tracer = provider.get_tracer(_SCOPE, __version__)
-        _cached_tracer = (provider, tracer)
-    return tracer
 
 
 @overload
@@ -72,11 +42,14 @@ def traced(function: Callable[P, R], /) -> Callable[P, R]: ...
 @overload
 def traced(
     *,
-    kind: str = "CHAIN",
+    kind: SpanKind | str = "CHAIN",
     name: str | None = None,
-    capture_inputs: bool = True,
-    capture_outputs: bool = True,
+    capture_inputs: Choice = True,
+    capture_outputs: Choice = True,
+    redact: Redaction | None = None,
     attributes: Mapping[str, Any] | None = None,
+    sampled: bool | Callable[..., bool] = True,
+    output_reducer: Callable[[list[Any]], Any] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
@@ -84,11 +57,14 @@ def traced(
     function: Callable[..., Any] | None = None,
     /,
     *,
-    kind: str = "CHAIN",
+    kind: SpanKind | str = "CHAIN",
     name: str | None = None,
-    capture_inputs: bool = True,
-    capture_outputs: bool = True,
+    capture_inputs: Choice = True,
+    capture_outputs: Choice = True,
+    redact: Redaction | None = None,
     attributes: Mapping[str, Any] | None = None,
+    sampled: bool | Callable[..., bool] = True,
+    output_reducer: Callable[[list[Any]], Any] | None = None,
 ) -> Any:
     """Create a span for each call, with the inputs, the outputs and the exception.
 
@@ -108,14 +84,32 @@ def traced(
             `RERANKER`, `GUARDRAIL`, `EVALUATOR`, a span type of MLflow, or your own, such as `PLANNER`. A kind that is
             probably mistyped is logged and used as it is.
         name: Name of the span; None means the name of the function.
-        capture_inputs: Whether the arguments are recorded by parameter name, as JSON, without `self` and `cls`.
+        capture_inputs: Whether the arguments are recorded by parameter name, as JSON, without `self` and `cls`: true,
+            false, names of parameters, or names with a leading `-` to exclude.
         capture_outputs: Whether the result is recorded: a string as it is, other values as JSON, the documents of a
-            `RETRIEVER` or `RERANKER` as documents.
+            `RETRIEVER` or `RERANKER` as documents. Names, as for `capture_inputs`, select keys of a mapping or
+            attributes of an object; other results are not recorded then.
+        redact: Names of parameters whose values are replaced by `__REDACTED__`, or a mapping from names to functions
+            that return the value to record; `return` is the result. If a function raises, the value is hidden.
         attributes: Further attributes of each span.
+        sampled: False: neither the call nor the calls inside it are recorded. A function is called with the arguments
+            of the call and decides for that call.
+        output_reducer: Makes the output of a generator or stream from the list of its items, of at most 10,000. Without
+            it, texts are joined.
 
     Returns:
         A function of the same kind and signature, the class, or a decorator.
+
+    Raises:
+        TypeError: An argument has a wrong type.
+        ConfigurationError: `capture_inputs` or `redact` names a parameter that the function does not have.
     """
+    check_span_arguments("traced", name or "", kind, attributes)
+    capture = Capture(capture_inputs, capture_outputs, redact)
+    if not isinstance(sampled, bool) and not callable(sampled):
+        raise TypeError(f"traced(sampled=) is {type(sampled).__name__}: expected a boolean or a function")
+    if output_reducer is not None and not callable(output_reducer):
+        raise TypeError(f"traced(output_reducer=) is {type(output_reducer).__name__}: expected a function")
 
     def decorate(decorated: Any) -> Any:
         if isinstance(decorated, staticmethod | classmethod):
@@ -127,33 +121,14 @@ def traced(
             return type(decorated)(decorate(decorated.func))
         if isinstance(decorated, partialmethod):
             return type(decorated)(decorate(decorated.func), *decorated.args, **decorated.keywords)
-        factory = _SpanFactory(decorated, kind, name, attributes, inputs=capture_inputs, outputs=capture_outputs)
-        return factory.wrap()
+        if not callable(decorated):
+            raise TypeError(
+                f"traced() decorates functions, methods and classes, not {type(decorated).__name__}: "
+                "pass a kind as traced(kind='TOOL')"
+            )
+        return _SpanFactory(decorated, kind, name, attributes, capture, sampled, output_reducer).wrap()
 
     return decorate if function is None else decorate(function)
-
-
-@lru_cache(maxsize=256)  # because decorators may be applied at every call
-def _closest_kind(kind: str) -> str | None:
-    if kind in _KNOWN_KINDS or len(kind) < _MIN_MISTYPED_LENGTH:
-        return None
-    import difflib  # imported only for an unknown kind
-
-    candidates = [candidate for candidate in _KNOWN_KINDS if candidate[0] == kind[0]]
-    matches = difflib.get_close_matches(kind, candidates, 1, _MIN_SIMILARITY)
-    return matches[0] if matches else None
-
-
-@lru_cache(maxsize=256)  # once for each function
-def _warn_unknown_kind(kind: str, function: str) -> None:
-    if closest_kind := _closest_kind(kind):
-        logger.warning(
-            "@traced(kind=%r) of %s: unknown kind, used as it is. Did you mean %s? [%s]",
-            kind,
-            function,
-            closest_kind,
-            MessageCode.UNKNOWN_KIND,
-        )
 
 
 class _SpanFactory:
@@ -165,20 +140,19 @@ class _SpanFactory:
         kind: str,
         name: str | None,
         attributes: Mapping[str, Any] | None,
-        *,
-        inputs: bool,
-        outputs: bool,
+        capture: Capture,
+        sampled: bool | Callable[..., bool],
+        output_reducer: Callable[[list[Any]], Any] | None,
     ) -> None:
         self._function = function
         self._name = name or str(_read(function, "__name__", type(function).__name__))
-        self._outputs = outputs
-        self._inputs, self._arguments = inputs, _Arguments(function)
-        span_type = str(kind.value if isinstance(kind, Enum) else kind).strip().upper() or "CHAIN"
-        _warn_unknown_kind(span_type, str(_read(function, "__qualname__", self._name)))
-        self._kind = span_type if span_type in _KINDS else _KIND_OF_SPAN_TYPE.get(span_type, "CHAIN")
-        self._attributes: dict[str, Any] = {names.SPAN_KIND: self._kind}
-        if span_type != self._kind:
-            self._attributes[names.SPAN_TYPE] = span_type
+        self._capture, self._sampled, self._reducer = capture, sampled, output_reducer
+        self._outputs, self._inputs, self._arguments = capture.has_outputs, capture.has_inputs, _Arguments(function)
+        qualified_name = str(_read(function, "__qualname__", self._name))
+        if self._arguments.names is not None and capture.changes_inputs:
+            capture.check_names(self._arguments.names, qualified_name)
+        self._attributes = kind_attributes(kind, qualified_name)
+        self._kind = self._attributes[names.SPAN_KIND]
         if self._kind == "TOOL":
             self._attributes[names.TOOL_NAME] = self._name
             if isinstance(description := _read(function, "__doc__", None), str):
@@ -247,16 +221,30 @@ class _SpanFactory:
 
     def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Span:
         try:
-            span = _get_tracer().start_span(self._name, find_parent_context(), attributes=self._attributes)
+            if self._sampled is not True and not self._is_sampled(args, kwargs):
+                return _create_unsampled_span()
+            span = get_tracer().start_span(self._name, find_parent_context(), attributes=self._attributes)
         except BaseException as error:  # noqa: BLE001 - of a sampler or processor of others
             self._log("Span of %s could not be recorded: %s [%s]", error)
             return trace.INVALID_SPAN
         if self._inputs and span.is_recording():
             try:
-                span.set_attributes(as_inputs(self._arguments.by_name(args, kwargs)))
+                arguments = self._arguments.by_name(args, kwargs)
+                if self._capture.changes_inputs:
+                    arguments = self._capture.select_inputs(arguments)
+                span.set_attributes(as_inputs(arguments))
             except BaseException as error:  # noqa: BLE001 - `_log` raises what ends the process
                 self._log("Inputs of %s could not be recorded: %s [%s]", error)
         return span
+
+    def _is_sampled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        if isinstance(self._sampled, bool):
+            return self._sampled
+        try:
+            return bool(self._sampled(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - `_log` raises what ends the process
+            self._log("The sampled= function of %s failed, so its span is recorded: %s [%s]", error)
+            return True
 
     def _begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GeneratorContext:
         span = self._start(args, kwargs)
@@ -276,6 +264,8 @@ class _SpanFactory:
             self._log("Span of %s could not be recorded: %s [%s]", raised, is_failing=error is not None)
 
     def _record_outputs(self, span: Span, result: Any) -> None:
+        if self._capture.changes_outputs and (result := self._capture.select_outputs(result)) is None:
+            return
         present = getattr(span, "attributes", None) or {}
         if names.OUTPUT_VALUE not in present:
             span.set_attributes(as_outputs(result))
@@ -285,6 +275,11 @@ class _SpanFactory:
                 span.set_attributes(documents)
 
     def join(self, items: list[Any], *, is_cut: bool) -> Any:
+        try:
+            if self._reducer is not None:
+                return self._reducer(items)
+        except BaseException as error:  # noqa: BLE001 - `_log` raises what ends the process
+            self._log("The output_reducer= of %s failed, so its items are joined: %s [%s]", error)
         try:
             return join_items(items, is_cut=is_cut)
         except BaseException as error:  # noqa: BLE001 - of an item's properties; `_log` raises what ends the process
@@ -300,11 +295,15 @@ class _SpanFactory:
                 self._log("Outputs of %s could not be recorded: %s [%s]", error, is_failing=True)
 
     def _log(self, message: str, error: BaseException, *, is_failing: bool = False) -> None:
-        """Log an exception in code of others. `is_failing`: the application's own exception goes before any other."""
-        if must_propagate(error) and not is_failing:
-            raise error
-        with suppress(Exception):  # the stack may be exhausted
-            logger.warning(message, self._name, type(error).__name__, MessageCode.CONTENT_NOT_RECORDED)
+        log_failure(message, self._name, error, is_failing=is_failing)
+
+
+def _create_unsampled_span() -> Span:
+    """Create the parent of spans that OpenTelemetry's samplers drop, because their parent is not sampled."""
+    context = find_current_span().get_span_context()
+    generator = RandomIdGenerator()
+    trace_id = context.trace_id if context.is_valid else generator.generate_trace_id()
+    return trace.NonRecordingSpan(SpanContext(trace_id, generator.generate_span_id(), is_remote=False))
 
 
 class _TracedRun(GeneratorContext):
@@ -360,6 +359,7 @@ class _Arguments:
         self._names = [parameter.name for parameter in parameters]
         self._receiver_names = self._names[:1] if self._names and self._names[0] in _RECEIVER_NAMES else []
         self.has_receiver = bool(self._receiver_names)
+        self.names = parameter_names(self._signature, self._receiver_names)
         self._defaults = {
             parameter.name: parameter.default
             for parameter in parameters
