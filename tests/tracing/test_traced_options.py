@@ -78,7 +78,7 @@ def test_redact_of_a_call_with_wrong_arguments_records_none_of_them(memory: Memo
         """Takes any name."""
 
     with pytest.raises(TypeError):
-        check("secret")  # type: ignore[misc]
+        check("secret")  # type: ignore[call-arg]
     assert "secret" not in str(memory.attributes().get("input.value"))
     assert inputs(memory) == {}
 
