@@ -33,7 +33,9 @@ def with_arguments(city: str) -> float:
     return len(city)
 
 
-@traced(capture_inputs=["city"], capture_outputs=["-raw"], redact={"city": str.upper}, sampled=callable, output_reducer=sum)
+@traced(
+    capture_inputs=["city"], capture_outputs=["-raw"], redact={"city": str.upper}, sampled=callable, output_reducer=sum
+)
 def with_options(city: str) -> float:
     return len(city)
 
