@@ -3,6 +3,7 @@
 import sys
 import types
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,3 +187,34 @@ def test_find_instrumentations_reads_installed_packages() -> None:
     assert installed["langchain"].priority == 0
     assert installed["langchain"].package.startswith("openinference-instrumentation-langchain ")
     assert installed["requests"].priority == 2
+
+
+@pytest.mark.parametrize(
+    ("requirements", "is_enabled"),
+    [
+        (["openai>=1; extra == 'instruments'"], True),
+        (["openai>=1000; extra == 'instruments'"], False),
+        (["absent; extra == 'instruments'"], False),
+        (["absent; extra == 'instruments'", "openai>=1; extra == 'instruments'"], True),
+        (["requests>=1; extra == 'instruments'", "openai>=1000; extra == 'instruments'"], False),
+        (["absent; extra == 'instruments-any'", "openai>=1; extra == 'instruments-any'"], True),
+        (["openai>=1000; extra == 'instruments-any'", "requests>=1; extra == 'instruments-any'"], True),
+        (["openai>=1000; extra == 'instruments-any'", "absent; extra == 'instruments-any'"], False),
+        (["absent; extra == 'test'"], True),
+        ([], True),
+    ],
+)
+def test_instrumentation_is_enabled_if_instrumented_packages_fit(
+    requirements: list[str], is_enabled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    information = tmp_path / "vendor_instrumentation-1.0.dist-info"
+    information.mkdir()
+    lines = ["Metadata-Version: 2.1", "Name: vendor-instrumentation", "Version: 1.0"]
+    (information / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {text}" for text in requirements)]))
+    (information / "entry_points.txt").write_text("[opentelemetry_instrumentor]\nvendor = vendor_module:X\n")
+    module = types.ModuleType("vendor_module")
+    module.X = type("X", (Instrumentor,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vendor_module", module)
+    monkeypatch.syspath_prepend(tmp_path)
+    enabled = instrument(choice=["vendor"], provider=TracerProvider(shutdown_on_exit=False))
+    assert enabled == (["vendor (vendor-instrumentation 1.0)"] if is_enabled else [])

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from typing import Any
 
 from opentelemetry.trace import TracerProvider
@@ -36,6 +36,8 @@ _LIBRARY_ALIASES = {
     "mistral": "mistralai",
     "aws_bedrock": "bedrock",
 }
+# Packages all of which an instrumentation instruments, or one of which is enough.
+_EXTRAS = ("instruments", "instruments-any")
 _AFFIXES = re.compile(r"^(?:genai|gen_ai)_|_(?:v\d+|instrumentor|genai)$")
 
 
@@ -174,9 +176,29 @@ def _activate(candidate: Instrumentation, provider: TracerProvider) -> bool:
     return True
 
 
-def _find_conflict(candidate: Instrumentation) -> Any:
-    # This package is a dependency of every instrumentation, not of this library.
-    from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
+def _find_conflict(candidate: Instrumentation) -> str | None:
+    """Return the reason if none of the instrumented packages is installed, or one in a version that does not fit.
+
+    OpenTelemetry's check requires all of them. OpenInference's instrumentation of LlamaIndex names one that few have.
+    """
+    from packaging.requirements import Requirement  # a dependency of every instrumentation, not of this library
 
     dist = candidate.entry_point.dist
-    return get_dist_dependency_conflicts(dist) if dist is not None else None
+    texts = dist.requires if dist is not None else None
+    conflict, fits = None, False
+    for requirement in (Requirement(text) for text in texts or () if "instruments" in text):
+        extras = [extra for extra in _EXTRAS if requirement.marker and requirement.marker.evaluate({"extra": extra})]
+        if not extras:
+            continue
+        try:
+            installed_version = version(requirement.name)
+        except PackageNotFoundError:
+            conflict = conflict or f"{requirement.name} is not installed"
+            continue
+        if requirement.specifier.contains(installed_version):
+            fits = True
+        elif extras == ["instruments"]:
+            return f"{requirement.name} {installed_version} is installed, but {requirement} is required"
+        else:
+            conflict = f"{requirement.name} {installed_version} is installed, but {requirement} is required"
+    return None if fits else conflict
