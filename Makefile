@@ -11,7 +11,7 @@ CONSTRAINTS := .ci/constraints/dev.txt
 # Number of test files that run at the same time. `make test WORKERS=0` runs one test at a time.
 WORKERS ?= 2
 
-.PHONY: demo test test-matrix lint format collector bench dist lock configuration troubleshooting conventions parity screenshots clean
+.PHONY: demo test test-matrix lint format collector bench docs docs-serve dist lock configuration troubleshooting conventions parity screenshots clean
 # Deletes a virtual environment whose creation was interrupted.
 .DELETE_ON_ERROR:
 
@@ -42,6 +42,14 @@ collector: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py
+
+# Builds the documentation site in site/. A broken link or reference is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Serves the site at http://127.0.0.1:8000, and builds it again when a page or docstring changes.
+docs-serve: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # Builds the sdist and the wheel in dist/. The same commit always gives the same bytes.
 dist: $(VENV)/.dev
@@ -79,7 +87,7 @@ parity: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.autolog
 
 clean:
-	rm -rf $(VENV) .cache .demo .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .cache .demo .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -86,7 +86,8 @@ def test_page_relative_links_have_existing_targets(page: Path) -> None:
 
 def test_readme_links_every_page() -> None:
     linked = {(ROOT / path).resolve() for path, _ in links(ROOT / "README.md")}
-    assert [page.name for page in [*DOCS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"] if page not in linked] == []
+    pages = {*DOCS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"} - {ROOT / "docs" / "index.md"}  # the site's home
+    assert sorted(page.name for page in pages - linked) == []
 
 
 def test_images_are_all_shown_in_a_page() -> None:

@@ -92,7 +92,7 @@ def test_changelog_lists_dated_version_below_unreleased() -> None:
 
 def test_version_is_defined_in_one_module() -> None:
     project = (ROOT / "pyproject.toml").read_text()
-    assert 'dynamic = ["version"]' in project
+    assert 'dynamic = ["version", ' in project
     numbers = [path for path in sorted((ROOT / "src").rglob("*.py")) if f'"{VERSION}"' in path.read_text()]
     assert [path.name for path in numbers] == ["version.py"]
 
@@ -196,7 +196,13 @@ def test_sdist_contains_sources_only(distributions: Distributions) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    files = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "pyproject.toml", ".gitignore")
+    files = {path.name for path in ROOT.glob("*.md")} | {
+        "LICENSE",
+        "Makefile",
+        "mkdocs.yml",
+        "pyproject.toml",
+        ".gitignore",
+    }
     assert set(names) == expected | {*files, "PKG-INFO"}
     assert distributions.sdist.name == f"mlflow_otlp_exporter-{VERSION}.tar.gz"
 
@@ -219,7 +225,13 @@ def test_wheel_metadata_is_valid_and_complete(distributions: Distributions) -> N
     assert metadata.license_expression == "Apache-2.0"
     assert metadata.license_files == ["LICENSE"]
     assert metadata.description_content_type == "text/markdown"
-    assert metadata.description == (ROOT / "README.md").read_text()
+    assert re.findall(r"\]\((?!https://|#)[^)]*\)", metadata.description or "") == []
+    repository = (metadata.project_urls or {})["Repository"]
+    assert f"![a model call shown as YAML]({repository}/raw/HEAD/docs/images/span2-stock.png)" in str(
+        metadata.description
+    )
+    links = re.compile(rf"{re.escape(repository)}/(?:raw|blob)/HEAD/")
+    assert links.sub("", metadata.description or "") == (ROOT / "README.md").read_text()
     assert metadata.summary
     assert metadata.keywords
     needed = {
@@ -227,7 +239,7 @@ def test_wheel_metadata_is_valid_and_complete(distributions: Distributions) -> N
     }
     assert needed == RUNTIME
     instrumentations = {"anthropic", "langchain", "llama-index", "openai", "openai-agents"}
-    assert set(metadata.provides_extra or []) == instrumentations | {"auto", "demo", "dev", "gateway"}
+    assert set(metadata.provides_extra or []) == instrumentations | {"auto", "demo", "dev", "docs", "gateway"}
 
 
 def test_extras_pin_versions_for_the_demo_only(distributions: Distributions) -> None:
@@ -242,7 +254,7 @@ def test_extras_pin_versions_for_the_demo_only(distributions: Distributions) -> 
         "openinference-instrumentation-langchain",
     }
     assert all(re.fullmatch(r"[a-z-]+==[\d.]+", needed) for needed in extras["demo"])
-    for extra in extras.keys() - {"demo", "dev"}:
+    for extra in extras.keys() - {"demo", "dev", "docs"}:
         assert all(re.fullmatch(r"[a-z-]+>=[\w.]+", needed) for needed in extras[extra]), extra
 
 

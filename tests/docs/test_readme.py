@@ -37,7 +37,7 @@ def read_code_blocks(language: str) -> list[str]:
 
 
 def test_readme_blocks_have_tested_languages() -> None:
-    assert {block.language for block in blocks(PAGE)} == {"python", "sh", "text"}
+    assert {block.language for block in blocks(PAGE)} == {"python", "sh"}
 
 
 def test_readme_length_is_at_most_125_lines() -> None:
@@ -72,7 +72,7 @@ def test_readme_shell_blocks_exit_with_zero(mlflow_server: MLflowServer, tmp_pat
 
 def test_readme_make_commands_are_at_the_top() -> None:
     assert re.findall(r"make \w+", read_code_blocks("sh")[0]) == ["make demo", "make test"]
-    assert README.index("make demo") < 600
+    assert README[: README.index("make demo")].count("\n") < 12
 
 
 def test_readme_messages_match_troubleshooting_guide() -> None:
