@@ -1,7 +1,11 @@
 """Exporter metrics, as the SDK exports them."""
 
+import gc
+import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +14,18 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics
+from mlflow_otlp_exporter._internal.common.exporter_metrics import ExporterMetrics
+from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from support.children import run_in_fork
 from support.scripted_server import ACCEPTED, Answer, ScriptedServer
 from support.spans import make_spans
 from support.traces import make_traces
 
 EXPORTED, INFLIGHT = "otel.sdk.exporter.span.exported", "otel.sdk.exporter.span.inflight"
 DURATION = "otel.sdk.exporter.operation.duration"
+AWAY = "http://127.0.0.1:1/v1/traces"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -128,9 +136,9 @@ def test_metrics_name_error_type_of_outcome(
     metrics = ExporterMetrics(meters.provider, "https://mlflow.example/v1/traces")
     on_counted = metrics.record_start(3)
     on_counted(2, 0, None)
-    on_counted(0, 1, outcome)
+    on_counted(0, 1, outcome.error_type if outcome is not None else None)
     if outcome is not None:
-        metrics.record_request(outcome, 2.5)
+        metrics.record_request(2.5, outcome.error_type, outcome.status)
         (duration,) = meters.points(DURATION)
         assert duration.sum == 2.5
         assert attributes.items() <= dict(duration.attributes).items()
@@ -164,14 +172,21 @@ def test_metrics_use_global_provider_if_enabled_by_environment(
     scripted_server: ScriptedServer, meters: Meters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "mlflow_otlp_exporter._internal.delivery.exporter_metrics.get_meter_provider", lambda: meters.provider
+        "mlflow_otlp_exporter._internal.delivery.instruments.get_meter_provider", lambda: meters.provider
     )
-    for value, expected in (("", {}), ("false", {}), (" True", {"": 1})):
-        monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", value)
-        exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1)
+    monkeypatch.delenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED")
+    variables = ("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "MLFLOW_OTLP_METRICS")
+    cases = [
+        (name, value, is_on) for name in variables for value, is_on in (("", False), ("false", False), (" True", True))
+    ]
+    for name, value, is_on in cases:
+        count = len(meters.points(EXPORTED))
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1)
         exporter.export(make_spans("root"))
         exporter.shutdown()
-        assert meters.spans(EXPORTED) == expected
+        assert len(meters.points(EXPORTED)) == count + is_on
 
 
 def test_metrics_with_own_provider_need_environment(
@@ -204,3 +219,121 @@ def test_broken_meter_provider_drops_no_span(scripted_server: ScriptedServer, mo
     exporter.export(make_spans("root"))
     exporter.shutdown()
     assert exporter.stats().delivered == 1
+
+
+def values(meters: Meters, name: str, attribute: str = "") -> dict[str, float]:
+    return {str(point.attributes.get(attribute, "")): point.value for point in meters.points(f"mlflow_otlp.{name}")}
+
+
+def test_own_metrics_tell_what_waits_on_disk_and_which_destinations_fail(
+    scripted_server: ScriptedServer, meters: Meters, tmp_path: Path
+) -> None:
+    scripted_server.answer(then=Answer(503))
+    exporter = MLflowSpanExporter(
+        scripted_server.traces_url,
+        experiment_id=7,
+        meter_provider=meters.provider,
+        timeout=1,
+        spool_dir=tmp_path,
+        spool=True,
+    )
+    assert values(meters, "spool.age") == {"": 0}
+    exporter.export(make_traces(1, children=1))
+    exporter.force_flush(0)
+    while not values(meters, "spool.spans")[""]:
+        pass
+    assert values(meters, "spool.spans") == {"": 2}
+    assert values(meters, "span.spooled") == {"": 2}
+    assert values(meters, "spool.size")[""] > 100
+    assert 0 < values(meters, "spool.age")[""] < 60
+    assert values(meters, "destination.failing", "destination") == {"/7": 1}
+    assert values(meters, "destination.failing", "error.type") == {"503": 1}
+    scripted_server.answer(then=ACCEPTED)
+    assert exporter.force_flush()
+    assert values(meters, "span.delivered") == {"": 2}
+    assert values(meters, "destination.failing") == {}
+    requests, retries = values(meters, "request.sent")[""], values(meters, "request.retried")[""]
+    assert (requests, retries) == (exporter.stats().requests, exporter.stats().retries)
+    assert 0 < retries < requests
+    exporter.shutdown()
+    assert values(meters, "spool.spans") == {"": 0}
+
+
+def test_own_metrics_count_drops_by_reason_as_stats_do(
+    scripted_server: ScriptedServer, meters: Meters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted_server.answer(then=Answer(422, headers=JSON, body=b"{}"))
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
+    exporter.export(make_spans("rejected"))
+    exporter.force_flush()
+    scripted_server.answer(then=Answer(503))
+    exporter.export(make_spans("late"))
+    exporter.shutdown(1)
+    assert values(meters, "span.dropped", "reason") == {"422": 1, "shutdown": 1}
+    assert sum(values(meters, "span.dropped", "reason").values()) == exporter.stats().dropped
+
+
+def test_failed_look_ups_of_the_experiment_are_no_retries(scripted_server: ScriptedServer, meters: Meters) -> None:
+    scripted_server.answer_with("/api/2.0/mlflow/experiments/get-by-name", lambda _: Answer(503))
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment="bots", timeout=1)
+    exporter.export(make_spans("root"))
+    exporter.force_flush(500)
+    exporter.shutdown(1)
+    assert (exporter.stats().requests, exporter.stats().retries) == (0, 0)
+
+
+def test_own_metrics_of_many_destinations_have_few_attributes(scripted_server: ScriptedServer, meters: Meters) -> None:
+    scripted_server.answer(then=Answer(503))
+    exporter = MLflowSpanExporter(scripted_server.traces_url, meter_provider=meters.provider, timeout=1)
+    pipeline = pipeline_of(exporter)
+    assert pipeline is not None
+    outcome = ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER, status=503)
+    for number in range(100):
+        destination = Destination(experiment_id=str(number))
+        pipeline.retry_sender.backoff.record_failure(destination, outcome, retry_after=None, needs_user=False)
+    failing = values(meters, "destination.failing", "destination")
+    assert (len(failing), failing["other"], sum(failing.values())) == (21, 80, 100)
+    exporter.shutdown(1)
+
+
+def test_reader_of_metrics_waits_for_no_disk_and_no_lock(meters: Meters, tmp_path: Path) -> None:
+    exporter = MLflowSpanExporter(AWAY, experiment_id=1, meter_provider=meters.provider, spool=True, spool_dir=tmp_path)
+    pipeline = pipeline_of(exporter)
+    assert pipeline is not None
+    assert pipeline.persistent_queue is not None
+    storage, answers = pipeline.persistent_queue.storage, list[dict[str, float]]()
+    with storage._lock:  # as a thread that writes to a slow disk has it
+        reader = threading.Thread(target=lambda: answers.append(values(meters, "spool.spans")))
+        reader.start()
+        reader.join(10)
+    assert answers == [{"": 0}]
+    exporter.shutdown(1)
+
+
+def test_metrics_do_not_keep_an_exporter_alive(meters: Meters) -> None:
+    exporters = [MLflowSpanExporter(AWAY, experiment_id=number, meter_provider=meters.provider) for number in range(2)]
+    names = {point.attributes["otel.component.name"] for point in meters.points("mlflow_otlp.request.sent")}
+    assert len(names) == 2
+    references = [weakref.ref(pipeline_of(exporter)) for exporter in exporters]
+    for exporter in exporters:
+        exporter.shutdown(1)
+    del exporter
+    exporters.clear()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+    assert meters.points("mlflow_otlp.request.sent") == []
+
+
+def test_metrics_of_a_forked_child_start_at_zero(scripted_server: ScriptedServer, meters: Meters) -> None:
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id=1, meter_provider=meters.provider)
+    exporter.export(make_spans("root"))
+    assert values(meters, "span.delivered") == {"": 1}
+
+    def read_in_child() -> bool:
+        first = values(meters, "span.delivered")
+        exporter.export(make_spans("child"))
+        return (first, values(meters, "span.delivered")) == ({"": 0}, {"": 1})
+
+    assert run_in_fork(read_in_child)
+    assert values(meters, "span.delivered") == {"": 1}
+    exporter.shutdown()

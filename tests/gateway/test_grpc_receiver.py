@@ -36,7 +36,7 @@ def test_export_sends_spans_to_destination_of_metadata(scripted_server: Scripted
         (request,) = scripted_server.wait_for(1)
         assert [span.name for span in request.spans()] == ["span"]
         assert (request.headers["x-mlflow-experiment-id"], request.headers["x-mlflow-workspace"]) == ("7", "team-a")
-        assert gateway.metrics()['mlflow_otlp_gateway_requests_total{protocol="grpc",status="OK"}'] == 1
+        assert gateway.metrics()['mlflow_otlp_gateway_request_answered_total{protocol="grpc",status="OK"}'] == 1
         assert gateway.stop() == 0
 
 

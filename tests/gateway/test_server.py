@@ -46,7 +46,7 @@ def test_gateway_with_tokens_takes_what_each_may_write(scripted_server: Scripted
             unknown = gateway.post(b"", **headers)
             assert (unknown.status, unknown.headers["www-authenticate"]) == (401, "Bearer")
         assert gateway.request("GET", "/healthz").status == 200
-        assert gateway.metrics()['mlflow_otlp_gateway_rejected_spans_total{reason="denied"}'] == 1
+        assert gateway.metrics()['mlflow_otlp_gateway_span_rejected_total{reason="denied"}'] == 1
         assert gateway.stop() == 0
         assert "secret" not in gateway.log_path.read_text()
     requests = scripted_server.to(TRACES_PATH)
@@ -87,7 +87,7 @@ def test_gateway_with_full_buffer_answers_unavailable_until_spans_are_sent(
         ready = gateway.request("GET", "/readyz")
         assert (ready.status, ready.body) == (503, b"the buffer is full")
         assert gateway.request("GET", "/healthz").status == 200
-        assert gateway.metrics()["mlflow_otlp_gateway_queued_spans"] == 10
+        assert gateway.metrics()["mlflow_otlp_queue_spans"] == 10
         scripted_server.answer(then=Answer(200))
         while gateway.request("GET", "/readyz").status != 200:
             pass
@@ -99,7 +99,7 @@ def test_gateway_with_full_spool_answers_unavailable(tmp_path: Path) -> None:
     with GatewayProcess(tmp_path, AWAY, ["--experiment-id", "1"], environment) as gateway:
         statuses, metrics = set[int](), gateway.metrics()
         # Spans in memory count until they are on the disk, where they take less.
-        while metrics["mlflow_otlp_gateway_spool_bytes"] < 50_000:
+        while metrics["mlflow_otlp_spool_size_bytes"] < 50_000:
             answer = gateway.post(to_json(encode_spans(make_spans("x" * 500))), JSON)
             statuses.add(answer.status)
             if answer.status == 503:
@@ -107,7 +107,7 @@ def test_gateway_with_full_spool_answers_unavailable(tmp_path: Path) -> None:
                 metrics = gateway.metrics()
         assert statuses == {200, 503}
         metrics = gateway.metrics()
-        assert not [name for name in metrics if name.startswith("mlflow_otlp_gateway_dropped_spans_total")]
+        assert not [name for name in metrics if name.startswith("mlflow_otlp_span_dropped_total")]
         assert gateway.stop() == 0
         assert " 0 dropped" in gateway.log[-1]["message"]
 
@@ -131,18 +131,18 @@ def test_metrics_count_requests_spans_and_durations(scripted_server: ScriptedSer
         assert [gateway.post(body).status, gateway.post(body).status, gateway.post(b"\xff").status] == [200, 200, 400]
         assert post_span(gateway, x_mlflow_experiment_id="7") == 200
         metrics = gateway.metrics()
-        while metrics["mlflow_otlp_gateway_delivered_spans_total"] < 1:
+        while metrics["mlflow_otlp_span_delivered_total"] < 1:
             metrics = gateway.metrics()
         expected = {
-            'requests_total{protocol="http",status="200"}': 3,
-            'requests_total{protocol="http",status="400"}': 1,
-            'received_spans_total{destination="/bots"}': 2,
-            'received_spans_total{destination="/7"}': 1,
-            "duplicate_spans_total": 2,
+            'request_answered_total{protocol="http",status="200"}': 3,
+            'request_answered_total{protocol="http",status="400"}': 1,
+            'span_received_total{destination="/bots"}': 2,
+            'span_received_total{destination="/7"}': 1,
+            "span_duplicate_total": 2,
             "ready": 1,
         }
         assert {name: metrics[f"mlflow_otlp_gateway_{name}"] for name in expected} == expected
-        assert metrics['mlflow_otlp_gateway_export_request_duration_seconds_count{status="200"}'] >= 1
+        assert metrics["otel_sdk_exporter_operation_duration_seconds_count"] >= 1
 
 
 def make_context(authority: Authority, *arguments: Path) -> ssl.SSLContext:

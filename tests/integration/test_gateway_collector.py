@@ -68,7 +68,7 @@ def test_traces_in_pieces_through_two_gateways_arrive_once_when_a_gateway_and_th
                 collector.kill()
                 collector.start()
             send_until_accepted(collector, piece, experiment)
-        metric = f'mlflow_otlp_gateway_received_spans_total{{destination="/{experiment}"}}'
+        metric = f'mlflow_otlp_gateway_span_received_total{{destination="/{experiment}"}}'
         received = [gateway.metrics().get(metric, 0) for gateway in gateways]
         assert all(received)
         assert received[1] % (1 + CHILDREN) == 0  # whole traces; the first one's count began again

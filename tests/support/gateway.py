@@ -90,8 +90,9 @@ class GatewayProcess:
         return [json.loads(line) for line in self.log_path.read_text().splitlines()]
 
     def metrics(self) -> dict[str, float]:
-        """Return the values of /metrics by name with labels."""
-        lines = self.request("GET", "/metrics").body.decode().splitlines()
+        """Return the values of /metrics by name with labels, without those that name the exporter."""
+        content = self.request("GET", "/metrics").body.decode()
+        lines = re.sub(r"\b(otel_component|server)_\w+=\"[^\"]*\",?", "", content).replace("{}", "").splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
     def stop(self) -> int:

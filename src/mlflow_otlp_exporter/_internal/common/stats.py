@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
@@ -17,8 +18,8 @@ class Stats:
         dropped: Spans that were dropped. The log says why.
         spooled: Spans that were written to disk because the server did not accept them. Spans that are sent later
             are counted in `delivered`, too.
-        requests: Requests to the OTLP endpoint.
-        retries: Requests that repeated an earlier one.
+        requests: Requests to the OTLP endpoint, with the retries. Look-ups of experiments are not counted.
+        retries: Those of the requests that repeated an earlier one.
         filtered: Spans of traces that the trace filter (`noise`, `MLFLOW_OTLP_NOISE`) left out.
         unsampled: Calls whose spans OpenTelemetry's sampler did not record, because the caller had not sampled its
             trace (`ignore_caller_sampling`, `MLFLOW_OTLP_IGNORE_CALLER_SAMPLING`). Counted with `configure()` and
@@ -64,12 +65,23 @@ class ExportStats:
         # Re-entrant: a signal handler or a finalizer may end a span while its own thread holds the lock.
         self._lock = threading.RLock()
         self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)
+        self._drop_reasons: Counter[str] = Counter()
 
     def add(self, **amounts: int) -> None:
         """Add to counters, which are named as in `Stats`."""
         with self._lock:
             for name, amount in amounts.items():
                 self._counts[name] += amount
+
+    def add_dropped(self, span_count: int, reason: str) -> None:
+        """Count dropped spans; the reason is one of few words, for metrics."""
+        with self._lock:
+            self._counts["dropped"] += span_count
+            self._drop_reasons[reason] += span_count
+
+    def drop_reasons(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._drop_reasons)
 
     def snapshot(self) -> Stats:
         with self._lock:

@@ -158,6 +158,7 @@ class Settings:
     timeout: float
     compression: str
     max_request_size: int
+    metrics: bool
     buffer: BufferSettings
     disk: SpoolSettings
     enrichment: EnrichmentSettings

@@ -275,6 +275,13 @@ SETTINGS: tuple[Setting, ...] = (
         "`run_id`."
     ),
     Setting(
+        "metrics",
+        Settings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_METRICS", "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"),
+        default=False,
+    ).describe("Report OpenTelemetry metrics to the app's meter provider; see docs/monitoring.md."),
+    Setting(
         "certificate_file",
         ServerSettings,
         parsers.parse_readable_file,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+from mlflow_otlp_exporter._internal.common.exporter_metrics import OnCounted
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
@@ -22,8 +23,7 @@ class ExportFuture(Future[int]):
         self.is_postponed = False  # whether `export` waits no longer, because retries may take long
         # Called with the reason when spans have to be retried.
         self.on_postponed: Callable[[ExportOutcome], None] | None = None
-        # Called with the spans that were delivered and dropped, and the outcome; None at shutdown.
-        self.on_counted: Callable[[int, int, ExportOutcome | None], None] | None = None
+        self.on_counted: OnCounted | None = None
 
     def record_attempt(self) -> None:
         """Called before spans are sent."""
@@ -39,7 +39,7 @@ class ExportFuture(Future[int]):
 
     def settle(self, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None) -> None:
         if self.on_counted is not None:
-            self.on_counted(delivered_count, dropped_count, outcome)
+            self.on_counted(delivered_count, dropped_count, outcome.error_type if outcome is not None else None)
         self.dropped_count += dropped_count
         self.remaining_count -= delivered_count + dropped_count
         if self.remaining_count <= 0 and not self.done():
@@ -67,6 +67,7 @@ class ExportRequest:
     exception_count: int = 0  # unexpected exceptions
     check_until: float = 0.0  # until then, missing spans may still be on their way into the server's database
     was_sent: bool = False
+    was_posted: bool = False  # as a request: the look-up of the experiment may fail before
     delay_count: int = 0
     created_at: float = 0.0
     # Of the spans before the files were uploaded, by trace id and span id.

@@ -128,12 +128,16 @@ class MLflowSpanExporter(OTLPSpanExporter):
     ) -> None:
         # Imported here: these modules are most of the import time, which applications that only import, or that are
         # switched off, should not pay.
-        from mlflow_otlp_exporter._internal.delivery.exporter_metrics import create_metrics
         from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
         from mlflow_otlp_exporter._internal.transport.client import Session
 
         server = settings.traces
-        pipeline = Pipeline(settings, session, create_metrics(meter_provider, server.url))
+        if settings.metrics:
+            from mlflow_otlp_exporter._internal.delivery.instruments import create_pipeline
+
+            pipeline = create_pipeline(settings, session, meter_provider)
+        else:
+            pipeline = Pipeline(settings, session)
         # Upstream's own transport is never used. It gets the resolved values, so that it resolves nothing, and a
         # session of its own: it writes headers into the session, and would load a credential provider without one.
         with suppress_header_warnings():

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from mlflow_otlp_exporter._internal.common.backoff import MAX_SECONDS_IN_MEMORY
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import must_propagate
+from mlflow_otlp_exporter._internal.common.exporter_metrics import ExporterMetrics
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -36,7 +37,6 @@ from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, F
 from mlflow_otlp_exporter._internal.tracing.routing import route_of
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics
     from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
     from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
     from mlflow_otlp_exporter._internal.mlflow_api.client import MlflowRestClient
@@ -64,7 +64,9 @@ class Pipeline:
         )
         clients = self._clients
         if metrics is not None:
-            clients.otlp.on_outcome = metrics.record_request
+            clients.otlp.on_outcome = lambda outcome, seconds: metrics.record_request(
+                seconds, outcome.error_type, outcome.status
+            )
         self.batcher = Batcher(
             settings,
             clients.destination,
@@ -124,6 +126,7 @@ class Pipeline:
             )
             self.persistent_queue.on_append = self.spool_consumer.wake
             self.persistent_queue.storage.is_memory_full = self._is_memory_full
+        self.trace_buffer: Any = None  # of the worker or the gateway, with `span_count` and `byte_count`
         self.is_closed = False
         self._flush_deadline = math.inf
         self._reset_after_fork()
@@ -271,7 +274,7 @@ class Pipeline:
         queue = self.persistent_queue
         for destination, encoded in self.batcher.build(spans)[0]:
             if queue is None or not queue.append(destination, encoded, attempted=False, may_have_arrived=False):
-                self.record_dropped(len(encoded), reason)
+                self.record_dropped(len(encoded), reason, "shutdown")
 
     # Called by the retry sender, the spool and its consumer
 
@@ -324,10 +327,10 @@ class Pipeline:
         if self._metrics is not None:
             self._metrics.record_exported(count, kind)
         self._remove_from_journal(spans)
-        self.record_dropped(count, reason)
+        self.record_dropped(count, reason, kind)
 
-    def record_dropped(self, count: int, reason: str) -> None:
-        self.problem_log.stats.add(dropped=count)
+    def record_dropped(self, count: int, reason: str, kind: str) -> None:
+        self.problem_log.stats.add_dropped(count, kind)
         self.problem_log.report(reason, add_code(MessageCode.SPANS_DROPPED, f"Spans dropped: {reason}"), count)
 
     def report_missing_threads(self) -> None:

@@ -109,12 +109,13 @@ class RetrySender:
         if result is not None:
             return result
         body = encode_request(request.spans)
-        if request.was_sent:
-            self._problem_log.stats.add(retries=1)
         request.was_sent = True
         if request.future.is_on_disk:
             request.future.record_attempt()
         outcome = self._client.export(request.destination, body, timeout_seconds)
+        if outcome.was_posted:
+            self._problem_log.stats.add(retries=int(request.was_posted))
+            request.was_posted = True
         return self._on_outcome(request, outcome, len(body), timeout_seconds)
 
     def _on_outcome(
@@ -265,7 +266,9 @@ class RetrySender:
         self, request: ExportRequest, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None
     ) -> None:
         spans, request.spans = request.spans, []  # an error from here on must not send them again
-        self._problem_log.stats.add(delivered=delivered_count, dropped=dropped_count)
+        self._problem_log.stats.add(delivered=delivered_count)
+        if dropped_count:
+            self._problem_log.stats.add_dropped(dropped_count, (outcome and outcome.error_type) or "shutdown")
         try:
             if self._persistent_queue is not None:
                 self._persistent_queue.acknowledge(spans)

@@ -98,9 +98,8 @@ def read_export_request(
     if stored is None:
         return None
     future, state = SpooledFuture(queue.storage, entry, stored, on_done), stored.state
-    request = ExportRequest(
-        stored.destination, stored.spans, future, may_have_arrived=state.may_have_arrived, was_sent=state.attempts > 0
-    )
+    request = ExportRequest(stored.destination, stored.spans, future, may_have_arrived=state.may_have_arrived)
+    request.was_sent = request.was_posted = state.attempts > 0
     if state.may_have_arrived:
         # The server may still be writing spans that were sent just before; bounded, if the clock was changed.
         remaining_seconds = min(max(state.sent_at + MAX_WRITE_SECONDS - time.time(), 0.0), MAX_WRITE_SECONDS)

@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings
 from mlflow_otlp_exporter._internal.encoding.span_decoder import parse_protobuf
 from mlflow_otlp_exporter._internal.gateway.intake import Intake
-from mlflow_otlp_exporter._internal.gateway.metrics import GatewayCollector
+from mlflow_otlp_exporter._internal.gateway.metrics import GatewayMetrics
 from mlflow_otlp_exporter._internal.gateway.protocol import Answer, AnswerKind, Rejection, build_answer_message
 from mlflow_otlp_exporter._internal.gateway.tokens import TokenFile
 
@@ -36,9 +36,9 @@ class GrpcReceiver:
     """A gRPC server in threads of its own."""
 
     def __init__(
-        self, intake: Intake, tokens: TokenFile | None, gateway: GatewaySettings, collector: GatewayCollector
+        self, intake: Intake, tokens: TokenFile | None, gateway: GatewaySettings, metrics: GatewayMetrics
     ) -> None:
-        self._intake, self._tokens, self._collector = intake, tokens, collector
+        self._intake, self._tokens, self._metrics = intake, tokens, metrics
         max_bytes = gateway.gateway_max_request_size
         # Two gateways must not share a port unnoticed.
         options = [("grpc.max_receive_message_length", max_bytes), ("grpc.so_reuseport", 0)]
@@ -70,7 +70,7 @@ class GrpcReceiver:
             answer = rejection.answer
         except ValueError as error:
             answer = Answer(AnswerKind.MALFORMED, str(error))
-        self._collector.answers["grpc", answer.kind.grpc_status] += 1
+        self._metrics.answers["grpc", answer.kind.grpc_status] += 1
         if answer.kind is not AnswerKind.ACCEPTED:
             _abort(answer, context)
         return build_answer_message(answer).SerializeToString()

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from mlflow_otlp_exporter._internal.gateway.intake import Intake, IsAllowed
-from mlflow_otlp_exporter._internal.gateway.metrics import GatewayCollector
+from mlflow_otlp_exporter._internal.gateway.metrics import GatewayMetrics
 from mlflow_otlp_exporter._internal.gateway.protocol import (
     PROTOBUF,
     Answer,
@@ -34,10 +34,10 @@ class HttpReceiver:
     """The ASGI application `app`; the bodies of all requests together are bounded."""
 
     def __init__(
-        self, intake: Intake, tokens: TokenFile | None, max_request_bytes: int, collector: GatewayCollector
+        self, intake: Intake, tokens: TokenFile | None, max_request_bytes: int, metrics: GatewayMetrics
     ) -> None:
         self._intake, self._tokens, self._max_bytes = intake, tokens, max_request_bytes
-        self._collector = collector
+        self._metrics = metrics
         self._received_bytes = 0
         self._limiter = anyio.CapacityLimiter(_MAX_DECODERS)
         self.app = Starlette(
@@ -58,7 +58,7 @@ class HttpReceiver:
         return PlainTextResponse(reason or "ok", 503 if reason else 200)
 
     async def _report_metrics(self, _request: Request) -> Response:
-        return Response(self._collector.render(), media_type="text/plain; version=0.0.4")
+        return Response(self._metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def _export(self, request: Request) -> Response:
         try:
@@ -68,7 +68,7 @@ class HttpReceiver:
             answer = rejection.answer
         except ClientDisconnect:
             answer = Answer(AnswerKind.MALFORMED, "the client closed the connection")
-        self._collector.answers["http", str(answer.kind.http_status)] += 1
+        self._metrics.answers["http", str(answer.kind.http_status)] += 1
         headers, content = encode_http_answer(answer, is_json=media_type(request.headers) != PROTOBUF)
         return Response(content, answer.kind.http_status, headers)
 

@@ -97,6 +97,7 @@ class Intake:
             max_age_seconds=self._buffer.hold,
             trace_filter=trace_filter,
         )
+        pipeline.trace_buffer = self._assembler
         self._destinations: dict[str, None] = {}
         self._resources: dict[tuple[bytes, Route], _Origin] = {}
         self._scopes: dict[bytes, InstrumentationScope] = {}
@@ -290,7 +291,7 @@ class Intake:
         try:
             pipeline.submit(spans, sum(map(estimate_bytes, spans)))
         except BaseException as error:
-            pipeline.record_dropped(count, f"{type(error).__name__} was raised")
+            pipeline.record_dropped(count, f"{type(error).__name__} was raised", "internal_error")
             raise
 
     def close(self, timeout_seconds: float) -> None:

@@ -1,99 +1,85 @@
-"""What `/metrics` shows, in Prometheus' format: counters of intake and pipeline, read when they are asked for."""
+"""What `/metrics` shows: OpenTelemetry metrics of intake and pipeline, collected when they are asked for.
+
+The pipeline reports the same metrics as in an application, here to a meter provider of the gateway's own. Their names
+in Prometheus' format are those of OpenTelemetry's Prometheus exporters: the same alerts and dashboards fit both.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import export as otel
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mlflow_otlp_exporter._internal.delivery.exporter_metrics import ExporterMetrics, OnCounted
-from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
+from mlflow_otlp_exporter._internal.common.exporter_metrics import DURATION, Instrument, observe
 from mlflow_otlp_exporter._internal.gateway.intake import Intake
-from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
 
-_PREFIX = "mlflow_otlp_gateway_"
 # The destinations with most spans; the others are counted as `other`.
 _MAX_DESTINATIONS = 100
+# OpenTelemetry's default buckets are those for milliseconds.
 _BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
 
-class RequestMetrics(ExporterMetrics):
-    """Durations of requests to MLflow, and drops by reason, as the pipeline reports them."""
+class GatewayMetrics(Collector):
+    """The meter provider of the gateway, and the counters of its answers."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.dropped: Counter[str] = Counter()
-        self.duration_seconds = Histogram(
-            f"{_PREFIX}export_request_duration_seconds",
-            "Duration of requests to MLflow, by HTTP status.",
-            ["status"],
-            buckets=_BUCKETS_SECONDS,
-            registry=self.registry,
-        )
-
-    def record_start(self, span_count: int) -> OnCounted:
-        """Count what is dropped of a batch."""
-
-        def on_counted(_delivered_count: int, dropped_count: int, outcome: ExportOutcome | None) -> None:
-            if dropped_count:
-                self.dropped["shutdown" if outcome is None else f"status {outcome.status}"] += dropped_count
-
-        return on_counted
-
-    def record_request(self, outcome: ExportOutcome, seconds: float) -> None:
-        is_success = outcome.disposition in (Disposition.SUCCESS, Disposition.PARTIAL_SUCCESS)
-        self.duration_seconds.labels("200" if is_success else str(outcome.status or "none")).observe(seconds)
-
-    def record_exported(self, span_count: int, error_type: object = "") -> None:
-        if error_type:
-            self.dropped[str(error_type)] += span_count
-
-
-class GatewayCollector(Collector):
-    """Reads the counters of intake and pipeline."""
-
-    def __init__(self, intake: Intake, pipeline: Pipeline, metrics: RequestMetrics) -> None:
-        self._intake, self._pipeline, self._metrics = intake, pipeline, metrics
         self.answers: Counter[tuple[str, str]] = Counter()  # by protocol and status
-        metrics.registry.register(self)
+        self._reader = otel.InMemoryMetricReader()
+        view = View(instrument_name=DURATION, aggregation=ExplicitBucketHistogramAggregation(_BUCKETS_SECONDS))
+        self.provider = MeterProvider([self._reader], Resource({}), shutdown_on_exit=False, views=[view])
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def observe(self, intake: Intake) -> None:
+        observe(self.provider, _INTAKE, intake, {})
+        observe(self.provider, _ANSWERS, self, {})
 
     def render(self) -> bytes:
-        return generate_latest(self._metrics.registry)
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        intake, pipeline, stats = self._intake, self._pipeline, self._pipeline.stats()
-        answers = CounterMetricFamily(
-            f"{_PREFIX}requests", "Requests, by protocol and status.", labels=["protocol", "status"]
-        )
-        for labels, count in list(self.answers.items()):
-            answers.add_metric(labels, count)
-        yield answers
-        yield _count_by(
-            "received_spans", "Spans taken, by destination.", "destination", _limit_destinations(intake.received)
-        )
-        yield _count_by("rejected_spans", "Spans of answered requests that were not taken.", "reason", intake.rejected)
-        yield _count_by("dropped_spans", "Spans taken and dropped later.", "reason", self._metrics.dropped)
-        for name, description, value in (
-            ("duplicate_spans", "Spans that clients sent again.", intake.duplicate_count),
-            ("filtered_spans", "Spans of traces that the trace filter left out.", stats.filtered),
-            ("delivered_spans", "Spans that MLflow accepted.", stats.delivered),
-            ("spooled_spans", "Spans that were written to the spool.", stats.spooled),
-            ("export_retries", "Requests to MLflow that repeated an earlier one.", stats.retries),
-        ):
-            yield CounterMetricFamily(_PREFIX + name, description, value)
-        queue = pipeline.persistent_queue
-        totals = queue.storage.totals() if queue is not None else None
-        for name, description, value in (
-            ("queued_spans", "Spans in memory.", intake.queued_span_count),
-            ("queued_bytes", "Estimated bytes of the spans in memory.", intake.queued_byte_count),
-            ("spool_spans", "Spans in the spool.", totals.span_count if totals else 0),
-            ("spool_bytes", "Bytes of the spool.", totals.size_bytes if totals else 0),
-            ("ready", "Whether requests are taken.", int(not intake.unavailable_reason)),
-        ):
-            yield GaugeMetricFamily(_PREFIX + name, description, value)
+        data = self._reader.get_metrics_data()
+        for resource in data.resource_metrics if data is not None else ():
+            for scope in resource.scope_metrics:
+                yield from map(_to_prometheus, scope.metrics)
+
+
+def _to_prometheus(metric: otel.Metric) -> Metric:
+    name = metric.name.replace(".", "_") + _SUFFIXES.get(metric.unit or "", "")
+    data = metric.data
+    kind = "counter" if isinstance(data, otel.Sum) and data.is_monotonic else "gauge"
+    if isinstance(data, otel.Histogram):
+        return _to_histogram(name, metric, data)
+    family = Metric(name, metric.description or "", kind)
+    for point in data.data_points:
+        if isinstance(point, otel.NumberDataPoint):
+            family.add_sample(f"{name}_total" if kind == "counter" else name, _labels(point), point.value)
+    return family
+
+
+def _to_histogram(name: str, metric: otel.Metric, data: otel.Histogram) -> Metric:
+    names = sorted({label for point in data.data_points for label in _labels(point)})
+    family = HistogramMetricFamily(name, metric.description or "", labels=names)
+    for point in data.data_points:
+        labels, count, buckets = _labels(point), 0, []
+        for bound, bucket_count in zip((*point.explicit_bounds, float("inf")), point.bucket_counts, strict=True):
+            count += bucket_count
+            buckets.append((f"{bound:g}".replace("inf", "+Inf"), count))
+        family.add_metric([labels.get(label, "") for label in names], buckets, point.sum)
+    return family
+
+
+def _labels(point: otel.NumberDataPoint | otel.HistogramDataPoint) -> dict[str, str]:
+    return {re.sub(r"\W", "_", key): str(value) for key, value in (point.attributes or {}).items()}
 
 
 def _limit_destinations(counts: Counter[str]) -> Mapping[str, int]:
@@ -104,8 +90,46 @@ def _limit_destinations(counts: Counter[str]) -> Mapping[str, int]:
     return largest
 
 
-def _count_by(name: str, description: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(_PREFIX + name, description, labels=[label])
-    for value, count in list(counts.items()):
-        family.add_metric([value], count)
-    return family
+def _by(attribute: str, counts: Mapping[str, int]) -> list[tuple[float, dict[str, str]]]:
+    return [(count, {attribute: value}) for value, count in list(counts.items())]
+
+
+def _read_answers(metrics: GatewayMetrics) -> Iterator[tuple[float, dict[str, str]]]:
+    for (protocol, status), count in list(metrics.answers.items()):
+        yield count, {"protocol": protocol, "status": status}
+
+
+_ANSWERS = (
+    Instrument(
+        "mlflow_otlp.gateway.request.answered", "{request}", "Requests, by protocol and status.", _read_answers, True
+    ),
+)
+_INTAKE = (
+    Instrument(
+        "mlflow_otlp.gateway.span.received",
+        "{span}",
+        "Spans taken, by destination.",
+        lambda intake: _by("destination", _limit_destinations(intake.received)),
+        True,
+    ),
+    Instrument(
+        "mlflow_otlp.gateway.span.rejected",
+        "{span}",
+        "Spans of answered requests that were not taken, by reason.",
+        lambda intake: _by("reason", intake.rejected),
+        True,
+    ),
+    Instrument(
+        "mlflow_otlp.gateway.span.duplicate",
+        "{span}",
+        "Spans that clients sent again.",
+        lambda intake: [(intake.duplicate_count, {})],
+        True,
+    ),
+    Instrument(
+        "mlflow_otlp.gateway.ready",
+        "",
+        "Whether requests are taken.",
+        lambda intake: [(int(not intake.unavailable_reason), {})],
+    ),
+)

@@ -22,11 +22,11 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings, SettingGroup, Settings
-from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
+from mlflow_otlp_exporter._internal.delivery.instruments import create_pipeline
 from mlflow_otlp_exporter._internal.gateway.grpc_receiver import GrpcReceiver
 from mlflow_otlp_exporter._internal.gateway.http_receiver import HttpReceiver
 from mlflow_otlp_exporter._internal.gateway.intake import Intake
-from mlflow_otlp_exporter._internal.gateway.metrics import GatewayCollector, RequestMetrics
+from mlflow_otlp_exporter._internal.gateway.metrics import GatewayMetrics
 from mlflow_otlp_exporter._internal.gateway.tokens import TokenFile
 from mlflow_otlp_exporter._internal.model.destination import ROUTE_ATTRIBUTES
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
@@ -76,13 +76,13 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
     # slowest answers took three times as long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     listener = _open_socket(gateway.gateway_listen)
-    metrics = RequestMetrics()
-    pipeline = Pipeline(_hide_routes(settings), None, metrics)
+    metrics = GatewayMetrics()
+    pipeline = create_pipeline(_hide_routes(settings), None, metrics.provider)
     pipeline.set_trace_filter(settings.app.noise)
     tokens = TokenFile(Path(gateway.gateway_tokens_file), pipeline.problem_log) if gateway.gateway_tokens_file else None
     intake = Intake(pipeline, make_trace_filter(settings.app.noise), gateway.gateway_max_destinations)
-    collector = GatewayCollector(intake, pipeline, metrics)
-    receiver = HttpReceiver(intake, tokens, gateway.gateway_max_request_size, collector)
+    metrics.observe(intake)
+    receiver = HttpReceiver(intake, tokens, gateway.gateway_max_request_size, metrics)
     config = uvicorn.Config(
         receiver.app,
         log_config=None,
@@ -112,7 +112,7 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
             port,
             MessageCode.INVALID_SETTING,
         )
-    grpc_receiver = GrpcReceiver(intake, tokens, gateway, collector) if gateway.gateway_grpc_listen else None
+    grpc_receiver = GrpcReceiver(intake, tokens, gateway, metrics) if gateway.gateway_grpc_listen else None
     try:
         if grpc_receiver is not None:
             grpc_receiver.start()

@@ -40,6 +40,18 @@ class ExportOutcome:
     may_have_arrived: bool = False  # whether the spans may be stored although the request failed
     trace_id: int | None = None  # the trace that MLflow has in another experiment, for which it rejected the request
     code: MessageCode = MessageCode.DESTINATION_REJECTED
+    was_posted: bool = True  # False if the look-up of the experiment failed before
+
+    @property
+    def error_type(self) -> str | None:
+        """The value of `error.type` in metrics, of which there are few; None for a success."""
+        if self.disposition is Disposition.SUCCESS:
+            return None
+        if self.disposition is Disposition.PARTIAL_SUCCESS:
+            return "partial_success"
+        if self.status is not None:
+            return str(self.status)
+        return self.code.name.lower() if self.disposition is Disposition.PERMANENT else "no_answer"
 
 
 DELIVERED = ExportOutcome(Disposition.SUCCESS)

@@ -98,6 +98,7 @@ class TraceWorker:
             has_start_events=self._has_start_events,
             trace_filter=self._trace_filter,
         )
+        self._pipeline.trace_buffer = self._buffer
         self._thread: threading.Thread | None = None
         self._closing_thread: int | None = None
         self._is_thread_checked = False
@@ -139,7 +140,7 @@ class TraceWorker:
             self._late_span_count += 1
             self._pipeline.spool_or_drop([span], "ended after shutdown")
         else:
-            self._pipeline.record_dropped(1, "ended after shutdown")
+            self._pipeline.record_dropped(1, "ended after shutdown", "shutdown")
         return False
 
     def _check_thread(self) -> None:
@@ -242,14 +243,14 @@ class TraceWorker:
                 self._open_spans.pop(event.context.span_id, None)
                 self._buffer.add(event, now)
         except Exception as error:  # noqa: BLE001 - a bad span must not affect others
-            self._pipeline.record_dropped(1, f"a span could not be buffered ({type(error).__name__})")
+            self._pipeline.record_dropped(1, f"a span could not be buffered ({type(error).__name__})", "internal_error")
 
     def _submit(self, spans: list[ReadableSpan], byte_count: int) -> None:
         span_count = len(spans)
         try:
             self._pipeline.submit(spans, byte_count)
         except BaseException as error:
-            self._pipeline.record_dropped(span_count, f"{type(error).__name__} was raised")
+            self._pipeline.record_dropped(span_count, f"{type(error).__name__} was raised", "internal_error")
             raise
 
     def _log_overflow(self) -> None:
@@ -263,7 +264,7 @@ class TraceWorker:
                 limits = f"{self._settings.buffer_spans} spans or {self._settings.buffer_bytes} bytes"
                 self._full_reason = f"the buffer is full ({limits}): {cause}"
             self._is_overflowing = True
-            self._pipeline.record_dropped(count, self._full_reason)
+            self._pipeline.record_dropped(count, self._full_reason, "memory_limit")
         elif self._is_overflowing and self._capacity > 0:
             self._is_overflowing = False
             message = add_code(MessageCode.RECOVERED, "Spans are buffered again")

@@ -179,7 +179,7 @@ class PersistentQueue:
         # Their tenant is unknown, and another one must not get them.
         for destination, encoded in encode(RecoveredSpans(Destination(), spans, is_redacted=False)):
             self.dead_letter(destination, encoded, _NO_DESTINATION)
-        self._problem_log.stats.add(dropped=len(spans))
+        self._problem_log.stats.add_dropped(len(spans), "spool_file_unreadable")
         message = f"Spans dropped: {_NO_DESTINATION}. They were moved to {REJECTED_FOLDER}/."
         self._problem_log.report(_NO_DESTINATION, add_code(MessageCode.SPOOL_FILE_UNREADABLE, message), len(spans))
 

@@ -197,7 +197,7 @@ class SpoolStorage:
         return freed_bytes >= size_bytes
 
     def _record_dropped(self, span_count: int, reason: str, code: MessageCode) -> None:
-        self._problem_log.stats.add(dropped=span_count)
+        self._problem_log.stats.add_dropped(span_count, code.name.lower())
         self._problem_log.report(f"{_PROBLEM_KEY} {reason}", add_code(code, f"Spans dropped: {reason}"), span_count)
 
     def _on_io_error(self, error: OSError, span_count: int) -> None:
@@ -227,6 +227,11 @@ class SpoolStorage:
                 return []
             hidden = self._checked_out | self._skipped
             return [entry for entry in self._index if entry.name not in hidden]
+
+    @property
+    def listed_totals(self) -> Totals:
+        """The totals of the last listing, which waits neither for the disk nor for a thread that does."""
+        return self._index.totals
 
     def totals(self) -> Totals:
         with self._lock:
