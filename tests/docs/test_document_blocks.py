@@ -43,7 +43,7 @@ FUTURE = "from __future__ import annotations\n"
 EXPECTED = re.compile(
     r"note: |\[no-redef\]"
     rf"|module named \"({'|'.join(sorted(VENDORS))})\b.*\[import-not-found\]"
-    r"|page_docs_migration.*\[untyped-decorator\]"
+    r"|page_docs_(migration|workers).*\[untyped-decorator\]"
 )
 
 
@@ -213,31 +213,30 @@ TOPOLOGIES = {
     "Behind a proxy, under a prefix": (
         "https://ml.example.com/mlflow/v1/traces", "file", "support-agent", None, True, True
     ),
-    "OpenShift AI and Kubeflow": (
+    "In a pod": (
         "https://mlflow.redhat-ods-applications.svc:8443/v1/traces", "none", "support-agent", None, True, True
     ),
-    "OpenShift AI and Kubeflow, 2": (
+    "From outside the cluster": (
         "https://mlflow.apps.example.com/v1/traces", "file", "support-agent", "team-a", True, True
     ),
     "Through a central Collector": (
         "http://collector.observability.svc:4318/v1/traces", "none", "7", "team-a", False, False
     ),
     "A Collector as a sidecar": ("http://localhost:4318/v1/traces", "none", "7", None, False, False),
-    "Serverless": ("https://mlflow.example.com/v1/traces", "token", None, None, True, True),
+    "Serverless functions": ("https://mlflow.example.com/v1/traces", "token", None, None, True, True),
 }  # fmt: skip
 
 
 def read_topologies() -> dict[str, dict[str, str]]:
     """Read the variables of each section; the key of a section's second block ends with `, 2`."""
-    page = ROOT / "docs" / "topologies.md"
-    headings = [
-        (number, line[3:]) for number, line in enumerate(page.read_text().splitlines(), 1) if line.startswith("## ")
-    ]
     environments: dict[str, dict[str, str]] = {}
-    for block in blocks(page, "sh"):
-        if variables := exported_variables(block):
-            name = [title for number, title in headings if number < block.line][-1]
-            environments[name if name not in environments else f"{name}, 2"] = variables
+    for page in (ROOT / "docs" / f"{name}.md" for name in ("topologies", "kubernetes", "serverless")):
+        lines = enumerate(page.read_text().splitlines(), 1)
+        headings = [(number, line.lstrip("# ")) for number, line in lines if line.startswith(("# ", "## "))]
+        for block in blocks(page, "sh"):
+            if variables := exported_variables(block):
+                name = [title for number, title in headings if number < block.line][-1]
+                environments[name if name not in environments else f"{name}, 2"] = variables
     return environments
 
 
