@@ -413,13 +413,19 @@ HINTS: Mapping[MessageCode, Hint] = {
         "uWSGI was started without `--enable-threads`.",
         "Add `--enable-threads` to the command, or `enable-threads = true` to the configuration file.",
     ),
+    MessageCode.TRACE_NOT_STORED: Hint(
+        "`trace_url()` was called before the trace arrived: its spans are not sent yet, wait on disk, or were dropped.",
+        "Call `flush()` first and read its result, or pass `check=False` for the address that the trace will have.",
+    ),
     MessageCode.EXPORT_CONFIGURED: Hint(
         "`configure()` was called, the pod's namespace is the workspace, or a server with a static prefix has its "
         "endpoint at the root."
     ),
     MessageCode.INSTRUMENTED: Hint("`configure()` has enabled these instrumentations."),
     MessageCode.EXPERIMENT_CREATED: Hint(
-        "The experiment did not exist; `configure()` or `MLFLOW_OTLP_CREATE_EXPERIMENT=true` creates it."
+        "The experiment did not exist; `configure()` or `MLFLOW_OTLP_CREATE_EXPERIMENT=true` creates it.",
+        "Nothing for a new experiment. If the name is mistyped, correct it and delete the new experiment; "
+        "`configure(create_experiment=False)` or `MLFLOW_OTLP_CREATE_EXPERIMENT=false` never creates one.",
     ),
     MessageCode.RECOVERED: Hint("A problem that was logged before is over."),
     MessageCode.PIPELINE_REPLACED: Hint(

@@ -117,6 +117,7 @@ class AppSettings:
     """What happens to the app's spans before they are exported."""
 
     enabled: bool
+    verbose: bool | None
     auto_instrument: bool | tuple[str, ...]
     sampling_ratio: float
     ignore_caller_sampling: bool

@@ -239,6 +239,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("enabled", AppSettings, parsers.parse_boolean, ("MLFLOW_OTLP_ENABLED",), default=True).describe(
         "False: `configure()` and auto-instrumentation do nothing. `OTEL_SDK_DISABLED=true` has the same effect."
     ),
+    Setting("verbose", AppSettings, parsers.parse_boolean, ("MLFLOW_OTLP_VERBOSE",)).describe(
+        "Print to stderr where traces go, and links to the experiment and the first trace in MLflow. Unset: only in a "
+        "terminal or a notebook, not in CI and pods. `true`: always. `false`: never."
+    ),
     Setting(
         "auto_instrument", AppSettings, parsers.parse_boolean_or_names, ("MLFLOW_OTLP_AUTO_INSTRUMENT",), default=True
     ).describe(

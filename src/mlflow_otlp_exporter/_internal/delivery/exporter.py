@@ -177,22 +177,25 @@ class MLflowSpanExporter(OTLPSpanExporter):
             log_exception(error, "export spans")
             return SpanExportResult.FAILURE
 
-    def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any] | None = None) -> str | None:
+    def trace_url(
+        self, trace_id: int, resource_attributes: Mapping[str, Any] | None = None, *, check: bool = True
+    ) -> str | None:
         """Return the address of a trace in the MLflow console.
-
-        The experiment is looked up if it is not known yet, for at most the timeout.
 
         Args:
             trace_id: OpenTelemetry's trace id.
             resource_attributes: Attributes of the resource; `service.name` matters if no experiment is set.
+            check: Ask MLflow for the trace, for at most the timeout. Without it, the address of a trace that is not
+                there yet is returned, too; only an experiment that is not known yet is looked up.
 
         Returns:
-            The URL; None without an MLflow server, or if the server is unavailable.
+            The URL; None without an MLflow server, or if it does not have the trace or is unavailable. The log says
+            which.
         """
         if self._pipeline is None:
             return None
         with suppress_instrumentation():
-            return self._pipeline.trace_url(trace_id, resource_attributes or {})
+            return self._pipeline.trace_url(trace_id, resource_attributes or {}, is_checked=check)
 
     def stats(self) -> Stats:
         """Return the counters of spans and requests since start."""

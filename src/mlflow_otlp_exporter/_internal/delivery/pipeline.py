@@ -30,7 +30,7 @@ from mlflow_otlp_exporter._internal.delivery.clients import build_clients, forma
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
-from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator, format_console_url
+from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator, explain_missing, format_console_url
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, memory_bytes_of
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
@@ -442,12 +442,23 @@ class Pipeline:
             logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}")
         )
 
-    def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any]) -> str | None:
-        """Return the address of a trace in the MLflow console; None if the experiment cannot be looked up now."""
+    def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any], *, is_checked: bool) -> str | None:
+        """Return the address of a trace in the MLflow console; None, with a log line, if MLflow does not have it."""
+        destination = self._destination_of(trace_id, resource_attributes)
+        if is_checked and self.settings.api is not None:
+            timeout_seconds = self.settings.timeout
+            location = self._locator.look_up([trace_id], destination.workspace, timeout_seconds)[trace_id]
+            if not isinstance(location, str):
+                self.problem_log.log_once(logging.WARNING, explain_missing(location))
+                return None
+            destination = destination._replace(trace_experiment_id=location)
+        return self.console_url(destination, trace_id)
+
+    def console_url(self, destination: Destination, trace_id: int | None = None) -> str | None:
+        """Return the address of a trace, or of the experiment; None if the experiment cannot be looked up now."""
         if self.settings.api is None:
             return None
-        destination = self._destination_of(trace_id, resource_attributes)
-        other_id = self._locator.experiment_of(destination.workspace, trace_id)
+        other_id = self._locator.experiment_of(destination.workspace, trace_id) if trace_id else None
         experiment = other_id or self._clients.experiments.resolve(destination, self.settings.timeout)
         if not isinstance(experiment, str):
             return None

@@ -24,6 +24,8 @@ from mlflow_otlp_exporter._internal.transport.http_types import MAX_RESPONSE_BYT
 _DEFAULT_EXPERIMENT = "Default"
 # An application with more experiments looks the oldest ones up again.
 _MAX_CACHED = 4096
+# Limits of the names that a mistyped one is compared with.
+_MAX_COMPARED, _MAX_COMPARED_LENGTH, _MIN_SIMILARITY = 200, 100, 0.8
 # Between two lookups at a guessed address that does not answer.
 _GUESS_SECONDS = 60.0
 _EXPERIMENT_ID = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # printable ASCII
@@ -161,15 +163,38 @@ class ExperimentResolver:
         result = self._request("POST", f"{_EXPERIMENTS_PATH}/create", {"name": name}, workspace, timeout_seconds)
         experiment_id = parse_experiment_id(result.content)
         if result.is_ok and experiment_id:
+            closest = self._find_similar(workspace, name, timeout_seconds)
             message = f"created the experiment {name!r}{_in_workspace(workspace)} (id {experiment_id})"
-            self._problem_log.log_once(logging.INFO, add_code(MessageCode.EXPERIMENT_CREATED, message))
+            message += ", because there was none of this name" + (f". Did you mean {closest!r}?" if closest else "")
+            self._problem_log.log_once(logging.WARNING, add_code(MessageCode.EXPERIMENT_CREATED, message))
             return experiment_id
         if result.error_code == "RESOURCE_ALREADY_EXISTS":
             return None
         raise _Unresolved(_lookup_error(result.outcome, name))
 
+    def _find_similar(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
+        """The existing experiment with the most similar name, among those that changed last."""
+        body = {"max_results": _MAX_COMPARED, "order_by": ["last_update_time DESC"]}
+        try:
+            result = self._request("POST", f"{_EXPERIMENTS_PATH}/search", body, workspace, timeout_seconds)
+        except (_NoRestApi, _Unresolved):
+            return None
+        experiments = result.content.get("experiments") if result.is_ok else None
+        names = [
+            text
+            for experiment in (experiments[:_MAX_COMPARED] if isinstance(experiments, list) else ())
+            if isinstance(experiment, dict)
+            and isinstance(text := experiment.get("name"), str)
+            and text != name
+            and text.isprintable()
+            and len(text) <= _MAX_COMPARED_LENGTH
+        ]
+        import difflib  # imported only for a new experiment
+
+        return next(iter(difflib.get_close_matches(name[:_MAX_COMPARED_LENGTH], names, 1, _MIN_SIMILARITY)), None)
+
     def _request(
-        self, method: str, path: str, body: Mapping[str, str] | None, workspace: str | None, timeout_seconds: float
+        self, method: str, path: str, body: Mapping[str, Any] | None, workspace: str | None, timeout_seconds: float
     ) -> RestResult:
         api = self._api if self.has_api() else None
         if api is None:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
-from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import parse_experiment_id
 from mlflow_otlp_exporter._internal.mlflow_api.server import request_json
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
@@ -160,9 +160,20 @@ def _read_experiment_id(trace: Mapping[str, Any], trace_id: int) -> str | None:
     return parse_experiment_id(dict(location)) if info.get("trace_id") == _name(trace_id) else None
 
 
-def format_console_url(url: str, experiment_id: str, trace_id: int, workspace: str | None) -> str:
-    """The address of a trace in the MLflow console, which writes both names: older ones read the first."""
-    query = {"selectedEvaluationId": _name(trace_id), "traceId": _name(trace_id)}
+def format_console_url(url: str, experiment_id: str, trace_id: int | None, workspace: str | None) -> str:
+    """The address of a trace in the MLflow console, which writes both names: older ones read the first.
+
+    Without a trace: the address of the experiment.
+    """
+    query = {"selectedEvaluationId": _name(trace_id), "traceId": _name(trace_id)} if trace_id else {}
     if workspace:
         query["workspace"] = workspace
-    return f"{url}/#/experiments/{experiment_id}/traces?{urlencode(query)}"
+    return f"{url}/#/experiments/{experiment_id}/traces" + (f"?{urlencode(query)}" if query else "")
+
+
+def explain_missing(outcome: ExportOutcome) -> str:
+    """Why `trace_url()` has no address."""
+    reason = outcome.message or "the server's answer names no experiment"
+    if outcome.status == 404 and "tr-" in reason:
+        reason = "MLflow does not have the trace yet; flush() sends its spans, check=False returns the address anyway"
+    return add_code(MessageCode.TRACE_NOT_STORED, f"trace_url() returns None: {reason}")

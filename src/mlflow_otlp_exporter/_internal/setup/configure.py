@@ -1,7 +1,5 @@
 """`configure()`, and the module-level functions that use the pipeline that it set up."""
 
-from __future__ import annotations
-
 import atexit
 import inspect
 import os
@@ -10,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from opentelemetry import trace
@@ -19,6 +18,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.process_end import begin_end, install_sigterm_handler
+from mlflow_otlp_exporter._internal.common.types import Durability, MaskName, NoiseFilter
 from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, summarize_settings
 from mlflow_otlp_exporter._internal.config.models import AppSettings, Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_app
@@ -59,18 +59,20 @@ def configure(
     workspace: str | None = None,
     service_name: str | None = None,
     tracer_provider: TracerProvider | None = None,
-    credentials: str | tuple[str, str] | Callable[[], str | None] | Any = None,
+    credentials: str | Path | tuple[str, str] | Callable[[], str | None] | None = None,
     headers: Mapping[str, str] | None = None,
-    mask: Callable[[str], str] | Sequence[str | re.Pattern[str]] | None = None,
+    mask: Callable[[str], str] | Sequence[MaskName | re.Pattern[str]] | None = None,
     auto_instrument: bool | Sequence[str] | None = None,
     sampling_ratio: float | None = None,
     ignore_caller_sampling: bool | None = None,
-    noise: str | Sequence[str] | None = None,
+    noise: NoiseFilter | str | Sequence[str] | None = None,
     enabled: bool | None = None,
+    create_experiment: bool | None = None,
+    verbose: bool | None = None,
     trace_info: bool | None = None,
     attachments: bool | None = None,
     spool: bool | None = None,
-    durability: str | None = None,
+    durability: Durability | None = None,
     exporter: MLflowSpanExporter | None = None,
 ) -> Telemetry:
     """Send the application's OpenTelemetry traces to MLflow.
@@ -117,7 +119,10 @@ def configure(
             messaging and coding agents' runtime only, without content of a model, tool, agent or retriever. `all`:
             those without a span of an agent or a model. `none`: no traces. Patterns for names of instrumentation
             scopes: those that contain only spans of these scopes.
-        enabled: False to disable everything (`MLFLOW_OTLP_ENABLED`, `OTEL_SDK_DISABLED`).
+        enabled: False to disable everything (`MLFLOW_OTLP_ENABLED`, `OTEL_SDK_DISABLED`; true).
+        create_experiment: Create the experiment if it does not exist (`MLFLOW_OTLP_CREATE_EXPERIMENT`; true).
+        verbose: Print to stderr where traces go, and links to the experiment and the first trace: true, false, or None
+            for only where a person is looking, in a terminal or notebook (`MLFLOW_OTLP_VERBOSE`; None).
         exporter: An `MLflowSpanExporter` to use, instead of the arguments about target and delivery.
 
     Returns:
@@ -142,11 +147,11 @@ def configure(
         # Whatever is invalid raises here, before anything is changed.
         new_exporter = exporter if settings is None else _create_exporter(settings)
         assert new_exporter is not None
-        origin = ""
+        origin, pipeline = "", pipeline_of(new_exporter)
         if app.enabled:
             provider, origin = resolve_provider(tracer_provider, service_name)
             telemetry = _create_telemetry(provider, new_exporter, app)
-            if (pipeline := pipeline_of(new_exporter)) is not None:
+            if pipeline is not None:
                 watch_sampler(provider, app, pipeline.problem_log)
         else:
             telemetry = _create_disabled_telemetry(provider, new_exporter)
@@ -159,6 +164,10 @@ def configure(
         use_provider(tracer_provider)
         _log_summary(settings, app, origin)
         if app.enabled:
+            if pipeline is not None and app.verbose is not False:
+                from mlflow_otlp_exporter._internal.setup.first_run import announce
+
+                announce(pipeline, app)
             disable_auto_exporters(telemetry.tracer_provider)
             _instrument(telemetry.tracer_provider, app)
             _exit_hook.install()

@@ -7,9 +7,9 @@ AI, then others: MLflow and its console understand them in this order.
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, version
 from typing import Any
 
 from opentelemetry.trace import TracerProvider
@@ -38,6 +38,17 @@ _LIBRARY_ALIASES = {
 }
 # Packages all of which an instrumentation instruments, or one of which is enough.
 _EXTRAS = ("instruments", "instruments-any")
+# Distributions of libraries for agents that have an OpenInference instrumentation.
+_LIBRARIES = (
+    *("agno", "anthropic", "crewai", "dspy", "google-genai", "groq", "langchain-core", "litellm", "llama-index-core"),
+    *("mistralai", "openai", "openai-agents", "smolagents"),
+)
+# Distributions that create spans of the libraries that they call, and announce this by no entry point.
+_TRACING_LIBRARIES = (
+    *("agent-framework-core", "google-adk", "langfuse", "livekit-agents", "logfire", "openlit", "pydantic-ai-slim"),
+    *("semantic-kernel", "strands-agents"),
+)
+_OWN_EXTRAS = frozenset({"anthropic", "langchain", "llama-index", "openai", "openai-agents"})
 _AFFIXES = re.compile(r"^(?:genai|gen_ai)_|_(?:v\d+|instrumentor|genai)$")
 
 
@@ -111,6 +122,36 @@ def select_instrumentations(
     ]
 
 
+def find_missing_instrumentations(
+    instrumentations: Iterable[Instrumentation], is_installed: Callable[[str], bool]
+) -> tuple[list[str], list[str]]:
+    """Return the installed libraries for agents without instrumentation, if none of them has one, and all missing.
+
+    The second list has the names of OpenInference's packages.
+    """
+    libraries = [name.removesuffix("-core") for name in _LIBRARIES if is_installed(name)]
+    available = {candidate.library for candidate in instrumentations}
+    missing = [library for library in libraries if library.replace("-", "_") not in available]
+    is_silent = len(missing) == len(libraries) and not any(map(is_installed, _TRACING_LIBRARIES))
+    return missing if is_silent else [], [f"openinference-instrumentation-{library}" for library in missing]
+
+
+def install_command(libraries: Iterable[str]) -> str:
+    """Return the command that installs the instrumentations of libraries."""
+    extras = sorted(_OWN_EXTRAS.intersection(libraries))
+    packages = [f"'mlflow-otlp-exporter[{','.join(extras)}]'"] if extras else []
+    packages += [f"openinference-instrumentation-{library}" for library in libraries if library not in _OWN_EXTRAS]
+    return f"pip install {' '.join(packages)}"
+
+
+def is_distribution_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def instrument(choice: bool | Sequence[str], provider: TracerProvider) -> list[str]:
     """Enable instrumentations; never raises. Returns library and package of each that was enabled, for the log."""
     if choice is False:
@@ -127,6 +168,15 @@ def instrument(choice: bool | Sequence[str], provider: TracerProvider) -> list[s
             if _activate(candidate, clients if is_client else provider):
                 enabled.append(f"{candidate.library} ({candidate.package})")
                 break
+    silent, _ = find_missing_instrumentations(instrumentations, is_distribution_installed)
+    if silent:
+        logger.warning(
+            "No instrumentation of %s is installed, so its calls create no spans. Run `%s`; auto_instrument=False "
+            "silences this. [%s]",
+            ", ".join(silent),
+            install_command(silent),
+            MessageCode.INSTRUMENTATION_MISSING,
+        )
     if choice is not True:
         libraries = {candidate.library for candidate in instrumentations}
         if unknown := [name for name in choice if normalize_library_name(name.removeprefix("-")) not in libraries]:

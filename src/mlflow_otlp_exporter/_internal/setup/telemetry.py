@@ -235,14 +235,17 @@ class Telemetry:
             return None
         return assessment.id if pipeline.send_assessment(assessment) else None
 
-    def trace_url(self, trace_id: int | None = None) -> str | None:
+    def trace_url(self, trace_id: int | None = None, *, check: bool = True) -> str | None:
         """Return the address of a trace in the MLflow console.
 
         Args:
             trace_id: OpenTelemetry's trace id; None for the trace of the current span, else of the last started span.
+            check: Ask MLflow whether it has the trace, for at most the timeout. False: return the address also before
+                the trace has arrived, for example to show it to a user inside the trace.
 
         Returns:
-            The URL; None if there was no trace, or without an MLflow server that returns the experiment's id.
+            The URL; None if there was no trace, without an MLflow server, or if the server does not have the trace or
+            is unavailable. The log says which.
         """
         if trace_id is None:
             current = find_current_span().get_span_context()
@@ -250,4 +253,4 @@ class Telemetry:
             trace_id = current.trace_id if current.is_valid else last_trace_id
         if not trace_id:
             return None
-        return self.exporter.trace_url(trace_id, self.tracer_provider.resource.attributes)
+        return self.exporter.trace_url(trace_id, self.tracer_provider.resource.attributes, check=check)

@@ -5,8 +5,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
-from importlib.metadata import PackageNotFoundError, distributions, version
+from collections.abc import Callable, Collection, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure
@@ -17,6 +17,9 @@ from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.setup.instrumentation import (
     Instrumentation,
     find_instrumentations,
+    find_missing_instrumentations,
+    install_command,
+    is_distribution_installed,
     select_instrumentations,
 )
 from mlflow_otlp_exporter._internal.spool.directory import create_spool_directory
@@ -26,11 +29,6 @@ from mlflow_otlp_exporter._internal.version import __version__
 
 _PACKAGES = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "requests")
 _MIN_OPENTELEMETRY_VERSION = (1, 30)
-# Distributions of libraries for agents that have an OpenInference instrumentation.
-_LIBRARIES = frozenset(
-    {"agno", "anthropic", "crewai", "dspy", "google-genai", "groq", "langchain-core", "litellm", "llama-index-core"}
-    | {"mistralai", "openai", "openai-agents", "smolagents"}
-)
 # The size of a few requests.
 _WRITE_TEST_BYTES = 64 * 1024
 
@@ -39,11 +37,7 @@ def run_local_checks(settings: Settings) -> Iterator[CheckResult]:
     """Check settings, packages, instrumentations and the spool."""
     yield _check_settings(settings)
     yield _check_packages()
-    yield check_instrumentations(
-        find_instrumentations(),
-        {distribution.name.lower() for distribution in distributions() if distribution.name},
-        settings.app.auto_instrument,
-    )
+    yield check_instrumentations(find_instrumentations(), is_distribution_installed, settings.app.auto_instrument)
     yield _check_spool(settings)
 
 
@@ -86,22 +80,21 @@ def _parse_version(text: str) -> tuple[int, ...]:
 
 
 def check_instrumentations(
-    instrumentations: Collection[Instrumentation], installed: Collection[str], choice: bool | tuple[str, ...]
+    instrumentations: Collection[Instrumentation],
+    is_installed: Callable[[str], bool],
+    choice: bool | tuple[str, ...],
 ) -> CheckResult:
     """Check which instrumentations `configure()` would try, and whether one is missing.
 
-    `installed` are the installed distributions in lower case, `choice` is the setting `auto_instrument`.
+    `is_installed` is called with names of distributions, `choice` is the setting `auto_instrument`.
     """
-    libraries = {name.removesuffix("-core") for name in _LIBRARIES.intersection(installed)}
-    needed = {library.replace("-", "_"): f"openinference-instrumentation-{library}" for library in libraries}
-    available = {candidate.library for candidate in instrumentations}
-    missing = sorted(package for library, package in needed.items() if library not in available)
+    silent, missing = find_missing_instrumentations(instrumentations, is_installed)
     names = [candidates[0].library for candidates in select_instrumentations(instrumentations, choice)]
     source = "" if choice is True else " (MLFLOW_OTLP_AUTO_INSTRUMENT)"
     detail = f"configure() enables: {', '.join(names) or 'none'}{source}"
-    if missing and not available & set(needed):
-        cause = f"No instrumentation of {', '.join(sorted(needed))} is installed, so it creates no spans."
-        fix, code = f"Run `pip install {' '.join(missing)}`.", MessageCode.INSTRUMENTATION_MISSING
+    if silent:
+        cause = f"No instrumentation of {', '.join(silent)} is installed, so it creates no spans."
+        fix, code = f"Run `{install_command(silent)}`.", MessageCode.INSTRUMENTATION_MISSING
         return CheckResult("instrumentations", CheckStatus.WARNING, detail, cause=cause, fix=fix, code=code)
     note = f"; not installed: {', '.join(missing)}" if missing else ""
     return CheckResult("instrumentations", CheckStatus.OK, detail + note)
