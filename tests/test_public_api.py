@@ -16,8 +16,8 @@ from mlflow_otlp_exporter import testing
 # Parameters of each public function.
 FUNCTIONS: Mapping[str, str] = {
     "configure": "*, tracking_uri, experiment, experiment_id, workspace, service_name, tracer_provider, credentials, "
-    "headers, mask, auto_instrument, sampling_ratio, ignore_caller_sampling, noise, enabled, trace_info, attachments, "
-    "spool, durability, exporter",
+    "headers, mask, auto_instrument, sampling_ratio, ignore_caller_sampling, noise, enabled, create_experiment, "
+    "verbose, trace_info, attachments, spool, durability, exporter",
     "current_trace_id": "",
     "flush": "timeout",
     "log_expectation": "trace_id, name, value, *, source, source_type, metadata, span_id, workspace",
@@ -62,7 +62,7 @@ METHODS: Mapping[str, Mapping[str, str]] = {
         "force_flush": "timeout_millis",
         "shutdown": "timeout_millis",
         "stats": "",
-        "trace_url": "trace_id, resource_attributes",
+        "trace_url": "trace_id, resource_attributes, *, check",
     },
     "MLflowSpanProcessor": {
         "__init__": "exporter, *, linger, hold, buffer_spans, buffer_bytes, sampling_ratio, noise, baggage",
@@ -80,7 +80,7 @@ METHODS: Mapping[str, Mapping[str, str]] = {
         "log_feedback": "trace_id, name, value, *, rationale, source, source_type, metadata, span_id, workspace",
         "shutdown": "timeout",
         "stats": "",
-        "trace_url": "trace_id",
+        "trace_url": "trace_id, *, check",
     },
     "span": {"__init__": "name, *, kind, inputs, attributes"},
     "trace_context": {

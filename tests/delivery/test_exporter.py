@@ -126,10 +126,10 @@ def test_experiment_name_is_resolved_at_first_export_and_created_if_enabled(
         assert not scripted_server.requests
         for _ in range(2):
             assert exporter.export(make_spans("a")) is SUCCESS
-    look_up, create, first, second = scripted_server.requests
+    look_up, create, search, first, second = scripted_server.requests
     assert look_up.query == "experiment_name=42"
     assert json.loads(create.body) == {"name": "42"}
-    for request in (look_up, create, first, second):
+    for request in (look_up, create, search, first, second):
         assert request.headers["x-mlflow-workspace"] == "team-a"
         assert request.headers["authorization"] == f"Bearer {SECRET}"
     assert first.headers["x-mlflow-experiment-id"] == second.headers["x-mlflow-experiment-id"] == "9"
@@ -382,13 +382,46 @@ def test_trace_url_names_experiment_and_workspace(scripted_server: ScriptedServe
     trace = "tr-" + "0" * 30 + "ff"
     with open_exporter(tracking_uri=scripted_server.url + "/mlf", experiment_id="7", workspace="team-a") as exporter:
         url = f"{scripted_server.url}/mlf/#/experiments/7/traces?selectedEvaluationId={trace}&traceId={trace}"
-        assert exporter.trace_url(255) == f"{url}&workspace=team-a"
+        assert exporter.trace_url(255, check=False) == f"{url}&workspace=team-a"
     with open_exporter(tracking_uri=scripted_server.url, experiment="agents") as exporter:
-        assert "/experiments/3/" in str(exporter.trace_url(255))
+        assert "/experiments/3/" in str(exporter.trace_url(255, check=False))
     with open_exporter("http://127.0.0.1:9/other/path", experiment_id="7") as exporter:
-        assert exporter.trace_url(255) is None
+        assert exporter.trace_url(255, check=False) is None
     with open_exporter(tracking_uri="http://127.0.0.1:9", experiment="agents") as exporter:
+        assert exporter.trace_url(255, check=False) is None
+
+
+def test_trace_url_of_a_stored_trace_names_the_experiment_that_has_it(scripted_server: ScriptedServer) -> None:
+    trace = "tr-" + "0" * 30 + "ff"
+    info = {"trace_id": trace, "trace_location": {"mlflow_experiment": {"experiment_id": "8"}}}
+    body = json.dumps({"trace": {"trace_info": info}}).encode()
+    scripted_server.answer(Answer(200, headers=JSON, body=body), path=f"/api/3.0/mlflow/traces/{trace}")
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id="7") as exporter:
+        assert "/experiments/8/" in str(exporter.trace_url(255))
+
+
+def test_trace_url_of_a_trace_that_is_not_stored_is_none_and_logs_the_reason_once(
+    scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted_server.answer_with(
+        "/api/3.0/mlflow/traces/tr-" + "0" * 30 + "ff",
+        lambda _: Answer(
+            404,
+            headers=JSON,
+            body=b'{"error_code":"RESOURCE_DOES_NOT_EXIST","message":"Trace with ID \'tr-00\' not found."}',
+        ),
+    )
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id="7") as exporter:
         assert exporter.trace_url(255) is None
+        assert exporter.trace_url(255) is None
+    (message,) = caplog.messages
+    assert message.startswith("trace_url() returns None: MLflow does not have the trace yet; flush() sends its spans")
+
+
+def test_trace_url_without_a_server_says_that_it_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
+    with open_exporter(tracking_uri="http://127.0.0.1:9", experiment_id="7") as exporter:
+        assert exporter.trace_url(255) is None
+    assert "trace_url() returns None: 127.0.0.1:9 refuses connections" in caplog.text
 
 
 def test_created_experiment_is_logged(scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -38,6 +39,8 @@ class FakeMLflow:
 
     def send(self, request: HttpRequest) -> HttpResponse | TransportError:
         assert request.max_response_bytes == MAX_RESPONSE_BYTES
+        if request.path.endswith("/search"):
+            return json_response(200, {"experiments": [{"name": name} for name in self.experiments]})
         name = (
             json_of(request)["name"] if request.body else parse_qs(urlsplit(request.path).query)["experiment_name"][0]
         )
@@ -87,6 +90,34 @@ def test_resolve_with_missing_experiment_creates_it_only_if_configured() -> None
     assert outcome.cause is FailureKind.DESTINATION
     assert "there is no experiment 'agents'" in outcome.message
     assert make_resolver(api, create=True).resolve(Destination(experiment="agents"), 1) == "1"
+
+
+@pytest.mark.parametrize(
+    ("existing", "expected"),
+    [
+        (("support-agent", "Default"), ", because there was none of this name. Did you mean 'support-agent'?"),
+        (("Default", "x" * 10_000, "support\nagent"), ", because there was none of this name"),
+    ],
+)
+def test_created_experiment_is_logged_with_the_most_similar_name(
+    caplog: pytest.LogCaptureFixture, existing: tuple[str, ...], expected: str
+) -> None:
+    number = str(len(existing))
+    resolver = make_resolver(FakeMLflow(*existing), create=True)
+    assert resolver.resolve(Destination(experiment="supprot-agent"), 1) == number
+    assert caplog.messages == [f"created the experiment 'supprot-agent' (id {number}){expected} [MLO-803]"]
+
+
+@pytest.mark.parametrize("content", [{}, {"experiments": None}, {"experiments": [None, 7, {"name": 7}, {}]}])
+def test_odd_list_of_experiments_does_not_affect_the_creation(
+    caplog: pytest.LogCaptureFixture, content: dict[str, Any]
+) -> None:
+    class OddMLflow(FakeMLflow):
+        def send(self, request: HttpRequest) -> HttpResponse | TransportError:
+            return json_response(200, content) if request.path.endswith("/search") else super().send(request)
+
+    assert make_resolver(OddMLflow(), create=True).resolve(Destination(experiment="agents"), 1) == "0"
+    assert "Did you mean" not in caplog.text
 
 
 def test_resolve_after_concurrent_creation_returns_existing_id() -> None:

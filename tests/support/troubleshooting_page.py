@@ -472,7 +472,10 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ("Attribute values of types that OpenTelemetry does not support are dropped; stats() counts them",),
     ),
     MessageCode.INSTRUMENTATION_MISSING: Entry(
-        ("No instrumentation of ... (auto_instrument) is installed. Installed: ...",),
+        (
+            "No instrumentation of ... is installed, so its calls create no spans. Run `...`; ...",
+            "No instrumentation of ... (auto_instrument) is installed. Installed: ...",
+        ),
         "In `doctor`, the message is `configure() enables: ...`.",
     ),
     MessageCode.INSTRUMENTATION_FAILED: Entry(
@@ -537,6 +540,9 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.THREADS_DISABLED: Entry(
         ("uWSGI runs without --enable-threads: spans are sent only while it processes requests, or at its end",),
     ),
+    MessageCode.TRACE_NOT_STORED: Entry(
+        ("trace_url() returns None: ...",),
+    ),
     MessageCode.EXPORT_CONFIGURED: Entry(
         (
             "Sending traces to ...; tracer provider: ...",
@@ -548,7 +554,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ("Instrumented ...",),
     ),
     MessageCode.EXPERIMENT_CREATED: Entry(
-        ("created the experiment '...' (id ...)",),
+        ("created the experiment '...' (id ...), because there was none of this name. Did you mean '...'?",),
     ),
     MessageCode.RECOVERED: Entry(
         (

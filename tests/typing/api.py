@@ -33,8 +33,12 @@ result = shutdown(timeout=2)
 delivered: int = result.delivered
 stats: Stats = telemetry.stats()
 url: str | None = telemetry.trace_url()
+url = telemetry.trace_url(7, check=False)
+telemetry = configure(create_experiment=False, verbose=True, durability="every-span", noise="all", mask=["email"])
+telemetry = configure(durability="every")  # type: ignore[arg-type]
 assessment: str | None = telemetry.log_feedback(None, "helpful", True, rationale="why", source="ada")
 assessment = log_feedback("tr-0", "stars", 4, metadata={"channel": "web"}, span_id=7, workspace="team-a")
+assessment = log_feedback(name="stars", value=4)
 assessment = log_expectation(7, "expected_response", ["a"], source_type="CODE")
 
 exporter: SpanExporter = MLflowSpanExporter("http://localhost:4318/v1/traces", None, None, None, {"a": "b"}, 10)

@@ -148,6 +148,7 @@ class _Server(ThreadingHTTPServer):
         self.spans: list[RecordedSpan] = []
         self.assessments: list[dict[str, Any]] = []
         self._experiment_ids: dict[tuple[str | None, str], str] = {}
+        self.experiment_id_of_trace: dict[str, str] = {}
 
     def record_spans(self, request: ExportTraceServiceRequest, headers: Mapping[str, str]) -> None:
         experiment_id = headers.get("x-mlflow-experiment-id")
@@ -158,13 +159,14 @@ class _Server(ThreadingHTTPServer):
                 "workspace": headers.get("x-mlflow-workspace"),
                 "run_id": headers.get("x-mlflow-run-id"),
             }
-            self.spans += parse_spans(request, destination)
+            spans = parse_spans(request, destination)
+            self.spans += spans
+            for span in spans:
+                self.experiment_id_of_trace.setdefault(f"tr-{span.trace_id}", experiment_id or "0")
 
-    def experiment_id(self, workspace: str | None, name: str, *, create: bool) -> str | None:
+    def experiment_id(self, workspace: str | None, name: str) -> str:
         with self.lock:
-            if create and (workspace, name) not in self._experiment_ids:
-                self._experiment_ids[workspace, name] = str(len(self._experiment_ids) + 1)
-            return self._experiment_ids.get((workspace, name))
+            return self._experiment_ids.setdefault((workspace, name), str(len(self._experiment_ids) + 1))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -176,25 +178,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._respond(200, _TEXTS[path], "text/plain")
         elif path.endswith("/experiments/get-by-name"):
             name = query.get("experiment_name", [""])[0]
-            number = self.server.experiment_id(self.headers.get("x-mlflow-workspace"), name, create=False)
-            if number is None:
-                message = f"Could not find experiment with name '{name}'"
-                self._respond_json(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": message})
-            else:
-                experiment = {"experiment_id": number, "name": name, "lifecycle_stage": "active"}
-                self._respond_json(200, {"experiment": experiment})
+            # Every experiment is there: the log lines about created ones would fill the output of tests.
+            number = self.server.experiment_id(self.headers.get("x-mlflow-workspace"), name)
+            experiment = {"experiment_id": number, "name": name, "lifecycle_stage": "active"}
+            self._respond_json(200, {"experiment": experiment})
+        elif (trace_id := path.rpartition("/traces/")[2]) in self.server.experiment_id_of_trace:
+            location = {"mlflow_experiment": {"experiment_id": self.server.experiment_id_of_trace[trace_id]}}
+            self._respond_json(200, {"trace": {"trace_info": {"trace_id": trace_id, "trace_location": location}}})
         else:
-            self._respond_json(404, _NOT_FOUND)
+            self._respond_json(404, {**_NOT_FOUND, "message": f"{_NOT_FOUND['message']}, which has no {trace_id}"})
 
     def do_POST(self) -> None:
         path = urlsplit(self.path).path
         body = self.rfile.read(int(self.headers.get("content-length", "0")))
         if path.endswith("/v1/traces"):
             self._export(body)
-        elif path.endswith("/experiments/create"):
-            name = str(json.loads(body)["name"])
-            number = self.server.experiment_id(self.headers.get("x-mlflow-workspace"), name, create=True)
-            self._respond_json(200, {"experiment_id": number})
         elif path.endswith("/assessments"):
             with self.server.lock:
                 self.server.assessments.append(json.loads(body)["assessment"])

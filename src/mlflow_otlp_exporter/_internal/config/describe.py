@@ -34,6 +34,13 @@ def describe_settings(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield setting.name, "-" if value in (None, ()) else format_value(value), str(settings.sources[setting.name])
 
 
+def describe_target(settings: Settings) -> str:
+    """Describe server, workspace and experiment, as far as they are set, for people."""
+    server = settings.api if settings.is_api_certain and settings.api is not None else settings.traces
+    names = {"workspace": settings.workspace, "experiment": settings.experiment or settings.experiment_id}
+    return ", ".join([server.address, *(f"{name} {value!r}" for name, value in names.items() if value)])
+
+
 def summarize_settings(settings: Settings) -> str:
     """Describe the target and all settings that differ from their default, in one line."""
     target, _, *rows = describe_settings(settings)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
-from mlflow_otlp_exporter._internal.config.models import AppSettings, Settings
+from mlflow_otlp_exporter._internal.config.describe import describe_target
+from mlflow_otlp_exporter._internal.config.models import AppSettings
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
@@ -26,7 +27,8 @@ def announce(pipeline: Pipeline, app: AppSettings) -> None:
     """Print where traces go, and let the first delivery print the links; never raises."""
     try:
         if app.verbose or (app.verbose is None and _is_watched()):
-            line = _describe_target(pipeline.settings)
+            target = describe_target(pipeline.settings)
+            line = f"Sending traces to {target} (MLFLOW_OTLP_VERBOSE=false hides this line)"
             if line not in _printed_lines and (app.verbose or _claim_terminal()):
                 _printed_lines.add(line)  # also known to forked children
                 _print(line)
@@ -105,13 +107,7 @@ def _print(line: str) -> None:
             # Not through the stream: a thread that holds its lock when the interpreter exits would abort the process.
             os.write(descriptor, f"{line}\n".encode(errors="replace"))
         elif sys.stderr is not None:
-            print(line, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
     except (OSError, ValueError):  # closed meanwhile
         return
-
-
-def _describe_target(settings: Settings) -> str:
-    server = settings.api if settings.is_api_certain and settings.api is not None else settings.traces
-    name = settings.experiment or settings.experiment_id
-    experiment = f", experiment {name!r}" if name else ""
-    return f"Sending traces to {server.address}{experiment} (MLFLOW_OTLP_VERBOSE=false hides this line)"

@@ -1,11 +1,10 @@
 """`Telemetry`, the handle of a running pipeline that `configure()` returns, and `FlushResult`."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
@@ -14,6 +13,8 @@ from mlflow_otlp_exporter._internal.common.errors import ConfigurationError, mus
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.stats import Stats
+from mlflow_otlp_exporter._internal.common.types import SourceType
+from mlflow_otlp_exporter._internal.config.describe import describe_target
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, detach_worker
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
@@ -22,6 +23,7 @@ from mlflow_otlp_exporter._internal.tracing.parents import find_current_span
 # A trace id for the check of the other arguments if there is no trace.
 _NO_TRACE = "tr-" + "f" * 32
 FLUSH_TIMEOUT_SECONDS, SHUTDOWN_TIMEOUT_SECONDS = 30.0, 10.0
+_DISPLAY_TIMEOUT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class FlushResult:
 
 
 class Telemetry:
-    """A running pipeline from the application's spans to MLflow.
+    """A running pipeline from the application's spans to MLflow; `configure()` returns it.
+
+    As a context manager or an async context manager, it is shut down at the end of the block. In a notebook, it shows
+    links, counts, and the last trace if MLflow can be embedded there.
 
     Attributes:
         tracer_provider: The provider whose spans are exported.
@@ -66,6 +71,48 @@ class Telemetry:
         self._processor, self._is_closed = processor, False
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    async def __aenter__(self) -> "Telemetry":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        import asyncio  # imported by the application, whose event loop must not wait
+
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # another event loop, such as trio's
+            self.shutdown()
+        else:
+            await loop.run_in_executor(None, self.shutdown)
+
+    def __repr__(self) -> str:
+        stats, state = self.stats(), ", closed" if self.is_closed else ""
+        counts = f"delivered={stats.delivered}, spooled={stats.spooled}, dropped={stats.dropped}"
+        return f"<Telemetry to {self._target}: {counts}{state}>"
+
+    def _repr_html_(self) -> str:
+        from mlflow_otlp_exporter._internal.setup.notebook import render
+
+        url = None
+        if self._worker is not None and self._worker.last_trace_id and not self.is_closed:
+            self._worker.flush(_DISPLAY_TIMEOUT_SECONDS)
+            url = self.trace_url(self._worker.last_trace_id)
+        settings = self._pipeline.settings if self._pipeline is not None else None
+        return render(self._target, self.stats(), settings, url, is_closed=self.is_closed)
+
+    @property
+    def _target(self) -> str:
+        return "nowhere (disabled)" if self._pipeline is None else describe_target(self._pipeline.settings)
 
     def _reset_after_fork(self) -> None:
         self._lock = threading.RLock()
@@ -133,13 +180,13 @@ class Telemetry:
 
     def log_feedback(
         self,
-        trace_id: int | str | None,
-        name: str,
-        value: Any,
+        trace_id: int | str | None = None,
+        name: str = "feedback",
+        value: Any = None,
         *,
         rationale: str | None = None,
         source: str | None = None,
-        source_type: str = "HUMAN",
+        source_type: SourceType = "HUMAN",
         metadata: Mapping[str, Any] | None = None,
         span_id: int | str | None = None,
         workspace: str | None = None,
@@ -174,12 +221,12 @@ class Telemetry:
 
     def log_expectation(
         self,
-        trace_id: int | str | None,
-        name: str,
-        value: Any,
+        trace_id: int | str | None = None,
+        name: str = "expected_response",
+        value: Any = None,
         *,
         source: str | None = None,
-        source_type: str = "HUMAN",
+        source_type: SourceType = "HUMAN",
         metadata: Mapping[str, Any] | None = None,
         span_id: int | str | None = None,
         workspace: str | None = None,
