@@ -446,10 +446,10 @@ class Pipeline:
         """Return the address of a trace in the MLflow console; None, with a log line, if MLflow does not have it."""
         destination = self._destination_of(trace_id, resource_attributes)
         if is_checked and self.settings.api is not None:
-            timeout_seconds = self.settings.timeout
-            location = self._locator.look_up([trace_id], destination.workspace, timeout_seconds)[trace_id]
+            location = self._locator.look_up([trace_id], destination.workspace, self.settings.timeout)[trace_id]
             if not isinstance(location, str):
-                self.problem_log.log_once(logging.WARNING, explain_missing(location))
+                message = f"trace_url() returns None: {explain_missing(location)}"
+                self.problem_log.log_once(logging.WARNING, add_code(MessageCode.TRACE_NOT_STORED, message))
                 return None
             destination = destination._replace(trace_experiment_id=location)
         return self.console_url(destination, trace_id)

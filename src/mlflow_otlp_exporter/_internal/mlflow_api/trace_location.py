@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
-from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import parse_experiment_id
 from mlflow_otlp_exporter._internal.mlflow_api.server import request_json
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
@@ -172,8 +172,6 @@ def format_console_url(url: str, experiment_id: str, trace_id: int | None, works
 
 
 def explain_missing(outcome: ExportOutcome) -> str:
-    """Why `trace_url()` has no address."""
-    reason = outcome.message or "the server's answer names no experiment"
-    if outcome.status == 404 and "tr-" in reason:
-        reason = "MLflow does not have the trace yet; flush() sends its spans, check=False returns the address anyway"
-    return add_code(MessageCode.TRACE_NOT_STORED, f"trace_url() returns None: {reason}")
+    if outcome.status == 404 and "tr-" in outcome.message:
+        return "MLflow does not have the trace yet; flush() sends its spans, check=False returns the address anyway"
+    return outcome.message or "the server's answer names no experiment"
