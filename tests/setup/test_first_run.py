@@ -112,7 +112,7 @@ def test_closed_stderr_does_not_affect_the_program(endpoint: RecordingEndpoint) 
     assert len(endpoint.traces) == 2
 
 
-def installed(*names: str) -> Any:
+def are_installed(*names: str) -> Any:
     return lambda name: name in names
 
 
@@ -121,14 +121,16 @@ def instrumentation_of(library: str) -> Instrumentation:
 
 
 def test_missing_instrumentations_are_reported_if_no_library_has_one() -> None:
-    assert find_missing_instrumentations([], installed("openai", "groq", "requests")) == (
+    assert find_missing_instrumentations([], are_installed("openai", "groq", "requests")) == (
         ["groq", "openai"],
         ["openinference-instrumentation-groq", "openinference-instrumentation-openai"],
     )
-    silent, missing = find_missing_instrumentations([instrumentation_of("openai")], installed("openai", "anthropic"))
+    silent, missing = find_missing_instrumentations(
+        [instrumentation_of("openai")], are_installed("openai", "anthropic")
+    )
     assert (silent, missing) == ([], ["openinference-instrumentation-anthropic"])
-    assert find_missing_instrumentations([], installed("openai", "pydantic-ai-slim"))[0] == []
-    assert find_missing_instrumentations([], installed()) == ([], [])
+    assert find_missing_instrumentations([], are_installed("openai", "pydantic-ai-slim"))[0] == []
+    assert find_missing_instrumentations([], are_installed()) == ([], [])
 
 
 def test_install_command_names_extras_and_packages() -> None:
@@ -142,7 +144,7 @@ def test_configure_warns_about_a_library_without_instrumentation(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(instrumentation, "find_instrumentations", list)
-    monkeypatch.setattr(instrumentation, "is_distribution_installed", installed("openai"))
+    monkeypatch.setattr(instrumentation, "is_distribution_installed", are_installed("openai"))
     assert instrumentation.instrument(True, None) == []  # type: ignore[arg-type]
     (message,) = caplog.messages
     assert message.startswith("No instrumentation of openai is installed, so its calls create no spans. Run `pip inst")
