@@ -39,9 +39,12 @@ ATTRIBUTES: Mapping[str, str] = {
     "FlushResult": "delivered, dropped, pending, spooled",
     "MLflowSpanExporter": "",
     "MLflowSpanProcessor": "",
+    "RecordedDocument": "content, id, metadata, score",
     "RecordedSpan": "attributes, end, events, experiment, inputs, kind, message, name, outputs, parent_id, resource, "
     "run_id, scope, span_id, start, status, trace_id, workspace",
-    "RecordedTrace": "root, session, spans, tags, trace_id, tree, user",
+    "RecordedToolCall": "arguments, is_error, name, result",
+    "RecordedTrace": "documents, root, session, spans, tags, tool_calls, trace_id, tree, usage, user",
+    "RecordedUsage": "input_tokens, output_tokens, total_tokens",
     "Recording": "assessments, endpoint, spans, telemetry, trace, traces",
     "RecordingEndpoint": "assessments, spans, status, traces, url",
     "Stats": "attachments_failed, attachments_uploaded, delivered, dropped, feedback, feedback_dropped, filtered, "
@@ -71,7 +74,12 @@ METHODS: Mapping[str, Mapping[str, str]] = {
         "on_start": "span, parent_context",
         "shutdown": "timeout_millis",
     },
-    "RecordedTrace": {"span": "name"},
+    "RecordedTrace": {
+        "assert_documents": "*expected",
+        "assert_tokens": "*, at_most, at_least",
+        "assert_tool_called": "name, arguments, *, times",
+        "span": "name",
+    },
     "Recording": {"clear": ""},
     "RecordingEndpoint": {"__init__": "", "clear": "", "close": "", "wait_for": "count, *, timeout"},
     "Telemetry": {
@@ -157,8 +165,11 @@ def test_all_names_of_the_packages_are_pinned() -> None:
         "update_trace",
     ]
     assert sorted(testing.__all__) == [
+        "RecordedDocument",
         "RecordedSpan",
+        "RecordedToolCall",
         "RecordedTrace",
+        "RecordedUsage",
         "Recording",
         "RecordingEndpoint",
         "recording",

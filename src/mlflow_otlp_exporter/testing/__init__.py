@@ -26,6 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from mlflow_otlp_exporter._internal.config.resolver import overrides
 from mlflow_otlp_exporter._internal.gateway.protocol import (
     PROTOBUF,
     Answer,
@@ -37,9 +38,25 @@ from mlflow_otlp_exporter._internal.gateway.protocol import (
 )
 from mlflow_otlp_exporter._internal.setup.configure import configure, flush, shutdown
 from mlflow_otlp_exporter._internal.setup.telemetry import Telemetry
-from mlflow_otlp_exporter.testing.recorded import RecordedSpan, RecordedTrace, parse_spans
+from mlflow_otlp_exporter.testing.recorded import (
+    RecordedDocument,
+    RecordedSpan,
+    RecordedToolCall,
+    RecordedTrace,
+    RecordedUsage,
+    parse_spans,
+)
 
-__all__ = ["RecordedSpan", "RecordedTrace", "Recording", "RecordingEndpoint", "recording"]
+__all__ = [
+    "RecordedDocument",
+    "RecordedSpan",
+    "RecordedToolCall",
+    "RecordedTrace",
+    "RecordedUsage",
+    "Recording",
+    "RecordingEndpoint",
+    "recording",
+]
 
 _TEXTS = {"/version": b"3.17.2", "/health": b"OK"}
 _NOT_FOUND = {"error_code": "ENDPOINT_NOT_FOUND", "message": "a recording endpoint of a test"}
@@ -287,12 +304,12 @@ _TARGET_VARIABLES = ("MLFLOW_TRACKING_URI", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL
 def recording(**arguments: Any) -> Iterator[Recording]:
     """Record the spans of the code inside the `with` block, without any connection to another machine.
 
-    Sets `MLFLOW_TRACKING_URI` for the time of the block and calls `configure()`. Calls of `configure()` in the
-    application also send to the recording, unless they pass an address. A pipeline that was configured before is
-    replaced.
+    Sets `MLFLOW_TRACKING_URI` for the time of the block and calls `configure()`. Calls of `configure()` and new
+    exporters in the application also send to the recording, whatever address and credentials they pass. A pipeline that
+    was configured before is replaced.
 
     Args:
-        **arguments: Arguments of `configure()`, except those of the target.
+        **arguments: Arguments of `configure()`; those of the target have no effect.
 
     Yields:
         The recording.
@@ -300,6 +317,8 @@ def recording(**arguments: Any) -> Iterator[Recording]:
     with RecordingEndpoint() as endpoint:
         previous = {name: os.environ.pop(name, None) for name in _TARGET_VARIABLES}
         os.environ["MLFLOW_TRACKING_URI"] = endpoint.url
+        previous_overrides = dict(overrides)
+        overrides.update(tracking_uri=endpoint.url, endpoint=None, credentials=None, verbose=False)
         try:
             recorded = Recording(endpoint, configure(**arguments))
             try:
@@ -309,6 +328,8 @@ def recording(**arguments: Any) -> Iterator[Recording]:
                 recorded._is_open = False  # noqa: SLF001
                 shutdown()
         finally:
+            overrides.clear()
+            overrides.update(previous_overrides)
             for name, value in previous.items():
                 os.environ.pop(name, None)
                 if value is not None:

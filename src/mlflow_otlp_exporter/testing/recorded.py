@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -79,6 +79,55 @@ class RecordedSpan:
 
 
 @dataclass(frozen=True)
+class RecordedToolCall:
+    """A call of a tool: a span of the kind `TOOL`.
+
+    Attributes:
+        name: Name of the tool.
+        arguments: The inputs of the span, most often a mapping.
+        result: The outputs of the span.
+        is_error: Whether the call failed.
+    """
+
+    name: str
+    arguments: Any
+    result: Any
+    is_error: bool
+
+
+@dataclass(frozen=True)
+class RecordedDocument:
+    """A document that a retriever or reranker returned.
+
+    Attributes:
+        content: The text.
+        id: The document's id.
+        score: The score, if the retriever has one.
+        metadata: Further values.
+    """
+
+    content: str
+    id: str | None = None
+    score: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordedUsage:
+    """Tokens, as MLflow counts them for a trace.
+
+    Attributes:
+        input_tokens: Number of prompt tokens.
+        output_tokens: Number of completion tokens.
+        total_tokens: Number of all tokens.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class RecordedTrace:
     """A trace as the exporter sent it, in one or more requests.
 
@@ -116,13 +165,124 @@ class RecordedTrace:
                 return span
         raise LookupError(f"no span {name!r}, but {[span.name for span in self.spans]}")
 
-    @property
-    def tree(self) -> list[str]:
-        """The names of all spans, depth first, indented by two spaces per level."""
+    def _children(self) -> dict[str, list[RecordedSpan]]:
+        """Return the spans by the id of their parent; those without a recorded parent by an empty id."""
         span_ids = {span.span_id for span in self.spans}
         children: dict[str, list[RecordedSpan]] = {}
         for span in self.spans:
             children.setdefault(span.parent_id if span.parent_id in span_ids else "", []).append(span)
+        return children
+
+    @property
+    def tool_calls(self) -> list[RecordedToolCall]:
+        """The calls of tools, ordered by start time."""
+        return [
+            RecordedToolCall(
+                str(span.attributes.get(names.TOOL_NAME) or span.name),
+                span.inputs,
+                span.outputs,
+                span.status == "ERROR",
+            )
+            for span in self.spans
+            if span.kind == "TOOL"
+        ]
+
+    @property
+    def documents(self) -> list[RecordedDocument]:
+        """The documents of all retrievers and rerankers, in the order of their spans."""
+        return [
+            document
+            for span in self.spans
+            if span.kind in ("RETRIEVER", "RERANKER")
+            for document in _parse_documents(span)
+        ]
+
+    @property
+    def usage(self) -> RecordedUsage:
+        """The tokens of the trace: the usage of a span counts instead of that of the spans inside it."""
+        children = self._children()
+
+        def walk(parent: str) -> Iterator[Mapping[str, int]]:
+            for span in children.get(parent, []):
+                usage = _parse_usage(span)
+                if usage:
+                    yield usage
+                else:
+                    yield from walk(span.span_id)
+
+        usages = list(walk(""))
+        return RecordedUsage(*(sum(usage.get(name, 0) for usage in usages) for name in _USAGE))
+
+    def assert_tool_called(
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, times: int | None = None
+    ) -> RecordedToolCall:
+        """Assert that a tool was called.
+
+        Args:
+            name: Name of the tool.
+            arguments: Arguments that the call has, among others; None for any.
+            times: Number of such calls; None for at least one.
+
+        Returns:
+            The first such call.
+
+        Raises:
+            AssertionError: There is no such call, or another number of them; the message contains all calls.
+        """
+        calls = [
+            call
+            for call in self.tool_calls
+            if call.name == name
+            and (arguments is None or (isinstance(call.arguments, Mapping) and _contains(call.arguments, arguments)))
+        ]
+        if len(calls) != times if times is not None else not calls:
+            expected = "once or more" if times is None else f"{times} times"
+            description = name if arguments is None else f"{name} with {dict(arguments)}"
+            raise AssertionError(f"{description} was called {len(calls)} times, not {expected}; {self.tool_calls}")
+        return calls[0] if calls else RecordedToolCall(name, arguments, None, is_error=False)
+
+    def assert_documents(self, *expected: str) -> list[RecordedDocument]:
+        """Assert which documents were retrieved, in any order.
+
+        Args:
+            *expected: The id of each document, or its content.
+
+        Returns:
+            The documents.
+
+        Raises:
+            AssertionError: A document is missing, or there is another one; the message contains all documents.
+        """
+        documents = self.documents
+        missing = [text for text in expected if not any(text in (item.id, item.content) for item in documents)]
+        others = [item for item in documents if item.id not in expected and item.content not in expected]
+        if missing or others:
+            raise AssertionError(f"missing documents: {missing}, others: {others}; {documents}")
+        return documents
+
+    def assert_tokens(self, *, at_most: int | None = None, at_least: int = 1) -> RecordedUsage:
+        """Assert the number of tokens of the trace.
+
+        Args:
+            at_most: The largest number of all tokens; None for any.
+            at_least: The smallest number.
+
+        Returns:
+            The usage.
+
+        Raises:
+            AssertionError: There are more or fewer tokens.
+        """
+        usage = self.usage
+        if usage.total_tokens < at_least or (at_most is not None and usage.total_tokens > at_most):
+            limit = "" if at_most is None else f" and at most {at_most}"
+            raise AssertionError(f"{usage.total_tokens} tokens, expected at least {at_least}{limit}; {usage}")
+        return usage
+
+    @property
+    def tree(self) -> list[str]:
+        """The names of all spans, depth first, indented by two spaces per level."""
+        children = self._children()
 
         def walk(parent: str, depth: int) -> Iterator[str]:
             for span in children.get(parent, []):
@@ -153,6 +313,39 @@ class RecordedTrace:
 
     def _first_value(self, name: str) -> str | None:
         return next((str(span.attributes[name]) for span in self.spans if name in span.attributes), None)
+
+
+_USAGE = {"input_tokens": names.TOKENS_IN, "output_tokens": names.TOKENS_OUT, "total_tokens": names.TOKENS_TOTAL}
+
+
+def _parse_usage(span: RecordedSpan) -> dict[str, int]:
+    written = _parse_json(span.attributes.get(names.USAGE))
+    usage = {name: span.attributes.get(attribute) for name, attribute in _USAGE.items()}
+    usage |= written if isinstance(written, dict) else {}
+    return {name: value for name in _USAGE if isinstance(value := usage.get(name), int)}
+
+
+def _parse_documents(span: RecordedSpan) -> Iterator[RecordedDocument]:
+    """Return the documents, which the exporter writes as outputs."""
+    items = _parse_json(span.attributes.get(names.SPAN_OUTPUTS))
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and "page_content" in item:
+            metadata = dict(item.get("metadata") or {})
+            score = metadata.pop("score", None)
+            document_id = item.get("id")
+            yield RecordedDocument(
+                str(item["page_content"]), None if document_id is None else str(document_id), score, metadata
+            )
+
+
+def _parse_json(value: Any) -> Any:
+    with suppress(TypeError, ValueError):
+        return json.loads(value)
+    return None
+
+
+def _contains(values: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    return all(name in values and values[name] == value for name, value in expected.items())
 
 
 def parse_spans(request: ExportTraceServiceRequest, destination: Mapping[str, Any]) -> list[RecordedSpan]:

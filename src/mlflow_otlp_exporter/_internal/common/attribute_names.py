@@ -33,6 +33,7 @@ MODEL_NAME, PROVIDER = "llm.model_name", "llm.provider"
 # MLflow's, and those of a trace's destination in MLflow.
 SPAN_TYPE = "mlflow.spanType"
 SPAN_INPUTS, SPAN_OUTPUTS = "mlflow.spanInputs", "mlflow.spanOutputs"
+USAGE = "mlflow.chat.tokenUsage"
 TRACE_TAG = "mlflow.traceTag."
 LINKED_PROMPTS = "mlflow.traceTag.mlflow.linkedPrompts"
 WORKSPACE, EXPERIMENT = "mlflow.workspace", "mlflow.experiment"
