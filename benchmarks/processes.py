@@ -109,6 +109,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-length", "0")
         self.end_headers()
 
+    def do_GET(self) -> None:
+        """Answer with a version of MLflow: the gateway asks for it."""
+        self.send_response(200)
+        self.send_header("content-length", "6")
+        self.end_headers()
+        self.wfile.write(b"3.17.2")
+
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the name is the base class's
         """Log nothing."""
 
