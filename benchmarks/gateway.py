@@ -226,12 +226,12 @@ def _measure_gateway(sink: str, requests: Sequence[_Request], seconds: float, ra
                 requests,
                 seconds,
                 rate,
-                lambda: gateway.metrics()["mlflow_otlp_gateway_queued_spans"],
+                lambda: gateway.metrics()["mlflow_otlp_queue_spans"],
             )
             metrics = gateway.metrics()
         finally:
             gateway.kill()
-    sent = sum(metrics[f"mlflow_otlp_gateway_{name}_spans_total"] for name in ("delivered", "filtered"))
+    sent = sum(metrics[f"mlflow_otlp_span_{name}_total"] for name in ("delivered", "filtered"))
     if sent < result["spans"]:
         raise RuntimeError(f"{sent:.0f} of {result['spans']} spans were delivered")
     return result

@@ -8,13 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import grpc
 import pytest
 
-from support.certificates import Authority
-from support.gateway import JSON, GatewayProcess
+from mlflow_otlp_exporter._internal.gateway.metrics import GatewayMetrics
+from mlflow_otlp_exporter._internal.model.destination import Destination
+from support.certificates import Authority, Certificate
+from support.gateway import JSON, GatewayProcess, open_grpc_channel
 from support.otlp_bodies import encode_spans, to_json
 from support.scripted_server import TRACES_PATH, Answer, ScriptedServer
 from support.spans import make_spans
+from support.traces import wait_until
 
 AWAY = "http://127.0.0.1:1"
 
@@ -142,7 +146,15 @@ def test_metrics_count_requests_spans_and_durations(scripted_server: ScriptedSer
             "ready": 1,
         }
         assert {name: metrics[f"mlflow_otlp_gateway_{name}"] for name in expected} == expected
-        assert metrics["otel_sdk_exporter_operation_duration_seconds_count"] >= 1
+        durations = [name for name in metrics if name.startswith("otel_sdk_exporter_operation_duration_seconds_count")]
+        assert any('destination="/7"' in name for name in durations)
+
+
+def test_request_durations_have_a_bounded_number_of_destinations() -> None:
+    metrics = GatewayMetrics()
+    names = [metrics.name_destination(Destination(experiment_id=str(number))) for number in range(1000)]
+    assert names == [*(f"/{number}" for number in range(100)), *["other"] * 900]
+    assert metrics.name_destination(Destination(experiment_id="7")) == "/7"
 
 
 def make_context(authority: Authority, *arguments: Path) -> ssl.SSLContext:
@@ -164,6 +176,79 @@ def test_gateway_with_tls_and_client_ca_takes_clients_with_certificate_only(tmp_
         gateway.tls = make_context(authority)
         with pytest.raises((ssl.SSLError, ConnectionError)):
             post_span(gateway)
+
+
+def read_certificate(gateway: GatewayProcess, authority: Authority) -> bytes:
+    """Return the certificate of a new connection."""
+    return ssl.PEM_cert_to_DER_cert(
+        ssl.get_server_certificate(("127.0.0.1", gateway.port), ca_certs=str(authority.file), timeout=10)
+    )
+
+
+@pytest.mark.needs("openssl")
+def test_certificate_that_is_replaced_is_used_without_restart(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    first, second = authority.certificate("first"), authority.certificate("second")
+    file, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    file.write_bytes(first.file.read_bytes())
+    key.write_bytes(first.key.read_bytes())
+    arguments = ["--experiment-id", "1", "--certificate-file", str(file), "--key-file", str(key)]
+    root = grpc.ssl_channel_credentials(authority.file.read_bytes())
+    with GatewayProcess(tmp_path, AWAY, arguments, tls=make_context(authority)) as gateway:
+        assert read_certificate(gateway, authority) == ssl.PEM_cert_to_DER_cert(first.file.read_text())
+        file.write_bytes(second.file.read_bytes())  # the key is still that of the first one
+        wait_until(lambda: post_span(gateway) == 200 and "stays in use" in gateway.log_path.read_text())
+        assert read_certificate(gateway, authority) == ssl.PEM_cert_to_DER_cert(first.file.read_text())
+        key.write_bytes(second.key.read_bytes())
+        expected = ssl.PEM_cert_to_DER_cert(second.file.read_text())
+        wait_until(lambda: read_certificate(gateway, authority) == expected)
+        assert post_span(gateway) == 200
+        with open_grpc_channel(gateway, root) as export:
+            assert not export(b"", timeout=20).ByteSize()
+        assert gateway.stop() == 0
+        assert [line["level"] for line in gateway.log].count("WARNING") == 1
+
+
+@pytest.mark.needs("openssl")
+def test_client_ca_that_is_replaced_applies_to_new_connections(tmp_path: Path) -> None:
+    """Over both protocols: a client of the previous CA is rejected."""
+    authority, other = Authority(tmp_path / "ca"), Authority(tmp_path / "other")
+    server, client, next_client = authority.certificate("server"), authority.certificate("a"), other.certificate("b")
+    client_ca = tmp_path / "clients.pem"
+    client_ca.write_bytes(authority.file.read_bytes())
+    arguments = ["--experiment-id", "1", "--certificate-file", str(server.file), "--key-file", str(server.key)]
+    arguments += ["--client-ca-file", str(client_ca)]
+
+    def is_accepted(certificate: Certificate) -> bool:
+        gateway.tls = make_context(authority, certificate.file, certificate.key)
+        credentials = grpc.ssl_channel_credentials(
+            authority.file.read_bytes(), certificate.key.read_bytes(), certificate.file.read_bytes()
+        )
+        try:
+            over_http = post_span(gateway) == 200
+        except (ssl.SSLError, ConnectionError):
+            over_http = False
+        try:
+            with open_grpc_channel(gateway, credentials) as export:
+                export(b"", timeout=20)
+        except grpc.RpcError:
+            return False
+        return over_http
+
+    with GatewayProcess(tmp_path, AWAY, arguments) as gateway:
+        assert is_accepted(client)
+        assert not is_accepted(next_client)
+        client_ca.write_bytes(other.file.read_bytes())
+        wait_until(lambda: is_accepted(next_client))
+        assert not is_accepted(client)
+
+
+@pytest.mark.needs("openssl")
+def test_gateway_with_certificate_of_another_key_ends_with_2(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    server, other = authority.certificate("server"), authority.certificate("other")
+    arguments = ("--listen", "127.0.0.1:0", "--certificate-file", str(server.file), "--key-file", str(other.key))
+    assert f"{server.file} is not usable: " in run_gateway(*arguments)
 
 
 def test_gateway_at_sigterm_finishes_requests_and_ends_with_0(tmp_path: Path) -> None:
@@ -189,10 +274,18 @@ def test_gateway_at_sigterm_finishes_requests_and_ends_with_0(tmp_path: Path) ->
         (["--tokens-file", "/nowhere/tokens.json"], "/nowhere/tokens.json is not usable: No such file"),
         (["--key-file", __file__], "TLS settings need gateway_certificate_file"),
         (["--max-request-size", "0"], "expected a whole number above 0"),
+        (["--forward-authorization", "maybe"], "argument gateway_forward_authorization= is 'maybe'"),
     ],
 )
 def test_gateway_with_wrong_setting_ends_with_2(arguments: Sequence[str], message: str) -> None:
     assert message in run_gateway("--listen", "127.0.0.1:0", *arguments)
+
+
+def test_gateway_that_forwards_credentials_takes_no_tokens_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    file.write_text('{"secret": ["/*"]}')
+    arguments = ("--listen", "127.0.0.1:0", "--tokens-file", str(file), "--forward-authorization")
+    assert "exclude each other" in run_gateway(*arguments)
 
 
 def test_gateway_at_used_address_ends_with_2() -> None:

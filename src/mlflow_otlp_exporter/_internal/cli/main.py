@@ -149,7 +149,9 @@ def _create_parser() -> argparse.ArgumentParser:
     )
     for setting in fields_of(GatewaySettings):
         option = setting.name.removeprefix("gateway_").replace("_", "-")
-        gateway.add_argument(f"--{option}", dest=setting.name, help=f"overrides {setting.variables[0]}")
+        # A flag may have a value, too.
+        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if setting.default is False else {}
+        gateway.add_argument(f"--{option}", dest=setting.name, help=f"overrides {setting.variables[0]}", **flag)
     _add_target_arguments(gateway)
     _add_collector_command(commands)
     return parser

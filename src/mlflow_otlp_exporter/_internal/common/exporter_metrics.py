@@ -63,6 +63,9 @@ def _observe(instrument: Instrument, sources: _Sources, _: CallbackOptions) -> I
 class ExporterMetrics:
     """Upstream's metrics: counters of exported spans and of spans in flight, and the durations of requests."""
 
+    # Gives durations of requests the attribute `destination`, whose values must be few.
+    name_destination: Callable[[Any], str] | None = None
+
     def __init__(self, provider: MeterProvider, url: str) -> None:
         parts = urlsplit(url)
         self.provider = provider
@@ -108,11 +111,15 @@ class ExporterMetrics:
 
         return on_counted
 
-    def record_request(self, seconds: float, error_type: str | None, status: int | None) -> None:
+    def record_request(
+        self, seconds: float, error_type: str | None, status: int | None, destination: Any = None
+    ) -> None:
         """Record the duration of one attempt: with an outage of hours, a batch has none before the outage ends."""
         attributes: dict[str, AttributeValue] = {"error.type": error_type} if error_type else {}
         if error_type and str(status) == error_type:
             attributes["http.response.status_code"] = status or 0
+        if self.name_destination is not None:
+            attributes["destination"] = self.name_destination(destination)
         with suppress(Exception):
             self._duration.record(seconds, {**self.attributes, **attributes})
 

@@ -137,6 +137,7 @@ class GatewaySettings:
     gateway_client_ca_file: str | None
     gateway_max_request_size: int
     gateway_max_destinations: int
+    gateway_forward_authorization: bool
 
 
 @dataclass(frozen=True)

@@ -355,6 +355,16 @@ SETTINGS: tuple[Setting, ...] = (
         "`mlflow-otlp gateway`: how many different workspaces and experiments clients may name until a restart; spans "
         "for further ones are rejected."
     ),
+    Setting(
+        "gateway_forward_authorization",
+        GatewaySettings,
+        parsers.parse_boolean,
+        ("MLFLOW_OTLP_GATEWAY_FORWARD_AUTHORIZATION",),
+        default=False,
+    ).describe(
+        "`mlflow-otlp gateway`: send each client's spans to MLflow with the client's header `authorization` instead of "
+        "the gateway's own credential. Spans are kept in memory only then."
+    ),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 

@@ -44,7 +44,7 @@ class OTLPClient:
         self._problem_log = problem_log
         self._experiment_is_set = experiment_is_set
         self._headers: dict[tuple[Destination, str | None], dict[str, str]] = {}
-        self.on_outcome: Callable[[ExportOutcome, float], None] = lambda _outcome, _seconds: None
+        self.on_outcome: Callable[[ExportOutcome, float, Destination], None] = lambda *_: None
 
     def export(self, destination: Destination, body: bytes, timeout_seconds: float) -> ExportOutcome:
         """Send an encoded request once, and once more uncompressed if the server rejects the compressed body.
@@ -61,11 +61,11 @@ class OTLPClient:
             headers = {"content-type": "application/x-protobuf", **destination.headers(experiment)}
             evict_oldest(self._headers, _MAX_CACHED_HEADERS)[destination, experiment] = headers
         if self._compression == "none":
-            return self._post(headers, body, timeout_seconds)
+            return self._post(destination, headers, body, timeout_seconds)
         compressed_headers = {**headers, "Content-Encoding": self._compression}
-        outcome = self._post(compressed_headers, compress(body, self._compression), timeout_seconds)
+        outcome = self._post(destination, compressed_headers, compress(body, self._compression), timeout_seconds)
         if outcome.status in (400, 415) and outcome.trace_id is None:
-            outcome = self._post(headers, body, timeout_seconds)
+            outcome = self._post(destination, headers, body, timeout_seconds)
             if outcome.disposition in (Disposition.SUCCESS, Disposition.PARTIAL_SUCCESS):
                 # MLflow before 3.7 answers 400 to every compressed body; if it accepts the uncompressed body, the
                 # content was not the cause.
@@ -76,13 +76,15 @@ class OTLPClient:
                 self._compression = "none"
         return outcome
 
-    def _post(self, headers: Mapping[str, str], body: bytes, timeout_seconds: float) -> ExportOutcome:
+    def _post(
+        self, destination: Destination, headers: Mapping[str, str], body: bytes, timeout_seconds: float
+    ) -> ExportOutcome:
         self._problem_log.stats.add(requests=1)
         request = HttpRequest("POST", "", headers=headers, body=body, timeout_seconds=timeout_seconds)
         started_at = time.monotonic()
         response = self._server.send(request)
         outcome = classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
-        self.on_outcome(outcome, time.monotonic() - started_at)
+        self.on_outcome(outcome, time.monotonic() - started_at, destination)
         return outcome
 
     def forget(self, destination: Destination) -> None:

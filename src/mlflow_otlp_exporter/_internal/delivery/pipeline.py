@@ -56,16 +56,21 @@ class Pipeline:
     # waiting releases it as a whole; `concurrent.futures.wait` would hold locks that the handler needs.
     _changed = LazyCondition()
 
-    def __init__(self, settings: Settings, session: Session | None, metrics: ExporterMetrics | None = None) -> None:
-        self.settings, self._metrics = settings, metrics
-        self.problem_log = ProblemLog()
+    def __init__(
+        self,
+        settings: Settings,
+        session: Session | None,
+        metrics: ExporterMetrics | None = None,
+        problem_log: ProblemLog | None = None,
+    ) -> None:
+        self.settings, self.metrics, self.problem_log = settings, metrics, problem_log or ProblemLog()
         self._clients = build_clients(
             settings, self.problem_log, session=session, on_endpoint_moved=self._log_endpoint_moved
         )
         clients = self._clients
         if metrics is not None:
-            clients.otlp.on_outcome = lambda outcome, seconds: metrics.record_request(
-                seconds, outcome.error_type, outcome.status
+            clients.otlp.on_outcome = lambda outcome, seconds, destination: metrics.record_request(
+                seconds, outcome.error_type, outcome.status, destination
             )
         self.batcher = Batcher(
             settings,
@@ -145,17 +150,17 @@ class Pipeline:
     # Spans
 
     @property
-    def span_recorder(self) -> Callable[[ReadableSpan], bool] | None:
-        """The function that writes an ended span to the journal; None unless durability is `every-span`."""
+    def span_recorder(self) -> Callable[..., bool] | None:
+        """The function that writes ended spans to the journal; None unless durability is `every-span`."""
         journal = self.persistent_queue.journal if self.persistent_queue is not None else None
         if journal is None or self.batcher.redactor.is_idle:
             return journal.append if journal is not None else None
         write, redact = journal.append, self.batcher.redactor.redact
 
-        def record(span: ReadableSpan) -> bool:
+        def record(*spans: ReadableSpan) -> bool:
             try:
-                return write(redact(span))
-            except BaseException as error:  # the span is only in memory then, and dropped when it is encoded
+                return write(*map(redact, spans))
+            except BaseException as error:  # the spans are only in memory then, and dropped when they are encoded
                 if must_propagate(error):
                     raise
                 return False
@@ -186,8 +191,8 @@ class Pipeline:
             merge = partial(ExportRequest.merge, spans=encoded, other=future, max_bytes=self._max_request_bytes())
             if self.work_queue.extend_last(destination, merge):
                 self._add_in_flight(future.span_count, future.byte_count)
-                if self._metrics is not None:
-                    self._metrics.record_start(future.span_count)
+                if self.metrics is not None:
+                    self.metrics.record_start(future.span_count)
             else:
                 self._enqueue(destination, encoded, future)
 
@@ -248,8 +253,8 @@ class Pipeline:
             self._in_flight.add(future)
             self._add_in_flight(future.span_count, future.byte_count)
         future.add_done_callback(self._untrack)
-        if self._metrics is not None:
-            future.on_counted = self._metrics.record_start(len(spans))
+        if self.metrics is not None:
+            future.on_counted = self.metrics.record_start(len(spans))
         request, sender = ExportRequest(destination, spans, future, created_at=time.monotonic()), self.retry_sender
         is_failing = sender.backoff.failure_counts and sender.backoff.is_backing_off(destination)
         if is_failing and self.persistent_queue is not None and sender.spool(request):
@@ -324,8 +329,8 @@ class Pipeline:
 
     def _record_lost(self, count: int, spans: Sequence[ReadableSpan], kind: str, reason: str) -> None:
         """Record spans that were dropped before they became a request; `spans` are those that are known."""
-        if self._metrics is not None:
-            self._metrics.record_exported(count, kind)
+        if self.metrics is not None:
+            self.metrics.record_exported(count, kind)
         self._remove_from_journal(spans)
         self.record_dropped(count, reason, kind)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NoReturn
 
 import grpc
@@ -14,6 +13,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings
 from mlflow_otlp_exporter._internal.encoding.span_decoder import parse_protobuf
+from mlflow_otlp_exporter._internal.gateway.certificates import CertificateFiles
 from mlflow_otlp_exporter._internal.gateway.intake import Intake
 from mlflow_otlp_exporter._internal.gateway.metrics import GatewayMetrics
 from mlflow_otlp_exporter._internal.gateway.protocol import Answer, AnswerKind, Rejection, build_answer_message
@@ -36,7 +36,12 @@ class GrpcReceiver:
     """A gRPC server in threads of its own."""
 
     def __init__(
-        self, intake: Intake, tokens: TokenFile | None, gateway: GatewaySettings, metrics: GatewayMetrics
+        self,
+        intake: Intake,
+        tokens: TokenFile | None,
+        certificates: CertificateFiles | None,
+        gateway: GatewaySettings,
+        metrics: GatewayMetrics,
     ) -> None:
         self._intake, self._tokens, self._metrics = intake, tokens, metrics
         max_bytes = gateway.gateway_max_request_size
@@ -47,12 +52,11 @@ class GrpcReceiver:
         method = grpc.unary_unary_rpc_method_handler(self._export)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Export": method}),))
         address = gateway.gateway_grpc_listen
-        credentials = _read_credentials(gateway)
         try:
-            if credentials is None:
+            if certificates is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, credentials)
+                self.port = self._server.add_secure_port(address, certificates.make_grpc_credentials())
         except RuntimeError as error:
             raise ConfigurationError(f"cannot listen at {address}: {error}") from None
 
@@ -88,13 +92,3 @@ def _abort(answer: Answer, context: grpc.ServicerContext) -> NoReturn:
         status.details.add().Pack(retry_info)  # type: ignore[attr-defined]  # a google.rpc.Status
     context.abort_with_status(_Status(answer, status.SerializeToString()))
     raise AssertionError  # abort_with_status raises
-
-
-def _read_credentials(gateway: GatewaySettings) -> grpc.ServerCredentials | None:
-    if gateway.gateway_certificate_file is None:
-        return None
-    certificate = Path(gateway.gateway_certificate_file).read_bytes()
-    # Without a file of its own, the key stands in that of the certificate.
-    key = Path(gateway.gateway_key_file).read_bytes() if gateway.gateway_key_file else certificate
-    client_ca = Path(gateway.gateway_client_ca_file).read_bytes() if gateway.gateway_client_ca_file else None
-    return grpc.ssl_server_credentials([(key, certificate)], client_ca, client_ca is not None)

@@ -34,6 +34,7 @@ from mlflow_otlp_exporter._internal.model.destination import (
 )
 from mlflow_otlp_exporter._internal.model.encoded_span import estimate_bytes
 from mlflow_otlp_exporter._internal.model.span_data import SpanData
+from mlflow_otlp_exporter._internal.spool.journal import SpanKey
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
 EXPERIMENT_NAME_HEADER = "x-mlflow-experiment"
@@ -79,6 +80,15 @@ class _Decoded:
         self.kinds[kind] += count
 
 
+@dataclass
+class IntakeCounts:
+    """What is counted for metrics."""
+
+    received: Counter[str] = field(default_factory=Counter)  # spans by destination
+    rejected: Counter[str] = field(default_factory=Counter)  # spans by kind of reason
+    duplicate_count: int = 0
+
+
 class Intake:
     """Takes requests of many clients, and submits their traces in a thread of its own.
 
@@ -103,13 +113,15 @@ class Intake:
         self._scopes: dict[bytes, InstrumentationScope] = {}
         self._taken: set[tuple[int, int]] = set()
         self._previously_taken: set[tuple[int, int]] = set()
-        self.received: Counter[str] = Counter()  # spans by destination
-        self.rejected: Counter[str] = Counter()  # spans by kind of reason
-        self.duplicate_count = 0
+        self.counts = IntakeCounts()
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="mlflow-otlp-gateway", daemon=True)
         self._thread.start()
+
+    def share_counts(self, other: Intake) -> None:
+        """Count with another intake, and share its limit of destinations."""
+        self.counts, self._destinations = other.counts, other._destinations
 
     # In the threads of the receivers
 
@@ -154,7 +166,7 @@ class Intake:
             return Answer(AnswerKind.UNAVAILABLE, reason, retry_after_seconds=_RETRY_AFTER_SECONDS)
         decoded = self._decode(request, route, is_allowed)
         reasons = decoded.reasons
-        self.rejected.update(decoded.kinds)
+        self.counts.rejected.update(decoded.kinds)
         if decoded.kinds[_DENIED] and not decoded.spans:
             return Answer(AnswerKind.DENIED, _join(reasons))
         if decoded.spans and not self._store(decoded.spans):
@@ -229,28 +241,29 @@ class Intake:
 
     def _store(self, spans: Sequence[SpanData]) -> bool:
         """Write spans to the journal and hand them to the thread; False if the journal could not be written."""
-        write, names = self._write_journal, dict[int, str]()
+        names: dict[int, str] = {}
         with self._changed:
-            now, due, is_stored = time.monotonic(), self._assembler.next_due(), True
+            now, due = time.monotonic(), self._assembler.next_due()
+            unique_spans: dict[SpanKey, SpanData] = {}
             for span in spans:
                 key = (span.context.trace_id, span.context.span_id)
-                if key in self._taken or key in self._previously_taken:
-                    self.duplicate_count += 1
-                    continue
-                if write is not None and not write(span):
-                    is_stored = False  # the client sends all again; the first ones are duplicates then
-                    break
-                self._taken.add(key)
+                if key not in self._taken and key not in self._previously_taken:
+                    unique_spans.setdefault(key, span)
+            self.counts.duplicate_count += len(spans) - len(unique_spans)
+            if unique_spans and self._write_journal is not None and not self._write_journal(*unique_spans.values()):
+                return False
+            self._taken.update(unique_spans)
+            for span in unique_spans.values():
                 self._assembler.add(span, now)
                 resource = span.resource
                 if id(resource) not in names:
                     names[id(resource)] = describe_destination(self._default.for_trace(resource.attributes))
-                self.received[names[id(resource)]] += 1
+                self.counts.received[names[id(resource)]] += 1
             if len(self._taken) >= _MAX_TAKEN_SPANS:
                 self._taken, self._previously_taken = set(), self._taken
             if self._assembler.next_due() != due or self._is_crowded():
                 self._changed.notify_all()
-        return is_stored
+        return True
 
     # In the thread of this object
 

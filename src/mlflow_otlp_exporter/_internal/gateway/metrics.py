@@ -19,10 +19,11 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mlflow_otlp_exporter._internal.common.exporter_metrics import DURATION, Instrument, observe
-from mlflow_otlp_exporter._internal.gateway.intake import Intake
+from mlflow_otlp_exporter._internal.gateway.intake import Intake, describe_destination
+from mlflow_otlp_exporter._internal.model.destination import Destination
 
-# The destinations with most spans; the others are counted as `other`.
-_MAX_DESTINATIONS = 100
+# The destinations with most spans, and the first ones that requests were sent to; the others are counted as `other`.
+_MAX_DESTINATIONS, _OTHER = 100, "other"
 # OpenTelemetry's default buckets are those for milliseconds.
 _BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
@@ -38,10 +39,19 @@ class GatewayMetrics(Collector):
         self.provider = MeterProvider([self._reader], Resource({}), shutdown_on_exit=False, views=[view])
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        self._named_destinations: set[str] = set()
 
     def observe(self, intake: Intake) -> None:
         observe(self.provider, _INTAKE, intake, {})
         observe(self.provider, _ANSWERS, self, {})
+
+    def name_destination(self, destination: Destination) -> str:
+        """Return the name of a destination in the durations of requests, whose series stay until the end."""
+        name = describe_destination(destination)
+        if name not in self._named_destinations and len(self._named_destinations) >= _MAX_DESTINATIONS:
+            return _OTHER
+        self._named_destinations.add(name)
+        return name
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
@@ -86,7 +96,7 @@ def _limit_destinations(counts: Counter[str]) -> Mapping[str, int]:
     counts = counts.copy()  # receivers add to it
     largest = dict(counts.most_common(_MAX_DESTINATIONS))
     if other_count := counts.total() - sum(largest.values()):
-        largest["other"] = other_count
+        largest[_OTHER] = other_count
     return largest
 
 
@@ -109,21 +119,21 @@ _INTAKE = (
         "mlflow_otlp.gateway.span.received",
         "{span}",
         "Spans taken, by destination.",
-        lambda intake: _by("destination", _limit_destinations(intake.received)),
+        lambda intake: _by("destination", _limit_destinations(intake.counts.received)),
         True,
     ),
     Instrument(
         "mlflow_otlp.gateway.span.rejected",
         "{span}",
         "Spans of answered requests that were not taken, by reason.",
-        lambda intake: _by("reason", intake.rejected),
+        lambda intake: _by("reason", intake.counts.rejected),
         True,
     ),
     Instrument(
         "mlflow_otlp.gateway.span.duplicate",
         "{span}",
         "Spans that clients sent again.",
-        lambda intake: [(intake.duplicate_count, {})],
+        lambda intake: [(intake.counts.duplicate_count, {})],
         True,
     ),
     Instrument(

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,17 +53,22 @@ class Segment:
         self.owner_numbers = itertools.count()
         self.size_bytes = 0  # approximately
 
-    def write_record(self, record: Any) -> None:
-        content = encode_line(record)
+    def write_records(self, records: Iterable[Any]) -> None:
+        # In one call: each lets other threads run.
+        content = b"".join(map(encode_line, records))
         written_bytes = os.write(self.descriptor, content)
         self.size_bytes += written_bytes
         if written_bytes != len(content):
             raise OSError("only a part of the line was written")
 
+    def discard(self, keys: Iterable[SpanKey]) -> None:
+        for key in keys:
+            self.pending.pop(key, None)
+
     def write_header(self, header: JournalHeader) -> None:
         """Write the header once; two threads at once write it twice, which does no harm."""
         if self.header is None:
-            self.write_record(build_header_record(header))
+            self.write_records([build_header_record(header)])
             self.header = header
 
     def get_owner_number(self, owner: Any) -> int:
@@ -71,7 +76,7 @@ class Segment:
         if numbered is None:
             # Two threads at once write the owner twice, with two numbers. It is remembered after it was written.
             numbered = (next(self.owner_numbers), owner)
-            self.write_record(build_owner_record(owner, numbered[0]))
+            self.write_records([build_owner_record(owner, numbered[0])])
             self.owners[id(owner)] = numbered
         return numbered[0]
 
@@ -108,41 +113,40 @@ class Journal:
 
     # Called by application threads
 
-    def append(self, span: ReadableSpan) -> bool:
-        """Write an ended span; never raises. False: it is in memory only, which `rotate` logs."""
+    def append(self, *spans: ReadableSpan) -> bool:
+        """Write ended spans; never raises. False: they are in memory only, which `rotate` logs."""
         if self._is_closed or self._is_paused:
-            self._missed_span_count += 1
+            self._missed_span_count += len(spans)
             return False
         try:
-            self._append(span)
+            self._append(spans)
         except BaseException as error:  # a malformed span or a full disk must not raise into the application
             if must_propagate(error):
                 raise
             self._error = error
-            self._missed_span_count += 1
+            self._missed_span_count += len(spans)
             return False
         return True
 
-    def _append(self, span: ReadableSpan) -> None:
-        context = span.context
-        key = (context.trace_id, context.span_id)
+    def _append(self, spans: Sequence[ReadableSpan]) -> None:
+        keys = dict.fromkeys([(span.context.trace_id, span.context.span_id) for span in spans])
         segment = self._current or self._open_segment()
         while True:
-            # First add the key, then check the segment again: a segment that is no longer current may be removed as
+            # First add the keys, then check the segment again: a segment that is no longer current may be removed as
             # soon as no span in it is pending, but not between these two steps.
-            segment.pending[key] = None
+            segment.pending.update(keys)
             current = self._current
             if segment is current:
                 break
-            segment.pending.pop(key, None)
+            segment.discard(keys)
             segment = current or self._open_segment()
         try:
             segment.write_header(self._header)
-            resource_number = segment.get_owner_number(span.resource)
-            scope_number = segment.get_owner_number(span.instrumentation_scope)
-            segment.write_record(build_span_record(span, resource_number, scope_number))
+            number = segment.get_owner_number
+            records = [build_span_record(s, number(s.resource), number(s.instrumentation_scope)) for s in spans]
+            segment.write_records(records)
         except BaseException:
-            segment.pending.pop(key, None)
+            segment.discard(keys)
             raise
 
     def _open_segment(self) -> Segment:
@@ -164,10 +168,9 @@ class Journal:
             settled = [key for key in keys if any(key in segment.pending for segment in segments)]
             if settled:
                 with suppress(OSError):
-                    segments[-1].write_record(["gone", settled])
+                    segments[-1].write_records([["gone", settled]])
             for segment in segments:
-                for key in settled:
-                    segment.pending.pop(key, None)
+                segment.discard(settled)
 
     def rotate(self) -> None:
         """Replace a full file, remove files without pending spans, and log problems since the last call."""
