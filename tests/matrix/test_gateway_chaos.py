@@ -104,8 +104,8 @@ class Story:
             event()
             self.counts[event.__name__] += 1
 
-    def _wait(self, least: float, most: float) -> None:
-        self._pause.wait(self._random.uniform(least, most))
+    def _wait(self, min_seconds: float, max_seconds: float) -> None:
+        self._pause.wait(self._random.uniform(min_seconds, max_seconds))
 
     def kill_gateway(self) -> None:
         self._gateway.kill()
