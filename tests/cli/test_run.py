@@ -187,7 +187,7 @@ def normalize(traces: Sequence[RecordedTrace]) -> Any:
     return [(trace.tree, [normalize_span(span) for span in trace.spans]) for trace in traces]
 
 
-(BLOCK,) = blocks(ROOT / "docs" / "apps.md", "yaml")
+(BLOCK,) = blocks(ROOT / "docs" / "zero-code.md", "yaml")
 FILE = BLOCK.code.replace("experiment: support-agent", "experiment: agents")
 
 

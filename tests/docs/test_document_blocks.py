@@ -267,7 +267,7 @@ def test_yaml_block_against_its_schema_is_valid(block: Block) -> None:
         else:
             # A configuration file of OpenTelemetry: tests/cli/test_run.py runs an app with it.
             assert document["file_format"] == "1.0"
-            assert block.page.name == "apps.md"
+            assert block.page.name == "zero-code.md"
 
 
 def test_sidecar_manifest_variables_match_shell_block() -> None:
