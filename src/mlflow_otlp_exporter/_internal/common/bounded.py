@@ -1,8 +1,9 @@
-"""Bounded text, JSON of others, and dictionaries with a maximum size; nothing here raises."""
+"""Bounded text, JSON of others, dictionaries with a maximum size, and caches; nothing here raises."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 DEFAULT_LIMIT = 1 << 20
+# Longer ones, such as flattened conversations, rarely occur twice.
+_MAX_CACHED_KEYS, _MAX_CACHED_KEY_LENGTH, _MAX_CACHED_RESULTS = 100, 200, 512
 ELLIPSIS = "…"
 
 
@@ -32,3 +35,18 @@ def evict_oldest(entries: dict[K, V], max_count: int) -> dict[K, V]:
         with suppress(KeyError, RuntimeError, StopIteration):
             del entries[next(iter(entries))]
     return entries
+
+
+def cache_by_keys(function: Callable[[tuple[str, ...]], V]) -> Callable[[tuple[str, ...]], V]:
+    """Cache what depends on the keys of attributes alone: spans of one source have the same keys."""
+    results: dict[tuple[str, ...], V] = {}
+
+    def call(keys: tuple[str, ...]) -> V:
+        result = results.get(keys)
+        if result is None:
+            result = function(keys)
+            if len(keys) <= _MAX_CACHED_KEYS and max(map(len, keys), default=0) <= _MAX_CACHED_KEY_LENGTH:
+                evict_oldest(results, _MAX_CACHED_RESULTS)[keys] = result
+        return result
+
+    return call

@@ -9,8 +9,8 @@ from typing import Any
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
-from mlflow_otlp_exporter._internal.common.bounded import parse_json
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, frame_span
+from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys, parse_json
+from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, Utf8Text, frame_span
 
 REPAIRED_ATTRIBUTE = "mlflow_otlp.repaired"
 _TRACE_NAME, _SPAN_TYPE = "mlflow.traceTag.mlflow.traceName", "mlflow.spanType"
@@ -37,6 +37,8 @@ _KIND_KEYS = frozenset(
 _SHORT_TEXT = min(_MAX_LENGTHS.values())
 # MLflow parses each text that may be JSON, and answers 422 to 1,000 nested levels, or 1,000 brackets in a row.
 _MAX_NESTING = 500
+_MIN_ESCAPE_LENGTH = 6
+_TEXT_TYPES = (str, Utf8Text)
 _BRACKETS = re.compile(r"[\[{]+|[\]}]+")
 _ZERO_WIDTH_SPACE = "\u200b"
 _MIN_CUT_CHARACTERS, _MAX_MARK_BYTES = 256, 64
@@ -56,24 +58,29 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
     """Repair attributes; None if they need no repair."""
     if not attributes:
         return None
-    original = attributes.copy() if hasattr(attributes, "copy") else dict(attributes)
+    original: Any = attributes
+    if original.__class__ is not dict:
+        original = attributes.copy() if hasattr(attributes, "copy") else dict(attributes)
+    special_keys = _find_special_keys(tuple(original))
+    # No other attribute can need repair: other texts are no JSON, or too short for many brackets or an escaped NUL.
+    min_length = _MIN_ESCAPE_LENGTH if is_root else _MAX_NESTING
+    checked_keys = [
+        key
+        for key, value in original.items()
+        if key in special_keys
+        or (isinstance(value, _TEXT_TYPES) and len(value) > min_length and not value[:1].isalnum())
+    ]
     changes: dict[str, Any] = {}
     notes: list[str] = []
-    for key, value in original.items():
-        if key in _NUMBER_KEYS:
-            changed, note = _sanitize_numbers(key, value)
-        elif key in _COLUMN_KEYS or key in _KIND_KEYS or key.startswith(_TRACE_TAG_PREFIX):
-            is_short = value.__class__ is str and value[:1].isalpha() and len(value) <= _SHORT_TEXT
-            if is_short and "\x00" not in value and "\\u0000" not in value:
-                continue  # nearly all
-            changed, note = _sanitize_column(key, value)
-        elif is_root and isinstance(value, str) and "\\u0000" in value and _is_structured(value):
-            # MLflow before 3.18 stores the last message in it as a preview, which is a column.
-            changed, note = replace_nul(value), f"{key}: NUL characters replaced"
-        else:
-            changed, note = value, ""
-        if changed.__class__ is str and len(changed) > _MAX_NESTING and _is_nested_too_deeply(changed):
-            changed, note = _ZERO_WIDTH_SPACE + changed, f"{key}: marked as text, because it is nested too deeply"
+    for key in checked_keys:
+        value = original[key]
+        if value.__class__ is Utf8Text:
+            # Removal finds the brackets ten times faster than `count` does.
+            bracket_count = len(value) - len(value.replace(b"[", b"").replace(b"{", b""))
+            if bracket_count <= _MAX_NESTING and not (is_root and value.find(b"\\u0000") >= 0):
+                continue
+            value = value.decode()
+        changed, note = _sanitize_value(key, value, is_special=key in special_keys, is_root=is_root)
         if note:
             changes[key] = changed
             notes.append(note)
@@ -81,6 +88,29 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
         return None
     merged = {**original, **changes, REPAIRED_ATTRIBUTE: "; ".join(notes)}
     return {key: value for key, value in merged.items() if not (value is None and key in changes)}
+
+
+@cache_by_keys
+def _find_special_keys(keys: tuple[str, ...]) -> frozenset[str]:
+    special_keys = _NUMBER_KEYS | _COLUMN_KEYS | _KIND_KEYS
+    return frozenset([key for key in keys if key in special_keys or key.startswith(_TRACE_TAG_PREFIX)])
+
+
+def _sanitize_value(key: str, value: Any, *, is_special: bool, is_root: bool) -> tuple[Any, str]:
+    changed, note = value, ""
+    if key in _NUMBER_KEYS:
+        changed, note = _sanitize_numbers(key, value)
+    elif is_special:
+        is_short = value.__class__ is str and value[:1].isalpha() and len(value) <= _SHORT_TEXT
+        if is_short and "\x00" not in value and "\\u0000" not in value:
+            return value, ""  # nearly all
+        changed, note = _sanitize_column(key, value)
+    elif is_root and isinstance(value, str) and "\\u0000" in value and _is_structured(value):
+        # MLflow before 3.18 stores the last message in it as a preview, which is a column.
+        changed, note = replace_nul(value), f"{key}: NUL characters replaced"
+    if changed.__class__ is str and len(changed) > _MAX_NESTING and _is_nested_too_deeply(changed):
+        return _ZERO_WIDTH_SPACE + changed, f"{key}: marked as text, because it is nested too deeply"
+    return changed, note
 
 
 def _sanitize_column(key: str, value: Any) -> tuple[Any, str]:

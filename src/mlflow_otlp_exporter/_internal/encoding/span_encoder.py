@@ -19,6 +19,7 @@ from mlflow_otlp_exporter._internal.model.encoded_span import (
     VARINTS,
     EncodedSpan,
     Framing,
+    Utf8Text,
     encode_field,
     encode_length,
     varint,
@@ -167,9 +168,10 @@ class SpanEncoder:
             encoded_key = keys.get(key)
             if encoded_key is None:
                 encoded_key = self._encode_key(key)
-            if value.__class__ is str:
+            kind = value.__class__
+            if kind is str or kind is Utf8Text:
                 try:
-                    content = value.encode()
+                    content = value.encode() if kind is str else value
                 except UnicodeEncodeError:
                     content = self._encode_text(value)
                 size = len(content)
@@ -198,7 +200,7 @@ class SpanEncoder:
                     content,
                 )
                 continue
-            if value.__class__ is int and 0 <= value < 128:
+            if kind is int and 0 <= value < 128:
                 encoded = b"\x18" + varints[value]
             else:
                 try:

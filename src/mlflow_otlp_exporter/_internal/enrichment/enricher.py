@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
-from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
+from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys, evict_oldest
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.enrichment.duplicate_attributes import drop_duplicate_attributes
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
@@ -28,7 +28,7 @@ from mlflow_otlp_exporter._internal.enrichment.token_usage import (
 from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.trace_cache import TraceCache
 from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, TraceTree, propagate
-from mlflow_otlp_exporter._internal.enrichment.values import cache_by_keys, parse_text, to_text
+from mlflow_otlp_exporter._internal.enrichment.values import parse_text, to_text
 from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinference
 
 SPAN_NAME = "mlflow_otlp.span_name"

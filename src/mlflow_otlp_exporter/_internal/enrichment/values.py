@@ -3,10 +3,9 @@
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
 
 # No convention has larger JSON text; parsing it would take milliseconds.
@@ -14,28 +13,12 @@ _MAX_JSON_LENGTH = 4 * 1024 * 1024
 _MAX_REPR_LENGTH = 20_000
 _ESCAPE = re.compile(r"\\[\\'\"abfnrtvxuUN0-7]")
 _MAX_DEPTH = 40
+# What JSON escapes, the backslash first.
+_ESCAPES = [
+    (character.encode(), json.dumps(character)[1:-1].encode()) for character in ("\\", '"', *map(chr, range(32)))
+]
 # json.dumps creates an encoder for each call with other than its default arguments.
 _encode_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
-
-
-_Result = TypeVar("_Result")
-# Longer ones, such as flattened conversations, rarely occur twice.
-_MAX_CACHED_KEYS, _MAX_CACHED_KEY_LENGTH, _MAX_CACHED_RESULTS = 100, 200, 512
-
-
-def cache_by_keys(function: Callable[[tuple[str, ...]], _Result]) -> Callable[[tuple[str, ...]], _Result]:
-    """Cache what depends on the keys of attributes alone: spans of one source have the same keys."""
-    results: dict[tuple[str, ...], _Result] = {}
-
-    def call(keys: tuple[str, ...]) -> _Result:
-        result = results.get(keys)
-        if result is None:
-            result = function(keys)
-            if len(keys) <= _MAX_CACHED_KEYS and max(map(len, keys), default=0) <= _MAX_CACHED_KEY_LENGTH:
-                evict_oldest(results, _MAX_CACHED_RESULTS)[keys] = result
-        return result
-
-    return call
 
 
 def parse_kind(name: Any, kinds: Mapping[str, Kind]) -> Kind | None:
@@ -144,6 +127,18 @@ def parse_float(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return converted if abs(converted) < float("inf") else None
+
+
+def quote_texts(texts: Sequence[str]) -> list[bytes]:
+    """Each text as it stands between quotes in JSON, in UTF-8; raises UnicodeEncodeError for surrogates.
+
+    All texts at once, as bytes: `json` looks at each character twice, in up to 4 bytes each.
+    """
+    content = b"\xff".join([text.encode() for text in texts])
+    for control, escape in _ESCAPES:
+        if control in content:
+            content = content.replace(control, escape)
+    return content.split(b"\xff") if texts else []
 
 
 def to_json(value: Any) -> str:

@@ -15,6 +15,10 @@ from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 _SPAN_BYTES, _VALUE_BYTES = 2800, 100
 
 
+class Utf8Text(bytes):
+    """The value of an attribute that is a text and has been encoded already."""
+
+
 class Framing(NamedTuple):
     """The bytes around the children of a `ResourceSpans` or `ScopeSpans`: resource or scope, and schema URL."""
 

@@ -149,7 +149,8 @@ class _DeadlineConnection(HTTPConnection):
 
     def send(self, data: Any) -> None:
         pieces = [data]  # a file or an iterator, in another request of the user's session
-        if isinstance(data, bytes):
+        # The timeout of a plain socket is for the whole of `sendall`, except for those of eventlet.
+        if isinstance(data, bytes) and type(self.sock).__module__ != "socket":
             pieces = [data[start : start + _TLS_RECORD_BYTES] for start in range(0, len(data), _TLS_RECORD_BYTES)]
         for piece in pieces:
             if self.sock is not None:

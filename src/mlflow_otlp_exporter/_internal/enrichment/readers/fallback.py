@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
 from mlflow_otlp_exporter._internal.enrichment.kinds import KIND_WORDS, MODEL_KINDS, OPERATIONS, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan, Usage, has_content
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_facts, read_request, read_response
@@ -24,7 +25,6 @@ from mlflow_otlp_exporter._internal.enrichment.readers.tables import (
     read_values,
 )
 from mlflow_otlp_exporter._internal.enrichment.values import (
-    cache_by_keys,
     decode_json,
     parse_int,
     parse_kind,

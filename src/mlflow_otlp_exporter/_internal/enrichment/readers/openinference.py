@@ -5,6 +5,7 @@ from typing import Any
 
 from openinference.semconv.trace import DocumentAttributes, RerankerAttributes, SpanAttributes
 
+from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.messages import ROLES, merge_messages, normalize_role, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
@@ -21,7 +22,6 @@ from mlflow_otlp_exporter._internal.enrichment.payloads import add_system_messag
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, index_order, unflatten
 from mlflow_otlp_exporter._internal.enrichment.tools import find_tools, read_tools
 from mlflow_otlp_exporter._internal.enrichment.values import (
-    cache_by_keys,
     parse_float,
     parse_int,
     parse_kind,
