@@ -6,6 +6,7 @@ import time
 import pytest
 
 from mlflow_otlp_exporter._internal.encoding.sanitizer import REPAIRED_ATTRIBUTE, sanitize_attributes
+from mlflow_otlp_exporter._internal.model.encoded_span import Utf8Text
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "a\x00b"}]})
 
@@ -61,3 +62,10 @@ def test_check_of_nesting_takes_linear_time(text: str) -> None:
     started_at = time.process_time()
     sanitize_attributes({"input.value": text}, is_root=False)
     assert time.process_time() - started_at < 1
+
+
+@pytest.mark.parametrize("is_root", [False, True])
+def test_sanitize_attributes_of_encoded_text_equals_that_of_text(is_root: bool) -> None:
+    for text in (CHAT, "[" * 1000, "{}" * 300, '{"a": "b"}'):
+        expected = sanitize_attributes({"mlflow.spanInputs": text}, is_root=is_root)
+        assert sanitize_attributes({"mlflow.spanInputs": Utf8Text(text.encode())}, is_root=is_root) == expected

@@ -20,7 +20,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
+from mlflow_otlp_exporter._internal.model.encoded_span import Utf8Text, encode_request
 from support.spans import make_spans
 
 TRACE_IDS, SPAN_IDS = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)
@@ -295,6 +295,13 @@ def test_encode_with_attributes_replaces_those_of_the_span() -> None:
     body = encode_request([SpanEncoder().encode(span, {"x": "y"})])
     result = get_single_span(ExportTraceServiceRequest.FromString(body))
     assert [(item.key, item.value.string_value) for item in result.attributes] == [("x", "y")]
+
+
+@given(TEXTS)
+def test_encode_encoded_text_equals_that_of_text(text: str) -> None:
+    span, encoder = make_spans("span")[0], SpanEncoder()
+    encoded = encoder.encode(span, {"key": Utf8Text(text.encode())})
+    assert encoded == encoder.encode(span, {"key": text})
 
 
 def test_encode_link_keeps_trace_state() -> None:

@@ -1,5 +1,7 @@
 """Encoded spans: lengths of any size, and requests assembled of them."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from mlflow_otlp_exporter._internal.model.encoded_span import (
     encode_request,
     frame_span,
     memory_bytes_of,
+    quote_texts,
     varint,
 )
 from support.spans import make_spans
@@ -52,3 +55,14 @@ def test_memory_bytes_count_shared_attachment_once() -> None:
     bodies = len(one.body) + len(two.body)
     assert memory_bytes_of([one, two]) == bodies
     assert memory_bytes_of([one._replace(attachments=(file,)), two._replace(attachments=(file,))]) == bodies + 1000
+
+
+@given(st.lists(st.text(max_size=60) | st.text(alphabet='"\\\x00\x1f\x7f\b\f\n\r\té漢😀\u2028', max_size=40)))
+def test_quote_texts_equals_json(texts: list[str]) -> None:
+    expected = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in texts]
+    assert quote_texts(texts) == expected
+
+
+def test_quote_texts_with_surrogate_raises() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        quote_texts(["\ud800"])

@@ -83,20 +83,22 @@ class Batcher:
         """Return the batches and the number of spans that could not be encoded."""
         return self._build((spans,))
 
-    def build_and_clear(self, spans: list[ReadableSpan], byte_count: float = math.inf) -> list[Batch]:
+    def build_and_clear(self, spans: list[ReadableSpan], max_span_bytes: float = math.inf) -> list[Batch]:
         """Return the batches of spans that are grouped by trace, and empty the list meanwhile.
 
         An SDK span takes six times its encoded size, so only one chunk is in that form at a time.
         """
         if len(spans) > _CHUNK_SPANS:
-            return self._build(iter_chunks(spans), byte_count)[0]
+            return self._build(iter_chunks(spans), max_span_bytes)[0]
         chunk = spans.copy()
         spans.clear()
-        return self._build((chunk,), byte_count)[0]
+        return self._build((chunk,), max_span_bytes)[0]
 
-    def _build(self, chunks: Iterable[Sequence[ReadableSpan]], byte_count: float = math.inf) -> tuple[list[Batch], int]:
+    def _build(
+        self, chunks: Iterable[Sequence[ReadableSpan]], max_span_bytes: float = math.inf
+    ) -> tuple[list[Batch], int]:
         # Spans that are smaller than the limit of a value have no value that exceeds it.
-        must_redact = not self.redactor.is_idle or byte_count > self.redactor.max_value_length
+        must_redact = not self.redactor.is_idle or max_span_bytes > self.redactor.max_value_length
         groups: dict[Destination, list[EncodedSpan]] = {}
         failed_count = 0
         for chunk in chunks:
@@ -146,6 +148,7 @@ class Batcher:
         enriched_by_id = dict(zip(map(id, spans), enriched_spans, strict=True))
         for destination, group in spans_by_destination.items():
             encoded_spans = groups.setdefault(destination, [])
+            resources: dict[int, Resource] = {}
             for span in group:
                 if span.dropped_attributes:
                     self._problem_log.log_once(
@@ -153,11 +156,14 @@ class Batcher:
                     )
                 try:
                     enriched = enriched_by_id[id(span)]
-                    encoded = self._encode_span(enriched)
+                    resource = span.resource
+                    if self._adds_destination:
+                        resource = resources.get(id(resource)) or resources.setdefault(
+                            id(resource), self._add_destination(resource, destination)
+                        )
+                    encoded = self._encode_span(enriched, resource)
                     if extractor is not None:
                         encoded = encoded._replace(attachments=extractor.attachments_of(enriched))
-                    if self._adds_destination:
-                        encoded = self._add_destination(encoded, span.resource, destination)
                     encoded_spans.append(encoded)
                 except BaseException as error:  # a bad span must not affect others
                     if must_propagate(error):
@@ -180,17 +186,19 @@ class Batcher:
             self._problem_log.log_once(logging.WARNING, add_code(MessageCode.VALUES_DROPPED, _VALUES_DROPPED))
         return batches
 
-    def _encode_span(self, span: ReadableSpan | EnrichedSpan) -> EncodedSpan:
+    def _encode_span(self, span: ReadableSpan | EnrichedSpan, resource: Resource) -> EncodedSpan:
         if isinstance(span, ReadableSpan):
             attributes = sanitize_attributes(span.attributes, is_root=span.parent is None or span.parent.is_remote)
-            return self.encoder.encode(span, attributes, name=sanitize_name(span.name))
+            return self.encoder.encode(span, attributes, name=sanitize_name(span.name), resource=resource)
         parent = span.span.parent
         attributes = sanitize_attributes(span.attributes, is_root=parent is None or parent.is_remote) or span.attributes
         name = sanitize_name(span.name)
-        return self.encoder.encode(span.span, attributes, name=name, events=span.events, status=span.status)
+        return self.encoder.encode(
+            span.span, attributes, name=name, events=span.events, status=span.status, resource=resource
+        )
 
-    def _add_destination(self, encoded: EncodedSpan, resource: Resource, destination: Destination) -> EncodedSpan:
-        """Add resource attributes that name the destination, for a Collector to route by."""
+    def _add_destination(self, resource: Resource, destination: Destination) -> Resource:
+        """Add attributes that name the destination, for a Collector to route by."""
         cached = self._routed_resources.get((id(resource), destination))
         if cached is None:
             attributes = {
@@ -204,7 +212,7 @@ class Batcher:
             if len(self._routed_resources) >= _MAX_CACHED_RESOURCES:
                 self._routed_resources.clear()
             cached = self._routed_resources[id(resource), destination] = (resource, routed)
-        return encoded if cached[1] is resource else encoded._replace(resource=self.encoder.encode_resource(cached[1]))
+        return cached[1]
 
 
 def batch_by_size(

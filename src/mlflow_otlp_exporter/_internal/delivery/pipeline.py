@@ -172,8 +172,8 @@ class Pipeline:
         if self.persistent_queue is not None and self.persistent_queue.journal is not None:
             self.persistent_queue.journal.set_trace_filter(patterns)
 
-    def submit(self, spans: list[ReadableSpan], byte_count: int) -> None:
-        """Encode spans of `byte_count` estimated bytes, grouped by trace, and send them in the background.
+    def submit(self, spans: list[ReadableSpan], byte_count: int, max_span_bytes: float = math.inf) -> None:
+        """Encode spans of estimated sizes, grouped by trace, and send them in the background.
 
         The list is emptied meanwhile: a span of the SDK takes many times the memory of its bytes.
         """
@@ -183,7 +183,7 @@ class Pipeline:
         span_count = len(spans)
         self._add_in_flight(span_count, byte_count)
         try:
-            batches = self.batcher.build_and_clear(spans, byte_count)
+            batches = self.batcher.build_and_clear(spans, min(byte_count, max_span_bytes))
         finally:
             self._add_in_flight(-span_count, -byte_count)
         for destination, encoded in batches:

@@ -89,6 +89,7 @@ class SpanEncoder:
         name: str | None = None,
         events: Sequence[Event] | None = None,
         status: Status | None = None,
+        resource: Resource | None = None,
     ) -> EncodedSpan:
         """Encode a span; arguments replace the values of the span.
 
@@ -137,11 +138,14 @@ class SpanEncoder:
         pieces.append(_REMOTE_FLAGS if is_remote else _LOCAL_FLAGS)
         content = b"".join(pieces)
         body = b"".join((b"\x12", encode_length(len(content)), content))
-        cached_resource = self._resources.get(id(span.resource))
-        resource = cached_resource[1] if cached_resource is not None else self.encode_resource(span.resource)
+        resource = span.resource if resource is None else resource
+        cached_resource = self._resources.get(id(resource))
+        resource_framing = cached_resource[1] if cached_resource is not None else self.encode_resource(resource)
         cached_scope = self._scopes.get(id(span.instrumentation_scope))
         scope = cached_scope[1] if cached_scope is not None else self._encode_scope(span.instrumentation_scope)
-        return EncodedSpan(context.trace_id, context.span_id, parent is None, resource, scope, body, (), is_remote)
+        return EncodedSpan(
+            context.trace_id, context.span_id, parent is None, resource_framing, scope, body, (), is_remote
+        )
 
     def _append_events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
         for event in events:

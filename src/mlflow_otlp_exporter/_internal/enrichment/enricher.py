@@ -193,14 +193,16 @@ def read_span(span: ReadableSpan) -> SpanState:
     state.has_own_kind = normalized.kind is not None
     with suppress(Exception):  # what the readers found stays
         normalized = _complete(attributes, normalized)
-    if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
-        normalized = normalized._replace(kind=Kind.CHAT_MODEL)
-    usage = normalized.usage
+    kind, usage = normalized.kind, normalized.usage
+    if kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
+        kind = Kind.CHAT_MODEL
     # A span that has a type was enriched before.
     if usage is not None and usage.input is not None and mlflow.TYPE not in attributes:
         model = normalized.response_model or normalized.request_model
-        normalized = normalized._replace(usage=include_cached_tokens(usage, state.scope, model, normalized.output))
-    state.normalized, state.kind = normalized, normalized.kind
+        usage = include_cached_tokens(usage, state.scope, model, normalized.output)
+    if kind is not normalized.kind or usage is not normalized.usage:
+        normalized = normalized._replace(kind=kind, usage=usage)
+    state.normalized, state.kind = normalized, kind
     return state
 
 

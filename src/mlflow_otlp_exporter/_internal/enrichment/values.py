@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
@@ -13,10 +13,6 @@ _MAX_JSON_LENGTH = 4 * 1024 * 1024
 _MAX_REPR_LENGTH = 20_000
 _ESCAPE = re.compile(r"\\[\\'\"abfnrtvxuUN0-7]")
 _MAX_DEPTH = 40
-# What JSON escapes, the backslash first.
-_ESCAPES = [
-    (character.encode(), json.dumps(character)[1:-1].encode()) for character in ("\\", '"', *map(chr, range(32)))
-]
 # json.dumps creates an encoder for each call with other than its default arguments.
 _encode_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
@@ -127,18 +123,6 @@ def parse_float(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return converted if abs(converted) < float("inf") else None
-
-
-def quote_texts(texts: Sequence[str]) -> list[bytes]:
-    """Each text as it stands between quotes in JSON, in UTF-8; raises UnicodeEncodeError for surrogates.
-
-    All texts at once, as bytes: `json` looks at each character twice, in up to 4 bytes each.
-    """
-    content = b"\xff".join([text.encode() for text in texts])
-    for control, escape in _ESCAPES:
-        if control in content:
-            content = content.replace(control, escape)
-    return content.split(b"\xff") if texts else []
 
 
 def to_json(value: Any) -> str:

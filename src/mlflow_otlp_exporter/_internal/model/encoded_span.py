@@ -1,6 +1,7 @@
 """Encoded spans with their attachments, requests assembled of them, and what spans take in memory."""
 
 import hashlib
+import json
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,26 @@ from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 
 # Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes plus its text.
 _SPAN_BYTES, _VALUE_BYTES = 2800, 100
+# What JSON escapes, the backslash first.
+_ESCAPES = [
+    (character.encode(), json.dumps(character)[1:-1].encode()) for character in ("\\", '"', *map(chr, range(32)))
+]
 
 
 class Utf8Text(bytes):
     """The value of an attribute that is a text and has been encoded already."""
+
+
+def quote_texts(texts: Sequence[str]) -> list[bytes]:
+    """Each text as it stands between quotes in JSON, in UTF-8; raises UnicodeEncodeError for surrogates.
+
+    All texts at once, as bytes: `json` looks at each character twice, in up to 4 bytes each.
+    """
+    content = b"\xff".join([text.encode() for text in texts])
+    for control, escape in _ESCAPES:
+        if control in content:
+            content = content.replace(control, escape)
+    return content.split(b"\xff") if texts else []
 
 
 class Framing(NamedTuple):

@@ -86,6 +86,7 @@ class TraceBuffer:
         self._spanless: dict[int, None] = {}  # traces without buffered spans, oldest first
         self.span_count = 0
         self.byte_count = 0
+        self.max_span_bytes = 0  # of a span, since the buffer was empty
 
     def record_start(self, trace_id: int) -> None:
         trace = self._traces.get(trace_id)
@@ -115,6 +116,7 @@ class TraceBuffer:
         if span.parent is None or span.parent.is_remote:
             trace.root_ended_at = now
         trace.byte_count += size
+        self.max_span_bytes = max(self.max_span_bytes if self.span_count else 0, size)
         self.span_count += 1
         self.byte_count += size
         self._update_due(trace_id, trace, now)
@@ -235,6 +237,7 @@ class TraceBuffer:
         if len(others) < len(spans):
             return [*others, marked]
         self.resent_spans.append(marked)
+        self.max_span_bytes = max(self.max_span_bytes, _MAX_REMEMBERED_BYTES)
         return spans
 
     def _is_filtered(self, trace_id: int, trace: _Trace, spans: list[ReadableSpan], was_complete: bool) -> bool:

@@ -248,7 +248,7 @@ class TraceWorker:
     def _submit(self, spans: list[ReadableSpan], byte_count: int) -> None:
         span_count = len(spans)
         try:
-            self._pipeline.submit(spans, byte_count)
+            self._pipeline.submit(spans, byte_count, self._buffer.max_span_bytes)
         except BaseException as error:
             self._pipeline.record_dropped(span_count, f"{type(error).__name__} was raised", "internal_error")
             raise

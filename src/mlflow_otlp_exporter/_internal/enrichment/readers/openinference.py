@@ -1,6 +1,6 @@
 """OpenInference's semantic conventions (openinference-semantic-conventions 0.1)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from openinference.semconv.trace import DocumentAttributes, RerankerAttributes, SpanAttributes
@@ -17,6 +17,7 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Prompt,
     ToolDefinition,
     Usage,
+    has_content,
 )
 from mlflow_otlp_exporter._internal.enrichment.payloads import add_system_message, read_request, read_response
 from mlflow_otlp_exporter._internal.enrichment.readers.base import SpanView, index_order, unflatten
@@ -82,8 +83,8 @@ def read(span: SpanView) -> NormalizedSpan | None:
         text = attributes[key]
         if isinstance(text, str) and text and field not in texts:
             texts[field] = text
-    if "response_model" not in texts:
-        texts["response_model"] = _read_parameter_model(attributes, kind)
+    if "response_model" not in texts and kind in (Kind.LLM, Kind.EMBEDDING):
+        texts["response_model"] = _read_parameter_model(attributes)
     metadata = parse_structured(attributes[SpanAttributes.METADATA]) if SpanAttributes.METADATA in attributes else None
     if isinstance(metadata, dict):
         texts.setdefault("session", select_text(*map(metadata.get, _SESSION_KEYS)))
@@ -151,59 +152,52 @@ def _group_keys(keys: tuple[str, ...]) -> Mapping[str, list[_FlatKey]]:
         segments = key.split(".", 3)
         if len(segments) > 2 and segments[1] in _GROUP_NAMES:
             groups.setdefault(segments[1], []).append((key, segments[2], segments[-1]))
+    for name in ("input_messages", "output_messages"):
+        flat_keys = groups.get(name, ())
+        roles = {index: key for key, index, path in flat_keys if path == "message.role"}
+        contents = {index: key for key, index, path in flat_keys if path == "message.content"}
+        # The keys of role and content by message, if all messages have a content and no other field.
+        if flat_keys and len(roles) + len(contents) == len(flat_keys) and contents.keys() >= roles.keys():
+            groups[f"{name}."] = [
+                (roles.get(index, ""), contents[index], "") for index in sorted(contents, key=index_order)
+            ]
     return groups
 
 
 def _read_flat_messages(
-    attributes: Mapping[str, Any], keys: Sequence[_FlatKey], default_role: str
+    attributes: Mapping[str, Any], groups: Mapping[str, list[_FlatKey]], group: str, default_role: str
 ) -> tuple[Message, ...] | None:
-    """Messages from flattened attributes; nearly all hold nothing but text, and skip the general parser."""
-    roles: dict[str, Any] = {}
-    contents: dict[str, Any] = {}
-    others: dict[str, dict[str, Any]] = {}
-    for key, index, path in keys:
-        if path == "message.role":
-            roles[index] = attributes[key]
-        elif path == "message.content":
-            contents[index] = attributes[key]
-        else:
-            others.setdefault(index, {})[path] = attributes[key]
-    order = list(dict.fromkeys((*roles, *contents, *others)))
-    if len(order) > 1:
-        order.sort(key=index_order)
+    """Messages from flattened attributes; those of nothing but texts, nearly all, skip the general parser."""
     messages: list[Message] = []
-    has_content = False
-    for index in order:
-        content, source_role = contents.get(index), roles.get(index)
+    for role_key, content_key, _ in groups.get(f"{group}.", ()):
+        content, source_role = attributes[content_key], attributes[role_key] if role_key else None
         role = ROLES.get(source_role) if isinstance(source_role, str) else default_role
         role = role or normalize_role(source_role, default_role)
-        if index not in others and isinstance(content, str) and content and content[0] != "[" and role != "tool":
-            messages.append(Message(role, (Part("text", content),)))
-            has_content = True
-            continue
-        item = others.get(index, {})
-        item.update({"message.role": source_role, "message.content": content})
-        parsed = read_messages([unflatten(item, "")], default_role) or ()
-        # LangChain's root has a role, but no content.
-        has_content = has_content or any(message.parts or message.tool_calls or message.reasoning for message in parsed)
-        messages += parsed
-    if not has_content:
-        return None
-    return merge_messages(messages) if len(messages) > 1 else tuple(messages)
+        if not isinstance(content, str) or content[:1] in ("", "[") or role == "tool":
+            break
+        messages.append(Message(role, (Part("text", content),)))
+    else:
+        if messages:
+            return tuple(messages)
+    items: dict[str, dict[str, Any]] = {}
+    for key, index, path in groups.get(group, ()):
+        items.setdefault(index, {})[path] = attributes[key]
+    for item in items.values():
+        item.update({path: item.pop(path, None) for path in ("message.role", "message.content")})
+    parsed = [read_messages([unflatten(items[index], "")], default_role) for index in sorted(items, key=index_order)]
+    messages = [message for item in parsed for message in item or ()]
+    # LangChain's root has a role, but no content.
+    return merge_messages(messages) if has_content(messages) else None
 
 
 def _read_all_messages(
     attributes: Mapping[str, Any], kind: Kind | None, groups: Mapping[str, list[_FlatKey]]
 ) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None, tuple[str, ...]]:
     """Input and output messages, and the keys of attributes that they cover."""
-    input_messages = output_messages = None
-    covered_keys: list[str] = []
-    if keys := groups.get("input_messages"):
-        input_messages = _read_flat_messages(attributes, keys, "user")
-        covered_keys += [key for key, _, _ in keys] if input_messages else ()
-    if keys := groups.get("output_messages"):
-        output_messages = _read_flat_messages(attributes, keys, "assistant")
-        covered_keys += [key for key, _, _ in keys] if output_messages else ()
+    input_messages = _read_flat_messages(attributes, groups, "input_messages", "user")
+    output_messages = _read_flat_messages(attributes, groups, "output_messages", "assistant")
+    covered_keys = [key for key, _, _ in groups["input_messages"]] if input_messages else []
+    covered_keys += [key for key, _, _ in groups["output_messages"]] if output_messages else ()
     if input_messages is None:
         prompts = _read_texts(attributes, groups, "prompts", SpanAttributes.LLM_PROMPTS + ".", "prompt")
         input_messages = tuple(Message("user", (Part("text", text),)) for text in prompts or ()) or None
@@ -216,10 +210,10 @@ def _read_all_messages(
         input_messages = add_system_message(parse_structured(request), input_messages)
     if kind in (Kind.LLM, Kind.AGENT, Kind.CHAIN, None):
         if input_messages is None or kind is not Kind.LLM:
-            input_messages = read_request(request, is_model=kind in MODEL_KINDS) or input_messages
+            input_messages = (request and read_request(request, is_model=kind in MODEL_KINDS)) or input_messages
         if output_messages is None or kind is not Kind.LLM:
             response = attributes.get(SpanAttributes.OUTPUT_VALUE)
-            output_messages = read_response(response, is_model=kind in MODEL_KINDS) or output_messages
+            output_messages = (response and read_response(response, is_model=kind in MODEL_KINDS)) or output_messages
     return input_messages, output_messages, tuple(covered_keys)
 
 
@@ -321,10 +315,8 @@ def _read_cost(attributes: Mapping[str, Any]) -> Cost | None:
     return cost if any(cost) else None
 
 
-def _read_parameter_model(attributes: Mapping[str, Any], kind: Kind | None) -> str | None:
+def _read_parameter_model(attributes: Mapping[str, Any]) -> str | None:
     """The model of a failed call is only among the parameters."""
-    if kind not in (Kind.LLM, Kind.EMBEDDING):
-        return None
     keys = (
         SpanAttributes.LLM_INVOCATION_PARAMETERS,
         SpanAttributes.EMBEDDING_INVOCATION_PARAMETERS,

@@ -18,8 +18,8 @@ from mlflow_otlp_exporter._internal.enrichment.payloads import read_other_fields
 from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, strip_provider, to_catalog_provider
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import is_repr, normalize_schema, unwrap_result
-from mlflow_otlp_exporter._internal.enrichment.values import decode_json, quote_texts, to_json, to_text
-from mlflow_otlp_exporter._internal.model.encoded_span import Utf8Text
+from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
+from mlflow_otlp_exporter._internal.model.encoded_span import Utf8Text, quote_texts
 
 INPUTS, OUTPUTS, TYPE = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.spanType"
 TOOLS, USAGE, MESSAGES = "mlflow.chat.tools", "mlflow.chat.tokenUsage", "mlflow.chat.messages"
@@ -114,27 +114,25 @@ def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
 
 def _encode_request(messages: Sequence[Message], fields: Mapping[str, Any]) -> str | bytes:
     """A request as JSON text; in UTF-8 if it is long, which takes half the time."""
-    texts = [message.parts[0].text for message in messages if _is_plain(message)]
-    end = to_json(fields)[1:]
+    texts = [message.parts[0].text for message in messages if _is_plain_text(message)]
     if sum(map(len, texts)) >= _MIN_ENCODED_LENGTH:
         with suppress(UnicodeEncodeError):
             quoted = iter(quote_texts(texts))
             items = [
                 _MESSAGE_STARTS[message.role] + next(quoted) + b'"}'
-                if _is_plain(message)
+                if _is_plain_text(message)
                 else to_json(_build_message(message)).encode()
                 for message in messages
             ]
-            end = f", {end}" if fields else end
-            return Utf8Text(b"".join((b'{"messages": [', b", ".join(items), b"]", end.encode())))
+            end = (f", {to_json(fields)[1:]}" if fields else "}").encode()
+            return Utf8Text(b'{"messages": [' + b", ".join(items) + b"]" + end)
     return to_json({"messages": [_build_message(message) for message in messages], **fields})
 
 
-def _is_plain(message: Message) -> bool:
-    """Whether a message has a role and a text, and nothing else."""
+def _is_plain_text(message: Message) -> bool:
     role, parts, tool_calls, _, name, reasoning = message
-    is_text = len(parts) == 1 and parts[0].kind == "text"
-    return is_text and role in _MESSAGE_STARTS and not (tool_calls or name or reasoning)
+    has_others = tool_calls or name or reasoning or role not in _MESSAGE_STARTS
+    return len(parts) == 1 and parts[0].kind == "text" and not has_others
 
 
 def _collect_files(messages: Sequence[Message]) -> list[str]:
