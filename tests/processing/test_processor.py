@@ -366,10 +366,10 @@ def test_worker_survives_exception_of_the_pipeline(
     assert pipeline is not None
     submit, errors = pipeline.submit, [error]
 
-    def submit_or_raise(spans: list[ReadableSpan], byte_count: int) -> None:
+    def submit_or_raise(spans: list[ReadableSpan], byte_count: int, max_span_bytes: float) -> None:
         if errors:
             raise errors.pop()
-        submit(spans, byte_count)
+        submit(spans, byte_count, max_span_bytes)
 
     monkeypatch.setattr(pipeline, "submit", submit_or_raise)
     with running_bench(scripted_server, exporter) as bench:
@@ -543,7 +543,7 @@ class SettlingPipeline(Pipeline):
             self, BufferSettings(60, 60, buffer_spans=1, buffer_bytes=10_000), has_start_events=True
         )
 
-    def submit(self, spans: list[ReadableSpan], byte_count: int = 0) -> None:
+    def submit(self, spans: list[ReadableSpan], byte_count: int = 0, max_span_bytes: float = 0.0) -> None:
         self.in_flight_span_count, self.in_flight_byte_count = len(spans), byte_count
 
     def flush(self, timeout_seconds: float) -> bool:
@@ -565,7 +565,7 @@ class AcceptingPipeline(SettlingPipeline):
     def __init__(self) -> None:
         self.worker = TraceWorker(self, BufferSettings(60, 60, 100, 100_000), has_start_events=False)
 
-    def submit(self, spans: list[ReadableSpan], byte_count: int = 0) -> None: ...
+    def submit(self, spans: list[ReadableSpan], byte_count: int = 0, max_span_bytes: float = 0.0) -> None: ...
 
 
 class EncodingPipeline(AcceptingPipeline):
@@ -583,7 +583,7 @@ class EncodingPipeline(AcceptingPipeline):
             accepted_count += self.worker.enqueue(span)
         return accepted_count
 
-    def submit(self, spans: list[ReadableSpan], byte_count: int = 0) -> None:
+    def submit(self, spans: list[ReadableSpan], byte_count: int = 0, max_span_bytes: float = 0.0) -> None:
         if not self.is_encoding:
             self.is_encoding = True
             self.in_flight_span_count, self.in_flight_byte_count = len(spans), byte_count
