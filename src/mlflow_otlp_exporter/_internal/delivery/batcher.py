@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -31,9 +32,10 @@ _MAX_ROOTS_PER_RUN = 100
 # Spans that are read and encoded at once; more only if a trace has more.
 _CHUNK_SPANS = 64
 _MAX_CACHED_RESOURCES = 1000
-_ATTRIBUTES_DROPPED = (
+_ATTRIBUTES_DROPPED = add_code(
+    MessageCode.ATTRIBUTES_DROPPED,
     "The tracer provider's limit dropped the first attributes of spans: set OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10000, "
-    "because OpenTelemetry's default of 128 is too few for a conversation"
+    "because OpenTelemetry's default of 128 is too few for a conversation",
 )
 _VALUES_DROPPED = "Attribute values of types that OpenTelemetry does not support are dropped; stats() counts them"
 Batch = tuple[Destination, list[EncodedSpan]]
@@ -148,19 +150,14 @@ class Batcher:
         enriched_by_id = dict(zip(map(id, spans), enriched_spans, strict=True))
         for destination, group in spans_by_destination.items():
             encoded_spans = groups.setdefault(destination, [])
-            resources: dict[int, Resource] = {}
             for span in group:
                 if span.dropped_attributes:
-                    self._problem_log.log_once(
-                        logging.WARNING, add_code(MessageCode.ATTRIBUTES_DROPPED, _ATTRIBUTES_DROPPED)
-                    )
+                    self._problem_log.log_once(logging.WARNING, _ATTRIBUTES_DROPPED)
                 try:
                     enriched = enriched_by_id[id(span)]
                     resource = span.resource
                     if self._adds_destination:
-                        resource = resources.get(id(resource)) or resources.setdefault(
-                            id(resource), self._add_destination(resource, destination)
-                        )
+                        resource = self._add_destination(resource, destination)
                     encoded = self._encode_span(enriched, resource)
                     if extractor is not None:
                         encoded = encoded._replace(attachments=extractor.attachments_of(enriched))
@@ -187,31 +184,25 @@ class Batcher:
         return batches
 
     def _encode_span(self, span: ReadableSpan | EnrichedSpan, resource: Resource) -> EncodedSpan:
-        if isinstance(span, ReadableSpan):
-            attributes = sanitize_attributes(span.attributes, is_root=span.parent is None or span.parent.is_remote)
-            return self.encoder.encode(span, attributes, name=sanitize_name(span.name), resource=resource)
-        parent = span.span.parent
-        attributes = sanitize_attributes(span.attributes, is_root=parent is None or parent.is_remote) or span.attributes
+        source: Any = span
+        events = status = None
+        if not isinstance(span, ReadableSpan):
+            source, events, status = span.span, span.events, span.status
+        is_root = source.parent is None or source.parent.is_remote
+        attributes = sanitize_attributes(span.attributes, is_root=is_root) or span.attributes
         name = sanitize_name(span.name)
-        return self.encoder.encode(
-            span.span, attributes, name=name, events=span.events, status=span.status, resource=resource
-        )
+        return self.encoder.encode(source, attributes, name=name, events=events, status=status, resource=resource)
 
     def _add_destination(self, resource: Resource, destination: Destination) -> Resource:
         """Add attributes that name the destination, for a Collector to route by."""
         cached = self._routed_resources.get((id(resource), destination))
         if cached is None:
-            attributes = {
-                WORKSPACE: destination.workspace,
-                EXPERIMENT: destination.experiment,
-                EXPERIMENT_ID: destination.experiment_id,
-                RUN_ID: destination.run_id,
-            }
-            added = {name: value for name, value in attributes.items() if value}
+            names = (WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID)
+            values = (destination.workspace, destination.experiment, destination.experiment_id, destination.run_id)
+            added = {name: value for name, value in zip(names, values, strict=True) if value}
             routed = Resource({**resource.attributes, **added}, resource.schema_url) if added else resource
-            if len(self._routed_resources) >= _MAX_CACHED_RESOURCES:
-                self._routed_resources.clear()
-            cached = self._routed_resources[id(resource), destination] = (resource, routed)
+            entries = evict_oldest(self._routed_resources, _MAX_CACHED_RESOURCES)
+            cached = entries[id(resource), destination] = (resource, routed)
         return cached[1]
 
 
