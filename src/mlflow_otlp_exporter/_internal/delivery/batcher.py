@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -155,10 +155,7 @@ class Batcher:
                     self._problem_log.log_once(logging.WARNING, _ATTRIBUTES_DROPPED)
                 try:
                     enriched = enriched_by_id[id(span)]
-                    resource = span.resource
-                    if self._adds_destination:
-                        resource = self._add_destination(resource, destination)
-                    encoded = self._encode_span(enriched, resource)
+                    encoded = self._encode_span(enriched, self._add_destination(span.resource, destination))
                     if extractor is not None:
                         encoded = encoded._replace(attachments=extractor.attachments_of(enriched))
                     encoded_spans.append(encoded)
@@ -184,17 +181,18 @@ class Batcher:
         return batches
 
     def _encode_span(self, span: ReadableSpan | EnrichedSpan, resource: Resource) -> EncodedSpan:
-        source: Any = span
-        events = status = None
-        if not isinstance(span, ReadableSpan):
-            source, events, status = span.span, span.events, span.status
+        source = span if isinstance(span, ReadableSpan) else span.span
         is_root = source.parent is None or source.parent.is_remote
         attributes = sanitize_attributes(span.attributes, is_root=is_root) or span.attributes
         name = sanitize_name(span.name)
-        return self.encoder.encode(source, attributes, name=name, events=events, status=status, resource=resource)
+        return self.encoder.encode(
+            source, attributes, name=name, events=span.events, status=span.status, resource=resource
+        )
 
     def _add_destination(self, resource: Resource, destination: Destination) -> Resource:
         """Add attributes that name the destination, for a Collector to route by."""
+        if not self._adds_destination:
+            return resource
         cached = self._routed_resources.get((id(resource), destination))
         if cached is None:
             names = (WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID)

@@ -50,7 +50,7 @@ _CONNECT_TIMEOUT_SECONDS = 5.0
 # connection that is being closed fails with a reset, and it is unknown whether the request arrived.
 _MAX_IDLE_SECONDS = 4.0
 _READ_BYTES = 65_536
-# One operation on a TLS socket writes at most one record; `sendall` waits with the whole timeout for each.
+# `sendall` of a TLS socket waits with the whole timeout for each record, that of eventlet for each piece.
 _TLS_RECORD_BYTES = 16_384
 # Not a `threading.local`: where gevent or eventlet patches threads after this import, all greenlets would share it.
 _deadline: ContextVar["Deadline | None"] = ContextVar("mlflow_otlp_deadline", default=None)
@@ -149,7 +149,6 @@ class _DeadlineConnection(HTTPConnection):
 
     def send(self, data: Any) -> None:
         pieces = [data]  # a file or an iterator, in another request of the user's session
-        # The timeout of a plain socket is for the whole of `sendall`, except for those of eventlet.
         if isinstance(data, bytes) and type(self.sock).__module__ != "socket":
             pieces = [data[start : start + _TLS_RECORD_BYTES] for start in range(0, len(data), _TLS_RECORD_BYTES)]
         for piece in pieces:
