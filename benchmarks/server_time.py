@@ -89,7 +89,8 @@ def run_agents(variant: str, uri: str, seconds: float, trace_seconds: float) -> 
     return result
 
 
-def _warm_up(uri: str) -> None:
+def warm_up(uri: str) -> None:
+    """Store one trace: the first one makes the server import modules."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -117,7 +118,7 @@ def measure_run(variant: str, seconds: float, trace_seconds: float) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         server = MLflowServer.start(Path(folder))
         try:
-            _warm_up(server.uri)
+            warm_up(server.uri)
             time.sleep(2.0)  # background work of the server's start
             group, before = server.process.pid, server.count_requests()
             begin, clock = processes.read_group_seconds(group), time.monotonic()

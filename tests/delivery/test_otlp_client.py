@@ -1,6 +1,8 @@
 """One POST: experiment, headers, compression."""
 
 import gzip
+import itertools
+import time
 import zlib
 
 import pytest
@@ -72,6 +74,28 @@ def test_export_keeps_compression_if_uncompressed_body_is_rejected() -> None:
     for _ in range(2):
         assert client.export(REQUEST[0], LARGE, 10).disposition is Disposition.PERMANENT
     assert ["Content-Encoding" in request.headers for request in script.requests] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "interval"),
+    [(0.02, 200, 0.1), (0.1, 200, 0.5), (3.0, 200, 2.0), (0.02, 503, 2.0), (0.02, 400, 0.1), (0.02, 413, 0.1)],
+)
+def test_batch_interval_is_five_response_times_or_two_seconds(
+    seconds: float, status: int, interval: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = make_client(ScriptedTransport(HttpResponse(status)))
+    monkeypatch.setattr(time, "monotonic", itertools.count(0.0, seconds).__next__)
+    for _ in range(20):
+        client.export(*REQUEST, 10)
+    assert client.batch_interval_seconds == pytest.approx(interval, rel=0.01)
+
+
+def test_batch_interval_forgets_one_slow_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, _ = make_client(ScriptedTransport(HttpResponse(200)))
+    for seconds in (8.0, 0.02):
+        monkeypatch.setattr(time, "monotonic", itertools.count(0.0, seconds).__next__)
+        client.export(*REQUEST, 10)
+    assert client.batch_interval_seconds < 0.5
 
 
 def test_compress_is_reversible() -> None:

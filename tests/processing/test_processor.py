@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
+from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.processing import worker as worker_module
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
@@ -532,11 +535,28 @@ def test_enqueue_that_outlasts_shutdown_counts_the_span_as_dropped(
     assert (bench.exporter.stats().delivered, bench.exporter.stats().dropped) == (0, 1)
 
 
+def _has_name(bench: Bench, name: str) -> bool:
+    return name in bench.names()
+
+
+def test_batch_interval_of_client_delays_next_batch(scripted_server: ScriptedServer) -> None:
+    with running_bench(scripted_server, linger=0.001) as bench:
+        pipeline = pipeline_of(bench.exporter)
+        assert pipeline is not None
+        for name, interval in (("first", 0.0), ("second", 0.8)):
+            pipeline.otlp_client.batch_interval_seconds = interval
+            bench.trace(name)
+            began_at = time.monotonic()
+            wait_until(partial(_has_name, bench, name))
+        assert time.monotonic() - began_at > 0.4
+
+
 class SettlingPipeline(Pipeline):
     """Settles requests of a full buffer when the flush waits for them."""
 
     span_recorder = persistent_queue = None
     dropped_count = in_flight_span_count = in_flight_byte_count = 0
+    otlp_client: Any = SimpleNamespace(batch_interval_seconds=0.0)
 
     def __init__(self) -> None:
         self.worker = TraceWorker(

@@ -68,20 +68,6 @@ def test_due_traces_are_popped_together_grouped_by_trace() -> None:
     assert fixture.pop_names(2) == ["child 1", "root 1", "child 2", "root 2"]
 
 
-def test_traces_that_end_in_succession_are_popped_together() -> None:
-    fixture = Fixture()
-    batches: list[tuple[float, int]] = []
-    for number in range(1, 151):  # five traces a second, for half a minute
-        at = number / 5
-        fixture.start(number)
-        fixture.end(at, number, str(number), None)
-        if names := fixture.pop_names(at):
-            batches.append((at, len(names)))
-    assert sum(count for _, count in batches) >= 120
-    assert all(later[0] - earlier[0] >= 4.9 for earlier, later in pairwise(batches[2:]))
-    assert all(count >= 20 for _, count in batches[3:])
-
-
 def test_few_traces_are_ready_soon() -> None:
     fixture = Fixture()
     for number in range(1, 10):
@@ -90,54 +76,41 @@ def test_few_traces_are_ready_soon() -> None:
         assert fixture.pop_names(number * 6.0 + LINGER) == [str(number)]
 
 
-def measure_delays(ends: Sequence[float], *, in_progress: int = 0, never_end: int = 0) -> list[float]:
-    """Return the seconds that each of the traces that end at these times waits, if it is popped when it is due."""
-    buffer, delays, last = TraceBuffer(linger_seconds=0.1, max_age_seconds=1e7), dict[str, float](), len(ends)
-    for number in range(in_progress):
+def pop_when_due(
+    ends: Sequence[float], batch_interval_seconds: float, *, open_count: int = 0
+) -> list[tuple[float, int]]:
+    """Return time and size of the batches of traces that end at these times, while others are in progress."""
+    buffer, batches = TraceBuffer(linger_seconds=0.1, max_age_seconds=1e7), list[tuple[float, int]]()
+    buffer.batch_interval_seconds = batch_interval_seconds
+    for number in range(open_count):
         buffer.record_start(1000 + number)
         buffer.record_start(1000 + number)
         buffer.add(span(1000 + number, "child"), 0.0)
-    for number in range(never_end):
-        buffer.record_start(2000 + number)
     for number, at in enumerate([*ends, 1e6]):
         while (due := buffer.next_due()) is not None and due <= at:
-            delays |= {span.name: due - ends[int(span.name)] for span in buffer.pop_ready(due)}
-        if number < last:
+            batches.append((due, len(buffer.pop_ready(due))))
+        if number < len(ends):
             buffer.record_start(number + 1)
             buffer.add(span(number + 1, str(number), None), at)
-    return [delays[str(number)] for number in range(last)]
+    return batches
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(0, 5), max_size=40))
-def test_few_traces_wait_less_than_one_second(gaps: list[float]) -> None:
-    ends = list[float]()
-    for at in accumulate(gaps):
-        if len(ends) < 5 or at - ends[-5] > 5:  # not more than five within any 5 s
-            ends.append(at)
-    assert all(delay <= 0.6001 for delay in measure_delays(ends))
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=40), st.floats(0.0, 2.0), st.sampled_from([0, 30]))
+def test_trace_waits_for_linger_or_for_the_batch_interval(gaps: list[float], interval: float, open_count: int) -> None:
+    ends = list(accumulate(gaps))
+    batches = pop_when_due(ends, interval, open_count=open_count)
+    assert sum(count for _, count in batches) == len(ends)
+    assert all(later[0] - earlier[0] >= interval - 1e-6 for earlier, later in pairwise(batches))
+    last_batch_at, remaining = -10.0, ends
+    for at, count in batches:
+        assert at == pytest.approx(max(remaining[0] + 0.1, last_batch_at + interval))
+        last_batch_at, remaining = at, remaining[count:]
 
 
-@pytest.mark.parametrize(
-    ("traces_per_second", "in_progress", "never_end", "min_seconds", "max_seconds"),
-    [
-        (0.1, 0, 0, 0.1, 0.1),
-        (0.9, 0, 0, 0.1, 0.1),  # each is ready soon
-        (0.9, 0, 9000, 0.1, 0.1),  # traces that never end do not count
-        (0.3, 3, 0, 0.1, 0.1),  # also with a few open traces
-        (0.9, 3, 0, 1.5, 3.5),
-        (0.9, 20, 0, 4.0, 5.0),  # many traces share requests
-        (0.1, 20, 0, 0.1, 0.1),  # unless there are few to share with
-        (1.3, 0, 0, 0.2, 2.4),
-        (6.0, 0, 0, 4.7, 5.0),
-    ],
-)
-def test_batch_interval_grows_with_trace_count(
-    traces_per_second: float, in_progress: int, never_end: int, min_seconds: float, max_seconds: float
-) -> None:
-    ends = [number / traces_per_second for number in range(60)]
-    longest = max(measure_delays(ends, in_progress=in_progress, never_end=never_end))
-    assert min_seconds - 0.01 <= longest <= max_seconds + 0.01
+@pytest.mark.parametrize(("interval", "min_batches", "max_batches"), [(0.0, 40, 60), (1.0, 9, 11), (2.0, 5, 6)])
+def test_longer_batch_interval_makes_fewer_batches(interval: float, min_batches: int, max_batches: int) -> None:
+    assert min_batches <= len(pop_when_due([number / 6 for number in range(60)], interval)) <= max_batches
 
 
 def test_complete_traces_of_8_mib_are_ready_at_once() -> None:

@@ -68,6 +68,7 @@ class Pipeline:
             settings, self.problem_log, session=session, on_endpoint_moved=self._log_endpoint_moved
         )
         clients = self._clients
+        self.otlp_client = clients.otlp
         if metrics is not None:
             clients.otlp.on_outcome = lambda outcome, seconds, destination: metrics.record_request(
                 seconds, outcome.error_type, outcome.status, destination

@@ -4,7 +4,8 @@ Pure decisions without clock, lock or thread: events and times are arguments, an
 """
 
 import heapq
-from collections import OrderedDict, deque
+import math
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -18,11 +19,6 @@ _GRACE_SECONDS = 5.0
 # Traces without buffered spans, of which only the open spans are counted: spans that never end must not accumulate.
 _MAX_OPEN_TRACES = 65_536  # of about 230 bytes each
 _MAX_FINISHED_TRACES = 4096
-# Seconds between two batches: a request costs MLflow 11 to 35 ms whatever it holds, and a trace that shares a request
-# half of what it costs alone. While few traces end, each is visible within a second; under load, batches are larger.
-_MIN_INTERVAL_SECONDS, _MAX_INTERVAL_SECONDS = 0.6, 5.0
-# The interval grows by this many seconds for each trace beyond five that ended within the last 5 s or is in progress.
-_FEW_TRACES, _SECONDS_PER_TRACE = 5, 0.9
 # When a trace is sent because of its age, traces in progress older than two thirds of that age go with it.
 _EARLY_SHARE = 1 / 3
 # A batch of complete traces of this many bytes or spans is full: waiting would save at most a tenth of what the traces
@@ -52,12 +48,12 @@ class TraceBuffer:
     """Ended spans by trace, until each trace is complete or has reached the maximum age.
 
     A trace is ready `linger_seconds` after its last open span ended, so that small traces share a request, but not
-    before the batch interval is over: 0.6 s after the last batch while few traces end or are in progress, up to 5 s
-    under load, unless the complete traces take 8 MiB or have 256 spans. A trace whose root has ended while children are
-    open is ready 5 s later. Every trace is ready `max_age_seconds` after its first buffered span ended, so that a long
-    trace shows as in progress and memory stays bounded; traces of two thirds of that age go with it. Spans that end
-    after their trace was popped are sent on their own. If span starts are not reported (`has_start_events`), a trace is
-    complete when its root has ended.
+    before `batch_interval_seconds` have passed since the last batch, unless the complete traces take 8 MiB or have 256
+    spans. A trace whose root has ended while children are open is ready 5 s later. Every trace is ready
+    `max_age_seconds` after its first buffered span ended, so that a long trace shows as in progress and memory stays
+    bounded; traces of two thirds of that age go with it. Spans that end after their trace was popped are sent on their
+    own. If span starts are not reported (`has_start_events`), a trace is complete when its root has
+    ended.
 
     MLflow takes the request and the response of a trace only from its root. A root that was sent without output before
     its last child ended is therefore sent again with that child. If a trace ends without local root, because a filter
@@ -81,8 +77,8 @@ class TraceBuffer:
         self._queue: list[tuple[float, int]] = []
         self._finished: OrderedDict[int, None] = OrderedDict()
         self._complete: dict[int, None] = {}  # traces that may go with any other
-        self._completion_times: deque[float] = deque()  # within the last 5 s
-        self._last_batch_at = -_MAX_INTERVAL_SECONDS
+        self.batch_interval_seconds = 0.0  # set by the caller
+        self._last_batch_at = -math.inf
         self._spanless: dict[int, None] = {}  # traces without buffered spans, oldest first
         self.span_count = 0
         self.byte_count = 0
@@ -132,21 +128,12 @@ class TraceBuffer:
                 self._complete.pop(trace_id, None)
         if is_complete:
             if now is not None:
-                self._completion_times.append(now)
-                due = min(due, max(now + self._linger_seconds, self._last_batch_at + self._batch_interval(now)))
+                due = min(due, max(now + self._linger_seconds, self._last_batch_at + self.batch_interval_seconds))
         elif trace.root_ended_at is not None:
             due = min(due, trace.root_ended_at + _GRACE_SECONDS)
         if due != trace.due_at:
             trace.due_at = due
             heapq.heappush(self._queue, (due, trace_id))
-
-    def _batch_interval(self, now: float) -> float:
-        while self._completion_times[0] < now - _MAX_INTERVAL_SECONDS:
-            self._completion_times.popleft()
-        # Traces without buffered spans do not count: spans that never end must not delay others forever.
-        in_progress = len(self._traces) - len(self._spanless) - len(self._complete)
-        excess = max(0, len(self._completion_times) + in_progress - _FEW_TRACES)
-        return min(_MIN_INTERVAL_SECONDS + _SECONDS_PER_TRACE * excess, _MAX_INTERVAL_SECONDS)
 
     def next_due(self) -> float | None:
         """Return when the next trace is ready; None without buffered spans."""

@@ -203,10 +203,10 @@ class TraceWorker:
         is_flush = requested_flush_count > self._done_flush_count
         try:
             self._is_thread_checked = False
-            now = time.monotonic()
+            now, buffer, settings = time.monotonic(), self._buffer, self._settings
+            buffer.batch_interval_seconds = self._pipeline.otlp_client.batch_interval_seconds
             for _ in range(len(self._events)):
                 self._apply_event(self._events.popleft(), now)
-            buffer, settings = self._buffer, self._settings
             # Before submitting: as many spans may end while these are enriched and encoded.
             self._measure_capacity()
             # Traces in progress are sent before any span is dropped.
