@@ -2,7 +2,7 @@
 
 - Destinations: 200 traces/s of nine spans, each for the next of 1,000 experiments; the server takes 50 ms for each
   request. Upstream's exporter knows one destination; it gets the same traces for one, and one request at a time.
-- Rate: 5,000 spans/s in traces of nine spans, and a server that answers at once.
+- Rate: 5,000 spans/s in traces of agents of 30 spans, and a server that answers at once.
 
 A latency is the time from the end of a root span until its request has arrived. The server reads the root's end from
 the span, so that both sides are measured in the same way.
@@ -30,22 +30,21 @@ from benchmarks.rows import HEADING, format_rows, row
 
 SECONDS, FULL_SECONDS = 20.0, 120.0
 LATENCY_BOUND = 2.0
-SPANS_PER_TRACE = 9
-DESTINATIONS = 1000
-# Traces per second, number of destinations, and seconds for which the server delays a response.
+# Spans per trace, traces per second, number of destinations, and seconds for which the server delays a response.
 LOADS = {
-    "1,000 destinations, 50 ms, 200 traces/s": (200.0, DESTINATIONS, 0.05),
-    "5,000 spans/s": (5000.0 / SPANS_PER_TRACE, 1, 0.0),
+    "1,000 destinations, 50 ms, 200 traces/s": (9, 200.0, 1000, 0.05),
+    "5,000 spans/s": (workloads.SPANS_OF_A_TRACE, 5000.0 / workloads.SPANS_OF_A_TRACE, 1, 0.0),
 }
 _DRAIN_MILLIS = 30_000
 
 
-def _make_agent_trace(tracer: Any, source: random.Random, contents: list[dict[str, workloads.Value]]) -> None:
-    """Create an agent with four model calls and four tools: 4 kB per span."""
-    with tracer.start_as_current_span("agent", attributes={"openinference.span.kind": "AGENT", "input.value": "q"}):
-        for number in range(SPANS_PER_TRACE - 1):
-            attributes = contents[source.randrange(len(contents))] if number % 2 else workloads.small(source)
-            with tracer.start_as_current_span("step", attributes=attributes):
+def _make_trace(tracer: Any, source: random.Random, span_count: int) -> None:
+    if span_count == workloads.SPANS_OF_A_TRACE:
+        workloads.make_agent_trace(tracer, source, lambda _: None, 0.0)
+        return
+    with tracer.start_as_current_span("agent", attributes=workloads.small(source)):
+        for _ in range(span_count - 1):
+            with tracer.start_as_current_span("step", attributes=workloads.medium(source)):
                 pass
 
 
@@ -57,7 +56,7 @@ def run_app(variant: str, address: str, load: str, seconds: float) -> dict[str, 
 
     from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, trace_context
 
-    traces_per_second, destination_count, _ = LOADS[load]
+    span_count, traces_per_second, destination_count, _ = LOADS[load]
     exporter = MLflowSpanExporter(f"{address}/v1/traces", experiment_id="0")
     processor: SpanProcessor
     if variant == "ours":
@@ -67,7 +66,6 @@ def run_app(variant: str, address: str, load: str, seconds: float) -> dict[str, 
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(processor)
     tracer, source = provider.get_tracer("bench"), random.Random(3)
-    contents = [workloads.llm(source, 8000) for _ in range(50)]
 
     def route(number: int) -> AbstractContextManager[Any]:
         if variant == "ours" and destination_count > 1:
@@ -78,13 +76,13 @@ def run_app(variant: str, address: str, load: str, seconds: float) -> dict[str, 
     begin, cpu = time.monotonic(), time.process_time()
     for number in range(trace_count):
         with route(number):
-            _make_agent_trace(tracer, source, contents)
+            _make_trace(tracer, source, span_count)
         time.sleep(max(0.0, begin + number / traces_per_second - time.monotonic()))
     took = time.monotonic() - begin
     processor.force_flush(_DRAIN_MILLIS)
     used = time.process_time() - cpu
     provider.shutdown()
-    return {"spans": trace_count * SPANS_PER_TRACE, "seconds": took, "cpu": used}
+    return {"spans": trace_count * span_count, "seconds": took, "cpu": used}
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -155,7 +153,7 @@ def _serve(delay_seconds: float) -> None:
 
 
 def _measure_run(variant: str, load: str, seconds: float) -> dict[str, Any]:
-    with _start_server(LOADS[load][2]) as (address, read_summary):
+    with _start_server(LOADS[load][3]) as (address, read_summary):
         arguments = ("--variant", variant, "--address", address, "--load", load, "--seconds", str(seconds))
         app, server = processes.run_child(__file__, *arguments), read_summary()
     latencies = server["latencies"]
@@ -180,8 +178,8 @@ def measure(seconds: float = SECONDS) -> dict[str, Any]:
             ("p95", "end of root to arrival, p95", "s", LATENCY_BOUND),
             ("cpu", "app's CPU", "us/span", None),
         ):
-            details = {"runs": {"ours": ours, "theirs": theirs}} if key == "cpu" else {}
-            rows.append(row(f"{load}: {what}", unit, [ours[key]], [theirs[key]], ours_bound=bound, **details))
+            runs = {"ours": ours, "theirs": theirs}
+            rows.append(row(f"{load}: {what}", unit, [ours[key]], [theirs[key]], ours_bound=bound, runs=runs))
     return {"rows": rows, "seconds": seconds}
 
 
