@@ -85,7 +85,7 @@ def _select_complete(database: Path) -> set[str]:
 
 def measure_run(variant: str, agent_count: int, seconds: float, server: Any, database: Path) -> dict[str, Any]:
     """Run one side, and return its latencies in seconds and the server's CPU seconds per trace."""
-    known = _select_complete(database)
+    earlier_ids = _select_complete(database)
     seen_at: dict[str, float] = {}
     begin, request_count = processes.read_group_seconds(server.process.pid), server.count_requests()
     arguments = ["--variant", variant, "--uri", server.uri, "--agents", str(agent_count), "--seconds", str(seconds)]
@@ -94,7 +94,7 @@ def measure_run(variant: str, agent_count: int, seconds: float, server: Any, dat
         is_running = True
         while is_running:
             is_running = child.poll() is None  # the traces are looked up once more after the end
-            for trace_id in _select_complete(database) - known:
+            for trace_id in _select_complete(database) - earlier_ids:
                 seen_at.setdefault(trace_id, time.monotonic())
             time.sleep(_POLL_SECONDS)
         used = processes.read_group_seconds(server.process.pid) - begin

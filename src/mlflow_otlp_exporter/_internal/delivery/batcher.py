@@ -235,10 +235,10 @@ def batch_by_size(
         yield batch
 
 
-def iter_chunks(spans: list[ReadableSpan]) -> Iterator[list[ReadableSpan]]:
+def iter_chunks(spans: list[ReadableSpan], min_count: int = _CHUNK_SPANS) -> Iterator[list[ReadableSpan]]:
     """Pop a few whole traces at a time from spans that are grouped by trace, so that processed spans are freed."""
     while spans:
-        end = min(_CHUNK_SPANS, len(spans))
+        end = min(min_count, len(spans))
         while end < len(spans) and spans[end].context.trace_id == spans[end - 1].context.trace_id:
             end += 1
         chunk = spans[:end]

@@ -25,7 +25,7 @@ from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.batcher import Batcher
+from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher, iter_chunks
 from mlflow_otlp_exporter._internal.delivery.clients import build_clients, format_outcome
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue
     from mlflow_otlp_exporter._internal.transport.client import Session
 
+# Spans that are encoded before they are sent: at high rates, thousands of spans end while others are encoded.
+_SPANS_PER_PART = 512
 # Failed attempts after which `export` returns, as upstream's does. The spans are retried in the background.
 _MAX_ATTEMPTS = 6
 # The end of the process waits that long for a server: with a spool, and for one that has not answered before.
@@ -181,12 +183,19 @@ class Pipeline:
         if self.is_closed:
             self.spool_or_drop(spans, "the exporter is shut down")
             return
-        span_count = len(spans)
-        self._add_in_flight(span_count, byte_count)
+        unsent_count, unsent_bytes = len(spans), byte_count
+        mean_bytes = byte_count // max(1, unsent_count)
+        self._add_in_flight(unsent_count, unsent_bytes)
         try:
-            batches = self.batcher.build_and_clear(spans, min(byte_count, max_span_bytes))
+            for part in iter_chunks(spans, _SPANS_PER_PART) if unsent_count > _SPANS_PER_PART else (spans,):
+                part_count = len(part)
+                self._submit_batches(self.batcher.build_and_clear(part, min(byte_count, max_span_bytes)))
+                self._add_in_flight(-part_count, -part_count * mean_bytes)
+                unsent_count, unsent_bytes = unsent_count - part_count, unsent_bytes - part_count * mean_bytes
         finally:
-            self._add_in_flight(-span_count, -byte_count)
+            self._add_in_flight(-unsent_count, -unsent_bytes)
+
+    def _submit_batches(self, batches: list[Batch]) -> None:
         for destination, encoded in batches:
             future = ExportFuture(len(encoded), memory_bytes_of(encoded))
             merge = partial(ExportRequest.merge, spans=encoded, other=future, max_bytes=self._max_request_bytes())
@@ -399,9 +408,11 @@ class Pipeline:
 
     def limit_exit_seconds(self, timeout_seconds: float) -> float:
         """Shorten a timeout at the end of the process, if the disk takes the spans, or the server has failed before."""
+        if not is_ending():
+            return timeout_seconds
         queue = self.persistent_queue
-        is_short = (queue is not None and queue.storage.is_writable) or bool(self.retry_sender.backoff.failure_counts)
-        return min(timeout_seconds, _MAX_EXIT_SECONDS) if is_short and is_ending() else timeout_seconds
+        is_short = (queue is not None and queue.storage.is_writable) or self.retry_sender.backoff.failure_counts
+        return min(timeout_seconds, _MAX_EXIT_SECONDS) if is_short else timeout_seconds
 
     def shutdown(self, timeout_seconds: float) -> None:
         """Wait for queued requests, spool or drop the remaining ones, and close connections."""
