@@ -33,6 +33,7 @@ RUNTIME = {
 }
 # As CONTRIBUTING.md states them.
 WHEEL_LIMIT, SDIST_LIMIT = 500_000, 2_000_000
+PACKAGES = ("mlflow_otlp_exporter", "pytest_mlflow_otlp")
 # 2020-02-02, the time that hatchling gives to all files in a reproducible build; zip has no time zone.
 BUILT_AT = 1_580_601_600
 
@@ -177,7 +178,8 @@ def installed_python(distributions: Distributions, tmp_path_factory: pytest.Temp
 def test_wheel_contains_package_files_only(distributions: Distributions) -> None:
     sources = {
         str(path.relative_to(ROOT / "src"))
-        for path in (ROOT / "src" / "mlflow_otlp_exporter").rglob("*")
+        for package in PACKAGES
+        for path in (ROOT / "src" / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     folder = f"mlflow_otlp_exporter-{VERSION}.dist-info"
@@ -263,6 +265,7 @@ def test_wheel_contains_entry_points(distributions: Distributions) -> None:
     assert "mlflow-otlp = mlflow_otlp_exporter._internal.cli.main:main" in lines
     assert "mlflow = mlflow_otlp_exporter._internal.setup.auto_instrumentation:AutoInstrumentationSpanExporter" in lines
     assert "mlflow = mlflow_otlp_exporter._internal.setup.auto_instrumentation:after_instrumentation" in lines
+    assert "mlflow_otlp = pytest_mlflow_otlp" in lines
 
 
 def test_second_build_has_identical_bytes(distributions: Distributions, tmp_path: Path) -> None:
@@ -354,8 +357,8 @@ def test_sdist_installed_by_pip_has_same_files_as_wheel(distributions: Distribut
         [python, "-c", code], env=build_user_environment(python), capture_output=True, text=True, check=True
     )
     names = [name for name in listed.stdout.splitlines() if "__pycache__" not in name]
-    package = {name for name in names if name.startswith("mlflow_otlp_exporter/")}
-    assert package == {name for name in distributions.wheel_names() if name.startswith("mlflow_otlp_exporter/")}
+    packages = {name for name in names if name.partition("/")[0] in PACKAGES}
+    assert packages == {name for name in distributions.wheel_names() if name.partition("/")[0] in PACKAGES}
 
 
 def test_sdist_runs_document_tests(distributions: Distributions, tmp_path: Path) -> None:
