@@ -179,6 +179,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
+    # Of the plugin that this project ships, for the code of docs/testing.md in an environment without its entry point.
+    config.addinivalue_line("markers", "mlflow_traces: arguments of configure() for the fixture mlflow_traces")
     config.addinivalue_line("markers", "matrix: runs across MLflow versions; only with --matrix")
     config.addinivalue_line(
         "markers",

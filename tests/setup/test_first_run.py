@@ -19,6 +19,8 @@ from mlflow_otlp_exporter._internal.setup.instrumentation import (
     install_command,
 )
 from mlflow_otlp_exporter.testing import RecordingEndpoint
+from support.environments import ROOT
+from support.mlflow_server import MLflowServer
 
 APP = """
 import os, sys
@@ -40,16 +42,25 @@ def endpoint() -> Iterator[RecordingEndpoint]:
         yield server
 
 
-def run(endpoint: RecordingEndpoint, code: str, *, is_terminal: bool = True, **variables: str) -> str:
+def run(
+    server: RecordingEndpoint | str,
+    code: str,
+    *,
+    is_terminal: bool = True,
+    is_stdout_shown: bool = False,
+    **variables: str,
+) -> str:
     """Run a program with a terminal, or a pipe, as stderr, and return what it wrote there."""
+    url = server if isinstance(server, str) else server.url
     removed = ("CI", "KUBERNETES_SERVICE_HOST")
     environment = {name: value for name, value in os.environ.items() if name not in removed}
-    environment |= {"MLFLOW_TRACKING_URI": endpoint.url, "MLFLOW_OTLP_SPOOL": "false", **variables}
+    environment |= {"MLFLOW_TRACKING_URI": url, "MLFLOW_OTLP_SPOOL": "false", **variables}
     command = [sys.executable, "-c", code]
     if not is_terminal:
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stderr
     terminal, stderr = pty.openpty()
-    with subprocess.Popen(command, env=environment, stderr=stderr, start_new_session=True) as process:
+    stdout = stderr if is_stdout_shown else None
+    with subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr, start_new_session=True) as process:
         os.close(stderr)
         chunks = []
         with suppress(OSError):  # Linux raises when the last writer has closed the terminal
@@ -151,3 +162,20 @@ def test_configure_warns_about_a_library_without_instrumentation(
     caplog.clear()
     assert instrumentation.instrument(False, None) == []  # type: ignore[arg-type]
     assert not caplog.messages
+
+
+def test_first_run_on_the_page_is_the_output_of_its_code(mlflow_server: MLflowServer) -> None:
+    page = (ROOT / "docs" / "getting-started.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0].replace("first-steps", f"first-steps-{os.getpid()}")
+    expected = page.partition("<!-- first run")[2].partition("```text\n")[2].partition("```")[0]
+    terminal_output = run(mlflow_server.uri, code, is_stdout_shown=True)
+    shown = re.sub(r"tr-[0-9a-f]{32}", "tr-...", terminal_output.replace(mlflow_server.uri, "http://localhost:5000"))
+    shown = re.sub(r"experiments/\d+", "experiments/1", re.sub(r"\(id \d+\)", "(id 1)", shown))
+    lines = shown.replace(f"first-steps-{os.getpid()}", "first-steps").splitlines()
+    # Threads write to stderr, the program to stdout: only the order of each is the same in each run.
+    assert sorted(line.partition(". Did you mean")[0] for line in lines if "created the" in line) == [
+        "created the experiment 'first-steps' (id 1), because there was none of this name"
+        + ("" if "Did you mean" in shown else " [MLO-803]")
+    ]
+    others = [line for line in lines if "created the" not in line]
+    assert sorted(others) == sorted(line for line in expected.splitlines() if "created the" not in line)
