@@ -16,7 +16,7 @@ from typing import Any
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.enrichment import Enricher
+from mlflow_otlp_exporter._internal.enrichment.enricher import Enricher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import workloads

@@ -16,7 +16,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._internal.enrichment import Enricher
+from mlflow_otlp_exporter._internal.enrichment.enricher import Enricher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.rows import HEADING, format_rows, row

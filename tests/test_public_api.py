@@ -22,6 +22,7 @@ FUNCTIONS: Mapping[str, str] = {
     "flush": "timeout",
     "log_expectation": "trace_id, name, value, *, source, source_type, metadata, span_id, workspace",
     "log_feedback": "trace_id, name, value, *, rationale, source, source_type, metadata, span_id, workspace",
+    "read_attributes": "reader, attributes, *, name, scope, events",
     "recording": "**arguments",
     "set_documents": "documents, *, span",
     "set_inputs": "value, *, span",
@@ -29,6 +30,7 @@ FUNCTIONS: Mapping[str, str] = {
     "set_usage": "*, input_tokens, output_tokens, total_tokens, cache_read_tokens, cache_write_tokens, "
     "reasoning_tokens, model, provider, span",
     "shutdown": "timeout",
+    "using_readers": "*readers",
     "traced": "function, /, *, kind, name, capture_inputs, capture_outputs, redact, attributes, sampled, "
     "output_reducer",
     "update_trace": "*, tags, session, user, name",
@@ -172,14 +174,16 @@ def test_all_names_of_the_packages_are_pinned() -> None:
         "RecordedUsage",
         "Recording",
         "RecordingEndpoint",
+        "read_attributes",
         "recording",
+        "using_readers",
     ]
     assert set(public_objects()) == {*FUNCTIONS, *ATTRIBUTES}
 
 
 def test_the_package_has_no_other_public_names() -> None:
     names = {name for name in vars(mlflow_otlp_exporter) if not name.startswith("_")}
-    assert names - {"testing", "types"} == {*mlflow_otlp_exporter.__all__} - {"__version__"}
+    assert names - {"readers", "testing", "types"} == {*mlflow_otlp_exporter.__all__} - {"__version__"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher, enricher
 from mlflow_otlp_exporter._internal.enrichment import readers as readers_module
+from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan, Enricher
 from mlflow_otlp_exporter._internal.enrichment.readers import dialects
-from mlflow_otlp_exporter._internal.enrichment.readers.tables import table_reader
+from mlflow_otlp_exporter.testing import using_readers
 from support.environments import ROOT
 from support.spans import provider
 
@@ -44,14 +44,12 @@ def test_page_names_the_files_of_dialects_and_readers() -> None:
     assert (ROOT / "src" / "mlflow_otlp_exporter" / "_internal" / "enrichment" / "readers" / "__init__.py").is_file()
 
 
-def test_table_of_the_page_sets_mlflow_attributes(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = table_reader(names["ACME"])
-    monkeypatch.setattr(enricher, "READERS", (*readers_module.READERS, reader))
-    monkeypatch.setattr(enricher, "_PREFIXES", enricher._PREFIXES | reader.prefixes)
+def test_table_of_the_page_sets_mlflow_attributes(names: dict[str, Any]) -> None:
     memory = InMemorySpanExporter()
     with provider(memory) as tracer_provider:
         tracer_provider.get_tracer("acme").start_span("acme.step", attributes=names["attributes"]).end()
-    (enriched,) = Enricher(compact=True).enrich(memory.get_finished_spans())
+    with using_readers(names["ACME"]):
+        (enriched,) = Enricher(compact=True).enrich(memory.get_finished_spans())
     assert isinstance(enriched, EnrichedSpan)
     attributes = enriched.attributes
     assert attributes["mlflow.spanType"] == "CHAT_MODEL"

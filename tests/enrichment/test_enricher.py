@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
+from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan, Enricher
 from support.random_traces import ANTHROPIC_SDK, span, traces
 
 

@@ -10,8 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
-from mlflow_otlp_exporter._internal.enrichment.enricher import read_span
+from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan, Enricher, read_span
 from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Document, NormalizedSpan, Usage
 from support.random_traces import JSON, LEAVES, span

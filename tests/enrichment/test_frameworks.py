@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import Event
 
-from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
+from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan, Enricher
 from support.random_traces import span
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
+from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan, Enricher
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     EMPTY,
     Cost,

@@ -524,6 +524,15 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.TRACE_NOT_STORED: Entry(
         ("trace_url() returns None: ...",),
     ),
+    MessageCode.READER_FAILED: Entry(
+        (
+            "The reader ... (...) of an installed package is not used: ...",
+            "The reader ... of an installed package failed: ...",
+            "The reader ... of an installed package is not called again: ...",
+        ),
+        "Ten failures in a row, or ten spans that take more than 0.1 s each, end the calls of a reader until the "
+        "process ends.",
+    ),
     MessageCode.EXPORT_CONFIGURED: Entry(
         (
             "Sending traces to ...; tracer provider: ...",

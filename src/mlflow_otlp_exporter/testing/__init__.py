@@ -17,7 +17,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from mlflow_otlp_exporter._internal.config.resolver import overrides
+from mlflow_otlp_exporter._internal.enrichment.enricher import add_readers
 from mlflow_otlp_exporter._internal.gateway.protocol import (
     PROTOBUF,
     Answer,
@@ -36,8 +37,10 @@ from mlflow_otlp_exporter._internal.gateway.protocol import (
     parse_body,
     read_format,
 )
+from mlflow_otlp_exporter._internal.installed_readers import InstalledReaders, load_readers, read_span, to_readers
 from mlflow_otlp_exporter._internal.setup.configure import configure, flush, shutdown
 from mlflow_otlp_exporter._internal.setup.telemetry import Telemetry
+from mlflow_otlp_exporter.readers import Dialect, EventView, NormalizedSpan, Reader, SpanView, table_reader
 from mlflow_otlp_exporter.testing.recorded import (
     RecordedDocument,
     RecordedSpan,
@@ -55,7 +58,9 @@ __all__ = [
     "RecordedUsage",
     "Recording",
     "RecordingEndpoint",
+    "read_attributes",
     "recording",
+    "using_readers",
 ]
 
 _TEXTS = {"/version": b"3.17.2", "/health": b"OK"}
@@ -334,3 +339,48 @@ def recording(**arguments: Any) -> Iterator[Recording]:
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
+
+
+def read_attributes(
+    reader: Reader | Dialect,
+    attributes: Mapping[str, Any],
+    *,
+    name: str = "",
+    scope: str = "",
+    events: Sequence[EventView] = (),
+) -> NormalizedSpan | None:
+    """Read a span with one reader (experimental; see `mlflow_otlp_exporter.readers`).
+
+    Args:
+        reader: The reader.
+        attributes: The span's attributes.
+        name: The span's name.
+        scope: The name of the span's instrumentation scope.
+        events: The span's events.
+
+    Returns:
+        What the reader says of the span; None if it is not of its convention.
+
+    Raises:
+        TypeError: The result is malformed: in an application, it would be ignored.
+    """
+    reader = table_reader(reader) if isinstance(reader, Dialect) else reader
+    return read_span(reader, SpanView(name, scope, attributes, events))
+
+
+@contextmanager
+def using_readers(*readers: Reader | Dialect) -> Iterator[None]:
+    """Read all spans of the block with these readers, too, as if their package were the only installed one.
+
+    Experimental; see `mlflow_otlp_exporter.readers`.
+
+    Args:
+        readers: Readers that no entry point names yet.
+    """
+    were_loaded, InstalledReaders.are_loaded = InstalledReaders.are_loaded, True
+    add_readers(to_readers(readers, "of a test"))
+    try:
+        yield
+    finally:
+        add_readers(list(load_readers()) if were_loaded else ())
+        InstalledReaders.are_loaded = were_loaded

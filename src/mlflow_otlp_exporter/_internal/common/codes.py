@@ -106,6 +106,7 @@ class MessageCode(enum.Enum):
     NOT_SAMPLED_BY_CALLER = "MLO-715", "Trace not sampled by the caller"
     THREADS_DISABLED = "MLO-716", "Threads disabled by uWSGI"
     TRACE_NOT_STORED = "MLO-717", "Trace not in MLflow yet"
+    READER_FAILED = "MLO-718", "Reader of another package failed"
 
     EXPORT_CONFIGURED = "MLO-801", "Export configured"
     INSTRUMENTED = "MLO-802", "Instrumentations enabled"

@@ -417,6 +417,11 @@ HINTS: Mapping[MessageCode, Hint] = {
         "`trace_url()` was called before the trace arrived: its spans are not sent yet, wait on disk, or were dropped.",
         "Call `flush()` first and read its result, or pass `check=False` for the address that the trace will have.",
     ),
+    MessageCode.READER_FAILED: Hint(
+        "A package has registered a reader of spans (`mlflow_otlp_exporter.readers`), which is broken or slow. Its "
+        "results are left out; the spans are sent.",
+        "Update the package, or tell its authors.",
+    ),
     MessageCode.EXPORT_CONFIGURED: Hint(
         "`configure()` was called, the pod's namespace is the workspace, or a server with a static prefix has its "
         "endpoint at the root."

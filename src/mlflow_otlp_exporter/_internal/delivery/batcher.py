@@ -23,7 +23,7 @@ from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.tracing.routing import DestinationCache, group_by_destination
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan, Enricher
+    from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan, Enricher
     from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
     from mlflow_otlp_exporter._internal.spool.persistent_queue import RecoveredSpans
 
@@ -62,9 +62,9 @@ class Batcher:
 
         self._enricher: Enricher | None = None
         if settings.enrichment.enrich:
-            from mlflow_otlp_exporter._internal.enrichment import Enricher
+            from mlflow_otlp_exporter._internal.installed_readers import ExtensibleEnricher
 
-            self._enricher = Enricher(compact=settings.enrichment.compact)
+            self._enricher = ExtensibleEnricher(compact=settings.enrichment.compact)
         self._destination, self._problem_log = destination, problem_log
         self._max_bytes, self._on_dropped = max_bytes, on_dropped
         self.redactor = Redactor(settings.privacy, problem_log, base64_max_length=settings.base64_max_length)

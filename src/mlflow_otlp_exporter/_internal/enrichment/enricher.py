@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -32,10 +32,11 @@ from mlflow_otlp_exporter._internal.enrichment.values import parse_text, to_text
 from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinference
 
 SPAN_NAME = "mlflow_otlp.span_name"
-_PREFIXES = frozenset().union(*(reader.prefixes for reader in READERS))
-_MAX_RESPONSE_SCOPES = 10_000
+_readers: tuple[Reader, ...]
+_prefixes: frozenset[str]
+_find_prefixes: Callable[[tuple[str, ...]], frozenset[str]]
+_MAX_RESPONSE_SCOPES, _MAX_MESSAGE_LENGTH = 10_000, 1000
 _MAX_CALLS, _MAX_CALLS_OF_SAME_COUNTS = 1_000, 16
-_MAX_MESSAGE_LENGTH = 1000
 _OK = Status(StatusCode.OK)
 _CONTENT = ("input_messages", "output_messages", "input", "output", "documents", "query", "embedded_texts")
 _read_content_fields = operator.itemgetter(*map(NormalizedSpan._fields.index, _CONTENT))
@@ -185,7 +186,7 @@ def read_span(span: ReadableSpan) -> SpanState:
     state = SpanState(span, attributes)
     known_prefixes = _find_prefixes(tuple(attributes))
     if state.events:
-        known_prefixes |= _PREFIXES.intersection([event.name.partition(".")[0] for event in state.events])
+        known_prefixes |= _prefixes.intersection([event.name.partition(".")[0] for event in state.events])
     normalized = EMPTY
     if known_prefixes:
         views = [EventView(event.name, dict(event.attributes or {})) for event in state.events]
@@ -206,14 +207,21 @@ def read_span(span: ReadableSpan) -> SpanState:
     return state
 
 
-@cache_by_keys
-def _find_prefixes(keys: tuple[str, ...]) -> frozenset[str]:
-    return _PREFIXES.intersection([key.partition(".")[0] for key in keys])
+def add_readers(readers: Sequence[Reader]) -> None:
+    """Read with these, too, where the own readers find nothing; replaces what was added before."""
+    global _readers, _prefixes, _find_prefixes  # noqa: PLW0603 - of this process, as READERS
+    _readers = (*READERS, *readers)
+    _prefixes = prefixes = frozenset().union(*(reader.prefixes for reader in _readers))
+    _find_prefixes = cache_by_keys(lambda keys: prefixes.intersection([key.partition(".")[0] for key in keys]))
+    _select_readers.cache_clear()
 
 
 @functools.lru_cache(maxsize=1024)  # spans of one source have the same prefixes
 def _select_readers(prefixes: frozenset[str]) -> tuple[Reader, ...]:
-    return tuple(reader for reader in READERS if not prefixes.isdisjoint(reader.prefixes))
+    return tuple(reader for reader in _readers if not prefixes.isdisjoint(reader.prefixes))
+
+
+add_readers(())
 
 
 def _read_conventions(view: SpanView, prefixes: frozenset[str]) -> NormalizedSpan:

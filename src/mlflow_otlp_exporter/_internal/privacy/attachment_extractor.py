@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
-from mlflow_otlp_exporter._internal.enrichment import EnrichedSpan
+from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan
 from mlflow_otlp_exporter._internal.enrichment.messages import read_media
 from mlflow_otlp_exporter._internal.enrichment.values import select_text
 from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan, create_attachment, frame_span

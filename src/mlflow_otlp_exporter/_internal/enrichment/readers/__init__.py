@@ -1,8 +1,4 @@
-"""All readers, in order of precedence: the first reader that has a field wins.
-
-To add a convention, add a table to `dialects`; if it is no table, add a module with a function `read(span)` here, and a
-line to `READERS`.
-"""
+"""All readers, in order of precedence: the first reader that has a field wins. See docs/adding-a-convention.md."""
 
 from mlflow_otlp_exporter._internal.enrichment.readers import (
     dialects,
