@@ -47,9 +47,9 @@ def install_entry_points(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
                 raise ImportError("no such module: with a private text")
             return getattr(Module, self.value)
 
-    def install(points: Mapping[str, str], *more: tuple[str, str]) -> list[str]:
-        found = [Point(name, value, GROUP) for name, value in (*points.items(), *more)]
-        monkeypatch.setattr(installed_readers, "entry_points", lambda group: found if group == GROUP else [])
+    def install(names: Mapping[str, str], *more: tuple[str, str]) -> list[str]:
+        points = [Point(name, value, GROUP) for name, value in (*names.items(), *more)]
+        monkeypatch.setattr(installed_readers, "entry_points", lambda group: points if group == GROUP else [])
         monkeypatch.setattr(InstalledReaders, "are_loaded", False)
         return loaded
 
