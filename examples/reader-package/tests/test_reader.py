@@ -1,4 +1,4 @@
-"""How a package tests its reader: alone, and with all that an application sends."""
+"""How a package tests its reader: alone, and with everything an application sends."""
 
 import acme_tracing
 from acme_tracing.mlflow import READERS
