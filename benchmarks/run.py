@@ -28,6 +28,7 @@ NAMES = (
     "export_path",
     "latency",
     "memory",
+    "gateway",
     "server_time",
 )
 _PACKAGES = ("mlflow", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "protobuf")
@@ -54,7 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"any of {', '.join(NAMES)}; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
-    parser.add_argument("--seconds", type=float, help="duration of server_time")
+    parser.add_argument("--seconds", type=float, help="duration of the load of gateway and server_time")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.names) - set(NAMES)):
         parser.error(f"unknown benchmark: {', '.join(unknown)}; available: {', '.join(NAMES)}")
@@ -66,8 +67,8 @@ def main() -> int:
     is_within_bounds = True
     for name in arguments.names or NAMES:
         begin = time.monotonic()
-        if name == "server_time" and arguments.seconds is not None:
-            results[name] = importlib.import_module("benchmarks.server_time").measure(arguments.seconds)
+        if name in ("gateway", "server_time") and arguments.seconds is not None:
+            results[name] = importlib.import_module(f"benchmarks.{name}").measure(arguments.seconds)
         else:
             results[name] = _measure(name)
         results[name]["took_seconds"] = time.monotonic() - begin

@@ -1,5 +1,6 @@
 """OTLP/HTTP of a real gateway process: bodies, answers, limits."""
 
+import asyncio
 import gzip
 import json
 import socket
@@ -8,9 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import uvicorn
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from starlette.applications import Starlette
 
+from mlflow_otlp_exporter._internal.gateway import http_receiver
 from support.gateway import JSON, PROTOBUF, GatewayProcess
 from support.otlp_bodies import encode_spans, to_json
 from support.scripted_server import RecordedRequest, ScriptedServer
@@ -182,3 +186,41 @@ def test_other_paths_and_methods_are_not_served(gateway: GatewayProcess) -> None
     assert gateway.request("GET", "/healthz").status == 200
     assert gateway.request("GET", "/readyz").status == 200
     assert gateway.request("GET", "/healthz").headers["server"].startswith("mlflow-otlp-gateway/")
+
+
+def test_destination_in_utf8_is_read(gateway: GatewayProcess) -> None:
+    lines = ["POST /v1/traces HTTP/1.1", "host: x", f"content-type: {JSON}", "content-length: 2"]
+    head = "\r\n".join([*lines, "x-mlflow-experiment: Übung", "connection: close", "", "{}"])
+    with socket.create_connection(("127.0.0.1", gateway.port), 10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_other_path_is_not_found_instead_of_redirected(gateway: GatewayProcess) -> None:
+    assert gateway.request("POST", "/v1/traces/", b"{}", {"content-type": JSON}).status == 404
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /v1/traces HTTP/1.1\r\nhost: x\r\n", b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET"]
+)
+def test_connection_that_sends_no_whole_head_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_receiver, "_HEAD_SECONDS", 0.05)
+
+    async def read_until_closed() -> bytes:
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(sent)
+        content = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        return content
+
+    async def run() -> bytes:
+        config = uvicorn.Config(Starlette(), http=http_receiver.HttpProtocol, lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        content = await read_until_closed()
+        server.should_exit = True
+        await serving
+        return content
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert asyncio.run(run()).count(b"HTTP/1.1 404") == sent.count(b"\r\n\r\n")

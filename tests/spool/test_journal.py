@@ -275,6 +275,19 @@ def test_journal_of_running_process_is_not_abandoned(journal: Journal, folder: P
     assert read_names(folder) == ["a"]
 
 
+def test_append_of_several_spans_writes_all_and_fills_no_file_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may be as large as one append more, because a larger one is not read after a kill."""
+    monkeypatch.setattr(journal_module, "_MAX_SEGMENT_BYTES", 10)
+    journal = Journal(lambda: tmp_path, ProblemLog())
+    for number in range(3):
+        assert journal.append(*make_spans(f"a{number}", f"b{number}"))
+    files = sorted(tmp_path.glob("*.journal"))
+    assert [path.read_text().count('["span",') for path in files] == [2, 2, 2]
+    journal.close()
+
+
 def test_rotate_removes_full_files_without_pending_spans(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,7 +97,10 @@ class ForwardingIntake(Intake):
         with self._intakes_lock:
             self._is_closed = True
             intakes = [intake for intake, _ in self._intakes.values()]
-        threads = [threading.Thread(target=intake.close, args=(timeout_seconds,)) for intake in intakes]
+        threads = [
+            threading.Thread(target=intake.close, args=(timeout_seconds,), name="mlflow-otlp-gateway-end")
+            for intake in intakes
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

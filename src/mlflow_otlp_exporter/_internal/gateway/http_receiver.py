@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import anyio
 from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlflow_otlp_exporter._internal.gateway.intake import Intake, IsAllowed
 from mlflow_otlp_exporter._internal.gateway.metrics import GatewayMetrics
@@ -26,6 +30,8 @@ from mlflow_otlp_exporter._internal.gateway.protocol import (
 from mlflow_otlp_exporter._internal.gateway.tokens import TokenFile
 
 _BODY_SECONDS = 60.0
+# A connection without a request in progress is closed when it has sent no whole head meanwhile.
+_HEAD_SECONDS = 20.0
 # Requests that are decoded at once, and bodies that are received at once, in units of the largest request.
 _MAX_DECODERS, _MAX_RECEIVED_REQUESTS = 4, 4
 
@@ -48,6 +54,7 @@ class HttpReceiver:
                 Route("/metrics", self._report_metrics),
             ]
         )
+        self.app.router.redirect_slashes = False  # clients of OTLP do not follow redirects
 
     async def _report_health(self, _request: Request) -> Response:
         is_alive = self._intake.is_alive
@@ -88,7 +95,7 @@ class HttpReceiver:
                     if self._received_bytes > _MAX_RECEIVED_REQUESTS * self._max_bytes:
                         raise Rejection(AnswerKind.UNAVAILABLE, "too many requests at once", 1)
                     chunks.append(chunk)
-            headers = dict(request.headers)
+            headers = {name: _decode_header(value) for name, value in request.headers.items()}
             return await run_sync(self._take, b"".join(chunks), body_format, headers, is_allowed, limiter=self._limiter)
         except TimeoutError:
             raise Rejection(AnswerKind.MALFORMED, f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
@@ -99,3 +106,28 @@ class HttpReceiver:
         self, body: bytes, body_format: BodyFormat, headers: dict[str, str], is_allowed: IsAllowed | None
     ) -> Answer:
         return self._intake.take(parse_body(body, body_format, self._max_bytes), headers, is_allowed)
+
+
+def _decode_header(value: str) -> str:
+    """Return a header in UTF-8, in which clients send names; Starlette reads ISO-8859-1."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+
+
+class HttpProtocol(H11Protocol):
+    """uvicorn's protocol, which closes connections that send no whole head: it has no time limit for them itself."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
+        super().connection_made(transport)
+        self.loop.call_later(_HEAD_SECONDS, self._watch_head, None)
+
+    def _watch_head(self, previous_cycle: object) -> None:
+        if self.transport.is_closing():
+            return
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is previous_cycle and (cycle is None or cycle.response_complete):
+            self.transport.close()
+        else:
+            self.loop.call_later(_HEAD_SECONDS, self._watch_head, cycle)

@@ -26,7 +26,7 @@ from mlflow_otlp_exporter._internal.delivery.instruments import create_pipeline
 from mlflow_otlp_exporter._internal.gateway.certificates import CertificateFiles
 from mlflow_otlp_exporter._internal.gateway.forwarding import ForwardingIntake
 from mlflow_otlp_exporter._internal.gateway.grpc_receiver import GrpcReceiver
-from mlflow_otlp_exporter._internal.gateway.http_receiver import HttpReceiver
+from mlflow_otlp_exporter._internal.gateway.http_receiver import HttpProtocol, HttpReceiver
 from mlflow_otlp_exporter._internal.gateway.intake import Intake
 from mlflow_otlp_exporter._internal.gateway.metrics import GatewayMetrics
 from mlflow_otlp_exporter._internal.gateway.tokens import TokenFile
@@ -100,6 +100,7 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
     receiver = HttpReceiver(intake, tokens, gateway.gateway_max_request_size, metrics)
     config = uvicorn.Config(
         receiver.app,
+        http=HttpProtocol,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -177,6 +178,8 @@ def _configure_logging() -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    # Else one line for each malformed request, as of a port scanner.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     logger.setLevel(logging.INFO)
 
 

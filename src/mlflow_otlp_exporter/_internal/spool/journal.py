@@ -148,6 +148,9 @@ class Journal:
         except BaseException:
             segment.discard(keys)
             raise
+        if segment.size_bytes > _MAX_SEGMENT_BYTES:
+            with self._lock:
+                self._current = None if self._current is segment else self._current
 
     def _open_segment(self) -> Segment:
         with self._lock:
@@ -173,10 +176,10 @@ class Journal:
                 segment.discard(settled)
 
     def rotate(self) -> None:
-        """Replace a full file, remove files without pending spans, and log problems since the last call."""
+        """Replace a removed file, remove files without pending spans, and log problems since the last call."""
         with self._lock:
             current = self._current
-            if current is not None and (current.size_bytes > _MAX_SEGMENT_BYTES or not current.path.exists()):
+            if current is not None and not current.path.exists():
                 self._current = None
             self._remove_settled()
             self._is_paused = len(self._segments) > _MAX_SEGMENTS

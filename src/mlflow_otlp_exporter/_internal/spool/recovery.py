@@ -28,7 +28,8 @@ from mlflow_otlp_exporter._internal.spool.journal_format import (
 from mlflow_otlp_exporter._internal.tracing.routing import read_routes
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
-_MAX_JOURNAL_BYTES = 64 << 20  # usually 4 MB, but it ends with the span that fills it
+# Usually 4 MB, but it ends with what fills it: a request of the gateway of 20 MB takes up to six times as much in JSON.
+_MAX_JOURNAL_BYTES = 256 << 20
 
 
 @dataclass
