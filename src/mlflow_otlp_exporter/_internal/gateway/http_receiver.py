@@ -123,7 +123,7 @@ class HttpProtocol(H11Protocol):
         super().connection_made(transport)
         self.loop.call_later(_HEAD_SECONDS, self._watch_head, None)
 
-    def _watch_head(self, previous_cycle: object) -> None:
+    def _watch_head(self, previous_cycle: Any) -> None:
         if self.transport.is_closing():
             return
         cycle: Any = self.cycle  # None before the first request
