@@ -168,6 +168,8 @@ def _read_flat_messages(
     attributes: Mapping[str, Any], groups: Mapping[str, list[_FlatKey]], group: str, default_role: str
 ) -> tuple[Message, ...] | None:
     """Messages from flattened attributes; those of nothing but texts, nearly all, skip the general parser."""
+    if group not in groups:
+        return None
     messages: list[Message] = []
     for role_key, content_key, _ in groups.get(f"{group}.", ()):
         content, source_role = attributes[content_key], attributes[role_key] if role_key else None

@@ -114,25 +114,23 @@ def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
 
 def _encode_request(messages: Sequence[Message], fields: Mapping[str, Any]) -> str | bytes:
     """A request as JSON text; in UTF-8 if it is long, which takes half the time."""
-    texts = [message.parts[0].text for message in messages if _is_plain_text(message)]
-    if sum(map(len, texts)) >= _MIN_ENCODED_LENGTH:
+    items = [_build_message(message) for message in messages]
+    # By index, the texts of messages with nothing but a role and a text.
+    texts = {
+        index: item["content"]
+        for index, item in enumerate(items)
+        if len(item) == 2 and isinstance(item["content"], str)
+    }
+    if sum(map(len, texts.values())) >= _MIN_ENCODED_LENGTH:
         with suppress(UnicodeEncodeError):
-            quoted = iter(quote_texts(texts))
-            items = [
-                _MESSAGE_STARTS[message.role] + next(quoted) + b'"}'
-                if _is_plain_text(message)
-                else to_json(_build_message(message)).encode()
-                for message in messages
+            quoted = iter(quote_texts(list(texts.values())))
+            encoded = [
+                _MESSAGE_STARTS[item["role"]] + next(quoted) + b'"}' if index in texts else to_json(item).encode()
+                for index, item in enumerate(items)
             ]
             end = (f", {to_json(fields)[1:]}" if fields else "}").encode()
-            return Utf8Text(b'{"messages": [' + b", ".join(items) + b"]" + end)
-    return to_json({"messages": [_build_message(message) for message in messages], **fields})
-
-
-def _is_plain_text(message: Message) -> bool:
-    role, parts, tool_calls, _, name, reasoning = message
-    has_others = tool_calls or name or reasoning or role not in _MESSAGE_STARTS
-    return len(parts) == 1 and parts[0].kind == "text" and not has_others
+            return Utf8Text(b'{"messages": [' + b", ".join(encoded) + b"]" + end)
+    return to_json({"messages": items, **fields})
 
 
 def _collect_files(messages: Sequence[Message]) -> list[str]:
