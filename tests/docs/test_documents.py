@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
-from support.documents import DOCS, PAGES, anchors, links
-from support.environments import ROOT
+from support.documents import DOCS, FRAMEWORK_PAGES, FRAMEWORKS, PAGES, anchors, links
+from support.environments import ROOT, read_lock
+from support.framework_traces import ENVIRONMENTS
 from support.lanes import Lanes, collect_lanes
 
 TESTS = ROOT / "tests"
@@ -86,8 +87,23 @@ def test_page_relative_links_have_existing_targets(page: Path) -> None:
 
 def test_readme_links_every_page() -> None:
     linked = {(ROOT / path).resolve() for path, _ in links(ROOT / "README.md")}
-    pages = {*DOCS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"} - {ROOT / "docs" / "index.md"}  # the site's home
+    pages = {*DOCS, FRAMEWORKS / "index.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"} - {
+        ROOT / "docs" / "index.md"
+    }  # the site's home
     assert sorted(page.name for page in pages - linked) == []
+
+
+def test_index_of_frameworks_links_every_page_that_the_matrix_runs() -> None:
+    linked = {path for path, _ in links(FRAMEWORKS / "index.md") if not path.startswith("..")}
+    pages = {page.name for page in FRAMEWORK_PAGES} - {"index.md"}
+    assert linked == pages == {f"{name}.md" for names in ENVIRONMENTS.values() for name in names}
+
+
+def test_index_of_frameworks_names_the_versions_in_the_locks() -> None:
+    locked = {line.partition(" ")[0] for group in ENVIRONMENTS for line in read_lock(group)}
+    versions = set(re.findall(r"`([\w-]+==[\w.]+)`", (FRAMEWORKS / "index.md").read_text()))
+    assert len(versions) > 10
+    assert versions <= locked
 
 
 def test_images_are_all_shown_in_a_page() -> None:

@@ -111,3 +111,10 @@ def test_client_within_other_span_starts_span_below(application: Application) ->
     client = application.exporter.get_finished_spans()[0]
     assert client.parent == span.get_span_context()
     assert isinstance(trace.get_current_span(), trace.NonRecordingSpan)
+
+
+def test_client_within_span_of_dspy_starts_span_with_the_tokens(application: Application) -> None:
+    tracer = application.provider.get_tracer("openinference.instrumentation.dspy")
+    with tracer.start_as_current_span("LM.__call__", attributes={"openinference.span.kind": "LLM"}):
+        application.call_client()
+    assert application.names == ["call of the client", "LM.__call__"]

@@ -9,7 +9,10 @@ from typing import NamedTuple
 from support.environments import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "examples").glob("**/*.md")])
+# One page per framework. tests/matrix/test_frameworks.py runs their code with the frameworks.
+FRAMEWORKS = ROOT / "docs" / "frameworks"
+FRAMEWORK_PAGES = sorted(FRAMEWORKS.glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *FRAMEWORK_PAGES, *(ROOT / "examples").glob("**/*.md")])
 _FENCE = re.compile(
     r"^(?P<note><!-- not run: .*? -->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,

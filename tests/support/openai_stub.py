@@ -1,4 +1,4 @@
-"""A simulated OpenAI API on the loopback, whose answers depend only on the question."""
+"""A simulated API of OpenAI and Gemini on the loopback, whose answers depend only on the question."""
 
 import itertools
 import json
@@ -12,6 +12,7 @@ GREETING = "Hello! How can I help you today?"
 INPUT, OUTPUT, CACHED = 60, 24, 16
 EMBEDDED = 4
 CITIES = ("Paris", "London")
+DSPY_FIELD = "[[ ## "
 _CREATED = 1_700_000_000
 _NUMBERS = itertools.count(1)
 
@@ -39,7 +40,9 @@ class OpenAIStub:
 class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if request["model"] == BAD_MODEL:
+        if self.path.endswith(":generateContent"):
+            self._answer(200, _gemini_content(request, self.path))
+        elif request["model"] == BAD_MODEL:
             error = {"message": f"The model `{BAD_MODEL}` does not exist", "type": "invalid_request_error"}
             self._answer(404, {"error": {**error, "param": None, "code": "model_not_found"}})
         elif self.path == "/v1/chat/completions" and request.get("stream"):
@@ -81,10 +84,23 @@ def _reply(messages: Sequence[Mapping[str, Any]], tool: str | None) -> tuple[str
     if results:
         return f"Based on the tool results: {'; '.join(results)}", []
     question = str(messages[-1].get("content"))
+    if any(DSPY_FIELD in str(message.get("content")) for message in messages):
+        return _dspy_reply(question), []
     cities = [city for city in CITIES if city in question]
     if tool and cities and "weather" in question.lower():
         return None, [(f"call_{n}", tool, json.dumps({"city": city})) for n, city in enumerate(cities)]
     return GREETING, []
+
+
+def _dspy_reply(question: str) -> str:
+    """Fill in the fields that DSPy's prompt asks for: a call of the first tool, the end, or the answer."""
+    if "next_tool_name" not in question:
+        fields = {"reasoning": "The tool says so.", "answer": "Based on the tool results: rain in Paris"}
+    elif "observation_0" in question:
+        fields = {"next_thought": "Done.", "next_tool_name": "finish", "next_tool_args": "{}"}
+    else:
+        fields = {"next_thought": "Ask.", "next_tool_name": "get_weather", "next_tool_args": '{"city": "Paris"}'}
+    return "\n\n".join(f"[[ ## {name} ## ]]\n{value}" for name, value in {**fields, "completed": ""}.items())
 
 
 def _completion(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +192,33 @@ def _response(request: Mapping[str, Any]) -> dict[str, Any]:
             "output_tokens_details": {"reasoning_tokens": REASONING},
             "total_tokens": INPUT + OUTPUT,
         },
+    }
+
+
+def _gemini_content(request: Mapping[str, Any], path: str) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = []
+    for content in request["contents"]:
+        for part in content["parts"]:
+            if response := part.get("functionResponse"):
+                messages.append({"role": "tool", "content": response["response"]["result"]})
+            else:
+                messages.append({"role": content["role"], "content": part.get("text")})
+    tools = request.get("tools") or []
+    text, calls = _reply(messages, tools[0]["functionDeclarations"][0]["name"] if tools else None)
+    parts: list[dict[str, Any]] = [
+        {"functionCall": {"name": name, "args": json.loads(arguments)}} for _, name, arguments in calls
+    ]
+    return {
+        "candidates": [{"content": {"role": "model", "parts": parts or [{"text": text}]}, "finishReason": "STOP"}],
+        "usageMetadata": {
+            "promptTokenCount": INPUT,
+            "cachedContentTokenCount": CACHED,
+            "candidatesTokenCount": OUTPUT - REASONING,
+            "thoughtsTokenCount": REASONING,
+            "totalTokenCount": INPUT + OUTPUT,
+        },
+        "modelVersion": path.rpartition("/")[2].partition(":")[0],
+        "responseId": f"resp-{next(_NUMBERS)}",
     }
 
 

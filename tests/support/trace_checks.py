@@ -119,7 +119,7 @@ def _is_same_text(actual: str | None, expected: str) -> bool:
     return bool(text) and (str(text).strip() == expected or parse_json_or_text(text) == parse_json_or_text(expected))
 
 
-def _roles(chat: list[dict[str, Any]]) -> tuple[str, ...]:
+def count_roles(chat: list[dict[str, Any]]) -> tuple[str, ...]:
     counted = [(message["role"], len(message["tool_calls"])) for message in chat]
     return tuple(role + (f"({count} tool call{'s' * (count > 1)})" if count else "") for role, count in counted)
 
@@ -164,8 +164,8 @@ def _check_chats(truth: Truth, trace: StoredTrace) -> Iterator[_Verdict]:
     """Check chats and tool definitions."""
     views = trace.views_of_type("chat", *LLM)
     if expected := truth.get("chats"):
-        missing = Counter(map(tuple, expected)) - Counter(map(_roles, views))
-        yield "chats", not missing, list(missing), list(map(_roles, views))
+        missing = Counter(map(tuple, expected)) - Counter(map(count_roles, views))
+        yield "chats", not missing, list(missing), list(map(count_roles, views))
     if truth.get("image"):
         yield "image", any("data:image" in (m.get("content") or "") for chat in views for m in chat), "an image", None
     if expected := truth.get("tools"):

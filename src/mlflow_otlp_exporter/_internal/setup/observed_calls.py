@@ -23,6 +23,8 @@ CLIENT_LIBRARIES = frozenset(
     | {"together", "replicate", "portkey"}
 )
 _MODEL_OPERATIONS = frozenset({"chat", "text_completion", "generate_content"})
+# Their spans of model calls have no tokens, so the client's span is needed.
+_SCOPES_WITHOUT_USAGE = frozenset({"openinference.instrumentation.dspy"})
 _MAX_OPEN_RUNS = 10_000
 
 
@@ -85,7 +87,7 @@ def _is_observed(parent: Span, scope: str) -> bool:
     attributes, parent_scope = parent.attributes or {}, parent.instrumentation_scope
     is_model = attributes.get("openinference.span.kind") == "LLM"
     is_model = is_model or attributes.get("gen_ai.operation.name") in _MODEL_OPERATIONS
-    return is_model and (parent_scope is None or parent_scope.name != scope)
+    return is_model and (parent_scope is None or parent_scope.name not in {scope, *_SCOPES_WITHOUT_USAGE})
 
 
 @functools.cache  # the hook cannot be removed
