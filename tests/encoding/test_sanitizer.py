@@ -69,3 +69,9 @@ def test_sanitize_attributes_of_encoded_text_equals_that_of_text(is_root: bool) 
     for text in (CHAT, "[" * 1000, "{}" * 300, '{"a": "b"}'):
         expected = sanitize_attributes({"mlflow.spanInputs": text}, is_root=is_root)
         assert sanitize_attributes({"mlflow.spanInputs": Utf8Text(text.encode())}, is_root=is_root) == expected
+
+
+def test_sanitize_attributes_with_word_as_numbers_leaves_it_out() -> None:
+    repaired = sanitize_attributes({"mlflow.chat.tokenUsage": "many", "other": 1}, is_root=False)
+    assert repaired is not None
+    assert "mlflow.chat.tokenUsage" not in repaired

@@ -37,16 +37,18 @@ def evict_oldest(entries: dict[K, V], max_count: int) -> dict[K, V]:
     return entries
 
 
-def cache_by_keys(function: Callable[[tuple[str, ...]], V]) -> Callable[[tuple[str, ...]], V]:
-    """Cache what depends on the keys of attributes alone: spans of one source have the same keys."""
-    results: dict[tuple[str, ...], V] = {}
+class _CacheByKeys(dict[tuple[str, ...], V]):
+    def __init__(self, function: Callable[[tuple[str, ...]], V]) -> None:
+        super().__init__()
+        self._function = function
 
-    def call(keys: tuple[str, ...]) -> V:
-        result = results.get(keys)
-        if result is None:
-            result = function(keys)
-            if len(keys) <= _MAX_CACHED_KEYS and max(map(len, keys), default=0) <= _MAX_CACHED_KEY_LENGTH:
-                evict_oldest(results, _MAX_CACHED_RESULTS)[keys] = result
+    def __missing__(self, keys: tuple[str, ...]) -> V:
+        result = self._function(keys)
+        if len(keys) <= _MAX_CACHED_KEYS and max(map(len, keys), default=0) <= _MAX_CACHED_KEY_LENGTH:
+            evict_oldest(self, _MAX_CACHED_RESULTS)[keys] = result
         return result
 
-    return call
+
+def cache_by_keys(function: Callable[[tuple[str, ...]], V]) -> Callable[[tuple[str, ...]], V]:
+    """Cache what depends on the keys of attributes alone: spans of one source have the same keys."""
+    return _CacheByKeys(function).__getitem__  # a cached result takes no call of a Python function

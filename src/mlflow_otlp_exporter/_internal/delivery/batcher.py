@@ -155,7 +155,10 @@ class Batcher:
                     self._problem_log.log_once(logging.WARNING, _ATTRIBUTES_DROPPED)
                 try:
                     enriched = enriched_by_id[id(span)]
-                    encoded = self._encode_span(enriched, self._add_destination(span.resource, destination))
+                    resource = (
+                        self._add_destination(span.resource, destination) if self._adds_destination else span.resource
+                    )
+                    encoded = self._encode_span(enriched, resource)
                     if extractor is not None:
                         encoded = encoded._replace(attachments=extractor.attachments_of(enriched))
                     encoded_spans.append(encoded)
@@ -191,8 +194,6 @@ class Batcher:
 
     def _add_destination(self, resource: Resource, destination: Destination) -> Resource:
         """Add attributes that name the destination, for a Collector to route by."""
-        if not self._adds_destination:
-            return resource
         cached = self._routed_resources.get((id(resource), destination))
         if cached is None:
             names = (WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID)

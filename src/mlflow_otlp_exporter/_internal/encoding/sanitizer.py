@@ -33,8 +33,8 @@ _KIND_KEYS = frozenset(
         *("openinference.span.kind", "span.type", "traceloop.span.kind"),
     }
 )
-# A text of at most so many characters that begins with a letter needs no repair, unless it holds a NUL.
-_SHORT_TEXT = min(_MAX_LENGTHS.values())
+# A text in a column that needs no repair, as nearly all.
+_SHORT_TEXT = re.compile(rf"[A-Za-z][^\x00\\]{{0,{min(_MAX_LENGTHS.values()) - 1}}}")
 # MLflow parses each text that may be JSON, and answers 422 to 1,000 nested levels, or 1,000 brackets in a row.
 _MAX_NESTING = 500
 _MIN_ESCAPE_LENGTH = 6
@@ -67,7 +67,10 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
     checked_keys = [
         key
         for key, value in original.items()
-        if key in special_keys
+        if (
+            key in special_keys
+            and (key in _NUMBER_KEYS or value.__class__ is not str or not _SHORT_TEXT.fullmatch(value))
+        )
         or (isinstance(value, _TEXT_TYPES) and len(value) > min_length and not value[:1].isalnum())
     ]
     changes: dict[str, Any] = {}
@@ -101,9 +104,6 @@ def _sanitize_value(key: str, value: Any, *, is_special: bool, is_root: bool) ->
     if key in _NUMBER_KEYS:
         changed, note = _sanitize_numbers(key, value)
     elif is_special:
-        is_short = value.__class__ is str and value[:1].isalpha() and len(value) <= _SHORT_TEXT
-        if is_short and "\x00" not in value and "\\u0000" not in value:
-            return value, ""  # nearly all
         changed, note = _sanitize_column(key, value)
     elif is_root and isinstance(value, str) and "\\u0000" in value and _is_structured(value):
         # MLflow before 3.18 stores the last message in it as a preview, which is a column.
