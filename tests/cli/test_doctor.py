@@ -25,6 +25,7 @@ from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.cli.doctor import connection_checks, local_checks, server_checks
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
+from mlflow_otlp_exporter._internal.config.credentials import read_token_expiry
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from support.certificates import Authority, TlsServer, self_signed
@@ -719,7 +720,7 @@ def jwt(payload: str) -> str:
     ],
 )
 def test_read_token_expiry_with_header_value_returns_expiry(authorization: str | None, expected: float | None) -> None:
-    assert server_checks.read_token_expiry(authorization) == expected
+    assert read_token_expiry(authorization) == expected
 
 
 PREFIX, USERS = ("--static-prefix", "/mlf"), ("--app-name", "basic-auth")

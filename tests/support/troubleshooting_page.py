@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.hints import HINTS
+from mlflow_otlp_exporter._internal.common.hints import CREDENTIAL_REJECTED, HINTS
 from support.environments import ROOT
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -175,7 +175,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "401: Authentication with the Kubernetes API failed. ...",
             "401: Missing Authorization header or X-Forwarded-Access-Token header.",
         ),
-        "The message names the credential that was sent: `credentials: none` means none. `MLFLOW_TRACKING_USERNAME` "
+        "The message names the credential that was sent: `credentials: none` means none. If one was sent, its fix is: "
+        f"*{CREDENTIAL_REJECTED.fix}* A token that says when it expires is described, too. `MLFLOW_TRACKING_USERNAME` "
         "without `MLFLOW_TRACKING_PASSWORD` is an incomplete credential. Variables of one group (`MLFLOW_*`, "
         "`OTEL_*`) do not apply to a server that the other group names; the message lists such variables. A token "
         "file is read again when it changes, so a new token is used at once, without a restart.",
@@ -195,7 +196,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.HTML_PAGE: Entry(
         (
-            "200 with an HTML page (a login page?) instead of an answer to OTLP",
+            "200 with an HTML page (...) instead of an answer to OTLP: a login page?",
             "200 with an unexpected body (a login page?) instead of stored traces",
             "the experiment '...' cannot be looked up: an answer that is not MLflow's",
         ),
@@ -300,6 +301,17 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ),
         "The library asks once for each trace that continues a trace of another service. With a spool, dropped spans "
         "are in its dead letters: `mlflow-otlp spool list --refused`.",
+    ),
+    MessageCode.NOT_MLFLOW: Entry(
+        (
+            "another service than MLflow answers (...)",
+            "the experiment '...' cannot be looked up: another service than MLflow answers (...)",
+        ),
+        "The response was not MLflow's, and the server does not tell its version at `/version`. No span was stored, "
+        "whatever the status. An OTLP endpoint (`OTEL_EXPORTER_OTLP_ENDPOINT`) need not be MLflow.",
+    ),
+    MessageCode.OTLP_UNSUPPORTED: Entry(
+        ("MLflow ... does not support OpenTelemetry (404: ...)",),
     ),
     MessageCode.SERVER_UNAVAILABLE: Entry(
         (

@@ -64,6 +64,8 @@ class MessageCode(enum.Enum):
     DESTINATION_REJECTED = "MLO-416", "Destination rejected"
     TRACE_IN_OTHER_EXPERIMENT = "MLO-417", "Trace in another experiment"
     TRACE_IN_OTHER_WORKSPACE = "MLO-418", "Trace in another workspace"
+    NOT_MLFLOW = "MLO-419", "Not an MLflow server"
+    OTLP_UNSUPPORTED = "MLO-420", "MLflow without OpenTelemetry"
 
     SERVER_UNAVAILABLE = "MLO-501", "Server unavailable"
     DATABASE_UNAVAILABLE = "MLO-502", "Server database unavailable"

@@ -3,8 +3,10 @@
 `make troubleshooting` writes the page from this table and from tests/support/troubleshooting_page.py.
 """
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 
@@ -69,7 +71,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.CONNECTION_REFUSED: Hint(
         "No server listens at this port, or it listens only on 127.0.0.1 of another machine. In a container, localhost "
         "is the container itself.",
-        "Start the server (`mlflow server --host 0.0.0.0 --port 5000`), or set `MLFLOW_TRACKING_URI` to its address.",
+        "Start the server (`mlflow server --port PORT`), or set `MLFLOW_TRACKING_URI` to its address.",
     ),
     MessageCode.CONNECT_TIMEOUT: Hint(
         "A firewall or NetworkPolicy drops the packets, or the host is down.",
@@ -91,7 +93,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.NOT_TLS: Hint(
         "The port speaks plain HTTP.",
-        "Set `MLFLOW_TRACKING_URI` to `http://` instead of `https://`, or to the TLS port.",
+        "Set `MLFLOW_TRACKING_URI=http://HOST:PORT` instead of `https://`, or use the server's TLS port.",
     ),
     MessageCode.PROXY: Hint(
         "The proxy of `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` is down, blocks this server or cannot reach it, such "
@@ -113,7 +115,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Check `OTEL_EXPORTER_OTLP_HEADERS`, or the argument `headers=`.",
     ),
     MessageCode.TLS_REQUIRED: Hint(
-        "The port speaks TLS.", "Set `MLFLOW_TRACKING_URI` to `https://` instead of `http://`."
+        "The port speaks TLS.", "Set `MLFLOW_TRACKING_URI=https://HOST:PORT` instead of `http://`."
     ),
     MessageCode.NOT_HTTP: Hint(
         "Another service listens at this port, such as SSH, Redis or a database.",
@@ -141,7 +143,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Run `pip install PySocks`, or add the server's host to `NO_PROXY`.",
     ),
     MessageCode.UNAUTHENTICATED: Hint(
-        "No credential is set for this server, or the credential is incomplete, wrong or expired.",
+        "No credential is set for this server.",
         "Set `MLFLOW_TRACKING_TOKEN_FILE` or `MLFLOW_TRACKING_TOKEN` (`oc whoami --show-token`), or "
         "`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`.",
     ),
@@ -161,7 +163,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.HTML_PAGE: Hint(
         "A login proxy or another web site answers at this address.",
-        "Set `MLFLOW_TRACKING_URI` to the service inside the cluster, or set a token (`MLFLOW_TRACKING_TOKEN_FILE`).",
+        "Set a token (`MLFLOW_TRACKING_TOKEN_FILE`), or set `MLFLOW_TRACKING_URI` to the service in the cluster. If "
+        "HOST:PORT is another web site, correct host and port.",
     ),
     MessageCode.NO_OTLP_ENDPOINT: Hint(
         "The address lacks MLflow's path prefix, or MLflow is older than 3.6 or runs with `--gunicorn-opts`, which "
@@ -175,7 +178,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.HOST_NOT_ALLOWED: Hint(
         "MLflow accepts only localhost and private addresses as host, unless other host names are allowed.",
-        "Start MLflow with `mlflow server --allowed-hosts HOST:PORT`, where HOST is the host of `MLFLOW_TRACKING_URI`.",
+        "Start MLflow with `mlflow server --allowed-hosts HOST:PORT`, the host and port of `MLFLOW_TRACKING_URI`.",
     ),
     MessageCode.WORKSPACES_DISABLED: Hint(
         "A workspace is set, but the server was started without `--enable-workspaces`.",
@@ -239,6 +242,16 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Set the same `MLFLOW_WORKSPACE` in all services of a trace; or pass the workspace on, with "
         '`trace_context(workspace=..., baggage=("workspace",))` in the caller and `MLFLOW_OTLP_BAGGAGE=workspace` in '
         "the others; or remove the header `traceparent` between the services of different teams.",
+    ),
+    MessageCode.NOT_MLFLOW: Hint(
+        "Another service listens at host and port of the tracking URI, such as a registry, a Collector or AirPlay "
+        "(macOS, port 5000); or the address lacks the path prefix of MLflow.",
+        "Correct host and port of `MLFLOW_TRACKING_URI` (HOST:PORT), or add MLflow's path prefix: `curl "
+        "$MLFLOW_TRACKING_URI/version` must print a version. A Collector's address belongs into "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT`.",
+    ),
+    MessageCode.OTLP_UNSUPPORTED: Hint(
+        "MLflow takes OpenTelemetry since version 3.6.", "Use MLflow 3.6 or newer: `pip install --upgrade mlflow`."
     ),
     MessageCode.SERVER_UNAVAILABLE: Hint(
         "The server is starting or overloaded, or a proxy cannot reach it.",
@@ -443,6 +456,35 @@ HINTS: Mapping[MessageCode, Hint] = {
 }
 
 
-def add_fix(code: MessageCode, message: str) -> str:
+# Instead of the hint for UNAUTHENTICATED, if a credential was sent.
+CREDENTIAL_REJECTED = Hint(
+    "The credential is wrong, expired, or for another server.",
+    "Replace the credential that the message names: by a new token (`oc whoami --show-token`), or the right user and "
+    "password. A token that expires belongs into a file (`MLFLOW_TRACKING_TOKEN_FILE`), which is read again.",
+)
+# Codes whose fix names host and port of the server: HOST and PORT stand for them.
+_FIXES_WITH_ADDRESS = frozenset(
+    {MessageCode.CONNECTION_REFUSED, MessageCode.NOT_TLS, MessageCode.TLS_REQUIRED, MessageCode.HOST_NOT_ALLOWED}
+    | {MessageCode.HTML_PAGE, MessageCode.NOT_MLFLOW}
+)
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def hint_for(code: MessageCode, url: str, variable: str, *, has_credential: bool) -> Hint:
+    """The hint for a server: with its host and port, its variable, and by whether a credential was sent."""
+    hint = CREDENTIAL_REJECTED if code is MessageCode.UNAUTHENTICATED and has_credential else HINTS[code]
+    if code not in _FIXES_WITH_ADDRESS:
+        return hint
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    port = str(parts.port or (443 if parts.scheme == "https" else 80))
+    fix = re.sub(r"\bPORT\b", port, re.sub(r"\bHOST\b", lambda _: host, hint.fix))
+    fix = fix.replace("MLFLOW_TRACKING_URI", variable)
+    if parts.hostname not in _LOCAL_HOSTS:  # a server on a laptop must not be opened to its network
+        fix = fix.replace("mlflow server --port", "mlflow server --host 0.0.0.0 --port")
+    return Hint(hint.cause, fix)
+
+
+def add_fix(code: MessageCode, message: str, hint: Hint | None = None) -> str:
     end = "" if message.endswith((".", "?", "!")) else "."
-    return add_code(code, f"{message}{end} {HINTS[code].fix}")
+    return add_code(code, f"{message}{end} {(hint or HINTS[code]).fix}")

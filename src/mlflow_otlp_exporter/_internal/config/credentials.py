@@ -5,7 +5,10 @@ know but OpenShift AI's agents set, precedes a static token, which is usually a 
 """
 
 import base64
+import json
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -177,3 +180,33 @@ def make_credential_source(server: ServerSettings) -> CredentialSource:
         present, missing = ("username", "password") if server.username else ("password", "username")
         return StaticAuth(None, f"none ({sources[present]} without MLFLOW_TRACKING_{missing.upper()})")
     return StaticAuth(None, "none")
+
+
+def has_credential(credentials: CredentialSource) -> bool:
+    return not str(credentials).startswith("none")
+
+
+def describe_lifetime(credentials: CredentialSource) -> str:
+    """How long a token is valid, for messages; empty if it does not say so itself."""
+    try:
+        expiry = read_token_expiry(credentials.header_value())
+    except CredentialsUnavailableError:
+        return ""
+    if expiry is None:
+        return ""
+    minutes = (expiry - time.time()) / 60
+    return f", expired {-minutes:.0f} min ago" if minutes < 0 else f", valid for {minutes:.0f} min"
+
+
+def read_token_expiry(authorization: str | None) -> float | None:
+    """When a bearer token expires, in seconds since 1970; None if the header value is no JWT with `exp` (RFC 7519)."""
+    scheme, _, token = (authorization or "").partition(" ")
+    parts = token.split(".")
+    if scheme.lower() != "bearer" or len(parts) != 3 or len(token) > MAX_TOKEN_BYTES:  # header, payload, signature
+        return None
+    try:
+        payload = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        expiry = float(payload["exp"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    return expiry if math.isfinite(expiry) else None

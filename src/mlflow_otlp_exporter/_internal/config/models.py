@@ -59,6 +59,13 @@ class ServerSettings:
         return f"ServerSettings({self.address!r}, {self.group.value})"
 
     @property
+    def url_variable(self) -> str:
+        """The environment variable of the address, for messages."""
+        default = "MLFLOW_TRACKING_URI" if self.group is SettingGroup.MLFLOW else "OTEL_EXPORTER_OTLP_ENDPOINT"
+        source = self.sources.get("url")
+        return source.name if source is not None and source.kind == "variable" else default
+
+    @property
     def user(self) -> str:
         """The user for messages: in front of a URL's host may be a token."""
         return "the user in the URL" if self.sources.get("username") == self.sources["url"] else f"user {self.username}"

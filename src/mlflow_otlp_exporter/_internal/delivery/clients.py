@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from mlflow_otlp_exporter._internal.common.hints import add_fix
+from mlflow_otlp_exporter._internal.common.hints import add_fix, hint_for
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.config.credentials import describe_lifetime, has_credential
 from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
 from mlflow_otlp_exporter._internal.config.service_account import ServiceAccount
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
+from mlflow_otlp_exporter._internal.mlflow_api.server import identify_server
 from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import with_static_prefix
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
@@ -68,6 +71,8 @@ def build_clients(
         compression=settings.compression,
         problem_log=problem_log,
         experiment_is_set=EXPERIMENT_HEADER in server.header_names,
+        # An OTLP endpoint may be a Collector's.
+        identify=partial(identify_server, api) if api and settings.traces.group is SettingGroup.MLFLOW else None,
     )
     destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
     return Clients(server, api_server, traces, api, settings.is_api_certain, experiments, otlp, destination, namespace)
@@ -77,10 +82,11 @@ def format_outcome(outcome: ExportOutcome, server: HttpClient, settings: Setting
     """Return an outcome as a message: address, the server's message, the credentials if rejected, fix and code."""
     message = f"{server.address}: {outcome.message}"
     if outcome.cause is FailureKind.CREDENTIALS and outcome.status != 407:  # the proxy's
-        message += f"; credentials: {server.credentials}"
+        message += f"; credentials: {server.credentials}{describe_lifetime(server.credentials)}"
         if server.unused_variables:
             message += f"; not used, because set for another server: {', '.join(server.unused_variables)}"
         in_pod = settings.traces.group is SettingGroup.MLFLOW and ServiceAccount.read(settings.service_account_dir)
-        if in_pod and str(server.credentials).startswith("none"):
+        if in_pod and not has_credential(server.credentials):
             message += "; MLFLOW_TRACKING_AUTH=kubernetes would send the token of the pod's service account"
-    return add_fix(outcome.code, message)
+    variable, is_sent = settings.traces.url_variable, has_credential(server.credentials)
+    return add_fix(outcome.code, message, hint_for(outcome.code, server.url, variable, has_credential=is_sent))

@@ -42,10 +42,11 @@ class OTLPClient:
         compression: str,
         problem_log: ProblemLog,
         experiment_is_set: bool = False,
+        identify: Callable[[ExportOutcome, float], ExportOutcome] | None = None,
     ) -> None:
         self._server, self._experiments, self._compression = server, experiments, compression
         self._problem_log = problem_log
-        self._experiment_is_set = experiment_is_set
+        self._experiment_is_set, self._identify = experiment_is_set, identify
         self._headers: dict[tuple[Destination, str | None], dict[str, str]] = {}
         self.batch_interval_seconds = 0.0
         self.on_outcome: Callable[[ExportOutcome, float, Destination], None] = lambda *_: None
@@ -89,6 +90,8 @@ class OTLPClient:
         response = self._server.send(request)
         outcome = classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
         seconds = time.monotonic() - started_at
+        if outcome.is_foreign and self._identify is not None:
+            outcome = self._identify(outcome, timeout_seconds)
         interval = _MAX_BATCH_INTERVAL_SECONDS
         if outcome.disposition is not Disposition.RETRYABLE:
             interval = min(interval, _RESPONSES_PER_BATCH * seconds)

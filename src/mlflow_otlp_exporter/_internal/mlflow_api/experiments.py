@@ -16,7 +16,7 @@ from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.mlflow_api.server import RestResult, request_json
+from mlflow_otlp_exporter._internal.mlflow_api.server import RestResult, identify_server, request_json
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.http_types import MAX_RESPONSE_BYTES, Transport
@@ -157,7 +157,7 @@ class ExperimentResolver:
                 raise _Unresolved(outcome)
             self._api = None
             raise _NoRestApi
-        raise _Unresolved(_lookup_error(outcome, name))
+        raise _Unresolved(self._lookup_error(outcome, name, timeout_seconds))
 
     def _create_experiment(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
         result = self._request("POST", f"{_EXPERIMENTS_PATH}/create", {"name": name}, workspace, timeout_seconds)
@@ -170,7 +170,12 @@ class ExperimentResolver:
             return experiment_id
         if result.error_code == "RESOURCE_ALREADY_EXISTS":
             return None
-        raise _Unresolved(_lookup_error(result.outcome, name))
+        raise _Unresolved(self._lookup_error(result.outcome, name, timeout_seconds))
+
+    def _lookup_error(self, outcome: ExportOutcome, name: str, timeout_seconds: float) -> ExportOutcome:
+        if outcome.is_foreign and self._certain and self._api is not None:
+            outcome = identify_server(self._api, outcome, timeout_seconds)
+        return _lookup_error(outcome, name)
 
     def _find_similar(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
         """The existing experiment with the most similar name, among those that changed last."""

@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -22,12 +23,24 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport
-from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response, error_code
+from mlflow_otlp_exporter._internal.transport.response import (
+    classify_error,
+    classify_response,
+    error_code,
+    sanitize_server_text,
+)
 
 Version = tuple[int, ...]
 COUNTS_ONCE_SINCE: Version = (3, 17)
 ALL_OR_NOTHING_SINCE: Version = (3, 12)
 TRACES_BELOW_PREFIX_SINCE: Version = (3, 16)
+OTLP_SINCE: Version = (3, 6)
+_NOT_MLFLOW: Mapping[str, Any] = {
+    "disposition": Disposition.RETRYABLE,
+    "cause": FailureKind.NOT_MLFLOW,
+    "may_have_arrived": False,
+    "is_foreign": True,
+}
 # SQLite waits 20 s for its lock: a request that a proxy has given up may still be stored that late.
 MAX_WRITE_SECONDS = 25.0
 # A server that does not tell its version may do so later: a token had expired, or a login page stood in between. The
@@ -133,6 +146,35 @@ def has_traces_at_root(api: Transport, timeout_seconds: float) -> bool | None:
     except ServerUnavailableError:
         return None
     return None if version is None else version < TRACES_BELOW_PREFIX_SINCE
+
+
+def identify_server(api: Transport, outcome: ExportOutcome, timeout_seconds: float) -> ExportOutcome:
+    """Tell the response of another service at MLflow's address from that of MLflow, which tells its version.
+
+    A response to the version that another server in front of MLflow may give, too, decides nothing.
+    """
+    response = api.send(HttpRequest("GET", "/version", timeout_seconds=timeout_seconds))
+    if not isinstance(response, HttpResponse):
+        return outcome
+    version = parse_version(response)
+    is_failure = outcome.disposition is not Disposition.SUCCESS
+    if version is None:
+        is_page = outcome.code is MessageCode.HTML_PAGE and classify_response(response).code is MessageCode.HTML_PAGE
+        is_denied = response.status in (401, 407) or (response.status == 403 and bool(response.body))
+        is_redirect, is_error = 300 <= response.status < 400, response.status >= 500 or response.status == 429
+        if is_failure and (is_page or is_denied or is_redirect or is_error):
+            return outcome
+        return replace(outcome, code=MessageCode.NOT_MLFLOW, **_NOT_MLFLOW, message=_describe_other(outcome, response))
+    if version < OTLP_SINCE and outcome.code is MessageCode.NO_OTLP_ENDPOINT:
+        message = f"MLflow {'.'.join(map(str, version))} does not support OpenTelemetry ({outcome.message})"
+        return replace(outcome, code=MessageCode.OTLP_UNSUPPORTED, **_NOT_MLFLOW, message=message)
+    return outcome
+
+
+def _describe_other(outcome: ExportOutcome, response: HttpResponse) -> str:
+    product = sanitize_server_text(response.headers.get("server", ""))
+    details = [outcome.message or f"{outcome.status or response.status}", f"server: {product}" if product else ""]
+    return f"another service than MLflow answers ({'; '.join(filter(None, details))})"
 
 
 class ServerInfo:

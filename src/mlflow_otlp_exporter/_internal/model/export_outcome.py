@@ -38,6 +38,7 @@ class ExportOutcome:
     retry_after: float | None = None  # seconds
     rejected_count: int = 0  # spans that the server rejected (partial success)
     may_have_arrived: bool = False  # whether the spans may be stored although the request failed
+    is_foreign: bool = False  # whether the response is not MLflow's own: that of a proxy, or of another service
     trace_id: int | None = None  # the trace that MLflow has in another experiment, for which it rejected the request
     code: MessageCode = MessageCode.DESTINATION_REJECTED
     was_posted: bool = True  # False if the look-up of the experiment failed before

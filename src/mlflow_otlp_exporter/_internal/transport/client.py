@@ -45,7 +45,7 @@ from mlflow_otlp_exporter._internal.version import __version__
 
 # Upstream's own first, because rules of proxies and servers for upstream should apply.
 USER_AGENT = f"OTel-OTLP-Exporter-Python/{_upstream_version} mlflow-otlp-exporter/{__version__}"
-_CONNECT_TIMEOUT_SECONDS = 5.0
+_CONNECT_TIMEOUT_SECONDS, _TLS_PROBE_SECONDS = 5.0, 1.0
 # uvicorn closes an idle connection after 5.00 s, which is exactly the delay of the batch processor: a request on a
 # connection that is being closed fails with a reset, and it is unknown whether the request arrived.
 _MAX_IDLE_SECONDS = 4.0
@@ -377,13 +377,28 @@ def _exception_chain(error: BaseException) -> Iterator[BaseException]:
 
 def _classify_exception(error: Exception, url: str, deadline: Deadline, proxy: str) -> TransportError:
     parts, chain = urlsplit(url), list(_exception_chain(error))
-    code, message = _describe_exception(
-        parts.netloc, chain, proxy, is_connecting=deadline.is_connecting, is_tls=parts.scheme == "https"
-    )
+    is_tls = parts.scheme == "https"
+    code, message = _describe_exception(parts.netloc, chain, proxy, is_connecting=deadline.is_connecting, is_tls=is_tls)
+    if code is MessageCode.CONNECT_TIMEOUT and is_tls and deadline.has_socket and not proxy:
+        code, message = MessageCode.NOT_TLS, f"no TLS connection to {parts.netloc}: no handshake; does it speak https?"
+    if code is MessageCode.CONNECTION_CLOSED and not (is_tls or proxy) and _speaks_tls(parts.hostname, parts.port):
+        code, message = MessageCode.TLS_REQUIRED, f"{parts.netloc} speaks TLS"
     may_have_arrived = not deadline.is_connecting and code not in _NEVER_ARRIVED
     if code is MessageCode.INVALID_REQUEST and isinstance(error, requests.RequestException | OSError | ValueError):
         may_have_arrived = may_have_arrived and deadline.has_socket
     return TransportError(message, may_have_arrived=may_have_arrived, code=code)
+
+
+def _speaks_tls(host: str | None, port: int | None) -> bool:
+    """Whether a server that closed the connection of an `http://` request without an answer expects TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
+    try:
+        with socket.create_connection((host or "", port or 80), timeout=_TLS_PROBE_SECONDS) as connection:
+            context.wrap_socket(connection, server_hostname=host).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _describe_exception(
@@ -446,7 +461,7 @@ def _contains(chain: list[BaseException], *types: type[BaseException]) -> bool:
 def _describe_tls_error(
     host: str, chain: list[BaseException], *, is_connecting: bool
 ) -> tuple[MessageCode, str] | None:
-    code, reason = MessageCode.NOT_TLS, f"{type(chain[-1]).__name__}; does it speak https?"
+    code, reason = MessageCode.NOT_TLS, "the answer is not TLS; does it speak https?"
     verification = next((item for item in chain if isinstance(item, ssl.SSLCertVerificationError)), None)
     alert = next((match[1].strip() for item in chain if (match := _TLS_ALERT.search(str(item)))), "")
     if file_error := next(filter(_is_file_error, chain), None):

@@ -33,6 +33,8 @@ _LONG_QUOTED_TEXT = re.compile(r"(['\"`])(?:(?!\1).){100,}(?:\1|$)")
 _TRACE_ELSEWHERE = re.compile(r"Trace with ID 'tr-([0-9a-f]{32})' already exists in another experiment")
 # nginx and AWS, Go, Apache, Tomcat.
 _TLS_REQUIRED = re.compile(rb"to HTTPS port|to an HTTPS server|to an SSL-enabled server|port requires TLS")
+# Plain texts of MLflow's basic auth and of its check of the Host header.
+_OWN_TEXTS = (b"Permission denied", b"You are not authenticated", b"Invalid Host header")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 # SQLite's messages about a damaged file, which MLflow returns with status 400, as if the request were wrong.
 _DAMAGED_DATABASE = ("file is not a database", "database disk image is malformed")
@@ -51,6 +53,8 @@ def classify_error(error: TransportError) -> ExportOutcome:
 def classify_response(response: HttpResponse) -> ExportOutcome:
     """Classify a response by its status, headers and body."""
     outcome = _classify_response(response)
+    if outcome.status is not None and (outcome.status < 500 or outcome.status == 501) and _is_foreign(response):
+        outcome = replace(outcome, is_foreign=True)
     if response.proxy and response.status in (403, 502, 503, 504) and not error_code(response):
         message = f"{outcome.message}, through the proxy {response.proxy}"
         return replace(outcome, message=message, code=MessageCode.PROXY)
@@ -99,6 +103,17 @@ def _classify_response(response: HttpResponse) -> ExportOutcome:
             Disposition.RETRYABLE, FailureKind.SERVER, message, status, delay, may_have_arrived=arrived, code=code
         )
     return ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, message, status, code=MessageCode.SPAN_REJECTED)
+
+
+def _is_foreign(response: HttpResponse) -> bool:
+    """Whether MLflow has never made such an error: a proxy in front of it has, or another service."""
+    if response.status in _TRANSIENT or response.status < 300:
+        return False
+    if response.status in (404, 405):
+        return not error_code(response)  # any FastAPI application answers `{"detail": "Not Found"}`
+    content = _parse_json(response.body)
+    is_own = isinstance(content, dict) and ("detail" in content or bool(error_code(response)))
+    return not is_own and not response.body.startswith(_OWN_TEXTS)
 
 
 def _may_have_arrived(response: HttpResponse, text: str) -> bool:
@@ -160,23 +175,28 @@ def _classify_success(response: HttpResponse) -> ExportOutcome:
     """2xx: protobuf, JSON, JSON labelled protobuf (MLflow 3.4 to 3.6) or an empty body; but not a login page."""
     status, body = response.status, response.body
     if is_html(response):
-        message = f"{status} with an HTML page (a login page?) instead of an answer to OTLP"
-        return ExportOutcome(Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.HTML_PAGE)
+        message = f"{status} with {server_message(response)} instead of an answer to OTLP: a login page?"
+        return ExportOutcome(
+            Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, is_foreign=True, code=MessageCode.HTML_PAGE
+        )
+    if not body and response.headers.get("content-type", "").startswith("text/"):
+        return ExportOutcome(Disposition.SUCCESS, status=status, is_foreign=True)
     if not body or not response.is_complete:
         # The status counts even if the body is broken, because sending again would store the spans twice.
         return DELIVERED
-    rejected, text = _parse_partial_success(body)
+    rejected, text, is_foreign = _parse_partial_success(body)
     if rejected:
         message = f"{rejected} spans rejected: {text}"
         code = MessageCode.PARTIAL_SUCCESS
         return ExportOutcome(
             Disposition.PARTIAL_SUCCESS, FailureKind.CONTENT, message, status, rejected_count=rejected, code=code
         )
-    return ExportOutcome(Disposition.SUCCESS, message=text, status=status, code=MessageCode.SERVER_MESSAGE)
+    code = MessageCode.SERVER_MESSAGE
+    return ExportOutcome(Disposition.SUCCESS, message=text, status=status, is_foreign=is_foreign, code=code)
 
 
-def _parse_partial_success(body: bytes) -> tuple[int, str]:
-    """Rejected spans and message of an `ExportTraceServiceResponse`; `(0, "")` if the body is something else.
+def _parse_partial_success(body: bytes) -> tuple[int, str, bool]:
+    """Rejected spans and message of an `ExportTraceServiceResponse`; `(0, "", True)` if the body is something else.
 
     The first byte distinguishes JSON from protobuf whatever the Content-Type: `{` would be field 15 as a group, which
     the message does not have. A line feed may be either, because it is the tag of field 1: protobuf is tried first.
@@ -186,13 +206,14 @@ def _parse_partial_success(body: bytes) -> tuple[int, str]:
         content = _parse_json(body)
         partial = content.get("partialSuccess") or content.get("partial_success") if isinstance(content, dict) else None
         if not isinstance(partial, dict):
-            return 0, ""
+            return 0, "", bool(content) or body.strip() not in (b"{}", b"null", b"[]")
         # JSON carries 64-bit numbers as strings.
         rejected = str(partial.get("rejectedSpans", partial.get("rejected_spans", 0)))
         text = partial.get("errorMessage", partial.get("error_message", ""))
         is_count = rejected.isdecimal() and len(rejected) <= _MAX_COUNT_DIGITS
-        return int(rejected) if is_count else 0, sanitize_server_text(str(text or ""))
-    return max(0, message.partial_success.rejected_spans), sanitize_server_text(message.partial_success.error_message)
+        return int(rejected) if is_count else 0, sanitize_server_text(str(text or "")), False
+    partial_success = message.partial_success
+    return max(0, partial_success.rejected_spans), sanitize_server_text(partial_success.error_message), False
 
 
 def _parse_protobuf(body: bytes) -> ExportTraceServiceResponse | None:

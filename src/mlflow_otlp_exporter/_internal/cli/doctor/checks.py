@@ -1,13 +1,15 @@
 """Results of the checks of `mlflow-otlp doctor`, as lines of text and as JSON."""
 
+from __future__ import annotations
+
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.bounded import bounded_text
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.hints import HINTS
+from mlflow_otlp_exporter._internal.common.hints import HINTS, hint_for
 
 _MAX_DETAIL_LENGTH = 900
 
@@ -38,6 +40,12 @@ class CheckResult:
         # The detail may quote servers: names of experiments, headers, ids.
         detail = "".join(character if character.isprintable() else "?" for character in self.detail)
         object.__setattr__(self, "detail", bounded_text(detail, _MAX_DETAIL_LENGTH))
+
+    def with_address(self, url: str, variable: str, *, has_credential: bool) -> CheckResult:
+        """Return the result with the hint for a server, if it has that of its code."""
+        if self.code is None or (self.cause, self.fix) != HINTS[self.code]:
+            return self
+        return replace(self, **hint_for(self.code, url, variable, has_credential=has_credential)._asdict())
 
     def lines(self) -> Iterator[str]:
         """Yield one line, and further lines for server message, cause and fix."""

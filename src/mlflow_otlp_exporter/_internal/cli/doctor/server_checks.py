@@ -3,10 +3,7 @@
 After a failed step, the remaining steps are skipped, because they would fail for the same reason.
 """
 
-import base64
 import email.utils
-import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -27,14 +24,23 @@ from mlflow_otlp_exporter._internal.cli.doctor.trace_check import (
 from mlflow_otlp_exporter._internal.common.bounded import bounded_text
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.config.credentials import CredentialsUnavailableError
-from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.credentials import (
+    CredentialsUnavailableError,
+    describe_lifetime,
+    has_credential,
+)
+from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
-from mlflow_otlp_exporter._internal.config.service_account import MAX_TOKEN_BYTES
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.mlflow_api.server import RestResult, parse_version, request_json
+from mlflow_otlp_exporter._internal.mlflow_api.server import (
+    OTLP_SINCE,
+    RestResult,
+    identify_server,
+    parse_version,
+    request_json,
+)
 from mlflow_otlp_exporter._internal.mlflow_api.workspace import SERVER_INFO_PATH
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
@@ -70,7 +76,6 @@ _OTHER_SERVER_CODES = frozenset(
 _MAX_CLOCK_SKEW_SECONDS = 30.0
 # A Collector forwards a trace with a delay.
 _COLLECTOR_WAIT_SECONDS = 8.0
-_MIN_MLFLOW_VERSION = (3, 6)
 
 
 def run_checks(
@@ -99,14 +104,22 @@ def _run_until_failure(
         yield create_failure("settings", error.code, str(error.args[0]))
         return
     try:
-        yield from run_local_checks(settings)
-        for result in check_connection(clients.server, settings.traces, environment):
-            yield result
-            if result.status is CheckStatus.FAILED:
-                return
-        yield from ServerChecks(settings, clients, log).run()
+        for result in _run_with_clients(settings, clients, log, environment):
+            is_sent = has_credential(clients.server.credentials)
+            yield result.with_address(settings.traces.url, settings.traces.url_variable, has_credential=is_sent)
     finally:
         clients.close()
+
+
+def _run_with_clients(
+    settings: Settings, clients: Clients, log: RecordingLog, environment: Mapping[str, str]
+) -> Iterator[CheckResult]:
+    yield from run_local_checks(settings)
+    for result in check_connection(clients.server, settings.traces, environment):
+        yield result
+        if result.status is CheckStatus.FAILED:
+            return
+    yield from ServerChecks(settings, clients, log).run()
 
 
 class ServerChecks:
@@ -120,6 +133,7 @@ class ServerChecks:
         self._version: tuple[int, ...] | None = None
         self._has_workspaces: bool | None = None
         self._needs_experiment = True
+        self._probe_outcome: ExportOutcome | None = None
 
     def run(self) -> Iterator[CheckResult]:
         """Check credentials, server, destination and a test trace."""
@@ -148,7 +162,7 @@ class ServerChecks:
         if self._version:
             yield self._check_mlflow(self._clients.api)
         else:
-            yield self._classify_other_server(response)
+            yield self._classify_other_server(self._clients.api, response)
         yield _check_clock(response)
 
     def _check_mlflow(self, api: Transport) -> CheckResult:
@@ -157,15 +171,14 @@ class ServerChecks:
         info = request_json(api, "GET", SERVER_INFO_PATH, None, workspace=None, timeout_seconds=TIMEOUT_SECONDS).content
         if info.get("store_type") == "FileStore":
             return create_failure("server", MessageCode.FILE_STORE, f"MLflow {number} with a file store")
-        if self._version < _MIN_MLFLOW_VERSION:
+        if self._version < OTLP_SINCE:
             detail = f"MLflow {number}, which does not support OpenTelemetry"
-            fix = "Use MLflow 3.6 or newer: `pip install --upgrade mlflow`."
-            return replace(create_failure("server", MessageCode.NO_OTLP_ENDPOINT, detail), fix=fix)
+            return create_failure("server", MessageCode.OTLP_UNSUPPORTED, detail)
         self._has_workspaces = info.get("workspaces_enabled")
         state = "" if self._has_workspaces is None else f", workspaces {'on' if self._has_workspaces else 'off'}"
         return CheckResult("server", CheckStatus.OK, f"MLflow {number}{state}")
 
-    def _classify_other_server(self, response: HttpResponse) -> CheckResult:
+    def _classify_other_server(self, api: Transport, response: HttpResponse) -> CheckResult:
         """The server returned no version: a login page, a Collector, or MLflow that requires authentication."""
         outcome = classify_response(response)
         if outcome.code in _OTHER_SERVER_CODES:
@@ -179,17 +192,29 @@ class ServerChecks:
             )
         if outcome.cause is FailureKind.SERVER:
             return create_failure("server", outcome.code, f"returns an error{product}", outcome.message)
+        if self._settings.traces.group is SettingGroup.MLFLOW and (probe := self._probe()).is_foreign:
+            other = identify_server(api, probe, TIMEOUT_SECONDS)
+            if other.code is MessageCode.NOT_MLFLOW:
+                return create_failure("server", other.code, "not an MLflow server", other.message)
         return CheckResult("server", CheckStatus.OK, f"returns no version: not MLflow, perhaps a Collector{product}")
 
     # Endpoint, credentials, workspace
 
+    def _probe(self) -> ExportOutcome:
+        """Send one request without spans and experiment."""
+        if self._probe_outcome is None:
+            headers = {**_PROTOBUF, **Destination(self._destination.workspace).headers(None)}
+            response = self._clients.traces.send(
+                HttpRequest("POST", "", headers=headers, body=_REQUEST_WITHOUT_SPANS, timeout_seconds=TIMEOUT_SECONDS)
+            )
+            self._probe_outcome = (
+                classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
+            )
+        return self._probe_outcome
+
     def _check_endpoint(self) -> Iterator[CheckResult]:
         """Check all of them with one request without spans and experiment."""
-        headers = {**_PROTOBUF, **Destination(self._destination.workspace).headers(None)}
-        response = self._clients.traces.send(
-            HttpRequest("POST", "", headers=headers, body=_REQUEST_WITHOUT_SPANS, timeout_seconds=TIMEOUT_SECONDS)
-        )
-        outcome = classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
+        outcome = self._probe()
         where = getattr(self._clients.traces, "url", self._clients.server.url).partition("?")[0]
         is_ok = outcome.disposition is Disposition.SUCCESS or outcome.code is MessageCode.EXPERIMENT_REQUIRED
         step = "" if is_ok else _STEP_BY_CODE.get(outcome.code, "endpoint")
@@ -217,8 +242,7 @@ class ServerChecks:
 
     def _check_credentials(self, rejected: ExportOutcome | None) -> CheckResult:
         credentials = self._clients.server.credentials
-        expiry = read_token_expiry(credentials.header_value())
-        lifetime = "" if expiry is None else f", {_format_lifetime(expiry - time.time())}"
+        lifetime = describe_lifetime(credentials)
         if rejected is not None:
             return create_failure("credentials", rejected.code, f"{credentials}{lifetime}", rejected.message)
         return CheckResult("credentials", CheckStatus.OK, f"{credentials}{lifetime}; accepted")
@@ -371,22 +395,3 @@ def _check_clock(response: HttpResponse) -> CheckResult:
     if difference < 0:
         detail = f"{-difference:.0f} s behind the server's clock"
     return create_warning("clock", MessageCode.CLOCK_SKEW, detail)
-
-
-def _format_lifetime(seconds: float) -> str:
-    minutes = abs(seconds) / 60
-    return f"expired {minutes:.0f} min ago" if seconds < 0 else f"valid for {minutes:.0f} min"
-
-
-def read_token_expiry(authorization: str | None) -> float | None:
-    """When a bearer token expires, in seconds since 1970; None if the header value is no JWT with `exp` (RFC 7519)."""
-    scheme, _, token = (authorization or "").partition(" ")
-    parts = token.split(".")
-    if scheme.lower() != "bearer" or len(parts) != 3 or len(token) > MAX_TOKEN_BYTES:  # header, payload, signature
-        return None
-    try:
-        payload = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-        expiry = float(payload["exp"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-    return expiry if math.isfinite(expiry) else None
