@@ -38,6 +38,8 @@ class FakeMLflow:
         self.concurrently_created: set[str] = set()
 
     def send(self, request: HttpRequest) -> HttpResponse | TransportError:
+        if request.path == "/version":
+            return HttpResponse(200, {}, b"3.17.2")
         assert request.max_response_bytes == MAX_RESPONSE_BYTES
         if request.path.endswith("/search"):
             return json_response(200, {"experiments": [{"name": name} for name in self.experiments]})

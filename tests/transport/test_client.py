@@ -349,7 +349,7 @@ def test_send_with_dripping_tls_handshake_ends_at_deadline() -> None:
             HttpClient(resolve({"endpoint": f"https://127.0.0.1:{port}/v1/traces"}).traces), 0.5
         )
     assert isinstance(result, TransportError)
-    assert (result.code, result.may_have_arrived) == (MessageCode.CONNECT_TIMEOUT, False)
+    assert (result.code, result.may_have_arrived) == (MessageCode.NOT_TLS, False)
     assert seconds < DRIP_SECONDS
 
 

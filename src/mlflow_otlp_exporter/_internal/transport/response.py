@@ -206,7 +206,8 @@ def _parse_partial_success(body: bytes) -> tuple[int, str, bool]:
         content = _parse_json(body)
         partial = content.get("partialSuccess") or content.get("partial_success") if isinstance(content, dict) else None
         if not isinstance(partial, dict):
-            return 0, "", bool(content) or body.strip() not in (b"{}", b"null", b"[]")
+            is_own = isinstance(content, dict) and set(content) <= {"partialSuccess", "partial_success"}
+            return 0, "", not is_own and body.strip() not in (b"null", b"[]")
         # JSON carries 64-bit numbers as strings.
         rejected = str(partial.get("rejectedSpans", partial.get("rejected_spans", 0)))
         text = partial.get("errorMessage", partial.get("error_message", ""))
