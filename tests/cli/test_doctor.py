@@ -402,7 +402,7 @@ def sdk_plugin(world: World) -> None:
 ROWS = [
     Row("wrong port", wrong_port, "connection", MessageCode.CONNECTION_REFUSED, "MLFLOW_TRACKING_URI"),
     Row("TLS to a plain port", tls_to_a_plain_port, "tls", MessageCode.NOT_TLS, "http://"),
-    Row("no TLS to a TLS port", plain_to_a_tls_port, "server", MessageCode.CONNECTION_CLOSED, "https://"),
+    Row("no TLS to a TLS port", plain_to_a_tls_port, "server", MessageCode.TLS_REQUIRED, "https://127.0.0.1:"),
     Row(
         "self-signed",
         self_signed_certificate,
@@ -441,7 +441,7 @@ ROWS = [
     ),
     Row("FileStore", file_store, "server", MessageCode.FILE_STORE, "--backend-store-uri sqlite"),
     Row("FileStore, 3.6", file_store_that_does_not_tell, "write", MessageCode.FILE_STORE, "--backend-store-uri sqlite"),
-    Row("MLflow too old", old_mlflow, "server", MessageCode.NO_OTLP_ENDPOINT, "3.6 or newer"),
+    Row("MLflow too old", old_mlflow, "server", MessageCode.OTLP_UNSUPPORTED, "3.6 or newer"),
     Row("workspaces off", workspaces_off, "workspace", MessageCode.WORKSPACES_DISABLED, "--enable-workspaces"),
     Row("workspace unknown", workspace_unknown, "workspace", MessageCode.WORKSPACE_NOT_FOUND, "MLFLOW_WORKSPACE"),
     Row("workspace missing", workspace_missing, "workspace", MessageCode.WORKSPACE_REQUIRED, "MLFLOW_WORKSPACE"),
@@ -454,7 +454,7 @@ ROWS = [
         others={"credentials": "ok", "workspace": "ok"},
     ),
     Row("token missing", token_missing, "credentials", MessageCode.UNAUTHENTICATED, "MLFLOW_TRACKING_TOKEN_FILE"),
-    Row("token wrong", token_wrong, "credentials", MessageCode.UNAUTHENTICATED, "MLFLOW_TRACKING_USERNAME"),
+    Row("token wrong", token_wrong, "credentials", MessageCode.UNAUTHENTICATED, "Replace the credential"),
     Row("token expired", token_expired, "credentials", MessageCode.UNAUTHENTICATED, "MLFLOW_TRACKING_TOKEN_FILE"),
     Row(
         "token file missing",

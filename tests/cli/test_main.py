@@ -1,9 +1,13 @@
 """The command line."""
 
+import argparse
+import io
+import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +17,7 @@ import pytest
 from mlflow_otlp_exporter import MLflowSpanExporter, __version__
 from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.cli import spool as spool_command
+from mlflow_otlp_exporter._internal.cli.output import has_colors
 from mlflow_otlp_exporter._internal.common.files import FileLock
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
@@ -29,9 +34,11 @@ def test_settings_prints_sources_and_no_secrets(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://m")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted")
-    assert main_module.main(["settings"]) == 0
+    assert main_module.main(["settings", "--all"]) == 0
     output = capsys.readouterr().out
     table, _, note = output.partition("\n\n")
+    names = [line.split()[0] for line in table.splitlines()]
+    assert names[:3] == ["target", "mlflow", "token"]  # the changed ones first
     rows = {line.split()[0]: line.split(None, 2)[1:] for line in table.splitlines()}
     assert rows["target"] == ["http://m/v1/traces", "environment variable MLFLOW_TRACKING_URI"]
     assert rows["token"] == ["***", "environment variable MLFLOW_TRACKING_TOKEN"]
@@ -39,6 +46,21 @@ def test_settings_prints_sources_and_no_secrets(
     assert rows["spool"][0] == rows["create_experiment"][0] == "True"  # like configure()
     assert note.startswith("These are the settings of configure() and `mlflow-otlp run`.")
     assert "planted" not in output
+
+
+def test_settings_prints_changed_ones_or_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://m")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted")
+    assert main_module.main(["settings"]) == 0
+    table, note, _ = capsys.readouterr().out.split("\n\n")
+    assert "timeout" not in table
+    assert "other settings have their defaults: mlflow-otlp settings --all" in note
+    assert main_module.main(["settings", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["timeout"] == {"name": "timeout", "value": "10.0", "source": "default"}
+    assert rows["token"]["value"] == "***"
 
 
 @pytest.mark.parametrize("command", ["settings", "doctor"])
@@ -162,12 +184,85 @@ def test_command_with_wrong_setting_ends_with_2(
     assert "MLFLOW_TRACKING_URI is 'databricks'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["spool", "nonsense"], ["send"]])
 def test_wrong_command_line_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main_module.main(arguments)
     assert ended.value.code == 2
     assert "usage: mlflow-otlp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["spool"]])
+def test_no_command_prints_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_module.main(arguments) == 0
+    output = capsys.readouterr().out
+    assert output.startswith(" ".join(["usage: mlflow-otlp", *arguments]))
+    assert "exit status:" in output or arguments
+
+
+def iter_commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield command.prog, command
+                yield from iter_commands(command)
+
+
+@pytest.mark.parametrize(("name", "command"), list(iter_commands(main_module.create_parser())))
+def test_command_has_description_and_example(name: str, command: argparse.ArgumentParser) -> None:
+    assert command.description
+    assert command.description.endswith(".")
+    assert name in ("mlflow-otlp spool",) or (command.epilog and name in command.epilog)
+
+
+def test_completion_is_offered_to_argcomplete(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[argparse.ArgumentParser] = []
+    module = types.ModuleType("argcomplete")
+    module.autocomplete = parsers.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "argcomplete", module)
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    assert main_module.main([]) == 0
+    assert [parser.prog for parser in parsers] == ["mlflow-otlp"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "environment", "expected"),
+    [
+        (Terminal(), {}, True),
+        (Terminal(), {"NO_COLOR": "1"}, False),
+        (Terminal(), {"TERM": "dumb"}, False),
+        (io.StringIO(), {}, False),
+        (io.StringIO(), {"FORCE_COLOR": "1"}, True),
+        (io.StringIO(), {"FORCE_COLOR": "0"}, False),
+        (io.StringIO(), {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        (None, {}, False),
+    ],
+)
+def test_has_colors_follows_terminal_and_variables(
+    stream: io.StringIO, environment: dict[str, str], expected: bool
+) -> None:
+    assert has_colors(stream, environment) is expected
+
+
+def test_doctor_with_forced_color_paints_results_and_collapses_skipped_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert main_module.main(["doctor"]) == 1
+    plain = capsys.readouterr().out
+    assert "\x1b" not in plain
+    [skipped] = [line for line in plain.splitlines() if line.startswith("skipped")]
+    assert skipped.split(None, 1)[1].startswith("tls, server, clock, endpoint")
+    assert "Start the server (`mlflow server --port 1`)" in plain
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert main_module.main(["doctor"]) == 1
+    assert "\x1b[31mFAILED" in capsys.readouterr().out
 
 
 def test_package_runs_as_a_module() -> None:
@@ -207,7 +302,7 @@ def test_spool_status_and_list_show_requests(spool: ScriptedServer, capsys: pyte
     assert f"spans for {spool.url}/v1/traces" in status
     assert "(current settings)" in status
     assert "2 spans in 2 requests" in status
-    assert "1 spans in 1 files" in status
+    assert "1 span in 1 file," in status
     assert "sender   none" in status
     queued = run_spool(capsys, "list").splitlines()
     assert len(queued) == 2
@@ -242,11 +337,11 @@ def test_spool_with_special_files_shows_and_purges_the_others(
         create(path)
     status = run_spool(capsys, "status")
     assert f"about.txt cannot be read: {reason}" in status
-    assert "1 spans in 1 requests" in status
+    assert "1 span in 1 request," in status
     lines = run_spool(capsys, "list").splitlines()
     assert len(lines) == 2
     assert f"{request.name}  is skipped: {reason}" in lines
-    assert "1 spans in 1 files deleted" in run_spool(capsys, "purge", "--yes")
+    assert "1 span in 1 file deleted" in run_spool(capsys, "purge", "--yes")
 
 
 @pytest.mark.parametrize("create", [create for create, _ in SPECIAL_FILES if create is not Path.mkdir])
@@ -303,13 +398,60 @@ def test_spool_flush_that_takes_long_shows_progress(
 
 @pytest.mark.usefixtures("spool")
 def test_spool_purge_deletes_only_with_yes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "2 spans in 2 files would be deleted" in run_spool(capsys, "purge", status=1)
+    assert "2 spans in 2 files would be deleted" in run_spool(capsys, "purge")
     assert len(run_spool(capsys, "list").splitlines()) == 2
     assert "2 spans in 2 files deleted" in run_spool(capsys, "purge", "--yes")
     assert run_spool(capsys, "list") == ""
-    assert "1 spans in 1 files deleted" in run_spool(capsys, "purge", "--refused", "--yes")
+    assert "1 span in 1 file deleted" in run_spool(capsys, "purge", "--refused", "--yes")
     assert run_spool(capsys, "list", "--refused") == ""
     assert "0 spans in 0 files" in run_spool(capsys, "purge")
+
+
+@pytest.mark.usefixtures("spool")
+def test_spool_purge_and_list_select_by_destination(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "0 spans in 0 files would" in run_spool(capsys, "purge", "--experiment", "2")
+    assert "0 spans in 0 files would" in run_spool(capsys, "purge", "--experiment", "1", "--workspace", "team-a")
+    assert run_spool(capsys, "list", "--workspace", "team-a") == ""
+    assert len(run_spool(capsys, "list", "--experiment", "1").splitlines()) == 2
+    assert "2 spans in 2 files deleted" in run_spool(capsys, "purge", "--experiment", "1", "--yes")
+
+
+def test_spool_retry_sends_rejected_requests_again(spool: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    spool.answer(then=ACCEPTED)
+    assert "1 span in 1 file would be sent again" in run_spool(capsys, "retry")
+    assert "0 spans in 0 files queued again" in run_spool(capsys, "retry", "--experiment", "2", "--yes")
+    assert "refused" not in spans_sent_to(spool)[3:]
+    output = run_spool(capsys, "retry", "--experiment", "1", "--yes")
+    assert output == "1 span in 1 file queued again\n3 spans sent, 0 queued in 0 requests\n"
+    assert "refused" in spans_sent_to(spool)[3:]
+    assert run_spool(capsys, "list", "--refused") == ""
+
+
+def spans_sent_to(server: ScriptedServer) -> list[str]:
+    return [span.name for request in server.to("/v1/traces") for span in request.spans()]
+
+
+@pytest.mark.usefixtures("spool")
+def test_spool_status_and_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    status = json.loads(run_spool(capsys, "status", "--json"))
+    [target] = status["targets"]
+    assert (target["current"], target["sender"]) == (True, "none")
+    assert (target["queued"]["spans"], target["refused"]["spans"], target["damaged"]["spans"]) == (2, 1, 0)
+    assert target["queued"]["oldest_seconds"] >= 0
+    assert status["totals"]["queued"] == {"spans": 2, "requests": 2, "bytes": target["queued"]["bytes"]}
+    requests = json.loads(run_spool(capsys, "list", "--json"))
+    assert [(request["spans"], request["experiment"]) for request in requests] == [(1, "1"), (1, "1")]
+    [rejected] = json.loads(run_spool(capsys, "list", "--refused", "--json"))
+    assert "too long a session" in rejected["message"]
+
+
+def test_spool_status_of_several_targets_has_totals(
+    spool: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = MLflowSpanExporter(tracking_uri="http://127.0.0.1:1", spool=True, timeout=1)
+    exporter.export(make_spans("c"))
+    exporter.shutdown()
+    assert "total: 3 spans in 3 requests, " in run_spool(capsys, "status")
 
 
 def test_spool_without_requests(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.hints import CREDENTIAL_REJECTED, HINTS
+from mlflow_otlp_exporter._internal.common.hints import CREDENTIAL_REJECTED, FIXES_WITH_ADDRESS, HINTS
 from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
 from support.fast_retries import skip_retry_delays
 from support.markers import PROMPT, SECRET
@@ -54,9 +54,14 @@ CODE = r" \[MLO-\d{3}\]"
 
 def advice_of(*codes: MessageCode) -> str:
     """A pattern of the fix of one of the codes, with host and port of the server; a credential is always sent."""
-    fixes = (CREDENTIAL_REJECTED.fix if code is MessageCode.UNAUTHENTICATED else HINTS[code].fix for code in codes)
-    patterns = re.sub(r"\bPORT\b", r"\\d+", re.sub(r"\bHOST\b", r"127\\.0\\.0\\.1", "|".join(map(re.escape, fixes))))
-    return f"(?:{patterns})"
+    return f"(?:{'|'.join(map(advice_pattern, codes))})"
+
+
+def advice_pattern(code: MessageCode) -> str:
+    pattern = re.escape(CREDENTIAL_REJECTED.fix if code is MessageCode.UNAUTHENTICATED else HINTS[code].fix)
+    if code not in FIXES_WITH_ADDRESS:
+        return pattern
+    return re.sub(r"\bPORT\b", r"\\d+", re.sub(r"\bHOST\b", r"127\\.0\\.0\\.1", pattern))
 
 
 SERVER_ADVICE = advice_of(
@@ -332,22 +337,22 @@ ROWS = [
     row_login(
         "200, login page",
         page(200, "Sign in"),
-        r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
+        r"200 with an HTML page \(Sign in\) instead of an answer to OTLP: a login page\?",
     ),
     row_login(
         "200, login page without a label",
         Answer(body=b"\n<html><title>Sign in</title></html>"),
-        r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
+        r"200 with an HTML page \(Sign in\) instead of an answer to OTLP: a login page\?",
     ),
     row_login(
         "200, login page labelled JSON",
         Answer(headers=JSON, body=b"<!doctype html><title>Sign in</title>"),
-        r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
+        r"200 with an HTML page \(Sign in\) instead of an answer to OTLP: a login page\?",
     ),
     row_login(
         "200, HTML label without a body",
         Answer(headers=HTML),
-        r"200 with an HTML page \(a login page\?\) instead of an answer to OTLP",
+        r"200 with an HTML page instead of an answer to OTLP: a login page\?",
     ),
     row_not_mlflow("403, page", page(403, "Forbidden"), r"403: an HTML page \(Forbidden\)"),
     row_not_mlflow("400, page", page(400, "Bad Request"), r"400: an HTML page \(Bad Request\)"),

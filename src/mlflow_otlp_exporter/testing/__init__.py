@@ -13,30 +13,19 @@ def test_agent():
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from mlflow_otlp_exporter._internal.config.resolver import overrides
 from mlflow_otlp_exporter._internal.enrichment.enricher import add_readers
-from mlflow_otlp_exporter._internal.gateway.protocol import (
-    PROTOBUF,
-    Answer,
-    Rejection,
-    encode_http_answer,
-    media_type,
-    parse_body,
-    read_format,
-)
+from mlflow_otlp_exporter._internal.gateway.local_receiver import LocalReceiver
 from mlflow_otlp_exporter._internal.installed_readers import InstalledReaders, load_readers, read_span, to_readers
 from mlflow_otlp_exporter._internal.setup.configure import configure, flush, shutdown
 from mlflow_otlp_exporter._internal.setup.telemetry import Telemetry
@@ -63,10 +52,7 @@ __all__ = [
     "using_readers",
 ]
 
-_TEXTS = {"/version": b"3.17.2", "/health": b"OK"}
-_NOT_FOUND = {"error_code": "ENDPOINT_NOT_FOUND", "message": "a recording endpoint of a test"}
 _POLL_SECONDS = 0.01
-_MAX_BODY_BYTES = 256 * 1024 * 1024
 
 
 class RecordingEndpoint:
@@ -81,12 +67,25 @@ class RecordingEndpoint:
     """
 
     def __init__(self) -> None:
-        self._server = _Server()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_POLL_SECONDS,), name="mlflow-otlp-endpoint", daemon=True
-        )
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._spans: list[RecordedSpan] = []
+        self._assessments: list[dict[str, Any]] = []
+        self._server = LocalReceiver(self._record_spans, self._record_assessment)
+        self.url = self._server.url
+
+    def _record_spans(self, request: ExportTraceServiceRequest, headers: Mapping[str, str]) -> None:
+        experiment_id = headers.get("x-mlflow-experiment-id")
+        destination = {
+            "experiment": self._server.experiment_name(experiment_id) if experiment_id else None,
+            "workspace": headers.get("x-mlflow-workspace"),
+            "run_id": headers.get("x-mlflow-run-id"),
+        }
+        with self._lock:
+            self._spans += parse_spans(request, destination)
+
+    def _record_assessment(self, assessment: dict[str, Any]) -> None:
+        with self._lock:
+            self._assessments.append(assessment)
 
     def __enter__(self) -> RecordingEndpoint:
         return self
@@ -96,9 +95,7 @@ class RecordingEndpoint:
 
     def close(self) -> None:
         """Stop the server; its records remain."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server.stop()
 
     @property
     def status(self) -> int:
@@ -112,8 +109,8 @@ class RecordingEndpoint:
     @property
     def spans(self) -> list[RecordedSpan]:
         """All spans so far, in order of arrival."""
-        with self._server.lock:
-            return list(self._server.spans)
+        with self._lock:
+            return list(self._spans)
 
     @property
     def traces(self) -> list[RecordedTrace]:
@@ -126,14 +123,14 @@ class RecordingEndpoint:
     @property
     def assessments(self) -> list[dict[str, Any]]:
         """All feedback and expectations so far, in MLflow's JSON format."""
-        with self._server.lock:
-            return list(self._server.assessments)
+        with self._lock:
+            return list(self._assessments)
 
     def clear(self) -> None:
         """Delete all recorded spans, feedback and expectations."""
-        with self._server.lock:
-            self._server.spans.clear()
-            self._server.assessments.clear()
+        with self._lock:
+            self._spans.clear()
+            self._assessments.clear()
 
     def wait_for(self, count: int, *, timeout: float = 10.0) -> list[RecordedTrace]:
         """Wait until this number of traces have their root span.
@@ -158,95 +155,6 @@ class RecordingEndpoint:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{complete_count} traces with a root after {timeout} s, expected {count}")
             pause.wait(_POLL_SECONDS)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.status = 200
-        self.lock = threading.Lock()
-        self.spans: list[RecordedSpan] = []
-        self.assessments: list[dict[str, Any]] = []
-        self._experiment_ids: dict[tuple[str | None, str], str] = {}
-        self.experiment_id_of_trace: dict[str, str] = {}
-
-    def record_spans(self, request: ExportTraceServiceRequest, headers: Mapping[str, str]) -> None:
-        experiment_id = headers.get("x-mlflow-experiment-id")
-        with self.lock:
-            names = {number: name for (_, name), number in self._experiment_ids.items()}
-            destination = {
-                "experiment": names.get(experiment_id, experiment_id) if experiment_id else None,
-                "workspace": headers.get("x-mlflow-workspace"),
-                "run_id": headers.get("x-mlflow-run-id"),
-            }
-            spans = parse_spans(request, destination)
-            self.spans += spans
-            for span in spans:
-                self.experiment_id_of_trace.setdefault(f"tr-{span.trace_id}", experiment_id or "0")
-
-    def experiment_id(self, workspace: str | None, name: str) -> str:
-        with self.lock:
-            return self._experiment_ids.setdefault((workspace, name), str(len(self._experiment_ids) + 1))
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-
-    def do_GET(self) -> None:
-        path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
-        if path in _TEXTS:
-            self._respond(200, _TEXTS[path], "text/plain")
-        elif path.endswith("/experiments/get-by-name"):
-            name = query.get("experiment_name", [""])[0]
-            # Every experiment is there: the log lines about created ones would fill the output of tests.
-            number = self.server.experiment_id(self.headers.get("x-mlflow-workspace"), name)
-            experiment = {"experiment_id": number, "name": name, "lifecycle_stage": "active"}
-            self._respond_json(200, {"experiment": experiment})
-        elif (trace_id := path.rpartition("/traces/")[2]) in self.server.experiment_id_of_trace:
-            location = {"mlflow_experiment": {"experiment_id": self.server.experiment_id_of_trace[trace_id]}}
-            self._respond_json(200, {"trace": {"trace_info": {"trace_id": trace_id, "trace_location": location}}})
-        else:
-            self._respond_json(404, {**_NOT_FOUND, "message": f"{_NOT_FOUND['message']}, which has no {trace_id}"})
-
-    def do_POST(self) -> None:
-        path = urlsplit(self.path).path
-        body = self.rfile.read(int(self.headers.get("content-length", "0")))
-        if path.endswith("/v1/traces"):
-            self._export(body)
-        elif path.endswith("/assessments"):
-            with self.server.lock:
-                self.server.assessments.append(json.loads(body)["assessment"])
-            self._respond_json(200, {})
-        else:
-            self._respond_json(404, _NOT_FOUND)
-
-    def _export(self, body: bytes) -> None:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        if self.server.status != 200:
-            self._respond(self.server.status, b"", PROTOBUF)
-            return
-        answer = Answer()
-        try:
-            self.server.record_spans(parse_body(body, read_format(headers), _MAX_BODY_BYTES), headers)
-        except Rejection as rejection:
-            answer = rejection.answer
-        answer_headers, content = encode_http_answer(answer, is_json=media_type(headers) != PROTOBUF)
-        self._respond(answer.kind.http_status, content, answer_headers["content-type"])
-
-    def _respond_json(self, status: int, content: Any) -> None:
-        self._respond(status, json.dumps(content).encode(), "application/json")
-
-    def _respond(self, status: int, body: bytes, content_type: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Log nothing: the lines would appear in the output of tests."""
 
 
 @dataclass

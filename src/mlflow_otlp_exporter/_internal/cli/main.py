@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.resources
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mlflow_otlp_exporter._internal.cli import spool
+from mlflow_otlp_exporter._internal.cli.output import paint, replace_unencodable
 from mlflow_otlp_exporter._internal.cli.run import run
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.describe import describe_settings, describe_unknown_variables
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_gateway
-from mlflow_otlp_exporter._internal.config.schema import fields_of
+from mlflow_otlp_exporter._internal.config.schema import BY_NAME, fields_of
 from mlflow_otlp_exporter._internal.version import __version__
 
 _SETTINGS_NOTE = (
     "These are the settings of configure() and `mlflow-otlp run`. By default, MLflowSpanExporter()\n"
     "has create_experiment, spool, handle_sigterm and compact off."
 )
+_EXIT_CODES = """\
+exit status:
+  0      done; also of a dry run
+  1      a check failed, spans were not delivered, or the output could not be written
+  2      wrong command line or setting
+  127    the command of `run` or `record` was not found
+  run and record pass on the status of the command; 128 and its number after a signal"""
 _TARGET_SETTINGS = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id")
 
 # Files in `collector_configs/`. The Collector fills in `${env:NAME}`, so a printed configuration holds no secret.
@@ -40,14 +49,23 @@ COLLECTOR_CONFIGS = {
 }
 
 
-def _print_settings() -> int:
+def _print_settings(options: argparse.Namespace) -> int:
     from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 
     rows = list(describe_settings(resolve({}, defaults=DEFAULTS)))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for name, value, source in rows:
-        print(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}".rstrip())
-    print(f"\n{_SETTINGS_NOTE}")
+    if options.json:
+        print(json.dumps([dict(zip(("name", "value", "source"), row, strict=True)) for row in rows], indent=2))
+    else:
+        # The first two rows are the addresses.
+        changed = rows[:2] + [row for row in rows[2:] if row[2] != "default"]
+        others = [row for row in rows[2:] if row[2] == "default"]
+        shown = changed + (others if options.all else [])
+        widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
+        for name, value, source in shown:
+            print(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}".rstrip())
+        if not options.all:
+            print(f"\n{len(others)} other settings have their defaults: mlflow-otlp settings --all")
+        print(f"\n{_SETTINGS_NOTE}")
     for line in describe_unknown_variables(os.environ):
         print(f"mlflow-otlp: {add_code(MessageCode.INVALID_SETTING, line)}", file=sys.stderr)
     return 0
@@ -66,12 +84,15 @@ def _run_doctor(options: argparse.Namespace) -> int:
     results = []
     for result in run_checks(_target_settings(options), os.environ, DEFAULTS):
         results.append(result)
-        if not options.json:
+        if not options.json and not result.is_consequence:
             print("\n".join(result.lines()), flush=True)
+    skipped_steps = [result.step for result in results if result.is_consequence]
     failed_steps = [result.step for result in results if result.status is CheckStatus.FAILED]
     if options.json:
         print(json.dumps({"works": not failed_steps, "steps": [result.as_json() for result in results]}, indent=2))
     elif failed_steps:
+        if skipped_steps:
+            print(paint(f"{'skipped':13}  {', '.join(skipped_steps)}", "dim"))
         print(f"\nIt does not work: {', '.join(failed_steps)}. See docs/troubleshooting.md for the codes.")
     else:
         print("\nIt works.")
@@ -83,12 +104,40 @@ def _send(options: argparse.Namespace) -> int:
     from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 
     settings = resolve(_target_settings(options), defaults=DEFAULTS)
-    lines: Iterable[tuple[bool, str]] = send_test(settings) if options.test else send_file(settings, options.file)
-    status = 0
+    lines = send_test(settings) if options.test else send_file(settings, options.file, report_progress=not options.json)
+    results = []
     for is_success, line in lines:
-        print(line, file=sys.stdout if is_success else sys.stderr)
-        status = status if is_success else 1
-    return status
+        results.append((is_success, line))
+        if not options.json:
+            print(line, file=sys.stdout if is_success else sys.stderr)
+    is_delivered = all(is_success for is_success, _ in results)
+    if options.json:
+        messages = [{"ok": is_success, "message": line} for is_success, line in results]
+        print(json.dumps({"delivered": is_delivered, "messages": messages}, indent=2))
+    return 0 if is_delivered else 1
+
+
+def _show(options: argparse.Namespace) -> int:
+    from mlflow_otlp_exporter._internal.cli.show import TRACE_ID, fetch_trace, read_traces
+    from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
+
+    match = TRACE_ID.fullmatch(options.source)
+    # A file needs no server.
+    settings = resolve(_target_settings(options) if match else {"tracking_uri": "http://localhost"}, defaults=DEFAULTS)
+    is_trace = match is not None and not Path(options.source).exists()
+    traces = fetch_trace(settings, match[1]) if match and is_trace else read_traces(settings, Path(options.source))
+    if options.json:
+        print(json.dumps([trace.as_json() for trace in traces], indent=2))
+        return 0
+    for index, trace in enumerate(traces):
+        print("\n".join(([""] if index else []) + list(trace.lines())))
+    return 0
+
+
+def _record(options: argparse.Namespace) -> int:
+    from mlflow_otlp_exporter._internal.cli.record import record
+
+    return record(options.file, options.words)
 
 
 def _run_gateway(options: argparse.Namespace) -> int:
@@ -107,18 +156,110 @@ def read_collector_config(name: str) -> str:
     return folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
 
 
+def _print_collector_config(options: argparse.Namespace) -> int:
+    print(read_collector_config(options.name), end="")
+    return 0
+
+
 def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
     for name in _TARGET_SETTINGS:
-        parser.add_argument(f"--{name.replace('_', '-')}", help="overrides the environment")
+        variables = BY_NAME[name].variables
+        help_text = f"overrides {variables[0]}" if variables else "overrides the environment"
+        parser.add_argument(f"--{name.replace('_', '-')}", help=help_text)
 
 
-def _add_collector_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser(
-        "collector-config",
-        help="print a configuration for an OpenTelemetry Collector in front of MLflow",
-        formatter_class=argparse.RawTextHelpFormatter,
+def create_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mlflow-otlp",
+        description="Send traces to MLflow with plain OpenTelemetry.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument(
+    parser.add_argument("--version", action="version", version=f"mlflow-otlp-exporter {__version__}")
+    parser.set_defaults(help_parser=parser)
+    commands = parser.add_subparsers(metavar="command", dest="command")
+
+    def add(actions: Any, name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
+        """Add a command with its summary, which is also its description, and examples."""
+        epilog = "\n".join(["examples:", *(f"  {example}" for example in examples)]) if examples else None
+        command: argparse.ArgumentParser = (actions or commands).add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawTextHelpFormatter,
+        )
+        command.set_defaults(help_parser=command)
+        return command
+
+    settings = add(
+        None,
+        "settings",
+        "print the settings that are not defaults, and where each value comes from; secrets are hidden",
+        "mlflow-otlp settings --all",
+    )
+    settings.add_argument("--all", action="store_true", help="also print the settings that have their defaults")
+    doctor = add(
+        None,
+        "doctor",
+        "check each step, from the settings to a test trace in MLflow",
+        "mlflow-otlp doctor",
+        "mlflow-otlp doctor --tracking-uri http://localhost:5000 --json",
+    )
+    send = add(
+        None,
+        "send",
+        "send OTLP data from a file, or a test trace, to MLflow",
+        "mlflow-otlp send --test",
+        "mlflow-otlp send traces.jsonl --experiment agents",
+    )
+    content = send.add_mutually_exclusive_group(required=True)
+    content.add_argument("file", nargs="?", type=Path, help="OTLP traces: protobuf, JSON, or one JSON object per line")
+    content.add_argument("--test", action="store_true", help="send a test trace instead of a file")
+    run_parser = add(
+        None,
+        "run",
+        "run a command such as `python app.py`, and send its traces to MLflow",
+        "mlflow-otlp run python app.py",
+        "mlflow-otlp run gunicorn app:app",
+    )
+    run_parser.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
+    record = add(
+        None,
+        "record",
+        "run a command, and keep the traces that it exports in a file",
+        "mlflow-otlp record traces.jsonl -- python app.py",
+        "mlflow-otlp record case.pb -- mlflow-otlp run python app.py",
+    )
+    record.add_argument("file", type=Path, help="JSON lines, or protobuf if it ends with .pb; it is overwritten")
+    record.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
+    show = add(
+        None,
+        "show",
+        "print the traces of a file, or a trace in MLflow, as the console shows them",
+        "mlflow-otlp show traces.jsonl",
+        "mlflow-otlp show tr-0af7651916cd43dd8448eb211c80319c",
+    )
+    show.add_argument("source", metavar="FILE|ID", help="a file as of `record`, or the id of a trace in MLflow")
+    spool.add_command(add)
+    gateway = add(
+        None,
+        "gateway",
+        "receive traces of other processes over OTLP, and send them to MLflow",
+        "mlflow-otlp gateway --listen 0.0.0.0:4318",
+    )
+    for setting in fields_of(GatewaySettings):
+        option = setting.name.removeprefix("gateway_").replace("_", "-")
+        # A flag may have a value, too.
+        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if setting.default is False else {}
+        gateway.add_argument(f"--{option}", dest=setting.name, help=f"overrides {setting.variables[0]}", **flag)
+    collector = add(
+        None,
+        "collector-config",
+        "print a configuration for an OpenTelemetry Collector in front of MLflow",
+        "mlflow-otlp collector-config per-tenant > collector.yaml",
+    )
+    collector.add_argument(
         "name",
         nargs="?",
         choices=COLLECTOR_CONFIGS,
@@ -126,43 +267,19 @@ def _add_collector_command(commands: argparse._SubParsersAction[argparse.Argumen
         metavar="name",
         help="\n".join(f"{name}: {summary}" for name, summary in COLLECTOR_CONFIGS.items()) + "\n(default: fixed)",
     )
-
-
-def _create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mlflow-otlp", description="Send traces to MLflow with plain OpenTelemetry.")
-    parser.add_argument("--version", action="version", version=f"mlflow-otlp-exporter {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
-    commands.add_parser("settings", help="print all settings and where each value comes from; secrets are hidden")
-    doctor = commands.add_parser("doctor", help="check each step, from the settings to a test trace in MLflow")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-    _add_target_arguments(doctor)
-    send = commands.add_parser("send", help="send OTLP data from a file, or a test trace, to MLflow")
-    content = send.add_mutually_exclusive_group(required=True)
-    content.add_argument("file", nargs="?", type=Path, help="OTLP traces: protobuf, JSON, or one JSON object per line")
-    content.add_argument("--test", action="store_true", help="send a test trace instead of a file")
-    _add_target_arguments(send)
-    run_parser = commands.add_parser("run", help="run a command such as `python app.py`, and send its traces to MLflow")
-    run_parser.add_argument("words", nargs=argparse.REMAINDER, metavar="command", help="the command and its arguments")
-    spool.add_command(commands)
-    gateway = commands.add_parser(
-        "gateway", help="receive traces of other processes over OTLP, and send them to MLflow"
-    )
-    for setting in fields_of(GatewaySettings):
-        option = setting.name.removeprefix("gateway_").replace("_", "-")
-        # A flag may have a value, too.
-        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if setting.default is False else {}
-        gateway.add_argument(f"--{option}", dest=setting.name, help=f"overrides {setting.variables[0]}", **flag)
-    _add_target_arguments(gateway)
-    _add_collector_command(commands)
+    for command in (settings, doctor, send, show):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    for command in (doctor, send, show, gateway):
+        _add_target_arguments(command)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; `arguments` default to `sys.argv`.
 
-    Returns the exit status: 0; 1 if a check or delivery fails, an action is not done, or the output cannot be written;
-    2 for a wrong setting or a wrong command line.
+    Returns the exit status; see `mlflow-otlp --help`.
     """
+    replace_unencodable()
     try:
         try:
             return _run_command(arguments)
@@ -194,25 +311,30 @@ def _discard_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+_ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "settings": _print_settings,
+    "doctor": _run_doctor,
+    "send": _send,
+    "run": lambda options: run(options.words),
+    "record": _record,
+    "show": _show,
+    "spool": spool.run_action,
+    "gateway": _run_gateway,
+    "collector-config": _print_collector_config,
+}
+
+
 def _run_command(arguments: Sequence[str] | None) -> int:
-    options = _create_parser().parse_args(arguments)
+    parser = create_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        with suppress(ImportError):
+            importlib.import_module("argcomplete").autocomplete(parser)  # of the extra `completion`
+    options = parser.parse_args(arguments)
+    if options.command is None or getattr(options, "action", "") is None:
+        options.help_parser.print_help()
+        return 0
     try:
-        match options.command:
-            case "run":
-                return run(options.words)
-            case "doctor":
-                return _run_doctor(options)
-            case "collector-config":
-                print(read_collector_config(options.name), end="")
-                return 0
-            case "spool":
-                return spool.run_action(options)
-            case "send":
-                return _send(options)
-            case "gateway":
-                return _run_gateway(options)
-            case _:
-                return _print_settings()
+        return _ACTIONS[options.command](options)
     except ConfigurationError as error:
         print(f"mlflow-otlp: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,7 @@
 """`mlflow-otlp send`: send OTLP data from a file, or a test trace."""
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +13,8 @@ from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import create_test_spans, mlflow_trace_id_of
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.hints import add_fix
+from mlflow_otlp_exporter._internal.common.hints import add_fix, hint_for
+from mlflow_otlp_exporter._internal.config.describe import credential_fingerprint
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher, batch_by_size
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
@@ -20,20 +23,28 @@ from mlflow_otlp_exporter._internal.encoding.span_decoder import parse_json, par
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
 
+_PROGRESS_SECONDS = 5.0
 
-def read_file(path: Path) -> list[EncodedSpan]:
-    """Read spans from a file: an OTLP request or `TracesData` in protobuf, or JSON, one or one per line."""
+
+def read_request(path: Path) -> ExportTraceServiceRequest:
+    """Read a file: an OTLP request or `TracesData` in protobuf, or JSON, one or one per line."""
     try:
         content = path.read_bytes()
         request = _parse_lines(content) if content.lstrip()[:1] in (b"{", b"[") else parse_protobuf(content)
         # Removes the fields of other signals than traces.
         request.DiscardUnknownFields()
-        return decode_request(request.SerializeToString())
+        decode_request(request.SerializeToString())  # also raises for other content that protobuf accepts
     except OSError as error:
         reason = error.strerror or type(error).__name__
     except ValueError as error:
         reason = f"contains no OTLP traces in protobuf or JSON: {error}"
+    else:
+        return request
     raise ConfigurationError(f"{path}: {reason}")
+
+
+def read_file(path: Path) -> list[EncodedSpan]:
+    return decode_request(read_request(path).SerializeToString())
 
 
 def _parse_lines(content: bytes) -> ExportTraceServiceRequest:
@@ -45,13 +56,14 @@ def _parse_lines(content: bytes) -> ExportTraceServiceRequest:
     return request
 
 
-def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:
+def send_file(settings: Settings, path: Path, *, report_progress: bool = False) -> Iterator[tuple[bool, str]]:
     """Send the spans of a file; yield lines of output, each with whether it is a success."""
     spans = read_file(path)
     if not spans:
         raise ConfigurationError(f"{path}: contains no spans")
     clients = build_clients(settings, log := RecordingLog())
     try:
+        report_at = time.monotonic() + _PROGRESS_SECONDS
         delivered, destination = 0, clients.destination.for_trace(Resource.create().attributes)
         for batch in batch_by_size(spans, settings.max_request_size, has_run=settings.run_id is not None):
             outcome = _send_batch(clients, settings, (destination, batch))
@@ -59,6 +71,9 @@ def send_file(settings: Settings, path: Path) -> Iterator[tuple[bool, str]]:
                 delivered += len(batch)
             else:
                 yield False, _format_failure(settings, outcome)
+            if report_progress and time.monotonic() >= report_at:
+                report_at += _PROGRESS_SECONDS
+                print(f"{delivered} of {len(spans)} spans sent ...", file=sys.stderr, flush=True)
         yield from ((True, message) for message in log.messages)
         trace_count = len({span.trace_id for span in spans})
         yield delivered == len(spans), f"{delivered} of {len(spans)} spans of {trace_count} traces were delivered"
@@ -100,4 +115,6 @@ def _send_batch(clients: Clients, settings: Settings, batch: Batch) -> ExportOut
 
 def _format_failure(settings: Settings, outcome: ExportOutcome) -> str:
     code = outcome.code if outcome.disposition is not Disposition.PARTIAL_SUCCESS else MessageCode.PARTIAL_SUCCESS
-    return add_fix(code, f"{settings.traces.address}: {outcome.message}")
+    traces = settings.traces
+    hint = hint_for(code, traces.url, traces.url_variable, has_credential=credential_fingerprint(traces) != "none")
+    return add_fix(code, f"{traces.address}: {outcome.message}", hint)

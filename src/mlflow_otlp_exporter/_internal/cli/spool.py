@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from mlflow_otlp_exporter._internal.cli.output import clean, paint, pluralize
 from mlflow_otlp_exporter._internal.common.files import FileLock, open_regular_file, read_regular_file, secure_directory
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
 from mlflow_otlp_exporter._internal.spool.directory import candidate_roots
 from mlflow_otlp_exporter._internal.spool.index import Index, list_entries
@@ -24,33 +28,100 @@ from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE, DAMAGED_FOL
 
 _POLL_SECONDS, _PROGRESS_SECONDS = 0.1, 5.0
 _LOCK_FILE, _MAX_TEXT_BYTES = "lock", 10_000
+_UNREADABLE = (OSError, spool_file.CorruptFileError, spool_file.UnsupportedVersionError)
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    spool = commands.add_parser("spool", help="show, send and delete the requests on disk")
-    actions = spool.add_subparsers(required=True, metavar="action", dest="action")
-    actions.add_parser(
-        "status", help="show number and age of the queued requests of each target, and the sending process"
+_ADD = Callable[..., argparse.ArgumentParser]
+
+
+def add_command(add: _ADD) -> argparse.ArgumentParser:
+    """Add the command; `add` creates a parser, of a command or of an action."""
+    spool = add(None, "spool", "show, send and delete the requests on disk")
+    actions = spool.add_subparsers(metavar="action", dest="action")
+    status = add(
+        actions,
+        "status",
+        "show number and age of the queued requests of each target, and the sending process",
+        "mlflow-otlp spool status --json",
     )
-    listing = actions.add_parser("list", help="list the queued requests")
+    listing = add(
+        actions,
+        "list",
+        "list the queued requests, the oldest first",
+        "mlflow-otlp spool list --refused --workspace team-a",
+    )
     listing.add_argument("--refused", action="store_true", help="list the rejected requests and the server's messages")
-    flush = actions.add_parser("flush", help="send the queued requests of the current settings")
-    flush.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default: 60")
-    purge = actions.add_parser("purge", help="delete the queued requests of the current settings")
+    flush = add(actions, "flush", "send the queued requests of the current settings", "mlflow-otlp spool flush")
+    retry = add(
+        actions,
+        "retry",
+        "send the rejected requests of the current settings again",
+        "mlflow-otlp spool retry --experiment agents --yes",
+    )
+    purge = add(
+        actions,
+        "purge",
+        "delete the queued requests of the current settings",
+        "mlflow-otlp spool purge --refused --yes",
+    )
     purge.add_argument("--refused", action="store_true", help="delete the rejected and damaged requests instead")
-    purge.add_argument("--yes", action="store_true", help="delete; without it, only show what would be deleted")
+    for action, verb in ((purge, "delete"), (retry, "send")):
+        action.add_argument("--yes", action="store_true", help=f"{verb}; without it, only show what would be done")
+    for action in (flush, retry):
+        action.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default: 60")
+    for action in (listing, purge, retry):
+        action.add_argument("--workspace", help="only requests for this workspace")
+        action.add_argument("--experiment", help="only requests for the experiment with this name or id")
+    for action in (status, listing):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    return spool
 
 
 def run_action(options: argparse.Namespace) -> int:
-    """Run an action; return 1 if requests remain after `flush`, or if `purge` was not confirmed, else 0."""
+    """Run an action; return 1 if requests remain after `flush` or `retry`, else 0."""
     settings = resolve({"spool": True}, defaults={"create_experiment": True})
     if options.action == "status":
-        return _print_status(settings)
-    if options.action == "list":
-        return _print_requests(settings, REJECTED_FOLDER if options.refused else "")
+        return _print_status(settings, as_json=options.json)
     if options.action == "flush":
         return _flush(settings, options.timeout)
-    return _purge(settings, rejected=options.refused, confirmed=options.yes)
+    selection = _Selection(options.workspace, options.experiment)
+    if options.action == "list":
+        subfolder = REJECTED_FOLDER if options.refused else ""
+        return _print_requests(settings, subfolder, selection, as_json=options.json)
+    if options.action == "retry":
+        return _retry(settings, selection, options.timeout, is_confirmed=options.yes)
+    return _purge(settings, selection, rejected=options.refused, confirmed=options.yes)
+
+
+class _Selection(NamedTuple):
+    """Which requests are meant, by their destination."""
+
+    workspace: str | None
+    experiment: str | None
+
+    def __bool__(self) -> bool:
+        return self.workspace is not None or self.experiment is not None
+
+    def matches(self, path: Path) -> bool:
+        """Whether a file is selected; an unreadable file only if all are."""
+        if not self:
+            return True
+        try:
+            destination = _read_header(path)[0].destination
+        except _UNREADABLE:
+            return False
+        is_workspace = self.workspace in (None, destination.workspace)
+        return is_workspace and self.experiment in (None, *_experiment_names(destination))
+
+
+def _experiment_names(destination: Destination) -> list[str]:
+    names = (destination.experiment, destination.experiment_id, destination.service_name)
+    return [name for name in names if name] or ["Default"]
+
+
+def _read_header(path: Path) -> tuple[spool_file.FileHeader, spool_file.DeliveryState]:
+    with os.fdopen(open_regular_file(path, os.O_RDONLY), "rb") as file:
+        return spool_file.read_header(file.read(spool_file.MAX_HEADER_BYTES))
 
 
 def _folders(settings: Settings) -> Iterator[Path]:
@@ -63,35 +134,61 @@ def _folders(settings: Settings) -> Iterator[Path]:
 
 def _read_text(path: Path) -> str:
     try:
-        return _clean(read_regular_file(path, _MAX_TEXT_BYTES).decode(errors="replace").strip())
+        return clean(read_regular_file(path, _MAX_TEXT_BYTES).decode(errors="replace").strip())
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
 
 
-def _clean(text: str) -> str:
-    """Replace what could control the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+def _describe_folder(folder: Path, *, is_current: bool) -> dict[str, Any]:
+    def count(subfolder: str) -> dict[str, Any]:
+        totals = Index(list_entries(folder / subfolder)).totals
+        return {"spans": totals.span_count, "requests": totals.file_count, "bytes": totals.size_bytes}
+
+    oldest_at = Index(list_entries(folder)).totals.oldest_at
+    journals = list((folder / JOURNAL_FOLDER).glob("*"))
+    return {
+        "target": _read_text(folder / ABOUT_FILE),
+        "current": is_current,
+        "folder": str(folder),
+        "queued": count("") | {"oldest_seconds": round(max(0.0, time.time() - oldest_at), 1) if oldest_at else None},
+        REJECTED_FOLDER: count(REJECTED_FOLDER),
+        DAMAGED_FOLDER: count(DAMAGED_FOLDER),
+        "journal": {"bytes": sum(path.lstat().st_size for path in journals), "files": len(journals)},
+        "sender": _find_sender(folder),
+    }
 
 
-def _print_status(settings: Settings) -> int:
-    current_name, is_empty = folder_name_for(settings), True
-    for folder in _folders(settings):
-        is_empty = False
-        queued = Index(list_entries(folder)).totals
-        print(f"{_read_text(folder / ABOUT_FILE)}{' (current settings)' if folder.name == current_name else ''}")
-        print(f"  folder   {folder}")
-        age = f", oldest {_format_age(queued.oldest_at)} ago" if queued.file_count else ""
-        print(f"  queued   {queued.span_count} spans in {queued.file_count} requests, {queued.size_bytes} bytes{age}")
-        for name in (REJECTED_FOLDER, DAMAGED_FOLDER):
-            totals = Index(list_entries(folder / name)).totals
-            print(f"  {name:8} {totals.span_count} spans in {totals.file_count} files, {totals.size_bytes} bytes")
-        journals = list((folder / JOURNAL_FOLDER).glob("*"))
-        if journals:
-            print(f"  journal  {sum(path.lstat().st_size for path in journals)} bytes in {len(journals)} files")
-        print(f"  sender   {_find_sender(folder)}")
-    if is_empty:
+def _print_status(settings: Settings, *, as_json: bool) -> int:
+    current_name = folder_name_for(settings)
+    targets = [_describe_folder(folder, is_current=folder.name == current_name) for folder in _folders(settings)]
+    kinds = ("queued", REJECTED_FOLDER, DAMAGED_FOLDER)
+    totals = {
+        kind: {unit: sum(target[kind][unit] for target in targets) for unit in ("spans", "requests", "bytes")}
+        for kind in kinds
+    }
+    if as_json:
+        print(json.dumps({"targets": targets, "totals": totals}, indent=2))
+        return 0
+    for target in targets:
+        print(f"{paint(target['target'], 'bold')}{' (current settings)' if target['current'] else ''}")
+        print(f"  folder   {clean(target['folder'])}")
+        oldest = target["queued"]["oldest_seconds"]
+        age = "" if oldest is None else f", oldest {_format_age(oldest)} ago"
+        print(f"  queued   {_format_counts(target['queued'], 'request')}{age}")
+        for kind in kinds[1:]:
+            print(f"  {kind:8} {_format_counts(target[kind], 'file')}")
+        if target["journal"]["files"]:
+            print(f"  journal  {target['journal']['bytes']} bytes in {pluralize(target['journal']['files'], 'file')}")
+        print(f"  sender   {target['sender']}")
+    if len(targets) > 1:
+        print(f"total: {_format_counts(totals['queued'], 'request')} queued")
+    if not targets:
         print("no spool: no requests are queued")
     return 0
+
+
+def _format_counts(counts: Mapping[str, int], noun: str) -> str:
+    return f"{pluralize(counts['spans'], 'span')} in {pluralize(counts['requests'], noun)}, {counts['bytes']} bytes"
 
 
 def _find_sender(folder: Path) -> str:
@@ -109,8 +206,7 @@ def _find_sender(folder: Path) -> str:
     return f"process {process}"
 
 
-def _format_age(timestamp: float) -> str:
-    seconds = max(0.0, time.time() - timestamp)
+def _format_age(seconds: float) -> str:
     for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= size:
             return f"{seconds / size:.1f} {name}"
@@ -124,30 +220,57 @@ def _format_time(timestamp: float) -> str:
         return "unknown time"
 
 
-def _print_requests(settings: Settings, subfolder: str) -> int:
+def _print_requests(settings: Settings, subfolder: str, selection: _Selection, *, as_json: bool) -> int:
+    requests: list[dict[str, Any]] = []
     for folder in _folders(settings):
         unsafe_names: dict[str, str] = {}
         for entry in Index(list_entries(folder / subfolder, unsafe_names)):
-            try:
-                with os.fdopen(open_regular_file(folder / subfolder / entry.name, os.O_RDONLY), "rb") as file:
-                    header, state = spool_file.read_header(file.read(spool_file.MAX_HEADER_BYTES))
-            except (OSError, spool_file.CorruptFileError, spool_file.UnsupportedVersionError) as error:
-                print(f"{entry.name}  cannot be read: {error}")
-                continue
-            destination = header.destination
-            experiment = destination.experiment or destination.experiment_id or destination.service_name or "Default"
-            columns = [
-                _format_time(header.created_at),
-                f"{header.span_count} spans of {len(header.trace_ids)} traces",
-                f"tr-{header.trace_ids[0]:032x}" if header.trace_ids else "-",
-                f"experiment {experiment}"
-                + (f" of workspace {destination.workspace}" if destination.workspace else ""),
-                f"{state.attempts} attempts" + (", may have arrived" if state.may_have_arrived else ""),
-            ]
-            print(_clean("  ".join([*columns, header.message] if header.message else columns)))
-        for problem, name in unsafe_names.items():
-            print(f"{name}  is skipped: {problem}")
+            path = folder / subfolder / entry.name
+            if selection.matches(path):
+                requests.append(_describe_request(path))
+        if not selection:
+            requests += [{"file": name, "skipped": problem} for problem, name in unsafe_names.items()]
+    if as_json:
+        print(json.dumps(requests, indent=2))
+        return 0
+    for request in requests:
+        print(clean(_format_request(request)))
     return 0
+
+
+def _describe_request(path: Path) -> dict[str, Any]:
+    try:
+        header, state = _read_header(path)
+    except _UNREADABLE as error:
+        return {"file": path.name, "unreadable": str(error)}
+    return {
+        "file": path.name,
+        "created": _format_time(header.created_at),
+        "spans": header.span_count,
+        "traces": [f"tr-{trace_id:032x}" for trace_id in header.trace_ids],
+        "experiment": _experiment_names(header.destination)[0],
+        "workspace": header.destination.workspace,
+        "attempts": state.attempts,
+        "may_have_arrived": state.may_have_arrived,
+        "message": header.message,
+    }
+
+
+def _format_request(request: Mapping[str, Any]) -> str:
+    if "skipped" in request:
+        return f"{request['file']}  is skipped: {request['skipped']}"
+    if "unreadable" in request:
+        return f"{request['file']}  cannot be read: {request['unreadable']}"
+    traces, workspace = request["traces"], request["workspace"]
+    columns = [
+        request["created"],
+        f"{pluralize(request['spans'], 'span')} of {pluralize(len(traces), 'trace')}",
+        traces[0] if traces else "-",
+        f"experiment {request['experiment']}" + (f" of workspace {workspace}" if workspace else ""),
+        pluralize(request["attempts"], "attempt") + (", may have arrived" if request["may_have_arrived"] else ""),
+        request["message"],
+    ]
+    return "  ".join(filter(None, columns))
 
 
 def _flush(settings: Settings, timeout_seconds: float) -> int:
@@ -166,22 +289,44 @@ def _flush(settings: Settings, timeout_seconds: float) -> int:
             if time.monotonic() >= next_report:
                 next_report += _PROGRESS_SECONDS
                 sent_count, queued = pipeline.stats().delivered, spool.totals()
-                print(f"{sent_count} spans sent, {queued.span_count} still queued ...", file=sys.stderr, flush=True)
+                progress = f"{pluralize(sent_count, 'span')} sent, {queued.span_count} still queued ..."
+                print(progress, file=sys.stderr, flush=True)
             pause.wait(_POLL_SECONDS)
         remaining = spool.totals()
     finally:
         pipeline.shutdown(1.0)
-    delivered = pipeline.stats().delivered
-    print(f"{delivered} spans sent, {remaining.span_count} queued in {remaining.file_count} requests")
+    print(
+        f"{pluralize(pipeline.stats().delivered, 'span')} sent, {remaining.span_count} queued in "
+        f"{pluralize(remaining.file_count, 'request')}"
+    )
     return 1 if remaining.file_count else 0
 
 
-def _purge(settings: Settings, *, rejected: bool, confirmed: bool) -> int:
+def _retry(settings: Settings, selection: _Selection, timeout_seconds: float, *, is_confirmed: bool) -> int:
+    """Move dead letters back to the queue, and send it."""
+    folder = next((folder for folder in _folders(settings) if folder.name == folder_name_for(settings)), None)
+    span_count = file_count = 0
+    for entry in Index(list_entries(folder / REJECTED_FOLDER)) if folder is not None else ():
+        path = folder / REJECTED_FOLDER / entry.name if folder is not None else Path()
+        if selection.matches(path):
+            span_count, file_count = span_count + entry.span_count, file_count + 1
+            if is_confirmed and folder is not None:
+                path.replace(folder / entry.name)
+    counts = f"{pluralize(span_count, 'span')} in {pluralize(file_count, 'file')}"
+    if not is_confirmed:
+        print(f"{counts} would be sent again; run again with --yes to send")
+        return 0
+    print(f"{counts} queued again")
+    return _flush(settings, timeout_seconds) if file_count else 0
+
+
+def _purge(settings: Settings, selection: _Selection, *, rejected: bool, confirmed: bool) -> int:
     span_count = file_count = 0
     for folder in _folders(settings):
         if folder.name != folder_name_for(settings):
             continue
-        for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, "", {}) if not rejected else ():
+        has_journals = not rejected and not selection
+        for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, "", {}) if has_journals else ():
             with suppress(OSError):
                 span_count += sum(len(trace.spans) for trace in journal.read_traces())
                 file_count += len(journal.paths)
@@ -191,12 +336,12 @@ def _purge(settings: Settings, *, rejected: bool, confirmed: bool) -> int:
                 journal.release_files()
         for subfolder in (REJECTED_FOLDER, DAMAGED_FOLDER) if rejected else ("",):
             for entry in list_entries(folder / subfolder):
+                path = folder / subfolder / entry.name
+                if not selection.matches(path):
+                    continue
                 span_count, file_count = span_count + entry.span_count, file_count + 1
                 if confirmed:
-                    (folder / subfolder / entry.name).unlink(missing_ok=True)
-    outcome = "deleted" if confirmed else "would be deleted; confirm with --yes"
-    print(f"{span_count} spans in {file_count} files {outcome}")
-    if not confirmed and file_count:
-        print("mlflow-otlp: nothing was deleted", file=sys.stderr)
-        return 1
+                    path.unlink(missing_ok=True)
+    outcome = "deleted" if confirmed else "would be deleted; run again with --yes to delete"
+    print(f"{pluralize(span_count, 'span')} in {pluralize(file_count, 'file')} {outcome}")
     return 0

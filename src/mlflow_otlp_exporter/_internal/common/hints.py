@@ -163,8 +163,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.HTML_PAGE: Hint(
         "A login proxy or another web site answers at this address.",
-        "Set a token (`MLFLOW_TRACKING_TOKEN_FILE`), or set `MLFLOW_TRACKING_URI` to the service in the cluster. If "
-        "HOST:PORT is another web site, correct host and port.",
+        "Set a token (`MLFLOW_TRACKING_TOKEN_FILE`), or set `MLFLOW_TRACKING_URI` to the service inside the cluster. "
+        "If HOST:PORT is another web site, correct host and port.",
     ),
     MessageCode.NO_OTLP_ENDPOINT: Hint(
         "The address lacks MLflow's path prefix, or MLflow is older than 3.6 or runs with `--gunicorn-opts`, which "
@@ -463,7 +463,7 @@ CREDENTIAL_REJECTED = Hint(
     "password. A token that expires belongs into a file (`MLFLOW_TRACKING_TOKEN_FILE`), which is read again.",
 )
 # Codes whose fix names host and port of the server: HOST and PORT stand for them.
-_FIXES_WITH_ADDRESS = frozenset(
+FIXES_WITH_ADDRESS = frozenset(
     {MessageCode.CONNECTION_REFUSED, MessageCode.NOT_TLS, MessageCode.TLS_REQUIRED, MessageCode.HOST_NOT_ALLOWED}
     | {MessageCode.HTML_PAGE, MessageCode.NOT_MLFLOW}
 )
@@ -473,7 +473,7 @@ _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 def hint_for(code: MessageCode, url: str, variable: str, *, has_credential: bool) -> Hint:
     """The hint for a server: with its host and port, its variable, and by whether a credential was sent."""
     hint = CREDENTIAL_REJECTED if code is MessageCode.UNAUTHENTICATED and has_credential else HINTS[code]
-    if code not in _FIXES_WITH_ADDRESS:
+    if code not in FIXES_WITH_ADDRESS:
         return hint
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""

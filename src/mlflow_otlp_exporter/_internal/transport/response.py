@@ -35,6 +35,11 @@ _TRACE_ELSEWHERE = re.compile(r"Trace with ID 'tr-([0-9a-f]{32})' already exists
 _TLS_REQUIRED = re.compile(rb"to HTTPS port|to an HTTPS server|to an SSL-enabled server|port requires TLS")
 # Plain texts of MLflow's basic auth and of its check of the Host header.
 _OWN_TEXTS = (b"Permission denied", b"You are not authenticated", b"Invalid Host header")
+# Failures that another service at MLflow's address may cause; the other codes say what is wrong, whoever answers.
+_AMBIGUOUS_CODES = frozenset(
+    {MessageCode.HTML_PAGE, MessageCode.NO_OTLP_ENDPOINT, MessageCode.DESTINATION_REJECTED}
+    | {MessageCode.PERMISSION_DENIED, MessageCode.SPAN_REJECTED}
+)
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 # SQLite's messages about a damaged file, which MLflow returns with status 400, as if the request were wrong.
 _DAMAGED_DATABASE = ("file is not a database", "database disk image is malformed")
@@ -53,7 +58,7 @@ def classify_error(error: TransportError) -> ExportOutcome:
 def classify_response(response: HttpResponse) -> ExportOutcome:
     """Classify a response by its status, headers and body."""
     outcome = _classify_response(response)
-    if outcome.status is not None and (outcome.status < 500 or outcome.status == 501) and _is_foreign(response):
+    if outcome.code in _AMBIGUOUS_CODES and _is_foreign(response):
         outcome = replace(outcome, is_foreign=True)
     if response.proxy and response.status in (403, 502, 503, 504) and not error_code(response):
         message = f"{outcome.message}, through the proxy {response.proxy}"
@@ -107,7 +112,7 @@ def _classify_response(response: HttpResponse) -> ExportOutcome:
 
 def _is_foreign(response: HttpResponse) -> bool:
     """Whether MLflow has never made such an error: a proxy in front of it has, or another service."""
-    if response.status in _TRANSIENT or response.status < 300:
+    if response.status < 300:
         return False
     if response.status in (404, 405):
         return not error_code(response)  # any FastAPI application answers `{"detail": "Not Found"}`

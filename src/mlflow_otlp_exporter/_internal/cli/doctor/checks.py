@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mlflow_otlp_exporter._internal.cli.output import paint
 from mlflow_otlp_exporter._internal.common.bounded import bounded_text
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS, hint_for
@@ -24,6 +25,9 @@ class CheckStatus(enum.Enum):
     SKIPPED = "skipped"
 
 
+_STYLES = {CheckStatus.OK: "green", CheckStatus.WARNING: "yellow", CheckStatus.FAILED: "red"}
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """Result of one check; `detail` contains no secret."""
@@ -35,6 +39,7 @@ class CheckResult:
     cause: str = ""
     fix: str = ""
     code: MessageCode | None = None
+    is_consequence: bool = False  # skipped, because another step failed
 
     def __post_init__(self) -> None:
         # The detail may quote servers: names of experiments, headers, ids.
@@ -50,7 +55,8 @@ class CheckResult:
     def lines(self) -> Iterator[str]:
         """Yield one line, and further lines for server message, cause and fix."""
         code = f" [{self.code}]" if self.code else ""
-        yield f"{self.status.value:<13}  {self.step:<16}  {self.detail}{code}"
+        status = paint(f"{self.status.value:<13}", _STYLES.get(self.status, ""))
+        yield f"{status}  {self.step:<16}  {self.detail}{code}"
         for name, text in (("server says", self.server_message), ("cause", self.cause), ("fix", self.fix)):
             if text:
                 yield f"{'':15}{name + ':':<16}  {text}"

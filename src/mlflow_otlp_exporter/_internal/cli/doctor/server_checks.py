@@ -90,7 +90,7 @@ def run_checks(
         has_failed = has_failed or (result.status is CheckStatus.FAILED and result.step != "spool")
     if has_failed:
         for step in STEPS[STEPS.index(last_step) + 1 :]:
-            yield CheckResult(step, CheckStatus.SKIPPED, f"because {last_step} failed")
+            yield CheckResult(step, CheckStatus.SKIPPED, f"because {last_step} failed", is_consequence=True)
 
 
 def _run_until_failure(
