@@ -212,7 +212,7 @@ def iter_commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argpar
 def test_command_has_description_and_example(name: str, command: argparse.ArgumentParser) -> None:
     assert command.description
     assert command.description.endswith(".")
-    assert name in ("mlflow-otlp spool",) or (command.epilog and name in command.epilog)
+    assert name == "mlflow-otlp spool" or (command.epilog and name in command.epilog)
 
 
 def test_completion_is_offered_to_argcomplete(monkeypatch: pytest.MonkeyPatch) -> None:

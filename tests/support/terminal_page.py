@@ -60,7 +60,7 @@ _TEXTS = {
     "doctor": "The doctor with a server that works.",
     "failed": "The doctor with a server that is down. What would fail for the same reason is skipped.",
     "record": "`record` starts a receiver on 127.0.0.1, sets `MLFLOW_TRACKING_URI` and `OTEL_EXPORTER_OTLP_ENDPOINT` "
-    "for the command, and writes each request that it gets: of this library, and of any other exporter of OTLP over HTTP. "
+    "for the command, and writes each request that it gets: of this library, and of any other OTLP exporter over HTTP. "
     "It removes credentials from the command's environment. The file has one JSON object per line, as the Collector's "
     "file exporter writes it, or protobuf if its name ends with `.pb`: `send`, `show` and the Collector read it.",
     "show": "`show` prints the traces of a file as the console would show them after `send`: kinds, words of the "
