@@ -13,7 +13,7 @@ configure(auto_instrument=False)
 
 @traced(kind="AGENT")
 def answer(question: str) -> str:
-    attributes = {
+    attributes: dict[str, str | int] = {
         "openinference.span.kind": "LLM",
         "llm.model_name": "gpt-4o-mini",
         "input.value": question,

@@ -679,7 +679,9 @@ def test_response_has_one_outcome(row: Row, scripted_server: ScriptedServer, cap
         tracking_uri=scripted_server.url, experiment_id="1", credentials=SECRET, timeout=row.timeout
     )
     # The scripted server has no version: it would not count as MLflow (tests/delivery/test_other_services.py).
-    pipeline_of(exporter)._clients.otlp._identify = None
+    pipeline = pipeline_of(exporter)
+    assert pipeline is not None
+    pipeline._clients.otlp._identify = None
     request_count = sum(answer.close != "before-request" for answer in row.answers)
     try:
         with skip_retry_delays(exporter):

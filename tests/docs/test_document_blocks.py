@@ -152,7 +152,7 @@ def test_shell_block_commands_exist(block: Block) -> None:
     for words in commands(block):
         program, *arguments = words
         if program == "mlflow-otlp":
-            main._create_parser().parse_args(arguments)
+            main.create_parser().parse_args(arguments)
         elif program == "make":
             goals = [word for word in arguments if "=" not in word]
             assert [goal for goal in goals if f"\n{goal}:" not in (ROOT / "Makefile").read_text()] == [], words

@@ -114,9 +114,9 @@ class _Terminal:
             "MLFLOW_EXPERIMENT_NAME": "agents",
             "XDG_STATE_HOME": str(self._folder),
         }
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
-        environment = {**kept, **own, "PATH": path, "PYTHONIOENCODING": "utf-8", **variables}
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}"
+        environment = {**inherited, **own, "PATH": path, "PYTHONIOENCODING": "utf-8", **variables}
         done = subprocess.run(
             command,
             shell=True,

@@ -191,7 +191,7 @@ def fetch_trace(settings: Settings, trace_id: str) -> list[ShownTrace]:
     traces = group_traces(parse_stored_spans(items if isinstance(items, list) else []))
     if not traces:
         raise ConfigurationError(f"trace tr-{trace_id} has no spans that MLflow returns (3.8 or newer does)")
-    return [ShownTrace(found.trace_id, found.spans, info if isinstance(info, dict) else {}) for found in traces]
+    return [ShownTrace(item.trace_id, item.spans, info if isinstance(info, dict) else {}) for item in traces]
 
 
 def parse_stored_spans(items: Iterable[Any]) -> Iterator[Span]:

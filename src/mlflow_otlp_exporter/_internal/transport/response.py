@@ -35,7 +35,7 @@ _TRACE_ELSEWHERE = re.compile(r"Trace with ID 'tr-([0-9a-f]{32})' already exists
 _TLS_REQUIRED = re.compile(rb"to HTTPS port|to an HTTPS server|to an SSL-enabled server|port requires TLS")
 # Plain texts of MLflow's basic auth and of its check of the Host header.
 _OWN_TEXTS = (b"Permission denied", b"You are not authenticated", b"Invalid Host header")
-# Failures that another service at MLflow's address may cause; the other codes say what is wrong, whoever answers.
+# Failures that another service at MLflow's address may cause; the other codes tell what is wrong.
 _AMBIGUOUS_CODES = frozenset(
     {MessageCode.HTML_PAGE, MessageCode.NO_OTLP_ENDPOINT, MessageCode.DESTINATION_REJECTED}
     | {MessageCode.PERMISSION_DENIED, MessageCode.SPAN_REJECTED}
