@@ -31,10 +31,12 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo
 	PYTHONPATH=tests $(BIN)/python -m support.check_names
 	PYTHONPATH=tests $(BIN)/python -m support.check_words
+	PYTHONPATH=tests $(BIN)/python -m support.truth --check
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	PYTHONPATH=tests $(BIN)/python -m support.truth
 
 # Builds the OpenTelemetry Collector of the tests into the user's cache folder. Needs Go. The tests do it on demand.
 collector: $(VENV)/.dev

@@ -102,7 +102,7 @@ def test_scorer_functions_call_a_model_only_without_tool_definitions(readings: R
 def test_scorer_functions_read_sessions(readings: Readings) -> None:
     sessions = {key: session for key in TRUTHS if (session := expected_value(key, "session")) is not None}
     assert {key: readings[key]["session"] for key in sessions} == sessions
-    assert len(sessions) == 26
+    assert sessions
 
 
 # The content that each scorer's judge needs.

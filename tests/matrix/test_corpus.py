@@ -4,11 +4,13 @@ The console's code is that of 3.17.2, on traces that the older server returned o
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pytest
 
+from support.conventions import PAGE
 from support.corpus import score_in_subprocess
 from support.environments import mlflow_python
 from support.mlflow_server import MLflowServer
@@ -78,8 +80,11 @@ DIFFERENCES: Mapping[str, Sequence[Difference]] = {
         Difference("no span names the provider", ("provider",), is_without_provider),
     ),
 }
-# The passed checks of stock and of this library; on 3.17.2, tests/enrichment/test_corpus.py counts them.
-CHECK_COUNT, PASSED_COUNTS = 2503, {"3.13.0": (1158, 2433), "3.10.1": (1024, 2089)}
+# Versions and percentages of right values with this library and with stock, as docs/conventions.md has them.
+SHARES = {
+    version: (int(ours), int(stock))
+    for version, ours, stock in re.findall(r"^\| ([\d.]+) \| (\d+) % \| (\d+) % \|$", PAGE.read_text(), re.MULTILINE)
+}
 
 Scores = Mapping[str, Sequence[CheckResult]]
 
@@ -111,10 +116,9 @@ def test_older_server_differences_are_all_explained(version: str, scores: Scores
     assert not [result for result in failed_results if (result.trace, result.column) not in explained_results]
     assert all(explained.values()), "a difference that explains no result"
     stock_count = sum(result.passed for result in scores["stock"] if not result.unrecoverable)
-    assert (len(recoverable_results), (stock_count, len(recoverable_results) - len(failed_results))) == (
-        CHECK_COUNT,
-        PASSED_COUNTS[version],
-    )
+    passed_counts = (len(recoverable_results) - len(failed_results), stock_count)
+    # Each recording changes the shares a little.
+    assert [100 * count / len(recoverable_results) for count in passed_counts] == pytest.approx(SHARES[version], abs=1)
 
 
 def test_older_server_results_are_no_worse_than_stock(scores: Scores) -> None:
