@@ -102,7 +102,7 @@ def test_getting_started_python_blocks_store_traces(
     exec(compile(first.code, format_label(first), "exec", dont_inherit=True), names)
     reply, flush_result, url = capsys.readouterr().out.splitlines()
     assert reply == "Take an umbrella."
-    assert f"`{flush_result}`" in page.read_text()
+    assert f"\n{flush_result}\n" in page.read_text()
     record = mlflow_server.wait_for_trace(url.partition("tr-")[2][:32])
     assert record["trace_info"]["state"] == "OK"
     assert record["trace_info"]["trace_metadata"]["mlflow.trace.session"] == "s-1"
