@@ -1,6 +1,7 @@
 """Documents: link targets exist, every page is linked, and each guarantee is proven by a test that CI runs."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,12 +97,15 @@ def test_readme_links_every_page() -> None:
 def test_index_of_frameworks_links_every_page_that_the_matrix_runs() -> None:
     linked = {path for path, _ in links(FRAMEWORKS / "index.md") if not path.startswith("..")}
     pages = {page.name for page in FRAMEWORK_PAGES} - {"index.md"}
-    assert linked == pages == {f"{name}.md" for names in ENVIRONMENTS.values() for name in names}
+    names = {name for names in ENVIRONMENTS.values() for name in names}
+    assert linked == pages == {f"{name}.md" for name in (*names, "vercel-ai")}
 
 
 def test_index_of_frameworks_names_the_versions_in_the_locks() -> None:
     locked = {line.partition(" ")[0] for group in ENVIRONMENTS for line in read_lock(group)}
-    versions = set(re.findall(r"`([\w-]+==[\w.]+)`", (FRAMEWORKS / "index.md").read_text()))
+    libraries = json.loads((TESTS / "polyglot" / "vercel-ai" / "package.json").read_text())["dependencies"]
+    locked.add(f"ai@{libraries['ai']}")
+    versions = set(re.findall(r"`([\w-]+(?:==|@)[\w.]+)`", (FRAMEWORKS / "index.md").read_text()))
     assert len(versions) > 10
     assert versions <= locked
 

@@ -17,8 +17,11 @@ from support.corpus import run_module
 from support.documents import FRAMEWORKS, blocks, exported_variables
 from support.environments import ROOT, environment, read_lock
 from support.framework_traces import ENVIRONMENTS
+from support.gateway import GatewayProcess
 from support.mlflow_server import MLflowServer
+from support.needs import executable
 from support.openai_stub import OpenAIStub
+from support.polyglot import install_vercel_ai
 
 pytestmark = [
     pytest.mark.matrix,
@@ -105,6 +108,29 @@ def test_framework_page_code_stores_the_trace_in_the_page(
     assert completed.returncode == 0, completed.stderr
     assert requests == [], "the framework connects to its vendor"
     traces = run_module("support.framework_traces", "--tracking-uri", mlflow_server.uri, name)[name]
+    assert traces == [expected.code]
+
+
+@pytest.mark.needs("npm")
+def test_vercel_ai_page_code_stores_the_trace_in_the_page(
+    stub: OpenAIStub, mlflow_server: MLflowServer, tmp_path: Path
+) -> None:
+    page = FRAMEWORKS / "vercel-ai.md"
+    (code,), (expected,) = blocks(page, "javascript"), blocks(page, "text")
+    (tmp_path / "app.mjs").write_text(code.code)
+    (tmp_path / "node_modules").symlink_to(install_vercel_ai() / "node_modules")
+    with GatewayProcess(tmp_path / "gateway", mlflow_server.uri) as gateway:
+        variables = {
+            **os.environ,
+            **exported_variables(blocks(page, "sh")[1]),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{gateway.port}",
+            "OPENAI_BASE_URL": stub.url,
+            "OPENAI_API_KEY": "none",
+        }
+        command = [str(executable("node")), "app.mjs"]
+        subprocess.run(command, cwd=tmp_path, env=variables, timeout=RUN_SECONDS, check=True)
+        assert gateway.stop() == 0
+    traces = run_module("support.framework_traces", "--tracking-uri", mlflow_server.uri, "vercel-ai")["vercel-ai"]
     assert traces == [expected.code]
 
 

@@ -27,6 +27,12 @@ def install_agent() -> Path:
     return _install("agent", ("package.json", "package-lock.json", "agent.mjs"), [str(executable("npm")), "ci"])
 
 
+def install_vercel_ai() -> Path:
+    """Return a folder with the libraries of docs/frameworks/vercel-ai.md."""
+    files = ("vercel-ai/package.json", "vercel-ai/package-lock.json")
+    return _install("vercel-ai", files, [str(executable("npm")), "ci"])
+
+
 def _install(name: str, files: Sequence[str], command: Sequence[str]) -> Path:
     digest = hashlib.sha256(b"".join((SOURCES / file).read_bytes() for file in files)).hexdigest()[:16]
     folder = _CACHE / f"polyglot-{name}-{digest}"
