@@ -4,6 +4,7 @@ import enum
 import functools
 import math
 import threading
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -360,3 +361,14 @@ def test_encode_in_threads_is_unchanged() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_value_of_10_mb_takes_twice_its_encoded_size() -> None:
+    span = ReadableSpan("span", SpanContext(1, 1, False), attributes={"input.value": "x" * 10_000_000})
+    tracemalloc.start()
+    try:
+        body = SpanEncoder().encode(span).body
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2.2 * len(body)

@@ -137,6 +137,7 @@ class SpanEncoder:
         is_remote = parent is not None and parent.is_remote
         pieces.append(_REMOTE_FLAGS if is_remote else _LOCAL_FLAGS)
         content = b"".join(pieces)
+        pieces.clear()  # a value of 10 MB would exist three times otherwise
         body = b"".join((b"\x12", encode_length(len(content)), content))
         resource = span.resource if resource is None else resource
         cached_resource = self._resources.get(id(resource))
