@@ -11,7 +11,7 @@ CONSTRAINTS := .ci/constraints/dev.txt
 # Number of test files that run at the same time. `make test WORKERS=0` runs one test at a time.
 WORKERS ?= 2
 
-.PHONY: demo test test-matrix lint format collector bench docs docs-serve dist lock configuration troubleshooting conventions parity screenshots clean
+.PHONY: demo test test-matrix lint format collector bench docs docs-serve dist lock command-line configuration troubleshooting conventions parity screenshots clean
 # Deletes a virtual environment whose creation was interrupted.
 .DELETE_ON_ERROR:
 
@@ -71,6 +71,10 @@ lock: $(BIN)/python
 # Generates the tables of docs/configuration.md and README.md from the settings in the code.
 configuration: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.settings_page
+
+# Generates docs/command-line.md: runs the commands with a real MLflow.
+command-line: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m support.terminal_page
 
 # Generates docs/troubleshooting.md from the message codes and their hints.
 troubleshooting: $(VENV)/.dev

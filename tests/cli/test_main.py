@@ -454,6 +454,14 @@ def test_spool_status_of_several_targets_has_totals(
     assert "total: 3 spans in 3 requests, " in run_spool(capsys, "status")
 
 
+@pytest.mark.usefixtures("spool")
+def test_spool_status_shows_a_folder_that_the_doctor_has_created(capsys: pytest.CaptureFixture[str]) -> None:
+    [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
+    (folder / "about.txt").unlink()
+    assert f"{folder.name} (current settings)\n" in run_spool(capsys, "status")
+    assert len(run_spool(capsys, "list").splitlines()) == 2
+
+
 def test_spool_without_requests(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no requests are queued" in run_spool(capsys, "status")
     assert run_spool(capsys, "list") == ""

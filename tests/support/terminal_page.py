@@ -51,7 +51,6 @@ Completion in bash and zsh: `pip install 'mlflow-otlp-exporter[completion]'`, th
 ```sh
 eval "$(register-python-argcomplete mlflow-otlp)"
 ```
-
 """
 _RECORD = "mlflow-otlp record traces.jsonl -- python weather.py"
 _TEXTS = {
@@ -71,6 +70,9 @@ _TEXTS = {
 }
 
 
+_INSTRUMENTATIONS = "ok             instrumentations  configure() enables: openai"
+
+
 def _normalize(text: str, folder: Path, uri: str) -> str:
     """Replace what differs from run to run."""
     text = text.replace(uri, "http://localhost:5000").replace(uri.removeprefix("http://"), "localhost:5000")
@@ -83,19 +85,16 @@ def _normalize(text: str, folder: Path, uri: str) -> str:
     )
     replacements = {
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d": "2026-11-29 10:00:00",
-        r"\b\d+(?:\.\d+)? (ms|s)\b(?=  | *$)": r"5 \1",
-        r"( *)\b5 (?:ms|s)\b(?=  |$)": "   5 ms",
-        r"\d+ MB of the disk free": "90000 MB of the disk free",
-        r"\b(\d+) bytes": "600 bytes",
-        r"oldest [\d.]+ seconds ago": "oldest 2 seconds ago",
-        r"(?<=mlflow-otlp-exporter )\d\S*(?=,)": "X.Y.Z",
-        r"(?<=opentelemetry-(?:api|sdk) )\d[\w.]*": "X.Y.Z",
-        r"(?<=proto-http )\d[\w.]*": "X.Y.Z",
-        r"(?<=requests )\d[\w.]*": "X.Y.Z",
-        r"(?<=Python )\d[\w.]*": "3.Y.Z",
-        r"-exporter/[0-9a-f]{16,}": "-exporter/0123456789abcdef",
-        r"(?m)^(ok +instrumentations  ).*": r"\1configure() enables: openai",
+        r" *\b\d+(?:\.\d+)? m?s\b(?=  |$)": "  5 ms",
+        r"\b\d+ MB of the disk free": "90000 MB of the disk free",
+        r"\b\d+ bytes": "600 bytes",
+        r"oldest [\d.]+ \w+ ago": "oldest 2 seconds ago",
+        r"(?m)^(ok +packages +).*": r"\1mlflow-otlp-exporter X.Y.Z, opentelemetry-api X.Y.Z, ..., Python 3.Y.Z",
+        r"(?m)^(ok +server +MLflow )[\d.]+": r"\g<1>3.17.2",
+        r"(?m)^\w+ +instrumentations .*(?:\n +(?:cause|fix):.*)*": _INSTRUMENTATIONS,
+        r"-exporter/[^\s/:,;]+": "-exporter/0123456789abcdef",
         r"process \d+": "process 4711",
+        r"\b\d+ attempts?\b": "2 attempts",
         r"\bid \d+": "id 1",
     }
     for pattern, replacement in replacements.items():
@@ -133,7 +132,7 @@ class _Terminal:
         return f"```text\n{_normalize(shown, self._folder, self._uri)}\n```\n"
 
 
-def _help_blocks() -> Iterator[str]:
+def help_blocks() -> Iterator[str]:
     os.environ["COLUMNS"] = "100"
     parser = create_parser()
     yield f"```text\n{parser.format_help().strip()}\n```\n"
@@ -154,7 +153,7 @@ def build_page(server: MLflowServer, folder: Path) -> str:
     (folder / "weather.py").write_text(_APP.read_text())
     terminal = _Terminal(folder, server.uri)
     parts = [_INTRO, "## Recorded sessions\n", f"### The application\n\n{_TEXTS['app']}\n"]
-    parts.append(f"```python\n{_APP.read_text().strip()}\n```\n")
+    parts.append(f"```text\n{_APP.read_text().strip()}\n```\n")
     parts += [f"### First run\n\n{_TEXTS['first run']}\n", terminal.run("python weather.py", LOG="INFO")]
     parts += [f"### Doctor\n\n{_TEXTS['doctor']}\n", terminal.run("mlflow-otlp doctor")]
     down = {"MLFLOW_TRACKING_URI": "http://localhost:5999"}
@@ -171,7 +170,7 @@ def build_page(server: MLflowServer, folder: Path) -> str:
         terminal.run(f"mlflow-otlp spool {action}", **down) for action in ("status", "list", "purge", "purge --yes")
     ]
     parts += ["### Settings\n", terminal.run("mlflow-otlp settings")]
-    parts += ["## All commands\n", *_help_blocks()]
+    parts += ["## All commands\n", *help_blocks()]
     return "\n".join(parts).rstrip() + "\n"
 
 

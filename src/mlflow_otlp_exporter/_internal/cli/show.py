@@ -258,6 +258,8 @@ def _read_text(value: Any) -> str:
 def _preview(value: Any) -> str:
     """The words of a message list, as the console's bubbles show the last one; else the value."""
     content = _parse(value)
+    if isinstance(content, str) and content[:1] in ("{", "["):  # MLflow stores a text as JSON once more
+        content = _parse(content)
     if isinstance(content, dict):
         messages = content.get("messages")
         choices = content.get("choices")

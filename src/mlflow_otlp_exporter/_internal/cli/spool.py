@@ -126,10 +126,13 @@ def _read_header(path: Path) -> tuple[spool_file.FileHeader, spool_file.Delivery
 
 def _folders(settings: Settings) -> Iterator[Path]:
     for root in candidate_roots(settings.disk.spool_dir, os.environ):
-        for about in sorted(root.glob(f"*/{ABOUT_FILE}")):
+        # A folder that the doctor has created has no ABOUT_FILE.
+        folders = {path.parent for path in [*root.glob(f"*/{ABOUT_FILE}"), *root.glob("*/*.otlp")]}
+        folders |= {path.parent.parent for path in root.glob(f"*/{REJECTED_FOLDER}/*.otlp")}
+        for folder in sorted(folders):
             with suppress(OSError):
-                secure_directory(about.parent)
-                yield about.parent
+                secure_directory(folder)
+                yield folder
 
 
 def _read_text(path: Path) -> str:
@@ -147,7 +150,7 @@ def _describe_folder(folder: Path, *, is_current: bool) -> dict[str, Any]:
     oldest_at = Index(list_entries(folder)).totals.oldest_at
     journals = list((folder / JOURNAL_FOLDER).glob("*"))
     return {
-        "target": _read_text(folder / ABOUT_FILE),
+        "target": _read_text(folder / ABOUT_FILE) if (folder / ABOUT_FILE).exists() else clean(folder.name),
         "current": is_current,
         "folder": str(folder),
         "queued": count("") | {"oldest_seconds": round(max(0.0, time.time() - oldest_at), 1) if oldest_at else None},
