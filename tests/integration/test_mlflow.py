@@ -118,6 +118,7 @@ def test_trace_url_opens_the_trace(mlflow_server: MLflowServer) -> None:
     telemetry = configure(tracking_uri=mlflow_server.uri, experiment="linked", service_name="bot")
     with trace.get_tracer("tests").start_as_current_span("root") as span:
         pass
+    assert telemetry.flush().delivered == 1
     url = telemetry.trace_url()
     shutdown()
     experiment = mlflow_server.experiment("linked")
