@@ -28,14 +28,24 @@ from support.environments import ROOT
 from support.mlflow_server import MLflowServer
 from support.settings_page import TYPES
 
-LANGUAGES = {"python", "javascript", "sh", "console", "text", "yaml", "ini"}
+LANGUAGES = {"python", "javascript", "sh", "console", "text", "toml", "yaml", "ini"}
 SHELL = [block for page in PAGES for block in blocks(page, "sh", "console")]
 # tests/matrix/test_frameworks.py runs the pages of frameworks, and checks their types.
 PYTHON = [page for page in PAGES if page not in FRAMEWORK_PAGES and blocks(page, "python")]
 # The migration page names these packages, which are not installed here.
 VENDORS = {"phoenix", "traceloop"}
 # Programs of other projects: this module does not check their arguments.
-FOREIGN = {"git", "kubectl", "mlflow", "npm", "opentelemetry-instrument", "otelcol-contrib", "REQUIRE_ALL=1", "sed"}
+FOREIGN = {
+    "git",
+    "kubectl",
+    "mlflow",
+    "npm",
+    "opentelemetry-instrument",
+    "otelcol-contrib",
+    "pytest",
+    "REQUIRE_ALL=1",
+    "sed",
+}
 KUBERNETES = ("1.29", "1.33")
 # Python requires this import at the start of a module, wherever a page shows it.
 FUTURE = "from __future__ import annotations\n"
