@@ -29,7 +29,7 @@ from benchmarks import processes, workloads
 from benchmarks.rows import HEADING, format_rows, row
 
 TRACE_SECONDS = 2.0
-SECONDS = 30.0
+SECONDS = 20.0
 # Number of agents, the share of the latencies that a bound is for, and the bound in seconds.
 BOUNDS = {1: (0.95, 0.5), 5: (0.5, 1.0), 20: (0.5, 1.5)}
 CPU_BOUND = 0.8

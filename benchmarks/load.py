@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import processes, workloads
 from benchmarks.rows import HEADING, format_rows, row
 
-SECONDS, FULL_SECONDS = 20.0, 120.0
+SECONDS, FULL_SECONDS = 15.0, 120.0
 LATENCY_BOUND = 2.0
 # Spans per trace, traces per second, number of destinations, and seconds for which the server delays a response.
 LOADS = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import charts, load
 from benchmarks.rows import HEADING, format_rows, row
 
 # In the order of their duration.
@@ -55,6 +56,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"any of {', '.join(NAMES)}; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="also write figures.md and a chart per benchmark")
+    parser.add_argument("--full", action="store_true", help="run `load` for two minutes per load and side")
     parser.add_argument("--seconds", type=float, help="duration of the load of gateway and server_time")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.names) - set(NAMES)):
@@ -69,11 +72,20 @@ def main() -> int:
         begin = time.monotonic()
         if name in ("gateway", "server_time") and arguments.seconds is not None:
             results[name] = importlib.import_module(f"benchmarks.{name}").measure(arguments.seconds)
+        elif name == "load" and arguments.full:
+            results[name] = load.measure(load.FULL_SECONDS)
         else:
             results[name] = _measure(name)
         results[name]["took_seconds"] = time.monotonic() - begin
         is_within_bounds &= all(values["held"] is not False for values in results[name]["rows"])
         print(format_rows(name, results[name]), flush=True)
+    if arguments.docs:
+        measured = {name: result for name, result in results.items() if name != "machine"}
+        arguments.docs.mkdir(parents=True, exist_ok=True)
+        (arguments.docs / "figures.md").write_text(charts.list_rows(measured), encoding="utf-8")
+        for name, result in measured.items():
+            chart = charts.draw_ratios(f"{name}: ours in relation to upstream", result["rows"])
+            (arguments.docs / f"{name}.svg").write_text(chart, encoding="utf-8")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0 if is_within_bounds else 1
