@@ -219,6 +219,11 @@ def _measure_gateway(sink: str, requests: Sequence[_Request], seconds: float, ra
     with tempfile.TemporaryDirectory() as folder:
         with _on_cpu(0):
             gateway = GatewayProcess(Path(folder), sink, ["--experiment-id", "1"]).start()
+
+        def count_queued() -> float:
+            metrics = gateway.metrics()
+            return metrics["mlflow_otlp_queue_spans"] + metrics["mlflow_otlp_spool_spans"]
+
         try:
             result = _run_load(
                 gateway.process.pid,
@@ -226,14 +231,14 @@ def _measure_gateway(sink: str, requests: Sequence[_Request], seconds: float, ra
                 requests,
                 seconds,
                 rate,
-                lambda: gateway.metrics()["mlflow_otlp_queue_spans"],
+                count_queued,
             )
             metrics = gateway.metrics()
         finally:
             gateway.kill()
     sent = sum(metrics[f"mlflow_otlp_span_{name}_total"] for name in ("delivered", "filtered"))
     if sent < result["spans"]:
-        raise RuntimeError(f"{sent:.0f} of {result['spans']} spans were delivered")
+        raise RuntimeError(f"{sent:.0f} of {result['spans']} spans were delivered: {metrics}")
     return result
 
 
