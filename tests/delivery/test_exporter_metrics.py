@@ -171,9 +171,7 @@ def test_metrics_of_spans_dropped_before_sending(
 def test_metrics_use_global_provider_if_enabled_by_environment(
     scripted_server: ScriptedServer, meters: Meters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "mlflow_otlp_exporter._internal.delivery.instruments.get_meter_provider", lambda: meters.provider
-    )
+    monkeypatch.setattr("mlflow_otlp_exporter._internal.common.instruments.get_meter_provider", lambda: meters.provider)
     monkeypatch.delenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED")
     variables = ("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "MLFLOW_OTLP_METRICS")
     cases = [

@@ -66,9 +66,9 @@ class ExporterMetrics:
     # Gives durations of requests the attribute `destination`, whose values must be few.
     name_destination: Callable[[Any], str] | None = None
 
-    def __init__(self, provider: MeterProvider, url: str) -> None:
+    def __init__(self, provider: MeterProvider, url: str, instruments: Iterable[Instrument] = ()) -> None:
         parts = urlsplit(url)
-        self.provider = provider
+        self.provider, self._instruments = provider, instruments
         self.attributes: dict[str, AttributeValue] = {
             "otel.component.type": "otlp_http_span_exporter",
             # Not upstream's name: its own exporters in this process use the numbers.
@@ -93,10 +93,10 @@ class ExporterMetrics:
             DURATION, "s", "The duration of exporting a batch of telemetry records."
         )
 
-    def observe(self, instruments: Iterable[Instrument], source: Any) -> None:
+    def observe(self, source: Any) -> None:
         """Report own metrics of a source, which only a meter provider of the application could refuse."""
         with suppress(Exception):
-            observe(self.provider, instruments, source, self.attributes)
+            observe(self.provider, self._instruments, source, self.attributes)
 
     def record_start(self, span_count: int) -> OnCounted:
         """Count a batch in flight; call the result with delivered and dropped spans, and the reason of a drop."""

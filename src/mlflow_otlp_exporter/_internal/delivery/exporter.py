@@ -131,13 +131,12 @@ class MLflowSpanExporter(OTLPSpanExporter):
         from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
         from mlflow_otlp_exporter._internal.transport.client import Session
 
-        server = settings.traces
+        server, metrics = settings.traces, None
         if settings.metrics:
-            from mlflow_otlp_exporter._internal.delivery.instruments import create_pipeline
+            from mlflow_otlp_exporter._internal.common.instruments import create_metrics
 
-            pipeline = create_pipeline(settings, session, meter_provider)
-        else:
-            pipeline = Pipeline(settings, session)
+            metrics = create_metrics(meter_provider, server.url)
+        pipeline = Pipeline(settings, session, metrics)
         # Upstream's own transport is never used. It gets the resolved values, so that it resolves nothing, and a
         # session of its own: it writes headers into the session, and would load a credential provider without one.
         with suppress_header_warnings():

@@ -72,6 +72,7 @@ class Pipeline:
         clients = self._clients
         self.otlp_client = clients.otlp
         if metrics is not None:
+            metrics.observe(self)
             clients.otlp.on_outcome = lambda outcome, seconds, destination: metrics.record_request(
                 seconds, outcome.error_type, outcome.status, destination
             )

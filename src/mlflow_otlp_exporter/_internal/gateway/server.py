@@ -20,9 +20,10 @@ import uvicorn
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.instruments import create_metrics
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings, SettingGroup, Settings
-from mlflow_otlp_exporter._internal.delivery.instruments import create_pipeline
+from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.gateway.certificates import CertificateFiles
 from mlflow_otlp_exporter._internal.gateway.forwarding import ForwardingIntake
 from mlflow_otlp_exporter._internal.gateway.grpc_receiver import GrpcReceiver
@@ -85,9 +86,9 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
     gc.set_threshold(*_GC_THRESHOLDS)
     listener = _open_socket(gateway.gateway_listen)
     metrics = GatewayMetrics()
-    pipeline = create_pipeline(_hide_routes(settings), None, metrics.provider)
-    if pipeline.metrics is not None:
-        pipeline.metrics.name_destination = metrics.name_destination
+    exporter_metrics = create_metrics(metrics.provider, settings.traces.url)
+    exporter_metrics.name_destination = metrics.name_destination
+    pipeline = Pipeline(_hide_routes(settings), None, exporter_metrics)
     pipeline.set_trace_filter(settings.app.noise)
     tokens = TokenFile(Path(gateway.gateway_tokens_file), pipeline.problem_log) if gateway.gateway_tokens_file else None
     if gateway.gateway_forward_authorization:

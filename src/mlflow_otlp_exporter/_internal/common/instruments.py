@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
+from typing import Any, Protocol
 
 from opentelemetry.metrics import MeterProvider, get_meter_provider
 
 from mlflow_otlp_exporter._internal.common.exporter_metrics import ExporterMetrics, Instrument
-from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
-from mlflow_otlp_exporter._internal.spool.index import Totals
-from mlflow_otlp_exporter._internal.transport.client import Session
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.stats import Stats
 
 # Destinations with an attribute of their own; further ones are counted as `other`.
 MAX_DESTINATIONS = 20
@@ -18,12 +17,25 @@ MAX_DESTINATIONS = 20
 _Values = Iterator[tuple[float, Mapping[str, str]]]
 
 
-def _read_drops(pipeline: Pipeline) -> _Values:
+class ObservedPipeline(Protocol):
+    """What the instruments read of a pipeline."""
+
+    problem_log: ProblemLog
+    # Of packages that this one does not import.
+    retry_sender: Any
+    trace_buffer: Any
+    persistent_queue: Any
+
+    def stats(self) -> Stats:
+        """Return the counters."""
+
+
+def _read_drops(pipeline: ObservedPipeline) -> _Values:
     for reason, count in pipeline.problem_log.stats.drop_reasons().items():
         yield count, {"reason": reason}
 
 
-def _read_failing(pipeline: Pipeline) -> _Values:
+def _read_failing(pipeline: ObservedPipeline) -> _Values:
     failing: dict[tuple[str, str], int] = {}
     for destination in list(pipeline.retry_sender.backoff.failure_counts):
         outcome = pipeline.retry_sender.backoff.last_failure(destination)
@@ -39,21 +51,21 @@ def _counter(name: str, field: str, unit: str, description: str) -> Instrument:
 
 
 def _queue(name: str, field: str, unit: str, description: str) -> Instrument:
-    def read(pipeline: Pipeline) -> _Values:
+    def read(pipeline: ObservedPipeline) -> _Values:
         yield getattr(pipeline, f"in_flight_{field}") + getattr(pipeline.trace_buffer, field, 0), {}
 
     return Instrument(f"mlflow_otlp.queue.{name}", unit, description, read)
 
 
-def _spool(name: str, unit: str, description: str, read_totals: Callable[[Totals], float]) -> Instrument:
-    def read(pipeline: Pipeline) -> _Values:
+def _spool(name: str, unit: str, description: str, read_totals: Callable[[Any], float]) -> Instrument:
+    def read(pipeline: ObservedPipeline) -> _Values:
         if pipeline.persistent_queue is not None:
             yield read_totals(pipeline.persistent_queue.storage.listed_totals), {}
 
     return Instrument(f"mlflow_otlp.spool.{name}", unit, description, read)
 
 
-def _age(totals: Totals) -> float:
+def _age(totals: Any) -> float:
     return max(0.0, time.time() - totals.oldest_at) if totals.oldest_at else 0.0
 
 
@@ -73,9 +85,6 @@ INSTRUMENTS = (
 )
 
 
-def create_pipeline(settings: Settings, session: Session | None, provider: MeterProvider | None) -> Pipeline:
-    """Create a pipeline whose metrics go to the provider, or to the global one."""
-    metrics = ExporterMetrics(provider or get_meter_provider(), settings.traces.url)
-    pipeline = Pipeline(settings, session, metrics)
-    metrics.observe(INSTRUMENTS, pipeline)
-    return pipeline
+def create_metrics(provider: MeterProvider | None, url: str) -> ExporterMetrics:
+    """Create the metrics of an exporter for the provider, or for the global one."""
+    return ExporterMetrics(provider or get_meter_provider(), url, INSTRUMENTS)
