@@ -16,6 +16,7 @@ from opentelemetry.trace import Link, SpanKind, Status
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.model.encoded_span import (
+    MAX_CACHED_LENGTH,
     VARINTS,
     EncodedSpan,
     Framing,
@@ -49,6 +50,20 @@ class Repairs:
 
 class _Unencodable(Exception):
     """A value of a type that OTLP does not have."""
+
+
+class _TextHeads(dict[int, bytes]):
+    """What stands between the key of an attribute and its text, by the length of the text."""
+
+    def __missing__(self, size: int) -> bytes:
+        length = encode_length(size)
+        head = b"\x12" + encode_length(size + len(length) + 1) + b"\x0a" + length
+        if size < MAX_CACHED_LENGTH:
+            self[size] = head
+        return head
+
+
+_TEXT_HEADS = _TextHeads()
 
 
 class SpanEncoder:
@@ -168,7 +183,7 @@ class SpanEncoder:
 
     def _append_attributes(self, attributes: dict[Any, Any], tag: bytes, pieces: list[bytes]) -> None:
         # Strings, which are nearly all values, are encoded without another call.
-        keys, varints = self._keys, VARINTS
+        keys, varints, heads = self._keys, VARINTS, _TEXT_HEADS
         for key, value in attributes.items():
             encoded_key = keys.get(key)
             if encoded_key is None:
@@ -180,32 +195,10 @@ class SpanEncoder:
                 except UnicodeEncodeError:
                     content = self._encode_text(value)
                 size = len(content)
-                if size < 126:  # both lengths of the value take one byte each
-                    pieces += (
-                        tag,
-                        varints[size + len(encoded_key) + 4],
-                        encoded_key,
-                        b"\x12",
-                        varints[size + 2],
-                        b"\x0a",
-                        varints[size],
-                        content,
-                    )
-                    continue
-                string_length = encode_length(size)
-                value_length = encode_length(size + len(string_length) + 1)
-                pieces += (
-                    tag,
-                    encode_length(size + len(string_length) + 1 + len(value_length) + 1 + len(encoded_key)),
-                    encoded_key,
-                    b"\x12",
-                    value_length,
-                    b"\x0a",
-                    string_length,
-                    content,
-                )
+                head = heads[size]
+                pieces += (tag, varints[size + len(head) + len(encoded_key)], encoded_key, head, content)
                 continue
-            if kind is int and 0 <= value < 128:
+            if kind is int and 0 <= value <= _MAX_TIME:
                 encoded = b"\x18" + varints[value]
             else:
                 try:
@@ -213,14 +206,9 @@ class SpanEncoder:
                 except _Unencodable:
                     self.repairs.left_out += 1
                     continue
-            pieces += (
-                tag,
-                encode_length(len(encoded_key) + 1 + len(encode_length(len(encoded))) + len(encoded)),
-                encoded_key,
-                b"\x12",
-                encode_length(len(encoded)),
-                encoded,
-            )
+            size = len(encoded)
+            length = varints[size]
+            pieces += (tag, varints[len(encoded_key) + 1 + len(length) + size], encoded_key, b"\x12", length, encoded)
 
     def _encode_key(self, key: Any) -> bytes:
         encoded_key = encode_field(b"\x0a", self._encode_text(key))

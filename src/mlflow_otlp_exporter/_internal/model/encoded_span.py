@@ -102,7 +102,7 @@ def varint(number: int) -> bytes:
     return bytes(pieces)
 
 
-_MAX_CACHED_LENGTH = 16_384
+MAX_CACHED_LENGTH = 16_384
 
 
 class _Varints(dict[int, bytes]):
@@ -110,7 +110,7 @@ class _Varints(dict[int, bytes]):
 
     def __missing__(self, number: int) -> bytes:
         encoded = varint(number)
-        if number < _MAX_CACHED_LENGTH:
+        if number < MAX_CACHED_LENGTH:
             self[number] = encoded
         return encoded
 
