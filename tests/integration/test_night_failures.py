@@ -1,10 +1,15 @@
-"""Failures of a night, as a new user meets them: the first log line names the fix, and so does the doctor."""
+"""Failures of a night, as a new user meets them: the first log line names the fix, and so does the doctor.
+
+The remaining failures cause no log line: an exit right after a span loses nothing, and a killed process cannot log. The
+troubleshooting page names that symptom; `matrix.test_process_ends` kills workers of gunicorn.
+"""
 
 import base64
 import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +19,8 @@ from typing import NamedTuple
 import pytest
 
 from support.certificates import TlsServer, self_signed
+from support.environments import ROOT
+from support.markers import SECRET
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer, ScriptedServer
 
@@ -22,10 +29,17 @@ import logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 from opentelemetry import trace
 from mlflow_otlp_exporter import configure
-telemetry = configure(auto_instrument=False)
+telemetry = configure()
 trace.get_tracer("app").start_span("answer").end()
 telemetry.flush(8)
 """
+NEXT_APP = """
+from mlflow_otlp_exporter import configure
+from support.traces import wait_until
+telemetry = configure()
+wait_until(lambda: telemetry.stats().delivered == 1, 60)
+"""
+TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
 JSON = {"Content-Type": "application/json"}
 PATHS = ("/v1/traces", "/version", "/api/3.0/mlflow/server-info", "/api/2.0/mlflow/experiments/get-by-name")
 
@@ -37,6 +51,7 @@ class Failure(NamedTuple):
     prepare: Callable[["Night"], dict[str, str]]
     code: str
     fix: str
+    state: str = "failed"
 
 
 class Night:
@@ -53,6 +68,54 @@ class Night:
         certificate = self_signed(self.folder, "own")
         return self._stack.enter_context(TlsServer(certificate, self.mlflow.uri))
 
+    def start(self, *options: str, **variables: str) -> MLflowServer:
+        server = MLflowServer.start(self.folder / "server", extra=options, environment=variables)
+        self._stack.callback(server.stop)
+        return server
+
+    def older_mlflow(self) -> dict[str, str]:
+        """MLflow 2.22.1 has a version and experiments, and Flask's answer to unknown paths."""
+        html = {"Content-Type": "text/html; charset=utf-8"}
+        server = self._stack.enter_context(ScriptedServer())
+        for path in PATHS:
+            server.answer(then=Answer(404, headers=html, body=FLASK_404), path=path)
+        server.answer(then=Answer(headers=html, body=b"2.22.1"), path="/version")
+        experiment = b'{"experiment": {"experiment_id": "1", "name": "night", "lifecycle_stage": "active"}}'
+        server.answer(then=Answer(headers=JSON, body=experiment), path="/api/2.0/mlflow/experiments/get-by-name")
+        return {"MLFLOW_TRACKING_URI": server.url}
+
+    def file_store(self) -> dict[str, str]:
+        server = self.start("--backend-store-uri", str(self.folder / "mlruns"), MLFLOW_ALLOW_FILE_STORE="true")
+        return {"MLFLOW_TRACKING_URI": server.uri}
+
+    def reader(self) -> dict[str, str]:
+        """A user of MLflow's basic-auth who may only read."""
+        server = self.start(
+            *("--app-name", "basic-auth"),
+            MLFLOW_FLASK_SERVER_SECRET_KEY=SECRET,
+            MLFLOW_AUTH_ADMIN_USERNAME="admin",
+            MLFLOW_AUTH_ADMIN_PASSWORD=f"{SECRET}-admin",
+        )
+        server.headers["Authorization"] = f"Basic {base64.b64encode(f'admin:{SECRET}-admin'.encode()).decode()}"
+        server.create_experiment("night")
+        body = {"username": "ada", "password": f"{SECRET}-of-ada"}
+        server.call_rest("POST", "/api/2.0/mlflow/users/create", body)
+        credentials = {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": f"{SECRET}-of-ada"}
+        return {"MLFLOW_TRACKING_URI": server.uri, **credentials}
+
+    def without_instrumentations(self) -> dict[str, str]:
+        """All packages of this environment except instrumentations."""
+        packages = self.folder / "packages"
+        packages.mkdir()
+        for path in Path(sysconfig.get_path("purelib")).iterdir():
+            if "instrumentation" not in path.name:
+                (packages / path.name).symlink_to(path)
+        return {
+            "MLFLOW_TRACKING_URI": self.mlflow.uri,
+            "MLFLOW_OTLP_AUTO_INSTRUMENT": "true",
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(packages)]),
+        }
+
     def denying(self, **variables: str) -> dict[str, str]:
         body = b"You are not authenticated. Please see https://www.mlflow.org/docs/latest/auth/index.html"
         return {
@@ -68,7 +131,13 @@ def _expired_token() -> str:
 
 LOGIN = Answer(headers={"Content-Type": "text/html"}, body=b"<html><title>Sign in</title></html>")
 OTHER = Answer(headers=JSON, body=b'{"status":"up"}')
-FILES = Answer(501, headers=JSON, body=b'{"detail":"REST OTLP span logging is not supported by FileStore"}')
+FLASK_404 = b"""<!doctype html>
+<html lang=en>
+<title>404 Not Found</title>
+<h1>Not Found</h1>
+<p>The requested URL was not found on the server. If you entered the URL manually please check your spelling and try \
+again.</p>
+"""
 FAILURES = [
     Failure("down", lambda _: {"MLFLOW_TRACKING_URI": "http://localhost:5999"}, "MLO-202", "mlflow server --port 5999"),
     Failure(
@@ -118,6 +187,12 @@ FAILURES = [
         "MLO-406",
         "--enable-workspaces",
     ),
+    Failure("MLflow without OTLP", Night.older_mlflow, "MLO-420", "pip install --upgrade mlflow"),
+    Failure("file store", Night.file_store, "MLO-404", "--backend-store-uri sqlite:///mlflow.db"),
+    Failure("permission missing", Night.reader, "MLO-412", "`EDIT` on the experiment"),
+    Failure(
+        "no instrumentation", Night.without_instrumentations, "MLO-705", "pip install 'mlflow-otlp-exporter[", "warning"
+    ),
 ]
 
 
@@ -127,10 +202,21 @@ def night(mlflow_server: MLflowServer, tmp_path: Path) -> Iterator[Night]:
         yield Night(mlflow_server, tmp_path, stack)
 
 
-def run(arguments: list[str], environment: dict[str, str]) -> str:
-    command = [sys.executable, "-W", "ignore", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
-    return done.stderr + done.stdout
+def run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    # -S: none but the packages of without_instrumentations().
+    options = ["-S"] if environment.get("PYTHONPATH", "").endswith("/packages") else []
+    command = [sys.executable, "-W", "ignore", *options, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+def run_app(code: str, environment: dict[str, str]) -> list[str]:
+    """Run an application and return the lines of its log."""
+    return [line for line in run(["-c", code], environment).stderr.splitlines() if line]
+
+
+def run_doctor(environment: dict[str, str]) -> list[dict[str, str]]:
+    steps = json.loads(run(["-m", "mlflow_otlp_exporter", "doctor", "--json"], environment).stdout)["steps"]
+    return [step for step in steps if step["state"] in ("failed", "warning")]
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
@@ -139,12 +225,54 @@ def test_first_log_line_and_doctor_name_the_fix(failure: Failure, night: Night) 
     if "MLFLOW_EXPERIMENT_ID" not in variables:
         variables["MLFLOW_EXPERIMENT_NAME"] = "night"
     environment = {**os.environ, "MLFLOW_OTLP_AUTO_INSTRUMENT": "false", **variables}
-    lines = [line for line in run(["-c", APP], environment).splitlines() if line]
+    lines = run_app(APP, environment)
     assert lines[0].endswith(f"[{failure.code}]"), lines
     assert failure.fix in lines[0]
     if failure.name == "expired token":
         assert "expired 60 min ago" in lines[0]
-    steps = json.loads(run(["-m", "mlflow_otlp_exporter", "doctor", "--json"], environment))["steps"]
-    [failed] = [step for step in steps if step["state"] == "failed"]
-    assert failed["code"] == failure.code
-    assert failure.fix in failed["fix"]
+    [step] = run_doctor(environment)
+    assert (step["code"], step["state"]) == (failure.code, failure.state)
+    assert failure.fix in step["fix"]
+
+
+@pytest.mark.parametrize("command", ["application", "doctor"])
+def test_mistyped_experiment_name_is_reported_with_the_closest(mlflow_server: MLflowServer, command: str) -> None:
+    mlflow_server.create_experiment(f"nightly-{command}")
+    environment = {
+        **os.environ,
+        "MLFLOW_OTLP_AUTO_INSTRUMENT": "false",
+        "MLFLOW_TRACKING_URI": mlflow_server.uri,
+        "MLFLOW_EXPERIMENT_NAME": f"nigthly-{command}",
+    }
+    hint = f"because there was none of this name. Did you mean 'nightly-{command}'?"
+    if command == "application":
+        [line] = run_app(APP, environment)
+        assert line.endswith(f"{hint} [MLO-803]")
+    else:
+        [step] = run_doctor(environment)
+        assert (step["step"], step["state"], step["code"]) == ("experiment", "warning", "MLO-803")
+        assert hint in step["detail"]
+        assert "correct it and delete the new experiment" in step["fix"]
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit(3)", "1 / 0", "os._exit(3)", "os.kill(os.getpid(), 9)"])
+def test_spans_of_a_process_that_ends_at_once_are_stored(mlflow_server: MLflowServer, end: str) -> None:
+    """With every-span also after ends that run no more code: the next process sends them."""
+    number = mlflow_server.create_experiment(f"ends with {end}")
+    environment = {
+        **os.environ,
+        "MLFLOW_OTLP_AUTO_INSTRUMENT": "false",
+        "MLFLOW_TRACKING_URI": mlflow_server.uri,
+        "MLFLOW_EXPERIMENT_ID": number,
+    }
+    code = APP.partition("telemetry.flush")[0] + f"import os\n{end}\n"
+    if is_killed := "os." in end:
+        environment |= {"MLFLOW_OTLP_DURABILITY": "every-span", "MLFLOW_OTLP_LINGER": "600", "MLFLOW_OTLP_HOLD": "600"}
+    lines = run_app(code, environment)
+    assert [line for line in lines if "MLO-" in line] == []
+    if is_killed:
+        assert mlflow_server.search_traces(number) == []
+        assert run_app(NEXT_APP, {**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}) == []
+        [symptom] = [line for line in TROUBLESHOOTING.splitlines() if "os._exit()" in line]
+        assert 'durability="every-span"' in symptom
+    assert len(mlflow_server.search_traces(number)) == 1

@@ -1,12 +1,10 @@
 """The lines that configure() prints where a person is looking, and the warning about missing instrumentations."""
 
 import os
-import pty
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -21,6 +19,7 @@ from mlflow_otlp_exporter._internal.setup.instrumentation import (
 from mlflow_otlp_exporter.testing import RecordingEndpoint
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
+from support.terminals import run_in_terminal
 
 APP = """
 import os, sys
@@ -58,17 +57,7 @@ def run(
     command = [sys.executable, "-c", code]
     if not is_terminal:
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stderr
-    terminal, stderr = pty.openpty()
-    stdout = stderr if is_stdout_shown else None
-    with subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr, start_new_session=True) as process:
-        os.close(stderr)
-        chunks = []
-        with suppress(OSError):  # Linux raises when the last writer has closed the terminal
-            while chunk := os.read(terminal, 65536):
-                chunks.append(chunk)
-        os.close(terminal)
-    assert process.returncode == 0
-    return b"".join(chunks).decode().replace("\r\n", "\n")
+    return run_in_terminal(command, environment, is_stdout_shown=is_stdout_shown)
 
 
 def test_lines_in_a_terminal_are_target_experiment_and_first_trace(endpoint: RecordingEndpoint) -> None:

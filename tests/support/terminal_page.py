@@ -15,6 +15,7 @@ from pathlib import Path
 from mlflow_otlp_exporter._internal.cli.main import create_parser
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
+from support.terminals import run_in_terminal
 
 PAGE = ROOT / "docs" / "command-line.md"
 _APP = ROOT / "tests" / "apps" / "weather.py"
@@ -55,7 +56,9 @@ eval "$(register-python-argcomplete mlflow-otlp)"
 _RECORD = "mlflow-otlp record traces.jsonl -- python weather.py"
 _TEXTS = {
     "app": "The application of the examples: a span of an agent, one of a model and one of a tool that fails.",
-    "first run": "An application that sends to a server on this machine, with the log on INFO.",
+    "first run": "An application in a terminal that sends to a server on this machine. The first line and the two "
+    "links are printed only where a person is looking; the warning comes once, because the experiment is new.",
+    "log": "The same application without a terminal, as in a container: only its log, here on INFO.",
     "doctor": "The doctor with a server that works.",
     "failed": "The doctor with a server that is down. What would fail for the same reason is skipped.",
     "record": "`record` starts a receiver on 127.0.0.1, sets `MLFLOW_TRACKING_URI` and `OTEL_EXPORTER_OTLP_ENDPOINT` "
@@ -106,7 +109,7 @@ class _Terminal:
     def __init__(self, folder: Path, uri: str) -> None:
         self._folder, self._uri = folder, uri
 
-    def run(self, command: str, **variables: str) -> str:
+    def run(self, command: str, *, is_terminal: bool = False, **variables: str) -> str:
         """Run a command in a folder of its own, and return command and output as a block."""
         own = {
             "MLFLOW_TRACKING_URI": self._uri,
@@ -116,17 +119,20 @@ class _Terminal:
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         path = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}"
         environment = {**inherited, **own, "PATH": path, "PYTHONIOENCODING": "utf-8", **variables}
-        done = subprocess.run(
-            command,
-            shell=True,
-            cwd=self._folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        self.output = done.stdout + done.stderr
+        if is_terminal:
+            self.output = run_in_terminal(["sh", "-c", command], environment, folder=self._folder)
+        else:
+            done = subprocess.run(
+                command,
+                shell=True,
+                cwd=self._folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            self.output = done.stdout + done.stderr
         prefix = "".join(f"{name}={value} " for name, value in variables.items())
         shown = f"$ {prefix}{command}\n{self.output}"
         return f"```text\n{_normalize(shown, self._folder, self._uri)}\n```\n"
@@ -154,7 +160,11 @@ def build_page(server: MLflowServer, folder: Path) -> str:
     terminal = _Terminal(folder, server.uri)
     parts = [_INTRO, "## Recorded sessions\n", f"### The application\n\n{_TEXTS['app']}\n"]
     parts.append(f"```text\n{_APP.read_text().strip()}\n```\n")
-    parts += [f"### First run\n\n{_TEXTS['first run']}\n", terminal.run("python weather.py", LOG="INFO")]
+    parts += [
+        f"### First run\n\n{_TEXTS['first run']}\n",
+        terminal.run("python weather.py", is_terminal=True, LOG="WARNING"),
+    ]
+    parts += [f"{_TEXTS['log']}\n", terminal.run("python weather.py", LOG="INFO")]
     parts += [f"### Doctor\n\n{_TEXTS['doctor']}\n", terminal.run("mlflow-otlp doctor")]
     down = {"MLFLOW_TRACKING_URI": "http://localhost:5999"}
     parts += [f"{_TEXTS['failed']}\n", terminal.run("mlflow-otlp doctor", **down)]

@@ -95,7 +95,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
             print(paint(f"{'skipped':13}  {', '.join(skipped_steps)}", "dim"))
         print(f"\nIt does not work: {', '.join(failed_steps)}. See docs/troubleshooting.md for the codes.")
     else:
-        print("\nIt works.")
+        print("\nIt works. If traces are missing, see the symptoms in docs/troubleshooting.md.")
     return 1 if failed_steps else 0
 
 

@@ -208,8 +208,9 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.PERMISSION_DENIED: Hint(
         "The user may not write there. Kubernetes: the verb `update` on `experiments.mlflow.kubeflow.org` is needed; "
         "basic-auth: `EDIT` on the experiment.",
-        "Grant the permission (`kubectl create rolebinding NAME --clusterrole=edit --serviceaccount=NAMESPACE:ACCOUNT`)"
-        ", and wait 300 s, because MLflow caches a refusal for that long.",
+        "Grant the permission: with basic-auth `EDIT` on the experiment; in Kubernetes `kubectl create rolebinding "
+        "NAME --clusterrole=edit --serviceaccount=NAMESPACE:ACCOUNT`, and wait 300 s, because MLflow caches a refusal "
+        "for that long.",
     ),
     MessageCode.LOOKUP_DENIED: Hint(
         "The token may write spans, but not read experiments (verb `get`).",

@@ -285,8 +285,11 @@ class ServerChecks:
                 yield CheckResult("experiment", CheckStatus.OK, messages or "chosen by the receiver of the spans")
         else:
             name = f"{self._destination.experiment!r}, " if self._destination.experiment else ""
-            note = f"; {messages}" if messages else ""
-            yield CheckResult("experiment", CheckStatus.OK, f"{name}id {resolved} ({self._experiment_source()}){note}")
+            detail = f"{name}id {resolved} ({self._experiment_source()}){f'; {messages}' if messages else ''}"
+            if "Did you mean" in messages:
+                yield create_warning("experiment", MessageCode.EXPERIMENT_CREATED, detail)
+            else:
+                yield CheckResult("experiment", CheckStatus.OK, detail)
 
     def _experiment_source(self) -> str:
         sources = self._settings.sources
