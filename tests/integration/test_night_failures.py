@@ -86,6 +86,7 @@ class Night:
 
     def file_store(self) -> dict[str, str]:
         server = self.start("--backend-store-uri", str(self.folder / "mlruns"), MLFLOW_ALLOW_FILE_STORE="true")
+        server.create_experiment("night")
         return {"MLFLOW_TRACKING_URI": server.uri}
 
     def reader(self) -> dict[str, str]:

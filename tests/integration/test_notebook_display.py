@@ -8,16 +8,15 @@ import pytest
 from mlflow_otlp_exporter import configure, current_trace_id, span
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
+from support.scripted_server import Answer, ScriptedServer
 
-# In a process of its own, because playwright brings an event loop. The notebook has another origin than MLflow.
+# In a process of its own, because playwright brings an event loop.
 BROWSER = """
 import sys
 from support.console import browser_page
 
-html, notebook = sys.stdin.read(), "http://localhost:8888/notebook"
 with browser_page({}) as page:
-    page.route(notebook, lambda route: route.fulfill(body=html, content_type="text/html"))
-    page.goto(notebook)
+    page.goto(sys.argv[1])
     frame = page.frame_locator("iframe")
     for name in ("answer the question", "ask the model"):
         frame.get_by_text(name).first.wait_for()
@@ -29,18 +28,21 @@ with browser_page({}) as page:
 
 
 @pytest.mark.needs("chromium")
-def test_notebook_display_shows_the_last_trace(mlflow_server: MLflowServer) -> None:
-    telemetry = configure(tracking_uri=mlflow_server.uri, experiment="notebook", auto_instrument=False)
-    with span("answer the question", kind="AGENT"), span("ask the model", kind="LLM"):
-        trace_id = current_trace_id()
-    done = subprocess.run(
-        [sys.executable, "-c", BROWSER],
+def test_notebook_display_shows_the_last_trace(mlflow_server: MLflowServer, scripted_server: ScriptedServer) -> None:
+    with configure(tracking_uri=mlflow_server.uri, experiment="notebook", auto_instrument=False) as telemetry:
+        with span("answer the question", kind="AGENT"), span("ask the model", kind="LLM"):
+            trace_id = current_trace_id()
+        html = telemetry._repr_html_().encode()
+    # A notebook has another origin than MLflow.
+    scripted_server.answer(then=Answer(headers={"Content-Type": "text/html"}, body=html))
+    completed = subprocess.run(
+        [sys.executable, "-c", BROWSER, scripted_server.url],
         cwd=ROOT / "tests",
-        input=telemetry._repr_html_(),
+        capture_output=True,
         text=True,
         timeout=120,
-        check=True,
-        stdout=subprocess.PIPE,
+        check=False,
     )
+    assert completed.returncode == 0, completed.stderr
     assert trace_id is not None
-    assert trace_id in done.stdout
+    assert trace_id in completed.stdout
