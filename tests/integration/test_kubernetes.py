@@ -19,7 +19,7 @@ from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, Telemetry, con
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckStatus
 from mlflow_otlp_exporter._internal.cli.doctor.server_checks import run_checks
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.hints import HINTS
+from mlflow_otlp_exporter._internal.common.hints import CREDENTIAL_REJECTED, HINTS
 from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 from support.fast_retries import skip_retry_delays
 from support.kubernetes import ALL_VERBS, Cluster, kubernetes_mlflow, rotate, service_account
@@ -205,7 +205,7 @@ def restore_access_reviews(platform: Platform, pod: Path) -> None:
     platform.cluster.error_status = None
 
 
-CREDENTIALS = HINTS[MessageCode.UNAUTHENTICATED].fix
+CREDENTIALS, REJECTED = HINTS[MessageCode.UNAUTHENTICATED].fix, CREDENTIAL_REJECTED.fix
 NO_WORKSPACE = HINTS[MessageCode.WORKSPACE_NOT_FOUND].fix
 NO_EXPERIMENT = HINTS[MessageCode.EXPERIMENT_NOT_FOUND].fix
 FAILURES = {
@@ -228,7 +228,7 @@ FAILURES = {
         fix=write_valid_token,
     ),
     "unknown or expired token": Failure(
-        ("401: Authentication with the Kubernetes API failed", "may be invalid or expired", CREDENTIALS, "token file"),
+        ("401: Authentication with the Kubernetes API failed", "may be invalid or expired", REJECTED, "token file"),
         token="expired",
         fix=write_valid_token,
     ),
@@ -237,7 +237,7 @@ FAILURES = {
         settings={"MLFLOW_TRACKING_AUTH": ""},
     ),
     "user and password": Failure(
-        ("401: Authorization header must be in the format 'Bearer <token>'", CREDENTIALS, "user ada"),
+        ("401: Authorization header must be in the format 'Bearer <token>'", REJECTED, "user ada"),
         settings={"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "planted"},
     ),
     "cluster answers 503, with an id": Failure(
@@ -521,7 +521,8 @@ def test_example_role_grants_the_reviewed_verbs(by_token: Platform) -> None:
     assert exporter.export(make_spans("answer")) is SpanExportResult.SUCCESS
     exporter.shutdown()
     reviewed = {(resource, verb) for user, _, resource, verb, _ in by_token.cluster.reviews if user == "user of verbs"}
-    assert reviewed == {("experiments", "get"), ("experiments", "create"), ("experiments", "update")}
+    # `list` is for the closest name in the warning about the new experiment.
+    assert reviewed == {("experiments", verb) for verb in ("get", "create", "list", "update")}
     documents = yaml.safe_load_all(MANIFEST.read_text())
     (rules,) = [document["rules"] for document in documents if document["kind"] == "Role"]
     granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
