@@ -252,7 +252,7 @@ def test_mistyped_experiment_name_is_reported_with_the_closest(mlflow_server: ML
     else:
         [step] = run_doctor(environment)
         assert (step["step"], step["state"], step["code"]) == ("experiment", "warning", "MLO-803")
-        assert hint in step["detail"]
+        assert hint in step["found"]
         assert "correct it and delete the new experiment" in step["fix"]
 
 

@@ -18,8 +18,7 @@ from support.console import browser_page
 with browser_page({}) as page:
     page.goto(sys.argv[1])
     frame = page.frame_locator("iframe")
-    for name in ("answer the question", "ask the model"):
-        frame.get_by_text(name).first.wait_for()
+    frame.get_by_text("ask the model").first.wait_for()
     with page.expect_popup() as popup:
         frame.get_by_text("View in MLflow UI").click()
     popup.value.wait_for_load_state()
