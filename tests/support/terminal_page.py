@@ -109,8 +109,11 @@ class _Terminal:
     def __init__(self, folder: Path, uri: str) -> None:
         self._folder, self._uri = folder, uri
 
-    def run(self, command: str, *, is_terminal: bool = False, **variables: str) -> str:
+    def run(self, command: str, **variables: str) -> str:
         """Run a command in a folder of its own, and return command and output as a block."""
+        return self.run_with(command, variables, is_terminal=False)
+
+    def run_with(self, command: str, variables: dict[str, str], *, is_terminal: bool) -> str:
         own = {
             "MLFLOW_TRACKING_URI": self._uri,
             "MLFLOW_EXPERIMENT_NAME": "agents",
@@ -162,7 +165,7 @@ def build_page(server: MLflowServer, folder: Path) -> str:
     parts.append(f"```text\n{_APP.read_text().strip()}\n```\n")
     parts += [
         f"### First run\n\n{_TEXTS['first run']}\n",
-        terminal.run("python weather.py", is_terminal=True, LOG="WARNING"),
+        terminal.run_with("python weather.py", {"LOG": "WARNING"}, is_terminal=True),
     ]
     parts += [f"{_TEXTS['log']}\n", terminal.run("python weather.py", LOG="INFO")]
     parts += [f"### Doctor\n\n{_TEXTS['doctor']}\n", terminal.run("mlflow-otlp doctor")]
