@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import charts, load
-from benchmarks.rows import HEADING, format_rows, row
+from benchmarks.rows import HEADING, format_rows
 
 # In the order of their duration.
 NAMES = (
@@ -33,13 +33,6 @@ NAMES = (
     "server_time",
 )
 _PACKAGES = ("mlflow", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "protobuf")
-
-
-def _measure(name: str) -> dict[str, Any]:
-    result: dict[str, Any] = importlib.import_module(f"benchmarks.{name}").measure()
-    if "rows" not in result:
-        result["rows"] = [row("import, median", "ms", [result["ours_ms"]], [result["theirs_ms"]])]
-    return result
 
 
 def _describe_machine() -> dict[str, Any]:
@@ -75,7 +68,7 @@ def main() -> int:
         elif name == "load" and arguments.full:
             results[name] = load.measure(load.FULL_SECONDS)
         else:
-            results[name] = _measure(name)
+            results[name] = importlib.import_module(f"benchmarks.{name}").measure()
         results[name]["took_seconds"] = time.monotonic() - begin
         is_within_bounds &= all(values["held"] is not False for values in results[name]["rows"])
         print(format_rows(name, results[name]), flush=True)

@@ -3,7 +3,6 @@
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def make_queue(tmp_path: Path, folder: Path) -> Iterator[Callable[..., Persisten
 
     def make(*, every_span: bool = False, **changes: Any) -> PersistentQueue:
         problem_log = ProblemLog()
-        settings = replace(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), **changes)
+        settings = SpoolSettings(spool=True, spool_dir=str(tmp_path / "root"))._replace(**changes)
         journal = Journal(lambda: folder / "journal", problem_log) if every_span else None
         if journal is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def make_storage(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(storage_module, "_REFRESH_FACTOR", 0.0)
 
     def make(**changes: Any) -> SpoolStorage:
-        settings = replace(SpoolSettings(spool=True, spool_dir=str(tmp_path / "root")), **changes)
+        settings = SpoolSettings(spool=True, spool_dir=str(tmp_path / "root"))._replace(**changes)
         return SpoolStorage(settings, "target", "http://a, user ada", ProblemLog(), clock=clock)
 
     return make

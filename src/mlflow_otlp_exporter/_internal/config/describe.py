@@ -17,7 +17,7 @@ def describe_settings(settings: Settings) -> Iterator[tuple[str, str, str]]:
     api = "none" if settings.api is None else settings.api.address + guess
     yield "mlflow", api, str(settings.api.sources["url"]) if settings.api else "default"
     # `traces` comes first, and has the same type as `api`.
-    sections = (settings, *vars(settings).values())
+    sections = (settings, *settings)
     for setting in SETTINGS:
         if setting.model in (None, GatewaySettings):
             continue

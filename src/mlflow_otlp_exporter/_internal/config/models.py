@@ -1,16 +1,20 @@
-"""Resolved settings as frozen dataclasses. Their fields are described in `schema`, where each setting is declared."""
+"""Resolved settings, as named tuples: dataclasses would take longer to import.
+
+Their fields are described in `schema`, where each setting is declared.
+"""
 
 from __future__ import annotations
 
 import enum
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 # Attachments with more characters of base64 are not worth the app's memory.
 MAX_ATTACHMENT_LENGTH = 32 * 1024 * 1024
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class SettingGroup(enum.Enum):
@@ -20,8 +24,7 @@ class SettingGroup(enum.Enum):
     OTLP = "OTLP"
 
 
-@dataclass(frozen=True)
-class SettingSource:
+class SettingSource(NamedTuple):
     """Where a value came from: `argument`, `variable`, `file`, `service account` or `default`, and its name."""
 
     kind: str
@@ -33,25 +36,24 @@ class SettingSource:
         )
 
 
-@dataclass(frozen=True, repr=False)
-class ServerSettings:
+class ServerSettings(NamedTuple):
     """How to reach one server: an OTLP endpoint, or MLflow's REST API."""
 
     # The OTLP endpoint's full URL or the MLflow server's base URL, without user and password.
     url: str
     group: SettingGroup
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # names in lower case
-    token: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = _EMPTY  # names in lower case
+    token: str | None = None
     token_file: str | None = None
     username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    credentials: Any = field(default=None, repr=False)
+    password: str | None = None
+    credentials: Any = None
     credential_provider: str | None = None
     certificate_file: str | None = None
     client_certificate_file: str | None = None
     client_key_file: str | None = None
     insecure_tls: bool = False
-    sources: Mapping[str, SettingSource] = field(default_factory=dict, repr=False)
+    sources: Mapping[str, SettingSource] = _EMPTY
     # Variables that are set but belong to the other group.
     ignored_variables: tuple[str, ...] = ()
 
@@ -76,8 +78,7 @@ class ServerSettings:
         return self.url.partition("?")[0]
 
 
-@dataclass(frozen=True)
-class BufferSettings:
+class BufferSettings(NamedTuple):
     """How many spans wait in memory, and for how long."""
 
     linger: float
@@ -86,8 +87,7 @@ class BufferSettings:
     buffer_bytes: int
 
 
-@dataclass(frozen=True)
-class SpoolSettings:
+class SpoolSettings(NamedTuple):
     """What is stored on disk, where, and for how long."""
 
     spool: bool = False
@@ -98,8 +98,7 @@ class SpoolSettings:
     handle_sigterm: bool = False
 
 
-@dataclass(frozen=True)
-class EnrichmentSettings:
+class EnrichmentSettings(NamedTuple):
     """What is added to spans and traces, and what is dropped as a duplicate."""
 
     enrich: bool
@@ -109,8 +108,7 @@ class EnrichmentSettings:
     root_wait: float
 
 
-@dataclass(frozen=True)
-class PrivacySettings:
+class PrivacySettings(NamedTuple):
     """What must not leave the app."""
 
     mask: Callable[[str], str] | tuple[str | re.Pattern[str], ...] | None
@@ -119,8 +117,7 @@ class PrivacySettings:
     drop_resource: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class AppSettings:
+class AppSettings(NamedTuple):
     """What happens to the app's spans before they are exported."""
 
     enabled: bool
@@ -132,8 +129,7 @@ class AppSettings:
     baggage: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class GatewaySettings:
+class GatewaySettings(NamedTuple):
     """How `mlflow-otlp gateway` receives spans."""
 
     gateway_listen: str
@@ -147,8 +143,7 @@ class GatewaySettings:
     gateway_forward_authorization: bool
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """All settings, resolved."""
 
     traces: ServerSettings
@@ -173,7 +168,7 @@ class Settings:
     enrichment: EnrichmentSettings
     privacy: PrivacySettings
     app: AppSettings
-    sources: Mapping[str, SettingSource] = field(default_factory=dict, repr=False)
+    sources: Mapping[str, SettingSource] = _EMPTY
 
     @property
     def uploads_attachments(self) -> bool:

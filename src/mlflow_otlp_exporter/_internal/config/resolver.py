@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
@@ -62,8 +61,7 @@ _DESTINATION_HEADERS = (
 )
 
 
-@dataclass(frozen=True)
-class RawValue:
+class RawValue(NamedTuple):
     """An unparsed value and its source."""
 
     value: Any
@@ -128,7 +126,7 @@ class _Resolver:
         api: ServerSettings | None
         if self._group is SettingGroup.MLFLOW:
             api = self._server(url, self._group, source)
-            traces, is_api_certain = replace(api, url=api.url + TRACES_PATH), True
+            traces, is_api_certain = api._replace(url=api.url + TRACES_PATH), True
         else:
             traces, is_api_certain = self._server(url, self._group, source), False
             api = None
@@ -136,8 +134,8 @@ class _Resolver:
                 api = self._server(*override, use_arguments=False)
                 is_api_certain = True
             elif traces.url.endswith(TRACES_PATH):  # a URL with a query is not MLflow's
-                api = replace(traces, url=traces.url.removesuffix(TRACES_PATH))
-        traces = replace(traces, headers=self._drop_conflicting_headers(traces.headers))
+                api = traces._replace(url=traces.url.removesuffix(TRACES_PATH))
+        traces = traces._replace(headers=self._drop_conflicting_headers(traces.headers))
         values = self.resolve_fields(Settings)
         self._resolve_experiment(values)
         page, page_source = self._from_console_url("workspace")
@@ -174,7 +172,7 @@ class _Resolver:
         return (raw.parse(setting), raw.source) if raw else (setting.default, _DEFAULT)
 
     def resolve_fields(self, model: type) -> dict[str, Any]:
-        """Return the values for a dataclass, and remember their sources."""
+        """Return the values for a model, and remember their sources."""
         values: dict[str, Any] = {}
         for setting in fields_of(model):
             name = setting.name
@@ -201,7 +199,7 @@ class _Resolver:
         """Read `hide`, of which each variable is a switch of its own."""
         if raw := self._argument(setting.name):
             return raw.parse(setting), raw.source
-        switch = replace(setting, parse=parsers.parse_boolean)
+        switch = setting._replace(parse=parsers.parse_boolean)
         variables = [raw for name in setting.variables if (raw := self._variable(name))]
         names = [raw.source.name for raw in variables if raw.parse(switch)]
         if not names:
@@ -218,7 +216,7 @@ class _Resolver:
             (self._argument("tracking_uri"), tracking_uri, SettingGroup.MLFLOW),
             (self._variable(traces_variable), endpoint, SettingGroup.OTLP),
             (self._variable("MLFLOW_TRACKING_URI"), tracking_uri, SettingGroup.MLFLOW),
-            (self._variable(base_variable), replace(endpoint, parse=parse_base_endpoint), SettingGroup.OTLP),
+            (self._variable(base_variable), endpoint._replace(parse=parse_base_endpoint), SettingGroup.OTLP),
         ):
             if raw is not None:
                 return raw.parse(setting), group, raw.source

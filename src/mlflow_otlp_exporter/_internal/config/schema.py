@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlflow_otlp_exporter._internal.config import parsers, urls
 from mlflow_otlp_exporter._internal.config.models import (
@@ -28,12 +27,11 @@ HIDE_VARIABLE = "OPENINFERENCE_HIDE_"
 OWN_VARIABLE = "MLFLOW_OTLP_"
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting. `name` is both the argument's name and the field's name in `model`."""
 
     name: str
-    # The dataclass with the value; None for the two settings that the resolver combines to a server's URL.
+    # The model with the value; None for the two settings that the resolver combines to a server's URL.
     model: type | None
     parse: Parser
     # In the order of the documentation: this library's own, MLflow's, OpenTelemetry's.
@@ -43,7 +41,7 @@ class Setting:
     description: str = ""
 
     def describe(self, description: str) -> Setting:
-        return replace(self, description=description)
+        return self._replace(description=description)
 
     @property
     def is_bound_to_server(self) -> bool:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from mlflow_otlp_exporter._internal.common.files import read_regular_file
@@ -26,8 +25,7 @@ _SERVICES = (".svc", ".svc.cluster.local")
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
-@dataclass(frozen=True)
-class ServiceAccount:
+class ServiceAccount(NamedTuple):
     """The files of a pod's service account."""
 
     directory: str

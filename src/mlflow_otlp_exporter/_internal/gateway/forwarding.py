@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -87,7 +86,7 @@ class ForwardingIntake(Intake):
         traces, api = _set_credential(settings.traces, credential), settings.api
         api = None if api is None else _set_credential(api, credential)
         main = self._pipeline
-        pipeline = Pipeline(replace(settings, traces=traces, api=api), None, main.metrics, main.problem_log)
+        pipeline = Pipeline(settings._replace(traces=traces, api=api), None, main.metrics, main.problem_log)
         intake = Intake(pipeline, make_trace_filter(settings.app.noise), self._max_destinations)
         intake.share_counts(self)
         return intake
@@ -110,12 +109,11 @@ class ForwardingIntake(Intake):
 
 def _limit_to_memory(settings: Settings) -> Settings:
     buffer = settings.buffer
-    share = replace(
-        buffer,
+    share = buffer._replace(
         buffer_spans=max(1, buffer.buffer_spans // _MAX_CREDENTIALS),
         buffer_bytes=max(1, buffer.buffer_bytes // _MAX_CREDENTIALS),
     )
-    return replace(settings, buffer=share, disk=SpoolSettings())
+    return settings._replace(buffer=share, disk=SpoolSettings())
 
 
 def _set_credential(server: ServerSettings, credential: str) -> ServerSettings:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +162,7 @@ def _hide_routes(settings: Settings) -> Settings:
     if settings.traces.group is not SettingGroup.MLFLOW:
         return settings  # a Collector may route by them
     names = (*settings.privacy.drop_resource, *sorted(ROUTE_ATTRIBUTES))
-    return replace(settings, privacy=replace(settings.privacy, drop_resource=names))
+    return settings._replace(privacy=settings.privacy._replace(drop_resource=names))
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
