@@ -10,10 +10,11 @@ from mlflow_otlp_exporter._internal.config.models import ServerSettings, Setting
 
 # MLflow allows this page, and only this one, inside pages of other origins.
 _VIEWER_PATH = "/static-files/lib/notebook-trace-renderer/index.html"
-# Without the cookies of the browser (`credentialless`, in Chromium), and without access to the notebook around it.
+# Without the cookies of the browser (`credentialless`, in Chromium), and without access to the notebook around it. The
+# viewer's link to the console opens a tab.
 _FRAME = (
     '<iframe src="{url}" style="width:100%;height:500px;border:none" loading="lazy" referrerpolicy="no-referrer" '
-    'sandbox="allow-scripts allow-same-origin" credentialless></iframe>'
+    'sandbox="allow-scripts allow-same-origin allow-popups allow-popups-to-escape-sandbox" credentialless></iframe>'
 )
 
 
