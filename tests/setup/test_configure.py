@@ -122,7 +122,8 @@ def test_configure_with_exporter_uses_it(scripted_server: ScriptedServer) -> Non
 
 
 def test_flush_returns_the_outcome_since_the_last_flush(scripted_server: ScriptedServer) -> None:
-    scripted_server.answer(Answer(200), Answer(400))
+    rejection = Answer(400, headers={"content-type": "application/json"}, body=b'{"detail": "Invalid OpenTelemetry"}')
+    scripted_server.answer(Answer(200), rejection)
     telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
     end_span("a")
     first = telemetry.flush()
