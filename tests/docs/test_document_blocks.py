@@ -36,6 +36,7 @@ PYTHON = [page for page in PAGES if page not in FRAMEWORK_PAGES and blocks(page,
 VENDORS = {"phoenix", "traceloop"}
 # Programs of other projects: this module does not check their arguments.
 FOREIGN = {
+    "eval",
     "git",
     "kubectl",
     "mlflow",

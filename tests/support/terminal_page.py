@@ -162,7 +162,7 @@ def build_page(server: MLflowServer, folder: Path) -> str:
     (folder / "weather.py").write_text(_APP.read_text())
     terminal = _Terminal(folder, server.uri)
     parts = [_INTRO, "## Recorded sessions\n", f"### The application\n\n{_TEXTS['app']}\n"]
-    parts.append(f"```text\n{_APP.read_text().strip()}\n```\n")
+    parts.append(f"```python\n{_APP.read_text().strip()}\n```\n")
     parts += [
         f"### First run\n\n{_TEXTS['first run']}\n",
         terminal.run_with("python weather.py", {"LOG": "WARNING"}, is_terminal=True),
