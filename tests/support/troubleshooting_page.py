@@ -178,8 +178,9 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         "The message names the credential that was sent: `credentials: none` means none. If one was sent, its fix is: "
         f"*{CREDENTIAL_REJECTED.fix}* A token that says when it expires is described, too. `MLFLOW_TRACKING_USERNAME` "
         "without `MLFLOW_TRACKING_PASSWORD` is an incomplete credential. Variables of one group (`MLFLOW_*`, "
-        "`OTEL_*`) do not apply to a server that the other group names; the message lists such variables. A token "
-        "file is read again when it changes, so a new token is used at once, without a restart.",
+        "`OTEL_*`) do not apply to a server that the other group names; the message lists such variables. For a "
+        "Collector or a gateway, set `OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20TOKEN`. A token file is read "
+        "again when it changes, so a new token is used at once, without a restart.",
     ),
     MessageCode.CREDENTIAL_UNAVAILABLE: Entry(
         (
@@ -241,8 +242,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ),
         "`configure()` creates a missing experiment by default. If the message continues after the correction, spans "
         "from before are still queued on disk for the wrong experiment: `mlflow-otlp spool list` shows them. They "
-        "expire after 7 days; `mlflow-otlp spool purge --yes` deletes them and **all** other queued requests of the "
-        "current settings.",
+        "expire after 7 days; `mlflow-otlp spool purge --experiment NAME --yes` deletes them earlier.",
     ),
     MessageCode.EXPERIMENT_DELETED: Entry(
         ("the experiment '...' is deleted: restore it, or give another",),
@@ -258,8 +258,9 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "403: Permission denied",
             "403: Permission denied for requested operation.",
         ),
-        'With basic-auth, an administrator grants it: `client.create_experiment_permission(ID, USER, "EDIT")`, '
-        'where `client` is `mlflow.server.get_app_client("basic-auth", URI)`.',
+        'With basic-auth, an administrator grants it: `client.grant_user_permission(USER, "experiment", ID, "EDIT")`, '
+        'where `client` is `mlflow.server.get_app_client("basic-auth", URI)`. Before MLflow 3.13, the call is '
+        '`client.create_experiment_permission(ID, USER, "EDIT")`.',
     ),
     MessageCode.LOOKUP_DENIED: Entry(
         ("the experiment '...' cannot be looked up: 403: ...",),
