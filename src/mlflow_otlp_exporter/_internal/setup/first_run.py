@@ -74,13 +74,18 @@ def _is_watched() -> bool:
     return is_notebook() or _terminal() is not None
 
 
-def _terminal() -> int | None:
-    """Return the file descriptor of stderr if it is a terminal."""
+def _descriptor() -> int | None:
+    """Return the file descriptor of stderr."""
     try:
-        descriptor = sys.stderr.fileno()
-        return descriptor if os.isatty(descriptor) else None
+        return sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):  # None under pythonw, closed, or an object without descriptor
         return None
+
+
+def _terminal() -> int | None:
+    """Return the file descriptor of stderr if it is a terminal."""
+    descriptor = _descriptor()
+    return descriptor if descriptor is not None and os.isatty(descriptor) else None
 
 
 def _claim_terminal() -> bool:
@@ -101,10 +106,12 @@ def _claim_terminal() -> bool:
 
 
 def _print(line: str) -> None:
-    descriptor = _terminal()
+    # A notebook's stream shows the line below the cell; its descriptor is that of the terminal behind the server.
+    descriptor = None if is_notebook() else _descriptor()
     try:
         if descriptor is not None:
-            # Not through the stream: a thread that holds its lock when the interpreter exits would abort the process.
+            # Not through the stream: a thread that holds its lock when the interpreter exits would abort the process,
+            # and a line that stays in the buffer, because the descriptor was closed, would change its exit status.
             os.write(descriptor, f"{line}\n".encode(errors="replace"))
         elif sys.stderr is not None:
             sys.stderr.write(f"{line}\n")
