@@ -84,10 +84,12 @@ def test_nothing_is_printed_with_the_setting_or_into_a_pipe(endpoint: RecordingE
 
 def test_lines_are_printed_once_by_a_process_and_its_children(endpoint: RecordingEndpoint) -> None:
     code = (
-        "import os\n"
+        "import multiprocessing, os\n"
+        "barrier = multiprocessing.Barrier(4)\n"  # a process holds the terminal until it ends
         "children = [pid for _ in range(2) if (pid := os.fork()) == 0 or pid]\n"  # four processes
         f"{APP}"
         "telemetry.flush()\n"
+        "barrier.wait(30)\n"
         "if os.fork() == 0:\n"
         "    with span('of a child'):\n"
         "        pass\n"

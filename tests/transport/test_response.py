@@ -201,6 +201,9 @@ def test_classify_error_with_kinds_of_failure_returns_cause_and_ambiguity() -> N
         (HttpResponse(500, {}, b""), "", ""),
         (HttpResponse(500, {}, b"\xff\x00"), "", ""),
         (HttpResponse(500, JSON, b"[1]"), "[1]", ""),
+        # A gateway's or a Collector's `google.rpc.Status`: code 7, a message.
+        (HttpResponse(403, {"content-type": "application/x-protobuf"}, b"\x08\x07\x12\x05words"), "words", ""),
+        (HttpResponse(403, {"content-type": "application/x-protobuf"}, b"\xff\xff"), "", ""),
     ],
 )
 def test_server_message_with_every_error_format_returns_text_and_code(

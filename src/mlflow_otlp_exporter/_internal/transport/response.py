@@ -9,11 +9,12 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.model.export_outcome import DELIVERED, Disposition, ExportOutcome, FailureKind
@@ -222,9 +223,9 @@ def _parse_partial_success(body: bytes) -> tuple[int, str, bool]:
     return max(0, partial_success.rejected_spans), sanitize_server_text(partial_success.error_message), False
 
 
-def _parse_protobuf(body: bytes) -> ExportTraceServiceResponse | None:
+def _parse_protobuf(body: bytes) -> trace_service_pb2.ExportTraceServiceResponse | None:
     try:
-        return ExportTraceServiceResponse.FromString(body)
+        return trace_service_pb2.ExportTraceServiceResponse.FromString(body)
     except DecodeError:
         return None
 
@@ -277,6 +278,10 @@ def server_message(response: HttpResponse) -> str:
             items = [item for item in detail if isinstance(item, dict)]
             return sanitize("; ".join(f"{_format_location(item.get('loc'))}: {item.get('msg', '')}" for item in items))
         return sanitize(str(detail or content.get("message") or ""))
+    if response.status >= 400 and "protobuf" in response.headers.get("content-type", ""):
+        with suppress(DecodeError):
+            # The `google.rpc.Status` of a gateway or Collector has the same fields: a number and a text.
+            return sanitize(trace_service_pb2.ExportTracePartialSuccess.FromString(response.body).error_message)
     if is_html(response):
         title = re.search(rb"<title[^>]*>([^<]*)</title>", response.body[:_MAX_TITLE_BYTES], re.IGNORECASE)
         suffix = f" ({sanitize_server_text(title.group(1).decode(errors='replace'))})" if title else ""
