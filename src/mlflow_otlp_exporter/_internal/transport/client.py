@@ -381,7 +381,8 @@ def _classify_exception(error: Exception, url: str, deadline: Deadline, proxy: s
     code, message = _describe_exception(parts.netloc, chain, proxy, is_connecting=deadline.is_connecting, is_tls=is_tls)
     if code is MessageCode.CONNECT_TIMEOUT and is_tls and deadline.has_socket and not proxy:
         code, message = MessageCode.NOT_TLS, f"no TLS connection to {parts.netloc}: no handshake; does it speak https?"
-    if code is MessageCode.CONNECTION_CLOSED and not (is_tls or proxy) and _speaks_tls(parts.hostname, parts.port):
+    is_plain = deadline.has_socket and not (is_tls or proxy)  # without a socket, the user's session or a mock sent it
+    if code is MessageCode.CONNECTION_CLOSED and is_plain and _speaks_tls(parts.hostname, parts.port):
         code, message = MessageCode.TLS_REQUIRED, f"{parts.netloc} speaks TLS"
     may_have_arrived = not deadline.is_connecting and code not in _NEVER_ARRIVED
     if code is MessageCode.INVALID_REQUEST and isinstance(error, requests.RequestException | OSError | ValueError):
