@@ -106,7 +106,9 @@ def test_endpoint_status_503_keeps_spans_until_200() -> None:
     with recording() as recorded:
         recorded.endpoint.status = 503
         agent("a")
-        assert not recorded.telemetry.flush(0.3)
+        result = recorded.telemetry.flush(0.3)
+        # On a busy machine, the spans are on disk at the end of the flush; otherwise, a retry is pending.
+        assert (result.delivered, result.spooled + result.pending, result.dropped) == (0, 2, 0)
         assert recorded.endpoint.spans == []
         recorded.endpoint.status = 200
         assert recorded.telemetry.flush().delivered == 2
