@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from mlflow_otlp_exporter._internal.encoding import sanitizer
 from mlflow_otlp_exporter._internal.encoding.sanitizer import REPAIRED_ATTRIBUTE, sanitize_attributes
 from mlflow_otlp_exporter._internal.model.encoded_span import Utf8Text
 
@@ -75,3 +76,13 @@ def test_sanitize_attributes_with_word_as_numbers_leaves_it_out() -> None:
     repaired = sanitize_attributes({"mlflow.chat.tokenUsage": "many", "other": 1}, is_root=False)
     assert repaired is not None
     assert "mlflow.chat.tokenUsage" not in repaired
+
+
+def test_sanitize_attributes_with_many_short_texts_remembers_a_thousand() -> None:
+    for number in range(2000):
+        assert sanitize_attributes({"session.id": f"session {number}"}, is_root=False) is None
+    assert 0 < len(sanitizer._short_texts) <= 1024
+    # Remembered texts of columns do not count where numbers are expected.
+    repaired = sanitize_attributes({"session.id": "a", "mlflow.llm.cost": "a"}, is_root=False)
+    assert repaired is not None
+    assert "mlflow.llm.cost" not in repaired

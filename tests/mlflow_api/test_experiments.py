@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.mlflow_api import experiments as experiments
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.tracing.routing import group_by_destination
+from mlflow_otlp_exporter._internal.tracing.routing import find_destinations
 from mlflow_otlp_exporter._internal.transport.http_types import (
     MAX_RESPONSE_BYTES,
     HttpRequest,
@@ -195,7 +195,7 @@ def test_for_trace_with_route_and_resource_prefers_route(
     assert DEFAULT.for_trace(resource, route) == expected
 
 
-def test_group_by_destination_with_route_on_one_span_routes_whole_trace() -> None:
+def test_find_destinations_with_route_on_one_span_routes_whole_trace() -> None:
     memory = InMemorySpanExporter()
     with provider(memory) as tracer_provider:
         tracer = tracer_provider.get_tracer("tests")
@@ -207,14 +207,11 @@ def test_group_by_destination_with_route_on_one_span_routes_whole_trace() -> Non
         tracer.start_span("elsewhere").end()
     spans = list(memory.get_finished_spans())
     default = Destination(experiment="agents")
-    groups = group_by_destination(spans, default, {})
-    assert {destination: [span.name for span in group] for destination, group in groups.items()} == {
-        Destination(experiment="of the root"): ["child", "root"],
-        Destination("team-b", None, "8"): ["child", "sibling", "plain root"],
-        default: ["elsewhere"],
-    }
+    destinations = [Destination(experiment="of the root")] * 2 + [Destination("team-b", None, "8")] * 3 + [default]
+    assert find_destinations(spans, default, {}) == destinations
+    assert [span.name for span in spans] == ["child", "root", "child", "sibling", "plain root", "elsewhere"]
     # Also later spans of the trace, without the span that has the route.
-    assert list(group_by_destination(spans[3:4], default, {})) == [Destination("team-b", None, "8")]
+    assert find_destinations(spans[3:4], default, {}) == [Destination("team-b", None, "8")]
 
 
 def test_headers_with_unencodable_name_quotes_it() -> None:

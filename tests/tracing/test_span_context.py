@@ -4,7 +4,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from mlflow_otlp_exporter._internal.tracing.context import IS_REMOTE, TRACE_FLAGS, TRACE_ID
+from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE, SPAN_ID, TRACE_FLAGS, TRACE_ID, TRACE_STATE
 
 
 @pytest.mark.parametrize("is_remote", [True, False])
@@ -18,7 +18,8 @@ def test_span_context_indices_match_properties(is_remote: bool, flags: int) -> N
 def test_span_context_of_span_matches_indices() -> None:
     span = TracerProvider(shutdown_on_exit=False).get_tracer("x").start_span("span")
     context = span.get_span_context()
-    assert context[TRACE_ID] == context.trace_id
+    assert (context[TRACE_ID], context[SPAN_ID]) == (context.trace_id, context.span_id)
+    assert context[TRACE_STATE] is context.trace_state
     assert not context[IS_REMOTE]
     assert context[TRACE_FLAGS] == context.trace_flags
     assert context.trace_flags & TraceFlags.SAMPLED

@@ -20,10 +20,11 @@ from mlflow_otlp_exporter._internal.encoding.sanitizer import sanitize_attribute
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.tracing.routing import DestinationCache, group_by_destination
+from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE
+from mlflow_otlp_exporter._internal.tracing.routing import DestinationCache, find_destinations
 
 if TYPE_CHECKING:
-    from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan, Enricher
+    from mlflow_otlp_exporter._internal.enrichment.enricher import Enricher
     from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
     from mlflow_otlp_exporter._internal.spool.persistent_queue import RecoveredSpans
 
@@ -121,8 +122,8 @@ class Batcher:
         self, chunk: Sequence[ReadableSpan], groups: dict[Destination, list[EncodedSpan]], must_redact: bool
     ) -> int:
         spans, failed_count = self._redact(chunk) if must_redact else (chunk, 0)
-        by_destination = group_by_destination(spans, self._destination, self._destinations)
-        return failed_count + self._encode(spans, by_destination, groups)
+        destinations = find_destinations(spans, self._destination, self._destinations)
+        return failed_count + self._encode(spans, destinations, groups)
 
     def _redact(self, spans: Sequence[ReadableSpan]) -> tuple[Sequence[ReadableSpan], int]:
         spans, failed_count = self.redactor.redact_spans(spans)
@@ -134,63 +135,60 @@ class Batcher:
         """Return the batches of spans from the journal of a killed process, for the destination that it had chosen."""
         spans = recovered.spans if recovered.is_redacted else self._redact(recovered.spans)[0]
         groups: dict[Destination, list[EncodedSpan]] = {}
-        self._encode(spans, {recovered.destination: spans}, groups)
+        self._encode(spans, [recovered.destination] * len(spans), groups)
         return self._to_batches(groups)
 
     def _encode(
         self,
         spans: Sequence[ReadableSpan],
-        spans_by_destination: Mapping[Destination, Sequence[ReadableSpan]],
+        destinations: Sequence[Destination],
         groups: dict[Destination, list[EncodedSpan]],
     ) -> int:
         """Add the encoded spans to the groups, and return how many could not be encoded."""
         failed_count, extractor = 0, self._extractor
         sources = spans if extractor is None else extractor.extract(spans)
         enriched_spans = self._enricher.enrich(sources) if self._enricher is not None else sources
-        enriched_by_id = dict(zip(map(id, spans), enriched_spans, strict=True))
-        for destination, group in spans_by_destination.items():
-            encoded_spans = groups.setdefault(destination, [])
-            for span in group:
-                if span.dropped_attributes:
-                    self._problem_log.log_once(logging.WARNING, _ATTRIBUTES_DROPPED)
-                try:
-                    enriched = enriched_by_id[id(span)]
-                    resource = (
-                        self._add_destination(span.resource, destination) if self._adds_destination else span.resource
-                    )
-                    encoded = self._encode_span(enriched, resource)
-                    if extractor is not None:
-                        encoded = encoded._replace(attachments=extractor.attachments_of(enriched))
-                    encoded_spans.append(encoded)
-                except BaseException as error:  # a bad span must not affect others
-                    if must_propagate(error):
-                        raise
-                    failed_count += 1
-                    self._on_dropped(1, (span,), "encoding", f"a span could not be encoded ({type(error).__name__})")
+        last_destination: Destination | None = None
+        encoded_spans: list[EncodedSpan] = []
+        for span, destination, enriched in zip(spans, destinations, enriched_spans, strict=True):
+            if destination is not last_destination:
+                last_destination, encoded_spans = destination, groups.setdefault(destination, [])
+            if span.dropped_attributes:
+                self._problem_log.log_once(logging.WARNING, _ATTRIBUTES_DROPPED)
+            try:
+                source = enriched if isinstance(enriched, ReadableSpan) else enriched.span
+                attributes, resource, parent = enriched.attributes, span.resource, source.parent
+                if self._adds_destination:
+                    resource = self._add_destination(resource, destination)
+                encoded = self.encoder.encode(
+                    source,
+                    sanitize_attributes(attributes, is_root=parent is None or bool(parent[IS_REMOTE])) or attributes,
+                    name=sanitize_name(enriched.name),
+                    events=enriched.events,
+                    status=enriched.status,
+                    resource=resource,
+                )
+                if extractor is not None:
+                    encoded = encoded._replace(attachments=extractor.attachments_of(enriched))
+                encoded_spans.append(encoded)
+            except BaseException as error:  # a bad span must not affect others
+                if must_propagate(error):
+                    raise
+                failed_count += 1
+                self._on_dropped(1, (span,), "encoding", f"a span could not be encoded ({type(error).__name__})")
         return failed_count
 
     def _to_batches(self, groups: Mapping[Destination, Sequence[EncodedSpan]]) -> list[Batch]:
         batches: list[Batch] = []
         for destination, spans in groups.items():
             max_bytes, has_run = self._max_bytes(), destination.run_id is not None
-            if not spans:
-                continue
-            if len(spans) <= _MAX_ROOTS_PER_RUN and sum([len(span.body) for span in spans]) <= max_bytes:
+            if 0 < len(spans) <= _MAX_ROOTS_PER_RUN and sum([len(span.body) for span in spans]) <= max_bytes:
                 batches.append((destination, list(spans)))
             else:
                 batches += [(destination, batch) for batch in batch_by_size(spans, max_bytes, has_run=has_run)]
         if self.encoder.repairs.left_out:
             self._problem_log.log_once(logging.WARNING, add_code(MessageCode.VALUES_DROPPED, _VALUES_DROPPED))
         return batches
-
-    def _encode_span(self, span: ReadableSpan | EnrichedSpan, resource: Resource) -> EncodedSpan:
-        source = span if isinstance(span, ReadableSpan) else span.span
-        is_root = source.parent is None or source.parent.is_remote
-        attributes = sanitize_attributes(span.attributes, is_root=is_root) or span.attributes
-        name = sanitize_name(span.name)
-        return self.encoder.encode(
-            source, attributes, name=name, events=span.events, status=span.status, resource=resource
-        )
 
     def _add_destination(self, resource: Resource, destination: Destination) -> Resource:
         """Add attributes that name the destination, for a Collector to route by."""

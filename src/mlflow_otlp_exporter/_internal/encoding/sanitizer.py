@@ -35,6 +35,9 @@ _KIND_KEYS = frozenset(
 )
 # A text in a column that needs no repair, as nearly all.
 _SHORT_TEXT = re.compile(rf"[A-Za-z][^\x00\\]{{0,{min(_MAX_LENGTHS.values()) - 1}}}")
+# Those of recent spans: kinds, models and sessions are repeated.
+_short_texts: set[str] = set()
+_MAX_SHORT_TEXTS = 1024
 # MLflow parses each text that may be JSON, and answers 422 to 1,000 nested levels, or 1,000 brackets in a row.
 _MAX_NESTING = 500
 _MIN_ESCAPE_LENGTH = 6
@@ -61,21 +64,26 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
     original: Any = attributes
     if original.__class__ is not dict:
         original = attributes.copy() if hasattr(attributes, "copy") else dict(attributes)
-    special_keys = _find_special_keys(tuple(original))
+    number_keys, column_keys = _find_special_keys(tuple(original))
+    checked_keys = number_keys.copy()
+    for key in column_keys:
+        value = original[key]
+        if value.__class__ is not str or not (value in _short_texts or _is_short_text(value)):
+            checked_keys.append(key)
     # No other attribute can need repair: other texts are no JSON, or too short for many brackets or an escaped NUL.
     min_length = _MIN_ESCAPE_LENGTH if is_root else _MAX_NESTING
-    checked_keys = [
-        key
-        for key, value in original.items()
-        if (
-            key in special_keys
-            and (key in _NUMBER_KEYS or value.__class__ is not str or not _SHORT_TEXT.fullmatch(value))
-        )
-        or (isinstance(value, _TEXT_TYPES) and len(value) > min_length and not value[:1].isalnum())
-    ]
+    for key, value in original.items():
+        if isinstance(value, _TEXT_TYPES) and len(value) > min_length and not value[:1].isalnum():
+            checked_keys.append(key)
+    return _repair(original, frozenset(checked_keys), column_keys, is_root=is_root) if checked_keys else None
+
+
+def _repair(
+    original: Mapping[str, Any], checked_keys: frozenset[str], column_keys: Sequence[str], *, is_root: bool
+) -> Mapping[str, Any] | None:
     changes: dict[str, Any] = {}
     notes: list[str] = []
-    for key in checked_keys:
+    for key in filter(checked_keys.__contains__, original):
         value = original[key]
         if value.__class__ is Utf8Text:
             # Removal finds the brackets ten times faster than `count` does.
@@ -83,7 +91,7 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
             if bracket_count <= _MAX_NESTING and not (is_root and value.find(b"\\u0000") >= 0):
                 continue
             value = value.decode()
-        changed, note = _sanitize_value(key, value, is_special=key in special_keys, is_root=is_root)
+        changed, note = _sanitize_value(key, value, is_column=key in column_keys, is_root=is_root)
         if note:
             changes[key] = changed
             notes.append(note)
@@ -94,16 +102,26 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
 
 
 @cache_by_keys
-def _find_special_keys(keys: tuple[str, ...]) -> frozenset[str]:
-    special_keys = _NUMBER_KEYS | _COLUMN_KEYS | _KIND_KEYS
-    return frozenset([key for key in keys if key in special_keys or key.startswith(_TRACE_TAG_PREFIX)])
+def _find_special_keys(keys: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    number_keys = [key for key in keys if key in _NUMBER_KEYS]
+    column_keys = _COLUMN_KEYS | _KIND_KEYS
+    return number_keys, [key for key in keys if key in column_keys or key.startswith(_TRACE_TAG_PREFIX)]
 
 
-def _sanitize_value(key: str, value: Any, *, is_special: bool, is_root: bool) -> tuple[Any, str]:
+def _is_short_text(text: str) -> bool:
+    if not _SHORT_TEXT.fullmatch(text):
+        return False
+    if len(_short_texts) >= _MAX_SHORT_TEXTS:
+        _short_texts.clear()
+    _short_texts.add(text)
+    return True
+
+
+def _sanitize_value(key: str, value: Any, *, is_column: bool, is_root: bool) -> tuple[Any, str]:
     changed, note = value, ""
     if key in _NUMBER_KEYS:
         changed, note = _sanitize_numbers(key, value)
-    elif is_special:
+    elif is_column:
         changed, note = _sanitize_column(key, value)
     elif is_root and isinstance(value, str) and "\\u0000" in value and _is_structured(value):
         # MLflow before 3.18 stores the last message in it as a preview, which is a column.

@@ -5,6 +5,7 @@ tag is `number << 3 | wire type`; wire types are 0 varint, 1 fixed64, 2 length-d
 """
 
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanKind, Status
+from opentelemetry.trace import Link, Status
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.model.encoded_span import (
@@ -25,14 +26,19 @@ from mlflow_otlp_exporter._internal.model.encoded_span import (
     encode_length,
     varint,
 )
+from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE, SPAN_ID, TRACE_ID, TRACE_STATE
 
 # Parsers stop at 100 nested messages: a map inside a map adds three, and the request around the value has seven.
 _MAX_DEPTH = 24
 _MAX_CACHED_KEYS, _MAX_CACHED_KEY_BYTES = 4096, 128
+_MAX_CACHED_PREFIXES, _MAX_CACHED_TEXT_BYTES = 8192, 512
 _MAX_CACHED_OWNERS = 256
-_KINDS = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3, SpanKind.PRODUCER: 4, SpanKind.CONSUMER: 5}
 _MASK_64_BITS, _MAX_TIME = (1 << 64) - 1, (1 << 63) - 1
-_pack_times = struct.Struct("<BQBQ").pack
+# Trace id in two halves and span id, with their tags; parent's span id; kind, start and end.
+_pack_ids, _pack_parent = struct.Struct(">HQQHQ").pack, struct.Struct(">HQ").pack
+_pack_kind_and_times = struct.Struct("<BBBQBQ").pack
+# Of a status without description, by the value of its code.
+_STATUSES = (b"\x7a\x00", b"\x7a\x02\x18\x01", b"\x7a\x02\x18\x02")
 # Flags as field 16 of a span and field 6 of a link, fixed32. Bit 8: bit 9 is valid. Bit 9: the parent is remote.
 _LOCAL_FLAGS, _REMOTE_FLAGS = (b"\x85\x01" + struct.pack("<I", flags) for flags in (0x100, 0x300))
 _LOCAL_LINK_FLAGS, _REMOTE_LINK_FLAGS = (b"\x35" + struct.pack("<I", flags) for flags in (0x100, 0x300))
@@ -76,6 +82,8 @@ class SpanEncoder:
         self.repairs = Repairs()
         self._select_resource_attributes = select_resource_attributes or dict
         self._keys: dict[str, bytes] = {}
+        # What precedes a text, by tag, and by key and size of the text; any other value by the complement of its size.
+        self._prefixes: dict[bytes, dict[tuple[Any, int], bytes]] = defaultdict(dict)
         # By identity, because a resource's own hash dumps JSON; holding the object keeps its id unique.
         self._resources: dict[int, tuple[Resource, Framing]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, Framing]] = {}
@@ -110,8 +118,8 @@ class SpanEncoder:
 
         Raises any exception for an object that is not a span; all other faults are repaired or left out.
         """
-        context, parent = span.get_span_context(), span.parent
-        assert context is not None
+        context: Any = span.context
+        parent: Any = span.parent
         name = span.name if name is None else name
         try:
             encoded_name = name.encode()
@@ -120,36 +128,40 @@ class SpanEncoder:
         start_time, end_time = span.start_time or 0, span.end_time or 0
         if not (start_time.__class__ is end_time.__class__ is int and 0 <= start_time <= end_time <= _MAX_TIME):
             start_time, end_time = _clamp_time(start_time), _clamp_time(end_time)
-        pieces = [b"\x0a\x10", context.trace_id.to_bytes(16, "big"), b"\x12\x08", context.span_id.to_bytes(8, "big")]
-        if context.trace_state:
+        trace_id, span_id, trace_state = context[TRACE_ID], context[SPAN_ID], context[TRACE_STATE]
+        pieces = [_pack_ids(0x0A10, trace_id >> 64, trace_id & _MASK_64_BITS, 0x1208, span_id)]
+        if trace_state:
             pieces.append(
-                encode_field(b"\x1a", self._encode_text(",".join(f"{k}={v}" for k, v in context.trace_state.items())))
+                encode_field(b"\x1a", self._encode_text(",".join(f"{k}={v}" for k, v in trace_state.items())))
             )
+        is_remote = False
         if parent is not None:
-            pieces += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
+            pieces.append(_pack_parent(0x2208, parent[SPAN_ID]))
+            is_remote = parent[IS_REMOTE]
         pieces += (
             b"\x2a",
-            encode_length(len(encoded_name)),
+            VARINTS[len(encoded_name)],
             encoded_name,
-            b"\x30",
-            VARINTS[_KINDS[span.kind]],
-            _pack_times(0x39, start_time, 0x41, end_time),
+            _pack_kind_and_times(0x30, span.kind._value_ + 1, 0x39, start_time, 0x41, end_time),
         )
         # A copy, because iterating over the SDK's own mapping takes ten times as long.
         source: Any = span.attributes if attributes is None else attributes
         if source:
-            self._append_attributes(source.copy() if hasattr(source, "copy") else dict(source), b"\x4a", pieces)
+            if source.__class__ is not dict:
+                source = source.copy() if hasattr(source, "copy") else dict(source)
+            self._append_attributes(source, b"\x4a", pieces)
         if dropped := span.dropped_attributes:
             pieces += (b"\x50", varint(dropped))
         self._append_events_and_links(span, span.events if events is None else events, pieces)
         status = span.status if status is None else status
         if status is not None:
-            status_pieces = [encode_field(b"\x12", self._encode_text(status.description))] if status.description else []
-            if code := status.status_code.value:
-                status_pieces += (b"\x18", VARINTS[code])
-            status_content = b"".join(status_pieces)
-            pieces += (b"\x7a", encode_length(len(status_content)), status_content)
-        is_remote = parent is not None and parent.is_remote
+            code, description = status.status_code._value_, status.description
+            encoded_status = _STATUSES[code]
+            if description:
+                encoded_status = encode_field(
+                    b"\x7a", encode_field(b"\x12", self._encode_text(description)) + encoded_status[2:]
+                )
+            pieces.append(encoded_status)
         pieces.append(_REMOTE_FLAGS if is_remote else _LOCAL_FLAGS)
         content = b"".join(pieces)
         pieces.clear()  # a value of 10 MB would exist three times otherwise
@@ -159,9 +171,7 @@ class SpanEncoder:
         resource_framing = cached_resource[1] if cached_resource is not None else self.encode_resource(resource)
         cached_scope = self._scopes.get(id(span.instrumentation_scope))
         scope = cached_scope[1] if cached_scope is not None else self._encode_scope(span.instrumentation_scope)
-        return EncodedSpan(
-            context.trace_id, context.span_id, parent is None, resource_framing, scope, body, (), is_remote
-        )
+        return EncodedSpan(trace_id, span_id, parent is None, resource_framing, scope, body, (), is_remote)
 
     def _append_events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
         for event in events:
@@ -183,11 +193,8 @@ class SpanEncoder:
 
     def _append_attributes(self, attributes: dict[Any, Any], tag: bytes, pieces: list[bytes]) -> None:
         # Strings, which are nearly all values, are encoded without another call.
-        keys, varints, heads = self._keys, VARINTS, _TEXT_HEADS
+        prefixes, varints = self._prefixes[tag], VARINTS
         for key, value in attributes.items():
-            encoded_key = keys.get(key)
-            if encoded_key is None:
-                encoded_key = self._encode_key(key)
             kind = value.__class__
             if kind is str or kind is Utf8Text:
                 try:
@@ -195,20 +202,27 @@ class SpanEncoder:
                 except UnicodeEncodeError:
                     content = self._encode_text(value)
                 size = len(content)
-                head = heads[size]
-                pieces += (tag, varints[size + len(head) + len(encoded_key)], encoded_key, head, content)
-                continue
-            if kind is int and 0 <= value <= _MAX_TIME:
-                encoded = b"\x18" + varints[value]
             else:
                 try:
-                    encoded = self._encode_value(value, 0)
+                    # True is not of the class int.
+                    is_number = kind is int and 0 <= value <= _MAX_TIME
+                    content = b"\x18" + varints[value] if is_number else self._encode_value(value, 0)
                 except _Unencodable:
                     self.repairs.left_out += 1
                     continue
-            size = len(encoded)
-            length = varints[size]
-            pieces += (tag, varints[len(encoded_key) + 1 + len(length) + size], encoded_key, b"\x12", length, encoded)
+                size = ~len(content)
+            pieces += (prefixes.get((key, size)) or self._encode_prefix(tag, key, size), content)
+
+    def _encode_prefix(self, tag: bytes, key: Any, size: int) -> bytes:
+        encoded_key = self._keys.get(key) or self._encode_key(key)
+        head = _TEXT_HEADS[size] if size >= 0 else b"\x12" + encode_length(~size)
+        prefix = tag + encode_length(len(encoded_key) + len(head) + max(size, ~size)) + encoded_key + head
+        if -_MAX_CACHED_TEXT_BYTES < size < _MAX_CACHED_TEXT_BYTES and key in self._keys:
+            prefixes = self._prefixes[tag]
+            if len(prefixes) >= _MAX_CACHED_PREFIXES:
+                prefixes.clear()
+            prefixes[key, size] = prefix
+        return prefix
 
     def _encode_key(self, key: Any) -> bytes:
         encoded_key = encode_field(b"\x0a", self._encode_text(key))

@@ -25,6 +25,7 @@ from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.json_values import bounded_json
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.model.destination import Route, read_route
+from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE
 from mlflow_otlp_exporter._internal.tracing import routing
 from mlflow_otlp_exporter._internal.tracing.generators import GeneratorContext, entered_contexts, wrap_function
 from mlflow_otlp_exporter._internal.tracing.parents import find_current_span
@@ -33,10 +34,6 @@ from mlflow_otlp_exporter._internal.tracing.results import COMPLETE_TYPES, follo
 P = ParamSpec("P")
 V = TypeVar("V")
 R = TypeVar("R")
-
-# Indices of a span context, which the API defines as a tuple of trace id, span id, `is_remote`, flags, state, validity.
-# The properties of these names cost five times as much, six times per span.
-TRACE_ID, IS_REMOTE, TRACE_FLAGS = 0, 2, 3
 
 # Names that `baggage=` accepts, and their keys in the baggage.
 BAGGAGE_KEYS = {

@@ -74,13 +74,13 @@ def open_root(trace_id: int) -> Span | None:
     return reference() if reference is not None else None
 
 
-def group_by_destination(
+def find_destinations(
     spans: Sequence[ReadableSpan], default: Destination, cache: DestinationCache
-) -> dict[Destination, list[ReadableSpan]]:
-    """Group spans by destination and keep their order; all spans of a trace share one destination."""
+) -> list[Destination]:
+    """Return the destination of each span; all spans of a trace share one."""
     for trace_id, route in read_routes(spans).items():
         set_ended_route(trace_id, route)
-    groups: dict[Destination, list[ReadableSpan]] = {}
+    destinations: list[Destination] = []
     for span in spans:
         context, resource = span.context, span.resource
         trace_id = context.trace_id if context is not None else 0
@@ -89,8 +89,8 @@ def group_by_destination(
         if cached is None:
             cached = (resource, default.for_trace(resource.attributes, key[1]))
             evict_oldest(cache, _MAX_CACHED_DESTINATIONS)[key] = cached
-        groups.setdefault(cached[1], []).append(span)
-    return groups
+        destinations.append(cached[1])
+    return destinations
 
 
 def read_routes(spans: Sequence[ReadableSpan]) -> dict[int, Route]:
