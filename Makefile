@@ -108,7 +108,8 @@ INSTALL := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) \
 # These markers are newer than the files that list the packages if the packages are installed. `dev` includes `demo`.
 $(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing MLflow, LangChain and this library into $(VENV): 1 GB, one to three minutes without output, once."
-	@$(INSTALL) ".[demo]"
+	@# The demo imports a fraction of the files: compiling all of them takes half of the CPU time of the installation.
+	@$(INSTALL) ".[demo]" --no-compile
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python

@@ -128,6 +128,6 @@ def test_page_environment_variables_exist(page: Path) -> None:
     variables = {name for setting in SETTINGS for name in setting.variables}
     if page.name in ("CHANGELOG.md", "upgrade.md"):  # they list removed settings, and older releases describe them
         changes = (ROOT / "CHANGELOG.md").read_text()
-        for section in re.findall(r"^### Removed\n(.*?)^##", changes, re.DOTALL | re.MULTILINE):
+        for section in re.findall(r"^### (?:Breaking changes|Removed)\n(.*?)^##", changes, re.DOTALL | re.MULTILINE):
             variables |= set(variable.findall(section))
     assert set(variable.findall(text)) <= variables
